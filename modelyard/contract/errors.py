@@ -1,0 +1,167 @@
+"""Every reason why something does not end well: one stable code and one sentence each.
+
+`ErrorCode` is what machines read: in `error.code` of an operation, in `code` of an HTTP problem
+and in the reason of a dead letter. A code, once released, is never renamed or reused.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ErrorCode(StrEnum):
+    """Stable codes. The comment headings say who answers with them."""
+
+    # The request itself: both doors.
+    INVALID_JSON = "invalid_json"
+    INVALID_REQUEST = "invalid_request"
+    BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    BATCH_TOO_LARGE = "batch_too_large"
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+    UNKNOWN_MODEL = "unknown_model"
+    UNKNOWN_DATASET = "unknown_dataset"
+
+    # HTTP only.
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    RESULT_NOT_READY = "result_not_ready"
+    NO_RESULT = "no_result"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+
+    # The scheduler: it could never run, or did not in time.
+    INVALID_JOB_STATE = "invalid_job_state"
+    CONTAINER_MISMATCH = "container_mismatch"
+    MODEL_MISMATCH = "model_mismatch"
+    DATASET_MISMATCH = "dataset_mismatch"
+    UNSUPPORTED_VERB = "unsupported_verb"
+    MISSING_INPUT = "missing_input"
+    QUEUE_TIMEOUT = "queue_timeout"
+
+    # The worker: what happened to the container.
+    IMAGE_REFUSED = "image_refused"
+    IMAGE_NOT_FOUND = "image_not_found"
+    IMAGE_PULL_FAILED = "image_pull_failed"
+    DATASET_REFUSED = "dataset_refused"
+    DATASET_UNAVAILABLE = "dataset_unavailable"
+    CREATE_FAILED = "create_failed"
+    START_FAILED = "start_failed"
+    CONTAINER_MISSING = "container_missing"
+    EXITED = "exited"
+    OOM_KILLED = "oom_killed"
+    NOT_READY = "not_ready"
+    LOAD_FAILED = "load_failed"
+    UNLOAD_FAILED = "unload_failed"
+    INFERENCE_FAILED = "inference_failed"
+    BAD_RESULT = "bad_result"
+    RESULT_TOO_LARGE = "result_too_large"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+    # The infrastructure between them.
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    WORKER_INTERRUPTED = "worker_interrupted"
+    WORKER_ERROR = "worker_error"
+
+    # Dead letters.
+    DELIVERY_LIMIT = "delivery_limit"
+    EXPIRED_MESSAGE = "expired_message"
+    DEAD_LETTERED = "dead_lettered"
+
+
+SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
+    {
+        ErrorCode.INVALID_JSON: "The body is not JSON as RFC 8259 means it.",
+        ErrorCode.INVALID_REQUEST: "The request does not follow its schema.",
+        ErrorCode.BODY_TOO_LARGE: "The body is larger than the limit.",
+        ErrorCode.UNSUPPORTED_MEDIA_TYPE: "The body must be sent as application/json.",
+        ErrorCode.BATCH_TOO_LARGE: "A batch holds 1 to 1,000 requests.",
+        ErrorCode.IDEMPOTENCY_KEY_REUSED: "This key was used before with another request.",
+        ErrorCode.UNKNOWN_MODEL: "The catalog has no model of this name.",
+        ErrorCode.UNKNOWN_DATASET: "The catalog has no dataset of this name.",
+        ErrorCode.NOT_FOUND: "There is nothing at this address.",
+        ErrorCode.METHOD_NOT_ALLOWED: "This address does not take this method.",
+        ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",
+        ErrorCode.NO_RESULT: "The operation ended without a result.",
+        ErrorCode.UNAVAILABLE: "A part that is needed does not answer; try again.",
+        ErrorCode.INTERNAL: "Something went wrong that should not have.",
+        ErrorCode.INVALID_JOB_STATE: "The verb cannot start from the state the job is in.",
+        ErrorCode.CONTAINER_MISMATCH: "The container id given is not the job's container.",
+        ErrorCode.MODEL_MISMATCH: "The model given is not the one the job was created with.",
+        ErrorCode.DATASET_MISMATCH: "The dataset given is not the one the job was created with.",
+        ErrorCode.UNSUPPORTED_VERB: "The model's profile does not know this verb.",
+        ErrorCode.MISSING_INPUT: "The verb needs an input and the request has none.",
+        ErrorCode.QUEUE_TIMEOUT: "It waited in the queue for longer than its queue_timeout_s.",
+        ErrorCode.IMAGE_REFUSED: "The host's allow-list does not hold this image.",
+        ErrorCode.IMAGE_NOT_FOUND: "The image exists neither on the host nor in its registry.",
+        ErrorCode.IMAGE_PULL_FAILED: "The image could not be pulled.",
+        ErrorCode.DATASET_REFUSED: "The dataset lies outside of the host's dataset roots.",
+        ErrorCode.DATASET_UNAVAILABLE: "The dataset is not there, or not readable, on the host.",
+        ErrorCode.CREATE_FAILED: "The engine refused to create the container.",
+        ErrorCode.START_FAILED: "The engine could not start the container.",
+        ErrorCode.CONTAINER_MISSING: "The job's container is not on its host any more.",
+        ErrorCode.EXITED: "The container exited before its time.",
+        ErrorCode.OOM_KILLED: "The container was killed for using more memory than it may.",
+        ErrorCode.NOT_READY: "The container did not answer ready before its deadline.",
+        ErrorCode.LOAD_FAILED: "The model server refused to load the model.",
+        ErrorCode.UNLOAD_FAILED: "The model server refused to unload the model.",
+        ErrorCode.INFERENCE_FAILED: "The model server answered the inference with an error.",
+        ErrorCode.BAD_RESULT: "What the model answered is not JSON.",
+        ErrorCode.RESULT_TOO_LARGE: "The result is larger than a worker may report.",
+        ErrorCode.TIMED_OUT: "It ran for longer than its timeout_s.",
+        ErrorCode.CANCELLED: "A client cancelled it.",
+        ErrorCode.ENGINE_UNAVAILABLE: "The host's Docker engine does not answer.",
+        ErrorCode.WORKER_INTERRUPTED: "The host's worker went away while it ran.",
+        ErrorCode.WORKER_ERROR: "The worker met a fault of its own.",
+        ErrorCode.DELIVERY_LIMIT: "It was delivered too often without being settled.",
+        ErrorCode.EXPIRED_MESSAGE: "It waited in a queue for longer than the queue allows.",
+        ErrorCode.DEAD_LETTERED: "The broker took it out of its queue.",
+    },
+)
+
+
+class ErrorInfo(BaseModel):
+    """Why an operation did not succeed: for machines the code, for people the message."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: ErrorCode
+    message: str = Field(max_length=4096)
+    detail: dict[str, Any] = Field(default_factory=dict)
+    """Facts that help, such as `exit_code`, `log_tail`, `pointer`; small and free of secrets."""
+
+
+class ModelyardError(Exception):
+    """The root of the errors that Modelyard raises on purpose; it always has a code."""
+
+    def __init__(self, code: ErrorCode, message: str | None = None, **detail: Any) -> None:  # noqa: ANN401 - facts for people, of any JSON type
+        self.code = code
+        self.message = message or SENTENCES[code]
+        self.detail = detail
+        super().__init__(f"{code}: {self.message}")
+
+    def info(self) -> ErrorInfo:
+        """Return the error as it is stored and sent."""
+        return ErrorInfo(code=self.code, message=self.message[:4096], detail=self.detail)
+
+
+class InvalidRequestError(ModelyardError):
+    """The request can't be taken; nothing was stored."""
+
+
+class StoreUnavailableError(ModelyardError):
+    """MongoDB did not answer in time, or refused; whether the write took effect is unknown."""
+
+    def __init__(self, message: str = "MongoDB does not answer.") -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, message)
+
+
+class BrokerUnavailableError(ModelyardError):
+    """RabbitMQ did not confirm in time; whether the message was taken is unknown."""
+
+    def __init__(self, message: str = "RabbitMQ does not answer.") -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, message)

@@ -1,0 +1,41 @@
+"""Names that travel into URLs, container names and database keys, and what they may look like."""
+
+import uuid
+from typing import Annotated
+
+import uuid_utils.compat
+from pydantic import StringConstraints
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
+CONTAINER_ID_PATTERN = r"^[a-f0-9]{12,64}$"
+OPERATION_ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+
+# pydantic matches with Rust's regex engine, where `$` is the very end of the text, as in the
+# ECMA dialect of JSON Schema. Python's own `re` would let a trailing newline through: use
+# `fullmatch` there.
+Id = Annotated[str, StringConstraints(strict=True, pattern=ID_PATTERN)]
+"""A job, model, dataset or host: 1 to 128 letters, digits, `_`, `.` and `-`."""
+
+ContainerId = Annotated[str, StringConstraints(strict=True, pattern=CONTAINER_ID_PATTERN)]
+"""A Docker container id, whole (64) or shortened (12 and more)."""
+
+OperationId = Annotated[str, StringConstraints(strict=True, pattern=OPERATION_ID_PATTERN)]
+"""A UUID in its usual lower-case form (RFC 9562)."""
+
+DEFAULT_TENANT = "default"
+
+_KEY_NAMESPACE = uuid.UUID("6d2b8f4e-3c1a-5b77-9a43-0f5f6c1d2e90")
+
+
+def new_operation_id() -> str:
+    """Return a new UUIDv7 (RFC 9562, section 5.7): unique, and roughly ordered by time."""
+    return str(uuid_utils.compat.uuid7())
+
+
+def operation_id_for_key(key: str, *, tenant: str = DEFAULT_TENANT) -> str:
+    """Return the operation id that belongs to an idempotency key: a UUIDv5 of tenant and key.
+
+    HTTP's `Idempotency-Key` and AMQP's `message_id` both lead here, so one key is one operation
+    through either door. In a batch the key of the request at `index` is `"{key}/{index}"`.
+    """
+    return str(uuid.uuid5(_KEY_NAMESPACE, f"{tenant}\n{key}"))

@@ -1,0 +1,329 @@
+"""The messages between clients, gateway, dispatcher, workers and subscribers.
+
+All are frozen. Every message on a queue carries `schema_version`; a reader takes the version it
+knows and ignores fields that it does not (what comes from clients is the exception: there an
+unknown field is an error). Times are UTC, durations are seconds.
+"""
+
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.ids import ContainerId, Id, OperationId
+from modelyard.contract.states import (
+    Admission,
+    JobState,
+    Liveness,
+    OperationState,
+    Phase,
+    Verb,
+)
+from modelyard.contract.strict_json import canonical_json
+
+MAX_REQUEST_BYTES = 1 << 20
+"""One request as JSON, through either door."""
+MAX_BATCH = 1_000
+"""Requests in one batch or one AMQP message."""
+MAX_BATCH_BYTES = 8 << 20
+"""A whole batch as JSON."""
+MAX_MESSAGE_BYTES = 256 << 10
+"""A list message between our own processes; a single larger item travels alone."""
+MAX_RESULT_BYTES = 1 << 20
+"""A result that a worker may report."""
+MAX_INLINE_RESULT_BYTES = 256 << 10
+"""A result that stays in the operation's document; larger ones go to GridFS."""
+MAX_PRIORITY = 9
+MAX_TIMEOUT_S = 7 * 86_400.0
+
+SUBMISSION_TYPE = "modelyard.submission.v1"
+"""AMQP `type` of what a gateway publishes; without it a body is read as a client's request."""
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+OptionalId = Annotated[Id | None, BeforeValidator(_empty_is_none)]
+"""The original system's clients send `""` for what they leave out."""
+OptionalContainerId = Annotated[ContainerId | None, BeforeValidator(_empty_is_none)]
+MetadataKey = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=1024)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)]
+Key = Annotated[str, StringConstraints(strict=True, pattern=r"^[\x21-\x7e]{1,255}$")]
+"""An idempotency key: 1 to 255 printable ASCII characters without spaces."""
+
+
+class Message(BaseModel):
+    """What all messages between our own processes share."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class JobRequest(BaseModel):
+    """One request on a job: the same schema through HTTP and AMQP."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    job_id: Id
+    operation_type: Verb = Field(strict=False)
+    model: OptionalId = None
+    """Required for DEPLOY_CREATE and TEMP; elsewhere it is checked against the job's."""
+    dataset: OptionalId = None
+    container_id: OptionalContainerId = None
+    """Optional; DEPLOY_CREATE and TEMP ignore it, the others refuse one that is not the job's."""
+    input: Any = None
+    """Any JSON; what INFER or TEMP sends to the model."""
+    priority: int = Field(default=0, ge=0, le=MAX_PRIORITY, strict=True)
+    """Higher goes first among operations that wait for a host; it never changes a job's order."""
+    timeout_s: Seconds | None = None
+    """Seconds from the worker's start of it until TIMED_OUT; null: the dispatcher's default."""
+    queue_timeout_s: Seconds | None = None
+    """Seconds it may stay QUEUED until EXPIRED; null: for ever."""
+    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=32)
+    """The client's own notes; kept and given back, never read."""
+
+    @model_validator(mode="after")
+    def _verb_has_what_it_needs(self) -> Self:
+        if self.model is None and self.operation_type in (Verb.DEPLOY_CREATE, Verb.TEMP):
+            raise ValueError(f"{self.operation_type} needs a model")
+        if self.input is None and self.operation_type is Verb.INFER:
+            raise ValueError("INFER needs an input")
+        return self
+
+    def payload_hash(self) -> str:
+        """Return a SHA-256 that is equal for requests that mean the same."""
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(canonical_json(fields).encode()).hexdigest()
+
+
+class SubmittedRequest(Message):
+    """A request that a gateway has validated and named."""
+
+    operation_id: OperationId
+    request: JobRequest
+
+
+class Submission(Message):
+    """Gateway to dispatcher: requests that arrived together."""
+
+    schema_version: Literal[1] = 1
+    requests: tuple[SubmittedRequest, ...] = Field(max_length=MAX_BATCH)
+
+
+class HostCommand(Message):
+    """Dispatcher to worker: do this verb, for this attempt of the operation, to this container."""
+
+    operation_id: OperationId
+    epoch: int = Field(ge=1)
+    verb: Verb
+    job_id: Id
+    generation: int = Field(ge=1)
+    model: ModelSpec
+    dataset: DatasetSpec | None = None
+    container_id: str | None = None
+    """What MongoDB knows of the job's container; the worker finds it by name all the same."""
+    input_json: str | None = None
+    """The request's input as JSON text, untouched."""
+    timeout_s: float = Field(gt=0)
+
+
+class HostCommands(Message):
+    """A list of commands for one boot of one host's worker."""
+
+    schema_version: Literal[1] = 1
+    host_id: Id
+    incarnation: str
+    commands: tuple[HostCommand, ...]
+
+
+class Progress(Message):
+    """How far a phase is. `total` is null while it is not known."""
+
+    current: int = Field(ge=0)
+    total: int | None = Field(default=None, ge=0)
+    unit: Literal["bytes", "layers", "items"] = "bytes"
+
+
+class OperationReport(Message):
+    """Worker to dispatcher: the full state of one attempt as the worker sees it.
+
+    `(operation_id, epoch, seq)` orders and dedups it. `job_state` is what is true of the job's
+    container after it, null if it says nothing new of it.
+    """
+
+    operation_id: OperationId
+    epoch: int = Field(ge=1)
+    seq: int = Field(ge=1)
+    job_id: Id
+    generation: int = Field(ge=1)
+    state: OperationState
+    phase: Phase | None = None
+    progress: Progress | None = None
+    job_state: JobState | None = None
+    container_id: str | None = None
+    error: ErrorInfo | None = None
+    result_json: str | None = None
+    """The result as JSON text."""
+
+
+class InventoryItem(Message):
+    """A labelled container that a worker found on its engine."""
+
+    container_id: str
+    job_id: str
+    generation: int
+    operation_id: str
+    running: bool
+    loaded: bool = False
+    """True if its model is in memory and answers."""
+
+
+class EngineFacts(Message):
+    """What a Docker engine says of itself."""
+
+    version: str
+    api_version: str
+    operating_system: str = ""
+    cpus: int = 0
+    memory: int = 0
+
+
+class HostOnline(Message):
+    """A worker has booted: what it offers and what it found."""
+
+    slots: int = Field(ge=0)
+    labels: dict[str, str] = Field(default_factory=dict)
+    engine: EngineFacts
+    inventory: tuple[InventoryItem, ...] = ()
+
+
+class WorkerReports(Message):
+    """A list of reports of one boot of one host's worker; `online` comes before `operations`."""
+
+    schema_version: Literal[1] = 1
+    host_id: Id
+    incarnation: str
+    online: HostOnline | None = None
+    operations: tuple[OperationReport, ...] = ()
+
+
+class Heartbeat(Message):
+    """Sent only if Docker answered and the consumer is attached."""
+
+    schema_version: Literal[1] = 1
+    host_id: Id
+    incarnation: str
+    slots: int = Field(ge=0)
+    labels: dict[str, str] = Field(default_factory=dict)
+    running: int = Field(default=0, ge=0)
+    """Operations that the worker works on."""
+
+
+class Event(Message):
+    """A recorded fact, published on `modelyard.events` after it was stored; for anyone.
+
+    Delivery is at least once: `event_id` is the same for the same fact.
+    """
+
+    schema_version: Literal[1] = 1
+    event_id: str
+    type: str
+    """The routing key too: `operation.<state>`, `job.<state>`, `host.<fact>`, in lower case."""
+    at: datetime
+    operation_id: str | None = None
+    job_id: str | None = None
+    host_id: str | None = None
+    verb: Verb | None = None
+    state: OperationState | JobState | None = None
+    phase: Phase | None = None
+    progress: Progress | None = None
+    epoch: int | None = None
+    seq: int | None = None
+    generation: int | None = None
+    container_id: str | None = None
+    error: ErrorInfo | None = None
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class Links(Message):
+    """Where to read on."""
+
+    self: str
+    job: str | None = None
+    result: str | None = None
+
+
+class OperationView(Message):
+    """An operation as clients see it."""
+
+    operation_id: str
+    job_id: str | None
+    operation_type: Verb | None
+    """Both are null only if a message was refused for them."""
+    state: OperationState
+    model: str | None = None
+    dataset: str | None = None
+    phase: Phase | None = None
+    progress: Progress | None = None
+    waiting_for: tuple[str, ...] = ()
+    """While QUEUED: why it has not been dispatched."""
+    host_id: str | None = None
+    container_id: str | None = None
+    generation: int | None = None
+    epoch: int = 0
+    priority: int = 0
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    source: Literal["http", "amqp"] = "http"
+    error: ErrorInfo | None = None
+    result_bytes: int | None = None
+    """Size of the stored result as JSON; null if there is none."""
+    accepted_at: datetime | None = None
+    dispatched_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    links: Links
+
+
+class JobView(Message):
+    """A job as clients see it."""
+
+    job_id: str
+    state: JobState
+    model: str | None = None
+    dataset: str | None = None
+    host_id: str | None = None
+    container_id: str | None = None
+    generation: int = 0
+    error: ErrorInfo | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    links: dict[str, str] = Field(default_factory=dict)
+
+
+class HostView(Message):
+    """A host as clients see it."""
+
+    host_id: str
+    liveness: Liveness
+    admission: Admission
+    labels: dict[str, str] = Field(default_factory=dict)
+    slots: int
+    slots_used: int
+    jobs: tuple[str, ...] = ()
+    running: int = 0
+    incarnation: str | None = None
+    engine: EngineFacts | None = None
+    last_seen: datetime | None = None

@@ -1,0 +1,254 @@
+"""The states of operations, jobs and hosts, and the tables of their legal transitions.
+
+A state changes only through a write that names the states it may come from; these tables are
+where those names come from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Verb(StrEnum):
+    """What an operation asks of its job. Every verb is idempotent."""
+
+    DEPLOY_CREATE = "DEPLOY_CREATE"
+    """Place the job on a host, pull the image, create the container; the model stays on disk."""
+
+    DEPLOY_LOAD = "DEPLOY_LOAD"
+    """Bring the model into memory and wait until it answers ready."""
+
+    INFER = "INFER"
+    """Send the request's input into the container and store the answer."""
+
+    DEPLOY_UNLOAD = "DEPLOY_UNLOAD"
+    """Take the model out of memory, after the inference that is running."""
+
+    TERMINATE = "TERMINATE"
+    """Remove the container and free its reservation."""
+
+    TEMP = "TEMP"
+    """One shot: create, load, infer, store the result, remove."""
+
+
+class OperationState(StrEnum):
+    """Where one operation stands. Terminal states never change."""
+
+    QUEUED = "QUEUED"
+    """Recorded and waiting: for its turn in the job's line, or for a host with room.
+
+    The dispatcher's intake moves it here; the scheduler moves it on.
+    """
+
+    DISPATCHED = "DISPATCHED"
+    """The scheduler chose a host and published the command under a new epoch.
+
+    The host's worker moves it on with its first report.
+    """
+
+    RUNNING = "RUNNING"
+    """The worker has accepted the command and works on it; `phase` says at what.
+
+    The worker moves it to its end.
+    """
+
+    SUCCEEDED = "SUCCEEDED"
+    """The verb holds; a result is stored if there is one. Set on the worker's report, or by the
+    scheduler where a verb already holds and there is no container to ask."""
+
+    FAILED = "FAILED"
+    """It was tried and did not work; `error` says why. Set on the worker's report."""
+
+    TIMED_OUT = "TIMED_OUT"
+    """It ran for longer than its `timeout_s`. Set on the worker's report."""
+
+    CANCELLED = "CANCELLED"
+    """A client took it back before it ended."""
+
+    REJECTED = "REJECTED"
+    """It could never run: the request or the job's state forbids it. Set by intake or scheduler."""
+
+    EXPIRED = "EXPIRED"
+    """It stayed QUEUED for longer than its `queue_timeout_s`. Set by the dispatcher's sweep."""
+
+    @property
+    def terminal(self) -> bool:
+        """True if no transition leads out of this state."""
+        return not OPERATION_TRANSITIONS[self]
+
+
+class Phase(StrEnum):
+    """What a RUNNING operation is doing now."""
+
+    PULLING = "pulling"
+    CREATING = "creating"
+    STARTING = "starting"
+    LOADING = "loading"
+    INFERRING = "inferring"
+    UNLOADING = "unloading"
+    SAVING = "saving"
+    REMOVING = "removing"
+
+
+class JobState(StrEnum):
+    """What is true of a job's container and its model."""
+
+    NONE = "NONE"
+    """Named by a request, never placed."""
+
+    CREATED = "CREATED"
+    """It has a container on a host; the model is not in memory."""
+
+    LOADED = "LOADED"
+    """Its model is in memory and answers."""
+
+    TERMINATED = "TERMINATED"
+    """Its container was removed and its reservation freed."""
+
+    FAILED = "FAILED"
+    """Creating or loading it failed, or its container died; the container was removed."""
+
+    LOST = "LOST"
+    """Its host is gone, and with it the container."""
+
+    @property
+    def live(self) -> bool:
+        """True if the job has a container and holds a reservation."""
+        return self in (JobState.CREATED, JobState.LOADED)
+
+
+class Liveness(StrEnum):
+    """What heartbeats say of a host."""
+
+    ONLINE = "ONLINE"
+    SUSPECT = "SUSPECT"
+    """No heartbeat for 15 seconds: no new placements, nothing is taken away."""
+    LOST = "LOST"
+    """No heartbeat for 60 seconds."""
+
+
+class Admission(StrEnum):
+    """What the operators of the fleet allow on a host."""
+
+    OPEN = "OPEN"
+    CORDONED = "CORDONED"
+    DRAINING = "DRAINING"
+
+
+_ENDS_OF_WORK = frozenset(
+    {
+        OperationState.SUCCEEDED,
+        OperationState.FAILED,
+        OperationState.TIMED_OUT,
+        OperationState.CANCELLED,
+    },
+)
+
+OPERATION_TRANSITIONS: Mapping[OperationState, frozenset[OperationState]] = MappingProxyType(
+    {
+        OperationState.QUEUED: frozenset(
+            {
+                OperationState.DISPATCHED,
+                OperationState.SUCCEEDED,
+                OperationState.CANCELLED,
+                OperationState.REJECTED,
+                OperationState.EXPIRED,
+            },
+        ),
+        # Back to QUEUED only with epoch + 1, after a failure of the infrastructure. Straight to
+        # an end because reports may overtake or replace each other: each carries full state.
+        OperationState.DISPATCHED: _ENDS_OF_WORK | {OperationState.RUNNING, OperationState.QUEUED},
+        OperationState.RUNNING: _ENDS_OF_WORK | {OperationState.RUNNING, OperationState.QUEUED},
+        OperationState.SUCCEEDED: frozenset(),
+        OperationState.FAILED: frozenset(),
+        OperationState.TIMED_OUT: frozenset(),
+        OperationState.CANCELLED: frozenset(),
+        OperationState.REJECTED: frozenset(),
+        OperationState.EXPIRED: frozenset(),
+    },
+)
+
+JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
+    {
+        JobState.NONE: frozenset({JobState.CREATED, JobState.TERMINATED, JobState.FAILED}),
+        JobState.CREATED: frozenset(
+            {JobState.LOADED, JobState.TERMINATED, JobState.FAILED, JobState.LOST},
+        ),
+        JobState.LOADED: frozenset(
+            {JobState.CREATED, JobState.TERMINATED, JobState.FAILED, JobState.LOST},
+        ),
+        JobState.TERMINATED: frozenset({JobState.CREATED, JobState.FAILED}),
+        JobState.FAILED: frozenset({JobState.CREATED, JobState.TERMINATED}),
+        JobState.LOST: frozenset({JobState.CREATED, JobState.TERMINATED, JobState.FAILED}),
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VerbRule:
+    """From where a verb may start, where it leads, and what it needs on the way."""
+
+    starts_from: frozenset[JobState]
+    """Job states in which the verb has work to do."""
+    holds_in: frozenset[JobState]
+    """Job states in which the verb already holds: it succeeds and changes nothing."""
+    leads_to: JobState
+    places: bool
+    """True if it needs a new reservation when it starts."""
+    shared: bool = False
+    """True if several of them may run on one job at the same time."""
+
+
+_PLACEABLE = frozenset({JobState.NONE, JobState.TERMINATED, JobState.FAILED, JobState.LOST})
+
+VERB_RULES: Mapping[Verb, VerbRule] = MappingProxyType(
+    {
+        Verb.DEPLOY_CREATE: VerbRule(
+            starts_from=_PLACEABLE,
+            holds_in=frozenset({JobState.CREATED}),
+            leads_to=JobState.CREATED,
+            places=True,
+        ),
+        Verb.DEPLOY_LOAD: VerbRule(
+            starts_from=frozenset({JobState.CREATED}),
+            holds_in=frozenset({JobState.LOADED}),
+            leads_to=JobState.LOADED,
+            places=False,
+        ),
+        Verb.INFER: VerbRule(
+            starts_from=frozenset({JobState.LOADED}),
+            holds_in=frozenset(),
+            leads_to=JobState.LOADED,
+            places=False,
+            shared=True,
+        ),
+        Verb.DEPLOY_UNLOAD: VerbRule(
+            starts_from=frozenset({JobState.LOADED}),
+            holds_in=frozenset({JobState.CREATED}),
+            leads_to=JobState.CREATED,
+            places=False,
+        ),
+        Verb.TERMINATE: VerbRule(
+            starts_from=frozenset({JobState.CREATED, JobState.LOADED}),
+            holds_in=frozenset(_PLACEABLE),
+            leads_to=JobState.TERMINATED,
+            places=False,
+        ),
+        Verb.TEMP: VerbRule(
+            starts_from=frozenset({JobState.NONE, JobState.TERMINATED, JobState.FAILED}),
+            holds_in=frozenset(),
+            leads_to=JobState.TERMINATED,
+            places=True,
+        ),
+    },
+)
+
+
+def operation_sources(target: OperationState) -> frozenset[OperationState]:
+    """Return the states from which `target` may be reached, for the guard of a write."""
+    return frozenset(s for s, ends in OPERATION_TRANSITIONS.items() if target in ends)
+
+
+TERMINAL_STATES = frozenset(s for s in OperationState if not OPERATION_TRANSITIONS[s])
+OPEN_STATES = frozenset(OperationState) - TERMINAL_STATES
