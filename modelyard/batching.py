@@ -1,0 +1,70 @@
+"""Carrying what is ready now in one go, without ever lingering to fill a batch."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Coalescer(Generic[T, R]):
+    """Group commit: items that arrive while a flush is under way share the next one.
+
+    `flush` gets 1 to `max_items` items and returns one result, or one exception, for each.
+    An exception that it raises goes to all of them.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        max_items: int,
+    ) -> None:
+        self._flush = flush
+        self._max_items = max_items
+        self._waiting: asyncio.Queue[tuple[T, asyncio.Future[R]]] = asyncio.Queue()
+
+    async def submit(self, item: T) -> R:
+        """Return the item's result once a flush has carried it; raises what the flush did."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((item, future))
+        return await future
+
+    async def run(self) -> None:
+        """Flush for ever; the owner runs it as a task of its own."""
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < self._max_items and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            await self._carry(batch)
+
+    async def _carry(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        try:
+            results = await self._flush([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001 - it is handed to every caller, not swallowed
+            results = [error] * len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():  # its caller went away
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+
+def chunks_by_size(
+    items: Iterable[T], size_of: Callable[[T], int], *, max_bytes: int, max_items: int
+) -> Iterator[list[T]]:
+    """Split `items` in order into lists of at most `max_bytes`; a larger item travels alone."""
+    chunk: list[T] = []
+    room = max_bytes
+    for item in items:
+        size = size_of(item)
+        if chunk and (size > room or len(chunk) >= max_items):
+            yield chunk
+            chunk, room = [], max_bytes
+        chunk.append(item)
+        room -= size
+    if chunk:
+        yield chunk

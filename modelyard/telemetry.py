@@ -1,0 +1,76 @@
+"""Logs: one JSON object a line on stderr, with ids, never with inputs, results or secrets.
+
+On a terminal the same events are printed for people.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+LogFormat = Literal["auto", "json", "text"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+MAX_VALUE_CHARS = 2_000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def setup_logging(
+    process: str, *, level: LogLevel = "info", log_format: LogFormat = "auto", **bound: str
+) -> None:
+    """Route structlog and the standard library's logging to stderr.
+
+    `process` and `bound` (such as `host_id`) stand in every line.
+    """
+    as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _escape_control_characters,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if as_text else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                renderer,
+            ],
+        ),
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # Their own retries are reported by us, once a streak; their lines would double it.
+    for chatty in ("aio_pika", "aiormq", "pymongo", "httpx", "httpcore", "asyncio"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    structlog.contextvars.bind_contextvars(process=process, **bound)
+
+
+def _escape_control_characters(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Keep forged lines and terminal escapes out: values are one line and of bounded length."""
+    for key, value in event.items():
+        if isinstance(value, str) and key != "exception":
+            event[key] = _CONTROL.sub(_escaped, value[:MAX_VALUE_CHARS])
+    return event
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\x{ord(match.group()):02x}"
