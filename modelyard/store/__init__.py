@@ -1,0 +1,43 @@
+"""MongoDB: the records that count. The only package that imports motor."""
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.store.catalog import Shelf
+from modelyard.store.connection import Connection
+from modelyard.store.events import Audit, DeadLetters, Events
+from modelyard.store.hosts import Hosts
+from modelyard.store.indexes import ensure_indexes
+from modelyard.store.jobs import Jobs
+from modelyard.store.operations import Operations
+from modelyard.store.results import Results
+
+
+class Store:
+    """All collections of one database."""
+
+    def __init__(self, url: str, *, name: str, timeout_s: float = 5.0) -> None:
+        """`url` is a MongoDB URI; every call ends within about `timeout_s` seconds."""
+        self._connection = Connection(url, name=name, timeout_s=timeout_s)
+        self.operations = Operations(self._connection)
+        self.jobs = Jobs(self._connection)
+        self.hosts = Hosts(self._connection)
+        self.models = Shelf(self._connection, "models", ModelSpec)
+        self.datasets = Shelf(self._connection, "datasets", DatasetSpec)
+        self.events = Events(self._connection)
+        self.dead_letters = DeadLetters(self._connection)
+        self.audit = Audit(self._connection)
+        self.results = Results(self._connection, self.operations)
+
+    async def prepare(self) -> None:
+        """Create the indexes that are missing; raises `StoreUnavailableError`."""
+        await ensure_indexes(self._connection)
+
+    async def ping(self) -> None:
+        """Return if a primary answers; raises `StoreUnavailableError`."""
+        await self._connection.ping()
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._connection.close()
+
+
+__all__ = ["Store"]

@@ -1,0 +1,115 @@
+"""The append-only records: events, dead letters and the audit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError
+
+from modelyard.contract.messages import Event
+from modelyard.store.connection import DUPLICATE_KEY, Connection
+from modelyard.store.records import DeadLetter
+
+
+class Events:
+    """The collection `events`. Every method raises `StoreUnavailableError`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._collection = connection.collection("events")
+
+    async def append(self, events: Sequence[Event]) -> None:
+        """Add events; one that is there already is left as it is."""
+        if not events:
+            return
+        documents: list[dict[str, Any]] = []
+        for event in events:
+            document = event.model_dump(mode="json", exclude={"event_id", "at"}, exclude_none=True)
+            documents.append({"_id": event.event_id, "at": event.at, **document})
+        try:
+            async with self._connection.answering():
+                await self._collection.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            others = [e for e in error.details["writeErrors"] if e["code"] != DUPLICATE_KEY]
+            if others:
+                raise
+
+    async def of_operation(self, operation_id: str) -> list[Event]:
+        """Return an operation's events, oldest first."""
+        async with self._connection.answering():
+            found = (
+                await self._collection.find({"operation_id": operation_id})
+                .sort([("at", 1), ("_id", 1)])
+                .to_list(None)
+            )
+        return [Event.model_validate({**one, "event_id": one["_id"]}) for one in found]
+
+
+class DeadLetters:
+    """The collection `dead_letters`. Every method raises `StoreUnavailableError`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._collection = connection.collection("dead_letters")
+
+    async def add(self, letters: Sequence[DeadLetter]) -> None:
+        """Record letters; one that is there already is left as it is."""
+        if not letters:
+            return
+        async with self._connection.answering():
+            await self._collection.bulk_write(
+                [
+                    UpdateOne(
+                        {"_id": letter.dead_letter_id},
+                        {
+                            "$setOnInsert": letter.model_dump(
+                                exclude={"dead_letter_id", "recorded_at"}
+                            ),
+                            "$currentDate": {"recorded_at": True},
+                        },
+                        upsert=True,
+                    )
+                    for letter in letters
+                ],
+                ordered=False,
+            )
+
+    async def newest(self, *, limit: int) -> list[DeadLetter]:
+        """Return the letters recorded last, newest first."""
+        async with self._connection.answering():
+            found = (
+                await self._collection.find({}).sort("recorded_at", -1).limit(limit).to_list(None)
+            )
+        return [DeadLetter.model_validate(one) for one in found]
+
+
+class Audit:
+    """The collection `audit`: what someone should look at one day. Raises as the others do."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._collection = connection.collection("audit")
+
+    async def payload_mismatch(self, operation_id: str, kept: str, dropped: str) -> None:
+        """Note that an operation's id came again with another payload; the first one counts."""
+        key = f"payload_mismatch:{operation_id}:{dropped}"
+        async with self._connection.answering():
+            await self._collection.update_one(
+                {"_id": key},
+                {
+                    "$setOnInsert": {
+                        "kind": "payload_mismatch",
+                        "operation_id": operation_id,
+                        "kept_hash": kept,
+                        "dropped_hash": dropped,
+                    },
+                    "$inc": {"count": 1},
+                    "$currentDate": {"at": True},
+                },
+                upsert=True,
+            )
+
+    async def of_operation(self, operation_id: str) -> list[dict[str, Any]]:
+        """Return the notes on one operation."""
+        async with self._connection.answering():
+            return await self._collection.find({"operation_id": operation_id}).to_list(None)

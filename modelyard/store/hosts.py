@@ -1,0 +1,197 @@
+"""Hosts: what they offer, whether they live, and what is reserved on them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pymongo import UpdateOne
+
+from modelyard.contract.messages import Heartbeat, HostOnline
+from modelyard.contract.states import Admission, Liveness
+from modelyard.store.connection import Connection
+from modelyard.store.records import Document, HostRecord, Reservation
+
+KEPT_INCARNATIONS = 32
+
+
+class Hosts:
+    """The collection `hosts`. Every method raises `StoreUnavailableError`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._collection = connection.collection("hosts")
+
+    async def all(self) -> list[HostRecord]:
+        """Return every host that ever came online, by name."""
+        async with self._connection.answering():
+            found = await self._collection.find({}).sort("_id", 1).to_list(None)
+        return [HostRecord.model_validate(document) for document in found]
+
+    async def get(self, host_id: str) -> HostRecord | None:
+        """Return one host."""
+        async with self._connection.answering():
+            found = await self._collection.find_one({"_id": host_id})
+        return HostRecord.model_validate(found) if found else None
+
+    async def come_online(self, host_id: str, incarnation: str, online: HostOnline) -> bool:
+        """Record a boot of a host's worker; False if another boot was recorded after it.
+
+        Boots are ordered by the order in which they were recorded, never by a host's clock: an
+        incarnation that was seen before and is not the newest can't come back.
+        """
+        async with self._connection.answering():
+            await self._collection.update_one(
+                {"_id": host_id},
+                {
+                    "$setOnInsert": {
+                        "admission": Admission.OPEN,
+                        "slots_used": 0,
+                        "reservations": [],
+                        "incarnations": [],
+                    },
+                },
+                upsert=True,
+            )
+            done = await self._collection.update_one(
+                {"_id": host_id, "incarnations": {"$ne": incarnation}},
+                {
+                    "$set": {
+                        "incarnation": incarnation,
+                        "liveness": Liveness.ONLINE,
+                        "slots": online.slots,
+                        "labels": online.labels,
+                        "engine": online.engine.model_dump(mode="json"),
+                    },
+                    "$push": {
+                        "incarnations": {"$each": [incarnation], "$slice": -KEPT_INCARNATIONS}
+                    },
+                    "$currentDate": {"last_seen": True},
+                },
+            )
+            if done.matched_count == 1:
+                return True
+            found = await self._collection.find_one({"_id": host_id}, {"incarnation": 1})
+        return found is not None and found["incarnation"] == incarnation
+
+    async def beat(self, heartbeats: Iterable[Heartbeat]) -> None:
+        """Record heartbeats; those of any but the host's current incarnation are dropped."""
+        writes = [
+            UpdateOne(
+                {"_id": beat.host_id, "incarnation": beat.incarnation},
+                {
+                    "$set": {
+                        "liveness": Liveness.ONLINE,
+                        "slots": beat.slots,
+                        "labels": beat.labels,
+                        "running": beat.running,
+                    },
+                    "$currentDate": {"last_seen": True},
+                },
+            )
+            for beat in heartbeats
+        ]
+        if writes:
+            async with self._connection.answering():
+                await self._collection.bulk_write(writes, ordered=False)
+
+    async def suspect_silent(self, *, after_s: float) -> list[str]:
+        """Mark hosts without a heartbeat for `after_s` seconds SUSPECT; return them."""
+        silent: Document = {
+            "liveness": Liveness.ONLINE,
+            "$expr": {
+                "$lt": ["$last_seen", {"$subtract": ["$$NOW", int(after_s * 1_000)]}],
+            },
+        }
+        async with self._connection.answering():
+            found = await self._collection.find(silent, {"_id": 1}).to_list(None)
+            if found:
+                await self._collection.update_many(
+                    {**silent, "_id": {"$in": [one["_id"] for one in found]}},
+                    {"$set": {"liveness": Liveness.SUSPECT}},
+                )
+        return [one["_id"] for one in found]
+
+    async def reserve(
+        self, host: HostRecord, wanted: Sequence[tuple[str, int]], *, token: str
+    ) -> bool:
+        """Reserve one slot for each `(job_id, generation)`, all or none, in one guarded update.
+
+        False if the host has not the room, is not open and online under the incarnation seen, or
+        one of the jobs has a reservation on it already.
+        """
+        entries = [
+            Reservation(job_id=job_id, generation=generation, token=token).model_dump()
+            for job_id, generation in wanted
+        ]
+        async with self._connection.answering():
+            done = await self._collection.update_one(
+                {
+                    "_id": host.host_id,
+                    "incarnation": host.incarnation,
+                    "admission": Admission.OPEN,
+                    "liveness": Liveness.ONLINE,
+                    "reservations.job_id": {"$nin": [job_id for job_id, _ in wanted]},
+                    "$expr": {"$lte": [{"$add": ["$slots_used", len(entries)]}, "$slots"]},
+                },
+                {
+                    "$push": {"reservations": {"$each": entries}},
+                    "$inc": {"slots_used": len(entries)},
+                },
+            )
+        return done.matched_count == 1
+
+    async def release(self, leaving: Mapping[str, Sequence[tuple[str, int]]]) -> None:
+        """Free the reservations of `(job_id, generation)` by host; freed ones are no matter."""
+        await self._drop(
+            {
+                host_id: [
+                    {
+                        "$and": [
+                            {"$eq": ["$$held.job_id", {"$literal": job_id}]},
+                            {"$eq": ["$$held.generation", generation]},
+                        ],
+                    }
+                    for job_id, generation in pairs
+                ]
+                for host_id, pairs in leaving.items()
+            },
+        )
+
+    async def release_token(self, host_id: str, job_ids: Sequence[str], *, token: str) -> None:
+        """Free what one scheduling pass reserved and could not use."""
+        await self._drop(
+            {
+                host_id: [
+                    {
+                        "$and": [
+                            {"$in": ["$$held.job_id", {"$literal": list(job_ids)}]},
+                            {"$eq": ["$$held.token", token]},
+                        ],
+                    },
+                ],
+            },
+        )
+
+    async def _drop(self, conditions: Mapping[str, list[Document]]) -> None:
+        writes = [
+            UpdateOne(
+                {"_id": host_id},
+                [
+                    {
+                        "$set": {
+                            "reservations": {
+                                "$filter": {
+                                    "input": "$reservations",
+                                    "as": "held",
+                                    "cond": {"$not": [{"$or": which}]},
+                                },
+                            },
+                        },
+                    },
+                    {"$set": {"slots_used": {"$sum": "$reservations.slots"}}},
+                ],
+            )
+            for host_id, which in conditions.items()
+            if which
+        ]
+        if writes:
+            async with self._connection.answering():
+                await self._collection.bulk_write(writes, ordered=False)

@@ -1,0 +1,54 @@
+"""Every index, in one place; created at start, and harmless to create again."""
+
+from pymongo import ASCENDING, DESCENDING, IndexModel
+
+from modelyard.store.connection import Connection
+
+_OPEN = {"partialFilterExpression": {"open": True}}
+
+INDEXES: dict[str, list[IndexModel]] = {
+    "operations": [
+        # A job's line, and intake's look for what the broker has not brought yet.
+        IndexModel([("job_id", ASCENDING), ("line", ASCENDING)], name="line", **_OPEN),
+        # The waiting room: who is looked at first when a host has room.
+        IndexModel(
+            [("state", ASCENDING), ("priority", DESCENDING), ("line", ASCENDING)],
+            name="waiting",
+            **_OPEN,
+        ),
+        IndexModel([("host_id", ASCENDING), ("state", ASCENDING)], name="on_host", **_OPEN),
+        IndexModel([("token", ASCENDING)], name="token", **_OPEN),
+        # Pages for clients.
+        IndexModel([("accepted_at", DESCENDING), ("_id", DESCENDING)], name="page"),
+        IndexModel(
+            [("job_id", ASCENDING), ("accepted_at", DESCENDING), ("_id", DESCENDING)],
+            name="job_page",
+        ),
+        IndexModel(
+            [("state", ASCENDING), ("accepted_at", DESCENDING), ("_id", DESCENDING)],
+            name="state_page",
+        ),
+    ],
+    "jobs": [
+        IndexModel([("host_id", ASCENDING)], name="on_host"),
+        IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)], name="page"),
+        IndexModel(
+            [("state", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
+            name="state_page",
+        ),
+    ],
+    "events": [
+        IndexModel([("operation_id", ASCENDING), ("at", ASCENDING)], name="operation"),
+        IndexModel([("job_id", ASCENDING), ("at", ASCENDING)], name="job"),
+        IndexModel([("at", ASCENDING)], name="age", expireAfterSeconds=30 * 86_400),
+    ],
+    "dead_letters": [IndexModel([("recorded_at", DESCENDING)], name="page")],
+    "audit": [IndexModel([("operation_id", ASCENDING)], name="operation")],
+}
+
+
+async def ensure_indexes(connection: Connection) -> None:
+    """Create what is missing; raises `StoreUnavailableError`."""
+    for collection, indexes in INDEXES.items():
+        async with connection.answering(timeout_s=60.0):
+            await connection.collection(collection).create_indexes(indexes)

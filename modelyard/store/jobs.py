@@ -1,0 +1,261 @@
+"""Jobs: what is true of each one's container, and who may change it now."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pymongo import UpdateOne
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.states import JobState
+from modelyard.store.connection import Connection
+from modelyard.store.paging import Page, Position, page_filter, to_page
+from modelyard.store.records import Document, JobLine, JobRecord, OperationRecord
+
+LINE_HEAD = 64
+"""Operations of one job that the scheduler looks at in one go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Who may change a job from now on; with `host_id`, also a new generation on that host."""
+
+    job_id: str
+    seen_version: int
+    operation_id: str
+    epoch: int
+    generation: int
+    host_id: str
+    spec: ModelSpec | None = None
+    dataset_spec: DatasetSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a report says of its job. Only the job's current attempt may write it.
+
+    With `shared` it comes from an operation that does not own the job (INFER); then only a live
+    job of the same generation takes it.
+    """
+
+    job_id: str
+    operation_id: str
+    epoch: int
+    seq: int
+    generation: int
+    state: JobState
+    container_id: str | None
+    error: ErrorInfo | None
+    shared: bool = False
+
+
+class Jobs:
+    """The collection `jobs`. Every method raises `StoreUnavailableError`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._collection = connection.collection("jobs")
+
+    async def ensure(self, job_ids: Iterable[str]) -> None:
+        """Record jobs that are named for the first time, as NONE."""
+        wanted = sorted(set(job_ids))
+        if not wanted:
+            return
+        async with self._connection.answering():
+            await self._collection.bulk_write(
+                [
+                    UpdateOne(
+                        {"_id": job_id},
+                        [
+                            {
+                                "$set": {
+                                    "state": {"$ifNull": ["$state", JobState.NONE]},
+                                    "version": {"$ifNull": ["$version", 0]},
+                                    "generation": {"$ifNull": ["$generation", 0]},
+                                    "created_at": {"$ifNull": ["$created_at", "$$NOW"]},
+                                    "updated_at": {"$ifNull": ["$updated_at", "$$NOW"]},
+                                },
+                            },
+                        ],
+                        upsert=True,
+                    )
+                    for job_id in wanted
+                ],
+                ordered=False,
+            )
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """Return one job."""
+        async with self._connection.answering():
+            found = await self._collection.find_one({"_id": job_id})
+        return JobRecord.model_validate(found) if found else None
+
+    async def page(
+        self, criteria: Mapping[str, str], *, after: Position | None, limit: int
+    ) -> Page[JobRecord]:
+        """Return jobs newest first; `criteria` compares fields with given values."""
+        async with self._connection.answering():
+            found = (
+                await self._collection.find(page_filter(criteria, "created_at", after))
+                .sort([("created_at", -1), ("_id", -1)])
+                .limit(limit + 1)
+                .to_list(None)
+            )
+        return to_page(found, JobRecord, "created_at", limit)
+
+    async def lines(self, job_ids: Sequence[str]) -> list[JobLine]:
+        """Return the jobs, each with the head of its line, read in one go."""
+        if not job_ids:
+            return []
+        pipeline: list[Document] = [
+            {"$match": {"_id": {"$in": list(job_ids)}}},
+            {
+                "$lookup": {
+                    "from": "operations",
+                    "localField": "_id",
+                    "foreignField": "job_id",
+                    "pipeline": [
+                        {"$match": {"open": True, "line": {"$ne": None}}},
+                        {"$sort": {"line": 1}},
+                        {"$limit": LINE_HEAD},
+                        {"$project": {"input_json": 0, "result_json": 0}},
+                    ],
+                    "as": "operations",
+                },
+            },
+        ]
+        async with self._connection.answering():
+            found = await self._collection.aggregate(pipeline).to_list(None)
+        return [
+            JobLine(
+                job=JobRecord.model_validate(document),
+                operations=tuple(
+                    OperationRecord.model_validate(one) for one in document["operations"]
+                ),
+            )
+            for document in found
+        ]
+
+    async def on_host(self, host_id: str) -> list[JobRecord]:
+        """Return the jobs that hold a reservation on a host."""
+        async with self._connection.answering():
+            found = await self._collection.find({"host_id": host_id}).to_list(None)
+        return [JobRecord.model_validate(document) for document in found]
+
+    async def get_many(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+        """Return those of the jobs that exist."""
+        async with self._connection.answering():
+            found = await self._collection.find({"_id": {"$in": list(job_ids)}}).to_list(None)
+        return {document["_id"]: JobRecord.model_validate(document) for document in found}
+
+    async def assign(self, assignments: Sequence[Assignment], *, token: str) -> set[str]:
+        """Make operations the current ones of their jobs; return the ids of the jobs that were won.
+
+        A job whose version is not the one seen was changed by someone else and is left alone.
+        """
+        if not assignments:
+            return set()
+        async with self._connection.answering():
+            await self._collection.bulk_write(
+                [_assignment_write(one, token) for one in assignments], ordered=False
+            )
+            won = await self._collection.find(
+                {
+                    "_id": {"$in": [one.job_id for one in assignments]},
+                    "current.token": token,
+                },
+                {"_id": 1},
+            ).to_list(None)
+        return {document["_id"] for document in won}
+
+    async def apply(self, effects: Sequence[Effect]) -> int:
+        """Write what reports say of jobs; return how many found their job. Others are stale."""
+        if not effects:
+            return 0
+        async with self._connection.answering():
+            done = await self._collection.bulk_write(
+                [_effect_write(effect) for effect in effects], ordered=False
+            )
+        return done.matched_count
+
+    async def observe(self, job: JobRecord, state: JobState, error: ErrorInfo | None) -> bool:
+        """Write what an inventory says of a job, if nobody changed the job meanwhile."""
+        changes: Document = {"state": state, "error": _dumped(error)}
+        if not state.live:
+            changes |= {"host_id": None, "container_id": None}
+        async with self._connection.answering():
+            done = await self._collection.update_one(
+                {"_id": job.job_id, "version": job.version},
+                {
+                    "$set": changes,
+                    "$inc": {"version": 1},
+                    "$currentDate": {"updated_at": True},
+                },
+            )
+        return done.matched_count == 1
+
+    async def terminated_without_container(self, job_ids: Sequence[str]) -> None:
+        """Write TERMINATED to jobs that have no container, reservation or host to ask."""
+        if not job_ids:
+            return
+        async with self._connection.answering():
+            await self._collection.update_many(
+                {"_id": {"$in": list(job_ids)}, "host_id": None},
+                {
+                    "$set": {"state": JobState.TERMINATED, "error": None},
+                    "$inc": {"version": 1},
+                    "$currentDate": {"updated_at": True},
+                },
+            )
+
+
+def _assignment_write(one: Assignment, token: str) -> UpdateOne:
+    changes: Document = {
+        "current": {
+            "operation_id": one.operation_id,
+            "epoch": one.epoch,
+            "seq": 0,
+            "token": token,
+        },
+        "generation": one.generation,
+        "host_id": one.host_id,
+    }
+    if one.spec is not None:
+        changes |= {
+            "spec": one.spec.model_dump(mode="json"),
+            "dataset_spec": one.dataset_spec.model_dump(mode="json") if one.dataset_spec else None,
+            "model": one.spec.name,
+            "dataset": one.dataset_spec.name if one.dataset_spec else None,
+        }
+    return UpdateOne(
+        {"_id": one.job_id, "version": one.seen_version},
+        {"$set": changes, "$inc": {"version": 1}, "$currentDate": {"updated_at": True}},
+    )
+
+
+def _effect_write(effect: Effect) -> UpdateOne:
+    changes: Document = {"state": effect.state, "error": _dumped(effect.error)}
+    guard: Document = {"_id": effect.job_id, "generation": effect.generation}
+    if effect.shared:
+        guard["state"] = {"$in": [state for state in JobState if state.live]}
+    else:
+        guard |= {
+            "current.operation_id": effect.operation_id,
+            "current.epoch": effect.epoch,
+            # The same report again is welcome: it repairs what a crash left half done.
+            "current.seq": {"$lte": effect.seq},
+        }
+        changes["current.seq"] = effect.seq
+    if effect.state.live:
+        if effect.container_id is not None:
+            changes["container_id"] = effect.container_id
+    else:
+        changes |= {"host_id": None, "container_id": None}
+    return UpdateOne(
+        guard,
+        {"$set": changes, "$inc": {"version": 1}, "$currentDate": {"updated_at": True}},
+    )
+
+
+def _dumped(error: ErrorInfo | None) -> Document | None:
+    return None if error is None else error.model_dump(mode="json")

@@ -1,0 +1,74 @@
+"""Pages by position, newest first: stable while new entries arrive, cheap at any depth."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from modelyard.contract.errors import ErrorCode, InvalidRequestError
+from modelyard.store.records import Document, Record
+
+T = TypeVar("T", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The last entry of a page."""
+
+    at: datetime
+    key: str
+
+    def cursor(self) -> str:
+        """Return the position as an opaque string for clients."""
+        packed = json.dumps([self.at.isoformat(), self.key]).encode()
+        return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, cursor: str) -> "Position":
+        """Read a cursor; raises `InvalidRequestError` if it is not one of ours."""
+        try:
+            padded = cursor + "=" * (-len(cursor) % 4)
+            at, key = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
+            moment = datetime.fromisoformat(at)
+        except (ValueError, TypeError) as error:
+            raise _not_ours() from error
+        if moment.tzinfo is None or not isinstance(key, str):
+            raise _not_ours()
+        return cls(moment, key)
+
+
+def _not_ours() -> InvalidRequestError:
+    return InvalidRequestError(ErrorCode.INVALID_REQUEST, "The cursor is not one that a page gave.")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some entries, and where the next page starts, if there is one."""
+
+    items: tuple[T, ...]
+    next: Position | None
+
+
+def page_filter(criteria: Mapping[str, str], time_field: str, after: Position | None) -> Document:
+    """Return a query for the entries that come after a position."""
+    query: Document = {field: {"$eq": value} for field, value in criteria.items()}
+    if after is not None:
+        query["$or"] = [
+            {time_field: {"$lt": after.at}},
+            {time_field: after.at, "_id": {"$lt": after.key}},
+        ]
+    return query
+
+
+def to_page(
+    documents: Sequence[Mapping[str, Any]], record: type[T], time_field: str, limit: int
+) -> Page[T]:
+    """Make a page of up to `limit + 1` documents: the one too many says that there is more."""
+    kept = documents[:limit]
+    last = kept[-1] if len(documents) > limit and kept else None
+    return Page(
+        items=tuple(record.model_validate(document) for document in kept),
+        next=Position(last[time_field], last["_id"]) if last else None,
+    )

@@ -1,0 +1,176 @@
+"""What MongoDB holds, as typed values; raw documents do not leave this package."""
+
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.messages import EngineFacts, JobRequest, Progress
+from modelyard.contract.states import (
+    Admission,
+    JobState,
+    Liveness,
+    OperationState,
+    Phase,
+    Verb,
+)
+from modelyard.contract.strict_json import dump_json
+
+Source = Literal["http", "amqp"]
+Document = dict[str, Any]
+
+
+class Record(BaseModel):
+    """What all records share. Unknown fields are ignored: a newer process may have written them."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, protected_namespaces=()
+    )
+
+
+class NewOperation(Record):
+    """An operation that is about to be recorded for the first time."""
+
+    operation_id: str
+    job_id: str | None
+    verb: Verb | None
+    source: Source
+    payload_hash: str
+    model: str | None = None
+    dataset: str | None = None
+    wanted_container_id: str | None = None
+    input_json: str | None = None
+    priority: int = 0
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    rejection: ErrorInfo | None = None
+    """Set if it is recorded as REJECTED at once."""
+
+    @classmethod
+    def of(cls, operation_id: str, request: JobRequest, source: Source) -> Self:
+        """Return the operation that a valid request asks for."""
+        return cls(
+            operation_id=operation_id,
+            job_id=request.job_id,
+            verb=request.operation_type,
+            source=source,
+            payload_hash=request.payload_hash(),
+            model=request.model,
+            dataset=request.dataset,
+            wanted_container_id=request.container_id,
+            input_json=None if request.input is None else dump_json(request.input),
+            priority=request.priority,
+            timeout_s=request.timeout_s,
+            queue_timeout_s=request.queue_timeout_s,
+            metadata=request.metadata,
+        )
+
+
+class OperationRecord(Record):
+    """One operation. `line` is its place in the order of acceptance; null until taken in."""
+
+    operation_id: str = Field(alias="_id")
+    job_id: str | None = None
+    verb: Verb | None = None
+    source: Source = "http"
+    payload_hash: str = ""
+    model: str | None = None
+    dataset: str | None = None
+    wanted_container_id: str | None = None
+    input_json: str | None = None
+    priority: int = 0
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    state: OperationState
+    line: int | None = None
+    phase: Phase | None = None
+    progress: Progress | None = None
+    waiting_for: tuple[str, ...] = ()
+    epoch: int = 0
+    seq: int = 0
+    host_id: str | None = None
+    incarnation: str | None = None
+    generation: int | None = None
+    container_id: str | None = None
+    error: ErrorInfo | None = None
+    result_bytes: int | None = None
+    accepted_at: datetime | None = None
+    dispatched_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class CurrentOperation(Record):
+    """The operation and attempt that may change the job now; what fences off all others."""
+
+    operation_id: str
+    epoch: int
+    seq: int = 0
+
+
+class JobRecord(Record):
+    """One job. While it has a `host_id` it holds a reservation there."""
+
+    job_id: str = Field(alias="_id")
+    state: JobState = JobState.NONE
+    version: int = 0
+    """Grows with every write; what a write compares before it sets."""
+    generation: int = 0
+    host_id: str | None = None
+    container_id: str | None = None
+    spec: ModelSpec | None = None
+    """The model as it was when the job was placed; later changes of the catalog don't reach it."""
+    dataset_spec: DatasetSpec | None = None
+    current: CurrentOperation | None = None
+    error: ErrorInfo | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class Reservation(Record):
+    """Capacity of a host held for one generation of a job."""
+
+    job_id: str
+    generation: int
+    token: str
+    slots: int = 1
+
+
+class HostRecord(Record):
+    """One host, with everything reserved on it."""
+
+    host_id: str = Field(alias="_id")
+    liveness: Liveness = Liveness.ONLINE
+    admission: Admission = Admission.OPEN
+    incarnation: str | None = None
+    slots: int = 0
+    slots_used: int = 0
+    labels: dict[str, str] = Field(default_factory=dict)
+    engine: EngineFacts | None = None
+    reservations: tuple[Reservation, ...] = ()
+    running: int = 0
+    last_seen: datetime | None = None
+
+
+class JobLine(Record):
+    """A job and the head of its line: operations that have not ended, in order of acceptance."""
+
+    job: JobRecord
+    operations: tuple[OperationRecord, ...]
+
+
+class DeadLetter(Record):
+    """A message that could not be taken, with the reason why."""
+
+    dead_letter_id: str = Field(alias="_id")
+    reason: str
+    detail: str = ""
+    queue: str = ""
+    routing_key: str = ""
+    headers: dict[str, str] = Field(default_factory=dict)
+    payload: bytes = b""
+    recorded_at: datetime | None = None

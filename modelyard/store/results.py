@@ -1,0 +1,62 @@
+"""Results: small ones in the operation's document, larger ones in GridFS."""
+
+from collections.abc import AsyncIterator
+
+from gridfs.errors import FileExists, NoFile
+from motor.motor_asyncio import AsyncIOMotorGridFSBucket
+
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES
+from modelyard.store.connection import Connection
+from modelyard.store.operations import Operations, ResultPlace
+
+CHUNK_BYTES = 255 << 10
+
+
+class Results:
+    """Where answers are kept. Every method raises `StoreUnavailableError`."""
+
+    def __init__(self, connection: Connection, operations: Operations) -> None:
+        self._connection = connection
+        self._operations = operations
+        self._bucket = AsyncIOMotorGridFSBucket(connection.database, bucket_name="results")
+
+    async def put(self, operation_id: str, epoch: int, result_json: str) -> ResultPlace:
+        """Store a result and return where; storing the same again changes nothing."""
+        content = result_json.encode()
+        if len(content) <= MAX_INLINE_RESULT_BYTES:
+            return ResultPlace(result_json, None, len(content))
+        file_id = f"{operation_id}:{epoch}"
+        async with self._connection.answering(timeout_s=30.0):
+            try:
+                await self._bucket.upload_from_stream_with_id(
+                    file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
+                )
+            except FileExists:
+                await self._bucket.delete(file_id)
+                await self._bucket.upload_from_stream_with_id(
+                    file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
+                )
+        return ResultPlace(None, file_id, len(content))
+
+    async def get(self, operation_id: str) -> AsyncIterator[bytes] | None:
+        """Return an operation's result as chunks of JSON text, or null if it has none."""
+        place = await self._operations.result(operation_id)
+        if place is None:
+            return None
+        if place.inline_json is not None:
+            return _one(place.inline_json.encode())
+        return self._stream(place.file_id or "")
+
+    async def _stream(self, file_id: str) -> AsyncIterator[bytes]:
+        try:
+            async with self._connection.answering(timeout_s=30.0):
+                stream = await self._bucket.open_download_stream(file_id)
+                while chunk := await stream.readchunk():
+                    yield chunk
+        except NoFile as error:
+            raise ModelyardError(ErrorCode.INTERNAL, "The stored result is gone.") from error
+
+
+async def _one(content: bytes) -> AsyncIterator[bytes]:
+    yield content
