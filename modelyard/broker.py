@@ -106,6 +106,11 @@ class Subscription:
             ),
         )
 
+    @property
+    def is_lost(self) -> bool:
+        """True once the deliveries at hand can't be settled any more."""
+        return self._lost.done()
+
     def on_lost(self, reason: str) -> None:
         """Note that this subscription is over; whoever iterates is told."""
         if not self._lost.done():

@@ -171,6 +171,7 @@ OPERATION_TRANSITIONS: Mapping[OperationState, frozenset[OperationState]] = Mapp
 
 JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
+        # To TERMINATED also by a TEMP, whose container comes and goes within one operation.
         JobState.NONE: frozenset({JobState.CREATED, JobState.TERMINATED, JobState.FAILED}),
         JobState.CREATED: frozenset(
             {JobState.LOADED, JobState.TERMINATED, JobState.FAILED, JobState.LOST},
@@ -248,6 +249,14 @@ VERB_RULES: Mapping[Verb, VerbRule] = MappingProxyType(
 def operation_sources(target: OperationState) -> frozenset[OperationState]:
     """Return the states from which `target` may be reached, for the guard of a write."""
     return frozenset(s for s, ends in OPERATION_TRANSITIONS.items() if target in ends)
+
+
+def job_sources(target: JobState) -> frozenset[JobState]:
+    """Return the job states from which `target` may be written, itself among them.
+
+    Itself, because a report that comes twice writes the same state twice.
+    """
+    return frozenset({target} | {s for s, ends in JOB_TRANSITIONS.items() if target in ends})
 
 
 TERMINAL_STATES = frozenset(s for s in OperationState if not OPERATION_TRANSITIONS[s])

@@ -7,7 +7,7 @@ from pymongo import UpdateOne
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.states import JobState
+from modelyard.contract.states import JobState, job_sources
 from modelyard.store.connection import Connection
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import Document, JobLine, JobRecord, OperationRecord
@@ -235,10 +235,15 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
 
 def _effect_write(effect: Effect) -> UpdateOne:
     changes: Document = {"state": effect.state, "error": _dumped(effect.error)}
-    guard: Document = {"_id": effect.job_id, "generation": effect.generation}
+    sources = job_sources(effect.state)
     if effect.shared:
-        guard["state"] = {"$in": [state for state in JobState if state.live]}
-    else:
+        sources = frozenset(state for state in sources if state.live)
+    guard: Document = {
+        "_id": effect.job_id,
+        "generation": effect.generation,
+        "state": {"$in": sorted(sources)},
+    }
+    if not effect.shared:
         guard |= {
             "current.operation_id": effect.operation_id,
             "current.epoch": effect.epoch,

@@ -455,6 +455,7 @@ def _recording(operation: NewOperation, line: int | None) -> list[Document]:
         "_id": operation.operation_id,
         "state": OperationState.REJECTED if rejection else OperationState.QUEUED,
         "open": rejection is None,
+        "has_input": operation.input_json is not None,
         "epoch": 0,
         "seq": 0,
         "error": rejection.model_dump(mode="json") if rejection else None,

@@ -80,7 +80,9 @@ class OperationRecord(Record):
     model: str | None = None
     dataset: str | None = None
     wanted_container_id: str | None = None
+    has_input: bool = False
     input_json: str | None = None
+    """Null also where it was not asked for: it may be large."""
     priority: int = 0
     timeout_s: float | None = None
     queue_timeout_s: float | None = None

@@ -1,0 +1,83 @@
+"""Commands: what a dispatched operation says to its host, published to the host's own queue."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import structlog
+
+from modelyard.batching import chunks_by_size
+from modelyard.broker import Broker
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.messages import MAX_MESSAGE_BYTES, HostCommand, HostCommands
+from modelyard.contract.topology import HOSTS
+from modelyard.store.records import JobRecord, OperationRecord
+from modelyard.together import together
+
+log = structlog.get_logger(__name__)
+
+COMMANDS_TYPE = "modelyard.commands.v1"
+MAX_COMMANDS = 100
+
+
+class Commands:
+    """Publishes the commands of operations that are DISPATCHED in the record."""
+
+    def __init__(self, broker: Broker, *, default_timeout_s: float) -> None:
+        self._broker = broker
+        self._default_timeout_s = default_timeout_s
+
+    async def publish(
+        self, operations: Iterable[OperationRecord], jobs: Mapping[str, JobRecord]
+    ) -> None:
+        """Publish each operation's command to its host's queue, what is for one host together.
+
+        What the broker does not take is published again by the sweep: the record says DISPATCHED,
+        and workers know a command that they have had.
+        """
+        by_boot: dict[tuple[str, str], list[HostCommand]] = defaultdict(list)
+        for operation in operations:
+            job = jobs.get(operation.job_id or "")
+            command = self._command(operation, job)
+            if command is not None and operation.host_id and operation.incarnation:
+                by_boot[operation.host_id, operation.incarnation].append(command)
+        await together(
+            *(
+                self._send(host_id, incarnation, chunk)
+                for (host_id, incarnation), commands in by_boot.items()
+                for chunk in chunks_by_size(
+                    commands, _size, max_bytes=MAX_MESSAGE_BYTES, max_items=MAX_COMMANDS
+                )
+            )
+        )
+
+    async def _send(self, host_id: str, incarnation: str, commands: list[HostCommand]) -> None:
+        message = HostCommands(host_id=host_id, incarnation=incarnation, commands=tuple(commands))
+        try:
+            await self._broker.publish(
+                HOSTS, host_id, message.model_dump_json().encode(), message_type=COMMANDS_TYPE
+            )
+        except BrokerUnavailableError as error:
+            ids = [command.operation_id for command in commands]
+            log.warning("commands.not_published", host_id=host_id, ids=ids[:20], error=str(error))
+
+    def _command(self, operation: OperationRecord, job: JobRecord | None) -> HostCommand | None:
+        if job is None or job.spec is None or operation.verb is None:
+            log.error("command.without_job", operation_id=operation.operation_id)
+            return None
+        return HostCommand(
+            operation_id=operation.operation_id,
+            epoch=operation.epoch,
+            verb=operation.verb,
+            job_id=job.job_id,
+            generation=operation.generation or job.generation,
+            model=job.spec,
+            dataset=job.dataset_spec,
+            container_id=job.container_id,
+            input_json=operation.input_json,
+            timeout_s=operation.timeout_s or self._default_timeout_s,
+        )
+
+
+def _size(command: HostCommand) -> int:
+    """Estimate a command's size as JSON; the input is what can be large."""
+    return 2_048 + len(command.input_json or "")

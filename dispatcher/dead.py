@@ -1,0 +1,79 @@
+"""Dead letters: from their queue into the record, each with its reason."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from dispatcher.intake import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
+from modelyard.broker import Delivery, Subscription
+from modelyard.contract.errors import SENTENCES, ErrorCode
+from modelyard.contract.topology import host_queue
+from modelyard.store import Store
+from modelyard.store.records import DeadLetter
+
+log = structlog.get_logger(__name__)
+
+MAX_KEPT_PAYLOAD = 1 << 20
+_BROKER_REASONS = {
+    "expired": ErrorCode.EXPIRED_MESSAGE,
+    "delivery_limit": ErrorCode.DELIVERY_LIMIT,
+}
+_HOST_QUEUE_PREFIX, _HOST_QUEUE_SUFFIX = host_queue("|").name.split("|")
+
+
+class DeadLetterRecorder:
+    """Takes messages of `modelyard.dead.v1` into the record."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
+        """Record a batch and settle it; raises `StoreUnavailableError`."""
+        letters = [_letter(delivery) for delivery in batch]
+        await self._store.dead_letters.add([one for one in letters if not _is_old_command(one)])
+        for one in letters:
+            log.warning("dead_letter", reason=one.reason, queue=one.queue, detail=one.detail)
+        await subscription.ack(batch)
+
+
+def _letter(delivery: Delivery) -> DeadLetter:
+    headers = delivery.headers
+    death = _first_death(headers)
+    reason = headers.get(REASON_HEADER)
+    if reason is None:
+        reason = _BROKER_REASONS.get(str(death.get("reason")), ErrorCode.DEAD_LETTERED)
+    detail = headers.get(DETAIL_HEADER) or _sentence(str(reason))
+    queue = str(headers.get(QUEUE_HEADER) or death.get("queue") or "")
+    content = hashlib.sha256(delivery.body)
+    content.update(f"\n{delivery.message_id}\n{reason}\n{queue}".encode())
+    return DeadLetter(
+        dead_letter_id=content.hexdigest()[:40],
+        reason=str(reason),
+        detail=str(detail),
+        queue=queue,
+        routing_key=delivery.routing_key,
+        headers={str(key): str(value)[:1_000] for key, value in headers.items()},
+        payload=delivery.body[:MAX_KEPT_PAYLOAD],
+    )
+
+
+def _is_old_command(letter: DeadLetter) -> bool:
+    """Tell a command that outlived the lease: the sweep has its operation in hand."""
+    return (
+        letter.queue.startswith(_HOST_QUEUE_PREFIX)
+        and letter.queue.endswith(_HOST_QUEUE_SUFFIX)
+        and letter.reason == ErrorCode.EXPIRED_MESSAGE
+    )
+
+
+def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
+        return deaths[0]
+    return {}
+
+
+def _sentence(reason: str) -> str:
+    return SENTENCES[ErrorCode(reason)] if reason in ErrorCode.__members__.values() else reason

@@ -1,0 +1,99 @@
+"""Reading what comes from the jobs queue: a pure function from one message to what it asks for."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
+from modelyard.contract.ids import ID_PATTERN, new_operation_id, operation_id_for_key
+from modelyard.contract.messages import (
+    MAX_BATCH,
+    MAX_BATCH_BYTES,
+    MAX_REQUEST_BYTES,
+    SUBMISSION_TYPE,
+    Submission,
+)
+from modelyard.contract.states import Verb
+from modelyard.contract.strict_json import JsonValue, canonical_json, parse_json
+from modelyard.contract.validation import parse_request
+from modelyard.store.records import NewOperation
+
+_ID = re.compile(ID_PATTERN)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that holds no request at all; it becomes a dead letter."""
+
+    error: ErrorInfo
+
+
+def decode(
+    body: bytes, *, message_type: str | None, message_id: str | None
+) -> list[NewOperation] | Unreadable:
+    """Return the operations that a message asks for, in its order.
+
+    A request that breaks the rules is an operation too, with a `rejection`. `message_id` is the
+    publisher's idempotency key: with it the ids are the same however often the message comes.
+    """
+    try:
+        if message_type == SUBMISSION_TYPE:
+            return _from_gateway(body)
+        return _from_client(body, message_id)
+    except InvalidRequestError as error:
+        return Unreadable(error.info())
+
+
+def _from_gateway(body: bytes) -> list[NewOperation]:
+    value = parse_json(body, max_bytes=MAX_BATCH_BYTES * 2)
+    try:
+        submission = Submission.model_validate(value)
+    except ValidationError as error:
+        raise InvalidRequestError(
+            ErrorCode.INVALID_REQUEST, f"It says it is a submission and is not: {error}"[:2_000]
+        ) from error
+    return [NewOperation.of(one.operation_id, one.request, "http") for one in submission.requests]
+
+
+def _from_client(body: bytes, key: str | None) -> list[NewOperation]:
+    value = parse_json(body, max_bytes=MAX_BATCH_BYTES)
+    if not isinstance(value, list):
+        if len(body) > MAX_REQUEST_BYTES:
+            raise InvalidRequestError(
+                ErrorCode.BODY_TOO_LARGE,
+                f"The request has {len(body)} bytes; at most {MAX_REQUEST_BYTES} are taken.",
+            )
+        return [_operation(value, operation_id_for_key(key) if key else new_operation_id())]
+    if not value:
+        raise InvalidRequestError(ErrorCode.INVALID_REQUEST, "The list holds no request.")
+    if len(value) > MAX_BATCH:
+        raise InvalidRequestError(
+            ErrorCode.BATCH_TOO_LARGE,
+            f"The list holds {len(value)} requests, not 1 to {MAX_BATCH}.",
+        )
+    return [
+        _operation(item, operation_id_for_key(f"{key}/{index}") if key else new_operation_id())
+        for index, item in enumerate(value)
+    ]
+
+
+def _operation(value: JsonValue, operation_id: str) -> NewOperation:
+    try:
+        return NewOperation.of(operation_id, parse_request(value), "amqp")
+    except InvalidRequestError as error:
+        return _rejected(value, operation_id, error)
+
+
+def _rejected(value: JsonValue, operation_id: str, error: InvalidRequestError) -> NewOperation:
+    fields = value if isinstance(value, dict) else {}
+    job_id, verb = fields.get("job_id"), fields.get("operation_type")
+    return NewOperation(
+        operation_id=operation_id,
+        job_id=job_id if isinstance(job_id, str) and _ID.fullmatch(job_id) else None,
+        verb=Verb(verb) if isinstance(verb, str) and verb in Verb.__members__ else None,
+        source="amqp",
+        payload_hash=hashlib.sha256(canonical_json(value).encode()).hexdigest(),
+        rejection=error.info(),
+    )

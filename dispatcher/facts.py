@@ -1,0 +1,123 @@
+"""Events: facts that are recorded, appended to the log and told to whoever listens."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from modelyard.broker import Broker
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.messages import Event, OperationReport
+from modelyard.contract.states import JobState
+from modelyard.contract.topology import EVENTS
+from modelyard.store import Store
+from modelyard.store.records import OperationRecord
+from modelyard.together import together
+
+log = structlog.get_logger(__name__)
+
+
+class Facts:
+    """Appends events to the log in MongoDB and publishes them on `modelyard.events`."""
+
+    def __init__(self, store: Store, broker: Broker) -> None:
+        self._store = store
+        self._broker = broker
+
+    async def tell(self, events: Sequence[Event]) -> None:
+        """Record and publish facts that are durable already.
+
+        Raises `StoreUnavailableError` if the log can't be written. A broker that does not answer
+        is no failure: whoever waits for an event reads the record at the end of its wait.
+        """
+        if not events:
+            return
+        lasting = [event for event in events if event.progress is None]
+        await together(
+            self._store.events.append(lasting), *(self._publish(event) for event in events)
+        )
+
+    async def _publish(self, event: Event) -> None:
+        try:
+            await self._broker.publish(
+                EVENTS,
+                event.type,
+                event.model_dump_json(exclude_none=True).encode(),
+                message_type="modelyard.event.v1",
+                mandatory=False,
+            )
+        except BrokerUnavailableError as error:
+            log.warning("event.not_published", event_type=event.type, error=str(error))
+
+
+def operation_event(operation: OperationRecord) -> Event:
+    """Return the fact that an operation is in the state that its record says."""
+    return Event(
+        event_id=f"{operation.operation_id}:{operation.epoch}:{operation.seq}:{operation.state}",
+        type=f"operation.{operation.state.lower()}",
+        at=_now(),
+        operation_id=operation.operation_id,
+        job_id=operation.job_id,
+        host_id=operation.host_id,
+        verb=operation.verb,
+        state=operation.state,
+        epoch=operation.epoch,
+        seq=operation.seq,
+        generation=operation.generation,
+        container_id=operation.container_id,
+        error=operation.error,
+    )
+
+
+def report_event(report: OperationReport, operation: OperationRecord) -> Event:
+    """Return the fact that a worker's report was recorded."""
+    return Event(
+        event_id=f"{report.operation_id}:{report.epoch}:{report.seq}:{report.state}",
+        type=f"operation.{report.state.lower()}",
+        at=_now(),
+        operation_id=report.operation_id,
+        job_id=report.job_id,
+        host_id=operation.host_id,
+        verb=operation.verb,
+        state=report.state,
+        phase=report.phase,
+        progress=report.progress,
+        epoch=report.epoch,
+        seq=report.seq,
+        generation=report.generation,
+        container_id=report.container_id or operation.container_id,
+        error=report.error,
+    )
+
+
+def job_event(report: OperationReport, state: JobState, host_id: str | None) -> Event:
+    """Return the fact that a job is in another state, because of a report."""
+    return Event(
+        event_id=f"job:{report.job_id}:{report.operation_id}:{report.epoch}:{state}",
+        type=f"job.{state.lower()}",
+        at=_now(),
+        operation_id=report.operation_id,
+        job_id=report.job_id,
+        host_id=host_id,
+        state=state,
+        generation=report.generation,
+        container_id=report.container_id if state.live else None,
+        error=report.error,
+    )
+
+
+def host_event(host_id: str, fact: str, incarnation: str | None) -> Event:
+    """Return a fact about a host, such as `online` or `suspect`."""
+    now = _now()
+    return Event(
+        event_id=f"host:{host_id}:{fact}:{incarnation}:{now.timestamp()}",
+        type=f"host.{fact}",
+        at=now,
+        host_id=host_id,
+        detail={"incarnation": incarnation},
+    )
+
+
+def _now() -> datetime:
+    """For people who read the log; nothing is decided by it."""
+    return datetime.now(UTC)

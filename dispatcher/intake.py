@@ -1,0 +1,146 @@
+"""Intake: from the jobs queue into the record.
+
+One active consumer (the broker sees to it) takes whatever is ready, records it in the order in
+which it came, and settles it. What can crash between two lines:
+
+- before the record: the broker delivers again, nothing happened;
+- after the record, before the ack: the broker delivers again, the upsert finds it and the place in
+  line stays the first one (a message without a `message_id` is recorded anew: see docs/amqp.md);
+- after the ack: the scheduler's sweep finds the operation in the record.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from dispatcher.decode import Unreadable, decode
+from dispatcher.facts import Facts, operation_event
+from modelyard.broker import Broker, Delivery, Subscription
+from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.states import OperationState
+from modelyard.contract.topology import DEAD, JOBS_QUEUE
+from modelyard.store import Store
+from modelyard.store.records import NewOperation, OperationRecord
+from modelyard.together import together
+
+log = structlog.get_logger(__name__)
+
+REASON_HEADER = "x-modelyard-reason"
+DETAIL_HEADER = "x-modelyard-detail"
+QUEUE_HEADER = "x-modelyard-queue"
+
+
+class Intake:
+    """Takes messages of `modelyard.jobs.v1` into the record."""
+
+    def __init__(
+        self,
+        store: Store,
+        broker: Broker,
+        facts: Facts,
+        wake: Callable[[Iterable[str]], None],
+    ) -> None:
+        """`wake` is told the jobs that have something new in line."""
+        self._store = store
+        self._broker = broker
+        self._facts = facts
+        self._wake = wake
+
+    async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
+        """Record a batch, settle it, wake the scheduler.
+
+        Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
+        """
+        wanted: dict[str, NewOperation] = {}
+        for delivery in batch:
+            decoded = decode(
+                delivery.body, message_type=delivery.type, message_id=delivery.message_id
+            )
+            if isinstance(decoded, Unreadable):
+                await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
+                continue
+            for operation in decoded:
+                kept = wanted.setdefault(operation.operation_id, operation)
+                if kept.payload_hash != operation.payload_hash:
+                    await self._audit(operation, kept.payload_hash)
+        if wanted:
+            await self._record(list(wanted.values()))
+        await subscription.ack(batch)
+
+    async def take_overdue(self, *, older_than_s: float) -> int:
+        """Give a place to recorded operations whose message never came; return how many."""
+        overdue = await self._store.operations.overdue_for_line(
+            older_than_s=older_than_s, limit=1_000
+        )
+        if overdue:
+            jobs = [one.job_id for one in overdue if one.job_id]
+            await self._store.jobs.ensure(jobs)
+            lines = await self._store.operations.next_lines(len(overdue))
+            await self._store.operations.put_in_line(
+                {one.operation_id: line for one, line in zip(overdue, lines, strict=True)}
+            )
+            self._wake(jobs)
+        return len(overdue)
+
+    async def _record(self, wanted: Sequence[NewOperation]) -> None:
+        ids = [one.operation_id for one in wanted]
+        jobs = sorted({one.job_id for one in wanted if one.job_id and not one.rejection})
+        known, earlier, _ = await together(
+            self._store.operations.known(ids),
+            self._store.operations.not_in_line(jobs, but=ids),
+            self._store.jobs.ensure(jobs),
+        )
+        for operation in wanted:
+            there = known.get(operation.operation_id)
+            if there is not None and there.payload_hash != operation.payload_hash:
+                await self._audit(operation, there.payload_hash)
+        # Accepted by a gateway while the broker was away, so before what the broker brings now.
+        ahead = [one.operation_id for one in earlier]
+        lines = await self._store.operations.next_lines(len(ahead) + len(wanted))
+        await self._store.operations.put_in_line(dict(zip(ahead, lines, strict=False)))
+        await self._store.operations.take_in(
+            list(zip(wanted, lines[len(ahead) :], strict=True)),
+        )
+        self._wake(jobs)
+        taken = [
+            one
+            for one in wanted
+            if one.operation_id not in known or known[one.operation_id].line is None
+        ]
+        await self._facts.tell([operation_event(_as_recorded(one)) for one in taken])
+
+    async def _audit(self, operation: NewOperation, kept: str) -> None:
+        log.warning("intake.payload_mismatch", operation_id=operation.operation_id)
+        await self._store.audit.payload_mismatch(
+            operation.operation_id, kept, operation.payload_hash
+        )
+
+
+def _as_recorded(operation: NewOperation) -> OperationRecord:
+    return OperationRecord(
+        operation_id=operation.operation_id,
+        job_id=operation.job_id,
+        verb=operation.verb,
+        state=OperationState.REJECTED if operation.rejection else OperationState.QUEUED,
+        error=operation.rejection,
+    )
+
+
+async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: str) -> None:
+    """Send a message that can't be taken to the dead letters, with its reason.
+
+    Raises `BrokerUnavailableError`; the caller settles the delivery only after this returned.
+    """
+    log.warning("message.buried", queue=queue, code=error.code, reason=error.message)
+    await broker.publish(
+        DEAD,
+        delivery.routing_key,
+        delivery.body,
+        message_type=delivery.type,
+        message_id=delivery.message_id,
+        headers={
+            REASON_HEADER: error.code,
+            DETAIL_HEADER: error.message[:1_000],
+            QUEUE_HEADER: queue,
+        },
+    )

@@ -1,0 +1,181 @@
+"""A job's line: which of its operations may go now. Pure: the rules of order and of each verb."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
+from modelyard.contract.states import VERB_RULES, OperationState, Verb, VerbRule
+from modelyard.store.records import JobLine, JobRecord, OperationRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The entries that the operations at hand name."""
+
+    models: Mapping[str, ModelSpec]
+    datasets: Mapping[str, DatasetSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """It could never run."""
+
+    operation: OperationRecord
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The verb already holds and there is no container to ask: it succeeds as it is."""
+
+    operation: OperationRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """To the job's own host."""
+
+    operation: OperationRecord
+    job: JobRecord
+    host_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """To a host that is still to be found, as a new generation."""
+
+    operation: OperationRecord
+    job: JobRecord
+    spec: ModelSpec
+    dataset: DatasetSpec | None
+
+
+Move = Refuse | Hold | Send | Place
+
+
+def next_moves(line: JobLine, catalog: Catalog) -> list[Move]:
+    """Return what may happen now in a job's line, in its order.
+
+    An operation may go when all before it have ended. Inferences may go together, up to the
+    model's `max_concurrency`; whatever comes behind them waits for all of them.
+    """
+    moves: list[Move] = []
+    inferring = 0
+    for operation in line.operations:
+        shared = operation.verb is not None and VERB_RULES[operation.verb].shared
+        if operation.state is not OperationState.QUEUED:
+            if not shared:
+                break
+            inferring += 1
+            continue
+        if inferring and not shared:
+            break
+        if shared and inferring >= _concurrency(line.job):
+            break
+        move = _move(line.job, operation, catalog)
+        moves.append(move)
+        if isinstance(move, Refuse):
+            continue  # it changes nothing, so the next one may be looked at
+        if not shared:
+            break
+        inferring += 1
+    return moves
+
+
+def _concurrency(job: JobRecord) -> int:
+    return job.spec.max_concurrency if job.spec else 1
+
+
+def _move(job: JobRecord, operation: OperationRecord, catalog: Catalog) -> Move:
+    verb = operation.verb
+    if verb is None:
+        return Refuse(operation, _error(ErrorCode.INVALID_REQUEST))
+    rule = VERB_RULES[verb]
+    error = _state_error(job, verb) or _mismatch(job, operation, verb)
+    if error is not None:
+        return Refuse(operation, error)
+    if job.host_id is not None and (not rule.places or _is_placed(job, operation, rule)):
+        return Send(operation, job, job.host_id)
+    if rule.places:
+        return _place(job, operation, verb, catalog)
+    if job.state in rule.holds_in:
+        return Hold(operation)
+    return Refuse(operation, _error(ErrorCode.CONTAINER_MISSING))
+
+
+def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bool:
+    """Tell if a verb that places has its place: it holds already, or it is given once more."""
+    if job.state in rule.holds_in:
+        return True
+    return job.current is not None and job.current.operation_id == operation.operation_id
+
+
+def _place(
+    job: JobRecord, operation: OperationRecord, verb: Verb, catalog: Catalog
+) -> Place | Refuse:
+    spec = catalog.models.get(operation.model or "")
+    if spec is None:
+        message = f"The catalog has no model {operation.model!r}."
+        return Refuse(operation, _error(ErrorCode.UNKNOWN_MODEL, message))
+    dataset = catalog.datasets.get(operation.dataset or "")
+    if operation.dataset is not None and dataset is None:
+        message = f"The catalog has no dataset {operation.dataset!r}."
+        return Refuse(operation, _error(ErrorCode.UNKNOWN_DATASET, message))
+    error = _misfit(operation, verb, spec, dataset)
+    return Refuse(operation, error) if error else Place(operation, job, spec, dataset)
+
+
+def _misfit(
+    operation: OperationRecord, verb: Verb, spec: ModelSpec, dataset: DatasetSpec | None
+) -> ErrorInfo | None:
+    if spec.profile is Profile.BATCH:
+        if verb is Verb.TEMP:
+            return None
+        message = f"Model {spec.name!r} has the profile batch, which knows only TEMP."
+        return _error(ErrorCode.UNSUPPORTED_VERB, message)
+    if verb is Verb.TEMP and not operation.has_input and dataset is None:
+        return _error(ErrorCode.MISSING_INPUT, "TEMP needs an input or a dataset.")
+    return None
+
+
+def _state_error(job: JobRecord, verb: Verb) -> ErrorInfo | None:
+    rule = VERB_RULES[verb]
+    if job.state in rule.starts_from | rule.holds_in:
+        return None
+    wanted = " or ".join(sorted(rule.starts_from))
+    return ErrorInfo(
+        code=ErrorCode.INVALID_JOB_STATE,
+        message=f"{verb} starts from {wanted}; job {job.job_id!r} is {job.state}.",
+        detail={"job_state": job.state, "starts_from": sorted(rule.starts_from)},
+    )
+
+
+def _mismatch(job: JobRecord, operation: OperationRecord, verb: Verb) -> ErrorInfo | None:
+    if not job.state.live or job.spec is None:
+        return None
+    if operation.model is not None and operation.model != job.spec.name:
+        return _error(
+            ErrorCode.MODEL_MISMATCH,
+            f"Job {job.job_id!r} runs the model {job.spec.name!r}, not {operation.model!r}.",
+        )
+    there = job.dataset_spec.name if job.dataset_spec else None
+    if operation.dataset is not None and operation.dataset != there:
+        return _error(
+            ErrorCode.DATASET_MISMATCH,
+            f"Job {job.job_id!r} has the dataset {there!r}, not {operation.dataset!r}.",
+        )
+    given = operation.wanted_container_id
+    if given is None or verb is Verb.DEPLOY_CREATE:
+        return None
+    if job.container_id is None or not job.container_id.startswith(given):
+        return ErrorInfo(
+            code=ErrorCode.CONTAINER_MISMATCH,
+            message=f"Container {given} is not the one of job {job.job_id!r}.",
+            detail={"container_id": job.container_id},
+        )
+    return None
+
+
+def _error(code: ErrorCode, message: str | None = None) -> ErrorInfo:
+    return ErrorInfo(code=code, message=message or SENTENCES[code])

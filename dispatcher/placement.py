@@ -1,0 +1,91 @@
+"""Placement: which host a job goes to. Pure: a snapshot in, a decision with its reasons out."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from modelyard.contract.states import Admission, Liveness
+from modelyard.store.records import HostRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a job asks of its host."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The host that was chosen."""
+
+    host: HostRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """No host fits now; why, for people."""
+
+    reasons: tuple[str, ...]
+
+
+class Room:
+    """The hosts of one snapshot, and what the decisions made so far leave free on them."""
+
+    def __init__(self, hosts: Sequence[HostRecord]) -> None:
+        self._hosts = {host.host_id: host for host in hosts}
+        self._free = {host.host_id: host.slots - host.slots_used for host in hosts}
+
+    def host(self, host_id: str) -> HostRecord | None:
+        """Return a host of the snapshot."""
+        return self._hosts.get(host_id)
+
+    @property
+    def any_left(self) -> bool:
+        """True if some host could take one more slot."""
+        return any(
+            free > 0 and _refusal(self._hosts[key], Need(), free) is None
+            for key, free in self._free.items()
+        )
+
+    def place(self, need: Need) -> Placed | Unplaced:
+        """Choose the host with the most free slots among those that fit, and take the room.
+
+        Ties go to the name, so that the same snapshot always gives the same answer.
+        """
+        refusals: Counter[str] = Counter()
+        fitting: list[HostRecord] = []
+        for host in self._hosts.values():
+            refusal = _refusal(host, need, self._free[host.host_id])
+            if refusal is None:
+                fitting.append(host)
+            else:
+                refusals[refusal] += 1
+        if not fitting:
+            return Unplaced(_explain(refusals))
+        best = min(fitting, key=lambda host: (-self._free[host.host_id], host.host_id))
+        self._free[best.host_id] -= need.slots
+        return Placed(best)
+
+
+def _refusal(host: HostRecord, need: Need, free: int) -> str | None:
+    if host.liveness is not Liveness.ONLINE:
+        return f"is {host.liveness}"
+    if host.admission is not Admission.OPEN:
+        return f"is {host.admission}"
+    for label, value in need.labels.items():
+        if host.labels.get(label) != value:
+            return f"does not have the label {label}={value}"
+    if free < need.slots:
+        return "has no free slot"
+    return None
+
+
+def _explain(refusals: Counter[str]) -> tuple[str, ...]:
+    if not refusals:
+        return ("no host is registered",)
+    return tuple(
+        f"1 host {why}" if count == 1 else f"{count} hosts: each {why}"
+        for why, count in sorted(refusals.items())
+    )

@@ -1,0 +1,219 @@
+"""The recorder: from the workers' reports into the record, and only then to those who listen.
+
+Reports carry full state and `(operation_id, epoch, seq)`, so order and doubling do not matter. The
+order of the writes is: result, job, reservation, operation, event, ack. A crash between any two of
+them means that the report comes again; each write finds what is done and goes on from there. The
+operation comes late on purpose: whoever sees it ended sees its job as it left it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+from pydantic import ValidationError
+
+from dispatcher.facts import Facts, job_event, report_event
+from dispatcher.intake import bury
+from dispatcher.reconcile import Booted, Reconciler
+from dispatcher.scheduler import Scheduler
+from modelyard.broker import Broker, Delivery, Subscription
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.messages import OperationReport, WorkerReports
+from modelyard.contract.states import VERB_RULES, JobState, operation_sources
+from modelyard.contract.topology import REPORTS_QUEUE
+from modelyard.store import Store
+from modelyard.store.jobs import Effect
+from modelyard.store.operations import ResultPlace
+from modelyard.store.records import OperationRecord
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A report that passed the fences, with the operation as it was."""
+
+    report: OperationReport
+    operation: OperationRecord
+
+    @property
+    def new(self) -> bool:
+        """False if it is recorded already, and only repairs what a crash left half done."""
+        return self.report.seq > self.operation.seq
+
+
+def latest(reports: Iterable[tuple[str, OperationReport]]) -> list[tuple[str, OperationReport]]:
+    """Keep the newest report of each operation: each one carries full state."""
+    kept: dict[str, tuple[str, OperationReport]] = {}
+    for host_id, report in reports:
+        held = kept.get(report.operation_id)
+        if held is None or (held[1].epoch, held[1].seq) < (report.epoch, report.seq):
+            kept[report.operation_id] = (host_id, report)
+    return list(kept.values())
+
+
+def fence(
+    host_id: str, report: OperationReport, operation: OperationRecord | None
+) -> Accepted | str:
+    """Return the report as accepted, or the word for why it is stale."""
+    if operation is None:
+        return "unknown_operation"
+    if operation.host_id != host_id:
+        return "other_host"
+    if operation.epoch != report.epoch:
+        return "other_epoch"
+    if report.seq < operation.seq:
+        return "older"
+    repeated = report.seq == operation.seq and report.state == operation.state
+    if repeated or operation.state in operation_sources(report.state):
+        return Accepted(report, operation)
+    return "illegal"
+
+
+class Recorder:
+    """Takes messages of `modelyard.reports.v1` into the record."""
+
+    def __init__(
+        self,
+        store: Store,
+        broker: Broker,
+        facts: Facts,
+        scheduler: Scheduler,
+        reconciler: Reconciler,
+    ) -> None:
+        self._store = store
+        self._broker = broker
+        self._facts = facts
+        self._scheduler = scheduler
+        self._reconciler = reconciler
+        self.stale = 0
+
+    async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
+        """Record a batch and settle it.
+
+        Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
+        """
+        reports: list[tuple[str, OperationReport]] = []
+        boots: list[Booted] = []
+        for delivery in batch:
+            message = await self._parse(delivery)
+            if message is None:
+                continue
+            if message.online is not None:
+                boots.append(Booted(message.host_id, message.incarnation, message.online))
+            reports += [(message.host_id, report) for report in message.operations]
+        await self.record(latest(reports))
+        for boot in boots:
+            await self._reconciler.boot(boot)
+        await subscription.ack(batch)
+
+    async def record(self, reports: Sequence[tuple[str, OperationReport]]) -> None:
+        """Write the reports that pass the fences; raises `StoreUnavailableError`."""
+        if not reports:
+            return
+        known = await self._store.operations.get_many([one.operation_id for _, one in reports])
+        accepted: list[Accepted] = []
+        for host_id, report in reports:
+            verdict = fence(host_id, report, known.get(report.operation_id))
+            if isinstance(verdict, Accepted):
+                accepted.append(verdict)
+            else:
+                self._drop(host_id, report, verdict)
+        if not accepted:
+            return
+        results = await self._keep_results(accepted)
+        await self._apply_to_jobs(accepted)
+        new = [one.report for one in accepted if one.new]
+        found = await self._store.operations.apply(new, results)
+        if found < len(new):
+            accepted = await self._still_valid(accepted)
+        ended = [one for one in accepted if one.report.state.terminal]
+        self._scheduler.wake(one.report.job_id for one in ended)
+        await self._facts.tell(
+            [report_event(one.report, one.operation) for one in accepted]
+            + [
+                job_event(one.report, one.report.job_state, one.operation.host_id)
+                for one in accepted
+                if one.report.job_state is not None
+            ]
+        )
+
+    async def _parse(self, delivery: Delivery) -> WorkerReports | None:
+        try:
+            return WorkerReports.model_validate_json(delivery.body)
+        except ValidationError as error:
+            info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"No report: {error}"[:1_000])
+            await bury(self._broker, delivery, info, queue=REPORTS_QUEUE.name)
+            return None
+
+    def _drop(self, host_id: str, report: OperationReport, why: str) -> None:
+        self.stale += 1
+        log.info(
+            "report.stale",
+            why=why,
+            host_id=host_id,
+            operation_id=report.operation_id,
+            epoch=report.epoch,
+            seq=report.seq,
+            state=report.state,
+        )
+
+    async def _keep_results(self, accepted: Sequence[Accepted]) -> Mapping[str, ResultPlace]:
+        places: dict[str, ResultPlace] = {}
+        for one in accepted:
+            if one.report.result_json is not None and one.new:
+                places[one.report.operation_id] = await self._store.results.put(
+                    one.report.operation_id, one.report.epoch, one.report.result_json
+                )
+        return places
+
+    async def _apply_to_jobs(self, accepted: Sequence[Accepted]) -> None:
+        telling = [one for one in accepted if one.report.job_state is not None]
+        await self._store.jobs.apply([_effect(one, one.report.job_state) for one in telling])
+        leaving = [one for one in telling if not (one.report.job_state or JobState.NONE).live]
+        if not leaving:
+            return
+        # A reservation goes only when the job has let go of that generation, whoever wrote it.
+        jobs = await self._store.jobs.get_many([one.report.job_id for one in leaving])
+        freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for one in leaving:
+            job = jobs.get(one.report.job_id)
+            if job is None or job.host_id is None or job.generation > one.report.generation:
+                freed[one.operation.host_id or ""].append(
+                    (one.report.job_id, one.report.generation)
+                )
+        await self._store.hosts.release(freed)
+        self._scheduler.wake_waiting()
+
+    async def _still_valid(self, accepted: Sequence[Accepted]) -> list[Accepted]:
+        """Read again after a write found less than expected: only facts may be told."""
+        now = await self._store.operations.get_many([one.report.operation_id for one in accepted])
+        valid: list[Accepted] = []
+        for one in accepted:
+            record = now.get(one.report.operation_id)
+            written = record is not None and (record.epoch, record.state) == (
+                one.report.epoch,
+                one.report.state,
+            )
+            if written and record is not None and record.seq >= one.report.seq:
+                valid.append(one)
+            else:
+                self._drop(one.operation.host_id or "", one.report, "overtaken")
+        return valid
+
+
+def _effect(one: Accepted, state: JobState | None) -> Effect:
+    report = one.report
+    verb = one.operation.verb
+    return Effect(
+        job_id=report.job_id,
+        operation_id=report.operation_id,
+        epoch=report.epoch,
+        seq=report.seq,
+        generation=report.generation,
+        state=state or JobState.NONE,
+        container_id=report.container_id,
+        error=report.error if state is JobState.FAILED else None,
+        shared=verb is not None and VERB_RULES[verb].shared,
+    )

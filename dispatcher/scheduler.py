@@ -1,0 +1,280 @@
+"""Scheduling: what may go now goes, what can't be placed waits in the record with its reasons.
+
+One pass over some jobs reads as: look, decide, end what can't run, reserve, assign, claim, publish,
+tell. What can crash between two lines:
+
+- after reserve: the reservation names a job that is not assigned to the host; the sweep frees it;
+- after assign: the job names its host and next generation while the operation is still QUEUED;
+  the next pass finds it placed already and goes on from there;
+- after claim: the record says DISPATCHED and no command is out; the sweep publishes it;
+- after publish: only the event is missing.
+
+Two dispatchers may run passes over the same jobs: reservations are guarded by the host document,
+assignments by the job's version, claims by the operation's state and epoch.
+"""
+
+import asyncio
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from dispatcher.commands import Commands
+from dispatcher.facts import Facts, operation_event
+from dispatcher.line import Catalog, Hold, Move, Place, Refuse, Send, next_moves
+from dispatcher.placement import Need, Room, Unplaced
+from modelyard.contract.errors import StoreUnavailableError
+from modelyard.contract.states import VERB_RULES, OperationState, Verb
+from modelyard.store import Store
+from modelyard.store.jobs import Assignment
+from modelyard.store.operations import Claim, Ending
+from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
+from modelyard.together import together
+
+log = structlog.get_logger(__name__)
+
+JOBS_IN_A_PASS = 200
+WAITING_PAGE = 500
+RETRY_AFTER_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One operation on its way to a host."""
+
+    operation: OperationRecord
+    job: JobRecord
+    host: HostRecord
+    generation: int
+    place: Place | None
+    """Set if it needs a new reservation."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one pass wants to do."""
+
+    endings: list[Ending] = field(default_factory=list)
+    held_jobs: list[str] = field(default_factory=list)
+    dispatches: list[Dispatch] = field(default_factory=list)
+    waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def make_plan(lines: Sequence[JobLine], catalog: Catalog, room: Room) -> Plan:
+    """Decide over a snapshot. Places go by priority, then by order of acceptance."""
+    plan = Plan()
+    moves = [move for line in lines for move in next_moves(line, catalog)]
+    for move in sorted(moves, key=_urgency):
+        _decide(move, plan, room)
+    return plan
+
+
+def _urgency(move: Move) -> tuple[int, int]:
+    return -move.operation.priority, move.operation.line or 0
+
+
+def _decide(move: Move, plan: Plan, room: Room) -> None:
+    operation = move.operation
+    match move:
+        case Refuse(error=error):
+            plan.endings.append(Ending(operation.operation_id, OperationState.REJECTED, error))
+        case Hold():
+            plan.endings.append(Ending(operation.operation_id, OperationState.SUCCEEDED))
+            plan.held_jobs.append(operation.job_id or "")
+        case Send(job=job, host_id=host_id):
+            host = room.host(host_id)
+            if host is None or host.incarnation is None:
+                _wait(plan, operation, (f"host {host_id} is not known",))
+            else:
+                plan.dispatches.append(Dispatch(operation, job, host, job.generation, None))
+        case Place(job=job, spec=spec):
+            chosen = room.place(Need(labels=spec.host_labels))
+            if isinstance(chosen, Unplaced):
+                _wait(plan, operation, chosen.reasons)
+            else:
+                generation = job.generation + 1
+                plan.dispatches.append(Dispatch(operation, job, chosen.host, generation, move))
+
+
+def _wait(plan: Plan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:
+    if operation.waiting_for != reasons:
+        plan.waiting[operation.operation_id] = reasons
+
+
+class Scheduler:
+    """Runs passes over the jobs that it is woken for, one pass at a time."""
+
+    def __init__(self, store: Store, facts: Facts, commands: Commands) -> None:
+        self._store = store
+        self._facts = facts
+        self._commands = commands
+        self._jobs: dict[str, None] = {}
+        self._look_at_waiting = False
+        self._last_looked_at: OperationRecord | None = None
+        self._woken = asyncio.Event()
+
+    def wake(self, job_ids: Iterable[str]) -> None:
+        """Have these jobs looked at soon: something is new in their lines."""
+        self._jobs.update(dict.fromkeys(job_ids))
+        self._woken.set()
+
+    def wake_waiting(self) -> None:
+        """Have the waiting room looked at soon: there is room that was not there before."""
+        self._look_at_waiting = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Run passes for ever. While MongoDB is away nothing is forgotten."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            jobs = list(self._jobs)[:JOBS_IN_A_PASS]
+            for job_id in jobs:
+                del self._jobs[job_id]
+            waiting, self._look_at_waiting = self._look_at_waiting, False
+            try:
+                if jobs:
+                    await self.schedule(jobs)
+                if waiting:
+                    await self._schedule_waiting()
+            except StoreUnavailableError as error:
+                log.warning("scheduler.store_unavailable", error=str(error))
+                self.wake(jobs)
+                self._look_at_waiting |= waiting
+                await asyncio.sleep(RETRY_AFTER_S)
+            if self._jobs or self._look_at_waiting:
+                self._woken.set()
+
+    async def schedule(self, job_ids: Sequence[str]) -> None:
+        """Run one pass over some jobs; raises `StoreUnavailableError`."""
+        lines, hosts = await together(self._store.jobs.lines(job_ids), self._store.hosts.all())
+        plan = make_plan(lines, await self._catalog(lines), Room(hosts))
+        await self._end(plan)
+        await self._store.operations.explain_waiting(plan.waiting)
+        await self._dispatch(plan.dispatches)
+
+    async def schedule_next_page(self) -> None:
+        """Look at the next part of the waiting room, from the start again after its end.
+
+        The sweep calls it: in time every operation is looked at, whoever was to be woken for it
+        and died before. Raises `StoreUnavailableError`.
+        """
+        page = await self._schedule_page(self._last_looked_at)
+        self._last_looked_at = page[-1] if len(page) == WAITING_PAGE else None
+
+    async def _schedule_waiting(self) -> None:
+        """Look at the waiting room page by page, as far as there is room."""
+        page = await self._schedule_page(None)
+        while len(page) == WAITING_PAGE and Room(await self._store.hosts.all()).any_left:
+            page = await self._schedule_page(page[-1])
+
+    async def _schedule_page(self, after: OperationRecord | None) -> list[OperationRecord]:
+        page = await self._store.operations.waiting(after=after, limit=WAITING_PAGE)
+        jobs = list(dict.fromkeys(one.job_id for one in page if one.job_id))
+        for start in range(0, len(jobs), JOBS_IN_A_PASS):
+            await self.schedule(jobs[start : start + JOBS_IN_A_PASS])
+        return page
+
+    async def _catalog(self, lines: Sequence[JobLine]) -> Catalog:
+        queued = [
+            operation
+            for line in lines
+            for operation in line.operations
+            if operation.verb in (Verb.DEPLOY_CREATE, Verb.TEMP)
+        ]
+        models, datasets = await together(
+            self._store.models.get_many(one.model for one in queued if one.model),
+            self._store.datasets.get_many(one.dataset for one in queued if one.dataset),
+        )
+        return Catalog(models, datasets)
+
+    async def _end(self, plan: Plan) -> None:
+        if not plan.endings:
+            return
+        await self._store.jobs.terminated_without_container(plan.held_jobs)
+        ended = await self._store.operations.end_queued(plan.endings, token=_token())
+        self.wake(one.job_id for one in ended if one.job_id)
+        await self._facts.tell([operation_event(one) for one in ended])
+
+    async def _dispatch(self, dispatches: Sequence[Dispatch]) -> None:
+        if not dispatches:
+            return
+        token = _token()
+        reserved = await self._reserve(dispatches, token)
+        assigned = await self._assign(reserved, token)
+        claimed = await self._store.operations.claim(
+            [
+                Claim(
+                    one.operation.operation_id,
+                    one.operation.epoch,
+                    one.host.host_id,
+                    one.host.incarnation or "",
+                    one.generation,
+                )
+                for one in assigned
+            ],
+            token=token,
+        )
+        jobs = await self._store.jobs.get_many([one.job_id for one in claimed if one.job_id])
+        await self._commands.publish(claimed, jobs)
+        await self._facts.tell([operation_event(one) for one in claimed])
+
+    async def _reserve(self, wanted: Sequence[Dispatch], token: str) -> list[Dispatch]:
+        """Reserve what needs it; return all that may go on. A host's share goes in one update."""
+        ready = [one for one in wanted if one.place is None]
+        by_host: dict[str, list[Dispatch]] = defaultdict(list)
+        for one in wanted:
+            if one.place is not None:
+                by_host[one.host.host_id].append(one)
+        for shares in by_host.values():
+            if await self._reserve_together(shares, token):
+                ready += shares
+                continue
+            # The snapshot was stale. One by one, the most urgent still get what there is.
+            for one in shares:
+                if await self._reserve_together([one], token):
+                    ready.append(one)
+        return ready
+
+    async def _reserve_together(self, shares: Sequence[Dispatch], token: str) -> bool:
+        return await self._store.hosts.reserve(
+            shares[0].host, [(one.job.job_id, one.generation) for one in shares], token=token
+        )
+
+    async def _assign(self, ready: Sequence[Dispatch], token: str) -> list[Dispatch]:
+        """Make the operations the current ones of their jobs; inferences share the job as it is."""
+        exclusive = [one for one in ready if one.operation.verb and not _shared(one)]
+        won = await self._store.jobs.assign([_assignment(one) for one in exclusive], token=token)
+        lost: dict[str, list[str]] = defaultdict(list)
+        for one in exclusive:
+            if one.job.job_id not in won:
+                self.wake([one.job.job_id])
+                if one.place is not None:
+                    lost[one.host.host_id].append(one.job.job_id)
+        for host_id, job_ids in lost.items():
+            await self._store.hosts.release_token(host_id, job_ids, token=token)
+        return [one for one in ready if _shared(one) or one.job.job_id in won]
+
+
+def _shared(one: Dispatch) -> bool:
+    return one.operation.verb is not None and VERB_RULES[one.operation.verb].shared
+
+
+def _assignment(one: Dispatch) -> Assignment:
+    return Assignment(
+        job_id=one.job.job_id,
+        seen_version=one.job.version,
+        operation_id=one.operation.operation_id,
+        epoch=one.operation.epoch + 1,
+        generation=one.generation,
+        host_id=one.host.host_id,
+        spec=one.place.spec if one.place else None,
+        dataset_spec=one.place.dataset if one.place else None,
+    )
+
+
+def _token() -> str:
+    """Return what marks the writes of one pass, so that it can read back which of them won."""
+    return uuid.uuid4().hex

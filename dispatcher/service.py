@@ -1,0 +1,127 @@
+"""The dispatcher's loops, wired and kept running until it is told to stop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+from pydantic import ValidationError
+
+from dispatcher.commands import Commands
+from dispatcher.dead import DeadLetterRecorder
+from dispatcher.facts import Facts
+from dispatcher.intake import Intake
+from dispatcher.reconcile import Reconciler
+from dispatcher.recorder import Recorder
+from dispatcher.scheduler import Scheduler
+from dispatcher.settings import Settings
+from dispatcher.sweep import Sweep
+from modelyard.broker import Broker, Delivery, Subscription, backoff_s, consume_forever
+from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
+from modelyard.contract.messages import Heartbeat
+from modelyard.contract.topology import (
+    DEAD_QUEUE,
+    HEARTBEATS_QUEUE,
+    JOBS_QUEUE,
+    REPORTS_QUEUE,
+    Queue,
+)
+from modelyard.store import Store
+
+log = structlog.get_logger(__name__)
+
+QUEUES = (JOBS_QUEUE, REPORTS_QUEUE, HEARTBEATS_QUEUE, DEAD_QUEUE)
+
+Handle = Callable[[Subscription, list[Delivery]], Awaitable[None]]
+
+
+class Dispatcher:
+    """All parts of one dispatcher; two may run on one broker and database."""
+
+    def __init__(self, settings: Settings, store: Store, broker: Broker) -> None:
+        self._settings = settings
+        self._store = store
+        self._broker = broker
+        facts = Facts(store, broker)
+        commands = Commands(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
+        self.scheduler = Scheduler(store, facts, commands)
+        self.intake = Intake(store, broker, facts, self.scheduler.wake)
+        reconciler = Reconciler(
+            store, facts, self.scheduler, max_attempts=settings.dispatcher_max_attempts
+        )
+        self.recorder = Recorder(store, broker, facts, self.scheduler, reconciler)
+        self.dead_letters = DeadLetterRecorder(store)
+        self.sweep = Sweep(store, facts, commands, self.intake, self.scheduler)
+
+    async def run(self) -> None:
+        """Run until cancelled.
+
+        Raises `TopologyMismatchError` if the broker has a queue of ours with other arguments.
+        """
+        await self._prepare()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.scheduler.run())
+            group.create_task(self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s))
+            group.create_task(self._consume(JOBS_QUEUE, self.intake.handle, max_items=200))
+            group.create_task(self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200))
+            group.create_task(self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50))
+            group.create_task(self._consume(HEARTBEATS_QUEUE, self._beat, max_items=100))
+            self.scheduler.wake_waiting()
+            log.info("dispatcher.ready")
+
+    async def _prepare(self) -> None:
+        """Declare queues and indexes, waiting for as long as a server takes to come."""
+        tries = 0
+        while True:
+            try:
+                await self._broker.declare(QUEUES)
+                await self._store.prepare()
+            except (BrokerUnavailableError, StoreUnavailableError) as error:
+                tries += 1
+                if tries == 1:
+                    log.warning("dispatcher.waiting", error=str(error))
+                await asyncio.sleep(backoff_s(tries))
+            else:
+                return
+
+    async def _consume(self, queue: Queue, handle: Handle, *, max_items: int) -> None:
+        await consume_forever(
+            partial(self._broker.subscribe, queue, prefetch=max_items * 2),
+            partial(self._patiently, handle, queue.name),
+            name=queue.name,
+            max_items=max_items,
+        )
+
+    async def _patiently(
+        self, handle: Handle, name: str, subscription: Subscription, batch: list[Delivery]
+    ) -> None:
+        """Handle a batch, again and again while MongoDB is away.
+
+        The deliveries stay unsettled meanwhile: RabbitMQ keeps them, and no delivery is counted
+        against them.
+        """
+        tries = 0
+        while True:
+            try:
+                await handle(subscription, batch)
+            except StoreUnavailableError as error:
+                tries += 1
+                if tries == 1:
+                    log.warning("dispatcher.store_unavailable", queue=name, error=str(error))
+            else:
+                return
+            if subscription.is_lost:
+                raise BrokerUnavailableError("The subscription was lost while MongoDB was away.")
+            await asyncio.sleep(backoff_s(tries))
+
+    async def _beat(self, subscription: Subscription, batch: list[Delivery]) -> None:
+        newest: dict[str, Heartbeat] = {}
+        for delivery in batch:
+            try:
+                beat = Heartbeat.model_validate_json(delivery.body)
+            except ValidationError:
+                log.warning("heartbeat.malformed", routing_key=delivery.routing_key)
+                continue
+            newest[beat.host_id] = beat
+        await self._store.hosts.beat(newest.values())
+        await subscription.ack(batch)

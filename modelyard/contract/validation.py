@@ -1,0 +1,57 @@
+"""Reading a client's request, with errors that point at what is wrong: the same by both doors."""
+
+import re
+
+from pydantic import ValidationError
+
+from modelyard.contract.errors import ErrorCode, InvalidRequestError
+from modelyard.contract.messages import JobRequest
+from modelyard.contract.strict_json import JsonValue
+
+MAX_LISTED_ERRORS = 20
+_OUR_PREFIX = re.compile(r"^Value error, ")
+
+
+def parse_request(value: JsonValue) -> JobRequest:
+    """Validate parsed JSON as one request.
+
+    Raises `InvalidRequestError` with `invalid_request`; `detail["errors"]` lists what is wrong as
+    `{"pointer": RFC 6901, "message": text}`. What the client sent is never repeated in it.
+    """
+    if not isinstance(value, dict):
+        raise InvalidRequestError(
+            ErrorCode.INVALID_REQUEST,
+            "A request is a JSON object.",
+            errors=[{"pointer": "", "message": "must be an object"}],
+        )
+    try:
+        return JobRequest.model_validate(value)
+    except ValidationError as error:
+        listed = error_list(error)
+        first = listed[0]
+        where = f"`{first['pointer'].lstrip('/')}` " if first["pointer"] else ""
+        raise InvalidRequestError(
+            ErrorCode.INVALID_REQUEST,
+            f"The request does not follow its schema: {where}{first['message']}.",
+            errors=listed,
+        ) from error
+
+
+def error_list(error: ValidationError) -> list[dict[str, str]]:
+    """Return pydantic's findings as JSON pointers and messages, at most 20 of them."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [
+        {"pointer": pointer(one["loc"]), "message": _message(one["msg"])}
+        for one in found[:MAX_LISTED_ERRORS]
+    ]
+
+
+def pointer(location: tuple[int | str, ...]) -> str:
+    """Return an RFC 6901 JSON pointer to a place in a document."""
+    steps = (str(step).replace("~", "~0").replace("/", "~1") for step in location)
+    return "".join(f"/{step}" for step in steps)
+
+
+def _message(text: str) -> str:
+    plain = _OUR_PREFIX.sub("", text)
+    return plain[:1].lower() + plain[1:500]
