@@ -9,13 +9,15 @@ import structlog
 from dispatcher.intake import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
 from modelyard.broker import Delivery, Subscription
 from modelyard.contract.errors import SENTENCES, ErrorCode
+from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.topology import host_queue
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter
 
 log = structlog.get_logger(__name__)
 
-MAX_KEPT_PAYLOAD = 1 << 20
+MAX_KEPT_PAYLOAD = MAX_BATCH_BYTES
+"""Bytes of a payload that are kept; a MongoDB document holds 16 MiB."""
 _BROKER_REASONS = {
     "expired": ErrorCode.EXPIRED_MESSAGE,
     "delivery_limit": ErrorCode.DELIVERY_LIMIT,

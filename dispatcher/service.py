@@ -54,11 +54,8 @@ class Dispatcher:
         self.sweep = Sweep(store, facts, commands, self.intake, self.scheduler)
 
     async def run(self) -> None:
-        """Run until cancelled.
-
-        Raises `TopologyMismatchError` if the broker has a queue of ours with other arguments.
-        """
-        await self._prepare()
+        """Run until cancelled; raises as `prepare` does."""
+        await self.prepare()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.scheduler.run())
             group.create_task(self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s))
@@ -69,8 +66,11 @@ class Dispatcher:
             self.scheduler.wake_waiting()
             log.info("dispatcher.ready")
 
-    async def _prepare(self) -> None:
-        """Declare queues and indexes, waiting for as long as a server takes to come."""
+    async def prepare(self) -> None:
+        """Declare queues and indexes, waiting for as long as a server takes to come.
+
+        Raises `TopologyMismatchError` if the broker has a queue of ours with other arguments.
+        """
         tries = 0
         while True:
             try:

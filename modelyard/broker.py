@@ -223,14 +223,21 @@ class Broker:
     ) -> AsyncIterator[Subscription]:
         """Consume a queue that exists. Unsettled deliveries go back to it at the end.
 
-        `exclusive` refuses (and is refused by) any second consumer.
+        With `exclusive` a queue that has a consumer already is refused. Quorum queues take AMQP's
+        own exclusive flag without a word and ignore it (seen on 3.10), so we look for ourselves.
         Raises `BrokerUnavailableError`.
         """
 
         async def attach(channel: AbstractChannel) -> aio_pika.abc.AbstractQueue:
-            return await channel.get_queue(queue.name, ensure=False)
+            if not exclusive:
+                return await channel.get_queue(queue.name, ensure=False)
+            found = await channel.declare_queue(queue.name, passive=True)
+            if found.declaration_result.consumer_count:
+                message = f"{queue.name} has a consumer already and is to be exclusive."
+                raise BrokerUnavailableError(message)
+            return found
 
-        async with self._consuming(attach, prefetch, exclusive=exclusive) as subscription:
+        async with self._consuming(attach, prefetch) as subscription:
             yield subscription
 
     @asynccontextmanager
@@ -249,7 +256,7 @@ class Broker:
                 await queue.bind(exchange.name, key)
             return queue
 
-        async with self._consuming(attach, prefetch, exclusive=True) as subscription:
+        async with self._consuming(attach, prefetch) as subscription:
             yield subscription
 
     @asynccontextmanager
@@ -257,8 +264,6 @@ class Broker:
         self,
         attach: Callable[[AbstractChannel], Awaitable[aio_pika.abc.AbstractQueue]],
         prefetch: int,
-        *,
-        exclusive: bool,
     ) -> AsyncIterator[Subscription]:
         subscription = Subscription()
         try:
@@ -279,7 +284,7 @@ class Broker:
                     )
                     await channel.set_qos(prefetch_count=prefetch)
                     queue = await attach(channel)
-                    await queue.consume(subscription.on_message, exclusive=exclusive)
+                    await queue.consume(subscription.on_message)
             except _LOST as error:
                 raise BrokerUnavailableError(f"Consuming was refused: {error}") from error
             yield subscription

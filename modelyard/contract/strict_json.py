@@ -77,7 +77,7 @@ def _check_depth(text: str, value: JsonValue) -> None:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     level: list[JsonValue] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _contained(outer)]
         if not level:
             return

@@ -102,7 +102,14 @@ def host_queue(host_id: str) -> Queue:
         f"modelyard.host.{host_id}.v1",
         HOSTS,
         host_id,
+        # One active consumer, should two workers ever carry the same name: the second one looks
+        # before it consumes, but two may look at the same moment.
         MappingProxyType(
-            {**_DEAD_LETTERED, "x-delivery-limit": 20, "x-message-ttl": LEASE_S * 1_000}
+            {
+                **_DEAD_LETTERED,
+                "x-delivery-limit": 20,
+                "x-message-ttl": LEASE_S * 1_000,
+                "x-single-active-consumer": True,
+            }
         ),
     )

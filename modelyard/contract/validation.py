@@ -1,7 +1,5 @@
 """Reading a client's request, with errors that point at what is wrong: the same by both doors."""
 
-import re
-
 from pydantic import ValidationError
 
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
@@ -9,7 +7,7 @@ from modelyard.contract.messages import JobRequest
 from modelyard.contract.strict_json import JsonValue
 
 MAX_LISTED_ERRORS = 20
-_OUR_PREFIX = re.compile(r"^Value error, ")
+_OUR_PREFIX = "Value error, "
 
 
 def parse_request(value: JsonValue) -> JobRequest:
@@ -53,5 +51,5 @@ def pointer(location: tuple[int | str, ...]) -> str:
 
 
 def _message(text: str) -> str:
-    plain = _OUR_PREFIX.sub("", text)
-    return plain[:1].lower() + plain[1:500]
+    ours = text.removeprefix(_OUR_PREFIX)
+    return ours[:500] if ours != text else text[:1].lower() + text[1:500]

@@ -1,0 +1,126 @@
+"""The real servers that the tests run on: private, started once a session when first needed."""
+
+import itertools
+import shutil
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from pymongo import MongoClient
+
+from deploy.local.docker_engine import DockerEngine
+from deploy.local.images import ensure_images
+from deploy.local.mongodb import MongoDB
+from deploy.local.rabbitmq import RabbitMQ
+from modelyard.broker import Broker
+from modelyard.store import Store
+
+# Not under pytest's own folder: RabbitMQ runs under an account of its own and has to get in, and
+# the engines keep their images from one session to the next.
+FOLDER = Path(__file__).resolve().parents[1] / "var" / "tests"
+VHOSTS_AT_ONCE = 25
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """Give the session a folder for its servers' data."""
+    own = FOLDER / uuid.uuid4().hex[:8]
+    own.mkdir(parents=True)
+    yield own
+    shutil.rmtree(own, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(folder: Path) -> Iterator[RabbitMQ]:
+    """Start a RabbitMQ for the session."""
+    server = RabbitMQ(folder / "rabbitmq")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mongodb(folder: Path) -> Iterator[MongoDB]:
+    """Start a MongoDB replica set of one for the session."""
+    server = MongoDB(folder / "mongodb")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[DockerEngine]:
+    """Start a Docker Engine that has the images."""
+    yield from _engine("a")
+
+
+@pytest.fixture(scope="session")
+def second_engine() -> Iterator[DockerEngine]:
+    """Start a Docker Engine that stands for a second host."""
+    yield from _engine("b")
+
+
+def _engine(name: str) -> Iterator[DockerEngine]:
+    server = DockerEngine(FOLDER / f"engine-{name}")
+    server.start()
+    try:
+        ensure_images(server.url, lambda line: print(line, file=sys.stderr))  # noqa: T201
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def _vhosts(rabbitmq: RabbitMQ) -> Iterator[str]:
+    """Make virtual hosts in bulk: one start of the command-line tool costs more than 25 of them."""
+
+    def made() -> Iterator[str]:
+        for start in itertools.count(step=VHOSTS_AT_ONCE):
+            rabbitmq.ctl(
+                "eval",
+                f"""
+                lists:foreach(fun(N) ->
+                  V = iolist_to_binary(["test-", integer_to_list(N)]),
+                  ok = rabbit_vhost:add(V, <<"tests">>),
+                  ok = rabbit_auth_backend_internal:set_permissions(
+                    <<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
+                end, lists:seq({start}, {start + VHOSTS_AT_ONCE - 1})).
+                """,
+            )
+            yield from (f"test-{number}" for number in range(start, start + VHOSTS_AT_ONCE))
+
+    return made()
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitMQ, _vhosts: Iterator[str]) -> str:
+    """Give the test a virtual host of its own."""
+    return rabbitmq.url + next(_vhosts)
+
+
+@pytest.fixture
+def mongo_url(mongodb: MongoDB) -> Iterator[str]:
+    """Give the test a database of its own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield mongodb.url.replace("/modelyard?", f"/{name}?")
+    with MongoClient[dict[str, object]](mongodb.url) as client:
+        client.drop_database(name)
+
+
+@pytest.fixture
+async def store(mongo_url: str) -> AsyncIterator[Store]:
+    """Give the test a store with its indexes."""
+    made = Store(mongo_url, name="test", timeout_s=10.0)
+    await made.prepare()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def broker(amqp_url: str) -> AsyncIterator[Broker]:
+    """Give the test a broker connection."""
+    made = Broker(amqp_url, name="test")
+    yield made
+    await made.close()

@@ -1,0 +1,453 @@
+"""The dispatcher on a real RabbitMQ and MongoDB, with hosts that the tests drive by hand."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from dispatcher.service import Dispatcher
+from dispatcher.settings import Settings
+from modelyard.broker import Broker
+from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.messages import InventoryItem, JobRequest
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.topology import EVENTS, JOBS, JOBS_QUEUE, REPORTS_QUEUE, SUBMIT_KEY
+from modelyard.store import Store
+from modelyard.store.records import DeadLetter, JobRecord, NewOperation, OperationRecord
+from tests.support.scripted_host import scripted_host
+from tests.support.waiting import eventually
+
+MODEL = ModelSpec(name="m-131", image="x/y", profile=Profile.OPEN_INFERENCE, port=8080)
+
+
+class Yard:
+    """A running dispatcher and the ways to talk to it."""
+
+    def __init__(self, store: Store, broker: Broker) -> None:
+        self.store = store
+        self.broker = broker
+
+    async def publish(self, body: object, *, key: str | None = None) -> None:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        await self.broker.publish(JOBS, SUBMIT_KEY, raw, message_id=key)
+
+    async def submit(self, verb: Verb, job_id: str = "job-1", **fields: Any) -> str:
+        """Publish one request and return its operation's id."""
+        key = uuid.uuid4().hex
+        if verb in (Verb.DEPLOY_CREATE, Verb.TEMP):
+            fields.setdefault("model", "m-131")
+        await self.publish({"job_id": job_id, "operation_type": verb, **fields}, key=key)
+        return operation_id_for_key(key)
+
+    async def operation(self, operation_id: str, *states: OperationState) -> OperationRecord:
+        """Return an operation once it is recorded, in one of the states if any are given."""
+
+        async def there() -> OperationRecord | None:
+            found = await self.store.operations.get(operation_id)
+            return found if found and (not states or found.state in states) else None
+
+        return await eventually(there, what=f"operation {operation_id} in {states or 'any state'}")
+
+    async def job(
+        self, job_id: str, *, where: Callable[[JobRecord], bool] = lambda _: True
+    ) -> JobRecord:
+        async def there() -> JobRecord | None:
+            found = await self.store.jobs.get(job_id)
+            return found if found and where(found) else None
+
+        return await eventually(there, what=f"job {job_id}")
+
+    async def dead_letter(self) -> DeadLetter:
+        async def there() -> DeadLetter | None:
+            return next(iter(await self.store.dead_letters.newest(limit=1)), None)
+
+        return await eventually(there, what="a dead letter")
+
+
+@asynccontextmanager
+async def running_dispatcher(
+    store: Store, broker: Broker, **settings: Any
+) -> AsyncIterator[Dispatcher]:
+    settings.setdefault("dispatcher_sweep_interval_s", 0.2)
+    dispatcher = Dispatcher(Settings(**settings), store, broker)
+    await dispatcher.prepare()
+    work = asyncio.create_task(dispatcher.run())
+    try:
+        yield dispatcher
+    finally:
+        work.cancel()
+        await asyncio.wait([work])
+        if not work.cancelled() and work.exception():
+            raise work.exception()  # type: ignore[misc]
+
+
+@pytest.fixture
+async def yard(store: Store, broker: Broker) -> AsyncIterator[Yard]:
+    await store.models.put(MODEL)
+    await store.datasets.put(DatasetSpec(name="ds-550", path="/srv/ds-550"))
+    async with running_dispatcher(store, broker):
+        yield Yard(store, broker)
+
+
+async def test_a_published_request_goes_through_its_hosts_queue_to_its_end(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE, dataset="ds-550")
+        command = await host.command()
+        assert (command.operation_id, command.epoch, command.generation) == (operation_id, 1, 1)
+        assert (command.model.name, command.dataset and command.dataset.name) == ("m-131", "ds-550")
+        await host.accept(command)
+        assert (await yard.operation(operation_id, OperationState.RUNNING)).host_id == "h1"
+        await host.finish(command)
+        done = await yard.operation(operation_id, OperationState.SUCCEEDED)
+    moments = [done.accepted_at, done.dispatched_at, done.started_at, done.finished_at]
+    known = [moment for moment in moments if moment is not None]
+    assert len(known) == len(moments)
+    assert known == sorted(known)
+    job = await yard.job("job-1")
+    assert (job.state, job.host_id, job.container_id) == (JobState.CREATED, "h1", "ab" * 32)
+    (h1,) = await yard.store.hosts.all()
+    assert [(one.job_id, one.generation) for one in h1.reservations] == [("job-1", 1)]
+
+
+async def test_operations_of_a_job_sent_at_once_run_in_their_order(yard: Yard) -> None:
+    verbs = [Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.DEPLOY_UNLOAD, Verb.TERMINATE]
+    requests = [
+        {"job_id": "j", "operation_type": verb, "model": "m-131"}
+        | ({"input": {"x": 1}} if verb is Verb.INFER else {})
+        for verb in verbs
+    ]
+    async with scripted_host(yard.broker, "h1") as host:
+        await yard.publish(requests, key="all")
+        seen = []
+        for _ in verbs:
+            command = await host.command()
+            assert not host.has_command
+            seen.append(command.verb)
+            await host.finish(command)
+        last = await yard.operation(operation_id_for_key("all/4"), OperationState.SUCCEEDED)
+    assert seen == verbs
+    assert last.error is None
+    job = await yard.job("j")
+    assert (job.state, job.host_id) == (JobState.TERMINATED, None)
+    (h1,) = await yard.store.hosts.all()
+    assert (h1.slots_used, h1.reservations) == (0, ())
+
+
+async def test_the_same_message_many_times_is_one_operation(yard: Yard) -> None:
+    request = {"job_id": "j", "operation_type": "TEMP", "model": "m-131", "dataset": "ds-550"}
+    async with scripted_host(yard.broker, "h1") as host:
+        for number in range(30):
+            body = request | ({"priority": 5} if number == 20 else {})
+            await yard.publish(body, key="once")
+        command = await host.command()
+        await host.finish(command)
+        operation_id = operation_id_for_key("once")
+        await yard.operation(operation_id, OperationState.SUCCEEDED)
+
+        async def audited() -> list[dict[str, Any]] | None:
+            return await yard.store.audit.of_operation(operation_id) or None
+
+        (note,) = await eventually(audited)
+        assert not host.has_command
+    assert note["kind"] == "payload_mismatch"
+    page = await yard.store.operations.page({"job_id": "j"}, after=None, limit=10)
+    assert [one.operation_id for one in page.items] == [operation_id]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"not json", ErrorCode.INVALID_JSON),
+        (b'{"job_id": NaN}', ErrorCode.INVALID_JSON),
+        (b'{"job_id": "a", "job_id": "b"}', ErrorCode.INVALID_JSON),
+        (b"\xff\xfe", ErrorCode.INVALID_JSON),
+        (b"[]", ErrorCode.INVALID_REQUEST),
+        (b'"' + b"x" * (1 << 20) + b'"', ErrorCode.BODY_TOO_LARGE),
+        (json.dumps([{}] * 1_001).encode(), ErrorCode.BATCH_TOO_LARGE),
+    ],
+)
+async def test_what_cannot_be_read_becomes_a_dead_letter_and_holds_up_nobody(
+    yard: Yard, body: bytes, reason: ErrorCode
+) -> None:
+    await yard.publish(body)
+    neighbour = await yard.submit(Verb.TERMINATE)
+    await yard.operation(neighbour, OperationState.SUCCEEDED)
+    letter = await yard.dead_letter()
+    assert (letter.reason, letter.queue) == (reason, JOBS_QUEUE.name)
+    assert letter.payload == body
+    assert letter.detail
+    assert await yard.broker.message_count(JOBS_QUEUE.name) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ({"operation_type": "EXPLODE"}, "/operation_type"),
+        ({"job_id": "../images/prune"}, "/job_id"),
+        ({"job_id": {"$ne": ""}}, "/job_id"),
+        ({"model": "a\n"}, "/model"),
+        ({"container_id": "xyz"}, "/container_id"),
+        ({"priority": 99}, "/priority"),
+        ({"surprise": 1}, "/surprise"),
+    ],
+)
+async def test_a_request_that_breaks_the_schema_is_a_rejected_operation(
+    yard: Yard, fields: dict[str, Any], pointer: str
+) -> None:
+    request = {"job_id": "j", "operation_type": "TERMINATE"} | fields
+    await yard.publish(request, key="bad")
+    rejected = await yard.operation(operation_id_for_key("bad"), OperationState.REJECTED)
+    assert rejected.error is not None
+    assert rejected.error.code is ErrorCode.INVALID_REQUEST
+    assert [one["pointer"] for one in rejected.error.detail["errors"]] == [pointer]
+    assert rejected.finished_at is not None
+
+
+async def test_an_unknown_model_is_rejected(yard: Yard) -> None:
+    operation_id = await yard.submit(Verb.DEPLOY_CREATE, model="m-999")
+    rejected = await yard.operation(operation_id, OperationState.REJECTED)
+    assert rejected.error is not None
+    assert rejected.error.code is ErrorCode.UNKNOWN_MODEL
+
+
+async def test_jobs_spread_over_hosts_and_each_command_is_on_its_hosts_queue(yard: Yard) -> None:
+    async with (
+        scripted_host(yard.broker, "h1") as first,
+        scripted_host(yard.broker, "h2") as second,
+    ):
+
+        async def both() -> bool:
+            return len(await yard.store.hosts.all()) == 2
+
+        await eventually(both)
+        for number in range(4):
+            await yard.submit(Verb.DEPLOY_CREATE, f"job-{number}")
+        for host in (first, second):
+            for _ in range(2):
+                command = await host.command()
+                await host.finish(command)
+                job = await yard.job(
+                    command.job_id, where=lambda job: job.state is JobState.CREATED
+                )
+                assert job.host_id == host.host_id
+
+
+async def test_what_cannot_be_placed_waits_with_its_reason_until_a_host_fits(yard: Yard) -> None:
+    await yard.store.models.put(MODEL.model_copy(update={"host_labels": {"gpu": "a100"}}))
+    async with scripted_host(yard.broker, "plain"):
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+
+        async def explained() -> bool:
+            found = await yard.operation(operation_id)
+            return found.waiting_for == ("1 host does not have the label gpu=a100",)
+
+        await eventually(explained)
+        async with scripted_host(yard.broker, "big", gpu="a100") as big:
+            command = await big.command()
+            assert command.operation_id == operation_id
+    assert (await yard.operation(operation_id, OperationState.DISPATCHED)).waiting_for == ()
+
+
+async def test_freed_capacity_goes_to_the_most_urgent_that_waits(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1", slots=1) as host:
+        await yard.submit(Verb.DEPLOY_CREATE, "first")
+        running = await host.command()
+        await host.finish(running)
+        low = await yard.submit(Verb.TEMP, "low", input={}, priority=0)
+        high = await yard.submit(Verb.TEMP, "high", input={}, priority=9)
+        for one in (low, high):
+            await yard.operation(one, OperationState.QUEUED)
+        await yard.submit(Verb.TERMINATE, "first")
+        await host.finish(await host.command())
+        urgent = await host.command()
+        assert urgent.operation_id == high
+        assert not host.has_command
+        await host.finish(urgent)
+        assert (await host.command()).operation_id == low
+
+
+async def test_a_command_that_nobody_accepted_is_published_again_as_the_same_attempt(
+    yard: Yard,
+) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await yard.submit(Verb.DEPLOY_CREATE)
+        lost = await host.command()
+        again = await host.command(within_s=20)
+        assert (again.operation_id, again.epoch) == (lost.operation_id, lost.epoch)
+
+
+async def test_an_operation_whose_message_never_came_is_scheduled_from_the_record(
+    yard: Yard,
+) -> None:
+    request = JobRequest(job_id="j", operation_type=Verb.DEPLOY_CREATE, model="m-131")
+    operation_id = operation_id_for_key("recorded only")
+    await yard.store.operations.record([NewOperation.of(operation_id, request, "http")])
+    async with scripted_host(yard.broker, "h1") as host:
+        assert (await host.command(within_s=20)).operation_id == operation_id
+
+
+async def test_what_a_gateway_recorded_while_the_broker_was_away_keeps_its_turn(
+    yard: Yard,
+) -> None:
+    create = JobRequest(job_id="j", operation_type=Verb.DEPLOY_CREATE, model="m-131")
+    earlier = operation_id_for_key("earlier")
+    await yard.store.operations.record([NewOperation.of(earlier, create, "http")])
+    async with scripted_host(yard.broker, "h1") as host:
+        load = await yard.submit(Verb.DEPLOY_LOAD, "j")
+        first = await host.command()
+        assert first.operation_id == earlier
+        await host.finish(first)
+        assert (await host.command()).operation_id == load
+
+
+async def test_a_new_boot_gives_started_operations_a_new_epoch_and_fences_the_old_one(
+    yard: Yard,
+) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        old = await host.command()
+        await host.accept(old)
+        await yard.operation(operation_id, OperationState.RUNNING)
+        host.incarnation = uuid.uuid4().hex
+        await host.come_online()
+        new = await host.command()
+        assert (new.operation_id, new.epoch, new.generation) == (operation_id, 2, 1)
+        await host.finish(old, OperationState.FAILED, job_state=JobState.FAILED)
+        await host.finish(new)
+        done = await yard.operation(operation_id, OperationState.SUCCEEDED)
+    assert done.epoch == 2
+    assert (await yard.job("job-1")).state is JobState.CREATED
+
+
+async def test_an_inference_that_a_reboot_interrupted_fails_with_the_cause(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
+            await yard.submit(verb)
+            await host.finish(await host.command())
+        operation_id = await yard.submit(Verb.INFER, input={"x": 1})
+        command = await host.command()
+        assert command.input_json == '{"x":1}'
+        await host.accept(command)
+        await yard.operation(operation_id, OperationState.RUNNING)
+        host.incarnation = uuid.uuid4().hex
+        found = InventoryItem(
+            container_id="ab" * 32,
+            job_id="job-1",
+            generation=1,
+            operation_id="x",
+            running=True,
+            loaded=True,
+        )
+        await host.come_online(found)
+        failed = await yard.operation(operation_id, OperationState.FAILED)
+    assert failed.error is not None
+    assert failed.error.code is ErrorCode.WORKER_INTERRUPTED
+    assert (await yard.job("job-1")).state is JobState.LOADED
+
+
+async def test_a_container_that_a_boot_does_not_find_fails_its_job_and_frees_the_host(
+    yard: Yard,
+) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        await host.finish(await host.command())
+        await yard.operation(operation_id, OperationState.SUCCEEDED)
+        host.incarnation = uuid.uuid4().hex
+        await host.come_online()
+        job = await yard.job("job-1", where=lambda job: job.state is JobState.FAILED)
+        assert job.error is not None
+        assert job.error.code is ErrorCode.CONTAINER_MISSING
+
+        async def free() -> bool:
+            return (await yard.store.hosts.all())[0].slots_used == 0
+
+        await eventually(free)
+
+
+async def test_queue_timeout_expires_what_waits_too_long(yard: Yard) -> None:
+    operation_id = await yard.submit(Verb.DEPLOY_CREATE, queue_timeout_s=0.3)
+    expired = await yard.operation(operation_id, OperationState.EXPIRED)
+    assert expired.error is not None
+    assert expired.error.code is ErrorCode.QUEUE_TIMEOUT
+
+
+async def test_a_host_cannot_finish_another_hosts_operation(yard: Yard) -> None:
+    async with (
+        scripted_host(yard.broker, "h1") as owner,
+        scripted_host(yard.broker, "h2", online=False) as thief,
+    ):
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await owner.command()
+        await thief.finish(command, seq=5)
+        await owner.report(command, OperationState.RUNNING, seq=1)
+        await yard.operation(operation_id, OperationState.RUNNING)
+        await owner.finish(command, OperationState.FAILED, job_state=JobState.FAILED)
+        await yard.operation(operation_id, OperationState.FAILED)
+
+
+async def test_events_tell_only_what_is_recorded(yard: Yard) -> None:
+    async with (
+        scripted_host(yard.broker, "h1") as host,
+        yard.broker.tap(EVENTS, ["operation.#", "job.#"]) as tap,
+    ):
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await host.command()
+        await host.accept(command)
+        await yard.operation(operation_id, OperationState.RUNNING)
+        await host.finish(command)
+        seen: list[str] = []
+        async with asyncio.timeout(10):
+            async for batch in tap.batches(max_items=1):
+                event = json.loads(batch[0].body)
+                seen.append(event["type"])
+                assert batch[0].routing_key == event["type"]
+                record = await yard.operation(operation_id)
+                if event["type"] == "operation.succeeded":
+                    assert record.state is OperationState.SUCCEEDED
+                if {"operation.succeeded", "job.created"} <= set(seen):
+                    break
+    assert [one for one in seen if one.startswith("operation")] == [
+        "operation.queued",
+        "operation.dispatched",
+        "operation.running",
+        "operation.succeeded",
+    ]
+
+
+async def test_two_dispatchers_never_give_a_slot_twice(yard: Yard, amqp_url: str) -> None:
+    second_broker = Broker(amqp_url, name="second")
+    async with (
+        running_dispatcher(yard.store, second_broker),
+        scripted_host(yard.broker, "h1", slots=1) as host,
+    ):
+        count = 40
+        await yard.publish(
+            [
+                {"job_id": f"j{n}", "operation_type": "TEMP", "model": "m-131", "input": n}
+                for n in range(count)
+            ],
+            key="many",
+        )
+        for _ in range(count):
+            command = await host.command()
+            assert not host.has_command
+            (h1,) = await yard.store.hosts.all()
+            assert h1.slots_used == 1
+            await host.finish(command)
+        for number in range(count):
+            await yard.operation(operation_id_for_key(f"many/{number}"), OperationState.SUCCEEDED)
+    await second_broker.close()
+
+
+async def test_a_malformed_report_becomes_a_dead_letter(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1"):
+        await yard.broker.publish(
+            REPORTS_QUEUE.exchange, "h1", b'{"schema_version": 1, "host_id": 5}'
+        )
+        assert (await yard.dead_letter()).queue == REPORTS_QUEUE.name

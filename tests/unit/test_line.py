@@ -1,0 +1,188 @@
+"""A job's line: the order of its operations and the rules of each verb."""
+
+import itertools
+
+import pytest
+
+from dispatcher.line import Catalog, Hold, Move, Place, Refuse, Send, next_moves
+from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.store.records import CurrentOperation, JobLine, JobRecord, OperationRecord
+
+MODEL = ModelSpec(
+    name="m", image="img", profile=Profile.OPEN_INFERENCE, port=8080, max_concurrency=2
+)
+BATCH = ModelSpec(name="b", image="img", profile=Profile.BATCH)
+DATASET = DatasetSpec(name="d", path="/data/d")
+CATALOG = Catalog({"m": MODEL, "b": BATCH}, {"d": DATASET})
+CONTAINER = "ab" * 32
+LIVE = {"host_id": "h", "spec": MODEL, "dataset_spec": DATASET, "container_id": CONTAINER}
+numbers = itertools.count(1)
+
+
+def op(
+    verb: Verb,
+    state: OperationState = OperationState.QUEUED,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    container_id: str | None = None,
+    has_input: bool = False,
+) -> OperationRecord:
+    line = next(numbers)
+    return OperationRecord(
+        operation_id=f"op-{line}",
+        job_id="j",
+        verb=verb,
+        state=state,
+        line=line,
+        model=model,
+        dataset=dataset,
+        wanted_container_id=container_id,
+        has_input=has_input,
+    )
+
+
+def job(state: JobState, **fields: object) -> JobRecord:
+    base: dict[str, object] = {"_id": "j", "state": state}
+    if state.live:
+        base |= LIVE
+    return JobRecord.model_validate(base | fields)
+
+
+def moves(of: JobRecord, *operations: OperationRecord) -> list[Move]:
+    return next_moves(JobLine(job=of, operations=operations), CATALOG)
+
+
+def only(of: JobRecord, operation: OperationRecord) -> Move:
+    (move,) = moves(of, operation)
+    return move
+
+
+def refusal(of: JobRecord, operation: OperationRecord) -> ErrorCode:
+    move = only(of, operation)
+    assert isinstance(move, Refuse)
+    return move.error.code
+
+
+@pytest.mark.parametrize(
+    "state", [JobState.NONE, JobState.TERMINATED, JobState.FAILED, JobState.LOST]
+)
+def test_create_places_a_job_that_is_nowhere(state: JobState) -> None:
+    assert isinstance(only(job(state), op(Verb.DEPLOY_CREATE, model="m")), Place)
+
+
+def test_create_again_asks_the_jobs_own_host() -> None:
+    assert isinstance(only(job(JobState.CREATED), op(Verb.DEPLOY_CREATE, model="m")), Send)
+
+
+def test_create_of_a_loaded_job_is_refused() -> None:
+    assert (
+        refusal(job(JobState.LOADED), op(Verb.DEPLOY_CREATE, model="m"))
+        is ErrorCode.INVALID_JOB_STATE
+    )
+
+
+def test_create_again_with_another_model_is_refused() -> None:
+    assert (
+        refusal(job(JobState.CREATED), op(Verb.DEPLOY_CREATE, model="b"))
+        is ErrorCode.MODEL_MISMATCH
+    )
+
+
+def test_load_of_a_job_that_is_nowhere_is_refused() -> None:
+    assert refusal(job(JobState.NONE), op(Verb.DEPLOY_LOAD)) is ErrorCode.INVALID_JOB_STATE
+
+
+@pytest.mark.parametrize("verb", [Verb.DEPLOY_LOAD, Verb.DEPLOY_UNLOAD, Verb.TERMINATE])
+@pytest.mark.parametrize("state", [JobState.CREATED, JobState.LOADED])
+def test_verbs_on_a_live_job_go_to_its_host(verb: Verb, state: JobState) -> None:
+    move = only(job(state), op(verb))
+    assert isinstance(move, Send)
+    assert move.host_id == "h"
+
+
+def test_terminate_of_a_job_without_container_holds() -> None:
+    assert isinstance(only(job(JobState.TERMINATED), op(Verb.TERMINATE)), Hold)
+
+
+def test_terminate_again_with_the_old_container_id_holds() -> None:
+    again = op(Verb.TERMINATE, container_id=CONTAINER)
+    assert isinstance(only(job(JobState.TERMINATED), again), Hold)
+
+
+def test_a_container_id_that_is_not_the_jobs_is_refused() -> None:
+    wrong = op(Verb.DEPLOY_LOAD, container_id="cd" * 6)
+    assert refusal(job(JobState.CREATED), wrong) is ErrorCode.CONTAINER_MISMATCH
+
+
+def test_a_shortened_container_id_is_the_jobs() -> None:
+    assert isinstance(
+        only(job(JobState.CREATED), op(Verb.DEPLOY_LOAD, container_id=CONTAINER[:12])), Send
+    )
+
+
+def test_infer_needs_a_loaded_job() -> None:
+    infer = op(Verb.INFER, has_input=True)
+    assert refusal(job(JobState.CREATED), infer) is ErrorCode.INVALID_JOB_STATE
+
+
+def test_inferences_go_together_up_to_the_models_concurrency() -> None:
+    three = [op(Verb.INFER, has_input=True) for _ in range(3)]
+    sent = moves(job(JobState.LOADED), *three)
+    assert [move.operation for move in sent] == three[:2]
+
+
+def test_unload_waits_for_running_inference() -> None:
+    running = op(Verb.INFER, OperationState.RUNNING)
+    assert moves(job(JobState.LOADED), running, op(Verb.DEPLOY_UNLOAD)) == []
+
+
+def test_inference_behind_an_unload_waits_for_it() -> None:
+    unload = op(Verb.DEPLOY_UNLOAD)
+    sent = moves(job(JobState.LOADED), unload, op(Verb.INFER, has_input=True))
+    assert [move.operation for move in sent] == [unload]
+
+
+def test_nothing_goes_while_an_exclusive_operation_is_under_way() -> None:
+    creating = op(Verb.DEPLOY_CREATE, OperationState.DISPATCHED)
+    assert moves(job(JobState.NONE), creating, op(Verb.DEPLOY_LOAD)) == []
+
+
+def test_what_is_refused_does_not_hold_up_those_behind_it() -> None:
+    bad, good = op(Verb.DEPLOY_CREATE, model="nope"), op(Verb.DEPLOY_CREATE, model="m")
+    first, second = moves(job(JobState.NONE), bad, good)
+    assert isinstance(first, Refuse)
+    assert first.error.code is ErrorCode.UNKNOWN_MODEL
+    assert isinstance(second, Place)
+
+
+def test_an_unknown_dataset_is_refused() -> None:
+    create = op(Verb.DEPLOY_CREATE, model="m", dataset="nope")
+    assert refusal(job(JobState.NONE), create) is ErrorCode.UNKNOWN_DATASET
+
+
+def test_batch_models_know_only_temp() -> None:
+    assert (
+        refusal(job(JobState.NONE), op(Verb.DEPLOY_CREATE, model="b")) is ErrorCode.UNSUPPORTED_VERB
+    )
+    assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="b")), Place)
+
+
+def test_temp_of_a_server_needs_an_input_or_a_dataset() -> None:
+    assert refusal(job(JobState.NONE), op(Verb.TEMP, model="m")) is ErrorCode.MISSING_INPUT
+    assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="m", dataset="d")), Place)
+    assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="m", has_input=True)), Place)
+
+
+def test_temp_on_a_live_job_is_refused() -> None:
+    temp = op(Verb.TEMP, model="m", dataset="d")
+    assert refusal(job(JobState.LOADED), temp) is ErrorCode.INVALID_JOB_STATE
+
+
+def test_an_operation_that_was_placed_before_goes_to_the_same_host_again() -> None:
+    create = op(Verb.DEPLOY_CREATE, model="m")
+    current = CurrentOperation(operation_id=create.operation_id, epoch=1)
+    placed = job(JobState.NONE, host_id="h", spec=MODEL, generation=1, current=current)
+    assert isinstance(only(placed, create), Send)

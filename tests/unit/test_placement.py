@@ -1,0 +1,97 @@
+"""Placement: the host that fits and has the most room, and why none does."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.placement import Need, Placed, Room, Unplaced
+from modelyard.contract.states import Admission, Liveness
+from modelyard.store.records import HostRecord
+
+
+def host(
+    name: str,
+    *,
+    slots: int = 4,
+    used: int = 0,
+    liveness: Liveness = Liveness.ONLINE,
+    admission: Admission = Admission.OPEN,
+    **labels: str,
+) -> HostRecord:
+    return HostRecord(
+        host_id=name,
+        slots=slots,
+        slots_used=used,
+        liveness=liveness,
+        admission=admission,
+        labels=labels,
+        incarnation="boot-1",
+    )
+
+
+def chosen(room: Room, **labels: str) -> str:
+    found = room.place(Need(labels=labels))
+    assert isinstance(found, Placed)
+    return found.host.host_id
+
+
+def test_the_host_with_the_most_free_slots_is_chosen() -> None:
+    assert chosen(Room([host("a", used=2), host("b", used=1), host("c", used=3)])) == "b"
+
+
+def test_equal_hosts_are_taken_by_name() -> None:
+    assert chosen(Room([host("b"), host("a")])) == "a"
+
+
+def test_what_was_placed_before_in_the_same_pass_takes_room() -> None:
+    room = Room([host("a", slots=1), host("b", slots=1)])
+    assert [chosen(room), chosen(room)] == ["a", "b"]
+    assert isinstance(room.place(Need()), Unplaced)
+
+
+def test_labels_must_match_by_value() -> None:
+    room = Room([host("a", gpu="t4"), host("b", used=3, gpu="a100")])
+    assert chosen(room, gpu="a100") == "b"
+
+
+def test_without_hosts_the_reason_says_so() -> None:
+    assert Room([]).place(Need()) == Unplaced(("no host is registered",))
+
+
+def test_reasons_count_the_hosts_that_each_holds_for() -> None:
+    room = Room(
+        [
+            host("a", slots=1, used=1),
+            host("b", slots=2, used=2),
+            host("c", liveness=Liveness.SUSPECT),
+            host("d", admission=Admission.CORDONED),
+            host("e"),
+        ]
+    )
+    for _ in range(4):
+        room.place(Need())
+    assert room.place(Need()) == Unplaced(
+        ("3 hosts: each has no free slot", "1 host is CORDONED", "1 host is SUSPECT"),
+    )
+
+
+def test_a_missing_label_is_named_with_its_value() -> None:
+    assert Room([host("a")]).place(Need(labels={"gpu": "a100"})) == Unplaced(
+        ("1 host does not have the label gpu=a100",)
+    )
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=6),
+    st.integers(0, 40),
+)
+def test_no_host_is_ever_given_more_than_it_has(sizes: list[tuple[int, int]], jobs: int) -> None:
+    hosts = [host(f"h{i}", slots=slots, used=used) for i, (slots, used) in enumerate(sizes)]
+    room = Room(hosts)
+    given_to: dict[str, int] = {}
+    for _ in range(jobs):
+        found = room.place(Need())
+        if isinstance(found, Placed):
+            given_to[found.host.host_id] = given_to.get(found.host.host_id, 0) + 1
+    free = {one.host_id: max(0, one.slots - one.slots_used) for one in hosts}
+    assert all(count <= free[name] for name, count in given_to.items())
+    assert sum(given_to.values()) == min(jobs, sum(free.values()))
