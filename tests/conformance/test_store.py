@@ -1,0 +1,307 @@
+"""What the rest of Modelyard relies on from a store, seen on a real MongoDB."""
+
+import asyncio
+import uuid
+
+import pytest
+from pymongo import MongoClient
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
+from modelyard.contract.messages import (
+    MAX_INLINE_RESULT_BYTES,
+    EngineFacts,
+    Event,
+    HostOnline,
+    JobRequest,
+    OperationReport,
+)
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.store import Store
+from modelyard.store.indexes import INDEXES
+from modelyard.store.jobs import Assignment, Effect
+from modelyard.store.operations import Claim, Ending
+from modelyard.store.records import NewOperation, OperationRecord
+
+ONE, TWO = (f"0190c2f0-0000-7000-8000-00000000000{n}" for n in (1, 2))
+SPEC = ModelSpec(name="m", image="x/y", profile=Profile.BATCH, env={"A": "$x.y"})
+ONLINE = HostOnline(slots=2, labels={"a.b": "$c"}, engine=EngineFacts(version="1", api_version="1"))
+
+
+def new(operation_id: str | None = None, **fields: object) -> NewOperation:
+    request = JobRequest.model_validate(
+        {"job_id": "j", "operation_type": "TEMP", "model": "m"} | fields
+    )
+    return NewOperation.of(operation_id or uuid.uuid4().hex, request, "http")
+
+
+async def dispatched(store: Store, operation_id: str = ONE) -> OperationRecord:
+    await store.operations.take_in([(new(operation_id), 1)])
+    (won,) = await store.operations.claim(
+        [Claim(operation_id, 0, "h", "boot", 1)], token=uuid.uuid4().hex
+    )
+    return won
+
+
+def report(
+    state: OperationState, *, seq: int, epoch: int = 1, operation_id: str = ONE, **fields: object
+) -> OperationReport:
+    return OperationReport.model_validate(
+        {
+            "operation_id": operation_id,
+            "epoch": epoch,
+            "seq": seq,
+            "job_id": "j",
+            "generation": 1,
+            "state": state,
+        }
+        | fields
+    )
+
+
+async def state_of(store: Store, operation_id: str = ONE) -> OperationState:
+    found = await store.operations.get(operation_id)
+    assert found is not None
+    return found.state
+
+
+@pytest.mark.usefixtures("store")
+async def test_every_declared_index_is_there(mongo_url: str) -> None:
+    with MongoClient[dict[str, object]](mongo_url) as client:
+        database = client.get_default_database()
+        for collection, indexes in INDEXES.items():
+            there = set(database[collection].index_information())
+            assert {index.document["name"] for index in indexes} <= there
+
+
+async def test_an_operation_is_recorded_once_however_often_it_comes(store: Store) -> None:
+    results = await asyncio.gather(*(store.operations.record([new(ONE)]) for _ in range(20)))
+    assert sum(made for (made,) in results) == 1
+    first = await store.operations.get(ONE)
+    assert await store.operations.record([new(ONE, priority=9)]) == [False]
+    assert await store.operations.get(ONE) == first
+
+
+async def test_what_clients_send_is_never_an_expression(store: Store) -> None:
+    odd = {"$ne": "", "a.b": "$$NOW", "$expr": {"$function": 1}, "": None}
+    operation = new(ONE, input=odd, metadata={"k": "$$ROOT"})
+    await store.operations.take_in([(operation, 1)])
+    (won,) = await store.operations.claim([Claim(ONE, 0, "$h", "$$NOW", 1)], token="t")
+    assert won.input_json == operation.input_json
+    assert (won.metadata, won.host_id, won.incarnation) == ({"k": "$$ROOT"}, "$h", "$$NOW")
+    error = ErrorInfo(code=ErrorCode.EXITED, message="$x", detail={"log_tail": "$y", "$z": 1})
+    await store.operations.apply([report(OperationState.FAILED, seq=1, error=error)], {})
+    ended = await store.operations.get(ONE)
+    assert ended is not None
+    assert ended.error == error
+
+
+async def test_a_place_in_line_is_given_once(store: Store) -> None:
+    lines = await store.operations.next_lines(3)
+    assert list(await store.operations.next_lines(2)) == [lines.stop, lines.stop + 1]
+    await store.operations.record([new(ONE)])
+    await store.operations.take_in([(new(ONE), 7)])
+    await store.operations.take_in([(new(ONE), 9)])
+    await store.operations.put_in_line({ONE: 11})
+    found = await store.operations.get(ONE)
+    assert found is not None
+    assert found.line == 7
+
+
+async def test_only_one_of_many_claims_wins(store: Store) -> None:
+    await store.operations.take_in([(new(ONE), 1)])
+    claims = await asyncio.gather(
+        *(
+            store.operations.claim([Claim(ONE, 0, f"h{n}", "boot", 1)], token=f"t{n}")
+            for n in range(10)
+        )
+    )
+    won = [one for claim in claims for one in claim]
+    assert len(won) == 1
+    found = await store.operations.get(ONE)
+    assert found is not None
+    assert (found.host_id, found.epoch) == (won[0].host_id, 1)
+
+
+async def test_reports_are_fenced_by_epoch_sequence_and_state(store: Store) -> None:
+    await dispatched(store)
+    apply = store.operations.apply
+    assert await apply([report(OperationState.RUNNING, seq=2)], {}) == 1
+    assert await apply([report(OperationState.RUNNING, seq=1)], {}) == 0
+    assert await apply([report(OperationState.RUNNING, seq=2)], {}) == 0
+    assert await apply([report(OperationState.FAILED, seq=9, epoch=2)], {}) == 0
+    assert await apply([report(OperationState.SUCCEEDED, seq=3)], {}) == 1
+    assert await apply([report(OperationState.FAILED, seq=4)], {}) == 0
+    assert await state_of(store) is OperationState.SUCCEEDED
+
+
+async def test_requeueing_needs_the_epoch_and_the_next_claim_raises_it(store: Store) -> None:
+    first = await dispatched(store)
+    assert not await store.operations.requeue(first.model_copy(update={"epoch": 5}))
+    assert await store.operations.requeue(first)
+    assert await store.operations.apply([report(OperationState.RUNNING, seq=1)], {}) == 0
+    (second,) = await store.operations.claim([Claim(ONE, 1, "h", "boot", 1)], token="t")
+    assert second.epoch == 2
+
+
+async def test_only_what_is_queued_can_be_rejected(store: Store) -> None:
+    await dispatched(store)
+    assert not await store.operations.end_queued([Ending(ONE, OperationState.REJECTED)], token="t")
+    assert await state_of(store) is OperationState.DISPATCHED
+
+
+async def test_many_reservations_at_once_never_exceed_a_host(store: Store) -> None:
+    await store.hosts.come_online("h", "boot", ONLINE)
+    host = await store.hosts.get("h")
+    assert host is not None
+    done = await asyncio.gather(
+        *(store.hosts.reserve(host, [(f"j{n}", 1)], token="t") for n in range(20))
+    )
+    assert sum(done) == 2
+    full = await store.hosts.get("h")
+    assert full is not None
+    assert (full.slots_used, len(full.reservations)) == (2, 2)
+
+
+async def test_a_reservation_is_freed_once_and_only_for_its_generation(store: Store) -> None:
+    await store.hosts.come_online("h", "boot", ONLINE)
+    host = await store.hosts.get("h")
+    assert host is not None
+    assert await store.hosts.reserve(host, [("j", 2)], token="t")
+    assert not await store.hosts.reserve(host, [("j", 3)], token="t")
+    await store.hosts.release({"h": [("j", 1)]})
+    used = []
+    for _ in range(2):
+        found = await store.hosts.get("h")
+        assert found is not None
+        used.append(found.slots_used)
+        await store.hosts.release({"h": [("j", 2)]})
+        await store.hosts.release({"h": [("j", 2)]})
+    assert used == [1, 0]
+
+
+async def test_a_boot_that_was_followed_by_another_cannot_come_back(store: Store) -> None:
+    assert await store.hosts.come_online("h", "one", ONLINE)
+    assert await store.hosts.come_online("h", "one", ONLINE)
+    assert await store.hosts.come_online("h", "two", ONLINE)
+    assert not await store.hosts.come_online("h", "one", ONLINE)
+    host = await store.hosts.get("h")
+    assert host is not None
+    assert host.incarnation == "two"
+    assert host.labels == {"a.b": "$c"}
+
+
+async def test_only_the_current_attempt_may_change_a_job(store: Store) -> None:
+    await store.jobs.ensure(["j"])
+    job = await store.jobs.get("j")
+    assert job is not None
+
+    def assignment(operation_id: str, version: int) -> Assignment:
+        return Assignment("j", version, operation_id, 1, 1, "h", SPEC)
+
+    assert await store.jobs.assign([assignment(ONE, job.version)], token="t1") == {"j"}
+    assert await store.jobs.assign([assignment(TWO, job.version)], token="t2") == set()
+
+    def effect(operation_id: str, seq: int, state: JobState, generation: int = 1) -> Effect:
+        return Effect("j", operation_id, 1, seq, generation, state, "c" * 64, None)
+
+    assert await store.jobs.apply([effect(TWO, 1, JobState.CREATED)]) == 0
+    assert await store.jobs.apply([effect(ONE, 1, JobState.CREATED, generation=2)]) == 0
+    assert await store.jobs.apply([effect(ONE, 5, JobState.CREATED)]) == 1
+    assert await store.jobs.apply([effect(ONE, 5, JobState.CREATED)]) == 1
+    assert await store.jobs.apply([effect(ONE, 4, JobState.FAILED)]) == 0
+    now = await store.jobs.get("j")
+    assert now is not None
+    assert (now.state, now.container_id, now.spec) == (JobState.CREATED, "c" * 64, SPEC)
+
+
+@pytest.mark.parametrize("size", [10, MAX_INLINE_RESULT_BYTES + 1])
+async def test_results_of_any_size_come_back_whole(store: Store, size: int) -> None:
+    await dispatched(store)
+    text = '"' + "ä" * (size // 2) + '"'
+    place = await store.results.put(ONE, 1, text)
+    assert place == await store.results.put(ONE, 1, text)
+    assert (place.inline_json is None) == (size > MAX_INLINE_RESULT_BYTES)
+    await store.operations.apply([report(OperationState.SUCCEEDED, seq=1)], {ONE: place})
+    chunks = await store.results.get(ONE)
+    assert chunks is not None
+    assert b"".join([chunk async for chunk in chunks]).decode() == text
+
+
+async def test_an_operation_without_a_result_has_none(store: Store) -> None:
+    await dispatched(store)
+    assert await store.results.get(ONE) is None
+    assert await store.results.get("nothing") is None
+
+
+async def test_the_waiting_room_is_ordered_by_priority_then_line(store: Store) -> None:
+    await store.operations.take_in(
+        [
+            (new("a", priority=0), 1),
+            (new("b", priority=5), 2),
+            (new("c", priority=5), 3),
+            (new("d", priority=9), 4),
+        ]
+    )
+    first = await store.operations.waiting(after=None, limit=3)
+    rest = await store.operations.waiting(after=first[-1], limit=3)
+    assert [one.operation_id for one in (*first, *rest)] == ["d", "b", "c", "a"]
+
+
+async def test_pages_list_everything_once_newest_first(store: Store) -> None:
+    for number in range(7):
+        await store.operations.record([new(f"o{number}")])
+    seen: list[str] = []
+    after = None
+    while True:
+        page = await store.operations.page({"job_id": "j"}, after=after, limit=3)
+        seen += [one.operation_id for one in page.items]
+        if page.next is None:
+            break
+        after = page.next
+    assert seen == [f"o{number}" for number in reversed(range(7))]
+
+
+async def test_events_are_appended_once(store: Store) -> None:
+    event = Event.model_validate(
+        {
+            "event_id": "e",
+            "type": "operation.queued",
+            "at": "2026-01-01T00:00:00Z",
+            "operation_id": ONE,
+            "state": "QUEUED",
+        }
+    )
+    await store.events.append([event])
+    await store.events.append([event, event.model_copy(update={"event_id": "f"})])
+    assert [one.event_id for one in await store.events.of_operation(ONE)] == ["e", "f"]
+
+
+async def test_the_catalog_keeps_entries_by_name(store: Store) -> None:
+    assert await store.models.put(SPEC)
+    assert not await store.models.put(SPEC)
+    assert await store.models.get("m") == SPEC
+    assert await store.models.all() == [SPEC]
+    dataset = DatasetSpec(name="d", volume="v")
+    await store.datasets.put(dataset)
+    assert await store.datasets.get_many(["d", "e"]) == {"d": dataset}
+    assert await store.models.delete("m")
+    assert not await store.models.delete("m")
+
+
+async def test_a_database_that_is_not_there_is_said_within_the_deadline() -> None:
+    nowhere = Store("mongodb://127.0.0.1:1/x?replicaSet=rs0", name="test", timeout_s=0.5)
+    async with asyncio.timeout(2):
+        with pytest.raises(StoreUnavailableError):
+            await nowhere.ping()
+        with pytest.raises(StoreUnavailableError):
+            await nowhere.operations.record([new()])
+    nowhere.close()
+
+
+async def test_verbs_and_states_are_stored_as_plain_text(store: Store, mongo_url: str) -> None:
+    await dispatched(store)
+    with MongoClient[dict[str, object]](mongo_url) as client:
+        document = client.get_default_database()["operations"].find_one({"_id": ONE})
+    assert document is not None
+    assert (document["state"], document["verb"]) == ("DISPATCHED", Verb.TEMP.value)

@@ -1,0 +1,69 @@
+"""Reading messages of the jobs queue."""
+
+import json
+
+from dispatcher.decode import Unreadable, decode
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.ids import new_operation_id, operation_id_for_key
+from modelyard.contract.messages import (
+    SUBMISSION_TYPE,
+    JobRequest,
+    Submission,
+    SubmittedRequest,
+)
+from modelyard.contract.states import Verb
+from modelyard.store.records import NewOperation
+
+REQUEST = {"job_id": "j", "operation_type": "TEMP", "model": "m", "input": [1.5]}
+
+
+def read(value: object, *, key: str | None = None, kind: str | None = None) -> list[NewOperation]:
+    decoded = decode(json.dumps(value).encode(), message_type=kind, message_id=key)
+    assert isinstance(decoded, list)
+    return decoded
+
+
+def test_one_request_is_one_operation_named_by_its_message_id() -> None:
+    (operation,) = read(REQUEST, key="k")
+    assert operation.operation_id == operation_id_for_key("k")
+    assert (operation.job_id, operation.verb, operation.source) == ("j", Verb.TEMP, "amqp")
+    assert operation.input_json == "[1.5]"
+
+
+def test_without_a_message_id_every_message_is_a_new_operation() -> None:
+    assert read(REQUEST)[0].operation_id != read(REQUEST)[0].operation_id
+
+
+def test_a_list_is_many_operations_named_by_their_place() -> None:
+    made = read([REQUEST, REQUEST], key="k")
+    assert [one.operation_id for one in made] == [
+        operation_id_for_key("k/0"),
+        operation_id_for_key("k/1"),
+    ]
+
+
+def test_one_bad_request_in_a_list_is_rejected_alone() -> None:
+    good, bad, odd = read([REQUEST, REQUEST | {"operation_type": "X"}, 5], key="k")
+    assert good.rejection is None
+    assert bad.rejection is not None
+    assert (bad.job_id, bad.verb) == ("j", None)
+    assert odd.rejection is not None
+    assert odd.rejection.code is ErrorCode.INVALID_REQUEST
+
+
+def test_a_submission_of_a_gateway_keeps_its_ids() -> None:
+    operation_id = new_operation_id()
+    request = JobRequest.model_validate(REQUEST)
+    submission = Submission(
+        requests=(SubmittedRequest(operation_id=operation_id, request=request),)
+    )
+    (operation,) = read(submission.model_dump(mode="json"), kind=SUBMISSION_TYPE)
+    assert (operation.operation_id, operation.source) == (operation_id, "http")
+    assert operation.payload_hash == request.payload_hash()
+
+
+def test_a_forged_submission_is_unreadable() -> None:
+    forged = {"requests": [{"operation_id": "../x", "request": REQUEST}]}
+    decoded = decode(json.dumps(forged).encode(), message_type=SUBMISSION_TYPE, message_id=None)
+    assert isinstance(decoded, Unreadable)
+    assert decoded.error.code is ErrorCode.INVALID_REQUEST

@@ -1,0 +1,84 @@
+"""Reports against fences: whatever order they come in and however often, the end is the same."""
+
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.recorder import Accepted, fence, latest
+from modelyard.contract.messages import OperationReport
+from modelyard.contract.states import OperationState, Verb
+from modelyard.store.records import OperationRecord
+
+OPERATION = "0190c2f0-0000-7000-8000-000000000001"
+FRESH = OperationRecord(
+    operation_id=OPERATION, verb=Verb.TEMP, state=OperationState.DISPATCHED, epoch=2, host_id="h"
+)
+
+
+def report(state: OperationState, *, seq: int, epoch: int = 2) -> OperationReport:
+    return OperationReport(
+        operation_id=OPERATION, epoch=epoch, seq=seq, job_id="j", generation=1, state=state
+    )
+
+
+STORY = [
+    report(OperationState.RUNNING, seq=1),
+    report(OperationState.RUNNING, seq=2),
+    report(OperationState.RUNNING, seq=3),
+    report(OperationState.SUCCEEDED, seq=4),
+]
+LATE = [
+    report(OperationState.RUNNING, seq=8, epoch=1),
+    report(OperationState.FAILED, seq=9, epoch=1),
+]
+
+
+def written(operation: OperationRecord, one: OperationReport) -> OperationRecord:
+    """Do what the guarded write in MongoDB does."""
+    accepted = fence("h", one, operation)
+    if not isinstance(accepted, Accepted) or not accepted.new:
+        return operation
+    return operation.model_copy(update={"state": one.state, "seq": one.seq})
+
+
+@given(st.lists(st.sampled_from(STORY + LATE)).map(lambda some: some + STORY), st.randoms())
+def test_any_order_and_doubling_of_reports_ends_the_same(
+    reports: list[OperationReport], random: Random
+) -> None:
+    random.shuffle(reports)
+    operation = FRESH
+    states = [operation.state]
+    for one in reports:
+        operation = written(operation, one)
+        states.append(operation.state)
+    assert (operation.state, operation.seq) == (OperationState.SUCCEEDED, 4)
+    assert states == sorted(states, key=list(OperationState).index)
+
+
+@given(st.lists(st.sampled_from(STORY), min_size=1))
+def test_of_a_batch_only_the_newest_report_counts(reports: list[OperationReport]) -> None:
+    ((_, kept),) = latest(("h", one) for one in reports)
+    assert kept.seq == max(one.seq for one in reports)
+
+
+def test_a_host_that_was_not_given_the_operation_is_not_heard() -> None:
+    assert fence("other", STORY[0], FRESH) == "other_host"
+
+
+def test_an_operation_that_nobody_knows_is_not_heard_of() -> None:
+    assert fence("h", STORY[0], None) == "unknown_operation"
+
+
+def test_a_terminal_state_never_changes() -> None:
+    ended = written(FRESH, STORY[-1])
+    for state in OperationState:
+        if state is not OperationState.SUCCEEDED:
+            assert not isinstance(fence("h", report(state, seq=9), ended), Accepted)
+
+
+def test_the_last_report_again_is_taken_to_repair_what_a_crash_left() -> None:
+    ended = written(FRESH, STORY[-1])
+    again = fence("h", STORY[-1], ended)
+    assert isinstance(again, Accepted)
+    assert not again.new
