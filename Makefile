@@ -1,0 +1,52 @@
+# `make` alone lists the targets. ARGS passes options on: make test ARGS='-k placement'
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+ARGS ?=
+
+.PHONY: help setup demo test up down status check fmt clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## Make .venv with everything in it, at the pinned versions.
+
+$(READY): pyproject.toml requirements.lock deploy/local/requirements.txt deploy/local/venv.sh
+	@deploy/local/venv.sh $(VENV)
+	@touch $@
+
+demo: $(READY) ## Run the demonstration on a private stack, from nothing to a prediction, and stop it.
+	@$(PYTHON) -m deploy.local demo $(ARGS)
+
+test: $(READY) ## Run all tests against the real servers.
+	@$(PYTHON) -m pytest $(ARGS)
+
+up: $(READY) ## Start the stack in the background; its addresses are in var/stack.env.
+	@$(PYTHON) -m deploy.local up $(ARGS)
+
+down: $(READY) ## Stop the stack and all that belongs to it.
+	@$(PYTHON) -m deploy.local down $(ARGS)
+
+status: $(READY) ## Show what runs, and where it answers.
+	@$(PYTHON) -m deploy.local status $(ARGS)
+
+check: $(READY) ## Check style, types, import rules and that the generated schemas are current.
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(PYTHON) -m modelyard.contract.schemas --check
+
+fmt: $(READY) ## Format the code and repair what the linter can.
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean: ## Stop the stack; remove its data, the virtual environment and all caches.
+	@if [ -x $(PYTHON) ] && [ -d var ]; then $(PYTHON) -m deploy.local down; fi
+	rm -rf $(VENV) var dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

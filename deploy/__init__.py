@@ -1,0 +1,1 @@
+"""What runs Modelyard: the local stack, images, packaging."""

@@ -1,0 +1,76 @@
+"""The few questions that the local stack puts to a Docker engine."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx2
+
+from deploy.local.errors import CannotProvide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT = "unix:///var/run/docker.sock"
+_PATIENCE_S = 5.0
+_REMOVAL_S = 60.0
+_GONE = (404, 409)  # no such container; or it is being removed, or not running, already
+
+
+def version(docker_host: str) -> str | None:
+    """Version of the engine; None if it does not answer."""
+    try:
+        with _client(docker_host) as client:
+            answer = client.get("/version").raise_for_status()
+    except httpx2.HTTPError:
+        return None
+    return str(answer.json()["Version"])
+
+
+def kill_containers(docker_host: str) -> None:
+    """SIGKILL every running container; an engine takes its time to stop them politely."""
+    with _client(docker_host) as client:
+        for container in _containers(client, {"status": ["running", "paused"]}):
+            answer = client.post(f"/containers/{container}/kill", timeout=_REMOVAL_S)
+            _accept(answer)
+
+
+def remove_containers(docker_host: str, label: str) -> int:
+    """Remove the containers with a `name=value` label, running or not; how many they were."""
+    with _client(docker_host) as client:
+        containers = _containers(client, {"label": [label]})
+        for container in containers:
+            options = {"force": "true", "v": "true"}
+            answer = client.delete(f"/containers/{container}", params=options, timeout=_REMOVAL_S)
+            _accept(answer)
+    return len(containers)
+
+
+def _containers(client: httpx2.Client, filters: dict[str, list[str]]) -> list[str]:
+    query = {"all": "true", "filters": json.dumps(filters)}
+    answer = client.get("/containers/json", params=query).raise_for_status()
+    return [str(container["Id"]) for container in answer.json()]
+
+
+def _accept(answer: httpx2.Response) -> None:
+    if answer.status_code not in _GONE:
+        answer.raise_for_status()
+
+
+@contextmanager
+def _client(docker_host: str) -> Iterator[httpx2.Client]:
+    parts = urlsplit(docker_host)
+    if parts.scheme == "unix":
+        transport, address = httpx2.HTTPTransport(uds=parts.path), "http://engine"
+    elif parts.scheme in {"tcp", "http"}:
+        transport, address = httpx2.HTTPTransport(), f"http://{parts.netloc}"
+    else:
+        message = f"DOCKER_HOST={docker_host}: only unix:// and tcp:// are understood here"
+        raise CannotProvide(message)
+    with httpx2.Client(
+        transport=transport, base_url=address, timeout=_PATIENCE_S, trust_env=False
+    ) as client:
+        yield client

@@ -1,0 +1,119 @@
+"""Processes as the kernel sees them: who is who, and who came from whom.
+
+Everything here reads `/proc`, so it is for Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from deploy.local.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PROC = Path("/proc")
+_BOOT_ID = _PROC / "sys/kernel/random/boot_id"
+_KILL_S = 10.0
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process that cannot be mistaken for a later one with the same number.
+
+    `started` is in clock ticks since boot (field 22 of `/proc/PID/stat`, see proc(5)); `boot`
+    names the boot, so that a record from before a reboot fits nobody.
+    """
+
+    pid: int
+    started: int
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Look the process up; None if it is gone or only waits to be reaped."""
+        stat = _stat(pid)
+        if stat is None or stat.state in {"Z", "X"}:
+            return None
+        return cls(pid, stat.started, _BOOT_ID.read_text().strip())
+
+    @property
+    def alive(self) -> bool:
+        return ProcessId.of(self.pid) == self
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; a process that is gone already is no error."""
+        if self.alive:
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return
+
+
+def carrying(variable: str, value: str) -> set[ProcessId]:
+    """Find the processes with this variable in the environment that they were started with.
+
+    Daemons that left their parent and their session (epmd, container shims) still carry it.
+    Processes of other users are passed over, unless we are root.
+    """
+    wanted = f"{variable}={value}".encode()
+    found = set()
+    for pid in _pids():
+        try:
+            environment = (_PROC / str(pid) / "environ").read_bytes()
+        except OSError:
+            continue
+        if wanted in environment.split(b"\0") and (process := ProcessId.of(pid)):
+            found.add(process)
+    return found
+
+
+def with_descendants(roots: Iterable[ProcessId]) -> set[ProcessId]:
+    """Add the children of the given processes, their children, and so on."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for pid in _pids():
+        if stat := _stat(pid):
+            children[stat.parent].append(pid)
+    family = set(roots)
+    waiting = [process.pid for process in family]
+    while waiting:
+        for pid in children[waiting.pop()]:
+            process = ProcessId.of(pid)
+            if process and process not in family:
+                family.add(process)
+                waiting.append(pid)
+    return family
+
+
+def kill_all(processes: Iterable[ProcessId]) -> None:
+    """Kill these processes and wait until the kernel has taken them away."""
+    doomed = list(processes)
+    for process in doomed:
+        process.send(signal.SIGKILL)
+    wait_until(lambda: not any(p.alive for p in doomed), _KILL_S, "killed processes gone")
+
+
+@dataclass(frozen=True)
+class _Stat:
+    state: str
+    parent: int
+    started: int
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    # The second field is the program's name in parentheses and may itself contain both.
+    fields = text.rpartition(")")[2].split()
+    return _Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]))
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]

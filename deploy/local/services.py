@@ -1,0 +1,154 @@
+"""The three processes of Modelyard itself, on servers that are ready."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import httpx2
+
+from deploy.local.daemon import Daemon
+from deploy.local.errors import StartFailed
+from deploy.local.ports import LOOPBACK
+from deploy.local.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deploy.local.layout import Endpoints, Layout
+
+_READY_S = 60.0
+_STOP_S = 15.0
+_PATIENCE_S = 2.0
+_WORKER_SLOTS = 4
+
+
+class Service:
+    """One process of Modelyard, `python -m MODULE`; `name` tells several of a kind apart."""
+
+    def __init__(
+        self, module: str, *, root: Path, folder: Path, logs: Path | None = None, name: str = ""
+    ) -> None:
+        name = name or module
+        self.daemon = Daemon(name, folder, log=logs / f"{name}.log" if logs else None)
+        self._root = root
+        self._argv = [sys.executable, "-m", module]
+        self._environment: dict[str, str] = {}
+
+    @property
+    def running(self) -> bool:
+        return self.daemon.process is not None
+
+    def launch(self, settings: Mapping[str, str]) -> None:
+        """Start the process, without waiting for it, with `settings` in its environment.
+
+        Of this command's own environment, all but `MODELYARD_*` is passed on.
+        """
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("MODELYARD_")}
+        self._environment = {**inherited, **settings}
+        self.daemon.spawn(self._argv, self._environment, cwd=self._root)
+
+    def restart(self) -> None:
+        """Stop the process if it runs, and start it with the settings of the last time."""
+        self.stop()
+        self.daemon.spawn(self._argv, self._environment, cwd=self._root)
+
+    def stop(self) -> None:
+        self.daemon.stop(_STOP_S)
+
+    def kill(self) -> None:
+        self.daemon.kill()
+
+    def pause(self) -> None:
+        self.daemon.pause()
+
+    def resume(self) -> None:
+        self.daemon.resume()
+
+
+class Services:
+    """Gateway, dispatcher and one worker of a stack."""
+
+    def __init__(self, layout: Layout, *, host_id: str) -> None:
+        self._layout = layout
+        self._host_id = host_id
+        self.gateway, self.dispatcher, self.worker = (
+            Service(module, root=layout.root, folder=layout.data / "services", logs=layout.logs)
+            for module in ("gateway", "dispatcher", "worker")
+        )
+
+    def daemons(self) -> list[Daemon]:
+        return [self.gateway.daemon, self.dispatcher.daemon, self.worker.daemon]
+
+    def start(self, endpoints: Endpoints) -> None:
+        """Start all three and return when the gateway knows the host as online.
+
+        Raises `StartFailed` with the end of the log of the one that exited. Whoever calls this
+        stops the services, also when it raises.
+        """
+        address = httpx2.URL(endpoints.url)
+        broker = {"MODELYARD_AMQP_URL": endpoints.amqp_url}
+        stores = {**broker, "MODELYARD_MONGO_URL": endpoints.mongo_url}
+        listening = {
+            "MODELYARD_GATEWAY_HOST": address.host,
+            "MODELYARD_GATEWAY_PORT": str(address.port),
+        }
+        host = {
+            "MODELYARD_HOST_ID": self._host_id,
+            "MODELYARD_WORKER_SLOTS": str(_WORKER_SLOTS),
+            "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self._layout.datasets)]),
+            "DOCKER_HOST": endpoints.docker_host,
+        }
+        self.gateway.launch({**stores, **listening})
+        self.dispatcher.launch(stores)
+        self.worker.launch({**broker, **host})
+        self._await_ready(endpoints.url)
+
+    def stop(self) -> None:
+        """Stop worker, dispatcher and gateway, of this run or an earlier one."""
+        self.worker.stop()
+        self.dispatcher.stop()
+        self.gateway.stop()
+
+    def release(self) -> None:
+        """Let the services run on after the command which started them has ended."""
+        for daemon in self.daemons():
+            daemon.release()
+
+    def _await_ready(self, url: str) -> None:
+        def ready() -> bool:
+            for daemon in self.daemons():
+                daemon.check()
+            return gateway_ready(url) and host_online(url, self._host_id)
+
+        try:
+            wait_until(ready, _READY_S, "services")
+        except TimeoutError:
+            ends = "\n".join(f"The end of {d.log}:\n{d.log_end()}" for d in self.daemons())
+            message = f"Host {self._host_id} was not online within {_READY_S:g} s.\n{ends}"
+            raise StartFailed(message) from None
+
+
+def gateway_ready(url: str) -> bool:
+    """Tell whether the gateway at `url` says that it can do its work."""
+    try:
+        return httpx2.get(f"{url}/readyz", timeout=_PATIENCE_S, trust_env=False).is_success
+    except httpx2.HTTPError:
+        return False
+
+
+def host_online(url: str, host_id: str) -> bool:
+    """Tell whether the gateway at `url` lists the host with liveness ONLINE."""
+    try:
+        answer = httpx2.get(f"{url}/v1/hosts", timeout=_PATIENCE_S, trust_env=False)
+        hosts = answer.raise_for_status().json()["hosts"]
+    except httpx2.HTTPError:
+        return False
+    return any(host["host_id"] == host_id and host["liveness"] == "ONLINE" for host in hosts)
+
+
+def url_on(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"
