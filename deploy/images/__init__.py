@@ -1,0 +1,1 @@
+"""Reference model servers, built into images; not part of the installed package."""

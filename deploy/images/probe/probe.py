@@ -1,0 +1,384 @@
+"""A model server for tests: it misbehaves as its environment and its inputs ask.
+
+Served by the standard library, so that the image is the base image and this file. The README
+beside lists every variable and input. What it counted is at `GET /stats`.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
+
+NEVER = float("inf")
+_PAGE = 4096
+_STOPPED = 128 + signal.SIGTERM
+
+
+class Wishes:
+    """The environment, as values; seconds may be `inf`, which means never."""
+
+    def __init__(self, env: Mapping[str, str], mode: str | None = None) -> None:
+        self.mode = mode or env.get("PROBE_MODE", "http")
+        self.model = env.get("PROBE_MODEL", "probe")
+        self.port = int(env.get("PROBE_PORT", "8080"))
+        self.tag = env.get("PROBE_TAG", "")
+        self.alive_seconds = float(env.get("PROBE_ALIVE_SECONDS", "0"))
+        self.start_exit = _optional_int(env.get("PROBE_START_EXIT"))
+        self.load_seconds = float(env.get("PROBE_LOAD_SECONDS", "0"))
+        self.load_exit = _optional_int(env.get("PROBE_LOAD_EXIT"))
+        self.load_status = int(env.get("PROBE_LOAD_STATUS", "200"))
+        self.ready_seconds = float(env.get("PROBE_READY_SECONDS", "0"))
+        self.hold_bytes = int(env.get("PROBE_HOLD_BYTES", "0"))
+        self.redirect = env.get("PROBE_REDIRECT")
+        self.redirect_on = env.get("PROBE_REDIRECT_ON", "infer").split(",")
+        self.ignore_sigterm = env.get("PROBE_IGNORE_SIGTERM") == "1"
+        self.collector = env.get("MODELYARD_COLLECTOR")
+        self.dataset = env.get("PROBE_DATASET", "/data")
+        self.batch_seconds = float(env.get("PROBE_BATCH_SECONDS", "0"))
+        self.batch_exit = int(env.get("PROBE_BATCH_EXIT", "0"))
+        self.batch_result = env.get("PROBE_BATCH_RESULT")
+        self.batch_output = env.get("PROBE_BATCH_OUTPUT")
+        self.batch_bytes = int(env.get("PROBE_BATCH_BYTES", "0"))
+
+
+class Collector:
+    """Tells a TCP collector, one JSON object a line, that this container runs: I2's witness.
+
+    A collector that is away is no fault of ours: the lines are dropped.
+    """
+
+    def __init__(self, address: str | None, tag: str) -> None:
+        self._tag = tag
+        self._lock = threading.Lock()
+        self._stream: IO[str] | None = None
+        if address:
+            host, _, port = address.rpartition(":")
+            try:
+                connection = socket.create_connection((host, int(port)), timeout=5)
+                self._stream = connection.makefile("w", encoding="utf-8")
+            except OSError as error:
+                print(f"no collector: {error}", file=sys.stderr)
+
+    def say(self, event: str, **more: object) -> None:
+        # Called from the signal handler too, which may have interrupted a holder of the lock.
+        if self._stream is None or not self._lock.acquire(timeout=1):
+            return
+        line = {"event": event, "container": socket.gethostname(), "tag": self._tag, **more}
+        try:
+            print(json.dumps(line), file=self._stream, flush=True)
+        except OSError:
+            self._stream = None
+        finally:
+            self._lock.release()
+
+    def tick(self) -> None:
+        """Say `tick` each second until the process ends, or the collector."""
+        while self._stream is not None:
+            time.sleep(1)
+            self.say("tick")
+
+
+class Model:
+    """The pretended model: in memory or not, and how often that changed."""
+
+    def __init__(self, wishes: Wishes) -> None:
+        self._wishes = wishes
+        self._changing = threading.Lock()
+        self._counting = threading.Lock()
+        self._held = b""
+        self._ready_at = NEVER
+        self.loaded = False
+        self.counts = {
+            "load_calls": 0,
+            "loads": 0,
+            "unload_calls": 0,
+            "unloads": 0,
+            "unloads_while_running": 0,
+            "infers": 0,
+            "running": 0,
+            "most_running": 0,
+        }
+
+    def count(self, name: str, step: int = 1) -> None:
+        with self._counting:
+            self.counts[name] += step
+            self.counts["most_running"] = max(self.counts["most_running"], self.counts["running"])
+
+    def load(self) -> None:
+        self.count("load_calls")
+        with self._changing:
+            if self.loaded:
+                return
+            wait(self._wishes.load_seconds)
+            if self._wishes.load_exit is not None:
+                os._exit(self._wishes.load_exit)
+            # Each page is written: memory that is only promised holds nothing.
+            self._held = b"\x01" * self._wishes.hold_bytes
+            self._ready_at = time.monotonic() + self._wishes.ready_seconds
+            self.loaded = True
+            self.count("loads")
+
+    def unload(self) -> None:
+        self.count("unload_calls")
+        with self._changing:
+            if not self.loaded:
+                return
+            self.loaded = False
+            self._held = b""
+            self._ready_at = NEVER
+            self.count("unloads")
+            if self.counts["running"]:
+                self.count("unloads_while_running")
+
+    @property
+    def ready(self) -> bool:
+        return time.monotonic() >= self._ready_at
+
+    def stats(self) -> dict[str, object]:
+        with self._counting:
+            return {
+                **self.counts,
+                "loaded": self.loaded,
+                "held_bytes": len(self._held),
+                "container": socket.gethostname(),
+                "tag": self._wishes.tag,
+            }
+
+
+class Probe(ThreadingHTTPServer):
+    """The server and what its handlers share."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, wishes: Wishes, model: Model, collector: Collector) -> None:
+        self.wishes = wishes
+        self.model = model
+        self.collector = collector
+        self.started = time.monotonic()
+        self.extra_held: list[bytes] = []
+        super().__init__(("0.0.0.0", wishes.port), Handler)  # noqa: S104 - a container's own network
+
+    @property
+    def alive(self) -> bool:
+        if self.wishes.mode == "process" and not self.model.ready:
+            return False
+        return time.monotonic() - self.started >= self.wishes.alive_seconds
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Open Inference Protocol paths and plain hooks for the same five questions."""
+
+    protocol_version = "HTTP/1.1"
+    server: Probe
+
+    def do_GET(self) -> None:
+        self._route()
+
+    def do_POST(self) -> None:
+        self._route()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Quiet: tests read this container's log."""
+
+    def _route(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        path = self.path.partition("?")[0]
+        model = self.server.wishes.model
+        names = {
+            "/stats": "stats",
+            "/alive": "alive",
+            "/v2/health/live": "alive",
+            "/ready": "ready",
+            "/v2/health/ready": "ready",
+            f"/v2/models/{model}/ready": "ready",
+            "/load": "load",
+            f"/v2/repository/models/{model}/load": "load",
+            "/unload": "unload",
+            f"/v2/repository/models/{model}/unload": "unload",
+            "/infer": "infer",
+            f"/v2/models/{model}/infer": "infer",
+        }
+        name = names.get(path)
+        if name is None:
+            self._answer(404, {"error": f"There is no {path} here."})
+        elif self.server.wishes.redirect and name in self.server.wishes.redirect_on:
+            self._answer(302, {}, {"Location": self.server.wishes.redirect})
+        elif name == "infer":
+            self._infer(body)
+        elif name == "load":
+            self._load()
+        elif name == "unload":
+            self.server.model.unload()
+            self._answer(200, {"loaded": False})
+        elif name == "stats":
+            self._answer(200, self.server.model.stats())
+        else:
+            holds = self.server.alive if name == "alive" else self.server.model.ready
+            self._answer(200 if holds else 503, {name: holds})
+
+    def _load(self) -> None:
+        if self.server.wishes.load_status != 200:  # noqa: PLR2004
+            self._answer(self.server.wishes.load_status, {"error": "The load fails as asked."})
+            return
+        self.server.model.load()
+        self._answer(200, {"loaded": True})
+
+    def _infer(self, raw: bytes) -> None:
+        if not self.server.model.ready:
+            self._answer(400, {"error": "The model is not loaded."})
+            return
+        try:
+            body = json.loads(raw or b"{}")
+        except ValueError:
+            self._answer(400, {"error": "The input is not JSON."})
+            return
+        asked = wishes_in(body)
+        self.server.collector.say("infer_start", input_tag=asked.get("tag"))
+        self.server.model.count("running")
+        try:
+            self._obey(body, asked)
+        finally:
+            self.server.model.count("running", -1)
+            self.server.model.count("infers")
+            self.server.collector.say("infer_stop", input_tag=asked.get("tag"))
+
+    def _obey(self, body: object, asked: dict[str, object]) -> None:
+        wait(number(asked, "sleep"))
+        if "hold_bytes" in asked:
+            self.server.extra_held.append(b"\x01" * int(number(asked, "hold_bytes")))
+        if "exit" in asked:
+            os._exit(int(number(asked, "exit")))
+        if "close" in asked:
+            self.close_connection = True
+        elif "redirect" in asked:
+            self._answer(302, {}, {"Location": str(asked["redirect"])})
+        elif "status" in asked:
+            self._answer(int(number(asked, "status")), {"error": "The inference fails as asked."})
+        elif "not_json" in asked:
+            self._send(200, b"this is not JSON", {"Content-Type": "text/plain"})
+        else:
+            answer: dict[str, object] = {"echo": body, "container": socket.gethostname()}
+            if "dataset" in asked:
+                answer["dataset"] = look_at(str(asked["dataset"]))
+            if "bytes" in asked:
+                answer["blob"] = "x" * int(number(asked, "bytes"))
+            self._answer(200, answer)
+
+    def _answer(
+        self, status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
+    ) -> None:
+        raw = json.dumps(body).encode()
+        self._send(status, raw, {"Content-Type": "application/json", **(headers or {})})
+
+    def _send(self, status: int, raw: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+def wishes_in(body: object) -> dict[str, object]:
+    """Find what an input asks for: at its top, in its `parameters` or in its `input`."""
+    if not isinstance(body, dict):
+        return {}
+    asked = dict(body)
+    for inner in (body.get("parameters"), body.get("input")):
+        if isinstance(inner, dict):
+            asked |= inner
+    return asked
+
+
+def number(asked: Mapping[str, object], name: str) -> float:
+    value = asked.get(name, 0)
+    return float(value) if isinstance(value, int | float | str) else 0.0
+
+
+def look_at(dataset: str) -> dict[str, object]:
+    """Tell what a mounted dataset looks like from inside, and whether one could write to it."""
+    folder = Path(dataset)
+    if not folder.is_dir():
+        return {"path": dataset, "files": None, "writable": False}
+    mine = folder / ".probe"
+    try:
+        mine.touch()
+        mine.unlink()
+        writable = True
+    except OSError:
+        writable = False
+    files = sorted(entry.name for entry in folder.iterdir())
+    return {"path": dataset, "files": files, "writable": writable}
+
+
+def wait(seconds: float) -> None:
+    """Let time pass; `inf` never returns."""
+    while seconds == NEVER:
+        time.sleep(3600)
+    time.sleep(seconds)
+
+
+def batch(wishes: Wishes, collector: Collector) -> int:
+    """Run once: progress lines, then the result as last line of stdout and in a file; exit code."""
+    ends = time.monotonic() + wishes.batch_seconds
+    step = 0
+    while (left := ends - time.monotonic()) > 0:
+        step += 1
+        print(f"step {step}", flush=True)
+        time.sleep(min(1.0, left))
+    if wishes.batch_result is not None:
+        result = wishes.batch_result
+    else:
+        answer: dict[str, object] = {
+            "container": socket.gethostname(),
+            "dataset": look_at(wishes.dataset),
+        }
+        if wishes.batch_bytes:
+            answer["blob"] = "x" * wishes.batch_bytes
+        result = json.dumps(answer)
+    if wishes.batch_output is not None:
+        Path(wishes.batch_output).write_text(result + "\n", encoding="utf-8")
+    print(result, flush=True)
+    collector.say("stop", code=wishes.batch_exit)
+    return wishes.batch_exit
+
+
+def main() -> NoReturn:
+    wishes = Wishes(os.environ, sys.argv[1] if len(sys.argv) > 1 else None)
+    collector = Collector(wishes.collector, wishes.tag)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        collector.say("stop", code=_STOPPED)
+        os._exit(_STOPPED)
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if wishes.ignore_sigterm else stop)
+    if wishes.start_exit is not None:
+        print("exits at start as asked", file=sys.stderr)
+        sys.exit(wishes.start_exit)
+    collector.say("start", mode=wishes.mode)
+    threading.Thread(target=collector.tick, daemon=True).start()
+    if wishes.mode == "batch":
+        sys.exit(batch(wishes, collector))
+    model = Model(wishes)
+    server = Probe(wishes, model, collector)
+    if wishes.mode == "process":
+        threading.Thread(target=model.load, daemon=True).start()
+    server.serve_forever()
+    sys.exit(0)
+
+
+def _optional_int(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+if __name__ == "__main__":
+    main()
