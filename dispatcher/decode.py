@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -20,6 +21,8 @@ from modelyard.contract.strict_json import JsonValue, canonical_json, parse_json
 from modelyard.contract.validation import parse_request
 from modelyard.store.records import NewOperation
 
+IDEMPOTENCY_HEADER = "idempotency-key"
+
 _ID = re.compile(ID_PATTERN)
 
 
@@ -30,18 +33,29 @@ class Unreadable:
     error: ErrorInfo
 
 
+def idempotency_key(headers: Mapping[str, object], message_id: str | None) -> str | None:
+    """Return a message's key: its header `Idempotency-Key` (in any case), else its `message_id`.
+
+    The header is for tools that can't set the property, such as `amqp-publish`.
+    """
+    for name, value in headers.items():
+        if name.lower() == IDEMPOTENCY_HEADER and isinstance(value, str | bytes) and value:
+            return value if isinstance(value, str) else value.decode(errors="replace")
+    return message_id
+
+
 def decode(
-    body: bytes, *, message_type: str | None, message_id: str | None
+    body: bytes, *, message_type: str | None, key: str | None
 ) -> list[NewOperation] | Unreadable:
     """Return the operations that a message asks for, in its order.
 
-    A request that breaks the rules is an operation too, with a `rejection`. `message_id` is the
-    publisher's idempotency key: with it the ids are the same however often the message comes.
+    A request that breaks the rules is an operation too, with a `rejection`. With the publisher's
+    idempotency `key` the ids are the same however often the message comes.
     """
     try:
         if message_type == SUBMISSION_TYPE:
             return _from_gateway(body)
-        return _from_client(body, message_id)
+        return _from_client(body, key)
     except InvalidRequestError as error:
         return Unreadable(error.info())
 

@@ -4,8 +4,8 @@ One active consumer (the broker sees to it) takes whatever is ready, records it 
 which it came, and settles it. What can crash between two lines:
 
 - before the record: the broker delivers again, nothing happened;
-- after the record, before the ack: the broker delivers again, the upsert finds it and the place in
-  line stays the first one (a message without a `message_id` is recorded anew: see docs/amqp.md);
+- after the record, before the ack: the broker delivers again, the upsert finds it and its place
+  in line stays (without an idempotency key it is recorded anew: see docs/amqp.md);
 - after the ack: the scheduler's sweep finds the operation in the record.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from dispatcher.decode import Unreadable, decode
+from dispatcher.decode import Unreadable, decode, idempotency_key
 from dispatcher.facts import Facts, operation_event
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.errors import ErrorInfo
@@ -53,9 +53,8 @@ class Intake:
         """
         wanted: dict[str, NewOperation] = {}
         for delivery in batch:
-            decoded = decode(
-                delivery.body, message_type=delivery.type, message_id=delivery.message_id
-            )
+            key = idempotency_key(delivery.headers, delivery.message_id)
+            decoded = decode(delivery.body, message_type=delivery.type, key=key)
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 continue

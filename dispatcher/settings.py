@@ -13,7 +13,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MODELYARD_", frozen=True)
 
     amqp_url: str = Field(
-        default="amqp://guest:guest@127.0.0.1:5672/", description="AMQP URI of RabbitMQ."
+        default="amqp://guest:guest@127.0.0.1:5672", description="AMQP URI of RabbitMQ."
     )
     mongo_url: str = Field(
         default="mongodb://127.0.0.1:27017/modelyard",

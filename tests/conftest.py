@@ -97,7 +97,7 @@ def _vhosts(rabbitmq: RabbitMQ) -> Iterator[str]:
 @pytest.fixture
 def amqp_url(rabbitmq: RabbitMQ, _vhosts: Iterator[str]) -> str:
     """Give the test a virtual host of its own."""
-    return rabbitmq.url + next(_vhosts)
+    return f"{rabbitmq.url}/{next(_vhosts)}"
 
 
 @pytest.fixture

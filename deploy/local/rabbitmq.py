@@ -55,7 +55,8 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@{LOOPBACK}:{self.port}/"
+        # Without a slash at its end: some clients read that as a virtual host without a name.
+        return f"amqp://guest:guest@{LOOPBACK}:{self.port}"
 
     @property
     def running(self) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 
-from dispatcher.decode import Unreadable, decode
+from dispatcher.decode import Unreadable, decode, idempotency_key
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import (
@@ -18,19 +18,19 @@ REQUEST = {"job_id": "j", "operation_type": "TEMP", "model": "m", "input": [1.5]
 
 
 def read(value: object, *, key: str | None = None, kind: str | None = None) -> list[NewOperation]:
-    decoded = decode(json.dumps(value).encode(), message_type=kind, message_id=key)
+    decoded = decode(json.dumps(value).encode(), message_type=kind, key=key)
     assert isinstance(decoded, list)
     return decoded
 
 
-def test_one_request_is_one_operation_named_by_its_message_id() -> None:
+def test_one_request_is_one_operation_named_by_its_key() -> None:
     (operation,) = read(REQUEST, key="k")
     assert operation.operation_id == operation_id_for_key("k")
     assert (operation.job_id, operation.verb, operation.source) == ("j", Verb.TEMP, "amqp")
     assert operation.input_json == "[1.5]"
 
 
-def test_without_a_message_id_every_message_is_a_new_operation() -> None:
+def test_without_a_key_every_message_is_a_new_operation() -> None:
     assert read(REQUEST)[0].operation_id != read(REQUEST)[0].operation_id
 
 
@@ -64,6 +64,14 @@ def test_a_submission_of_a_gateway_keeps_its_ids() -> None:
 
 def test_a_forged_submission_is_unreadable() -> None:
     forged = {"requests": [{"operation_id": "../x", "request": REQUEST}]}
-    decoded = decode(json.dumps(forged).encode(), message_type=SUBMISSION_TYPE, message_id=None)
+    decoded = decode(json.dumps(forged).encode(), message_type=SUBMISSION_TYPE, key=None)
     assert isinstance(decoded, Unreadable)
     assert decoded.error.code is ErrorCode.INVALID_REQUEST
+
+
+def test_the_header_is_the_key_and_the_message_id_is_where_there_is_no_header() -> None:
+    assert idempotency_key({}, None) is None
+    assert idempotency_key({}, "m") == "m"
+    assert idempotency_key({"Idempotency-Key": "h"}, "m") == "h"
+    assert idempotency_key({"idempotency-key": b"h"}, None) == "h"
+    assert idempotency_key({"Idempotency-Key": ""}, "m") == "m"

@@ -1,0 +1,204 @@
+"""A whole Modelyard of real processes, seen from outside: HTTP, AMQP and the engines' own word."""
+
+import asyncio
+import itertools
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from deploy.local.docker_engine import DockerEngine
+from deploy.local.ports import LOOPBACK, free_port
+from deploy.local.services import Service, gateway_ready, host_online
+from deploy.local.waiting import wait_until
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.states import OperationState
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_S = 20
+END_WITHIN_S = 90.0
+
+Json = dict[str, Any]
+
+
+class Fleet:
+    """One gateway, one dispatcher and a worker for each engine."""
+
+    def __init__(
+        self, folder: Path, *, amqp_url: str, mongo_url: str, engines: Mapping[str, DockerEngine]
+    ) -> None:
+        self.amqp_url = amqp_url
+        self.mongo_url = mongo_url
+        self.engines = engines
+        self.datasets = folder / "datasets"
+        self.port = free_port()
+        self.url = f"http://{LOOPBACK}:{self.port}"
+        logs = folder / "log"
+        self.gateway = Service("gateway", root=ROOT, folder=folder, logs=logs)
+        self.dispatcher = Service("dispatcher", root=ROOT, folder=folder, logs=logs)
+        self.workers = {
+            name: Service("worker", root=ROOT, folder=folder, logs=logs, name=f"worker-{name}")
+            for name in engines
+        }
+
+    def start(self) -> None:
+        """Start all processes; return when every host is online."""
+        stores = {"MODELYARD_AMQP_URL": self.amqp_url, "MODELYARD_MONGO_URL": self.mongo_url}
+        self.datasets.mkdir(parents=True, exist_ok=True)
+        self.gateway.launch(
+            stores | {"MODELYARD_GATEWAY_HOST": LOOPBACK, "MODELYARD_GATEWAY_PORT": str(self.port)}
+        )
+        self.dispatcher.launch(stores)
+        for name, engine in self.engines.items():
+            self.workers[name].launch(
+                {
+                    "MODELYARD_AMQP_URL": self.amqp_url,
+                    "MODELYARD_HOST_ID": name,
+                    "MODELYARD_WORKER_SLOTS": "6",
+                    "MODELYARD_WORKER_LABELS": json.dumps({"name": name}),
+                    "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self.datasets)]),
+                    "DOCKER_HOST": engine.url,
+                }
+            )
+
+        def ready() -> bool:
+            for service in (self.gateway, self.dispatcher, *self.workers.values()):
+                service.daemon.check()
+            return gateway_ready(self.url) and all(
+                host_online(self.url, name) for name in self.workers
+            )
+
+        wait_until(ready, 60, "the fleet")
+
+    def stop(self) -> None:
+        """Stop all processes."""
+        for service in (*self.workers.values(), self.dispatcher, self.gateway):
+            service.stop()
+
+
+@dataclass
+class User:
+    """Someone who uses the fleet over HTTP; every job has a name of its own."""
+
+    fleet: Fleet
+    http: httpx2.AsyncClient
+    _names: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def job_id(self) -> str:
+        """Return a name that no other test uses."""
+        return f"job-{uuid.uuid4().hex[:8]}-{next(self._names)}"
+
+    async def put_model(self, name: str, **spec: Any) -> None:
+        """Put a model into the catalog."""
+        answer = await self.http.put(f"/v1/models/{name}", json=spec)
+        assert answer.status_code in (200, 201), answer.text
+
+    async def put_dataset(self, name: str, **spec: Any) -> None:
+        """Put a dataset into the catalog."""
+        answer = await self.http.put(f"/v1/datasets/{name}", json=spec)
+        assert answer.status_code in (200, 201), answer.text
+
+    async def submit(self, verb: str, job_id: str, **fields: Any) -> str:
+        """Submit one request and return its operation's id."""
+        body = {"job_id": job_id, "operation_type": verb, **fields}
+        answer = await self.http.post("/v1/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        operation_id: str = answer.json()["operation_id"]
+        assert answer.headers["Location"].endswith(f"/v1/operations/{operation_id}")
+        return operation_id
+
+    async def ended(self, operation_id: str) -> Json:
+        """Return an operation once it has ended, by waiting polls."""
+        async with asyncio.timeout(END_WITHIN_S):
+            while True:
+                answer = await self.http.get(
+                    f"/v1/operations/{operation_id}", params={"wait": WAIT_S}
+                )
+                if answer.status_code == 404:
+                    await asyncio.sleep(0.05)
+                    continue
+                assert answer.is_success, answer.text
+                view: Json = answer.json()
+                if OperationState(view["state"]).terminal:
+                    return view
+
+    async def do(self, verb: str, job_id: str, **fields: Any) -> Json:
+        """Submit one request and return its operation at its end."""
+        return await self.ended(await self.submit(verb, job_id, **fields))
+
+    async def done(self, verb: str, job_id: str, **fields: Any) -> Json:
+        """Submit one request that has to succeed."""
+        view = await self.do(verb, job_id, **fields)
+        assert view["state"] == "SUCCEEDED", view
+        return view
+
+    async def result(self, operation_id: str) -> Any:
+        """Return the stored answer of an operation."""
+        answer = await self.http.get(f"/v1/operations/{operation_id}/result")
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    async def job(self, job_id: str) -> Json:
+        """Return a job."""
+        answer = await self.http.get(f"/v1/jobs/{job_id}")
+        assert answer.is_success, answer.text
+        view: Json = answer.json()
+        return view
+
+    async def publish(self, body: Any, *, key: str, raw: bytes | None = None) -> str:
+        """Publish by `amqp-publish`, as a shell script would; return the operation's id."""
+        content = raw if raw is not None else json.dumps(body).encode()
+        process = await asyncio.create_subprocess_exec(
+            "amqp-publish",
+            f"--url={self.fleet.amqp_url}",
+            "--exchange=modelyard.jobs",
+            "--routing-key=job.submit",
+            "--persistent",
+            "--content-type=application/json",
+            f"--header=Idempotency-Key: {key}",
+            f"--body={content.decode()}",
+        )
+        assert await process.wait() == 0
+        return operation_id_for_key(key)
+
+
+class Engine:
+    """What a Docker Engine itself says of its containers."""
+
+    def __init__(self, url: str) -> None:
+        self._transport = httpx2.AsyncHTTPTransport(uds=url.removeprefix("unix://"))
+        self._http = httpx2.AsyncClient(transport=self._transport, base_url="http://engine")
+
+    async def containers(self, job_id: str) -> Sequence[Json]:
+        """Return the containers of a job, also stopped ones."""
+        filters = json.dumps({"label": [f"modelyard.job={job_id}"]})
+        answer = await self._http.get("/containers/json", params={"all": "1", "filters": filters})
+        found: list[Json] = answer.raise_for_status().json()
+        return found
+
+    async def inspect(self, container_id: str) -> Json:
+        """Return all that is known of a container."""
+        answer = await self._http.get(f"/containers/{container_id}/json")
+        found: Json = answer.raise_for_status().json()
+        return found
+
+    async def stats_page(self, container_id: str) -> Json:
+        """Return what the probe image counts."""
+        facts = await self.inspect(container_id)
+        ports = facts["NetworkSettings"]["Ports"]["8080/tcp"]
+        async with httpx2.AsyncClient(trust_env=False) as http:
+            answer = await http.get(f"http://{LOOPBACK}:{ports[0]['HostPort']}/stats")
+        counted: Json = answer.raise_for_status().json()
+        return counted
+
+    async def kill(self, container_id: str) -> None:
+        """Kill a container behind Modelyard's back."""
+        (await self._http.post(f"/containers/{container_id}/kill")).raise_for_status()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._http.aclose()
