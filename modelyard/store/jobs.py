@@ -104,7 +104,13 @@ class Jobs:
         return to_page(found, JobRecord, "created_at", limit)
 
     async def lines(self, job_ids: Sequence[str]) -> list[JobLine]:
-        """Return the jobs, each with the head of its line, read in one go."""
+        """Return the jobs, each with the head of its line.
+
+        The jobs are read after their operations, by a call of their own. The recorder writes them
+        the other way round, so an operation that is seen ended has left its mark on the job that
+        is seen. (In one aggregation, in either order, a job was older than its line up to once in
+        2,500 looks: a $lookup has no snapshot.)
+        """
         if not job_ids:
             return []
         pipeline: list[Document] = [
@@ -123,12 +129,14 @@ class Jobs:
                     "as": "operations",
                 },
             },
+            {"$project": {"operations": 1}},
         ]
         async with self._connection.answering():
             found = await self._collection.aggregate(pipeline).to_list(None)
+        jobs = await self.get_many(job_ids)
         return [
             JobLine(
-                job=JobRecord.model_validate(document),
+                job=jobs[document["_id"]],
                 operations=tuple(
                     OperationRecord.model_validate(one) for one in document["operations"]
                 ),

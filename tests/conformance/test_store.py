@@ -305,3 +305,38 @@ async def test_verbs_and_states_are_stored_as_plain_text(store: Store, mongo_url
         document = client.get_default_database()["operations"].find_one({"_id": ONE})
     assert document is not None
     assert (document["state"], document["verb"]) == ("DISPATCHED", Verb.TEMP.value)
+
+
+async def test_an_operation_that_is_seen_ended_has_left_its_mark_on_the_job_that_is_seen(
+    store: Store,
+) -> None:
+    """The recorder writes the job first; whoever reads them together must not read it older."""
+    rounds = 200
+    await store.jobs.ensure(["j"])
+    ids = [f"0190c2f0-0000-7000-8000-{number:012d}" for number in range(1, rounds + 2)]
+    await store.operations.take_in([(new(key), line) for line, key in enumerate(ids, start=1)])
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        while True:
+            (line,) = await store.jobs.lines(["j"])
+            first_open = line.operations[0].line
+            assert first_open is not None
+            assert line.job.generation >= first_open - 1
+            looks += 1
+            if first_open > rounds:
+                return
+
+    async def write() -> None:
+        job = await store.jobs.get("j")
+        assert job is not None
+        for number in range(1, rounds + 1):
+            step = Assignment("j", job.version + number - 1, ids[number - 1], 1, number, "h")
+            assert await store.jobs.assign([step], token=f"t{number}") == {"j"}
+            await store.operations.end_queued(
+                [Ending(ids[number - 1], OperationState.SUCCEEDED)], token=f"t{number}"
+            )
+
+    await asyncio.gather(write(), *(look() for _ in range(4)))
+    assert looks > rounds

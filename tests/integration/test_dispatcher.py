@@ -451,3 +451,40 @@ async def test_a_malformed_report_becomes_a_dead_letter(yard: Yard) -> None:
             REPORTS_QUEUE.exchange, "h1", b'{"schema_version": 1, "host_id": 5}'
         )
         assert (await yard.dead_letter()).queue == REPORTS_QUEUE.name
+
+
+async def test_a_look_at_a_job_in_the_middle_of_a_write_never_refuses_what_comes_next(
+    store: Store, broker: Broker
+) -> None:
+    """The job is written before its operation ends; a pass may read between the two."""
+    await store.models.put(MODEL)
+    verbs = [Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.TERMINATE]
+    count = 15
+    async with (
+        running_dispatcher(store, broker, dispatcher_sweep_interval_s=0.001),
+        scripted_host(broker, "h1", slots=count) as host,
+    ):
+        yard = Yard(store, broker)
+        for number in range(count):
+            await yard.publish(
+                [
+                    {"job_id": f"j{number}", "operation_type": verb, "model": "m-131", "input": 1}
+                    for verb in verbs
+                ],
+                key=f"j{number}",
+            )
+
+        async def work() -> None:
+            while True:
+                await host.finish(await host.command())
+
+        working = asyncio.create_task(work())
+        for number in range(count):
+            for place in range(len(verbs)):
+                done = await yard.operation(
+                    operation_id_for_key(f"j{number}/{place}"),
+                    OperationState.SUCCEEDED,
+                    OperationState.REJECTED,
+                )
+                assert done.state is OperationState.SUCCEEDED, done.error
+        working.cancel()
