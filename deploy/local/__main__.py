@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 
 import typer
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local import background, services
+from deploy.local import demo as demonstration
 from deploy.local.errors import StackError
 from deploy.local.layout import ROOT, Given
 from deploy.local.progress import Progress
@@ -63,7 +63,7 @@ def env() -> None:
 @app.command()
 def demo() -> None:
     """Run the demonstration on a stack of its own, and stop it again."""
-    raise typer.Exit(importlib.import_module("deploy.local.demo").main() or 0)
+    raise typer.Exit(demonstration.main())
 
 
 def _table(state: State) -> Table:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from deploy.local import engine_api, signals
-from deploy.local.images import ensure_images
+from deploy.local.images import ensure_images, export_dataset
 from deploy.local.layout import Endpoints, Given, Layout
 from deploy.local.locks import exclusive
 from deploy.local.ports import free_port
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deploy.local.daemon import Daemon
 
 HOST_ID = "local"
+DIGITS_DATASET = "ds-550"
 PRIVATE_HOST_ID = "demo"
 
 
@@ -78,8 +79,9 @@ class LocalStack:
             self.servers.start()
             with self._progress.step("Images") as step:
                 ensure_images(self.endpoints.docker_host, step.note)
-                step.result = "Images ready"
-            self.layout.datasets.mkdir(parents=True, exist_ok=True)
+                self.layout.datasets.mkdir(parents=True, exist_ok=True)
+                export_dataset(self.endpoints.docker_host, self.layout.datasets / DIGITS_DATASET)
+                step.result = "Images and the digits' dataset ready"
             with self._progress.step("Gateway, dispatcher, worker") as step:
                 self.services.start(self.endpoints)
                 step.result = f"Gateway ready on {self.endpoints.url}, host {self.host_id} online"

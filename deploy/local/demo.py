@@ -1,0 +1,214 @@
+"""`make demo`: the original system's five calls and an inference, on a stack of their own.
+
+All six requests are sent at once, as the original's clients would send them one by one; they run
+in their order because they belong to one job. The exit status is 0 only if every state, the
+predicted digit and the accuracy over the held-out digits are right.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+from rich.live import Live
+from rich.table import Table
+
+from deploy.local.images import DIGITS
+from deploy.local.layout import Given
+from deploy.local.progress import Progress
+from deploy.local.stack import DIGITS_DATASET, LocalStack
+from modelyard.client import Modelyard
+from modelyard.contract.states import OperationState, Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from modelyard.contract.messages import OperationView
+
+JOB = "demo-1"
+MODEL = "m-131"
+STORY = (
+    Verb.DEPLOY_CREATE,
+    Verb.DEPLOY_LOAD,
+    Verb.INFER,
+    Verb.DEPLOY_UNLOAD,
+    Verb.TERMINATE,
+    Verb.TEMP,
+)
+_PATIENCE_S = 180.0
+_LOOK_EVERY_S = 0.1
+_GOOD_ACCURACY = 0.95
+_COLORS = {
+    OperationState.SUCCEEDED: "green",
+    OperationState.RUNNING: "cyan",
+    OperationState.DISPATCHED: "cyan",
+    OperationState.QUEUED: "dim",
+}
+
+
+@dataclass(frozen=True)
+class Digit:
+    """One held-out digit: its 64 pixels, and what it shows."""
+
+    pixels: list[float]
+    label: int
+
+    def request(self) -> dict[str, Any]:
+        """Ask for it as the Open Inference Protocol does."""
+        tensor = {"name": "pixels", "shape": [1, 64], "datatype": "FP64", "data": self.pixels}
+        return {"inputs": [tensor]}
+
+
+@dataclass
+class Step:
+    """One call of the story, as far as it is."""
+
+    verb: Verb
+    operation_id: str
+    view: OperationView | None = None
+    answer: str = ""
+    right: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.view is not None and self.view.state.terminal
+
+
+def main() -> int:
+    """Run the demonstration; return the exit status."""
+    progress = Progress()
+    with LocalStack.private(Given.by(os.environ), progress) as stack:
+        folder = stack.layout.datasets / DIGITS_DATASET
+        digits = read_digits(folder)
+        with Modelyard(stack.endpoints.url) as yard:
+            register(yard, folder)
+            steps = send(stack.endpoints.url, digits[0])
+            progress.say(f"\nSent {len(steps)} requests for job {JOB}, all at once:\n")
+            watch(yard, steps, progress)
+            check(yard, steps, digits)
+    progress.console.print(table(steps))
+    wrong = [step.verb for step in steps if not step.right]
+    if wrong:
+        progress.say(f"Not as it should be: {', '.join(wrong)}")
+        return 1
+    progress.say("All as it should be. Next: make up, and the README.")
+    return 0
+
+
+def read_digits(folder: Path) -> list[Digit]:
+    """Read the held-out digits: 64 pixels and a label a line, after a line of names."""
+    with (folder / "held_out.csv").open(newline="") as file:
+        rows = [row for row in csv.reader(file) if row and row[-1].isdigit()]
+    return [Digit([float(value) for value in row[:64]], int(row[-1])) for row in rows]
+
+
+def register(yard: Modelyard, folder: Path) -> None:
+    """Put the model and its data into the catalog."""
+    yard.put_model(
+        {
+            "name": MODEL,
+            "image": DIGITS,
+            "profile": "open-inference",
+            "port": 8080,
+            "model_name": "digits",
+            "resources": {"cpus": 1, "memory": "512m"},
+        }
+    )
+    yard.put_dataset({"name": DIGITS_DATASET, "path": str(folder)})
+
+
+def send(url: str, digit: Digit) -> list[Step]:
+    """Send the calls just as the original system's clients do; INFER has an input besides."""
+    steps = []
+    with httpx2.Client(base_url=url, trust_env=False) as http:
+        for verb in STORY:
+            body: dict[str, Any] = {
+                "job_id": JOB,
+                "model": MODEL,
+                "dataset": DIGITS_DATASET,
+                "operation_type": verb,
+                "container_id": "",
+            }
+            if verb is Verb.INFER:
+                body["input"] = digit.request()
+            answer = http.post("/inference_router/", json=body).raise_for_status()
+            steps.append(Step(verb, answer.json()["operation_id"]))
+    return steps
+
+
+def watch(yard: Modelyard, steps: Sequence[Step], progress: Progress) -> None:
+    """Follow the operations until all have ended, or for three minutes."""
+    console = progress.console
+    live = Live(table(steps), console=console, transient=True) if console.is_terminal else None
+    deadline = time.monotonic() + _PATIENCE_S
+    with live or nullcontext():
+        while not all(step.ended for step in steps) and time.monotonic() < deadline:
+            for step in steps:
+                if not step.ended:
+                    before = _state(step)
+                    step.view = yard.operation(step.operation_id)
+                    if live is None and _state(step) != before:
+                        progress.say(f"  {step.verb:<14} {_state(step)}")
+            if live is not None:
+                live.update(table(steps))
+            time.sleep(_LOOK_EVERY_S)
+
+
+def check(yard: Modelyard, steps: Sequence[Step], digits: Sequence[Digit]) -> None:
+    """Look at every end, and at what the model said."""
+    for step in steps:
+        if step.view is None or step.view.state is not OperationState.SUCCEEDED:
+            step.answer = step.view.error.message if step.view and step.view.error else "no end"
+            continue
+        step.right = True
+        if step.verb is Verb.INFER:
+            said = _output(yard.result(step.operation_id), "label")[0]
+            step.right = said == digits[0].label
+            step.answer = f"digit {said} (it is {digits[0].label})"
+        elif step.verb is Verb.TEMP:
+            labels = _output(yard.result(step.operation_id), "label")
+            hits = sum(said == digit.label for said, digit in zip(labels, digits, strict=True))
+            accuracy = hits / len(digits)
+            step.right = accuracy > _GOOD_ACCURACY
+            step.answer = f"{hits} of {len(digits)} digits right ({accuracy:.1%})"
+
+
+def table(steps: Sequence[Step]) -> Table:
+    """Return the story so far."""
+    made = Table("verb", "state", "host", "container", "time", "answer")
+    for step in steps:
+        view = step.view
+        color = _COLORS.get(view.state, "red") if view else "dim"
+        made.add_row(
+            step.verb,
+            f"[{color}]{_state(step)}[/{color}]",
+            (view.host_id if view else None) or "",
+            (view.container_id or "")[:12] if view else "",
+            _seconds(view) if view else "",
+            step.answer,
+        )
+    return made
+
+
+def _state(step: Step) -> str:
+    if step.view is None:
+        return "SENT"
+    phase = step.view.phase
+    return f"{step.view.state} ({phase})" if phase and not step.ended else step.view.state
+
+
+def _seconds(view: OperationView) -> str:
+    if view.started_at is None or view.finished_at is None:
+        return ""
+    return f"{(view.finished_at - view.started_at).total_seconds():.2f} s"
+
+
+def _output(answer: Any, name: str) -> list[int]:  # noqa: ANN401 - JSON of a model
+    found: list[int] = next(one for one in answer["outputs"] if one["name"] == name)["data"]
+    return found
