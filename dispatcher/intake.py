@@ -9,7 +9,7 @@ which it came, and settles it. What can crash between two lines:
 - after the ack: the scheduler's sweep finds the operation in the record.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -20,6 +20,7 @@ from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import DEAD, JOBS_QUEUE
 from modelyard.store import Store
+from modelyard.store.operations import Known
 from modelyard.store.records import NewOperation, OperationRecord
 from modelyard.together import together
 
@@ -93,13 +94,16 @@ class Intake:
             there = known.get(operation.operation_id)
             if there is not None and there.payload_hash != operation.payload_hash:
                 await self._audit(operation, there.payload_hash)
-        # Accepted by a gateway while the broker was away, so before what the broker brings now.
-        ahead = [one.operation_id for one in earlier]
-        lines = await self._store.operations.next_lines(len(ahead) + len(wanted))
-        await self._store.operations.put_in_line(dict(zip(ahead, lines, strict=False)))
-        await self._store.operations.take_in(
-            list(zip(wanted, lines[len(ahead) :], strict=True)),
+        order = in_order(ids, known, earlier)
+        places = dict(zip(order, await self._store.operations.next_lines(len(order)), strict=True))
+        await self._store.operations.put_in_line(
+            {
+                one.operation_id: places[one.operation_id]
+                for one in earlier
+                if one.operation_id in places
+            }
         )
+        await self._store.operations.take_in([(one, places[one.operation_id]) for one in wanted])
         self._wake(jobs)
         taken = [
             one
@@ -113,6 +117,32 @@ class Intake:
         await self._store.audit.payload_mismatch(
             operation.operation_id, kept, operation.payload_hash
         )
+
+
+def in_order(
+    brought: Sequence[str], known: Mapping[str, Known], unbrought: Sequence[Known]
+) -> list[str]:
+    """Return the ids in the order of their places in line.
+
+    `brought` are the operations of this batch in the broker's order. `unbrought` are recorded ones
+    of the same jobs that no message has brought. One of those that was recorded before a brought
+    one was not published before it (else the broker had brought it first): a gateway took it in
+    while the broker was away, and it goes ahead. The others' own messages are still to come.
+    """
+    order: list[str] = []
+    left = sorted(unbrought, key=lambda one: one.accepted_at)
+    for key in brought:
+        there = known.get(key)
+        if there is not None:
+            ahead = [
+                one
+                for one in left
+                if one.job_id == there.job_id and one.accepted_at < there.accepted_at
+            ]
+            order += [one.operation_id for one in ahead]
+            left = [one for one in left if one not in ahead]
+        order.append(key)
+    return order
 
 
 def _as_recorded(operation: NewOperation) -> OperationRecord:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pymongo import ReturnDocument, UpdateOne
@@ -25,6 +26,7 @@ class Known:
     job_id: str | None
     payload_hash: str
     line: int | None
+    accepted_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +413,7 @@ class Operations:
         async with self._connection.answering():
             found = (
                 await self._collection.find(
-                    dict(criteria), {"job_id": 1, "payload_hash": 1, "line": 1}
+                    dict(criteria), {"job_id": 1, "payload_hash": 1, "line": 1, "accepted_at": 1}
                 )
                 .sort([("accepted_at", 1), ("_id", 1)])
                 .limit(limit)
@@ -423,6 +425,7 @@ class Operations:
                 document.get("job_id"),
                 document.get("payload_hash", ""),
                 document.get("line"),
+                document["accepted_at"],
             )
             for document in found
         }

@@ -14,8 +14,14 @@ from dispatcher.settings import Settings
 from modelyard.broker import Broker
 from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
-from modelyard.contract.ids import operation_id_for_key
-from modelyard.contract.messages import InventoryItem, JobRequest
+from modelyard.contract.ids import new_operation_id, operation_id_for_key
+from modelyard.contract.messages import (
+    SUBMISSION_TYPE,
+    InventoryItem,
+    JobRequest,
+    Submission,
+    SubmittedRequest,
+)
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS, JOBS_QUEUE, REPORTS_QUEUE, SUBMIT_KEY
 from modelyard.store import Store
@@ -36,6 +42,17 @@ class Yard:
     async def publish(self, body: object, *, key: str | None = None) -> None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         await self.broker.publish(JOBS, SUBMIT_KEY, raw, message_id=key)
+
+    async def submission(self, *requests: tuple[str, JobRequest]) -> None:
+        """Publish as a gateway does."""
+        message = Submission(
+            requests=tuple(
+                SubmittedRequest(operation_id=key, request=request) for key, request in requests
+            )
+        )
+        await self.broker.publish(
+            JOBS, SUBMIT_KEY, message.model_dump_json().encode(), message_type=SUBMISSION_TYPE
+        )
 
     async def submit(self, verb: Verb, job_id: str = "job-1", **fields: Any) -> str:
         """Publish one request and return its operation's id."""
@@ -296,14 +313,35 @@ async def test_what_a_gateway_recorded_while_the_broker_was_away_keeps_its_turn(
     yard: Yard,
 ) -> None:
     create = JobRequest(job_id="j", operation_type=Verb.DEPLOY_CREATE, model="m-131")
-    earlier = operation_id_for_key("earlier")
-    await yard.store.operations.record([NewOperation.of(earlier, create, "http")])
+    load = JobRequest(job_id="j", operation_type=Verb.DEPLOY_LOAD)
+    first, second = new_operation_id(), new_operation_id()
+    await yard.store.operations.record([NewOperation.of(first, create, "http")])
     async with scripted_host(yard.broker, "h1") as host:
-        load = await yard.submit(Verb.DEPLOY_LOAD, "j")
-        first = await host.command()
-        assert first.operation_id == earlier
-        await host.finish(first)
-        assert (await host.command()).operation_id == load
+        await yard.store.operations.record([NewOperation.of(second, load, "http")])
+        await yard.submission((second, load))
+        command = await host.command()
+        assert command.operation_id == first
+        await host.finish(command)
+        assert (await host.command()).operation_id == second
+
+
+async def test_what_a_gateway_recorded_before_its_message_came_does_not_jump_the_line(
+    yard: Yard,
+) -> None:
+    verbs = (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TERMINATE)
+    requests = [
+        (new_operation_id(), JobRequest(job_id="j", operation_type=verb, model="m-131"))
+        for verb in verbs
+    ]
+    for operation_id, request in requests:
+        await yard.store.operations.record([NewOperation.of(operation_id, request, "http")])
+    async with scripted_host(yard.broker, "h1") as host:
+        for one in requests:
+            await yard.submission(one)
+        for verb in verbs:
+            command = await host.command()
+            assert command.verb is verb
+            await host.finish(command)
 
 
 async def test_a_new_boot_gives_started_operations_a_new_epoch_and_fences_the_old_one(

@@ -1,0 +1,38 @@
+"""The places in line that a batch of intake gives."""
+
+from datetime import UTC, datetime, timedelta
+
+from dispatcher.intake import in_order
+from modelyard.store.operations import Known
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(second: int, key: str, job_id: str = "j") -> Known:
+    return Known(key, job_id, "", None, START + timedelta(seconds=second))
+
+
+def test_the_brokers_order_counts() -> None:
+    known = {"a": at(2, "a"), "b": at(1, "b")}
+    assert in_order(["a", "b"], known, []) == ["a", "b"]
+
+
+def test_what_was_recorded_earlier_and_never_brought_goes_ahead() -> None:
+    assert in_order(["b"], {"b": at(2, "b")}, [at(1, "a")]) == ["a", "b"]
+
+
+def test_what_was_recorded_later_waits_for_its_own_message() -> None:
+    assert in_order(["a"], {"a": at(1, "a")}, [at(2, "b")]) == ["a"]
+
+
+def test_it_goes_exactly_between_its_neighbours() -> None:
+    known = {"a": at(1, "a"), "c": at(3, "c")}
+    assert in_order(["a", "c"], known, [at(4, "d"), at(2, "b")]) == ["a", "b", "c"]
+
+
+def test_other_jobs_do_not_matter() -> None:
+    assert in_order(["b"], {"b": at(2, "b")}, [at(1, "a", job_id="other")]) == ["b"]
+
+
+def test_before_what_is_not_recorded_yet_nothing_goes_ahead() -> None:
+    assert in_order(["b"], {}, [at(1, "a")]) == ["b"]
