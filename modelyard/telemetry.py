@@ -56,7 +56,7 @@ def setup_logging(
     root.handlers = [handler]
     root.setLevel(level.upper())
     # Their own retries are reported by us, once a streak; their lines would double it.
-    for chatty in ("aio_pika", "aiormq", "pymongo", "httpx", "httpcore", "asyncio"):
+    for chatty in ("aio_pika", "aiormq", "pymongo", "httpx2", "httpcore2", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     structlog.contextvars.bind_contextvars(process=process, **bound)

@@ -1,0 +1,435 @@
+"""One suite for every `ContainerRuntime`: the Docker Engine and the fake behave alike."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Protocol
+
+import httpx2
+import pytest
+
+from tests.conformance.runtime_cases import HOST, IMAGE, NETWORK, Case, Plans, as_json, cases
+from tests.support.waiting import eventually
+from worker.container_plan import ContainerPlan, DatasetMount
+from worker.docker_runtime import DockerRuntime
+from worker.fake_runtime import FakeRuntime, Program
+from worker.runtime import (
+    ContainerRuntime,
+    EngineUnavailableError,
+    FileTooLargeError,
+    FileUnreadableError,
+    ImageNotFoundError,
+    ImagePullFailedError,
+    NameConflictError,
+    NoSuchContainerError,
+    StartRefusedError,
+)
+
+_TIMEOUT_S = 30.0
+
+
+class Engine(Protocol):
+    """The fixture `engine`: a Docker Engine that answers."""
+
+    url: str
+
+
+class Bench:
+    """One runtime under test, its cases and an HTTP client that reaches its containers."""
+
+    def __init__(
+        self, runtime: ContainerRuntime, transport: httpx2.AsyncBaseTransport | None
+    ) -> None:
+        self.runtime = runtime
+        self.http = httpx2.AsyncClient(transport=transport, trust_env=False, timeout=5)
+        self.plans = Plans(f"t{uuid.uuid4().hex[:10]}")
+        self.cases = cases()
+
+    def plan(self, case: str, **more: object) -> ContainerPlan:
+        return self.plans(self.cases[case], **more)  # type: ignore[arg-type]
+
+    async def run(self, case: str, **more: object) -> str:
+        container_id = await self.runtime.create(self.plan(case, **more))
+        await self.runtime.start(container_id)
+        return container_id
+
+    async def close(self) -> None:
+        for facts in await self.runtime.list_own():
+            if facts.labels and facts.labels.job_id.startswith(self.plans.prefix):
+                await self.runtime.remove(facts.id)
+        await self.http.aclose()
+        await self.runtime.close()
+
+
+def _fake() -> tuple[FakeRuntime, httpx2.AsyncBaseTransport]:
+    runtime = FakeRuntime(host_id=HOST)
+    known: dict[str, Case] = dict(cases())
+
+    def program(plan: ContainerPlan) -> Program:
+        return known[plan.env["CASE"]].program
+
+    runtime.images[IMAGE] = program
+    return runtime, runtime.transport
+
+
+@pytest.fixture(params=["fake", "docker"])
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    if request.param == "fake":
+        made = Bench(*_fake())
+    else:
+        engine: Engine = request.getfixturevalue("engine")
+        runtime = DockerRuntime(engine.url, host_id=HOST, network=NETWORK, publish=True)
+        made = Bench(runtime, None)
+    async with asyncio.timeout(90):
+        await made.runtime.ensure_network()
+        try:
+            yield made
+        finally:
+            await made.close()
+
+
+async def test_the_engine_says_what_it_is(bench: Bench) -> None:
+    await bench.runtime.ping()
+    facts = await bench.runtime.facts()
+    assert facts.version
+    assert facts.cpus >= 1
+    assert facts.memory > 0
+
+
+async def test_the_network_may_be_ensured_twice(bench: Bench) -> None:
+    await bench.runtime.ensure_network()
+    await bench.runtime.ensure_network()
+
+
+async def test_an_image_that_is_there_is_not_pulled(bench: Bench) -> None:
+    progress: list[object] = []
+    await bench.runtime.ensure_image(IMAGE, progress.append)
+    assert await bench.runtime.has_image(IMAGE)
+    assert progress == []
+
+
+async def test_an_image_that_nobody_has_can_not_be_had(bench: Bench) -> None:
+    absent = "127.0.0.1:1/modelyard/none:never"
+    assert not await bench.runtime.has_image(absent)
+    with pytest.raises((ImageNotFoundError, ImagePullFailedError)):
+        await bench.runtime.ensure_image(absent, lambda _: None)
+
+
+async def test_creating_twice_gives_one_container(bench: Bench) -> None:
+    plan = bench.plan("sleeps")
+    first = await bench.runtime.create(plan)
+    assert await bench.runtime.create(plan) == first
+    assert [f.id for f in await bench.runtime.list_own(plan.labels.job_id)] == [first]
+
+
+async def test_a_name_that_another_spec_has_is_a_conflict(bench: Bench) -> None:
+    await bench.runtime.create(bench.plan("sleeps", spec="spec-1"))
+    with pytest.raises(NameConflictError):
+        await bench.runtime.create(bench.plan("sleeps", spec="spec-2"))
+
+
+async def test_creating_without_the_image_names_the_image(bench: Bench) -> None:
+    with pytest.raises(ImageNotFoundError):
+        await bench.runtime.create(bench.plan("sleeps", image="modelyard/none:never"))
+
+
+async def test_a_created_container_has_never_run(bench: Bench) -> None:
+    plan = bench.plan("web")
+    facts = await bench.runtime.inspect(await bench.runtime.create(plan))
+    assert (facts.running, facts.ever_started, facts.exit_code) == (False, False, None)
+    assert facts.address is None
+    assert facts.name == plan.name
+    assert facts.image == IMAGE
+    assert facts.labels == plan.labels
+
+
+async def test_a_container_is_found_by_its_name_too(bench: Bench) -> None:
+    plan = bench.plan("sleeps")
+    container_id = await bench.runtime.create(plan)
+    assert (await bench.runtime.inspect(plan.name)).id == container_id
+
+
+async def test_a_started_container_answers_at_its_address(bench: Bench) -> None:
+    container_id = await bench.run("web")
+    facts = await bench.runtime.inspect(container_id)
+    assert facts.running
+    assert facts.address is not None
+    assert facts.address.host == "127.0.0.1"
+    url = f"http://127.0.0.1:{facts.address.port}/"
+
+    async def answer() -> str | None:
+        try:
+            return (await bench.http.get(url)).text
+        except httpx2.TransportError:
+            return None
+
+    assert await eventually(answer, within_s=_TIMEOUT_S, what="an answer") == "here"
+
+
+async def test_starting_twice_is_success(bench: Bench) -> None:
+    container_id = await bench.run("sleeps")
+    await bench.runtime.start(container_id)
+    assert (await bench.runtime.inspect(container_id)).running
+
+
+async def test_a_stopped_container_can_be_started_again(bench: Bench) -> None:
+    container_id = await bench.run("sleeps")
+    await bench.runtime.stop(container_id, 5)
+    await bench.runtime.start(container_id)
+    facts = await bench.runtime.inspect(container_id)
+    assert facts.running
+    assert facts.exit_code is None
+
+
+async def test_a_container_whose_dataset_went_away_refuses_to_start(
+    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("dataset")
+    mount = DatasetMount("bind", str(folder), "/data")
+    container_id = await bench.runtime.create(bench.plan("unstartable", dataset=mount))
+    folder.rmdir()
+    with pytest.raises(StartRefusedError):
+        await bench.runtime.start(container_id)
+    assert not (await bench.runtime.inspect(container_id)).running
+
+
+async def test_a_command_that_is_not_there_exits_at_once(bench: Bench) -> None:
+    container_id = await bench.run("absent")
+    async with asyncio.timeout(_TIMEOUT_S):
+        assert (await bench.runtime.wait_exit(container_id)).code == 127
+
+
+async def test_stopping_twice_is_success(bench: Bench) -> None:
+    container_id = await bench.run("sleeps")
+    await bench.runtime.stop(container_id, 5)
+    await bench.runtime.stop(container_id, 5)
+    facts = await bench.runtime.inspect(container_id)
+    assert not facts.running
+    assert facts.exit_code not in {0, None}
+
+
+async def test_removing_twice_is_success(bench: Bench) -> None:
+    container_id = await bench.run("sleeps")
+    await bench.runtime.remove(container_id)
+    await bench.runtime.remove(container_id)
+    with pytest.raises(NoSuchContainerError):
+        await bench.runtime.inspect(container_id)
+
+
+async def test_an_exit_is_seen_with_its_code(bench: Bench) -> None:
+    container_id = await bench.run("exits 3")
+    async with asyncio.timeout(_TIMEOUT_S):
+        end = await bench.runtime.wait_exit(container_id)
+    assert (end.code, end.oom_killed) == (3, False)
+    assert (await bench.runtime.inspect(container_id)).exit_code == 3
+
+
+async def test_who_waits_for_an_exit_is_told_when_it_comes(bench: Bench) -> None:
+    container_id = await bench.run("sleeps")
+    async with asyncio.timeout(_TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(bench.runtime.wait_exit(container_id))
+        await asyncio.wait((waiting,), timeout=0.2)
+        assert not waiting.done()
+        await bench.runtime.stop(container_id, 5)
+    assert waiting.result().code != 0
+
+
+async def test_who_waits_for_an_exit_is_told_of_a_removal(bench: Bench) -> None:
+    container_id = await bench.run("sleeps")
+    async with asyncio.timeout(_TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(_end_of(bench.runtime, container_id))
+        await asyncio.wait((waiting,), timeout=0.2)
+        await bench.runtime.remove(container_id)
+    # The engine kills it first: that may be seen, or only that it is gone.
+    assert waiting.result() in {137, "gone"}
+
+
+async def _end_of(runtime: ContainerRuntime, container_id: str) -> int | str:
+    try:
+        return (await runtime.wait_exit(container_id)).code
+    except NoSuchContainerError:
+        return "gone"
+
+
+async def test_the_list_has_only_own_containers_of_the_job(bench: Bench) -> None:
+    await bench.runtime.create(bench.plan("sleeps", job="a", generation=1))
+    await bench.runtime.create(bench.plan("sleeps", job="a", generation=2))
+    await bench.runtime.create(bench.plan("sleeps", job="b"))
+    own = await bench.runtime.list_own(f"{bench.plans.prefix}-a")
+    assert sorted(f.labels.generation for f in own if f.labels) == [1, 2]
+    every = [f for f in await bench.runtime.list_own() if bench.plans.prefix in f.name]
+    assert len(every) == 3
+
+
+async def test_the_log_tail_is_the_end_of_both_streams(bench: Bench) -> None:
+    container_id = await bench.run("talks", kept_folder="/tmp")
+    await bench.runtime.wait_exit(container_id)
+    tail = await bench.runtime.log_tail(container_id, lines=5)
+    assert len(tail.splitlines()) == 5
+    assert "last" in tail or "err" in tail
+
+
+async def test_the_end_of_stdout_is_without_stderr(bench: Bench) -> None:
+    container_id = await bench.run("talks", kept_folder="/tmp")
+    await bench.runtime.wait_exit(container_id)
+    out = await bench.runtime.stdout_tail(container_id, max_bytes=1 << 20)
+    assert out.splitlines()[-1] == "last"
+    assert "err" not in out.splitlines()
+
+
+async def test_a_line_longer_than_a_log_entry_comes_whole(bench: Bench) -> None:
+    container_id = await bench.run("huge line")
+    await bench.runtime.wait_exit(container_id)
+    out = await bench.runtime.stdout_tail(container_id, max_bytes=1 << 20)
+    assert out == "x" * 100_000 + "end\n"
+
+
+async def test_of_a_long_stdout_only_the_end_is_kept(bench: Bench) -> None:
+    container_id = await bench.run("many lines")
+    await bench.runtime.wait_exit(container_id)
+    out = await bench.runtime.stdout_tail(container_id, max_bytes=50_000)
+    assert 50_000 <= len(out) < 150_000
+    assert out.endswith("9" * 9_999 + "\n")
+
+
+async def test_a_file_of_an_exited_container_can_be_read(bench: Bench) -> None:
+    container_id = await bench.run("talks", kept_folder="/tmp")
+    await bench.runtime.wait_exit(container_id)
+    body = await bench.runtime.read_file(container_id, "/tmp/result.json", max_bytes=1 << 20)
+    assert as_json(body) == {"ok": True}
+
+
+async def test_a_file_that_is_too_large_is_refused(bench: Bench) -> None:
+    container_id = await bench.run("talks", kept_folder="/tmp")
+    await bench.runtime.wait_exit(container_id)
+    with pytest.raises(FileTooLargeError):
+        await bench.runtime.read_file(container_id, "/tmp/result.json", max_bytes=4)
+
+
+@pytest.mark.parametrize("path", ["/tmp/none", "/tmp/link", "/tmp/folder"])
+async def test_what_is_not_a_regular_file_can_not_be_read(bench: Bench, path: str) -> None:
+    container_id = await bench.run("talks", kept_folder="/tmp")
+    await bench.runtime.wait_exit(container_id)
+    with pytest.raises(FileUnreadableError):
+        await bench.runtime.read_file(container_id, path, max_bytes=1 << 20)
+
+
+async def test_a_missing_volume_is_missing(bench: Bench) -> None:
+    assert not await bench.runtime.volume_exists(f"{bench.plans.prefix}-none")
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "../images/prune",
+        "abc?force=1",
+        "0123456789ab\n",
+        "%2e%2e",
+        "0123456789ab\x00",
+        "modelyard-é-1",
+        "modelyard-../x-1",
+        "",
+    ],
+)
+async def test_what_can_not_be_an_id_never_reaches_the_engine(bench: Bench, ref: str) -> None:
+    for call in (bench.runtime.inspect, bench.runtime.start, bench.runtime.remove):
+        with pytest.raises(NoSuchContainerError):
+            await call(ref)
+    with pytest.raises(NoSuchContainerError):
+        await bench.runtime.read_file(ref, "/etc/passwd", max_bytes=1)
+
+
+async def test_a_gone_container_has_no_log_no_exit_and_no_files(bench: Bench) -> None:
+    gone = "0123456789abcdef"
+    for call in (
+        bench.runtime.inspect(gone),
+        bench.runtime.start(gone),
+        bench.runtime.stop(gone, 1),
+        bench.runtime.wait_exit(gone),
+        bench.runtime.log_tail(gone, lines=1),
+    ):
+        with pytest.raises(NoSuchContainerError):
+            await call
+
+
+async def test_an_engine_that_is_away_is_unavailable() -> None:
+    runtime = DockerRuntime("unix:///nowhere/docker.sock", host_id=HOST, network="n", publish=True)
+    try:
+        for call in (runtime.ping(), runtime.list_own(), runtime.remove("0123456789ab")):
+            with pytest.raises(EngineUnavailableError):
+                await call
+    finally:
+        await runtime.close()
+
+
+async def test_a_dataset_is_mounted_and_read_only(
+    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("dataset")
+    plan = bench.plan("sleeps", dataset=DatasetMount("bind", str(folder), "/data"))
+    facts = await bench.runtime.inspect(await bench.runtime.create(plan))
+    mounts = [(m.kind, m.source, m.target, m.read_only) for m in facts.mounts]
+    assert ("bind", str(folder), "/data", True) in mounts
+
+
+@pytest.fixture
+async def docker(engine: Engine) -> AsyncIterator[Bench]:
+    runtime = DockerRuntime(engine.url, host_id=HOST, network=NETWORK, publish=True)
+    made = Bench(runtime, None)
+    async with asyncio.timeout(90):
+        await runtime.ensure_network()
+        try:
+            yield made
+        finally:
+            await made.close()
+
+
+_LOOK_AROUND = """
+import json, os
+seen = {"uid": os.getuid(), "gid": os.getgid(), "forks": 0}
+status = dict(l.split(":\\t") for l in open("/proc/self/status").read().splitlines() if ":\\t" in l)
+seen["caps"] = int(status["CapEff"], 16)
+seen["no_new_privs"] = status["NoNewPrivs"]
+try:
+    open("/etc/written", "w"); seen["root"] = "writable"
+except OSError:
+    seen["root"] = "read-only"
+open("/tmp/written", "w").close()
+try:
+    while seen["forks"] < 200:
+        if os.fork() == 0:
+            import signal
+            signal.pause()
+        seen["forks"] += 1
+except OSError:
+    seen["bomb"] = "contained"
+print(json.dumps(seen), flush=True)
+"""
+
+
+async def test_a_container_is_confined(docker: Bench) -> None:
+    plan = replace(docker.plan("sleeps"), command=("python3", "-c", _LOOK_AROUND))
+    container_id = await docker.runtime.create(plan)
+    await docker.runtime.start(container_id)
+    await docker.runtime.wait_exit(container_id)
+    seen = as_json((await docker.runtime.stdout_tail(container_id, max_bytes=65_536)).encode())
+    assert isinstance(seen, dict)
+    assert seen.pop("forks") < 32
+    assert seen == {
+        "uid": 65534,
+        "gid": 65534,
+        "caps": 0,
+        "no_new_privs": "1",
+        "root": "read-only",
+        "bomb": "contained",
+    }
+
+
+async def test_a_container_that_takes_too_much_memory_is_said_to(docker: Bench) -> None:
+    hog = "held = b'\\x01' * (200 << 20)"
+    plan = replace(docker.plan("sleeps"), command=("python3", "-c", hog))
+    container_id = await docker.runtime.create(plan)
+    await docker.runtime.start(container_id)
+    end = await docker.runtime.wait_exit(container_id)
+    assert (end.code, end.oom_killed) == (137, True)

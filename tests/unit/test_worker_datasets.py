@@ -1,0 +1,192 @@
+"""Where datasets may lie, how long they are waited for, and how images are shared."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from modelyard.contract.catalog import DatasetSpec
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import HOST, IMAGE, model
+from worker.container_plan import DatasetMount
+from worker.datasets import Datasets
+from worker.fake_programs import FakeServer
+from worker.fake_runtime import FakeRuntime
+from worker.images import Images
+from worker.references import AllowList
+
+if TYPE_CHECKING:
+    from modelyard.contract.messages import Progress
+
+
+def at(root: Path) -> Datasets:
+    return Datasets(FakeRuntime(host_id=HOST), [str(root)])
+
+
+async def locate(datasets: Datasets, path: Path | str, **more: object) -> DatasetMount | None:
+    spec = DatasetSpec(name="d", path=str(path), **{"wait_s": 0.1, **more})
+    return await datasets.locate(spec, model())
+
+
+async def code_of(datasets: Datasets, path: Path | str, **more: object) -> ErrorCode:
+    with pytest.raises(ModelyardError) as caught:
+        await locate(datasets, path, **more)
+    return caught.value.code
+
+
+def filled(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "file").touch()
+    return folder
+
+
+async def test_a_folder_under_a_root_is_mounted_by_its_real_path(tmp_path: Path) -> None:
+    real = filled(tmp_path / "root" / "real")
+    (tmp_path / "root" / "link").symlink_to(real)
+    mount = await locate(at(tmp_path / "root"), tmp_path / "root" / "link")
+    assert mount == DatasetMount("bind", str(real), "/data")
+
+
+@pytest.mark.parametrize("path", ["/", "/var/run/docker.sock", "/etc", "{root}/../other"])
+async def test_what_lies_outside_of_the_roots_is_refused(tmp_path: Path, path: str) -> None:
+    filled(tmp_path / "other")
+    filled(tmp_path / "root")
+    asked = path.replace("{root}", str(tmp_path / "root"))
+    assert await code_of(at(tmp_path / "root"), asked) is ErrorCode.DATASET_REFUSED
+
+
+async def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path / "root")
+    (tmp_path / "root" / "out").symlink_to(filled(tmp_path / "secret"))
+    asked = tmp_path / "root" / "out"
+    assert await code_of(at(tmp_path / "root"), asked) is ErrorCode.DATASET_REFUSED
+
+
+async def test_a_sibling_that_begins_like_the_root_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path / "root")
+    asked = filled(tmp_path / "root2")
+    assert await code_of(at(tmp_path / "root"), asked) is ErrorCode.DATASET_REFUSED
+
+
+async def test_without_roots_every_path_is_refused(tmp_path: Path) -> None:
+    datasets = Datasets(FakeRuntime(host_id=HOST), [])
+    assert await code_of(datasets, filled(tmp_path / "a")) is ErrorCode.DATASET_REFUSED
+
+
+async def test_a_file_is_no_dataset(tmp_path: Path) -> None:
+    file = filled(tmp_path / "a") / "file"
+    assert await code_of(at(tmp_path), file) is ErrorCode.DATASET_REFUSED
+
+
+async def test_a_folder_that_stays_away_or_empty_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("away", "empty"):
+        code = await code_of(at(tmp_path), tmp_path / name)
+        assert code is ErrorCode.DATASET_UNAVAILABLE
+
+
+async def test_a_folder_is_waited_for(tmp_path: Path) -> None:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(locate(at(tmp_path), tmp_path / "late", wait_s=5.0))
+        await asyncio.wait((waiting,), timeout=0.05)
+        assert not waiting.done()
+        filled(tmp_path / "late")
+    assert waiting.result() is not None
+
+
+async def test_with_a_ready_file_other_files_are_not_enough(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "d")
+    code = await code_of(at(tmp_path), folder, ready_file="_DONE")
+    assert code is ErrorCode.DATASET_UNAVAILABLE
+    (folder / "_DONE").touch()
+    assert await locate(at(tmp_path), folder, ready_file="_DONE") is not None
+
+
+async def test_a_volume_must_exist() -> None:
+    runtime = FakeRuntime(host_id=HOST)
+    datasets = Datasets(runtime, [])
+    spec = DatasetSpec(name="d", volume="v")
+    with pytest.raises(ModelyardError) as caught:
+        await datasets.locate(spec, model())
+    assert caught.value.code is ErrorCode.DATASET_UNAVAILABLE
+    runtime.volumes.add("v")
+    assert await datasets.locate(spec, model()) == DatasetMount("volume", "v", "/data")
+
+
+async def test_a_model_without_a_mount_point_gets_no_dataset() -> None:
+    datasets = Datasets(FakeRuntime(host_id=HOST), [])
+    spec = DatasetSpec(name="d", volume="v")
+    assert await datasets.locate(spec, model(dataset_mount=None)) is None
+
+
+class Pulling:
+    """An engine without the image, whose pulls hang until they may end."""
+
+    def __init__(self) -> None:
+        self.runtime = FakeRuntime(host_id=HOST)
+        self.runtime.registry[IMAGE] = lambda _: FakeServer()
+        self.runtime.pull_may_end.clear()
+        self.images = Images(self.runtime, AllowList(["*"]))
+        self.told: list[Progress] = []
+
+    async def ensure(self) -> ErrorCode | None:
+        try:
+            await self.images.ensure(IMAGE, lambda: None, self.told.append)
+        except ModelyardError as error:
+            return error.code
+        return None
+
+    async def begun(self, pulls: int) -> None:
+        async def enough() -> bool:
+            return len(self.runtime.pulls) >= pulls
+
+        await eventually(enough)
+
+
+async def test_who_asks_while_an_image_is_pulled_shares_the_pull() -> None:
+    pulling = Pulling()
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(pulling.ensure()) for _ in range(5)]
+        await pulling.begun(1)
+        pulling.runtime.pull_may_end.set()
+    assert [task.result() for task in asking] == [None] * 5
+    assert len(pulling.runtime.pulls) == 1
+
+
+async def test_who_shares_a_pull_shares_its_failure() -> None:
+    pulling = Pulling()
+    pulling.runtime.registry.clear()
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(pulling.ensure()) for _ in range(3)]
+    assert {task.result() for task in asking} == {ErrorCode.IMAGE_NOT_FOUND}
+
+
+async def test_when_the_one_who_pulls_goes_away_another_pulls() -> None:
+    pulling = Pulling()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(pulling.ensure())
+        await pulling.begun(1)
+        second = tasks.create_task(pulling.ensure())
+        await asyncio.wait((second,), timeout=0.02)
+        first.cancel()
+        await pulling.begun(2)
+        pulling.runtime.pull_may_end.set()
+    assert second.result() is None
+
+
+async def test_progress_is_throttled_but_its_end_is_told() -> None:
+    pulling = Pulling()
+    pulling.runtime.pull_may_end.set()
+    pulling.runtime.pull_steps = [(step, 1_000) for step in range(1, 1_001)]
+    await pulling.ensure()
+    assert len(pulling.told) < 10
+    assert pulling.told[-1].current == 1_000
+
+
+async def test_an_image_that_is_there_is_not_pulled() -> None:
+    pulling = Pulling()
+    pulling.runtime.images[IMAGE] = lambda _: FakeServer()
+    assert await pulling.ensure() is None
+    assert pulling.runtime.pulls == []

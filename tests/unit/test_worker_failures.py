@@ -1,0 +1,274 @@
+"""What an operation reports, and what it leaves, when it does not go well."""
+
+import asyncio
+
+import httpx2
+import pytest
+
+from modelyard.contract.catalog import DatasetSpec, Profile
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.states import JobState, OperationState, Verb
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import IMAGE, Bench, model
+from worker.account import Ending
+from worker.fake_programs import FakeBatch, FakeServer
+
+CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
+    Verb.DEPLOY_CREATE,
+    Verb.DEPLOY_LOAD,
+    Verb.INFER,
+    Verb.DEPLOY_UNLOAD,
+    Verb.TERMINATE,
+    Verb.TEMP,
+)
+
+
+def failed(
+    ending: Ending,
+    code: ErrorCode,
+    *,
+    job: JobState | None = JobState.FAILED,
+    state: OperationState = OperationState.FAILED,
+) -> ErrorInfo:
+    """Check how it ended; return the error."""
+    assert ending.error is not None
+    assert (ending.error.code, ending.state, ending.job_state) == (code, state, job)
+    return ending.error
+
+
+async def loaded(bench: Bench) -> Bench:
+    await bench.do(CREATE)
+    assert (await bench.do(LOAD)).state is OperationState.SUCCEEDED
+    return bench
+
+
+async def test_a_container_that_dies_at_start_fails_create_with_its_last_words() -> None:
+    bench = Bench(program=FakeServer(alive=False, start_exit=7))
+    error = failed(await bench.do(CREATE), ErrorCode.EXITED)
+    assert error.detail == {"exit_code": 7, "log_tail": "server starts\n"}
+    assert bench.runtime.containers == {}
+
+
+async def test_a_container_that_dies_while_loading_fails_load_as_exited() -> None:
+    bench = Bench(program=FakeServer(load_exit=9))
+    await bench.do(CREATE)
+    error = failed(await bench.do(LOAD), ErrorCode.EXITED)
+    assert error.detail["exit_code"] == 9
+    assert error.detail["log_tail"].endswith("cannot read the weights\n")
+    assert bench.runtime.containers == {}
+
+
+async def test_a_container_that_is_never_ready_is_given_up_at_its_deadline() -> None:
+    bench = Bench(model(load_timeout_s=0.2), FakeServer(becomes_ready=False))
+    await bench.do(CREATE)
+    failed(await bench.do(LOAD), ErrorCode.NOT_READY)
+    assert bench.runtime.containers == {}
+
+
+async def test_a_load_that_hangs_is_given_up_at_its_deadline() -> None:
+    server = FakeServer()
+    server.may_load.clear()
+    bench = Bench(model(load_timeout_s=0.2), server)
+    await bench.do(CREATE)
+    failed(await bench.do(LOAD), ErrorCode.NOT_READY)
+
+
+async def test_a_server_that_never_answers_alive_fails_create() -> None:
+    bench = Bench(model(start_timeout_s=0.1), FakeServer(alive=False))
+    failed(await bench.do(CREATE), ErrorCode.NOT_READY)
+    assert bench.runtime.containers == {}
+
+
+async def test_a_refused_load_says_with_what_it_was_refused() -> None:
+    bench = Bench(program=FakeServer(load_status=500))
+    await bench.do(CREATE)
+    error = failed(await bench.do(LOAD), ErrorCode.LOAD_FAILED)
+    assert (error.detail["status"], error.detail["body"]) == (500, "load")
+    assert bench.runtime.containers == {}
+
+
+async def test_an_engine_that_can_not_start_it_fails_with_its_words() -> None:
+    bench = Bench(program=FakeServer(refuse_start="no such device"))
+    error = failed(await bench.do(CREATE), ErrorCode.START_FAILED)
+    assert "no such device" in error.message
+
+
+async def test_a_failed_inference_leaves_the_job_as_it_is() -> None:
+    bench = await loaded(Bench())
+    bench.server.loaded = False
+    bench.server.infer = lambda _: httpx2.Response(400, text="no")
+    error = failed(await bench.do(INFER, input=1), ErrorCode.INFERENCE_FAILED, job=None)
+    assert error.detail["status"] == 400
+    assert bench.container.running
+
+
+async def test_an_inference_whose_container_dies_fails_the_job() -> None:
+    bench = await loaded(Bench())
+    bench.server.may_infer.clear()
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(bench.do(INFER, input=1))
+
+        async def under_way() -> bool:
+            return bench.server.infers_now == 1
+
+        await eventually(under_way)
+        bench.container.exit(137, oom_killed=True)
+    error = failed(asking.result(), ErrorCode.OOM_KILLED)
+    assert error.detail["exit_code"] == 137
+    assert bench.runtime.containers == {}
+
+
+@pytest.mark.parametrize("verb", [LOAD, INFER, UNLOAD])
+async def test_a_container_that_is_gone_fails_the_job(verb: Verb) -> None:
+    failed(await Bench().do(verb, input=1), ErrorCode.CONTAINER_MISSING)
+
+
+@pytest.mark.parametrize("verb", [LOAD, INFER, UNLOAD])
+async def test_a_container_that_has_exited_fails_the_job_and_is_removed(verb: Verb) -> None:
+    bench = await loaded(Bench())
+    bench.container.exit(1)
+    failed(await bench.do(verb, input=1), ErrorCode.EXITED)
+    assert bench.runtime.containers == {}
+
+
+@pytest.mark.parametrize(
+    ("verb", "job"), [(LOAD, JobState.FAILED), (TEMP, JobState.FAILED), (INFER, None)]
+)
+async def test_what_takes_too_long_times_out(verb: Verb, job: JobState | None) -> None:
+    bench = Bench()
+    await bench.do(CREATE)
+    if verb is INFER:
+        await bench.do(LOAD)
+    bench.server.may_load.clear()
+    bench.server.may_infer.clear()
+    ended = await bench.do(verb, input=1, timeout_s=0.2)
+    failed(ended, ErrorCode.TIMED_OUT, job=job, state=OperationState.TIMED_OUT)
+    assert bool(bench.runtime.containers) is (verb is INFER)
+
+
+async def test_a_pull_that_takes_too_long_times_out() -> None:
+    bench = Bench()
+    bench.runtime.registry, bench.runtime.images = bench.runtime.images, {}
+    bench.runtime.pull_may_end.clear()
+    ended = await bench.do(CREATE, timeout_s=0.1)
+    failed(ended, ErrorCode.TIMED_OUT, state=OperationState.TIMED_OUT)
+
+
+@pytest.mark.parametrize("verb", [CREATE, LOAD, TEMP])
+async def test_an_engine_that_is_away_is_said_to_be_away(verb: Verb) -> None:
+    bench = Bench()
+    bench.runtime.available = False
+    failed(await bench.do(verb, input=1), ErrorCode.ENGINE_UNAVAILABLE)
+
+
+@pytest.mark.parametrize("verb", [INFER, UNLOAD, TERMINATE])
+async def test_an_engine_that_is_away_says_nothing_of_a_loaded_job(verb: Verb) -> None:
+    bench = await loaded(Bench())
+    bench.runtime.available = False
+    failed(await bench.do(verb, input=1), ErrorCode.ENGINE_UNAVAILABLE, job=None)
+
+
+async def test_a_fault_of_our_own_fails_one_operation_only() -> None:
+    bench = await loaded(Bench())
+
+    def broken(_: object) -> object:
+        raise RuntimeError("a bug")
+
+    bench.server.infer = broken  # type: ignore[assignment]
+    error = failed(await bench.do(INFER, input=1), ErrorCode.WORKER_ERROR, job=None)
+    assert "a bug" not in error.message
+    bench.server.infer = None
+    assert (await bench.do(INFER, input=1)).state is OperationState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("batch", "code"),
+    [
+        (FakeBatch(exit_code=3, stderr="boom\n"), ErrorCode.EXITED),
+        (FakeBatch(exit_code=137, oom_killed=True), ErrorCode.OOM_KILLED),
+        (FakeBatch(stdout=""), ErrorCode.BAD_RESULT),
+        (FakeBatch(stdout="done!\n"), ErrorCode.BAD_RESULT),
+        (FakeBatch(stdout='{"a": NaN}\n'), ErrorCode.BAD_RESULT),
+        (FakeBatch(stdout='"' + "x" * (1 << 20) + '"\n'), ErrorCode.RESULT_TOO_LARGE),
+    ],
+)
+async def test_a_batch_that_does_not_end_well_says_why(batch: FakeBatch, code: ErrorCode) -> None:
+    bench = Bench(model(Profile.BATCH), batch)
+    error = failed(await bench.do(TEMP), code)
+    if code is ErrorCode.EXITED:
+        assert error.detail == {"exit_code": 3, "log_tail": "boom\n"}
+    assert bench.runtime.containers == {}
+
+
+async def test_a_result_file_that_is_not_there_is_a_bad_result() -> None:
+    bench = Bench(model(Profile.BATCH, result_file="/out/r.json"), FakeBatch())
+    failed(await bench.do(TEMP), ErrorCode.BAD_RESULT)
+
+
+async def test_a_temp_keeps_its_result_when_its_container_can_not_be_removed() -> None:
+    bench = Bench()
+
+    def answer_and_vanish(_: object) -> object:
+        bench.runtime.available = False
+        return httpx2.Response(200, json=1)
+
+    bench.server.infer = answer_and_vanish  # type: ignore[assignment]
+    ended = await bench.do(TEMP, input=1)
+    assert (ended.state, ended.result_json) == (OperationState.SUCCEEDED, "1")
+
+
+async def test_the_kept_log_is_short() -> None:
+    bench = Bench(model(Profile.BATCH), FakeBatch(exit_code=1, stderr="x" * 5_000 + "\n"))
+    error = failed(await bench.do(TEMP), ErrorCode.EXITED)
+    assert len(error.detail["log_tail"]) == 2_048
+
+
+async def test_an_image_outside_of_the_allow_list_is_refused_before_anything_is_asked() -> None:
+    bench = Bench(model(image="evil.example/x"), allowed=("allowed.example/*",))
+    failed(await bench.do(CREATE), ErrorCode.IMAGE_REFUSED)
+    assert bench.runtime.pulls == []
+
+
+async def test_a_missing_image_and_a_refused_pull_have_codes_of_their_own() -> None:
+    bench = Bench(model(image="registry.example/none:1"))
+    failed(await bench.do(CREATE), ErrorCode.IMAGE_NOT_FOUND)
+    bench.runtime.pull_fault = "toomanyrequests"
+    error = failed(await bench.do(CREATE), ErrorCode.IMAGE_PULL_FAILED)
+    assert "toomanyrequests" in error.message
+
+
+async def test_a_dataset_that_did_not_get_mounted_fails_create_and_leaves_nothing() -> None:
+    bench = Bench()
+    bench.runtime.volumes.add("v")
+    bench.runtime.forget_mounts = True
+    ended = await bench.do(CREATE, dataset=DatasetSpec(name="d", volume="v"))
+    failed(ended, ErrorCode.DATASET_UNAVAILABLE)
+    assert bench.runtime.containers == {}
+
+
+async def test_a_job_may_be_created_again_after_it_failed() -> None:
+    bench = Bench(program=FakeServer(load_exit=1))
+    await bench.do(CREATE)
+    await bench.do(LOAD)
+    bench.server.load_exit = None
+    await bench.do(CREATE, generation=2)
+    assert (await bench.do(LOAD, generation=2)).job_state is JobState.LOADED
+    assert [it.plan.image for it in bench.runtime.containers.values() if it.plan] == [IMAGE]
+
+
+async def test_cancellation_leaves_the_container_and_reports_no_end() -> None:
+    bench = Bench()
+    await bench.do(CREATE)
+    bench.server.may_load.clear()
+    before = len(bench.reports)
+    loading = asyncio.create_task(bench.do(LOAD))
+
+    async def under_way() -> bool:
+        return bench.server.loads == 1
+
+    await eventually(under_way)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert bench.container.running
+    assert not any(it.state.terminal for it in bench.reports[before:])

@@ -1,0 +1,206 @@
+"""The requests into a container, against a tiny server that misbehaves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from modelyard.contract.catalog import Hook
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import MAX_RESULT_BYTES
+from worker.hooks import ModelServer, NoAnswerError, http_client, result_of
+from worker.placeholders import Fillings
+from worker.runtime import Address
+
+
+class Raw:
+    """Answers every request with fixed bytes, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+        self.endless = b""
+        self.seen: list[bytes] = []
+        self.address = Address("127.0.0.1", 0)
+        self.sent = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = 0
+            for line in head.lower().splitlines():
+                if line.startswith(b"content-length:"):
+                    length = int(line.partition(b":")[2])
+            self.seen.append(head + await reader.readexactly(length))
+            writer.write(self.answer)
+            while self.endless:
+                writer.write(self.endless)
+                self.sent += len(self.endless)
+                await writer.drain()
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def raw() -> AsyncIterator[Raw]:
+    made = Raw()
+    async with await asyncio.start_server(made.serve, "127.0.0.1", 0) as server:
+        made.address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        yield made
+
+
+@pytest.fixture
+async def model_server() -> AsyncIterator[ModelServer]:
+    async with http_client() as client:
+        yield ModelServer(client)
+
+
+def fillings(value: object = None) -> Fillings:
+    return Fillings("m-1", "/data", None if value is None else json.dumps(value))
+
+
+async def send(
+    model_server: ModelServer, raw: Raw, hook: Hook | None = None, value: object = None
+) -> bytes:
+    async with asyncio.timeout(10):
+        return await model_server.send(
+            raw.address,
+            hook or Hook(path="/infer"),
+            fillings(value),
+            failure=ErrorCode.INFERENCE_FAILED,
+        )
+
+
+async def test_a_hook_is_sent_as_it_was_written(model_server: ModelServer, raw: Raw) -> None:
+    hook = Hook(
+        method="PUT",
+        path="/v1/{model}/x",
+        headers={"X-Model": "{model}", "Host": "other.example", "Content-Length": "0"},
+        body={"in": "{input}", "from": "{dataset}/train", "list": ["{input}", 1]},
+    )
+    await send(model_server, raw, hook, {"a": [1]})
+    head, _, body = raw.seen[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"PUT /v1/m-1/x HTTP/1.1\r\n")
+    assert b"\r\nX-Model: m-1\r\n" in head + b"\r\n"
+    assert b"other.example" not in head
+    assert json.loads(body) == {"in": {"a": [1]}, "from": "/data/train", "list": [{"a": [1]}, 1]}
+
+
+async def test_a_body_that_is_the_input_is_sent_untouched(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    await send(model_server, raw, Hook(path="/", body="{input}"), {"a": 1.0})
+    assert raw.seen[0].endswith(b'\r\n\r\n{"a": 1.0}')
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("../admin?x=1#y", b"/p/..%2Fadmin%3Fx%3D1%23y/q"),
+        ("..", b"/p/%2E%2E/q"),
+        ("a\r\nX: y", b"/p/a%0D%0AX%3A%20y/q"),
+        ("{model}", b"/p/%7Bmodel%7D/q"),
+    ],
+)
+async def test_an_input_never_leaves_its_place_in_the_path(
+    model_server: ModelServer, raw: Raw, value: str, sent: bytes
+) -> None:
+    await send(model_server, raw, Hook(path="/p/{input}/q"), value)
+    assert raw.seen[0].split(b" ")[1] == sent
+
+
+async def test_an_input_never_ends_a_header(model_server: ModelServer, raw: Raw) -> None:
+    await send(
+        model_server, raw, Hook(path="/", headers={"X-In": "{input}"}), "a\r\nX-Evil: 1\u2028"
+    )
+    lines = raw.seen[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert not any(line.startswith(b"X-Evil") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://169.254.169.254/latest", "file:///etc/passwd", "//other.example/", "/again"],
+)
+async def test_a_redirect_is_a_failure_and_is_not_followed(
+    model_server: ModelServer, raw: Raw, location: str
+) -> None:
+    raw.answer = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+    with pytest.raises(ModelyardError) as caught:
+        await send(model_server, raw)
+    assert caught.value.code is ErrorCode.INFERENCE_FAILED
+    assert caught.value.detail["status"] == 302
+    assert len(raw.seen) == 1
+
+
+async def test_an_endless_answer_is_cut_off(model_server: ModelServer, raw: Raw) -> None:
+    raw.answer = b"HTTP/1.1 200 OK\r\n\r\n"
+    raw.endless = b"x" * 65_536
+    with pytest.raises(ModelyardError) as caught:
+        await send(model_server, raw)
+    assert caught.value.code is ErrorCode.RESULT_TOO_LARGE
+    assert raw.sent < 16 * MAX_RESULT_BYTES
+
+
+async def test_of_a_refusal_only_an_excerpt_is_kept(model_server: ModelServer, raw: Raw) -> None:
+    raw.answer = b"HTTP/1.1 500 Oops\r\n\r\n"
+    raw.endless = b"y" * 65_536
+    with pytest.raises(ModelyardError) as caught:
+        await send(model_server, raw)
+    assert caught.value.detail == {"status": 500, "body": "y" * 1_000}
+
+
+async def test_a_compressed_answer_is_refused(model_server: ModelServer, raw: Raw) -> None:
+    raw.answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx"
+    with pytest.raises(ModelyardError, match="compressed"):
+        await send(model_server, raw)
+
+
+async def test_a_broken_connection_is_no_answer(model_server: ModelServer, raw: Raw) -> None:
+    raw.answer = b""
+    with pytest.raises(NoAnswerError):
+        await send(model_server, raw)
+
+
+async def test_a_refused_connection_is_no_answer(model_server: ModelServer, raw: Raw) -> None:
+    raw.address = Address("127.0.0.1", 1)
+    with pytest.raises(NoAnswerError):
+        await send(model_server, raw)
+
+
+@pytest.mark.parametrize(
+    ("status", "holds"), [("200 OK", True), ("204 No", True), ("302 F", False), ("503 No", False)]
+)
+async def test_only_2xx_is_ready(
+    model_server: ModelServer, raw: Raw, status: str, *, holds: bool
+) -> None:
+    raw.answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nLocation: /\r\n\r\n".encode()
+    assert await model_server.answers(raw.address, "/ready") is holds
+
+
+async def test_what_does_not_answer_is_not_ready(model_server: ModelServer) -> None:
+    assert not await model_server.answers(Address("127.0.0.1", 1), "/ready")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"plain", ErrorCode.BAD_RESULT),
+        (b"", ErrorCode.BAD_RESULT),
+        (b"NaN", ErrorCode.BAD_RESULT),
+        (b"[Infinity]", ErrorCode.BAD_RESULT),
+        (b"\xff", ErrorCode.BAD_RESULT),
+        (b"[" * 1_000 + b"]" * 1_000, ErrorCode.BAD_RESULT),
+        (b'"' + b"x" * MAX_RESULT_BYTES + b'"', ErrorCode.RESULT_TOO_LARGE),
+    ],
+)
+def test_what_is_not_a_result_says_why(body: bytes, code: ErrorCode) -> None:
+    with pytest.raises(ModelyardError) as caught:
+        result_of(body)
+    assert caught.value.code is code
+
+
+def test_a_result_is_kept_compact() -> None:
+    assert result_of(b'{ "a" : [1, 2.50] }\n') == '{"a":[1,2.5]}'

@@ -1,0 +1,284 @@
+"""Commands in: accepted, settled, begun; and how a worker boots and beats."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from modelyard.broker import Delivery
+from modelyard.contract.messages import (
+    Heartbeat,
+    HostCommand,
+    HostCommands,
+    OperationReport,
+    WorkerReports,
+)
+from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.topology import DEAD, HEARTBEATS
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import HOST, IMAGE, Bench, model
+from tests.unit.worker_broker import FakeBroker, FakeSubscription, reporter_on
+from worker.attempts import Attempts
+from worker.consumer import Consumer
+from worker.desk import Desk
+from worker.fake_programs import FakeServer
+from worker.heartbeat import HeartbeatSender
+from worker.hooks import ModelServer, http_client
+from worker.recovery import Recovery
+
+CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
+
+
+class Intake:
+    """A consumer over a fake broker and a fake engine."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, bench: Bench | None = None) -> None:
+        self.broker = FakeBroker()
+        self.bench = bench or Bench()
+        self.reporter = reporter_on(self.broker)
+        self.desk = Desk(self.reporter.put)
+        self.attempts = Attempts(self.bench.operations, self.desk, tasks)
+        self.announced = 0
+        self.consumer = Consumer(
+            broker=self.broker,
+            reporter=self.reporter,
+            desk=self.desk,
+            attempts=self.attempts,
+            announce=self._announce,
+            host_id=HOST,
+            incarnation="i-1",
+        )
+        self._running = [
+            tasks.create_task(self.reporter.run()),
+            tasks.create_task(self.consumer.run()),
+        ]
+
+    async def _announce(self) -> None:
+        assert not self.consumer.attached
+        self.announced += 1
+
+    async def send(self, *commands: HostCommand, incarnation: str = "i-1") -> None:
+        body = HostCommands(host_id=HOST, incarnation=incarnation, commands=commands)
+        await self.deliver(body.model_dump_json().encode())
+
+    async def deliver(self, body: bytes) -> None:
+        async def there() -> FakeSubscription | None:
+            return self.broker.subscription if self.consumer.attached else None
+
+        subscription = await eventually(there)
+        subscription._ready.put_nowait(
+            Delivery(
+                body=body,
+                message_id="m",
+                type=None,
+                routing_key=HOST,
+                redelivered=False,
+                headers={},
+                user_id=None,
+                raw=None,  # type: ignore[arg-type]
+            )
+        )
+
+    async def settled(self, count: int = 1) -> None:
+        async def enough() -> bool:
+            return sum(kind == "ack" for kind, _ in self.broker.log) >= count
+
+        await eventually(enough)
+
+    async def ended(self, command: HostCommand, epoch: int = 1) -> OperationReport:
+        async def found() -> OperationReport | None:
+            its = [it for it in self.broker.reports if it.operation_id == command.operation_id]
+            return next((it for it in its if it.state.terminal and it.epoch == epoch), None)
+
+        return await eventually(found)
+
+    def stop(self) -> None:
+        for task in self._running:
+            task.cancel()
+
+
+@asynccontextmanager
+async def intake(bench: Bench | None = None) -> AsyncIterator[Intake]:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        made = Intake(tasks, bench)
+        yield made
+        await made.attempts.drain(0.0)
+        made.stop()
+
+
+async def test_accepted_is_confirmed_before_the_delivery_is_settled() -> None:
+    async with intake() as it:
+        command = it.bench.command(CREATE)
+        await it.send(command)
+        ended = await it.ended(command)
+    kinds = [kind for kind, _ in it.broker.log]
+    assert kinds.index("publish") < kinds.index("ack")
+    first = it.broker.reports[0]
+    assert (first.state, first.phase, first.seq) == (OperationState.RUNNING, None, 1)
+    assert ended.state is OperationState.SUCCEEDED
+    seqs = [report.seq for report in it.broker.reports]
+    assert seqs == sorted(seqs)
+    assert it.announced == 1
+
+
+async def test_while_the_broker_is_away_nothing_is_settled_or_begun() -> None:
+    async with intake() as it:
+        command = it.bench.command(CREATE)
+        it.broker.away = True
+        await it.send(command)
+        await asyncio.sleep(0.05)  # long enough for what must not happen
+        assert it.broker.log == []
+        assert it.bench.runtime.containers == {}
+        it.broker.away = False
+        await it.ended(command)
+
+
+async def test_a_command_that_comes_twice_runs_once() -> None:
+    async with intake() as it:
+        command = it.bench.command(Verb.TEMP, input=1)
+        await it.send(command, command)
+        await it.ended(command)
+        before = len(it.broker.reports)
+        await it.send(command)
+
+        async def repeated() -> bool:
+            return len(it.broker.reports) > before
+
+        await eventually(repeated)
+    assert len(it.bench.runtime.created) == 1
+    assert it.broker.reports[-1].state is OperationState.SUCCEEDED
+
+
+async def test_a_later_epoch_runs_alone_and_the_earlier_one_is_silent() -> None:
+    async with intake() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        it.bench.server.may_infer.clear()
+        command = it.bench.command(INFER, input=1)
+        await it.send(command)
+
+        async def under_way() -> bool:
+            return it.bench.server.infers_now == 1
+
+        await eventually(under_way)
+        it.bench.server.may_infer.set()
+        it.bench.server.may_infer = asyncio.Event()
+        await it.send(command.model_copy(update={"epoch": 2}))
+        await it.settled(2)
+        it.bench.server.may_infer.set()
+        assert (await it.ended(command, epoch=2)).state is OperationState.SUCCEEDED
+    assert it.bench.server.most_infers == 1
+
+
+async def test_commands_for_another_boot_are_settled_and_dropped() -> None:
+    async with intake() as it:
+        await it.send(it.bench.command(CREATE), incarnation="i-0")
+        await it.settled()
+        assert it.consumer.counts["other_incarnation"] == 1
+    assert it.bench.runtime.containers == {}
+    assert it.broker.published == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [(b"not json", "invalid_json"), (b"\xff", "invalid_json"), (b"{}", "invalid_request")],
+)
+async def test_a_message_that_can_not_be_read_is_a_dead_letter_with_its_reason(
+    body: bytes, reason: str
+) -> None:
+    async with intake() as it:
+        command = it.bench.command(CREATE)
+        await it.deliver(body)
+        await it.send(command)
+        await it.settled(2)
+        assert (await it.ended(command)).state is OperationState.SUCCEEDED
+    letters = [(b, h) for exchange, b, h in it.broker.published if exchange is DEAD]
+    assert letters == [(body, {"x-modelyard-reason": reason})]
+
+
+async def test_operations_of_one_job_end_in_order_and_infers_run_together() -> None:
+    bench = Bench(model(max_concurrency=2))
+    async with intake(bench) as it:
+        it.bench.server.may_infer.clear()
+        commands = [
+            bench.command(verb, input=1)
+            for verb in (CREATE, LOAD, INFER, INFER, INFER, Verb.TERMINATE)
+        ]
+        await it.send(*commands)
+
+        async def two() -> bool:
+            return bench.server.infers_now == 2
+
+        await eventually(two)
+        bench.server.may_infer.set()
+        ends = [await it.ended(command) for command in commands]
+    assert {end.state for end in ends} == {OperationState.SUCCEEDED}
+    assert bench.server.most_infers == 2
+
+
+async def test_a_lost_subscription_is_made_anew_and_announced_only_once() -> None:
+    async with intake() as it:
+        command = it.bench.command(CREATE)
+        await it.send(command)
+        await it.ended(command)
+        first = it.broker.subscription
+        assert first is not None
+        first.on_lost("cut")
+
+        async def anew() -> bool:
+            return it.broker.subscription is not first and it.consumer.attached
+
+        await eventually(anew)
+        assert it.broker.declared == 1
+        assert it.announced == 1
+
+
+def heart(broker: FakeBroker, bench: Bench, *, attached: bool = True) -> HeartbeatSender:
+    return HeartbeatSender(
+        broker=broker,
+        runtime=bench.runtime,
+        attached=lambda: attached,
+        compose=lambda: Heartbeat(host_id=HOST, incarnation="i-1", slots=4),
+    )
+
+
+async def test_the_heart_beats_only_with_engine_consumer_and_broker() -> None:
+    broker, bench = FakeBroker(), Bench()
+    assert await heart(broker, bench).beat()
+    assert [exchange for exchange, _, _ in broker.published] == [HEARTBEATS]
+    assert not await heart(broker, bench, attached=False).beat()
+    bench.runtime.available = False
+    assert not await heart(broker, bench).beat()
+    bench.runtime.available = True
+    broker.away = True
+    assert not await heart(broker, bench).beat()
+    assert len(broker.published) == 1
+
+
+async def test_a_boot_reports_what_it_found() -> None:
+    bench, broker = Bench(), FakeBroker()
+    bench.runtime.images[IMAGE] = lambda _: FakeServer()
+    await bench.do(CREATE)
+    await bench.do(LOAD)
+    await bench.do(CREATE, job="job-2")
+    bench.runtime.named("modelyard-job-2-1").exit(1)
+    bench.runtime.add_foreign("somebody-elses")
+    recovery = Recovery(
+        broker=broker,
+        runtime=bench.runtime,
+        server=ModelServer(http_client(bench.runtime.transport)),
+        host_id=HOST,
+        incarnation="i-2",
+        slots=3,
+        labels={"zone": "a"},
+    )
+    await recovery.prepare()
+    containers = await recovery.announce()
+    message = WorkerReports.model_validate_json(broker.published[-1][1])
+    assert message.online is not None
+    assert (message.incarnation, message.online.slots) == ("i-2", 3)
+    inventory = [(i.job_id, i.generation, i.running, i.loaded) for i in message.online.inventory]
+    assert inventory == [("job-1", 1, True, True), ("job-2", 1, False, False)]
+    assert len(containers) == 2
+    assert broker.declared == 1

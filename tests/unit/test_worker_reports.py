@@ -1,0 +1,171 @@
+"""Reports out and commands told apart: nothing final is lost, nothing runs twice."""
+
+import asyncio
+
+from modelyard.contract.messages import (
+    MAX_MESSAGE_BYTES,
+    HostCommand,
+    OperationReport,
+)
+from modelyard.contract.states import OperationState, Phase, Verb
+from tests.unit.worker_bench import Bench
+from tests.unit.worker_broker import FakeBroker, report, reporter_on
+from worker.account import Account, Ending
+from worker.desk import MAX_ENDED, Decision, Desk
+from worker.job_locks import JobLocks
+
+CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
+
+
+async def test_reports_that_wait_together_travel_together() -> None:
+    broker = FakeBroker()
+    reporter = reporter_on(broker)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        await reporter.deliver([report(n) for n in range(50)])
+        running.cancel()
+    assert len(broker.published) == 1
+    assert len(broker.reports) == 50
+
+
+async def test_of_one_attempt_only_the_newest_report_waits() -> None:
+    broker = FakeBroker()
+    reporter = reporter_on(broker)
+    for seq in (1, 2, 4, 3):
+        reporter.put(report(1, seq))
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        assert await reporter.drain(5)
+        running.cancel()
+    assert [it.seq for it in broker.reports] == [4]
+
+
+async def test_nothing_is_lost_while_the_broker_is_away() -> None:
+    broker = FakeBroker()
+    broker.away = True
+    reporter = reporter_on(broker)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        reporter.put(report(1, 1))
+        reporter.put(report(2, 1))
+        assert not await reporter.drain(0.05)
+        reporter.put(report(1, 2, state=OperationState.SUCCEEDED))
+        broker.away = False
+        assert await reporter.drain(5)
+        running.cancel()
+    newest = {it.operation_id[-1]: it.seq for it in broker.reports}
+    assert newest == {"1": 2, "2": 1}
+
+
+async def test_messages_are_bounded_and_a_large_report_travels_alone() -> None:
+    broker = FakeBroker()
+    reporter = reporter_on(broker)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        large = report(99, result_json='"' + "x" * (MAX_MESSAGE_BYTES * 2) + '"')
+        await reporter.deliver([report(n, result_json='"' + "y" * 100_000 + '"') for n in range(4)])
+        await reporter.deliver([report(5), large, report(6)])
+        running.cancel()
+    sizes = [len(body) for _, body, _ in broker.published]
+    assert sum(size > MAX_MESSAGE_BYTES + 1_000 for size in sizes) == 1
+    assert len(broker.reports) == 7
+
+
+def taken(desk: Desk, command: HostCommand) -> Decision:
+    return desk.take(command).decision
+
+
+def test_an_epoch_is_taken_once_and_repeats_its_latest_report() -> None:
+    sent: list[OperationReport] = []
+    desk, bench = Desk(sent.append), Bench()
+    command = bench.command(CREATE)
+    first = desk.take(command)
+    assert first.decision is Decision.NEW
+    assert first.account is not None
+    first.account.tell(Phase.CREATING)
+    again = desk.take(command)
+    assert (again.decision, again.account) == (Decision.REPEATED, first.account)
+    first.account.end(Ending(OperationState.SUCCEEDED))
+    desk.close(first.account)
+    assert taken(desk, command) is Decision.REPEATED
+    first.account.repeat()
+    assert (sent[-1].state, sent[-1].seq) == (OperationState.SUCCEEDED, 3)
+
+
+def test_a_lower_epoch_is_dropped_and_counted() -> None:
+    desk, command = Desk(lambda _: None), Bench().command(CREATE, epoch=2)
+    assert taken(desk, command) is Decision.NEW
+    assert taken(desk, command.model_copy(update={"epoch": 1})) is Decision.STALE_EPOCH
+    assert desk.counts[Decision.STALE_EPOCH] == 1
+
+
+def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
+    desk, command = Desk(lambda _: None), Bench().command(CREATE)
+    first = desk.take(command)
+    second = desk.take(command.model_copy(update={"epoch": 2}))
+    assert second.decision is Decision.NEW
+    assert second.superseded is first.account
+
+
+def test_a_generation_older_than_one_seen_is_refused() -> None:
+    desk, bench = Desk(lambda _: None), Bench()
+    desk.saw_containers([("job-1", 3)])
+    assert taken(desk, bench.command(CREATE, generation=2)) is Decision.STALE_GENERATION
+    assert taken(desk, bench.command(CREATE, generation=3)) is Decision.NEW
+    assert taken(desk, bench.command(CREATE, job="job-2")) is Decision.NEW
+
+
+def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
+    desk, bench = Desk(lambda _: None), Bench()
+    commands = [bench.command(CREATE) for _ in range(MAX_ENDED + 1)]
+    for command in commands:
+        account = desk.take(command).account
+        assert account is not None
+        account.end(Ending(OperationState.SUCCEEDED))
+        desk.close(account)
+    assert desk.running == 0
+    assert taken(desk, commands[1]) is Decision.REPEATED
+    assert taken(desk, commands[0]) is Decision.NEW
+
+
+def test_an_account_says_nothing_after_its_end() -> None:
+    sent: list[OperationReport] = []
+    account = Account(Bench().command(CREATE), sent.append)
+    account.end(Ending(OperationState.FAILED))
+    account.tell(Phase.LOADING)
+    account.end(Ending(OperationState.SUCCEEDED))
+    assert [it.state for it in sent] == [OperationState.FAILED]
+
+
+async def test_shared_holders_go_together_up_to_their_number_and_exclusive_ones_alone() -> None:
+    locks, inside, most = JobLocks(), set[str](), dict[str, int]()
+
+    async def hold(name: str, shared_by: int | None) -> None:
+        async with locks.hold("j", shared_by=shared_by):
+            inside.add(name)
+            assert shared_by is not None or inside == {name}
+            most["seen"] = max(most.get("seen", 0), len(inside))
+            await asyncio.sleep(0)
+            inside.remove(name)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(30):
+            tasks.create_task(hold(str(number), None if number % 10 == 9 else 3))
+    assert most["seen"] == 3
+    assert locks._lines == {}
+
+
+async def test_a_job_is_held_in_the_order_of_asking_even_if_some_give_up() -> None:
+    locks, order = JobLocks(), list[int]()
+
+    async def hold(number: int) -> None:
+        async with locks.hold("j"):
+            order.append(number)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(hold(number)) for number in range(5)]
+        await asyncio.sleep(0)
+        asking[2].cancel()
+    assert order == [0, 1, 3, 4]
+    assert locks._lines == {}

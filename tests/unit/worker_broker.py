@@ -1,0 +1,85 @@
+"""A broker in memory: what is published is kept, deliveries are made by hand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from modelyard.broker import Broker, Delivery, Subscription
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.messages import (
+    OperationReport,
+    WorkerReports,
+)
+from modelyard.contract.states import OperationState
+from modelyard.contract.topology import REPORTS, Exchange, Queue
+from tests.unit.worker_bench import HOST
+from worker.reporter import Reporter
+
+
+class FakeSubscription(Subscription):
+    """Deliveries by hand; remembers what was settled."""
+
+    def __init__(self, broker: "FakeBroker") -> None:
+        super().__init__()
+        self._broker = broker
+
+    async def ack(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            self._broker.log.append(("ack", delivery.message_id))
+
+
+class FakeBroker(Broker):
+    """Keeps what is published; may be away."""
+
+    def __init__(self) -> None:
+        super().__init__("amqp://nowhere/", name="fake")
+        self.away = False
+        self.published: list[tuple[Exchange, bytes, Mapping[str, str]]] = []
+        self.log: list[tuple[str, object]] = []
+        self.subscription: FakeSubscription | None = None
+        self.declared = 0
+
+    async def publish(self, exchange: Exchange, routing_key: str, body: bytes, **more: Any) -> None:
+        await asyncio.sleep(0)
+        if self.away:
+            raise BrokerUnavailableError
+        assert routing_key in {HOST, ""}
+        self.published.append((exchange, body, more.get("headers") or {}))
+        self.log.append(("publish", exchange.name))
+
+    async def declare(self, queues: Any, *, extra_bindings: Any = ()) -> None:
+        del queues, extra_bindings
+        self.declared += 1
+
+    @asynccontextmanager
+    async def subscribe(
+        self, queue: Queue, *, prefetch: int, exclusive: bool = False
+    ) -> AsyncIterator[Subscription]:
+        assert exclusive
+        assert prefetch > 0
+        assert queue.name == f"modelyard.host.{HOST}.v1"
+        self.subscription = FakeSubscription(self)
+        yield self.subscription
+
+    @property
+    def reports(self) -> list[OperationReport]:
+        found = [body for exchange, body, _ in self.published if exchange is REPORTS]
+        lists = [WorkerReports.model_validate_json(body).operations for body in found]
+        return [report for some in lists for report in some]
+
+
+def reporter_on(broker: Broker) -> Reporter:
+    return Reporter(broker, host_id=HOST, incarnation="i-1", backoff=lambda _: 0.0)
+
+
+def report(number: int, seq: int = 1, **more: Any) -> OperationReport:
+    fields: dict[str, Any] = {
+        "operation_id": f"00000000-0000-7000-8000-{number:012}",
+        "epoch": 1,
+        "seq": seq,
+        "job_id": "j",
+        "generation": 1,
+        "state": OperationState.RUNNING,
+    }
+    return OperationReport(**{**fields, **more})

@@ -1,0 +1,118 @@
+"""After a failure: find the cause, keep the log's end, and leave nothing half-made behind."""
+
+import asyncio
+
+import structlog
+
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import HostCommand
+from modelyard.contract.states import JobState, OperationState, Verb
+from worker.account import Ending
+from worker.containers import Containers
+from worker.hooks import NoAnswerError
+from worker.models import Models
+from worker.profiles import InMemory, talk_of
+from worker.readiness import exited
+from worker.runtime import ContainerFacts, ContainerRuntime, EngineUnavailableError, Exit
+
+log = structlog.get_logger(__name__)
+
+CLEANUP_S = 60.0
+DEATH_S = 2.0
+"""Seconds for the engine to notice that a process whose connections broke has died."""
+LOG_LINES = 20
+LOG_CHARS = 2_048
+
+_CLEANED = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP})
+"""Verbs whose failure ends the container: what they half made is of no use."""
+_SPARED = frozenset({ErrorCode.UNSUPPORTED_VERB})
+_DEATHS = frozenset({ErrorCode.EXITED, ErrorCode.OOM_KILLED, ErrorCode.CONTAINER_MISSING})
+
+
+class Aftermath:
+    """Turns the error of an attempt into its ending."""
+
+    def __init__(self, runtime: ContainerRuntime, containers: Containers, models: Models) -> None:
+        self._runtime = runtime
+        self._containers = containers
+        self._models = models
+
+    async def of(self, command: HostCommand, error: ModelyardError) -> Ending:
+        """Return how the attempt ended, after cleaning up what the verb must not leave."""
+        if command.verb is Verb.TERMINATE or error.code in _SPARED:
+            return _ending(error, None)
+        facts: ContainerFacts | None = None
+        try:
+            async with asyncio.timeout(CLEANUP_S):
+                facts = await self._containers.find(command)
+                error = await self._cause(command, error, facts)
+                if command.verb not in _CLEANED and error.code not in _DEATHS:
+                    return _ending(error, None, facts)
+                if facts is not None:
+                    await self._add_log(error, facts)
+                    self._models.forget(facts.id)
+                await self._containers.remove_generations(command, up_to=command.generation)
+        except (ModelyardError, TimeoutError) as trouble:
+            # What is left over has our labels: the next CREATE, TERMINATE or inventory finds it.
+            log.warning(
+                "cleanup.failed",
+                operation_id=command.operation_id,
+                job_id=command.job_id,
+                error=repr(trouble),
+            )
+            if command.verb not in _CLEANED and error.code not in _DEATHS:
+                return _ending(error, None, facts)
+        return _ending(error, JobState.FAILED, facts)
+
+    async def _cause(
+        self, command: HostCommand, error: ModelyardError, facts: ContainerFacts | None
+    ) -> ModelyardError:
+        """Return the death of the container if that is behind the error, else the error."""
+        if error.code in _DEATHS or isinstance(error, EngineUnavailableError):
+            return error
+        if facts is None:
+            gone = command.verb not in _CLEANED
+            return ModelyardError(ErrorCode.CONTAINER_MISSING) if gone else error
+        if isinstance(error, NoAnswerError):
+            facts = await self._settled(facts)
+        died = facts.ever_started and not facts.running and error.code is not ErrorCode.TIMED_OUT
+        if died and _should_run(command):
+            return exited(Exit(facts.exit_code or 0, facts.oom_killed))
+        return error
+
+    async def _settled(self, facts: ContainerFacts) -> ContainerFacts:
+        try:
+            async with asyncio.timeout(DEATH_S):
+                await self._runtime.wait_exit(facts.id)
+        except TimeoutError:
+            pass
+        return await self._runtime.inspect(facts.id)
+
+    async def _add_log(self, error: ModelyardError, facts: ContainerFacts) -> None:
+        if not facts.ever_started:
+            return
+        tail = await self._runtime.log_tail(facts.id, lines=LOG_LINES)
+        error.detail.setdefault("log_tail", tail[-LOG_CHARS:])
+        if facts.exit_code is not None:
+            error.detail.setdefault("exit_code", facts.exit_code)
+
+
+def _should_run(command: HostCommand) -> bool:
+    """Tell whether a container that does not run is a cause and not a consequence."""
+    in_memory = talk_of(command.model).in_memory
+    if in_memory is InMemory.NEVER:
+        return False
+    stops = command.verb in {Verb.DEPLOY_UNLOAD, Verb.DEPLOY_CREATE}
+    return not (in_memory is InMemory.PROCESS_RUNS and stops)
+
+
+def _ending(
+    error: ModelyardError, job_state: JobState | None, facts: ContainerFacts | None = None
+) -> Ending:
+    timed_out = error.code is ErrorCode.TIMED_OUT
+    return Ending(
+        state=OperationState.TIMED_OUT if timed_out else OperationState.FAILED,
+        job_state=job_state,
+        container_id=facts.id if facts else None,
+        error=error.info(),
+    )

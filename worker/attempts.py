@@ -1,0 +1,63 @@
+"""The operations that run: one task for each attempt, owned by the service's task group."""
+
+import asyncio
+
+import structlog
+
+from modelyard.contract.states import VERB_RULES
+from worker.account import Account
+from worker.desk import Desk
+from worker.job_locks import JobLocks
+from worker.operations import Operations
+
+log = structlog.get_logger(__name__)
+
+
+class Attempts:
+    """Starts attempts, lets later ones take over from earlier ones, waits for them at the end."""
+
+    def __init__(self, operations: Operations, desk: Desk, tasks: asyncio.TaskGroup) -> None:
+        self._operations = operations
+        self._desk = desk
+        self._tasks = tasks
+        self._locks = JobLocks()
+        self._running: dict[Account, asyncio.Task[None]] = {}
+
+    def start(self, account: Account, superseded: Account | None = None) -> None:
+        """Run one attempt; the one that it supersedes is stopped first, and reports no more."""
+        earlier = self._running.get(superseded) if superseded is not None else None
+        if superseded is not None:
+            superseded.silence()
+        if earlier is not None:
+            earlier.cancel()
+        task = self._tasks.create_task(self._run(account, earlier))
+        self._running[account] = task
+        task.add_done_callback(lambda _: self._running.pop(account, None))
+
+    async def drain(self, seconds: float) -> None:
+        """Let what runs end within `seconds`; then stop it, leaving containers as they are."""
+        if self._running:
+            await asyncio.wait(tuple(self._running.values()), timeout=seconds)
+        for account, task in tuple(self._running.items()):
+            log.info("operation.left", operation_id=account.command.operation_id)
+            task.cancel()
+
+    async def _run(self, account: Account, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            await asyncio.wait((earlier,))
+        command = account.command
+        shared_by = command.model.max_concurrency if VERB_RULES[command.verb].shared else None
+        async with self._locks.hold(command.job_id, shared_by=shared_by):
+            ending = await self._operations.perform(account)
+            account.end(ending)
+            # Closed while the job is held: whoever comes next sees that this one has ended.
+            self._desk.close(account)
+        log.info(
+            "operation.ended",
+            operation_id=command.operation_id,
+            job_id=command.job_id,
+            epoch=command.epoch,
+            verb=command.verb.value,
+            state=ending.state.value,
+            code=ending.error.code.value if ending.error else None,
+        )

@@ -1,0 +1,142 @@
+"""The containers of a job on this host: found, created, started, removed. All of it repeatable."""
+
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import HostCommand, Progress
+from modelyard.contract.states import Phase
+from worker.account import Account
+from worker.container_plan import PlanRules, container_name, plan_container, spec_hash
+from worker.datasets import Datasets, mount_target, verify_mount
+from worker.hooks import ModelServer
+from worker.images import Images
+from worker.profiles import talk_of
+from worker.readiness import exited, until, while_running
+from worker.runtime import (
+    Address,
+    ContainerFacts,
+    ContainerRuntime,
+    Exit,
+    NoSuchContainerError,
+    StartRefusedError,
+)
+
+
+class Containers:
+    """What operations do to containers. Only labelled containers of this host are ever touched."""
+
+    def __init__(
+        self,
+        runtime: ContainerRuntime,
+        images: Images,
+        datasets: Datasets,
+        server: ModelServer,
+        rules: PlanRules,
+    ) -> None:
+        self._runtime = runtime
+        self._images = images
+        self._datasets = datasets
+        self._server = server
+        self._rules = rules
+
+    async def find(self, command: HostCommand) -> ContainerFacts | None:
+        """Return the container of the job's generation, None if it is gone or not ours."""
+        try:
+            facts = await self._runtime.inspect(container_name(command.job_id, command.generation))
+        except NoSuchContainerError:
+            return None
+        labels = facts.labels
+        ours = labels is not None and labels.host_id == self._rules.host_id
+        return facts if ours else None
+
+    async def demand(self, command: HostCommand) -> ContainerFacts:
+        """Return the container of the job's generation; raises `container_missing`."""
+        facts = await self.find(command)
+        if facts is None:
+            raise ModelyardError(ErrorCode.CONTAINER_MISSING)
+        return facts
+
+    async def ensure(self, command: HostCommand, account: Account) -> ContainerFacts:
+        """Return the job's container, created if it is not there, with its mounts checked."""
+        await self.remove_generations(command, up_to=command.generation - 1)
+        target = mount_target(command.dataset, command.model)
+        known = await self.find(command)
+        if known is not None and known.labels is not None:
+            if known.labels.spec == spec_hash(command.model):
+                if target is not None:
+                    verify_mount(known, target, None)
+                return known
+            # Made from another spec under the same generation: what was asked for counts.
+            await self._runtime.remove(known.id)
+        return await self._create(command, account)
+
+    async def _create(self, command: HostCommand, account: Account) -> ContainerFacts:
+        mount = await self._datasets.locate(command.dataset, command.model)
+
+        def on_pull() -> None:
+            account.tell(Phase.PULLING)
+
+        def on_progress(progress: Progress) -> None:
+            account.tell(Phase.PULLING, progress)
+
+        await self._images.ensure(command.model.image, on_pull, on_progress)
+        account.tell(Phase.CREATING)
+        # A pruned network would only be missed when the container starts.
+        await self._runtime.ensure_network()
+        plan = plan_container(command, mount, self._rules)
+        facts = await self._runtime.inspect(await self._runtime.create(plan))
+        if mount is not None:
+            verify_mount(facts, mount.target, mount.source)
+        return facts
+
+    async def serve(
+        self, command: HostCommand, facts: ContainerFacts, account: Account
+    ) -> ContainerFacts:
+        """Start the container unless it runs, and wait until its server answers alive."""
+        facts = await self.start(facts, account)
+        alive = talk_of(command.model).alive
+        if alive is not None:
+            await self.probe(facts, alive, command.model.start_timeout_s, "answer alive")
+        return facts
+
+    async def start(self, facts: ContainerFacts, account: Account) -> ContainerFacts:
+        """Start the container unless it runs; its published port is another after each start."""
+        if facts.running:
+            return facts
+        account.tell(Phase.STARTING, container_id=facts.id)
+        await self._runtime.start(facts.id)
+        return await self._runtime.inspect(facts.id)
+
+    async def probe(self, facts: ContainerFacts, path: str, seconds: float, what: str) -> None:
+        """Wait until `path` answers 2xx; raises `not_ready`, `exited` or `oom_killed`."""
+        address = address_of(facts)
+
+        async def answers() -> bool:
+            return await self._server.answers(address, path)
+
+        await while_running(self._runtime, facts.id, until(answers, seconds, what))
+
+    async def remove_generations(
+        self, command: HostCommand, *, up_to: int, grace_s: float = 0.0
+    ) -> int:
+        """Remove the job's containers up to a generation; return how many there were."""
+        facts = await self._runtime.list_own(command.job_id)
+        doomed = [it for it in facts if it.labels and it.labels.generation <= up_to]
+        for it in doomed:
+            if it.running and grace_s:
+                await self._stop(it.id, grace_s)
+            await self._runtime.remove(it.id)
+        return len(doomed)
+
+    async def _stop(self, container_id: str, grace_s: float) -> None:
+        try:
+            await self._runtime.stop(container_id, grace_s)
+        except NoSuchContainerError:
+            return  # that it is gone is what is wanted
+
+
+def address_of(facts: ContainerFacts) -> Address:
+    """Return where the container's port is; raises what keeps it from having one."""
+    if not facts.running:
+        raise exited(Exit(facts.exit_code or 0, facts.oom_killed))
+    if facts.address is None:
+        raise StartRefusedError("The container runs without its port.")
+    return facts.address

@@ -1,0 +1,190 @@
+"""What Docker answers, as far as we read it. Source: Docker Engine API 1.41. Pure."""
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_pascal
+
+from modelyard.contract.messages import EngineFacts
+from worker.labels import ContainerLabels
+from worker.runtime import Address, ContainerFacts, MountFacts
+
+_NEVER = "0001-01-01"
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(alias_generator=to_pascal, extra="ignore", frozen=True)
+
+
+class _State(_Document):
+    running: bool
+    exit_code: int = 0
+    oom_killed: bool = Field(default=False, alias="OOMKilled")
+    started_at: str = _NEVER
+
+
+class _Config(_Document):
+    image: str = ""
+    labels: dict[str, str] | None = None
+
+
+class _Mount(_Document):
+    type: str
+    name: str = ""
+    source: str = ""
+    destination: str
+    rw: bool = Field(alias="RW")
+
+
+class _Binding(_Document):
+    host_ip: str = ""
+    host_port: str = ""
+
+
+class _Endpoint(_Document):
+    ip_address: str = Field(default="", alias="IPAddress")
+
+
+class _NetworkSettings(_Document):
+    ports: dict[str, list[_Binding] | None] | None = None
+    networks: dict[str, _Endpoint] | None = None
+
+
+class ContainerDocument(_Document):
+    """`GET /containers/{id}/json`."""
+
+    id: str
+    name: str
+    state: _State
+    config: _Config
+    mounts: tuple[_Mount, ...] = ()
+    network_settings: _NetworkSettings = _NetworkSettings()
+
+    def facts(self, *, publish: bool, network: str) -> ContainerFacts:
+        """Return the same in our words."""
+        labels = ContainerLabels.parse(self.config.labels or {})
+        state = self.state
+        started = not state.started_at.startswith(_NEVER)
+        return ContainerFacts(
+            id=self.id,
+            name=self.name.removeprefix("/"),
+            image=self.config.image,
+            running=state.running,
+            ever_started=started,
+            exit_code=state.exit_code if started and not state.running else None,
+            oom_killed=state.oom_killed,
+            labels=labels,
+            mounts=tuple(
+                MountFacts(
+                    kind=mount.type,
+                    source=mount.name if mount.type == "volume" else mount.source,
+                    target=mount.destination,
+                    read_only=not mount.rw,
+                )
+                for mount in self.mounts
+            ),
+            address=self._address(labels, publish=publish, network=network),
+        )
+
+    def _address(
+        self, labels: ContainerLabels | None, *, publish: bool, network: str
+    ) -> Address | None:
+        if labels is None or labels.port is None or not self.state.running:
+            return None
+        if publish:
+            bound = (self.network_settings.ports or {}).get(f"{labels.port}/tcp") or []
+            ports = [int(binding.host_port) for binding in bound if binding.host_port]
+            return Address("127.0.0.1", ports[0]) if ports else None
+        endpoint = (self.network_settings.networks or {}).get(network)
+        if endpoint is None or not endpoint.ip_address:
+            return None
+        return Address(endpoint.ip_address, labels.port)
+
+
+class NetworkDocument(_Document):
+    """`GET /networks`, one entry."""
+
+    name: str
+    options: dict[str, str] | None = None
+
+    @property
+    def isolates(self) -> bool:
+        """True if its containers can't reach each other."""
+        return (self.options or {}).get(ICC_OPTION) == "false"
+
+
+ICC_OPTION = "com.docker.network.bridge.enable_icc"
+
+
+class VersionDocument(_Document):
+    """`GET /version`."""
+
+    version: str
+    api_version: str
+
+
+class InfoDocument(_Document):
+    """`GET /info`."""
+
+    operating_system: str = ""
+    ncpu: int = Field(default=0, alias="NCPU")
+    mem_total: int = 0
+
+
+class WaitDocument(_Document):
+    """`POST /containers/{id}/wait`."""
+
+    status_code: int
+
+
+class _LayerBytes(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    current: int | None = None
+    total: int | None = None
+
+
+class PullLine(BaseModel):
+    """One line of `POST /images/create`."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    status: str = ""
+    id: str = ""
+    progress_detail: _LayerBytes | None = Field(default=None, alias="progressDetail")
+
+
+class PullProgress:
+    """Bytes downloaded over all layers that were announced so far."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, tuple[int, int]] = {}
+
+    def take(self, line: PullLine) -> bool:
+        """Note one line; true if it changed the sums."""
+        detail = line.progress_detail
+        if line.status == "Downloading" and detail is not None and detail.total:
+            self._layers[line.id] = (min(detail.current or 0, detail.total), detail.total)
+            return True
+        if line.status in {"Download complete", "Pull complete"} and line.id in self._layers:
+            total = self._layers[line.id][1]
+            self._layers[line.id] = (total, total)
+            return True
+        return False
+
+    @property
+    def current(self) -> int:
+        return sum(current for current, _ in self._layers.values())
+
+    @property
+    def total(self) -> int:
+        return sum(total for _, total in self._layers.values())
+
+
+def engine_facts(version: VersionDocument, info: InfoDocument) -> EngineFacts:
+    """Return what an engine says of itself."""
+    return EngineFacts(
+        version=version.version,
+        api_version=version.api_version,
+        operating_system=info.operating_system,
+        cpus=info.ncpu,
+        memory=info.mem_total,
+    )

@@ -1,0 +1,245 @@
+"""The Docker Engine as a `ContainerRuntime`, through aiodocker.
+
+Two clients: waits, pulls and logs hold their connections for long and must not starve the short
+calls. Every call has a deadline (see `docker_runtime_calls`), every id is checked before it gets
+into a URL. The API version is negotiated: 1.41 (Docker 20.10) and up.
+"""
+
+import asyncio
+import json
+import re
+from contextlib import AbstractAsyncContextManager
+
+import aiodocker
+import structlog
+from aiodocker.containers import DockerContainer
+from aiodocker.exceptions import DockerError
+
+from modelyard.contract.messages import EngineFacts
+from worker.container_plan import ContainerPlan
+from worker.docker_config import engine_config
+from worker.docker_documents import (
+    ICC_OPTION,
+    ContainerDocument,
+    InfoDocument,
+    NetworkDocument,
+    VersionDocument,
+    engine_facts,
+)
+from worker.docker_runtime_calls import (
+    CALL_S,
+    CONFLICT,
+    NOT_FOUND,
+    UNREACHABLE,
+    deadline,
+    one_container,
+)
+from worker.docker_runtime_output import DockerOutput
+from worker.docker_runtime_pull import pull
+from worker.labels import HOST, JOB
+from worker.runtime import (
+    ContainerFacts,
+    CreateRefusedError,
+    EngineUnavailableError,
+    Exit,
+    ImageNotFoundError,
+    ImagePullFailedError,
+    NameConflictError,
+    NoSuchContainerError,
+    OnProgress,
+    StartRefusedError,
+    checked_ref,
+)
+
+log = structlog.get_logger(__name__)
+
+PING_S = 5.0
+CREATE_S = 60.0
+REMOVE_S = 60.0
+PULL_S = 7 * 86_400.0
+"""No real bound: a pull may be slow. The operation's own timeout is the one that counts."""
+_REMOVAL_PROBE_S = 0.1
+
+_VOLUME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+class DockerRuntime:
+    """One engine, and of its containers only those of one host."""
+
+    def __init__(self, url: str, *, host_id: str, network: str, publish: bool) -> None:
+        """`url` is `unix://`, `tcp://` or `https://`; it is never looked up elsewhere."""
+        self._host_id = host_id
+        self._network = network
+        self._publish = publish
+        self._docker = aiodocker.Docker(url=url)
+        self._streams = aiodocker.Docker(url=url)
+        self._output = DockerOutput(self._streams)
+
+    async def close(self) -> None:
+        async with asyncio.timeout(PING_S):
+            await self._docker.close()
+            await self._streams.close()
+
+    async def ping(self) -> None:
+        async with deadline("ping", PING_S):
+            await self._docker.version()
+
+    async def facts(self) -> EngineFacts:
+        async with deadline("describe itself", CALL_S):
+            version = VersionDocument.model_validate(await self._docker.version())
+            info = InfoDocument.model_validate(await self._docker.system.info())
+        return engine_facts(version, info)
+
+    async def ensure_network(self) -> None:
+        async with deadline("make the job network", CALL_S):
+            known = await self._known_network()
+            if known is None:
+                try:
+                    await self._docker.networks.create(_network_config(self._network))
+                except DockerError as error:
+                    if error.status != CONFLICT:
+                        raise EngineUnavailableError(
+                            f"Docker refused the job network: {error.message}"
+                        ) from error
+            elif not known.isolates:
+                log.warning("network.not_isolated", network=self._network)
+
+    async def _known_network(self) -> NetworkDocument | None:
+        found = await self._docker.networks.list(filters={"name": self._network})
+        networks = [NetworkDocument.model_validate(raw) for raw in found]
+        return next((known for known in networks if known.name == self._network), None)
+
+    async def has_image(self, image: str) -> bool:
+        async with deadline("look for an image", CALL_S):
+            try:
+                await self._docker.images.inspect(image)
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    return False
+                raise EngineUnavailableError(f"Docker refused {image}: {error.message}") from error
+            return True
+
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        if await self.has_image(image):
+            return
+        async with deadline(f"pull {image}", PULL_S):
+            await pull(self._streams, image, on_progress)
+        # The progress stream ends without a word when its connection does.
+        if not await self.has_image(image):
+            raise ImagePullFailedError(f"{image}: the pull ended without the image.")
+
+    async def volume_exists(self, name: str) -> bool:
+        if _VOLUME.fullmatch(name) is None:
+            return False
+        async with deadline("look for a volume", CALL_S):
+            try:
+                await self._docker.volumes.get(name)  # type: ignore[no-untyped-call]
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    return False
+                raise EngineUnavailableError(f"Docker refused {name}: {error.message}") from error
+            return True
+
+    async def create(self, plan: ContainerPlan) -> str:
+        checked_ref(plan.name)
+        try:
+            async with deadline("create a container", CREATE_S):
+                made = await self._docker.containers.create(engine_config(plan), name=plan.name)
+                return made.id
+        except DockerError as error:
+            if error.status == CONFLICT:
+                return await self._adopt(plan, error)
+            if error.status == NOT_FOUND and "image" in (error.message or "").lower():
+                raise ImageNotFoundError(f"{plan.image}: {error.message}") from error
+            raise CreateRefusedError(f"Docker refused the container: {error.message}") from error
+
+    async def _adopt(self, plan: ContainerPlan, conflict: DockerError) -> str:
+        """Return the container that has the planned name if it is the planned one."""
+        facts = await self.inspect(plan.name)
+        if facts.labels is None or not facts.labels.same_container(plan.labels):
+            raise NameConflictError(
+                f"The name {plan.name} is taken by another container.", container_id=facts.id
+            ) from conflict
+        return facts.id
+
+    async def start(self, container_id: str) -> None:
+        async with self._container(container_id, "start", CALL_S) as container:
+            try:
+                await container.start()  # 304, it runs already, is no error to aiodocker
+            except DockerError as error:
+                if error.status in {NOT_FOUND, UNREACHABLE}:
+                    raise
+                # A bad command is 400, a taken port 500: the message is all there is.
+                raise StartRefusedError(f"Docker: {error.message}") from error
+
+    async def stop(self, container_id: str, grace_s: float) -> None:
+        limit = grace_s + CALL_S
+        async with one_container(self._streams, container_id, "stop", limit) as container:
+            await container.stop(t=max(0, round(grace_s)))
+
+    async def remove(self, container_id: str) -> None:
+        async with deadline("remove a container", REMOVE_S):
+            container = self._docker.containers.container(checked_ref(container_id))
+            while True:
+                try:
+                    await container.delete(force=True, v=True)
+                except DockerError as error:
+                    if error.status == NOT_FOUND:
+                        return
+                    if error.status != CONFLICT:
+                        raise EngineUnavailableError(
+                            f"Docker refused to remove a container: {error.message}"
+                        ) from error
+                    # Its removal is already under way; the next try finds it gone.
+                    await asyncio.sleep(_REMOVAL_PROBE_S)
+                else:
+                    return
+
+    async def inspect(self, ref: str) -> ContainerFacts:
+        async with self._container(ref, "inspect", CALL_S) as container:
+            document = ContainerDocument.model_validate(await container.show())
+        return document.facts(publish=self._publish, network=self._network)
+
+    async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
+        labels = [f"{HOST}={self._host_id}", *([f"{JOB}={job_id}"] if job_id else [])]
+        filters = {"label": labels}
+        async with deadline("list containers", CALL_S):
+            listed = await self._docker.containers.list(all=True, filters=json.dumps(filters))
+        facts = []
+        for container in listed:
+            try:
+                facts.append(await self.inspect(container.id))
+            except NoSuchContainerError:
+                continue  # removed in between
+        return facts
+
+    async def wait_exit(self, container_id: str) -> Exit:
+        while True:
+            await self._output.wait_a_while(container_id)
+            facts = await self.inspect(container_id)
+            if not facts.running:
+                return Exit(facts.exit_code or 0, facts.oom_killed)
+
+    async def log_tail(self, container_id: str, *, lines: int) -> str:
+        return await self._output.log_tail(container_id, lines=lines)
+
+    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> str:
+        return await self._output.stdout_tail(container_id, max_bytes=max_bytes)
+
+    async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
+        return await self._output.read_file(container_id, path, max_bytes=max_bytes)
+
+    def _container(
+        self, ref: str, what: str, seconds: float
+    ) -> AbstractAsyncContextManager[DockerContainer]:
+        return one_container(self._docker, ref, what, seconds)
+
+
+def _network_config(name: str) -> dict[str, object]:
+    return {
+        "Name": name,
+        "Driver": "bridge",
+        "CheckDuplicate": True,
+        "Options": {ICC_OPTION: "false"},
+        "Labels": {"modelyard.network": name},
+    }

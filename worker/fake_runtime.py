@@ -1,0 +1,334 @@
+"""A container engine in memory. It passes the same conformance suite as the Docker runtime.
+
+A container runs a `Program`, which is started, answers the HTTP requests that come to the
+container's address (through `FakeRuntime.transport`), and may exit.
+"""
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import httpx2
+
+from modelyard.contract.messages import EngineFacts, Progress
+from worker.container_plan import ContainerPlan
+from worker.docker_config import engine_config
+from worker.labels import ContainerLabels
+from worker.runtime import (
+    Address,
+    ContainerFacts,
+    EngineUnavailableError,
+    Exit,
+    FileTooLargeError,
+    FileUnreadableError,
+    ImageNotFoundError,
+    ImagePullFailedError,
+    MountFacts,
+    NameConflictError,
+    NoSuchContainerError,
+    OnProgress,
+    StartRefusedError,
+    checked_ref,
+)
+
+KILLED = 137
+"""128 + SIGKILL, as the engine reports it."""
+
+
+class Program(Protocol):
+    """What runs in a fake container."""
+
+    def start(self, container: "FakeContainer") -> None:
+        """Begin; may write, exit at once, or raise `StartRefusedError`."""
+
+    def terminate(self, container: "FakeContainer") -> None:
+        """Take SIGTERM; a program that does not exit here is killed after its grace."""
+
+    async def answer(self, request: httpx2.Request) -> httpx2.Response:
+        """Answer one HTTP request."""
+
+
+ProgramOf = Callable[[ContainerPlan], Program]
+
+
+@dataclass(eq=False)
+class FakeContainer:
+    """One container, and the hands by which its program acts."""
+
+    id: str
+    name: str
+    plan: ContainerPlan | None
+    """None on a container that is not ours."""
+    program: Program | None
+    port: int = 0
+    running: bool = False
+    ever_started: bool = False
+    exit_code: int | None = None
+    oom_killed: bool = False
+    removed: bool = False
+    stdout: str = ""
+    log: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it stops running or is removed; a new one for each start."""
+
+    def write(self, text: str, *, stderr: bool = False) -> None:
+        """Write to the log, and to stdout unless it is stderr."""
+        self.log += text
+        if not stderr:
+            self.stdout += text
+
+    def exit(self, code: int, *, oom_killed: bool = False) -> None:
+        """End the process."""
+        if self.running:
+            self.running = False
+            self.exit_code = code
+            self.oom_killed = oom_killed
+            self.changed.set()
+
+    def facts(self) -> ContainerFacts:
+        plan = self.plan
+        return ContainerFacts(
+            id=self.id,
+            name=self.name,
+            image=plan.image if plan else "foreign",
+            running=self.running,
+            ever_started=self.ever_started,
+            exit_code=self.exit_code,
+            oom_killed=self.oom_killed,
+            labels=ContainerLabels.parse(plan.labels.as_labels()) if plan else None,
+            mounts=_mounts(plan) if plan else (),
+            address=Address("127.0.0.1", self.port)
+            if plan and plan.port and self.running
+            else None,
+        )
+
+
+class FakeRuntime:
+    """The engine of one host. What it holds may be changed by tests at any time."""
+
+    def __init__(self, *, host_id: str) -> None:
+        self._host_id = host_id
+        self._ids = itertools.count(1)
+        self._ports = itertools.count(40_000)
+        self.available = True
+        """False: every call fails as if the engine were away."""
+        self.images: dict[str, ProgramOf] = {}
+        """Held by the engine."""
+        self.registry: dict[str, ProgramOf] = {}
+        """Can be pulled."""
+        self.pulls: list[str] = []
+        self.pull_steps: list[tuple[int, int]] = [(1, 2), (2, 2)]
+        """Progress of every pull, as (current, total)."""
+        self.pull_may_end = asyncio.Event()
+        """Cleared: pulls hang before their end."""
+        self.pull_may_end.set()
+        self.pull_fault: str | None = None
+        """Set: the registry refuses with these words."""
+        self.volumes: set[str] = set()
+        self.networks = 0
+        self.containers: dict[str, FakeContainer] = {}
+        """By id."""
+        self.created: list[ContainerPlan] = []
+        self.forget_mounts = False
+        """True: containers are made without their dataset, as after a lost share."""
+        self.transport = httpx2.MockTransport(self._answer)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    async def ping(self) -> None:
+        self._reach()
+
+    async def facts(self) -> EngineFacts:
+        self._reach()
+        return EngineFacts(version="fake", api_version="1.41", cpus=4, memory=8 << 30)
+
+    async def ensure_network(self) -> None:
+        self._reach()
+        self.networks = 1
+
+    async def has_image(self, image: str) -> bool:
+        self._reach()
+        return _tagged(image) in {_tagged(held) for held in self.images}
+
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        if await self.has_image(image):
+            return
+        self.pulls.append(image)
+        if self.pull_fault is not None:
+            raise ImagePullFailedError(f"{image}: {self.pull_fault}")
+        offered = {_tagged(name): program for name, program in self.registry.items()}
+        if _tagged(image) not in offered:
+            raise ImageNotFoundError(f"{image}: manifest unknown")
+        for current, total in self.pull_steps:
+            on_progress(Progress(current=current, total=total))
+        await self.pull_may_end.wait()
+        self.images[image] = offered[_tagged(image)]
+
+    async def volume_exists(self, name: str) -> bool:
+        self._reach()
+        return name in self.volumes
+
+    async def create(self, plan: ContainerPlan) -> str:
+        self._reach()
+        engine_config(plan)
+        known = self._by_name(checked_ref(plan.name))
+        if known is not None:
+            if known.plan is None or not known.plan.labels.same_container(plan.labels):
+                raise NameConflictError(f"The name {plan.name} is taken by another container.")
+            return known.id
+        held = {_tagged(name): program for name, program in self.images.items()}
+        if _tagged(plan.image) not in held:
+            raise ImageNotFoundError(f"{plan.image}: No such image")
+        made = self._add(plan.name, plan, held[_tagged(plan.image)](plan))
+        self.created.append(plan)
+        return made.id
+
+    async def start(self, container_id: str) -> None:
+        container = self._get(container_id)
+        if container.running or container.program is None:
+            return
+        container.running = container.ever_started = True
+        container.exit_code = None
+        container.oom_killed = False
+        container.port = next(self._ports)
+        container.changed = asyncio.Event()
+        try:
+            container.program.start(container)
+        except StartRefusedError:
+            container.running = container.ever_started = False
+            raise
+
+    async def stop(self, container_id: str, grace_s: float) -> None:
+        container = self._get(container_id)
+        if container.running and container.program is not None:
+            container.program.terminate(container)
+            if grace_s >= 0:
+                container.exit(KILLED)
+
+    async def remove(self, container_id: str) -> None:
+        self._reach()
+        container = self._find(checked_ref(container_id))
+        if container is not None:
+            container.exit(KILLED)
+            container.removed = True
+            container.changed.set()
+            del self.containers[container.id]
+
+    async def inspect(self, ref: str) -> ContainerFacts:
+        facts = self._get(ref).facts()
+        return facts if not self.forget_mounts else _without_mounts(facts)
+
+    async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
+        self._reach()
+        own = [facts for it in self.containers.values() if (facts := it.facts()).labels]
+        return [
+            facts
+            for facts in own
+            if facts.labels
+            and facts.labels.host_id == self._host_id
+            and job_id in {None, facts.labels.job_id}
+        ]
+
+    async def wait_exit(self, container_id: str) -> Exit:
+        container = self._get(container_id)
+        while container.running:
+            await container.changed.wait()
+        if container.removed:
+            raise NoSuchContainerError
+        return Exit(container.exit_code or 0, container.oom_killed)
+
+    async def log_tail(self, container_id: str, *, lines: int) -> str:
+        return "".join(self._get(container_id).log.splitlines(keepends=True)[-lines:])
+
+    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> str:
+        return self._get(container_id).stdout[-max_bytes:]
+
+    async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
+        files = self._get(container_id).files
+        if path not in files:
+            raise FileUnreadableError(f"{path} is not there.")
+        if len(files[path]) > max_bytes:
+            raise FileTooLargeError(f"{path} is larger than {max_bytes} bytes.")
+        return files[path]
+
+    def add_foreign(self, name: str) -> FakeContainer:
+        """Put a running container on the engine that is not ours."""
+        foreign = self._add(name, None, None)
+        foreign.running = foreign.ever_started = True
+        return foreign
+
+    def named(self, name: str) -> FakeContainer:
+        """Return the container of this name, for tests to act on."""
+        found = self._by_name(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def _add(self, name: str, plan: ContainerPlan | None, program: Program | None) -> FakeContainer:
+        number = next(self._ids)
+        identity = hashlib.sha256(f"{self._host_id}/{number}".encode()).hexdigest()
+        self.containers[identity] = FakeContainer(identity, name, plan, program)
+        return self.containers[identity]
+
+    def _reach(self) -> None:
+        if not self.available:
+            raise EngineUnavailableError("The fake engine is away.")
+
+    def _by_name(self, name: str) -> FakeContainer | None:
+        return next((it for it in self.containers.values() if it.name == name), None)
+
+    def _find(self, ref: str) -> FakeContainer | None:
+        named = self._by_name(ref)
+        by_id = [it for it in self.containers.values() if it.id.startswith(ref)]
+        return named or (by_id[0] if by_id else None)
+
+    def _get(self, ref: str) -> FakeContainer:
+        self._reach()
+        container = self._find(checked_ref(ref))
+        if container is None:
+            raise NoSuchContainerError
+        return container
+
+    async def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        """Carry a request to the container at this port; a dying one breaks the connection."""
+        port = request.url.port
+        there = [it for it in self.containers.values() if it.running and it.port == port]
+        if not there or there[0].program is None:
+            raise httpx2.ConnectError("Connection refused", request=request)
+        container, program = there[0], there[0].program
+        async with asyncio.TaskGroup() as tasks:
+            answering = tasks.create_task(program.answer(request))
+            dying = tasks.create_task(container.changed.wait())
+            await asyncio.wait((answering, dying), return_when=asyncio.FIRST_COMPLETED)
+            answering.cancel()
+            dying.cancel()
+        if answering.cancelled():
+            raise httpx2.ReadError("Connection reset by peer", request=request)
+        answer = answering.result()
+        # Unread, as it comes off a socket; the mock's own responses are read already.
+        return httpx2.Response(
+            answer.status_code,
+            headers=answer.headers,
+            stream=httpx2.ByteStream(answer.content),
+        )
+
+
+def _mounts(plan: ContainerPlan) -> tuple[MountFacts, ...]:
+    dataset = plan.dataset
+    if dataset is None:
+        return ()
+    return (MountFacts(dataset.kind, dataset.source, dataset.target, read_only=True),)
+
+
+def _without_mounts(facts: ContainerFacts) -> ContainerFacts:
+    return replace(facts, mounts=())
+
+
+def _tagged(image: str) -> str:
+    last = image.rpartition("/")[2]
+    return image if ":" in last or "@" in image else f"{image}:latest"

@@ -1,0 +1,75 @@
+"""The sign of life: sent only by a worker that could do work now."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from modelyard.broker import Broker
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.messages import Heartbeat
+from modelyard.contract.topology import HEARTBEAT_INTERVAL_S, HEARTBEATS
+from worker.runtime import ContainerRuntime, EngineUnavailableError
+
+log = structlog.get_logger(__name__)
+
+PING_S = 5.0
+HEARTBEATS_TYPE = "modelyard.heartbeat.v1"
+
+
+class HeartbeatSender:
+    """Beats every `HEARTBEAT_INTERVAL_S` if the engine answered and the consumer is attached."""
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        runtime: ContainerRuntime,
+        attached: Callable[[], bool],
+        compose: Callable[[], Heartbeat],
+    ) -> None:
+        self._broker = broker
+        self._runtime = runtime
+        self._attached = attached
+        self._compose = compose
+        self._silent = True  # until the first one
+
+    async def run(self, *, interval_s: float = HEARTBEAT_INTERVAL_S) -> None:
+        """Beat until cancelled. Beats are spaced from start to start, not from end to start."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await self.beat()
+            await asyncio.sleep(max(0.0, began + interval_s - loop.time()))
+
+    async def beat(self) -> bool:
+        """Send one heartbeat if it would be true; return whether it was sent."""
+        why_not = await self._send()
+        if why_not is not None and not self._silent:
+            log.warning("heartbeat.silent", reason=why_not)
+        elif why_not is None and self._silent:
+            log.info("heartbeat.beats")
+        self._silent = why_not is not None
+        return why_not is None
+
+    async def _send(self) -> str | None:
+        """Return why there was no heartbeat, or None if there was."""
+        if not self._attached():
+            return "the consumer is not attached"
+        try:
+            async with asyncio.timeout(PING_S):
+                await self._runtime.ping()
+        except (TimeoutError, EngineUnavailableError):
+            return "the engine does not answer"
+        try:
+            await self._broker.publish(
+                HEARTBEATS,
+                "",
+                self._compose().model_dump_json().encode(),
+                message_type=HEARTBEATS_TYPE,
+                mandatory=False,
+                persistent=False,
+            )
+        except BrokerUnavailableError:
+            return "the broker does not answer"
+        return None

@@ -1,0 +1,138 @@
+"""Reports to the dispatcher: what waits goes in one message, and nothing final is ever lost."""
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from modelyard.batching import chunks_by_size
+from modelyard.broker import Broker, backoff_s
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.messages import (
+    MAX_MESSAGE_BYTES,
+    OperationReport,
+    WorkerReports,
+)
+from modelyard.contract.topology import REPORTS
+
+log = structlog.get_logger(__name__)
+
+REPORTS_TYPE = "modelyard.reports.v1"
+MAX_REPORTS = 1_000
+
+_Key = tuple[str, int]
+
+
+class Reporter:
+    """Publishes reports in order for each operation, for as long as it takes.
+
+    A report carries the full state of its attempt, so of an attempt only the newest waits: what
+    it supersedes would tell nobody anything.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        host_id: str,
+        incarnation: str,
+        backoff: Callable[[int], float] = backoff_s,
+    ) -> None:
+        self._broker = broker
+        self._host_id = host_id
+        self._incarnation = incarnation
+        self._backoff = backoff
+        self._waiting: OrderedDict[_Key, OperationReport] = OrderedDict()
+        self._something = asyncio.Event()
+        self._confirmed = asyncio.Condition()
+        self._in_flight: frozenset[_Key] = frozenset()
+
+    def put(self, report: OperationReport) -> None:
+        """Send a report soon; it takes the place of an older one that still waits."""
+        key = _key(report)
+        waiting = self._waiting.get(key)
+        if waiting is None or waiting.seq <= report.seq:
+            self._waiting[key] = report
+        self._something.set()
+
+    async def run(self) -> None:
+        """Publish for ever; the owner runs it as a task of its own."""
+        failures = 0
+        while True:
+            await self._something.wait()
+            chunk = self._take_chunk()
+            try:
+                await self._publish([text for _, text in chunk])
+            except BrokerUnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("reports.waiting", error=str(error))
+                self._put_back([report for report, _ in chunk])
+                await asyncio.sleep(self._backoff(failures))
+            else:
+                if failures:
+                    log.info("reports.flowing", after_failures=failures)
+                failures = 0
+                self._in_flight = frozenset()
+                async with self._confirmed:
+                    self._confirmed.notify_all()
+
+    async def deliver(self, reports: Sequence[OperationReport]) -> None:
+        """Return once the broker has confirmed these reports, however long it takes."""
+        for report in reports:
+            self.put(report)
+        keys = {_key(report) for report in reports}
+        async with self._confirmed:
+            await self._confirmed.wait_for(lambda: not keys & self._unconfirmed())
+
+    async def drain(self, seconds: float) -> bool:
+        """Wait until nothing waits; false if something still does after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds), self._confirmed:
+                await self._confirmed.wait_for(lambda: not self._unconfirmed())
+        except TimeoutError:
+            return False
+        return True
+
+    def _unconfirmed(self) -> frozenset[_Key]:
+        return self._in_flight | self._waiting.keys()
+
+    def _take_chunk(self) -> list[tuple[OperationReport, str]]:
+        """Take what fits into one message out of the line; the rest is next."""
+        encoded = ((report, report.model_dump_json()) for report in self._waiting.values())
+        chunk = next(
+            chunks_by_size(
+                encoded,
+                lambda item: len(item[1].encode()),
+                max_bytes=MAX_MESSAGE_BYTES,
+                max_items=MAX_REPORTS,
+            ),
+        )
+        for report, _ in chunk:
+            del self._waiting[_key(report)]
+        if not self._waiting:
+            self._something.clear()
+        self._in_flight = frozenset(_key(report) for report, _ in chunk)
+        return chunk
+
+    def _put_back(self, reports: Sequence[OperationReport]) -> None:
+        """Put what was not confirmed in front again, unless something newer waits already."""
+        self._in_flight = frozenset()
+        for report in reversed(reports):
+            if _key(report) not in self._waiting:
+                self._waiting[_key(report)] = report
+                self._waiting.move_to_end(_key(report), last=False)
+        self._something.set()
+
+    async def _publish(self, reports: Sequence[str]) -> None:
+        head = WorkerReports(host_id=self._host_id, incarnation=self._incarnation)
+        fields = head.model_dump(mode="json", exclude={"operations"})
+        # Each report was encoded once, to be measured; it is not encoded again.
+        body = f'{json.dumps(fields)[:-1]}, "operations": [{",".join(reports)}]}}'
+        await self._broker.publish(REPORTS, self._host_id, body.encode(), message_type=REPORTS_TYPE)
+
+
+def _key(report: OperationReport) -> _Key:
+    return (report.operation_id, report.epoch)

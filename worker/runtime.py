@@ -1,0 +1,205 @@
+"""What a worker needs of a container engine, and what can go wrong with it.
+
+Two implementations pass the same conformance suite: `docker_runtime` and `fake_runtime`. All
+calls are idempotent and bounded in time by the implementation; `ensure_image` and `wait_exit`
+last as long as they last and are bounded by the caller.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import EngineFacts, Progress
+from worker.container_plan import ContainerPlan
+from worker.labels import ContainerLabels
+
+OnProgress = Callable[[Progress], None]
+
+# A whole or shortened id, or a name that `container_plan` makes.
+_REF = re.compile(r"[a-f0-9]{12,64}|modelyard-[A-Za-z0-9][A-Za-z0-9_.-]{0,159}")
+
+
+class RuntimeFaultError(ModelyardError):
+    """The root of what an engine can do to us; the subclass gives the code."""
+
+    default_code = ErrorCode.WORKER_ERROR
+
+    def __init__(self, message: str | None = None, **detail: object) -> None:
+        """`message` is for people; `detail` is sent with the report."""
+        super().__init__(self.default_code, message, **detail)
+
+
+class EngineUnavailableError(RuntimeFaultError):
+    """The engine refused the connection, did not answer in time, or failed inside."""
+
+    default_code = ErrorCode.ENGINE_UNAVAILABLE
+
+
+class ImageNotFoundError(RuntimeFaultError):
+    """Neither the engine nor the registry has the image."""
+
+    default_code = ErrorCode.IMAGE_NOT_FOUND
+
+
+class ImagePullFailedError(RuntimeFaultError):
+    """The registry refused, or the pull broke off."""
+
+    default_code = ErrorCode.IMAGE_PULL_FAILED
+
+
+class NameConflictError(RuntimeFaultError):
+    """The name is taken by a container that is not the planned one."""
+
+    default_code = ErrorCode.CREATE_FAILED
+
+
+class CreateRefusedError(RuntimeFaultError):
+    """The engine does not take the configuration."""
+
+    default_code = ErrorCode.CREATE_FAILED
+
+
+class StartRefusedError(RuntimeFaultError):
+    """The engine could not start the container."""
+
+    default_code = ErrorCode.START_FAILED
+
+
+class NoSuchContainerError(RuntimeFaultError):
+    """There is no container of this id or name."""
+
+    default_code = ErrorCode.CONTAINER_MISSING
+
+
+class FileUnreadableError(RuntimeFaultError):
+    """The file is not there, or is not a regular file."""
+
+    default_code = ErrorCode.BAD_RESULT
+
+
+class FileTooLargeError(RuntimeFaultError):
+    """The file is larger than the caller allows."""
+
+    default_code = ErrorCode.RESULT_TOO_LARGE
+
+
+def checked_ref(ref: str) -> str:
+    """Return `ref` if it may travel into a URL of the engine.
+
+    Raises `NoSuchContainerError`: `../images/prune` names no container.
+    """
+    if _REF.fullmatch(ref) is None:
+        raise NoSuchContainerError(f"{ref[:80]!r} can't be the id or the name of a container.")
+    return ref
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a container's port can be reached from the worker."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class MountFacts:
+    """One mount that a container really has."""
+
+    kind: str
+    source: str
+    """The folder of a bind mount, the name of a volume."""
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """One container as the engine sees it now."""
+
+    id: str
+    name: str
+    image: str
+    running: bool
+    ever_started: bool
+    exit_code: int | None
+    """Null while it runs and before its first start."""
+    oom_killed: bool
+    labels: ContainerLabels | None
+    """None on a container that is not ours."""
+    mounts: tuple[MountFacts, ...]
+    address: Address | None
+    """None without a port, and while it does not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a container ended."""
+
+    code: int
+    oom_killed: bool
+
+
+class ContainerRuntime(Protocol):
+    """A container engine. Every method may raise `EngineUnavailableError`."""
+
+    async def ping(self) -> None:
+        """Return if the engine answers at all."""
+
+    async def facts(self) -> EngineFacts:
+        """Return what the engine says of itself."""
+
+    async def ensure_network(self) -> None:
+        """Create the job network unless it exists."""
+
+    async def has_image(self, image: str) -> bool:
+        """Return whether the engine holds the image, without asking a registry."""
+
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        """Pull the image unless the engine holds it; without a tag it is `latest`.
+
+        Raises `ImageNotFoundError` and `ImagePullFailedError`.
+        """
+
+    async def volume_exists(self, name: str) -> bool:
+        """Return whether there is a named volume."""
+
+    async def create(self, plan: ContainerPlan) -> str:
+        """Create the planned container, or adopt the one that is already there; return its id.
+
+        Raises `NameConflictError`, `ImageNotFoundError` and `CreateRefusedError`.
+        """
+
+    async def start(self, container_id: str) -> None:
+        """Start it; running already is success. Raises `StartRefusedError`."""
+
+    async def stop(self, container_id: str, grace_s: float) -> None:
+        """Send SIGTERM and, `grace_s` seconds later, SIGKILL; stopped already is success."""
+
+    async def remove(self, container_id: str) -> None:
+        """Kill and remove it with its anonymous volumes; gone already is success."""
+
+    async def inspect(self, ref: str) -> ContainerFacts:
+        """Return what is true of a container by id or name. Raises `NoSuchContainerError`."""
+
+    async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
+        """Return this host's labelled containers, running or not, of one job or of all."""
+
+    async def wait_exit(self, container_id: str) -> Exit:
+        """Return once it does not run. Raises `NoSuchContainerError`."""
+
+    async def log_tail(self, container_id: str, *, lines: int) -> str:
+        """Return the last lines of stdout and stderr."""
+
+    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> str:
+        """Return the end of what an exited container wrote to stdout; stderr is left out."""
+
+    async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
+        """Return a regular file of an exited container.
+
+        Raises `FileUnreadableError` and `FileTooLargeError`.
+        """
+
+    async def close(self) -> None:
+        """Release connections."""
