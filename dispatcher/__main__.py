@@ -1,73 +1,66 @@
 """Start a dispatcher: `modelyard-dispatcher`, or `python -m dispatcher`."""
 
 import asyncio
+import os
 import signal
-import sys
-from typing import Annotated
+from collections.abc import Sequence
 
 import structlog
-import typer
 import uvloop
-from pydantic import ValidationError
 
 from dispatcher.service import Dispatcher
 from dispatcher.settings import Settings
-from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.store import Store
 from modelyard.telemetry import setup_logging
 
 log = structlog.get_logger(__name__)
 
-
-def main() -> None:
-    """Run the command line."""
-    typer.run(_command)
+PROG = "modelyard-dispatcher"
+SECOND_SIGNAL = 130
 
 
-def _command(
-    *, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
-) -> None:
-    """Take requests in, place them on hosts, record what the hosts report.
-
-    Settings come from the environment: MODELYARD_AMQP_URL, MODELYARD_MONGO_URL,
-    MODELYARD_DISPATCHER_DEFAULT_TIMEOUT_S, MODELYARD_DISPATCHER_SWEEP_INTERVAL_S,
-    MODELYARD_DISPATCHER_MAX_ATTEMPTS, MODELYARD_LOG_LEVEL, MODELYARD_LOG_FORMAT.
-    """
-    if version:
-        typer.echo(f"modelyard-dispatcher {__version__}")
-        return
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        for one in error.errors():
-            name = "_".join(str(step) for step in one["loc"]).upper()
-            typer.echo(f"MODELYARD_{name}: {one['msg']}", err=True)
-        raise typer.Exit(2) from None
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a dispatcher until SIGTERM or SIGINT; a second one exits at once."""
+    purpose = "Takes requests in, places them on hosts, records what the hosts report."
+    settings = start_process(PROG, purpose, Settings, argv)
     setup_logging("dispatcher", level=settings.log_level, log_format=settings.log_format)
-    sys.exit(uvloop.run(_run(settings)))
+    try:
+        store = Store(settings.mongo_url.get_secret_value(), name="dispatcher")
+    except ValueError as error:
+        give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(settings, store))
+    except TopologyMismatchError as error:
+        give_up(PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {error}")
 
 
-async def _run(settings: Settings) -> int:
-    store = Store(settings.mongo_url, name="dispatcher")
-    broker = Broker(settings.amqp_url, name="dispatcher")
+async def _run(settings: Settings, store: Store) -> None:
+    broker = Broker(settings.amqp_url.get_secret_value(), name="dispatcher")
     work = asyncio.create_task(Dispatcher(settings, store, broker).run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Whatever is unsettled then goes back to its queue: nothing needs to be finished first.
-        loop.add_signal_handler(number, work.cancel)
+    _listen_for_signals(work)
     try:
         await work
     except asyncio.CancelledError:
         log.info("dispatcher.stopped")
-        return 0
-    except TopologyMismatchError as error:
-        log.error("dispatcher.topology_mismatch", error=str(error))  # noqa: TRY400 - a user's mistake
-        return 3
     finally:
         await broker.close()
         store.close()
-    return 0
+
+
+def _listen_for_signals(work: asyncio.Task[None]) -> None:
+    """Stop at the first signal: what is unsettled goes back to its queue, the rest is recorded."""
+
+    def on_signal() -> None:
+        if work.cancelling():
+            os._exit(SECOND_SIGNAL)
+        work.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
 
 
 if __name__ == "__main__":

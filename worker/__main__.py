@@ -1,17 +1,12 @@
 """`modelyard-worker`: reads the settings, builds the clients, runs the service."""
 
-import argparse
 import asyncio
-import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 
-from pydantic import SecretStr, ValidationError
-
-from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.settings import give_up, start_process
 from modelyard.telemetry import setup_logging
 from worker.docker_runtime import DockerRuntime
 from worker.hooks import ModelServer, http_client
@@ -19,18 +14,13 @@ from worker.runtime import EngineUnavailableError
 from worker.service import Service
 from worker.settings import WorkerSettings
 
-_BAD_SETTING = 2
-_CANNOT_START = 1
+_PROG = "modelyard-worker"
 _SECOND_SIGNAL = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the worker until SIGTERM or SIGINT; a second one exits at once."""
-    _parser().parse_args(argv)
-    try:
-        settings = WorkerSettings()
-    except ValueError as error:
-        sys.exit(_complain(_BAD_SETTING, _bad_setting(error)))
+    settings = start_process(_PROG, "Runs the model containers of one host.", WorkerSettings, argv)
     setup_logging(
         "worker", level=settings.log_level, log_format=settings.log_format, host_id=settings.host_id
     )
@@ -41,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sentence = _cannot_start(error)
         if sentence is None:
             raise
-        sys.exit(_complain(_CANNOT_START, sentence))
+        give_up(_PROG, sentence)
 
 
 async def _run(settings: WorkerSettings) -> None:
@@ -91,50 +81,6 @@ def _cannot_start(error: BaseException) -> str | None:
     if isinstance(error, EngineUnavailableError):
         return f"The Docker Engine is not usable: {error.message}"
     return None
-
-
-def _bad_setting(error: ValueError) -> str:
-    """Say which setting is wrong, without its value: it may be a secret."""
-    if not isinstance(error, ValidationError):
-        return f"A setting is not what it should be: {error}"
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else "the settings"
-    return f"{_variable(name)}: {first['msg']}"
-
-
-def _variable(field: str) -> str:
-    known = WorkerSettings.model_fields.get(field)
-    if known is None:
-        return field
-    return str(known.validation_alias or f"MODELYARD_{field.upper()}")
-
-
-def _complain(code: int, sentence: str) -> int:
-    print(f"modelyard-worker: {sentence}", file=sys.stderr)  # noqa: T201 - a program's last word
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    lines = ["environment variables:"]
-    for name, field in WorkerSettings.model_fields.items():
-        default = "" if field.default_factory else f" (default: {_shown(field.default)})"
-        lines.append(f"  {_variable(name)}\n      {field.description}{default}")
-    parser = argparse.ArgumentParser(
-        prog="modelyard-worker",
-        description="Runs the model containers of one Docker host.",
-        epilog="\n".join(lines),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
-
-
-def _shown(default: object) -> str:
-    if isinstance(default, SecretStr):
-        return default.get_secret_value()
-    if isinstance(default, tuple):
-        return json.dumps(default)
-    return str(default)
 
 
 if __name__ == "__main__":

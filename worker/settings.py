@@ -4,12 +4,11 @@ import platform
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from modelyard.contract.catalog import AbsolutePath, Label, Size, Text
 from modelyard.contract.ids import Id
-from modelyard.telemetry import LogFormat, LogLevel
+from modelyard.settings import ProcessSettings
 from worker.container_plan import PlanRules
 from worker.references import AllowList
 
@@ -26,16 +25,9 @@ class Reach(StrEnum):
     """By its address on the job network; only from the engine's own network namespace."""
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(ProcessSettings):
     """Each field is `MODELYARD_` and its name in the environment, but for `DOCKER_HOST`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="MODELYARD_", extra="ignore", validate_by_name=True, validate_by_alias=True
-    )
-
-    amqp_url: SecretStr = Field(
-        SecretStr("amqp://guest:guest@127.0.0.1:5672"), description="RabbitMQ, as an AMQP URI."
-    )
     host_id: Id = Field(
         default_factory=platform.node, description="This host's id; the machine's name if not set."
     )
@@ -62,8 +54,6 @@ class WorkerSettings(BaseSettings):
     worker_pids_limit: int = Field(
         256, ge=8, le=1 << 20, description="Processes and threads that a container may have."
     )
-    log_level: LogLevel = Field("info", description="debug, info, warning or error.")
-    log_format: LogFormat = Field("auto", description="json, text, or auto: text on a terminal.")
 
     @field_validator("worker_allowed_images")
     @classmethod

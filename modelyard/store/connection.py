@@ -7,7 +7,13 @@ from typing import Any
 
 from bson.codec_options import CodecOptions
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
-from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+)
 from pymongo.write_concern import WriteConcern
 
 from modelyard.contract.errors import StoreUnavailableError
@@ -17,21 +23,33 @@ Collection = AsyncIOMotorCollection[dict[str, Any]]
 DEFAULT_DATABASE = "modelyard"
 DUPLICATE_KEY = 11_000
 
+_UNUSABLE_URL = (
+    "MongoDB's URL is none that can be used: mongodb://[user:password@]host[:port]/database"
+    "[?options], with user and password percent-encoded."
+)
+
 
 class Connection:
     """A client with majority writes and a deadline on every call."""
 
     def __init__(self, url: str, *, name: str, timeout_s: float) -> None:
-        """`url` is a MongoDB URI; its path names the database (`modelyard` if it has none)."""
+        """`url` is a MongoDB URI; its path names the database (`modelyard` if it has none).
+
+        Raises `ValueError` for one that can't be used; the message does not repeat it.
+        """
         self._timeout_s = timeout_s
-        self._client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
-            url,
-            appname=f"modelyard-{name}",
-            tz_aware=True,
-            serverSelectionTimeoutMS=int(timeout_s * 1_000),
-            connectTimeoutMS=int(timeout_s * 1_000),
-            retryWrites=True,
-        )
+        try:
+            self._client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
+                url,
+                appname=f"modelyard-{name}",
+                tz_aware=True,
+                serverSelectionTimeoutMS=int(timeout_s * 1_000),
+                connectTimeoutMS=int(timeout_s * 1_000),
+                retryWrites=True,
+            )
+        except (ConfigurationError, ValueError) as error:
+            # The driver's own words may hold a part of the password.
+            raise ValueError(_UNUSABLE_URL) from error
         self.database: AsyncIOMotorDatabase[dict[str, Any]] = self._client.get_default_database(
             DEFAULT_DATABASE,
             codec_options=CodecOptions(tz_aware=True),

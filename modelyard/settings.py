@@ -1,0 +1,141 @@
+"""What the settings of all three processes have in common: variables, errors, help.
+
+Each process has a `settings.py` of its own with a class derived from one of these; that class is
+the only thing in the process that reads the environment, and `__main__` the only one to build it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from modelyard import __version__
+from modelyard.telemetry import LogFormat, LogLevel
+
+PREFIX = "MODELYARD_"
+EXIT_WRONG_SETTINGS = 2
+
+
+class WrongSettingsError(Exception):
+    """A setting can't be used; the message is one sentence that names the variable."""
+
+
+def _url_of(*schemes: str) -> AfterValidator:
+    def check(url: SecretStr) -> SecretStr:
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme not in schemes or not parts.netloc:
+            raise ValueError(f"a URL that begins with {' or '.join(f'{s}://' for s in schemes)}")
+        return url
+
+    return AfterValidator(check)
+
+
+def _with_one_port(url: SecretStr) -> SecretStr:
+    try:
+        urlsplit(url.get_secret_value()).port  # noqa: B018 - reading it is the check
+    except ValueError as error:
+        raise ValueError("a URL whose port is a number up to 65535") from error
+    return url
+
+
+# The URLs hold passwords: as secrets they stay out of every message and log.
+AmqpUrl = Annotated[SecretStr, _url_of("amqp", "amqps"), AfterValidator(_with_one_port)]
+MongoUrl = Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")]
+
+
+class ProcessSettings(BaseSettings):
+    """The settings that every process has. Each is read from `MODELYARD_` and its name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="ignore",
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+    amqp_url: AmqpUrl = Field(
+        default=SecretStr("amqp://guest:guest@127.0.0.1:5672"),
+        description="RabbitMQ, as an AMQP URI.",
+    )
+    log_level: LogLevel = Field(default="info", description="debug, info, warning or error.")
+    log_format: LogFormat = Field(
+        default="auto", description="json, text, or auto: text on a terminal."
+    )
+
+
+class StoreSettings(ProcessSettings):
+    """The settings of a process that uses MongoDB."""
+
+    mongo_url: MongoUrl = Field(
+        default=SecretStr("mongodb://127.0.0.1:27017/modelyard"),
+        description="MongoDB, a replica set; the path names the database.",
+    )
+
+
+S = TypeVar("S", bound=ProcessSettings)
+
+
+def read_settings(kind: type[S]) -> S:
+    """Read the environment; raises `WrongSettingsError`.
+
+    The message never repeats a value: it may be a secret.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        name = variable(kind, field) if field else "The settings"
+        raise WrongSettingsError(f"{name} is wrong: expected {reason.rstrip('.')}.") from error
+    except ValueError as error:  # a variable that should hold JSON and does not
+        raise WrongSettingsError(f"A setting is not what it should be: {error}.") from error
+
+
+def start_process(prog: str, purpose: str, kind: type[S], argv: Sequence[str] | None) -> S:
+    """Read a process's command line and settings; exits for `--help`, `--version` and mistakes."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=f"{purpose} It is set up by environment variables:",
+        epilog=describe(kind),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.parse_args(argv)
+    try:
+        return read_settings(kind)
+    except WrongSettingsError as error:
+        give_up(prog, str(error), code=EXIT_WRONG_SETTINGS)
+
+
+def give_up(prog: str, sentence: str, *, code: int = 1) -> NoReturn:
+    """End the process with one clear sentence on stderr and no traceback."""
+    sys.stderr.write(f"{prog}: {sentence}\n")
+    raise SystemExit(code)
+
+
+def describe(kind: type[ProcessSettings]) -> str:
+    """Return every variable with its meaning and its default, for `--help`."""
+    lines: list[str] = []
+    for name, field in kind.model_fields.items():
+        default = "" if field.default_factory else f" (default: {_shown(field.default)})"
+        lines.append(f"  {variable(kind, name)}\n      {field.description}{default}")
+    return "\n".join(lines)
+
+
+def variable(kind: type[ProcessSettings], field: str) -> str:
+    """Return the environment variable of a field."""
+    alias = kind.model_fields[field].validation_alias if field in kind.model_fields else None
+    return str(alias or f"{PREFIX}{field.upper()}")
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()
+    return json.dumps(default) if isinstance(default, tuple) else str(default)
