@@ -130,14 +130,12 @@ def in_order(
     while the broker was away, and it goes ahead. The others' own messages are still to come.
     """
     order: list[str] = []
-    left = sorted(unbrought, key=lambda one: one.accepted_at)
+    left = sorted(unbrought, key=lambda one: one.accepted)
     for key in brought:
         there = known.get(key)
         if there is not None:
             ahead = [
-                one
-                for one in left
-                if one.job_id == there.job_id and one.accepted_at < there.accepted_at
+                one for one in left if one.job_id == there.job_id and one.accepted < there.accepted
             ]
             order += [one.operation_id for one in ahead]
             left = [one for one in left if one not in ahead]

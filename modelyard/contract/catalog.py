@@ -33,7 +33,12 @@ def parse_size(value: object) -> object:
     return int(match.group(1)) * _SIZE_FACTORS[unit.lower() if unit else None]
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(strict=True, ge=0, le=1 << 50)]
+SizeText = Annotated[str, StringConstraints(pattern=r"^[0-9]+ *([kmgtKMGT]([iI]?[bB])?|[bB])?$")]
+Size = Annotated[
+    int,
+    Field(strict=True, ge=0, le=1 << 50),
+    BeforeValidator(parse_size, json_schema_input_type=int | SizeText),
+]
 """Bytes; written as an integer or as `512m`, `2g` (powers of 1,024, as Docker means them)."""
 
 Text = Annotated[str, StringConstraints(strict=True, max_length=4096, pattern=r"^[^\x00]*$")]

@@ -54,9 +54,14 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
-OptionalId = Annotated[Id | None, BeforeValidator(_empty_is_none)]
+OptionalId = Annotated[
+    Id | None, BeforeValidator(_empty_is_none, json_schema_input_type=Id | Literal[""] | None)
+]
 """The original system's clients send `""` for what they leave out."""
-OptionalContainerId = Annotated[ContainerId | None, BeforeValidator(_empty_is_none)]
+OptionalContainerId = Annotated[
+    ContainerId | None,
+    BeforeValidator(_empty_is_none, json_schema_input_type=ContainerId | Literal[""] | None),
+]
 MetadataKey = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)]

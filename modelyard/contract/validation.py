@@ -45,8 +45,12 @@ def error_list(error: ValidationError) -> list[dict[str, str]]:
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
-    """Return an RFC 6901 JSON pointer to a place in a document."""
-    steps = (str(step).replace("~", "~0").replace("/", "~1") for step in location)
+    """Return an RFC 6901 JSON pointer to a place in a document.
+
+    pydantic's mark for "the key itself is wrong" is left out: it is no place.
+    """
+    places = (str(step) for step in location if step != "[key]")
+    steps = (place.replace("~", "~0").replace("/", "~1") for place in places)
     return "".join(f"/{step}" for step in steps)
 
 

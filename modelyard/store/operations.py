@@ -26,7 +26,8 @@ class Known:
     job_id: str | None
     payload_hash: str
     line: int | None
-    accepted_at: datetime
+    accepted: tuple[datetime, int]
+    """When it was recorded, and its place among those recorded with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,10 +384,10 @@ class Operations:
                 [
                     UpdateOne(
                         {"_id": operation.operation_id},
-                        _recording(operation, line),
+                        _recording(operation, line, place),
                         upsert=True,
                     )
-                    for operation, line in new
+                    for place, (operation, line) in enumerate(new)
                 ],
                 ordered=False,
             )
@@ -412,10 +413,8 @@ class Operations:
     async def _find_known(self, criteria: Mapping[str, Any], *, limit: int = 0) -> dict[str, Known]:
         async with self._connection.answering():
             found = (
-                await self._collection.find(
-                    dict(criteria), {"job_id": 1, "payload_hash": 1, "line": 1, "accepted_at": 1}
-                )
-                .sort([("accepted_at", 1), ("_id", 1)])
+                await self._collection.find(dict(criteria), _KNOWN_FIELDS)
+                .sort([("accepted_at", 1), ("accepted_place", 1), ("_id", 1)])
                 .limit(limit)
                 .to_list(None)
             )
@@ -425,12 +424,15 @@ class Operations:
                 document.get("job_id"),
                 document.get("payload_hash", ""),
                 document.get("line"),
-                document["accepted_at"],
+                (document["accepted_at"], document.get("accepted_place", 0)),
             )
             for document in found
         }
 
 
+_KNOWN_FIELDS = dict.fromkeys(
+    ("job_id", "payload_hash", "line", "accepted_at", "accepted_place"), 1
+)
 _GIVEN = [OperationState.DISPATCHED, OperationState.RUNNING]
 
 
@@ -447,9 +449,10 @@ def _literal(value: ErrorInfo | None) -> Document | None:
     return None if value is None else {"$literal": value.model_dump(mode="json")}
 
 
-def _recording(operation: NewOperation, line: int | None) -> list[Document]:
+def _recording(operation: NewOperation, line: int | None, place: int) -> list[Document]:
     """Return a pipeline that writes the operation if nothing is there, and its line if it has none.
 
+    `place` is where it stands among those written with it: they all share one `$$NOW`.
     Everything that a client has a say in is a literal: no key or string of it is an expression.
     """
     rejection = operation.rejection
@@ -458,6 +461,7 @@ def _recording(operation: NewOperation, line: int | None) -> list[Document]:
         "_id": operation.operation_id,
         "state": OperationState.REJECTED if rejection else OperationState.QUEUED,
         "open": rejection is None,
+        "accepted_place": place,
         "has_input": operation.input_json is not None,
         "epoch": 0,
         "seq": 0,

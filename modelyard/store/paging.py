@@ -12,6 +12,8 @@ from modelyard.store.records import Document, Record
 
 T = TypeVar("T", bound=Record)
 
+_FIRST_YEAR, _LAST_YEAR = 1970, 9000
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -34,7 +36,9 @@ class Position:
             moment = datetime.fromisoformat(at)
         except (ValueError, TypeError) as error:
             raise _not_ours() from error
-        if moment.tzinfo is None or not isinstance(key, str):
+        if moment.tzinfo is None or not isinstance(key, str) or not key.isascii():
+            raise _not_ours()
+        if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:  # the ends of what BSON's dates survive
             raise _not_ours()
         return cls(moment, key)
 

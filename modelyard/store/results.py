@@ -50,10 +50,15 @@ class Results:
 
     async def _stream(self, file_id: str) -> AsyncIterator[bytes]:
         try:
-            async with self._connection.answering(timeout_s=30.0):
+            async with self._connection.answering():
                 stream = await self._bucket.open_download_stream(file_id)
-                while chunk := await stream.readchunk():
-                    yield chunk
+            while True:
+                # The deadline is for MongoDB; how long the reader takes is its own affair.
+                async with self._connection.answering():
+                    chunk = await stream.readchunk()
+                if not chunk:
+                    return
+                yield chunk
         except NoFile as error:
             raise ModelyardError(ErrorCode.INTERNAL, "The stored result is gone.") from error
 

@@ -9,7 +9,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def at(second: int, key: str, job_id: str = "j") -> Known:
-    return Known(key, job_id, "", None, START + timedelta(seconds=second))
+    return Known(key, job_id, "", None, (START + timedelta(seconds=second), 0))
 
 
 def test_the_brokers_order_counts() -> None:
