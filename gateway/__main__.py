@@ -1,0 +1,85 @@
+"""`python -m gateway`: read the settings, build the parts, serve until told to stop."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+
+import structlog
+import uvloop
+
+from gateway.app import create_app
+from gateway.server import GatewayServer, listen
+from gateway.service import Gateway
+from gateway.settings import Settings
+from modelyard import __version__
+from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
+from modelyard.store import Store
+from modelyard.telemetry import setup_logging
+
+log = structlog.get_logger(__name__)
+
+STORE_TIMEOUT_S = 2.0
+PROG = "modelyard-gateway"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the gateway until SIGTERM or SIGINT."""
+    settings = start_process(PROG, "Modelyard's HTTP door.", Settings, argv)
+    setup_logging("gateway", level=settings.log_level, log_format=settings.log_format)
+    try:
+        store = Store(
+            settings.mongo_url.get_secret_value(), name="gateway", timeout_s=STORE_TIMEOUT_S
+        )
+    except ValueError as error:
+        give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
+    try:
+        listener = listen(settings.gateway_host, settings.gateway_port)
+    except OSError as error:
+        place = f"{settings.gateway_host}:{settings.gateway_port}"
+        give_up(PROG, f"It can't listen on {place}: {_reason(error)}.")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, store, listener))
+    except* TopologyMismatchError as group:
+        give_up(
+            PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {_first(group)}"
+        )
+
+
+async def _serve(settings: Settings, store: Store, listener: socket.socket) -> None:
+    broker = Broker(settings.amqp_url.get_secret_value(), name="gateway")
+    gateway = Gateway(
+        store,
+        broker,
+        max_request_bytes=settings.max_request_bytes,
+        max_batch_bytes=settings.max_batch_bytes,
+    )
+    server = GatewayServer(create_app(gateway), on_stop=gateway.live.close)
+    host, port = listener.getsockname()[:2]
+    log.info("gateway.listening", host=host, port=port, version=__version__)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(gateway.run())
+            await server.serve(sockets=[listener])
+            running.cancel()
+    finally:
+        await gateway.close()
+    log.info("gateway.stopped")
+
+
+def _reason(error: OSError) -> str:
+    # asyncio and socket lengthen `strerror` with what the sentence says already.
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+
+
+def _first(group: BaseExceptionGroup[TopologyMismatchError]) -> str:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return str(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The accepting of requests: named, looked up, made durable in MongoDB and RabbitMQ at once.
+
+A request is accepted when either store has it. The record is what clients read; the message is
+the fast way to the dispatcher; each repairs the other's absence.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import structlog
+
+from gateway import views
+from gateway.availability import Availability
+from gateway.durable import Durable
+from gateway.known_names import Catalog
+from gateway.problems import FaultyRequestError
+from modelyard.contract.answers import Accepted, Fault
+from modelyard.contract.errors import (
+    ErrorCode,
+    InvalidRequestError,
+    ModelyardError,
+    StoreUnavailableError,
+)
+from modelyard.contract.ids import new_operation_id, operation_id_for_key
+from modelyard.contract.messages import JobRequest
+from modelyard.store import Store
+from modelyard.store.records import NewOperation, OperationRecord
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 0.5
+"""How long a request waits for what MongoDB knows of its key and its names."""
+
+Outcome = Accepted | ModelyardError
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A valid request under the id that its operation will have."""
+
+    operation: NewOperation
+    request: JobRequest
+    under: str
+    """The JSON pointer to the request in its body."""
+    keyed: bool
+
+    @classmethod
+    def of(cls, request: JobRequest, key: str | None, *, under: str = "") -> Self:
+        """Name a request: by its idempotency key, or anew."""
+        operation_id = operation_id_for_key(key) if key else new_operation_id()
+        operation = NewOperation.of(operation_id, request, "http")
+        return cls(operation, request, under, keyed=key is not None)
+
+    @property
+    def operation_id(self) -> str:
+        """The id of the operation."""
+        return self.operation.operation_id
+
+    def accepted(self, existing: OperationRecord | None = None) -> Accepted:
+        """Return the answer: the operation is durable, in the state that it has by now."""
+        fresh = views.accepted(self.operation_id, self.request.job_id, self.request.operation_type)
+        return fresh.model_copy(update={"state": existing.state}) if existing else fresh
+
+    def repeated(self, existing: OperationRecord) -> Outcome:
+        """Return the answer to a key that is known: the same one, if the request is the same."""
+        if existing.payload_hash != self.operation.payload_hash:
+            return InvalidRequestError(ErrorCode.IDEMPOTENCY_KEY_REUSED)
+        return self.accepted(existing)
+
+
+class Acceptor:
+    """Takes valid requests in."""
+
+    def __init__(
+        self, store: Store, availability: Availability, durable: Durable, catalog: Catalog
+    ) -> None:
+        """`availability` is that of the store."""
+        self._store = store
+        self._availability = availability
+        self._durable = durable
+        self._catalog = catalog
+
+    async def accept(self, asked: Sequence[Asked]) -> list[Outcome]:
+        """Return what became of each request, in order; the errors are for clients."""
+        outcomes = await self._known_before(asked)
+        fresh = [one for one in asked if one.operation_id not in outcomes]
+        taken = await self._durable.take([(one.operation, one.request) for one in fresh])
+        raced: list[Asked] = []
+        for one, place in zip(fresh, taken, strict=True):
+            if not place.recorded and not place.published:
+                outcomes[one.operation_id] = _nobody_took_it()
+            elif one.keyed and place.recorded and not place.first:
+                raced.append(one)
+            else:
+                outcomes[one.operation_id] = one.accepted()
+        outcomes |= await self._lost_a_race(raced)
+        return [outcomes[one.operation_id] for one in asked]
+
+    async def _known_before(self, asked: Sequence[Asked]) -> dict[str, Outcome]:
+        """Answer what needs no operation: repeats of a key, and names that the catalog lacks.
+
+        While MongoDB does not say, both are left to the dispatcher, which sees every message.
+        """
+        try:
+            return await self._availability.ask(lambda: self._look(asked), within_s=LOOK_S)
+        except StoreUnavailableError:
+            return {}
+
+    async def _look(self, asked: Sequence[Asked]) -> dict[str, Outcome]:
+        requests = [one.request for one in asked]
+        known, no_models, no_datasets = await asyncio.gather(
+            self._existing([one for one in asked if one.keyed]),
+            self._catalog.models.missing({r.model for r in requests if r.model}),
+            self._catalog.datasets.missing({r.dataset for r in requests if r.dataset}),
+        )
+        outcomes: dict[str, Outcome] = {}
+        for one in asked:
+            existing = known.get(one.operation_id)
+            if existing is not None:
+                outcomes[one.operation_id] = one.repeated(existing)
+            elif one.request.model in no_models:
+                outcomes[one.operation_id] = _unknown(one, "model", ErrorCode.UNKNOWN_MODEL)
+            elif one.request.dataset in no_datasets:
+                outcomes[one.operation_id] = _unknown(one, "dataset", ErrorCode.UNKNOWN_DATASET)
+        return outcomes
+
+    async def _lost_a_race(self, raced: Sequence[Asked]) -> dict[str, Outcome]:
+        """Answer requests whose key was taken between the look and the write."""
+        try:
+            existing = await self._availability.ask(lambda: self._existing(raced), within_s=LOOK_S)
+        except StoreUnavailableError:
+            existing = {}
+        return {
+            one.operation_id: one.repeated(record)
+            if (record := existing.get(one.operation_id))
+            else one.accepted()
+            for one in raced
+        }
+
+    async def _existing(self, asked: Sequence[Asked]) -> dict[str, OperationRecord]:
+        if not asked:
+            return {}
+        return await self._store.operations.get_many([one.operation_id for one in asked])
+
+
+def _unknown(one: Asked, field: str, code: ErrorCode) -> FaultyRequestError:
+    message = f"The catalog has no {field} of this name."
+    return FaultyRequestError([Fault(pointer=f"{one.under}/{field}", message=message)], code)
+
+
+def _nobody_took_it() -> ModelyardError:
+    return ModelyardError(
+        ErrorCode.UNAVAILABLE,
+        "Neither RabbitMQ nor MongoDB has confirmed it; whether it was taken is unknown. "
+        "With the same Idempotency-Key it is safe to try again.",
+    )

@@ -1,0 +1,32 @@
+"""The app factory: routes, middleware, errors and the OpenAPI document."""
+
+from fastapi import FastAPI
+
+from gateway import openapi, problems
+from gateway.last_resort import LastResort
+from gateway.request_ids import RequestIds
+from gateway.routes import catalog, health, hosts, jobs, operations
+from gateway.service import Gateway
+from modelyard import __version__
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """Return the app that serves a gateway. Whoever serves it also runs `gateway.run()`."""
+    app = FastAPI(
+        title="Modelyard",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        # The usual page loads its scripts from elsewhere and is blank without the internet.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=openapi.EVERYWHERE,
+    )
+    app.state.gateway = gateway
+    for routes in (jobs, operations, hosts, catalog, health):
+        app.include_router(routes.router)
+    problems.install(app)
+    app.add_middleware(LastResort)
+    app.add_middleware(RequestIds)
+    openapi.install(app)
+    return app

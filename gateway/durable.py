@@ -1,0 +1,177 @@
+"""Making operations durable: written to MongoDB and published to RabbitMQ at the same time."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from gateway.availability import Availability
+from modelyard.batching import Coalescer, chunks_by_size
+from modelyard.broker import Broker
+from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
+from modelyard.contract.messages import (
+    MAX_BATCH,
+    MAX_MESSAGE_BYTES,
+    SUBMISSION_TYPE,
+    JobRequest,
+    SubmittedRequest,
+)
+from modelyard.contract.topology import JOBS, SUBMIT_KEY
+from modelyard.store import Store
+from modelyard.store.records import NewOperation
+
+log = structlog.get_logger(__name__)
+
+DURABLE_S = 1.0
+"""How long a store may take; what the other one has confirmed is answered then."""
+MAX_GROUP = 1_000
+"""Requests, or batches of them, that share one flush."""
+MAX_ENSURED = 10_000
+
+_ENVELOPE = (b'{"schema_version":1,"requests":[', b"]}")
+_ENVELOPE_BYTES = sum(map(len, _ENVELOPE))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one operation is durable."""
+
+    recorded: bool
+    published: bool
+    first: bool
+    """True if this very write recorded it; False if its id was there before."""
+
+
+Operations = tuple[NewOperation, ...]
+Messages = tuple[bytes, ...]
+
+
+class Durable:
+    """Group commit into both stores: what arrives together shares one write and one message."""
+
+    def __init__(
+        self, store: Store, store_up: Availability, broker: Broker, broker_up: Availability
+    ) -> None:
+        self._store = store
+        self._store_up = store_up
+        self._broker = broker
+        self._broker_up = broker_up
+        self._recording: Coalescer[Operations, tuple[bool, ...]] = Coalescer(
+            self._record_groups, max_items=MAX_GROUP
+        )
+        self._publishing: Coalescer[Messages, int] = Coalescer(
+            self._publish_groups, max_items=MAX_GROUP
+        )
+        self._ensured: dict[str, None] = {}
+
+    async def run(self) -> None:
+        """Flush until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._recording.run())
+            tasks.create_task(self._publishing.run())
+
+    async def take(self, new: Sequence[tuple[NewOperation, JobRequest]]) -> list[Place]:
+        """Write and publish; return where each is durable after about a second at the most."""
+        if not new:
+            return []
+        first, published = await asyncio.gather(
+            self._recorded(tuple(operation for operation, _ in new)),
+            self._published(tuple(_message(*one) for one in new)),
+        )
+        return [
+            Place(
+                recorded=first is not None,
+                published=index < published,
+                first=first is not None and first[index],
+            )
+            for index in range(len(new))
+        ]
+
+    async def _recorded(self, operations: Operations) -> tuple[bool, ...] | None:
+        """Return which of the operations are new, null if MongoDB did not take them."""
+        try:
+            return await self._store_up.ask(
+                lambda: self._recording.submit(operations), within_s=DURABLE_S
+            )
+        except StoreUnavailableError:
+            return None
+        except Exception:
+            # The boundary between the two stores: whatever one of them has against the write,
+            # the other may take it.
+            log.exception("record.failed", operations=[one.operation_id for one in operations[:8]])
+            return None
+
+    async def _published(self, messages: Messages) -> int:
+        """Return how many of the messages RabbitMQ has confirmed, from the first on."""
+        try:
+            return await self._broker_up.ask(
+                lambda: self._publishing.submit(messages), within_s=DURABLE_S
+            )
+        except BrokerUnavailableError:
+            return 0
+
+    async def _record_groups(self, groups: Sequence[Operations]) -> list[tuple[bool, ...]]:
+        every = [operation for group in groups for operation in group]
+        news: list[bool] = []
+        for start in range(0, len(every), MAX_BATCH):
+            part = every[start : start + MAX_BATCH]
+            recorded, _ = await asyncio.gather(
+                self._store.operations.record(part), self._ensure_jobs(part)
+            )
+            news += recorded
+        answers = iter(news)
+        return [tuple(next(answers) for _ in group) for group in groups]
+
+    async def _ensure_jobs(self, operations: Iterable[NewOperation]) -> None:
+        """Make a new job readable at once; jobs are never deleted, so once is enough."""
+        named = {one.job_id for one in operations if one.job_id}
+        unseen = named - self._ensured.keys()
+        await self._store.jobs.ensure(unseen)
+        self._ensured |= dict.fromkeys(unseen)
+        while len(self._ensured) > MAX_ENSURED:
+            del self._ensured[next(iter(self._ensured))]
+
+    async def _publish_groups(self, groups: Sequence[Messages]) -> list[int | Exception]:
+        """Publish all in order, one message after the other: a gap would change a job's order."""
+        done = 0
+        failure: BrokerUnavailableError | None = None
+        for chunk in _chunks(message for group in groups for message in group):
+            try:
+                await self._broker.publish(
+                    JOBS,
+                    SUBMIT_KEY,
+                    _ENVELOPE[0] + b",".join(chunk) + _ENVELOPE[1],
+                    message_type=SUBMISSION_TYPE,
+                    timeout_s=DURABLE_S,
+                )
+            except BrokerUnavailableError as error:
+                failure = error
+                break
+            done += len(chunk)
+        return [
+            failure if failure and confirmed == 0 else confirmed
+            for confirmed in _shares(done, [len(group) for group in groups])
+        ]
+
+
+def _message(operation: NewOperation, request: JobRequest) -> bytes:
+    submitted = SubmittedRequest(operation_id=operation.operation_id, request=request)
+    return submitted.model_dump_json(exclude_defaults=True).encode()
+
+
+def _chunks(messages: Iterable[bytes]) -> Iterator[list[bytes]]:
+    return chunks_by_size(
+        messages,
+        lambda message: len(message) + 1,
+        max_bytes=MAX_MESSAGE_BYTES - _ENVELOPE_BYTES,
+        max_items=MAX_BATCH,
+    )
+
+
+def _shares(done: int, sizes: Sequence[int]) -> Iterator[int]:
+    """Split the number of confirmed messages over the groups, in their order."""
+    for size in sizes:
+        share = min(size, done)
+        done -= share
+        yield share

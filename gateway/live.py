@@ -1,0 +1,116 @@
+"""Requests that wait for the end of an operation, woken by `modelyard.events`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import structlog
+from pydantic import ValidationError
+
+from modelyard.broker import Broker, Delivery, Subscription, consume_forever
+from modelyard.contract.messages import Event
+from modelyard.contract.states import TERMINAL_STATES
+from modelyard.contract.topology import EVENTS
+from modelyard.store.records import OperationRecord
+
+log = structlog.get_logger(__name__)
+
+END_KEYS = sorted(f"operation.{state.lower()}" for state in TERMINAL_STATES)
+"""Only ends wake anyone, so only ends are subscribed to."""
+MAX_EVENTS = 1_000
+
+Read = Callable[[str], Awaitable[OperationRecord | None]]
+
+
+class Live:
+    """One tap on the events for the whole process, shared by all requests that wait."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._waiters: dict[str, set[asyncio.Event]] = {}
+        self.attached = asyncio.Event()
+        """Set while events come in."""
+        self.closing = False
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait now."""
+        return sum(map(len, self._waiters.values()))
+
+    async def run(self) -> None:
+        """Take events in until cancelled; a lost connection is made anew."""
+        await consume_forever(self._subscribe, self._wake, name="events", max_items=MAX_EVENTS)
+
+    def close(self) -> None:
+        """Send everyone who waits home with the state as it is now; nobody waits any more."""
+        self.closing = True
+        self._wake_all()
+
+    async def until_end(
+        self, operation_id: str, seconds: float, read: Read
+    ) -> OperationRecord | None:
+        """Return the operation once it has ended, or as it is after `seconds`; null if unknown.
+
+        It is read at the beginning, at each wake and at the deadline, never in between.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        with self._listening(operation_id) as woken:
+            record = await read(operation_id)
+            waiting = True
+            while waiting and record is not None and not record.state.terminal:
+                waiting = not self.closing and await _set_before(deadline, woken)
+                woken.clear()
+                record = await read(operation_id)
+        return record
+
+    @contextmanager
+    def _listening(self, operation_id: str) -> Iterator[asyncio.Event]:
+        woken = asyncio.Event()
+        group = self._waiters.setdefault(operation_id, set())
+        group.add(woken)
+        try:
+            yield woken
+        finally:
+            group.discard(woken)
+            if not group and self._waiters.get(operation_id) is group:
+                del self._waiters[operation_id]
+
+    @asynccontextmanager
+    async def _subscribe(self) -> AsyncIterator[Subscription]:
+        async with self._broker.tap(EVENTS, END_KEYS) as subscription:
+            # What was published while we were away is gone: everyone looks for himself.
+            self._wake_all()
+            self.attached.set()
+            try:
+                yield subscription
+            finally:
+                self.attached.clear()
+
+    async def _wake(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
+        if self._waiters:
+            for delivery in deliveries:
+                for woken in self._waiters.get(_operation_of(delivery), ()):
+                    woken.set()
+        await subscription.ack(deliveries)
+
+    def _wake_all(self) -> None:
+        for group in self._waiters.values():
+            for woken in group:
+                woken.set()
+
+
+def _operation_of(delivery: Delivery) -> str:
+    try:
+        return Event.model_validate_json(delivery.body).operation_id or ""
+    except ValidationError:
+        log.warning("event.unreadable", routing_key=delivery.routing_key)
+        return ""
+
+
+async def _set_before(deadline: float, woken: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout_at(deadline):
+            await woken.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,194 @@
+"""The OpenAPI document: the parts that FastAPI can't see, because we read bodies ourselves."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.messages import JobRequest, OperationView
+
+Document = dict[str, Any]
+Responses = dict[int | str, Document]
+
+DESCRIPTION = """\
+Runs model containers on a fleet of plain Docker hosts, driven by durable job requests.
+
+Submit a request with `POST /v1/jobs`; it answers 202 with the operation, which is polled at
+`GET /v1/operations/{id}?wait=30`. Every error is an RFC 9457 problem with a stable `code`.
+"""
+
+_REFS = "#/components/schemas/{model}"
+_BODIES = (JobRequest, ModelSpec, DatasetSpec)
+_INPUT = "{model}Input"
+
+
+def _problem(description: str) -> Document:
+    schema = {"$ref": _REFS.format(model=Problem.__name__)}
+    return {"description": description, "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}}}
+
+
+def _body(model: str, examples: Document) -> Document:
+    return _json_body({"$ref": _ref(model)}, examples)
+
+
+def _json_body(schema: Document, examples: Document) -> Document:
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _ref(model: str) -> str:
+    return _REFS.format(model=_INPUT.format(model=model))
+
+
+def _header(name: str, description: str) -> Document:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string"},
+    }
+
+
+_CREATE = {
+    "job_id": "j-1",
+    "model": "m-131",
+    "dataset": "ds-550",
+    "operation_type": "DEPLOY_CREATE",
+    "container_id": "",
+}
+_INFER = {
+    "job_id": "j-1",
+    "operation_type": "INFER",
+    "input": {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0, 1]}]},
+}
+_MODEL = {
+    "image": "models/digits:1",
+    "profile": "open-inference",
+    "port": 8080,
+    "resources": {"cpus": 1, "memory": 536870912},
+}
+
+_KEY = _header(
+    "Idempotency-Key",
+    "1 to 255 printable ASCII characters. The same key with the same request is the same "
+    "operation, with another request 422 `idempotency_key_reused`. In a batch the request at "
+    "`index` has the key `KEY/index`.",
+)
+_PREFER = _header("Prefer", "`wait=N` holds the answer for the end, or N seconds (at most 60).")
+
+EVERYWHERE: Responses = {
+    500: _problem("`internal`: something went wrong that should not have."),
+}
+UNAVAILABLE: Responses = {503: _problem("`unavailable`, with `Retry-After`.")}
+READ_ANSWERS: Responses = UNAVAILABLE
+ONE_ANSWERS: Responses = {
+    404: _problem("`not_found`."),
+    422: _problem("`invalid_request`: a parameter is wrong."),
+    **UNAVAILABLE,
+}
+LIST_ANSWERS: Responses = {
+    422: _problem("`invalid_request`: a parameter is unknown, repeated or wrong."),
+    **UNAVAILABLE,
+}
+_BODY_ANSWERS: Responses = {
+    400: _problem("`invalid_json`."),
+    413: _problem("`body_too_large`."),
+    415: _problem("`unsupported_media_type`."),
+    **UNAVAILABLE,
+}
+PUT_ANSWERS: Responses = {
+    201: {"description": "The name is new."},
+    422: _problem("`invalid_request`, with JSON pointers."),
+    **_BODY_ANSWERS,
+}
+RESULT_ANSWERS: Responses = {
+    200: {"description": "What the model answered.", "content": {"application/json": {}}},
+    409: _problem("`result_not_ready`, with `Retry-After`."),
+    **ONE_ANSWERS,
+    404: _problem("`not_found`, or `no_result` if it ended without one."),
+}
+SUBMIT_ANSWERS: Responses = {
+    200: {"model": OperationView, "description": "With `Prefer: wait=N`: it has ended."},
+    422: _problem(
+        "`invalid_request`, `unknown_model`, `unknown_dataset` or `idempotency_key_reused`."
+    ),
+    **_BODY_ANSWERS,
+}
+BATCH_ANSWERS: Responses = {
+    422: _problem("`invalid_request` or `batch_too_large`: the body is not a batch."),
+    **_BODY_ANSWERS,
+}
+
+SUBMIT_BODY = {
+    **_body(
+        "JobRequest",
+        {
+            "create": {"summary": "The original system's call", "value": _CREATE},
+            "infer": {"summary": "An inference", "value": _INFER},
+        },
+    ),
+    "parameters": [_KEY, _PREFER],
+}
+BATCH_BODY = {
+    **_json_body(
+        {
+            "oneOf": [
+                {
+                    "type": "object",
+                    "required": ["requests"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "requests": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": 1000,
+                            "items": {"$ref": _ref("JobRequest")},
+                        }
+                    },
+                },
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": 1000,
+                    "items": {"$ref": _ref("JobRequest")},
+                },
+            ]
+        },
+        {"two": {"summary": "Two requests", "value": {"requests": [_CREATE, _INFER]}}},
+    ),
+    "parameters": [_KEY],
+}
+MODEL_BODY = _body("ModelSpec", {"model": {"summary": "A model", "value": _MODEL}})
+DATASET_BODY = _body(
+    "DatasetSpec", {"folder": {"summary": "A folder", "value": {"path": "/srv/datasets/ds-550"}}}
+)
+
+
+def install(app: FastAPI) -> None:
+    """Complete the app's OpenAPI document with the schemas of what it reads."""
+    from_routes = app.openapi
+
+    def complete() -> Document:
+        document = from_routes()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if _INPUT.format(model=JobRequest.__name__) not in schemas:
+            schemas |= _schemas_of_bodies()
+            # FastAPI's own shape of validation errors, which we never answer with.
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+        return document
+
+    app.openapi = complete  # type: ignore[method-assign]
+
+
+def _schemas_of_bodies() -> Document:
+    _, bodies = models_json_schema(
+        [(model, "validation") for model in _BODIES],
+        ref_template=_REFS.format(model=_INPUT),
+    )
+    _, problems = models_json_schema([(Problem, "serialization")], ref_template=_REFS)
+    inputs = {_INPUT.format(model=name): schema for name, schema in bodies["$defs"].items()}
+    return {**inputs, **problems["$defs"]}

@@ -1,0 +1,57 @@
+"""One id for every request: in its answer, in its logs, in its problem document."""
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = structlog.get_logger(__name__)
+
+HEADER = "X-Request-Id"
+_STATE_KEY = "request_id"
+_TAKEN = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
+"""What is taken over from a client; anything else gets an id of ours."""
+
+
+class RequestIds:
+    """Middleware: names the request, binds the name to the logs, sends it back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(HEADER, "")
+        request_id = given if _TAKEN.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})[_STATE_KEY] = request_id
+        status = 0
+        began = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._app(scope, receive, send_with_id)
+            log.debug(
+                "request.answered",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                ms=round((time.monotonic() - began) * 1_000, 1),
+            )
+
+
+def request_id_of(request: Request) -> str | None:
+    """Return the id of a request; null outside of the middleware."""
+    found: str | None = request.scope.get("state", {}).get(_STATE_KEY)
+    return found

@@ -1,0 +1,1 @@
+"""The addresses of the HTTP API. Routes parse, call one thing and answer."""

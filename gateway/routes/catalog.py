@@ -1,0 +1,142 @@
+"""`/v1/models` and `/v1/datasets`: the catalog."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from fastapi import APIRouter, Request, Response
+
+from gateway import openapi
+from gateway.bodies import read_json, validated
+from gateway.known_names import KnownNames
+from gateway.problems import FaultyRequestError
+from gateway.reading import Reading
+from gateway.routes.parts import Parts, answer
+from modelyard.contract.answers import DatasetList, Fault, ModelList
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.ids import Id
+from modelyard.store.catalog import Shelf
+
+router = APIRouter(prefix="/v1", tags=["catalog"])
+
+S = TypeVar("S", ModelSpec, DatasetSpec)
+
+
+@router.get(
+    "/models", response_model=ModelList, responses=openapi.READ_ANSWERS, summary="List models"
+)
+async def list_models(gateway: Parts) -> Response:
+    """Return the models of the catalog, by name."""
+    return answer(ModelList(models=tuple(await gateway.reading.ask(gateway.store.models.all))))
+
+
+@router.put(
+    "/models/{name}",
+    response_model=ModelSpec,
+    responses=openapi.PUT_ANSWERS,
+    openapi_extra=openapi.MODEL_BODY,
+    summary="Store a model",
+)
+async def put_model(name: Id, request: Request, gateway: Parts) -> Response:
+    """Store a model; jobs that run keep the one that they began with."""
+    spec = await _spec(ModelSpec, name, request, gateway.max_request_bytes)
+    return await _put(gateway.reading, gateway.store.models, spec, f"/v1/models/{name}")
+
+
+@router.get(
+    "/models/{name}",
+    response_model=ModelSpec,
+    responses=openapi.ONE_ANSWERS,
+    summary="Read a model",
+)
+async def read_model(name: Id, gateway: Parts) -> Response:
+    """Return one model."""
+    return await _read(gateway.reading, gateway.store.models, name)
+
+
+@router.delete(
+    "/models/{name}", status_code=204, responses=openapi.ONE_ANSWERS, summary="Delete a model"
+)
+async def delete_model(name: Id, gateway: Parts) -> Response:
+    """Delete a model; jobs that run keep it."""
+    return await _delete(gateway.reading, gateway.store.models, gateway.catalog.models, name)
+
+
+@router.get(
+    "/datasets",
+    response_model=DatasetList,
+    responses=openapi.READ_ANSWERS,
+    summary="List datasets",
+)
+async def list_datasets(gateway: Parts) -> Response:
+    """Return the datasets of the catalog, by name."""
+    entries = await gateway.reading.ask(gateway.store.datasets.all)
+    return answer(DatasetList(datasets=tuple(entries)))
+
+
+@router.put(
+    "/datasets/{name}",
+    response_model=DatasetSpec,
+    responses=openapi.PUT_ANSWERS,
+    openapi_extra=openapi.DATASET_BODY,
+    summary="Store a dataset",
+)
+async def put_dataset(name: Id, request: Request, gateway: Parts) -> Response:
+    """Store a dataset; jobs that run keep the one that they began with."""
+    spec = await _spec(DatasetSpec, name, request, gateway.max_request_bytes)
+    return await _put(gateway.reading, gateway.store.datasets, spec, f"/v1/datasets/{name}")
+
+
+@router.get(
+    "/datasets/{name}",
+    response_model=DatasetSpec,
+    responses=openapi.ONE_ANSWERS,
+    summary="Read a dataset",
+)
+async def read_dataset(name: Id, gateway: Parts) -> Response:
+    """Return one dataset."""
+    return await _read(gateway.reading, gateway.store.datasets, name)
+
+
+@router.delete(
+    "/datasets/{name}", status_code=204, responses=openapi.ONE_ANSWERS, summary="Delete a dataset"
+)
+async def delete_dataset(name: Id, gateway: Parts) -> Response:
+    """Delete a dataset; jobs that run keep it."""
+    return await _delete(gateway.reading, gateway.store.datasets, gateway.catalog.datasets, name)
+
+
+async def _spec(kind: type[S], name: str, request: Request, max_bytes: int) -> S:
+    """Read an entry; its name may be left out, for the address says it."""
+    value = await read_json(request, max_bytes=max_bytes)
+    if isinstance(value, Mapping):
+        value = {"name": name, **value}
+    spec = validated(kind, value)
+    if spec.name != name:
+        message = "The name is not the one in the address."
+        raise FaultyRequestError([Fault(pointer="/name", message=message)])
+    return spec
+
+
+async def _put(reading: Reading, shelf: Shelf[S], spec: S, path: str) -> Response:
+    new = await reading.ask(lambda: shelf.put(spec))
+    return answer(spec, 201 if new else 200, {"Location": path} if new else None)
+
+
+async def _read(reading: Reading, shelf: Shelf[S], name: str) -> Response:
+    found = await reading.ask(lambda: shelf.get(name))
+    if found is None:
+        raise _no_such(name)
+    return answer(found)
+
+
+async def _delete(reading: Reading, shelf: Shelf[S], known: KnownNames, name: str) -> Response:
+    known.forget(name)
+    if not await reading.ask(lambda: shelf.delete(name)):
+        raise _no_such(name)
+    known.forget(name)
+    return Response(status_code=204)
+
+
+def _no_such(name: str) -> ModelyardError:
+    return ModelyardError(ErrorCode.NOT_FOUND, f"The catalog has no entry {name}.")

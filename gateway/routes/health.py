@@ -1,0 +1,36 @@
+"""`/livez` and `/readyz`: for supervisors and load balancers."""
+
+from fastapi import APIRouter, Request, Response
+
+from gateway import openapi
+from gateway.availability import Condition
+from gateway.problems import problem_of, respond
+from gateway.routes.parts import Parts, answer
+from modelyard.contract.answers import Health
+from modelyard.contract.errors import ErrorCode, ModelyardError
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez", response_model=Health, summary="Does the process run?")
+async def livez() -> Response:
+    """Answer as long as the event loop turns, whatever the rest of the world does."""
+    return answer(Health(status="alive"))
+
+
+@router.get(
+    "/readyz",
+    response_model=Health,
+    responses=openapi.UNAVAILABLE,
+    summary="Could a request be accepted now?",
+)
+async def readyz(request: Request, gateway: Parts) -> Response:
+    """Answer 200 if at least one of RabbitMQ and MongoDB takes requests, 503 otherwise."""
+    conditions = await gateway.conditions()
+    up = [condition for condition in conditions.values() if condition is Condition.UP]
+    if up and not gateway.live.closing:
+        status = "ready" if len(up) == len(conditions) else "degraded"
+        return answer(Health(status=status, parts={k: v.value for k, v in conditions.items()}))
+    reason = "It is stopping." if gateway.live.closing else "Neither RabbitMQ nor MongoDB answers."
+    problem = problem_of(ModelyardError(ErrorCode.UNAVAILABLE, reason))
+    return respond(request, problem.model_copy(update={"parts": conditions}))

@@ -1,0 +1,31 @@
+"""`/v1/hosts`: the fleet."""
+
+from fastapi import APIRouter, Response
+
+from gateway import openapi
+from gateway.routes.parts import Parts, answer
+from gateway.views import host_view
+from modelyard.contract.answers import HostList
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.ids import Id
+from modelyard.contract.messages import HostView
+
+router = APIRouter(prefix="/v1/hosts", tags=["hosts"])
+
+
+@router.get("", response_model=HostList, responses=openapi.READ_ANSWERS, summary="List hosts")
+async def list_hosts(gateway: Parts) -> Response:
+    """Return every host that ever came online, by name."""
+    records = await gateway.reading.ask(gateway.store.hosts.all)
+    return answer(HostList(hosts=tuple(host_view(record) for record in records)))
+
+
+@router.get(
+    "/{host_id}", response_model=HostView, responses=openapi.ONE_ANSWERS, summary="Read a host"
+)
+async def read_host(host_id: Id, gateway: Parts) -> Response:
+    """Return one host and what is reserved on it."""
+    record = await gateway.reading.ask(lambda: gateway.store.hosts.get(host_id))
+    if record is None:
+        raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no host {host_id}.")
+    return answer(host_view(record))

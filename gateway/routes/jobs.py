@@ -1,0 +1,120 @@
+"""`/inference_router/` and `/v1/jobs`: submitting requests, one or many; reading jobs."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from gateway import bodies, openapi
+from gateway.accept import Asked
+from gateway.batches import accept_batch
+from gateway.problems import RETRY_AFTER_S
+from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway.service import Gateway
+from gateway.views import job_view, operation_path, operation_view
+from modelyard.contract.answers import Accepted, BatchAnswer, JobPage
+from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
+from modelyard.contract.ids import Id
+from modelyard.contract.messages import JobRequest, JobView, OperationView
+from modelyard.contract.states import JobState
+
+router = APIRouter(tags=["jobs"])
+
+
+class JobQuery(PageQuery):
+    """Filters of the list of jobs."""
+
+    state: JobState | None = None
+    model: Id | None = None
+    host_id: Id | None = None
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    responses=openapi.SUBMIT_ANSWERS,
+    openapi_extra=openapi.SUBMIT_BODY,
+    response_model=Accepted,
+    summary="Submit a request on a job",
+)
+@router.post(
+    "/inference_router/",
+    status_code=202,
+    responses=openapi.SUBMIT_ANSWERS,
+    openapi_extra=openapi.SUBMIT_BODY,
+    response_model=Accepted,
+    summary="Submit a request on a job, at the address of the original system",
+)
+@router.post("/inference_router", include_in_schema=False)
+async def submit(request: Request, gateway: Parts) -> Response:
+    """Make one request durable and answer with its operation."""
+    key = bodies.idempotency_key(request)
+    wait_s = bodies.preferred_wait(request)
+    body = await bodies.read_json(request, max_bytes=gateway.max_request_bytes)
+    asked = Asked.of(bodies.validated(JobRequest, body), key)
+    [outcome] = await gateway.acceptor.accept([asked])
+    if isinstance(outcome, ModelyardError):
+        raise outcome
+    ended = await _ended(gateway, asked.operation_id, wait_s) if wait_s else None
+    headers = {"Location": operation_path(asked.operation_id)}
+    if wait_s is not None:
+        headers |= {"Preference-Applied": f"wait={wait_s:.0f}", "Vary": "Prefer"}
+    if ended is not None and ended.state.terminal:
+        return answer(ended, headers=headers)
+    if ended is not None:
+        outcome = outcome.model_copy(update={"state": ended.state})
+    return answer(outcome, 202, {**headers, "Retry-After": str(RETRY_AFTER_S)})
+
+
+@router.post(
+    "/v1/jobs/batch",
+    responses=openapi.BATCH_ANSWERS,
+    openapi_extra=openapi.BATCH_BODY,
+    response_model=BatchAnswer,
+    summary="Submit up to 1,000 requests",
+)
+async def submit_batch(request: Request, gateway: Parts) -> Response:
+    """Answer each request as if it had come alone; one that is refused does not stop the others."""
+    key = bodies.idempotency_key(request)
+    body = await bodies.read_json(request, max_bytes=gateway.max_batch_bytes)
+    return answer(await accept_batch(gateway, body, key))
+
+
+@router.get(
+    "/v1/jobs",
+    response_model=JobPage,
+    responses=openapi.LIST_ANSWERS,
+    dependencies=[Depends(refuse_repeated)],
+    summary="List jobs, newest first",
+)
+async def list_jobs(gateway: Parts, query: Annotated[JobQuery, Query()]) -> Response:
+    """Return a page of jobs."""
+    after = query.after()
+    page = await gateway.reading.ask(
+        lambda: gateway.store.jobs.page(query.criteria(), after=after, limit=query.limit)
+    )
+    cursor = page.next.cursor() if page.next else None
+    content = JobPage(jobs=tuple(job_view(record) for record in page.items), next=cursor)
+    return page_answer(content, query, "/v1/jobs", cursor)
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    response_model=JobView,
+    responses=openapi.ONE_ANSWERS,
+    summary="Read a job",
+)
+async def read_job(job_id: Id, gateway: Parts) -> Response:
+    """Return what is true of a job."""
+    record = await gateway.reading.ask(lambda: gateway.store.jobs.get(job_id))
+    if record is None:
+        raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no job {job_id}.")
+    return answer(job_view(record))
+
+
+async def _ended(gateway: Gateway, operation_id: str, wait_s: float) -> OperationView | None:
+    """Return the operation after waiting for its end; null if it can't be read now."""
+    try:
+        record = await gateway.live.until_end(operation_id, wait_s, gateway.reading.operation)
+    except StoreUnavailableError:
+        return None  # it is accepted all the same
+    return operation_view(record) if record else None

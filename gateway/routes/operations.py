@@ -1,0 +1,135 @@
+"""`/v1/operations`: the status of operations, waiting for their end, their results."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway import openapi
+from gateway.bodies import MOST_WAIT_S
+from gateway.problems import RETRY_AFTER_S
+from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway.service import Gateway
+from gateway.views import operation_view
+from modelyard.contract.answers import OperationPage
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.ids import Id, OperationId
+from modelyard.contract.messages import OperationView
+from modelyard.contract.states import OperationState, Verb
+from modelyard.store.records import OperationRecord
+
+router = APIRouter(prefix="/v1/operations", tags=["operations"])
+
+
+class WaitQuery(BaseModel):
+    """How long to wait for the end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=MOST_WAIT_S,
+        allow_inf_nan=False,
+        description="Seconds to wait for a terminal state; the answer comes at once when it has.",
+    )
+
+
+class OperationQuery(PageQuery):
+    """Filters of the list of operations."""
+
+    state: OperationState | None = None
+    job_id: Id | None = None
+    model: Id | None = None
+    operation_type: Verb | None = None
+    host_id: Id | None = None
+
+    def criteria(self) -> dict[str, str]:
+        """Return the filters by field of the record."""
+        given = super().criteria()
+        return {"verb" if name == "operation_type" else name: given[name] for name in given}
+
+    def criteria_as_given(self) -> dict[str, str]:
+        """Return the filters by parameter."""
+        return super().criteria()
+
+
+@router.get(
+    "",
+    response_model=OperationPage,
+    responses=openapi.LIST_ANSWERS,
+    dependencies=[Depends(refuse_repeated)],
+    summary="List operations, newest first",
+)
+async def list_operations(gateway: Parts, query: Annotated[OperationQuery, Query()]) -> Response:
+    """Return a page of operations."""
+    after = query.after()
+    page = await gateway.reading.ask(
+        lambda: gateway.store.operations.page(query.criteria(), after=after, limit=query.limit)
+    )
+    cursor = page.next.cursor() if page.next else None
+    views = tuple(operation_view(record) for record in page.items)
+    content = OperationPage(operations=views, next=cursor)
+    return page_answer(content, query, "/v1/operations", cursor)
+
+
+@router.get(
+    "/{operation_id}",
+    response_model=OperationView,
+    responses=openapi.ONE_ANSWERS,
+    dependencies=[Depends(refuse_repeated)],
+    summary="Read an operation, or wait for its end",
+)
+async def read_operation(
+    operation_id: OperationId, gateway: Parts, query: Annotated[WaitQuery, Query()]
+) -> Response:
+    """Return the operation: at once, or when it has ended or `wait` seconds have passed."""
+    if query.wait > 0:
+        record = await gateway.live.until_end(operation_id, query.wait, gateway.reading.operation)
+    else:
+        record = await gateway.reading.operation(operation_id)
+    view = operation_view(_found(record, operation_id))
+    retry = {} if view.state.terminal else {"Retry-After": str(RETRY_AFTER_S)}
+    return answer(view, headers=retry)
+
+
+@router.get(
+    "/{operation_id}/result",
+    response_class=Response,
+    responses=openapi.RESULT_ANSWERS,
+    summary="Read the result of an operation",
+)
+async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
+    """Return the stored result, as the model answered it."""
+    record = _found(await gateway.reading.operation(operation_id), operation_id)
+    if not record.state.terminal:
+        raise ModelyardError(ErrorCode.RESULT_NOT_READY, f"The operation is {record.state}.")
+    content = await _content(gateway, record)
+    return StreamingResponse(
+        content,
+        media_type="application/json",
+        headers={"Content-Length": str(record.result_bytes)},
+    )
+
+
+def _found(record: OperationRecord | None, operation_id: str) -> OperationRecord:
+    if record is None:
+        raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no operation {operation_id}.")
+    return record
+
+
+async def _content(gateway: Gateway, record: OperationRecord) -> AsyncIterator[bytes]:
+    """Return the result's bytes, the first of them read already: from there on it exists."""
+    chunks = await gateway.reading.ask(lambda: gateway.store.results.get(record.operation_id))
+    if chunks is None or record.result_bytes is None:
+        raise ModelyardError(ErrorCode.NO_RESULT, f"The operation ended {record.state}.")
+    first = await gateway.reading.ask(lambda: anext(chunks))
+
+    async def every() -> AsyncIterator[bytes]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return every()

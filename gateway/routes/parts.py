@@ -1,0 +1,103 @@
+"""What the routes share: how they get at the gateway, and how they answer."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, cast
+from urllib.parse import urlencode
+
+from fastapi import Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from gateway.problems import FaultyRequestError
+from gateway.service import Gateway
+from modelyard.contract.answers import Fault
+from modelyard.contract.errors import InvalidRequestError
+from modelyard.contract.ids import Id
+from modelyard.store.paging import Position
+
+DEFAULT_PAGE = 50
+MAX_PAGE = 200
+MAX_CURSOR_CHARS = 512
+
+# A cursor is only ours if it could be: what a query is made of is checked like everything else.
+_NAME: TypeAdapter[str] = TypeAdapter(Id)
+_MOMENT: TypeAdapter[datetime] = TypeAdapter(
+    Annotated[
+        datetime,
+        Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9999, 12, 30, tzinfo=UTC)),
+    ]
+)
+
+
+async def _gateway(request: Request) -> Gateway:
+    return cast("Gateway", request.app.state.gateway)
+
+
+Parts = Annotated[Gateway, Depends(_gateway)]
+
+
+class PageQuery(BaseModel):
+    """What every list takes. A filter that is not known is refused, never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE, description="Entries on a page.")
+    cursor: str | None = Field(
+        default=None,
+        max_length=MAX_CURSOR_CHARS,
+        description="`next` of the page before; everything else must be the same as there.",
+    )
+
+    def criteria(self) -> dict[str, str]:
+        """Return the filters by field of the record."""
+        return self.model_dump(mode="json", exclude={"limit", "cursor"}, exclude_none=True)
+
+    def after(self) -> Position | None:
+        """Return where the page starts; raises `InvalidRequestError`."""
+        if self.cursor is None:
+            return None
+        try:
+            position = Position.parse(self.cursor)
+            _MOMENT.validate_python(position.at)
+            _NAME.validate_python(position.key)
+        except (InvalidRequestError, ValidationError, RecursionError) as error:
+            message = "It is not one that a page gave."
+            raise FaultyRequestError([Fault(parameter="cursor", message=message)]) from error
+        return position
+
+    def next_url(self, path: str, cursor: str) -> str:
+        """Return the address of the next page."""
+        query = {**self.criteria_as_given(), "limit": str(self.limit), "cursor": cursor}
+        return f"{path}?{urlencode(query)}"
+
+    def criteria_as_given(self) -> dict[str, str]:
+        """Return the filters by parameter."""
+        return self.criteria()
+
+
+async def refuse_repeated(request: Request) -> None:
+    """Refuse a parameter that stands there twice: which one counts would be a guess."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise FaultyRequestError(
+            [Fault(parameter=name[:256], message="It stands there twice.") for name in repeated]
+        )
+
+
+def answer(
+    content: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a message as JSON."""
+    return Response(
+        content.model_dump_json(),
+        status_code=status,
+        headers=dict(headers or {}),
+        media_type="application/json",
+    )
+
+
+def page_answer(content: BaseModel, query: PageQuery, path: str, cursor: str | None) -> Response:
+    """Return a page with a link to the next one."""
+    link = f'<{query.next_url(path, cursor)}>; rel="next"' if cursor else None
+    return answer(content, headers={"Link": link} if link else None)

@@ -1,0 +1,91 @@
+"""The gateway's parts, put together, and the tasks that keep them alive."""
+
+import asyncio
+
+import structlog
+
+from gateway.accept import Acceptor
+from gateway.availability import Availability, Condition
+from gateway.durable import Durable
+from gateway.known_names import Catalog
+from gateway.live import Live
+from gateway.reading import Reading
+from modelyard.broker import Broker
+from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
+from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
+from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE
+from modelyard.store import Store
+
+log = structlog.get_logger(__name__)
+
+PROBE_KEY = "gateway.probe"
+"""No queue of ours is bound to it: the broker confirms the message and drops it."""
+PROBE_S = 2.0
+CHECK_S = 1.0
+
+
+class Gateway:
+    """Everything that the routes call."""
+
+    def __init__(
+        self,
+        store: Store,
+        broker: Broker,
+        *,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
+    ) -> None:
+        self.store = store
+        self.max_request_bytes = max_request_bytes
+        self.max_batch_bytes = max_batch_bytes
+        self._broker = broker
+        self._store_up = Availability("mongodb", self._probe_store, StoreUnavailableError)
+        self._broker_up = Availability("rabbitmq", self._probe_broker, BrokerUnavailableError)
+        self._durable = Durable(store, self._store_up, broker, self._broker_up)
+        self.catalog = Catalog(store)
+        self.acceptor = Acceptor(store, self._store_up, self._durable, self.catalog)
+        self.reading = Reading(store, self._store_up)
+        self.live = Live(broker)
+
+    async def run(self) -> None:
+        """Keep the gateway going until cancelled; a task that dies takes the process with it.
+
+        Raises `TopologyMismatchError`, in a group, if a queue exists with other arguments.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._store_up.watch())
+            tasks.create_task(self._broker_up.watch())
+            tasks.create_task(self._durable.run())
+            tasks.create_task(self.reading.run())
+            tasks.create_task(self.live.run())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._broker.close()
+        self.store.close()
+
+    async def conditions(self) -> dict[str, Condition]:
+        """Return what is known of each part, after asking those that are not known to be down."""
+        broker, store = await asyncio.gather(
+            self._broker_up.check(lambda: self._broker.ping(timeout_s=CHECK_S), within_s=CHECK_S),
+            self._store_up.check(self.store.ping, within_s=CHECK_S),
+        )
+        return {self._broker_up.name: broker, self._store_up.name: store}
+
+    async def _probe_store(self) -> None:
+        await self.store.ping()
+        # It serves from here on, even while indexes are being built.
+        self._store_up.answered()
+        await self.store.prepare()
+
+    async def _probe_broker(self) -> None:
+        try:
+            await self._broker.declare([JOBS_QUEUE, DEAD_QUEUE])
+            # A broker under a memory alarm takes declarations and connections, but no messages.
+            await self._broker.publish(
+                JOBS, PROBE_KEY, b"", mandatory=False, persistent=False, timeout_s=PROBE_S
+            )
+        except BrokerUnavailableError:
+            # The connection may be a dead one that the heartbeat has not found out yet.
+            await self._broker.close()
+            raise

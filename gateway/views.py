@@ -1,0 +1,114 @@
+"""Records as clients see them."""
+
+from urllib.parse import quote
+
+from modelyard.contract.answers import Accepted
+from modelyard.contract.messages import HostView, JobView, Links, OperationView
+from modelyard.contract.states import OperationState, Verb
+from modelyard.store.records import HostRecord, JobRecord, OperationRecord
+
+_WITH_RESULT = frozenset({Verb.INFER, Verb.TEMP})
+
+
+def operation_path(operation_id: str) -> str:
+    """Return where an operation is read."""
+    return f"/v1/operations/{quote(operation_id, safe='')}"
+
+
+def job_path(job_id: str) -> str:
+    """Return where a job is read."""
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def accepted(
+    operation_id: str, job_id: str, verb: Verb, state: OperationState = OperationState.QUEUED
+) -> Accepted:
+    """Return the answer to a request that is durable."""
+    return Accepted(
+        operation_id=operation_id,
+        job_id=job_id,
+        state=state,
+        links=_links(operation_id, job_id, with_result=verb in _WITH_RESULT),
+    )
+
+
+def operation_view(record: OperationRecord) -> OperationView:
+    """Return an operation as clients see it: without input and result."""
+    awaited = record.verb in _WITH_RESULT and not record.state.terminal
+    return OperationView(
+        operation_id=record.operation_id,
+        job_id=record.job_id,
+        operation_type=record.verb,
+        state=record.state,
+        model=record.model,
+        dataset=record.dataset,
+        phase=record.phase,
+        progress=record.progress,
+        waiting_for=record.waiting_for,
+        host_id=record.host_id,
+        container_id=record.container_id,
+        generation=record.generation,
+        epoch=record.epoch,
+        priority=record.priority,
+        timeout_s=record.timeout_s,
+        queue_timeout_s=record.queue_timeout_s,
+        metadata=record.metadata,
+        source=record.source,
+        error=record.error,
+        result_bytes=record.result_bytes,
+        accepted_at=record.accepted_at,
+        dispatched_at=record.dispatched_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        links=_links(
+            record.operation_id,
+            record.job_id,
+            with_result=awaited or record.result_bytes is not None,
+        ),
+    )
+
+
+def job_view(record: JobRecord) -> JobView:
+    """Return a job as clients see it."""
+    return JobView(
+        job_id=record.job_id,
+        state=record.state,
+        model=record.spec.name if record.spec else None,
+        dataset=record.dataset_spec.name if record.dataset_spec else None,
+        host_id=record.host_id,
+        container_id=record.container_id,
+        generation=record.generation,
+        error=record.error,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        links={
+            "self": job_path(record.job_id),
+            "operations": f"/v1/operations?job_id={quote(record.job_id, safe='')}",
+        },
+    )
+
+
+def host_view(record: HostRecord) -> HostView:
+    """Return a host as clients see it."""
+    return HostView(
+        host_id=record.host_id,
+        liveness=record.liveness,
+        admission=record.admission,
+        labels=record.labels,
+        slots=record.slots,
+        slots_used=record.slots_used,
+        jobs=tuple(held.job_id for held in record.reservations),
+        running=record.running,
+        incarnation=record.incarnation,
+        engine=record.engine,
+        last_seen=record.last_seen,
+    )
+
+
+def _links(operation_id: str, job_id: str | None, *, with_result: bool) -> Links:
+    here = operation_path(operation_id)
+    return Links(
+        self=here,
+        job=job_path(job_id) if job_id else None,
+        result=f"{here}/result" if with_result else None,
+    )

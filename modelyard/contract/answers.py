@@ -1,0 +1,124 @@
+"""What the HTTP API answers beside the views: problems, acceptances, lists and pages."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.messages import HostView, JobView, Links, OperationView
+from modelyard.contract.states import OperationState
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+PROBLEM_TYPE_PREFIX = "urn:modelyard:problem:"
+
+
+class Answer(BaseModel):
+    """What all answers share; a client ignores fields that a newer gateway has added."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Fault(Answer):
+    """One thing that is wrong with a request. One of `pointer`, `parameter`, `header` says where.
+
+    `pointer` is a JSON pointer (RFC 6901) into the body; `""` is the whole of it.
+    """
+
+    pointer: str | None = None
+    parameter: str | None = None
+    header: str | None = None
+    message: str
+
+
+class Problem(Answer):
+    """An error as RFC 9457 means it; `code` is the stable name of what happened."""
+
+    type: str
+    title: str
+    status: int = Field(ge=400, le=599)
+    detail: str
+    instance: str | None = None
+    code: ErrorCode
+    errors: tuple[Fault, ...] = ()
+    request_id: str | None = None
+    """What the logs call this request; the same as in the header `X-Request-Id`."""
+    parts: dict[str, str] | None = None
+    """`/readyz` only: each part that the gateway leans on and whether it answers."""
+
+
+class Accepted(Answer):
+    """A request that is durable; the operation that it became is read at `links.self`."""
+
+    operation_id: str
+    job_id: str
+    state: OperationState
+    links: Links
+
+
+class BatchItem(Answer):
+    """What became of one request of a batch: the status it would have had alone, and the rest."""
+
+    status: int
+    operation_id: str | None = None
+    job_id: str | None = None
+    state: OperationState | None = None
+    links: Links | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(Answer):
+    """The answers to a batch, in the order of its requests."""
+
+    results: tuple[BatchItem, ...]
+
+
+class OperationPage(Answer):
+    """Operations, newest first; `next` is the cursor of the next page, null at the end."""
+
+    operations: tuple[OperationView, ...]
+    next: str | None = None
+
+
+class JobPage(Answer):
+    """Jobs, newest first; `next` is the cursor of the next page, null at the end."""
+
+    jobs: tuple[JobView, ...]
+    next: str | None = None
+
+
+class HostList(Answer):
+    """Every host that ever came online."""
+
+    hosts: tuple[HostView, ...]
+
+
+class ModelList(Answer):
+    """The models of the catalog, by name."""
+
+    models: tuple[ModelSpec, ...]
+
+
+class DatasetList(Answer):
+    """The datasets of the catalog, by name."""
+
+    datasets: tuple[DatasetSpec, ...]
+
+
+class Health(Answer):
+    """Whether the gateway can accept requests, and the state of what it leans on."""
+
+    status: str
+    parts: dict[str, str] = Field(default_factory=dict)
+
+
+def problem(
+    code: ErrorCode, title: str, status: int, detail: str, *, errors: tuple[Fault, ...] = ()
+) -> Problem:
+    """Return the problem document of a code."""
+    return Problem(
+        type=f"{PROBLEM_TYPE_PREFIX}{code}",
+        title=title,
+        status=status,
+        detail=detail,
+        code=code,
+        errors=errors,
+    )

@@ -1,0 +1,271 @@
+"""The gateway while RabbitMQ, MongoDB or both are frozen, blocked, away, or wrong."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+
+from deploy.local.mongodb import MongoDB
+from deploy.local.ports import free_port
+from deploy.local.rabbitmq import RabbitMQ
+from modelyard.broker import Broker
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE, SUBMIT_KEY, Queue
+from tests.support.gateway import Backstage, problem, serving
+from tests.support.waiting import eventually
+
+Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
+
+REQUEST = {"job_id": "j-1", "operation_type": "TERMINATE"}
+
+
+@pytest.fixture
+async def yard(mongo_url: str, amqp_url: str) -> AsyncIterator[Backstage]:
+    async with serving(mongo_url, amqp_url) as backstage:
+        await backstage.accepted()
+        yield backstage
+
+
+@contextmanager
+def frozen(*servers: MongoDB | RabbitMQ) -> Iterator[None]:
+    for server in servers:
+        server.pause()
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.resume()
+
+
+async def timed(yard: Backstage) -> tuple[httpx2.Response, float]:
+    began = time.monotonic()
+    answer = await yard.submit(REQUEST)
+    return answer, time.monotonic() - began
+
+
+async def healed(yard: Backstage) -> None:
+    async def ready() -> bool:
+        answer = await yard.client.get("/readyz")
+        return answer.status_code == 200 and answer.json()["status"] == "ready"
+
+    await eventually(ready, within_s=40, what="a ready gateway")
+
+
+async def test_a_frozen_database_holds_nobody_for_longer_than_a_second_and_then_nobody_at_all(
+    yard: Backstage, mongodb: MongoDB
+) -> None:
+    await yard.published(1)
+    with frozen(mongodb):
+        first, first_s = await timed(yard)
+        second, second_s = await timed(yard)
+        read = await yard.client.get("/v1/operations")
+        ready = await yard.client.get("/readyz")
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first_s < 1.6
+    assert second_s < 0.5
+    assert read.status_code == 503
+    assert problem(read)["code"] == "unavailable"
+    assert read.headers["Retry-After"] == "1"
+    assert ready.json() == {"status": "degraded", "parts": {"rabbitmq": "up", "mongodb": "down"}}
+    submissions = await yard.published(2)
+    named = {one.operation_id for each in submissions for one in each.requests}
+    assert named == {first.json()["operation_id"], second.json()["operation_id"]}
+    await healed(yard)
+    assert (await yard.client.get(f"/v1/operations/{await yard.accepted()}")).status_code == 200
+
+
+async def test_a_frozen_broker_leaves_the_record(yard: Backstage, rabbitmq: RabbitMQ) -> None:
+    with frozen(rabbitmq):
+        first, first_s = await timed(yard)
+        second, second_s = await timed(yard)
+        read = await yard.client.get(second.headers["Location"])
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first_s < 1.6
+    assert second_s < 0.5
+    assert read.json()["state"] == "QUEUED"
+    await healed(yard)
+
+
+async def test_with_both_frozen_the_answer_is_503_within_two_seconds_until_they_are_back(
+    yard: Backstage, rabbitmq: RabbitMQ, mongodb: MongoDB
+) -> None:
+    with frozen(rabbitmq, mongodb):
+        outcomes = await asyncio.gather(*(timed(yard) for _ in range(20)))
+        later, later_s = await timed(yard)
+        ready = await yard.client.get("/readyz")
+        alive = await yard.client.get("/livez")
+    for answer, seconds in [*outcomes, (later, later_s)]:
+        assert answer.status_code == 503
+        assert seconds < 2
+        assert problem(answer)["code"] == "unavailable"
+        assert answer.headers["Retry-After"] == "1"
+    assert later_s < 0.3
+    assert ready.status_code == 503
+    assert problem(ready)["parts"] == {"rabbitmq": "down", "mongodb": "down"}
+    assert alive.status_code == 200
+    await healed(yard)
+    answer, _ = await timed(yard)
+    assert answer.status_code == 202
+
+
+async def test_a_blocked_broker_is_noticed_and_noticed_to_be_back(
+    yard: Backstage, rabbitmq: RabbitMQ, mongodb: MongoDB
+) -> None:
+    watermark = ("set_vm_memory_high_watermark",)
+    await asyncio.to_thread(rabbitmq.ctl, *watermark, "0.000001")
+    try:
+        recorded, _ = await timed(yard)
+        with frozen(mongodb):
+            refused, seconds = await timed(yard)
+    finally:
+        await asyncio.to_thread(rabbitmq.ctl, *watermark, "0.4")
+    assert recorded.status_code == 202
+    assert refused.status_code == 503
+    assert seconds < 2
+    await healed(yard)
+
+
+async def test_a_repeat_that_was_answered_503_becomes_one_operation(
+    yard: Backstage, rabbitmq: RabbitMQ, mongodb: MongoDB
+) -> None:
+    headers = {"Idempotency-Key": "k"}
+    with frozen(rabbitmq, mongodb):
+        assert (await yard.submit(REQUEST, **headers)).status_code == 503
+    await healed(yard)
+    answer = await yard.submit(REQUEST, **headers)
+    assert answer.status_code == 202
+    page = (await yard.client.get("/v1/operations?job_id=j-1")).json()
+    assert [one["operation_id"] for one in page["operations"]] == [answer.json()["operation_id"]]
+
+
+async def test_a_queue_that_was_deleted_is_declared_again(
+    yard: Backstage, amqp_url: str, rabbitmq: RabbitMQ
+) -> None:
+    vhost = amqp_url.rpartition("/")[2]
+    await asyncio.to_thread(rabbitmq.ctl, "-p", vhost, "delete_queue", JOBS_QUEUE.name)
+    answer, _ = await timed(yard)
+    assert answer.status_code == 202  # MongoDB has it
+
+    async def there() -> bool:
+        assert (await yard.submit(REQUEST)).status_code == 202
+        try:
+            return await yard.broker.message_count(JOBS_QUEUE.name) > 0
+        except BrokerUnavailableError:
+            return False
+
+    await eventually(there, what="a message in the queue")
+
+
+# --- the process ---
+
+
+@pytest.fixture
+async def start(mongo_url: str, amqp_url: str) -> AsyncIterator[Start]:
+    """Start gateways as processes; what is left of them at the end is killed."""
+    started: list[asyncio.subprocess.Process] = []
+
+    async def process(*arguments: str, **settings: str) -> asyncio.subprocess.Process:
+        variables = {
+            "MODELYARD_AMQP_URL": amqp_url,
+            "MODELYARD_MONGO_URL": mongo_url,
+            "MODELYARD_LOG_FORMAT": "json",
+            **settings,
+        }
+        made = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "gateway",
+            *arguments,
+            env={**os.environ, **variables},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        started.append(made)
+        return made
+
+    yield process
+    for one in started:
+        if one.returncode is None:
+            one.kill()
+            await one.wait()
+
+
+async def answering(client: httpx2.AsyncClient, path: str) -> None:
+    async def answers() -> bool:
+        try:
+            return (await client.get(path)).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    await eventually(answers, what=f"200 from {path}")
+
+
+async def test_sigterm_answers_those_who_wait_and_ends_with_0(
+    start: Start,
+) -> None:
+    port = free_port()
+    process = await start(MODELYARD_GATEWAY_PORT=str(port))
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        await answering(client, "/readyz")
+        accepted = await client.post("/v1/jobs", json=REQUEST)
+        path = f"{accepted.headers['Location']}?wait=60"
+        waiting = [asyncio.create_task(client.get(path)) for _ in range(5)]
+        # They have been read from the socket when a later request is answered.
+        await client.get(path.replace("60", "0.2"))
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        answers = await asyncio.gather(*waiting)
+        assert {answer.status_code for answer in answers} == {200}
+        assert {answer.json()["state"] for answer in answers} == {"QUEUED"}
+    async with asyncio.timeout(25):
+        assert await process.wait() == 0
+    assert time.monotonic() - began < 5
+
+
+async def test_it_starts_and_serves_while_nothing_else_does_and_heals(
+    start: Start, rabbitmq: RabbitMQ, mongodb: MongoDB
+) -> None:
+    port = free_port()
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with frozen(rabbitmq, mongodb):
+            await start(MODELYARD_GATEWAY_PORT=str(port))
+            await answering(client, "/livez")
+            assert (await client.get("/readyz")).status_code == 503
+            began = time.monotonic()
+            assert (await client.post("/v1/jobs", json=REQUEST)).status_code == 503
+            assert time.monotonic() - began < 2
+        await answering(client, "/readyz")
+        assert (await client.post("/v1/jobs", json=REQUEST)).status_code == 202
+
+
+async def test_a_queue_with_other_arguments_ends_it_with_a_sentence(
+    start: Start, broker: Broker
+) -> None:
+    other = Queue(
+        JOBS_QUEUE.name, JOBS, SUBMIT_KEY, {**JOBS_QUEUE.arguments, "x-delivery-limit": 3}
+    )
+    await broker.declare([other, DEAD_QUEUE])
+    process = await start(MODELYARD_GATEWAY_PORT="0")
+    async with asyncio.timeout(20):
+        _, told = await process.communicate()
+    assert process.returncode == 1
+    last = told.decode().splitlines()[-1]
+    assert "modelyard.jobs.v1" in last
+    assert "x-delivery-limit" in last
+    assert "Traceback" not in told.decode()
+
+
+async def test_a_port_that_is_taken_ends_it_with_a_sentence(start: Start, yard: Backstage) -> None:
+    port = yard.url.rpartition(":")[2]
+    process = await start(MODELYARD_GATEWAY_PORT=port)
+    _, told = await process.communicate()
+    assert process.returncode == 1
+    assert told.decode().splitlines() == [
+        f"modelyard-gateway: It can't listen on 127.0.0.1:{port}: Address already in use."
+    ]

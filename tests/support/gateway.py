@@ -1,0 +1,164 @@
+"""A gateway that serves on a real port in the test's own process, and the test's hand in the rest.
+
+The dispatcher is played by hand: `Backstage.finish` records an end and publishes its event.
+"""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+
+from gateway.app import create_app
+from gateway.server import GatewayServer, listen
+from gateway.service import Gateway
+from modelyard.broker import Broker
+from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.messages import Event, OperationReport, Submission
+from modelyard.contract.states import OperationState
+from modelyard.contract.topology import DEAD_QUEUE, EVENTS, JOBS_QUEUE
+from modelyard.store import Store
+from modelyard.store.operations import Claim
+from tests.support.waiting import eventually
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Backstage:
+    """A gateway that serves, a client at its door, and the stores behind it."""
+
+    url: str
+    client: httpx2.AsyncClient
+    gateway: Gateway
+    server: GatewayServer
+    store: Store
+    broker: Broker
+
+    async def submit(self, request: Json, **headers: str) -> httpx2.Response:
+        """Post one request."""
+        return await self.client.post("/v1/jobs", json=request, headers=headers)
+
+    async def accepted(self, **request: Any) -> str:
+        """Submit a TERMINATE, or what is given, and return its operation id."""
+        job = {"job_id": f"j-{uuid.uuid4().hex[:8]}", "operation_type": "TERMINATE"}
+        answer = await self.submit(job | request)
+        assert answer.status_code == 202, answer.text
+        operation_id: str = answer.json()["operation_id"]
+        return operation_id
+
+    async def finish(
+        self,
+        operation_id: str,
+        state: OperationState = OperationState.SUCCEEDED,
+        *,
+        result_json: str | None = None,
+        error: ErrorInfo | None = None,
+        publish: bool = True,
+    ) -> None:
+        """Take an operation to its end as the dispatcher does: record it, then say so."""
+        operations = self.store.operations
+        claim = Claim(operation_id, 0, "h-1", "incarnation", 1)
+        assert await operations.claim([claim], token=uuid.uuid4().hex)
+        record = await operations.get(operation_id)
+        assert record is not None
+        assert record.job_id is not None
+        report = OperationReport(
+            operation_id=operation_id,
+            epoch=1,
+            seq=1,
+            job_id=record.job_id,
+            generation=1,
+            state=state,
+            error=error,
+        )
+        results = {}
+        if result_json is not None:
+            results[operation_id] = await self.store.results.put(operation_id, 1, result_json)
+        assert await operations.apply([report], results) == 1
+        if publish:
+            await self.publish_end(operation_id, state)
+
+    async def publish_end(self, operation_id: str, state: OperationState) -> None:
+        """Publish that an operation has ended."""
+        event = Event(
+            event_id=uuid.uuid4().hex,
+            type=f"operation.{state.lower()}",
+            at=datetime.now(UTC),
+            operation_id=operation_id,
+            state=state,
+        )
+        body = event.model_dump_json().encode()
+        await self.broker.publish(EVENTS, event.type, body, mandatory=False, persistent=False)
+
+    async def has_waiters(self, count: int = 1) -> None:
+        """Return once so many requests wait for an end."""
+
+        async def enough() -> bool:
+            return self.gateway.live.waiting >= count
+
+        await eventually(enough, what=f"{count} waiting requests")
+
+    async def published(self, count: int) -> list[Submission]:
+        """Take so many submissions off the queue of the dispatcher."""
+        taken: list[Submission] = []
+        async with asyncio.timeout(10), self.broker.subscribe(JOBS_QUEUE, prefetch=50) as source:
+            async for batch in source.batches(max_items=50):
+                taken += [Submission.model_validate_json(one.body) for one in batch]
+                await source.ack(batch)
+                if sum(len(one.requests) for one in taken) >= count:
+                    return taken
+        raise AssertionError
+
+
+@asynccontextmanager
+async def serving(mongo_url: str, amqp_url: str) -> AsyncIterator[Backstage]:
+    """Serve a gateway between a real RabbitMQ and a real MongoDB that it has all to itself."""
+    store = Store(mongo_url, name="gateway", timeout_s=2.0)
+    hands = Store(mongo_url, name="test", timeout_s=10.0)
+    broker, other = Broker(amqp_url, name="gateway"), Broker(amqp_url, name="test")
+    await hands.prepare()
+    await other.declare([JOBS_QUEUE, DEAD_QUEUE])
+    gateway = Gateway(store, broker)
+    server = GatewayServer(create_app(gateway), on_stop=gateway.live.close)
+    listener = listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(gateway.run())
+            served = tasks.create_task(server.serve(sockets=[listener]))
+            async with httpx2.AsyncClient(base_url=url, timeout=30.0) as client:
+                await gateway.live.attached.wait()
+                yield Backstage(url, client, gateway, server, hands, other)
+            server.stop()
+            await served
+            running.cancel()
+    finally:
+        await gateway.close()
+        await other.close()
+        hands.close()
+
+
+async def fill_catalog(store: Store) -> None:
+    """Store the model and the dataset of the examples."""
+    spec = ModelSpec(name="m-131", image="models/digits:1", profile=Profile.BATCH)
+    await store.models.put(spec)
+    await store.datasets.put(DatasetSpec(name="ds-550", path="/srv/ds-550"))
+
+
+def problem(answer: httpx2.Response) -> Json:
+    """Return the problem document of an answer, after checking that it is a whole one."""
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    document: Json = json.loads(answer.content)
+    assert document["status"] == answer.status_code
+    assert document["type"] == f"urn:modelyard:problem:{document['code']}"
+    assert document["title"]
+    assert document["detail"]
+    assert document["request_id"] == answer.headers["X-Request-Id"]
+    return document

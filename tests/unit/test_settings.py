@@ -1,0 +1,72 @@
+"""What the three processes have in common: their command lines and their settings."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dispatcher.settings import Settings as DispatcherSettings
+from gateway.settings import Settings as GatewaySettings
+from modelyard.settings import ProcessSettings, variable
+from worker.settings import WorkerSettings
+
+PROCESSES: list[tuple[str, type[ProcessSettings]]] = [
+    ("gateway", GatewaySettings),
+    ("dispatcher", DispatcherSettings),
+    ("worker", WorkerSettings),
+]
+
+
+def run(module: str, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={"PATH": "", "PYTHONPATH": ".", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("module", "settings"), PROCESSES)
+def test_help_lists_every_setting_by_its_variable(
+    module: str, settings: type[ProcessSettings]
+) -> None:
+    said = run(module, "--help")
+    assert said.returncode == 0
+    for name, field in settings.model_fields.items():
+        assert f"  {variable(settings, name)}\n" in said.stdout
+        assert field.description
+
+
+@pytest.mark.parametrize(("module", "_settings"), PROCESSES)
+def test_the_version_is_told(module: str, _settings: object) -> None:
+    assert run(module, "--version").stdout.startswith(f"modelyard-{module} 0.")
+
+
+@pytest.mark.parametrize(("module", "_settings"), PROCESSES)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MODELYARD_AMQP_URL", "http://canary@h"),
+        ("MODELYARD_AMQP_URL", "amqp://canary@h:99999"),
+        ("MODELYARD_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_that_names_it_and_keeps_its_value(
+    module: str, _settings: object, name: str, value: str
+) -> None:
+    said = run(module, **{name: value})
+    assert said.returncode == 2
+    assert said.stderr.startswith(f"modelyard-{module}: {name} is wrong: expected ")
+    assert len(said.stderr.splitlines()) == 1
+    assert "canary" not in said.stderr
+
+
+@pytest.mark.parametrize("module", ["gateway", "dispatcher"])
+def test_a_mongodb_url_that_the_driver_refuses_is_one_sentence(module: str) -> None:
+    said = run(module, MODELYARD_MONGO_URL="mongodb://u:can/ary@h/x")
+    assert said.returncode == 2
+    assert len(said.stderr.splitlines()) == 1
+    assert "MongoDB's URL" in said.stderr
+    assert "ary" not in said.stderr
