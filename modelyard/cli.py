@@ -1,0 +1,319 @@
+"""The command line: `modelyard`.
+
+Exit codes: 0 done, 1 the operation failed or the request was refused, 2 wrong usage, 3 the
+service is unavailable.
+"""
+
+import re
+import sys
+from typing import Annotated, cast
+
+import typer
+
+from modelyard import __version__
+from modelyard.calls import OperationFilters, RequestOptions, request
+from modelyard.cli_output import Output
+from modelyard.cli_session import Session, finish, followed, json_file, json_text, mapping, named
+from modelyard.client import ApiError, OperationFailed, ServiceUnavailableError
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.ids import OPERATION_ID_PATTERN
+from modelyard.contract.states import JobState, OperationState, Verb
+
+FAILED, USAGE, UNAVAILABLE = 1, 2, 3
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run model containers on a fleet of plain Docker hosts.",
+)
+models = typer.Typer(no_args_is_help=True, help="The models of the catalog.")
+datasets = typer.Typer(no_args_is_help=True, help="The datasets of the catalog.")
+commands.add_typer(models, name="models")
+commands.add_typer(datasets, name="datasets")
+
+Context = typer.Context
+Job = Annotated[str, typer.Argument(help="The job.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A model of the catalog.")]
+Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="A dataset of the catalog.")]
+Input = Annotated[str | None, typer.Option(help="JSON, @FILE, or - for standard input.")]
+Wait = Annotated[bool, typer.Option("--wait", "-w", help="Show the phases until it has ended.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds to wait at the most.")]
+Key = Annotated[str | None, typer.Option(help="The idempotency key.")]
+Priority = Annotated[int | None, typer.Option(min=0, max=9, help="Higher goes first.")]
+File = Annotated[str, typer.Argument(help="A JSON file, or - for standard input.")]
+Name = Annotated[str, typer.Argument(help="The name of the entry.")]
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer gives it so
+    if wanted:
+        typer.echo(f"modelyard {__version__}")
+        raise typer.Exit
+
+
+@commands.callback()
+def _session(
+    ctx: Context,
+    url: Annotated[
+        str, typer.Option(envvar="MODELYARD_URL", help="The gateway.")
+    ] = "http://127.0.0.1:8080",
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    try:
+        session = Session(url, as_json=as_json)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from error
+    ctx.obj = session
+    ctx.call_on_close(session.yard.close)
+
+
+# --- submitting ---
+
+
+@commands.command()
+def submit(ctx: Context, file: File, *, wait: Wait = False, key: Key = None) -> None:
+    """Submit the request of a JSON file, or a list of them."""
+    session = _of(ctx)
+    body = json_file(file)
+    if not isinstance(body, list):
+        finish(session, mapping(body), wait=wait, key=key)
+        return
+    items = session.yard.submit_batch([mapping(one) for one in body], idempotency_key=key)
+    session.out.batch(items)
+    if any(item.problem for item in items):
+        raise typer.Exit(FAILED)
+
+
+@commands.command()
+def create(  # noqa: PLR0913 - options
+    ctx: Context,
+    job: Job,
+    *,
+    model: Model,
+    dataset: Dataset = None,
+    priority: Priority = None,
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
+    """Place a job on a host and create its container."""
+    made = request(Verb.DEPLOY_CREATE, job, _options(priority), model=model, dataset=dataset)
+    finish(_of(ctx), made, wait=wait, key=key)
+
+
+@commands.command()
+def load(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+    """Bring a job's model into memory."""
+    finish(_of(ctx), request(Verb.DEPLOY_LOAD, job, {}), wait=wait, key=key)
+
+
+@commands.command()
+def infer(
+    ctx: Context,
+    job: Job,
+    *,
+    input: Annotated[str, typer.Option(help="JSON, @FILE, or - for standard input.")],  # noqa: A002
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
+    """Send an input to a job's model; with --wait its answer is printed."""
+    made = request(Verb.INFER, job, {}, input=json_text(input))
+    finish(_of(ctx), made, wait=wait, key=key)
+
+
+@commands.command()
+def unload(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+    """Take a job's model out of memory."""
+    finish(_of(ctx), request(Verb.DEPLOY_UNLOAD, job, {}), wait=wait, key=key)
+
+
+@commands.command()
+def terminate(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+    """Remove a job's container."""
+    finish(_of(ctx), request(Verb.TERMINATE, job, {}), wait=wait, key=key)
+
+
+@commands.command()
+def temp(  # noqa: PLR0913 - options
+    ctx: Context,
+    job: Job,
+    *,
+    model: Model,
+    dataset: Dataset = None,
+    input: Input = None,  # noqa: A002 - the word of the API
+    priority: Priority = None,
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
+    """Run a model once and remove it again; with --wait its answer is printed."""
+    given = None if input is None else json_text(input)
+    options = _options(priority)
+    made = request(Verb.TEMP, job, options, model=model, dataset=dataset, input=given)
+    finish(_of(ctx), made, wait=wait, key=key)
+
+
+# --- status ---
+
+
+@commands.command()
+def status(ctx: Context, id: Annotated[str, typer.Argument(help="An operation or a job.")]) -> None:  # noqa: A002
+    """Show an operation, or a job."""
+    session = _of(ctx)
+    if re.fullmatch(OPERATION_ID_PATTERN, id):
+        session.out.one(session.yard.operation(id))
+    else:
+        session.out.one(session.yard.job(id))
+
+
+@commands.command()
+def result(ctx: Context, operation: str) -> None:
+    """Print an operation's result."""
+    session = _of(ctx)
+    session.out.value(session.yard.result(operation))
+
+
+@commands.command()
+def wait(ctx: Context, operation: str, timeout: Timeout = None) -> None:
+    """Show an operation's phases until it has ended."""
+    session = _of(ctx)
+    session.out.one(followed(session, operation, timeout))
+
+
+@commands.command()
+def jobs(
+    ctx: Context,
+    state: Annotated[JobState | None, typer.Option()] = None,
+    host: Annotated[str | None, typer.Option()] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+) -> None:
+    """List jobs, newest first."""
+    session = _of(ctx)
+    session.out.jobs(session.yard.jobs(state=state, host_id=host, limit=limit).jobs)
+
+
+@commands.command()
+def operations(  # noqa: PLR0913 - options
+    ctx: Context,
+    *,
+    state: Annotated[OperationState | None, typer.Option()] = None,
+    job: Annotated[str | None, typer.Option()] = None,
+    host: Annotated[str | None, typer.Option()] = None,
+    verb: Annotated[Verb | None, typer.Option()] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+) -> None:
+    """List operations, newest first."""
+    session = _of(ctx)
+    filters = OperationFilters(
+        state=state, job_id=job, host_id=host, operation_type=verb, limit=limit
+    )
+    session.out.operations(session.yard.operations(**filters).operations)
+
+
+@commands.command()
+def hosts(ctx: Context) -> None:
+    """List the hosts."""
+    session = _of(ctx)
+    session.out.hosts(session.yard.hosts())
+
+
+# --- catalog ---
+
+
+@models.command("list")
+def list_models(ctx: Context) -> None:
+    """List the models."""
+    _of(ctx).out.models(_of(ctx).yard.models())
+
+
+@models.command("get")
+def get_model(ctx: Context, name: Name) -> None:
+    """Show a model."""
+    _of(ctx).out.one(_of(ctx).yard.model(name))
+
+
+@models.command("apply")
+def apply_model(ctx: Context, file: File) -> None:
+    """Store the model of a JSON file under its name."""
+    _of(ctx).out.one(_of(ctx).yard.put_model(named(json_file(file))))
+
+
+@models.command("delete")
+def delete_model(ctx: Context, name: Name) -> None:
+    """Delete a model."""
+    _of(ctx).yard.delete_model(name)
+
+
+@datasets.command("list")
+def list_datasets(ctx: Context) -> None:
+    """List the datasets."""
+    _of(ctx).out.datasets(_of(ctx).yard.datasets())
+
+
+@datasets.command("get")
+def get_dataset(ctx: Context, name: Name) -> None:
+    """Show a dataset."""
+    _of(ctx).out.one(_of(ctx).yard.dataset(name))
+
+
+@datasets.command("apply")
+def apply_dataset(ctx: Context, file: File) -> None:
+    """Store the dataset of a JSON file under its name."""
+    _of(ctx).out.one(_of(ctx).yard.put_dataset(named(json_file(file))))
+
+
+@datasets.command("delete")
+def delete_dataset(ctx: Context, name: Name) -> None:
+    """Delete a dataset."""
+    _of(ctx).yard.delete_dataset(name)
+
+
+def app(arguments: list[str] | None = None) -> None:
+    """Run a command and exit; whatever goes wrong is one sentence on stderr."""
+    out = Output(as_json=False)
+    try:
+        commands(_globals_first(sys.argv[1:] if arguments is None else arguments))
+    except ServiceUnavailableError as error:
+        out.error(error.detail)
+        sys.exit(UNAVAILABLE)
+    except ApiError as error:
+        out.error(f"{error.detail} ({error.code})", error.faults)
+        sys.exit(_exit_code(error))
+    except (OperationFailed, TimeoutError) as error:
+        out.error(str(error))
+        sys.exit(FAILED)
+
+
+def _of(ctx: Context) -> Session:
+    return cast("Session", ctx.obj)
+
+
+def _options(priority: int | None) -> RequestOptions:
+    return RequestOptions() if priority is None else RequestOptions(priority=priority)
+
+
+def _exit_code(error: ApiError) -> int:
+    return USAGE if error.code in (ErrorCode.INVALID_REQUEST, ErrorCode.INVALID_JSON) else FAILED
+
+
+def _globals_first(args: list[str]) -> list[str]:
+    """Move `--json` and `--url URL` to the front, so that they may stand behind a command too."""
+    front: list[str] = []
+    rest: list[str] = []
+    left = iter(args)
+    for one in left:
+        if one == "--":
+            rest += [one, *left]
+        elif one == "--json" or one.startswith("--url="):
+            front.append(one)
+        elif one == "--url":
+            front += [one, *([value] if (value := next(left, None)) is not None else [])]
+        else:
+            rest.append(one)
+    return [*front, *rest]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,192 @@
+"""What the command line prints: tables and live phases for people, JSON for machines."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from modelyard.contract.answers import Accepted, BatchItem, Fault
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.messages import HostView, JobView, OperationView
+from modelyard.contract.strict_json import JsonValue
+
+_STYLES = {
+    "SUCCEEDED": "green",
+    "LOADED": "green",
+    "CREATED": "cyan",
+    "ONLINE": "green",
+    "RUNNING": "cyan",
+    "DISPATCHED": "cyan",
+    "FAILED": "red",
+    "REJECTED": "red",
+    "TIMED_OUT": "red",
+    "EXPIRED": "red",
+    "LOST": "red",
+    "SUSPECT": "yellow",
+}
+
+
+class Output:
+    """Results go to stdout, everything else to stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self._out = Console(highlight=False)
+        self._err = Console(stderr=True, highlight=False)
+
+    def value(self, value: JsonValue) -> None:
+        """Print JSON: a result, or anything for machines."""
+        indent = 2 if sys.stdout.isatty() else None
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+    def note(self, text: str) -> None:
+        """Tell a person what happens."""
+        self._err.print(escape(text), soft_wrap=True)
+
+    def error(self, text: str, faults: Iterable[Fault] = ()) -> None:
+        """Tell what went wrong, and where in the request."""
+        self._err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+        for fault in faults:
+            where = fault.pointer or fault.parameter or fault.header or "(the whole of it)"
+            self._err.print(f"  {escape(where)}: {escape(fault.message)}", soft_wrap=True)
+
+    def accepted(self, accepted: Accepted) -> None:
+        """Print what a request became."""
+        if self.as_json:
+            self.value(accepted.model_dump(mode="json"))
+        else:
+            self._out.print(accepted.operation_id)
+
+    def batch(self, items: Sequence[BatchItem]) -> None:
+        """Print what the requests of a batch became."""
+        if self.as_json:
+            self.value([item.model_dump(mode="json", exclude_none=True) for item in items])
+            return
+        rows = [
+            (
+                str(item.status),
+                item.job_id or "",
+                item.operation_id or "",
+                f"{item.problem.code}: {item.problem.detail}" if item.problem else item.state or "",
+            )
+            for item in items
+        ]
+        self._table(("status", "job", "operation", "answer"), rows)
+
+    def operations(self, found: Sequence[OperationView]) -> None:
+        """Print operations."""
+        rows = [
+            (
+                one.operation_id,
+                one.job_id or "",
+                one.operation_type or "",
+                one.state,
+                one.host_id or "",
+                _when(one.accepted_at),
+                one.error.code if one.error else "",
+            )
+            for one in found
+        ]
+        names = ("operation", "job", "verb", "state", "host", "accepted", "error")
+        self._many(found, names, rows)
+
+    def jobs(self, found: Sequence[JobView]) -> None:
+        """Print jobs."""
+        rows = [
+            (
+                one.job_id,
+                one.state,
+                one.model or "",
+                one.dataset or "",
+                one.host_id or "",
+                (one.container_id or "")[:12],
+            )
+            for one in found
+        ]
+        self._many(found, ("job", "state", "model", "dataset", "host", "container"), rows)
+
+    def hosts(self, found: Sequence[HostView]) -> None:
+        """Print hosts."""
+        rows = [
+            (
+                one.host_id,
+                one.liveness,
+                one.admission,
+                f"{one.slots_used}/{one.slots}",
+                str(one.running),
+                _when(one.last_seen),
+            )
+            for one in found
+        ]
+        self._many(found, ("host", "liveness", "admission", "slots", "running", "seen"), rows)
+
+    def models(self, found: Sequence[ModelSpec]) -> None:
+        """Print models."""
+        rows = [(one.name, one.profile, one.image) for one in found]
+        self._many(found, ("model", "profile", "image"), rows)
+
+    def datasets(self, found: Sequence[DatasetSpec]) -> None:
+        """Print datasets."""
+        rows = [(one.name, one.path or f"volume {one.volume}") for one in found]
+        self._many(found, ("dataset", "source"), rows)
+
+    def one(self, view: BaseModel) -> None:
+        """Print one thing with everything that is known of it."""
+        fields = view.model_dump(mode="json", exclude={"links"})
+        if self.as_json:
+            self.value(view.model_dump(mode="json"))
+            return
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in fields.items():
+            if value not in (None, "", [], {}, ()):
+                shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                table.add_row(f"[bold]{name}[/bold]", _styled(shown))
+        self._out.print(table)
+
+    def phase(self, view: OperationView) -> None:
+        """Tell a person where an operation stands; one line for each change."""
+        self.note(described(view))
+
+    def _many(
+        self, found: Sequence[BaseModel], names: Sequence[str], rows: Iterable[Sequence[str]]
+    ) -> None:
+        if self.as_json:
+            self.value([one.model_dump(mode="json") for one in found])
+        else:
+            self._table(names, rows)
+
+    def _table(self, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for name in names:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(_styled(cell) for cell in row))
+        self._out.print(table)
+
+
+def described(view: OperationView) -> str:
+    """Return where an operation stands, in a few words."""
+    words = [str(view.operation_type or "?"), str(view.job_id or "?"), view.state.value]
+    if view.phase is not None:
+        words.append(view.phase.value)
+    if view.progress is not None and view.progress.total:
+        words.append(f"{100 * view.progress.current // view.progress.total}%")
+    if view.host_id is not None:
+        words.append(f"on {view.host_id}")
+    if view.waiting_for:
+        words.append("waiting for " + ", ".join(view.waiting_for))
+    return " ".join(words)
+
+
+def _styled(cell: str) -> str:
+    style = _STYLES.get(cell)
+    return f"[{style}]{escape(cell)}[/{style}]" if style else escape(cell)
+
+
+def _when(moment: datetime | None) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""

@@ -1,0 +1,243 @@
+"""The client of the HTTP API: `Modelyard`, and `AsyncModelyard` for asyncio.
+
+    with Modelyard("http://127.0.0.1:8080") as yard:
+        yard.wait(yard.create("j-1", "m-131", "ds-550"))
+        yard.wait(yard.load("j-1"))
+        asked = yard.infer("j-1", {"inputs": [...]})
+        yard.wait(asked)
+        print(yard.result(asked))
+
+Every call is sent again, a few times, after a lost connection or an answer of 503. That is safe:
+each submission has an idempotency key, by which a repeat is the same operation.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import httpx2
+
+from modelyard import calls
+from modelyard.async_client import AsyncModelyard
+from modelyard.calls import (
+    ATTEMPTS,
+    LONGEST_POLL_S,
+    ApiError,
+    Attempts,
+    Call,
+    OperationFailed,
+    Request,
+    RequestOptions,
+    ServiceUnavailableError,
+    answer_of,
+    id_of,
+    succeeded,
+)
+from modelyard.contract.answers import Accepted, BatchItem, JobPage, OperationPage
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.messages import HostView, JobView, OperationView
+from modelyard.contract.states import Verb
+from modelyard.contract.strict_json import JsonValue
+
+T = TypeVar("T")
+
+Operation = str | Accepted | OperationView
+
+
+class Modelyard:
+    """A connection to a gateway. Every method raises `ApiError` for what it is refused."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 10.0,
+        attempts: int = ATTEMPTS,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        """`timeout_s` bounds one attempt; `attempts` how often a call is sent at the most.
+
+        Raises `ValueError` if `url` is not one of HTTP.
+        """
+        self._http = httpx2.Client(base_url=calls.checked_url(url), transport=transport)
+        self._timeout_s = timeout_s
+        self._attempts = attempts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # --- submitting ---
+
+    def submit(self, request: Request, *, idempotency_key: str | None = None) -> Accepted:
+        """Submit a request; returns when it is durable, before it has run."""
+        return self._send(calls.submit(request, idempotency_key))
+
+    def submit_batch(
+        self, requests: Sequence[Request], *, idempotency_key: str | None = None
+    ) -> tuple[BatchItem, ...]:
+        """Submit up to 1,000 requests; each is answered on its own, in order."""
+        return self._send(calls.submit_batch(requests, idempotency_key))
+
+    def create(
+        self,
+        job_id: str,
+        model: str,
+        dataset: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Accepted:
+        """Place the job on a host and create its container."""
+        given = {"model": model, "dataset": dataset}
+        return self.submit(calls.request(Verb.DEPLOY_CREATE, job_id, options, **given))
+
+    def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+        """Bring the job's model into memory."""
+        return self.submit(calls.request(Verb.DEPLOY_LOAD, job_id, options))
+
+    def infer(
+        self,
+        job_id: str,
+        input: JsonValue,  # noqa: A002 - the word of the API
+        **options: Unpack[RequestOptions],
+    ) -> Accepted:
+        """Send an input to the job's model; its answer is the operation's result."""
+        return self.submit(calls.request(Verb.INFER, job_id, options, input=input))
+
+    def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+        """Take the job's model out of memory."""
+        return self.submit(calls.request(Verb.DEPLOY_UNLOAD, job_id, options))
+
+    def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+        """Remove the job's container."""
+        return self.submit(calls.request(Verb.TERMINATE, job_id, options))
+
+    def temp(
+        self,
+        job_id: str,
+        model: str,
+        dataset: str | None = None,
+        input: JsonValue = None,  # noqa: A002 - the word of the API
+        **options: Unpack[RequestOptions],
+    ) -> Accepted:
+        """Run the model once over the dataset, or the input, and remove it again."""
+        given = {"model": model, "dataset": dataset, "input": input}
+        return self.submit(calls.request(Verb.TEMP, job_id, options, **given))
+
+    # --- operations ---
+
+    def operation(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
+        """Read an operation, after waiting for its end for up to `wait_s` seconds (60)."""
+        return self._send(calls.operation(id_of(operation), wait_s))
+
+    def wait(self, operation: Operation, timeout_s: float | None = None) -> OperationView:
+        """Return the operation once it has succeeded.
+
+        Raises `OperationFailed` if it ended otherwise and `TimeoutError` if it has not ended
+        within `timeout_s` seconds; null waits for ever.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            began = time.monotonic()
+            left = LONGEST_POLL_S if deadline is None else max(deadline - began, 0.0)
+            view = self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
+            if view.state.terminal:
+                return succeeded(view)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{view.operation_id} is still {view.state}")
+            # A gateway that stops answers early; the next one needs a moment to take over.
+            time.sleep(calls.pause_after_poll(time.monotonic() - began, left))
+
+    def result(self, operation: Operation) -> JsonValue:
+        """Read the result of an operation that has ended."""
+        return self._send(calls.result(id_of(operation)))
+
+    def operations(self, **filters: Unpack[calls.OperationFilters]) -> OperationPage:
+        """List operations, newest first; `cursor=page.next` reads on."""
+        return self._send(calls.operations(filters))
+
+    # --- jobs and hosts ---
+
+    def job(self, job_id: str) -> JobView:
+        """Read a job."""
+        return self._send(calls.job(job_id))
+
+    def jobs(self, **filters: Unpack[calls.JobFilters]) -> JobPage:
+        """List jobs, newest first; `cursor=page.next` reads on."""
+        return self._send(calls.jobs(filters))
+
+    def host(self, host_id: str) -> HostView:
+        """Read a host."""
+        return self._send(calls.host(host_id))
+
+    def hosts(self) -> tuple[HostView, ...]:
+        """List the hosts."""
+        return self._send(calls.hosts())
+
+    # --- catalog ---
+
+    def models(self) -> tuple[ModelSpec, ...]:
+        """List the models of the catalog."""
+        return self._send(calls.models())
+
+    def model(self, name: str) -> ModelSpec:
+        """Read a model."""
+        return self._send(calls.entry("models", ModelSpec, name))
+
+    def put_model(self, spec: ModelSpec | Mapping[str, JsonValue]) -> ModelSpec:
+        """Store a model under its name."""
+        return self._send(calls.put_entry("models", ModelSpec, spec))
+
+    def delete_model(self, name: str) -> None:
+        """Delete a model; jobs that run keep it."""
+        self._send(calls.delete_entry("models", name))
+
+    def datasets(self) -> tuple[DatasetSpec, ...]:
+        """List the datasets of the catalog."""
+        return self._send(calls.datasets())
+
+    def dataset(self, name: str) -> DatasetSpec:
+        """Read a dataset."""
+        return self._send(calls.entry("datasets", DatasetSpec, name))
+
+    def put_dataset(self, spec: DatasetSpec | Mapping[str, JsonValue]) -> DatasetSpec:
+        """Store a dataset under its name."""
+        return self._send(calls.put_entry("datasets", DatasetSpec, spec))
+
+    def delete_dataset(self, name: str) -> None:
+        """Delete a dataset; jobs that run keep it."""
+        self._send(calls.delete_entry("datasets", name))
+
+    def _send(self, call: Call[T]) -> T:
+        attempts = Attempts(self._attempts)
+        while True:
+            try:
+                response = self._http.request(**call.arguments(self._timeout_s))
+            except httpx2.TransportError as error:
+                pause_s: float | None = attempts.after_error(error)
+            else:
+                pause_s = attempts.after(response)
+                if pause_s is None:
+                    return answer_of(call, response)
+            time.sleep(pause_s or 0.0)
+
+
+__all__ = [
+    "Accepted",
+    "ApiError",
+    "AsyncModelyard",
+    "Modelyard",
+    "OperationFailed",
+    "ServiceUnavailableError",
+]

@@ -1,0 +1,228 @@
+"""The client: what it sends again, what it gives up on, and what its errors say."""
+
+import inspect
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from modelyard.calls import MOST_PAUSE_S, Attempts
+from modelyard.client import (
+    ApiError,
+    AsyncModelyard,
+    Modelyard,
+    OperationFailed,
+    ServiceUnavailableError,
+)
+from modelyard.contract.answers import Accepted
+from modelyard.contract.catalog import ModelSpec, Profile
+from modelyard.contract.messages import Links, OperationView
+from modelyard.contract.states import OperationState, Verb
+
+ID = "01890000-0000-7000-8000-000000000000"
+ACCEPTED = Accepted(
+    operation_id=ID, job_id="j-1", state=OperationState.QUEUED, links=Links(self=f"/x/{ID}")
+)
+PROBLEM = {
+    "type": "urn:modelyard:problem:unavailable",
+    "title": "A part that is needed does not answer; try again.",
+    "status": 503,
+    "detail": "Neither has confirmed it.",
+    "code": "unavailable",
+    "request_id": "r-1",
+}
+
+Answer = Callable[[httpx2.Request], httpx2.Response]
+
+
+def view(state: OperationState) -> httpx2.Response:
+    made = OperationView(
+        operation_id=ID,
+        job_id="j-1",
+        operation_type=Verb.TERMINATE,
+        state=state,
+        links=Links(self=f"/v1/operations/{ID}"),
+    )
+    return httpx2.Response(200, content=made.model_dump_json())
+
+
+class Script:
+    """A gateway that answers as written, one line for each request."""
+
+    def __init__(self, *answers: httpx2.Response | Exception | Answer) -> None:
+        self.seen: list[httpx2.Request] = []
+        self._answers = list(answers)
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        self.seen.append(request)
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, httpx2.Response) else answer(request)
+
+    def client(self, attempts: int = 5) -> Modelyard:
+        return Modelyard("http://g", attempts=attempts, transport=httpx2.MockTransport(self))
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelyard.calls.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("modelyard.calls.MOST_PAUSE_S", 0.0)
+
+
+def accepted() -> httpx2.Response:
+    return httpx2.Response(202, content=ACCEPTED.model_dump_json())
+
+
+def unavailable() -> httpx2.Response:
+    return httpx2.Response(503, json=PROBLEM, headers={"Retry-After": "1"})
+
+
+def test_a_submission_is_sent_again_under_the_same_key() -> None:
+    script = Script(
+        httpx2.ConnectError("refused"), httpx2.ReadTimeout("late"), unavailable(), accepted()
+    )
+    assert script.client().terminate("j-1") == ACCEPTED
+    keys = {request.headers["Idempotency-Key"] for request in script.seen}
+    assert len(script.seen) == 4
+    assert len(keys) == 1
+
+
+def test_each_submission_has_a_key_of_its_own_unless_one_is_given() -> None:
+    script = Script(accepted(), accepted(), accepted())
+    yard = script.client()
+    yard.load("j-1")
+    yard.load("j-1")
+    yard.submit({"job_id": "j-1", "operation_type": "TERMINATE"}, idempotency_key="mine")
+    first, second, third = (request.headers["Idempotency-Key"] for request in script.seen)
+    assert first != second
+    assert third == "mine"
+
+
+def test_it_gives_up_after_its_attempts() -> None:
+    script = Script(*[unavailable() for _ in range(3)])
+    with pytest.raises(ServiceUnavailableError) as caught:
+        script.client(attempts=3).hosts()
+    assert caught.value.status == 503
+    assert caught.value.code == "unavailable"
+    assert caught.value.request_id == "r-1"
+    assert len(script.seen) == 3
+
+
+def test_a_gateway_that_is_not_there_is_unavailable() -> None:
+    script = Script(httpx2.ConnectError("refused"), httpx2.ConnectError("refused"))
+    with pytest.raises(ServiceUnavailableError, match="refused") as caught:
+        script.client(attempts=2).hosts()
+    assert caught.value.status is None
+
+
+def test_a_refusal_is_raised_at_once_with_its_faults() -> None:
+    refused = PROBLEM | {
+        "status": 422,
+        "code": "invalid_request",
+        "errors": [{"pointer": "/job_id", "message": "wrong"}],
+    }
+    script = Script(httpx2.Response(422, json=refused))
+    with pytest.raises(ApiError) as caught:
+        script.client().terminate("a/b")
+    assert caught.value.code == "invalid_request"
+    assert caught.value.faults[0].pointer == "/job_id"
+    assert not isinstance(caught.value, ServiceUnavailableError)
+
+
+def test_an_answer_from_something_else_is_an_error_too() -> None:
+    script = Script(httpx2.Response(404, text="<html>nginx</html>"))
+    with pytest.raises(ApiError, match="404"):
+        script.client().job("j-1")
+
+
+def test_waiting_asks_again_until_the_end() -> None:
+    script = Script(view(OperationState.QUEUED), view(OperationState.SUCCEEDED))
+
+    def held(request: httpx2.Request) -> httpx2.Response:
+        assert float(request.url.params["wait"]) <= 30
+        return view(OperationState.RUNNING)
+
+    script._answers.insert(0, held)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modelyard.calls.pause_after_poll", lambda *_: 0.0)
+        assert script.client().wait(ACCEPTED).state is OperationState.SUCCEEDED
+    assert len(script.seen) == 3
+
+
+@pytest.mark.parametrize("state", [OperationState.FAILED, OperationState.REJECTED])
+def test_waiting_raises_for_any_other_end(state: OperationState) -> None:
+    with pytest.raises(OperationFailed, match=state) as caught:
+        Script(view(state)).client().wait(ID)
+    assert caught.value.operation.state is state
+
+
+def test_waiting_has_an_end() -> None:
+    with pytest.raises(TimeoutError, match="still QUEUED"):
+        Script(view(OperationState.QUEUED)).client().wait(ID, timeout_s=0)
+
+
+def test_names_that_travel_into_addresses_are_quoted() -> None:
+    script = Script(httpx2.Response(404, json=PROBLEM | {"status": 404, "code": "not_found"}))
+    with pytest.raises(ApiError):
+        script.client().job("../hosts?x=1")
+    assert script.seen[0].url.raw_path == b"/v1/jobs/..%2Fhosts%3Fx%3D1"
+
+
+def test_a_verb_says_only_what_was_given() -> None:
+    script = Script(accepted())
+    script.client().create("j-1", "m-131", priority=2)
+    assert script.seen[0].content == (
+        b'{"job_id":"j-1","operation_type":"DEPLOY_CREATE","model":"m-131","priority":2}'
+    )
+
+
+def test_a_model_is_stored_at_its_name() -> None:
+    spec = ModelSpec(name="m", image="a/b:1", profile=Profile.BATCH)
+    script = Script(httpx2.Response(201, content=spec.model_dump_json()))
+    assert script.client().put_model(spec) == spec
+    assert script.seen[0].url.path == "/v1/models/m"
+
+
+@pytest.mark.parametrize("url", ["", "gateway", "ftp://x", "http://"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="is not a URL"):
+        Modelyard(url)
+
+
+def test_the_pause_is_what_the_gateway_asks_for_but_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("modelyard.calls.MOST_PAUSE_S", MOST_PAUSE_S)
+    asked = httpx2.Response(503, headers={"Retry-After": "2"})
+    assert Attempts(3).after(asked) == 2
+    forever = httpx2.Response(503, headers={"Retry-After": "86400"})
+    assert Attempts(3).after(forever) == MOST_PAUSE_S
+    assert Attempts(3).after(httpx2.Response(404)) is None
+
+
+def test_both_clients_offer_the_same() -> None:
+    def offered(kind: type) -> dict[str, list[str]]:
+        return {
+            name: list(inspect.signature(method).parameters)
+            for name, method in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_")
+        }
+
+    assert offered(Modelyard) == offered(AsyncModelyard)
+
+
+async def test_the_asynchronous_client_sends_again_and_waits_too() -> None:
+    script = Script(
+        httpx2.ConnectError("refused"),
+        unavailable(),
+        accepted(),
+        view(OperationState.SUCCEEDED),
+        httpx2.Response(200, content=b"[1]"),
+    )
+    transport = httpx2.MockTransport(script)
+    async with AsyncModelyard("http://g", transport=transport) as yard:
+        asked = await yard.infer("j-1", {"x": 1})
+        ended = await yard.wait(asked)
+        assert ended.state is OperationState.SUCCEEDED
+        assert await yard.result(ended) == [1]
