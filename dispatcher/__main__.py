@@ -27,17 +27,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = start_process(PROG, purpose, Settings, argv)
     setup_logging("dispatcher", level=settings.log_level, log_format=settings.log_format)
     try:
-        store = Store(settings.mongo_url.get_secret_value(), name="dispatcher")
-    except ValueError as error:
-        give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
-    try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(settings, store))
+            runner.run(_run(settings))
     except TopologyMismatchError as error:
         give_up(PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {error}")
 
 
-async def _run(settings: Settings, store: Store) -> None:
+async def _run(settings: Settings) -> None:
+    try:
+        store = Store(settings.mongo_url.get_secret_value(), name="dispatcher")
+    except ValueError as error:
+        give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
     broker = Broker(settings.amqp_url.get_secret_value(), name="dispatcher")
     work = asyncio.create_task(Dispatcher(settings, store, broker).run())
     _listen_for_signals(work)

@@ -29,26 +29,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = start_process(PROG, "Modelyard's HTTP door.", Settings, argv)
     setup_logging("gateway", level=settings.log_level, log_format=settings.log_format)
     try:
-        store = Store(
-            settings.mongo_url.get_secret_value(), name="gateway", timeout_s=STORE_TIMEOUT_S
-        )
-    except ValueError as error:
-        give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
-    try:
         listener = listen(settings.gateway_host, settings.gateway_port)
     except OSError as error:
         place = f"{settings.gateway_host}:{settings.gateway_port}"
         give_up(PROG, f"It can't listen on {place}: {_reason(error)}.")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, store, listener))
+            runner.run(_serve(settings, listener))
     except* TopologyMismatchError as group:
         give_up(
             PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {_first(group)}"
         )
 
 
-async def _serve(settings: Settings, store: Store, listener: socket.socket) -> None:
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    try:
+        store = Store(
+            settings.mongo_url.get_secret_value(), name="gateway", timeout_s=STORE_TIMEOUT_S
+        )
+    except ValueError as error:
+        give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
     broker = Broker(settings.amqp_url.get_secret_value(), name="gateway")
     gateway = Gateway(
         store,

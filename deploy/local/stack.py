@@ -16,6 +16,8 @@ from deploy.local.servers import Servers
 from deploy.local.services import Services, url_on
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
 
     from deploy.local.daemon import Daemon
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 HOST_ID = "local"
 DIGITS_DATASET = "ds-550"
 PRIVATE_HOST_ID = "demo"
+
+
+def provide_images(docker_host: str, datasets: Path, note: Callable[[str], None]) -> None:
+    """Have the images on the engine, and the digits' held-out data where workers may mount it."""
+    ensure_images(docker_host, note)
+    datasets.mkdir(parents=True, exist_ok=True)
+    export_dataset(docker_host, datasets / DIGITS_DATASET)
 
 
 class LocalStack:
@@ -78,9 +87,7 @@ class LocalStack:
                 self._forget_data()
             self.servers.start()
             with self._progress.step("Images") as step:
-                ensure_images(self.endpoints.docker_host, step.note)
-                self.layout.datasets.mkdir(parents=True, exist_ok=True)
-                export_dataset(self.endpoints.docker_host, self.layout.datasets / DIGITS_DATASET)
+                provide_images(self.endpoints.docker_host, self.layout.datasets, step.note)
                 step.result = "Images and the digits' dataset ready"
             with self._progress.step("Gateway, dispatcher, worker") as step:
                 self.services.start(self.endpoints)

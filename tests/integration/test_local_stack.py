@@ -71,7 +71,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_service(path, "gateway", GATEWAY)
     write_service(path, "dispatcher", SLEEPING)
     write_service(path, "worker", SLEEPING)
-    monkeypatch.setattr(stack, "ensure_images", lambda _docker_host, _progress: None)
+    monkeypatch.setattr(stack, "provide_images", lambda *_: None)
     # A default engine of this machine would be used as it is.
     monkeypatch.setattr(engine_api, "DEFAULT", f"unix://{path}/no.sock")
     yield path
@@ -170,7 +170,7 @@ def test_a_private_stack_is_gone_when_its_command_is_interrupted(
         from deploy.local import stack
         from deploy.local.layout import Given, Layout
         root = pathlib.Path({str(root)!r})
-        stack.ensure_images = lambda docker_host, progress: None
+        stack.provide_images = lambda *_: None
         given = Given({given.amqp_url!r}, {given.mongo_url!r})
         with stack.LocalStack(Layout.private(root), given, host_id="demo"):
             (root / "inside").touch()
