@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -29,6 +29,9 @@ _STYLES = {
     "LOST": "red",
     "SUSPECT": "yellow",
 }
+
+
+_IDS = {"operation", "container", "host"}
 
 
 class Output:
@@ -163,7 +166,8 @@ class Output:
     def _table(self, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for name in names:
-            table.add_column(name, overflow="fold")
+            # An id is there to be copied: it is never broken, what is beside it is.
+            table.add_column(name, overflow="fold", no_wrap=name in _IDS)
         for row in rows:
             table.add_row(*(_styled(cell) for cell in row))
         self._out.print(table)
@@ -189,4 +193,9 @@ def _styled(cell: str) -> str:
 
 
 def _when(moment: datetime | None) -> str:
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+    """Return a moment of today as its time, any other with its date."""
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    today = local.date() == datetime.now(UTC).astimezone().date()
+    return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
