@@ -170,6 +170,14 @@ class AsyncModelyard:
         """Read a host."""
         return await self._send(calls.host(host_id))
 
+    async def cordon(self, host_id: str) -> HostView:
+        """Place nothing new on a host; what is there goes on."""
+        return await self._send(calls.admit(host_id, "cordon"))
+
+    async def uncordon(self, host_id: str) -> HostView:
+        """Place on a host again."""
+        return await self._send(calls.admit(host_id, "uncordon"))
+
     async def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
         return await self._send(calls.hosts())

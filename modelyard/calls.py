@@ -8,7 +8,7 @@ import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -276,6 +276,11 @@ def jobs(filters: JobFilters) -> Call[JobPage]:
 def host(host_id: str) -> Call[HostView]:
     """Read a host."""
     return Call("GET", f"/v1/hosts/{_quoted(host_id)}", _reader(HostView))
+
+
+def admit(host_id: str, action: Literal["cordon", "uncordon"]) -> Call[HostView]:
+    """Change what is allowed on a host."""
+    return Call("POST", f"/v1/hosts/{_quoted(host_id)}/{action}", _reader(HostView))
 
 
 def hosts() -> Call[tuple[HostView, ...]]:

@@ -34,6 +34,7 @@ commands.add_typer(datasets, name="datasets")
 
 Context = typer.Context
 Job = Annotated[str, typer.Argument(help="The job.")]
+HostId = Annotated[str, typer.Argument(help="The host.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of the catalog.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="A dataset of the catalog.")]
 Input = Annotated[str | None, typer.Option(help="JSON, @FILE, or - for standard input.")]
@@ -217,6 +218,20 @@ def hosts(ctx: Context) -> None:
     """List the hosts."""
     session = _of(ctx)
     session.out.hosts(session.yard.hosts())
+
+
+@commands.command()
+def cordon(ctx: Context, host_id: HostId) -> None:
+    """Place nothing new on a host; what is there goes on."""
+    session = _of(ctx)
+    session.out.one(session.yard.cordon(host_id))
+
+
+@commands.command()
+def uncordon(ctx: Context, host_id: HostId) -> None:
+    """Place on a host again."""
+    session = _of(ctx)
+    session.out.one(session.yard.uncordon(host_id))
 
 
 # --- catalog ---

@@ -181,6 +181,14 @@ class Modelyard:
         """Read a host."""
         return self._send(calls.host(host_id))
 
+    def cordon(self, host_id: str) -> HostView:
+        """Place nothing new on a host; what is there goes on."""
+        return self._send(calls.admit(host_id, "cordon"))
+
+    def uncordon(self, host_id: str) -> HostView:
+        """Place on a host again."""
+        return self._send(calls.admit(host_id, "uncordon"))
+
     def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
         return self._send(calls.hosts())

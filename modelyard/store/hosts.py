@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pymongo import UpdateOne
+from pymongo import ReturnDocument, UpdateOne
 
 from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
@@ -29,6 +29,16 @@ class Hosts:
         """Return one host."""
         async with self._connection.answering():
             found = await self._collection.find_one({"_id": host_id})
+        return HostRecord.model_validate(found) if found else None
+
+    async def admit(self, host_id: str, admission: Admission) -> HostRecord | None:
+        """Set what is allowed on a host, and return it; it outlives boots of the worker."""
+        async with self._connection.answering():
+            found = await self._collection.find_one_and_update(
+                {"_id": host_id},
+                {"$set": {"admission": admission}},
+                return_document=ReturnDocument.AFTER,
+            )
         return HostRecord.model_validate(found) if found else None
 
     async def come_online(self, host_id: str, incarnation: str, online: HostOnline) -> bool:

@@ -22,7 +22,7 @@ from modelyard.contract.messages import (
     Submission,
     SubmittedRequest,
 )
-from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.states import Admission, JobState, OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS, JOBS_QUEUE, REPORTS_QUEUE, SUBMIT_KEY
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter, JobRecord, NewOperation, OperationRecord
@@ -269,6 +269,26 @@ async def test_what_cannot_be_placed_waits_with_its_reason_until_a_host_fits(yar
             command = await big.command()
             assert command.operation_id == operation_id
     assert (await yard.operation(operation_id, OperationState.DISPATCHED)).waiting_for == ()
+
+
+async def test_a_cordoned_host_takes_nothing_new_and_finishes_what_it_has(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await yard.submit(Verb.DEPLOY_CREATE, "before")
+        await host.finish(await host.command())
+        await yard.job("before", where=lambda job: job.state is JobState.CREATED)
+        await yard.store.hosts.admit("h1", Admission.CORDONED)
+        waiting = await yard.submit(Verb.DEPLOY_CREATE, "after")
+
+        async def explained() -> bool:
+            return (await yard.operation(waiting)).waiting_for == ("1 host is CORDONED",)
+
+        await eventually(explained)
+        await yard.submit(Verb.TERMINATE, "before")
+        command = await host.command()
+        assert command.verb is Verb.TERMINATE
+        await host.finish(command)
+        await yard.store.hosts.admit("h1", Admission.OPEN)
+        assert (await host.command()).operation_id == waiting
 
 
 async def test_freed_capacity_goes_to_the_most_urgent_that_waits(yard: Yard) -> None:

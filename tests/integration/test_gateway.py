@@ -426,6 +426,21 @@ async def test_a_query_that_is_wrong_is_refused(yard: Backstage, path: str, quer
 # --- hosts and catalog ---
 
 
+async def test_a_host_is_cordoned_and_uncordoned_and_a_new_boot_changes_neither(
+    yard: Backstage,
+) -> None:
+    online = HostOnline(slots=1, engine=EngineFacts(version="1", api_version="1"))
+    await yard.store.hosts.come_online("h-1", "i-1", online)
+    for action, admission in (("cordon", "CORDONED"), ("uncordon", "OPEN")):
+        for _ in range(2):
+            told = await yard.client.post(f"/v1/hosts/h-1/{action}")
+            assert (told.status_code, told.json()["admission"]) == (200, admission)
+        await yard.store.hosts.come_online("h-1", f"after {action}", online)
+        host = (await yard.client.get("/v1/hosts/h-1")).json()
+        assert host["admission"] == admission
+    assert problem(await yard.client.post("/v1/hosts/h-2/cordon"))["code"] == "not_found"
+
+
 async def test_hosts_are_listed_and_read(yard: Backstage) -> None:
     assert (await yard.client.get("/v1/hosts")).json() == {"hosts": []}
     online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
