@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -19,6 +20,14 @@ COMMANDS_TYPE = "modelyard.commands.v1"
 MAX_COMMANDS = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A command as JSON, written once."""
+
+    operation_id: str
+    json: bytes
+
+
 class Commands:
     """Publishes the commands of operations that are DISPATCHED in the record."""
 
@@ -34,30 +43,34 @@ class Commands:
         What the broker does not take is published again by the sweep: the record says DISPATCHED,
         and workers know a command that they have had.
         """
-        by_boot: dict[tuple[str, str], list[HostCommand]] = defaultdict(list)
+        by_boot: dict[tuple[str, str], list[Packed]] = defaultdict(list)
         for operation in operations:
             job = jobs.get(operation.job_id or "")
             command = self._command(operation, job)
             if command is not None and operation.host_id and operation.incarnation:
-                by_boot[operation.host_id, operation.incarnation].append(command)
+                packed = Packed(command.operation_id, command.model_dump_json().encode())
+                by_boot[operation.host_id, operation.incarnation].append(packed)
         await together(
             *(
                 self._send(host_id, incarnation, chunk)
                 for (host_id, incarnation), commands in by_boot.items()
                 for chunk in chunks_by_size(
-                    commands, _size, max_bytes=MAX_MESSAGE_BYTES, max_items=MAX_COMMANDS
+                    commands,
+                    lambda packed: len(packed.json) + 1,
+                    max_bytes=MAX_MESSAGE_BYTES,
+                    max_items=MAX_COMMANDS,
                 )
             )
         )
 
-    async def _send(self, host_id: str, incarnation: str, commands: list[HostCommand]) -> None:
-        message = HostCommands(host_id=host_id, incarnation=incarnation, commands=tuple(commands))
+    async def _send(self, host_id: str, incarnation: str, commands: list[Packed]) -> None:
+        envelope = HostCommands(host_id=host_id, incarnation=incarnation, commands=())
+        head, tail = envelope.model_dump_json().encode().rsplit(b"[]", 1)
+        body = head + b"[" + b",".join(packed.json for packed in commands) + b"]" + tail
         try:
-            await self._broker.publish(
-                HOSTS, host_id, message.model_dump_json().encode(), message_type=COMMANDS_TYPE
-            )
+            await self._broker.publish(HOSTS, host_id, body, message_type=COMMANDS_TYPE)
         except BrokerUnavailableError as error:
-            ids = [command.operation_id for command in commands]
+            ids = [packed.operation_id for packed in commands]
             log.warning("commands.not_published", host_id=host_id, ids=ids[:20], error=str(error))
 
     def _command(self, operation: OperationRecord, job: JobRecord | None) -> HostCommand | None:
@@ -76,8 +89,3 @@ class Commands:
             input_json=operation.input_json,
             timeout_s=operation.timeout_s or self._default_timeout_s,
         )
-
-
-def _size(command: HostCommand) -> int:
-    """Estimate a command's size as JSON; the input is what can be large."""
-    return 2_048 + len(command.input_json or "")

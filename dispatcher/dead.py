@@ -6,11 +6,12 @@ from typing import Any
 
 import structlog
 
+from dispatcher.decode import Unreadable, decode, idempotency_key
 from dispatcher.intake import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
 from modelyard.broker import Delivery, Subscription
-from modelyard.contract.errors import SENTENCES, ErrorCode
+from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
 from modelyard.contract.messages import MAX_BATCH_BYTES
-from modelyard.contract.topology import host_queue
+from modelyard.contract.topology import JOBS_QUEUE, host_queue
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter
 
@@ -35,9 +36,30 @@ class DeadLetterRecorder:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
         letters = [_letter(delivery) for delivery in batch]
         await self._store.dead_letters.add([one for one in letters if not _is_old_command(one)])
+        for delivery, letter in zip(batch, letters, strict=True):
+            await self._reject(delivery, letter)
         for one in letters:
             log.warning("dead_letter", reason=one.reason, queue=one.queue, detail=one.detail)
         await subscription.ack(batch)
+
+    async def _reject(self, delivery: Delivery, letter: DeadLetter) -> None:
+        """Record the requests that a dead letter of the jobs queue holds, as REJECTED.
+
+        The broker took it out of the queue, so its requests would be nowhere else.
+        """
+        if letter.queue != JOBS_QUEUE.name or REASON_HEADER in delivery.headers:
+            return
+        key = idempotency_key(delivery.headers, delivery.message_id) or letter.dead_letter_id
+        decoded = decode(delivery.body, message_type=delivery.type, key=key)
+        if isinstance(decoded, Unreadable):
+            return
+        reason = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
+        await self._store.operations.record(
+            [
+                one if one.rejection else one.model_copy(update={"rejection": reason})
+                for one in decoded
+            ]
+        )
 
 
 def _letter(delivery: Delivery) -> DeadLetter:

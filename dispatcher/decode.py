@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
-from modelyard.contract.ids import ID_PATTERN, new_operation_id, operation_id_for_key
+from modelyard.contract.ids import ID_PATTERN, operation_id_for_key
 from modelyard.contract.messages import (
     MAX_BATCH,
     MAX_BATCH_BYTES,
     MAX_REQUEST_BYTES,
     SUBMISSION_TYPE,
+    JobRequest,
     Submission,
 )
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue, canonical_json, parse_json
-from modelyard.contract.validation import parse_request
-from modelyard.store.records import NewOperation
+from modelyard.contract.validation import error_list, parse_request
+from modelyard.store.records import NewOperation, Source
 
 IDEMPOTENCY_HEADER = "idempotency-key"
 
@@ -44,13 +45,11 @@ def idempotency_key(headers: Mapping[str, object], message_id: str | None) -> st
     return message_id
 
 
-def decode(
-    body: bytes, *, message_type: str | None, key: str | None
-) -> list[NewOperation] | Unreadable:
+def decode(body: bytes, *, message_type: str | None, key: str) -> list[NewOperation] | Unreadable:
     """Return the operations that a message asks for, in its order.
 
-    A request that breaks the rules is an operation too, with a `rejection`. With the publisher's
-    idempotency `key` the ids are the same however often the message comes.
+    A request that breaks the rules is an operation too, with a `rejection`. The ids come from
+    `key`: with the publisher's own they are the same however often the message comes.
     """
     try:
         if message_type == SUBMISSION_TYPE:
@@ -66,12 +65,14 @@ def _from_gateway(body: bytes) -> list[NewOperation]:
         submission = Submission.model_validate(value)
     except ValidationError as error:
         raise InvalidRequestError(
-            ErrorCode.INVALID_REQUEST, f"It says it is a submission and is not: {error}"[:2_000]
+            ErrorCode.INVALID_REQUEST,
+            "It says it is a submission and is not.",
+            errors=error_list(error),
         ) from error
-    return [NewOperation.of(one.operation_id, one.request, "http") for one in submission.requests]
+    return [_named(one.operation_id, one.request, "http") for one in submission.requests]
 
 
-def _from_client(body: bytes, key: str | None) -> list[NewOperation]:
+def _from_client(body: bytes, key: str) -> list[NewOperation]:
     value = parse_json(body, max_bytes=MAX_BATCH_BYTES)
     if not isinstance(value, list):
         if len(body) > MAX_REQUEST_BYTES:
@@ -79,7 +80,7 @@ def _from_client(body: bytes, key: str | None) -> list[NewOperation]:
                 ErrorCode.BODY_TOO_LARGE,
                 f"The request has {len(body)} bytes; at most {MAX_REQUEST_BYTES} are taken.",
             )
-        return [_operation(value, operation_id_for_key(key) if key else new_operation_id())]
+        return [_operation(value, operation_id_for_key(key))]
     if not value:
         raise InvalidRequestError(ErrorCode.INVALID_REQUEST, "The list holds no request.")
     if len(value) > MAX_BATCH:
@@ -88,16 +89,29 @@ def _from_client(body: bytes, key: str | None) -> list[NewOperation]:
             f"The list holds {len(value)} requests, not 1 to {MAX_BATCH}.",
         )
     return [
-        _operation(item, operation_id_for_key(f"{key}/{index}") if key else new_operation_id())
-        for index, item in enumerate(value)
+        _operation(item, operation_id_for_key(f"{key}/{index}")) for index, item in enumerate(value)
     ]
 
 
 def _operation(value: JsonValue, operation_id: str) -> NewOperation:
     try:
-        return NewOperation.of(operation_id, parse_request(value), "amqp")
+        return _named(operation_id, parse_request(value), "amqp")
     except InvalidRequestError as error:
         return _rejected(value, operation_id, error)
+
+
+def _named(operation_id: str, request: JobRequest, source: Source) -> NewOperation:
+    try:
+        return NewOperation.of(operation_id, request, source)
+    except InvalidRequestError as error:
+        return NewOperation(
+            operation_id=operation_id,
+            job_id=request.job_id,
+            verb=request.operation_type,
+            source=source,
+            payload_hash=request.payload_hash(),
+            rejection=error.info(),
+        )
 
 
 def _rejected(value: JsonValue, operation_id: str, error: InvalidRequestError) -> NewOperation:

@@ -16,6 +16,8 @@ from modelyard.together import together
 
 log = structlog.get_logger(__name__)
 
+PUBLISHED_AT_ONCE = 200
+
 
 class Facts:
     """Appends events to the log in MongoDB and publishes them on `modelyard.events`."""
@@ -33,9 +35,12 @@ class Facts:
         if not events:
             return
         lasting = [event for event in events if event.progress is None]
-        await together(
-            self._store.events.append(lasting), *(self._publish(event) for event in events)
-        )
+        await together(self._store.events.append(lasting), self._publish_all(events))
+
+    async def _publish_all(self, events: Sequence[Event]) -> None:
+        for start in range(0, len(events), PUBLISHED_AT_ONCE):
+            some = events[start : start + PUBLISHED_AT_ONCE]
+            await together(*(self._publish(event) for event in some))
 
     async def _publish(self, event: Event) -> None:
         try:

@@ -30,6 +30,10 @@ REASON_HEADER = "x-modelyard-reason"
 DETAIL_HEADER = "x-modelyard-detail"
 QUEUE_HEADER = "x-modelyard-queue"
 
+AT_ONCE = 1_000
+"""Operations that are recorded with one write; a message holds no more."""
+_AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
+
 
 class Intake:
     """Takes messages of `modelyard.jobs.v1` into the record."""
@@ -53,22 +57,39 @@ class Intake:
         Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
         """
         wanted: dict[str, NewOperation] = {}
+        read: list[Delivery] = []
         for delivery in batch:
-            key = idempotency_key(delivery.headers, delivery.message_id)
+            key = idempotency_key(delivery.headers, delivery.message_id) or delivery.fallback_key
             decoded = decode(delivery.body, message_type=delivery.type, key=key)
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
-                continue
+                decoded = []
+            if len(wanted) + len(decoded) > AT_ONCE:
+                await self._settle(subscription, read, wanted)
+                read, wanted = [], {}
+            read.append(delivery)
             for operation in decoded:
                 kept = wanted.setdefault(operation.operation_id, operation)
                 if kept.payload_hash != operation.payload_hash:
                     await self._audit(operation, kept.payload_hash)
+        await self._settle(subscription, read, wanted)
+
+    async def _settle(
+        self,
+        subscription: Subscription,
+        read: Sequence[Delivery],
+        wanted: Mapping[str, NewOperation],
+    ) -> None:
         if wanted:
             await self._record(list(wanted.values()))
-        await subscription.ack(batch)
+        await subscription.ack(read)
 
     async def take_overdue(self, *, older_than_s: float) -> int:
-        """Give a place to recorded operations whose message never came; return how many."""
+        """Give a place to recorded operations whose message never came; return how many.
+
+        Only for when the queue has been empty for a while: else their messages, or those of
+        earlier operations of the same jobs, may still be in it.
+        """
         overdue = await self._store.operations.overdue_for_line(
             older_than_s=older_than_s, limit=1_000
         )
@@ -105,12 +126,13 @@ class Intake:
         )
         await self._store.operations.take_in([(one, places[one.operation_id]) for one in wanted])
         self._wake(jobs)
-        taken = [
+        # Told again if it comes again before it moved on: a crash may have swallowed the first.
+        standing = [
             one
             for one in wanted
-            if one.operation_id not in known or known[one.operation_id].line is None
+            if one.operation_id not in known or known[one.operation_id].state in _AT_INTAKE
         ]
-        await self._facts.tell([operation_event(_as_recorded(one)) for one in taken])
+        await self._facts.tell([operation_event(_as_recorded(one)) for one in standing])
 
     async def _audit(self, operation: NewOperation, kept: str) -> None:
         log.warning("intake.payload_mismatch", operation_id=operation.operation_id)

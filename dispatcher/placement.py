@@ -14,6 +14,7 @@ class Need:
 
     labels: Mapping[str, str] = field(default_factory=dict)
     slots: int = 1
+    job_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ def _refusal(host: HostRecord, need: Need, free: int) -> str | None:
             return f"does not have the label {label}={value}"
     if free < need.slots:
         return "has no free slot"
+    if any(held.job_id == need.job_id for held in host.reservations):
+        return "still has a reservation of this job"
     return None
 
 

@@ -122,14 +122,28 @@ class Reconciler:
         for job, state, error in plan.observe:
             if await self._store.jobs.observe(job, state, error) and not state.live:
                 freed.append((job.job_id, job.generation))
-        await self._store.hosts.release({boot.host_id: freed})
         for operation in plan.requeue:
             await self._store.operations.requeue(operation)
         interrupted = ErrorInfo(
             code=ErrorCode.WORKER_INTERRUPTED, message=SENTENCES[ErrorCode.WORKER_INTERRUPTED]
         )
         for operation in plan.fail:
-            await self._store.operations.fail_given(operation, interrupted)
+            if await self._store.operations.fail_given(operation, interrupted):
+                freed += await self._fail_job(operation, interrupted)
+        await self._store.hosts.release({boot.host_id: freed})
         ids = [operation.operation_id for operation in (*plan.requeue, *plan.fail)]
         now = await self._store.operations.get_many(ids)
         await self._facts.tell([operation_event(operation) for operation in now.values()])
+
+    async def _fail_job(
+        self, operation: OperationRecord, error: ErrorInfo
+    ) -> list[tuple[str, int]]:
+        """Let a job go that was being placed by an operation which is given up."""
+        job = await self._store.jobs.get(operation.job_id or "")
+        if job is None or job.state.live or job.current is None:
+            return []
+        if job.current.operation_id != operation.operation_id:
+            return []
+        if not await self._store.jobs.observe(job, JobState.FAILED, error):
+            return []
+        return [(job.job_id, job.generation)]

@@ -19,15 +19,27 @@ from dispatcher.reconcile import Booted, Reconciler
 from dispatcher.scheduler import Scheduler
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.messages import OperationReport, WorkerReports
+from modelyard.contract.ids import Id
+from modelyard.contract.messages import HostOnline, Message, OperationReport, WorkerReports
 from modelyard.contract.states import VERB_RULES, JobState, operation_sources
+from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.topology import REPORTS_QUEUE
+from modelyard.contract.validation import error_list
 from modelyard.store import Store
 from modelyard.store.jobs import Effect
-from modelyard.store.operations import ResultPlace
+from modelyard.store.operations import GIVEN_STATES, ResultPlace
 from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
+
+
+class Envelope(Message):
+    """A message of reports, each of which is read by itself."""
+
+    host_id: Id
+    incarnation: str
+    online: HostOnline | None = None
+    operations: tuple[JsonValue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +56,13 @@ class Accepted:
 
 
 def latest(reports: Iterable[tuple[str, OperationReport]]) -> list[tuple[str, OperationReport]]:
-    """Keep the newest report of each operation: each one carries full state."""
-    kept: dict[str, tuple[str, OperationReport]] = {}
+    """Keep the newest report of each operation from each host: each one carries full state."""
+    kept: dict[tuple[str, str], OperationReport] = {}
     for host_id, report in reports:
-        held = kept.get(report.operation_id)
-        if held is None or (held[1].epoch, held[1].seq) < (report.epoch, report.seq):
-            kept[report.operation_id] = (host_id, report)
-    return list(kept.values())
+        held = kept.get((host_id, report.operation_id))
+        if held is None or (held.epoch, held.seq) < (report.epoch, report.seq):
+            kept[host_id, report.operation_id] = report
+    return [(host_id, report) for (host_id, _), report in kept.items()]
 
 
 def fence(
@@ -66,7 +78,7 @@ def fence(
     if report.seq < operation.seq:
         return "older"
     repeated = report.seq == operation.seq and report.state == operation.state
-    if repeated or operation.state in operation_sources(report.state):
+    if repeated or operation.state in operation_sources(report.state) & GIVEN_STATES:
         return Accepted(report, operation)
     return "illegal"
 
@@ -123,7 +135,7 @@ class Recorder:
         if not accepted:
             return
         results = await self._keep_results(accepted)
-        await self._apply_to_jobs(accepted)
+        told_of_jobs = await self._apply_to_jobs(accepted)
         new = [one.report for one in accepted if one.new]
         found = await self._store.operations.apply(new, results)
         if found < len(new):
@@ -135,17 +147,37 @@ class Recorder:
             + [
                 job_event(one.report, one.report.job_state, one.operation.host_id)
                 for one in accepted
-                if one.report.job_state is not None
+                if one.report.job_state is not None and one.report.job_id in told_of_jobs
             ]
         )
 
     async def _parse(self, delivery: Delivery) -> WorkerReports | None:
+        """Read a message; what is wrong in it goes to the dead letters, the rest is taken."""
         try:
-            return WorkerReports.model_validate_json(delivery.body)
+            envelope = Envelope.model_validate_json(delivery.body)
         except ValidationError as error:
-            info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"No report: {error}"[:1_000])
-            await bury(self._broker, delivery, info, queue=REPORTS_QUEUE.name)
+            await self._bury(delivery, error)
             return None
+        reports: list[OperationReport] = []
+        wrong: ValidationError | None = None
+        for raw in envelope.operations:
+            try:
+                reports.append(OperationReport.model_validate(raw))
+            except ValidationError as error:
+                wrong = error
+        if wrong is not None:
+            await self._bury(delivery, wrong)
+        return WorkerReports(
+            host_id=envelope.host_id,
+            incarnation=envelope.incarnation,
+            online=envelope.online,
+            operations=tuple(reports),
+        )
+
+    async def _bury(self, delivery: Delivery, error: ValidationError) -> None:
+        faults = "; ".join(f"{one['pointer']}: {one['message']}" for one in error_list(error)[:3])
+        info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {faults}"[:1_000])
+        await bury(self._broker, delivery, info, queue=REPORTS_QUEUE.name)
 
     def _drop(self, host_id: str, report: OperationReport, why: str) -> None:
         self.stale += 1
@@ -168,23 +200,31 @@ class Recorder:
                 )
         return places
 
-    async def _apply_to_jobs(self, accepted: Sequence[Accepted]) -> None:
+    async def _apply_to_jobs(self, accepted: Sequence[Accepted]) -> set[str]:
+        """Write what the reports say of jobs; return the jobs that are now as reported."""
         telling = [one for one in accepted if one.report.job_state is not None]
+        if not telling:
+            return set()
         await self._store.jobs.apply([_effect(one, one.report.job_state) for one in telling])
-        leaving = [one for one in telling if not (one.report.job_state or JobState.NONE).live]
-        if not leaving:
-            return
-        # A reservation goes only when the job has let go of that generation, whoever wrote it.
-        jobs = await self._store.jobs.get_many([one.report.job_id for one in leaving])
+        jobs = await self._store.jobs.get_many([one.report.job_id for one in telling])
         freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for one in leaving:
+        for one in telling:
             job = jobs.get(one.report.job_id)
-            if job is None or job.host_id is None or job.generation > one.report.generation:
+            # A reservation goes only when the job has let go of that generation, whoever wrote it.
+            gone = job is None or job.host_id is None or job.generation > one.report.generation
+            if gone and not (one.report.job_state or JobState.NONE).live:
                 freed[one.operation.host_id or ""].append(
                     (one.report.job_id, one.report.generation)
                 )
-        await self._store.hosts.release(freed)
-        self._scheduler.wake_waiting()
+        if freed:
+            await self._store.hosts.release(freed)
+            self._scheduler.wake_waiting()
+        return {
+            one.report.job_id
+            for one in telling
+            if (job := jobs.get(one.report.job_id)) is not None
+            and (job.state, job.generation) == (one.report.job_state, one.report.generation)
+        }
 
     async def _still_valid(self, accepted: Sequence[Accepted]) -> list[Accepted]:
         """Read again after a write found less than expected: only facts may be told."""
@@ -212,6 +252,7 @@ def _effect(one: Accepted, state: JobState | None) -> Effect:
         epoch=report.epoch,
         seq=report.seq,
         generation=report.generation,
+        host_id=one.operation.host_id or "",
         state=state or JobState.NONE,
         container_id=report.container_id,
         error=report.error if state is JobState.FAILED else None,

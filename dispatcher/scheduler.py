@@ -37,6 +37,9 @@ log = structlog.get_logger(__name__)
 
 JOBS_IN_A_PASS = 200
 WAITING_PAGE = 500
+PAGES_AT_ONCE = 4
+URGENT = 50
+"""Operations of the waiting room that are looked at beside those that want room now."""
 RETRY_AFTER_S = 0.5
 
 
@@ -90,7 +93,7 @@ def _decide(move: Move, plan: Plan, room: Room) -> None:
             else:
                 plan.dispatches.append(Dispatch(operation, job, host, job.generation, None))
         case Place(job=job, spec=spec):
-            chosen = room.place(Need(labels=spec.host_labels))
+            chosen = room.place(Need(labels=spec.host_labels, job_id=job.job_id))
             if isinstance(chosen, Unplaced):
                 _wait(plan, operation, chosen.reasons)
             else:
@@ -104,7 +107,10 @@ def _wait(plan: Plan, operation: OperationRecord, reasons: tuple[str, ...]) -> N
 
 
 class Scheduler:
-    """Runs passes over the jobs that it is woken for, one pass at a time."""
+    """Runs passes over the jobs that it is woken for.
+
+    The sweep's passes may run beside them, as another dispatcher's may: every write is guarded.
+    """
 
     def __init__(self, store: Store, facts: Facts, commands: Commands) -> None:
         self._store = store
@@ -135,10 +141,10 @@ class Scheduler:
                 del self._jobs[job_id]
             waiting, self._look_at_waiting = self._look_at_waiting, False
             try:
-                if jobs:
-                    await self.schedule(jobs)
                 if waiting:
                     await self._schedule_waiting()
+                if jobs:
+                    await self.schedule(jobs)
             except StoreUnavailableError as error:
                 log.warning("scheduler.store_unavailable", error=str(error))
                 self.wake(jobs)
@@ -149,7 +155,20 @@ class Scheduler:
 
     async def schedule(self, job_ids: Sequence[str]) -> None:
         """Run one pass over some jobs; raises `StoreUnavailableError`."""
-        lines, hosts = await together(self._store.jobs.lines(job_ids), self._store.hosts.all())
+        read, hosts, waiting = await together(
+            self._store.jobs.lines(job_ids),
+            self._store.hosts.all(),
+            self._store.operations.without_host(limit=URGENT),
+        )
+        lines = [*read.lines]
+        moved = read.moved
+        if waiting and any(_may_place(line) for line in lines):
+            # Room goes to the most urgent, not to who happens to be looked at now.
+            others = {one.job_id for one in waiting if one.job_id} - set(job_ids)
+            urgent = await self._store.jobs.lines(sorted(others))
+            lines += urgent.lines
+            moved |= urgent.moved
+        self.wake(moved)
         plan = make_plan(lines, await self._catalog(lines), Room(hosts))
         await self._end(plan)
         await self._store.operations.explain_waiting(plan.waiting)
@@ -165,9 +184,15 @@ class Scheduler:
         self._last_looked_at = page[-1] if len(page) == WAITING_PAGE else None
 
     async def _schedule_waiting(self) -> None:
-        """Look at the waiting room page by page, as far as there is room."""
+        """Look at the waiting room page by page, as far as there is room.
+
+        At most some pages: room that nobody in them can use must not hold up everything else.
+        What lies behind comes up in the sweep's round.
+        """
         page = await self._schedule_page(None)
-        while len(page) == WAITING_PAGE and Room(await self._store.hosts.all()).any_left:
+        for _ in range(PAGES_AT_ONCE - 1):
+            if len(page) < WAITING_PAGE or not Room(await self._store.hosts.all()).any_left:
+                return
             page = await self._schedule_page(page[-1])
 
     async def _schedule_page(self, after: OperationRecord | None) -> list[OperationRecord]:
@@ -236,6 +261,8 @@ class Scheduler:
             for one in shares:
                 if await self._reserve_together([one], token):
                     ready.append(one)
+                else:
+                    self.wake([one.job.job_id])
         return ready
 
     async def _reserve_together(self, shares: Sequence[Dispatch], token: str) -> bool:
@@ -256,6 +283,10 @@ class Scheduler:
         for host_id, job_ids in lost.items():
             await self._store.hosts.release_token(host_id, job_ids, token=token)
         return [one for one in ready if _shared(one) or one.job.job_id in won]
+
+
+def _may_place(line: JobLine) -> bool:
+    return any(one.verb in (Verb.DEPLOY_CREATE, Verb.TEMP) for one in line.operations)
 
 
 def _shared(one: Dispatch) -> bool:

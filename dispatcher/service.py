@@ -10,14 +10,19 @@ from pydantic import ValidationError
 from dispatcher.commands import Commands
 from dispatcher.dead import DeadLetterRecorder
 from dispatcher.facts import Facts
-from dispatcher.intake import Intake
+from dispatcher.intake import Intake, bury
 from dispatcher.reconcile import Reconciler
 from dispatcher.recorder import Recorder
 from dispatcher.scheduler import Scheduler
 from dispatcher.settings import Settings
 from dispatcher.sweep import Sweep
 from modelyard.broker import Broker, Delivery, Subscription, backoff_s, consume_forever
-from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
+from modelyard.contract.errors import (
+    BrokerUnavailableError,
+    ErrorCode,
+    ErrorInfo,
+    StoreUnavailableError,
+)
 from modelyard.contract.messages import Heartbeat
 from modelyard.contract.topology import (
     DEAD_QUEUE,
@@ -51,7 +56,14 @@ class Dispatcher:
         )
         self.recorder = Recorder(store, broker, facts, self.scheduler, reconciler)
         self.dead_letters = DeadLetterRecorder(store)
-        self.sweep = Sweep(store, facts, commands, self.intake, self.scheduler)
+        self.sweep = Sweep(
+            store,
+            broker,
+            facts=facts,
+            commands=commands,
+            intake=self.intake,
+            scheduler=self.scheduler,
+        )
 
     async def run(self) -> None:
         """Run until cancelled; raises as `prepare` does."""
@@ -59,7 +71,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.scheduler.run())
             group.create_task(self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s))
-            group.create_task(self._consume(JOBS_QUEUE, self.intake.handle, max_items=200))
+            group.create_task(self._consume(JOBS_QUEUE, self.intake.handle, max_items=50))
             group.create_task(self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200))
             group.create_task(self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50))
             group.create_task(self._consume(HEARTBEATS_QUEUE, self._beat, max_items=100))
@@ -95,7 +107,7 @@ class Dispatcher:
     async def _patiently(
         self, handle: Handle, name: str, subscription: Subscription, batch: list[Delivery]
     ) -> None:
-        """Handle a batch, again and again while MongoDB is away.
+        """Handle a batch, again and again while MongoDB or RabbitMQ can't take what it writes.
 
         The deliveries stay unsettled meanwhile: RabbitMQ keeps them, and no delivery is counted
         against them.
@@ -104,15 +116,36 @@ class Dispatcher:
         while True:
             try:
                 await handle(subscription, batch)
-            except StoreUnavailableError as error:
+            except (StoreUnavailableError, BrokerUnavailableError) as error:
+                if subscription.is_lost:
+                    raise BrokerUnavailableError("The subscription was lost meanwhile.") from error
                 tries += 1
                 if tries == 1:
-                    log.warning("dispatcher.store_unavailable", queue=name, error=str(error))
+                    log.warning("dispatcher.waiting", queue=name, error=str(error))
+                await asyncio.sleep(backoff_s(tries))
+            except Exception as error:  # noqa: BLE001 - the boundary: one message must not end us
+                await self._one_by_one(handle, name, subscription, batch, error)
+                return
             else:
                 return
-            if subscription.is_lost:
-                raise BrokerUnavailableError("The subscription was lost while MongoDB was away.")
-            await asyncio.sleep(backoff_s(tries))
+
+    async def _one_by_one(
+        self,
+        handle: Handle,
+        name: str,
+        subscription: Subscription,
+        batch: list[Delivery],
+        error: Exception,
+    ) -> None:
+        """Find the message that nobody foresaw, and bury it; its neighbours get through."""
+        if len(batch) > 1:
+            for delivery in batch:
+                await self._patiently(handle, name, subscription, [delivery])
+            return
+        log.error("message.unforeseen", queue=name, exc_info=error)
+        reason = ErrorInfo(code=ErrorCode.INTERNAL, message=f"Handling it failed: {error!r}"[:500])
+        await bury(self._broker, batch[0], reason, queue=name)
+        await subscription.ack(batch)
 
     async def _beat(self, subscription: Subscription, batch: list[Delivery]) -> None:
         newest: dict[str, Heartbeat] = {}

@@ -7,7 +7,7 @@ and in two dispatchers at once.
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
@@ -15,9 +15,16 @@ from dispatcher.commands import Commands
 from dispatcher.facts import Facts, host_event, operation_event
 from dispatcher.intake import Intake
 from dispatcher.scheduler import Scheduler
-from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo, StoreUnavailableError
-from modelyard.contract.states import OperationState
-from modelyard.contract.topology import SUSPECT_AFTER_S
+from modelyard.broker import Broker
+from modelyard.contract.errors import (
+    SENTENCES,
+    BrokerUnavailableError,
+    ErrorCode,
+    ErrorInfo,
+    StoreUnavailableError,
+)
+from modelyard.contract.states import Liveness, OperationState
+from modelyard.contract.topology import JOBS_QUEUE, SUSPECT_AFTER_S
 from modelyard.store import Store
 from modelyard.store.operations import Ending
 from modelyard.store.records import HostRecord, JobRecord, Reservation
@@ -25,53 +32,89 @@ from modelyard.store.records import HostRecord, JobRecord, Reservation
 log = structlog.get_logger(__name__)
 
 OVERDUE_S = 3.0
-"""Seconds after which a recorded operation gets its place in line without its message."""
+"""Seconds after which a recorded operation may get its place in line without its message."""
+CAUGHT_UP_S = 6.0
+"""Seconds for which the jobs queue must have been empty before it does: longer than a dispatcher
+may rest between two tries with messages in its hand."""
 UNACCEPTED_S = 5.0
 """Seconds after which a command that no worker accepted is published again."""
 LEAK_GRACE_S = 10.0
 """Seconds that a reservation may look leaked: a pass between two steps looks the same."""
-LIMIT = 1_000
+LIMIT = 200
 
 
 class Sweep:
     """Runs all repairs at an interval, for ever."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that it repairs
         self,
         store: Store,
+        broker: Broker,
+        *,
         facts: Facts,
         commands: Commands,
         intake: Intake,
         scheduler: Scheduler,
     ) -> None:
         self._store = store
+        self._broker = broker
         self._facts = facts
         self._commands = commands
         self._intake = intake
         self._scheduler = scheduler
         self._leaks_seen: dict[tuple[str, str], float] = {}
+        self._hearing_since = time.monotonic()
+        self._empty_since: float | None = None
+        self._online: set[str] = set()
 
     async def run(self, *, interval_s: float) -> None:
         """Sweep for ever; one line is logged for each streak of failures."""
-        failing = False
+        failing: set[str] = set()
         while True:
-            try:
-                await self.once()
-                failing = False
-            except StoreUnavailableError as error:
-                if not failing:
-                    log.warning("sweep.store_unavailable", error=str(error))
-                failing = True
+            for name, repair in self._repairs():
+                try:
+                    await repair()
+                    failing.discard(name)
+                except StoreUnavailableError as error:
+                    if name not in failing:
+                        log.warning("sweep.store_unavailable", repair=name, error=str(error))
+                    failing.add(name)
+            if failing:
+                # Heartbeats could not be recorded either: nobody was silent but us.
+                self._hearing_since = time.monotonic()
             await asyncio.sleep(interval_s)
 
-    async def once(self) -> None:
-        """Run each repair once; raises `StoreUnavailableError`."""
-        await self._intake.take_overdue(older_than_s=OVERDUE_S)
-        await self._expire()
-        await self._suspect()
-        await self._publish_again()
-        await self._free_leaks()
-        await self._scheduler.schedule_next_page()
+    def _repairs(self) -> Sequence[tuple[str, Callable[[], Awaitable[object]]]]:
+        """Return the repairs; one that fails does not keep the others from being tried."""
+        return (
+            ("overdue", self._take_overdue),
+            ("expire", self._expire),
+            ("hosts", self._watch_hosts),
+            ("publish", self._publish_again),
+            ("leaks", self._free_leaks),
+            ("schedule", self._scheduler.schedule_next_page),
+        )
+
+    async def _take_overdue(self) -> None:
+        """Take in what a gateway recorded while the broker was away.
+
+        Only when the jobs queue has been empty for a while: a backlog may hold earlier operations
+        of the same jobs.
+        """
+        if not await self._store.operations.overdue_for_line(older_than_s=OVERDUE_S, limit=1):
+            self._empty_since = None
+            return
+        try:
+            waiting = await self._broker.message_count(JOBS_QUEUE.name)
+        except BrokerUnavailableError:
+            waiting = 1
+        if waiting:
+            self._empty_since = None
+            return
+        now = time.monotonic()
+        self._empty_since = now if self._empty_since is None else self._empty_since
+        if now - self._empty_since >= CAUGHT_UP_S:
+            await self._intake.take_overdue(older_than_s=OVERDUE_S)
 
     async def _expire(self) -> None:
         late = await self._store.operations.expired(limit=LIMIT)
@@ -82,11 +125,19 @@ class Sweep:
         self._scheduler.wake(one.job_id for one in ended if one.job_id)
         await self._facts.tell([operation_event(one) for one in ended])
 
-    async def _suspect(self) -> None:
-        silent = await self._store.hosts.suspect_silent(after_s=SUSPECT_AFTER_S)
+    async def _watch_hosts(self) -> None:
+        """Mark silent hosts SUSPECT, and look at the waiting room when one is back."""
+        silent: list[str] = []
+        if time.monotonic() - self._hearing_since >= SUSPECT_AFTER_S:
+            silent = await self._store.hosts.suspect_silent(after_s=SUSPECT_AFTER_S)
         for host_id in silent:
             log.warning("host.suspect", host_id=host_id, after_s=SUSPECT_AFTER_S)
         await self._facts.tell([host_event(host_id, "suspect", None) for host_id in silent])
+        hosts = await self._store.hosts.all()
+        online = {host.host_id for host in hosts if host.liveness is Liveness.ONLINE}
+        if online - self._online:
+            self._scheduler.wake_waiting()
+        self._online = online
 
     async def _publish_again(self) -> None:
         """Publish commands that nobody accepted; those for a boot that is over are queued again."""
@@ -129,11 +180,20 @@ class Sweep:
                 generation=one.generation,
             )
             job = jobs.get(one.job_id)
-            lets_go = job is not None and job.job_id in idle and job.generation == one.generation
-            if lets_go and job and not await self._store.jobs.observe(job, job.state, job.error):
+            if job is not None and not await self._take_back(job, one, idle):
                 continue
             await self._store.hosts.release({host.host_id: [(one.job_id, one.generation)]})
             self._scheduler.wake_waiting()
+
+    async def _take_back(self, job: JobRecord, held: Reservation, idle: set[str]) -> bool:
+        """Make sure that nobody who looked at the job before goes on with this reservation.
+
+        A dispatcher may have been frozen between reserving and assigning: the job's new version
+        makes its assignment lose.
+        """
+        if job.job_id in idle and job.generation == held.generation:
+            return await self._store.jobs.observe(job, job.state, job.error)
+        return await self._store.jobs.fence(job)
 
     async def _idle(self, jobs: Iterable[JobRecord]) -> set[str]:
         """Return the jobs that are not live and whose current operation has ended."""

@@ -10,15 +10,35 @@ import asyncio
 import random
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
+from aio_pika.exceptions import (
+    CONNECTION_EXCEPTIONS,
+    ChannelInvalidStateError,
+    ChannelPreconditionFailed,
+)
+from pamqp import decode
 
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import EXCHANGES, Exchange, Queue
@@ -30,12 +50,32 @@ HEARTBEAT_S = 10
 CONNECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 5.0
 SETTLE_TIMEOUT_S = 10.0
+STEADY_S = 10.0
+"""A subscription that held for so long ends a streak of losses, also when nothing came."""
+LOSSES_BEFORE_CARE = 2
 
-_LOST = (*CONNECTION_EXCEPTIONS, asyncio.InvalidStateError, TimeoutError)
+_LOST = (
+    # The library's list names every RuntimeError: a programming error would pass for a loss.
+    *(one for one in CONNECTION_EXCEPTIONS if one is not RuntimeError),
+    ChannelInvalidStateError,
+    asyncio.InvalidStateError,
+    TimeoutError,
+)
+
+_one_by_one: ContextVar[bool] = ContextVar("one_by_one", default=False)
+"""Set by `consume_forever` around its own subscribing: prefetch 1, whatever the caller asks for."""
 
 
 class TopologyMismatchError(Exception):
     """A queue or exchange exists with other arguments; the broker's words name both values."""
+
+
+class QueueHeldError(BrokerUnavailableError):
+    """A queue that is to be exclusive has a consumer already."""
+
+
+class ConsumingFailedError(BrokerUnavailableError):
+    """The connection was lost over consuming; what was delivered meanwhile counts as delivered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +90,8 @@ class Delivery:
     headers: Mapping[str, Any]
     user_id: str | None
     raw: AbstractIncomingMessage
+    fallback_key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """A key for this delivery alone, the same for as long as the process has it."""
 
 
 class Subscription:
@@ -75,12 +117,10 @@ class Subscription:
         also after a clean close of the channel). So whoever consumes has to know a repetition.
         Raises `BrokerUnavailableError`; the broker then delivers them again.
         """
-        try:
+        with _losses("The deliveries could not be settled"):
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 for delivery in deliveries:
                     await delivery.raw.ack()
-        except _LOST as error:
-            raise BrokerUnavailableError("The deliveries could not be settled.") from error
 
     async def _next(self) -> Delivery:
         if not self._ready.empty() and not self._lost.done():
@@ -171,14 +211,10 @@ class Broker:
             type=message_type,
             headers=dict(headers or {}),
         )
-        try:
+        with _losses(f"RabbitMQ did not confirm a message to {exchange.name}"):
             async with asyncio.timeout(timeout_s):
                 target = await self._exchange(exchange)
                 await target.publish(message, routing_key, mandatory=mandatory)
-        except _LOST as error:
-            raise BrokerUnavailableError(
-                f"RabbitMQ did not confirm a message to {exchange.name}: {error!r}",
-            ) from error
 
     async def declare(
         self, queues: Sequence[Queue], *, extra_bindings: Sequence[tuple[Queue, str]] = ()
@@ -188,37 +224,31 @@ class Broker:
         Raises `TopologyMismatchError` if one exists with other arguments and
         `BrokerUnavailableError` if the broker does not answer.
         """
-        try:
+        with _losses():
             async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
                 connection = await self._connect("declare")
                 try:
                     await self._declare_all(await connection.channel(), queues, extra_bindings)
+                except ChannelPreconditionFailed as error:
+                    raise TopologyMismatchError(str(error)) from error
                 finally:
                     await connection.close()
-        except ChannelPreconditionFailed as error:
-            raise TopologyMismatchError(str(error)) from error
-        except _LOST as error:
-            raise BrokerUnavailableError(f"RabbitMQ does not answer: {error!r}") from error
 
     async def message_count(self, queue_name: str) -> int:
         """Return how many messages are ready in a queue; raises `BrokerUnavailableError`."""
-        try:
+        with _losses():
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._connect("count")
                 async with connection:
                     channel = await connection.channel()
                     queue = await channel.declare_queue(queue_name, passive=True)
                     return queue.declaration_result.message_count or 0
-        except _LOST as error:
-            raise BrokerUnavailableError(f"RabbitMQ does not answer: {error!r}") from error
 
     async def ping(self, *, timeout_s: float = 2.0) -> None:
         """Return once the publishing channel is open; raises `BrokerUnavailableError`."""
-        try:
+        with _losses():
             async with asyncio.timeout(timeout_s):
                 await self._channel()
-        except _LOST as error:
-            raise BrokerUnavailableError(f"RabbitMQ does not answer: {error!r}") from error
 
     @asynccontextmanager
     async def subscribe(
@@ -236,8 +266,7 @@ class Broker:
                 return await channel.get_queue(queue.name, ensure=False)
             found = await channel.declare_queue(queue.name, passive=True)
             if found.declaration_result.consumer_count:
-                message = f"{queue.name} has a consumer already and is to be exclusive."
-                raise BrokerUnavailableError(message)
+                raise QueueHeldError(f"{queue.name} has a consumer already and is to be exclusive.")
             return found
 
         async with self._consuming(attach, prefetch) as subscription:
@@ -269,13 +298,11 @@ class Broker:
         prefetch: int,
     ) -> AsyncIterator[Subscription]:
         subscription = Subscription()
-        try:
+        with _losses():
             async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
                 connection = await self._connect("consume")
-        except _LOST as error:
-            raise BrokerUnavailableError(f"RabbitMQ does not answer: {error!r}") from error
         try:
-            try:
+            with _losses("Consuming was refused"):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
                     channel = await connection.channel()
                     channel.close_callbacks.add(
@@ -285,11 +312,13 @@ class Broker:
                     underlay.on_consumer_cancel_callbacks.add(
                         lambda _: subscription.on_lost("The broker cancelled the consumer."),
                     )
-                    await channel.set_qos(prefetch_count=prefetch)
+                    await channel.set_qos(prefetch_count=1 if _one_by_one.get() else prefetch)
                     queue = await attach(channel)
-                    await queue.consume(subscription.on_message)
-            except _LOST as error:
-                raise BrokerUnavailableError(f"Consuming was refused: {error}") from error
+                    try:
+                        with _losses("Consuming was refused"):
+                            await queue.consume(subscription.on_message)
+                    except BrokerUnavailableError as error:
+                        raise ConsumingFailedError(error.message) from error
             yield subscription
         finally:
             await _close_quietly(connection)
@@ -351,12 +380,47 @@ class Broker:
             await made.bind(queue.exchange.name, routing_key)
 
 
+@contextmanager
+def _losses(said: str = "RabbitMQ does not answer") -> Iterator[None]:
+    """Turn the client libraries' ways to say that a connection is gone into our one error."""
+    try:
+        yield
+    except _LOST as error:
+        raise BrokerUnavailableError(f"{said}: {error!r}") from error
+    except RuntimeError as error:
+        if not _says_closed(error):
+            raise
+        raise BrokerUnavailableError(f"{said}: {error!r}") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Nobody cancelled us: when heartbeats stay out, aiormq cancels its own reader and hands
+        # that on to whoever waits. A task group would take it for an orderly end of the task.
+        raise BrokerUnavailableError(f"{said}: the connection is dead.") from error
+
+
+def _says_closed(error: RuntimeError) -> bool:
+    """Tell a connection that closed meanwhile from a programming error.
+
+    Both come as bare `RuntimeError`s. aiormq 7.2.4: "<Connection: ...> closed"; aio_pika 10.2.1:
+    "Connection was not opened"; uvloop 0.23: "unable to perform operation on <TCPTransport
+    closed=True ...>; the handler is closed".
+    """
+    words = str(error)
+    return (
+        words.endswith(("> closed", "handler is closed", "closed channel"))
+        or words == "Connection was not opened"
+    )
+
+
 async def _close_quietly(connection: AbstractConnection) -> None:
     """Close a connection that may be broken already; what it says then is of no use."""
     try:
-        async with asyncio.timeout(2.0):
-            await connection.close()
-    except _LOST as error:
+        with _losses():
+            async with asyncio.timeout(2.0):
+                await connection.close()
+    except (BrokerUnavailableError, RuntimeError) as error:
         log.debug("connection.close_failed", error=repr(error))
 
 
@@ -366,29 +430,145 @@ async def consume_forever(
     *,
     name: str,
     max_items: int,
+    prepare: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Hand every batch to `handle`, which settles it; make a new subscription whenever one ends.
 
     `handle` raising `BrokerUnavailableError` ends the subscription too: what it had not settled
-    is delivered again. One line is logged for each streak of failures. Runs until cancelled.
+    is delivered again. `prepare` is awaited before every subscription but the first: the queue
+    itself may be what went away. One line is logged for each streak of losses, which ends when a
+    batch was handled. Runs until cancelled.
+
+    Each delivery that a loss leaves unsettled counts against its limit, and one of them may be
+    what the connection dies of. So after two subscriptions in a row that handled nothing they
+    come one by one, until about as many were handled as might have been prefetched.
     """
-    failures = 0
+    losses = _Losses(name, care_for=2 * max_items)
+    subscribed_before = False
     while True:
         try:
+            if subscribed_before and prepare is not None:
+                await prepare()
+            subscribed_before = True
+            _one_by_one.set(losses.careful)
             async with subscribe() as subscription:
-                if failures:
-                    log.info("consumer.back", consumer=name, after_failures=failures)
-                    failures = 0
-                async for batch in subscription.batches(max_items=max_items):
-                    await handle(subscription, batch)
+                with losses.while_subscribed():
+                    await _consume(subscription, handle, losses, max_items)
         except BrokerUnavailableError as error:
-            failures += 1
-            if failures == 1:
-                log.warning("consumer.lost", consumer=name, error=str(error))
-            await asyncio.sleep(backoff_s(failures))
+            losses.add(error)
+            await asyncio.sleep(backoff_s(losses.in_a_row))
+
+
+async def _consume(
+    subscription: Subscription,
+    handle: Callable[[Subscription, list[Delivery]], Awaitable[None]],
+    losses: "_Losses",
+    max_items: int,
+) -> None:
+    """Handle batches until the subscription is lost, or the time to be careful is over."""
+    careful = losses.careful
+    async for batch in subscription.batches(max_items=max_items):
+        await handle(subscription, batch)
+        losses.handled(len(batch))
+        if careful and not losses.careful:
+            return
+
+
+class _Losses:
+    """What one consumer has lost in a row, and how careful it has become."""
+
+    def __init__(self, name: str, *, care_for: int) -> None:
+        """`care_for` is how many deliveries come one by one, once it is careful."""
+        self._name = name
+        self._care_for = care_for
+        self._care_left = 0
+        self._unhandled = 0
+        self._subscribed = False
+        self.in_a_row = 0
+
+    @property
+    def careful(self) -> bool:
+        """True while deliveries are to come one by one."""
+        return self._care_left > 0
+
+    def add(self, error: BrokerUnavailableError) -> None:
+        """Note that there is no subscription (any more)."""
+        self.in_a_row += 1
+        if self.in_a_row == 1:
+            log.warning("consumer.lost", consumer=self._name, error=str(error))
+        # A broker that is not there at all takes no delivery back.
+        self._unhandled += self._subscribed or isinstance(error, ConsumingFailedError)
+        if self._unhandled >= LOSSES_BEFORE_CARE:
+            self._care_left = self._care_for
+        self._subscribed = False
+
+    def handled(self, deliveries: int) -> None:
+        """Note that a batch was handled."""
+        self._care_left = max(0, self._care_left - deliveries)
+        self._over()
+
+    @contextmanager
+    def while_subscribed(self) -> Iterator[None]:
+        """Note that there is a subscription; one that holds ends the streak."""
+        self._subscribed = True
+        steady = asyncio.get_running_loop().call_later(STEADY_S, self._over)
+        try:
+            yield
+        finally:
+            steady.cancel()
+
+    def _over(self) -> None:
+        if self.in_a_row:
+            log.info("consumer.back", consumer=self._name, after_failures=self.in_a_row)
+        self.in_a_row = self._unhandled = 0
 
 
 def backoff_s(failures: int, *, first_s: float = 0.2, most_s: float = 5.0) -> float:
     """Return the seconds to wait before the next try: doubling, capped, jittered."""
     ceiling: float = min(most_s, first_s * 2 ** min(failures - 1, 10))
     return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+
+
+def decode_leniently() -> None:
+    """Make pamqp 4.0.1 take every message that RabbitMQ takes.
+
+    What it can't decode (a short string or a header's name that is not UTF-8, a timestamp beyond
+    the year 9999, headers nested too deep) it raises in aiormq's reader, which is the end of the
+    connection: everything prefetched comes back with one delivery less to go, and the message
+    itself comes first. It decodes by two tables, `METHODS` for properties and arguments and
+    `TABLE_MAPPING` for what is in headers; ours replace its entries there. Called once, below.
+    """
+    decode.METHODS["shortstr"] = _short_string
+    decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _timestamp
+    decode.METHODS["table"] = decode.TABLE_MAPPING[b"F"] = _table
+
+
+def _short_string(value: bytes) -> tuple[int, str]:
+    end = 1 + value[0]
+    return end, value[1:end].decode(errors="replace")
+
+
+def _timestamp(value: bytes) -> tuple[int, datetime | None]:
+    try:
+        return decode.timestamp(value)
+    except (ValueError, OverflowError, OSError):  # by platform and size
+        return 8, None
+
+
+def _table(value: bytes) -> tuple[int, dict[str, Any]]:
+    end = 4 + int.from_bytes(value[:4])
+    table: dict[str, Any] = {}
+    at = 4
+    try:
+        while at < end:
+            size, name = _short_string(value[at:end])
+            at += size
+            size, table[name] = decode.embedded_value(value[at:end])
+            at += size
+    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        # Its length is known, so what comes after it can still be read.
+        log.warning("message.headers_unreadable", error=repr(error))
+    return end, table
+
+
+decode_leniently()

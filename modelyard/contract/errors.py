@@ -4,12 +4,13 @@
 and in the reason of a dead letter. A code, once released, is never renamed or reused.
 """
 
+import json
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class ErrorCode(StrEnum):
@@ -124,15 +125,28 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
 )
 
 
+def _known_code(value: object) -> object:
+    """Read a code that only a newer process knows as the worker's own fault: the rest counts."""
+    known = not isinstance(value, str) or value in ErrorCode.__members__.values()
+    return value if known else ErrorCode.WORKER_ERROR
+
+
+def _parsed(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
 class ErrorInfo(BaseModel):
     """Why an operation did not succeed: for machines the code, for people the message."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    code: ErrorCode
+    code: Annotated[ErrorCode, BeforeValidator(_known_code)]
     message: str = Field(max_length=4096)
-    detail: dict[str, Any] = Field(default_factory=dict)
-    """Facts that help, such as `exit_code`, `log_tail`, `pointer`; small and free of secrets."""
+    detail: Annotated[dict[str, Any], BeforeValidator(_parsed)] = Field(default_factory=dict)
+    """Facts that help, such as `exit_code`, `log_tail`, `pointer`; small and free of secrets.
+
+    Stored as JSON text, and read as either.
+    """
 
 
 class ModelyardError(Exception):

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog import DatasetSpec, Label, ModelSpec, Text
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.ids import ContainerId, Id, OperationId
 from modelyard.contract.states import (
@@ -67,6 +67,13 @@ MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)]
 Key = Annotated[str, StringConstraints(strict=True, pattern=r"^[\x21-\x7e]{1,255}$")]
 """An idempotency key: 1 to 255 printable ASCII characters without spaces."""
+
+
+Count = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
+"""A number that counts; it fits into 64 bits, as MongoDB's do."""
+Positive = Annotated[int, Field(ge=1, le=(1 << 63) - 1)]
+Slots = Annotated[int, Field(ge=0, le=100_000)]
+Labels = Annotated[dict[Label, Text], Field(max_length=64)]
 
 
 class Message(BaseModel):
@@ -130,10 +137,10 @@ class HostCommand(Message):
     """Dispatcher to worker: do this verb, for this attempt of the operation, to this container."""
 
     operation_id: OperationId
-    epoch: int = Field(ge=1)
+    epoch: Positive
     verb: Verb
     job_id: Id
-    generation: int = Field(ge=1)
+    generation: Positive
     model: ModelSpec
     dataset: DatasetSpec | None = None
     container_id: str | None = None
@@ -155,8 +162,8 @@ class HostCommands(Message):
 class Progress(Message):
     """How far a phase is. `total` is null while it is not known."""
 
-    current: int = Field(ge=0)
-    total: int | None = Field(default=None, ge=0)
+    current: Count
+    total: Count | None = None
     unit: Literal["bytes", "layers", "items"] = "bytes"
 
 
@@ -168,10 +175,10 @@ class OperationReport(Message):
     """
 
     operation_id: OperationId
-    epoch: int = Field(ge=1)
-    seq: int = Field(ge=1)
+    epoch: Positive
+    seq: Positive
     job_id: Id
-    generation: int = Field(ge=1)
+    generation: Positive
     state: OperationState
     phase: Phase | None = None
     progress: Progress | None = None
@@ -187,7 +194,7 @@ class InventoryItem(Message):
 
     container_id: str
     job_id: str
-    generation: int
+    generation: Count
     operation_id: str
     running: bool
     loaded: bool = False
@@ -200,15 +207,15 @@ class EngineFacts(Message):
     version: str
     api_version: str
     operating_system: str = ""
-    cpus: int = 0
-    memory: int = 0
+    cpus: Count = 0
+    memory: Count = 0
 
 
 class HostOnline(Message):
     """A worker has booted: what it offers and what it found."""
 
-    slots: int = Field(ge=0)
-    labels: dict[str, str] = Field(default_factory=dict)
+    slots: Slots
+    labels: Labels = Field(default_factory=dict)
     engine: EngineFacts
     inventory: tuple[InventoryItem, ...] = ()
 
@@ -229,9 +236,9 @@ class Heartbeat(Message):
     schema_version: Literal[1] = 1
     host_id: Id
     incarnation: str
-    slots: int = Field(ge=0)
-    labels: dict[str, str] = Field(default_factory=dict)
-    running: int = Field(default=0, ge=0)
+    slots: Slots
+    labels: Labels = Field(default_factory=dict)
+    running: Count = 0
     """Operations that the worker works on."""
 
 

@@ -78,7 +78,9 @@ REPORTS_QUEUE = Queue(
     "modelyard.reports.v1",
     REPORTS,
     "",  # bound once for each host, when the host is first declared
-    MappingProxyType({**_DEAD_LETTERED, "x-delivery-limit": 20}),
+    # One active consumer here too: two boots of a host are recorded in the order in which they
+    # were reported, whoever of two dispatchers is slow.
+    MappingProxyType({**_DEAD_LETTERED, "x-delivery-limit": 20, "x-single-active-consumer": True}),
 )
 HEARTBEATS_QUEUE = Queue(
     "modelyard.heartbeats.v1",

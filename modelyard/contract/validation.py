@@ -7,6 +7,8 @@ from modelyard.contract.messages import JobRequest
 from modelyard.contract.strict_json import JsonValue
 
 MAX_LISTED_ERRORS = 20
+MAX_POINTER_CHARS = 256
+"""A name that a client chose is part of a pointer; a pointer is for people."""
 _OUR_PREFIX = "Value error, "
 
 
@@ -51,7 +53,7 @@ def pointer(location: tuple[int | str, ...]) -> str:
     """
     places = (str(step) for step in location if step != "[key]")
     steps = (place.replace("~", "~0").replace("/", "~1") for place in places)
-    return "".join(f"/{step}" for step in steps)
+    return "".join(f"/{step}" for step in steps)[:MAX_POINTER_CHARS]
 
 
 def _message(text: str) -> str:

@@ -8,7 +8,7 @@ from pymongo.errors import BulkWriteError
 
 from modelyard.contract.messages import Event
 from modelyard.store.connection import DUPLICATE_KEY, Connection
-from modelyard.store.records import DeadLetter
+from modelyard.store.records import DeadLetter, error_document
 
 
 class Events:
@@ -24,8 +24,14 @@ class Events:
             return
         documents: list[dict[str, Any]] = []
         for event in events:
-            document = event.model_dump(mode="json", exclude={"event_id", "at"}, exclude_none=True)
-            documents.append({"_id": event.event_id, "at": event.at, **document})
+            document = event.model_dump(
+                mode="json", exclude={"event_id", "at", "error"}, exclude_none=True
+            )
+            error = error_document(event.error)
+            documents.append(
+                {"_id": event.event_id, "at": event.at, **document}
+                | ({"error": error} if error else {})
+            )
         try:
             async with self._connection.answering():
                 await self._collection.insert_many(documents, ordered=False)

@@ -16,6 +16,16 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="waiting",
             **_OPEN,
         ),
+        IndexModel(
+            [("priority", DESCENDING), ("line", ASCENDING)],
+            name="without_host",
+            partialFilterExpression={"waits": True},
+        ),
+        IndexModel(
+            [("expires_at", ASCENDING)],
+            name="deadline",
+            partialFilterExpression={"open": True, "expires_at": {"$exists": True}},
+        ),
         IndexModel([("host_id", ASCENDING), ("state", ASCENDING)], name="on_host", **_OPEN),
         IndexModel([("token", ASCENDING)], name="token", **_OPEN),
         # Pages for clients.

@@ -10,7 +10,13 @@ from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import JobState, job_sources
 from modelyard.store.connection import Connection
 from modelyard.store.paging import Page, Position, page_filter, to_page
-from modelyard.store.records import Document, JobLine, JobRecord, OperationRecord
+from modelyard.store.records import (
+    Document,
+    JobLine,
+    JobRecord,
+    OperationRecord,
+    error_document,
+)
 
 LINE_HEAD = 64
 """Operations of one job that the scheduler looks at in one go."""
@@ -43,10 +49,19 @@ class Effect:
     epoch: int
     seq: int
     generation: int
+    host_id: str
     state: JobState
     container_id: str | None
     error: ErrorInfo | None
     shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Jobs and the heads of their lines; and the jobs that changed while they were read."""
+
+    lines: tuple[JobLine, ...]
+    moved: frozenset[str]
 
 
 class Jobs:
@@ -103,16 +118,15 @@ class Jobs:
             )
         return to_page(found, JobRecord, "created_at", limit)
 
-    async def lines(self, job_ids: Sequence[str]) -> list[JobLine]:
-        """Return the jobs, each with the head of its line.
+    async def lines(self, job_ids: Sequence[str]) -> Lines:
+        """Return the jobs, each with the head of its line, as they were at one moment.
 
-        The jobs are read after their operations, by a call of their own. The recorder writes them
-        the other way round, so an operation that is seen ended has left its mark on the job that
-        is seen. (In one aggregation, in either order, a job was older than its line up to once in
-        2,500 looks: a $lookup has no snapshot.)
+        A $lookup has no snapshot, so each job is read before and after its operations, and is
+        left out as `moved` if its version changed meanwhile. Read only before, a job was older
+        than its line up to once in 2,500 looks; read only after, a stale line passed for fresh.
         """
         if not job_ids:
-            return []
+            return Lines((), frozenset())
         pipeline: list[Document] = [
             {"$match": {"_id": {"$in": list(job_ids)}}},
             {
@@ -129,20 +143,24 @@ class Jobs:
                     "as": "operations",
                 },
             },
-            {"$project": {"operations": 1}},
+            {"$project": {"operations": 1, "version": 1}},
         ]
         async with self._connection.answering():
             found = await self._collection.aggregate(pipeline).to_list(None)
         jobs = await self.get_many(job_ids)
-        return [
-            JobLine(
-                job=jobs[document["_id"]],
-                operations=tuple(
-                    OperationRecord.model_validate(one) for one in document["operations"]
-                ),
-            )
-            for document in found
-        ]
+        still = [one for one in found if jobs[one["_id"]].version == one["version"]]
+        return Lines(
+            tuple(
+                JobLine(
+                    job=jobs[document["_id"]],
+                    operations=tuple(
+                        OperationRecord.model_validate(one) for one in document["operations"]
+                    ),
+                )
+                for document in still
+            ),
+            frozenset({one["_id"] for one in found} - {one["_id"] for one in still}),
+        )
 
     async def on_host(self, host_id: str) -> list[JobRecord]:
         """Return the jobs that hold a reservation on a host."""
@@ -188,7 +206,7 @@ class Jobs:
 
     async def observe(self, job: JobRecord, state: JobState, error: ErrorInfo | None) -> bool:
         """Write what an inventory says of a job, if nobody changed the job meanwhile."""
-        changes: Document = {"state": state, "error": _dumped(error)}
+        changes: Document = {"state": state, "error": error_document(error)}
         if not state.live:
             changes |= {"host_id": None, "container_id": None}
         async with self._connection.answering():
@@ -199,6 +217,14 @@ class Jobs:
                     "$inc": {"version": 1},
                     "$currentDate": {"updated_at": True},
                 },
+            )
+        return done.matched_count == 1
+
+    async def fence(self, job: JobRecord) -> bool:
+        """Make whoever looked at the job before now lose its next write to it."""
+        async with self._connection.answering():
+            done = await self._collection.update_one(
+                {"_id": job.job_id, "version": job.version}, {"$inc": {"version": 1}}
             )
         return done.matched_count == 1
 
@@ -230,8 +256,9 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
     }
     if one.spec is not None:
         changes |= {
-            "spec": one.spec.model_dump(mode="json"),
-            "dataset_spec": one.dataset_spec.model_dump(mode="json") if one.dataset_spec else None,
+            # As text: a hook's body is any JSON, and not all of that is BSON.
+            "spec": one.spec.model_dump_json(),
+            "dataset_spec": one.dataset_spec.model_dump_json() if one.dataset_spec else None,
             "model": one.spec.name,
             "dataset": one.dataset_spec.name if one.dataset_spec else None,
         }
@@ -242,13 +269,15 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
 
 
 def _effect_write(effect: Effect) -> UpdateOne:
-    changes: Document = {"state": effect.state, "error": _dumped(effect.error)}
+    changes: Document = {"state": effect.state, "error": error_document(effect.error)}
     sources = job_sources(effect.state)
     if effect.shared:
         sources = frozenset(state for state in sources if state.live)
     guard: Document = {
         "_id": effect.job_id,
         "generation": effect.generation,
+        # A job that has let go of its host takes nothing more from it, whatever comes twice.
+        "host_id": effect.host_id,
         "state": {"$in": sorted(sources)},
     }
     if not effect.shared:
@@ -268,7 +297,3 @@ def _effect_write(effect: Effect) -> UpdateOne:
         guard,
         {"$set": changes, "$inc": {"version": 1}, "$currentDate": {"updated_at": True}},
     )
-
-
-def _dumped(error: ErrorInfo | None) -> Document | None:
-    return None if error is None else error.model_dump(mode="json")

@@ -12,10 +12,17 @@ from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store.connection import Connection
 from modelyard.store.paging import Page, Position, page_filter, to_page
-from modelyard.store.records import Document, NewOperation, OperationRecord
+from modelyard.store.records import (
+    Document,
+    NewOperation,
+    OperationRecord,
+    error_document,
+)
 
 WITHOUT_PAYLOAD = {"input_json": 0, "result_json": 0}
 LINE_COUNTER = "line"
+GIVEN_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
+"""The states in which a host has the operation: the only ones that a report may change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,7 @@ class Known:
     operation_id: str
     job_id: str | None
     payload_hash: str
+    state: OperationState
     line: int | None
     accepted: tuple[datetime, int]
     """When it was recorded, and its place among those recorded with it."""
@@ -186,9 +194,19 @@ class Operations:
             ]
         return await self._find(criteria, sort=[("priority", -1), ("line", 1)], limit=limit)
 
+    async def without_host(self, *, limit: int) -> list[OperationRecord]:
+        """Return operations that were looked at and found no host: the most urgent first."""
+        return await self._find(
+            {"state": OperationState.QUEUED, "waits": True},
+            sort=[("priority", -1), ("line", 1)],
+            limit=limit,
+        )
+
     async def on_host(self, host_id: str) -> list[OperationRecord]:
         """Return the operations that a host has been given and that have not ended."""
-        return await self._find({"host_id": host_id, "open": True, "state": {"$in": _GIVEN}})
+        return await self._find(
+            {"host_id": host_id, "open": True, "state": {"$in": sorted(GIVEN_STATES)}}
+        )
 
     async def unaccepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
         """Return operations DISPATCHED for so long that their command may be lost."""
@@ -227,6 +245,9 @@ class Operations:
                             "incarnation": {"$literal": claim.incarnation},
                             "generation": claim.generation,
                             "waiting_for": [],
+                            "waits": "$$REMOVE",
+                            # It has left the queue: its deadline there is met, for good.
+                            "expires_at": "$$REMOVE",
                             "dispatched_at": "$$NOW",
                             "published_at": "$$NOW",
                         },
@@ -260,6 +281,7 @@ class Operations:
                                     "token": token,
                                     "error": _literal(ending.error),
                                     "waiting_for": [],
+                                    "waits": "$$REMOVE",
                                     "finished_at": "$$NOW",
                                 },
                             },
@@ -282,7 +304,7 @@ class Operations:
                 [
                     UpdateOne(
                         {"_id": key, "state": OperationState.QUEUED},
-                        {"$set": {"waiting_for": list(texts)}},
+                        {"$set": {"waiting_for": list(texts), "waits": True}},
                     )
                     for key, texts in reasons.items()
                 ],
@@ -296,12 +318,8 @@ class Operations:
                 {
                     "state": OperationState.QUEUED,
                     "open": True,
-                    "$expr": {
-                        "$and": [
-                            {"$ne": [{"$type": "$expires_at"}, "missing"]},
-                            {"$lt": ["$expires_at", "$$NOW"]},
-                        ],
-                    },
+                    "expires_at": {"$exists": True},
+                    "$expr": {"$lt": ["$expires_at", "$$NOW"]},
                 },
                 {"_id": 1},
                 limit=limit,
@@ -423,6 +441,7 @@ class Operations:
                 document["_id"],
                 document.get("job_id"),
                 document.get("payload_hash", ""),
+                OperationState(document["state"]),
                 document.get("line"),
                 (document["accepted_at"], document.get("accepted_place", 0)),
             )
@@ -431,9 +450,8 @@ class Operations:
 
 
 _KNOWN_FIELDS = dict.fromkeys(
-    ("job_id", "payload_hash", "line", "accepted_at", "accepted_place"), 1
+    ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place"), 1
 )
-_GIVEN = [OperationState.DISPATCHED, OperationState.RUNNING]
 
 
 def _sources(target: OperationState) -> list[str]:
@@ -446,7 +464,7 @@ def _older(field: str, seconds: float) -> Document:
 
 
 def _literal(value: ErrorInfo | None) -> Document | None:
-    return None if value is None else {"$literal": value.model_dump(mode="json")}
+    return None if value is None else {"$literal": error_document(value)}
 
 
 def _recording(operation: NewOperation, line: int | None, place: int) -> list[Document]:
@@ -465,7 +483,7 @@ def _recording(operation: NewOperation, line: int | None, place: int) -> list[Do
         "has_input": operation.input_json is not None,
         "epoch": 0,
         "seq": 0,
-        "error": rejection.model_dump(mode="json") if rejection else None,
+        "error": error_document(rejection),
     }
     made_now: Document = {"accepted_at": "$$NOW"}
     if rejection is not None:
@@ -515,7 +533,7 @@ def _report_write(report: OperationReport, result: ResultPlace | None) -> Update
             "_id": report.operation_id,
             "epoch": report.epoch,
             "seq": {"$lt": report.seq},
-            "state": {"$in": _sources(state)},
+            "state": {"$in": sorted(operation_sources(state) & GIVEN_STATES)},
         },
         [{"$set": changes}],
     )

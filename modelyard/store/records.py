@@ -3,11 +3,16 @@
 from datetime import datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.messages import EngineFacts, JobRequest, Progress
+from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
+from modelyard.contract.messages import (
+    MAX_REQUEST_BYTES,
+    EngineFacts,
+    JobRequest,
+    Progress,
+)
 from modelyard.contract.states import (
     Admission,
     JobState,
@@ -28,6 +33,13 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="ignore", populate_by_name=True, protected_namespaces=()
     )
+
+
+def error_document(error: ErrorInfo | None) -> Document | None:
+    """Return an error as it is stored: its detail is any JSON, and not all of that is BSON."""
+    if error is None:
+        return None
+    return {"code": error.code, "message": error.message, "detail": dump_json(error.detail)}
 
 
 class NewOperation(Record):
@@ -51,7 +63,17 @@ class NewOperation(Record):
 
     @classmethod
     def of(cls, operation_id: str, request: JobRequest, source: Source) -> Self:
-        """Return the operation that a valid request asks for."""
+        """Return the operation that a valid request asks for.
+
+        Raises `InvalidRequestError` with `body_too_large` if its input takes more room as JSON
+        text than a request may have: `1e15` is written out as `1000000000000000.0`.
+        """
+        input_json = None if request.input is None else dump_json(request.input)
+        if input_json is not None and len(input_json.encode()) > MAX_REQUEST_BYTES:
+            raise InvalidRequestError(
+                ErrorCode.BODY_TOO_LARGE,
+                f"The input takes more than {MAX_REQUEST_BYTES} bytes as JSON.",
+            )
         return cls(
             operation_id=operation_id,
             job_id=request.job_id,
@@ -61,7 +83,7 @@ class NewOperation(Record):
             model=request.model,
             dataset=request.dataset,
             wanted_container_id=request.container_id,
-            input_json=None if request.input is None else dump_json(request.input),
+            input_json=input_json,
             priority=request.priority,
             timeout_s=request.timeout_s,
             queue_timeout_s=request.queue_timeout_s,
@@ -131,6 +153,16 @@ class JobRecord(Record):
     error: ErrorInfo | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _spec_is_text(cls, value: object) -> object:
+        return ModelSpec.model_validate_json(value) if isinstance(value, str) else value
+
+    @field_validator("dataset_spec", mode="before")
+    @classmethod
+    def _dataset_spec_is_text(cls, value: object) -> object:
+        return DatasetSpec.model_validate_json(value) if isinstance(value, str) else value
 
 
 class Reservation(Record):

@@ -17,7 +17,7 @@ from modelyard.store.records import NewOperation
 REQUEST = {"job_id": "j", "operation_type": "TEMP", "model": "m", "input": [1.5]}
 
 
-def read(value: object, *, key: str | None = None, kind: str | None = None) -> list[NewOperation]:
+def read(value: object, *, key: str = "k", kind: str | None = None) -> list[NewOperation]:
     decoded = decode(json.dumps(value).encode(), message_type=kind, key=key)
     assert isinstance(decoded, list)
     return decoded
@@ -30,8 +30,13 @@ def test_one_request_is_one_operation_named_by_its_key() -> None:
     assert operation.input_json == "[1.5]"
 
 
-def test_without_a_key_every_message_is_a_new_operation() -> None:
-    assert read(REQUEST)[0].operation_id != read(REQUEST)[0].operation_id
+def test_an_input_that_grows_beyond_the_limit_as_text_is_rejected() -> None:
+    body = b'[{"job_id":"j","operation_type":"TEMP","model":"m","input":[' + b"1e15," * 100_000
+    decoded = decode(body + b"1]}]", message_type=None, key="k")
+    assert isinstance(decoded, list)
+    assert decoded[0].rejection is not None
+    assert decoded[0].rejection.code is ErrorCode.BODY_TOO_LARGE
+    assert decoded[0].input_json is None
 
 
 def test_a_list_is_many_operations_named_by_their_place() -> None:
@@ -64,7 +69,7 @@ def test_a_submission_of_a_gateway_keeps_its_ids() -> None:
 
 def test_a_forged_submission_is_unreadable() -> None:
     forged = {"requests": [{"operation_id": "../x", "request": REQUEST}]}
-    decoded = decode(json.dumps(forged).encode(), message_type=SUBMISSION_TYPE, key=None)
+    decoded = decode(json.dumps(forged).encode(), message_type=SUBMISSION_TYPE, key="k")
     assert isinstance(decoded, Unreadable)
     assert decoded.error.code is ErrorCode.INVALID_REQUEST
 

@@ -3,13 +3,16 @@
 from datetime import UTC, datetime, timedelta
 
 from dispatcher.intake import in_order
+from modelyard.contract.states import OperationState
 from modelyard.store.operations import Known
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def at(second: int, key: str, job_id: str = "j") -> Known:
-    return Known(key, job_id, "", None, (START + timedelta(seconds=second), 0))
+    return Known(
+        key, job_id, "", OperationState.QUEUED, None, (START + timedelta(seconds=second), 0)
+    )
 
 
 def test_the_brokers_order_counts() -> None:

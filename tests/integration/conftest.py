@@ -1,0 +1,19 @@
+"""What several integration tests start from."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from modelyard.broker import Broker
+from modelyard.contract.catalog import DatasetSpec
+from modelyard.store import Store
+from tests.support.yard import MODEL, Yard, running_dispatcher
+
+
+@pytest.fixture
+async def yard(store: Store, broker: Broker) -> AsyncIterator[Yard]:
+    """Run a dispatcher with one model and one dataset in its catalog."""
+    await store.models.put(MODEL)
+    await store.datasets.put(DatasetSpec(name="ds-550", path="/srv/ds-550"))
+    async with running_dispatcher(store, broker):
+        yield Yard(store, broker)

@@ -1,0 +1,263 @@
+"""What once brought a dispatcher down, or a job out of step; found in reviews, kept as tests."""
+
+import asyncio
+import json
+from typing import Any
+
+import aio_pika
+import pytest
+
+from dispatcher import sweep
+from modelyard.broker import Broker
+from modelyard.contract.catalog import Hook, Hooks, ModelSpec
+from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
+from modelyard.contract.ids import new_operation_id, operation_id_for_key
+from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.topology import DEAD, HEARTBEATS, JOBS_QUEUE, REPORTS
+from modelyard.store import Store
+from modelyard.store.jobs import Assignment, Effect
+from modelyard.store.records import JobRecord, NewOperation
+from tests.support.scripted_host import scripted_host
+from tests.support.waiting import eventually
+from tests.support.yard import MODEL, Yard, running_dispatcher
+
+ONLINE = HostOnline(slots=1, engine=EngineFacts(version="1", api_version="1"))
+
+
+async def a_job(store: Store) -> JobRecord:
+    await store.jobs.ensure(["j"])
+    job = await store.jobs.get("j")
+    assert job is not None
+    return job
+
+
+def assignment(job: JobRecord, operation_id: str, *, spec: ModelSpec = MODEL) -> Assignment:
+    return Assignment("j", job.version, operation_id, 1, 1, "h1", spec)
+
+
+async def test_a_job_that_changed_while_its_line_was_read_is_left_for_the_next_look(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await a_job(store)
+    get_many = store.jobs.get_many
+
+    async def somebody_is_faster(job_ids: Any) -> dict[str, JobRecord]:
+        await store.jobs.assign([assignment(job, "somebody's")], token="t")
+        return await get_many(job_ids)
+
+    monkeypatch.setattr(store.jobs, "get_many", somebody_is_faster)
+    read = await store.jobs.lines(["j"])
+    assert not read.lines
+    assert read.moved == {"j"}
+
+
+async def test_a_reservation_that_was_taken_back_makes_a_late_assignment_lose(
+    store: Store,
+) -> None:
+    job = await a_job(store)
+    assert await store.jobs.fence(job)
+    assert await store.jobs.assign([assignment(job, "frozen")], token="t") == set()
+
+
+async def test_a_report_that_comes_twice_does_not_revive_a_job_without_its_container(
+    store: Store,
+) -> None:
+    await store.jobs.assign([assignment(await a_job(store), "o")], token="t")
+    created = Effect("j", "o", 1, 5, 1, "h1", JobState.CREATED, "c" * 64, None)
+    assert await store.jobs.apply([created]) == 1
+    job = await store.jobs.get("j")
+    assert job is not None
+    assert await store.jobs.observe(job, JobState.FAILED, None)
+    assert await store.jobs.apply([created]) == 0
+    job = await store.jobs.get("j")
+    assert job is not None
+    assert (job.state, job.host_id) == (JobState.FAILED, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"seed": 2**64 - 1},
+        {"nul\x00key": 1},
+        {"$ref": "a", "$id": 1, "$db": "x"},
+        {"$set": {"a.b": "$$ROOT"}},
+    ],
+)
+async def test_a_hooks_body_may_be_any_json(yard: Yard, body: Any) -> None:
+    hooks = Hooks(load=Hook(path="/load", body=body))
+    await yard.store.models.put(MODEL.model_copy(update={"hooks": hooks}))
+    async with scripted_host(yard.broker, "h1") as host:
+        await yard.submit(Verb.DEPLOY_CREATE)
+        await host.finish(await host.command())
+        await yard.submit(Verb.DEPLOY_LOAD)
+        load = (await host.command()).model.hooks.load
+        assert load is not None
+        assert load.body == body
+
+
+async def test_an_errors_detail_may_be_any_json(yard: Yard) -> None:
+    detail = {"exit_code": 2**64, "$ref": "a", "$id": 1, "nul\x00key": [1, {"a.b": None}]}
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        error = ErrorInfo(code=ErrorCode.EXITED, message="It exited.", detail=detail)
+        await host.finish(
+            await host.command(), OperationState.FAILED, job_state=JobState.FAILED, error=error
+        )
+        failed = await yard.operation(operation_id, OperationState.FAILED)
+        assert failed.error == error
+        job = await yard.job("job-1", where=lambda job: job.state is JobState.FAILED)
+        assert job.error == error
+
+        async def told() -> bool:
+            events = await yard.store.events.of_operation(operation_id)
+            return any(event.error == error for event in events)
+
+        await eventually(told)
+
+
+async def test_reports_and_heartbeats_that_make_no_sense_harm_nobody(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await host.command()
+        good = host.made(command, OperationState.RUNNING, seq=1).model_dump(mode="json")
+        envelope = {"host_id": "h1", "incarnation": host.incarnation}
+        for operations in ([good | {"seq": 2**70}, good], [5], [good | {"state": "DANCING"}]):
+            body = json.dumps(envelope | {"operations": operations}).encode()
+            await yard.broker.publish(REPORTS, "h1", body)
+        for beat in ({"slots": 2**70}, {"slots": 1, "labels": {"nul\x00": "x"}}):
+            await yard.broker.publish(HEARTBEATS, "", json.dumps(envelope | beat).encode())
+        await yard.operation(operation_id, OperationState.RUNNING)
+        newer = host.made(command, OperationState.FAILED, seq=3).model_dump(mode="json")
+        newer["error"] = {"code": "a_code_of_tomorrow", "message": "It is new."}
+        body = json.dumps(envelope | {"operations": [newer]}).encode()
+        await yard.broker.publish(REPORTS, "h1", body)
+        failed = await yard.operation(operation_id, OperationState.FAILED)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.message) == (ErrorCode.WORKER_ERROR, "It is new.")
+
+
+async def test_a_message_without_a_key_is_one_operation_however_often_recording_fails(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = yard.store.events.append
+    failures = iter([True, True])
+
+    async def fails_twice(events: Any) -> None:
+        if next(failures, False):
+            raise StoreUnavailableError
+        await append(events)
+
+    monkeypatch.setattr(yard.store.events, "append", fails_twice)
+    connection = await aio_pika.connect(yard.broker._url)
+    async with connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange("modelyard.jobs")
+        body = {"job_id": "j", "operation_type": "TEMP", "model": "m-131", "input": 1}
+        await exchange.publish(aio_pika.Message(json.dumps(body).encode()), "job.submit")
+    neighbour = await yard.submit(Verb.TERMINATE, "other")
+    await yard.operation(neighbour, OperationState.SUCCEEDED)
+    page = await yard.store.operations.page({"job_id": "j"}, after=None, limit=10)
+    assert len(page.items) == 1
+
+
+async def test_a_backlog_in_the_broker_keeps_its_order_when_a_dispatcher_comes_late(
+    store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "OVERDUE_S", 0.0)
+    await store.models.put(MODEL)
+    await broker.declare([JOBS_QUEUE])
+    yard = Yard(store, broker)
+    load = JobRequest(job_id="job-1", operation_type=Verb.DEPLOY_LOAD)
+    create_id, load_id = await yard.submit(Verb.DEPLOY_CREATE), new_operation_id()
+    await store.operations.record([NewOperation.of(load_id, load, "http")])
+    await yard.submission((load_id, load))
+    async with (
+        running_dispatcher(store, broker, dispatcher_sweep_interval_s=0.01),
+        scripted_host(broker, "h1") as host,
+    ):
+        for operation_id in (create_id, load_id):
+            command = await host.command()
+            assert command.operation_id == operation_id
+            await host.finish(command)
+
+
+async def test_a_freed_slot_goes_to_the_most_urgent_not_to_who_comes_now(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1", slots=1) as host:
+        holder = await yard.submit(Verb.TEMP, "holder", input=1)
+        held = await host.command()
+        assert held.operation_id == holder
+        urgent = {
+            await yard.submit(Verb.TEMP, f"urgent-{n}", input=1, priority=9) for n in range(3)
+        }
+        for operation_id in urgent:
+
+            async def waits(key: str = operation_id) -> bool:
+                return bool((await yard.operation(key)).waiting_for)
+
+            await eventually(waits)
+        for turn in range(3):
+            low = [
+                asyncio.create_task(yard.submit(Verb.TEMP, f"low-{turn}-{n}", input=1))
+                for n in range(10)
+            ]
+            await host.finish(held)
+            await asyncio.gather(*low)
+            held = await host.command()
+            assert held.operation_id in urgent
+
+
+async def test_a_message_that_nobody_foresaw_is_buried_and_its_neighbours_get_through(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = yard.store.operations.take_in
+
+    async def trips(new: Any) -> list[bool]:
+        if any(one.job_id == "stone" for one, _ in new):
+            raise OverflowError("nobody foresaw this")
+        return await record(new)
+
+    monkeypatch.setattr(yard.store.operations, "take_in", trips)
+    ids = [await yard.submit(Verb.TERMINATE, job) for job in ("before", "stone", "after")]
+    for operation_id in (ids[0], ids[2]):
+        await yard.operation(operation_id, OperationState.SUCCEEDED)
+    letter = await yard.dead_letter()
+    assert (letter.reason, letter.queue) == (ErrorCode.INTERNAL, JOBS_QUEUE.name)
+
+
+async def test_a_request_that_the_broker_gave_up_is_a_rejected_operation(yard: Yard) -> None:
+    connection = await aio_pika.connect(yard.broker._url)
+    async with connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(DEAD.name)
+        death = {"queue": JOBS_QUEUE.name, "reason": "delivery_limit", "count": 1}
+        await exchange.publish(
+            aio_pika.Message(
+                b'{"job_id": "j", "operation_type": "TERMINATE"}',
+                message_id="given-up",
+                headers={"x-death": [death]},  # type: ignore[list-item]
+            ),
+            "job.submit",
+        )
+    rejected = await yard.operation(operation_id_for_key("given-up"), OperationState.REJECTED)
+    assert rejected.error is not None
+    assert rejected.error.code is ErrorCode.DELIVERY_LIMIT
+
+
+async def test_a_host_that_still_holds_a_reservation_of_the_job_is_passed_over(
+    yard: Yard,
+) -> None:
+    async with (
+        scripted_host(yard.broker, "h1", slots=8),
+        scripted_host(yard.broker, "h2", slots=2) as second,
+    ):
+        await eventually(lambda: _two(yard.store))
+        roomy = await yard.store.hosts.get("h1")
+        assert roomy is not None
+        assert await yard.store.hosts.reserve(roomy, [("job-1", 7)], token="left behind")
+        await yard.submit(Verb.DEPLOY_CREATE)
+        assert (await second.command(within_s=5)).job_id == "job-1"
+
+
+async def _two(store: Store) -> bool:
+    return len(await store.hosts.all()) == 2
