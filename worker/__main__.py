@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.settings import give_up, start_process
@@ -42,13 +43,11 @@ async def _run(settings: WorkerSettings) -> None:
     runtime = DockerRuntime(
         settings.docker_url, host_id=rules.host_id, network=rules.network, publish=rules.publish
     )
-    try:
-        async with http_client() as client:
-            server = ModelServer(client)
-            await Service(settings, broker=broker, runtime=runtime, server=server).run(stop)
-    finally:
-        await runtime.close()
-        await broker.close()
+    async with AsyncExitStack() as closing:  # each is closed, whatever the others do
+        closing.push_async_callback(broker.close)
+        closing.push_async_callback(runtime.close)
+        server = ModelServer(await closing.enter_async_context(http_client()))
+        await Service(settings, broker=broker, runtime=runtime, server=server).run(stop)
 
 
 def _listen_for_signals(stop: asyncio.Event) -> None:

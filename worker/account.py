@@ -61,10 +61,6 @@ class Account:
             )
         )
 
-    def repeat(self) -> None:
-        """Send the latest report again, as it was: somebody has not seen it."""
-        self._publish(self.latest)
-
     def silence(self) -> None:
         """Report nothing any more: a later attempt has taken over."""
         self._silenced = True

@@ -1,23 +1,21 @@
-"""After a failure: find the cause, keep the log's end, and leave nothing half-made behind."""
+"""After a failure: find the cause, keep the log's end, and have what is half-made removed."""
 
 import asyncio
-
-import structlog
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import JobState, OperationState, Verb
 from worker.account import Ending
+from worker.cleanup import Cleanup, trouble_is_logged
 from worker.containers import Containers
 from worker.hooks import NoAnswerError
-from worker.models import Models
 from worker.profiles import InMemory, talk_of
 from worker.readiness import exited
-from worker.runtime import ContainerFacts, ContainerRuntime, EngineUnavailableError, Exit
+from worker.runtime import ContainerFacts, ContainerRuntime, Exit
 
-log = structlog.get_logger(__name__)
-
-CLEANUP_S = 60.0
+LOOK_S = 40.0
+"""Seconds to find out what is true of the container."""
+LOG_S = 5.0
 DEATH_S = 2.0
 """Seconds for the engine to notice that a process whose connections broke has died."""
 LOG_LINES = 20
@@ -27,56 +25,64 @@ _CLEANED = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP})
 """Verbs whose failure ends the container: what they half made is of no use."""
 _SPARED = frozenset({ErrorCode.UNSUPPORTED_VERB})
 _DEATHS = frozenset({ErrorCode.EXITED, ErrorCode.OOM_KILLED, ErrorCode.CONTAINER_MISSING})
+_MAY_BE_DEATHS = frozenset(
+    {
+        ErrorCode.NOT_READY,
+        ErrorCode.LOAD_FAILED,
+        ErrorCode.UNLOAD_FAILED,
+        ErrorCode.INFERENCE_FAILED,
+    }
+)
+"""What a server that has died looks like from outside."""
 
 
 class Aftermath:
     """Turns the error of an attempt into its ending."""
 
-    def __init__(self, runtime: ContainerRuntime, containers: Containers, models: Models) -> None:
+    def __init__(self, runtime: ContainerRuntime, containers: Containers, cleanup: Cleanup) -> None:
         self._runtime = runtime
         self._containers = containers
-        self._models = models
+        self._cleanup = cleanup
 
     async def of(self, command: HostCommand, error: ModelyardError) -> Ending:
-        """Return how the attempt ended, after cleaning up what the verb must not leave."""
+        """Return how the attempt ended, after cleaning up what the verb must not leave.
+
+        Trouble on the way is logged and costs a detail at the most, never the ending.
+        """
         if command.verb is Verb.TERMINATE or error.code in _SPARED:
             return _ending(error, None)
         facts: ContainerFacts | None = None
-        try:
-            async with asyncio.timeout(CLEANUP_S):
-                facts = await self._containers.find(command)
-                error = await self._cause(command, error, facts)
-                if command.verb not in _CLEANED and error.code not in _DEATHS:
-                    return _ending(error, None, facts)
-                if facts is not None:
-                    await self._add_log(error, facts)
-                    self._models.forget(facts.id)
-                await self._containers.remove_generations(command, up_to=command.generation)
-        except (ModelyardError, TimeoutError) as trouble:
-            # What is left over has our labels: the next CREATE, TERMINATE or inventory finds it.
-            log.warning(
-                "cleanup.failed",
-                operation_id=command.operation_id,
-                job_id=command.job_id,
-                error=repr(trouble),
-            )
-            if command.verb not in _CLEANED and error.code not in _DEATHS:
-                return _ending(error, None, facts)
+        async with trouble_is_logged(
+            "aftermath.no_look", LOOK_S, operation_id=command.operation_id
+        ):
+            facts = await self._containers.find(command)
+            error = await self._cause(command, error, facts)
+        if command.verb not in _CLEANED and error.code not in _DEATHS:
+            return _ending(error, None, facts)
+        if facts is not None and facts.ever_started:
+            if facts.exit_code is not None:
+                error.detail.setdefault("exit_code", facts.exit_code)
+            async with trouble_is_logged(
+                "aftermath.no_log", LOG_S, operation_id=command.operation_id
+            ):
+                await self._add_log(error, facts)
+        await self._cleanup.remove(command)
         return _ending(error, JobState.FAILED, facts)
 
     async def _cause(
         self, command: HostCommand, error: ModelyardError, facts: ContainerFacts | None
     ) -> ModelyardError:
         """Return the death of the container if that is behind the error, else the error."""
-        if error.code in _DEATHS or isinstance(error, EngineUnavailableError):
+        if error.code in _DEATHS or error.code is ErrorCode.ENGINE_UNAVAILABLE:
             return error
         if facts is None:
             gone = command.verb not in _CLEANED
             return ModelyardError(ErrorCode.CONTAINER_MISSING) if gone else error
+        if error.code not in _MAY_BE_DEATHS:
+            return error
         if isinstance(error, NoAnswerError):
             facts = await self._settled(facts)
-        died = facts.ever_started and not facts.running and error.code is not ErrorCode.TIMED_OUT
-        if died and _should_run(command):
+        if facts.ever_started and not facts.running and _should_run(command):
             return exited(Exit(facts.exit_code or 0, facts.oom_killed))
         return error
 
@@ -89,12 +95,8 @@ class Aftermath:
         return await self._runtime.inspect(facts.id)
 
     async def _add_log(self, error: ModelyardError, facts: ContainerFacts) -> None:
-        if not facts.ever_started:
-            return
         tail = await self._runtime.log_tail(facts.id, lines=LOG_LINES)
         error.detail.setdefault("log_tail", tail[-LOG_CHARS:])
-        if facts.exit_code is not None:
-            error.detail.setdefault("exit_code", facts.exit_code)
 
 
 def _should_run(command: HostCommand) -> bool:

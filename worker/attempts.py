@@ -24,7 +24,9 @@ class Attempts:
         self._running: dict[Account, asyncio.Task[None]] = {}
 
     def start(self, account: Account, superseded: Account | None = None) -> None:
-        """Run one attempt; the one that it supersedes is stopped first, and reports no more."""
+        """Run one attempt unless it runs; the one that it supersedes is stopped and silenced."""
+        if account in self._running:
+            return
         earlier = self._running.get(superseded) if superseded is not None else None
         if superseded is not None:
             superseded.silence()

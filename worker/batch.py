@@ -19,7 +19,7 @@ class Batch:
 
     async def run(self, command: HostCommand, facts: ContainerFacts, account: Account) -> str:
         """Return the result as JSON text; raises `exited` or `oom_killed` if the code is not 0."""
-        await self._containers.start(facts, account)
+        await self._containers.start(command, facts, account)
         account.tell(Phase.INFERRING, container_id=facts.id)
         end = await self._runtime.wait_exit(facts.id)
         if end.code != 0 or end.oom_killed:
@@ -33,7 +33,7 @@ class Batch:
             return await self._runtime.read_file(facts.id, path, max_bytes=MAX_RESULT_BYTES)
         # One byte more than is allowed, and the newline: then what is too large shows.
         output = await self._runtime.stdout_tail(facts.id, max_bytes=MAX_RESULT_BYTES + 2)
-        last_line = output.rstrip().rpartition("\n")[2]
+        last_line = output.rstrip().rpartition(b"\n")[2]
         if not last_line:
             raise ModelyardError(ErrorCode.BAD_RESULT, "The container wrote nothing to stdout.")
-        return last_line.encode()
+        return last_line

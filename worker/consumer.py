@@ -1,18 +1,16 @@
 """Commands from the host's queue: parsed, refused or accepted, settled, and only then begun."""
 
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import structlog
-from pydantic import ValidationError
 
-from modelyard.broker import Broker, Delivery, Subscription, consume_forever
-from modelyard.contract.errors import BrokerUnavailableError, ErrorCode
-from modelyard.contract.messages import HostCommands
+from modelyard.broker import Broker, Delivery, QueueHeldError, Subscription, consume_forever
+from modelyard.contract.messages import HostCommand
 from modelyard.contract.topology import DEAD, host_queue
 from worker.attempts import Attempts
-from worker.desk import Decision, Desk, Taken
+from worker.desk import Decision, Desk
+from worker.intake import Unreadable, read_commands, read_envelope
 from worker.recovery import declare_topology
 from worker.reporter import Reporter
 
@@ -47,9 +45,9 @@ class Consumer:
         self._host_id = host_id
         self._incarnation = incarnation
         self._subscribed_before = False
+        self._refused = False
         self.attached = False
         """True while the broker has our consumer."""
-        self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Consume until cancelled; raises `TopologyMismatchError`."""
@@ -67,13 +65,15 @@ class Consumer:
             async with self._broker.subscribe(
                 host_queue(self._host_id), prefetch=PREFETCH, exclusive=True
             ) as subscription:
+                self._refused = False
                 await self._announce_once()
                 self.attached = True
                 log.info("consumer.attached")
                 yield subscription
-        except BrokerUnavailableError as error:
-            if "exclusive" in error.message.lower():
+        except QueueHeldError:
+            if not self._refused:
                 log.warning("host.taken", hint="another worker already runs with this host id")
+            self._refused = True
             raise
         finally:
             self.attached = False
@@ -89,50 +89,56 @@ class Consumer:
             self._announced = True
 
     async def _handle(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
-        taken: list[Taken] = []
+        commands: list[HostCommand] = []
         for delivery in deliveries:
-            commands = await self._parse(delivery)
-            if commands is not None:
-                taken += [self._desk.take(command) for command in commands.commands]
-        new = [it for it in taken if it.decision is Decision.NEW and it.account is not None]
-        for it in taken:
-            if it.decision is Decision.REPEATED and it.account is not None:
-                it.account.repeat()
+            commands += await self._read(delivery)
+        # Taken only now, all at once: what is taken and not begun would never be.
+        taken = [(command, self._desk.take(command)) for command in commands]
+        for command, it in taken:
+            if it.decision is not Decision.NEW:
+                log.info(
+                    "command.not_new",
+                    decision=it.decision.value,
+                    operation_id=command.operation_id,
+                    epoch=command.epoch,
+                    generation=command.generation,
+                )
+            if it.decision is Decision.REPEATED and it.report is not None:
+                self._reporter.put(it.report)
+        new = [it.report for _, it in taken if it.decision is Decision.NEW and it.report]
         # Confirmed before the delivery is settled: from here the record and this process carry
         # the work. Once confirmed it is begun, whatever becomes of the delivery: it would be
         # recognised if it came again.
-        await self._reporter.deliver([it.account.latest for it in new if it.account is not None])
+        await self._reporter.deliver(new)
         try:
             await subscription.ack(deliveries)
         finally:
-            for it in new:
+            for _, it in taken:
                 if it.account is not None:
                     self._attempts.start(it.account, it.superseded)
 
-    async def _parse(self, delivery: Delivery) -> HostCommands | None:
-        """Return the commands; None if they are not for this boot or can't be read."""
-        try:
-            commands = HostCommands.model_validate_json(delivery.body)
-        except ValidationError as error:
-            await self._bury(delivery, error)
-            return None
-        if commands.host_id != self._host_id or commands.incarnation != self._incarnation:
+    async def _read(self, delivery: Delivery) -> list[HostCommand]:
+        """Return the commands for this boot; what can't be read is a dead letter by then."""
+        envelope = read_envelope(delivery.body)
+        if isinstance(envelope, Unreadable):
+            await self._bury(delivery, envelope)
+            return []
+        if envelope.host_id != self._host_id or envelope.incarnation != self._incarnation:
             # For an earlier boot. The dispatcher's sweep sends what still counts again.
-            self.counts["other_incarnation"] += 1
-            log.info("commands.other_incarnation", incarnation=commands.incarnation)
-            return None
+            log.info("commands.other_incarnation", incarnation=envelope.incarnation)
+            return []
+        commands, unreadable = read_commands(envelope)
+        for one in unreadable:
+            await self._bury(delivery, one)
         return commands
 
-    async def _bury(self, delivery: Delivery, error: ValidationError) -> None:
-        """Hand a message that can't be read to the dead letters, confirmed, with its reason."""
-        kinds = {detail["type"] for detail in error.errors(include_url=False, include_input=False)}
-        reason = ErrorCode.INVALID_JSON if "json_invalid" in kinds else ErrorCode.INVALID_REQUEST
-        self.counts["malformed"] += 1
-        log.warning("commands.malformed", reason=reason.value, errors=error.error_count())
+    async def _bury(self, delivery: Delivery, letter: Unreadable) -> None:
+        """Hand what can't be read to the dead letters, confirmed, with its reason."""
+        log.warning("commands.malformed", reason=letter.reason.value, errors=letter.errors)
         await self._broker.publish(
             DEAD,
             delivery.routing_key,
-            delivery.body,
+            letter.body,
             message_type=delivery.type,
-            headers={REASON_HEADER: reason.value},
+            headers={REASON_HEADER: letter.reason.value},
         )

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import Literal
 
 from modelyard.contract.catalog import ModelSpec
@@ -118,7 +119,7 @@ def _kept_folder(spec: ModelSpec) -> str | None:
     """Return the folder of `result_file`; all of /tmp if it lies there, which is tmpfs else."""
     if spec.result_file is None:
         return None
-    path = PurePosixPath(spec.result_file)
+    path = PurePosixPath(normpath(spec.result_file))
     if path.is_relative_to("/tmp"):  # noqa: S108 - inside of the container
         return "/tmp"  # noqa: S108
     # A volume can't be mounted on the root; there the file needs `read_only: false`.

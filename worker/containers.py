@@ -36,6 +36,8 @@ class Containers:
         self._datasets = datasets
         self._server = server
         self._rules = rules
+        self.loaded: set[str] = set()
+        """Containers whose model this boot has put into memory: for servers that can't be asked."""
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
         """Return the container of the job's generation, None if it is gone or not ours."""
@@ -56,7 +58,7 @@ class Containers:
 
     async def ensure(self, command: HostCommand, account: Account) -> ContainerFacts:
         """Return the job's container, created if it is not there, with its mounts checked."""
-        await self.remove_generations(command, up_to=command.generation - 1)
+        await self.remove_generations(command.job_id, up_to=command.generation - 1)
         target = mount_target(command.dataset, command.model)
         known = await self.find(command)
         if known is not None and known.labels is not None:
@@ -65,7 +67,7 @@ class Containers:
                     verify_mount(known, target, None)
                 return known
             # Made from another spec under the same generation: what was asked for counts.
-            await self._runtime.remove(known.id)
+            await self._remove(known.id)
         return await self._create(command, account)
 
     async def _create(self, command: HostCommand, account: Account) -> ContainerFacts:
@@ -91,16 +93,25 @@ class Containers:
         self, command: HostCommand, facts: ContainerFacts, account: Account
     ) -> ContainerFacts:
         """Start the container unless it runs, and wait until its server answers alive."""
-        facts = await self.start(facts, account)
+        facts = await self.start(command, facts, account)
         alive = talk_of(command.model).alive
         if alive is not None:
             await self.probe(facts, alive, command.model.start_timeout_s, "answer alive")
         return facts
 
-    async def start(self, facts: ContainerFacts, account: Account) -> ContainerFacts:
-        """Start the container unless it runs; its published port is another after each start."""
+    async def start(
+        self, command: HostCommand, facts: ContainerFacts, account: Account
+    ) -> ContainerFacts:
+        """Start the container unless it runs; its published port is another after each start.
+
+        The engine follows the mount's source anew each time, and so is it looked at each time:
+        what was a folder under the roots may be a link out of them by now.
+        """
         if facts.running:
             return facts
+        mount = await self._datasets.locate(command.dataset, command.model)
+        if mount is not None:
+            verify_mount(facts, mount.target, mount.source)
         account.tell(Phase.STARTING, container_id=facts.id)
         await self._runtime.start(facts.id)
         return await self._runtime.inspect(facts.id)
@@ -114,17 +125,18 @@ class Containers:
 
         await while_running(self._runtime, facts.id, until(answers, seconds, what))
 
-    async def remove_generations(
-        self, command: HostCommand, *, up_to: int, grace_s: float = 0.0
-    ) -> int:
-        """Remove the job's containers up to a generation; return how many there were."""
-        facts = await self._runtime.list_own(command.job_id)
+    async def remove_generations(self, job_id: str, *, up_to: int, grace_s: float = 0.0) -> None:
+        """Remove the job's containers up to a generation."""
+        facts = await self._runtime.list_own(job_id)
         doomed = [it for it in facts if it.labels and it.labels.generation <= up_to]
         for it in doomed:
             if it.running and grace_s:
                 await self._stop(it.id, grace_s)
-            await self._runtime.remove(it.id)
-        return len(doomed)
+            await self._remove(it.id)
+
+    async def _remove(self, container_id: str) -> None:
+        await self._runtime.remove(container_id)
+        self.loaded.discard(container_id)
 
     async def _stop(self, container_id: str, grace_s: float) -> None:
         try:

@@ -1,20 +1,24 @@
 """Where a dataset lies on this host, whether it may be mounted, and whether it really was."""
 
 import asyncio
+import concurrent.futures
 import os
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.errors import SENTENCES, ErrorCode, ModelyardError
 from worker.container_plan import DatasetMount
 from worker.pauses import GrowingPauses
 from worker.runtime import ContainerFacts, ContainerRuntime
 
 PROBE_S = 5.0
 """Seconds that one look at a folder may take; a dead network share answers never."""
+MAX_LOOKS = 32
+"""Looks that may be under way; each that never ends holds a thread until the process does."""
 
 
 class Datasets:
@@ -24,6 +28,8 @@ class Datasets:
         """`roots` are absolute folders; without any, only volumes are mounted."""
         self._runtime = runtime
         self._roots = tuple(roots)
+        self._looks: dict[tuple[str, str | None], asyncio.Future[_Look]] = {}
+        """Under way: whoever looks for the same shares it."""
 
     async def locate(self, dataset: DatasetSpec | None, model: ModelSpec) -> DatasetMount | None:
         """Return the mount that the model asks for, once the dataset is there.
@@ -46,13 +52,26 @@ class Datasets:
         try:
             async with asyncio.timeout(dataset.wait_s + PROBE_S):
                 while True:
-                    look = await asyncio.to_thread(_look, path, self._roots, dataset.ready_file)
+                    look = await self._look(path, dataset.ready_file)
+                    if look.refused is not None:
+                        raise ModelyardError(ErrorCode.DATASET_REFUSED, look.refused, path=path)
                     if look.folder is not None:
                         return look.folder
                     if not await pauses.again():
                         raise _unavailable(dataset, look.missing)
         except TimeoutError as error:
             raise _unavailable(dataset, f"{path} does not answer.") from error
+
+    async def _look(self, path: str, ready_file: str | None) -> "_Look":
+        key = (path, ready_file)
+        under_way = self._looks.get(key)
+        if under_way is None:
+            if len(self._looks) >= MAX_LOOKS:
+                return _Look(missing="Too many folders of this host do not answer.")
+            under_way = _in_daemon_thread(lambda: _look(path, self._roots, ready_file))
+            self._looks[key] = under_way
+            under_way.add_done_callback(lambda _: self._looks.pop(key))
+        return await asyncio.shield(under_way)
 
 
 def verify_mount(facts: ContainerFacts, target: str, source: str | None) -> None:
@@ -80,27 +99,45 @@ def mount_target(dataset: DatasetSpec | None, model: ModelSpec) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One look at a folder: where it really is, or what is missing."""
+    """One look at a folder: where it really is, or what is missing, or why it is refused."""
 
-    folder: str | None
+    folder: str | None = None
     missing: str = ""
+    refused: str | None = None
 
 
 def _look(path: str, roots: Sequence[str], ready_file: str | None) -> _Look:
-    """Look once. Blocks; raises `dataset_refused` for what lies outside of the roots."""
-    real = Path(os.path.realpath(path))
-    if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-        raise ModelyardError(ErrorCode.DATASET_REFUSED, path=path)
+    """Look once. Blocks, perhaps for ever."""
     try:
+        real = Path(os.path.realpath(path))
+        if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+            return _Look(refused=SENTENCES[ErrorCode.DATASET_REFUSED])
         if not stat.S_ISDIR(real.stat().st_mode):
-            raise ModelyardError(ErrorCode.DATASET_REFUSED, "The dataset is not a folder.")
+            return _Look(refused="The dataset is not a folder.")
         if ready_file is not None:
             whole = (real / ready_file).exists()
-            return _Look(str(real)) if whole else _Look(None, f"{path} has no {ready_file} yet.")
+            return _Look(str(real)) if whole else _Look(missing=f"{path} has no {ready_file} yet.")
         with os.scandir(real) as entries:
-            return _Look(str(real)) if next(entries, None) else _Look(None, f"{path} is empty.")
+            return _Look(str(real)) if next(entries, None) else _Look(missing=f"{path} is empty.")
     except OSError as error:
-        return _Look(None, f"{path}: {error.strerror}.")
+        return _Look(missing=f"{path}: {error.strerror}.")
+
+
+def _in_daemon_thread(work: Callable[[], _Look]) -> asyncio.Future[_Look]:
+    """Run `work` in a thread of its own, which a process that ends does not wait for.
+
+    The loop's own threads are few and are joined at exit: stuck ones would stop both.
+    """
+    done: concurrent.futures.Future[_Look] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as fault:  # noqa: BLE001 - carried to whoever awaits it
+            done.set_exception(fault)
+
+    threading.Thread(target=run, name="dataset", daemon=True).start()
+    return asyncio.wrap_future(done)
 
 
 def _unavailable(dataset: DatasetSpec, message: str) -> ModelyardError:

@@ -1,10 +1,10 @@
 """Which commands this boot has taken: what comes twice, too late or for somebody else is told off.
 
-Pure bookkeeping. Every refusal is counted and none is an error: the dispatcher's record is what
-counts, and its sweep repairs.
+Pure bookkeeping. No refusal is an error: the dispatcher's record is what counts, and its sweep
+repairs.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +15,7 @@ from worker.account import Account
 MAX_ENDED = 10_000
 """Ended operations whose last report is kept."""
 MAX_RESULT_BYTES_KEPT = 64 << 20
-"""Characters of results in them, all together."""
+"""Bytes of results in them as UTF-8, all together."""
 MAX_JOBS = 100_000
 """Jobs whose newest generation is remembered."""
 
@@ -35,12 +35,23 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A decision, and the account it is about."""
+    """A decision, and what it is about."""
 
     decision: Decision
     account: Account | None = None
+    """The attempt that is to run, or runs already."""
     superseded: Account | None = None
     """The earlier attempt of the same operation, if it still runs."""
+    report: OperationReport | None = None
+    """The latest of the attempt; None for one that is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """All that is kept of an attempt that has ended: its input may be large."""
+
+    report: OperationReport
+    result_bytes: int
 
 
 class Desk:
@@ -50,11 +61,9 @@ class Desk:
         """`publish` is where the accounts report to."""
         self._publish = publish
         self._open: dict[str, Account] = {}
-        self._ended: OrderedDict[str, Account] = OrderedDict()
+        self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._ended_bytes = 0
         self._generations: OrderedDict[str, int] = OrderedDict()
-        self.counts: Counter[str] = Counter()
-        """Refusals and repetitions, by decision."""
 
     @property
     def running(self) -> int:
@@ -67,33 +76,38 @@ class Desk:
 
     def take(self, command: HostCommand) -> Taken:
         """Decide about one command; if it is new, an account is opened for it."""
-        known = self._open.get(command.operation_id) or self._ended.get(command.operation_id)
-        if known is not None and command.epoch < known.command.epoch:
-            return self._refuse(Decision.STALE_EPOCH)
-        if known is not None and command.epoch == known.command.epoch:
-            self.counts[Decision.REPEATED] += 1
-            return Taken(Decision.REPEATED, known)
+        opened = self._open.get(command.operation_id)
+        latest = opened.latest if opened else self._last_report(command.operation_id)
+        if latest is not None and command.epoch < latest.epoch:
+            return Taken(Decision.STALE_EPOCH)
+        if latest is not None and command.epoch == latest.epoch:
+            return Taken(Decision.REPEATED, opened, report=latest)
         if command.generation < self._generations.get(command.job_id, 0):
-            return self._refuse(Decision.STALE_GENERATION)
+            return Taken(Decision.STALE_GENERATION)
         self._saw(command.job_id, command.generation)
-        superseded = self._open.get(command.operation_id)
         self._drop_ended(command.operation_id)
         account = Account(command, self._publish)
         self._open[command.operation_id] = account
-        return Taken(Decision.NEW, account, superseded)
+        return Taken(Decision.NEW, account, superseded=opened, report=account.latest)
 
     def close(self, account: Account) -> None:
-        """Keep an ended account for those who ask again."""
+        """Keep an ended account's last report for those who ask again."""
         operation_id = account.command.operation_id
         if self._open.get(operation_id) is account:
             del self._open[operation_id]
             if account.ended:
-                self._ended[operation_id] = account
-                self._ended_bytes += _result_bytes(account)
+                result = account.latest.result_json or ""
+                ended = _Ended(account.latest, len(result.encode()))
+                self._ended[operation_id] = ended
+                self._ended_bytes += ended.result_bytes
         while self._ended and (
             len(self._ended) > MAX_ENDED or self._ended_bytes > MAX_RESULT_BYTES_KEPT
         ):
             self._drop_ended(next(iter(self._ended)))
+
+    def _last_report(self, operation_id: str) -> OperationReport | None:
+        ended = self._ended.get(operation_id)
+        return ended.report if ended else None
 
     def _saw(self, job_id: str, generation: int) -> None:
         self._generations[job_id] = max(generation, self._generations.get(job_id, 0))
@@ -102,14 +116,6 @@ class Desk:
             self._generations.popitem(last=False)
 
     def _drop_ended(self, operation_id: str) -> None:
-        account = self._ended.pop(operation_id, None)
-        if account is not None:
-            self._ended_bytes -= _result_bytes(account)
-
-    def _refuse(self, decision: Decision) -> Taken:
-        self.counts[decision] += 1
-        return Taken(decision)
-
-
-def _result_bytes(account: Account) -> int:
-    return len(account.latest.result_json or "")
+        ended = self._ended.pop(operation_id, None)
+        if ended is not None:
+            self._ended_bytes -= ended.result_bytes

@@ -15,6 +15,7 @@ class _Document(BaseModel):
 
 
 class _State(_Document):
+    status: str = ""
     running: bool
     exit_code: int = 0
     oom_killed: bool = Field(default=False, alias="OOMKilled")
@@ -22,7 +23,6 @@ class _State(_Document):
 
 
 class _Config(_Document):
-    image: str = ""
     labels: dict[str, str] | None = None
 
 
@@ -35,7 +35,6 @@ class _Mount(_Document):
 
 
 class _Binding(_Document):
-    host_ip: str = ""
     host_port: str = ""
 
 
@@ -58,6 +57,11 @@ class ContainerDocument(_Document):
     mounts: tuple[_Mount, ...] = ()
     network_settings: _NetworkSettings = _NetworkSettings()
 
+    @property
+    def going(self) -> bool:
+        """True once it is being removed, also if that got stuck: it can't be used any more."""
+        return self.state.status in {"removing", "dead"}
+
     def facts(self, *, publish: bool, network: str) -> ContainerFacts:
         """Return the same in our words."""
         labels = ContainerLabels.parse(self.config.labels or {})
@@ -66,7 +70,6 @@ class ContainerDocument(_Document):
         return ContainerFacts(
             id=self.id,
             name=self.name.removeprefix("/"),
-            image=self.config.image,
             running=state.running,
             ever_started=started,
             exit_code=state.exit_code if started and not state.running else None,
@@ -129,12 +132,6 @@ class InfoDocument(_Document):
     mem_total: int = 0
 
 
-class WaitDocument(_Document):
-    """`POST /containers/{id}/wait`."""
-
-    status_code: int
-
-
 class _LayerBytes(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -150,6 +147,8 @@ class PullLine(BaseModel):
     status: str = ""
     id: str = ""
     progress_detail: _LayerBytes | None = Field(default=None, alias="progressDetail")
+    error: str = ""
+    """Why the pull failed; the last line then."""
 
 
 class PullProgress:

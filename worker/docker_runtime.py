@@ -1,8 +1,9 @@
 """The Docker Engine as a `ContainerRuntime`, through aiodocker.
 
-Two clients: waits, pulls and logs hold their connections for long and must not starve the short
-calls. Every call has a deadline (see `docker_runtime_calls`), every id is checked before it gets
-into a URL. The API version is negotiated: 1.41 (Docker 20.10) and up.
+Two clients: waits, pulls and logs hold their connections for long and keep apart from the short
+calls. Every call has a deadline (see `docker_runtime_calls`) but a pull, which its caller bounds;
+every id is checked before it gets into a URL, every image is named by its full reference. The API
+version is negotiated: 1.41 (Docker 20.10) and up.
 """
 
 import asyncio
@@ -10,8 +11,6 @@ import json
 import re
 from contextlib import AbstractAsyncContextManager
 
-import aiodocker
-import structlog
 from aiodocker.containers import DockerContainer
 from aiodocker.exceptions import DockerError
 
@@ -30,13 +29,16 @@ from worker.docker_runtime_calls import (
     CALL_S,
     CONFLICT,
     NOT_FOUND,
+    SERVER_FAULT,
     UNREACHABLE,
+    client_of,
     deadline,
     one_container,
 )
 from worker.docker_runtime_output import DockerOutput
 from worker.docker_runtime_pull import pull
 from worker.labels import HOST, JOB
+from worker.references import full_reference
 from worker.runtime import (
     ContainerFacts,
     CreateRefusedError,
@@ -50,8 +52,6 @@ from worker.runtime import (
     StartRefusedError,
     checked_ref,
 )
-
-log = structlog.get_logger(__name__)
 
 PING_S = 5.0
 CREATE_S = 60.0
@@ -67,12 +67,12 @@ class DockerRuntime:
     """One engine, and of its containers only those of one host."""
 
     def __init__(self, url: str, *, host_id: str, network: str, publish: bool) -> None:
-        """`url` is `unix://`, `tcp://` or `https://`; it is never looked up elsewhere."""
+        """`url` begins with `unix://`, `tcp://`, `http://` or `https://`."""
         self._host_id = host_id
         self._network = network
         self._publish = publish
-        self._docker = aiodocker.Docker(url=url)
-        self._streams = aiodocker.Docker(url=url)
+        self._docker = client_of(url)
+        self._streams = client_of(url)
         self._output = DockerOutput(self._streams)
 
     async def close(self) -> None:
@@ -98,11 +98,12 @@ class DockerRuntime:
                     await self._docker.networks.create(_network_config(self._network))
                 except DockerError as error:
                     if error.status != CONFLICT:
-                        raise EngineUnavailableError(
-                            f"Docker refused the job network: {error.message}"
-                        ) from error
+                        raise
             elif not known.isolates:
-                log.warning("network.not_isolated", network=self._network)
+                raise EngineUnavailableError(
+                    f"The network {self._network} exists and lets containers reach each other: "
+                    f"remove it, or make it with the option {ICC_OPTION}=false."
+                )
 
     async def _known_network(self) -> NetworkDocument | None:
         found = await self._docker.networks.list(filters={"name": self._network})
@@ -112,18 +113,18 @@ class DockerRuntime:
     async def has_image(self, image: str) -> bool:
         async with deadline("look for an image", CALL_S):
             try:
-                await self._docker.images.inspect(image)
+                await self._docker.images.inspect(full_reference(image))
             except DockerError as error:
                 if error.status == NOT_FOUND:
                     return False
-                raise EngineUnavailableError(f"Docker refused {image}: {error.message}") from error
+                raise
             return True
 
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
         if await self.has_image(image):
             return
         async with deadline(f"pull {image}", PULL_S):
-            await pull(self._streams, image, on_progress)
+            await pull(self._streams, full_reference(image), on_progress)
         # The progress stream ends without a word when its connection does.
         if not await self.has_image(image):
             raise ImagePullFailedError(f"{image}: the pull ended without the image.")
@@ -137,29 +138,49 @@ class DockerRuntime:
             except DockerError as error:
                 if error.status == NOT_FOUND:
                     return False
-                raise EngineUnavailableError(f"Docker refused {name}: {error.message}") from error
+                raise
             return True
 
     async def create(self, plan: ContainerPlan) -> str:
         checked_ref(plan.name)
+        made = await self._create(plan)
+        if made is not None:
+            return made
         try:
-            async with deadline("create a container", CREATE_S):
-                made = await self._docker.containers.create(engine_config(plan), name=plan.name)
-                return made.id
-        except DockerError as error:
-            if error.status == CONFLICT:
-                return await self._adopt(plan, error)
-            if error.status == NOT_FOUND and "image" in (error.message or "").lower():
-                raise ImageNotFoundError(f"{plan.image}: {error.message}") from error
-            raise CreateRefusedError(f"Docker refused the container: {error.message}") from error
+            return await self._adopt(plan)
+        except NoSuchContainerError:
+            # The one that has the name is on its way out.
+            await self.remove(plan.name)
+        made = await self._create(plan)
+        if made is None:
+            raise NameConflictError(f"The name {plan.name} does not get free.")
+        return made
 
-    async def _adopt(self, plan: ContainerPlan, conflict: DockerError) -> str:
+    async def _create(self, plan: ContainerPlan) -> str | None:
+        """Return the new container's id; None if its name is taken."""
+        config = engine_config(plan)
+        config["Image"] = full_reference(plan.image)
+        async with deadline("create a container", CREATE_S):
+            try:
+                made = await self._docker.containers.create(config, name=plan.name)
+            except DockerError as error:
+                if error.status == CONFLICT:
+                    return None
+                if error.status == NOT_FOUND and "image" in (error.message or "").lower():
+                    raise ImageNotFoundError(f"{plan.image}: {error.message}") from error
+                if error.status < SERVER_FAULT:
+                    message = f"Docker refused the container: {error.message}"
+                    raise CreateRefusedError(message) from error
+                raise
+            return made.id
+
+    async def _adopt(self, plan: ContainerPlan) -> str:
         """Return the container that has the planned name if it is the planned one."""
         facts = await self.inspect(plan.name)
         if facts.labels is None or not facts.labels.same_container(plan.labels):
             raise NameConflictError(
                 f"The name {plan.name} is taken by another container.", container_id=facts.id
-            ) from conflict
+            )
         return facts.id
 
     async def start(self, container_id: str) -> None:
@@ -187,9 +208,7 @@ class DockerRuntime:
                     if error.status == NOT_FOUND:
                         return
                     if error.status != CONFLICT:
-                        raise EngineUnavailableError(
-                            f"Docker refused to remove a container: {error.message}"
-                        ) from error
+                        raise
                     # Its removal is already under way; the next try finds it gone.
                     await asyncio.sleep(_REMOVAL_PROBE_S)
                 else:
@@ -198,7 +217,9 @@ class DockerRuntime:
     async def inspect(self, ref: str) -> ContainerFacts:
         async with self._container(ref, "inspect", CALL_S) as container:
             document = ContainerDocument.model_validate(await container.show())
-        return document.facts(publish=self._publish, network=self._network)
+            if document.going:
+                raise NoSuchContainerError
+            return document.facts(publish=self._publish, network=self._network)
 
     async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
         labels = [f"{HOST}={self._host_id}", *([f"{JOB}={job_id}"] if job_id else [])]
@@ -223,7 +244,7 @@ class DockerRuntime:
     async def log_tail(self, container_id: str, *, lines: int) -> str:
         return await self._output.log_tail(container_id, lines=lines)
 
-    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> str:
+    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> bytes:
         return await self._output.stdout_tail(container_id, max_bytes=max_bytes)
 
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:

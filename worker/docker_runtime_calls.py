@@ -1,7 +1,7 @@
 """A deadline and a checked id on every call, and aiodocker's exceptions as ours."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiodocker
@@ -14,17 +14,28 @@ from worker.runtime import EngineUnavailableError, NoSuchContainerError, checked
 CALL_S = 30.0
 NOT_FOUND = 404
 CONFLICT = 409
+SERVER_FAULT = 500
+"""From here on up it is the engine's trouble and not the request's."""
 UNREACHABLE = 900
 """aiodocker's status for a refused connection."""
-_SERVER_FAULT = 500
+
+
+def client_of(url: str) -> aiodocker.Docker:
+    """Return a client that takes as many connections as there are calls.
+
+    aiohttp's 100 would be shared by all waits: the call that ends them could wait behind them.
+    """
+    client = aiodocker.Docker(url=url)
+    client.connector._limit = 0  # noqa: SLF001 - aiodocker takes no limit, and TLS is its to set up
+    return client
 
 
 @asynccontextmanager
 async def deadline(what: str, seconds: float) -> AsyncIterator[None]:
     """Bound the calls inside to `seconds`; aiodocker has no timeouts of its own.
 
-    Raises `EngineUnavailableError` when there is no answer in time, or one of status 500 and
-    above. A `DockerError` of any other status passes.
+    Raises `EngineUnavailableError` when there is no answer in time, one that can't be read, or a
+    refusal that nobody inside has given another name.
     """
     limit = asyncio.timeout(seconds)
     try:
@@ -36,11 +47,13 @@ async def deadline(what: str, seconds: float) -> AsyncIterator[None]:
         message = f"Docker did not answer within {seconds:g} s (tried to {what})."
         raise EngineUnavailableError(message) from error
     except DockerError as error:
-        if error.status < _SERVER_FAULT:
-            raise
         raise EngineUnavailableError(f"Docker failed to {what}: {error.message}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise EngineUnavailableError(f"Docker broke off (tried to {what}): {error!r}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        # aiodocker and our documents alike meet an answer that is cut off or of another form.
+        message = f"Docker's answer can't be read (tried to {what}): {type(error).__name__}."
+        raise EngineUnavailableError(message) from error
 
 
 @asynccontextmanager
@@ -58,5 +71,21 @@ async def one_container(
         except DockerError as error:
             if error.status == NOT_FOUND:
                 raise NoSuchContainerError from error
-            message = f"Docker refused to {what} a container: {error.message}"
-            raise EngineUnavailableError(message) from error
+            raise
+
+
+@asynccontextmanager
+async def streamed(
+    client: aiodocker.Docker, path: str, *, params: Mapping[str, str | int], method: str = "GET"
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Yield an answer that is read bit by bit, and close its connection whatever happens.
+
+    aiodocker's own streams leave it open when their reader is cancelled: the engine would go on
+    pulling for nobody.
+    """
+    query = client._query(path, method, params=dict(params), timeout=None)  # noqa: SLF001
+    async with query as response:
+        try:
+            yield response
+        finally:
+            response.close()

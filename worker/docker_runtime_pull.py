@@ -5,7 +5,7 @@ from aiodocker.exceptions import DockerError
 
 from modelyard.contract.messages import Progress
 from worker.docker_documents import PullLine, PullProgress
-from worker.docker_runtime_calls import NOT_FOUND, UNREACHABLE
+from worker.docker_runtime_calls import NOT_FOUND, UNREACHABLE, streamed
 from worker.runtime import ImageNotFoundError, ImagePullFailedError, OnProgress, RuntimeFaultError
 
 # The engine passes a registry's refusal on as text, in most cases inside of a stream that began
@@ -15,25 +15,32 @@ _NOT_ABSENT = ("lookup ", "dial tcp", "no such host")
 
 
 async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) -> None:
-    """Pull `image`; the caller bounds the time and looks afterwards whether it is there.
+    """Pull `image`, a full reference; the caller bounds the time and looks whether it is there.
 
+    A caller that is cancelled ends the pull on the engine too.
     Raises `ImageNotFoundError` and `ImagePullFailedError`.
     """
     progress = PullProgress()
     try:
-        # Without a tag or digest aiodocker asks for `latest`, not for all tags.
-        async for raw in docker.images.pull(image, stream=True):
-            if progress.take(PullLine.model_validate(raw)):
-                on_progress(Progress(current=progress.current, total=progress.total))
+        async with streamed(
+            docker, "images/create", method="POST", params={"fromImage": image}
+        ) as response:
+            async for raw in response.content:
+                line = PullLine.model_validate_json(raw)
+                if line.error:
+                    raise _refusal(image, line.error)
+                if progress.take(line):
+                    on_progress(Progress(current=progress.current, total=progress.total))
     except DockerError as error:
         if error.status == UNREACHABLE:
             raise
-        raise _refusal(image, error) from error
+        absent = error.status == NOT_FOUND
+        raise _refusal(image, error.message or "", absent=absent) from error
 
 
-def _refusal(image: str, error: DockerError) -> RuntimeFaultError:
-    words = (error.message or "").lower()
+def _refusal(image: str, message: str, *, absent: bool = False) -> RuntimeFaultError:
+    words = message.lower()
     unreachable = any(mark in words for mark in _NOT_ABSENT)
-    if not unreachable and (error.status == NOT_FOUND or any(mark in words for mark in _ABSENT)):
-        return ImageNotFoundError(f"{image}: {error.message}")
-    return ImagePullFailedError(f"{image}: {error.message}")
+    if not unreachable and (absent or any(mark in words for mark in _ABSENT)):
+        return ImageNotFoundError(f"{image}: {message}")
+    return ImagePullFailedError(f"{image}: {message}")

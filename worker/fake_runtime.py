@@ -17,6 +17,7 @@ from modelyard.contract.messages import EngineFacts, Progress
 from worker.container_plan import ContainerPlan
 from worker.docker_config import engine_config
 from worker.labels import ContainerLabels
+from worker.references import full_reference
 from worker.runtime import (
     Address,
     ContainerFacts,
@@ -94,7 +95,6 @@ class FakeContainer:
         return ContainerFacts(
             id=self.id,
             name=self.name,
-            image=plan.image if plan else "foreign",
             running=self.running,
             ever_started=self.ever_started,
             exit_code=self.exit_code,
@@ -153,7 +153,7 @@ class FakeRuntime:
 
     async def has_image(self, image: str) -> bool:
         self._reach()
-        return _tagged(image) in {_tagged(held) for held in self.images}
+        return full_reference(image) in {full_reference(held) for held in self.images}
 
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
         if await self.has_image(image):
@@ -161,13 +161,13 @@ class FakeRuntime:
         self.pulls.append(image)
         if self.pull_fault is not None:
             raise ImagePullFailedError(f"{image}: {self.pull_fault}")
-        offered = {_tagged(name): program for name, program in self.registry.items()}
-        if _tagged(image) not in offered:
+        offered = {full_reference(name): program for name, program in self.registry.items()}
+        if full_reference(image) not in offered:
             raise ImageNotFoundError(f"{image}: manifest unknown")
         for current, total in self.pull_steps:
             on_progress(Progress(current=current, total=total))
         await self.pull_may_end.wait()
-        self.images[image] = offered[_tagged(image)]
+        self.images[image] = offered[full_reference(image)]
 
     async def volume_exists(self, name: str) -> bool:
         self._reach()
@@ -181,10 +181,10 @@ class FakeRuntime:
             if known.plan is None or not known.plan.labels.same_container(plan.labels):
                 raise NameConflictError(f"The name {plan.name} is taken by another container.")
             return known.id
-        held = {_tagged(name): program for name, program in self.images.items()}
-        if _tagged(plan.image) not in held:
+        held = {full_reference(name): program for name, program in self.images.items()}
+        if full_reference(plan.image) not in held:
             raise ImageNotFoundError(f"{plan.image}: No such image")
-        made = self._add(plan.name, plan, held[_tagged(plan.image)](plan))
+        made = self._add(plan.name, plan, held[full_reference(plan.image)](plan))
         self.created.append(plan)
         return made.id
 
@@ -245,8 +245,9 @@ class FakeRuntime:
     async def log_tail(self, container_id: str, *, lines: int) -> str:
         return "".join(self._get(container_id).log.splitlines(keepends=True)[-lines:])
 
-    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> str:
-        return self._get(container_id).stdout[-max_bytes:]
+    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> bytes:
+        # A program writes bytes that are no UTF-8 as lone surrogates.
+        return self._get(container_id).stdout.encode(errors="surrogateescape")[-max_bytes:]
 
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
         files = self._get(container_id).files
@@ -327,8 +328,3 @@ def _mounts(plan: ContainerPlan) -> tuple[MountFacts, ...]:
 
 def _without_mounts(facts: ContainerFacts) -> ContainerFacts:
     return replace(facts, mounts=())
-
-
-def _tagged(image: str) -> str:
-    last = image.rpartition("/")[2]
-    return image if ":" in last or "@" in image else f"{image}:latest"

@@ -14,11 +14,13 @@ from worker.runtime import ContainerRuntime, EngineUnavailableError
 log = structlog.get_logger(__name__)
 
 PING_S = 5.0
+STUCK_S = 10.0
+"""Seconds after which reports that nobody takes silence the heart: nothing is heard of the work."""
 HEARTBEATS_TYPE = "modelyard.heartbeat.v1"
 
 
 class HeartbeatSender:
-    """Beats every `HEARTBEAT_INTERVAL_S` if the engine answered and the consumer is attached."""
+    """Beats every `HEARTBEAT_INTERVAL_S` if commands come in, reports go out and Docker answers."""
 
     def __init__(
         self,
@@ -26,11 +28,13 @@ class HeartbeatSender:
         broker: Broker,
         runtime: ContainerRuntime,
         attached: Callable[[], bool],
+        stuck_s: Callable[[], float],
         compose: Callable[[], Heartbeat],
     ) -> None:
         self._broker = broker
         self._runtime = runtime
         self._attached = attached
+        self._stuck_s = stuck_s
         self._compose = compose
         self._silent = True  # until the first one
 
@@ -56,6 +60,8 @@ class HeartbeatSender:
         """Return why there was no heartbeat, or None if there was."""
         if not self._attached():
             return "the consumer is not attached"
+        if self._stuck_s() > STUCK_S:
+            return "the reports are not taken"
         try:
             async with asyncio.timeout(PING_S):
                 await self._runtime.ping()

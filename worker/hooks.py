@@ -5,6 +5,7 @@ capped. A hook has a path and never a host, so it can't be sent anywhere else.
 """
 
 import asyncio
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
@@ -37,6 +38,8 @@ def http_client(transport: httpx2.AsyncBaseTransport | None = None) -> httpx2.As
         # A server that closes an idle connection just as it is used again would look like one
         # that died; on loopback a new connection costs a fraction of a millisecond.
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        # All containers are one address to a cookie jar: it would carry what one model sets to all.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
     )
 
@@ -55,7 +58,7 @@ class ModelServer:
                 self._client.stream("GET", _url(address, path)) as response,
             ):
                 return response.is_success
-        except (httpx2.HTTPError, TimeoutError):
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError):
             return False
 
     async def send(
@@ -73,7 +76,8 @@ class ModelServer:
         content = None
         if hook.body is not None:
             content = fillings.in_body(hook.body).encode()
-            headers.setdefault("Content-Type", "application/json")
+            if not any(name.lower() == "content-type" for name in headers):
+                headers["Content-Type"] = "application/json"
         url = _url(address, fillings.in_path(hook.path))
         try:
             async with self._client.stream(

@@ -27,12 +27,6 @@ class Models:
         self._runtime = runtime
         self._containers = containers
         self._server = server
-        self._loaded: set[str] = set()
-        """Containers that this boot has loaded: for servers that can't be asked."""
-
-    def forget(self, container_id: str) -> None:
-        """Note that the container is gone, and with it what it had in memory."""
-        self._loaded.discard(container_id)
 
     async def load(
         self, command: HostCommand, facts: ContainerFacts, account: Account
@@ -46,7 +40,7 @@ class Models:
         if not await self._is_loaded(command, facts):
             account.tell(Phase.LOADING, container_id=facts.id)
             await self._load_by_hook(command, facts)
-        self._loaded.add(facts.id)
+        self._containers.loaded.add(facts.id)
         return facts
 
     async def unload(self, command: HostCommand, facts: ContainerFacts, account: Account) -> None:
@@ -58,7 +52,7 @@ class Models:
         elif await self._may_be_loaded(command, facts):
             account.tell(Phase.UNLOADING, container_id=facts.id)
             await self._unload_by_hook(command, facts)
-        self._loaded.discard(facts.id)
+        self._containers.loaded.discard(facts.id)
 
     async def infer(self, command: HostCommand, facts: ContainerFacts, account: Account) -> str:
         """Send the input, or the word to run over the dataset; return the answer as JSON text."""
@@ -78,7 +72,7 @@ class Models:
     async def _load_by_start(
         self, command: HostCommand, facts: ContainerFacts, account: Account
     ) -> ContainerFacts:
-        facts = await self._containers.start(facts, account)
+        facts = await self._containers.start(command, facts, account)
         account.tell(Phase.LOADING, container_id=facts.id)
         ready = talk_of(command.model).ready
         if ready is not None:
@@ -137,7 +131,7 @@ class Models:
         address = address_of(facts)
         ready = talk_of(command.model).ready
         if ready is None:
-            return facts.id in self._loaded
+            return facts.id in self._containers.loaded
         return await self._server.answers(address, ready)
 
     async def _may_be_loaded(self, command: HostCommand, facts: ContainerFacts) -> bool:

@@ -10,8 +10,9 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from worker.account import Account, Ending
-from worker.aftermath import CLEANUP_S, Aftermath
+from worker.aftermath import Aftermath
 from worker.batch import Batch
+from worker.cleanup import Cleanup
 from worker.containers import Containers
 from worker.models import Models, grace_s
 from worker.profiles import InMemory, talk_of
@@ -25,12 +26,18 @@ class Operations:
     """Performs commands, each on its own; order within a job is the caller's."""
 
     def __init__(
-        self, containers: Containers, models: Models, batch: Batch, aftermath: Aftermath
+        self,
+        containers: Containers,
+        models: Models,
+        batch: Batch,
+        aftermath: Aftermath,
+        cleanup: Cleanup,
     ) -> None:
         self._containers = containers
         self._models = models
         self._batch = batch
         self._aftermath = aftermath
+        self._cleanup = cleanup
         self._stories: Mapping[Verb, Story] = {
             Verb.DEPLOY_CREATE: self._create,
             Verb.DEPLOY_LOAD: self._load,
@@ -48,15 +55,17 @@ class Operations:
         """
         command = account.command
         outcome = await self._attempt(command, account)
-        if isinstance(outcome, Ending):
-            if command.verb is Verb.TEMP:
-                await self._dispose(command, account, outcome)
-            return outcome
-        try:
+        if not isinstance(outcome, Ending):
             return await self._aftermath.of(command, outcome)
-        except Exception as fault:  # noqa: BLE001 - named boundary: the aftermath of one operation
-            _log_fault("aftermath.fault", command, fault)
-            return Ending(OperationState.FAILED, error=outcome.info())
+        if command.verb is Verb.TEMP:
+            # Killed: nothing that it could still write would be read.
+            account.tell(Phase.REMOVING)
+            await self._cleanup.remove(command)
+        return outcome
+
+    async def clean_up(self) -> None:
+        """Remove what could not be removed at once; runs until cancelled, as a task of its own."""
+        await self._cleanup.run()
 
     async def _attempt(self, command: HostCommand, account: Account) -> Ending | ModelyardError:
         limit = asyncio.timeout(command.timeout_s)
@@ -69,13 +78,20 @@ class Operations:
                 return await self._stories[command.verb](command, account)
         except ModelyardError as error:
             return error
-        except Exception as error:  # noqa: BLE001 - named boundary: one operation, its neighbours go on
+        except Exception as error:  # named boundary: one operation, its neighbours go on
             if isinstance(error, TimeoutError) and limit.expired():
                 return ModelyardError(ErrorCode.TIMED_OUT, timeout_s=command.timeout_s)
-            _log_fault("operation.fault", command, error)
+            log.exception(
+                "operation.fault",
+                operation_id=command.operation_id,
+                job_id=command.job_id,
+                epoch=command.epoch,
+                verb=command.verb.value,
+            )
             return ModelyardError(ErrorCode.WORKER_ERROR, fault=type(error).__name__)
 
     async def _create(self, command: HostCommand, account: Account) -> Ending:
+        await self._cleanup.claim(command)
         facts = await self._containers.ensure(command, account)
         if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
             facts = await self._containers.serve(command, facts, account)
@@ -100,15 +116,14 @@ class Operations:
         facts = await self._containers.find(command)
         account.tell(Phase.REMOVING)
         await self._containers.remove_generations(
-            command, up_to=command.generation, grace_s=grace_s(command)
+            command.job_id, up_to=command.generation, grace_s=grace_s(command)
         )
-        if facts is not None:
-            self._models.forget(facts.id)
         return Ending(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id if facts else None)
 
     async def _temp(self, command: HostCommand, account: Account) -> Ending:
         # What an earlier attempt left is not adopted: nobody knows how far it came.
-        await self._containers.remove_generations(command, up_to=command.generation)
+        await self._cleanup.claim(command)
+        await self._containers.remove_generations(command.job_id, up_to=command.generation)
         facts = await self._containers.ensure(command, account)
         if command.model.profile is Profile.BATCH:
             result = await self._batch.run(command, facts, account)
@@ -118,33 +133,3 @@ class Operations:
             facts = await self._models.load(command, facts, account)
             result = await self._models.infer(command, facts, account)
         return Ending(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id, result_json=result)
-
-    async def _dispose(self, command: HostCommand, account: Account, ending: Ending) -> None:
-        """Remove the container of a TEMP that has its result, which no trouble here may cost.
-
-        It is killed: nothing that it could still write would be read.
-        """
-        account.tell(Phase.REMOVING)
-        try:
-            async with asyncio.timeout(CLEANUP_S):
-                await self._containers.remove_generations(command, up_to=command.generation)
-        except (ModelyardError, TimeoutError) as trouble:
-            log.warning(
-                "cleanup.failed",
-                operation_id=command.operation_id,
-                job_id=command.job_id,
-                error=repr(trouble),
-            )
-        if ending.container_id is not None:
-            self._models.forget(ending.container_id)
-
-
-def _log_fault(event: str, command: HostCommand, fault: Exception) -> None:
-    log.error(
-        event,
-        exc_info=fault,
-        operation_id=command.operation_id,
-        job_id=command.job_id,
-        epoch=command.epoch,
-        verb=command.verb.value,
-    )

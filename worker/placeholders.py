@@ -5,7 +5,7 @@ Not `str.format`: a command may hold other braces, and attribute access has no p
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
@@ -21,9 +21,14 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values.get(match.group(1), match.group()), text)
 
 
+def _fill_by(text: str, value_of: Callable[[str], str]) -> str:
+    """Replace all placeholders; only what stands in `text` is asked for."""
+    return _PLACEHOLDER.sub(lambda match: value_of(match.group(1)), text)
+
+
 @dataclass(frozen=True)
 class Fillings:
-    """What one operation's placeholders stand for."""
+    """What one operation's placeholders stand for; the input is read only where it is asked for."""
 
     model: str
     dataset: str
@@ -34,20 +39,23 @@ class Fillings:
     def _input(self) -> JsonValue:
         return None if self.input_json is None else json.loads(self.input_json)
 
-    @cached_property
-    def _texts(self) -> dict[str, str]:
-        value = self._input
-        as_text = value if isinstance(value, str) else (self.input_json or "null")
-        return {"model": self.model, "dataset": self.dataset, "input": as_text}
+    def _text(self, name: str) -> str:
+        if name == "input":
+            value = self._input
+            return value if isinstance(value, str) else (self.input_json or "null")
+        return self.model if name == "model" else self.dataset
 
     def in_path(self, path: str) -> str:
         """Fill a URL path; each value is one percent-encoded segment, never `.` or `..`."""
-        return fill(path, {name: _segment(text) for name, text in self._texts.items()})
+        return _fill_by(path, lambda name: _segment(self._text(name)))
 
     def in_header(self, value: str) -> str:
         """Fill a header; the input is ASCII JSON there, so it can't end the line."""
-        texts = {**self._texts, "input": json.dumps(self._input)}
-        return fill(value, texts)
+
+        def text_of(name: str) -> str:
+            return json.dumps(self._input) if name == "input" else self._text(name)
+
+        return _fill_by(value, text_of)
 
     def in_body(self, body: JsonValue) -> str:
         """Fill a JSON body and return it as text; the string `"{input}"` becomes the input."""
@@ -57,7 +65,7 @@ class Fillings:
 
     def _in_value(self, value: JsonValue) -> JsonValue:
         if isinstance(value, str):
-            return self._input if value == INPUT else fill(value, self._texts)
+            return self._input if value == INPUT else _fill_by(value, self._text)
         if isinstance(value, Mapping):
             return {key: self._in_value(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):

@@ -76,9 +76,10 @@ class Recovery:
     async def announce(self) -> list[ContainerFacts]:
         """Publish what this host offers and holds, confirmed; return its containers.
 
+        The engine is waited for: it has answered once, and comes back by itself.
         Raises `BrokerUnavailableError`; what was published may be published again.
         """
-        containers = [facts for facts in await self._runtime.list_own() if facts.labels]
+        containers = await self._containers()
         online = HostOnline(
             slots=self._slots,
             labels=self._labels,
@@ -91,6 +92,17 @@ class Recovery:
         await self._broker.publish(REPORTS, self._host_id, body.encode(), message_type=REPORTS_TYPE)
         log.info("host.online", incarnation=self._incarnation, containers=len(containers))
         return containers
+
+    async def _containers(self) -> list[ContainerFacts]:
+        failures = 0
+        while True:
+            try:
+                return [facts for facts in await self._runtime.list_own() if facts.labels]
+            except EngineUnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("engine.waiting", error=error.message)
+                await asyncio.sleep(_ENGINE_RETRY_S)
 
     async def _engine(self) -> EngineFacts:
         ends_at = time.monotonic() + ENGINE_WAIT_S

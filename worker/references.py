@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DEFAULT_REGISTRY = "docker.io"
+_ITS_OTHER_NAME = "index.docker.io"
 _PATTERN = re.compile(r"[A-Za-z0-9._:/-]+(/\*)?")
 
 
@@ -25,15 +26,27 @@ def repository_of(image: str) -> Repository:
     """Return the full form of an image name that follows `ImageName`."""
     name = image.partition("@")[0]
     head, slash, rest = name.partition("/")
-    if slash and ("." in head or ":" in head or head.lower() == "localhost"):
-        registry, path = head.lower(), rest
+    if slash and _is_registry(head):
+        registry, path = _registry(head), rest
     else:
         registry, path = _DEFAULT_REGISTRY, name
     path = path.partition(":")[0]
-    if registry in {"index.docker.io", _DEFAULT_REGISTRY}:
-        registry = _DEFAULT_REGISTRY
-        path = path if "/" in path else f"library/{path}"
+    if registry == _DEFAULT_REGISTRY and "/" not in path:
+        path = f"library/{path}"
     return Repository(registry, path)
+
+
+def full_reference(image: str) -> str:
+    """Return the one reference of an image name that follows `ImageName`: `registry/path:tag`.
+
+    Engines read a name such as `sha256:...` or twelve hexadecimal digits as the id of any image
+    that they hold; a full reference is only ever a name. With a digest the tag says nothing.
+    """
+    name, at, digest = image.partition("@")
+    repository = repository_of(name)
+    tag = name.rpartition("/")[2].partition(":")[2] or "latest"
+    end = f"@{digest}" if at else f":{tag}"
+    return f"{repository.registry}/{repository.path}{end}"
 
 
 class AllowList:
@@ -65,12 +78,24 @@ class AllowList:
             raise ValueError(
                 f"{pattern!r} is not an image pattern: registry/repository or registry/folder/*"
             )
-        if pattern.endswith("/*"):
+        folder = pattern.removesuffix("/*")
+        if folder != pattern and "/" not in folder and _is_registry(folder):
+            self._folders.add(Repository(_registry(folder), ""))
+        elif folder != pattern:
             # The star stands for one part, so that the default registry is filled in alike.
             place = repository_of(f"{pattern[:-1]}x")
             self._folders.add(Repository(place.registry, place.path[:-1]))
         else:
             self._exact.add(repository_of(pattern))
+
+
+def _is_registry(head: str) -> bool:
+    return "." in head or ":" in head or head.lower() == "localhost"
+
+
+def _registry(head: str) -> str:
+    name = head.lower()
+    return _DEFAULT_REGISTRY if name == _ITS_OTHER_NAME else name
 
 
 def _has_tag(pattern: str) -> bool:

@@ -1,9 +1,13 @@
-"""Reports to the dispatcher: what waits goes in one message, and nothing final is ever lost."""
+"""Reports to the dispatcher: what waits goes in one message, and is kept until it is confirmed.
+
+Only in memory: what a worker that ends has not delivered is repaired by the dispatcher's sweep.
+"""
 
 import asyncio
 import json
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -21,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 REPORTS_TYPE = "modelyard.reports.v1"
 MAX_REPORTS = 1_000
+REDECLARE_EVERY = 3
+"""Failures in a row after which the reports' way is declared anew."""
 
 _Key = tuple[str, int]
 
@@ -38,16 +44,25 @@ class Reporter:
         *,
         host_id: str,
         incarnation: str,
+        redeclare: Callable[[], Awaitable[None]],
         backoff: Callable[[int], float] = backoff_s,
     ) -> None:
+        """`redeclare` makes the reports' way anew: queue and binding may be what went away."""
         self._broker = broker
         self._host_id = host_id
         self._incarnation = incarnation
+        self._redeclare = redeclare
         self._backoff = backoff
+        self._stuck_since: float | None = None
         self._waiting: OrderedDict[_Key, OperationReport] = OrderedDict()
         self._something = asyncio.Event()
         self._confirmed = asyncio.Condition()
         self._in_flight: frozenset[_Key] = frozenset()
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds for which reports have waited and none was confirmed."""
+        return 0.0 if self._stuck_since is None else time.monotonic() - self._stuck_since
 
     def put(self, report: OperationReport) -> None:
         """Send a report soon; it takes the place of an older one that still waits."""
@@ -56,9 +71,11 @@ class Reporter:
         if waiting is None or waiting.seq <= report.seq:
             self._waiting[key] = report
         self._something.set()
+        if self._stuck_since is None:
+            self._stuck_since = time.monotonic()
 
     async def run(self) -> None:
-        """Publish for ever; the owner runs it as a task of its own."""
+        """Publish for ever, as a task of its own; raises `TopologyMismatchError`."""
         failures = 0
         while True:
             await self._something.wait()
@@ -71,11 +88,14 @@ class Reporter:
                     log.warning("reports.waiting", error=str(error))
                 self._put_back([report for report, _ in chunk])
                 await asyncio.sleep(self._backoff(failures))
+                if failures % REDECLARE_EVERY == 0:
+                    await self._declare()
             else:
                 if failures:
                     log.info("reports.flowing", after_failures=failures)
                 failures = 0
                 self._in_flight = frozenset()
+                self._stuck_since = time.monotonic() if self._waiting else None
                 async with self._confirmed:
                     self._confirmed.notify_all()
 
@@ -95,6 +115,12 @@ class Reporter:
         except TimeoutError:
             return False
         return True
+
+    async def _declare(self) -> None:
+        try:
+            await self._redeclare()
+        except BrokerUnavailableError as error:
+            log.debug("reports.not_declared", error=str(error))
 
     def _unconfirmed(self) -> frozenset[_Key]:
         return self._in_flight | self._waiting.keys()

@@ -2,7 +2,9 @@
 
 Two implementations pass the same conformance suite: `docker_runtime` and `fake_runtime`. All
 calls are idempotent and bounded in time by the implementation; `ensure_image` and `wait_exit`
-last as long as they last and are bounded by the caller.
+last as long as they last and are bounded by the caller, whose cancellation ends them on the
+engine too. An image is always named to the engine by its full reference (`references`), so that
+no name is read as an id.
 """
 
 import re
@@ -120,7 +122,6 @@ class ContainerFacts:
 
     id: str
     name: str
-    image: str
     running: bool
     ever_started: bool
     exit_code: int | None
@@ -151,7 +152,10 @@ class ContainerRuntime(Protocol):
         """Return what the engine says of itself."""
 
     async def ensure_network(self) -> None:
-        """Create the job network unless it exists."""
+        """Create the job network unless it exists.
+
+        Raises `EngineUnavailableError` if it exists and lets containers reach each other.
+        """
 
     async def has_image(self, image: str) -> bool:
         """Return whether the engine holds the image, without asking a registry."""
@@ -181,7 +185,10 @@ class ContainerRuntime(Protocol):
         """Kill and remove it with its anonymous volumes; gone already is success."""
 
     async def inspect(self, ref: str) -> ContainerFacts:
-        """Return what is true of a container by id or name. Raises `NoSuchContainerError`."""
+        """Return what is true of a container by id or name.
+
+        Raises `NoSuchContainerError`, also for one that is just being removed.
+        """
 
     async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
         """Return this host's labelled containers, running or not, of one job or of all."""
@@ -192,8 +199,11 @@ class ContainerRuntime(Protocol):
     async def log_tail(self, container_id: str, *, lines: int) -> str:
         """Return the last lines of stdout and stderr."""
 
-    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> str:
-        """Return the end of what an exited container wrote to stdout; stderr is left out."""
+    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> bytes:
+        """Return the end of what an exited container wrote to stdout; stderr is left out.
+
+        It has at least `max_bytes`, if as many were written, and begins anywhere.
+        """
 
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
         """Return a regular file of an exited container.

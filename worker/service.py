@@ -10,6 +10,7 @@ from modelyard.contract.messages import Heartbeat
 from worker.aftermath import Aftermath
 from worker.attempts import Attempts
 from worker.batch import Batch
+from worker.cleanup import RETRY_S, Cleanup
 from worker.consumer import Consumer
 from worker.container_plan import PlanRules
 from worker.containers import Containers
@@ -20,7 +21,7 @@ from worker.hooks import ModelServer
 from worker.images import Images
 from worker.models import Models
 from worker.operations import Operations
-from worker.recovery import Recovery
+from worker.recovery import Recovery, declare_topology
 from worker.references import AllowList
 from worker.reporter import Reporter
 from worker.runtime import ContainerRuntime
@@ -56,12 +57,18 @@ class Service:
 
         Raises what `Recovery.prepare` does. A side task that dies takes the process with it.
         """
+        host_id = self._settings.host_id
         reporter = Reporter(
-            self._broker, host_id=self._settings.host_id, incarnation=self._incarnation
+            self._broker,
+            host_id=host_id,
+            incarnation=self._incarnation,
+            redeclare=lambda: declare_topology(self._broker, host_id),
         )
         desk = Desk(reporter.put)
         async with asyncio.TaskGroup() as tasks:
-            attempts = Attempts(self._operations(), desk, tasks)
+            operations = self._operations()
+            attempts = Attempts(operations, desk, tasks)
+            cleaning = tasks.create_task(operations.clean_up())
             reporting = tasks.create_task(reporter.run())
             serving = tasks.create_task(self._serve(reporter, desk, attempts))
             await stop.wait()
@@ -72,6 +79,7 @@ class Service:
             if not await reporter.drain(LAST_REPORTS_S):
                 log.warning("reports.lost_at_shutdown")
             reporting.cancel()
+            cleaning.cancel()
         log.info("worker.stopped")
 
     async def _serve(self, reporter: Reporter, desk: Desk, attempts: Attempts) -> None:
@@ -107,6 +115,7 @@ class Service:
             broker=self._broker,
             runtime=self._runtime,
             attached=lambda: consumer.attached,
+            stuck_s=lambda: reporter.stuck_s,
             compose=lambda: self._heartbeat(desk.running),
         )
         async with asyncio.TaskGroup() as tasks:
@@ -133,18 +142,23 @@ class Service:
         )
 
 
-def build_operations(
+def build_operations(  # noqa: PLR0913 - all that operations are wired from
     runtime: ContainerRuntime,
     server: ModelServer,
     *,
     rules: PlanRules,
     allowed: AllowList,
     dataset_roots: tuple[str, ...],
+    cleanup_retry_s: float = RETRY_S,
 ) -> Operations:
     """Wire what performs commands; also for tests, over a fake engine."""
     datasets = Datasets(runtime, dataset_roots)
     containers = Containers(runtime, Images(runtime, allowed), datasets, server, rules)
-    models = Models(runtime, containers, server)
+    cleanup = Cleanup(containers, retry_s=cleanup_retry_s)
     return Operations(
-        containers, models, Batch(runtime, containers), Aftermath(runtime, containers, models)
+        containers,
+        Models(runtime, containers, server),
+        Batch(runtime, containers),
+        Aftermath(runtime, containers, cleanup),
+        cleanup,
     )

@@ -1,19 +1,23 @@
 """The worker's settings: the only place where it reads the environment."""
 
+import os.path
 import platform
 from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from modelyard.contract.catalog import AbsolutePath, Label, Size, Text
+from modelyard.contract.catalog import AbsolutePath, Size
 from modelyard.contract.ids import Id
+from modelyard.contract.messages import Labels
 from modelyard.settings import ProcessSettings
 from worker.container_plan import PlanRules
 from worker.references import AllowList
 
 DockerUrl = Annotated[str, StringConstraints(pattern=r"^(unix:///|tcp://|http://|https://)\S+$")]
 NetworkName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$")]
+_ENGINES_OWN = frozenset({"host", "none", "bridge", "default"})
+"""Names that mean no network of ours to Docker; on none of them are containers kept apart."""
 
 
 class Reach(StrEnum):
@@ -37,7 +41,7 @@ class WorkerSettings(ProcessSettings):
         description="The Docker Engine of this host.",
     )
     worker_slots: int = Field(4, ge=0, le=10_000, description="Jobs that this host takes at once.")
-    worker_labels: dict[Label, Text] = Field(
+    worker_labels: Labels = Field(
         default_factory=dict, description="Labels that models may ask for, as a JSON object."
     )
     worker_dataset_roots: tuple[AbsolutePath, ...] = Field(
@@ -61,9 +65,16 @@ class WorkerSettings(ProcessSettings):
         AllowList(patterns)
         return patterns
 
+    @field_validator("worker_network")
+    @classmethod
+    def _network_is_of_our_making(cls, name: str) -> str:
+        if name in _ENGINES_OWN:
+            raise ValueError("it must be a network of its own, on which containers are kept apart")
+        return name
+
     @model_validator(mode="after")
     def _roots_are_not_everything(self) -> Self:
-        if any(root.strip("/") == "" for root in self.worker_dataset_roots):
+        if any(os.path.normpath(root) == "/" for root in self.worker_dataset_roots):
             raise ValueError("a dataset root can't be the whole file system")
         return self
 

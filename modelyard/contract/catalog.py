@@ -2,9 +2,12 @@
 
 import re
 from enum import StrEnum
+from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -44,7 +47,9 @@ Size = Annotated[
 Text = Annotated[str, StringConstraints(strict=True, max_length=4096, pattern=r"^[^\x00]*$")]
 AbsolutePath = Annotated[
     str,
-    StringConstraints(strict=True, max_length=4096, pattern=r"^/[^\x00-\x1f\x7f]*$"),
+    StringConstraints(
+        strict=True, max_length=4096, pattern=r"^/([^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*)?$"
+    ),
 ]
 UrlPath = Annotated[
     str,
@@ -58,10 +63,32 @@ EnvName = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Z
 Label = Annotated[
     str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")
 ]
+HeaderName = Annotated[
+    str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$")
+]
+"""A token of RFC 9110."""
+HeaderValue = Annotated[
+    str,
+    StringConstraints(
+        strict=True,
+        max_length=4096,
+        pattern=r"^([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?$",
+    ),
+]
+"""One line without spaces around it."""
 User = Annotated[
     str,
     StringConstraints(strict=True, pattern=r"^[1-9][0-9]{0,9}(:[0-9]{1,10})?$"),
 ]
+_IMAGE_ID = re.compile(r"(sha256:.*|[a-f0-9]{12,64})")
+
+
+def _is_no_image_id(image: str) -> str:
+    if _IMAGE_ID.fullmatch(image):
+        raise ValueError("an image is named by its repository, never by its id")
+    return image
+
+
 ImageName = Annotated[
     str,
     StringConstraints(
@@ -73,8 +100,12 @@ ImageName = Annotated[
             r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[a-f0-9]{64})?$"
         ),
     ),
+    AfterValidator(_is_no_image_id),
 ]
-"""`[registry[:port]/]repository[:tag][@sha256:digest]`, the grammar of distribution references."""
+"""`[registry[:port]/]repository[:tag][@sha256:digest]`, the grammar of distribution references.
+
+What engines read as an image's id is refused: `sha256:...`, 12 to 64 hexadecimal digits alone.
+"""
 
 
 class CatalogModel(BaseModel):
@@ -99,8 +130,8 @@ class Profile(StrEnum):
 class Resources(CatalogModel):
     """What one container may use at the most."""
 
-    cpus: float = Field(default=1.0, gt=0, le=1024, allow_inf_nan=False)
-    """Processors; fractions are allowed."""
+    cpus: float = Field(default=1.0, ge=0.01, le=1024, allow_inf_nan=False)
+    """Processors; fractions are allowed, down to Docker's own minimum."""
     memory: Size = 1 << 30
     """Bytes of memory; swap is never added to it. At least 6 MiB, Docker's own minimum."""
     gpus: int = Field(default=0, ge=0, le=64, strict=True)
@@ -123,7 +154,7 @@ class Hook(CatalogModel):
 
     method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
     path: UrlPath
-    headers: dict[Label, Text] = Field(default_factory=dict, max_length=32)
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, max_length=32)
     body: Any = None
 
 
@@ -154,7 +185,7 @@ class ModelSpec(CatalogModel):
     model_name: Text | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
     """The name that the server knows the model by; `name` if not given."""
     resources: Resources = Resources()
-    max_concurrency: int = Field(default=1, ge=1, le=1024, strict=True)
+    max_concurrency: int = Field(default=1, ge=1, le=128, strict=True)
     """INFER operations that may run in the container at the same time."""
     dataset_mount: AbsolutePath | None = "/data"
     """Where the dataset appears in the container, read-only; null mounts none."""
@@ -171,7 +202,10 @@ class ModelSpec(CatalogModel):
     stop_grace_s: float = Field(default=10.0, ge=0, le=600, allow_inf_nan=False)
     """Seconds between SIGTERM and SIGKILL."""
     result_file: AbsolutePath | None = None
-    """`batch`: the file that holds the result; null takes the last line of stdout."""
+    """`batch`: the file that holds the result; null takes the last line of stdout.
+
+    In /tmp, or in a folder of the image that `user` may write to; see docs/models.md.
+    """
 
     @model_validator(mode="after")
     def _profile_has_what_it_needs(self) -> Self:
@@ -185,6 +219,17 @@ class ModelSpec(CatalogModel):
             raise ValueError("the profile process needs the hook infer")
         if self.result_file is not None and self.profile is not Profile.BATCH:
             raise ValueError("result_file belongs to the profile batch")
+        return self
+
+    @model_validator(mode="after")
+    def _mounts_have_their_own_places(self) -> Self:
+        if self.dataset_mount is None:
+            return self
+        mount = PurePosixPath(normpath(self.dataset_mount))
+        if mount == PurePosixPath("/"):
+            raise ValueError("a dataset can't be mounted on the root")
+        if self.result_file and PurePosixPath(normpath(self.result_file)).is_relative_to(mount):
+            raise ValueError("result_file lies in dataset_mount, which is read-only")
         return self
 
     @property

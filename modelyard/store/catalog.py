@@ -39,13 +39,15 @@ class Shelf(Generic[S]):
             return {}
         async with self._connection.answering():
             found = await self._collection.find({"_id": {"$in": wanted}}).to_list(None)
-        return {one["_id"]: self._kind.model_validate_json(one["spec"]) for one in found}
+        return {
+            one["_id"]: self._kind.model_validate_json(one["spec"], extra="ignore") for one in found
+        }
 
     async def all(self) -> list[S]:
         """Return every entry, by name."""
         async with self._connection.answering():
             found = await self._collection.find({}).sort("_id", 1).to_list(None)
-        return [self._kind.model_validate_json(one["spec"]) for one in found]
+        return [self._kind.model_validate_json(one["spec"], extra="ignore") for one in found]
 
     async def delete(self, name: str) -> bool:
         """Remove an entry; False if there was none. Jobs that run keep what they began with."""

@@ -18,8 +18,8 @@ from modelyard.store.records import (
     error_document,
 )
 
-LINE_HEAD = 64
-"""Operations of one job that the scheduler looks at in one go."""
+LINE_HEAD = 160
+"""Operations of one job that the scheduler looks at in one go: more than may run together."""
 
 
 @dataclass(frozen=True, slots=True)

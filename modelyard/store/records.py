@@ -157,12 +157,20 @@ class JobRecord(Record):
     @field_validator("spec", mode="before")
     @classmethod
     def _spec_is_text(cls, value: object) -> object:
-        return ModelSpec.model_validate_json(value) if isinstance(value, str) else value
+        return (
+            ModelSpec.model_validate_json(value, extra="ignore")
+            if isinstance(value, str)
+            else value
+        )
 
     @field_validator("dataset_spec", mode="before")
     @classmethod
     def _dataset_spec_is_text(cls, value: object) -> object:
-        return DatasetSpec.model_validate_json(value) if isinstance(value, str) else value
+        return (
+            DatasetSpec.model_validate_json(value, extra="ignore")
+            if isinstance(value, str)
+            else value
+        )
 
 
 class Reservation(Record):

@@ -1,6 +1,8 @@
 """Where datasets may lie, how long they are waited for, and how images are shared."""
 
 import asyncio
+import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +104,34 @@ async def test_with_a_ready_file_other_files_are_not_enough(tmp_path: Path) -> N
     assert code is ErrorCode.DATASET_UNAVAILABLE
     (folder / "_DONE").touch()
     assert await locate(at(tmp_path), folder, ready_file="_DONE") is not None
+
+
+async def test_a_share_that_never_answers_holds_one_thread_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "good")
+    answers, really = threading.Event(), os.path.realpath
+
+    def realpath(path: str) -> str:
+        if path.endswith("dead"):
+            answers.wait(10)
+        return really(path)
+
+    monkeypatch.setattr("worker.datasets.PROBE_S", 0.05)
+    monkeypatch.setattr("worker.datasets.os.path.realpath", realpath)
+    datasets, before = at(tmp_path), threading.active_count()
+    try:
+        async with asyncio.timeout(10):
+            codes = await asyncio.gather(
+                *(code_of(datasets, tmp_path / "dead", wait_s=0) for _ in range(50))
+            )
+            assert set(codes) == {ErrorCode.DATASET_UNAVAILABLE}
+            stuck = [it for it in threading.enumerate() if it.name == "dataset"]
+            assert threading.active_count() <= before + 1
+            assert all(it.daemon for it in stuck)
+            assert await locate(datasets, tmp_path / "good") is not None
+    finally:
+        answers.set()
 
 
 async def test_a_volume_must_exist() -> None:

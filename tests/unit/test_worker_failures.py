@@ -1,6 +1,9 @@
 """What an operation reports, and what it leaves, when it does not go well."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -9,9 +12,10 @@ from modelyard.contract.catalog import DatasetSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, OperationState, Verb
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import IMAGE, Bench, model
+from tests.unit.worker_bench import BLIND_HOOKS, IMAGE, Bench, model
 from worker.account import Ending
 from worker.fake_programs import FakeBatch, FakeServer
+from worker.runtime import EngineUnavailableError, StartRefusedError
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,
@@ -215,6 +219,127 @@ async def test_a_temp_keeps_its_result_when_its_container_can_not_be_removed() -
     bench.server.infer = answer_and_vanish  # type: ignore[assignment]
     ended = await bench.do(TEMP, input=1)
     assert (ended.state, ended.result_json) == (OperationState.SUCCEEDED, "1")
+
+
+def refusing(error: Exception) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a call of the engine that raises `error`."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    return refuse
+
+
+TROUBLE = [EngineUnavailableError("It hiccups."), ValueError("a bug")]
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+async def test_what_could_not_be_removed_is_removed_later(trouble: Exception) -> None:
+    bench = Bench()
+    remove, bench.runtime.remove = bench.runtime.remove, refusing(trouble)  # type: ignore[method-assign]
+    ended = await bench.do(TEMP, input=1)
+    assert (ended.state, ended.job_state) == (OperationState.SUCCEEDED, JobState.TERMINATED)
+    bench.server.load_status = 500
+    await bench.do(CREATE, job="job-3")
+    failed(await bench.do(LOAD, job="job-3"), ErrorCode.LOAD_FAILED)
+    assert len(bench.runtime.containers) == 2
+    async with asyncio.TaskGroup() as tasks:
+        cleaning = tasks.create_task(bench.operations.clean_up())
+        bench.runtime.remove = remove  # type: ignore[method-assign]
+
+        async def gone() -> bool:
+            return not bench.runtime.containers
+
+        await eventually(gone)
+        cleaning.cancel()
+
+
+async def test_what_is_made_anew_is_no_leftover_any_more() -> None:
+    bench = Bench()
+    remove, bench.runtime.remove = bench.runtime.remove, refusing(TROUBLE[0])  # type: ignore[method-assign]
+    bench.server.load_status = 500
+    await bench.do(CREATE)
+    await bench.do(LOAD)
+    await bench.do(LOAD, job="job-2")
+    await bench.do(CREATE, job="job-2")
+    await bench.do(LOAD, job="job-2")
+    bench.runtime.remove = remove  # type: ignore[method-assign]
+    await bench.do(CREATE)
+    async with asyncio.TaskGroup() as tasks:
+        cleaning = tasks.create_task(bench.operations.clean_up())
+
+        async def only_the_new_one() -> bool:
+            return [it.name for it in bench.runtime.containers.values()] == ["modelyard-job-1-1"]
+
+        await eventually(only_the_new_one)
+        # One more pass, which would take it.
+        await bench.do(CREATE, job="job-3")
+        await asyncio.wait((cleaning,), timeout=0.05)
+        assert bench.container.running
+        cleaning.cancel()
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+@pytest.mark.parametrize("call", ["log_tail", "inspect"])
+async def test_trouble_in_the_aftermath_does_not_keep_the_container(
+    call: str, trouble: Exception
+) -> None:
+    bench = Bench(program=FakeServer(load_status=500))
+    await bench.do(CREATE)
+    bench.server.may_load.clear()
+    async with asyncio.TaskGroup() as tasks:
+        loading = tasks.create_task(bench.do(LOAD))
+
+        async def under_way() -> bool:
+            return bench.server.loads == 1
+
+        await eventually(under_way)
+        setattr(bench.runtime, call, refusing(trouble))
+        bench.server.may_load.set()
+    failed(loading.result(), ErrorCode.LOAD_FAILED)
+    assert bench.runtime.containers == {}
+
+
+async def test_a_refused_start_after_unload_is_not_taken_for_the_old_exit() -> None:
+    bench = Bench(model(Profile.PROCESS))
+    for verb in (CREATE, LOAD, UNLOAD):
+        assert (await bench.do(verb)).state is OperationState.SUCCEEDED
+    bench.runtime.start = refusing(StartRefusedError("port is taken"))  # type: ignore[method-assign]
+    error = failed(await bench.do(LOAD), ErrorCode.START_FAILED)
+    assert "port is taken" in error.message
+
+
+async def test_a_link_that_was_swapped_in_is_not_followed_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    for folder in (root / "a", root / "b", secret):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    bench = Bench(model(Profile.PROCESS), dataset_roots=(str(root),))
+    dataset = DatasetSpec(name="d", path=str(root / "a"), wait_s=0)
+    for target, code in (
+        (root / "b", ErrorCode.DATASET_UNAVAILABLE),
+        (secret, ErrorCode.DATASET_REFUSED),
+    ):
+        assert (await bench.do(CREATE, dataset=dataset)).state is OperationState.SUCCEEDED
+        (root / "a").rename(root / "moved")
+        (root / "a").symlink_to(target)
+        failed(await bench.do(LOAD, dataset=dataset), code)
+        (root / "a").unlink()
+        (root / "moved").rename(root / "a")
+
+
+async def test_a_removed_container_is_forgotten_however_it_was_removed() -> None:
+    bench = Bench(model(Profile.HTTP, hooks=BLIND_HOOKS))
+    await loaded(bench)
+    await bench.do(CREATE, generation=2)
+    assert bench.operations._containers.loaded == set()
+
+
+async def test_output_that_is_no_utf_8_is_a_bad_result() -> None:
+    bench = Bench(model(Profile.BATCH), FakeBatch(stdout='"a\udcffb"\n'))
+    failed(await bench.do(TEMP), ErrorCode.BAD_RESULT)
 
 
 async def test_the_kept_log_is_short() -> None:

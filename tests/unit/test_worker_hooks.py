@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
+from pydantic import ValidationError
 
 from modelyard.contract.catalog import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
@@ -118,6 +119,49 @@ async def test_an_input_never_ends_a_header(model_server: ModelServer, raw: Raw)
     )
     lines = raw.seen[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
     assert not any(line.startswith(b"X-Evil") for line in lines)
+
+
+async def test_what_one_model_sets_as_a_cookie_no_model_is_sent(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    raw.answer = (
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: session=secret; Path=/\r\n"
+        b"Set-Cookie: other=1; Domain=127.0.0.1\r\nContent-Length: 2\r\n\r\n{}"
+    )
+    other = Raw()
+    async with await asyncio.start_server(other.serve, "127.0.0.1", 0) as server:
+        other.address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        assert await model_server.answers(raw.address, "/ready")
+        await send(model_server, raw)
+        await send(model_server, other)
+        await send(model_server, raw)
+    assert not any(b"cookie" in seen.lower() for seen in (*raw.seen, *other.seen))
+
+
+async def test_a_content_type_of_the_hook_is_the_only_one(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    hook = Hook(path="/", headers={"content-type": "application/x"}, body=1)
+    await send(model_server, raw, hook)
+    assert raw.seen[0].lower().count(b"content-type:") == 1
+    assert b"application/x" in raw.seen[0]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"X Y": "1"}, {"X/Y": "1"}, {"": "1"}, {"X": "a\r\nb"}, {"X": " a"}, {"X": "a\x7f"}],
+)
+def test_a_header_that_could_not_be_sent_is_refused_in_the_catalog(headers: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        Hook(path="/", headers=headers)
+
+
+def test_an_input_that_is_not_asked_for_is_not_read() -> None:
+    unread = Fillings("m-1", "/data", "not JSON")
+    assert unread.in_path("/v2/{model}") == "/v2/m-1"
+    assert unread.in_header("{dataset}") == "/data"
+    assert unread.in_body({"a": ["{dataset}", 1]}) == '{"a":["/data",1]}'
+    assert unread.in_body("{input}") == "not JSON"
 
 
 @pytest.mark.parametrize(

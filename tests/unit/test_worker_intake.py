@@ -1,10 +1,13 @@
 """Commands in: accepted, settled, begun; and how a worker boots and beats."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from modelyard.broker import Delivery
 from modelyard.contract.messages import (
@@ -62,11 +65,14 @@ class Intake:
         body = HostCommands(host_id=HOST, incarnation=incarnation, commands=commands)
         await self.deliver(body.model_dump_json().encode())
 
-    async def deliver(self, body: bytes) -> None:
+    async def subscription(self) -> FakeSubscription:
         async def there() -> FakeSubscription | None:
             return self.broker.subscription if self.consumer.attached else None
 
-        subscription = await eventually(there)
+        return await eventually(there)
+
+    async def deliver(self, body: bytes) -> None:
+        subscription = await self.subscription()
         subscription._ready.put_nowait(
             Delivery(
                 body=body,
@@ -175,7 +181,6 @@ async def test_commands_for_another_boot_are_settled_and_dropped() -> None:
     async with intake() as it:
         await it.send(it.bench.command(CREATE), incarnation="i-0")
         await it.settled()
-        assert it.consumer.counts["other_incarnation"] == 1
     assert it.bench.runtime.containers == {}
     assert it.broker.published == []
 
@@ -195,6 +200,78 @@ async def test_a_message_that_can_not_be_read_is_a_dead_letter_with_its_reason(
         assert (await it.ended(command)).state is OperationState.SUCCEEDED
     letters = [(b, h) for exchange, b, h in it.broker.published if exchange is DEAD]
     assert letters == [(body, {"x-modelyard-reason": reason})]
+
+
+def with_field(command: HostCommand, place: str, **more: object) -> dict[str, Any]:
+    """Return the command as JSON with another field in one of its parts."""
+    dumped = command.model_dump(mode="json")
+    dumped[place] = {**dumped[place], **more}
+    return dumped
+
+
+async def test_a_command_that_can_not_be_read_is_a_dead_letter_alone() -> None:
+    async with intake() as it:
+        good, bad = it.bench.command(CREATE), it.bench.command(CREATE, job="job-2")
+        envelope = {"host_id": HOST, "incarnation": "i-1"}
+        broken = with_field(bad, "model", port="eighty")
+        commands = [broken, good.model_dump(mode="json")]
+        await it.deliver(json.dumps({**envelope, "commands": commands}).encode())
+        assert (await it.ended(good)).state is OperationState.SUCCEEDED
+        await it.settled()
+    letters = [(b, h) for exchange, b, h in it.broker.published if exchange is DEAD]
+    assert [h for _, h in letters] == [{"x-modelyard-reason": "invalid_request"}]
+    assert json.loads(letters[0][0]) == {**envelope, "schema_version": 1, "commands": [broken]}
+
+
+async def test_a_field_of_the_catalog_that_is_not_known_yet_is_ignored() -> None:
+    async with intake() as it:
+        command = it.bench.command(CREATE)
+        newer = with_field(command, "model", invented_later=1)
+        body = {"host_id": HOST, "incarnation": "i-1", "commands": [newer]}
+        await it.deliver(json.dumps(body).encode())
+        assert (await it.ended(command)).state is OperationState.SUCCEEDED
+
+
+async def test_a_command_is_begun_although_its_neighbour_could_not_be_buried_at_once() -> None:
+    async with intake() as it:
+        command = it.bench.command(CREATE)
+        first = await it.subscription()
+        it.broker.away = True
+        # Both are ready before the consumer looks: one batch.
+        await it.send(command)
+        await it.deliver(b"not json")
+
+        async def lost() -> bool:
+            return not it.consumer.attached
+
+        await eventually(lost)
+        it.broker.away = False
+        await it.send(command)
+        await it.deliver(b"not json")
+        assert it.broker.subscription is not first
+        assert (await it.ended(command)).state is OperationState.SUCCEEDED
+
+
+async def test_a_command_that_was_taken_and_not_begun_is_begun_when_it_comes_again() -> None:
+    async with intake() as it:
+        command = it.bench.command(CREATE)
+        assert it.desk.take(command).account is not None
+        await it.send(command)
+        assert (await it.ended(command)).state is OperationState.SUCCEEDED
+
+
+async def test_a_held_queue_is_one_warning_for_all_its_tries() -> None:
+    with capture_logs() as logs:
+        async with intake() as it:
+            first = await it.subscription()
+            it.broker.held = 3
+            first.on_lost("cut")
+
+            async def back() -> bool:
+                return not it.broker.held and it.consumer.attached
+
+            await eventually(back)
+    assert [entry["event"] for entry in logs].count("host.taken") == 1
 
 
 async def test_operations_of_one_job_end_in_order_and_infers_run_together() -> None:
@@ -234,11 +311,14 @@ async def test_a_lost_subscription_is_made_anew_and_announced_only_once() -> Non
         assert it.announced == 1
 
 
-def heart(broker: FakeBroker, bench: Bench, *, attached: bool = True) -> HeartbeatSender:
+def heart(
+    broker: FakeBroker, bench: Bench, *, attached: bool = True, stuck_s: float = 0.0
+) -> HeartbeatSender:
     return HeartbeatSender(
         broker=broker,
         runtime=bench.runtime,
         attached=lambda: attached,
+        stuck_s=lambda: stuck_s,
         compose=lambda: Heartbeat(host_id=HOST, incarnation="i-1", slots=4),
     )
 
@@ -248,6 +328,7 @@ async def test_the_heart_beats_only_with_engine_consumer_and_broker() -> None:
     assert await heart(broker, bench).beat()
     assert [exchange for exchange, _, _ in broker.published] == [HEARTBEATS]
     assert not await heart(broker, bench, attached=False).beat()
+    assert not await heart(broker, bench, stuck_s=10.1).beat()
     bench.runtime.available = False
     assert not await heart(broker, bench).beat()
     bench.runtime.available = True
@@ -282,3 +363,24 @@ async def test_a_boot_reports_what_it_found() -> None:
     assert inventory == [("job-1", 1, True, True), ("job-2", 1, False, False)]
     assert len(containers) == 2
     assert broker.declared == 1
+
+
+async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() -> None:
+    bench, broker = Bench(), FakeBroker()
+    recovery = Recovery(
+        broker=broker,
+        runtime=bench.runtime,
+        server=ModelServer(http_client(bench.runtime.transport)),
+        host_id=HOST,
+        incarnation="i-1",
+        slots=1,
+        labels={},
+    )
+    await recovery.prepare()
+    bench.runtime.available = False
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        announcing = tasks.create_task(recovery.announce())
+        await asyncio.wait((announcing,), timeout=0.05)
+        assert not announcing.done()
+        bench.runtime.available = True
+    assert announcing.result() == []

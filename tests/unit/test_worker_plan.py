@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from modelyard.contract.catalog import Profile, Resources
 from modelyard.contract.states import Verb
@@ -10,7 +11,7 @@ from tests.unit.worker_bench import HOST, Bench, model
 from worker.container_plan import ContainerPlan, DatasetMount, PlanRules, plan_container
 from worker.docker_config import engine_config
 from worker.docker_documents import ContainerDocument, PullLine, PullProgress
-from worker.references import AllowList, Repository, repository_of
+from worker.references import AllowList, Repository, full_reference, repository_of
 
 # What Docker may ever be told. A field that is added to the configuration must be added here, by
 # somebody who thought about it.
@@ -143,6 +144,55 @@ def test_an_image_has_one_full_form(image: str, registry: str, path: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("image", "full"),
+    [
+        ("busybox", "docker.io/library/busybox:latest"),
+        ("modelyard/digits:local", "docker.io/modelyard/digits:local"),
+        ("Allowed.Example:5000/a/b", "allowed.example:5000/a/b:latest"),
+        ("r.example/a:1@sha256:" + "0" * 64, "r.example/a@sha256:" + "0" * 64),
+        ("0123456789ab", "docker.io/library/0123456789ab:latest"),
+    ],
+)
+def test_an_image_has_one_full_reference(image: str, full: str) -> None:
+    assert full_reference(image) == full
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image": "sha256:" + "0" * 64},
+        {"image": "0" * 64},
+        {"image": "0123456789ab"},
+        {"resources": {"cpus": 1e-10}},
+        {"dataset_mount": "//data"},
+        {"dataset_mount": "/"},
+        {"dataset_mount": "/./."},
+        {"profile": Profile.BATCH, "result_file": "/data/r.json"},
+        {"profile": Profile.BATCH, "result_file": "/out/../data/a/r.json"},
+        {"profile": Profile.BATCH, "result_file": "/tmp/r.json", "dataset_mount": "/tmp"},
+    ],
+)
+def test_a_model_that_could_not_run_is_refused_in_the_catalog(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        model(**wrong)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"image": "0123456789ab:1"},
+        {"image": "r.example/0123456789ab"},
+        {"image": "facade"},
+        {"resources": {"cpus": 0.01}},
+        {"profile": Profile.BATCH, "result_file": "/data2/r.json"},
+        {"profile": Profile.BATCH, "result_file": "/data/r.json", "dataset_mount": None},
+    ],
+)
+def test_what_only_looks_like_it_is_not_refused(right: dict[str, Any]) -> None:
+    assert model(**right).name == "m-1"
+
+
+@pytest.mark.parametrize(
     ("image", "allowed"),
     [
         ("allowed.example/x", True),
@@ -170,6 +220,11 @@ def test_the_allow_list_matches_the_parsed_reference(image: str, *, allowed: boo
         ("busybox", "docker.io/library/busybox:1", True),
         ("busybox", "busybox2", False),
         ("r.example/team/*", "r.example/team2/x", False),
+        ("docker.io/*", "busybox", True),
+        ("docker.io/*", "modelyard/probe:local", True),
+        ("index.docker.io/*", "modelyard/probe", True),
+        ("docker.io/*", "r.example/x", False),
+        ("localhost:5000/*", "localhost:5000/a/b", True),
         ("r.example/team/x", "r.example/team/x:9", True),
     ],
 )

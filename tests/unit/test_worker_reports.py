@@ -1,18 +1,25 @@
 """Reports out and commands told apart: nothing final is lost, nothing runs twice."""
 
 import asyncio
+import gc
+import weakref
 
+from deploy.local.rabbitmq import RabbitMQ
+from modelyard.broker import Broker
 from modelyard.contract.messages import (
     MAX_MESSAGE_BYTES,
     HostCommand,
     OperationReport,
 )
 from modelyard.contract.states import OperationState, Phase, Verb
-from tests.unit.worker_bench import Bench
+from modelyard.contract.topology import REPORTS_QUEUE
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import FakeBroker, report, reporter_on
 from worker.account import Account, Ending
-from worker.desk import MAX_ENDED, Decision, Desk
+from worker.desk import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Decision, Desk
 from worker.job_locks import JobLocks
+from worker.recovery import declare_topology
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 
@@ -57,6 +64,55 @@ async def test_nothing_is_lost_while_the_broker_is_away() -> None:
     assert newest == {"1": 2, "2": 1}
 
 
+async def test_a_way_of_the_reports_that_is_gone_is_made_anew() -> None:
+    broker = FakeBroker()
+    broker.routed = False
+    reporter = reporter_on(broker)
+    assert reporter.stuck_s == 0.0
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        await reporter.deliver([report(1)])
+        running.cancel()
+    assert broker.declared == 1
+
+
+async def test_reports_flow_again_after_their_queue_was_made_anew_without_this_host(
+    rabbitmq: RabbitMQ, amqp_url: str, broker: Broker
+) -> None:
+    await declare_topology(broker, HOST)
+    vhost = amqp_url.rpartition("/")[2]
+    rabbitmq.ctl("delete_queue", REPORTS_QUEUE.name, "-p", vhost)
+    await broker.declare([REPORTS_QUEUE])  # as a dispatcher does: it binds no host
+    reporter = reporter_on(broker)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        await reporter.deliver([report(1)])
+        running.cancel()
+
+    async def arrived() -> bool:
+        return await broker.message_count(REPORTS_QUEUE.name) == 1
+
+    await eventually(arrived)
+
+
+async def test_reports_that_nobody_takes_are_known_to_be_stuck() -> None:
+    broker = FakeBroker()
+    broker.away = True
+    reporter = reporter_on(broker)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        reporter.put(report(1))
+
+        async def stuck() -> bool:
+            return reporter.stuck_s > 0.05
+
+        await eventually(stuck)
+        broker.away = False
+        assert await reporter.drain(5)
+        assert reporter.stuck_s == 0.0
+        running.cancel()
+
+
 async def test_messages_are_bounded_and_a_large_report_travels_alone() -> None:
     broker = FakeBroker()
     reporter = reporter_on(broker)
@@ -87,16 +143,16 @@ def test_an_epoch_is_taken_once_and_repeats_its_latest_report() -> None:
     assert (again.decision, again.account) == (Decision.REPEATED, first.account)
     first.account.end(Ending(OperationState.SUCCEEDED))
     desk.close(first.account)
-    assert taken(desk, command) is Decision.REPEATED
-    first.account.repeat()
+    again = desk.take(command)
+    assert (again.decision, again.account) == (Decision.REPEATED, None)
+    assert again.report == sent[-1]
     assert (sent[-1].state, sent[-1].seq) == (OperationState.SUCCEEDED, 3)
 
 
-def test_a_lower_epoch_is_dropped_and_counted() -> None:
+def test_a_lower_epoch_is_dropped() -> None:
     desk, command = Desk(lambda _: None), Bench().command(CREATE, epoch=2)
     assert taken(desk, command) is Decision.NEW
     assert taken(desk, command.model_copy(update={"epoch": 1})) is Decision.STALE_EPOCH
-    assert desk.counts[Decision.STALE_EPOCH] == 1
 
 
 def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
@@ -124,6 +180,32 @@ def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
         account.end(Ending(OperationState.SUCCEEDED))
         desk.close(account)
     assert desk.running == 0
+    assert taken(desk, commands[1]) is Decision.REPEATED
+    assert taken(desk, commands[0]) is Decision.NEW
+
+
+def test_of_what_ended_only_the_last_report_is_kept() -> None:
+    desk, command = Desk(lambda _: None), Bench().command(INFER, input="x" * 1_000)
+    account = desk.take(command).account
+    assert account is not None
+    account.end(Ending(OperationState.SUCCEEDED, result_json="1"))
+    desk.close(account)
+    kept = weakref.ref(account)
+    del account
+    gc.collect()
+    assert kept() is None
+    assert taken(desk, command) is Decision.REPEATED
+
+
+def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -> None:
+    desk, bench = Desk(lambda _: None), Bench()
+    commands = [bench.command(INFER, input=1) for _ in range(2)]
+    half = '"' + "\u20ac" * (MAX_RESULT_BYTES_KEPT // 5) + '"'
+    for command in commands:
+        account = desk.take(command).account
+        assert account is not None
+        account.end(Ending(OperationState.SUCCEEDED, result_json=half))
+        desk.close(account)
     assert taken(desk, commands[1]) is Decision.REPEATED
     assert taken(desk, commands[0]) is Decision.NEW
 

@@ -14,6 +14,7 @@ VARIABLES = (
     "MODELYARD_WORKER_DATASET_ROOTS",
     "MODELYARD_WORKER_ALLOWED_IMAGES",
     "MODELYARD_WORKER_REACH",
+    "MODELYARD_WORKER_NETWORK",
 )
 
 
@@ -63,7 +64,14 @@ def test_the_password_of_the_broker_is_not_shown(monkeypatch: pytest.MonkeyPatch
         ("MODELYARD_WORKER_ALLOWED_IMAGES", '["*.example/x"]'),
         ("MODELYARD_WORKER_DATASET_ROOTS", '["relative"]'),
         ("MODELYARD_WORKER_DATASET_ROOTS", '["/"]'),
+        ("MODELYARD_WORKER_DATASET_ROOTS", '["/./"]'),
+        ("MODELYARD_WORKER_DATASET_ROOTS", '["/a/../."]'),
+        ("MODELYARD_WORKER_DATASET_ROOTS", '["//"]'),
         ("MODELYARD_WORKER_LABELS", "not json"),
+        ("MODELYARD_WORKER_NETWORK", "host"),
+        ("MODELYARD_WORKER_NETWORK", "none"),
+        ("MODELYARD_WORKER_NETWORK", "bridge"),
+        ("MODELYARD_WORKER_NETWORK", "default"),
     ],
 )
 def test_a_bad_setting_is_one_sentence_and_no_traceback(

@@ -76,6 +76,7 @@ class Bench:
             rules=PlanRules(host_id=HOST),
             allowed=AllowList(self.allowed),
             dataset_roots=self.dataset_roots,
+            cleanup_retry_s=0.01,
         )
         return self.operations
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from modelyard.broker import Broker, Delivery, Subscription
+from modelyard.broker import Broker, Delivery, QueueHeldError, Subscription
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import (
     OperationReport,
@@ -14,6 +14,7 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import REPORTS, Exchange, Queue
 from tests.unit.worker_bench import HOST
+from worker.recovery import declare_topology
 from worker.reporter import Reporter
 
 
@@ -39,10 +40,14 @@ class FakeBroker(Broker):
         self.log: list[tuple[str, object]] = []
         self.subscription: FakeSubscription | None = None
         self.declared = 0
+        self.routed = True
+        """False: no queue takes reports, until they are declared again."""
+        self.held = 0
+        """How many more subscriptions find that another has the queue."""
 
     async def publish(self, exchange: Exchange, routing_key: str, body: bytes, **more: Any) -> None:
         await asyncio.sleep(0)
-        if self.away:
+        if self.away or (exchange is REPORTS and not self.routed):
             raise BrokerUnavailableError
         assert routing_key in {HOST, ""}
         self.published.append((exchange, body, more.get("headers") or {}))
@@ -50,7 +55,10 @@ class FakeBroker(Broker):
 
     async def declare(self, queues: Any, *, extra_bindings: Any = ()) -> None:
         del queues, extra_bindings
+        if self.away:
+            raise BrokerUnavailableError
         self.declared += 1
+        self.routed = True
 
     @asynccontextmanager
     async def subscribe(
@@ -59,6 +67,9 @@ class FakeBroker(Broker):
         assert exclusive
         assert prefetch > 0
         assert queue.name == f"modelyard.host.{HOST}.v1"
+        if self.held:
+            self.held -= 1
+            raise QueueHeldError
         self.subscription = FakeSubscription(self)
         yield self.subscription
 
@@ -70,7 +81,13 @@ class FakeBroker(Broker):
 
 
 def reporter_on(broker: Broker) -> Reporter:
-    return Reporter(broker, host_id=HOST, incarnation="i-1", backoff=lambda _: 0.0)
+    return Reporter(
+        broker,
+        host_id=HOST,
+        incarnation="i-1",
+        redeclare=lambda: declare_topology(broker, HOST),
+        backoff=lambda _: 0.0,
+    )
 
 
 def report(number: int, seq: int = 1, **more: Any) -> OperationReport:

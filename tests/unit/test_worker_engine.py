@@ -1,0 +1,230 @@
+"""The Docker runtime against an engine that hangs, refuses and answers nonsense."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from modelyard.contract.states import Verb
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import HOST, Bench
+from tests.unit.worker_engine import ID, ScriptedEngine, document, scripted_engine
+from worker.container_plan import ContainerPlan, PlanRules, plan_container
+from worker.docker_documents import ICC_OPTION
+from worker.docker_runtime import DockerRuntime
+from worker.runtime import (
+    ContainerRuntime,
+    EngineUnavailableError,
+    ImageNotFoundError,
+    ImagePullFailedError,
+    NameConflictError,
+    NoSuchContainerError,
+    StartRefusedError,
+)
+
+Both = tuple[ScriptedEngine, DockerRuntime]
+Call = Callable[[ContainerRuntime], Awaitable[object]]
+
+PULL = "POST /images/create"
+CREATE = "POST /containers/create"
+NAME = "modelyard-job-1-1"
+
+
+@pytest.fixture
+async def both(tmp_path: Path) -> AsyncIterator[Both]:
+    async with asyncio.timeout(20), scripted_engine(tmp_path) as made:
+        yield made
+
+
+def plan(image: str = "busybox") -> ContainerPlan:
+    command = Bench().command(Verb.DEPLOY_CREATE)
+    return replace(plan_container(command, None, PlanRules(host_id=HOST)), image=image)
+
+
+CALLS: dict[str, Call] = {
+    PULL: lambda it: it.ensure_image("x.example/x:1", lambda _: None),
+    f"GET /containers/{ID}/logs": lambda it: it.stdout_tail(ID, max_bytes=10),
+    f"GET /containers/{ID}/archive": lambda it: it.read_file(ID, "/x", max_bytes=10),
+    f"POST /containers/{ID}/wait": lambda it: it.wait_exit(ID),
+    f"GET /containers/{ID}/json": lambda it: it.inspect(ID),
+    "GET /containers/json": lambda it: it.list_own(),
+}
+
+
+@pytest.mark.parametrize("asked", CALLS)
+async def test_a_call_that_is_cancelled_holds_no_connection(both: Both, asked: str) -> None:
+    engine, runtime = both
+    engine.answers[asked] = engine.hang
+    calling = asyncio.ensure_future(CALLS[asked](runtime))
+
+    async def hangs() -> bool:
+        return engine.open == 1
+
+    await eventually(hangs)
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+
+    async def let_go() -> bool:
+        return engine.open == 0
+
+    # While the task, and with it every frame of the call, is still held.
+    await eventually(let_go, what="the engine's own end of it")
+    assert calling.cancelled()
+    for client in (runtime._docker, runtime._streams):
+        assert len(client.connector._acquired) == 0
+
+
+async def test_many_waits_do_not_keep_a_stop_from_the_engine(both: Both) -> None:
+    engine, runtime = both
+    engine.answers[f"POST /containers/{ID}/wait"] = engine.hang
+    engine.answers[f"POST /containers/{ID}/stop"] = (204, "")
+    async with asyncio.TaskGroup() as tasks:
+        waits = [tasks.create_task(runtime.wait_exit(ID)) for _ in range(120)]
+
+        async def all_hang() -> bool:
+            return engine.open == len(waits)
+
+        await eventually(all_hang)
+        await runtime.stop(ID, 0.0)
+        for wait in waits:
+            wait.cancel()
+
+
+@pytest.mark.parametrize(
+    ("image", "full"),
+    [
+        ("0123456789ab", "docker.io/library/0123456789ab:latest"),
+        ("sha256:" + "0" * 64, "docker.io/library/sha256:" + "0" * 64),
+        ("modelyard/digits:local", "docker.io/modelyard/digits:local"),
+        ("r.example:5000/a/b", "r.example:5000/a/b:latest"),
+    ],
+)
+async def test_an_image_is_never_named_so_that_it_could_be_an_id(
+    both: Both, image: str, full: str
+) -> None:
+    engine, runtime = both
+
+    async def pulled(request: web.Request) -> web.Response:
+        assert request.query["fromImage"] == full
+        assert "tag" not in request.query
+        engine.answers[f"GET /images/{full}/json"] = {"Id": "sha256:1"}
+        return web.Response(text='{"status": "Pulling"}\r\n{"status": "done"}\r\n')
+
+    engine.answers[PULL] = pulled
+    engine.answers[CREATE] = {"Id": ID}
+    await runtime.ensure_image(image, lambda _: None)
+    assert await runtime.create(plan(image)) == ID
+    assert engine.bodies[CREATE]["Image"] == full
+    images = {asked for asked in engine.asked if "/images/" in asked}
+    assert images == {f"GET /images/{full}/json", PULL}
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ({"error": "manifest unknown"}, ImageNotFoundError),
+        ({"error": "toomanyrequests"}, ImagePullFailedError),
+        ({"error": "dial tcp: lookup x: not found"}, ImagePullFailedError),
+        ("nonsense", EngineUnavailableError),
+    ],
+)
+async def test_a_pull_that_fails_on_its_way_says_why(
+    both: Both, line: object, error: type[Exception]
+) -> None:
+    engine, runtime = both
+
+    async def failing(_: web.Request) -> web.Response:
+        return web.Response(text=f'{{"status": "Pulling"}}\r\n{json.dumps(line)}\r\n')
+
+    engine.answers[PULL] = failing
+    with pytest.raises(error):
+        await runtime.ensure_image("x.example/x:1", lambda _: None)
+
+
+READS: dict[str, Call] = {
+    "GET /info": lambda it: it.facts(),
+    "GET /containers/json": lambda it: it.list_own(),
+    f"GET /containers/{ID}/json": lambda it: it.inspect(ID),
+    f"GET /containers/{ID}/logs": lambda it: it.stdout_tail(ID, max_bytes=1),
+    "GET /networks": lambda it: it.ensure_network(),
+}
+MORE: dict[str, Call] = {
+    "GET /version": lambda it: it.ping(),
+    f"GET /containers/{ID}/archive": lambda it: it.read_file(ID, "/x", max_bytes=1),
+    "GET /images/docker.io/library/x:latest/json": lambda it: it.has_image("x"),
+    "GET /volumes/v": lambda it: it.volume_exists("v"),
+}
+
+
+@pytest.mark.parametrize("status", [400, 403, 409, 500, 503])
+@pytest.mark.parametrize("asked", [*READS, *MORE])
+async def test_a_refusal_without_a_name_of_its_own_is_an_engine_unavailable(
+    both: Both, asked: str, status: int
+) -> None:
+    engine, runtime = both
+    engine.answers[asked] = (status, "no")
+    with pytest.raises(EngineUnavailableError):
+        await {**READS, **MORE}[asked](runtime)
+
+
+@pytest.mark.parametrize("answer", [(200, "<html>"), [1], "{"])
+@pytest.mark.parametrize("asked", READS)
+async def test_an_answer_that_can_not_be_read_is_an_engine_unavailable(
+    both: Both, asked: str, answer: object
+) -> None:
+    engine, runtime = both
+    engine.answers[asked] = answer
+    with pytest.raises(EngineUnavailableError):
+        await READS[asked](runtime)
+
+
+async def test_what_is_being_removed_is_gone_and_its_name_is_waited_for(both: Both) -> None:
+    engine, runtime = both
+    engine.answers[f"GET /containers/{NAME}/json"] = document(Status="removing")
+    with pytest.raises(NoSuchContainerError):
+        await runtime.inspect(NAME)
+
+    async def removed(_: web.Request) -> web.Response:
+        engine.answers[CREATE] = {"Id": ID}
+        return web.Response(status=204)
+
+    engine.answers[CREATE] = (409, "Conflict")
+    engine.answers[f"DELETE /containers/{NAME}"] = removed
+    assert await runtime.create(plan()) == ID
+
+
+async def test_a_name_that_somebody_else_has_is_never_removed(both: Both) -> None:
+    engine, runtime = both
+    engine.answers[CREATE] = (409, "Conflict")
+    engine.answers[f"GET /containers/{NAME}/json"] = document(Status="running")
+    with pytest.raises(NameConflictError):
+        await runtime.create(plan())
+    assert not any(asked.startswith("DELETE") for asked in engine.asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "isolated"),
+    [({ICC_OPTION: "false"}, True), ({ICC_OPTION: "true"}, False), ({}, False)],
+)
+async def test_a_network_on_which_containers_meet_is_refused(
+    both: Both, options: dict[str, str], *, isolated: bool
+) -> None:
+    engine, runtime = both
+    engine.answers["GET /networks"] = [{"Name": "n", "Options": options}]
+    if isolated:
+        await runtime.ensure_network()
+        return
+    with pytest.raises(EngineUnavailableError, match="reach each other"):
+        await runtime.ensure_network()
+
+
+async def test_a_refused_start_is_told_from_an_engine_that_is_away(both: Both) -> None:
+    engine, runtime = both
+    engine.answers[f"POST /containers/{ID}/start"] = (500, "port is allocated")
+    with pytest.raises(StartRefusedError, match="port is allocated"):
+        await runtime.start(ID)

@@ -1,0 +1,58 @@
+"""Reading a delivery: the envelope first, then each command, so that a bad one is bad alone."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.ids import Id
+from modelyard.contract.messages import HostCommand, Message
+
+
+class Envelope(Message):
+    """`HostCommands` with its commands unread."""
+
+    schema_version: Literal[1] = 1
+    host_id: Id
+    incarnation: str
+    commands: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What goes to the dead letters, and why."""
+
+    reason: ErrorCode
+    body: bytes
+    errors: int
+
+
+def read_envelope(body: bytes) -> Envelope | Unreadable:
+    """Return who the commands are for, and them unread."""
+    try:
+        return Envelope.model_validate_json(body)
+    except ValidationError as error:
+        kinds = {detail["type"] for detail in error.errors(include_url=False, include_input=False)}
+        not_json = "json_invalid" in kinds
+        reason = ErrorCode.INVALID_JSON if not_json else ErrorCode.INVALID_REQUEST
+        return Unreadable(reason, body, error.error_count())
+
+
+def read_commands(envelope: Envelope) -> tuple[list[HostCommand], list[Unreadable]]:
+    """Return the commands, and those that can't be read, each in an envelope of its own.
+
+    Fields that are not known are ignored, in the specs of the catalog too: they are refused where
+    a client writes them, and a dispatcher may be newer than its workers.
+    """
+    good: list[HostCommand] = []
+    bad: list[Unreadable] = []
+    for command in envelope.commands:
+        try:
+            good.append(HostCommand.model_validate(command, extra="ignore"))
+        except ValidationError as error:
+            alone = {**envelope.model_dump(exclude={"commands"}), "commands": [command]}
+            body = json.dumps(alone).encode()
+            bad.append(Unreadable(ErrorCode.INVALID_REQUEST, body, error.error_count()))
+    return good, bad
