@@ -35,6 +35,19 @@ AT_ONCE = 1_000
 _AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
 
 
+class Wanted:
+    """Operations to record with one write: the first of each id, and every payload it came with."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, NewOperation] = {}
+        self.hashes: dict[str, set[str]] = {}
+
+    def add(self, operation: NewOperation) -> None:
+        """Add an operation, which may be a repetition."""
+        self.first.setdefault(operation.operation_id, operation)
+        self.hashes.setdefault(operation.operation_id, set()).add(operation.payload_hash)
+
+
 class Intake:
     """Takes messages of `modelyard.jobs.v1` into the record."""
 
@@ -56,32 +69,28 @@ class Intake:
 
         Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
         """
-        wanted: dict[str, NewOperation] = {}
-        read: list[Delivery] = []
+        read, wanted = list[Delivery](), Wanted()
         for delivery in batch:
+            if delivery.settled:  # with an earlier part of the batch, before something failed
+                continue
             key = idempotency_key(delivery.headers, delivery.message_id) or delivery.fallback_key
             decoded = decode(delivery.body, message_type=delivery.type, key=key)
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 decoded = []
-            if len(wanted) + len(decoded) > AT_ONCE:
+            if len(wanted.first) + len(decoded) > AT_ONCE:
                 await self._settle(subscription, read, wanted)
-                read, wanted = [], {}
+                read, wanted = [], Wanted()
             read.append(delivery)
             for operation in decoded:
-                kept = wanted.setdefault(operation.operation_id, operation)
-                if kept.payload_hash != operation.payload_hash:
-                    await self._audit(operation, kept.payload_hash)
+                wanted.add(operation)
         await self._settle(subscription, read, wanted)
 
     async def _settle(
-        self,
-        subscription: Subscription,
-        read: Sequence[Delivery],
-        wanted: Mapping[str, NewOperation],
+        self, subscription: Subscription, read: Sequence[Delivery], wanted: Wanted
     ) -> None:
-        if wanted:
-            await self._record(list(wanted.values()))
+        if wanted.first:
+            await self._record(wanted)
         await subscription.ack(read)
 
     async def take_overdue(self, *, older_than_s: float) -> int:
@@ -103,18 +112,20 @@ class Intake:
             self._wake(jobs)
         return len(overdue)
 
-    async def _record(self, wanted: Sequence[NewOperation]) -> None:
-        ids = [one.operation_id for one in wanted]
+    async def _record(self, batch: Wanted) -> None:
+        wanted = list(batch.first.values())
+        ids = list(batch.first)
         jobs = sorted({one.job_id for one in wanted if one.job_id and not one.rejection})
         known, earlier, _ = await together(
             self._store.operations.known(ids),
             self._store.operations.not_in_line(jobs, but=ids),
             self._store.jobs.ensure(jobs),
         )
-        for operation in wanted:
-            there = known.get(operation.operation_id)
-            if there is not None and there.payload_hash != operation.payload_hash:
-                await self._audit(operation, there.payload_hash)
+        for key, hashes in batch.hashes.items():
+            kept = known[key].payload_hash if key in known else batch.first[key].payload_hash
+            for dropped in sorted(hashes - {kept}):
+                log.warning("intake.payload_mismatch", operation_id=key)
+                await self._store.audit.payload_mismatch(key, kept, dropped)
         order = in_order(ids, known, earlier)
         places = dict(zip(order, await self._store.operations.next_lines(len(order)), strict=True))
         await self._store.operations.put_in_line(
@@ -133,12 +144,6 @@ class Intake:
             if one.operation_id not in known or known[one.operation_id].state in _AT_INTAKE
         ]
         await self._facts.tell([operation_event(_as_recorded(one)) for one in standing])
-
-    async def _audit(self, operation: NewOperation, kept: str) -> None:
-        log.warning("intake.payload_mismatch", operation_id=operation.operation_id)
-        await self._store.audit.payload_mismatch(
-            operation.operation_id, kept, operation.payload_hash
-        )
 
 
 def in_order(

@@ -102,6 +102,8 @@ class Dispatcher:
             partial(self._patiently, handle, queue.name),
             name=queue.name,
             max_items=max_items,
+            # Someone may have deleted a queue; whoever consumes it brings it back.
+            prepare=partial(self._broker.declare, QUEUES),
         )
 
     async def _patiently(

@@ -4,8 +4,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+from modelyard.contract.errors import ErrorCode, ModelyardError
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class StoppedError(ModelyardError):
+    """Nothing flushes any more; whether a flush that was under way took effect is unknown."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, "This process is stopping.")
 
 
 class Coalescer(Generic[T, R]):
@@ -24,26 +33,45 @@ class Coalescer(Generic[T, R]):
         self._flush = flush
         self._max_items = max_items
         self._waiting: asyncio.Queue[tuple[T, asyncio.Future[R]]] = asyncio.Queue()
+        self._stopped = False
 
     async def submit(self, item: T) -> R:
-        """Return the item's result once a flush has carried it; raises what the flush did."""
+        """Return the item's result once a flush has carried it; raises what the flush did.
+
+        Raises `StoppedError` once `run` has ended.
+        """
+        if self._stopped:
+            raise StoppedError
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((item, future))
         return await future
 
     async def run(self) -> None:
-        """Flush for ever; the owner runs it as a task of its own."""
-        while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self._max_items and not self._waiting.empty():
+        """Flush for ever; the owner runs it as a task of its own. Who waits at its end is told."""
+        batch: list[tuple[T, asyncio.Future[R]]] = []
+        try:
+            while True:
+                batch = [await self._waiting.get()]
+                while len(batch) < self._max_items and not self._waiting.empty():
+                    batch.append(self._waiting.get_nowait())
+                await self._carry(batch)
+        finally:
+            self._stopped = True
+            while not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
-            await self._carry(batch)
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(StoppedError())
 
     async def _carry(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        results: Sequence[R | Exception]
         try:
             results = await self._flush([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - it is handed to every caller, not swallowed
             results = [error] * len(batch)
+        if len(results) != len(batch):
+            wrong = ValueError(f"A flush of {len(batch)} items returned {len(results)} results.")
+            results = [wrong] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():  # its caller went away
                 continue

@@ -93,6 +93,11 @@ class Delivery:
     fallback_key: str = field(default_factory=lambda: uuid.uuid4().hex)
     """A key for this delivery alone, the same for as long as the process has it."""
 
+    @property
+    def settled(self) -> bool:
+        """True once it was acked; a batch that is handled again may hold such ones."""
+        return bool(self.raw.processed)
+
 
 class Subscription:
     """A live consumer of one queue. It ends with `BrokerUnavailableError` and is not reused."""
@@ -120,7 +125,8 @@ class Subscription:
         with _losses("The deliveries could not be settled"):
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 for delivery in deliveries:
-                    await delivery.raw.ack()
+                    if not delivery.settled:
+                        await delivery.raw.ack()
 
     async def _next(self) -> Delivery:
         if not self._ready.empty() and not self._lost.done():

@@ -1,11 +1,12 @@
 """The connection to MongoDB, and the one place where its errors become ours."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from bson.codec_options import CodecOptions
+from gridfs.errors import GridFSError
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo.errors import (
     BulkWriteError,
@@ -81,19 +82,81 @@ class Connection:
                 yield
         except TimeoutError as error:
             raise StoreUnavailableError("MongoDB did not answer in time.") from error
-        except (DuplicateKeyError, BulkWriteError):
+        except (DuplicateKeyError, GridFSError):
+            # Answers, for the caller to judge.
             raise
         except OperationFailure as error:
-            if error.has_error_label("RetryableWriteError") or error.timeout:
-                raise StoreUnavailableError(f"MongoDB could not do it now: {error}") from error
-            if error.code in _NOT_NOW:
+            if _is_not_now(error):
                 raise StoreUnavailableError(f"MongoDB could not do it now: {error}") from error
             raise
         except PyMongoError as error:
             raise StoreUnavailableError(f"MongoDB does not answer: {error}") from error
 
 
-# Server codes that say "not now": primary stepping down, shutting down, interrupted, full disk.
+def _is_not_now(error: OperationFailure) -> bool:
+    """Tell a server that can't do it at this moment from one that never will.
+
+    A bulk write fails as a whole if one of its errors is of the first kind: doing all of it again
+    is right, then, and the duplicate keys beside it come again.
+    """
+    if isinstance(error, BulkWriteError):
+        return any(_says_not_now(one) for one in _errors_of(error))
+    return (
+        error.timeout
+        or error.code in _NOT_NOW
+        or any(error.has_error_label(label) for label in _NOT_NOW_LABELS)
+    )
+
+
+def _errors_of(error: BulkWriteError) -> Iterator[Mapping[str, Any]]:
+    yield error.details
+    yield from error.details.get("writeErrors", ())
+    yield from error.details.get("writeConcernErrors", ())
+
+
+def _says_not_now(error: Mapping[str, Any]) -> bool:
+    return (
+        error.get("code") in _NOT_NOW
+        or bool(_NOT_NOW_LABELS.intersection(error.get("errorLabels", ())))
+        or bool(error.get("errInfo", {}).get("wtimeout"))
+    )
+
+
+_NOT_NOW_LABELS = frozenset({"RetryableWriteError", "TransientTransactionError"})
+
 _NOT_NOW = frozenset(
-    {6, 7, 64, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 14031},
+    {
+        # The connection between the servers, or to this one.
+        6,  # HostUnreachable
+        7,  # HostNotFound
+        89,  # NetworkTimeout
+        9001,  # SocketException
+        # Its role in the replica set changes, or it goes away.
+        91,  # ShutdownInProgress
+        189,  # PrimarySteppedDown
+        10058,  # LegacyNotPrimary
+        10107,  # NotWritablePrimary
+        11600,  # InterruptedAtShutdown
+        11602,  # InterruptedDueToReplStateChange
+        13435,  # NotPrimaryNoSecondaryOk
+        13436,  # NotPrimaryOrSecondary
+        134,  # ReadConcernMajorityNotAvailableYet
+        # Too slow.
+        24,  # LockTimeout
+        46,  # LockBusy
+        50,  # MaxTimeMSExpired
+        64,  # WriteConcernFailed (wtimeout)
+        202,  # NetworkInterfaceExceededTimeLimit
+        262,  # ExceededTimeLimit
+        # Somebody, or something else, ended or disturbed the operation.
+        43,  # CursorNotFound
+        112,  # WriteConflict
+        175,  # QueryPlanKilled
+        237,  # CursorKilled
+        11601,  # Interrupted
+        # Overloaded, or its disk is full.
+        365,  # TemporarilyUnavailable
+        14031,  # OutOfDiskSpace
+    },
 )
+"""MongoDB's error codes (its `error_codes.yml`) that mean "not now", by their names there."""

@@ -1,11 +1,12 @@
 """Results: small ones in the operation's document, larger ones in GridFS."""
 
+import contextlib
 from collections.abc import AsyncIterator
 
 from gridfs.errors import FileExists, NoFile
 from motor.motor_asyncio import AsyncIOMotorGridFSBucket
 
-from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES
 from modelyard.store.connection import Connection
 from modelyard.store.operations import Operations, ResultPlace
@@ -33,11 +34,20 @@ class Results:
                     file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
                 )
             except FileExists:
-                await self._bucket.delete(file_id)
-                await self._bucket.upload_from_stream_with_id(
-                    file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
-                )
+                # Of a report that comes again; the former upload may have been cut short.
+                await self._replace(file_id, operation_id, content)
         return ResultPlace(None, file_id, len(content))
+
+    async def _replace(self, file_id: str, operation_id: str, content: bytes) -> None:
+        try:
+            with contextlib.suppress(NoFile):  # it had chunks and no file yet: they are gone now
+                await self._bucket.delete(file_id)
+            await self._bucket.upload_from_stream_with_id(
+                file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
+            )
+        except FileExists as error:
+            message = "Somebody else stores this result right now."
+            raise StoreUnavailableError(message) from error
 
     async def get(self, operation_id: str) -> AsyncIterator[bytes] | None:
         """Return an operation's result as chunks of JSON text, or null if it has none."""

@@ -1,11 +1,21 @@
 """What the rest of Modelyard relies on from a broker, seen on a real RabbitMQ."""
 
 import asyncio
+import itertools
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 
 import aio_pika
+import aiormq
 import pytest
+from pamqp import decode
+from pamqp.commands import Basic
+from structlog.testing import capture_logs
 
 from deploy.local.rabbitmq import RabbitMQ
+from modelyard import broker as broker_module
 from modelyard.broker import (
     Broker,
     Delivery,
@@ -73,6 +83,16 @@ async def test_what_was_not_settled_comes_again(broker: Broker) -> None:
         async for batch in subscription.batches(max_items=1):
             assert batch[0].redelivered
             break
+
+
+async def test_settling_twice_is_settling_once(broker: Broker) -> None:
+    await broker.declare(QUEUES)
+    await broker.publish(JOBS, SUBMIT_KEY, b"once")
+    async with broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
+        batch = await anext(subscription.batches(max_items=1))
+        await subscription.ack(batch)
+        await subscription.ack(batch)
+        assert not subscription.is_lost
 
 
 async def test_a_message_that_no_queue_takes_is_an_error(broker: Broker) -> None:
@@ -174,5 +194,275 @@ async def test_publishing_to_a_frozen_broker_ends_at_its_deadline(
         async with asyncio.timeout(3):
             with pytest.raises(BrokerUnavailableError):
                 await broker.publish(JOBS, SUBMIT_KEY, b"{}", timeout_s=0.5)
+    finally:
+        rabbitmq.resume()
+
+
+class RawProperties(Basic.Properties):
+    """Properties as a client of another language may write them."""
+
+    def __init__(self, flags: int, content: bytes) -> None:
+        super().__init__()
+        self._raw = struct.pack(">H", flags) + content
+
+    def marshal(self) -> bytes:
+        return self._raw
+
+
+def _headers(content: bytes) -> RawProperties:
+    return RawProperties(0x2000, struct.pack(">I", len(content)) + content)
+
+
+def _nested(depth: int) -> bytes:
+    inner = b""
+    for _ in range(depth):
+        inner = b"A" + struct.pack(">I", len(inner)) + inner
+    return inner
+
+
+ODD = {
+    "timestamp in microseconds": RawProperties(0x0040, struct.pack(">Q", 1_764_000_000_000_000)),
+    "timestamp 2^63": RawProperties(0x0040, struct.pack(">Q", 1 << 63)),
+    "timestamp 2^64 - 1": RawProperties(0x0040, b"\xff" * 8),
+    "message_id that is not UTF-8": RawProperties(0x0080, b"\x02\xff\xfe"),
+    "type that is not UTF-8": RawProperties(0x0020, b"\x02\xff\xfe"),
+    "header key that is not UTF-8": _headers(b"\x02\xff\xfet\x01"),
+    "header value that is not UTF-8": _headers(b"\x01kS\x00\x00\x00\x02\xff\xfe"),
+    "header timestamp too large": _headers(b"\x01kT" + b"\xff" * 8),
+    "header table in a table": _headers(b"\x01kF\x00\x00\x00\x05\x02\xff\xfet\x01"),
+    "headers nested 5,000 deep": _headers(b"\x01k" + _nested(5_000)),
+}
+
+
+@asynccontextmanager
+async def raw_channel(amqp_url: str) -> AsyncIterator[aiormq.abc.AbstractChannel]:
+    connection = await aiormq.connect(amqp_url)
+    try:
+        yield await connection.channel()
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("properties", ODD.values(), ids=ODD.keys())
+async def test_a_message_with_odd_properties_comes_like_any_other(
+    broker: Broker, amqp_url: str, properties: RawProperties
+) -> None:
+    await broker.declare(QUEUES)
+    async with raw_channel(amqp_url) as channel:
+        await channel.basic_publish(
+            b"odd", exchange=JOBS.name, routing_key=SUBMIT_KEY, properties=properties
+        )
+    await broker.publish(JOBS, SUBMIT_KEY, b"neighbour", message_id="key")
+    bodies: list[bytes] = []
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+        async for batch in subscription.batches(max_items=9):
+            assert not any(one.redelivered for one in batch)
+            bodies += [one.body for one in batch]
+            await subscription.ack(batch)
+            if len(bodies) == 2:
+                break
+    assert bodies == [b"odd", b"neighbour"]
+
+
+async def test_what_can_be_read_of_odd_properties_is_read(broker: Broker, amqp_url: str) -> None:
+    await broker.declare(QUEUES)
+    content = b"\x02\xff\xfet\x01" + b"\x04whenT" + b"\xff" * 8 + b"\x03keyS\x00\x00\x00\x01v"
+    properties = RawProperties(0x2080, _headers(content).marshal()[2:] + b"\x03a\xffb")
+    async with raw_channel(amqp_url) as channel:
+        await channel.basic_publish(
+            b"odd", exchange=JOBS.name, routing_key=SUBMIT_KEY, properties=properties
+        )
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
+        [one] = await anext(subscription.batches(max_items=1))
+    assert one.message_id == "a\ufffdb"
+    assert one.headers["\ufffd\ufffd"] is True
+    assert one.headers["when"] is None
+    assert one.headers["key"] == "v"
+
+
+def test_the_client_library_still_decodes_by_the_tables_that_were_replaced() -> None:
+    """A release of pamqp that decodes otherwise would make the leniency silently useless."""
+    properties = Basic.Properties()
+    properties.unmarshal(0x00C0, b"\x02\xff\xfe" + b"\xff" * 8)
+    assert (properties.message_id, properties.timestamp) == ("\ufffd\ufffd", None)
+    assert decode.by_type(b"\x00\x00\x00\x0c\x02\xff\xfeT" + b"\xff" * 8, "table") == (
+        16,
+        {"\ufffd\ufffd": None},
+    )
+
+
+async def test_each_delivery_has_a_key_of_its_own(broker: Broker) -> None:
+    await broker.declare(QUEUES)
+    for _ in range(2):
+        await broker.publish(JOBS, SUBMIT_KEY, b"{}")
+    keys: set[str] = set()
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+        async for batch in subscription.batches(max_items=9):
+            keys |= {one.fallback_key for one in batch}
+            if len(keys) == 2:
+                break
+    assert all(len(key) == 32 for key in keys)
+
+
+async def test_neighbours_of_a_message_that_is_lost_every_time_are_delivered(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+
+    def no_wait(failures: int) -> float:
+        waits.append(failures)
+        return 0.0
+
+    monkeypatch.setattr(broker_module, "backoff_s", no_wait)
+    handled: dict[bytes, int] = {}
+    sizes: list[int] = []
+
+    async def handle(subscription: Subscription, batch: list[Delivery]) -> None:
+        sizes.append(len(batch))
+        if any(one.body == b"poison" for one in batch):
+            raise BrokerUnavailableError
+        handled.update({one.body: one.headers.get("x-delivery-count", 0) for one in batch})
+        await subscription.ack(batch)
+
+    await broker.declare(QUEUES)
+    neighbours = [str(number).encode() for number in range(8)]
+    for body in [b"poison", *neighbours]:
+        await broker.publish(JOBS, SUBMIT_KEY, body)
+    subscribe = partial(broker.subscribe, JOBS_QUEUE, prefetch=20)
+    with capture_logs() as logs:
+        consuming = asyncio.create_task(
+            consume_forever(subscribe, handle, name="test", max_items=10)
+        )
+        assert await received(broker, DEAD_QUEUE, 1) == [b"poison"]
+        consuming.cancel()
+    # It was among them twice, and alone ever after.
+    assert max(sizes[2:]) == 1
+    assert sorted(handled) == neighbours
+    assert max(handled.values()) <= 3
+    # The backoff grew for as long as nothing was handled, and one line told each streak.
+    assert max(waits) > 10
+    assert len([one for one in logs if one["event"] == "consumer.lost"]) == waits.count(1) <= 2
+
+
+async def test_after_two_losses_deliveries_come_one_by_one_for_a_while(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_module, "backoff_s", lambda _: 0.0)
+    held: asyncio.Queue[int] = asyncio.Queue()
+    release = asyncio.Semaphore(0)
+    calls = itertools.count(1)
+
+    async def handle(subscription: Subscription, batch: list[Delivery]) -> None:
+        if next(calls) <= 2:
+            raise BrokerUnavailableError
+        held.put_nowait(len(batch))
+        await release.acquire()
+        await subscription.ack(batch)
+
+    async def all_prefetched() -> bool:
+        return await broker.message_count(JOBS_QUEUE.name) == 0
+
+    await broker.declare(QUEUES)
+    for number in range(6):
+        await broker.publish(JOBS, SUBMIT_KEY, str(number).encode())
+    subscribe = partial(broker.subscribe, JOBS_QUEUE, prefetch=20)
+    async with asyncio.timeout(20):
+        consuming = asyncio.create_task(
+            consume_forever(subscribe, handle, name="test", max_items=2)
+        )
+        for ready in (5, 4, 3, 2):
+            assert await held.get() == 1
+            assert await broker.message_count(JOBS_QUEUE.name) == ready
+            release.release()
+        await held.get()
+    await eventually(all_prefetched)
+    consuming.cancel()
+
+
+async def test_a_queue_that_was_deleted_is_prepared_again(
+    broker: Broker, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_module, "backoff_s", lambda _: 0.01)
+    await broker.declare(QUEUES)
+    seen: list[bytes] = []
+    prepared = itertools.count(1)
+    fails_first: list[int] = []
+
+    async def prepare() -> None:
+        if next(prepared) == 1:
+            fails_first.append(1)
+            raise BrokerUnavailableError
+        await broker.declare(QUEUES)
+
+    async def handle(subscription: Subscription, batch: list[Delivery]) -> None:
+        seen.extend(one.body for one in batch)
+        await subscription.ack(batch)
+
+    consuming = asyncio.create_task(
+        consume_forever(
+            partial(broker.subscribe, JOBS_QUEUE, prefetch=2),
+            handle,
+            name="test",
+            max_items=1,
+            prepare=prepare,
+        )
+    )
+    await broker.publish(JOBS, SUBMIT_KEY, b"before")
+    await eventually(lambda: _is(seen, [b"before"]))
+    assert fails_first == []
+    async with raw_channel(amqp_url) as channel:
+        await channel.queue_delete(JOBS_QUEUE.name)
+
+    async def published() -> bool:
+        try:
+            await broker.publish(JOBS, SUBMIT_KEY, b"after")
+        except BrokerUnavailableError:
+            return False
+        return True
+
+    await eventually(published)
+    await eventually(lambda: _is(seen, [b"before", b"after"]))
+    assert fails_first == [1]
+    consuming.cancel()
+
+
+async def test_a_programming_error_is_not_taken_for_a_lost_broker(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    await broker.declare(QUEUES)
+    monkeypatch.setattr(aio_pika.Exchange, "publish", wrong)
+    with pytest.raises(RuntimeError, match="dictionary"):
+        await broker.publish(JOBS, SUBMIT_KEY, b"{}")
+
+
+async def test_a_connection_that_closed_meanwhile_is_a_lost_broker(broker: Broker) -> None:
+    """Aiormq says it with a bare RuntimeError."""
+    await broker.ping()
+    assert broker._publishing is not None
+    connection, _ = broker._publishing
+    assert isinstance(connection, aio_pika.Connection)
+    assert connection.transport is not None
+    underlay = connection.transport.connection
+    await underlay.close()
+    with pytest.raises(RuntimeError) as bare:
+        await underlay.channel()
+    assert type(bare.value) is RuntimeError
+    with pytest.raises(BrokerUnavailableError), broker_module._losses():
+        raise bare.value
+
+
+async def test_publishing_over_a_dead_connection_ends_as_a_lost_broker(
+    broker: Broker, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_module, "HEARTBEAT_S", 1)
+    await broker.declare(QUEUES)
+    await broker.publish(JOBS, SUBMIT_KEY, b"{}")
+    rabbitmq.pause()
+    try:
+        with pytest.raises(BrokerUnavailableError):
+            await broker.publish(JOBS, SUBMIT_KEY, b"{}", timeout_s=30.0)
     finally:
         rabbitmq.resume()

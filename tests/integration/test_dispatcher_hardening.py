@@ -161,6 +161,31 @@ async def test_a_message_without_a_key_is_one_operation_however_often_recording_
     assert len(page.items) == 1
 
 
+async def test_a_flood_of_full_lists_gets_through_although_recording_fails_in_between(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_in = yard.store.operations.take_in
+    calls = 0
+
+    async def fails_now_and_then(new: Any) -> list[bool]:
+        nonlocal calls
+        calls += 1
+        assert len(new) <= 1_000
+        if calls % 3 == 2:
+            raise StoreUnavailableError
+        return await take_in(new)
+
+    monkeypatch.setattr(yard.store.operations, "take_in", fails_now_and_then)
+    lists = 3
+    for number in range(lists):
+        requests = [{"job_id": f"j{number}-{n}", "operation_type": "TERMINATE"} for n in range(700)]
+        await yard.publish(requests, key=f"flood-{number}")
+    for number in range(lists):
+        for place in (0, 699):
+            operation_id = operation_id_for_key(f"flood-{number}/{place}")
+            await yard.operation(operation_id, OperationState.SUCCEEDED)
+
+
 async def test_a_backlog_in_the_broker_keeps_its_order_when_a_dispatcher_comes_late(
     store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
