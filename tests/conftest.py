@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pymongo import MongoClient
 
+from deploy.local import packages
 from deploy.local.docker_engine import DockerEngine
 from deploy.local.images import ensure_images
 from deploy.local.mongodb import MongoDB
@@ -33,7 +34,14 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(folder: Path) -> Iterator[RabbitMQ]:
+def programs() -> None:
+    """Install what the machine lacks, as `make up` does; where that can't be, say what it is."""
+    needs = (*packages.BROKER, *packages.ENGINE, *packages.IMAGES, *packages.CLIENTS)
+    packages.ensure(needs, lambda line: print(line, file=sys.stderr))  # noqa: T201
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(folder: Path, programs: None) -> Iterator[RabbitMQ]:  # noqa: ARG001
     """Start a RabbitMQ for the session."""
     server = RabbitMQ(folder / "rabbitmq")
     server.start()
@@ -51,13 +59,13 @@ def mongodb(folder: Path) -> Iterator[MongoDB]:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[DockerEngine]:
+def engine(programs: None) -> Iterator[DockerEngine]:  # noqa: ARG001
     """Start a Docker Engine that has the images."""
     yield from _engine("a")
 
 
 @pytest.fixture(scope="session")
-def second_engine() -> Iterator[DockerEngine]:
+def second_engine(programs: None) -> Iterator[DockerEngine]:  # noqa: ARG001
     """Start a Docker Engine that stands for a second host."""
     yield from _engine("b")
 
