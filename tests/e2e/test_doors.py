@@ -75,7 +75,8 @@ async def test_a_body_that_is_too_big_is_refused(user: User) -> None:
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
-async def test_each_verb_works_by_amqp(user: User) -> None:
+@pytest.mark.parametrize("model", ["probe-open-inference", "probe-http", "probe-process"])
+async def test_each_verb_works_by_amqp_in_each_profile(user: User, model: str) -> None:
     job_id = user.job_id()
     for verb, state in [
         ("DEPLOY_CREATE", "CREATED"),
@@ -83,15 +84,23 @@ async def test_each_verb_works_by_amqp(user: User) -> None:
         ("INFER", "LOADED"),
         ("DEPLOY_UNLOAD", "CREATED"),
         ("TERMINATE", "TERMINATED"),
+        ("TEMP", "TERMINATED"),
     ]:
-        body = {"job_id": job_id, "operation_type": verb, "model": "probe-http"}
-        if verb == "INFER":
-            body["input"] = {"tag": "by-amqp"}  # type: ignore[assignment]
+        body: Json = {"job_id": job_id, "operation_type": verb, "model": model}
+        if verb in ("INFER", "TEMP"):
+            body["input"] = {"tag": "by-amqp"}
         view = await user.ended(await user.publish(body, key=f"{job_id}-{verb}"))
         assert (view["state"], view["source"]) == ("SUCCEEDED", "amqp"), view
         assert (await user.job(job_id))["state"] == state
-        if verb == "INFER":
+        if verb in ("INFER", "TEMP"):
             assert "by-amqp" in json.dumps(await user.result(view["operation_id"]))
+
+
+async def test_a_batch_program_works_by_amqp(user: User) -> None:
+    body = {"job_id": user.job_id(), "operation_type": "TEMP", "model": "probe-batch"}
+    view = await user.ended(await user.publish(body, key=f"batch-{uuid.uuid4().hex}"))
+    assert view["state"] == "SUCCEEDED", view
+    assert await user.result(view["operation_id"])
 
 
 async def test_amqp_publish_of_a_temp_ends_in_a_stored_result(user: User) -> None:

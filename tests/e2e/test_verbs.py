@@ -145,17 +145,26 @@ async def test_operations_of_a_job_sent_at_once_end_in_their_order(user: User) -
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
 
 
+@pytest.mark.parametrize("model", SERVERS)
 async def test_repeated_verbs_succeed_and_change_nothing(
-    user: User, engines: dict[str, Engine]
+    user: User, engines: dict[str, Engine], model: str
 ) -> None:
     job_id = user.job_id()
-    created = [await user.done("DEPLOY_CREATE", job_id, model="probe-http") for _ in range(2)]
+    created = [await user.done("DEPLOY_CREATE", job_id, model=model) for _ in range(2)]
     assert created[0]["container_id"] == created[1]["container_id"]
     engine = engines[created[0]["host_id"]]
-    for verb in ("DEPLOY_LOAD", "DEPLOY_LOAD", "DEPLOY_UNLOAD", "DEPLOY_UNLOAD"):
-        await user.done(verb, job_id)
-    counted = await engine.stats_page(created[0]["container_id"])
-    assert (counted["loads"], counted["unloads"]) == (1, 1)
+    for _ in range(2):
+        await user.done("DEPLOY_LOAD", job_id)
+    before = await engine.inspect(created[0]["container_id"])
+    for _ in range(2):
+        await user.done("DEPLOY_LOAD", job_id)
+    after = await engine.inspect(created[0]["container_id"])
+    assert after["State"]["StartedAt"] == before["State"]["StartedAt"]
+    for _ in range(2):
+        await user.done("DEPLOY_UNLOAD", job_id)
+    if model != "probe-process":
+        counted = await engine.stats_page(created[0]["container_id"])
+        assert (counted["loads"], counted["unloads"]) == (1, 1)
     for _ in range(2):
         await user.done("TERMINATE", job_id)
     assert await engine.containers(job_id) == []
