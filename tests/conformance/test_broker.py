@@ -15,7 +15,6 @@ from pamqp.commands import Basic
 from structlog.testing import capture_logs
 
 from deploy.local.rabbitmq import RabbitMQ
-from modelyard import broker as broker_module
 from modelyard.broker import (
     Broker,
     Delivery,
@@ -23,6 +22,7 @@ from modelyard.broker import (
     TopologyMismatchError,
     consume_forever,
 )
+from modelyard.broker.losses import losses
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import (
     DEAD_QUEUE,
@@ -313,7 +313,7 @@ async def test_neighbours_of_a_message_that_is_lost_every_time_are_delivered(
         waits.append(failures)
         return 0.0
 
-    monkeypatch.setattr(broker_module, "backoff_s", no_wait)
+    monkeypatch.setattr("modelyard.broker.consuming.backoff_s", no_wait)
     handled: dict[bytes, int] = {}
     sizes: list[int] = []
 
@@ -347,7 +347,7 @@ async def test_neighbours_of_a_message_that_is_lost_every_time_are_delivered(
 async def test_after_two_losses_deliveries_come_one_by_one_for_a_while(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker_module, "backoff_s", lambda _: 0.0)
+    monkeypatch.setattr("modelyard.broker.consuming.backoff_s", lambda _: 0.0)
     held: asyncio.Queue[int] = asyncio.Queue()
     release = asyncio.Semaphore(0)
     calls = itertools.count(1)
@@ -382,7 +382,7 @@ async def test_after_two_losses_deliveries_come_one_by_one_for_a_while(
 async def test_a_queue_that_was_deleted_is_prepared_again(
     broker: Broker, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker_module, "backoff_s", lambda _: 0.01)
+    monkeypatch.setattr("modelyard.broker.consuming.backoff_s", lambda _: 0.01)
     await broker.declare(QUEUES)
     seen: list[bytes] = []
     prepared = itertools.count(1)
@@ -450,14 +450,14 @@ async def test_a_connection_that_closed_meanwhile_is_a_lost_broker(broker: Broke
     with pytest.raises(RuntimeError) as bare:
         await underlay.channel()
     assert type(bare.value) is RuntimeError
-    with pytest.raises(BrokerUnavailableError), broker_module._losses():
+    with pytest.raises(BrokerUnavailableError), losses():
         raise bare.value
 
 
 async def test_publishing_over_a_dead_connection_ends_as_a_lost_broker(
     broker: Broker, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker_module, "HEARTBEAT_S", 1)
+    monkeypatch.setattr("modelyard.broker.connection.HEARTBEAT_S", 1)
     await broker.declare(QUEUES)
     await broker.publish(JOBS, SUBMIT_KEY, b"{}")
     rabbitmq.pause()

@@ -1,0 +1,31 @@
+"""RabbitMQ: publishing with confirms, consuming in batches, declaring the topology.
+
+The only package that imports aio_pika. Connections are plain ones that we rebuild ourselves: a
+subscription that loses anything (connection, channel, consumer) ends with
+`BrokerUnavailableError`, and `consume_forever` makes a whole new one. So what a process believes
+about its consumers is never older than one connection.
+"""
+
+from modelyard.broker.connection import Broker
+from modelyard.broker.consuming import consume_forever
+from modelyard.broker.lenient import decode_leniently
+from modelyard.broker.losses import (
+    ConsumingFailedError,
+    QueueHeldError,
+    TopologyMismatchError,
+    backoff_s,
+)
+from modelyard.broker.subscription import Delivery, Subscription
+
+decode_leniently()
+
+__all__ = [
+    "Broker",
+    "ConsumingFailedError",
+    "Delivery",
+    "QueueHeldError",
+    "Subscription",
+    "TopologyMismatchError",
+    "backoff_s",
+    "consume_forever",
+]

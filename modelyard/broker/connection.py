@@ -1,0 +1,249 @@
+"""One process's access to RabbitMQ."""
+
+import asyncio
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelPreconditionFailed
+
+from modelyard.broker.losses import (
+    ConsumingFailedError,
+    QueueHeldError,
+    TopologyMismatchError,
+    close_quietly,
+    losses,
+)
+from modelyard.broker.subscription import Subscription
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.topology import EXCHANGES, Exchange, Queue
+
+HEARTBEAT_S = 10
+"""AMQP heartbeat: a dead peer is noticed after about three of them."""
+CONNECT_TIMEOUT_S = 5.0
+PUBLISH_TIMEOUT_S = 5.0
+
+one_by_one: ContextVar[bool] = ContextVar("one_by_one", default=False)
+"""Set by `consume_forever` around its own subscribing: prefetch 1, whatever the caller asks for."""
+
+
+class Broker:
+    """One process's access to RabbitMQ: one publishing connection, one for each subscription."""
+
+    def __init__(self, url: str, *, name: str, tls: ssl.SSLContext | None = None) -> None:
+        """`url` is an AMQP URI; `name` is what RabbitMQ's management page shows."""
+        self._url = url
+        self._name = name
+        self._tls = tls
+        self._lock = asyncio.Lock()
+        self._publishing: tuple[AbstractConnection, AbstractChannel] | None = None
+        self._exchanges: dict[str, aio_pika.abc.AbstractExchange] = {}
+
+    async def close(self) -> None:
+        """Close the publishing connection; subscriptions close with their own context."""
+        async with self._lock:
+            await self._drop_publishing()
+
+    async def publish(  # noqa: PLR0913 - the properties of an AMQP message are many
+        self,
+        exchange: Exchange,
+        routing_key: str,
+        body: bytes,
+        *,
+        message_type: str | None = None,
+        message_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        mandatory: bool = True,
+        persistent: bool = True,
+        timeout_s: float = PUBLISH_TIMEOUT_S,
+    ) -> None:
+        """Publish and wait for the broker's confirmation.
+
+        Raises `BrokerUnavailableError` if it did not come within `timeout_s` seconds or, with
+        `mandatory`, no queue took the message. Whether it was taken is then unknown: publish the
+        same again, the reader dedups.
+        """
+        mode = (
+            aio_pika.DeliveryMode.PERSISTENT if persistent else aio_pika.DeliveryMode.NOT_PERSISTENT
+        )
+        message = aio_pika.Message(
+            body,
+            content_type="application/json",
+            delivery_mode=mode,
+            # Returned messages are matched by it, so no two attempts may share one; a client's
+            # own id is the exception, it is what dedups.
+            message_id=message_id or uuid.uuid4().hex,
+            type=message_type,
+            headers=dict(headers or {}),
+        )
+        with losses(f"RabbitMQ did not confirm a message to {exchange.name}"):
+            async with asyncio.timeout(timeout_s):
+                target = await self._exchange(exchange)
+                await target.publish(message, routing_key, mandatory=mandatory)
+
+    async def declare(
+        self, queues: Sequence[Queue], *, extra_bindings: Sequence[tuple[Queue, str]] = ()
+    ) -> None:
+        """Declare all exchanges, these queues and their bindings on a throw-away connection.
+
+        Raises `TopologyMismatchError` if one exists with other arguments and
+        `BrokerUnavailableError` if the broker does not answer.
+        """
+        with losses():
+            async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+                connection = await self._connect("declare")
+                try:
+                    await self._declare_all(await connection.channel(), queues, extra_bindings)
+                except ChannelPreconditionFailed as error:
+                    raise TopologyMismatchError(str(error)) from error
+                finally:
+                    await connection.close()
+
+    async def message_count(self, queue_name: str) -> int:
+        """Return how many messages are ready in a queue; raises `BrokerUnavailableError`."""
+        with losses():
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await self._connect("count")
+                async with connection:
+                    channel = await connection.channel()
+                    queue = await channel.declare_queue(queue_name, passive=True)
+                    return queue.declaration_result.message_count or 0
+
+    async def ping(self, *, timeout_s: float = 2.0) -> None:
+        """Return once the publishing channel is open; raises `BrokerUnavailableError`."""
+        with losses():
+            async with asyncio.timeout(timeout_s):
+                await self._channel()
+
+    @asynccontextmanager
+    async def subscribe(
+        self, queue: Queue, *, prefetch: int, exclusive: bool = False
+    ) -> AsyncIterator[Subscription]:
+        """Consume a queue that exists. Unsettled deliveries go back to it at the end.
+
+        With `exclusive` a queue that has a consumer already is refused. Quorum queues take AMQP's
+        own exclusive flag without a word and ignore it (seen on 3.10), so we look for ourselves.
+        Raises `BrokerUnavailableError`.
+        """
+
+        async def attach(channel: AbstractChannel) -> aio_pika.abc.AbstractQueue:
+            if not exclusive:
+                return await channel.get_queue(queue.name, ensure=False)
+            found = await channel.declare_queue(queue.name, passive=True)
+            if found.declaration_result.consumer_count:
+                raise QueueHeldError(f"{queue.name} has a consumer already and is to be exclusive.")
+            return found
+
+        async with self._consuming(attach, prefetch) as subscription:
+            yield subscription
+
+    @asynccontextmanager
+    async def tap(
+        self, exchange: Exchange, routing_keys: Sequence[str], *, prefetch: int = 1_000
+    ) -> AsyncIterator[Subscription]:
+        """Consume a copy of what passes an exchange, through a queue that dies with this process.
+
+        Raises `BrokerUnavailableError`.
+        """
+
+        async def attach(channel: AbstractChannel) -> aio_pika.abc.AbstractQueue:
+            await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
+            queue = await channel.declare_queue(exclusive=True, auto_delete=True)
+            for key in routing_keys:
+                await queue.bind(exchange.name, key)
+            return queue
+
+        async with self._consuming(attach, prefetch) as subscription:
+            yield subscription
+
+    @asynccontextmanager
+    async def _consuming(
+        self,
+        attach: Callable[[AbstractChannel], Awaitable[aio_pika.abc.AbstractQueue]],
+        prefetch: int,
+    ) -> AsyncIterator[Subscription]:
+        subscription = Subscription()
+        with losses():
+            async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+                connection = await self._connect("consume")
+        try:
+            with losses("Consuming was refused"):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+                    channel = await connection.channel()
+                    channel.close_callbacks.add(
+                        lambda *_: subscription.on_lost("The channel was closed."),
+                    )
+                    underlay = await channel.get_underlay_channel()
+                    underlay.on_consumer_cancel_callbacks.add(
+                        lambda _: subscription.on_lost("The broker cancelled the consumer."),
+                    )
+                    await channel.set_qos(prefetch_count=1 if one_by_one.get() else prefetch)
+                    queue = await attach(channel)
+                    try:
+                        with losses("Consuming was refused"):
+                            await queue.consume(subscription.on_message)
+                    except BrokerUnavailableError as error:
+                        raise ConsumingFailedError(error.message) from error
+            yield subscription
+        finally:
+            await close_quietly(connection)
+
+    async def _connect(self, purpose: str) -> AbstractConnection:
+        return await aio_pika.connect(
+            self._url,
+            timeout=CONNECT_TIMEOUT_S,
+            heartbeat=HEARTBEAT_S,
+            ssl_context=self._tls,
+            client_properties={"connection_name": f"modelyard {self._name} {purpose}"},
+        )
+
+    async def _exchange(self, exchange: Exchange) -> aio_pika.abc.AbstractExchange:
+        channel = await self._channel()
+        known = self._exchanges.get(exchange.name)
+        if known is None:
+            known = await channel.get_exchange(exchange.name, ensure=False)
+            self._exchanges[exchange.name] = known
+        return known
+
+    async def _channel(self) -> AbstractChannel:
+        async with self._lock:
+            if self._publishing is not None:
+                connection, channel = self._publishing
+                if not connection.is_closed and not channel.is_closed:
+                    return channel
+                await self._drop_publishing()
+            async with AsyncExitStack() as undo:
+                connection = await self._connect("publish")
+                undo.push_async_callback(close_quietly, connection)
+                channel = await connection.channel(on_return_raises=True)
+                undo.pop_all()
+            self._publishing = (connection, channel)
+            return channel
+
+    async def _drop_publishing(self) -> None:
+        if self._publishing is not None:
+            connection, _ = self._publishing
+            self._publishing = None
+            self._exchanges.clear()
+            await close_quietly(connection)
+
+    async def _declare_all(
+        self,
+        channel: AbstractChannel,
+        queues: Sequence[Queue],
+        extra_bindings: Sequence[tuple[Queue, str]],
+    ) -> None:
+        for exchange in EXCHANGES:
+            await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
+        for queue in queues:
+            made = await channel.declare_queue(
+                queue.name, durable=True, arguments=dict(queue.arguments)
+            )
+            await made.bind(queue.exchange.name, queue.routing_key)
+        for queue, routing_key in extra_bindings:
+            made = await channel.get_queue(queue.name, ensure=False)
+            await made.bind(queue.exchange.name, routing_key)
