@@ -133,6 +133,8 @@ def test_up_after_a_crash_cleans_up_and_starts_anew(root: Path, given: Given) ->
 
 def test_a_service_that_exits_shows_its_log_and_nothing_is_left(root: Path, given: Given) -> None:
     write_service(root, "dispatcher", BROKEN)
+    # As in truth: without a dispatcher no host comes online, however quick the gateway is.
+    write_service(root, "gateway", GATEWAY.replace('("local", "demo")', "()"))
     with pytest.raises(StartFailed, match=re.compile("dispatcher exited.*no such", re.DOTALL)):
         background.up(root, given, Progress())
     assert processes_under(root) == []
