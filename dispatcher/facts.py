@@ -76,22 +76,19 @@ def operation_event(operation: OperationRecord) -> Event:
 
 def report_event(report: OperationReport, operation: OperationRecord) -> Event:
     """Return the fact that a worker's report was recorded."""
-    return Event(
-        event_id=f"{report.operation_id}:{report.epoch}:{report.seq}:{report.state}",
-        type=f"operation.{report.state.lower()}",
-        at=_now(),
-        operation_id=report.operation_id,
-        job_id=report.job_id,
-        host_id=operation.host_id,
-        verb=operation.verb,
-        state=report.state,
-        phase=report.phase,
-        progress=report.progress,
-        epoch=report.epoch,
-        seq=report.seq,
-        generation=report.generation,
-        container_id=report.container_id or operation.container_id,
-        error=report.error,
+    reported = operation.model_copy(
+        update={
+            "job_id": report.job_id,
+            "state": report.state,
+            "epoch": report.epoch,
+            "seq": report.seq,
+            "generation": report.generation,
+            "container_id": report.container_id or operation.container_id,
+            "error": report.error,
+        }
+    )
+    return operation_event(reported).model_copy(
+        update={"phase": report.phase, "progress": report.progress}
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
-from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import VERB_RULES, OperationState, Verb, VerbRule
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
@@ -90,7 +90,7 @@ def _concurrency(job: JobRecord) -> int:
 def _move(job: JobRecord, operation: OperationRecord, catalog: Catalog) -> Move:
     verb = operation.verb
     if verb is None:
-        return Refuse(operation, _error(ErrorCode.INVALID_REQUEST))
+        return Refuse(operation, ErrorInfo.of(ErrorCode.INVALID_REQUEST))
     rule = VERB_RULES[verb]
     error = _state_error(job, verb) or _mismatch(job, operation, verb)
     if error is not None:
@@ -101,7 +101,7 @@ def _move(job: JobRecord, operation: OperationRecord, catalog: Catalog) -> Move:
         return _place(job, operation, verb, catalog)
     if job.state in rule.holds_in:
         return Hold(operation)
-    return Refuse(operation, _error(ErrorCode.CONTAINER_MISSING))
+    return Refuse(operation, ErrorInfo.of(ErrorCode.CONTAINER_MISSING))
 
 
 def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bool:
@@ -117,11 +117,11 @@ def _place(
     spec = catalog.models.get(operation.model or "")
     if spec is None:
         message = f"The catalog has no model {operation.model!r}."
-        return Refuse(operation, _error(ErrorCode.UNKNOWN_MODEL, message))
+        return Refuse(operation, ErrorInfo.of(ErrorCode.UNKNOWN_MODEL, message))
     dataset = catalog.datasets.get(operation.dataset or "")
     if operation.dataset is not None and dataset is None:
         message = f"The catalog has no dataset {operation.dataset!r}."
-        return Refuse(operation, _error(ErrorCode.UNKNOWN_DATASET, message))
+        return Refuse(operation, ErrorInfo.of(ErrorCode.UNKNOWN_DATASET, message))
     error = _misfit(operation, verb, spec, dataset)
     return Refuse(operation, error) if error else Place(operation, job, spec, dataset)
 
@@ -133,9 +133,9 @@ def _misfit(
         if verb is Verb.TEMP:
             return None
         message = f"Model {spec.name!r} has the profile batch, which knows only TEMP."
-        return _error(ErrorCode.UNSUPPORTED_VERB, message)
+        return ErrorInfo.of(ErrorCode.UNSUPPORTED_VERB, message)
     if verb is Verb.TEMP and not operation.has_input and dataset is None:
-        return _error(ErrorCode.MISSING_INPUT, "TEMP needs an input or a dataset.")
+        return ErrorInfo.of(ErrorCode.MISSING_INPUT, "TEMP needs an input or a dataset.")
     return None
 
 
@@ -155,13 +155,13 @@ def _mismatch(job: JobRecord, operation: OperationRecord, verb: Verb) -> ErrorIn
     if not job.state.live or job.spec is None:
         return None
     if operation.model is not None and operation.model != job.spec.name:
-        return _error(
+        return ErrorInfo.of(
             ErrorCode.MODEL_MISMATCH,
             f"Job {job.job_id!r} runs the model {job.spec.name!r}, not {operation.model!r}.",
         )
     there = job.dataset_spec.name if job.dataset_spec else None
     if operation.dataset is not None and operation.dataset != there:
-        return _error(
+        return ErrorInfo.of(
             ErrorCode.DATASET_MISMATCH,
             f"Job {job.job_id!r} has the dataset {there!r}, not {operation.dataset!r}.",
         )
@@ -175,7 +175,3 @@ def _mismatch(job: JobRecord, operation: OperationRecord, verb: Verb) -> ErrorIn
             detail={"container_id": job.container_id},
         )
     return None
-
-
-def _error(code: ErrorCode, message: str | None = None) -> ErrorInfo:
-    return ErrorInfo(code=code, message=message or SENTENCES[code])

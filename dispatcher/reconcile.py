@@ -7,7 +7,7 @@ import structlog
 
 from dispatcher.facts import Facts, host_event, operation_event
 from dispatcher.scheduler import Scheduler
-from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import HostOnline, InventoryItem
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store import Store
@@ -74,9 +74,7 @@ def _observed(job: JobRecord, found: Mapping[tuple[str, int], InventoryItem]) ->
 
 
 def _missing() -> ErrorInfo:
-    return ErrorInfo(
-        code=ErrorCode.CONTAINER_MISSING, message=SENTENCES[ErrorCode.CONTAINER_MISSING]
-    )
+    return ErrorInfo.of(ErrorCode.CONTAINER_MISSING)
 
 
 class Reconciler:
@@ -124,9 +122,7 @@ class Reconciler:
                 freed.append((job.job_id, job.generation))
         for operation in plan.requeue:
             await self._store.operations.requeue(operation)
-        interrupted = ErrorInfo(
-            code=ErrorCode.WORKER_INTERRUPTED, message=SENTENCES[ErrorCode.WORKER_INTERRUPTED]
-        )
+        interrupted = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
         for operation in plan.fail:
             if await self._store.operations.fail_given(operation, interrupted):
                 freed += await self._fail_job(operation, interrupted)

@@ -99,7 +99,6 @@ class Recorder:
         self._facts = facts
         self._scheduler = scheduler
         self._reconciler = reconciler
-        self.stale = 0
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it.
@@ -180,7 +179,6 @@ class Recorder:
         await bury(self._broker, delivery, info, queue=REPORTS_QUEUE.name)
 
     def _drop(self, host_id: str, report: OperationReport, why: str) -> None:
-        self.stale += 1
         log.info(
             "report.stale",
             why=why,

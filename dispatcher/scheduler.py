@@ -26,7 +26,7 @@ from dispatcher.facts import Facts, operation_event
 from dispatcher.line import Catalog, Hold, Move, Place, Refuse, Send, next_moves
 from dispatcher.placement import Need, Room, Unplaced
 from modelyard.contract.errors import StoreUnavailableError
-from modelyard.contract.states import VERB_RULES, OperationState, Verb
+from modelyard.contract.states import VERB_RULES, OperationState
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
 from modelyard.store.operations import Claim, Ending
@@ -204,10 +204,7 @@ class Scheduler:
 
     async def _catalog(self, lines: Sequence[JobLine]) -> Catalog:
         queued = [
-            operation
-            for line in lines
-            for operation in line.operations
-            if operation.verb in (Verb.DEPLOY_CREATE, Verb.TEMP)
+            operation for line in lines for operation in line.operations if _places(operation)
         ]
         models, datasets = await together(
             self._store.models.get_many(one.model for one in queued if one.model),
@@ -286,7 +283,11 @@ class Scheduler:
 
 
 def _may_place(line: JobLine) -> bool:
-    return any(one.verb in (Verb.DEPLOY_CREATE, Verb.TEMP) for one in line.operations)
+    return any(_places(one) for one in line.operations)
+
+
+def _places(operation: OperationRecord) -> bool:
+    return operation.verb is not None and VERB_RULES[operation.verb].places
 
 
 def _shared(one: Dispatch) -> bool:

@@ -17,7 +17,6 @@ from dispatcher.intake import Intake
 from dispatcher.scheduler import Scheduler
 from modelyard.broker import Broker
 from modelyard.contract.errors import (
-    SENTENCES,
     BrokerUnavailableError,
     ErrorCode,
     ErrorInfo,
@@ -118,7 +117,7 @@ class Sweep:
 
     async def _expire(self) -> None:
         late = await self._store.operations.expired(limit=LIMIT)
-        error = ErrorInfo(code=ErrorCode.QUEUE_TIMEOUT, message=SENTENCES[ErrorCode.QUEUE_TIMEOUT])
+        error = ErrorInfo.of(ErrorCode.QUEUE_TIMEOUT)
         ended = await self._store.operations.end_queued(
             [Ending(key, OperationState.EXPIRED, error) for key in late], token=uuid.uuid4().hex
         )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -147,6 +147,11 @@ class ErrorInfo(BaseModel):
 
     Stored as JSON text, and read as either.
     """
+
+    @classmethod
+    def of(cls, code: ErrorCode, message: str | None = None) -> Self:
+        """Return an error with its code's own sentence, if there is nothing more to say."""
+        return cls(code=code, message=message or SENTENCES[code])
 
 
 class ModelyardError(Exception):
