@@ -199,6 +199,15 @@ class ModelSpec(CatalogModel):
     """Seconds from start until the server must answer alive."""
     load_timeout_s: float = Field(default=600.0, gt=0, le=86_400, allow_inf_nan=False)
     """Seconds from load until the model must answer ready."""
+    restart: Literal["never", "on_failure"] = "never"
+    """What happens when the container dies while the model is loaded: the job FAILED, or the model
+    is loaded again."""
+    max_restarts: int = Field(default=3, ge=1, le=1_000, strict=True)
+    """Restarts in a row, each after a longer pause, until the job FAILED after all; a model that
+    was loaded for ten minutes starts counting anew."""
+    on_host_lost: Literal["hold", "recreate"] = "hold"
+    """What happens to a live job whose host is lost: it stays LOST, or it is created, and loaded
+    if it was, on another host."""
     stop_grace_s: float = Field(default=10.0, ge=0, le=600, allow_inf_nan=False)
     """Seconds between SIGTERM and SIGKILL."""
     result_file: AbsolutePath | None = None

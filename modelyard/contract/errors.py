@@ -31,6 +31,9 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     RESULT_NOT_READY = "result_not_ready"
     NO_RESULT = "no_result"
+    ALREADY_ENDED = "already_ended"
+    NOT_RETRYABLE = "not_retryable"
+    NOT_REPLAYABLE = "not_replayable"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
 
@@ -50,10 +53,12 @@ class ErrorCode(StrEnum):
     DATASET_REFUSED = "dataset_refused"
     DATASET_UNAVAILABLE = "dataset_unavailable"
     CREATE_FAILED = "create_failed"
+    DISK_FULL = "disk_full"
     START_FAILED = "start_failed"
     CONTAINER_MISSING = "container_missing"
     EXITED = "exited"
     OOM_KILLED = "oom_killed"
+    UNHEALTHY = "unhealthy"
     NOT_READY = "not_ready"
     LOAD_FAILED = "load_failed"
     UNLOAD_FAILED = "unload_failed"
@@ -67,6 +72,9 @@ class ErrorCode(StrEnum):
     ENGINE_UNAVAILABLE = "engine_unavailable"
     WORKER_INTERRUPTED = "worker_interrupted"
     WORKER_ERROR = "worker_error"
+    NOT_ACCEPTED = "not_accepted"
+    HOST_LOST = "host_lost"
+    HOST_DRAINED = "host_drained"
 
     # Dead letters.
     DELIVERY_LIMIT = "delivery_limit"
@@ -88,6 +96,9 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.METHOD_NOT_ALLOWED: "This address does not take this method.",
         ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",
         ErrorCode.NO_RESULT: "The operation ended without a result.",
+        ErrorCode.ALREADY_ENDED: "The operation has ended and can't be cancelled any more.",
+        ErrorCode.NOT_RETRYABLE: "Only an operation that ended without success can be retried.",
+        ErrorCode.NOT_REPLAYABLE: "The dead letter can't be published again as it is.",
         ErrorCode.UNAVAILABLE: "A part that is needed does not answer; try again.",
         ErrorCode.INTERNAL: "Something went wrong that should not have.",
         ErrorCode.INVALID_JOB_STATE: "The verb cannot start from the state the job is in.",
@@ -103,10 +114,12 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.DATASET_REFUSED: "The dataset lies outside of the host's dataset roots.",
         ErrorCode.DATASET_UNAVAILABLE: "The dataset is not there, or not readable, on the host.",
         ErrorCode.CREATE_FAILED: "The engine refused to create the container.",
+        ErrorCode.DISK_FULL: "The host has no space left on its disk.",
         ErrorCode.START_FAILED: "The engine could not start the container.",
         ErrorCode.CONTAINER_MISSING: "The job's container is not on its host any more.",
         ErrorCode.EXITED: "The container exited before its time.",
         ErrorCode.OOM_KILLED: "The container was killed for using more memory than it may.",
+        ErrorCode.UNHEALTHY: "The model in the container stopped answering ready.",
         ErrorCode.NOT_READY: "The container did not answer ready before its deadline.",
         ErrorCode.LOAD_FAILED: "The model server refused to load the model.",
         ErrorCode.UNLOAD_FAILED: "The model server refused to unload the model.",
@@ -118,6 +131,9 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.ENGINE_UNAVAILABLE: "The host's Docker engine does not answer.",
         ErrorCode.WORKER_INTERRUPTED: "The host's worker went away while it ran.",
         ErrorCode.WORKER_ERROR: "The worker met a fault of its own.",
+        ErrorCode.NOT_ACCEPTED: "The host did not take the command in time.",
+        ErrorCode.HOST_LOST: "The host was not heard of for longer than its lease.",
+        ErrorCode.HOST_DRAINED: "The host was drained, and its deadline passed.",
         ErrorCode.DELIVERY_LIMIT: "It was delivered too often without being settled.",
         ErrorCode.EXPIRED_MESSAGE: "It waited in a queue for longer than the queue allows.",
         ErrorCode.DEAD_LETTERED: "The broker took it out of its queue.",

@@ -48,6 +48,8 @@ MAX_TIMEOUT_S = 7 * 86_400.0
 
 SUBMISSION_TYPE = "modelyard.submission.v1"
 """AMQP `type` of what a gateway publishes; without it a body is read as a client's request."""
+CANCEL_TYPE = "modelyard.cancel.v1"
+"""AMQP `type` of a `CancelWish`."""
 
 
 def _empty_is_none(value: object) -> object:
@@ -124,6 +126,8 @@ class SubmittedRequest(Message):
 
     operation_id: OperationId
     request: JobRequest
+    retry_of: OperationId | None = None
+    """The operation that failed and is run again as this one."""
 
 
 class Submission(Message):
@@ -131,6 +135,16 @@ class Submission(Message):
 
     schema_version: Literal[1] = 1
     requests: tuple[SubmittedRequest, ...] = Field(max_length=MAX_BATCH)
+
+
+class CancelWish(Message):
+    """Gateway to dispatcher: look at these operations, a client wants them cancelled.
+
+    Only the fast way: the wish itself is in the record, and without one there this does nothing.
+    """
+
+    schema_version: Literal[1] = 1
+    operation_ids: tuple[OperationId, ...] = Field(max_length=MAX_BATCH)
 
 
 class HostCommand(Message):
@@ -157,6 +171,33 @@ class HostCommands(Message):
     host_id: Id
     incarnation: str
     commands: tuple[HostCommand, ...]
+
+
+class CancelOperation(Message):
+    """Dispatcher to worker: end this attempt now, whatever it is at. Repeating it is harmless."""
+
+    operation_id: OperationId
+    epoch: Positive
+    reason: Literal["cancelled", "timed_out", "stale"] = "cancelled"
+    """`stale`: the record has moved on; nothing of it is to be reported any more."""
+
+
+class DiscardContainer(Message):
+    """Dispatcher to worker: remove this container, which nobody owns. Repeating it is harmless."""
+
+    container_id: str
+    job_id: str
+    generation: Count
+
+
+class HostControl(Message):
+    """What one boot of one host's worker is told past the commands that wait in its queue."""
+
+    schema_version: Literal[1] = 1
+    host_id: Id
+    incarnation: str
+    cancels: tuple[CancelOperation, ...] = ()
+    discards: tuple[DiscardContainer, ...] = ()
 
 
 class Progress(Message):
@@ -199,6 +240,24 @@ class InventoryItem(Message):
     running: bool
     loaded: bool = False
     """True if its model is in memory and answers."""
+    ever_started: bool = True
+    exit_code: int | None = None
+    """Null while it runs, and before its first start."""
+    oom_killed: bool = False
+    unhealthy: bool = False
+    """True if it has not answered ready for several looks in a row."""
+
+
+class Inventory(Message):
+    """All labelled containers of a host, as they were between two moments.
+
+    Published after all reports of what ended before it was begun, so that a reader who takes a
+    host's messages in their order may compare it with the record.
+    """
+
+    items: tuple[InventoryItem, ...] = ()
+    busy: tuple[str, ...] = ()
+    """Jobs that were worked on meanwhile: nothing can be concluded about them."""
 
 
 class EngineFacts(Message):
@@ -221,13 +280,14 @@ class HostOnline(Message):
 
 
 class WorkerReports(Message):
-    """A list of reports of one boot of one host's worker; `online` comes before `operations`."""
+    """What one boot of a host's worker reports; `online` counts first, `inventory` last."""
 
     schema_version: Literal[1] = 1
     host_id: Id
     incarnation: str
     online: HostOnline | None = None
     operations: tuple[OperationReport, ...] = ()
+    inventory: Inventory | None = None
 
 
 class Heartbeat(Message):
@@ -298,8 +358,15 @@ class OperationView(Message):
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
-    source: Literal["http", "amqp"] = "http"
+    source: Literal["http", "amqp", "system"] = "http"
+    """`system`: Modelyard's own, to bring a job back or to move it."""
+    retry_of: str | None = None
+    """The operation that this one runs again."""
+    cancel_requested: bool = False
+    not_before: datetime | None = None
+    """While QUEUED after an attempt that failed: the next one does not start earlier."""
     error: ErrorInfo | None = None
+    """Why it ended; while QUEUED, why its last attempt failed."""
     result_bytes: int | None = None
     """Size of the stored result as JSON; null if there is none."""
     accepted_at: datetime | None = None
@@ -325,6 +392,17 @@ class JobView(Message):
     links: dict[str, str] = Field(default_factory=dict)
 
 
+class DrainView(Message):
+    """How far the drain of a host is."""
+
+    move: bool
+    """True if its live jobs are brought to other hosts."""
+    deadline: datetime | None = None
+    """When what is left is ended; null: it is waited for."""
+    done: bool = False
+    """True once no job and no operation is left on the host."""
+
+
 class HostView(Message):
     """A host as clients see it."""
 
@@ -332,6 +410,8 @@ class HostView(Message):
     liveness: Liveness
     admission: Admission
     labels: dict[str, str] = Field(default_factory=dict)
+    drain: DrainView | None = None
+    """Set while `admission` is DRAINING."""
     slots: int
     slots_used: int
     jobs: tuple[str, ...] = ()

@@ -58,13 +58,14 @@ class OperationState(StrEnum):
     scheduler where a verb already holds and there is no container to ask."""
 
     FAILED = "FAILED"
-    """It was tried and did not work; `error` says why. Set on the worker's report."""
+    """It was tried and did not work; `error` says why. Set on the worker's report, or by the
+    dispatcher where the host can't report any more."""
 
     TIMED_OUT = "TIMED_OUT"
-    """It ran for longer than its `timeout_s`. Set on the worker's report."""
+    """It ran for longer than its `timeout_s`. Set on the worker's report, or by the sweep."""
 
     CANCELLED = "CANCELLED"
-    """A client took it back before it ended."""
+    """A client took it back before it ended. Set by the sweep or on the worker's report."""
 
     REJECTED = "REJECTED"
     """It could never run: the request or the job's state forbids it. Set by intake or scheduler."""
@@ -125,7 +126,7 @@ class Liveness(StrEnum):
     SUSPECT = "SUSPECT"
     """No heartbeat for 15 seconds: no new placements, nothing is taken away."""
     LOST = "LOST"
-    """No heartbeat for 60 seconds."""
+    """No heartbeat for 60 seconds: what may run elsewhere does, its live jobs are LOST."""
 
 
 class Admission(StrEnum):
@@ -133,7 +134,9 @@ class Admission(StrEnum):
 
     OPEN = "OPEN"
     CORDONED = "CORDONED"
+    """Takes no new jobs; what is there goes on."""
     DRAINING = "DRAINING"
+    """Takes no new jobs, and those that are there finish, move or, past a deadline, are ended."""
 
 
 _ENDS_OF_WORK = frozenset(

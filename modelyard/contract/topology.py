@@ -16,6 +16,13 @@ LEASE_S = 60
 """Seconds a worker's lease lasts, and a command's life in a host's queue."""
 HEARTBEAT_INTERVAL_S = 5.0
 SUSPECT_AFTER_S = 15.0
+LOST_AFTER_S = float(LEASE_S)
+"""Seconds without a heartbeat after which a host is given up, and what may run elsewhere does."""
+INVENTORY_INTERVAL_S = 10.0
+"""Seconds between two looks of a worker at all of its containers."""
+
+CONTROL_SUFFIX = ".control"
+"""Ends a routing key of `modelyard.hosts`; so no host id may end with it."""
 
 
 class ExchangeType(StrEnum):
@@ -54,6 +61,9 @@ DEAD = Exchange("modelyard.dead", ExchangeType.FANOUT)
 EXCHANGES = (JOBS, HOSTS, REPORTS, EVENTS, HEARTBEATS, DEAD)
 
 SUBMIT_KEY = "job.submit"
+REPLAY_HEADER = "x-modelyard-replay"
+"""On a dead letter of the jobs queue that is published again: `<dead_letter_id>:<times>`. Its
+requests become operations of their own, for those of the first time have ended."""
 
 _QUORUM: Mapping[str, Argument] = {"x-queue-type": "quorum"}
 _DEAD_LETTERED: Mapping[str, Argument] = {
@@ -115,3 +125,8 @@ def host_queue(host_id: str) -> Queue:
             }
         ),
     )
+
+
+def control_key(host_id: str) -> str:
+    """Return the routing key of what must not wait behind a host's commands: `HostControl`."""
+    return f"{host_id}{CONTROL_SUFFIX}"
