@@ -20,7 +20,7 @@ from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import DEAD, JOBS_QUEUE
 from modelyard.store import Store
-from modelyard.store.operations import Known
+from modelyard.store.operation_queries import Known
 from modelyard.store.records import NewOperation, OperationRecord
 from modelyard.together import together
 

@@ -124,7 +124,7 @@ class Reconciler:
             await self._store.operations.requeue(operation)
         interrupted = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
         for operation in plan.fail:
-            if await self._store.operations.fail_given(operation, interrupted):
+            if await self._store.operations.end_given(operation, OperationState.FAILED, interrupted):
                 freed += await self._fail_job(operation, interrupted)
         await self._store.hosts.release({boot.host_id: freed})
         ids = [operation.operation_id for operation in (*plan.requeue, *plan.fail)]

@@ -27,7 +27,7 @@ from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.contract.validation import error_list
 from modelyard.store import Store
 from modelyard.store.jobs import Effect
-from modelyard.store.operations import GIVEN_STATES, ResultPlace
+from modelyard.store.operation_writes import GIVEN_STATES, ResultPlace
 from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)

@@ -1,13 +1,14 @@
 """The append-only records: events, dead letters and the audit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pymongo import UpdateOne
+from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from modelyard.contract.messages import Event
 from modelyard.store.connection import DUPLICATE_KEY, Connection
+from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import DeadLetter, error_document
 
 
@@ -80,13 +81,42 @@ class DeadLetters:
                 ordered=False,
             )
 
-    async def newest(self, *, limit: int) -> list[DeadLetter]:
-        """Return the letters recorded last, newest first."""
+    async def page(
+        self, criteria: Mapping[str, str], *, after: Position | None, limit: int
+    ) -> Page[DeadLetter]:
+        """Return letters newest first, without their payloads."""
         async with self._connection.answering():
             found = (
-                await self._collection.find({}).sort("recorded_at", -1).limit(limit).to_list(None)
+                await self._collection.find(
+                    page_filter(criteria, "recorded_at", after), {"payload": 0}
+                )
+                .sort([("recorded_at", -1), ("_id", -1)])
+                .limit(limit + 1)
+                .to_list(None)
             )
-        return [DeadLetter.model_validate(one) for one in found]
+        return to_page(found, DeadLetter, "recorded_at", limit)
+
+    async def get(self, dead_letter_id: str) -> DeadLetter | None:
+        """Return one letter with its payload."""
+        async with self._connection.answering():
+            found = await self._collection.find_one({"_id": dead_letter_id})
+        return DeadLetter.model_validate(found) if found else None
+
+    async def mark_replayed(self, dead_letter_id: str) -> DeadLetter | None:
+        """Note that a letter is about to be published again; return it as it is then."""
+        async with self._connection.answering():
+            found = await self._collection.find_one_and_update(
+                {"_id": dead_letter_id},
+                {"$inc": {"replays": 1}, "$currentDate": {"replayed_at": True}},
+                return_document=ReturnDocument.AFTER,
+            )
+        return DeadLetter.model_validate(found) if found else None
+
+    async def delete(self, dead_letter_id: str) -> bool:
+        """Forget a letter; false if there is none."""
+        async with self._connection.answering():
+            done = await self._collection.delete_one({"_id": dead_letter_id})
+        return done.deleted_count == 1
 
 
 class Audit:

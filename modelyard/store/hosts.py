@@ -7,6 +7,7 @@ from pymongo import ReturnDocument, UpdateOne
 from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.connection import Connection
+from modelyard.store.operation_writes import older
 from modelyard.store.records import Document, HostRecord, Reservation
 
 KEPT_INCARNATIONS = 32
@@ -36,10 +37,52 @@ class Hosts:
         async with self._connection.answering():
             found = await self._collection.find_one_and_update(
                 {"_id": host_id},
-                {"$set": {"admission": admission}},
+                {"$set": {"admission": admission, "drain": None}},
                 return_document=ReturnDocument.AFTER,
             )
         return HostRecord.model_validate(found) if found else None
+
+    async def drain(
+        self, host_id: str, *, move: bool, deadline_s: float | None
+    ) -> HostRecord | None:
+        """Begin to drain a host, or change how; return it. `deadline_s` counts from now."""
+        deadline = {"$add": ["$$NOW", int(deadline_s * 1_000)]} if deadline_s else None
+        async with self._connection.answering():
+            found = await self._collection.find_one_and_update(
+                {"_id": host_id},
+                [
+                    {
+                        "$set": {
+                            "admission": Admission.DRAINING,
+                            "drain": {"move": move, "deadline_at": deadline, "done": False},
+                        }
+                    }
+                ],
+                return_document=ReturnDocument.AFTER,
+            )
+        return HostRecord.model_validate(found) if found else None
+
+    async def drained(self, host_id: str) -> bool:
+        """Note that nothing is left on a draining host; false if that was known."""
+        async with self._connection.answering():
+            done = await self._collection.update_one(
+                {"_id": host_id, "admission": Admission.DRAINING, "drain.done": False},
+                {"$set": {"drain.done": True}},
+            )
+        return done.matched_count == 1
+
+    async def past_drain_deadline(self) -> list[str]:
+        """Return draining hosts that were to be empty by now."""
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {
+                    "admission": Admission.DRAINING,
+                    "drain.deadline_at": {"$type": "date"},
+                    "$expr": {"$lt": ["$drain.deadline_at", "$$NOW"]},
+                },
+                {"_id": 1},
+            ).to_list(None)
+        return [one["_id"] for one in found]
 
     async def come_online(self, host_id: str, incarnation: str, online: HostOnline) -> bool:
         """Record a boot of a host's worker; False if another boot was recorded after it.
@@ -82,10 +125,18 @@ class Hosts:
         return found is not None and found["incarnation"] == incarnation
 
     async def beat(self, heartbeats: Iterable[Heartbeat]) -> None:
-        """Record heartbeats; those of any but the host's current incarnation are dropped."""
+        """Record heartbeats; those of any but the host's current incarnation are dropped.
+
+        A boot that was given up as LOST does not come back by beating: it has to announce itself
+        anew, for what it had was given to others.
+        """
         writes = [
             UpdateOne(
-                {"_id": beat.host_id, "incarnation": beat.incarnation},
+                {
+                    "_id": beat.host_id,
+                    "incarnation": beat.incarnation,
+                    "liveness": {"$ne": Liveness.LOST},
+                },
                 {
                     "$set": {
                         "liveness": Liveness.ONLINE,
@@ -104,18 +155,20 @@ class Hosts:
 
     async def suspect_silent(self, *, after_s: float) -> list[str]:
         """Mark hosts without a heartbeat for `after_s` seconds SUSPECT; return them."""
-        silent: Document = {
-            "liveness": Liveness.ONLINE,
-            "$expr": {
-                "$lt": ["$last_seen", {"$subtract": ["$$NOW", int(after_s * 1_000)]}],
-            },
-        }
+        return await self._silent(Liveness.ONLINE, Liveness.SUSPECT, after_s)
+
+    async def lose_silent(self, *, after_s: float) -> list[str]:
+        """Mark SUSPECT hosts without a heartbeat for `after_s` seconds LOST; return them."""
+        return await self._silent(Liveness.SUSPECT, Liveness.LOST, after_s)
+
+    async def _silent(self, now: Liveness, then: Liveness, after_s: float) -> list[str]:
+        silent: Document = {"liveness": now, "$expr": older("$last_seen", after_s)}
         async with self._connection.answering():
             found = await self._collection.find(silent, {"_id": 1}).to_list(None)
             if found:
                 await self._collection.update_many(
                     {**silent, "_id": {"$in": [one["_id"] for one in found]}},
-                    {"$set": {"liveness": Liveness.SUSPECT}},
+                    {"$set": {"liveness": then}},
                 )
         return [one["_id"] for one in found]
 

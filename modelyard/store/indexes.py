@@ -27,6 +27,16 @@ INDEXES: dict[str, list[IndexModel]] = {
             partialFilterExpression={"open": True, "expires_at": {"$exists": True}},
         ),
         IndexModel([("host_id", ASCENDING), ("state", ASCENDING)], name="on_host", **_OPEN),
+        IndexModel(
+            [("not_before", ASCENDING)],
+            name="resting",
+            partialFilterExpression={"open": True, "not_before": {"$exists": True}},
+        ),
+        IndexModel(
+            [("cancel_requested", ASCENDING)],
+            name="wishes",
+            partialFilterExpression={"open": True, "cancel_requested": True},
+        ),
         IndexModel([("token", ASCENDING)], name="token", **_OPEN),
         # Pages for clients.
         IndexModel([("accepted_at", DESCENDING), ("_id", DESCENDING)], name="page"),
@@ -41,6 +51,11 @@ INDEXES: dict[str, list[IndexModel]] = {
     ],
     "jobs": [
         IndexModel([("host_id", ASCENDING)], name="on_host"),
+        IndexModel(
+            [("recovery.key", ASCENDING)],
+            name="to_bring_back",
+            partialFilterExpression={"recovery": {"$type": "object"}},
+        ),
         IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)], name="page"),
         IndexModel(
             [("state", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
@@ -52,7 +67,9 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("job_id", ASCENDING), ("at", ASCENDING)], name="job"),
         IndexModel([("at", ASCENDING)], name="age", expireAfterSeconds=30 * 86_400),
     ],
-    "dead_letters": [IndexModel([("recorded_at", DESCENDING)], name="page")],
+    "dead_letters": [
+        IndexModel([("recorded_at", DESCENDING), ("_id", DESCENDING)], name="letters_page")
+    ],
     "audit": [IndexModel([("operation_id", ASCENDING)], name="operation")],
 }
 

@@ -9,15 +9,19 @@ from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import JobState, job_sources
 from modelyard.store.connection import Connection
+from modelyard.store.operation_writes import older
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import (
     Document,
     JobLine,
     JobRecord,
     OperationRecord,
+    Recovery,
     error_document,
 )
 
+STEADY_S = 600.0
+"""Seconds for which a model was loaded before its restarts count anew."""
 LINE_HEAD = 160
 """Operations of one job that the scheduler looks at in one go: more than may run together."""
 
@@ -139,6 +143,7 @@ class Jobs:
                         {"$sort": {"line": 1}},
                         {"$limit": LINE_HEAD},
                         {"$project": {"input_json": 0, "result_json": 0}},
+                        {"$addFields": {"resting": {"$gt": ["$not_before", "$$NOW"]}}},
                     ],
                     "as": "operations",
                 },
@@ -164,8 +169,19 @@ class Jobs:
 
     async def on_host(self, host_id: str) -> list[JobRecord]:
         """Return the jobs that hold a reservation on a host."""
+        steady = {"$and": [{"$gt": ["$loaded_at", None]}, older("$loaded_at", STEADY_S)]}
         async with self._connection.answering():
-            found = await self._collection.find({"host_id": host_id}).to_list(None)
+            found = await self._collection.aggregate(
+                [{"$match": {"host_id": host_id}}, {"$addFields": {"steady": steady}}]
+            ).to_list(None)
+        return [JobRecord.model_validate(document) for document in found]
+
+    async def to_bring_back(self, *, limit: int) -> list[JobRecord]:
+        """Return jobs that were found down and whose recovery is not in line yet."""
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {"recovery": {"$type": "object"}}, limit=limit
+            ).to_list(None)
         return [JobRecord.model_validate(document) for document in found]
 
     async def get_many(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
@@ -204,9 +220,25 @@ class Jobs:
             )
         return done.matched_count
 
-    async def observe(self, job: JobRecord, state: JobState, error: ErrorInfo | None) -> bool:
-        """Write what an inventory says of a job, if nobody changed the job meanwhile."""
-        changes: Document = {"state": state, "error": error_document(error)}
+    async def observe(
+        self,
+        job: JobRecord,
+        state: JobState,
+        error: ErrorInfo | None,
+        *,
+        recovery: Recovery | None = None,
+    ) -> bool:
+        """Write what was found out about a job, if nobody changed the job meanwhile.
+
+        With `recovery` it is to be brought back, which counts as a restart.
+        """
+        changes: Document = {
+            "state": state,
+            "error": error_document(error),
+            "recovery": recovery.model_dump(mode="json") if recovery else None,
+        }
+        if recovery is not None:
+            changes["restarts"] = 1 if job.steady else job.restarts + 1
         if not state.live:
             changes |= {"host_id": None, "container_id": None}
         async with self._connection.answering():
@@ -214,6 +246,43 @@ class Jobs:
                 {"_id": job.job_id, "version": job.version},
                 {
                     "$set": changes,
+                    "$inc": {"version": 1},
+                    "$currentDate": {"updated_at": True},
+                },
+            )
+        return done.matched_count == 1
+
+    async def in_line_again(self, job: JobRecord) -> bool:
+        """Note that the operations which bring a job back are in line."""
+        async with self._connection.answering():
+            done = await self._collection.update_one(
+                {"_id": job.job_id, "version": job.version},
+                {"$set": {"recovery": None}, "$inc": {"version": 1}},
+            )
+        return done.matched_count == 1
+
+    async def let_go(self, operation: OperationRecord) -> bool:
+        """Take a job off the host that it was being placed on by this attempt; its state stays."""
+        return await self._end_attempt(operation, {})
+
+    async def fail_attempt(self, operation: OperationRecord, error: ErrorInfo) -> bool:
+        """Write FAILED to the job that this attempt was changing, and take it off its host."""
+        return await self._end_attempt(
+            operation, {"state": JobState.FAILED, "error": error_document(error)}
+        )
+
+    async def _end_attempt(self, operation: OperationRecord, changes: Document) -> bool:
+        async with self._connection.answering():
+            done = await self._collection.update_one(
+                {
+                    "_id": operation.job_id,
+                    "current.operation_id": operation.operation_id,
+                    "current.epoch": operation.epoch,
+                    "host_id": operation.host_id,
+                    "generation": operation.generation,
+                },
+                {
+                    "$set": {**changes, "host_id": None, "container_id": None},
                     "$inc": {"version": 1},
                     "$currentDate": {"updated_at": True},
                 },
@@ -253,6 +322,8 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
         },
         "generation": one.generation,
         "host_id": one.host_id,
+        # Whatever goes first in line now, goes before a recovery that is not in it yet.
+        "recovery": None,
     }
     if one.spec is not None:
         changes |= {
@@ -293,7 +364,7 @@ def _effect_write(effect: Effect) -> UpdateOne:
             changes["container_id"] = effect.container_id
     else:
         changes |= {"host_id": None, "container_id": None}
-    return UpdateOne(
-        guard,
-        {"$set": changes, "$inc": {"version": 1}, "$currentDate": {"updated_at": True}},
-    )
+    dates = {"updated_at": True}
+    if effect.state is JobState.LOADED and not effect.shared:
+        dates["loaded_at"] = True
+    return UpdateOne(guard, {"$set": changes, "$inc": {"version": 1}, "$currentDate": dates})

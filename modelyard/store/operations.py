@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 from pymongo import ReturnDocument, UpdateOne
 
@@ -11,31 +9,20 @@ from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store.connection import Connection
-from modelyard.store.paging import Page, Position, page_filter, to_page
-from modelyard.store.records import (
-    Document,
-    NewOperation,
-    OperationRecord,
-    error_document,
+from modelyard.store.operation_queries import WITHOUT_PAYLOAD, OperationQueries
+from modelyard.store.operation_writes import (
+    GIVEN_STATES,
+    ResultPlace,
+    literal,
+    recording,
+    report_write,
+    sources,
 )
+from modelyard.store.records import Document, NewOperation, OperationRecord
 
-WITHOUT_PAYLOAD = {"input_json": 0, "result_json": 0}
 LINE_COUNTER = "line"
-GIVEN_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
-"""The states in which a host has the operation: the only ones that a report may change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is recorded under an id that intake is about to record."""
-
-    operation_id: str
-    job_id: str | None
-    payload_hash: str
-    state: OperationState
-    line: int | None
-    accepted: tuple[datetime, int]
-    """When it was recorded, and its place among those recorded with it."""
+FRONT_OF_LINE = -(1 << 62)
+"""Added to a place in line, it puts an operation before all those of clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +37,17 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed that is followed by another one."""
+
+    error: ErrorInfo
+    seq: int
+    """Of the attempt's last report."""
+    rest_s: float
+    """Seconds until the next attempt."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """The end of an operation that is still QUEUED."""
 
@@ -58,21 +56,11 @@ class Ending:
     error: ErrorInfo | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ResultPlace:
-    """Where a reported result was put."""
-
-    inline_json: str | None
-    file_id: str | None
-    size: int
-
-
-class Operations:
+class Operations(OperationQueries):
     """The collection `operations`. Every method raises `StoreUnavailableError`."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._collection = connection.collection("operations")
+        super().__init__(connection)
         self._counters = connection.collection("counters")
 
     # --- recording ---
@@ -100,35 +88,6 @@ class Operations:
         end = int(counter["value"])
         return range(end - count + 1, end + 1)
 
-    async def known(self, operation_ids: Sequence[str]) -> dict[str, Known]:
-        """Return which of these ids are recorded."""
-        return await self._find_known({"_id": {"$in": list(operation_ids)}})
-
-    async def not_in_line(self, job_ids: Sequence[str], *, but: Sequence[str]) -> list[Known]:
-        """Return recorded operations of these jobs that have no place in line, oldest first."""
-        found = await self._find_known(
-            {
-                "job_id": {"$in": list(job_ids)},
-                "open": True,
-                "line": None,
-                "_id": {"$nin": list(but)},
-            },
-        )
-        return list(found.values())
-
-    async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[Known]:
-        """Return recorded operations whose message did not come within `older_than_s` seconds."""
-        found = await self._find_known(
-            {
-                "state": OperationState.QUEUED,
-                "open": True,
-                "line": None,
-                "$expr": _older("$accepted_at", older_than_s),
-            },
-            limit=limit,
-        )
-        return list(found.values())
-
     async def put_in_line(self, places: Mapping[str, int]) -> None:
         """Give recorded operations their places in line, where they have none."""
         if not places:
@@ -142,84 +101,6 @@ class Operations:
                 ordered=False,
             )
 
-    # --- reading ---
-
-    async def get(self, operation_id: str) -> OperationRecord | None:
-        """Return one operation without its input and result."""
-        async with self._connection.answering():
-            found = await self._collection.find_one({"_id": operation_id}, WITHOUT_PAYLOAD)
-        return OperationRecord.model_validate(found) if found else None
-
-    async def get_many(self, operation_ids: Sequence[str]) -> dict[str, OperationRecord]:
-        """Return those of the operations that exist, without inputs and results."""
-        return {
-            record.operation_id: record
-            for record in await self._find({"_id": {"$in": list(operation_ids)}})
-        }
-
-    async def result(self, operation_id: str) -> ResultPlace | None:
-        """Return where the result of an operation is, null if it has none."""
-        async with self._connection.answering():
-            found = await self._collection.find_one(
-                {"_id": operation_id}, {"result_json": 1, "result_file": 1, "result_bytes": 1}
-            )
-        if found is None or found.get("result_bytes") is None:
-            return None
-        return ResultPlace(
-            found.get("result_json"), found.get("result_file"), found["result_bytes"]
-        )
-
-    async def page(
-        self, criteria: Mapping[str, str], *, after: Position | None, limit: int
-    ) -> Page[OperationRecord]:
-        """Return operations newest first; `criteria` compares fields with given values."""
-        async with self._connection.answering():
-            found = (
-                await self._collection.find(
-                    page_filter(criteria, "accepted_at", after), WITHOUT_PAYLOAD
-                )
-                .sort([("accepted_at", -1), ("_id", -1)])
-                .limit(limit + 1)
-                .to_list(None)
-            )
-        return to_page(found, OperationRecord, "accepted_at", limit)
-
-    async def waiting(self, *, after: OperationRecord | None, limit: int) -> list[OperationRecord]:
-        """Return operations that are QUEUED and in line: highest priority first, then oldest."""
-        criteria: Document = {"state": OperationState.QUEUED, "open": True, "line": {"$ne": None}}
-        if after is not None:
-            criteria["$or"] = [
-                {"priority": {"$lt": after.priority}},
-                {"priority": after.priority, "line": {"$gt": after.line}},
-            ]
-        return await self._find(criteria, sort=[("priority", -1), ("line", 1)], limit=limit)
-
-    async def without_host(self, *, limit: int) -> list[OperationRecord]:
-        """Return operations that were looked at and found no host: the most urgent first."""
-        return await self._find(
-            {"state": OperationState.QUEUED, "waits": True},
-            sort=[("priority", -1), ("line", 1)],
-            limit=limit,
-        )
-
-    async def on_host(self, host_id: str) -> list[OperationRecord]:
-        """Return the operations that a host has been given and that have not ended."""
-        return await self._find(
-            {"host_id": host_id, "open": True, "state": {"$in": sorted(GIVEN_STATES)}}
-        )
-
-    async def unaccepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
-        """Return operations DISPATCHED for so long that their command may be lost."""
-        return await self._find(
-            {
-                "state": OperationState.DISPATCHED,
-                "open": True,
-                "$expr": _older("$published_at", older_than_s),
-            },
-            limit=limit,
-            with_input=True,
-        )
-
     # --- moving ---
 
     async def claim(self, claims: Sequence[Claim], *, token: str) -> list[OperationRecord]:
@@ -231,7 +112,7 @@ class Operations:
             UpdateOne(
                 {
                     "_id": claim.operation_id,
-                    "state": {"$in": _sources(OperationState.DISPATCHED)},
+                    "state": {"$in": sources(OperationState.DISPATCHED)},
                     "epoch": claim.seen_epoch,
                 },
                 [
@@ -246,6 +127,10 @@ class Operations:
                             "generation": claim.generation,
                             "waiting_for": [],
                             "waits": "$$REMOVE",
+                            "not_before": "$$REMOVE",
+                            "error": None,
+                            # Each attempt has the whole of its time.
+                            "started_at": "$$REMOVE",
                             # It has left the queue: its deadline there is met, for good.
                             "expires_at": "$$REMOVE",
                             "dispatched_at": "$$NOW",
@@ -279,9 +164,10 @@ class Operations:
                                     "state": ending.state,
                                     "open": False,
                                     "token": token,
-                                    "error": _literal(ending.error),
+                                    "error": literal(ending.error),
                                     "waiting_for": [],
                                     "waits": "$$REMOVE",
+                                    "not_before": "$$REMOVE",
                                     "finished_at": "$$NOW",
                                 },
                             },
@@ -340,40 +226,90 @@ class Operations:
                 ordered=False,
             )
 
-    async def requeue(self, operation: OperationRecord) -> bool:
-        """Send an operation back to QUEUED; the next claim gives it a new epoch."""
+    async def requeue(self, operation: OperationRecord, failure: Failure | None = None) -> bool:
+        """Send an operation back to QUEUED; the next claim gives it a new epoch.
+
+        With `failure` this attempt counts, its cause is kept, and the next one rests before.
+        """
+        changes: Document = {"state": OperationState.QUEUED, "phase": None, "progress": None}
+        if failure is not None:
+            changes |= {
+                "seq": failure.seq,
+                "error": literal(failure.error),
+                "failures": {"$add": [{"$ifNull": ["$failures", 0]}, 1]},
+                "avoid": {
+                    "$setUnion": [
+                        {"$ifNull": ["$avoid", []]},
+                        [{"$literal": operation.host_id}] if operation.host_id else [],
+                    ]
+                },
+                "not_before": {"$add": ["$$NOW", int(failure.rest_s * 1_000)]},
+            }
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {
                     "_id": operation.operation_id,
-                    "state": {"$in": _sources(OperationState.QUEUED)},
+                    "state": {"$in": sources(OperationState.QUEUED)},
                     "epoch": operation.epoch,
                 },
-                {"$set": {"state": OperationState.QUEUED, "phase": None, "progress": None}},
+                [{"$set": changes}],
             )
         return done.matched_count == 1
 
-    async def fail_given(self, operation: OperationRecord, error: ErrorInfo) -> bool:
-        """Fail an operation that its host can't finish any more; fenced by its epoch."""
+    async def end_given(
+        self, operation: OperationRecord, state: OperationState, error: ErrorInfo
+    ) -> bool:
+        """End an operation that its host can't finish any more; fenced by its epoch."""
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {
                     "_id": operation.operation_id,
-                    "state": {"$in": _sources(OperationState.FAILED)},
+                    "state": {"$in": sorted(operation_sources(state) & GIVEN_STATES)},
                     "epoch": operation.epoch,
                 },
                 [
                     {
                         "$set": {
-                            "state": OperationState.FAILED,
+                            "state": state,
                             "open": False,
-                            "error": _literal(error),
+                            "error": literal(error),
                             "finished_at": "$$NOW",
                         },
                     },
                 ],
             )
         return done.matched_count == 1
+
+    async def request_cancel(self, operation_id: str) -> OperationRecord | None:
+        """Note that a client wants an operation cancelled; return it as it is then.
+
+        One that has ended is returned unchanged. Null if there is none.
+        """
+        async with self._connection.answering():
+            found = await self._collection.find_one_and_update(
+                {"_id": operation_id, "open": True},
+                {"$set": {"cancel_requested": True}},
+                projection=WITHOUT_PAYLOAD,
+                return_document=ReturnDocument.AFTER,
+            )
+        return OperationRecord.model_validate(found) if found else await self.get(operation_id)
+
+    async def wake_rested(self, *, limit: int) -> list[str]:
+        """End the rest of operations whose time has come; return their jobs."""
+        rested: Document = {
+            "state": OperationState.QUEUED,
+            "open": True,
+            "not_before": {"$exists": True},
+            "$expr": {"$lte": ["$not_before", "$$NOW"]},
+        }
+        async with self._connection.answering():
+            found = await self._collection.find(rested, {"job_id": 1}, limit=limit).to_list(None)
+            if found:
+                await self._collection.update_many(
+                    {**rested, "_id": {"$in": [one["_id"] for one in found]}},
+                    {"$unset": {"not_before": ""}},
+                )
+        return [one["job_id"] for one in found if one.get("job_id")]
 
     async def apply(
         self, reports: Sequence[OperationReport], results: Mapping[str, ResultPlace]
@@ -387,7 +323,7 @@ class Operations:
             return 0
         async with self._connection.answering():
             done = await self._collection.bulk_write(
-                [_report_write(report, results.get(report.operation_id)) for report in reports],
+                [report_write(report, results.get(report.operation_id)) for report in reports],
                 ordered=False,
             )
         return done.matched_count
@@ -402,7 +338,7 @@ class Operations:
                 [
                     UpdateOne(
                         {"_id": operation.operation_id},
-                        _recording(operation, line, place),
+                        recording(operation, line, place),
                         upsert=True,
                     )
                     for place, (operation, line) in enumerate(new)
@@ -411,129 +347,3 @@ class Operations:
             )
         upserted = done.upserted_ids or {}
         return [index in upserted for index in range(len(new))]
-
-    async def _find(
-        self,
-        criteria: Mapping[str, Any],
-        *,
-        sort: Sequence[tuple[str, int]] | None = None,
-        limit: int = 0,
-        with_input: bool = False,
-    ) -> list[OperationRecord]:
-        without = {"result_json": 0} if with_input else WITHOUT_PAYLOAD
-        async with self._connection.answering():
-            cursor = self._collection.find(dict(criteria), without).limit(limit)
-            if sort:
-                cursor = cursor.sort(list(sort))
-            found = await cursor.to_list(None)
-        return [OperationRecord.model_validate(document) for document in found]
-
-    async def _find_known(self, criteria: Mapping[str, Any], *, limit: int = 0) -> dict[str, Known]:
-        async with self._connection.answering():
-            found = (
-                await self._collection.find(dict(criteria), _KNOWN_FIELDS)
-                .sort([("accepted_at", 1), ("accepted_place", 1), ("_id", 1)])
-                .limit(limit)
-                .to_list(None)
-            )
-        return {
-            document["_id"]: Known(
-                document["_id"],
-                document.get("job_id"),
-                document.get("payload_hash", ""),
-                OperationState(document["state"]),
-                document.get("line"),
-                (document["accepted_at"], document.get("accepted_place", 0)),
-            )
-            for document in found
-        }
-
-
-_KNOWN_FIELDS = dict.fromkeys(
-    ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place"), 1
-)
-
-
-def _sources(target: OperationState) -> list[str]:
-    return sorted(operation_sources(target))
-
-
-def _older(field: str, seconds: float) -> Document:
-    """Compare a date with the database's own clock."""
-    return {"$lt": [field, {"$subtract": ["$$NOW", int(seconds * 1_000)]}]}
-
-
-def _literal(value: ErrorInfo | None) -> Document | None:
-    return None if value is None else {"$literal": error_document(value)}
-
-
-def _recording(operation: NewOperation, line: int | None, place: int) -> list[Document]:
-    """Return a pipeline that writes the operation if nothing is there, and its line if it has none.
-
-    `place` is where it stands among those written with it: they all share one `$$NOW`.
-    Everything that a client has a say in is a literal: no key or string of it is an expression.
-    """
-    rejection = operation.rejection
-    document = operation.model_dump(mode="json", exclude={"operation_id", "rejection"})
-    document |= {
-        "_id": operation.operation_id,
-        "state": OperationState.REJECTED if rejection else OperationState.QUEUED,
-        "open": rejection is None,
-        "accepted_place": place,
-        "has_input": operation.input_json is not None,
-        "epoch": 0,
-        "seq": 0,
-        "error": error_document(rejection),
-    }
-    made_now: Document = {"accepted_at": "$$NOW"}
-    if rejection is not None:
-        made_now["finished_at"] = "$$NOW"
-    if operation.queue_timeout_s is not None:
-        made_now["expires_at"] = {"$add": ["$$NOW", int(operation.queue_timeout_s * 1_000)]}
-    pipeline: list[Document] = [
-        {
-            "$replaceWith": {
-                "$cond": [
-                    {"$eq": [{"$type": "$state"}, "missing"]},
-                    {"$mergeObjects": [{"$literal": document}, made_now]},
-                    "$$ROOT",
-                ],
-            },
-        },
-    ]
-    if line is not None:
-        pipeline.append({"$set": {"line": {"$ifNull": ["$line", line]}}})
-    return pipeline
-
-
-def _report_write(report: OperationReport, result: ResultPlace | None) -> UpdateOne:
-    state = report.state
-    changes: Document = {
-        "state": state,
-        "seq": report.seq,
-        "phase": report.phase,
-        "progress": {"$literal": report.progress.model_dump(mode="json")}
-        if report.progress
-        else None,
-        "error": _literal(report.error),
-        "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
-    }
-    if report.container_id is not None:
-        changes["container_id"] = {"$literal": report.container_id}
-    if state.terminal:
-        changes |= {"open": False, "finished_at": "$$NOW"}
-    if result is not None:
-        changes |= {
-            "result_json": {"$literal": result.inline_json},
-            "result_file": result.file_id,
-            "result_bytes": result.size,
-        }
-    return UpdateOne(
-        {
-            "_id": report.operation_id,
-            "epoch": report.epoch,
-            "seq": {"$lt": report.seq},
-            "state": {"$in": sorted(operation_sources(state) & GIVEN_STATES)},
-        },
-        [{"$set": changes}],
-    )

@@ -23,7 +23,7 @@ from modelyard.contract.states import (
 )
 from modelyard.contract.strict_json import dump_json
 
-Source = Literal["http", "amqp"]
+Source = Literal["http", "amqp", "system"]
 Document = dict[str, Any]
 
 
@@ -58,11 +58,16 @@ class NewOperation(Record):
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    retry_of: str | None = None
+    rest_s: float = 0.0
+    """Seconds from its recording on for which it is not dispatched."""
     rejection: ErrorInfo | None = None
     """Set if it is recorded as REJECTED at once."""
 
     @classmethod
-    def of(cls, operation_id: str, request: JobRequest, source: Source) -> Self:
+    def of(
+        cls, operation_id: str, request: JobRequest, source: Source, *, retry_of: str | None = None
+    ) -> Self:
         """Return the operation that a valid request asks for.
 
         Raises `InvalidRequestError` with `body_too_large` if its input takes more room as JSON
@@ -88,6 +93,7 @@ class NewOperation(Record):
             timeout_s=request.timeout_s,
             queue_timeout_s=request.queue_timeout_s,
             metadata=request.metadata,
+            retry_of=retry_of,
         )
 
 
@@ -109,6 +115,15 @@ class OperationRecord(Record):
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    retry_of: str | None = None
+    cancel_requested: bool = False
+    not_before: datetime | None = None
+    resting: bool = False
+    """True while `not_before` lies ahead, by the database's clock; only where a line is read."""
+    failures: int = 0
+    """Attempts that failed and were followed by another one."""
+    avoid: tuple[str, ...] = ()
+    """Hosts on which attempts failed; others are tried first."""
     state: OperationState
     line: int | None = None
     phase: Phase | None = None
@@ -136,6 +151,16 @@ class CurrentOperation(Record):
     seq: int = 0
 
 
+class Recovery(Record):
+    """That a job is to be brought back, decided in the same write that found it down."""
+
+    to: JobState
+    """CREATED or LOADED."""
+    key: int
+    """Names this recovery among those of the job."""
+    rest_s: float = 0.0
+
+
 class JobRecord(Record):
     """One job. While it has a `host_id` it holds a reservation there."""
 
@@ -150,6 +175,12 @@ class JobRecord(Record):
     """The model as it was when the job was placed; later changes of the catalog don't reach it."""
     dataset_spec: DatasetSpec | None = None
     current: CurrentOperation | None = None
+    recovery: Recovery | None = None
+    """Set from when the job was found down until the operations that bring it back are in line."""
+    restarts: int = 0
+    """Restarts in a row."""
+    steady: bool = False
+    """True if it was loaded long enough for its restarts to count anew; only read with a host."""
     error: ErrorInfo | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
@@ -182,6 +213,14 @@ class Reservation(Record):
     slots: int = 1
 
 
+class DrainRecord(Record):
+    """How a host is drained."""
+
+    move: bool = False
+    deadline_at: datetime | None = None
+    done: bool = False
+
+
 class HostRecord(Record):
     """One host, with everything reserved on it."""
 
@@ -194,6 +233,7 @@ class HostRecord(Record):
     labels: dict[str, str] = Field(default_factory=dict)
     engine: EngineFacts | None = None
     reservations: tuple[Reservation, ...] = ()
+    drain: DrainRecord | None = None
     running: int = 0
     last_seen: datetime | None = None
 
@@ -214,5 +254,12 @@ class DeadLetter(Record):
     queue: str = ""
     routing_key: str = ""
     headers: dict[str, str] = Field(default_factory=dict)
+    message_id: str | None = None
+    message_type: str | None = None
     payload: bytes = b""
+    """Its beginning, if it was too large to keep; empty also where it was not asked for."""
+    payload_bytes: int = 0
+    """Size of the whole payload."""
+    replays: int = 0
+    replayed_at: datetime | None = None
     recorded_at: datetime | None = None

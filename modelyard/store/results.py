@@ -9,7 +9,8 @@ from motor.motor_asyncio import AsyncIOMotorGridFSBucket
 from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES
 from modelyard.store.connection import Connection
-from modelyard.store.operations import Operations, ResultPlace
+from modelyard.store.operation_writes import ResultPlace
+from modelyard.store.operations import Operations
 
 CHUNK_BYTES = 255 << 10
 

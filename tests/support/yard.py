@@ -77,7 +77,12 @@ class Yard:
 
     async def dead_letter(self) -> DeadLetter:
         async def there() -> DeadLetter | None:
-            return next(iter(await self.store.dead_letters.newest(limit=1)), None)
+            page = await self.store.dead_letters.page({}, after=None, limit=1)
+            return (
+                await self.store.dead_letters.get(page.items[0].dead_letter_id)
+                if page.items
+                else None
+            )
 
         return await eventually(there, what="a dead letter")
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from dispatcher.intake import in_order
 from modelyard.contract.states import OperationState
-from modelyard.store.operations import Known
+from modelyard.store.operation_queries import Known
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

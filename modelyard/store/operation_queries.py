@@ -1,0 +1,217 @@
+"""Reading operations: by id, by page, and by what is to be done about them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from modelyard.contract.states import OperationState
+from modelyard.store.connection import Connection
+from modelyard.store.operation_writes import GIVEN_STATES, ResultPlace, older
+from modelyard.store.paging import Page, Position, page_filter, to_page
+from modelyard.store.records import Document, OperationRecord
+
+WITHOUT_PAYLOAD = {"input_json": 0, "result_json": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is recorded under an id that intake is about to record."""
+
+    operation_id: str
+    job_id: str | None
+    payload_hash: str
+    state: OperationState
+    line: int | None
+    accepted: tuple[datetime, int]
+    """When it was recorded, and its place among those recorded with it."""
+
+
+_KNOWN_FIELDS = dict.fromkeys(
+    ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place"), 1
+)
+
+
+class OperationQueries:
+    """What is read of the collection `operations`; raises `StoreUnavailableError`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._collection = connection.collection("operations")
+
+    async def known(self, operation_ids: Sequence[str]) -> dict[str, Known]:
+        """Return which of these ids are recorded."""
+        return await self._find_known({"_id": {"$in": list(operation_ids)}})
+
+    async def not_in_line(self, job_ids: Sequence[str], *, but: Sequence[str]) -> list[Known]:
+        """Return recorded operations of these jobs that have no place in line, oldest first."""
+        found = await self._find_known(
+            {
+                "job_id": {"$in": list(job_ids)},
+                "open": True,
+                "line": None,
+                "_id": {"$nin": list(but)},
+            },
+        )
+        return list(found.values())
+
+    async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[Known]:
+        """Return recorded operations whose message did not come within `older_than_s` seconds."""
+        found = await self._find_known(
+            {
+                "state": OperationState.QUEUED,
+                "open": True,
+                "line": None,
+                "$expr": older("$accepted_at", older_than_s),
+            },
+            limit=limit,
+        )
+        return list(found.values())
+
+    async def get(self, operation_id: str) -> OperationRecord | None:
+        """Return one operation without its input and result."""
+        async with self._connection.answering():
+            found = await self._collection.find_one({"_id": operation_id}, WITHOUT_PAYLOAD)
+        return OperationRecord.model_validate(found) if found else None
+
+    async def get_many(self, operation_ids: Sequence[str]) -> dict[str, OperationRecord]:
+        """Return those of the operations that exist, without inputs and results."""
+        return {
+            record.operation_id: record
+            for record in await self._find({"_id": {"$in": list(operation_ids)}})
+        }
+
+    async def result(self, operation_id: str) -> ResultPlace | None:
+        """Return where the result of an operation is, null if it has none."""
+        async with self._connection.answering():
+            found = await self._collection.find_one(
+                {"_id": operation_id}, {"result_json": 1, "result_file": 1, "result_bytes": 1}
+            )
+        if found is None or found.get("result_bytes") is None:
+            return None
+        return ResultPlace(
+            found.get("result_json"), found.get("result_file"), found["result_bytes"]
+        )
+
+    async def page(
+        self, criteria: Mapping[str, str], *, after: Position | None, limit: int
+    ) -> Page[OperationRecord]:
+        """Return operations newest first; `criteria` compares fields with given values."""
+        async with self._connection.answering():
+            found = (
+                await self._collection.find(
+                    page_filter(criteria, "accepted_at", after), WITHOUT_PAYLOAD
+                )
+                .sort([("accepted_at", -1), ("_id", -1)])
+                .limit(limit + 1)
+                .to_list(None)
+            )
+        return to_page(found, OperationRecord, "accepted_at", limit)
+
+    async def waiting(self, *, after: OperationRecord | None, limit: int) -> list[OperationRecord]:
+        """Return operations that are QUEUED and in line: highest priority first, then oldest."""
+        criteria: Document = {"state": OperationState.QUEUED, "open": True, "line": {"$ne": None}}
+        if after is not None:
+            criteria["$or"] = [
+                {"priority": {"$lt": after.priority}},
+                {"priority": after.priority, "line": {"$gt": after.line}},
+            ]
+        return await self._find(criteria, sort=[("priority", -1), ("line", 1)], limit=limit)
+
+    async def without_host(self, *, limit: int) -> list[OperationRecord]:
+        """Return operations that were looked at and found no host: the most urgent first."""
+        return await self._find(
+            {"state": OperationState.QUEUED, "waits": True},
+            sort=[("priority", -1), ("line", 1)],
+            limit=limit,
+        )
+
+    async def on_host(self, host_id: str) -> list[OperationRecord]:
+        """Return the operations that a host has been given and that have not ended."""
+        return await self._find(
+            {"host_id": host_id, "open": True, "state": {"$in": sorted(GIVEN_STATES)}}
+        )
+
+    async def unaccepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
+        """Return operations DISPATCHED for so long that their command may be lost."""
+        return await self._find(
+            {
+                "state": OperationState.DISPATCHED,
+                "open": True,
+                "$expr": older("$published_at", older_than_s),
+            },
+            limit=limit,
+            with_input=True,
+        )
+
+    async def with_input(self, operation_id: str) -> OperationRecord | None:
+        """Return one operation with its input."""
+        found = await self._find({"_id": operation_id}, with_input=True)
+        return found[0] if found else None
+
+    async def never_accepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
+        """Return operations whose host has not accepted them for `older_than_s` seconds."""
+        return await self._find(
+            {
+                "state": OperationState.DISPATCHED,
+                "open": True,
+                "$expr": older("$dispatched_at", older_than_s),
+            },
+            limit=limit,
+        )
+
+    async def running_too_long(
+        self, *, default_timeout_s: float, slack_s: float, limit: int
+    ) -> list[OperationRecord]:
+        """Return operations that RUN `slack_s` seconds longer than their timeout allows."""
+        milliseconds = {
+            "$multiply": [{"$add": [{"$ifNull": ["$timeout_s", default_timeout_s]}, slack_s]}, 1000]
+        }
+        return await self._find(
+            {
+                "state": OperationState.RUNNING,
+                "open": True,
+                "$expr": {"$lt": [{"$add": ["$started_at", milliseconds]}, "$$NOW"]},
+            },
+            limit=limit,
+        )
+
+    async def cancel_wishes(self, *, limit: int) -> list[OperationRecord]:
+        """Return operations that a client wants cancelled and that have not ended."""
+        return await self._find({"open": True, "cancel_requested": True}, limit=limit)
+
+    async def _find(
+        self,
+        criteria: Mapping[str, Any],
+        *,
+        sort: Sequence[tuple[str, int]] | None = None,
+        limit: int = 0,
+        with_input: bool = False,
+    ) -> list[OperationRecord]:
+        without = {"result_json": 0} if with_input else WITHOUT_PAYLOAD
+        async with self._connection.answering():
+            cursor = self._collection.find(dict(criteria), without).limit(limit)
+            if sort:
+                cursor = cursor.sort(list(sort))
+            found = await cursor.to_list(None)
+        return [OperationRecord.model_validate(document) for document in found]
+
+    async def _find_known(self, criteria: Mapping[str, Any], *, limit: int = 0) -> dict[str, Known]:
+        async with self._connection.answering():
+            found = (
+                await self._collection.find(dict(criteria), _KNOWN_FIELDS)
+                .sort([("accepted_at", 1), ("accepted_place", 1), ("_id", 1)])
+                .limit(limit)
+                .to_list(None)
+            )
+        return {
+            document["_id"]: Known(
+                document["_id"],
+                document.get("job_id"),
+                document.get("payload_hash", ""),
+                OperationState(document["state"]),
+                document.get("line"),
+                (document["accepted_at"], document.get("accepted_place", 0)),
+            )
+            for document in found
+        }
