@@ -1,5 +1,8 @@
 """What the HTTP API answers beside the views: problems, acceptances, lists and pages."""
 
+from datetime import datetime
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
@@ -101,6 +104,45 @@ class DatasetList(Answer):
     """The datasets of the catalog, by name."""
 
     datasets: tuple[DatasetSpec, ...]
+
+
+class DeadLetterSummary(Answer):
+    """A message that could not be taken, without what it said."""
+
+    dead_letter_id: str
+    reason: str
+    """Usually one of the stable codes; what the broker or another program said, otherwise."""
+    detail: str = ""
+    queue: str = ""
+    """Where it was taken out of."""
+    routing_key: str = ""
+    message_id: str | None = None
+    message_type: str | None = None
+    payload_bytes: int = Field(default=0, ge=0)
+    """Size of the whole payload."""
+    replays: int = Field(default=0, ge=0)
+    """How often it was published again."""
+    replayed_at: datetime | None = None
+    recorded_at: datetime | None = None
+    links: dict[str, str] = Field(default_factory=dict)
+
+
+class DeadLetterView(DeadLetterSummary):
+    """A message that could not be taken, as it came."""
+
+    headers: dict[str, str] = Field(default_factory=dict)
+    payload: str = ""
+    payload_encoding: Literal["utf-8", "base64"] = "utf-8"
+    """`utf-8`: `payload` is its text; `base64` (RFC 4648, section 4): it was not UTF-8."""
+    payload_truncated: bool = False
+    """True if only its beginning was kept."""
+
+
+class DeadLetterPage(Answer):
+    """Dead letters, newest first; `next` is the cursor of the next page, null at the end."""
+
+    dead_letters: tuple[DeadLetterSummary, ...]
+    next: str | None = None
 
 
 class Health(Answer):

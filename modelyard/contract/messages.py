@@ -173,12 +173,15 @@ class HostCommands(Message):
     commands: tuple[HostCommand, ...]
 
 
+CancelReason = Literal["cancelled", "timed_out", "stale"]
+
+
 class CancelOperation(Message):
     """Dispatcher to worker: end this attempt now, whatever it is at. Repeating it is harmless."""
 
     operation_id: OperationId
     epoch: Positive
-    reason: Literal["cancelled", "timed_out", "stale"] = "cancelled"
+    reason: CancelReason = "cancelled"
     """`stale`: the record has moved on; nothing of it is to be reported any more."""
 
 
@@ -198,6 +201,8 @@ class HostControl(Message):
     incarnation: str
     cancels: tuple[CancelOperation, ...] = ()
     discards: tuple[DiscardContainer, ...] = ()
+    renounce: bool = False
+    """True if this boot was given up as LOST and has to announce itself anew."""
 
 
 class Progress(Message):

@@ -153,6 +153,15 @@ class Hosts:
             async with self._connection.answering():
                 await self._collection.bulk_write(writes, ordered=False)
 
+    async def any_silent(self, *, suspect_s: float, lost_s: float) -> bool:
+        """Tell whether a host is about to be marked SUSPECT or LOST."""
+        silent = [
+            {"liveness": Liveness.ONLINE, "$expr": older("$last_seen", suspect_s)},
+            {"liveness": Liveness.SUSPECT, "$expr": older("$last_seen", lost_s)},
+        ]
+        async with self._connection.answering():
+            return await self._collection.find_one({"$or": silent}, {"_id": 1}) is not None
+
     async def suspect_silent(self, *, after_s: float) -> list[str]:
         """Mark hosts without a heartbeat for `after_s` seconds SUSPECT; return them."""
         return await self._silent(Liveness.ONLINE, Liveness.SUSPECT, after_s)

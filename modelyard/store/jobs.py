@@ -261,17 +261,25 @@ class Jobs:
             )
         return done.matched_count == 1
 
-    async def let_go(self, operation: OperationRecord) -> bool:
-        """Take a job off the host that it was being placed on by this attempt; its state stays."""
-        return await self._end_attempt(operation, {})
+    async def let_go(self, operation: OperationRecord, error: ErrorInfo | None = None) -> bool:
+        """Take a job off the host that it was being placed on by this attempt.
 
-    async def fail_attempt(self, operation: OperationRecord, error: ErrorInfo) -> bool:
+        Its state stays; one that was live FAILED with `error`, for its container is given up too.
+        """
+        placing = sorted(state for state in JobState if not state.live)
+        if await self._end_attempt(operation, {}, {"state": {"$in": placing}}):
+            return True
+        return await self.fail_attempt(operation, error)
+
+    async def fail_attempt(self, operation: OperationRecord, error: ErrorInfo | None) -> bool:
         """Write FAILED to the job that this attempt was changing, and take it off its host."""
         return await self._end_attempt(
-            operation, {"state": JobState.FAILED, "error": error_document(error)}
+            operation, {"state": JobState.FAILED, "error": error_document(error)}, {}
         )
 
-    async def _end_attempt(self, operation: OperationRecord, changes: Document) -> bool:
+    async def _end_attempt(
+        self, operation: OperationRecord, changes: Document, guard: Document
+    ) -> bool:
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {
@@ -280,6 +288,7 @@ class Jobs:
                     "current.epoch": operation.epoch,
                     "host_id": operation.host_id,
                     "generation": operation.generation,
+                    **guard,
                 },
                 {
                     "$set": {**changes, "host_id": None, "container_id": None},
@@ -322,8 +331,6 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
         },
         "generation": one.generation,
         "host_id": one.host_id,
-        # Whatever goes first in line now, goes before a recovery that is not in it yet.
-        "recovery": None,
     }
     if one.spec is not None:
         changes |= {

@@ -1,0 +1,90 @@
+"""Named places at which a test may kill a process, to see what a crash between two steps leaves.
+
+`crash_point(NAME)` does nothing, unless the process was started with `MODELYARD_CRASH_POINT=NAME`:
+then it kills its own process with SIGKILL, which no handler sees. `NAME:3` means at the third
+time. Only tests set the variable.
+
+This is the one read of the environment outside of the `settings.py` files, on purpose: a setting
+would be shown by `--help` and passed through every constructor for the sake of tests. It is read
+once, when this module is imported.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+VARIABLE = "MODELYARD_CRASH_POINT"
+
+CRASH_POINTS = frozenset(
+    {
+        "gateway.after_record",
+        "gateway.before_publish",
+        "gateway.after_publish",
+        "dispatcher.intake.after_record",
+        "dispatcher.intake.before_ack",
+        "dispatcher.after_reserve",
+        "dispatcher.after_assign",
+        "dispatcher.after_claim",
+        "dispatcher.after_publish",
+        "dispatcher.recorder.after_results",
+        "dispatcher.recorder.after_jobs",
+        "dispatcher.recorder.after_release",
+        "dispatcher.recorder.after_operations",
+        "dispatcher.recorder.before_ack",
+        "dispatcher.lost.after_jobs",
+        "dispatcher.lost.after_operations",
+        "worker.after_accept",
+        "worker.before_ack",
+        "worker.before_create",
+        "worker.after_create",
+        "worker.after_start",
+        "worker.after_load",
+        "worker.after_infer",
+        "worker.before_remove",
+        "worker.after_remove",
+        "worker.before_end",
+    },
+)
+"""Every name that a process may pass; those of a service begin with its own name."""
+
+CrashPoint = Callable[[str], None]
+
+
+def _do_nothing(_name: str) -> None:
+    """Stand in the place of a crash point in every process that no test has armed."""
+
+
+def _die(_name: str) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()  # the signal comes to some thread of the process; this one goes no further
+    raise AssertionError
+
+
+def armed(environment: Mapping[str, str], die: Callable[[str], object] = _die) -> CrashPoint:
+    """Return what `crash_point` is under this environment.
+
+    Raises ValueError if the variable names no crash point, or a count that is not 1 or more.
+    What it returns for an armed process raises ValueError at a name that is not in the registry.
+    """
+    wish = environment.get(VARIABLE)
+    if wish is None:
+        return _do_nothing
+    wanted, _, times = wish.partition(":")
+    left = int(times or "1")
+    if wanted not in CRASH_POINTS or left < 1:
+        raise ValueError(f"{VARIABLE}={wish} names no crash point")
+
+    def crash(name: str) -> None:
+        nonlocal left
+        if name not in CRASH_POINTS:
+            raise ValueError(f"{name} is not in the registry of crash points")
+        if name == wanted:
+            left -= 1
+            if left == 0:
+                die(name)
+
+    return crash
+
+
+crash_point: CrashPoint = armed(os.environ)
