@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from dispatcher.decode import Unreadable, decode, idempotency_key
+from dispatcher.decode import Unreadable, decode, idempotency_key, replay_key
 from dispatcher.intake import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
 from modelyard.broker import Delivery, Subscription
 from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
@@ -50,7 +50,12 @@ class DeadLetterRecorder:
         if letter.queue != JOBS_QUEUE.name or REASON_HEADER in delivery.headers:
             return
         key = idempotency_key(delivery.headers, delivery.message_id) or letter.dead_letter_id
-        decoded = decode(delivery.body, message_type=delivery.type, key=key)
+        decoded = decode(
+            delivery.body,
+            message_type=delivery.type,
+            key=key,
+            replay=replay_key(delivery.headers),
+        )
         if isinstance(decoded, Unreadable):
             return
         reason = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
@@ -79,7 +84,10 @@ def _letter(delivery: Delivery) -> DeadLetter:
         queue=queue,
         routing_key=delivery.routing_key,
         headers={str(key): str(value)[:1_000] for key, value in headers.items()},
+        message_id=delivery.message_id,
+        message_type=delivery.type,
         payload=delivery.body[:MAX_KEPT_PAYLOAD],
+        payload_bytes=len(delivery.body),
     )
 
 

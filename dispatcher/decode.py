@@ -19,6 +19,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue, canonical_json, parse_json
+from modelyard.contract.topology import REPLAY_HEADER
 from modelyard.contract.validation import error_list, parse_request
 from modelyard.store.records import NewOperation, Source
 
@@ -45,16 +46,26 @@ def idempotency_key(headers: Mapping[str, object], message_id: str | None) -> st
     return message_id
 
 
-def decode(body: bytes, *, message_type: str | None, key: str) -> list[NewOperation] | Unreadable:
+def replay_key(headers: Mapping[str, object]) -> str | None:
+    """Return what names the replay of a dead letter; null for any other message."""
+    value = headers.get(REPLAY_HEADER)
+    return value if isinstance(value, str) and value else None
+
+
+def decode(
+    body: bytes, *, message_type: str | None, key: str, replay: str | None = None
+) -> list[NewOperation] | Unreadable:
     """Return the operations that a message asks for, in its order.
 
     A request that breaks the rules is an operation too, with a `rejection`. The ids come from
-    `key`: with the publisher's own they are the same however often the message comes.
+    `key`: with the publisher's own they are the same however often the message comes. With
+    `replay` they are others than those of the first time, which have ended.
     """
     try:
         if message_type == SUBMISSION_TYPE:
-            return _from_gateway(body)
-        return _from_client(body, key)
+            made = _from_gateway(body)
+            return made if replay is None else [_replayed(one, replay) for one in made]
+        return _from_client(body, key if replay is None else f"replay/{replay}")
     except InvalidRequestError as error:
         return Unreadable(error.info())
 
@@ -69,7 +80,16 @@ def _from_gateway(body: bytes) -> list[NewOperation]:
             "It says it is a submission and is not.",
             errors=error_list(error),
         ) from error
-    return [_named(one.operation_id, one.request, "http") for one in submission.requests]
+    return [
+        _named(one.operation_id, one.request, "http", retry_of=one.retry_of)
+        for one in submission.requests
+    ]
+
+
+def _replayed(operation: NewOperation, replay: str) -> NewOperation:
+    first = operation.operation_id
+    key = operation_id_for_key(f"replay/{replay}/{first}")
+    return operation.model_copy(update={"operation_id": key, "retry_of": first})
 
 
 def _from_client(body: bytes, key: str) -> list[NewOperation]:
@@ -100,9 +120,11 @@ def _operation(value: JsonValue, operation_id: str) -> NewOperation:
         return _rejected(value, operation_id, error)
 
 
-def _named(operation_id: str, request: JobRequest, source: Source) -> NewOperation:
+def _named(
+    operation_id: str, request: JobRequest, source: Source, *, retry_of: str | None = None
+) -> NewOperation:
     try:
-        return NewOperation.of(operation_id, request, source)
+        return NewOperation.of(operation_id, request, source, retry_of=retry_of)
     except InvalidRequestError as error:
         return NewOperation(
             operation_id=operation_id,

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 import structlog
 
 from modelyard.broker import Broker
-from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo
 from modelyard.contract.messages import Event, OperationReport
 from modelyard.contract.states import JobState
 from modelyard.contract.topology import EVENTS
 from modelyard.store import Store
-from modelyard.store.records import OperationRecord
+from modelyard.store.records import JobRecord, OperationRecord
 from modelyard.together import together
 
 log = structlog.get_logger(__name__)
@@ -36,6 +36,10 @@ class Facts:
             return
         lasting = [event for event in events if event.progress is None]
         await together(self._store.events.append(lasting), self._publish_all(events))
+
+    async def note(self, events: Sequence[Event]) -> None:
+        """Keep events in the log alone: what was reported too late is no fact."""
+        await self._store.events.append(events)
 
     async def _publish_all(self, events: Sequence[Event]) -> None:
         for start in range(0, len(events), PUBLISHED_AT_ONCE):
@@ -105,6 +109,41 @@ def job_event(report: OperationReport, state: JobState, host_id: str | None) -> 
         generation=report.generation,
         container_id=report.container_id if state.live else None,
         error=report.error,
+    )
+
+
+def stale_event(report: OperationReport, host_id: str, why: str) -> Event:
+    """Return the note that a report was fenced off; only for the log."""
+    return Event(
+        event_id=f"{report.operation_id}:{report.epoch}:{report.seq}:{report.state}:stale:{host_id}",
+        type="operation.stale_report",
+        at=_now(),
+        operation_id=report.operation_id,
+        job_id=report.job_id,
+        host_id=host_id,
+        state=report.state,
+        epoch=report.epoch,
+        seq=report.seq,
+        generation=report.generation,
+        error=report.error,
+        detail={"why": why},
+    )
+
+
+def observed_event(
+    job: JobRecord, state: JobState, error: ErrorInfo | None, host_id: str | None
+) -> Event:
+    """Return the fact that a job was found in another state than the record had."""
+    return Event(
+        event_id=f"job:{job.job_id}:{job.generation}:{job.version}:{state}",
+        type=f"job.{state.lower()}",
+        at=_now(),
+        job_id=job.job_id,
+        host_id=host_id,
+        state=state,
+        generation=job.generation,
+        container_id=job.container_id if state.live else None,
+        error=error,
     )
 
 

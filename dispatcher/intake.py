@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
-from dispatcher.decode import Unreadable, decode, idempotency_key
+from dispatcher.decode import Unreadable, decode, idempotency_key, replay_key
 from dispatcher.facts import Facts, operation_event
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.messages import CANCEL_TYPE
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import DEAD, JOBS_QUEUE
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operation_queries import Known
 from modelyard.store.records import NewOperation, OperationRecord
@@ -57,12 +59,15 @@ class Intake:
         broker: Broker,
         facts: Facts,
         wake: Callable[[Iterable[str]], None],
+        *,
+        wishes: Callable[[], None],
     ) -> None:
-        """`wake` is told the jobs that have something new in line."""
+        """`wake` is told the jobs with something new in line, `wishes` that someone cancels."""
         self._store = store
         self._broker = broker
         self._facts = facts
         self._wake = wake
+        self._wishes = wishes
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch, settle it, wake the scheduler.
@@ -73,8 +78,17 @@ class Intake:
         for delivery in batch:
             if delivery.settled:  # with an earlier part of the batch, before something failed
                 continue
+            if delivery.type == CANCEL_TYPE:
+                self._wishes()
+                read.append(delivery)
+                continue
             key = idempotency_key(delivery.headers, delivery.message_id) or delivery.fallback_key
-            decoded = decode(delivery.body, message_type=delivery.type, key=key)
+            decoded = decode(
+                delivery.body,
+                message_type=delivery.type,
+                key=key,
+                replay=replay_key(delivery.headers),
+            )
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 decoded = []
@@ -91,6 +105,8 @@ class Intake:
     ) -> None:
         if wanted.first:
             await self._record(wanted)
+            crash_point("dispatcher.intake.after_record")
+        crash_point("dispatcher.intake.before_ack")
         await subscription.ack(read)
 
     async def take_overdue(self, *, older_than_s: float) -> int:

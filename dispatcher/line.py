@@ -62,12 +62,12 @@ def next_moves(line: JobLine, catalog: Catalog) -> list[Move]:
     """
     moves: list[Move] = []
     inferring = 0
-    for operation in line.operations:
-        shared = operation.verb is not None and VERB_RULES[operation.verb].shared
-        if operation.state is not OperationState.QUEUED:
+    for operation in _heads(line):
+        shared = _is_shared(operation)
+        if operation.state is not OperationState.QUEUED or operation.resting:
             if not shared:
                 break
-            inferring += 1
+            inferring += 1  # one that rests keeps its place in the order, too
             continue
         if inferring and not shared:
             break
@@ -81,6 +81,15 @@ def next_moves(line: JobLine, catalog: Catalog) -> list[Move]:
             break
         inferring += 1
     return moves
+
+
+def _heads(line: JobLine) -> tuple[OperationRecord, ...]:
+    """Return the line, or nothing while what brings the job back is about to stand in front."""
+    return () if line.job.recovery is not None else line.operations
+
+
+def _is_shared(operation: OperationRecord) -> bool:
+    return operation.verb is not None and VERB_RULES[operation.verb].shared
 
 
 def _concurrency(job: JobRecord) -> int:
@@ -114,6 +123,8 @@ def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bo
 def _place(
     job: JobRecord, operation: OperationRecord, verb: Verb, catalog: Catalog
 ) -> Place | Refuse:
+    if operation.source == "system" and job.spec is not None:
+        return Place(operation, job, job.spec, job.dataset_spec)  # as it was, to bring it back
     spec = catalog.models.get(operation.model or "")
     if spec is None:
         message = f"The catalog has no model {operation.model!r}."

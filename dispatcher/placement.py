@@ -15,6 +15,8 @@ class Need:
     labels: Mapping[str, str] = field(default_factory=dict)
     slots: int = 1
     job_id: str = ""
+    avoid: frozenset[str] = frozenset()
+    """Hosts that are taken only if there is no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Room:
     def place(self, need: Need) -> Placed | Unplaced:
         """Choose the host with the most free slots among those that fit, and take the room.
 
+        One where an attempt failed is taken only if there is no other.
         Ties go to the name, so that the same snapshot always gives the same answer.
         """
         refusals: Counter[str] = Counter()
@@ -65,7 +68,14 @@ class Room:
                 refusals[refusal] += 1
         if not fitting:
             return Unplaced(_explain(refusals))
-        best = min(fitting, key=lambda host: (-self._free[host.host_id], host.host_id))
+        best = min(
+            fitting,
+            key=lambda host: (
+                host.host_id in need.avoid,
+                -self._free[host.host_id],
+                host.host_id,
+            ),
+        )
         self._free[best.host_id] -= need.slots
         return Placed(best)
 

@@ -1,17 +1,32 @@
-"""Reconciling: what the record expects against what a host found on itself after a boot."""
+"""Reconciling: what the record expects against what a host found on itself.
 
+A worker tells what is there: once when it boots, and then every few seconds. A host's messages are
+taken in their order, and an inventory says nothing of jobs that were worked on while it was made;
+so what differs from the record did change by itself. The plans are pure, carrying them out may be
+repeated.
+"""
+
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from dispatcher.facts import Facts, host_event, operation_event
+from dispatcher.attempts import Attempts
+from dispatcher.control import Control
+from dispatcher.facts import Facts, host_event, observed_event
 from dispatcher.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.messages import HostOnline, InventoryItem
-from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.messages import (
+    DiscardContainer,
+    HostOnline,
+    Inventory,
+    InventoryItem,
+)
+from modelyard.contract.retries import retry_delay_s
+from modelyard.contract.states import VERB_RULES, JobState, OperationState
 from modelyard.store import Store
-from modelyard.store.records import JobRecord, OperationRecord
+from modelyard.store.records import JobRecord, OperationRecord, Recovery
 
 log = structlog.get_logger(__name__)
 
@@ -25,121 +40,261 @@ class Booted:
     online: HostOnline
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A host's worker looked at all of its containers."""
+
+    host_id: str
+    incarnation: str
+    inventory: Inventory
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A job that is not as the record says."""
+
+    job: JobRecord
+    state: JobState
+    error: ErrorInfo | None
+    recovery: Recovery | None = None
+
+
 @dataclass(slots=True)
-class BootPlan:
-    """What a boot means for the operations and jobs of its host."""
+class LookPlan:
+    """What the containers of a host mean for its jobs."""
 
-    requeue: list[OperationRecord] = field(default_factory=list)
-    fail: list[OperationRecord] = field(default_factory=list)
-    observe: list[tuple[JobRecord, JobState, ErrorInfo | None]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    discards: list[InventoryItem] = field(default_factory=list)
+    """Containers that the record has moved on from."""
+    orphans: list[InventoryItem] = field(default_factory=list)
+    """Containers that the record knows nothing of."""
 
 
-def plan_boot(
-    incarnation: str,
-    inventory: Sequence[InventoryItem],
-    jobs: Sequence[JobRecord],
-    operations: Sequence[OperationRecord],
+def plan_look(
+    host_id: str,
+    inventory: Inventory,
+    jobs: Mapping[str, JobRecord],
+    given: Sequence[OperationRecord],
     *,
-    max_attempts: int,
-) -> BootPlan:
-    """Decide over a snapshot; pure.
-
-    Operations of an earlier boot go back to the queue: every verb but INFER may be given again,
-    because the worker first looks at what holds already. A job whose container is gone FAILED; one
-    whose model is not in memory any more is CREATED.
-    """
-    plan = BootPlan()
-    for operation in operations:
-        if operation.incarnation == incarnation:
+    booted: bool = False,
+) -> LookPlan:
+    """Compare a host's containers with the jobs that the record has on it or they name; pure."""
+    plan = LookPlan()
+    # A boot has no work of its own yet: whatever is given to the host was another boot's.
+    worked_on = set(inventory.busy)
+    if not booted:
+        worked_on |= {one.job_id or "" for one in given if not _shared(one)}
+    found = {(item.job_id, item.generation): item for item in inventory.items}
+    for job in jobs.values():
+        if job.host_id == host_id and job.state.live and job.job_id not in worked_on:
+            finding = _look_at(job, found.get((job.job_id, job.generation)), booted=booted)
+            if finding is not None:
+                plan.findings.append(finding)
+    for item in inventory.items:
+        if item.job_id in inventory.busy:
             continue
-        started = operation.state is OperationState.RUNNING
-        if started and (operation.verb is Verb.INFER or operation.epoch >= max_attempts):
-            plan.fail.append(operation)
-        else:
-            plan.requeue.append(operation)
-    found = {(item.job_id, item.generation): item for item in inventory}
-    for job in jobs:
-        if job.state.live:
-            state = _observed(job, found)
-            if state is not job.state:
-                plan.observe.append((job, state, _missing() if not state.live else None))
+        owner = jobs.get(item.job_id)
+        if owner is None or item.generation > owner.generation:
+            plan.orphans.append(item)
+        elif item.generation < owner.generation or owner.host_id != host_id:
+            plan.discards.append(item)
     return plan
 
 
-def _observed(job: JobRecord, found: Mapping[tuple[str, int], InventoryItem]) -> JobState:
-    item = found.get((job.job_id, job.generation))
+def _look_at(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Finding | None:
+    """Return what is wrong with a live job's container; null if nothing is."""
     if item is None:
-        return JobState.FAILED
-    return job.state if item.loaded or job.state is JobState.CREATED else JobState.CREATED
+        return _down(job, ErrorInfo.of(ErrorCode.CONTAINER_MISSING), in_place=False)
+    if job.state is not JobState.LOADED:
+        return None
+    if not item.running:
+        return _down(job, _death_of(item), in_place=True)
+    if item.unhealthy:
+        return _down(job, ErrorInfo.of(ErrorCode.UNHEALTHY), in_place=False)
+    if booted and not item.loaded:
+        return Finding(job, JobState.CREATED, None)
+    return None
 
 
-def _missing() -> ErrorInfo:
-    return ErrorInfo.of(ErrorCode.CONTAINER_MISSING)
+def _down(job: JobRecord, error: ErrorInfo, *, in_place: bool) -> Finding:
+    recovery = recovery_of(job)
+    if recovery is None:
+        return Finding(job, JobState.FAILED, error)
+    # Where the container is still there the job keeps its place, and only has to be loaded.
+    return Finding(job, JobState.CREATED if in_place else JobState.FAILED, error, recovery)
+
+
+def recovery_of(job: JobRecord) -> Recovery | None:
+    """Return how a job whose container died comes back, if its model wants it and may."""
+    if job.spec is None or job.spec.restart != "on_failure":
+        return None
+    restarts = 0 if job.steady else job.restarts
+    if restarts >= job.spec.max_restarts:
+        return None
+    return Recovery(to=job.state, key=job.version, rest_s=retry_delay_s(restarts + 1))
+
+
+def _death_of(item: InventoryItem) -> ErrorInfo:
+    code = ErrorCode.OOM_KILLED if item.oom_killed else ErrorCode.EXITED
+    info = ErrorInfo.of(code)
+    return info.model_copy(update={"detail": {"exit_code": item.exit_code}})
+
+
+def _shared(operation: OperationRecord) -> bool:
+    return operation.verb is not None and VERB_RULES[operation.verb].shared
+
+
+class Orphans:
+    """Containers that nobody owns, and since when they are known.
+
+    Only in memory: a dispatcher that has just started waits the whole grace again.
+    """
+
+    def __init__(self, *, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._since: dict[tuple[str, str], float] = {}
+
+    def ripe(self, host_id: str, items: Sequence[InventoryItem]) -> list[InventoryItem]:
+        """Return those of a host's orphans whose grace is over."""
+        now = time.monotonic()
+        known = {item.container_id for item in items}
+        self._since = {
+            key: since for key, since in self._since.items() if key[0] != host_id or key[1] in known
+        }
+        for item in items:
+            if (host_id, item.container_id) not in self._since:
+                log.warning(
+                    "orphan.found",
+                    host_id=host_id,
+                    job_id=item.job_id,
+                    generation=item.generation,
+                    container_id=item.container_id,
+                )
+                self._since[host_id, item.container_id] = now
+        return [
+            item for item in items if now - self._since[host_id, item.container_id] >= self._grace_s
+        ]
 
 
 class Reconciler:
-    """Carries out what a boot means. Everything it does may be done again."""
+    """Carries out what boots and looks mean. Everything it does may be done again."""
 
-    def __init__(
-        self, store: Store, facts: Facts, scheduler: Scheduler, *, max_attempts: int
+    def __init__(  # noqa: PLR0913 - all that a look may touch
+        self,
+        store: Store,
+        facts: Facts,
+        scheduler: Scheduler,
+        control: Control,
+        attempts: Attempts,
+        *,
+        orphan_grace_s: float,
+        orphan_dry_run: bool,
     ) -> None:
         self._store = store
         self._facts = facts
         self._scheduler = scheduler
-        self._max_attempts = max_attempts
+        self._control = control
+        self._attempts = attempts
+        self._orphans = Orphans(grace_s=orphan_grace_s)
+        self._dry_run = orphan_dry_run
 
     async def boot(self, boot: Booted) -> None:
         """Record a boot and repair what it left open; raises `StoreUnavailableError`."""
         if not await self._store.hosts.come_online(boot.host_id, boot.incarnation, boot.online):
             log.info("host.old_boot", host_id=boot.host_id, incarnation=boot.incarnation)
             return
-        jobs = await self._store.jobs.on_host(boot.host_id)
-        plan = plan_boot(
-            boot.incarnation,
-            boot.online.inventory,
-            jobs,
-            await self._store.operations.on_host(boot.host_id),
-            max_attempts=self._max_attempts,
-        )
-        await self._carry_out(plan, boot)
+        given = await self._store.operations.on_host(boot.host_id)
+        interrupted = [one for one in given if one.incarnation != boot.incarnation]
+        inventory = Inventory(items=boot.online.inventory)
+        plan = await self._compare(boot.host_id, inventory, interrupted, booted=True)
+        await self._correct(boot.host_id, plan.findings)
+        for operation in interrupted:
+            await self._interrupted(operation)
+        await self._remove(boot.host_id, boot.incarnation, plan)
         log.info(
             "host.online",
             host_id=boot.host_id,
             incarnation=boot.incarnation,
             containers=len(boot.online.inventory),
-            requeued=len(plan.requeue),
-            failed=len(plan.fail),
-            corrected=len(plan.observe),
+            interrupted=len(interrupted),
+            corrected=len(plan.findings),
         )
-        self._scheduler.wake(job.job_id for job in jobs)
+        self._scheduler.wake(job.job_id for job in await self._store.jobs.on_host(boot.host_id))
         self._scheduler.wake_waiting()
         await self._facts.tell([host_event(boot.host_id, "online", boot.incarnation)])
 
-    async def _carry_out(self, plan: BootPlan, boot: Booted) -> None:
-        freed: list[tuple[str, int]] = []
-        for job, state, error in plan.observe:
-            if await self._store.jobs.observe(job, state, error) and not state.live:
-                freed.append((job.job_id, job.generation))
-        for operation in plan.requeue:
-            await self._store.operations.requeue(operation)
-        interrupted = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
-        for operation in plan.fail:
-            if await self._store.operations.end_given(operation, OperationState.FAILED, interrupted):
-                freed += await self._fail_job(operation, interrupted)
-        await self._store.hosts.release({boot.host_id: freed})
-        ids = [operation.operation_id for operation in (*plan.requeue, *plan.fail)]
-        now = await self._store.operations.get_many(ids)
-        await self._facts.tell([operation_event(operation) for operation in now.values()])
+    async def look(self, look: Looked) -> None:
+        """Repair what a look found; raises `StoreUnavailableError`."""
+        host = await self._store.hosts.get(look.host_id)
+        if host is None or host.incarnation != look.incarnation:
+            log.info("inventory.old_boot", host_id=look.host_id, incarnation=look.incarnation)
+            return
+        given = await self._store.operations.on_host(look.host_id)
+        plan = await self._compare(look.host_id, look.inventory, given, booted=False)
+        await self._correct(look.host_id, plan.findings)
+        await self._remove(look.host_id, look.incarnation, plan)
 
-    async def _fail_job(
-        self, operation: OperationRecord, error: ErrorInfo
-    ) -> list[tuple[str, int]]:
-        """Let a job go that was being placed by an operation which is given up."""
-        job = await self._store.jobs.get(operation.job_id or "")
-        if job is None or job.state.live or job.current is None:
-            return []
-        if job.current.operation_id != operation.operation_id:
-            return []
-        if not await self._store.jobs.observe(job, JobState.FAILED, error):
-            return []
-        return [(job.job_id, job.generation)]
+    async def _compare(
+        self,
+        host_id: str,
+        inventory: Inventory,
+        given: Sequence[OperationRecord],
+        *,
+        booted: bool,
+    ) -> LookPlan:
+        jobs = {job.job_id: job for job in await self._store.jobs.on_host(host_id)}
+        elsewhere = {item.job_id for item in inventory.items} - jobs.keys()
+        jobs |= await self._store.jobs.get_many(sorted(elsewhere))
+        return plan_look(host_id, inventory, jobs, given, booted=booted)
+
+    async def _correct(self, host_id: str, findings: Sequence[Finding]) -> None:
+        for found in findings:
+            job = found.job
+            if not await self._store.jobs.observe(
+                job, found.state, found.error, recovery=found.recovery
+            ):
+                continue
+            log.warning(
+                "job.found_down",
+                job_id=job.job_id,
+                host_id=host_id,
+                was=job.state,
+                now=found.state,
+                code=found.error.code if found.error else None,
+                comes_back=found.recovery is not None,
+            )
+            if not found.state.live:
+                await self._store.hosts.release({host_id: [(job.job_id, job.generation)]})
+                self._scheduler.wake_waiting()
+            self._scheduler.wake([job.job_id])
+            await self._facts.tell([observed_event(job, found.state, found.error, host_id)])
+
+    async def _interrupted(self, operation: OperationRecord) -> None:
+        """Give an operation of an earlier boot another attempt, or end it.
+
+        Every verb but INFER may be given again, because the worker first looks at what holds.
+        """
+        if operation.state is OperationState.RUNNING:
+            error = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
+            await self._attempts.failed(operation, error, keeps_place=True)
+        else:
+            await self._attempts.again(operation, None, keeps_place=True)
+
+    async def _remove(self, host_id: str, incarnation: str, plan: LookPlan) -> None:
+        """Have the worker remove what nobody owns; it is said again after the next look."""
+        ripe = self._orphans.ripe(host_id, plan.orphans)
+        if ripe and self._dry_run:
+            for item in ripe:
+                log.warning(
+                    "orphan.kept_by_dry_run", host_id=host_id, container_id=item.container_id
+                )
+            ripe = []
+        doomed = [
+            DiscardContainer(
+                container_id=item.container_id, job_id=item.job_id, generation=item.generation
+            )
+            for item in (*plan.discards, *ripe)
+        ]
+        if doomed:
+            log.info("containers.discarded", host_id=host_id, count=len(doomed))
+            await self._control.send(host_id, incarnation, discards=doomed)

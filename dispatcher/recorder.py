@@ -13,22 +13,38 @@ from dataclasses import dataclass
 import structlog
 from pydantic import ValidationError
 
-from dispatcher.facts import Facts, job_event, report_event
+from dispatcher.attempts import Attempts
+from dispatcher.control import Control
+from dispatcher.facts import Facts, job_event, report_event, stale_event
 from dispatcher.intake import bury
-from dispatcher.reconcile import Booted, Reconciler
+from dispatcher.reconcile import Booted, Looked, Reconciler, recovery_of
 from dispatcher.scheduler import Scheduler
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import Id
-from modelyard.contract.messages import HostOnline, Message, OperationReport, WorkerReports
-from modelyard.contract.states import VERB_RULES, JobState, operation_sources
+from modelyard.contract.messages import (
+    CancelOperation,
+    HostOnline,
+    Inventory,
+    Message,
+    OperationReport,
+    WorkerReports,
+)
+from modelyard.contract.states import (
+    VERB_RULES,
+    JobState,
+    OperationState,
+    Verb,
+    operation_sources,
+)
 from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.contract.validation import error_list
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import Effect
 from modelyard.store.operation_writes import GIVEN_STATES, ResultPlace
-from modelyard.store.records import OperationRecord
+from modelyard.store.records import JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +56,21 @@ class Envelope(Message):
     incarnation: str
     online: HostOnline | None = None
     operations: tuple[JsonValue, ...] = ()
+    inventory: Inventory | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A report that did not pass the fences."""
+
+    host_id: str
+    report: OperationReport
+    why: str
+
+    @property
+    def ghost(self) -> bool:
+        """True if its sender works on what is not its own any more."""
+        return not self.report.state.terminal and self.why != "older"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +117,24 @@ def fence(
 class Recorder:
     """Takes messages of `modelyard.reports.v1` into the record."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a report may touch
         self,
         store: Store,
         broker: Broker,
         facts: Facts,
+        *,
         scheduler: Scheduler,
         reconciler: Reconciler,
+        control: Control,
+        attempts: Attempts,
     ) -> None:
         self._store = store
         self._broker = broker
         self._facts = facts
         self._scheduler = scheduler
         self._reconciler = reconciler
+        self._control = control
+        self._attempts = attempts
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it.
@@ -106,37 +142,60 @@ class Recorder:
         Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
         """
         reports: list[tuple[str, OperationReport]] = []
-        boots: list[Booted] = []
+        boots: dict[str, str] = {}
         for delivery in batch:
             message = await self._parse(delivery)
             if message is None:
                 continue
+            host_id, incarnation = message.host_id, message.incarnation
             if message.online is not None:
-                boots.append(Booted(message.host_id, message.incarnation, message.online))
-            reports += [(message.host_id, report) for report in message.operations]
-        await self.record(latest(reports))
-        for boot in boots:
-            await self._reconciler.boot(boot)
+                await self.record(latest(reports), boots)
+                reports = []
+                await self._reconciler.boot(Booted(host_id, incarnation, message.online))
+            boots[host_id] = incarnation
+            reports += [(host_id, report) for report in message.operations]
+            if message.inventory is not None:
+                # It is compared with all that was reported before it, and nothing after.
+                await self.record(latest(reports), boots)
+                reports = []
+                await self._reconciler.look(Looked(host_id, incarnation, message.inventory))
+        await self.record(latest(reports), boots)
+        crash_point("dispatcher.recorder.before_ack")
         await subscription.ack(batch)
 
-    async def record(self, reports: Sequence[tuple[str, OperationReport]]) -> None:
-        """Write the reports that pass the fences; raises `StoreUnavailableError`."""
+    async def record(
+        self, reports: Sequence[tuple[str, OperationReport]], boots: Mapping[str, str]
+    ) -> None:
+        """Write the reports that pass the fences; raises `StoreUnavailableError`.
+
+        `boots` are the incarnations that reported, by host.
+        """
         if not reports:
             return
         known = await self._store.operations.get_many([one.operation_id for _, one in reports])
         accepted: list[Accepted] = []
+        stale: list[Stale] = []
         for host_id, report in reports:
             verdict = fence(host_id, report, known.get(report.operation_id))
             if isinstance(verdict, Accepted):
                 accepted.append(verdict)
             else:
-                self._drop(host_id, report, verdict)
+                stale.append(Stale(host_id, report, verdict))
+        await self._fence_off(stale, boots)
+        again = [one for one in accepted if self._is_made_again(one)]
+        for one in again:
+            await self._make_again(one)
+        await self._write([one for one in accepted if one not in again])
+
+    async def _write(self, accepted: list[Accepted]) -> None:
         if not accepted:
             return
         results = await self._keep_results(accepted)
+        crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
         new = [one.report for one in accepted if one.new]
         found = await self._store.operations.apply(new, results)
+        crash_point("dispatcher.recorder.after_operations")
         if found < len(new):
             accepted = await self._still_valid(accepted)
         ended = [one for one in accepted if one.report.state.terminal]
@@ -149,6 +208,42 @@ class Recorder:
                 if one.report.job_state is not None and one.report.job_id in told_of_jobs
             ]
         )
+
+    def _is_made_again(self, one: Accepted) -> bool:
+        """Tell whether an attempt that failed is followed by another one.
+
+        A worker that had to give up a container which the job still counts on has the last word.
+        """
+        report, verb = one.report, one.operation.verb
+        if report.state is not OperationState.FAILED or report.error is None or not one.new:
+            return False
+        places = verb is not None and VERB_RULES[verb].places
+        return (places or report.job_state is None) and self._attempts.is_made_again(
+            one.operation, report.error
+        )
+
+    async def _make_again(self, one: Accepted) -> None:
+        if one.report.error is not None:
+            seen = one.operation.model_copy(update={"seq": one.report.seq})
+            await self._attempts.failed(seen, one.report.error)
+
+    async def _fence_off(self, stale: Sequence[Stale], boots: Mapping[str, str]) -> None:
+        """Count and keep what came too late; tell whoever still works on it to stop."""
+        for one in stale:
+            self._drop(one.host_id, one.report, one.why)
+        await self._facts.note(
+            [stale_event(one.report, one.host_id, one.why) for one in stale if one.why != "older"]
+        )
+        for host_id, incarnation in boots.items():
+            futile = [
+                CancelOperation(
+                    operation_id=one.report.operation_id, epoch=one.report.epoch, reason="stale"
+                )
+                for one in stale
+                if one.host_id == host_id and one.ghost
+            ]
+            if futile:
+                await self._control.send(host_id, incarnation, cancels=futile)
 
     async def _parse(self, delivery: Delivery) -> WorkerReports | None:
         """Read a message; what is wrong in it goes to the dead letters, the rest is taken."""
@@ -171,6 +266,7 @@ class Recorder:
             incarnation=envelope.incarnation,
             online=envelope.online,
             operations=tuple(reports),
+            inventory=envelope.inventory,
         )
 
     async def _bury(self, delivery: Delivery, error: ValidationError) -> None:
@@ -204,6 +300,7 @@ class Recorder:
         if not telling:
             return set()
         await self._store.jobs.apply([_effect(one, one.report.job_state) for one in telling])
+        crash_point("dispatcher.recorder.after_jobs")
         jobs = await self._store.jobs.get_many([one.report.job_id for one in telling])
         freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for one in telling:
@@ -216,13 +313,27 @@ class Recorder:
                 )
         if freed:
             await self._store.hosts.release(freed)
+            crash_point("dispatcher.recorder.after_release")
             self._scheduler.wake_waiting()
+        for one in telling:
+            await self._bring_back(one, jobs.get(one.report.job_id))
         return {
             one.report.job_id
             for one in telling
             if (job := jobs.get(one.report.job_id)) is not None
             and (job.state, job.generation) == (one.report.job_state, one.report.generation)
         }
+
+    async def _bring_back(self, one: Accepted, job: JobRecord | None) -> None:
+        """Have a job brought back that an inference found dead, if its model wants it."""
+        verb = one.operation.verb
+        if verb is not Verb.INFER or job is None or job.recovery is not None:
+            return
+        if (job.state, job.generation) != (JobState.FAILED, one.report.generation):
+            return
+        recovery = recovery_of(job.model_copy(update={"state": JobState.LOADED}))
+        if recovery is not None and one.new:
+            await self._store.jobs.observe(job, job.state, job.error, recovery=recovery)
 
     async def _still_valid(self, accepted: Sequence[Accepted]) -> list[Accepted]:
         """Read again after a write found less than expected: only facts may be told."""

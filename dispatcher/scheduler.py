@@ -26,7 +26,8 @@ from dispatcher.facts import Facts, operation_event
 from dispatcher.line import Catalog, Hold, Move, Place, Refuse, Send, next_moves
 from dispatcher.placement import Need, Room, Unplaced
 from modelyard.contract.errors import StoreUnavailableError
-from modelyard.contract.states import VERB_RULES, OperationState
+from modelyard.contract.states import VERB_RULES, Liveness, OperationState
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
 from modelyard.store.operations import Claim, Ending
@@ -90,10 +91,19 @@ def _decide(move: Move, plan: Plan, room: Room) -> None:
             host = room.host(host_id)
             if host is None or host.incarnation is None:
                 _wait(plan, operation, (f"host {host_id} is not known",))
+            elif host.liveness is not Liveness.ONLINE:
+                # Its commands would lie in its queue, past every cancel and every deadline.
+                _wait(plan, operation, (f"host {host_id} is {host.liveness}",))
             else:
                 plan.dispatches.append(Dispatch(operation, job, host, job.generation, None))
         case Place(job=job, spec=spec):
-            chosen = room.place(Need(labels=spec.host_labels, job_id=job.job_id))
+            chosen = room.place(
+                Need(
+                    labels=spec.host_labels,
+                    job_id=job.job_id,
+                    avoid=frozenset(operation.avoid),
+                )
+            )
             if isinstance(chosen, Unplaced):
                 _wait(plan, operation, chosen.reasons)
             else:
@@ -225,7 +235,9 @@ class Scheduler:
             return
         token = _token()
         reserved = await self._reserve(dispatches, token)
+        crash_point("dispatcher.after_reserve")
         assigned = await self._assign(reserved, token)
+        crash_point("dispatcher.after_assign")
         claimed = await self._store.operations.claim(
             [
                 Claim(
@@ -239,8 +251,10 @@ class Scheduler:
             ],
             token=token,
         )
+        crash_point("dispatcher.after_claim")
         jobs = await self._store.jobs.get_many([one.job_id for one in claimed if one.job_id])
         await self._commands.publish(claimed, jobs)
+        crash_point("dispatcher.after_publish")
         await self._facts.tell([operation_event(one) for one in claimed])
 
     async def _reserve(self, wanted: Sequence[Dispatch], token: str) -> list[Dispatch]:

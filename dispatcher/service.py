@@ -7,12 +7,19 @@ from functools import partial
 import structlog
 from pydantic import ValidationError
 
+from dispatcher.attempts import Attempts
+from dispatcher.cancels import Cancels
 from dispatcher.commands import Commands
+from dispatcher.control import Control
 from dispatcher.dead import DeadLetterRecorder
+from dispatcher.deadlines import Deadlines
+from dispatcher.drains import Drains
 from dispatcher.facts import Facts
 from dispatcher.intake import Intake, bury
+from dispatcher.lost import LostHosts
 from dispatcher.reconcile import Reconciler
 from dispatcher.recorder import Recorder
+from dispatcher.recovery import BringBack
 from dispatcher.scheduler import Scheduler
 from dispatcher.settings import Settings
 from dispatcher.sweep import Sweep
@@ -50,11 +57,36 @@ class Dispatcher:
         facts = Facts(store, broker)
         commands = Commands(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
         self.scheduler = Scheduler(store, facts, commands)
-        self.intake = Intake(store, broker, facts, self.scheduler.wake)
-        reconciler = Reconciler(
+        control = Control(broker)
+        self._control = control
+        self.cancels = Cancels(store, facts, self.scheduler, control)
+        self.intake = Intake(store, broker, facts, self.scheduler.wake, wishes=self.cancels.wake)
+        attempts = Attempts(
             store, facts, self.scheduler, max_attempts=settings.dispatcher_max_attempts
         )
-        self.recorder = Recorder(store, broker, facts, self.scheduler, reconciler)
+        reconciler = Reconciler(
+            store,
+            facts,
+            self.scheduler,
+            control,
+            attempts,
+            orphan_grace_s=settings.dispatcher_orphan_grace_s,
+            orphan_dry_run=settings.dispatcher_orphan_dry_run,
+        )
+        self.recorder = Recorder(
+            store,
+            broker,
+            facts,
+            scheduler=self.scheduler,
+            reconciler=reconciler,
+            control=control,
+            attempts=attempts,
+        )
+        self._lost = LostHosts(store, facts, self.scheduler, control, attempts)
+        deadlines = Deadlines(
+            store, control, attempts, default_timeout_s=settings.dispatcher_default_timeout_s
+        )
+        drains = Drains(store, facts, self.scheduler, control, attempts)
         self.dead_letters = DeadLetterRecorder(store)
         self.sweep = Sweep(
             store,
@@ -63,6 +95,14 @@ class Dispatcher:
             commands=commands,
             intake=self.intake,
             scheduler=self.scheduler,
+            lost=self._lost,
+            repairs=(
+                ("cancel", self.cancels.carry_out),
+                ("time_out", deadlines.time_out),
+                ("unaccepted", deadlines.give_up_unaccepted),
+                ("bring_back", BringBack(store, self.scheduler).put_in_line),
+                ("drain", drains.look),
+            ),
         )
 
     async def run(self) -> None:
@@ -70,6 +110,7 @@ class Dispatcher:
         await self.prepare()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.scheduler.run())
+            group.create_task(self.cancels.run())
             group.create_task(self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s))
             group.create_task(self._consume(JOBS_QUEUE, self.intake.handle, max_items=50))
             group.create_task(self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200))
@@ -159,4 +200,8 @@ class Dispatcher:
                 continue
             newest[beat.host_id] = beat
         await self._store.hosts.beat(newest.values())
+        for beat in newest.values():
+            if (beat.host_id, beat.incarnation) in self._lost.boots:
+                # What it had was given to others: it has to begin anew.
+                await self._control.send(beat.host_id, beat.incarnation, renounce=True)
         await subscription.ack(batch)

@@ -24,3 +24,12 @@ class Settings(StoreSettings):
         le=100,
         description="How often an operation is given to a host before it fails.",
     )
+    dispatcher_orphan_grace_s: float = Field(
+        default=120.0,
+        ge=0,
+        le=86_400,
+        description="Seconds for which a container that nobody owns is left alone.",
+    )
+    dispatcher_orphan_dry_run: bool = Field(
+        default=False, description="Only log containers which nobody owns; remove none."
+    )

@@ -14,6 +14,7 @@ import structlog
 from dispatcher.commands import Commands
 from dispatcher.facts import Facts, host_event, operation_event
 from dispatcher.intake import Intake
+from dispatcher.lost import LostHosts
 from dispatcher.scheduler import Scheduler
 from modelyard.broker import Broker
 from modelyard.contract.errors import (
@@ -23,7 +24,13 @@ from modelyard.contract.errors import (
     StoreUnavailableError,
 )
 from modelyard.contract.states import Liveness, OperationState
-from modelyard.contract.topology import JOBS_QUEUE, SUSPECT_AFTER_S
+from modelyard.contract.topology import (
+    HEARTBEATS_QUEUE,
+    JOBS,
+    JOBS_QUEUE,
+    LOST_AFTER_S,
+    SUSPECT_AFTER_S,
+)
 from modelyard.store import Store
 from modelyard.store.operations import Ending
 from modelyard.store.records import HostRecord, JobRecord, Reservation
@@ -39,7 +46,18 @@ UNACCEPTED_S = 5.0
 """Seconds after which a command that no worker accepted is published again."""
 LEAK_GRACE_S = 10.0
 """Seconds that a reservation may look leaked: a pass between two steps looks the same."""
+HEARING_BEFORE_SUSPECT_S = SUSPECT_AFTER_S
+HEARING_BEFORE_LOST_S = 30.0
+"""Seconds for which this dispatcher must have been able to hear before it gives a host up: longer
+than workers take to come back to a broker that was away."""
+PROBE_KEY = "dispatcher.probe"
+"""No queue of ours is bound to it: the broker confirms the message and drops it."""
+PROBE_S = 3.0
 LIMIT = 200
+
+
+Repair = tuple[str, Callable[[], Awaitable[object]]]
+"""A name for the logs, and what may be done again and again."""
 
 
 class Sweep:
@@ -54,13 +72,18 @@ class Sweep:
         commands: Commands,
         intake: Intake,
         scheduler: Scheduler,
+        lost: LostHosts,
+        repairs: Sequence[Repair] = (),
     ) -> None:
+        """`repairs` are those of other modules; they run beside the sweep's own."""
         self._store = store
         self._broker = broker
         self._facts = facts
         self._commands = commands
         self._intake = intake
         self._scheduler = scheduler
+        self._lost = lost
+        self._more = tuple(repairs)
         self._leaks_seen: dict[tuple[str, str], float] = {}
         self._hearing_since = time.monotonic()
         self._empty_since: float | None = None
@@ -83,12 +106,14 @@ class Sweep:
                 self._hearing_since = time.monotonic()
             await asyncio.sleep(interval_s)
 
-    def _repairs(self) -> Sequence[tuple[str, Callable[[], Awaitable[object]]]]:
+    def _repairs(self) -> Sequence[Repair]:
         """Return the repairs; one that fails does not keep the others from being tried."""
         return (
             ("overdue", self._take_overdue),
             ("expire", self._expire),
             ("hosts", self._watch_hosts),
+            ("rested", self._wake_rested),
+            *self._more,
             ("publish", self._publish_again),
             ("leaks", self._free_leaks),
             ("schedule", self._scheduler.schedule_next_page),
@@ -124,14 +149,47 @@ class Sweep:
         self._scheduler.wake(one.job_id for one in ended if one.job_id)
         await self._facts.tell([operation_event(one) for one in ended])
 
+    async def _wake_rested(self) -> None:
+        """Have operations looked at whose rest after a failed attempt is over."""
+        self._scheduler.wake(await self._store.operations.wake_rested(limit=LIMIT))
+
     async def _watch_hosts(self) -> None:
-        """Mark silent hosts SUSPECT, and look at the waiting room when one is back."""
-        silent: list[str] = []
-        if time.monotonic() - self._hearing_since >= SUSPECT_AFTER_S:
-            silent = await self._store.hosts.suspect_silent(after_s=SUSPECT_AFTER_S)
-        for host_id in silent:
-            log.warning("host.suspect", host_id=host_id, after_s=SUSPECT_AFTER_S)
-        await self._facts.tell([host_event(host_id, "suspect", None) for host_id in silent])
+        """Mark silent hosts SUSPECT and LOST, and look at the waiting room when one is back."""
+        hosts = self._store.hosts
+        if await hosts.any_silent(suspect_s=SUSPECT_AFTER_S, lost_s=LOST_AFTER_S):
+            if not await self._hears():
+                self._hearing_since = time.monotonic()
+            hearing_s = time.monotonic() - self._hearing_since
+            if hearing_s >= HEARING_BEFORE_SUSPECT_S:
+                silent = await hosts.suspect_silent(after_s=SUSPECT_AFTER_S)
+                for host_id in silent:
+                    log.warning("host.suspect", host_id=host_id, after_s=SUSPECT_AFTER_S)
+                await self._facts.tell([host_event(host_id, "suspect", None) for host_id in silent])
+            if hearing_s >= HEARING_BEFORE_LOST_S:
+                await self._lost.give_up()
+        await self._lost.take_away()
+        await self._note_online()
+
+    async def _hears(self) -> bool:
+        """Tell whether a heartbeat could have reached the record: else the silence is ours.
+
+        A broker under a memory alarm takes nothing from anyone; one whose heartbeats lie in their
+        queue has nobody who listens.
+        """
+        try:
+            await self._broker.publish(
+                JOBS,
+                PROBE_KEY,
+                b"",
+                mandatory=False,
+                persistent=False,
+                timeout_s=PROBE_S,
+            )
+            return await self._broker.message_count(HEARTBEATS_QUEUE.name) == 0
+        except BrokerUnavailableError:
+            return False
+
+    async def _note_online(self) -> None:
         hosts = await self._store.hosts.all()
         online = {host.host_id for host in hosts if host.liveness is Liveness.ONLINE}
         if online - self._online:

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,13 +12,22 @@ from modelyard.contract.messages import (
     Heartbeat,
     HostCommand,
     HostCommands,
+    HostControl,
     HostOnline,
+    Inventory,
     InventoryItem,
     OperationReport,
     WorkerReports,
 )
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.contract.topology import HEARTBEATS, REPORTS, REPORTS_QUEUE, host_queue
+from modelyard.contract.topology import (
+    HEARTBEATS,
+    HOSTS,
+    REPORTS,
+    REPORTS_QUEUE,
+    control_key,
+    host_queue,
+)
 
 LEADS_TO = {
     Verb.DEPLOY_CREATE: JobState.CREATED,
@@ -39,6 +48,7 @@ class ScriptedHost:
         self.incarnation = uuid.uuid4().hex
         self._broker = broker
         self._commands: asyncio.Queue[HostCommand] = asyncio.Queue()
+        self._controls: asyncio.Queue[HostControl] = asyncio.Queue()
         self.labels: dict[str, str] = {}
 
     async def come_online(self, *inventory: InventoryItem) -> None:
@@ -62,6 +72,20 @@ class ScriptedHost:
         """Return the next command that came through the host's own queue."""
         async with asyncio.timeout(within_s):
             return await self._commands.get()
+
+    async def control(
+        self, wanted: Callable[[HostControl], bool] = lambda _: True, *, within_s: float = 15.0
+    ) -> HostControl:
+        """Return the next control message that is wanted; the others before it are dropped."""
+        async with asyncio.timeout(within_s):
+            while True:
+                message = await self._controls.get()
+                if wanted(message):
+                    return message
+
+    async def look(self, *items: InventoryItem, busy: tuple[str, ...] = ()) -> None:
+        """Tell what is on the host."""
+        await self._report(inventory=Inventory(items=items, busy=busy))
 
     @property
     def has_command(self) -> bool:
@@ -106,13 +130,18 @@ class ScriptedHost:
         )
 
     async def _report(
-        self, *, online: HostOnline | None = None, operations: Sequence[OperationReport] = ()
+        self,
+        *,
+        online: HostOnline | None = None,
+        operations: Sequence[OperationReport] = (),
+        inventory: Inventory | None = None,
     ) -> None:
         message = WorkerReports(
             host_id=self.host_id,
             incarnation=self.incarnation,
             online=online,
             operations=tuple(operations),
+            inventory=inventory,
         )
         await self._broker.publish(REPORTS, self.host_id, message.model_dump_json().encode())
 
@@ -126,6 +155,15 @@ class ScriptedHost:
                         self._commands.put_nowait(command)
             await subscription.ack(batch)
 
+    async def listen_to_control(self, subscription: Subscription) -> None:
+        """Collect what comes past the commands."""
+        async for batch in subscription.batches(max_items=10):
+            for delivery in batch:
+                message = HostControl.model_validate_json(delivery.body)
+                if message.incarnation == self.incarnation:
+                    self._controls.put_nowait(message)
+            await subscription.ack(batch)
+
 
 @asynccontextmanager
 async def scripted_host(
@@ -136,9 +174,18 @@ async def scripted_host(
     host.labels = labels
     queue = host_queue(host_id)
     await broker.declare([queue, REPORTS_QUEUE], extra_bindings=[(REPORTS_QUEUE, host_id)])
-    async with broker.subscribe(queue, prefetch=100, exclusive=True) as subscription:
-        listening = asyncio.create_task(host.listen(subscription))
+    async with (
+        broker.subscribe(queue, prefetch=100, exclusive=True) as subscription,
+        broker.tap(HOSTS, [control_key(host_id)]) as control,
+    ):
+        listening = [
+            asyncio.create_task(host.listen(subscription)),
+            asyncio.create_task(host.listen_to_control(control)),
+        ]
         if online:
             await host.come_online()
-        yield host
-        listening.cancel()
+        try:
+            yield host
+        finally:
+            for task in listening:
+                task.cancel()

@@ -57,12 +57,18 @@ class Yard:
         await self.publish({"job_id": job_id, "operation_type": verb, **fields}, key=key)
         return operation_id_for_key(key)
 
-    async def operation(self, operation_id: str, *states: OperationState) -> OperationRecord:
+    async def operation(
+        self,
+        operation_id: str,
+        *states: OperationState,
+        where: Callable[[OperationRecord], bool] = lambda _: True,
+    ) -> OperationRecord:
         """Return an operation once it is recorded, in one of the states if any are given."""
 
         async def there() -> OperationRecord | None:
             found = await self.store.operations.get(operation_id)
-            return found if found and (not states or found.state in states) else None
+            fits = found and (not states or found.state in states) and where(found)
+            return found if fits else None
 
         return await eventually(there, what=f"operation {operation_id} in {states or 'any state'}")
 

@@ -1,81 +1,167 @@
-"""What a boot of a host means for what the record expects of it."""
+"""What the containers of a host mean for what the record expects of it."""
 
-from dispatcher.reconcile import plan_boot
+import itertools
+from typing import Any
+
+import pytest
+
+from dispatcher.reconcile import LookPlan, Orphans, plan_look
+from modelyard.contract.catalog import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
-from modelyard.contract.messages import InventoryItem
+from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.records import JobRecord, OperationRecord
 
-
-def job(state: JobState, generation: int = 1) -> JobRecord:
-    return JobRecord(job_id="j", state=state, generation=generation, host_id="h")
-
-
-def container(*, generation: int = 1, loaded: bool = False) -> InventoryItem:
-    return InventoryItem(
-        container_id="ab" * 32,
-        job_id="j",
-        generation=generation,
-        operation_id="o",
-        running=True,
-        loaded=loaded,
-    )
+SPEC = ModelSpec(name="m", image="x/y", profile=Profile.OPEN_INFERENCE, port=8080)
+RESTARTED = SPEC.model_copy(update={"restart": "on_failure", "max_restarts": 2})
 
 
-def operation(
-    verb: Verb, state: OperationState, *, incarnation: str = "old", epoch: int = 1
-) -> OperationRecord:
+def job(state: JobState, generation: int = 1, **more: Any) -> JobRecord:
+    fields = {"host_id": "h", "spec": SPEC, **more}
+    return JobRecord(job_id="j", state=state, generation=generation, **fields)
+
+
+def container(**more: Any) -> InventoryItem:
+    fields = {"generation": 1, "running": True, "job_id": "j", **more}
+    return InventoryItem(container_id="ab" * 32, operation_id="o", **fields)
+
+
+def given(verb: Verb) -> OperationRecord:
     return OperationRecord(
-        operation_id="o", job_id="j", verb=verb, state=state, incarnation=incarnation, epoch=epoch
+        operation_id="o", job_id="j", verb=verb, state=OperationState.RUNNING, host_id="h"
     )
 
 
-def observed(state: JobState, *found: InventoryItem) -> JobState:
-    plan = plan_boot("new", found, [job(state)], [], max_attempts=3)
-    return plan.observe[0][1] if plan.observe else state
+def look(
+    record: JobRecord,
+    *found: InventoryItem,
+    busy: tuple[str, ...] = (),
+    operations: tuple[OperationRecord, ...] = (),
+    booted: bool = False,
+) -> LookPlan:
+    inventory = Inventory(items=found, busy=busy)
+    return plan_look("h", inventory, {record.job_id: record}, operations, booted=booted)
 
 
-def test_a_job_whose_container_is_there_stays_as_it_is() -> None:
-    assert observed(JobState.CREATED, container()) is JobState.CREATED
-    assert observed(JobState.LOADED, container(loaded=True)) is JobState.LOADED
+def found_state(record: JobRecord, *found: InventoryItem, booted: bool = False) -> JobState:
+    plan = look(record, *found, booted=booted)
+    return plan.findings[0].state if plan.findings else record.state
 
 
-def test_a_model_that_left_memory_makes_its_job_created() -> None:
-    assert observed(JobState.LOADED, container()) is JobState.CREATED
+@pytest.mark.parametrize("booted", [True, False])
+def test_a_job_whose_container_is_there_stays_as_it_is(booted: bool) -> None:  # noqa: FBT001
+    assert found_state(job(JobState.CREATED), container(), booted=booted) is JobState.CREATED
+    there = container(loaded=True)
+    assert found_state(job(JobState.LOADED), there, booted=booted) is JobState.LOADED
 
 
-def test_a_container_that_is_gone_or_of_another_generation_fails_the_job() -> None:
-    assert observed(JobState.CREATED) is JobState.FAILED
-    assert observed(JobState.LOADED, container(generation=2, loaded=True)) is JobState.FAILED
-    plan = plan_boot("new", [], [job(JobState.CREATED)], [], max_attempts=3)
-    error = plan.observe[0][2]
+def test_a_model_that_left_memory_while_nobody_looked_makes_its_job_created() -> None:
+    assert found_state(job(JobState.LOADED), container(), booted=True) is JobState.CREATED
+
+
+def test_one_unanswered_question_is_no_finding_but_several_are() -> None:
+    assert found_state(job(JobState.LOADED), container(loaded=False)) is JobState.LOADED
+    plan = look(job(JobState.LOADED), container(unhealthy=True))
+    assert [(one.state, one.error and one.error.code) for one in plan.findings] == [
+        (JobState.FAILED, ErrorCode.UNHEALTHY)
+    ]
+
+
+@pytest.mark.parametrize("booted", [True, False])
+def test_a_container_that_is_gone_or_of_another_generation_fails_the_job(
+    booted: bool,  # noqa: FBT001
+) -> None:
+    assert found_state(job(JobState.CREATED), booted=booted) is JobState.FAILED
+    plan = look(job(JobState.LOADED), container(generation=2), booted=booted)
+    error = plan.findings[0].error
     assert error is not None
     assert error.code is ErrorCode.CONTAINER_MISSING
 
 
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [
+        ({"exit_code": 3}, ErrorCode.EXITED),
+        ({"exit_code": 137, "oom_killed": True}, ErrorCode.OOM_KILLED),
+    ],
+)
+def test_a_loaded_model_that_died_fails_its_job_with_the_cause(
+    facts: dict[str, Any], code: ErrorCode
+) -> None:
+    (finding,) = look(job(JobState.LOADED), container(running=False, **facts)).findings
+    assert finding.state is JobState.FAILED
+    assert finding.error is not None
+    assert finding.error.code is code
+    assert finding.error.detail == {"exit_code": facts["exit_code"]}
+    assert finding.recovery is None
+
+
+def test_a_container_that_is_only_created_need_not_run() -> None:
+    assert look(job(JobState.CREATED), container(running=False)).findings == []
+
+
+def test_a_model_that_wants_it_is_brought_back_in_its_container() -> None:
+    loaded = job(JobState.LOADED, spec=RESTARTED, version=7)
+    (finding,) = look(loaded, container(running=False, exit_code=1)).findings
+    assert finding.state is JobState.CREATED
+    assert finding.recovery is not None
+    assert (finding.recovery.to, finding.recovery.key) == (JobState.LOADED, 7)
+    assert 0 < finding.recovery.rest_s <= 1
+
+
+def test_a_model_whose_container_is_gone_is_created_and_loaded_again() -> None:
+    (finding,) = look(job(JobState.LOADED, spec=RESTARTED)).findings
+    assert finding.state is JobState.FAILED
+    assert finding.recovery is not None
+
+
+def test_restarts_in_a_row_are_bounded_until_the_model_was_steady() -> None:
+    dead = container(running=False, exit_code=1)
+    worn = job(JobState.LOADED, spec=RESTARTED, restarts=2)
+    (finding,) = look(worn, dead).findings
+    assert (finding.state, finding.recovery) == (JobState.FAILED, None)
+    steady = worn.model_copy(update={"steady": True})
+    assert look(steady, dead).findings[0].recovery is not None
+
+
 def test_jobs_that_are_not_live_are_left_alone() -> None:
-    assert plan_boot("new", [], [job(JobState.TERMINATED)], [], max_attempts=3).observe == []
+    assert look(job(JobState.TERMINATED, host_id=None)).findings == []
 
 
-def test_operations_of_this_boot_are_left_alone() -> None:
-    mine = operation(Verb.INFER, OperationState.RUNNING, incarnation="new")
-    plan = plan_boot("new", [], [], [mine], max_attempts=3)
-    assert (plan.requeue, plan.fail) == ([], [])
+def test_nothing_is_concluded_of_jobs_that_are_worked_on() -> None:
+    record = job(JobState.LOADED)
+    assert look(record, busy=("j",)).findings == []
+    assert look(record, operations=(given(Verb.TERMINATE),)).findings == []
+    assert look(record, container(generation=9), busy=("j",)).orphans == []
+    assert len(look(record, operations=(given(Verb.INFER),)).findings) == 1
+    assert len(look(record, operations=(given(Verb.TERMINATE),), booted=True).findings) == 1
 
 
-def test_verbs_that_may_be_given_again_are() -> None:
-    for verb in set(Verb) - {Verb.INFER}:
-        started = operation(verb, OperationState.RUNNING)
-        assert plan_boot("new", [], [], [started], max_attempts=3).requeue == [started]
+def test_containers_that_the_record_has_moved_on_from_are_discarded() -> None:
+    old = container(generation=1)
+    assert look(job(JobState.LOADED, generation=2), old).discards == [old]
+    assert look(job(JobState.LOST, host_id=None), old).discards == [old]
+    assert look(job(JobState.LOADED, host_id="other"), old).discards == [old]
 
 
-def test_an_inference_that_had_not_started_is_given_again_and_one_that_had_fails() -> None:
-    waiting = operation(Verb.INFER, OperationState.DISPATCHED)
-    assert plan_boot("new", [], [], [waiting], max_attempts=3).requeue == [waiting]
-    started = operation(Verb.INFER, OperationState.RUNNING)
-    assert plan_boot("new", [], [], [started], max_attempts=3).fail == [started]
+def test_the_container_of_a_job_that_is_being_placed_is_kept() -> None:
+    plan = look(job(JobState.NONE), container())
+    assert (plan.discards, plan.orphans) == ([], [])
 
 
-def test_what_brought_a_worker_down_too_often_fails() -> None:
-    poison = operation(Verb.DEPLOY_CREATE, OperationState.RUNNING, epoch=3)
-    assert plan_boot("new", [], [], [poison], max_attempts=3).fail == [poison]
+def test_containers_that_the_record_does_not_know_are_orphans() -> None:
+    ahead = container(generation=3)
+    stranger = container(job_id="nobody")
+    assert look(job(JobState.LOADED, generation=2), ahead, stranger).orphans == [ahead, stranger]
+
+
+def test_orphans_are_left_alone_until_their_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("dispatcher.reconcile.time.monotonic", lambda: float(next(clock)))
+    orphans = Orphans(grace_s=2)
+    assert orphans.ripe("h", [container()]) == []
+    assert orphans.ripe("h", [container()]) == []
+    assert orphans.ripe("other", []) == []
+    assert orphans.ripe("h", [container()]) == [container()]
+    assert orphans.ripe("h", []) == []
+    assert orphans.ripe("h", [container()]) == []

@@ -1,0 +1,97 @@
+"""Cancelling: what waits is ended in the record, what a host has is ended by its worker.
+
+The wish is in the record before anything else happens, so it may be looked at again and again:
+until the operation has ended, whoever has it is told every few seconds.
+"""
+
+import asyncio
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable
+
+import structlog
+
+from dispatcher.control import Control
+from dispatcher.facts import Facts, operation_event
+from dispatcher.scheduler import Scheduler
+from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
+from modelyard.contract.messages import CancelOperation, CancelReason
+from modelyard.contract.states import VERB_RULES, OperationState
+from modelyard.store import Store
+from modelyard.store.operations import Ending
+from modelyard.store.records import OperationRecord
+
+log = structlog.get_logger(__name__)
+
+LIMIT = 500
+
+
+class Cancels:
+    """Carries out the wishes that are in the record."""
+
+    def __init__(self, store: Store, facts: Facts, scheduler: Scheduler, control: Control) -> None:
+        self._store = store
+        self._facts = facts
+        self._scheduler = scheduler
+        self._control = control
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have the wishes looked at now."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Look at the wishes whenever woken; the sweep does it too, and repairs what fails here."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            try:
+                await self.carry_out()
+            except StoreUnavailableError as error:
+                log.warning("cancels.store_unavailable", error=str(error))
+
+    async def carry_out(self) -> None:
+        """Look at every wish once; raises `StoreUnavailableError`."""
+        wishes = await self._store.operations.cancel_wishes(limit=LIMIT)
+        if wishes:
+            await self._end_queued([one for one in wishes if one.state is OperationState.QUEUED])
+            await tell_to_cancel(
+                self._control, [one for one in wishes if one.state is not OperationState.QUEUED]
+            )
+
+    async def _end_queued(self, queued: Iterable[OperationRecord]) -> None:
+        error = ErrorInfo.of(ErrorCode.CANCELLED)
+        ended = await self._store.operations.end_queued(
+            [Ending(one.operation_id, OperationState.CANCELLED, error) for one in queued],
+            token=uuid.uuid4().hex,
+        )
+        for one in ended:
+            # After an attempt that was interrupted it may still have its place on a host.
+            if (
+                one.host_id
+                and one.generation
+                and one.job_id
+                and one.verb is not None
+                and VERB_RULES[one.verb].places
+                and await self._store.jobs.let_go(one, error)
+            ):
+                await self._store.hosts.release({one.host_id: [(one.job_id, one.generation)]})
+                self._scheduler.wake_waiting()
+        self._scheduler.wake(one.job_id for one in ended if one.job_id)
+        await self._facts.tell([operation_event(one) for one in ended])
+
+
+async def tell_to_cancel(
+    control: Control,
+    operations: Iterable[OperationRecord],
+    reason: CancelReason = "cancelled",
+) -> None:
+    """Tell the workers that have these operations to end them."""
+    by_boot: dict[tuple[str, str], list[CancelOperation]] = defaultdict(list)
+    for one in operations:
+        if one.host_id and one.incarnation and one.epoch:
+            by_boot[one.host_id, one.incarnation].append(
+                CancelOperation(operation_id=one.operation_id, epoch=one.epoch, reason=reason)
+            )
+    for (host_id, incarnation), cancels in by_boot.items():
+        await control.send(host_id, incarnation, cancels=cancels)

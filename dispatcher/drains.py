@@ -1,0 +1,80 @@
+"""Draining: a host takes nothing new, and what is there finishes until a deadline.
+
+At the deadline what still runs is ended (`host_drained`) and what is still loaded is terminated,
+by operations of our own at the front of each job's line.
+"""
+
+import structlog
+
+from dispatcher.attempts import Attempts
+from dispatcher.cancels import tell_to_cancel
+from dispatcher.control import Control
+from dispatcher.facts import Facts, host_event
+from dispatcher.recovery import record_in_front, system_operation
+from dispatcher.scheduler import Scheduler
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.states import Admission, OperationState, Verb
+from modelyard.store import Store
+from modelyard.store.records import HostRecord
+
+log = structlog.get_logger(__name__)
+
+
+class Drains:
+    """A repair of the sweep."""
+
+    def __init__(
+        self,
+        store: Store,
+        facts: Facts,
+        scheduler: Scheduler,
+        control: Control,
+        attempts: Attempts,
+    ) -> None:
+        self._store = store
+        self._facts = facts
+        self._scheduler = scheduler
+        self._control = control
+        self._attempts = attempts
+
+    async def look(self) -> None:
+        """See how far the draining hosts are; raises `StoreUnavailableError`."""
+        hosts = await self._store.hosts.all()
+        draining = [
+            host
+            for host in hosts
+            if host.admission is Admission.DRAINING and host.drain and not host.drain.done
+        ]
+        if not draining:
+            return
+        overdue = set(await self._store.hosts.past_drain_deadline())
+        for host in draining:
+            if not await self._is_empty(host) and host.host_id in overdue:
+                await self._end_what_is_left(host)
+
+    async def _is_empty(self, host: HostRecord) -> bool:
+        if await self._store.operations.on_host(host.host_id):
+            return False
+        if await self._store.jobs.on_host(host.host_id):
+            return False
+        if await self._store.hosts.drained(host.host_id):
+            log.info("host.drained", host_id=host.host_id)
+            await self._facts.tell([host_event(host.host_id, "drained", host.incarnation)])
+        return True
+
+    async def _end_what_is_left(self, host: HostRecord) -> None:
+        error = ErrorInfo.of(ErrorCode.HOST_DRAINED)
+        given = [
+            one
+            for one in await self._store.operations.on_host(host.host_id)
+            if one.verb is not Verb.TERMINATE
+        ]
+        await tell_to_cancel(self._control, given, "stale")
+        for operation in given:
+            await self._attempts.end(operation, error, OperationState.FAILED)
+        for job in await self._store.jobs.on_host(host.host_id):
+            if job.state.live:
+                # One for each container: whatever happens to it, it is asked for once.
+                why = f"drained/{host.host_id}/{job.generation}"
+                await record_in_front(self._store, [system_operation(job, Verb.TERMINATE, why)])
+                self._scheduler.wake([job.job_id])

@@ -1,0 +1,114 @@
+"""Hosts that are given up: what may run elsewhere does, the rest ends with the reason.
+
+What can crash between two lines: everything here is done again for as long as the host is LOST and
+the record still has something on it, and each write finds what is done. The jobs go first: once a
+job has let go of its host, nothing that the host still reports reaches it.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+
+from dispatcher.attempts import Attempts
+from dispatcher.cancels import tell_to_cancel
+from dispatcher.control import Control
+from dispatcher.facts import Facts, host_event, observed_event
+from dispatcher.scheduler import Scheduler
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.states import VERB_RULES, JobState, Liveness, OperationState, Verb
+from modelyard.contract.topology import LOST_AFTER_S
+from modelyard.crash_points import crash_point
+from modelyard.store import Store
+from modelyard.store.operations import Failure
+from modelyard.store.records import HostRecord, JobRecord, OperationRecord, Recovery
+
+log = structlog.get_logger(__name__)
+
+
+class LostHosts:
+    """A repair of the sweep."""
+
+    def __init__(
+        self,
+        store: Store,
+        facts: Facts,
+        scheduler: Scheduler,
+        control: Control,
+        attempts: Attempts,
+    ) -> None:
+        self._store = store
+        self._facts = facts
+        self._scheduler = scheduler
+        self._control = control
+        self._attempts = attempts
+        self.boots: frozenset[tuple[str, str]] = frozenset()
+        """The hosts and boots that were LOST at the last look."""
+
+    async def give_up(self) -> None:
+        """Mark hosts LOST whose lease is over; raises `StoreUnavailableError`."""
+        for host_id in await self._store.hosts.lose_silent(after_s=LOST_AFTER_S):
+            log.error("host.lost", host_id=host_id, after_s=LOST_AFTER_S)
+            await self._facts.tell([host_event(host_id, "lost", None)])
+
+    async def take_away(self) -> None:
+        """Take everything from LOST hosts that the record still has on them."""
+        hosts = await self._store.hosts.all()
+        lost = [host for host in hosts if host.liveness is Liveness.LOST]
+        self.boots = frozenset((host.host_id, host.incarnation or "") for host in lost)
+        for host in lost:
+            await self._take_away(host)
+
+    async def _take_away(self, host: HostRecord) -> None:
+        jobs = await self._store.jobs.on_host(host.host_id)
+        given = await self._store.operations.on_host(host.host_id)
+        if not jobs and not given and not host.reservations:
+            return
+        await self._lose_jobs(host, [job for job in jobs if job.state.live])
+        crash_point("dispatcher.lost.after_jobs")
+        by_id = {job.job_id: job for job in jobs}
+        for operation in given:
+            await self._take_operation(operation, by_id.get(operation.job_id or ""))
+        crash_point("dispatcher.lost.after_operations")
+        await tell_to_cancel(self._control, given, "stale")
+        await self._free(host)
+        self._scheduler.wake(by_id)
+
+    async def _lose_jobs(self, host: HostRecord, jobs: Iterable[JobRecord]) -> None:
+        error = ErrorInfo.of(ErrorCode.HOST_LOST)
+        events = []
+        for job in jobs:
+            recreated = job.spec is not None and job.spec.on_host_lost == "recreate"
+            recovery = Recovery(to=job.state, key=job.version) if recreated else None
+            if await self._store.jobs.observe(job, JobState.LOST, error, recovery=recovery):
+                events.append(observed_event(job, JobState.LOST, error, host.host_id))
+        await self._facts.tell(events)
+
+    async def _take_operation(self, operation: OperationRecord, job: JobRecord | None) -> None:
+        error = ErrorInfo.of(ErrorCode.HOST_LOST)
+        begun = operation.state is OperationState.RUNNING
+        comes_back = (
+            job is not None and job.spec is not None and (job.spec.on_host_lost == "recreate")
+        )
+        places = operation.verb is not None and VERB_RULES[operation.verb].places
+        if places and begun:
+            await self._attempts.failed(operation, error)
+        elif places or operation.verb is Verb.TERMINATE:
+            # Nothing is left to remove: a TERMINATE holds by itself.
+            await self._attempts.again(operation, None, keeps_place=False)
+        elif comes_back and not (begun and operation.verb is Verb.INFER):
+            failure = Failure(error, operation.seq, 0.0) if begun else None
+            await self._attempts.again(operation, failure, keeps_place=False)
+        else:
+            await self._attempts.end(operation, error, OperationState.FAILED)
+
+    async def _free(self, host: HostRecord) -> None:
+        """Free what is reserved on the host for jobs that are there no more."""
+        for job in await self._store.jobs.on_host(host.host_id):
+            if not job.state.live:
+                await self._store.jobs.observe(job, job.state, job.error)
+        still = {job.job_id for job in await self._store.jobs.on_host(host.host_id)}
+        gone = [
+            (held.job_id, held.generation) for held in host.reservations if held.job_id not in still
+        ]
+        if gone:
+            await self._store.hosts.release({host.host_id: gone})

@@ -1,0 +1,537 @@
+"""A dispatcher when hosts, containers and attempts fail: tried again, brought back, given up."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from modelyard.broker import Broker
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.messages import (
+    CANCEL_TYPE,
+    CancelWish,
+    HostCommand,
+    InventoryItem,
+)
+from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
+from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
+from modelyard.store import Store
+from modelyard.store.records import JobRecord
+from tests.support.scripted_host import ScriptedHost, scripted_host
+from tests.support.waiting import eventually
+from tests.support.yard import MODEL, Yard, running_dispatcher
+
+CONTAINER = "ab" * 32
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rests and graces pass quickly; what follows from them stays the same."""
+    monkeypatch.setattr("modelyard.contract.retries.BASE_S", 0.2)
+    monkeypatch.setattr("dispatcher.sweep.HEARING_BEFORE_SUSPECT_S", 0.0)
+    monkeypatch.setattr("dispatcher.sweep.HEARING_BEFORE_LOST_S", 0.0)
+
+
+@pytest.fixture
+async def yard(store: Store, broker: Broker) -> AsyncIterator[Yard]:
+    comes_back = {"name": "m-comes-back", "on_host_lost": "recreate"}
+    restarts = {"name": "m-restarts", "restart": "on_failure", "max_restarts": 1}
+    for more in ({}, comes_back, restarts):
+        await store.models.put(MODEL.model_copy(update=more))
+    async with running_dispatcher(store, broker, dispatcher_orphan_grace_s=0.0):
+        yield Yard(store, broker)
+
+
+def failure(code: ErrorCode) -> ErrorInfo:
+    return ErrorInfo.of(code)
+
+
+def item(job: JobRecord, **more: Any) -> InventoryItem:
+    fields = {
+        "container_id": CONTAINER,
+        "job_id": job.job_id,
+        "generation": job.generation,
+        "operation_id": "o",
+        "running": True,
+        "loaded": True,
+        **more,
+    }
+    return InventoryItem(**fields)
+
+
+async def created(yard: Yard, host: ScriptedHost, job_id: str = "job-1", **fields: Any) -> None:
+    await yard.submit(Verb.DEPLOY_CREATE, job_id, **fields)
+    await host.finish(await host.command())
+    await yard.job(job_id, where=lambda job: job.state is JobState.CREATED)
+
+
+async def loaded(yard: Yard, host: ScriptedHost, job_id: str = "job-1", **fields: Any) -> JobRecord:
+    await created(yard, host, job_id, **fields)
+    await yard.submit(Verb.DEPLOY_LOAD, job_id)
+    await host.finish(await host.command())
+    return await yard.job(job_id, where=lambda job: job.state is JobState.LOADED)
+
+
+async def accepted(yard: Yard, host: ScriptedHost) -> HostCommand:
+    command = await host.command()
+    await host.accept(command)
+    await yard.operation(command.operation_id, OperationState.RUNNING)
+    return command
+
+
+async def lose(yard: Yard, host_id: str) -> None:
+    """Let the host's last heartbeat be as old as that of a host that is gone."""
+    hosts = yard.store.hosts
+
+    async def gone() -> bool:
+        await hosts._collection.update_one(
+            {"_id": host_id},
+            [{"$set": {"last_seen": {"$subtract": ["$$NOW", 61_000]}}}],
+        )
+        found = await hosts.get(host_id)
+        return found is not None and found.liveness is Liveness.LOST
+
+    await eventually(gone, what=f"{host_id} is LOST")
+
+
+async def slots_used(yard: Yard, host_id: str, count: int) -> None:
+    async def as_many() -> bool:
+        host = await yard.store.hosts.get(host_id)
+        return host is not None and host.slots_used == count
+
+    await eventually(as_many, what=f"{count} slots used on {host_id}")
+
+
+# --- attempts ---
+
+
+async def test_a_failure_of_the_infrastructure_is_tried_again_on_another_host(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2") as h2:
+        hosts = {"h1": h1, "h2": h2}
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        placed = await yard.operation(operation_id, OperationState.DISPATCHED)
+        first = hosts.pop(placed.host_id or "")
+        (other,) = hosts.values()
+        await first.finish(
+            await first.command(),
+            OperationState.FAILED,
+            job_state=JobState.FAILED,
+            error=failure(ErrorCode.ENGINE_UNAVAILABLE),
+        )
+        waiting = await yard.operation(operation_id, where=lambda one: one.failures == 1)
+        assert waiting.error is not None
+        assert waiting.error.code is ErrorCode.ENGINE_UNAVAILABLE
+        await slots_used(yard, first.host_id, 0)
+        again = await other.command()
+        assert (again.epoch, again.generation) == (2, 2)
+        await other.finish(again)
+        done = await yard.operation(operation_id, OperationState.SUCCEEDED)
+        assert done.error is None
+        job = await yard.job("job-1", where=lambda job: job.state is JobState.CREATED)
+        assert (job.host_id, job.generation) == (other.host_id, 2)
+
+
+async def test_attempts_are_bounded_and_the_last_cause_is_the_reason(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        for epoch in (1, 2, 3):
+            command = await host.command()
+            assert command.epoch == epoch
+            await host.finish(
+                command,
+                OperationState.FAILED,
+                job_state=JobState.FAILED,
+                error=failure(ErrorCode.IMAGE_PULL_FAILED),
+            )
+        ended = await yard.operation(operation_id, OperationState.FAILED)
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.IMAGE_PULL_FAILED
+        assert (await yard.job("job-1")).state is JobState.FAILED
+        await slots_used(yard, "h1", 0)
+
+
+async def test_the_users_own_error_is_not_tried_again(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        await host.finish(
+            await host.command(),
+            OperationState.FAILED,
+            job_state=JobState.FAILED,
+            error=failure(ErrorCode.EXITED),
+        )
+        ended = await yard.operation(operation_id, OperationState.FAILED)
+        assert ended.epoch == 1
+
+
+async def test_a_job_keeps_its_container_while_a_load_is_tried_again(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await created(yard, host)
+        operation_id = await yard.submit(Verb.DEPLOY_LOAD)
+        behind = await yard.submit(Verb.INFER, input=1)
+        await host.finish(
+            await host.command(),
+            OperationState.FAILED,
+            error=failure(ErrorCode.ENGINE_UNAVAILABLE),
+        )
+        again = await host.command()
+        assert (again.operation_id, again.epoch, again.generation) == (operation_id, 2, 1)
+        await host.finish(again)
+        assert (await host.command()).operation_id == behind
+
+
+async def test_a_late_report_of_an_earlier_attempt_only_reaches_the_log(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        first = await host.command()
+        await host.finish(
+            first,
+            OperationState.FAILED,
+            job_state=JobState.FAILED,
+            error=failure(ErrorCode.ENGINE_UNAVAILABLE),
+        )
+        again = await host.command()
+        await host.report(first, OperationState.RUNNING, seq=20)
+        told = await host.control(lambda one: bool(one.cancels))
+        assert [(one.operation_id, one.epoch, one.reason) for one in told.cancels] == [
+            (operation_id, 1, "stale")
+        ]
+
+        async def noted() -> bool:
+            events = await yard.store.events.of_operation(operation_id)
+            return any(event.type == "operation.stale_report" for event in events)
+
+        await eventually(noted, what="the late report in the log")
+        await host.finish(again)
+        assert (await yard.operation(operation_id, OperationState.SUCCEEDED)).epoch == 2
+
+
+# --- lost hosts ---
+
+
+async def test_what_may_run_elsewhere_does_when_its_host_is_lost(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1:
+        temp = await yard.submit(Verb.TEMP, "job-temp", input=1)
+        late = await accepted(yard, h1)
+        await yard.submit(Verb.DEPLOY_CREATE, "job-create")
+        await h1.command()
+        async with scripted_host(yard.broker, "h2", slots=2) as h2:
+            await lose(yard, "h1")
+            moved = {(one := await h2.command()).job_id: one for _ in range(2)}
+            assert {one.generation for one in moved.values()} == {2}
+            await slots_used(yard, "h1", 0)
+            await h1.finish(late, result_json='"late"')
+            await h2.finish(moved["job-temp"], result_json='"elsewhere"')
+            await yard.operation(temp, OperationState.SUCCEEDED)
+            place = await yard.store.operations.result(temp)
+            assert place is not None
+            assert place.inline_json == '"elsewhere"'
+            await h2.finish(moved["job-create"])
+            job = await yard.job("job-create", where=lambda one: one.state is JobState.CREATED)
+            assert job.host_id == "h2"
+
+
+async def test_a_loaded_job_is_lost_with_its_host_and_what_it_ran_fails(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2"):
+        await loaded(yard, h1)
+        running = await yard.submit(Verb.INFER, input=1)
+        command = await accepted(yard, h1)
+        await lose(yard, "h1")
+        ended = await yard.operation(running, OperationState.FAILED)
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.HOST_LOST
+        job = await yard.job("job-1", where=lambda one: one.state is JobState.LOST)
+        assert job.host_id is None
+        assert job.error is not None
+        assert job.error.code is ErrorCode.HOST_LOST
+        await slots_used(yard, "h1", 0)
+        await h1.finish(command, result_json="1")
+        refused = await yard.submit(Verb.INFER, input=1)
+        assert (await yard.operation(refused, OperationState.REJECTED)).error is not None
+        ending = await yard.submit(Verb.TERMINATE)
+        await yard.operation(ending, OperationState.SUCCEEDED)
+        assert (await yard.operation(running)).state is OperationState.FAILED
+
+
+async def test_a_model_that_wants_it_is_recreated_elsewhere_before_what_waits(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1:
+        await loaded(yard, h1, model="m-comes-back")
+        running = await yard.submit(Verb.INFER, input=1)
+        await accepted(yard, h1)
+        waiting = await yard.submit(Verb.DEPLOY_UNLOAD)
+        async with scripted_host(yard.broker, "h2") as h2:
+            await lose(yard, "h1")
+            create = await h2.command()
+            assert (create.verb, create.generation) == (Verb.DEPLOY_CREATE, 2)
+            await h2.finish(create)
+            load = await h2.command()
+            assert load.verb is Verb.DEPLOY_LOAD
+            await h2.finish(load)
+            unload = await h2.command()
+            assert unload.operation_id == waiting
+            await yard.operation(running, OperationState.FAILED)
+            ours = await yard.operation(create.operation_id)
+            assert ours.source == "system"
+
+
+async def test_a_host_that_returns_takes_part_again_and_loses_what_is_not_its_own(
+    yard: Yard,
+) -> None:
+    async with scripted_host(yard.broker, "h1") as h1:
+        job = await loaded(yard, h1)
+        await lose(yard, "h1")
+        await yard.job("job-1", where=lambda one: one.state is JobState.LOST)
+        await h1.beat()
+        told = await h1.control(lambda one: one.renounce)
+        assert told.incarnation == h1.incarnation
+        host = await yard.store.hosts.get("h1")
+        assert host is not None
+        assert host.liveness is Liveness.LOST
+        h1.incarnation = "the-next-one"
+        await h1.come_online(item(job))
+        told = await h1.control(lambda one: bool(one.discards))
+        assert [(one.container_id, one.job_id) for one in told.discards] == [(CONTAINER, "job-1")]
+        await created(yard, h1, "job-2")
+
+
+async def test_nothing_is_sent_to_a_suspect_host_before_it_is_heard_of_again(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await created(yard, host)
+        hosts = yard.store.hosts
+        await hosts._collection.update_one({"_id": "h1"}, {"$set": {"liveness": Liveness.SUSPECT}})
+        operation_id = await yard.submit(Verb.DEPLOY_LOAD)
+        waiting = await yard.operation(operation_id, where=lambda one: bool(one.waiting_for))
+        assert waiting.waiting_for == ("host h1 is SUSPECT",)
+        await host.beat()
+        assert (await host.command()).operation_id == operation_id
+
+
+# --- containers ---
+
+
+async def test_a_loaded_model_that_dies_fails_its_job_and_frees_its_place(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        job = await loaded(yard, host)
+        await host.look(item(job, running=False, exit_code=3))
+        failed = await yard.job("job-1", where=lambda one: one.state is JobState.FAILED)
+        assert failed.error is not None
+        assert failed.error.code is ErrorCode.EXITED
+        await slots_used(yard, "h1", 0)
+        await host.look(item(job, running=False, exit_code=3))
+        assert (await host.control(lambda one: bool(one.discards))).discards[0].generation == 1
+
+
+async def test_a_model_that_wants_it_is_loaded_again_but_not_for_ever(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        job = await loaded(yard, host, model="m-restarts")
+        waiting = await yard.submit(Verb.INFER, input=1)
+        held = await host.command()
+        await host.finish(held, result_json="1")
+        await yard.operation(waiting, OperationState.SUCCEEDED)
+        await host.look(item(job, running=False, exit_code=3))
+        again = await host.command()
+        assert (again.verb, again.generation) == (Verb.DEPLOY_LOAD, job.generation)
+        await host.finish(again)
+        await yard.job("job-1", where=lambda one: one.state is JobState.LOADED)
+        await host.look(item(job, running=False, exit_code=3))
+        await yard.job("job-1", where=lambda one: one.state is JobState.FAILED)
+
+
+async def test_a_look_that_was_made_while_the_job_was_worked_on_says_nothing_of_it(
+    yard: Yard,
+) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await loaded(yard, host)
+        await host.look(busy=("job-1",))
+        marker = await loaded(yard, host, "job-2")
+        await host.look(item(marker), busy=("job-1",))
+        assert (await yard.job("job-1")).state is JobState.LOADED
+
+
+STRANGER = InventoryItem(
+    container_id="cd" * 32, job_id="nobody", generation=1, operation_id="o", running=True
+)
+
+
+async def test_a_container_that_nobody_owns_is_removed(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await host.look(STRANGER)
+        told = await host.control(lambda one: bool(one.discards))
+        assert told.discards[0].container_id == STRANGER.container_id
+
+
+async def test_a_dry_run_only_tells_of_what_nobody_owns(store: Store, broker: Broker) -> None:
+    await store.models.put(MODEL)
+    settings = {"dispatcher_orphan_grace_s": 0.0, "dispatcher_orphan_dry_run": True}
+    async with running_dispatcher(store, broker, **settings), scripted_host(broker, "h1") as host:
+        yard = Yard(store, broker)
+        job = await loaded(yard, host)
+        old = item(job, generation=0, container_id="ef" * 32)
+        await host.look(item(job), STRANGER, old)
+        told = await host.control(lambda one: bool(one.discards))
+        assert [one.container_id for one in told.discards] == [old.container_id]
+
+
+# --- cancelling ---
+
+
+async def poke(yard: Yard, operation_id: str) -> None:
+    body = CancelWish(operation_ids=(operation_id,)).model_dump_json().encode()
+    await yard.broker.publish(JOBS, SUBMIT_KEY, body, message_type=CANCEL_TYPE)
+
+
+async def test_what_waits_is_cancelled_in_the_record(yard: Yard) -> None:
+    operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+    await yard.operation(operation_id, where=lambda one: bool(one.waiting_for))
+    wished = await yard.store.operations.request_cancel(operation_id)
+    assert wished is not None
+    assert wished.cancel_requested
+    await poke(yard, operation_id)
+    ended = await yard.operation(operation_id, OperationState.CANCELLED)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.CANCELLED
+
+
+async def test_what_a_host_has_is_cancelled_there_until_it_says_so(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(yard, host)
+        await yard.store.operations.request_cancel(operation_id)
+        for _ in range(2):
+            told = await host.control(lambda one: bool(one.cancels))
+            assert [(one.operation_id, one.epoch) for one in told.cancels] == [(operation_id, 1)]
+        await host.finish(
+            command,
+            OperationState.CANCELLED,
+            job_state=JobState.TERMINATED,
+            error=failure(ErrorCode.CANCELLED),
+        )
+        await yard.operation(operation_id, OperationState.CANCELLED)
+        await slots_used(yard, "h1", 0)
+
+
+async def test_a_cancelled_attempt_is_not_made_again(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        await accepted(yard, host)
+        await yard.store.operations.request_cancel(operation_id)
+        host.incarnation = "the-next-one"
+        await host.come_online()
+        ended = await yard.operation(operation_id, OperationState.CANCELLED)
+        assert ended.epoch == 1
+        await slots_used(yard, "h1", 0)
+
+
+async def test_an_interrupted_inference_that_was_to_be_cancelled_is(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await loaded(yard, host)
+        operation_id = await yard.submit(Verb.INFER, input=1)
+        await accepted(yard, host)
+        await yard.store.operations.request_cancel(operation_id)
+        await lose(yard, "h1")
+        await yard.operation(operation_id, OperationState.CANCELLED)
+
+
+async def test_a_wish_that_comes_too_late_changes_nothing(yard: Yard) -> None:
+    operation_id = await yard.submit(Verb.TERMINATE)
+    await yard.operation(operation_id, OperationState.SUCCEEDED)
+    late = await yard.store.operations.request_cancel(operation_id)
+    assert late is not None
+    assert not late.cancel_requested
+    assert (
+        await yard.store.operations.request_cancel("0" * 8 + "-0000-0000-0000-000000000000") is None
+    )
+
+
+# --- deadlines ---
+
+
+async def test_a_worker_that_goes_on_past_the_timeout_is_told_and_then_overruled(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.deadlines.REMIND_AFTER_S", 0.1)
+    monkeypatch.setattr("dispatcher.deadlines.GIVE_UP_AFTER_S", 1.0)
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE, timeout_s=0.1)
+        await accepted(yard, host)
+        told = await host.control(lambda one: bool(one.cancels))
+        assert told.cancels[0].reason == "timed_out"
+        ended = await yard.operation(operation_id, OperationState.TIMED_OUT)
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.TIMED_OUT
+        assert (await yard.job("job-1")).state is JobState.FAILED
+        await slots_used(yard, "h1", 0)
+
+
+async def test_a_host_that_lives_and_never_accepts_loses_the_operation(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.deadlines.NOT_ACCEPTED_S", 0.2)
+    async with scripted_host(yard.broker, "h1") as deaf:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        await deaf.command()
+        async with scripted_host(yard.broker, "h2") as other:
+            again = await other.command()
+            assert (again.operation_id, again.generation) == (operation_id, 2)
+            await other.finish(again)
+            await yard.operation(operation_id, OperationState.SUCCEEDED)
+
+
+# --- drains ---
+
+
+async def test_a_drained_host_takes_nothing_new_and_is_done_when_it_is_empty(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await created(yard, host)
+        await yard.store.hosts.drain("h1", move=False, deadline_s=None)
+        waiting = await yard.submit(Verb.DEPLOY_CREATE, "job-2")
+        refused = await yard.operation(waiting, where=lambda one: bool(one.waiting_for))
+        assert refused.waiting_for == ("1 host is DRAINING",)
+        await yard.submit(Verb.TERMINATE)
+        await host.finish(await host.command())
+
+        async def done() -> bool:
+            found = await yard.store.hosts.get("h1")
+            return found is not None and found.drain is not None and found.drain.done
+
+        await eventually(done, what="the drain is done")
+        await yard.store.hosts.admit("h1", Admission.OPEN)
+        assert (await host.command()).operation_id == waiting
+
+
+async def test_past_its_deadline_a_drain_ends_what_is_left(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await loaded(yard, host)
+        running = await yard.submit(Verb.INFER, input=1)
+        await accepted(yard, host)
+        await yard.store.hosts.drain("h1", move=False, deadline_s=0.1)
+        ended = await yard.operation(running, OperationState.FAILED)
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.HOST_DRAINED
+        assert (await host.control(lambda one: bool(one.cancels))).cancels[0].reason == "stale"
+        command = await host.command()
+        assert command.verb is Verb.TERMINATE
+        await host.finish(command)
+        await yard.job("job-1", where=lambda one: one.state is JobState.TERMINATED)
+
+
+# --- dead letters ---
+
+
+async def test_a_dead_letter_that_is_replayed_is_an_operation_of_its_own(yard: Yard) -> None:
+    body = {"job_id": "job-1", "operation_type": "TERMINATE", "nonsense": 1}
+    await yard.publish(body, key="k")
+    del body["nonsense"]
+    await yard.broker.publish(
+        JOBS,
+        SUBMIT_KEY,
+        json.dumps(body).encode(),
+        message_id="k",
+        headers={REPLAY_HEADER: "letter:1"},
+    )
+
+    async def two() -> bool:
+        page = await yard.store.operations.page({"job_id": "job-1"}, after=None, limit=10)
+        return sorted(one.state for one in page.items) == ["REJECTED", "SUCCEEDED"]
+
+    await eventually(two, what="the first is rejected, the replay succeeds")
