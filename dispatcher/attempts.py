@@ -33,6 +33,7 @@ class Attempts:
         """Tell whether an attempt that failed with `error` is followed by another one."""
         return (
             not operation.cancel_requested
+            and not operation.aside
             and operation.failures + 1 < self._max_attempts
             and is_retried(operation.verb, error.code)
         )
@@ -60,7 +61,14 @@ class Attempts:
     async def again(
         self, operation: OperationRecord, failure: Failure | None, *, keeps_place: bool
     ) -> None:
-        """Send an operation back to the queue; without `failure` it counts as never begun."""
+        """Send an operation back to the queue; without `failure` it counts as never begun.
+
+        One that prepares a move ends: whoever moves begins anew.
+        """
+        if operation.aside:
+            error = failure.error if failure else ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
+            await self.end(operation, error, OperationState.FAILED)
+            return
         if _places(operation) and not keeps_place:
             await self._store.jobs.let_go(operation, failure.error if failure else None)
             await self._release(operation)

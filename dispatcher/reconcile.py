@@ -82,7 +82,10 @@ def plan_look(
     plan = LookPlan()
     # A boot has no work of its own yet: whatever is given to the host was another boot's.
     worked_on = set(inventory.busy)
+    at_work = set[str]()
     if not booted:
+        # An inference may still run in the container that a job has moved away from.
+        at_work = {one.job_id or "" for one in given}
         worked_on |= {one.job_id or "" for one in given if not _shared(one)}
     found = {(item.job_id, item.generation): item for item in inventory.items}
     for job in jobs.values():
@@ -94,9 +97,9 @@ def plan_look(
         if item.job_id in inventory.busy:
             continue
         owner = jobs.get(item.job_id)
-        if owner is None or item.generation > owner.generation:
+        if owner is None or item.generation >= owner.next_generation:
             plan.orphans.append(item)
-        elif item.generation < owner.generation or owner.host_id != host_id:
+        elif not owner.owns(host_id, item.generation) and item.job_id not in at_work:
             plan.discards.append(item)
     return plan
 

@@ -107,7 +107,7 @@ def _decide(move: Move, plan: Plan, room: Room) -> None:
             if isinstance(chosen, Unplaced):
                 _wait(plan, operation, chosen.reasons)
             else:
-                generation = job.generation + 1
+                generation = job.next_generation
                 plan.dispatches.append(Dispatch(operation, job, chosen.host, generation, move))
 
 

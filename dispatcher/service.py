@@ -17,6 +17,7 @@ from dispatcher.drains import Drains
 from dispatcher.facts import Facts
 from dispatcher.intake import Intake, bury
 from dispatcher.lost import LostHosts
+from dispatcher.moves import Moves
 from dispatcher.reconcile import Reconciler
 from dispatcher.recorder import Recorder
 from dispatcher.recovery import BringBack
@@ -86,6 +87,14 @@ class Dispatcher:
         deadlines = Deadlines(
             store, control, attempts, default_timeout_s=settings.dispatcher_default_timeout_s
         )
+        moves = Moves(
+            store,
+            facts,
+            scheduler=self.scheduler,
+            commands=commands,
+            control=control,
+            attempts=attempts,
+        )
         drains = Drains(store, facts, self.scheduler, control, attempts)
         self.dead_letters = DeadLetterRecorder(store)
         self.sweep = Sweep(
@@ -101,6 +110,7 @@ class Dispatcher:
                 ("time_out", deadlines.time_out),
                 ("unaccepted", deadlines.give_up_unaccepted),
                 ("bring_back", BringBack(store, self.scheduler).put_in_line),
+                ("move", moves.go_on),
                 ("drain", drains.look),
             ),
         )

@@ -270,4 +270,4 @@ class Sweep:
 def _is_leaked(host: HostRecord, held: Reservation, job: JobRecord | None, idle: set[str]) -> bool:
     if job is None or job.job_id in idle:
         return True
-    return job.host_id != host.host_id or job.generation != held.generation
+    return not job.owns(host.host_id, held.generation)

@@ -52,6 +52,11 @@ INDEXES: dict[str, list[IndexModel]] = {
     "jobs": [
         IndexModel([("host_id", ASCENDING)], name="on_host"),
         IndexModel(
+            [("move.host_id", ASCENDING)],
+            name="moving",
+            partialFilterExpression={"move": {"$type": "object"}},
+        ),
+        IndexModel(
             [("recovery.key", ASCENDING)],
             name="to_bring_back",
             partialFilterExpression={"recovery": {"$type": "object"}},

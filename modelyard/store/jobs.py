@@ -15,6 +15,7 @@ from modelyard.store.records import (
     Document,
     JobLine,
     JobRecord,
+    MoveRecord,
     OperationRecord,
     Recovery,
     error_document,
@@ -241,6 +242,40 @@ class Jobs:
             changes["restarts"] = 1 if job.steady else job.restarts + 1
         if not state.live:
             changes |= {"host_id": None, "container_id": None}
+        return await self._change(job, changes)
+
+    async def moving(self, *, limit: int) -> list[JobRecord]:
+        """Return jobs that are being made ready on another host."""
+        async with self._connection.answering():
+            found = await self._collection.find({"move": {"$type": "object"}}, limit=limit).to_list(
+                None
+            )
+        return [JobRecord.model_validate(document) for document in found]
+
+    async def begin_move(self, job: JobRecord, move: MoveRecord) -> bool:
+        """Note where a job is being made ready, if nobody changed it meanwhile."""
+        changes = {"move": move.model_dump(mode="json"), "highest_generation": move.generation}
+        return await self._change(job, changes)
+
+    async def end_move(self, job: JobRecord, *, failed: bool) -> bool:
+        """Forget a move that came to nothing, if nobody changed the job meanwhile."""
+        failures = job.move_failures + 1 if failed else job.move_failures
+        return await self._change(job, {"move": None, "move_failures": failures})
+
+    async def arrive(self, job: JobRecord, move: MoveRecord, container_id: str | None) -> bool:
+        """Make the prepared container the job's own, if nobody changed the job meanwhile."""
+        return await self._change(
+            job,
+            {
+                "host_id": move.host_id,
+                "generation": move.generation,
+                "container_id": container_id,
+                "move": None,
+                "move_failures": 0,
+            },
+        )
+
+    async def _change(self, job: JobRecord, changes: Document) -> bool:
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {"_id": job.job_id, "version": job.version},

@@ -50,6 +50,7 @@ class OperationQueries:
                 "job_id": {"$in": list(job_ids)},
                 "open": True,
                 "line": None,
+                "aside": {"$ne": True},
                 "_id": {"$nin": list(but)},
             },
         )
@@ -62,6 +63,7 @@ class OperationQueries:
                 "state": OperationState.QUEUED,
                 "open": True,
                 "line": None,
+                "aside": {"$ne": True},
                 "$expr": older("$accepted_at", older_than_s),
             },
             limit=limit,

@@ -61,6 +61,8 @@ class NewOperation(Record):
     retry_of: str | None = None
     rest_s: float = 0.0
     """Seconds from its recording on for which it is not dispatched."""
+    aside: bool = False
+    """True if it never stands in its job's line: it prepares a move while the line goes on."""
     rejection: ErrorInfo | None = None
     """Set if it is recorded as REJECTED at once."""
 
@@ -124,6 +126,7 @@ class OperationRecord(Record):
     """Attempts that failed and were followed by another one."""
     avoid: tuple[str, ...] = ()
     """Hosts on which attempts failed; others are tried first."""
+    aside: bool = False
     state: OperationState
     line: int | None = None
     phase: Phase | None = None
@@ -161,6 +164,15 @@ class Recovery(Record):
     rest_s: float = 0.0
 
 
+class MoveRecord(Record):
+    """That a live job is being made ready on another host, while it goes on where it is."""
+
+    host_id: str
+    generation: int
+    state: JobState
+    """What it was when the move began; a job that is something else by now is not moved."""
+
+
 class JobRecord(Record):
     """One job. While it has a `host_id` it holds a reservation there."""
 
@@ -175,6 +187,10 @@ class JobRecord(Record):
     """The model as it was when the job was placed; later changes of the catalog don't reach it."""
     dataset_spec: DatasetSpec | None = None
     current: CurrentOperation | None = None
+    highest_generation: int = 0
+    """The highest that was ever given out; a move that was given up leaves a gap."""
+    move: MoveRecord | None = None
+    move_failures: int = 0
     recovery: Recovery | None = None
     """Set from when the job was found down until the operations that bring it back are in line."""
     restarts: int = 0
@@ -184,6 +200,17 @@ class JobRecord(Record):
     error: ErrorInfo | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
+
+    @property
+    def next_generation(self) -> int:
+        """The generation of its next container."""
+        return max(self.generation, self.highest_generation) + 1
+
+    def owns(self, host_id: str, generation: int) -> bool:
+        """Tell whether a container or a reservation there is this job's own."""
+        here = (self.host_id, self.generation)
+        there = (self.move.host_id, self.move.generation) if self.move else None
+        return (host_id, generation) in (here, there)
 
     @field_validator("spec", mode="before")
     @classmethod

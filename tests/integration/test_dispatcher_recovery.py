@@ -515,6 +515,91 @@ async def test_past_its_deadline_a_drain_ends_what_is_left(yard: Yard) -> None:
         await yard.job("job-1", where=lambda one: one.state is JobState.TERMINATED)
 
 
+async def test_a_drain_that_moves_loads_elsewhere_first_and_loses_no_inference(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1:
+        job = await loaded(yard, h1)
+        running = await yard.submit(Verb.INFER, input=1)
+        command = await accepted(yard, h1)
+        async with scripted_host(yard.broker, "h2") as h2:
+            await yard.store.hosts.drain("h1", move=True, deadline_s=None)
+            create = await h2.command()
+            assert (create.verb, create.generation) == (Verb.DEPLOY_CREATE, 2)
+            assert (await yard.job("job-1")).host_id == "h1"
+            await h2.finish(create, container_id="cd" * 32)
+            load = await h2.command()
+            await h2.finish(load, container_id="cd" * 32)
+            moved = await yard.job("job-1", where=lambda one: one.host_id == "h2")
+            assert (moved.state, moved.generation) == (JobState.LOADED, 2)
+            assert moved.container_id == "cd" * 32
+            await h1.look(item(job), busy=("job-1",))
+            await h1.finish(command, result_json="1")
+            await yard.operation(running, OperationState.SUCCEEDED)
+            await h1.look(item(job))
+            told = await h1.control(lambda one: bool(one.discards))
+            assert told.discards[0].generation == 1
+            await yard.submit(Verb.INFER, input=1)
+            infer = await h2.command()
+            assert (infer.verb, infer.generation) == (Verb.INFER, 2)
+            await h2.finish(infer, result_json="2")
+            await slots_used(yard, "h1", 0)
+            await slots_used(yard, "h2", 1)
+
+            async def done() -> bool:
+                found = await yard.store.hosts.get("h1")
+                return found is not None and found.drain is not None and found.drain.done
+
+            await eventually(done, what="the drain is done")
+
+
+async def test_a_move_that_fails_leaves_the_job_where_it_is_and_tries_a_new_container(
+    yard: Yard,
+) -> None:
+    async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2") as h2:
+        await yard.store.hosts.admit("h2", Admission.CORDONED)
+        await loaded(yard, h1)
+        await yard.store.hosts.admit("h2", Admission.OPEN)
+        await yard.store.hosts.drain("h1", move=True, deadline_s=None)
+        leg = await h2.command()
+        await h2.finish(
+            leg,
+            OperationState.FAILED,
+            job_state=JobState.FAILED,
+            error=failure(ErrorCode.ENGINE_UNAVAILABLE),
+        )
+        again = await h2.command()
+        assert (again.verb, again.generation) == (Verb.DEPLOY_CREATE, 3)
+        job = await yard.job("job-1")
+        assert (job.state, job.host_id, job.generation) == (JobState.LOADED, "h1", 1)
+
+
+async def test_a_client_who_ends_a_job_ends_its_move(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2") as h2:
+        await yard.store.hosts.admit("h2", Admission.CORDONED)
+        await loaded(yard, h1)
+        await yard.store.hosts.admit("h2", Admission.OPEN)
+        await yard.store.hosts.drain("h1", move=True, deadline_s=None)
+        leg = await h2.command()
+        await h2.accept(leg)
+        await yard.operation(leg.operation_id, OperationState.RUNNING)
+        await yard.submit(Verb.TERMINATE)
+        await h1.finish(await h1.command())
+        await yard.job("job-1", where=lambda one: one.state is JobState.TERMINATED)
+        told = await h2.control(lambda one: bool(one.cancels))
+        assert told.cancels[0].operation_id == leg.operation_id
+        await yard.operation(leg.operation_id, OperationState.CANCELLED)
+        await slots_used(yard, "h2", 0)
+        await h2.look(
+            InventoryItem(
+                container_id="cd" * 32,
+                job_id="job-1",
+                generation=2,
+                operation_id=leg.operation_id,
+                running=True,
+            )
+        )
+        assert (await h2.control(lambda one: bool(one.discards))).discards[0].generation == 2
+
+
 # --- dead letters ---
 
 

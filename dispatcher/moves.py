@@ -1,0 +1,193 @@
+"""Moving a live job: made ready on another host while it goes on where it is, then taken over.
+
+The steps, each in the record before the next: reserve there, note the move, create there, load
+there, take over; then the old container is one that the job has moved on from, and the next look
+at its host discards it, after the inferences that still run in it. The operations that prepare a
+move are `aside`: they never stand in the job's line.
+
+What can crash between two lines:
+
+- after reserve: the reservation is nobody's; the sweep frees it;
+- after the move is noted, or a leg has ended: the next round goes on from the record;
+- after the takeover: the old reservation is not the job's; the sweep frees it.
+
+A job that something else happens to meanwhile is not moved: every write compares its version.
+"""
+
+import uuid
+from collections.abc import Sequence
+
+import structlog
+
+from dispatcher.attempts import Attempts
+from dispatcher.cancels import tell_to_cancel
+from dispatcher.commands import Commands
+from dispatcher.control import Control
+from dispatcher.facts import Facts, observed_event, operation_event
+from dispatcher.placement import Need, Room, Unplaced
+from dispatcher.recovery import system_operation
+from dispatcher.scheduler import Scheduler
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
+from modelyard.store import Store
+from modelyard.store.operations import Claim, Ending
+from modelyard.store.records import HostRecord, JobRecord, MoveRecord, OperationRecord
+
+log = structlog.get_logger(__name__)
+
+LIMIT = 100
+MOST_FAILURES = 3
+"""Moves of a job that may fail in a row before it stays where it is."""
+
+
+class Moves:
+    """A repair of the sweep: moves the jobs of hosts that are drained with `move`."""
+
+    def __init__(  # noqa: PLR0913 - the parts that a move passes through
+        self,
+        store: Store,
+        facts: Facts,
+        *,
+        scheduler: Scheduler,
+        commands: Commands,
+        control: Control,
+        attempts: Attempts,
+    ) -> None:
+        self._store = store
+        self._facts = facts
+        self._scheduler = scheduler
+        self._commands = commands
+        self._control = control
+        self._attempts = attempts
+
+    async def go_on(self) -> None:
+        """Begin what is to be moved and go on with what is; raises `StoreUnavailableError`."""
+        hosts = await self._store.hosts.all()
+        for job in await self._store.jobs.moving(limit=LIMIT):
+            if job.move is not None:
+                await self._step(job, job.move, hosts)
+        for host in hosts:
+            drained = host.admission is Admission.DRAINING and host.drain and host.drain.move
+            if drained and host.liveness is Liveness.ONLINE:
+                await self._begin_all(host, hosts)
+
+    async def _begin_all(self, host: HostRecord, hosts: Sequence[HostRecord]) -> None:
+        room = Room(hosts)
+        for job in await self._store.jobs.on_host(host.host_id):
+            movable = job.state.live and job.move is None and job.move_failures < MOST_FAILURES
+            if movable and await self._at_rest(job):
+                await self._begin(job, room)
+
+    async def _at_rest(self, job: JobRecord) -> bool:
+        """Tell whether no operation is changing the job; inferences do not."""
+        if job.recovery is not None:
+            return False
+        if job.current is None:
+            return True
+        current = await self._store.operations.get(job.current.operation_id)
+        return current is None or current.state.terminal
+
+    async def _begin(self, job: JobRecord, room: Room) -> None:
+        if job.spec is None:
+            return
+        chosen = room.place(Need(labels=job.spec.host_labels, job_id=job.job_id))
+        if isinstance(chosen, Unplaced):
+            log.info("move.no_room", job_id=job.job_id, reasons=chosen.reasons)
+            return
+        there = chosen.host
+        move = MoveRecord(host_id=there.host_id, generation=job.next_generation, state=job.state)
+        token = uuid.uuid4().hex
+        if not await self._store.hosts.reserve(there, [(job.job_id, move.generation)], token=token):
+            return
+        if await self._store.jobs.begin_move(job, move):
+            log.info("move.begun", job_id=job.job_id, to=move.host_id, generation=move.generation)
+            await self._dispatch(job, move, Verb.DEPLOY_CREATE, there)
+        else:
+            await self._store.hosts.release_token(there.host_id, [job.job_id], token=token)
+
+    async def _step(self, job: JobRecord, move: MoveRecord, hosts: Sequence[HostRecord]) -> None:
+        """Go on with a move from what the record says of it."""
+        if job.state is not move.state or job.host_id is None or job.recovery is not None:
+            await self._give_up(job, move, failed=False)
+            return
+        verbs = [Verb.DEPLOY_CREATE]
+        if move.state is JobState.LOADED:
+            verbs.append(Verb.DEPLOY_LOAD)
+        leg: OperationRecord | None = None
+        for verb in verbs:
+            leg = await self._store.operations.get(_leg(job, move, verb))
+            if leg is None or leg.state is OperationState.QUEUED:
+                host = next((one for one in hosts if one.host_id == move.host_id), None)
+                if host is None or host.liveness is not Liveness.ONLINE:
+                    await self._give_up(job, move, failed=True)
+                else:
+                    await self._dispatch(job, move, verb, host)
+                return
+            if not leg.state.terminal:
+                return
+            if leg.state is not OperationState.SUCCEEDED:
+                log.warning("move.failed", job_id=job.job_id, verb=verb, error=leg.error)
+                await self._give_up(job, move, failed=True)
+                return
+        if leg is not None and await self._at_rest(job):
+            await self._take_over(job, move, leg)
+
+    async def _dispatch(
+        self, job: JobRecord, move: MoveRecord, verb: Verb, host: HostRecord
+    ) -> None:
+        """Give one leg of a move to its host; a leg that is on its way is left alone."""
+        new = system_operation(job, verb, _why(move)).model_copy(update={"aside": True})
+        await self._store.operations.record([new])
+        claimed = await self._store.operations.claim(
+            [Claim(new.operation_id, 0, move.host_id, host.incarnation or "", move.generation)],
+            token=uuid.uuid4().hex,
+        )
+        await self._commands.publish(claimed, {job.job_id: job})
+        await self._facts.tell([operation_event(one) for one in claimed])
+
+    async def _take_over(self, job: JobRecord, move: MoveRecord, leg: OperationRecord) -> None:
+        if not await self._store.jobs.arrive(job, move, leg.container_id):
+            return
+        log.info("move.done", job_id=job.job_id, from_host=job.host_id, to=move.host_id)
+        if job.host_id is not None:
+            await self._store.hosts.release({job.host_id: [(job.job_id, job.generation)]})
+        self._scheduler.wake([job.job_id])
+        moved = observed_event(job, job.state, None, move.host_id).model_copy(
+            update={
+                "type": "job.moved",
+                "event_id": f"job:{job.job_id}:{move.generation}:moved",
+                "generation": move.generation,
+                "container_id": leg.container_id,
+                "detail": {"from": job.host_id},
+            }
+        )
+        await self._facts.tell([moved])
+
+    async def _give_up(self, job: JobRecord, move: MoveRecord, *, failed: bool) -> None:
+        """End the legs of a move that is not wanted or can't be, and free what it held."""
+        for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
+            leg = await self._store.operations.get(_leg(job, move, verb))
+            if leg is not None and not leg.state.terminal:
+                await self._end(leg)
+        if await self._store.jobs.end_move(job, failed=failed):
+            await self._store.hosts.release({move.host_id: [(job.job_id, move.generation)]})
+            self._scheduler.wake_waiting()
+
+    async def _end(self, leg: OperationRecord) -> None:
+        error = ErrorInfo.of(ErrorCode.CANCELLED, "The move that it was a part of was given up.")
+        if leg.state is OperationState.QUEUED:
+            ended = await self._store.operations.end_queued(
+                [Ending(leg.operation_id, OperationState.CANCELLED, error)], token=uuid.uuid4().hex
+            )
+            await self._facts.tell([operation_event(one) for one in ended])
+            return
+        await tell_to_cancel(self._control, [leg], "stale")
+        await self._attempts.end(leg, error, OperationState.CANCELLED)
+
+
+def _why(move: MoveRecord) -> str:
+    return f"move/{move.generation}"
+
+
+def _leg(job: JobRecord, move: MoveRecord, verb: Verb) -> str:
+    return system_operation(job, verb, _why(move)).operation_id
