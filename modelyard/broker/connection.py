@@ -4,12 +4,13 @@ import asyncio
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelPreconditionFailed
+from pamqp.commands import Queue as QueueFrames
 
 from modelyard.broker.losses import (
     ConsumingFailedError,
@@ -26,6 +27,8 @@ HEARTBEAT_S = 10
 """AMQP heartbeat: a dead peer is noticed after about three of them."""
 CONNECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 5.0
+WATCH_S = 20.0
+"""Seconds between two questions to the broker whether it knows the consumer that we believe in."""
 
 one_by_one: ContextVar[bool] = ContextVar("one_by_one", default=False)
 """Set by `consume_forever` around its own subscribing: prefetch 1, whatever the caller asks for."""
@@ -105,13 +108,20 @@ class Broker:
 
     async def message_count(self, queue_name: str) -> int:
         """Return how many messages are ready in a queue; raises `BrokerUnavailableError`."""
+        return (await self._look_at(queue_name)).message_count or 0
+
+    async def consumer_count(self, queue_name: str) -> int:
+        """Return how many consumers a queue has; raises `BrokerUnavailableError`."""
+        return (await self._look_at(queue_name)).consumer_count or 0
+
+    async def _look_at(self, queue_name: str) -> QueueFrames.DeclareOk:
         with losses():
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                connection = await self._connect("count")
+                connection = await self._connect("look")
                 async with connection:
                     channel = await connection.channel()
                     queue = await channel.declare_queue(queue_name, passive=True)
-                    return queue.declaration_result.message_count or 0
+                    return queue.declaration_result
 
     async def ping(self, *, timeout_s: float = 2.0) -> None:
         """Return once the publishing channel is open; raises `BrokerUnavailableError`."""
@@ -139,7 +149,22 @@ class Broker:
             return found
 
         async with self._consuming(attach, prefetch) as subscription:
-            yield subscription
+            watching = asyncio.create_task(self._watch(queue.name, subscription))
+            try:
+                yield subscription
+            finally:
+                watching.cancel()
+
+    async def _watch(self, queue_name: str, subscription: Subscription) -> None:
+        """End a subscription whose consumer the broker does not know any more.
+
+        A consumer can get lost without a word, with its channel open: then nothing would ever come.
+        """
+        while not subscription.is_lost:
+            await asyncio.sleep(WATCH_S)
+            with suppress(BrokerUnavailableError):  # of that it hears by itself
+                if await self.consumer_count(queue_name) == 0:
+                    subscription.on_lost(f"The broker knows no consumer of {queue_name}.")
 
     @asynccontextmanager
     async def tap(
