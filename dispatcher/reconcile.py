@@ -120,21 +120,21 @@ def _look_at(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Fin
 
 
 def _down(job: JobRecord, error: ErrorInfo, *, in_place: bool) -> Finding:
-    recovery = recovery_of(job)
+    recovery = recovery_of(job, to=job.state)
     if recovery is None:
         return Finding(job, JobState.FAILED, error)
     # Where the container is still there the job keeps its place, and only has to be loaded.
     return Finding(job, JobState.CREATED if in_place else JobState.FAILED, error, recovery)
 
 
-def recovery_of(job: JobRecord) -> Recovery | None:
+def recovery_of(job: JobRecord, *, to: JobState) -> Recovery | None:
     """Return how a job whose container died comes back, if its model wants it and may."""
     if job.spec is None or job.spec.restart != "on_failure":
         return None
     restarts = 0 if job.steady else job.restarts
     if restarts >= job.spec.max_restarts:
         return None
-    return Recovery(to=job.state, key=job.version, rest_s=retry_delay_s(restarts + 1))
+    return Recovery(to=to, key=job.version, rest_s=retry_delay_s(restarts + 1))
 
 
 def _death_of(item: InventoryItem) -> ErrorInfo:

@@ -42,9 +42,9 @@ from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.contract.validation import error_list
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.jobs import Effect
+from modelyard.store.jobs import Coming, Effect
 from modelyard.store.operation_writes import GIVEN_STATES, ResultPlace
-from modelyard.store.records import JobRecord, OperationRecord
+from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -299,7 +299,13 @@ class Recorder:
         telling = [one for one in accepted if one.report.job_state is not None]
         if not telling:
             return set()
-        await self._store.jobs.apply([_effect(one, one.report.job_state) for one in telling])
+        coming = await self._recoveries(telling)
+        await self._store.jobs.apply(
+            [
+                _effect(one, coming.get(one.report.job_id) if _found_down(one) else None)
+                for one in telling
+            ]
+        )
         crash_point("dispatcher.recorder.after_jobs")
         jobs = await self._store.jobs.get_many([one.report.job_id for one in telling])
         freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
@@ -315,8 +321,6 @@ class Recorder:
             await self._store.hosts.release(freed)
             crash_point("dispatcher.recorder.after_release")
             self._scheduler.wake_waiting()
-        for one in telling:
-            await self._bring_back(one, jobs.get(one.report.job_id))
         return {
             one.report.job_id
             for one in telling
@@ -324,16 +328,20 @@ class Recorder:
             and (job.state, job.generation) == (one.report.job_state, one.report.generation)
         }
 
-    async def _bring_back(self, one: Accepted, job: JobRecord | None) -> None:
-        """Have a job brought back that an inference found dead, if its model wants it."""
-        verb = one.operation.verb
-        if verb is not Verb.INFER or job is None or job.recovery is not None:
-            return
-        if (job.state, job.generation) != (JobState.FAILED, one.report.generation):
-            return
-        recovery = recovery_of(job.model_copy(update={"state": JobState.LOADED}))
-        if recovery is not None and one.new:
-            await self._store.jobs.observe(job, job.state, job.error, recovery=recovery)
+    async def _recoveries(self, telling: Sequence[Accepted]) -> Mapping[str, Coming]:
+        """Return which jobs are to come back that these reports find down.
+
+        Found by an inference, or by the load that was to bring the job back.
+        """
+        down = {one.report.job_id for one in telling if _found_down(one)}
+        if not down:
+            return {}
+        jobs = await self._store.jobs.get_many(sorted(down))
+        return {
+            job.job_id: Coming(recovery, job.restarts + 1)
+            for job in jobs.values()
+            if (recovery := recovery_of(job, to=JobState.LOADED)) is not None
+        }
 
     async def _still_valid(self, accepted: Sequence[Accepted]) -> list[Accepted]:
         """Read again after a write found less than expected: only facts may be told."""
@@ -352,9 +360,17 @@ class Recorder:
         return valid
 
 
-def _effect(one: Accepted, state: JobState | None) -> Effect:
+def _found_down(one: Accepted) -> bool:
+    if one.report.job_state is not JobState.FAILED or not one.new:
+        return False
+    verb, ours = one.operation.verb, one.operation.source == "system"
+    return verb is Verb.INFER or (ours and verb is Verb.DEPLOY_LOAD)
+
+
+def _effect(one: Accepted, coming: Coming | None) -> Effect:
     report = one.report
     verb = one.operation.verb
+    state = report.job_state
     return Effect(
         job_id=report.job_id,
         operation_id=report.operation_id,
@@ -366,4 +382,5 @@ def _effect(one: Accepted, state: JobState | None) -> Effect:
         container_id=report.container_id,
         error=report.error if state is JobState.FAILED else None,
         shared=verb is not None and VERB_RULES[verb].shared,
+        coming=coming,
     )

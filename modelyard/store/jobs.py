@@ -42,6 +42,14 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
+class Coming:
+    """That a job which is found down is to come back, and how often in a row by then."""
+
+    recovery: Recovery
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Effect:
     """What a report says of its job. Only the job's current attempt may write it.
 
@@ -59,6 +67,7 @@ class Effect:
     container_id: str | None
     error: ErrorInfo | None
     shared: bool = False
+    coming: Coming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +410,9 @@ def _effect_write(effect: Effect) -> UpdateOne:
             "current.seq": {"$lte": effect.seq},
         }
         changes["current.seq"] = effect.seq
+    if effect.coming is not None:
+        changes["recovery"] = effect.coming.recovery.model_dump(mode="json")
+        changes["restarts"] = effect.coming.restarts
     if effect.state.live:
         if effect.container_id is not None:
             changes["container_id"] = effect.container_id

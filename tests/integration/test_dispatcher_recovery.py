@@ -337,6 +337,41 @@ async def test_a_model_that_wants_it_is_loaded_again_but_not_for_ever(yard: Yard
         await yard.job("job-1", where=lambda one: one.state is JobState.FAILED)
 
 
+async def test_a_model_that_an_inference_found_dead_is_back_before_what_waits(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await loaded(yard, host, model="m-restarts")
+        found = await yard.submit(Verb.INFER, input=1)
+        waiting = await yard.submit(Verb.INFER, input=2)
+        await host.finish(
+            await host.command(),
+            OperationState.FAILED,
+            job_state=JobState.FAILED,
+            error=failure(ErrorCode.OOM_KILLED),
+        )
+        await yard.operation(found, OperationState.FAILED)
+        create = await host.command()
+        assert (create.verb, create.generation) == (Verb.DEPLOY_CREATE, 2)
+        await host.finish(create)
+        load = await host.command()
+        assert load.verb is Verb.DEPLOY_LOAD
+        await host.finish(load)
+        assert (await host.command()).operation_id == waiting
+
+
+async def test_a_model_that_dies_while_it_is_brought_back_uses_its_restarts_up(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        job = await loaded(yard, host, model="m-restarts")
+        await host.look(item(job, running=False, exit_code=3))
+        await host.finish(
+            await host.command(),
+            OperationState.FAILED,
+            job_state=JobState.FAILED,
+            error=failure(ErrorCode.EXITED),
+        )
+        failed = await yard.job("job-1", where=lambda one: one.state is JobState.FAILED)
+        assert failed.recovery is None
+
+
 async def test_a_look_that_was_made_while_the_job_was_worked_on_says_nothing_of_it(
     yard: Yard,
 ) -> None:
