@@ -1,7 +1,6 @@
 """Start a dispatcher: `modelyard-dispatcher`, or `python -m dispatcher`."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import uvloop
 from dispatcher.service import Dispatcher
 from dispatcher.settings import Settings
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.exiting import Exit
 from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.store import Store
 from modelyard.telemetry import setup_logging
@@ -18,7 +18,6 @@ from modelyard.telemetry import setup_logging
 log = structlog.get_logger(__name__)
 
 PROG = "modelyard-dispatcher"
-SECOND_SIGNAL = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,22 +39,28 @@ async def _run(settings: Settings) -> None:
         give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
     broker = Broker(settings.amqp_url.get_secret_value(), name="dispatcher")
     work = asyncio.create_task(Dispatcher(settings, store, broker).run())
-    _listen_for_signals(work)
+    process = Exit()
+    _listen_for_signals(work, process)
+    code = 1
     try:
         await work
     except asyncio.CancelledError:
         log.info("dispatcher.stopped")
+        code = 0
     finally:
+        process.begin()
         await broker.close()
         store.close()
+        process.soon(code)
 
 
-def _listen_for_signals(work: asyncio.Task[None]) -> None:
+def _listen_for_signals(work: asyncio.Task[None], process: Exit) -> None:
     """Stop at the first signal: what is unsettled goes back to its queue, the rest is recorded."""
 
     def on_signal() -> None:
         if work.cancelling():
-            os._exit(SECOND_SIGNAL)
+            process.now()
+        process.begin()
         work.cancel()
 
     loop = asyncio.get_running_loop()

@@ -14,6 +14,7 @@ from gateway.service import Gateway
 from gateway.settings import Settings
 from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.exiting import Exit
 from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.store import Store
 from modelyard.telemetry import setup_logging
@@ -33,16 +34,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         place = f"{settings.gateway_host}:{settings.gateway_port}"
         give_up(PROG, f"It can't listen on {place}: {_reason(error)}.")
+    process = Exit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, listener))
+            runner.run(_serve(settings, listener, process))
     except* TopologyMismatchError as group:
         give_up(
             PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {_first(group)}"
         )
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+async def _serve(settings: Settings, listener: socket.socket, process: Exit) -> None:
     try:
         store = Store(
             settings.mongo_url.get_secret_value(), name="gateway", timeout_s=STORE_TIMEOUT_S
@@ -56,16 +58,20 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         max_request_bytes=settings.max_request_bytes,
         max_batch_bytes=settings.max_batch_bytes,
     )
-    server = GatewayServer(create_app(gateway), on_stop=gateway.live.close)
+    server = GatewayServer(create_app(gateway), on_stop=gateway.live.close, process=process)
     host, port = listener.getsockname()[:2]
     log.info("gateway.listening", host=host, port=port, version=__version__)
+    code = 1
     try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(gateway.run())
             await server.serve(sockets=[listener])
             running.cancel()
+        code = 0
     finally:
+        process.begin()
         await gateway.close()
+        process.soon(code)
     log.info("gateway.stopped")
 
 

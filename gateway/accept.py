@@ -47,10 +47,12 @@ class Asked:
     keyed: bool
 
     @classmethod
-    def of(cls, request: JobRequest, key: str | None, *, under: str = "") -> Self:
+    def of(
+        cls, request: JobRequest, key: str | None, *, under: str = "", retry_of: str | None = None
+    ) -> Self:
         """Name a request: by its idempotency key, or anew."""
         operation_id = operation_id_for_key(key) if key else new_operation_id()
-        operation = NewOperation.of(operation_id, request, "http")
+        operation = NewOperation.of(operation_id, request, "http", retry_of=retry_of)
         return cls(operation, request, under, keyed=key is not None)
 
     @property
@@ -65,7 +67,8 @@ class Asked:
 
     def repeated(self, existing: OperationRecord) -> Outcome:
         """Return the answer to a key that is known: the same one, if the request is the same."""
-        if existing.payload_hash != self.operation.payload_hash:
+        asked = (self.operation.payload_hash, self.operation.retry_of)
+        if (existing.payload_hash, existing.retry_of) != asked:
             return InvalidRequestError(ErrorCode.IDEMPOTENCY_KEY_REUSED)
         return self.accepted(existing)
 

@@ -4,8 +4,9 @@ from fastapi import FastAPI
 
 from gateway import openapi, problems
 from gateway.last_resort import LastResort
+from gateway.leaving import Leaving
 from gateway.request_ids import RequestIds
-from gateway.routes import catalog, health, hosts, jobs, operations
+from gateway.routes import catalog, dead_letters, health, hosts, jobs, operations
 from gateway.service import Gateway
 from modelyard import __version__
 
@@ -23,10 +24,11 @@ def create_app(gateway: Gateway) -> FastAPI:
         responses=openapi.EVERYWHERE,
     )
     app.state.gateway = gateway
-    for routes in (jobs, operations, hosts, catalog, health):
+    for routes in (jobs, operations, hosts, catalog, dead_letters, health):
         app.include_router(routes.router)
     problems.install(app)
     app.add_middleware(LastResort)
+    app.add_middleware(Leaving, live=gateway.live)
     app.add_middleware(RequestIds)
     openapi.install(app)
     return app

@@ -7,7 +7,7 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from gateway.problems import FaultyRequestError, faults_of
+from gateway.problems import FaultyRequestError, SlowRequestError, faults_of
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.messages import Key
@@ -15,6 +15,8 @@ from modelyard.contract.strict_json import JsonValue, parse_json
 
 MOST_WAIT_S = 60.0
 """The longest that a request may wait for the end of its operation."""
+BODY_S = 30.0
+"""How long a client may take to send a body: what it has sent is kept for it so long."""
 LARGE_BODY_BYTES = 64 << 10
 """From here on a body is parsed in a thread, so that the event loop goes on."""
 
@@ -29,10 +31,15 @@ async def read_json(request: Request, *, max_bytes: int) -> JsonValue:
     """Read and parse the body of a request.
 
     Raises `InvalidRequestError` with `unsupported_media_type`, `body_too_large` or
-    `invalid_json`. No more than `max_bytes` bytes are kept, whatever the client announces.
+    `invalid_json`, and `SlowRequestError`. No more than `max_bytes` bytes are kept, whatever the
+    client announces, and not for longer than `BODY_S` seconds.
     """
     _check_media_type(request)
-    body = await _read_capped(request, max_bytes)
+    try:
+        async with asyncio.timeout(BODY_S):
+            body = await _read_capped(request, max_bytes)
+    except TimeoutError as error:
+        raise SlowRequestError(f"The body did not come within {BODY_S:.0f} s.") from error
     if len(body) < LARGE_BODY_BYTES:
         return parse_json(body, max_bytes=max_bytes)
     return await asyncio.to_thread(parse_json, body, max_bytes=max_bytes)

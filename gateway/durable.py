@@ -18,6 +18,7 @@ from modelyard.contract.messages import (
     SubmittedRequest,
 )
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
 
@@ -120,6 +121,7 @@ class Durable:
                 self._store.operations.record(part), self._ensure_jobs(part)
             )
             news += recorded
+            crash_point("gateway.after_record")
         answers = iter(news)
         return [tuple(next(answers) for _ in group) for group in groups]
 
@@ -137,6 +139,7 @@ class Durable:
         done = 0
         failure: BrokerUnavailableError | None = None
         for chunk in _chunks(message for group in groups for message in group):
+            crash_point("gateway.before_publish")
             try:
                 await self._broker.publish(
                     JOBS,
@@ -148,6 +151,7 @@ class Durable:
             except BrokerUnavailableError as error:
                 failure = error
                 break
+            crash_point("gateway.after_publish")
             done += len(chunk)
         return [
             failure if failure and confirmed == 0 else confirmed
@@ -156,7 +160,9 @@ class Durable:
 
 
 def _message(operation: NewOperation, request: JobRequest) -> bytes:
-    submitted = SubmittedRequest(operation_id=operation.operation_id, request=request)
+    submitted = SubmittedRequest(
+        operation_id=operation.operation_id, request=request, retry_of=operation.retry_of
+    )
     return submitted.model_dump_json(exclude_defaults=True).encode()
 
 

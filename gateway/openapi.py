@@ -89,12 +89,22 @@ ONE_ANSWERS: Responses = {
     422: _problem("`invalid_request`: a parameter is wrong."),
     **UNAVAILABLE,
 }
+CANCEL_ANSWERS: Responses = {
+    200: {"model": OperationView, "description": "It is cancelled."},
+    409: _problem("`already_ended`: it ended otherwise."),
+    **ONE_ANSWERS,
+}
+REPLAY_ANSWERS: Responses = {
+    409: _problem("`not_replayable`: from another queue, or not kept whole."),
+    **ONE_ANSWERS,
+}
 LIST_ANSWERS: Responses = {
     422: _problem("`invalid_request`: a parameter is unknown, repeated or wrong."),
     **UNAVAILABLE,
 }
 _BODY_ANSWERS: Responses = {
     400: _problem("`invalid_json`."),
+    408: _problem("`invalid_request`: the body did not come in time."),
     413: _problem("`body_too_large`."),
     415: _problem("`unsupported_media_type`."),
     **UNAVAILABLE,
@@ -117,6 +127,13 @@ SUBMIT_ANSWERS: Responses = {
     ),
     **_BODY_ANSWERS,
 }
+RETRY_ANSWERS: Responses = {
+    200: SUBMIT_ANSWERS[200],
+    404: ONE_ANSWERS[404],
+    409: _problem("`not_retryable`: it is open, has succeeded, or was never a whole request."),
+    422: SUBMIT_ANSWERS[422],
+    **UNAVAILABLE,
+}
 BATCH_ANSWERS: Responses = {
     422: _problem("`invalid_request` or `batch_too_large`: the body is not a batch."),
     **_BODY_ANSWERS,
@@ -132,6 +149,7 @@ SUBMIT_BODY = {
     ),
     "parameters": [_KEY, _PREFER],
 }
+SUBMIT_HEADERS = {"parameters": [_KEY, _PREFER]}
 BATCH_BODY = {
     **_json_body(
         {

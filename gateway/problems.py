@@ -16,12 +16,11 @@ from gateway.request_ids import request_id_of
 from modelyard.contract import answers
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem
 from modelyard.contract.errors import SENTENCES, ErrorCode, InvalidRequestError, ModelyardError
-from modelyard.contract.validation import error_list
+from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS, error_list
 
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_S = 1
-MAX_POINTER_CHARS = 256
 
 E = TypeVar("E", bound=Exception)
 
@@ -39,11 +38,16 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.METHOD_NOT_ALLOWED: 405,
         ErrorCode.RESULT_NOT_READY: 409,
         ErrorCode.NO_RESULT: 404,
+        ErrorCode.ALREADY_ENDED: 409,
+        ErrorCode.NOT_RETRYABLE: 409,
+        ErrorCode.NOT_REPLAYABLE: 409,
         ErrorCode.UNAVAILABLE: 503,
         ErrorCode.INTERNAL: 500,
     },
 )
 """The HTTP status of each code that the gateway answers with."""
+
+SLOW_STATUS = 408
 
 _CODE_OF_STATUS: Mapping[int, ErrorCode] = MappingProxyType(
     {
@@ -69,6 +73,13 @@ class FaultyRequestError(InvalidRequestError):
         super().__init__(code, f"{f'`{where}`: ' if where else ''}{first.message}")
 
 
+class SlowRequestError(InvalidRequestError):
+    """A request that was not there in time; told with 408, for it may be sent again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.INVALID_REQUEST, message)
+
+
 def faults_of(error: ValidationError, *, under: str = "") -> list[Fault]:
     """Return what pydantic found, as JSON pointers under the pointer `under`; no value of it."""
     return [
@@ -85,7 +96,7 @@ def problem_of(error: ModelyardError) -> Problem:
     return answers.problem(
         error.code,
         SENTENCES[error.code],
-        STATUS_OF.get(error.code, 500),
+        SLOW_STATUS if isinstance(error, SlowRequestError) else STATUS_OF.get(error.code, 500),
         error.message,
         errors=error.faults if isinstance(error, FaultyRequestError) else (),
     )
@@ -101,6 +112,8 @@ def respond(
     sent = dict(headers or {})
     if problem.code in (ErrorCode.UNAVAILABLE, ErrorCode.RESULT_NOT_READY):
         sent["Retry-After"] = str(RETRY_AFTER_S)
+    if problem.status == SLOW_STATUS:
+        sent["Connection"] = "close"  # nobody waits for the rest
     return Response(
         told.model_dump_json(exclude_none=True, exclude=None if told.errors else {"errors"}),
         status_code=problem.status,
@@ -145,7 +158,7 @@ def _refused_parameters(request: Request, found: Sequence[Mapping[str, Any]]) ->
             parameter=str(one["loc"][-1])[:MAX_POINTER_CHARS],
             message=str(one["msg"]).removeprefix("Value error, "),
         )
-        for one in found
+        for one in found[:MAX_LISTED_ERRORS]
     ]
     return respond(request, problem_of(FaultyRequestError(faults)))
 

@@ -10,6 +10,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from modelyard.exiting import Exit
+
 log = structlog.get_logger(__name__)
 
 GRACE_S = 20
@@ -19,9 +21,14 @@ KEEP_ALIVE_S = 65
 
 
 class GatewayServer(uvicorn.Server):
-    """A server that calls `on_stop` first when SIGTERM or SIGINT comes; a second one cuts off."""
+    """A server that calls `on_stop` first when SIGTERM or SIGINT comes.
 
-    def __init__(self, app: FastAPI, on_stop: Callable[[], None]) -> None:
+    A second signal ends the process at once, and what is still in flight with it.
+    """
+
+    def __init__(
+        self, app: FastAPI, on_stop: Callable[[], None], process: Exit | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -34,22 +41,27 @@ class GatewayServer(uvicorn.Server):
             )
         )
         self._on_stop = on_stop
+        self._process = process or Exit()
 
     def stop(self) -> None:
         """Answer those who wait, finish what is in flight, take nothing new, end `serve`."""
-        if self.should_exit:
-            self.force_exit = True
-        else:
+        if not self.should_exit:
             log.info("gateway.stopping")
         self.should_exit = True
         self._on_stop()
+
+    def _signalled(self) -> None:
+        if self.should_exit:
+            self._process.now()
+        self._process.begin()
+        self.stop()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take signals in on the event loop, so that `stop` may wake tasks; exit code 0 then."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+            loop.add_signal_handler(number, self._signalled)
         try:
             yield
         finally:

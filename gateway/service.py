@@ -6,10 +6,12 @@ import structlog
 
 from gateway.accept import Acceptor
 from gateway.availability import Availability, Condition
+from gateway.cancels import Cancels
 from gateway.durable import Durable
 from gateway.known_names import Catalog
 from gateway.live import Live
 from gateway.reading import Reading
+from gateway.replays import Replays
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
@@ -45,6 +47,8 @@ class Gateway:
         self.catalog = Catalog(store)
         self.acceptor = Acceptor(store, self._store_up, self._durable, self.catalog)
         self.reading = Reading(store, self._store_up)
+        self.cancels = Cancels(store, self.reading, broker, self._broker_up)
+        self.replays = Replays(store, self.reading, broker, self._broker_up)
         self.live = Live(broker)
 
     async def run(self) -> None:
@@ -57,6 +61,7 @@ class Gateway:
             tasks.create_task(self._broker_up.watch())
             tasks.create_task(self._durable.run())
             tasks.create_task(self.reading.run())
+            tasks.create_task(self.cancels.run())
             tasks.create_task(self.live.run())
 
     async def close(self) -> None:

@@ -1,11 +1,19 @@
 """Records as clients see them."""
 
+import base64
+from typing import Any, Literal
 from urllib.parse import quote
 
-from modelyard.contract.answers import Accepted
-from modelyard.contract.messages import HostView, JobView, Links, OperationView
+from modelyard.contract.answers import Accepted, DeadLetterSummary, DeadLetterView
+from modelyard.contract.messages import DrainView, HostView, JobView, Links, OperationView
 from modelyard.contract.states import OperationState, Verb
-from modelyard.store.records import HostRecord, JobRecord, OperationRecord
+from modelyard.store.records import (
+    DeadLetter,
+    DrainRecord,
+    HostRecord,
+    JobRecord,
+    OperationRecord,
+)
 
 _WITH_RESULT = frozenset({Verb.INFER, Verb.TEMP})
 
@@ -54,6 +62,9 @@ def operation_view(record: OperationRecord) -> OperationView:
         queue_timeout_s=record.queue_timeout_s,
         metadata=record.metadata,
         source=record.source,
+        retry_of=record.retry_of,
+        cancel_requested=record.cancel_requested,
+        not_before=record.not_before if record.state is OperationState.QUEUED else None,
         error=record.error,
         result_bytes=record.result_bytes,
         accepted_at=record.accepted_at,
@@ -95,6 +106,7 @@ def host_view(record: HostRecord) -> HostView:
         liveness=record.liveness,
         admission=record.admission,
         labels=record.labels,
+        drain=_drain_view(record.drain) if record.drain else None,
         slots=record.slots,
         slots_used=record.slots_used,
         jobs=tuple(held.job_id for held in record.reservations),
@@ -103,6 +115,57 @@ def host_view(record: HostRecord) -> HostView:
         engine=record.engine,
         last_seen=record.last_seen,
     )
+
+
+def dead_letter_path(dead_letter_id: str) -> str:
+    """Return where a dead letter is read."""
+    return f"/v1/dead-letters/{quote(dead_letter_id, safe='')}"
+
+
+def dead_letter_summary(record: DeadLetter) -> DeadLetterSummary:
+    """Return a dead letter as it stands in lists."""
+    return DeadLetterSummary(**_dead_letter_fields(record))
+
+
+def dead_letter_view(record: DeadLetter) -> DeadLetterView:
+    """Return a dead letter with what it said, as far as that was kept."""
+    text, encoding = _readable(record.payload)
+    return DeadLetterView(
+        **_dead_letter_fields(record),
+        headers=record.headers,
+        payload=text,
+        payload_encoding=encoding,
+        payload_truncated=record.payload_bytes > len(record.payload),
+    )
+
+
+def _dead_letter_fields(record: DeadLetter) -> dict[str, Any]:
+    here = dead_letter_path(record.dead_letter_id)
+    return {
+        "dead_letter_id": record.dead_letter_id,
+        "reason": record.reason,
+        "detail": record.detail,
+        "queue": record.queue,
+        "routing_key": record.routing_key,
+        "message_id": record.message_id,
+        "message_type": record.message_type,
+        "payload_bytes": max(record.payload_bytes, len(record.payload)),
+        "replays": record.replays,
+        "replayed_at": record.replayed_at,
+        "recorded_at": record.recorded_at,
+        "links": {"self": here, "replay": f"{here}/replay"},
+    }
+
+
+def _readable(payload: bytes) -> tuple[str, Literal["utf-8", "base64"]]:
+    try:
+        return payload.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(payload).decode("ascii"), "base64"
+
+
+def _drain_view(record: DrainRecord) -> DrainView:
+    return DrainView(move=record.move, deadline=record.deadline_at, done=record.done)
 
 
 def _links(operation_id: str, job_id: str | None, *, with_result: bool) -> Links:

@@ -1,19 +1,39 @@
 """`/v1/hosts`: the fleet."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import openapi
-from gateway.routes.parts import Parts, answer
+from gateway.routes.parts import Parts, answer, refuse_repeated
 from gateway.service import Gateway
 from gateway.views import host_view
 from modelyard.contract.answers import HostList
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
-from modelyard.contract.messages import HostView
+from modelyard.contract.messages import MAX_TIMEOUT_S, HostView
 from modelyard.contract.states import Admission
 from modelyard.store.records import HostRecord
 
 router = APIRouter(prefix="/v1/hosts", tags=["hosts"])
+
+
+class DrainQuery(BaseModel):
+    """How to drain a host."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    move: bool = Field(
+        default=False, description="Bring live jobs to other hosts; without, they may finish here."
+    )
+    deadline_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        allow_inf_nan=False,
+        description="Seconds from now until what is left is ended; without, it is waited for.",
+    )
 
 
 @router.get("", response_model=HostList, responses=openapi.READ_ANSWERS, summary="List hosts")
@@ -39,7 +59,10 @@ async def read_host(host_id: Id, gateway: Parts) -> Response:
     summary="Place nothing new on a host",
 )
 async def cordon(host_id: Id, gateway: Parts) -> Response:
-    """Take no new placements on the host; what is there goes on. Doing it again changes nothing."""
+    """Take no new placements on the host; what is there goes on. Ends a drain.
+
+    Doing it again changes nothing.
+    """
     return await _admit(host_id, Admission.CORDONED, gateway)
 
 
@@ -50,8 +73,27 @@ async def cordon(host_id: Id, gateway: Parts) -> Response:
     summary="Place on a host again",
 )
 async def uncordon(host_id: Id, gateway: Parts) -> Response:
-    """Take placements on the host again. Doing it again changes nothing."""
+    """Take placements on the host again. Ends a drain. Doing it again changes nothing."""
     return await _admit(host_id, Admission.OPEN, gateway)
+
+
+@router.post(
+    "/{host_id}/drain",
+    response_model=HostView,
+    responses=openapi.ONE_ANSWERS,
+    dependencies=[Depends(refuse_repeated)],
+    summary="Empty a host",
+)
+async def drain(host_id: Id, gateway: Parts, query: Annotated[DrainQuery, Query()]) -> Response:
+    """Take no new placements on the host and bring what is there to its end, or elsewhere.
+
+    It goes on until `drain.done` is true and stays so, until the host is cordoned or uncordoned.
+    Doing it again changes how: the deadline counts from the last call.
+    """
+    record = await gateway.reading.ask(
+        lambda: gateway.store.hosts.drain(host_id, move=query.move, deadline_s=query.deadline_s)
+    )
+    return answer(host_view(_found(record, host_id)))
 
 
 async def _admit(host_id: str, admission: Admission, gateway: Gateway) -> Response:

@@ -7,14 +7,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from gateway import bodies, openapi
 from gateway.accept import Asked
 from gateway.batches import accept_batch
-from gateway.problems import RETRY_AFTER_S
 from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
-from gateway.service import Gateway
-from gateway.views import job_view, operation_path, operation_view
+from gateway.routes.submitting import submitted
+from gateway.views import job_view
 from modelyard.contract.answers import Accepted, BatchAnswer, JobPage
-from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
-from modelyard.contract.messages import JobRequest, JobView, OperationView
+from modelyard.contract.messages import JobRequest, JobView
 from modelyard.contract.states import JobState
 
 router = APIRouter(tags=["jobs"])
@@ -51,18 +50,7 @@ async def submit(request: Request, gateway: Parts) -> Response:
     wait_s = bodies.preferred_wait(request)
     body = await bodies.read_json(request, max_bytes=gateway.max_request_bytes)
     asked = Asked.of(bodies.validated(JobRequest, body), key)
-    [outcome] = await gateway.acceptor.accept([asked])
-    if isinstance(outcome, ModelyardError):
-        raise outcome
-    ended = await _ended(gateway, asked.operation_id, wait_s) if wait_s else None
-    headers = {"Location": operation_path(asked.operation_id)}
-    if wait_s is not None:
-        headers |= {"Preference-Applied": f"wait={wait_s:.0f}", "Vary": "Prefer"}
-    if ended is not None and ended.state.terminal:
-        return answer(ended, headers=headers)
-    if ended is not None:
-        outcome = outcome.model_copy(update={"state": ended.state})
-    return answer(outcome, 202, {**headers, "Retry-After": str(RETRY_AFTER_S)})
+    return await submitted(gateway, asked, wait_s)
 
 
 @router.post(
@@ -109,12 +97,3 @@ async def read_job(job_id: Id, gateway: Parts) -> Response:
     if record is None:
         raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no job {job_id}.")
     return answer(job_view(record))
-
-
-async def _ended(gateway: Gateway, operation_id: str, wait_s: float) -> OperationView | None:
-    """Return the operation after waiting for its end; null if it can't be read now."""
-    try:
-        record = await gateway.live.until_end(operation_id, wait_s, gateway.reading.operation)
-    except StoreUnavailableError:
-        return None  # it is accepted all the same
-    return operation_view(record) if record else None

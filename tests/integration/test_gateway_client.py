@@ -12,9 +12,22 @@ import pytest
 from modelyard.client import ApiError, AsyncModelyard, Modelyard, OperationFailed
 from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import EngineFacts, HostOnline
 from modelyard.contract.states import JobState, OperationState
+from modelyard.store.records import DeadLetter
 from tests.support.gateway import Backstage, fill_catalog, serving
+
+PAYLOAD = b"\x1b[2J [bold]not markup"
+LETTER = DeadLetter(
+    dead_letter_id="ab" * 20,
+    reason="invalid_json",
+    detail="It is not JSON.",
+    queue="modelyard.jobs.v1",
+    routing_key="job.submit",
+    payload=PAYLOAD,
+    payload_bytes=len(PAYLOAD),
+)
 
 
 @pytest.fixture
@@ -71,6 +84,31 @@ async def test_a_failure_carries_its_cause(yard: Backstage) -> None:
         with pytest.raises(OperationFailed, match="oom_killed") as caught:
             await client.wait(asked, 10)
         assert caught.value.operation.error == error
+
+
+async def test_the_asynchronous_client_cancels_retries_drains_and_replays(yard: Backstage) -> None:
+    async with AsyncModelyard(yard.url) as client:
+        asked = await client.terminate("j-1")
+        assert (await client.cancel(asked)).cancel_requested
+        waiting = asyncio.create_task(client.cancel(asked, wait_s=20))
+        await yard.has_waiters()
+        await yard.finish(asked.operation_id, OperationState.CANCELLED)
+        assert (await waiting).state is OperationState.CANCELLED
+        again = await client.retry(asked, idempotency_key="k")
+        assert (await client.operation(again)).retry_of == asked.operation_id
+        with pytest.raises(ApiError) as caught:
+            await client.retry(again)
+        assert caught.value.code == "not_retryable"
+        drain = (await client.drain("h-1", move=True, deadline_s=60)).drain
+        assert drain is not None
+        assert drain.move
+        assert (await client.uncordon("h-1")).drain is None
+        await yard.store.dead_letters.add([LETTER])
+        [found] = (await client.dead_letters(reason="invalid_json")).dead_letters
+        assert (await client.dead_letter(found.dead_letter_id)).payload == PAYLOAD.decode()
+        assert (await client.replay_dead_letter(found.dead_letter_id)).replays == 1
+        await client.delete_dead_letter(found.dead_letter_id)
+        assert (await client.dead_letters()).dead_letters == ()
 
 
 # --- the command line ---
@@ -139,6 +177,109 @@ async def test_verbs_print_the_operation_for_people_and_machines(yard: Backstage
         assert "QUEUED" in shown.out
     ran = await run(yard.url, "terminate", "j-1", "--json")
     assert json.loads(ran.out)["links"]["job"] == "/v1/jobs/j-1"
+
+
+async def test_an_operation_is_cancelled_and_tried_again(yard: Backstage) -> None:
+    operation_id = await yard.accepted(job_id="j-1")
+    ran = await run(yard.url, "cancel", operation_id)
+    assert ran.code == 0, ran.err
+    assert "cancel_requested true" in " ".join(ran.out.split())
+    running = asyncio.create_task(run(yard.url, "cancel", operation_id, "--wait", "--json"))
+    await yard.has_waiters()
+    await yard.finish(operation_id, OperationState.CANCELLED)
+    ran = await running
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["state"] == "CANCELLED"
+    assert ran.err.splitlines()[0] == "TERMINATE j-1 QUEUED to be cancelled"
+    again = await run(yard.url, "retry", operation_id)
+    assert again.code == 0, again.err
+    shown = await run(yard.url, "status", again.out.strip())
+    assert f"retry_of {operation_id}" in " ".join(shown.out.split())
+    assert "cancel_requested" not in shown.out
+    refused = await run(yard.url, "retry", again.out.strip())
+    assert refused.code == 1
+    assert "not_retryable" in refused.err
+
+
+async def test_a_cancel_that_came_too_late_is_exit_code_1(yard: Backstage) -> None:
+    operation_id = await yard.accepted()
+    running = asyncio.create_task(run(yard.url, "cancel", operation_id, "--wait"))
+    await yard.has_waiters()
+    await yard.finish(operation_id)
+    ran = await running
+    assert ran.code == 1
+    assert f"operation {operation_id} ended SUCCEEDED" in ran.err
+    ran = await run(yard.url, "cancel", operation_id)
+    assert ran.code == 1
+    assert "already_ended" in ran.err
+
+
+async def test_a_retry_that_waits_prints_its_result(yard: Backstage) -> None:
+    failed = await yard.accepted(operation_type="INFER", input=1)
+    await yard.finish(failed, OperationState.FAILED)
+    running = asyncio.create_task(run(yard.url, "retry", failed, "--wait", "--key", "k"))
+    await yard.has_waiters()
+    await yard.finish(operation_id_for_key("k"), result_json="[7]")
+    ran = await running
+    assert (ran.code, json.loads(ran.out)) == (0, [7])
+
+
+async def test_a_drain_is_shown_with_the_hosts(yard: Backstage) -> None:
+    for arguments, shown in (
+        ((), "finishing"),
+        (("--move",), "moving"),
+        (("--move", "--deadline", "604800"), "moving until 2"),
+    ):
+        ran = await run(yard.url, "drain", "h-1", *arguments)
+        assert ran.code == 0, ran.err
+        assert "DRAINING" in ran.out
+        assert shown in (await run(yard.url, "hosts")).out
+    machine = json.loads((await run(yard.url, "hosts", "--json")).out)
+    assert machine[0]["drain"]["move"] is True
+    await yard.store.hosts.drained("h-1")
+    assert "done" in (await run(yard.url, "hosts")).out
+    assert (await run(yard.url, "uncordon", "h-1")).code == 0
+    assert "DRAINING" not in (await run(yard.url, "hosts")).out
+    assert (await run(yard.url, "drain", "h-1", "--deadline", "0")).code == 2
+    assert (await run(yard.url, "drain", "h-2")).code == 1
+
+
+async def test_dead_letters_are_listed_shown_replayed_and_deleted(yard: Backstage) -> None:
+    await yard.store.dead_letters.add([LETTER])
+    name = LETTER.dead_letter_id
+    ran = await run(yard.url, "dead-letters", "list", "--reason", "invalid_json")
+    assert name in ran.out
+    assert "modelyard.jobs.v1" in ran.out
+    assert name in (await run(yard.url, "dead-letters")).out
+    none = await run(yard.url, "dead-letters", "list", "--queue", "other", "--json")
+    assert json.loads(none.out) == []
+    shown = await run(yard.url, "dead-letters", "show", name)
+    assert "It is not JSON." in shown.out
+    assert "\x1b" not in shown.out
+    assert "\\x1b[2J [bold]not markup" in shown.out
+    machine = await run(yard.url, "dead-letters", "show", name, "--json")
+    assert json.loads(machine.out)["payload"] == PAYLOAD.decode()
+    assert "replays" in (await run(yard.url, "dead-letters", "replay", name)).out
+    assert (await yard.messages(1))[0].body == PAYLOAD
+    assert (await run(yard.url, "dead-letters", "delete", name)).code == 0
+    gone = await run(yard.url, "dead-letters", "delete", name)
+    assert gone.code == 1
+    assert "not_found" in gone.err
+
+
+async def test_nothing_that_others_wrote_is_a_command_to_the_terminal(yard: Backstage) -> None:
+    clear = "\x1b[2J\x9b2J\r[red]x"
+    operation_id = await yard.accepted(metadata={"a": clear})
+    error = ErrorInfo(code=ErrorCode.EXITED, message=clear)
+    await yard.finish(operation_id, OperationState.FAILED, error=error)
+    for arguments in (("status", operation_id), ("wait", operation_id)):
+        for form in ((), ("--json",)):
+            ran = await run(yard.url, *arguments, *form)
+            for told in (ran.out, ran.err):
+                assert not {"\x1b", "\x9b", "\r"} & set(told), (arguments, form)
+            assert "[red]x" in ran.out + ran.err
+    machine = json.loads((await run(yard.url, "status", operation_id, "--json")).out)
+    assert machine["metadata"] == {"a": clear}
 
 
 async def test_lists_are_tables_or_json(yard: Backstage) -> None:

@@ -5,8 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx2
 import pytest
@@ -17,7 +16,8 @@ from deploy.local.rabbitmq import RabbitMQ
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE, SUBMIT_KEY, Queue
-from tests.support.gateway import Backstage, problem, serving
+from modelyard.store import Store
+from tests.support.gateway import Backstage, frozen, messages, problem, serving
 from tests.support.waiting import eventually
 
 Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
@@ -30,17 +30,6 @@ async def yard(mongo_url: str, amqp_url: str) -> AsyncIterator[Backstage]:
     async with serving(mongo_url, amqp_url) as backstage:
         await backstage.accepted()
         yield backstage
-
-
-@contextmanager
-def frozen(*servers: MongoDB | RabbitMQ) -> Iterator[None]:
-    for server in servers:
-        server.pause()
-    try:
-        yield
-    finally:
-        for server in servers:
-            server.resume()
 
 
 async def timed(yard: Backstage) -> tuple[httpx2.Response, float]:
@@ -206,6 +195,20 @@ async def answering(client: httpx2.AsyncClient, path: str) -> None:
     await eventually(answers, what=f"200 from {path}")
 
 
+async def stalled(port: int) -> asyncio.StreamWriter:
+    """Begin a request that never comes to its end."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+    await writer.drain()
+    return writer
+
+
+async def ended(process: asyncio.subprocess.Process, *, within_s: float) -> int:
+    async with asyncio.timeout(within_s):
+        return await process.wait()
+
+
 async def test_sigterm_answers_those_who_wait_and_ends_with_0(
     start: Start,
 ) -> None:
@@ -216,16 +219,107 @@ async def test_sigterm_answers_those_who_wait_and_ends_with_0(
         accepted = await client.post("/v1/jobs", json=REQUEST)
         path = f"{accepted.headers['Location']}?wait=60"
         waiting = [asyncio.create_task(client.get(path)) for _ in range(5)]
+        cancel = accepted.headers["Location"] + "/cancel?wait=60"
+        cancelling = asyncio.create_task(client.post(cancel))
         # They have been read from the socket when a later request is answered.
         await client.get(path.replace("60", "0.2"))
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         answers = await asyncio.gather(*waiting)
         assert {answer.status_code for answer in answers} == {200}
         assert {answer.json()["state"] for answer in answers} == {"QUEUED"}
-    async with asyncio.timeout(25):
-        assert await process.wait() == 0
-    assert time.monotonic() - began < 5
+        assert {answer.headers["Connection"] for answer in answers} == {"close"}
+        assert (await cancelling).status_code == 202
+    assert await ended(process, within_s=5) == 0
+
+
+async def test_sigterm_under_load_loses_nothing_that_was_answered(
+    start: Start, store: Store, broker: Broker
+) -> None:
+    port = free_port()
+    process = await start(MODELYARD_GATEWAY_PORT=str(port))
+    taken: set[str] = set()
+    refused: list[int] = []
+    busy = asyncio.Event()
+
+    async def keep_asking(client: httpx2.AsyncClient) -> None:
+        while True:
+            try:
+                answer = await client.post("/v1/jobs", json=REQUEST)
+            except httpx2.TransportError:
+                return
+            if answer.status_code == 202:
+                taken.add(answer.json()["operation_id"])
+            else:
+                refused.append(answer.status_code)
+            if len(taken) > 200:
+                busy.set()
+
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        await answering(client, "/readyz")
+        asking = [asyncio.create_task(keep_asking(client)) for _ in range(20)]
+        async with asyncio.timeout(60):
+            await busy.wait()
+        process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*asking)
+    assert await ended(process, within_s=10) == 0
+    assert set(refused) <= {503}
+    recorded = await store.operations.get_many(sorted(taken))
+    found = await messages(broker, await broker.message_count(JOBS_QUEUE.name))
+    bodies = b"".join(one.body for one in found).decode()
+    assert {one for one in taken - recorded.keys() if one not in bodies} == set()
+
+
+async def test_a_request_that_never_ends_is_cut_off_in_time(start: Start) -> None:
+    port = free_port()
+    process = await start(MODELYARD_GATEWAY_PORT=str(port))
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        await answering(client, "/livez")
+        writer = await stalled(port)
+        await client.get("/livez")
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process, within_s=25) == 0
+        writer.close()
+
+
+async def test_a_second_signal_ends_it_at_once(start: Start) -> None:
+    port = free_port()
+    process = await start(MODELYARD_GATEWAY_PORT=str(port))
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        await answering(client, "/livez")
+        writer = await stalled(port)
+        await client.get("/livez")
+        process.send_signal(signal.SIGTERM)
+
+        async def refused() -> bool:
+            async with httpx2.AsyncClient() as other:
+                try:
+                    await other.get(f"http://127.0.0.1:{port}/livez")
+                except httpx2.ConnectError:
+                    return True
+                except httpx2.TransportError:  # it was taken by the socket, and by nobody else
+                    return False
+            return False
+
+        await eventually(refused, what="a new connection being refused")
+        assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process, within_s=1) == 1
+        writer.close()
+    _, told = await process.communicate()
+    assert "gateway.cut_off" in told.decode().splitlines()[-1]
+
+
+async def test_sigterm_ends_it_while_rabbitmq_and_mongodb_hang(
+    start: Start, rabbitmq: RabbitMQ, mongodb: MongoDB
+) -> None:
+    port = free_port()
+    process = await start(MODELYARD_GATEWAY_PORT=str(port))
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        await answering(client, "/readyz")
+        with frozen(rabbitmq, mongodb):
+            assert (await client.post("/v1/jobs", json=REQUEST)).status_code == 503
+            process.send_signal(signal.SIGTERM)
+            assert await ended(process, within_s=25) == 0
 
 
 async def test_it_starts_and_serves_while_nothing_else_does_and_heals(

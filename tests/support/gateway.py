@@ -6,18 +6,20 @@ The dispatcher is played by hand: `Backstage.finish` records an end and publishe
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
 
+from deploy.local.mongodb import MongoDB
+from deploy.local.rabbitmq import RabbitMQ
 from gateway.app import create_app
 from gateway.server import GatewayServer, listen
 from gateway.service import Gateway
-from modelyard.broker import Broker
+from modelyard.broker import Broker, Delivery
 from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import Event, OperationReport, Submission
@@ -105,6 +107,10 @@ class Backstage:
 
         await eventually(enough, what=f"{count} waiting requests")
 
+    async def messages(self, count: int) -> list[Delivery]:
+        """Take so many messages, of any kind, off the queue of the dispatcher."""
+        return await messages(self.broker, count)
+
     async def published(self, count: int) -> list[Submission]:
         """Take so many submissions off the queue of the dispatcher."""
         taken: list[Submission] = []
@@ -143,6 +149,30 @@ async def serving(mongo_url: str, amqp_url: str) -> AsyncIterator[Backstage]:
         await gateway.close()
         await other.close()
         hands.close()
+
+
+@contextmanager
+def frozen(*servers: MongoDB | RabbitMQ) -> Iterator[None]:
+    """Stop servers from running, with their sockets open: they take bytes and answer nothing."""
+    for server in servers:
+        server.pause()
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.resume()
+
+
+async def messages(broker: Broker, count: int) -> list[Delivery]:
+    """Take so many messages, of any kind, off the queue of the dispatcher."""
+    taken: list[Delivery] = []
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=50) as source:
+        async for batch in source.batches(max_items=50):
+            taken += batch
+            await source.ack(batch)
+            if len(taken) >= count:
+                return taken
+    raise AssertionError
 
 
 async def fill_catalog(store: Store) -> None:

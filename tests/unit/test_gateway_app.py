@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -65,10 +66,16 @@ async def test_the_openapi_document_is_whole(app: FastAPI) -> None:
         "/v1/operations",
         "/v1/operations/{operation_id}",
         "/v1/operations/{operation_id}/result",
+        "/v1/operations/{operation_id}/cancel",
+        "/v1/operations/{operation_id}/retry",
         "/v1/hosts",
         "/v1/hosts/{host_id}",
         "/v1/hosts/{host_id}/cordon",
         "/v1/hosts/{host_id}/uncordon",
+        "/v1/hosts/{host_id}/drain",
+        "/v1/dead-letters",
+        "/v1/dead-letters/{dead_letter_id}",
+        "/v1/dead-letters/{dead_letter_id}/replay",
         "/v1/models",
         "/v1/models/{name}",
         "/v1/datasets",
@@ -80,7 +87,14 @@ async def test_the_openapi_document_is_whole(app: FastAPI) -> None:
 
 async def test_every_body_is_described_with_an_example(app: FastAPI) -> None:
     document: dict[str, Any] = (await get(app, "/openapi.json")).json()
-    without_body = {"/v1/hosts/{host_id}/cordon", "/v1/hosts/{host_id}/uncordon"}
+    without_body = {
+        "/v1/operations/{operation_id}/cancel",
+        "/v1/operations/{operation_id}/retry",
+        "/v1/hosts/{host_id}/cordon",
+        "/v1/hosts/{host_id}/uncordon",
+        "/v1/hosts/{host_id}/drain",
+        "/v1/dead-letters/{dead_letter_id}/replay",
+    }
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             if method in ("post", "put") and path not in without_body:
@@ -94,8 +108,17 @@ async def test_every_body_is_described_with_an_example(app: FastAPI) -> None:
     submit = document["paths"]["/v1/jobs"]["post"]
     assert {one["name"] for one in submit["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert set(submit["responses"]) == {
-        "200", "202", "400", "413", "415", "422", "500", "503",
+        "200", "202", "400", "408", "413", "415", "422", "500", "503",
     }  # fmt: skip
+    retry = document["paths"]["/v1/operations/{operation_id}/retry"]["post"]
+    names = {one["name"] for one in retry["parameters"]}
+    assert names == {"operation_id", "Idempotency-Key", "Prefer"}
+    assert set(retry["responses"]) == {"200", "202", "404", "409", "422", "500", "503"}
+    drain = document["paths"]["/v1/hosts/{host_id}/drain"]["post"]
+    assert {one["name"] for one in drain["parameters"]} == {"host_id", "move", "deadline_s"}
+    cancel = document["paths"]["/v1/operations/{operation_id}/cancel"]["post"]
+    assert {one["name"] for one in cancel["parameters"]} == {"operation_id", "wait"}
+    assert set(cancel["responses"]) == {"200", "202", "404", "409", "422", "500", "503"}
 
 
 def test_every_code_that_is_answered_over_http_has_a_status() -> None:
@@ -121,6 +144,31 @@ async def test_a_defect_is_a_problem_without_its_details(
     assert document["request_id"] == "r-1"
     assert "secret" not in answer.text
     assert "the secret cause" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "instance"), [("/nowhere", "/nowhere"), ("/v1/hosts/a%3Fb", "/v1/hosts/a%3Fb")]
+)
+async def test_no_host_header_and_no_path_confuses_a_problem(
+    app: FastAPI, path: str, instance: str
+) -> None:
+    for host in ("[", "a b", ""):
+        answer = await get(app, path, Host=host)
+        assert answer.status_code == 404
+        assert problem(answer)["instance"] == instance
+
+
+@pytest.mark.parametrize(
+    "query", ["&".join(f"n{n}" for n in range(8_000)), "a&" * 30_000], ids=["many", "one"]
+)
+async def test_a_query_of_thousands_is_refused_without_holding_up_the_others(
+    app: FastAPI, query: str
+) -> None:
+    began = time.monotonic()
+    answer = await get(app, f"/v1/operations?{query}")
+    assert time.monotonic() - began < 1
+    assert answer.status_code == 422
+    assert len(problem(answer)["errors"]) <= 20
 
 
 # --- small parts ---

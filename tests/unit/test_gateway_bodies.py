@@ -1,5 +1,6 @@
 """What may stand in a body: everything else is refused before any store hears of it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -192,3 +193,20 @@ async def test_a_media_type_may_have_parameters(client: httpx2.AsyncClient) -> N
     headers = {"Content-Type": "Application/JSON; charset=utf-8"}
     answer = await client.post("/v1/jobs", content=b"{}", headers=headers)
     assert answer.status_code == 422
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.bodies.BODY_S", 0.05)
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    headers = {"Content-Type": "application/json"}
+    async with asyncio.timeout(5):
+        answer = await client.post("/v1/jobs", content=stalled(), headers=headers)
+    assert answer.status_code == 408
+    assert problem(answer)["code"] == "invalid_request"
+    assert answer.headers["Connection"] == "close"

@@ -1,0 +1,90 @@
+"""Replays: the message of a dead letter is published again, to where it was taken out of."""
+
+from gateway.availability import Availability
+from gateway.reading import Reading
+from modelyard.broker import Broker
+from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ModelyardError
+from modelyard.contract.topology import (
+    HOSTS,
+    JOBS,
+    JOBS_QUEUE,
+    REPLAY_HEADER,
+    REPORTS,
+    REPORTS_QUEUE,
+    SUBMIT_KEY,
+    Exchange,
+    host_queue,
+)
+from modelyard.store import Store
+from modelyard.store.records import DeadLetter
+
+REPLAY_S = 1.0
+"""How long RabbitMQ has to confirm the message."""
+
+
+class Replays:
+    """Publishes dead letters again."""
+
+    def __init__(
+        self, store: Store, reading: Reading, broker: Broker, broker_up: Availability
+    ) -> None:
+        self._store = store
+        self._reading = reading
+        self._broker = broker
+        self._broker_up = broker_up
+
+    async def replay(self, dead_letter_id: str) -> DeadLetter | None:
+        """Publish a dead letter again and return it as it is after; null if it is unknown.
+
+        It is counted before it is published: the count tells one replay from the next, so that
+        each of them makes operations of its own. Raises `ModelyardError` with `not_replayable`
+        or `unavailable`, after which it may have been published all the same.
+        """
+        letter = await self._reading.ask(lambda: self._store.dead_letters.get(dead_letter_id))
+        if letter is None:
+            return None
+        exchange, routing_key = address_of(letter)
+        if self._broker_up.down:
+            raise BrokerUnavailableError
+        marked = await self._reading.ask(
+            lambda: self._store.dead_letters.mark_replayed(dead_letter_id)
+        )
+        if marked is None:
+            return None
+        try:
+            await self._broker.publish(
+                exchange,
+                routing_key,
+                letter.payload,
+                message_type=letter.message_type,
+                headers={REPLAY_HEADER: f"{dead_letter_id}:{marked.replays}"},
+                timeout_s=REPLAY_S,
+            )
+        except BrokerUnavailableError as error:
+            # A queue that is gone is not RabbitMQ's absence, so nothing is concluded from it.
+            message = "RabbitMQ has not confirmed it, or nothing takes messages of its queue now."
+            raise BrokerUnavailableError(message) from error
+        return marked
+
+
+def address_of(letter: DeadLetter) -> tuple[Exchange, str]:
+    """Return the exchange and the routing key that lead to where a letter was taken out of.
+
+    Raises `ModelyardError` with `not_replayable` for any other queue than those of requests,
+    reports and hosts, and for a payload that was not kept whole.
+    """
+    if letter.payload_bytes > len(letter.payload):
+        raise _not_replayable(
+            f"Of its {letter.payload_bytes} bytes only the first {len(letter.payload)} were kept."
+        )
+    if letter.queue == JOBS_QUEUE.name:
+        return JOBS, SUBMIT_KEY
+    if letter.queue == REPORTS_QUEUE.name:
+        return REPORTS, letter.routing_key
+    if letter.queue == host_queue(letter.routing_key).name:
+        return HOSTS, letter.routing_key
+    raise _not_replayable("It was taken out of a queue that nothing is sent to again.")
+
+
+def _not_replayable(message: str) -> ModelyardError:
+    return ModelyardError(ErrorCode.NOT_REPLAYABLE, message)

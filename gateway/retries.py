@@ -1,0 +1,50 @@
+"""Retries: the request of an operation that ended without success, as a new operation."""
+
+import json
+
+from pydantic import ValidationError
+
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import JobRequest
+from modelyard.contract.states import OperationState
+from modelyard.store.records import OperationRecord
+
+
+def request_again(record: OperationRecord) -> JobRequest:
+    """Return the request that became an operation; `record` is read with its input.
+
+    Raises `ModelyardError` with `not_retryable` if the operation is open or has succeeded, or if
+    its record does not hold the whole of what was asked for: of a message that broke the schema
+    only the names were kept.
+    """
+    if not record.state.terminal:
+        raise _not_retryable(f"The operation is {record.state}.")
+    if record.state is OperationState.SUCCEEDED:
+        raise _not_retryable("The operation has succeeded.")
+    request = _rebuilt(record)
+    if request is None or request.payload_hash() != record.payload_hash:
+        raise _not_retryable("The request was not one that could be kept: submit it anew.")
+    return request
+
+
+def _rebuilt(record: OperationRecord) -> JobRequest | None:
+    given = {
+        "job_id": record.job_id,
+        "operation_type": record.verb,
+        "model": record.model,
+        "dataset": record.dataset,
+        "container_id": record.wanted_container_id,
+        "input": None if record.input_json is None else json.loads(record.input_json),
+        "priority": record.priority,
+        "timeout_s": record.timeout_s,
+        "queue_timeout_s": record.queue_timeout_s,
+        "metadata": record.metadata,
+    }
+    try:
+        return JobRequest.model_validate(given)
+    except ValidationError:
+        return None
+
+
+def _not_retryable(message: str) -> ModelyardError:
+    return ModelyardError(ErrorCode.NOT_RETRYABLE, message)

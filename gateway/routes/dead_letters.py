@@ -1,0 +1,95 @@
+"""`/v1/dead-letters`: messages that could not be taken, to be looked at, sent again or deleted."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import Field
+
+from gateway import openapi
+from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway.views import dead_letter_path, dead_letter_summary, dead_letter_view
+from modelyard.contract.answers import DeadLetterPage, DeadLetterSummary, DeadLetterView
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.ids import Id
+from modelyard.store.records import DeadLetter
+
+router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"])
+
+
+class DeadLetterQuery(PageQuery):
+    """Filters of the list of dead letters."""
+
+    reason: str | None = Field(default=None, pattern=r"^[a-z0-9_]{1,64}$", description="A code.")
+    queue: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,255}$")
+
+
+@router.get(
+    "",
+    response_model=DeadLetterPage,
+    responses=openapi.LIST_ANSWERS,
+    dependencies=[Depends(refuse_repeated)],
+    summary="List dead letters, newest first",
+)
+async def list_dead_letters(gateway: Parts, query: Annotated[DeadLetterQuery, Query()]) -> Response:
+    """Return a page of dead letters, without what they say."""
+    after = query.after()
+    page = await gateway.reading.ask(
+        lambda: gateway.store.dead_letters.page(query.criteria(), after=after, limit=query.limit)
+    )
+    cursor = page.next.cursor() if page.next else None
+    summaries = tuple(dead_letter_summary(record) for record in page.items)
+    content = DeadLetterPage(dead_letters=summaries, next=cursor)
+    return page_answer(content, query, "/v1/dead-letters", cursor)
+
+
+@router.get(
+    "/{dead_letter_id}",
+    response_model=DeadLetterView,
+    responses=openapi.ONE_ANSWERS,
+    summary="Read a dead letter",
+)
+async def read_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
+    """Return one dead letter with its headers and its payload."""
+    record = await gateway.reading.ask(lambda: gateway.store.dead_letters.get(dead_letter_id))
+    return answer(dead_letter_view(_found(record, dead_letter_id)))
+
+
+@router.post(
+    "/{dead_letter_id}/replay",
+    status_code=202,
+    response_model=DeadLetterSummary,
+    responses=openapi.REPLAY_ANSWERS,
+    summary="Publish a dead letter again",
+)
+async def replay_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
+    """Publish the message to where it was taken out of; its requests become new operations.
+
+    Each call is a replay of its own. After a 503 it may have been published all the same.
+    """
+    record = _found(await gateway.replays.replay(dead_letter_id), dead_letter_id)
+    headers = {"Location": dead_letter_path(dead_letter_id)}
+    return answer(dead_letter_summary(record), 202, headers)
+
+
+@router.delete(
+    "/{dead_letter_id}",
+    status_code=204,
+    responses=openapi.ONE_ANSWERS,
+    summary="Delete a dead letter",
+)
+async def delete_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
+    """Delete the record of a dead letter."""
+    done = await gateway.reading.ask(lambda: gateway.store.dead_letters.delete(dead_letter_id))
+    if not done:
+        raise _no_such(dead_letter_id)
+    return Response(status_code=204)
+
+
+def _found(record: DeadLetter | None, dead_letter_id: str) -> DeadLetter:
+    if record is None:
+        raise _no_such(dead_letter_id)
+    return record
+
+
+def _no_such(dead_letter_id: str) -> ModelyardError:
+    return ModelyardError(ErrorCode.NOT_FOUND, f"There is no dead letter {dead_letter_id}.")

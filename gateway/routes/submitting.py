@@ -1,0 +1,40 @@
+"""The answer to a request that was submitted alone: by itself, or as the retry of another."""
+
+from fastapi import Response
+
+from gateway.accept import Asked
+from gateway.problems import RETRY_AFTER_S
+from gateway.routes.parts import answer
+from gateway.service import Gateway
+from gateway.views import operation_path, operation_view
+from modelyard.contract.errors import ModelyardError, StoreUnavailableError
+from modelyard.contract.messages import OperationView
+
+
+async def submitted(gateway: Gateway, asked: Asked, wait_s: float | None) -> Response:
+    """Make a request durable and answer 202 with its operation.
+
+    With `wait_s` the answer is held for so many seconds, and is 200 if it has ended by then.
+    Raises what the request is refused for.
+    """
+    [outcome] = await gateway.acceptor.accept([asked])
+    if isinstance(outcome, ModelyardError):
+        raise outcome
+    ended = await _ended(gateway, asked.operation_id, wait_s) if wait_s else None
+    headers = {"Location": operation_path(asked.operation_id)}
+    if wait_s is not None:
+        headers |= {"Preference-Applied": f"wait={wait_s:.0f}", "Vary": "Prefer"}
+    if ended is not None and ended.state.terminal:
+        return answer(ended, headers=headers)
+    if ended is not None:
+        outcome = outcome.model_copy(update={"state": ended.state})
+    return answer(outcome, 202, {**headers, "Retry-After": str(RETRY_AFTER_S)})
+
+
+async def _ended(gateway: Gateway, operation_id: str, wait_s: float) -> OperationView | None:
+    """Return the operation after waiting for its end; null if it can't be read now."""
+    try:
+        record = await gateway.live.until_end(operation_id, wait_s, gateway.reading.operation)
+    except StoreUnavailableError:
+        return None  # it is accepted all the same
+    return operation_view(record) if record else None

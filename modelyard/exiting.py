@@ -1,0 +1,47 @@
+"""The end of the process, whatever still hangs in it.
+
+A call of MongoDB's driver that waits for a dead server sits in a thread that nothing can stop,
+and Python waits for its threads before it exits: without this, for ever.
+"""
+
+import logging
+import os
+import threading
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+EXIT_S = 24.0
+"""Seconds from the first signal until the process is gone."""
+LEFT_OVERS_S = 2.0
+"""Seconds that threads have once everything is answered and closed."""
+CUT_OFF = 1
+
+
+class Exit:
+    """Sees to it that a process that is to stop does."""
+
+    def begin(self) -> None:
+        """Give the process `EXIT_S` seconds to end by itself; then it ends with exit code 1."""
+        _after(EXIT_S, CUT_OFF)
+
+    def now(self) -> None:
+        """End the process with exit code 1."""
+        log.warning("process.cut_off")
+        _end(CUT_OFF)
+
+    def soon(self, code: int) -> None:
+        """End the process although threads hang: everything is closed, nothing depends on them."""
+        _after(LEFT_OVERS_S, code)
+
+
+def _after(seconds: float, code: int) -> None:
+    timer = threading.Timer(seconds, _end, [code])
+    timer.daemon = True
+    timer.start()
+
+
+def _end(code: int) -> None:
+    logging.shutdown()
+    os._exit(code)

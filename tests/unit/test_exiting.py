@@ -1,0 +1,24 @@
+"""A process that is to end does, also while one of its threads hangs."""
+
+import subprocess
+import sys
+
+import pytest
+
+HANGING = """
+import threading
+from modelyard import exiting
+
+exiting.EXIT_S = exiting.LEFT_OVERS_S = 0.1
+threading.Thread(target=threading.Event().wait).start()  # as a driver's that nobody answers
+exiting.Exit().{how}
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("begin()", 1), ("now()", 1), ("soon(0)", 0), ("soon(1)", 1)]
+)
+def test_a_process_with_a_thread_that_hangs_ends(how: str, code: int) -> None:
+    program = HANGING.format(how=how)
+    ended = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
+    assert ended.returncode == code
