@@ -1,75 +1,42 @@
-"""Every call of the HTTP API as a value, and what its answer means; no I/O.
+"""Every call of the HTTP API as a value; no I/O.
 
-`modelyard.client` and `modelyard.async_client` send them. A call may always be sent again: reads,
-puts and deletes by their nature, submissions because each has an idempotency key.
+`modelyard.client` and `modelyard.async_client` send them. A call may be sent again: reads, puts,
+deletes and wishes by their nature, submissions and retries because each has an idempotency key.
+The one exception is a replay, of which each is another one.
 """
 
-import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from typing import Literal, TypedDict, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from modelyard.attempts import Call, Headers
 from modelyard.contract.answers import (
     Accepted,
     BatchAnswer,
     BatchItem,
     DatasetList,
-    Fault,
+    DeadLetterPage,
+    DeadLetterSummary,
+    DeadLetterView,
     HostList,
     JobPage,
     ModelList,
     OperationPage,
-    Problem,
 )
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import HostView, JobRequest, JobView, OperationView
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
 
-T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 Request = JobRequest | Mapping[str, JsonValue]
-Headers = Mapping[str, str]
-
-ATTEMPTS = 5
-FIRST_PAUSE_S = 0.2
-MOST_PAUSE_S = 5.0
 LONGEST_POLL_S = 30.0
 """How long one request waits on the gateway; shorter than most proxies' patience."""
-
-_TRY_AGAIN = frozenset({429, 502, 503, 504})
-
-
-class ApiError(Exception):
-    """The gateway refused a request; `code` is stable, `detail` is for people."""
-
-    def __init__(
-        self,
-        code: str,
-        status: int | None,
-        detail: str,
-        *,
-        faults: Sequence[Fault] = (),
-        request_id: str | None = None,
-    ) -> None:
-        self.code = code
-        self.status = status
-        """The HTTP status, null if no answer came at all."""
-        self.detail = detail
-        self.faults = tuple(faults)
-        self.request_id = request_id
-        super().__init__(f"{code}: {detail}")
-
-
-class ServiceUnavailableError(ApiError):
-    """The gateway did not answer, or not now, and went on so through all attempts."""
 
 
 class OperationFailed(Exception):  # noqa: N818 - named as the state that it reports
@@ -116,94 +83,23 @@ class JobFilters(PageFilters, total=False):
     host_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One request to the API and the reading of its answer."""
+class DeadLetterFilters(PageFilters, total=False):
+    """Which dead letters to list."""
 
-    method: str
-    path: str
-    read: Callable[[httpx2.Response], T]
-    body: str | None = None
-    headers: Headers = field(default_factory=dict)
-    params: Mapping[str, str] = field(default_factory=dict)
-    patience_s: float = 0.0
-    """Seconds that the gateway may hold the answer on purpose."""
-
-    def arguments(self, timeout_s: float) -> dict[str, Any]:
-        """Return the arguments of httpx's `request`."""
-        headers = dict(self.headers)
-        if self.body is not None:
-            headers["Content-Type"] = "application/json"
-        return {
-            "method": self.method,
-            "url": self.path,
-            "content": self.body.encode() if self.body is not None else None,
-            "headers": headers,
-            "params": dict(self.params),
-            "timeout": httpx2.Timeout(timeout_s, read=timeout_s + self.patience_s),
-        }
-
-
-class Attempts:
-    """How often one call is sent, and the pauses in between."""
-
-    def __init__(self, most: int) -> None:
-        self._left = most
-        self._pause_s = FIRST_PAUSE_S
-
-    def after_error(self, error: httpx2.TransportError) -> float:
-        """Return the seconds to wait; raises `ServiceUnavailableError` if it was the last one."""
-        self._left -= 1
-        if self._left <= 0:
-            reason = str(error) or type(error).__name__
-            raise ServiceUnavailableError(
-                ErrorCode.UNAVAILABLE, None, f"The gateway does not answer: {reason}"
-            ) from error
-        return self._next_pause()
-
-    def after(self, response: httpx2.Response) -> float | None:
-        """Return the seconds to wait, null if this answer is the final one."""
-        if response.status_code not in _TRY_AGAIN:
-            return None
-        self._left -= 1
-        if self._left <= 0:
-            return None
-        asked = response.headers.get("Retry-After", "")
-        least = float(asked) if asked.isdecimal() else 0.0
-        return min(max(self._next_pause(), least), MOST_PAUSE_S)
-
-    def _next_pause(self) -> float:
-        pause = self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
-        self._pause_s = min(self._pause_s * 2, MOST_PAUSE_S)
-        return pause
+    reason: str | None
+    queue: str | None
 
 
 def checked_url(url: str) -> str:
     """Return the URL of a gateway; raises `ValueError` if it can't be one."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the address in brackets, or of the port
+        usable = False
+    if not usable:
         raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8080")
     return url
-
-
-def answer_of(call: Call[T], response: httpx2.Response) -> T:
-    """Return what an answer means; raises `ApiError` for a refusal."""
-    if response.is_success:
-        return call.read(response)
-    kind = ServiceUnavailableError if response.status_code in _TRY_AGAIN else ApiError
-    try:
-        told = Problem.model_validate_json(response.content)
-    except ValidationError:
-        detail = f"The answer was {response.status_code} and no problem document."
-        code = ErrorCode.UNAVAILABLE if kind is ServiceUnavailableError else ErrorCode.INTERNAL
-        raise kind(code, response.status_code, detail) from None
-    raise kind(
-        told.code,
-        response.status_code,
-        told.detail,
-        faults=told.errors,
-        request_id=told.request_id,
-    )
 
 
 def succeeded(operation: OperationView) -> OperationView:
@@ -253,6 +149,19 @@ def operation(operation_id: str, wait_s: float = 0.0) -> Call[OperationView]:
     return Call("GET", path, _reader(OperationView), params=params, patience_s=wait_s)
 
 
+def cancel(operation_id: str, wait_s: float = 0.0) -> Call[OperationView]:
+    """Ask for the end of an operation, and wait for it for up to `wait_s` seconds."""
+    params = {"wait": f"{wait_s:.3f}"} if wait_s > 0 else {}
+    path = f"/v1/operations/{_quoted(operation_id)}/cancel"
+    return Call("POST", path, _reader(OperationView), params=params, patience_s=wait_s)
+
+
+def retry(operation_id: str, key: str | None) -> Call[Accepted]:
+    """Submit the request of an operation again; without a key of the caller's it gets a new one."""
+    path = f"/v1/operations/{_quoted(operation_id)}/retry"
+    return Call("POST", path, _reader(Accepted), headers=_key(key))
+
+
 def result(operation_id: str) -> Call[JsonValue]:
     """Read an operation's result."""
     return Call("GET", f"/v1/operations/{_quoted(operation_id)}/result", lambda r: r.json())
@@ -281,6 +190,36 @@ def host(host_id: str) -> Call[HostView]:
 def admit(host_id: str, action: Literal["cordon", "uncordon"]) -> Call[HostView]:
     """Change what is allowed on a host."""
     return Call("POST", f"/v1/hosts/{_quoted(host_id)}/{action}", _reader(HostView))
+
+
+def drain(host_id: str, *, move: bool, deadline_s: float | None) -> Call[HostView]:
+    """Empty a host."""
+    params = {"move": "true" if move else "false"}
+    if deadline_s is not None:
+        params["deadline_s"] = str(deadline_s)
+    return Call("POST", f"/v1/hosts/{_quoted(host_id)}/drain", _reader(HostView), params=params)
+
+
+def dead_letters(filters: DeadLetterFilters) -> Call[DeadLetterPage]:
+    """List dead letters."""
+    return Call("GET", "/v1/dead-letters", _reader(DeadLetterPage), params=_params(filters))
+
+
+def dead_letter(dead_letter_id: str) -> Call[DeadLetterView]:
+    """Read a dead letter."""
+    return Call("GET", f"/v1/dead-letters/{_quoted(dead_letter_id)}", _reader(DeadLetterView))
+
+
+def replay_dead_letter(dead_letter_id: str) -> Call[DeadLetterSummary]:
+    """Publish a dead letter again."""
+    path = f"/v1/dead-letters/{_quoted(dead_letter_id)}/replay"
+    return Call("POST", path, _reader(DeadLetterSummary), repeatable=False)
+
+
+def delete_dead_letter(dead_letter_id: str) -> Call[None]:
+    """Delete a dead letter."""
+    path = f"/v1/dead-letters/{_quoted(dead_letter_id)}"
+    return Call("DELETE", path, lambda _: None, deletes=True)
 
 
 def hosts() -> Call[tuple[HostView, ...]]:
@@ -315,7 +254,7 @@ def put_entry(shelf: str, kind: type[M], spec: M | Mapping[str, JsonValue]) -> C
 
 def delete_entry(shelf: str, name: str) -> Call[None]:
     """Delete a catalog entry."""
-    return Call("DELETE", f"/v1/{shelf}/{_quoted(name)}", lambda _: None)
+    return Call("DELETE", f"/v1/{shelf}/{_quoted(name)}", lambda _: None, deletes=True)
 
 
 def _reader(kind: type[M]) -> Callable[[httpx2.Response], M]:

@@ -6,14 +6,29 @@ service is unavailable.
 
 import re
 import sys
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from modelyard import __version__
 from modelyard.calls import OperationFilters, RequestOptions, request
+from modelyard.cli_catalog import datasets, models
+from modelyard.cli_dead_letters import dead_letters
 from modelyard.cli_output import Output
-from modelyard.cli_session import Session, finish, followed, json_file, json_text, mapping, named
+from modelyard.cli_session import (
+    Context,
+    File,
+    Limit,
+    Session,
+    finish,
+    followed,
+    json_file,
+    json_text,
+    mapping,
+    session_of,
+    submitted,
+    until_end,
+)
 from modelyard.client import ApiError, OperationFailed, ServiceUnavailableError
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import OPERATION_ID_PATTERN
@@ -27,13 +42,12 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run model containers on a fleet of plain Docker hosts.",
 )
-models = typer.Typer(no_args_is_help=True, help="The models of the catalog.")
-datasets = typer.Typer(no_args_is_help=True, help="The datasets of the catalog.")
 commands.add_typer(models, name="models")
 commands.add_typer(datasets, name="datasets")
+commands.add_typer(dead_letters, name="dead-letters")
 
-Context = typer.Context
 Job = Annotated[str, typer.Argument(help="The job.")]
+Operation = Annotated[str, typer.Argument(help="The operation.")]
 HostId = Annotated[str, typer.Argument(help="The host.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of the catalog.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="A dataset of the catalog.")]
@@ -42,8 +56,6 @@ Wait = Annotated[bool, typer.Option("--wait", "-w", help="Show the phases until 
 Timeout = Annotated[float | None, typer.Option(help="Seconds to wait at the most.")]
 Key = Annotated[str | None, typer.Option(help="The idempotency key.")]
 Priority = Annotated[int | None, typer.Option(min=0, max=9, help="Higher goes first.")]
-File = Annotated[str, typer.Argument(help="A JSON file, or - for standard input.")]
-Name = Annotated[str, typer.Argument(help="The name of the entry.")]
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer gives it so
@@ -78,10 +90,10 @@ def _session(
 @commands.command()
 def submit(ctx: Context, file: File, *, wait: Wait = False, key: Key = None) -> None:
     """Submit the request of a JSON file, or a list of them."""
-    session = _of(ctx)
+    session = session_of(ctx)
     body = json_file(file)
     if not isinstance(body, list):
-        finish(session, mapping(body), wait=wait, key=key)
+        submitted(session, mapping(body), wait=wait, key=key)
         return
     items = session.yard.submit_batch([mapping(one) for one in body], idempotency_key=key)
     session.out.batch(items)
@@ -102,13 +114,13 @@ def create(  # noqa: PLR0913 - options
 ) -> None:
     """Place a job on a host and create its container."""
     made = request(Verb.DEPLOY_CREATE, job, _options(priority), model=model, dataset=dataset)
-    finish(_of(ctx), made, wait=wait, key=key)
+    submitted(session_of(ctx), made, wait=wait, key=key)
 
 
 @commands.command()
 def load(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
     """Bring a job's model into memory."""
-    finish(_of(ctx), request(Verb.DEPLOY_LOAD, job, {}), wait=wait, key=key)
+    submitted(session_of(ctx), request(Verb.DEPLOY_LOAD, job, {}), wait=wait, key=key)
 
 
 @commands.command()
@@ -122,19 +134,19 @@ def infer(
 ) -> None:
     """Send an input to a job's model; with --wait its answer is printed."""
     made = request(Verb.INFER, job, {}, input=json_text(input))
-    finish(_of(ctx), made, wait=wait, key=key)
+    submitted(session_of(ctx), made, wait=wait, key=key)
 
 
 @commands.command()
 def unload(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
     """Take a job's model out of memory."""
-    finish(_of(ctx), request(Verb.DEPLOY_UNLOAD, job, {}), wait=wait, key=key)
+    submitted(session_of(ctx), request(Verb.DEPLOY_UNLOAD, job, {}), wait=wait, key=key)
 
 
 @commands.command()
 def terminate(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
     """Remove a job's container."""
-    finish(_of(ctx), request(Verb.TERMINATE, job, {}), wait=wait, key=key)
+    submitted(session_of(ctx), request(Verb.TERMINATE, job, {}), wait=wait, key=key)
 
 
 @commands.command()
@@ -153,7 +165,26 @@ def temp(  # noqa: PLR0913 - options
     given = None if input is None else json_text(input)
     options = _options(priority)
     made = request(Verb.TEMP, job, options, model=model, dataset=dataset, input=given)
-    finish(_of(ctx), made, wait=wait, key=key)
+    submitted(session_of(ctx), made, wait=wait, key=key)
+
+
+@commands.command()
+def cancel(ctx: Context, operation: Operation, *, wait: Wait = False) -> None:
+    """Ask for the end of an operation; with --wait until it is cancelled."""
+    session = session_of(ctx)
+    view = session.yard.cancel(operation)
+    if wait:
+        view = until_end(session, operation, None)
+        if view.state is not OperationState.CANCELLED:
+            raise OperationFailed(view)
+    session.out.one(view)
+
+
+@commands.command()
+def retry(ctx: Context, operation: Operation, *, wait: Wait = False, key: Key = None) -> None:
+    """Submit the request of an operation that did not succeed again, as a new operation."""
+    session = session_of(ctx)
+    finish(session, session.yard.retry(operation, idempotency_key=key), wait=wait)
 
 
 # --- status ---
@@ -162,7 +193,7 @@ def temp(  # noqa: PLR0913 - options
 @commands.command()
 def status(ctx: Context, id: Annotated[str, typer.Argument(help="An operation or a job.")]) -> None:  # noqa: A002
     """Show an operation, or a job."""
-    session = _of(ctx)
+    session = session_of(ctx)
     if re.fullmatch(OPERATION_ID_PATTERN, id):
         session.out.one(session.yard.operation(id))
     else:
@@ -170,16 +201,16 @@ def status(ctx: Context, id: Annotated[str, typer.Argument(help="An operation or
 
 
 @commands.command()
-def result(ctx: Context, operation: str) -> None:
+def result(ctx: Context, operation: Operation) -> None:
     """Print an operation's result."""
-    session = _of(ctx)
+    session = session_of(ctx)
     session.out.value(session.yard.result(operation))
 
 
 @commands.command()
-def wait(ctx: Context, operation: str, timeout: Timeout = None) -> None:
+def wait(ctx: Context, operation: Operation, timeout: Timeout = None) -> None:
     """Show an operation's phases until it has ended."""
-    session = _of(ctx)
+    session = session_of(ctx)
     session.out.one(followed(session, operation, timeout))
 
 
@@ -188,10 +219,10 @@ def jobs(
     ctx: Context,
     state: Annotated[JobState | None, typer.Option()] = None,
     host: Annotated[str | None, typer.Option()] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    limit: Limit = 50,
 ) -> None:
     """List jobs, newest first."""
-    session = _of(ctx)
+    session = session_of(ctx)
     session.out.jobs(session.yard.jobs(state=state, host_id=host, limit=limit).jobs)
 
 
@@ -203,10 +234,10 @@ def operations(  # noqa: PLR0913 - options
     job: Annotated[str | None, typer.Option()] = None,
     host: Annotated[str | None, typer.Option()] = None,
     verb: Annotated[Verb | None, typer.Option()] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    limit: Limit = 50,
 ) -> None:
     """List operations, newest first."""
-    session = _of(ctx)
+    session = session_of(ctx)
     filters = OperationFilters(
         state=state, job_id=job, host_id=host, operation_type=verb, limit=limit
     )
@@ -216,73 +247,37 @@ def operations(  # noqa: PLR0913 - options
 @commands.command()
 def hosts(ctx: Context) -> None:
     """List the hosts."""
-    session = _of(ctx)
+    session = session_of(ctx)
     session.out.hosts(session.yard.hosts())
 
 
 @commands.command()
 def cordon(ctx: Context, host_id: HostId) -> None:
-    """Place nothing new on a host; what is there goes on."""
-    session = _of(ctx)
+    """Place nothing new on a host; what is there goes on. Ends a drain."""
+    session = session_of(ctx)
     session.out.one(session.yard.cordon(host_id))
 
 
 @commands.command()
 def uncordon(ctx: Context, host_id: HostId) -> None:
-    """Place on a host again."""
-    session = _of(ctx)
+    """Place on a host again. Ends a drain."""
+    session = session_of(ctx)
     session.out.one(session.yard.uncordon(host_id))
 
 
-# --- catalog ---
-
-
-@models.command("list")
-def list_models(ctx: Context) -> None:
-    """List the models."""
-    _of(ctx).out.models(_of(ctx).yard.models())
-
-
-@models.command("get")
-def get_model(ctx: Context, name: Name) -> None:
-    """Show a model."""
-    _of(ctx).out.one(_of(ctx).yard.model(name))
-
-
-@models.command("apply")
-def apply_model(ctx: Context, file: File) -> None:
-    """Store the model of a JSON file under its name."""
-    _of(ctx).out.one(_of(ctx).yard.put_model(named(json_file(file))))
-
-
-@models.command("delete")
-def delete_model(ctx: Context, name: Name) -> None:
-    """Delete a model."""
-    _of(ctx).yard.delete_model(name)
-
-
-@datasets.command("list")
-def list_datasets(ctx: Context) -> None:
-    """List the datasets."""
-    _of(ctx).out.datasets(_of(ctx).yard.datasets())
-
-
-@datasets.command("get")
-def get_dataset(ctx: Context, name: Name) -> None:
-    """Show a dataset."""
-    _of(ctx).out.one(_of(ctx).yard.dataset(name))
-
-
-@datasets.command("apply")
-def apply_dataset(ctx: Context, file: File) -> None:
-    """Store the dataset of a JSON file under its name."""
-    _of(ctx).out.one(_of(ctx).yard.put_dataset(named(json_file(file))))
-
-
-@datasets.command("delete")
-def delete_dataset(ctx: Context, name: Name) -> None:
-    """Delete a dataset."""
-    _of(ctx).yard.delete_dataset(name)
+@commands.command()
+def drain(
+    ctx: Context,
+    host_id: HostId,
+    *,
+    move: Annotated[bool, typer.Option("--move", help="Bring live jobs to other hosts.")] = False,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds from now until what is left is ended.")
+    ] = None,
+) -> None:
+    """Empty a host: nothing new is placed there, and what is there finishes."""
+    session = session_of(ctx)
+    session.out.one(session.yard.drain(host_id, move=move, deadline_s=deadline))
 
 
 def app(arguments: list[str] | None = None) -> None:
@@ -299,10 +294,6 @@ def app(arguments: list[str] | None = None) -> None:
     except (OperationFailed, TimeoutError) as error:
         out.error(str(error))
         sys.exit(FAILED)
-
-
-def _of(ctx: Context) -> Session:
-    return cast("Session", ctx.obj)
 
 
 def _options(priority: int | None) -> RequestOptions:

@@ -1,6 +1,7 @@
 """What the command line prints: tables and live phases for people, JSON for machines."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -10,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from modelyard.contract.answers import Accepted, BatchItem, Fault
+from modelyard.contract.answers import Accepted, BatchItem, DeadLetterSummary, Fault
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.messages import HostView, JobView, OperationView
+from modelyard.contract.messages import DrainView, HostView, JobView, OperationView
 from modelyard.contract.strict_json import JsonValue
 
 _STYLES = {
@@ -30,8 +31,10 @@ _STYLES = {
     "SUSPECT": "yellow",
 }
 
-
-_IDS = {"operation", "container", "host"}
+_IDS = {"operation", "container", "host", "dead letter"}
+_TOLD_IF_TRUE = {"cancel_requested"}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal may take for a command: all of it is written by others. Not tab and newline."""
 
 
 class Output:
@@ -45,18 +48,20 @@ class Output:
     def value(self, value: JsonValue) -> None:
         """Print JSON: a result, or anything for machines."""
         indent = 2 if sys.stdout.isatty() else None
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+        text = json.dumps(value, ensure_ascii=False, indent=indent)
+        # JSON escapes the others by itself, and what is left of them stands in strings only.
+        sys.stdout.write(_CONTROL.sub(lambda one: f"\\u{ord(one.group()):04x}", text) + "\n")
 
     def note(self, text: str) -> None:
         """Tell a person what happens."""
-        self._err.print(escape(text), soft_wrap=True)
+        self._err.print(_plain(text), soft_wrap=True)
 
     def error(self, text: str, faults: Iterable[Fault] = ()) -> None:
         """Tell what went wrong, and where in the request."""
-        self._err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+        self._err.print(f"[red]error:[/red] {_plain(text)}", soft_wrap=True)
         for fault in faults:
             where = fault.pointer or fault.parameter or fault.header or "(the whole of it)"
-            self._err.print(f"  {escape(where)}: {escape(fault.message)}", soft_wrap=True)
+            self._err.print(f"  {_plain(where)}: {_plain(fault.message)}", soft_wrap=True)
 
     def accepted(self, accepted: Accepted) -> None:
         """Print what a request became."""
@@ -123,10 +128,29 @@ class Output:
                 f"{one.slots_used}/{one.slots}",
                 str(one.running),
                 _when(one.last_seen),
+                _drained(one.drain),
             )
             for one in found
         ]
-        self._many(found, ("host", "liveness", "admission", "slots", "running", "seen"), rows)
+        names = ("host", "liveness", "admission", "slots", "running", "seen", "drain")
+        self._many(found, names, rows)
+
+    def dead_letters(self, found: Sequence[DeadLetterSummary]) -> None:
+        """Print dead letters."""
+        rows = [
+            (
+                one.dead_letter_id,
+                one.reason,
+                one.queue,
+                str(one.payload_bytes),
+                str(one.replays),
+                _when(one.recorded_at),
+                one.detail,
+            )
+            for one in found
+        ]
+        names = ("dead letter", "reason", "queue", "bytes", "replays", "recorded", "detail")
+        self._many(found, names, rows)
 
     def models(self, found: Sequence[ModelSpec]) -> None:
         """Print models."""
@@ -146,7 +170,7 @@ class Output:
             return
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, value in fields.items():
-            if value not in (None, "", [], {}, ()):
+            if value not in (None, "", [], {}) and (value or name not in _TOLD_IF_TRUE):
                 shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
                 table.add_row(f"[bold]{name}[/bold]", _styled(shown))
         self._out.print(table)
@@ -182,6 +206,10 @@ def described(view: OperationView) -> str:
         words.append(f"{100 * view.progress.current // view.progress.total}%")
     if view.host_id is not None:
         words.append(f"on {view.host_id}")
+    if view.cancel_requested and not view.state.terminal:
+        words.append("to be cancelled")
+    if view.not_before is not None:
+        words.append(f"again at {_when(view.not_before)}")
     if view.waiting_for:
         words.append("waiting for " + ", ".join(view.waiting_for))
     return " ".join(words)
@@ -189,7 +217,22 @@ def described(view: OperationView) -> str:
 
 def _styled(cell: str) -> str:
     style = _STYLES.get(cell)
-    return f"[{style}]{escape(cell)}[/{style}]" if style else escape(cell)
+    return f"[{style}]{cell}[/{style}]" if style else _plain(cell)
+
+
+def _plain(text: str) -> str:
+    """Return text that is neither markup nor a command to the terminal."""
+    return escape(_CONTROL.sub(lambda one: f"\\x{ord(one.group()):02x}", text))
+
+
+def _drained(drain: DrainView | None) -> str:
+    """Return how far a drain is, in a few words."""
+    if drain is None:
+        return ""
+    if drain.done:
+        return "done"
+    until = f" until {_when(drain.deadline)}" if drain.deadline else ""
+    return ("moving" if drain.move else "finishing") + until
 
 
 def _when(moment: datetime | None) -> str:

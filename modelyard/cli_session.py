@@ -1,18 +1,24 @@
-"""What the commands work with: the connection, following an operation, reading JSON."""
+"""What the commands share: the connection, options, following an operation, reading JSON."""
 
 import sys
 import time
 from pathlib import Path
+from typing import Annotated, cast
 
 import typer
 
 from modelyard.calls import pause_after_poll, succeeded
 from modelyard.cli_output import Output, described
 from modelyard.client import Modelyard
+from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import InvalidRequestError
 from modelyard.contract.messages import MAX_BATCH_BYTES, OperationView
 from modelyard.contract.states import OperationState
 from modelyard.contract.strict_json import JsonValue, parse_json
+
+Context = typer.Context
+File = Annotated[str, typer.Argument(help="A JSON file, or - for standard input.")]
+Limit = Annotated[int, typer.Option(min=1, max=200, help="Entries at the most.")]
 
 POLL_S = 1.0
 """How often `--wait` looks for another phase; an end is seen at once."""
@@ -26,9 +32,18 @@ class Session:
         self.out = Output(as_json=as_json)
 
 
-def finish(session: Session, made: dict[str, JsonValue], *, wait: bool, key: str | None) -> None:
-    """Submit; with `wait` follow it to its end and print its result, if it has one."""
-    accepted = session.yard.submit(made, idempotency_key=key)
+def session_of(ctx: Context) -> Session:
+    """Return what a command works with."""
+    return cast("Session", ctx.obj)
+
+
+def submitted(session: Session, made: dict[str, JsonValue], *, wait: bool, key: str | None) -> None:
+    """Submit, and print what it became, or with `wait` its end."""
+    finish(session, session.yard.submit(made, idempotency_key=key), wait=wait)
+
+
+def finish(session: Session, accepted: Accepted, *, wait: bool) -> None:
+    """Print the operation; with `wait` follow it to its end and print its result, if it has one."""
     if not wait:
         session.out.accepted(accepted)
         return
@@ -40,10 +55,18 @@ def finish(session: Session, made: dict[str, JsonValue], *, wait: bool, key: str
 
 
 def followed(session: Session, operation_id: str, timeout_s: float | None) -> OperationView:
-    """Tell the phases of an operation until it has ended.
+    """Tell the phases of an operation until it has succeeded.
 
     Raises `OperationFailed` and `TimeoutError`.
     """
+    ended = until_end(session, operation_id, timeout_s)
+    if session.out.as_json and ended.state is not OperationState.SUCCEEDED:
+        session.out.one(ended)
+    return succeeded(ended)
+
+
+def until_end(session: Session, operation_id: str, timeout_s: float | None) -> OperationView:
+    """Tell the phases of an operation until it has ended; raises `TimeoutError`."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     told = ""
     while True:
@@ -55,9 +78,7 @@ def followed(session: Session, operation_id: str, timeout_s: float | None) -> Op
             session.out.note(now)
             told = now
         if view.state.terminal:
-            if session.out.as_json and view.state is not OperationState.SUCCEEDED:
-                session.out.one(view)
-            return succeeded(view)
+            return view
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError(f"operation {operation_id} is still {view.state}")
         time.sleep(pause_after_poll(time.monotonic() - began, left))

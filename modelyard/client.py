@@ -8,7 +8,8 @@
         print(yard.result(asked))
 
 Every call is sent again, a few times, after a lost connection or an answer of 503. That is safe:
-each submission has an idempotency key, by which a repeat is the same operation.
+each submission has an idempotency key, by which a repeat is the same operation. The replay of a
+dead letter, which has none, is sent once.
 """
 
 import time
@@ -20,21 +21,30 @@ import httpx2
 
 from modelyard import calls
 from modelyard.async_client import AsyncModelyard
-from modelyard.calls import (
+from modelyard.attempts import (
     ATTEMPTS,
-    LONGEST_POLL_S,
     ApiError,
     Attempts,
     Call,
+    ServiceUnavailableError,
+)
+from modelyard.calls import (
+    LONGEST_POLL_S,
     OperationFailed,
     Request,
     RequestOptions,
-    ServiceUnavailableError,
-    answer_of,
     id_of,
     succeeded,
 )
-from modelyard.contract.answers import Accepted, BatchItem, JobPage, OperationPage
+from modelyard.contract.answers import (
+    Accepted,
+    BatchItem,
+    DeadLetterPage,
+    DeadLetterSummary,
+    DeadLetterView,
+    JobPage,
+    OperationPage,
+)
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.messages import HostView, JobView, OperationView
 from modelyard.contract.states import Verb
@@ -159,6 +169,21 @@ class Modelyard:
             # A gateway that stops answers early; the next one needs a moment to take over.
             time.sleep(calls.pause_after_poll(time.monotonic() - began, left))
 
+    def cancel(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
+        """Ask for the end of an operation; returns it CANCELLED, or still open.
+
+        Waits for its end for up to `wait_s` seconds (60). Raises `ApiError` with `already_ended`
+        if it ended otherwise.
+        """
+        return self._send(calls.cancel(id_of(operation), wait_s))
+
+    def retry(self, operation: Operation, *, idempotency_key: str | None = None) -> Accepted:
+        """Submit the request of an operation that ended without success again, as a new one.
+
+        Raises `ApiError` with `not_retryable` if it is open or has succeeded.
+        """
+        return self._send(calls.retry(id_of(operation), idempotency_key))
+
     def result(self, operation: Operation) -> JsonValue:
         """Read the result of an operation that has ended."""
         return self._send(calls.result(id_of(operation)))
@@ -189,9 +214,41 @@ class Modelyard:
         """Place on a host again."""
         return self._send(calls.admit(host_id, "uncordon"))
 
+    def drain(
+        self, host_id: str, *, move: bool = False, deadline_s: float | None = None
+    ) -> HostView:
+        """Empty a host: nothing new is placed there, and what is there finishes.
+
+        With `move` live jobs are brought to other hosts. After `deadline_s` seconds (up to 7
+        days) what is left is ended. `cordon` and `uncordon` end a drain.
+        """
+        return self._send(calls.drain(host_id, move=move, deadline_s=deadline_s))
+
     def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
         return self._send(calls.hosts())
+
+    # --- dead letters ---
+
+    def dead_letters(self, **filters: Unpack[calls.DeadLetterFilters]) -> DeadLetterPage:
+        """List messages that could not be taken, newest first; `cursor=page.next` reads on."""
+        return self._send(calls.dead_letters(filters))
+
+    def dead_letter(self, dead_letter_id: str) -> DeadLetterView:
+        """Read a dead letter with its headers and its payload."""
+        return self._send(calls.dead_letter(dead_letter_id))
+
+    def replay_dead_letter(self, dead_letter_id: str) -> DeadLetterSummary:
+        """Publish a dead letter again; its requests become new operations.
+
+        Each call is a replay of its own, so it is not sent again by itself: after a
+        `ServiceUnavailableError` it may have been published all the same.
+        """
+        return self._send(calls.replay_dead_letter(dead_letter_id))
+
+    def delete_dead_letter(self, dead_letter_id: str) -> None:
+        """Delete the record of a dead letter."""
+        self._send(calls.delete_dead_letter(dead_letter_id))
 
     # --- catalog ---
 
@@ -228,16 +285,16 @@ class Modelyard:
         self._send(calls.delete_entry("datasets", name))
 
     def _send(self, call: Call[T]) -> T:
-        attempts = Attempts(self._attempts)
+        attempts = Attempts(call, self._attempts)
         while True:
             try:
                 response = self._http.request(**call.arguments(self._timeout_s))
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 pause_s: float | None = attempts.after_error(error)
             else:
                 pause_s = attempts.after(response)
                 if pause_s is None:
-                    return answer_of(call, response)
+                    return attempts.answer(response)
             time.sleep(pause_s or 0.0)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from modelyard.calls import MOST_PAUSE_S, Attempts
+from modelyard import calls
+from modelyard.attempts import MOST_PAUSE_S, Attempts
 from modelyard.client import (
     ApiError,
     AsyncModelyard,
@@ -16,7 +17,7 @@ from modelyard.client import (
 )
 from modelyard.contract.answers import Accepted
 from modelyard.contract.catalog import ModelSpec, Profile
-from modelyard.contract.messages import Links, OperationView
+from modelyard.contract.messages import HostView, Links, OperationView
 from modelyard.contract.states import OperationState, Verb
 
 ID = "01890000-0000-7000-8000-000000000000"
@@ -66,8 +67,8 @@ class Script:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelyard.calls.FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr("modelyard.calls.MOST_PAUSE_S", 0.0)
+    monkeypatch.setattr("modelyard.attempts.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("modelyard.attempts.MOST_PAUSE_S", 0.0)
 
 
 def accepted() -> httpx2.Response:
@@ -184,7 +185,9 @@ def test_a_model_is_stored_at_its_name() -> None:
     assert script.seen[0].url.path == "/v1/models/m"
 
 
-@pytest.mark.parametrize("url", ["", "gateway", "ftp://x", "http://"])
+@pytest.mark.parametrize(
+    "url", ["", "gateway", "ftp://x", "http://", "http://h:x", "http://h:99999", "http://[::1"]
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not a URL"):
         Modelyard(url)
@@ -193,12 +196,79 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
 def test_the_pause_is_what_the_gateway_asks_for_but_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("modelyard.calls.MOST_PAUSE_S", MOST_PAUSE_S)
+    monkeypatch.setattr("modelyard.attempts.MOST_PAUSE_S", MOST_PAUSE_S)
     asked = httpx2.Response(503, headers={"Retry-After": "2"})
-    assert Attempts(3).after(asked) == 2
+    assert Attempts(calls.hosts(), 3).after(asked) == 2
     forever = httpx2.Response(503, headers={"Retry-After": "86400"})
-    assert Attempts(3).after(forever) == MOST_PAUSE_S
-    assert Attempts(3).after(httpx2.Response(404)) is None
+    assert Attempts(calls.hosts(), 3).after(forever) == MOST_PAUSE_S
+    assert Attempts(calls.hosts(), 3).after(httpx2.Response(404)) is None
+
+
+def test_a_cancel_and_a_retry_are_sent_again_and_a_retry_under_one_key() -> None:
+    script = Script(unavailable(), view(OperationState.CANCELLED))
+    assert script.client().cancel(ACCEPTED, wait_s=3).state is OperationState.CANCELLED
+    assert script.seen[1].url.raw_path == f"/v1/operations/{ID}/cancel?wait=3.000".encode()
+    script = Script(httpx2.ReadTimeout("late"), accepted(), accepted())
+    yard = script.client()
+    assert yard.retry(ID) == ACCEPTED
+    yard.retry(ID)
+    first, again, other = (request.headers["Idempotency-Key"] for request in script.seen)
+    assert first == again != other
+
+
+@pytest.mark.parametrize("answer", [httpx2.ReadTimeout("late"), unavailable()], ids=str)
+def test_a_replay_that_may_have_been_done_is_not_sent_again(
+    answer: httpx2.Response | Exception,
+) -> None:
+    script = Script(httpx2.ConnectError("refused"), answer)
+    with pytest.raises(ServiceUnavailableError):
+        script.client().replay_dead_letter("ab")
+    assert len(script.seen) == 2
+
+
+def test_a_delete_that_was_done_and_not_answered_is_done() -> None:
+    gone = PROBLEM | {"status": 404, "code": "not_found"}
+    for before in (httpx2.ReadError("reset"), unavailable()):
+        Script(before, httpx2.Response(404, json=gone)).client().delete_model("m")
+    never: list[list[Exception]] = [[], [httpx2.ConnectError("refused")]]
+    for nothing in never:
+        script = Script(*nothing, httpx2.Response(404, json=gone))
+        with pytest.raises(ApiError, match="not_found"):
+            script.client().delete_dead_letter("ab")
+
+
+def test_a_drain_says_how() -> None:
+    host = HostView(host_id="h", liveness="ONLINE", admission="DRAINING", slots=1, slots_used=0)
+    script = Script(*[httpx2.Response(200, content=host.model_dump_json()) for _ in range(2)])
+    yard = script.client()
+    yard.drain("h")
+    yard.drain("h", move=True, deadline_s=2.5)
+    assert [request.url.query for request in script.seen] == [
+        b"move=false",
+        b"move=true&deadline_s=2.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [httpx2.Response(200, text="<html>another service</html>"), httpx2.Response(200, text="{}")],
+    ids=["html", "json"],
+)
+def test_an_answer_that_no_gateway_gives_is_an_error(answer: httpx2.Response) -> None:
+    with pytest.raises(ApiError, match="not one that a gateway gives"):
+        Script(answer).client().job("j-1")
+
+
+def test_a_result_that_is_not_json_is_an_error() -> None:
+    with pytest.raises(ApiError, match="not one that a gateway gives"):
+        Script(httpx2.Response(200, content=b"\xff{")).client().result(ID)
+
+
+def test_a_code_that_only_a_newer_gateway_knows_is_passed_on() -> None:
+    told = PROBLEM | {"status": 409, "code": "of_the_future", "detail": "As never before."}
+    with pytest.raises(ApiError, match="As never before") as caught:
+        Script(httpx2.Response(409, json=told)).client().cancel(ID)
+    assert caught.value.code == "of_the_future"
 
 
 def test_both_clients_offer_the_same() -> None:

@@ -1,0 +1,151 @@
+"""One call of the HTTP API: how often it is sent, and what its last answer means; no I/O."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from modelyard.contract.answers import Fault
+from modelyard.contract.errors import ErrorCode
+
+T = TypeVar("T")
+
+Headers = Mapping[str, str]
+
+ATTEMPTS = 5
+FIRST_PAUSE_S = 0.2
+MOST_PAUSE_S = 5.0
+
+_TRY_AGAIN = frozenset({429, 502, 503, 504})
+_NOT_FOUND = 404
+_NEVER_ARRIVED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+class ApiError(Exception):
+    """The gateway refused a request; `code` is stable, `detail` is for people."""
+
+    def __init__(
+        self,
+        code: str,
+        status: int | None,
+        detail: str,
+        *,
+        faults: Sequence[Fault] = (),
+        request_id: str | None = None,
+    ) -> None:
+        self.code = code
+        self.status = status
+        """The HTTP status, null if no answer came at all."""
+        self.detail = detail
+        self.faults = tuple(faults)
+        self.request_id = request_id
+        super().__init__(f"{code}: {detail}")
+
+
+class ServiceUnavailableError(ApiError):
+    """The gateway did not answer, or not now, and went on so through all attempts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request to the API and the reading of its answer."""
+
+    method: str
+    path: str
+    read: Callable[[httpx2.Response], T]
+    body: str | None = None
+    headers: Headers = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    patience_s: float = 0.0
+    """Seconds that the gateway may hold the answer on purpose."""
+    repeatable: bool = True
+    """False: it is sent again only if it can't have arrived."""
+    deletes: bool = False
+    """True: that there is nothing (any more) is what a repetition wants."""
+
+    def arguments(self, timeout_s: float) -> dict[str, Any]:
+        """Return the arguments of httpx's `request`."""
+        headers = dict(self.headers)
+        if self.body is not None:
+            headers["Content-Type"] = "application/json"
+        return {
+            "method": self.method,
+            "url": self.path,
+            "content": self.body.encode() if self.body is not None else None,
+            "headers": headers,
+            "params": dict(self.params),
+            "timeout": httpx2.Timeout(timeout_s, read=timeout_s + self.patience_s),
+        }
+
+
+class Attempts(Generic[T]):
+    """How often one call is sent, the pauses in between, and what its last answer means."""
+
+    def __init__(self, call: Call[T], most: int) -> None:
+        self._call = call
+        self._left = most
+        self._pause_s = FIRST_PAUSE_S
+        self._may_be_done = False
+
+    def after_error(self, error: httpx2.RequestError) -> float:
+        """Return the seconds to wait; raises `ServiceUnavailableError` if it was the last one."""
+        arrived = not isinstance(error, _NEVER_ARRIVED)
+        self._left -= 1
+        if self._left <= 0 or (arrived and not self._call.repeatable):
+            reason = str(error) or type(error).__name__
+            raise ServiceUnavailableError(
+                ErrorCode.UNAVAILABLE, None, f"The gateway does not answer: {reason}"
+            ) from error
+        self._may_be_done |= arrived
+        return self._next_pause()
+
+    def after(self, response: httpx2.Response) -> float | None:
+        """Return the seconds to wait, null if this answer is the final one."""
+        if response.status_code not in _TRY_AGAIN or not self._call.repeatable:
+            return None
+        self._left -= 1
+        if self._left <= 0:
+            return None
+        self._may_be_done = True
+        asked = response.headers.get("Retry-After", "")
+        least = float(asked) if asked.isdecimal() else 0.0
+        return min(max(self._next_pause(), least), MOST_PAUSE_S)
+
+    def answer(self, response: httpx2.Response) -> T:
+        """Return what the final answer means; raises `ApiError` for a refusal."""
+        deleted = self._call.deletes and self._may_be_done and response.status_code == _NOT_FOUND
+        try:
+            if response.is_success or deleted:
+                return self._call.read(response)
+        except ValueError as error:
+            detail = "The answer is not one that a gateway gives."
+            raise ApiError(ErrorCode.INTERNAL, response.status_code, detail) from error
+        raise _refusal(response)
+
+    def _next_pause(self) -> float:
+        pause = self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
+        self._pause_s = min(self._pause_s * 2, MOST_PAUSE_S)
+        return pause
+
+
+class _Told(BaseModel):
+    """What counts of a problem document; a newer gateway may know codes that we don't."""
+
+    code: str
+    detail: str
+    errors: tuple[Fault, ...] = ()
+    request_id: str | None = None
+
+
+def _refusal(response: httpx2.Response) -> ApiError:
+    status = response.status_code
+    kind = ServiceUnavailableError if status in _TRY_AGAIN else ApiError
+    try:
+        told = _Told.model_validate_json(response.content)
+    except ValidationError:
+        code = ErrorCode.UNAVAILABLE if kind is ServiceUnavailableError else ErrorCode.INTERNAL
+        return kind(code, status, f"The answer was {status} and no problem document.")
+    return kind(told.code, status, told.detail, faults=told.errors, request_id=told.request_id)

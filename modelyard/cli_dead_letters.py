@@ -1,0 +1,55 @@
+"""The commands `modelyard dead-letters`."""
+
+from typing import Annotated
+
+import typer
+
+from modelyard.calls import DeadLetterFilters
+from modelyard.cli_session import Context, Limit, session_of
+
+dead_letters = typer.Typer(
+    invoke_without_command=True, help="Messages that could not be taken, each with its reason."
+)
+
+DeadLetterId = Annotated[str, typer.Argument(help="The dead letter.")]
+
+
+@dead_letters.callback()
+def _list_by_default(ctx: Context) -> None:
+    """List messages that could not be taken, or show, replay or delete one."""
+    if ctx.invoked_subcommand is None:
+        list_dead_letters(ctx)
+
+
+@dead_letters.command("list")
+def list_dead_letters(
+    ctx: Context,
+    *,
+    reason: Annotated[str | None, typer.Option(help="A code, such as invalid_json.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Where they were taken out of.")] = None,
+    limit: Limit = 50,
+) -> None:
+    """List dead letters, newest first."""
+    session = session_of(ctx)
+    filters = DeadLetterFilters(reason=reason, queue=queue, limit=limit)
+    session.out.dead_letters(session.yard.dead_letters(**filters).dead_letters)
+
+
+@dead_letters.command("show")
+def show_dead_letter(ctx: Context, dead_letter: DeadLetterId) -> None:
+    """Show a dead letter with its headers and what it says."""
+    session = session_of(ctx)
+    session.out.one(session.yard.dead_letter(dead_letter))
+
+
+@dead_letters.command("replay")
+def replay_dead_letter(ctx: Context, dead_letter: DeadLetterId) -> None:
+    """Publish a dead letter again; its requests become new operations each time."""
+    session = session_of(ctx)
+    session.out.one(session.yard.replay_dead_letter(dead_letter))
+
+
+@dead_letters.command("delete")
+def delete_dead_letter(ctx: Context, dead_letter: DeadLetterId) -> None:
+    """Delete the record of a dead letter."""
+    session_of(ctx).yard.delete_dead_letter(dead_letter)
