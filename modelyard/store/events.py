@@ -68,12 +68,22 @@ class DeadLetters:
                 [
                     UpdateOne(
                         {"_id": letter.dead_letter_id},
-                        {
-                            "$setOnInsert": letter.model_dump(
-                                exclude={"dead_letter_id", "recorded_at"}
-                            ),
-                            "$currentDate": {"recorded_at": True},
-                        },
+                        [
+                            {
+                                "$replaceWith": {
+                                    "$cond": [
+                                        {"$eq": [{"$type": "$recorded_at"}, "missing"]},
+                                        {
+                                            "$mergeObjects": [
+                                                {"$literal": _letter_document(letter)},
+                                                {"recorded_at": "$$NOW"},
+                                            ]
+                                        },
+                                        "$$ROOT",
+                                    ]
+                                }
+                            }
+                        ],
                         upsert=True,
                     )
                     for letter in letters
@@ -117,6 +127,11 @@ class DeadLetters:
         async with self._connection.answering():
             done = await self._collection.delete_one({"_id": dead_letter_id})
         return done.deleted_count == 1
+
+
+def _letter_document(letter: DeadLetter) -> dict[str, Any]:
+    document = letter.model_dump(exclude={"dead_letter_id", "recorded_at"})
+    return {"_id": letter.dead_letter_id, **document}
 
 
 class Audit:
