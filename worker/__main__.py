@@ -5,12 +5,16 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.settings import give_up, start_process
 from modelyard.telemetry import setup_logging
 from worker.docker_runtime import DockerRuntime
 from worker.hooks import ModelServer, http_client
+from worker.lease import FENCE_S
+from worker.leash import WATCHDOG_S, Leash, shared_note
 from worker.runtime import EngineUnavailableError
 from worker.service import Service
 from worker.settings import WorkerSettings
@@ -27,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_run(settings))
+            runner.run(run(settings))
     except (BaseExceptionGroup, EngineUnavailableError, TopologyMismatchError) as error:
         sentence = _cannot_start(error)
         if sentence is None:
@@ -35,9 +39,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         give_up(_PROG, sentence)
 
 
-async def _run(settings: WorkerSettings) -> None:
+async def run(
+    settings: WorkerSettings,
+    *,
+    beat_s: float = HEARTBEAT_INTERVAL_S,
+    fence_s: float = FENCE_S,
+    watchdog_s: float = WATCHDOG_S,
+) -> None:
+    """Build the clients and run the service; the times are the lease's, in seconds."""
     stop = asyncio.Event()
-    _listen_for_signals(stop)
+    leash = Leash(
+        settings.docker_url,
+        host_id=settings.host_id,
+        lease_s=watchdog_s,
+        note=shared_note(Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url),
+        options=("--log-level", settings.log_level, "--log-format", settings.log_format),
+    )
+    _listen_for_signals(stop, leash)
     broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
     rules = settings.plan_rules()
     runtime = DockerRuntime(
@@ -47,13 +65,25 @@ async def _run(settings: WorkerSettings) -> None:
         closing.push_async_callback(broker.close)
         closing.push_async_callback(runtime.close)
         server = ModelServer(await closing.enter_async_context(http_client()))
-        await Service(settings, broker=broker, runtime=runtime, server=server).run(stop)
+        await Service(
+            settings,
+            broker=broker,
+            runtime=runtime,
+            server=server,
+            on_renewal=leash.renewed,
+            fence_s=fence_s,
+            beat_s=beat_s,
+        ).run(stop)
+        # Not after a fault: then the watchdog has to stay for the rest of the lease.
+        leash.farewell()
+    leash.let_go()
 
 
-def _listen_for_signals(stop: asyncio.Event) -> None:
+def _listen_for_signals(stop: asyncio.Event, leash: Leash) -> None:
     def on_signal() -> None:
         if stop.is_set():
             # Containers are left running either way; nothing here is worth waiting for.
+            leash.farewell()
             os._exit(_SECOND_SIGNAL)
         stop.set()
 

@@ -1,11 +1,13 @@
 """What one attempt of an operation reports: full state each time, numbered from 1."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import HostCommand, OperationReport, Progress
 from modelyard.contract.states import JobState, OperationState, Phase
+from modelyard.crash_points import crash_point
+from worker.interruption import Interruption
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +22,36 @@ class Ending:
     result_json: str | None = None
 
 
+async def always_held() -> None:
+    """Stand for a lease that is never lost."""
+
+
 class Account:
     """The reports of one attempt. `publish` gets each one, in order, and must not block."""
 
-    def __init__(self, command: HostCommand, publish: Callable[[OperationReport], None]) -> None:
+    def __init__(
+        self,
+        command: HostCommand,
+        publish: Callable[[OperationReport], None],
+        *,
+        held: Callable[[], Awaitable[None]] = always_held,
+    ) -> None:
+        """`held` returns at once while the lease is held, and never after it is lost."""
         self.command = command
         self._publish = publish
+        self._held = held
         self._silenced = False
+        self.interruption = Interruption()
         self.latest = self._report(seq=1, state=OperationState.RUNNING)
         """At first `accepted`: RUNNING without a phase."""
 
     @property
     def ended(self) -> bool:
         return self.latest.state.terminal
+
+    async def may_go_on(self) -> None:
+        """Stand here before anything new is begun in the job's name; see `Lease.held`."""
+        await self._held()
 
     def tell(
         self, phase: Phase, progress: Progress | None = None, *, container_id: str | None = None
@@ -49,7 +68,9 @@ class Account:
         )
 
     def end(self, ending: Ending) -> None:
-        """Report the end."""
+        """Report the end; a second one says nothing."""
+        if not self.ended:
+            crash_point("worker.before_end")
         self._say(
             self._report(
                 seq=self.latest.seq + 1,
@@ -62,7 +83,7 @@ class Account:
         )
 
     def silence(self) -> None:
-        """Report nothing any more: a later attempt has taken over."""
+        """Report nothing any more: the record has moved on."""
         self._silenced = True
 
     def _say(self, report: OperationReport) -> None:

@@ -4,17 +4,22 @@ import asyncio
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
+from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Verb
-from worker.account import Ending
-from worker.cleanup import Cleanup, trouble_is_logged
+from worker.account import Account, Ending
+from worker.cleanup import Cleanup
 from worker.containers import Containers
 from worker.hooks import NoAnswerError
+from worker.interruption import InterruptionError
 from worker.profiles import InMemory, talk_of
 from worker.readiness import exited
 from worker.runtime import ContainerFacts, ContainerRuntime, Exit
+from worker.trouble import trouble_is_logged
 
 LOOK_S = 40.0
 """Seconds to find out what is true of the container."""
+REPORT_S = 0.7
+"""Seconds after which an interrupted attempt is reported, however far the cleaning is."""
 LOG_S = 5.0
 DEATH_S = 2.0
 """Seconds for the engine to notice that a process whose connections broke has died."""
@@ -23,6 +28,8 @@ LOG_CHARS = 2_048
 
 _CLEANED = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP})
 """Verbs whose failure ends the container: what they half made is of no use."""
+_MAKING = frozenset({Verb.DEPLOY_CREATE, Verb.TEMP})
+"""Verbs that make a container."""
 _SPARED = frozenset({ErrorCode.UNSUPPORTED_VERB})
 _DEATHS = frozenset({ErrorCode.EXITED, ErrorCode.OOM_KILLED, ErrorCode.CONTAINER_MISSING})
 _MAY_BE_DEATHS = frozenset(
@@ -51,6 +58,9 @@ class Aftermath:
         """
         if command.verb is Verb.TERMINATE or error.code in _SPARED:
             return _ending(error, None)
+        if command.verb is Verb.DEPLOY_LOAD and is_retried(command.verb, error.code):
+            # It says nothing of the container, which the next attempt needs.
+            return _ending(error, None)
         facts: ContainerFacts | None = None
         async with trouble_is_logged(
             "aftermath.no_look", LOOK_S, operation_id=command.operation_id
@@ -68,6 +78,76 @@ class Aftermath:
                 await self._add_log(error, facts)
         await self._cleanup.remove(command)
         return _ending(error, JobState.FAILED, facts)
+
+    async def of_interruption(self, account: Account, interruption: InterruptionError) -> Ending:
+        """End an attempt that was interrupted while it ran; the caller holds the job.
+
+        The end is reported after `REPORT_S` at the latest, and after the cleaning if that is
+        quicker. Returns when both are done.
+        """
+        command = account.command
+        job_state = _left_behind(command, interruption)
+        if job_state is None:
+            return _interrupted(interruption, None)
+        async with asyncio.TaskGroup() as tasks:
+            cleaning = tasks.create_task(self._clean(account, interruption, job_state))
+            await asyncio.wait((cleaning,), timeout=REPORT_S)
+            ending = _interrupted(interruption, cleaning.result() if cleaning.done() else job_state)
+            account.end(ending)
+        return ending
+
+    async def of_withdrawal(self, command: HostCommand, interruption: InterruptionError) -> Ending:
+        """End an attempt that was interrupted before it began; nobody holds the job for it."""
+        job_state = _left_behind(command, interruption)
+        if command.verb not in _MAKING or job_state is None:
+            return _interrupted(interruption, None)
+        looked = False
+        facts: ContainerFacts | None = None
+        async with trouble_is_logged(
+            "aftermath.no_look", REPORT_S, operation_id=command.operation_id
+        ):
+            facts = await self._containers.find(command)
+            looked = True
+        if not looked or _made_by(command, facts):
+            self._cleanup.remove_later(command)
+        elif facts is not None:
+            return _interrupted(interruption, None)  # it was there before this operation
+        return _interrupted(interruption, job_state)
+
+    async def _clean(
+        self, account: Account, interruption: InterruptionError, job_state: JobState
+    ) -> JobState | None:
+        """Clean up after an interruption; return what is true of the job then."""
+        command = account.command
+        if job_state is JobState.CREATED:
+            return await self._half_loaded(account)
+        if command.verb is Verb.DEPLOY_CREATE and interruption.reason != "timed_out":
+            facts: ContainerFacts | None = None
+            async with trouble_is_logged(
+                "aftermath.no_look", LOOK_S, operation_id=command.operation_id
+            ):
+                facts = await self._containers.find(command)
+            if facts is not None and not _made_by(command, facts):
+                return None  # a CREATE of what was there already
+        await self._cleanup.remove(command)
+        if command.verb in _MAKING:
+            # The engine may have been asked to create it, and not have come to it yet.
+            self._cleanup.remove_later(command)
+        return job_state
+
+    async def _half_loaded(self, account: Account) -> JobState | None:
+        """Have nothing in memory of a model that was being loaded."""
+        command = account.command
+        if account.latest.phase is None:
+            return None  # it had not begun with it
+        async with trouble_is_logged(
+            "aftermath.not_stopped", LOOK_S, operation_id=command.operation_id
+        ):
+            facts = await self._containers.find(command)
+            if facts is None:
+                return None
+            await self._containers.halt(facts)
+        return JobState.CREATED
 
     async def _cause(
         self, command: HostCommand, error: ModelyardError, facts: ContainerFacts | None
@@ -97,6 +177,29 @@ class Aftermath:
     async def _add_log(self, error: ModelyardError, facts: ContainerFacts) -> None:
         tail = await self._runtime.log_tail(facts.id, lines=LOG_LINES)
         error.detail.setdefault("log_tail", tail[-LOG_CHARS:])
+
+
+def _left_behind(command: HostCommand, interruption: InterruptionError) -> JobState | None:
+    """Return what becomes of a job whose attempt is interrupted; None if nothing does."""
+    if command.verb not in _CLEANED:
+        return None
+    if interruption.reason == "timed_out":
+        return JobState.FAILED
+    return JobState.CREATED if command.verb is Verb.DEPLOY_LOAD else JobState.TERMINATED
+
+
+def _made_by(command: HostCommand, facts: ContainerFacts | None) -> bool:
+    labels = facts.labels if facts else None
+    return labels is not None and labels.operation_id == command.operation_id
+
+
+def _interrupted(interruption: InterruptionError, job_state: JobState | None) -> Ending:
+    timed_out = interruption.reason == "timed_out"
+    return Ending(
+        state=OperationState.TIMED_OUT if timed_out else OperationState.CANCELLED,
+        job_state=job_state,
+        error=interruption.info(),
+    )
 
 
 def _should_run(command: HostCommand) -> bool:

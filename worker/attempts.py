@@ -1,12 +1,15 @@
-"""The operations that run: one task for each attempt, owned by the service's task group."""
+"""The operations that run: one task for each attempt, owned by the task group of the term."""
 
 import asyncio
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import structlog
 
+from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import VERB_RULES
 from worker.account import Account
 from worker.desk import Desk
+from worker.interruption import InterruptionError
 from worker.job_locks import JobLocks
 from worker.operations import Operations
 
@@ -16,16 +19,19 @@ log = structlog.get_logger(__name__)
 class Attempts:
     """Starts attempts, lets later ones take over from earlier ones, waits for them at the end."""
 
-    def __init__(self, operations: Operations, desk: Desk, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, operations: Operations, desk: Desk, locks: JobLocks, tasks: asyncio.TaskGroup
+    ) -> None:
         self._operations = operations
         self._desk = desk
         self._tasks = tasks
-        self._locks = JobLocks()
+        self._locks = locks
         self._running: dict[Account, asyncio.Task[None]] = {}
+        self._abandoned = False
 
     def start(self, account: Account, superseded: Account | None = None) -> None:
         """Run one attempt unless it runs; the one that it supersedes is stopped and silenced."""
-        if account in self._running:
+        if account in self._running or self._abandoned:
             return
         earlier = self._running.get(superseded) if superseded is not None else None
         if superseded is not None:
@@ -44,13 +50,32 @@ class Attempts:
             log.info("operation.left", operation_id=account.command.operation_id)
             task.cancel()
 
+    async def abandon(self) -> list[HostCommand]:
+        """Stop and silence all at once, leaving containers as they are; return what they were.
+
+        None is started after it.
+        """
+        self._abandoned = True
+        running = dict(self._running)
+        for account, task in running.items():
+            account.silence()
+            task.cancel()
+        if running:
+            await asyncio.wait(tuple(running.values()))
+        return [account.command for account in running]
+
     async def _run(self, account: Account, earlier: asyncio.Task[None] | None) -> None:
-        if earlier is not None:
-            await asyncio.wait((earlier,))
         command = account.command
-        shared_by = command.model.max_concurrency if VERB_RULES[command.verb].shared else None
-        async with self._locks.hold(command.job_id, shared_by=shared_by):
-            ending = await self._operations.perform(account)
+        async with AsyncExitStack() as held:
+            try:
+                async with account.interruption.scope():
+                    if earlier is not None:
+                        await asyncio.wait((earlier,))
+                    await held.enter_async_context(self._turn(command))
+            except InterruptionError as interruption:
+                ending = await self._operations.withdraw(account, interruption)
+            else:
+                ending = await self._operations.perform(account)
             account.end(ending)
             # Closed while the job is held: whoever comes next sees that this one has ended.
             self._desk.close(account)
@@ -63,3 +88,7 @@ class Attempts:
             state=ending.state.value,
             code=ending.error.code.value if ending.error else None,
         )
+
+    def _turn(self, command: HostCommand) -> AbstractAsyncContextManager[None]:
+        shared_by = command.model.max_concurrency if VERB_RULES[command.verb].shared else None
+        return self._locks.hold(command.job_id, shared_by=shared_by)

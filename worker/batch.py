@@ -3,6 +3,7 @@
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES, HostCommand
 from modelyard.contract.states import Phase
+from modelyard.crash_points import crash_point
 from worker.account import Account
 from worker.containers import Containers
 from worker.hooks import result_of
@@ -22,6 +23,7 @@ class Batch:
         await self._containers.start(command, facts, account)
         account.tell(Phase.INFERRING, container_id=facts.id)
         end = await self._runtime.wait_exit(facts.id)
+        crash_point("worker.after_infer")
         if end.code != 0 or end.oom_killed:
             raise exited(end)
         account.tell(Phase.SAVING)

@@ -1,14 +1,12 @@
 """What an attempt leaves behind: removed now, or as soon as it can be, in nobody's way."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import structlog
 
-from modelyard.contract.errors import ModelyardError
 from modelyard.contract.messages import HostCommand
 from worker.containers import Containers
+from worker.trouble import trouble_is_logged
 
 log = structlog.get_logger(__name__)
 
@@ -34,10 +32,14 @@ class Cleanup:
 
     async def remove(self, command: HostCommand) -> None:
         """Remove the job's containers up to the command's generation; trouble is for later."""
+        if not await self._gone(command.job_id, command.generation):
+            self.remove_later(command)
+
+    def remove_later(self, command: HostCommand) -> None:
+        """Remove them some seconds from now: the engine may still be at making one."""
         job_id = command.job_id
-        if not await self._gone(job_id, command.generation):
-            self._left[job_id] = max(command.generation, self._left.get(job_id, 0))
-            self._something.set()
+        self._left[job_id] = max(command.generation, self._left.get(job_id, 0))
+        self._something.set()
 
     async def claim(self, command: HostCommand) -> None:
         """Leave the command's generation alone from here on: it is about to be made anew."""
@@ -70,23 +72,3 @@ class Cleanup:
             await self._containers.remove_generations(job_id, up_to=up_to)
             return True
         return False
-
-
-@asynccontextmanager
-async def trouble_is_logged(
-    event: str, seconds: float, *, quiet: bool = False, **ids: str | int
-) -> AsyncIterator[None]:
-    """Bound what is inside to `seconds`; log what goes wrong in it, and go on after it.
-
-    For what follows on an attempt and may not change its end. `quiet` is for repetitions of what
-    was logged before. Cancellation passes.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except (ModelyardError, TimeoutError) as trouble:
-        if not quiet:
-            log.warning(event, error=repr(trouble), **ids)
-    except Exception:  # named boundary: what follows on one attempt
-        if not quiet:
-            log.exception(event, **ids)

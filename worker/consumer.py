@@ -8,6 +8,7 @@ import structlog
 from modelyard.broker import Broker, Delivery, QueueHeldError, Subscription, consume_forever
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.topology import DEAD, host_queue
+from modelyard.crash_points import crash_point
 from worker.attempts import Attempts
 from worker.desk import Decision, Desk
 from worker.intake import Unreadable, read_commands, read_envelope
@@ -32,16 +33,22 @@ class Consumer:
         desk: Desk,
         attempts: Attempts,
         announce: Callable[[], Awaitable[None]],
+        held: Callable[[], Awaitable[None]],
         host_id: str,
         incarnation: str,
     ) -> None:
-        """Prepare; `announce` says that this boot is here, before its first command is read."""
+        """Prepare; `announce` says that this boot is here, before its first command is read.
+
+        `held` returns at once while the lease is held, and never after it is lost: nothing is
+        taken then, and what was delivered goes back to its queue.
+        """
         self._broker = broker
         self._reporter = reporter
         self._desk = desk
         self._attempts = attempts
         self._announce = announce
         self._announced = False
+        self._held = held
         self._host_id = host_id
         self._incarnation = incarnation
         self._subscribed_before = False
@@ -92,6 +99,7 @@ class Consumer:
         commands: list[HostCommand] = []
         for delivery in deliveries:
             commands += await self._read(delivery)
+        await self._held()
         # Taken only now, all at once: what is taken and not begun would never be.
         taken = [(command, self._desk.take(command)) for command in commands]
         for command, it in taken:
@@ -110,7 +118,10 @@ class Consumer:
         # the work. Once confirmed it is begun, whatever becomes of the delivery: it would be
         # recognised if it came again.
         await self._reporter.deliver(new)
+        if new:
+            crash_point("worker.after_accept")
         try:
+            crash_point("worker.before_ack")
             await subscription.ack(deliveries)
         finally:
             for _, it in taken:

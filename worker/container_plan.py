@@ -9,6 +9,7 @@ from typing import Literal
 
 from modelyard.contract.catalog import ModelSpec
 from modelyard.contract.messages import HostCommand
+from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import canonical_json
 from worker.labels import ContainerLabels
 from worker.placeholders import fill
@@ -94,6 +95,7 @@ def plan_container(
             spec=spec_hash(spec),
             port=spec.port,
             ready_path=inventory_path(spec),
+            strict=command.verb is Verb.TEMP or spec.on_host_lost == "recreate",
         ),
         image=spec.image,
         command=tuple(fill(part, values) for part in spec.command) if spec.command else None,

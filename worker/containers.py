@@ -1,11 +1,13 @@
 """The containers of a job on this host: found, created, started, removed. All of it repeatable."""
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
-from modelyard.contract.messages import HostCommand, Progress
+from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
+from modelyard.crash_points import crash_point
 from worker.account import Account
 from worker.container_plan import PlanRules, container_name, plan_container, spec_hash
 from worker.datasets import Datasets, mount_target, verify_mount
+from worker.health import Health
 from worker.hooks import ModelServer
 from worker.images import Images
 from worker.profiles import talk_of
@@ -18,6 +20,10 @@ from worker.runtime import (
     NoSuchContainerError,
     StartRefusedError,
 )
+from worker.trouble import trouble_is_logged
+
+HALT_S = 8.0
+"""Seconds for stopping all that must not outlive the lease."""
 
 
 class Containers:
@@ -36,8 +42,8 @@ class Containers:
         self._datasets = datasets
         self._server = server
         self._rules = rules
-        self.loaded: set[str] = set()
-        """Containers whose model this boot has put into memory: for servers that can't be asked."""
+        self.health = Health()
+        """What is in the memory of which container, as far as this process knows."""
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
         """Return the container of the job's generation, None if it is gone or not ours."""
@@ -84,7 +90,11 @@ class Containers:
         # A pruned network would only be missed when the container starts.
         await self._runtime.ensure_network()
         plan = plan_container(command, mount, self._rules)
-        facts = await self._runtime.inspect(await self._runtime.create(plan))
+        await account.may_go_on()
+        crash_point("worker.before_create")
+        created = await self._runtime.create(plan)
+        crash_point("worker.after_create")
+        facts = await self._runtime.inspect(created)
         if mount is not None:
             verify_mount(facts, mount.target, mount.source)
         return facts
@@ -113,7 +123,10 @@ class Containers:
         if mount is not None:
             verify_mount(facts, mount.target, mount.source)
         account.tell(Phase.STARTING, container_id=facts.id)
+        self.health.was_unloaded(facts.id)
+        await account.may_go_on()
         await self._runtime.start(facts.id)
+        crash_point("worker.after_start")
         return await self._runtime.inspect(facts.id)
 
     async def probe(self, facts: ContainerFacts, path: str, seconds: float, what: str) -> None:
@@ -134,9 +147,44 @@ class Containers:
                 await self._stop(it.id, grace_s)
             await self._remove(it.id)
 
+    async def halt(self, facts: ContainerFacts) -> None:
+        """Stop the container at once: what it holds in memory is of no use."""
+        await self._stop(facts.id, 0.0)
+        self.health.was_unloaded(facts.id)
+
+    async def halt_strict(self) -> None:
+        """Stop at once all containers that must not outlive the lease; trouble is logged."""
+        async with trouble_is_logged("lease.not_halted", HALT_S):
+            for facts in await self._runtime.list_own():
+                if facts.running and facts.labels is not None and facts.labels.strict:
+                    await self.halt(facts)
+
+    async def discard(self, discard: DiscardContainer, *, grace_s: float) -> bool:
+        """Stop and remove the container if it is this host's, of that job and generation.
+
+        Gone already is success.
+        """
+        try:
+            facts = await self._runtime.inspect(discard.container_id)
+        except NoSuchContainerError:
+            return True
+        labels = facts.labels
+        if labels is None or (labels.host_id, labels.job_id, labels.generation) != (
+            self._rules.host_id,
+            discard.job_id,
+            discard.generation,
+        ):
+            return False
+        if facts.running:
+            await self._stop(facts.id, grace_s)
+        await self._remove(facts.id)
+        return True
+
     async def _remove(self, container_id: str) -> None:
+        crash_point("worker.before_remove")
         await self._runtime.remove(container_id)
-        self.loaded.discard(container_id)
+        crash_point("worker.after_remove")
+        self.health.was_unloaded(container_id)
 
     async def _stop(self, container_id: str, grace_s: float) -> None:
         try:

@@ -9,6 +9,7 @@ version is negotiated: 1.41 (Docker 20.10) and up.
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from aiodocker.containers import DockerContainer
@@ -33,8 +34,10 @@ from worker.docker_runtime_calls import (
     UNREACHABLE,
     client_of,
     deadline,
+    disk_is_full,
     one_container,
 )
+from worker.docker_runtime_events import watch
 from worker.docker_runtime_output import DockerOutput
 from worker.docker_runtime_pull import pull
 from worker.labels import HOST, JOB
@@ -54,6 +57,7 @@ from worker.runtime import (
 )
 
 PING_S = 5.0
+CLOSE_S = 2.0
 CREATE_S = 60.0
 REMOVE_S = 60.0
 PULL_S = 7 * 86_400.0
@@ -76,7 +80,7 @@ class DockerRuntime:
         self._output = DockerOutput(self._streams)
 
     async def close(self) -> None:
-        async with asyncio.timeout(PING_S):
+        async with asyncio.timeout(CLOSE_S):
             await self._docker.close()
             await self._streams.close()
 
@@ -166,6 +170,8 @@ class DockerRuntime:
             except DockerError as error:
                 if error.status == CONFLICT:
                     return None
+                if disk_is_full(error.message):
+                    raise
                 if error.status == NOT_FOUND and "image" in (error.message or "").lower():
                     raise ImageNotFoundError(f"{plan.image}: {error.message}") from error
                 if error.status < SERVER_FAULT:
@@ -188,7 +194,7 @@ class DockerRuntime:
             try:
                 await container.start()  # 304, it runs already, is no error to aiodocker
             except DockerError as error:
-                if error.status in {NOT_FOUND, UNREACHABLE}:
+                if error.status in {NOT_FOUND, UNREACHABLE} or disk_is_full(error.message):
                     raise
                 # A bad command is 400, a taken port 500: the message is all there is.
                 raise StartRefusedError(f"Docker: {error.message}") from error
@@ -240,6 +246,9 @@ class DockerRuntime:
             facts = await self.inspect(container_id)
             if not facts.running:
                 return Exit(facts.exit_code or 0, facts.oom_killed)
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        await watch(self._streams, self._host_id, on_change)
 
     async def log_tail(self, container_id: str, *, lines: int) -> str:
         return await self._output.log_tail(container_id, lines=lines)

@@ -9,7 +9,12 @@ import aiohttp
 from aiodocker.containers import DockerContainer
 from aiodocker.exceptions import DockerError
 
-from worker.runtime import EngineUnavailableError, NoSuchContainerError, checked_ref
+from worker.runtime import (
+    DiskFullError,
+    EngineUnavailableError,
+    NoSuchContainerError,
+    checked_ref,
+)
 
 CALL_S = 30.0
 NOT_FOUND = 404
@@ -18,6 +23,15 @@ SERVER_FAULT = 500
 """From here on up it is the engine's trouble and not the request's."""
 UNREACHABLE = 900
 """aiodocker's status for a refused connection."""
+
+
+_DISK_FULL = "no space left on device"
+"""ENOSPC in the words of Go, which the engine passes on."""
+
+
+def disk_is_full(message: str | None) -> bool:
+    """Tell whether the engine's words mean that its disk is full."""
+    return _DISK_FULL in (message or "").lower()
 
 
 def client_of(url: str) -> aiodocker.Docker:
@@ -47,6 +61,8 @@ async def deadline(what: str, seconds: float) -> AsyncIterator[None]:
         message = f"Docker did not answer within {seconds:g} s (tried to {what})."
         raise EngineUnavailableError(message) from error
     except DockerError as error:
+        if disk_is_full(error.message):
+            raise DiskFullError(f"Docker failed to {what}: {error.message}") from error
         raise EngineUnavailableError(f"Docker failed to {what}: {error.message}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise EngineUnavailableError(f"Docker broke off (tried to {what}): {error!r}") from error

@@ -5,8 +5,14 @@ from aiodocker.exceptions import DockerError
 
 from modelyard.contract.messages import Progress
 from worker.docker_documents import PullLine, PullProgress
-from worker.docker_runtime_calls import NOT_FOUND, UNREACHABLE, streamed
-from worker.runtime import ImageNotFoundError, ImagePullFailedError, OnProgress, RuntimeFaultError
+from worker.docker_runtime_calls import NOT_FOUND, UNREACHABLE, disk_is_full, streamed
+from worker.runtime import (
+    DiskFullError,
+    ImageNotFoundError,
+    ImagePullFailedError,
+    OnProgress,
+    RuntimeFaultError,
+)
 
 # The engine passes a registry's refusal on as text, in most cases inside of a stream that began
 # with status 200. These are the words of distribution registries and of the engine itself.
@@ -18,7 +24,7 @@ async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) ->
     """Pull `image`, a full reference; the caller bounds the time and looks whether it is there.
 
     A caller that is cancelled ends the pull on the engine too.
-    Raises `ImageNotFoundError` and `ImagePullFailedError`.
+    Raises `ImageNotFoundError`, `ImagePullFailedError` and `DiskFullError`.
     """
     progress = PullProgress()
     try:
@@ -40,6 +46,8 @@ async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) ->
 
 def _refusal(image: str, message: str, *, absent: bool = False) -> RuntimeFaultError:
     words = message.lower()
+    if disk_is_full(words):
+        return DiskFullError(f"{image}: {message}")
     unreachable = any(mark in words for mark in _NOT_ABSENT)
     if not unreachable and (absent or any(mark in words for mark in _ABSENT)):
         return ImageNotFoundError(f"{image}: {message}")

@@ -75,6 +75,8 @@ class FakeContainer:
     files: dict[str, bytes] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it stops running or is removed; a new one for each start."""
+    on_change: Callable[[], None] = lambda: None
+    """Called at the same moments."""
 
     def write(self, text: str, *, stderr: bool = False) -> None:
         """Write to the log, and to stdout unless it is stderr."""
@@ -89,6 +91,7 @@ class FakeContainer:
             self.exit_code = code
             self.oom_killed = oom_killed
             self.changed.set()
+            self.on_change()
 
     def facts(self) -> ContainerFacts:
         plan = self.plan
@@ -107,6 +110,14 @@ class FakeContainer:
         )
 
 
+@dataclass(eq=False)
+class _Watch:
+    """One who listens to changes."""
+
+    something: asyncio.Event = field(default_factory=asyncio.Event)
+    over: bool = False
+
+
 class FakeRuntime:
     """The engine of one host. What it holds may be changed by tests at any time."""
 
@@ -121,6 +132,8 @@ class FakeRuntime:
         self.registry: dict[str, ProgramOf] = {}
         """Can be pulled."""
         self.pulls: list[str] = []
+        self.pulls_now = 0
+        """Pulls that are under way."""
         self.pull_steps: list[tuple[int, int]] = [(1, 2), (2, 2)]
         """Progress of every pull, as (current, total)."""
         self.pull_may_end = asyncio.Event()
@@ -135,6 +148,9 @@ class FakeRuntime:
         self.created: list[ContainerPlan] = []
         self.forget_mounts = False
         """True: containers are made without their dataset, as after a lost share."""
+        self.tells_changes = True
+        """False: whoever watches hears nothing, as on a stream that has died in silence."""
+        self._watches: list[_Watch] = []
         self.transport = httpx2.MockTransport(self._answer)
 
     async def close(self) -> None:
@@ -164,9 +180,13 @@ class FakeRuntime:
         offered = {full_reference(name): program for name, program in self.registry.items()}
         if full_reference(image) not in offered:
             raise ImageNotFoundError(f"{image}: manifest unknown")
-        for current, total in self.pull_steps:
-            on_progress(Progress(current=current, total=total))
-        await self.pull_may_end.wait()
+        self.pulls_now += 1
+        try:
+            for current, total in self.pull_steps:
+                on_progress(Progress(current=current, total=total))
+            await self.pull_may_end.wait()
+        finally:
+            self.pulls_now -= 1
         self.images[image] = offered[full_reference(image)]
 
     async def volume_exists(self, name: str) -> bool:
@@ -218,6 +238,7 @@ class FakeRuntime:
             container.removed = True
             container.changed.set()
             del self.containers[container.id]
+            container.on_change()
 
     async def inspect(self, ref: str) -> ContainerFacts:
         facts = self._get(ref).facts()
@@ -241,6 +262,35 @@ class FakeRuntime:
         if container.removed:
             raise NoSuchContainerError
         return Exit(container.exit_code or 0, container.oom_killed)
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        self._reach()
+        watch = _Watch()
+        self._watches.append(watch)
+        try:
+            on_change()
+            while not watch.over:
+                await watch.something.wait()
+                watch.something.clear()
+                if not watch.over:
+                    on_change()
+        finally:
+            self._watches.remove(watch)
+
+    @property
+    def watches(self) -> int:
+        """How many watch now."""
+        return len(self._watches)
+
+    def end_watches(self) -> None:
+        """Break off all watches, as an engine that goes away does."""
+        for watch in self._watches:
+            watch.over = True
+            watch.something.set()
+
+    def _tell(self) -> None:
+        for watch in self._watches if self.tells_changes else ():
+            watch.something.set()
 
     async def log_tail(self, container_id: str, *, lines: int) -> str:
         return "".join(self._get(container_id).log.splitlines(keepends=True)[-lines:])
@@ -273,7 +323,9 @@ class FakeRuntime:
     def _add(self, name: str, plan: ContainerPlan | None, program: Program | None) -> FakeContainer:
         number = next(self._ids)
         identity = hashlib.sha256(f"{self._host_id}/{number}".encode()).hexdigest()
-        self.containers[identity] = FakeContainer(identity, name, plan, program)
+        self.containers[identity] = FakeContainer(
+            identity, name, plan, program, on_change=self._tell
+        )
         return self.containers[identity]
 
     def _reach(self) -> None:

@@ -8,43 +8,52 @@ import structlog
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import Heartbeat
-from modelyard.contract.topology import HEARTBEAT_INTERVAL_S, HEARTBEATS
+from modelyard.contract.topology import HEARTBEATS
+from worker.lease import Lease
 from worker.runtime import ContainerRuntime, EngineUnavailableError
 
 log = structlog.get_logger(__name__)
 
 PING_S = 5.0
+RETRY_S = 1.0
+"""Seconds until a beat that could not be sent is tried again."""
 STUCK_S = 10.0
 """Seconds after which reports that nobody takes silence the heart: nothing is heard of the work."""
 HEARTBEATS_TYPE = "modelyard.heartbeat.v1"
 
 
 class HeartbeatSender:
-    """Beats every `HEARTBEAT_INTERVAL_S` if commands come in, reports go out and Docker answers."""
+    """Beats if commands come in, reports go out and Docker answers."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what has to be true for a beat
         self,
         *,
         broker: Broker,
         runtime: ContainerRuntime,
+        lease: Lease,
         attached: Callable[[], bool],
         stuck_s: Callable[[], float],
         compose: Callable[[], Heartbeat],
     ) -> None:
         self._broker = broker
         self._runtime = runtime
+        self._lease = lease
         self._attached = attached
         self._stuck_s = stuck_s
         self._compose = compose
         self._silent = True  # until the first one
 
-    async def run(self, *, interval_s: float = HEARTBEAT_INTERVAL_S) -> None:
-        """Beat until cancelled. Beats are spaced from start to start, not from end to start."""
+    async def run(self, *, interval_s: float) -> None:
+        """Beat until cancelled; each beat renews the lease.
+
+        Beats are spaced from start to start, not from end to start; one that could not be sent is
+        tried again soon.
+        """
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            await self.beat()
-            await asyncio.sleep(max(0.0, began + interval_s - loop.time()))
+            pause_s = interval_s if await self.beat() else min(interval_s, RETRY_S)
+            await asyncio.sleep(max(0.0, began + pause_s - loop.time()))
 
     async def beat(self) -> bool:
         """Send one heartbeat if it would be true; return whether it was sent."""
@@ -67,6 +76,9 @@ class HeartbeatSender:
                 await self._runtime.ping()
         except (TimeoutError, EngineUnavailableError):
             return "the engine does not answer"
+        if self._lease.lost:
+            return "the lease is over"
+        sent_at = self._lease.clock()
         try:
             await self._broker.publish(
                 HEARTBEATS,
@@ -78,4 +90,5 @@ class HeartbeatSender:
             )
         except BrokerUnavailableError:
             return "the broker does not answer"
+        self._lease.renew(sent_at)
         return None

@@ -11,6 +11,8 @@ GENERATION = "modelyard.generation"
 SPEC = "modelyard.spec"
 PORT = "modelyard.port"
 READY = "modelyard.ready"
+LEASE = "modelyard.lease"
+STRICT = "strict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class ContainerLabels:
     ready_path: str | None = None
     """Answers 2xx once the model is in memory; a worker that has just booted knows no ModelSpec."""
 
+    strict: bool = False
+    """True if it must not outlive its worker's lease, for it may be made anew on another host."""
+
     def as_labels(self) -> dict[str, str]:
         """Return them as Docker stores them."""
         labels = {
@@ -41,6 +46,8 @@ class ContainerLabels:
             labels[PORT] = str(self.port)
         if self.ready_path is not None:
             labels[READY] = self.ready_path
+        if self.strict:
+            labels[LEASE] = STRICT
         return labels
 
     def same_container(self, other: Self) -> bool:
@@ -64,6 +71,7 @@ class ContainerLabels:
                 spec=labels[SPEC],
                 port=int(labels[PORT]) if PORT in labels else None,
                 ready_path=labels.get(READY),
+                strict=labels.get(LEASE) == STRICT,
             )
         except (KeyError, ValueError):
             return None

@@ -5,6 +5,7 @@ import asyncio
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import Phase
+from modelyard.crash_points import crash_point
 from worker.account import Account
 from worker.containers import Containers, address_of
 from worker.datasets import mount_target
@@ -33,14 +34,17 @@ class Models:
     ) -> ContainerFacts:
         """Bring the model into memory and wait until it answers ready."""
         if talk_of(command.model).in_memory is InMemory.PROCESS_RUNS:
-            return await self._load_by_start(command, facts, account)
-        if not facts.ever_started:
-            # A CREATE was cut short between create and start.
-            facts = await self._containers.serve(command, facts, account)
-        if not await self._is_loaded(command, facts):
-            account.tell(Phase.LOADING, container_id=facts.id)
-            await self._load_by_hook(command, facts)
-        self._containers.loaded.add(facts.id)
+            facts = await self._load_by_start(command, facts, account)
+        else:
+            if not facts.running:
+                # A CREATE was cut short, a LOAD was cancelled, or the container died.
+                facts = await self._containers.serve(command, facts, account)
+            if not await self._is_loaded(command, facts):
+                account.tell(Phase.LOADING, container_id=facts.id)
+                await account.may_go_on()
+                await self._load_by_hook(command, facts)
+        crash_point("worker.after_load")
+        self._containers.health.was_loaded(facts.id)
         return facts
 
     async def unload(self, command: HostCommand, facts: ContainerFacts, account: Account) -> None:
@@ -52,7 +56,7 @@ class Models:
         elif await self._may_be_loaded(command, facts):
             account.tell(Phase.UNLOADING, container_id=facts.id)
             await self._unload_by_hook(command, facts)
-        self._containers.loaded.discard(facts.id)
+        self._containers.health.was_unloaded(facts.id)
 
     async def infer(self, command: HostCommand, facts: ContainerFacts, account: Account) -> str:
         """Send the input, or the word to run over the dataset; return the answer as JSON text."""
@@ -65,8 +69,10 @@ class Models:
             raise ModelyardError(ErrorCode.MISSING_INPUT)
         address = address_of(facts)
         account.tell(Phase.INFERRING, container_id=facts.id)
+        await account.may_go_on()
         sending = self._server.send(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
         body = await while_running(self._runtime, facts.id, sending, grace_s=WATCH_AFTER_S)
+        crash_point("worker.after_infer")
         return result_of(body)
 
     async def _load_by_start(
@@ -131,7 +137,7 @@ class Models:
         address = address_of(facts)
         ready = talk_of(command.model).ready
         if ready is None:
-            return facts.id in self._containers.loaded
+            return self._containers.health.put_into_memory(facts.id)
         return await self._server.answers(address, ready)
 
     async def _may_be_loaded(self, command: HostCommand, facts: ContainerFacts) -> bool:

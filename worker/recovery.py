@@ -7,16 +7,18 @@ import structlog
 
 from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.messages import EngineFacts, HostOnline, InventoryItem, WorkerReports
+from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
 from modelyard.contract.topology import REPORTS, REPORTS_QUEUE, host_queue
 from worker.hooks import ModelServer
+from worker.inventory import take_stock
+from worker.lease import Lease
 from worker.reporter import REPORTS_TYPE
 from worker.runtime import ContainerFacts, ContainerRuntime, EngineUnavailableError
 
 log = structlog.get_logger(__name__)
 
 ENGINE_WAIT_S = 30.0
-"""Seconds that a booting worker waits for its engine."""
+"""Seconds that a booting worker waits for its engine, unless it is told to wait longer."""
 _ENGINE_RETRY_S = 0.5
 
 
@@ -39,6 +41,7 @@ class Recovery:
         broker: Broker,
         runtime: ContainerRuntime,
         server: ModelServer,
+        lease: Lease,
         host_id: str,
         incarnation: str,
         slots: int,
@@ -47,20 +50,20 @@ class Recovery:
         self._broker = broker
         self._runtime = runtime
         self._server = server
+        self._lease = lease
         self._host_id = host_id
         self._incarnation = incarnation
         self._slots = slots
         self._labels = labels
         self._engine_facts: EngineFacts | None = None
 
-    async def prepare(self) -> None:
+    async def prepare(self, *, engine_wait_s: float = ENGINE_WAIT_S) -> None:
         """Wait for the engine and the broker, and make what both need.
 
-        Raises `EngineUnavailableError` if the engine does not answer for `ENGINE_WAIT_S`, and
-        `TopologyMismatchError`. The broker is waited for: it comes back by itself.
+        Raises `EngineUnavailableError` if the engine does not answer for `engine_wait_s` seconds,
+        and `TopologyMismatchError`. The broker is waited for: it comes back by itself.
         """
-        self._engine_facts = await self._engine()
-        await self._runtime.ensure_network()
+        self._engine_facts = await self._engine(engine_wait_s)
         failures = 0
         while True:
             try:
@@ -76,6 +79,7 @@ class Recovery:
     async def announce(self) -> list[ContainerFacts]:
         """Publish what this host offers and holds, confirmed; return its containers.
 
+        The lease begins with it.
         The engine is waited for: it has answered once, and comes back by itself.
         Raises `BrokerUnavailableError`; what was published may be published again.
         """
@@ -83,13 +87,15 @@ class Recovery:
         online = HostOnline(
             slots=self._slots,
             labels=self._labels,
-            engine=self._engine_facts or await self._engine(),
-            inventory=tuple(await self._inventory(containers)),
+            engine=self._engine_facts or await self._runtime.facts(),
+            inventory=tuple(await take_stock(self._server, containers)),
         )
         body = WorkerReports(
             host_id=self._host_id, incarnation=self._incarnation, online=online
         ).model_dump_json()
+        sent_at = self._lease.clock()
         await self._broker.publish(REPORTS, self._host_id, body.encode(), message_type=REPORTS_TYPE)
+        self._lease.renew(sent_at)
         log.info("host.online", incarnation=self._incarnation, containers=len(containers))
         return containers
 
@@ -104,33 +110,16 @@ class Recovery:
                     log.warning("engine.waiting", error=error.message)
                 await asyncio.sleep(_ENGINE_RETRY_S)
 
-    async def _engine(self) -> EngineFacts:
-        ends_at = time.monotonic() + ENGINE_WAIT_S
+    async def _engine(self, wait_s: float) -> EngineFacts:
+        """Return what the engine says of itself, once it has the job network."""
+        ends_at = time.monotonic() + wait_s
         while True:
             try:
-                return await self._runtime.facts()
+                facts = await self._runtime.facts()
+                await self._runtime.ensure_network()
             except EngineUnavailableError:
                 if time.monotonic() >= ends_at:
                     raise
                 await asyncio.sleep(_ENGINE_RETRY_S)
-
-    async def _inventory(self, containers: list[ContainerFacts]) -> list[InventoryItem]:
-        async with asyncio.TaskGroup() as tasks:
-            items = [tasks.create_task(self._item(facts)) for facts in containers]
-        return [item.result() for item in items]
-
-    async def _item(self, facts: ContainerFacts) -> InventoryItem:
-        labels = facts.labels
-        if labels is None:
-            raise ValueError("a container without our labels is not in the inventory")
-        loaded = False
-        if facts.address is not None and labels.ready_path is not None:
-            loaded = await self._server.answers(facts.address, labels.ready_path)
-        return InventoryItem(
-            container_id=facts.id,
-            job_id=labels.job_id,
-            generation=labels.generation,
-            operation_id=labels.operation_id,
-            running=facts.running,
-            loaded=loaded,
-        )
+            else:
+                return facts

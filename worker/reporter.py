@@ -16,6 +16,7 @@ from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import (
     MAX_MESSAGE_BYTES,
+    Inventory,
     OperationReport,
     WorkerReports,
 )
@@ -58,6 +59,9 @@ class Reporter:
         self._something = asyncio.Event()
         self._confirmed = asyncio.Condition()
         self._in_flight: frozenset[_Key] = frozenset()
+        self._inventory: Inventory | None = None
+        self._ahead: frozenset[_Key] = frozenset()
+        """What waited when the inventory came, and goes before it."""
 
     @property
     def stuck_s(self) -> float:
@@ -74,15 +78,29 @@ class Reporter:
         if self._stuck_since is None:
             self._stuck_since = time.monotonic()
 
+    def put_inventory(self, inventory: Inventory) -> None:
+        """Send an inventory after all reports that wait now, and before those that come later.
+
+        If that can't be, it is dropped: what it says would not be true at its place in the order.
+        Of two that wait the newer one is sent.
+        """
+        self._inventory = inventory
+        self._ahead = self._unconfirmed()
+        self._something.set()
+
     async def run(self) -> None:
         """Publish for ever, as a task of its own; raises `TopologyMismatchError`."""
         failures = 0
         while True:
             await self._something.wait()
             chunk = self._take_chunk()
+            inventory = None if chunk else self._take_inventory()
+            if not chunk and inventory is None:
+                continue
             try:
-                await self._publish([text for _, text in chunk])
+                await self._publish([text for _, text in chunk], inventory)
             except BrokerUnavailableError as error:
+                self._inventory = None
                 failures += 1
                 if failures == 1:
                     log.warning("reports.waiting", error=str(error))
@@ -127,7 +145,12 @@ class Reporter:
 
     def _take_chunk(self) -> list[tuple[OperationReport, str]]:
         """Take what fits into one message out of the line; the rest is next."""
-        encoded = ((report, report.model_dump_json()) for report in self._waiting.values())
+        behind = self._inventory is not None
+        encoded = (
+            (report, report.model_dump_json())
+            for key, report in self._waiting.items()
+            if not behind or key in self._ahead
+        )
         chunk = next(
             chunks_by_size(
                 encoded,
@@ -135,13 +158,22 @@ class Reporter:
                 max_bytes=MAX_MESSAGE_BYTES,
                 max_items=MAX_REPORTS,
             ),
+            [],
         )
         for report, _ in chunk:
             del self._waiting[_key(report)]
-        if not self._waiting:
-            self._something.clear()
+        self._rest_if_empty()
         self._in_flight = frozenset(_key(report) for report, _ in chunk)
         return chunk
+
+    def _take_inventory(self) -> Inventory | None:
+        inventory, self._inventory = self._inventory, None
+        self._rest_if_empty()
+        return inventory
+
+    def _rest_if_empty(self) -> None:
+        if not self._waiting and self._inventory is None:
+            self._something.clear()
 
     def _put_back(self, reports: Sequence[OperationReport]) -> None:
         """Put what was not confirmed in front again, unless something newer waits already."""
@@ -152,8 +184,10 @@ class Reporter:
                 self._waiting.move_to_end(_key(report), last=False)
         self._something.set()
 
-    async def _publish(self, reports: Sequence[str]) -> None:
-        head = WorkerReports(host_id=self._host_id, incarnation=self._incarnation)
+    async def _publish(self, reports: Sequence[str], inventory: Inventory | None) -> None:
+        head = WorkerReports(
+            host_id=self._host_id, incarnation=self._incarnation, inventory=inventory
+        )
         fields = head.model_dump(mode="json", exclude={"operations"})
         # Each report was encoded once, to be measured; it is not encoded again.
         body = f'{json.dumps(fields)[:-1]}, "operations": [{",".join(reports)}]}}'

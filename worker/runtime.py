@@ -1,8 +1,8 @@
 """What a worker needs of a container engine, and what can go wrong with it.
 
 Two implementations pass the same conformance suite: `docker_runtime` and `fake_runtime`. All
-calls are idempotent and bounded in time by the implementation; `ensure_image` and `wait_exit`
-last as long as they last and are bounded by the caller, whose cancellation ends them on the
+calls are idempotent and bounded in time by the implementation; `ensure_image`, `wait_exit` and
+`watch` last as long as they last and are bounded by the caller, whose cancellation ends them on the
 engine too. An image is always named to the engine by its full reference (`references`), so that
 no name is read as an id.
 """
@@ -37,6 +37,12 @@ class EngineUnavailableError(RuntimeFaultError):
     """The engine refused the connection, did not answer in time, or failed inside."""
 
     default_code = ErrorCode.ENGINE_UNAVAILABLE
+
+
+class DiskFullError(RuntimeFaultError):
+    """The engine has no space left for an image, a container or what it would write."""
+
+    default_code = ErrorCode.DISK_FULL
 
 
 class ImageNotFoundError(RuntimeFaultError):
@@ -143,7 +149,10 @@ class Exit:
 
 
 class ContainerRuntime(Protocol):
-    """A container engine. Every method may raise `EngineUnavailableError`."""
+    """A container engine. Every method may raise `EngineUnavailableError`.
+
+    Those that pull, create and start may raise `DiskFullError`.
+    """
 
     async def ping(self) -> None:
         """Return if the engine answers at all."""
@@ -195,6 +204,14 @@ class ContainerRuntime(Protocol):
 
     async def wait_exit(self, container_id: str) -> Exit:
         """Return once it does not run. Raises `NoSuchContainerError`."""
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` after an own container has died, been stopped or been removed.
+
+        Also once at the beginning, for what happened before. Only hints: some changes may be
+        missed, some told twice. Returns when the engine tells no more, and after some minutes at
+        the latest: a stream that has died in silence can't be told from a quiet one.
+        """
 
     async def log_tail(self, container_id: str, *, lines: int) -> str:
         """Return the last lines of stdout and stderr."""

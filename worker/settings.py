@@ -1,7 +1,8 @@
 """The worker's settings: the only place where it reads the environment."""
 
-import os.path
+import os
 import platform
+import tempfile
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -10,6 +11,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from modelyard.contract.catalog import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import Labels
+from modelyard.contract.topology import CONTROL_SUFFIX
 from modelyard.settings import ProcessSettings
 from worker.container_plan import PlanRules
 from worker.references import AllowList
@@ -58,6 +60,19 @@ class WorkerSettings(ProcessSettings):
     worker_pids_limit: int = Field(
         256, ge=8, le=1 << 20, description="Processes and threads that a container may have."
     )
+
+    worker_runtime_dir: AbsolutePath = Field(
+        default_factory=lambda: f"{tempfile.gettempdir()}/modelyard-{os.getuid()}",
+        description="Folder of small files that are of no use after a reboot; only this user may "
+        "write to it.",
+    )
+
+    @field_validator("host_id")
+    @classmethod
+    def _no_other_routing_key(cls, host_id: str) -> str:
+        if host_id.endswith(CONTROL_SUFFIX):
+            raise ValueError(f"an id that does not end with {CONTROL_SUFFIX}")
+        return host_id
 
     @field_validator("worker_allowed_images")
     @classmethod

@@ -251,6 +251,53 @@ async def _end_of(runtime: ContainerRuntime, container_id: str) -> int | str:
         return "gone"
 
 
+class Hearing:
+    """Somebody who watches, and how often there was a change."""
+
+    def __init__(self, runtime: ContainerRuntime, tasks: asyncio.TaskGroup) -> None:
+        self.changes = 0
+        self.watching = tasks.create_task(runtime.watch(self._hear))
+
+    def _hear(self) -> None:
+        self.changes += 1
+
+    async def more_than(self, changes: int) -> int:
+        async def heard() -> int | None:
+            return self.changes if self.changes > changes else None
+
+        return await eventually(heard, within_s=5.0, what="the word of a change")
+
+
+@pytest.mark.parametrize("change", ["exit", "stop", "remove"])
+async def test_who_watches_is_told_at_the_beginning_and_of_every_end(
+    bench: Bench, change: str
+) -> None:
+    container_id = await bench.run("sleeps")
+    async with asyncio.timeout(_TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        hearing = Hearing(bench.runtime, tasks)
+        heard = await hearing.more_than(0)
+        if change == "exit":
+            await bench.run("exits 3", job="other")
+        elif change == "stop":
+            await bench.runtime.stop(container_id, 0)
+        else:
+            await bench.runtime.remove(container_id)
+        await hearing.more_than(heard)
+        hearing.watching.cancel()
+
+
+async def test_when_the_word_of_an_exit_comes_it_is_true(bench: Bench) -> None:
+    container_id = await bench.run("sleeps")
+    async with asyncio.timeout(_TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        hearing = Hearing(bench.runtime, tasks)
+        heard = await hearing.more_than(0)
+        stopping = tasks.create_task(bench.runtime.stop(container_id, 0))
+        await hearing.more_than(heard)
+        assert not (await bench.runtime.inspect(container_id)).running
+        await stopping
+        hearing.watching.cancel()
+
+
 async def test_the_list_has_only_own_containers_of_the_job(bench: Bench) -> None:
     await bench.runtime.create(bench.plan("sleeps", job="a", generation=1))
     await bench.runtime.create(bench.plan("sleeps", job="a", generation=2))

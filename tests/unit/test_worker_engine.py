@@ -18,6 +18,7 @@ from worker.docker_documents import ICC_OPTION
 from worker.docker_runtime import DockerRuntime
 from worker.runtime import (
     ContainerRuntime,
+    DiskFullError,
     EngineUnavailableError,
     ImageNotFoundError,
     ImagePullFailedError,
@@ -52,6 +53,7 @@ CALLS: dict[str, Call] = {
     f"POST /containers/{ID}/wait": lambda it: it.wait_exit(ID),
     f"GET /containers/{ID}/json": lambda it: it.inspect(ID),
     "GET /containers/json": lambda it: it.list_own(),
+    "GET /events": lambda it: it.watch(lambda: None),
 }
 
 
@@ -129,6 +131,7 @@ async def test_an_image_is_never_named_so_that_it_could_be_an_id(
     [
         ({"error": "manifest unknown"}, ImageNotFoundError),
         ({"error": "toomanyrequests"}, ImagePullFailedError),
+        ({"error": "write /var/lib/x: no space left on device"}, DiskFullError),
         ({"error": "dial tcp: lookup x: not found"}, ImagePullFailedError),
         ("nonsense", EngineUnavailableError),
     ],
@@ -228,3 +231,69 @@ async def test_a_refused_start_is_told_from_an_engine_that_is_away(both: Both) -
     engine.answers[f"POST /containers/{ID}/start"] = (500, "port is allocated")
     with pytest.raises(StartRefusedError, match="port is allocated"):
         await runtime.start(ID)
+
+
+EVENTS = "GET /events"
+
+
+async def test_only_the_ends_of_own_containers_are_watched(both: Both) -> None:
+    engine, runtime = both
+    asked: list[str] = []
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        asked.append(request.query["filters"])
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b'{"Action": "die"}\n')
+        await response.write_eof()
+        return response
+
+    engine.answers[EVENTS] = stream
+    changes: list[None] = []
+    await runtime.watch(lambda: changes.append(None))
+    assert len(changes) == 2  # one is for what happened before
+    assert json.loads(asked[0]) == {
+        "type": ["container"],
+        "event": ["die", "oom", "stop", "destroy"],
+        "label": ["modelyard.host=host-1"],
+    }
+
+
+async def test_a_stream_that_stalls_is_left_after_a_while(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, runtime = both
+    monkeypatch.setattr("worker.docker_runtime_events.WATCH_SLICE_S", 0.1)
+    engine.answers[EVENTS] = engine.hang
+    changes: list[None] = []
+    await runtime.watch(lambda: changes.append(None))
+    assert len(changes) == 1
+
+    async def let_go() -> bool:
+        return engine.open == 0
+
+    await eventually(let_go)
+
+
+@pytest.mark.parametrize("answer", [(500, "no"), (404, "no")])
+async def test_a_stream_that_is_refused_is_an_engine_unavailable(
+    both: Both, answer: object
+) -> None:
+    engine, runtime = both
+    engine.answers[EVENTS] = answer
+    with pytest.raises(EngineUnavailableError):
+        await runtime.watch(lambda: None)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("asked", [PULL, CREATE, f"POST /containers/{ID}/start"])
+async def test_a_full_disk_has_a_name_of_its_own(both: Both, asked: str, status: int) -> None:
+    engine, runtime = both
+    engine.answers[asked] = (status, "mkdir /var/lib/x: No space left on device")
+    calls: dict[str, Call] = {
+        PULL: CALLS[PULL],
+        CREATE: lambda it: it.create(plan()),
+        f"POST /containers/{ID}/start": lambda it: it.start(ID),
+    }
+    with pytest.raises(DiskFullError):
+        await calls[asked](runtime)

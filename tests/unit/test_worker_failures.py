@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 from tests.unit.worker_bench import BLIND_HOOKS, IMAGE, Bench, model
 from worker.account import Ending
 from worker.fake_programs import FakeBatch, FakeServer
-from worker.runtime import EngineUnavailableError, StartRefusedError
+from worker.runtime import DiskFullError, EngineUnavailableError, StartRefusedError
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,
@@ -127,7 +127,7 @@ async def test_a_container_that_is_gone_fails_the_job(verb: Verb) -> None:
     failed(await Bench().do(verb, input=1), ErrorCode.CONTAINER_MISSING)
 
 
-@pytest.mark.parametrize("verb", [LOAD, INFER, UNLOAD])
+@pytest.mark.parametrize("verb", [INFER, UNLOAD])
 async def test_a_container_that_has_exited_fails_the_job_and_is_removed(verb: Verb) -> None:
     bench = await loaded(Bench())
     bench.container.exit(1)
@@ -158,11 +158,65 @@ async def test_a_pull_that_takes_too_long_times_out() -> None:
     failed(ended, ErrorCode.TIMED_OUT, state=OperationState.TIMED_OUT)
 
 
-@pytest.mark.parametrize("verb", [CREATE, LOAD, TEMP])
+@pytest.mark.parametrize("profile", [Profile.PROCESS, Profile.HTTP, Profile.OPEN_INFERENCE])
+async def test_load_starts_a_container_that_does_not_run_and_loads_it(profile: Profile) -> None:
+    bench = await loaded(Bench(model(profile)))
+    bench.container.exit(1)
+    assert (await bench.do(LOAD)).job_state is JobState.LOADED
+    assert bench.container.running
+    assert bench.server.loads == (0 if profile is Profile.PROCESS else 2)
+
+
+async def test_load_of_a_container_that_died_loads_a_server_that_can_not_be_asked() -> None:
+    bench = await loaded(Bench(model(Profile.HTTP, hooks=BLIND_HOOKS)))
+    bench.container.exit(1)
+    assert (await bench.do(LOAD)).job_state is JobState.LOADED
+    assert bench.server.loads == 2
+
+
+@pytest.mark.parametrize("verb", [CREATE, TEMP])
 async def test_an_engine_that_is_away_is_said_to_be_away(verb: Verb) -> None:
     bench = Bench()
     bench.runtime.available = False
     failed(await bench.do(verb, input=1), ErrorCode.ENGINE_UNAVAILABLE)
+
+
+async def test_an_engine_that_is_away_says_nothing_of_a_job_that_is_to_be_loaded() -> None:
+    bench = Bench()
+    await bench.do(CREATE)
+    bench.runtime.available = False
+    failed(await bench.do(LOAD), ErrorCode.ENGINE_UNAVAILABLE, job=None)
+    bench.runtime.available = True
+    assert (await bench.do(LOAD)).job_state is JobState.LOADED
+
+
+RETRIED = [
+    EngineUnavailableError("It hiccups."),
+    DiskFullError("no space left on device"),
+    ValueError("a bug"),
+]
+
+
+@pytest.mark.parametrize("error", RETRIED)
+async def test_a_load_that_is_tried_again_leaves_its_container(error: Exception) -> None:
+    bench = Bench(model(Profile.PROCESS))
+    await bench.do(CREATE)
+    start, bench.runtime.start = bench.runtime.start, refusing(error)  # type: ignore[method-assign]
+    ended = await bench.do(LOAD)
+    assert (ended.state, ended.job_state) == (OperationState.FAILED, None)
+    bench.runtime.start = start  # type: ignore[method-assign]
+    assert (await bench.do(LOAD)).job_state is JobState.LOADED
+    assert len(bench.runtime.created) == 1
+
+
+@pytest.mark.parametrize("verb", [CREATE, TEMP])
+@pytest.mark.parametrize("error", RETRIED)
+async def test_a_create_that_is_tried_again_leaves_nothing(verb: Verb, error: Exception) -> None:
+    bench = Bench()
+    bench.runtime.start = refusing(error)  # type: ignore[method-assign]
+    ended = await bench.do(verb, input=1)
+    assert (ended.state, ended.job_state) == (OperationState.FAILED, JobState.FAILED)
+    assert bench.runtime.containers == {}
 
 
 @pytest.mark.parametrize("verb", [INFER, UNLOAD, TERMINATE])
@@ -318,14 +372,14 @@ async def test_a_link_that_was_swapped_in_is_not_followed_at_the_next_start(
         (folder / "file").touch()
     bench = Bench(model(Profile.PROCESS), dataset_roots=(str(root),))
     dataset = DatasetSpec(name="d", path=str(root / "a"), wait_s=0)
-    for target, code in (
-        (root / "b", ErrorCode.DATASET_UNAVAILABLE),
-        (secret, ErrorCode.DATASET_REFUSED),
+    for target, code, job in (
+        (root / "b", ErrorCode.DATASET_UNAVAILABLE, None),
+        (secret, ErrorCode.DATASET_REFUSED, JobState.FAILED),
     ):
         assert (await bench.do(CREATE, dataset=dataset)).state is OperationState.SUCCEEDED
         (root / "a").rename(root / "moved")
         (root / "a").symlink_to(target)
-        failed(await bench.do(LOAD, dataset=dataset), code)
+        failed(await bench.do(LOAD, dataset=dataset), code, job=job)
         (root / "a").unlink()
         (root / "moved").rename(root / "a")
 
@@ -334,7 +388,7 @@ async def test_a_removed_container_is_forgotten_however_it_was_removed() -> None
     bench = Bench(model(Profile.HTTP, hooks=BLIND_HOOKS))
     await loaded(bench)
     await bench.do(CREATE, generation=2)
-    assert bench.operations._containers.loaded == set()
+    assert bench.operations.containers.health.known == frozenset()
 
 
 async def test_output_that_is_no_utf_8_is_a_bad_result() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from modelyard.broker import Delivery
 from modelyard.contract.messages import (
     Heartbeat,
     HostCommand,
@@ -21,13 +20,15 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import DEAD, HEARTBEATS
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, Bench, model
-from tests.unit.worker_broker import FakeBroker, FakeSubscription, reporter_on
+from tests.unit.worker_broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
 from worker.attempts import Attempts
 from worker.consumer import Consumer
 from worker.desk import Desk
 from worker.fake_programs import FakeServer
 from worker.heartbeat import HeartbeatSender
 from worker.hooks import ModelServer, http_client
+from worker.job_locks import JobLocks
+from worker.lease import Lease
 from worker.recovery import Recovery
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
@@ -41,14 +42,16 @@ class Intake:
         self.bench = bench or Bench()
         self.reporter = reporter_on(self.broker)
         self.desk = Desk(self.reporter.put)
-        self.attempts = Attempts(self.bench.operations, self.desk, tasks)
+        self.attempts = Attempts(self.bench.operations, self.desk, JobLocks(), tasks)
         self.announced = 0
+        self.lease = Lease()
         self.consumer = Consumer(
             broker=self.broker,
             reporter=self.reporter,
             desk=self.desk,
             attempts=self.attempts,
             announce=self._announce,
+            held=self._held,
             host_id=HOST,
             incarnation="i-1",
         )
@@ -56,6 +59,9 @@ class Intake:
             tasks.create_task(self.reporter.run()),
             tasks.create_task(self.consumer.run()),
         ]
+
+    async def _held(self) -> None:
+        await self.lease.held()
 
     async def _announce(self) -> None:
         assert not self.consumer.attached
@@ -73,18 +79,7 @@ class Intake:
 
     async def deliver(self, body: bytes) -> None:
         subscription = await self.subscription()
-        subscription._ready.put_nowait(
-            Delivery(
-                body=body,
-                message_id="m",
-                type=None,
-                routing_key=HOST,
-                redelivered=False,
-                headers={},
-                user_id=None,
-                raw=None,  # type: ignore[arg-type]
-            )
-        )
+        subscription._ready.put_nowait(delivery_of(body))
 
     async def settled(self, count: int = 1) -> None:
         async def enough() -> bool:
@@ -260,6 +255,24 @@ async def test_a_command_that_was_taken_and_not_begun_is_begun_when_it_comes_aga
         assert (await it.ended(command)).state is OperationState.SUCCEEDED
 
 
+async def test_nothing_is_taken_once_the_lease_is_lost() -> None:
+    async with intake() as it:
+        it.lease.renounce()
+        await it.send(it.bench.command(CREATE))
+        await asyncio.sleep(0.05)  # long enough for what must not happen
+        assert it.desk.running == 0
+        assert it.broker.log == []
+
+
+async def test_what_was_taken_at_the_very_end_of_a_term_is_not_begun() -> None:
+    async with intake() as it:
+        assert await it.attempts.abandon() == []
+        command = it.bench.command(CREATE)
+        await it.send(command)
+        await it.settled()
+    assert it.bench.runtime.containers == {}
+
+
 async def test_a_held_queue_is_one_warning_for_all_its_tries() -> None:
     with capture_logs() as logs:
         async with intake() as it:
@@ -317,6 +330,7 @@ def heart(
     return HeartbeatSender(
         broker=broker,
         runtime=bench.runtime,
+        lease=Lease(),
         attached=lambda: attached,
         stuck_s=lambda: stuck_s,
         compose=lambda: Heartbeat(host_id=HOST, incarnation="i-1", slots=4),
@@ -349,6 +363,7 @@ async def test_a_boot_reports_what_it_found() -> None:
         broker=broker,
         runtime=bench.runtime,
         server=ModelServer(http_client(bench.runtime.transport)),
+        lease=Lease(),
         host_id=HOST,
         incarnation="i-2",
         slots=3,
@@ -371,6 +386,7 @@ async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() 
         broker=broker,
         runtime=bench.runtime,
         server=ModelServer(http_client(bench.runtime.transport)),
+        lease=Lease(),
         host_id=HOST,
         incarnation="i-1",
         slots=1,

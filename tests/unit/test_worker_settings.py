@@ -15,6 +15,7 @@ VARIABLES = (
     "MODELYARD_WORKER_ALLOWED_IMAGES",
     "MODELYARD_WORKER_REACH",
     "MODELYARD_WORKER_NETWORK",
+    "MODELYARD_WORKER_RUNTIME_DIR",
 )
 
 
@@ -58,6 +59,7 @@ def test_the_password_of_the_broker_is_not_shown(monkeypatch: pytest.MonkeyPatch
     ("name", "value"),
     [
         ("MODELYARD_HOST_ID", "../x"),
+        ("MODELYARD_HOST_ID", "gpu-7.control"),
         ("MODELYARD_WORKER_SLOTS", "many"),
         ("MODELYARD_WORKER_SLOTS", "-1"),
         ("DOCKER_HOST", "/run/docker.sock"),

@@ -1,7 +1,7 @@
 """A broker in memory: what is published is kept, deliveries are made by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from modelyard.contract.messages import (
     WorkerReports,
 )
 from modelyard.contract.states import OperationState
-from modelyard.contract.topology import REPORTS, Exchange, Queue
+from modelyard.contract.topology import HOSTS, REPORTS, Exchange, Queue, control_key
 from tests.unit.worker_bench import HOST
 from worker.recovery import declare_topology
 from worker.reporter import Reporter
@@ -39,6 +39,10 @@ class FakeBroker(Broker):
         self.published: list[tuple[Exchange, bytes, Mapping[str, str]]] = []
         self.log: list[tuple[str, object]] = []
         self.subscription: FakeSubscription | None = None
+        self.attached = 0
+        """Consumers of the host's queue."""
+        self.control: FakeSubscription | None = None
+        """The tap on the hosts' exchange, if there is one."""
         self.declared = 0
         self.routed = True
         """False: no queue takes reports, until they are declared again."""
@@ -71,13 +75,47 @@ class FakeBroker(Broker):
             self.held -= 1
             raise QueueHeldError
         self.subscription = FakeSubscription(self)
-        yield self.subscription
+        self.attached += 1
+        try:
+            yield self.subscription
+        finally:
+            self.attached -= 1
+
+    @asynccontextmanager
+    async def tap(
+        self, exchange: Exchange, routing_keys: Sequence[str], *, prefetch: int = 1_000
+    ) -> AsyncIterator[Subscription]:
+        assert (exchange, list(routing_keys)) == (HOSTS, [control_key(HOST)])
+        assert prefetch > 0
+        self.control = tapped = FakeSubscription(self)
+        try:
+            yield tapped
+        finally:
+            if self.control is tapped:
+                self.control = None
+
+    @property
+    def messages(self) -> list[WorkerReports]:
+        found = [body for exchange, body, _ in self.published if exchange is REPORTS]
+        return [WorkerReports.model_validate_json(body) for body in found]
 
     @property
     def reports(self) -> list[OperationReport]:
-        found = [body for exchange, body, _ in self.published if exchange is REPORTS]
-        lists = [WorkerReports.model_validate_json(body).operations for body in found]
-        return [report for some in lists for report in some]
+        return [report for message in self.messages for report in message.operations]
+
+
+def delivery_of(body: bytes) -> Delivery:
+    """Return a message as it would come off a queue."""
+    return Delivery(
+        body=body,
+        message_id="m",
+        type=None,
+        routing_key=HOST,
+        redelivered=False,
+        headers={},
+        user_id=None,
+        raw=None,  # type: ignore[arg-type]
+    )
 
 
 def reporter_on(broker: Broker) -> Reporter:

@@ -1,0 +1,358 @@
+"""What a worker tells of its containers, in which order, and of which it says nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from modelyard.contract.catalog import Profile
+from modelyard.contract.messages import Inventory, InventoryItem
+from modelyard.contract.states import OperationState, Verb
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import BLIND_HOOKS, Bench, model
+from tests.unit.worker_broker import FakeBroker, report, reporter_on
+from worker.account import Ending
+from worker.desk import Desk
+from worker.health import MISSES, SPACING_S, Health
+from worker.hooks import ModelServer, http_client
+from worker.relist import Relist
+
+CREATE, LOAD, INFER, UNLOAD = (
+    Verb.DEPLOY_CREATE,
+    Verb.DEPLOY_LOAD,
+    Verb.INFER,
+    Verb.DEPLOY_UNLOAD,
+)
+
+
+class Lookout:
+    """A relist over a fake engine and a fake broker; looks are made by hand."""
+
+    def __init__(self, bench: Bench | None = None) -> None:
+        self.bench = bench or Bench()
+        self.broker = FakeBroker()
+        self.reporter = reporter_on(self.broker)
+        self.desk = Desk(self.reporter.put)
+        self.now = 0.0
+        health = self.bench.operations.containers.health
+        health._clock = lambda: self.now
+        self.relist = Relist(
+            runtime=self.bench.runtime,
+            server=ModelServer(http_client(self.bench.runtime.transport)),
+            health=health,
+            desk=self.desk,
+            reporter=self.reporter,
+        )
+
+    async def look(self) -> Inventory:
+        """Return what one look has told, 10 seconds after the last one."""
+        self.now += 10.0
+        before = len(self.broker.messages)
+        assert await self.relist.look()
+
+        async def told() -> Inventory | None:
+            return next(
+                (it.inventory for it in self.broker.messages[before:] if it.inventory), None
+            )
+
+        return await eventually(told)
+
+    async def item(self) -> InventoryItem:
+        return (await self.look()).items[0]
+
+
+@asynccontextmanager
+async def lookout(bench: Bench | None = None) -> AsyncIterator[Lookout]:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        made = Lookout(bench)
+        reporting = tasks.create_task(made.reporter.run())
+        yield made
+        reporting.cancel()
+
+
+async def test_an_inventory_says_what_is_true_of_each_own_container() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        it.bench.runtime.add_foreign("somebody-elses")
+        item = await it.item()
+        assert (item.running, item.loaded, item.exit_code, item.ever_started) == (
+            True,
+            True,
+            None,
+            True,
+        )
+        it.bench.container.exit(137, oom_killed=True)
+        told = await it.look()
+    assert [
+        (i.job_id, i.generation, i.running, i.loaded, i.exit_code, i.oom_killed) for i in told.items
+    ] == [("job-1", 1, False, False, 137, True)]
+    assert told.busy == ()
+
+
+async def test_a_container_that_was_never_started_says_so() -> None:
+    async with lookout(Bench(model(Profile.PROCESS))) as it:
+        await it.bench.do(CREATE)
+        item = await it.item()
+    assert (item.running, item.ever_started, item.exit_code) == (False, False, None)
+
+
+async def test_a_job_that_is_worked_on_is_busy_and_its_server_is_not_asked() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        command = it.bench.command(INFER, input=1)
+        account = it.desk.take(command).account
+        assert account is not None
+        asked = len(it.bench.server.requests)
+        told = await it.look()
+        assert told.busy == ("job-1",)
+        assert len(it.bench.server.requests) == asked
+        account.end(Ending(OperationState.SUCCEEDED))
+        it.desk.close(account)
+        assert (await it.look()).busy == ()
+
+
+async def test_a_job_that_gets_an_attempt_during_the_look_is_busy_although_it_ended_in_it() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        really = it.bench.runtime.list_own
+
+        async def list_own(job_id: str | None = None) -> Any:
+            found = await really(job_id)
+            account = it.desk.take(it.bench.command(CREATE, job="job-2")).account
+            assert account is not None
+            account.end(Ending(OperationState.SUCCEEDED))
+            it.desk.close(account)
+            return found
+
+        it.bench.runtime.list_own = list_own  # type: ignore[method-assign]
+        told = await it.look()
+    assert told.busy == ("job-2",)
+
+
+async def test_an_inventory_comes_after_the_reports_before_it_and_before_those_after_it() -> None:
+    broker = FakeBroker()
+    reporter = reporter_on(broker)
+    large = '"' + "x" * 200_000 + '"'
+    for number in range(3):
+        reporter.put(report(number, state=OperationState.SUCCEEDED, result_json=large))
+    reporter.put_inventory(Inventory(busy=("here",)))
+    reporter.put(report(9, state=OperationState.SUCCEEDED))
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        assert await reporter.drain(5)
+        running.cancel()
+    order = [
+        "inventory" if it.inventory else "".join(o.operation_id[-1] for o in it.operations)
+        for it in broker.messages
+    ]
+    assert order == ["0", "1", "2", "inventory", "9"]
+
+
+async def test_an_inventory_that_could_not_be_sent_is_dropped_and_the_reports_are_not() -> None:
+    broker = FakeBroker()
+    reporter = reporter_on(broker)
+    broker.away = True
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        reporter.put_inventory(Inventory())
+
+        async def tried() -> bool:
+            return reporter._inventory is None
+
+        await eventually(tried)
+        reporter.put(report(1))
+        reporter.put_inventory(Inventory())
+        await eventually(tried)
+        broker.away = False
+        assert await reporter.drain(5)
+        running.cancel()
+    assert [(len(it.operations), it.inventory) for it in broker.messages] == [(1, None)]
+
+
+async def test_an_engine_that_is_away_has_no_inventory_and_is_logged_once() -> None:
+    async with lookout() as it:
+        it.bench.runtime.available = False
+        with capture_logs() as logs:
+            assert not await it.relist.look()
+            assert not await it.relist.look()
+        assert [entry["event"] for entry in logs] == ["inventory.silent"]
+        assert it.broker.messages == []
+        it.bench.runtime.available = True
+        assert (await it.look()).items == ()
+
+
+async def test_a_loaded_model_that_does_not_answer_for_three_looks_is_unhealthy() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        it.bench.server.loaded = False
+        said = [(await it.item()).unhealthy for _ in range(MISSES + 1)]
+        assert said == [False, False, True, True]
+        it.bench.server.loaded = True
+        assert not (await it.item()).unhealthy
+        it.bench.server.loaded = False
+        assert not (await it.item()).unhealthy
+
+
+async def test_a_model_that_was_seen_loaded_after_a_boot_can_be_unhealthy_too() -> None:
+    bench = Bench()
+    await bench.do(CREATE)
+    await bench.do(LOAD)
+    bench.restarted()
+    async with lookout(bench) as it:
+        bench.server.loaded = False
+        assert not any([(await it.item()).unhealthy for _ in range(MISSES)])
+        bench.server.loaded = True
+        assert (await it.item()).loaded
+        bench.server.loaded = False
+        assert [(await it.item()).unhealthy for _ in range(MISSES)] == [False, False, True]
+
+
+async def test_looks_at_a_busy_job_neither_count_nor_reset() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        it.bench.server.loaded = False
+        assert not (await it.item()).unhealthy
+        assert not (await it.item()).unhealthy
+        account = it.desk.take(it.bench.command(INFER, input=1)).account
+        assert account is not None
+        assert not (await it.item()).unhealthy
+        assert not (await it.item()).unhealthy
+        it.desk.close(account)
+        assert (await it.item()).unhealthy
+
+
+@pytest.mark.parametrize("end", ["unloaded", "exited"])
+async def test_a_model_that_is_not_in_memory_any_more_is_not_unhealthy(end: str) -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        assert (await it.item()).loaded
+        if end == "unloaded":
+            await it.bench.do(UNLOAD)
+        else:
+            it.bench.container.exit(1)
+        assert not any([(await it.item()).unhealthy for _ in range(MISSES + 1)])
+
+
+async def test_a_process_that_answers_no_more_is_unhealthy() -> None:
+    async with lookout(Bench(model(Profile.PROCESS))) as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        it.bench.server.loaded = False
+        assert [(await it.item()).unhealthy for _ in range(MISSES)] == [False, False, True]
+
+
+async def test_a_server_that_can_not_be_asked_is_not_taken_for_loaded_by_a_look() -> None:
+    async with lookout(Bench(model(Profile.HTTP, hooks=BLIND_HOOKS))) as it:
+        await it.bench.do(CREATE)
+        await it.item()
+        await it.bench.do(LOAD)
+    assert it.bench.server.loads == 1
+
+
+def health_at(times: Callable[[], float]) -> Health:
+    return Health(clock=times)
+
+
+def test_a_burst_of_looks_counts_as_one() -> None:
+    now = 0.0
+    health = health_at(lambda: now)
+    health.was_loaded("c")
+    assert not any(health.looked("c", running=True, answers=False) for _ in range(10))
+    said = []
+    for _ in range(MISSES - 1):
+        now += SPACING_S
+        said.append(health.looked("c", running=True, answers=False))
+    assert said == [False, True]
+
+
+async def test_what_is_gone_is_forgotten() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        await it.bench.runtime.remove(it.bench.container.id)
+        await it.look()
+    assert it.bench.operations.containers.health.known == frozenset()
+
+
+def inventories(broker: FakeBroker) -> list[Inventory]:
+    return [it.inventory for it in broker.messages if it.inventory is not None]
+
+
+@asynccontextmanager
+async def looking_around(interval_s: float) -> AsyncIterator[Lookout]:
+    """Run a relist; its job is loaded and has been seen running."""
+    async with lookout() as it, asyncio.TaskGroup() as tasks:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        looking = tasks.create_task(it.relist.run(interval_s=interval_s))
+
+        async def seen() -> bool:
+            return bool(inventories(it.broker)) and it.bench.runtime.watches == 1
+
+        await eventually(seen)
+        yield it
+        looking.cancel()
+
+
+async def seen_dead(it: Lookout) -> float:
+    """Return after how many seconds the death of the container was told."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    it.bench.container.exit(1)
+
+    async def told() -> bool:
+        return not inventories(it.broker)[-1].items[0].running
+
+    await eventually(told)
+    return loop.time() - began
+
+
+async def test_a_death_that_the_engine_tells_is_looked_at_at_once() -> None:
+    async with looking_around(interval_s=60) as it:
+        assert await seen_dead(it) < 2.0
+
+
+async def test_a_death_that_the_engine_does_not_tell_is_seen_by_the_next_look() -> None:
+    async with looking_around(interval_s=1.5) as it:
+        it.bench.runtime.tells_changes = False
+        await seen_dead(it)
+
+
+async def test_a_watch_that_ended_is_made_anew() -> None:
+    async with looking_around(interval_s=60) as it:
+        it.bench.runtime.end_watches()
+
+        async def ended() -> bool:
+            return it.bench.runtime.watches == 0
+
+        async def anew() -> bool:
+            return it.bench.runtime.watches == 1
+
+        await eventually(ended)
+        it.bench.runtime.available = False
+        await asyncio.sleep(0.3)  # long enough to fail at it once
+        it.bench.runtime.available = True
+        await eventually(anew)
+        assert await seen_dead(it) < 2.0
+
+
+async def test_however_much_changes_there_is_about_one_look_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.relist.HASTE_S", 0.3)
+    monkeypatch.setattr("worker.relist.REST_S", 0.1)
+    async with looking_around(interval_s=60) as it:
+        before, loop = len(inventories(it.broker)), asyncio.get_running_loop()
+        began = loop.time()
+        while loop.time() - began < 1.0:
+            it.bench.runtime._tell()
+            await asyncio.sleep(0)
+        assert 2 <= len(inventories(it.broker)) - before <= 5

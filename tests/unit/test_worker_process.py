@@ -1,0 +1,321 @@
+"""A worker as a real process over a real broker: signals, freezing, killing."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from modelyard.broker import Broker
+from modelyard.contract.messages import HostCommand, HostCommands, OperationReport, WorkerReports
+from modelyard.contract.states import Verb
+from modelyard.contract.topology import HOSTS, REPORTS_QUEUE
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import HOST, Bench
+from tests.unit.worker_engine import ScriptedEngine, scripted_engine
+from worker.labels import ContainerLabels
+from worker.recovery import declare_topology
+
+STRICT = "a" * 64
+CREATE = Verb.DEPLOY_CREATE
+LEFT_OPEN = ("Task was destroyed", "unclosed", "never retrieved", "never awaited", "Traceback")
+SHORT = ("0.3", "2.0", "2.5")
+"""Seconds between beats, until the fence, and until the watchdog acts."""
+
+
+def strict_container() -> dict[str, Any]:
+    labels = ContainerLabels(HOST, "moves", "operation", 1, "spec", strict=True)
+    return {
+        "Id": STRICT,
+        "Name": "/modelyard-moves-1",
+        "State": {"Running": True, "StartedAt": "2026-01-01T00:00:00Z"},
+        "Config": {"Labels": labels.as_labels()},
+    }
+
+
+def children_of(process: subprocess.Popen[bytes]) -> list[int]:
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in listed.split()]
+
+
+class Yard:
+    """A worker process, the engine that it drives and what it reports."""
+
+    def __init__(self, engine: ScriptedEngine, broker: Broker, folder: Path, amqp_url: str) -> None:
+        self.engine = engine
+        self.broker = broker
+        self.messages: list[WorkerReports] = []
+        self.log = folder / "worker.log"
+        self.notes = folder / "run"
+        self._folder = folder
+        self._environment = {
+            **os.environ,
+            "MODELYARD_HOST_ID": HOST,
+            "MODELYARD_AMQP_URL": amqp_url,
+            "MODELYARD_WORKER_RUNTIME_DIR": str(folder / "run"),
+            "DOCKER_HOST": f"unix://{folder / 'engine.sock'}",
+        }
+        self._processes: list[subprocess.Popen[bytes]] = []
+        engine.answers.update(
+            {
+                "GET /info": {"NCPU": 2, "MemTotal": 1 << 30, "OperatingSystem": "x"},
+                "GET /networks": [],
+                "POST /networks/create": {"Id": "n"},
+                "GET /containers/json": [],
+                "GET /events": engine.hang,
+            }
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a worker; with times, one whose lease is short."""
+        module = "tests.unit.worker_process" if arguments else "worker"
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                (sys.executable, "-X", "dev", "-m", module, *arguments),
+                env=self._environment,
+                stderr=log,
+            )
+        self._processes.append(process)
+        return process
+
+    async def online(self, times: int = 1) -> str:
+        """Return the incarnation of the boot that was announced as the `times`-th."""
+
+        async def announced() -> str | None:
+            found = [it.incarnation for it in self.messages if it.online is not None]
+            return found[times - 1] if len(found) >= times else None
+
+        return await eventually(announced, what="an announcement")
+
+    async def send(self, command: HostCommand, incarnation: str) -> None:
+        body = HostCommands(host_id=HOST, incarnation=incarnation, commands=(command,))
+        await self.broker.publish(HOSTS, HOST, body.model_dump_json().encode())
+
+    def holds_strict(self) -> None:
+        """Put a container on the engine that must not outlive the lease."""
+        self.engine.answers["GET /containers/json"] = [{"Id": STRICT}]
+        self.engine.answers[f"GET /containers/{STRICT}/json"] = strict_container()
+
+        async def stop(_: web.Request) -> web.Response:
+            stopped = strict_container()
+            stopped["State"] |= {"Running": False, "ExitCode": 137}
+            self.engine.answers[f"GET /containers/{STRICT}/json"] = stopped
+            return web.Response(status=204)
+
+        self.engine.answers[f"POST /containers/{STRICT}/stop"] = stop
+
+    async def strict_is_stopped(self) -> None:
+        async def stopped() -> bool:
+            return f"POST /containers/{STRICT}/stop" in self.engine.asked
+
+        await eventually(stopped, what="the end of the strict container")
+
+    def reports_of(self, command: HostCommand) -> list[OperationReport]:
+        every = [report for message in self.messages for report in message.operations]
+        return [it for it in every if it.operation_id == command.operation_id]
+
+    async def asked(self, what: str) -> None:
+        async def found() -> bool:
+            return what in self.engine.asked
+
+        await eventually(found, what=what)
+
+    async def collect(self) -> None:
+        async with self.broker.subscribe(REPORTS_QUEUE, prefetch=100) as subscription:
+            async for batch in subscription.batches(max_items=100):
+                self.messages += [WorkerReports.model_validate_json(it.body) for it in batch]
+                await subscription.ack(batch)
+
+    def end(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                watchdogs = children_of(process)
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait()
+                for pid in watchdogs:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def yard_on(folder: Path, broker: Broker, amqp_url: str) -> AsyncIterator[Yard]:
+    await declare_topology(broker, HOST)
+    async with scripted_engine(folder) as (engine, _), asyncio.TaskGroup() as tasks:
+        made = Yard(engine, broker, folder, amqp_url)
+        collecting = tasks.create_task(made.collect())
+        try:
+            yield made
+        finally:
+            made.end()
+            collecting.cancel()
+
+
+@pytest.fixture
+async def yard(tmp_path: Path, broker: Broker, amqp_url: str) -> AsyncIterator[Yard]:
+    async with asyncio.timeout(90), yard_on(tmp_path, broker, amqp_url) as made:
+        yield made
+
+
+async def watchdog_of(yard: Yard, process: subprocess.Popen[bytes]) -> int:
+    """Return the watchdog's process id, once it has heard of the lease."""
+
+    async def noted() -> int | None:
+        return next(iter(children_of(process)), None) if [*yard.notes.glob("*.lease")] else None
+
+    return await eventually(noted, what="the watchdog")
+
+
+async def code_of(process: subprocess.Popen[bytes], within_s: float = 20.0) -> int:
+    async def ended() -> str | None:
+        code = process.poll()
+        return None if code is None else str(code)
+
+    return int(await eventually(ended, within_s=within_s, what="the end of the worker"))
+
+
+async def ended(pid: int) -> None:
+    async def gone() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    await eventually(gone, what="the end of the watchdog")
+
+
+async def test_a_worker_that_is_told_to_stop_leaves_nothing_open(yard: Yard) -> None:
+    yard.holds_strict()
+    process = yard.start()
+    incarnation = await yard.online()
+    yard.engine.answers["GET /networks"] = yard.engine.hang
+    command = Bench().command(CREATE)
+    yard.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = {"Id": "sha256:1"}
+    await yard.send(command, incarnation)
+    await yard.asked("GET /images/docker.io/modelyard/probe:local/json")
+    watchdog = await watchdog_of(yard, process)
+    began = time.monotonic()
+    process.terminate()
+    assert await code_of(process, within_s=25.0) == 0
+    assert time.monotonic() - began > 10  # what ran got its time
+    said = yard.log.read_text()
+    assert not [words for words in LEFT_OPEN if words in said], said
+    assert not any(it.state.terminal for it in yard.reports_of(command))
+    await ended(watchdog)
+    assert not any(it.endswith("/stop") for it in yard.engine.asked)
+
+
+async def test_a_worker_with_nothing_to_do_stops_at_once(yard: Yard) -> None:
+    process = yard.start()
+    await yard.online()
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert await code_of(process) == 0
+    assert time.monotonic() - began < 8
+    said = yard.log.read_text()
+    assert not [words for words in LEFT_OPEN if words in said], said
+
+
+async def test_a_second_signal_ends_a_worker_without_waiting(yard: Yard) -> None:
+    yard.holds_strict()
+    process = yard.start(*SHORT)
+    incarnation = await yard.online()
+    yard.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = yard.engine.hang
+    await yard.send(Bench().command(CREATE), incarnation)
+    await yard.asked("GET /images/docker.io/modelyard/probe:local/json")
+    watchdog = await watchdog_of(yard, process)
+    process.terminate()
+
+    async def stopping() -> bool:
+        return "worker.stopping" in yard.log.read_text()
+
+    await eventually(stopping)
+    began = time.monotonic()
+    process.terminate()
+    assert await code_of(process) == 130
+    assert time.monotonic() - began < 3
+    await ended(watchdog)
+    assert not any(it.endswith("/stop") for it in yard.engine.asked)
+
+
+async def test_a_worker_that_was_frozen_past_its_lease_takes_nothing_from_before(
+    yard: Yard,
+) -> None:
+    yard.holds_strict()
+    process = yard.start(*SHORT)
+    first = await yard.online()
+    creating, waiting = Bench().command(CREATE), Bench().command(CREATE, job="job-2")
+    may_answer = asyncio.Event()
+
+    async def image(_: web.Request) -> web.Response:
+        await may_answer.wait()
+        return web.json_response({"Id": "sha256:1"})
+
+    yard.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = image
+    await yard.send(creating, first)
+    await yard.asked("GET /images/docker.io/modelyard/probe:local/json")
+    process.send_signal(signal.SIGSTOP)
+    may_answer.set()
+    await yard.send(waiting, first)
+    await yard.strict_is_stopped()  # by the watchdog, which was not frozen
+    process.send_signal(signal.SIGCONT)
+    second = await yard.online(times=2)
+    assert second != first
+    assert yard.reports_of(waiting) == []
+    assert not any("/containers/create" in it for it in yard.engine.asked)
+    assert not any(it.state.terminal for it in yard.reports_of(creating))
+    third = Bench().command(Verb.TERMINATE, job="job-3")
+    await yard.send(third, second)
+
+    async def done() -> bool:
+        return any(it.state.terminal for it in yard.reports_of(third))
+
+    await eventually(done, what="work of the new incarnation")
+
+
+async def test_a_worker_that_was_frozen_for_less_keeps_its_lease(yard: Yard) -> None:
+    process = yard.start("0.3", "20.0", "25.0")
+    await yard.online()
+    process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(2.0)  # the time of the freeze
+    process.send_signal(signal.SIGCONT)
+    command = Bench().command(Verb.TERMINATE)
+    await yard.send(command, await yard.online())
+
+    async def done() -> bool:
+        return any(it.state.terminal for it in yard.reports_of(command))
+
+    await eventually(done)
+    assert sum(it.online is not None for it in yard.messages) == 1
+
+
+async def test_what_is_strict_outlives_neither_a_killed_worker_nor_its_lease(yard: Yard) -> None:
+    yard.holds_strict()
+    process = yard.start(*SHORT)
+    await yard.online()
+    watchdog = await watchdog_of(yard, process)
+    process.kill()
+    await yard.strict_is_stopped()
+    await ended(watchdog)
+
+
+async def test_what_a_restarted_worker_adopts_survives_the_old_watchdog(yard: Yard) -> None:
+    yard.holds_strict()
+    process = yard.start("0.3", "6.0", "8.0")
+    await yard.online()
+    watchdog = await watchdog_of(yard, process)
+    process.kill()
+    await code_of(process)
+    yard.start("0.3", "20.0", "25.0")
+    await yard.online(times=2)
+    await ended(watchdog)
+    assert not any(it.endswith("/stop") for it in yard.engine.asked)

@@ -1,0 +1,263 @@
+"""The watchdog as a real process: when it acts, when it does not, and when it ends."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.support.waiting import eventually
+from tests.unit.worker_engine import ScriptedEngine, scripted_engine
+from worker.labels import ContainerLabels
+from worker.lease import uptime_s
+from worker.leash import Leash, shared_note
+from worker.watchdog import FAREWELL
+
+LEASE_S = 0.8
+STRICT, OTHER, STOPPED = "a" * 64, "b" * 64, "c" * 64
+
+
+def container(container_id: str, *, strict: bool, running: bool = True) -> dict[str, Any]:
+    labels = ContainerLabels("host-1", "job", "operation", 1, "spec", strict=strict)
+    return {
+        "Id": container_id,
+        "Name": "/x",
+        "State": {"Running": running, "StartedAt": "2026-01-01T00:00:00Z"},
+        "Config": {"Labels": labels.as_labels()},
+    }
+
+
+class Yard:
+    """An engine with a strict container and others, and the watchdogs that look at it."""
+
+    def __init__(self, engine: ScriptedEngine, folder: Path) -> None:
+        self.engine = engine
+        self.url = f"unix://{folder / 'engine.sock'}"
+        self.note = folder / "host-1.lease"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        containers = [
+            container(STRICT, strict=True),
+            container(OTHER, strict=False),
+            container(STOPPED, strict=True, running=False),
+        ]
+        engine.answers["GET /containers/json"] = [{"Id": it["Id"]} for it in containers]
+        for it in containers:
+            engine.answers[f"GET /containers/{it['Id']}/json"] = it
+            engine.answers[f"POST /containers/{it['Id']}/stop"] = self._stop
+
+    async def _stop(self, request: web.Request) -> web.Response:
+        container_id = request.path.split("/")[-2]
+        assert request.query["t"] == "0"
+        self.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = False
+        return web.Response(status=204)
+
+    @property
+    def stopped(self) -> list[str]:
+        asked = (it.split("/") for it in self.engine.asked if it.endswith("/stop"))
+        return [parts[2] for parts in asked]
+
+    def start(self, lease_s: float = LEASE_S) -> subprocess.Popen[bytes]:
+        command = (
+            *(sys.executable, "-m", "worker.watchdog", "--docker", self.url),
+            *("--host-id", "host-1", "--lease-s", str(lease_s)),
+            *("--patience-s", "20", "--note", str(self.note)),
+        )
+        self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+        return self.processes[-1]
+
+    async def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def say(process: subprocess.Popen[bytes], line: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + b"\n")
+    process.stdin.flush()
+
+
+def renew(process: subprocess.Popen[bytes]) -> None:
+    say(process, str(uptime_s()).encode())
+
+
+def close(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+async def code_of(process: subprocess.Popen[bytes]) -> int:
+    async def ended() -> str | None:
+        code = process.poll()
+        return None if code is None else str(code)
+
+    return int(await eventually(ended, what="the end of the watchdog"))
+
+
+@pytest.fixture
+async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
+    async with asyncio.timeout(60), scripted_engine(tmp_path) as (engine, _):
+        made = Yard(engine, tmp_path)
+        try:
+            yield made
+        finally:
+            await made.end()
+
+
+async def acted(yard: Yard) -> None:
+    async def stopped() -> bool:
+        return bool(yard.stopped)
+
+    await eventually(stopped, what="the work of the watchdog")
+
+
+async def test_what_is_strict_is_stopped_when_the_renewals_stay_out(yard: Yard) -> None:
+    process = yard.start()
+    renew(process)
+    await acted(yard)
+    assert yard.stopped == [STRICT]
+    assert process.poll() is None  # the worker may come back
+    yard.engine.answers[f"GET /containers/{STRICT}/json"]["State"]["Running"] = True
+    renew(process)
+
+    async def twice() -> bool:
+        return yard.stopped == [STRICT, STRICT]
+
+    await eventually(twice)
+    close(process)
+    assert await code_of(process) == 0
+
+
+async def test_as_long_as_renewals_come_nothing_is_stopped(yard: Yard) -> None:
+    process = yard.start(lease_s=2.0)
+    ends_at = uptime_s() + 4.0
+    while uptime_s() < ends_at:
+        renew(process)
+        await asyncio.sleep(0.1)  # the pace of renewals
+    assert yard.stopped == []
+    say(process, FAREWELL)
+    assert await code_of(process) == 0
+    assert yard.stopped == []
+
+
+async def test_before_the_first_renewal_there_is_nothing_to_do(yard: Yard) -> None:
+    process = yard.start()
+    close(process)
+    assert await code_of(process) == 0
+    assert yard.engine.asked == []
+
+
+async def test_when_the_worker_is_gone_it_stays_until_the_lease_is_over(yard: Yard) -> None:
+    process = yard.start()
+    renew(process)
+    close(process)
+    assert await code_of(process) == 0
+    assert yard.stopped == [STRICT]
+
+
+async def test_a_new_worker_relieves_the_watchdog_of_the_one_that_was_killed(yard: Yard) -> None:
+    old, new = yard.start(lease_s=2.0), yard.start(lease_s=30.0)
+    renew(old)
+
+    async def noted() -> bool:
+        return yard.note.exists()
+
+    await eventually(noted)
+    close(old)
+    renew(new)
+    assert await code_of(old) == 0
+    assert yard.stopped == []
+    assert new.poll() is None
+
+
+async def test_a_new_worker_that_never_gets_a_lease_relieves_nobody(yard: Yard) -> None:
+    old = yard.start()
+    yard.start()
+    renew(old)
+    close(old)
+    assert await code_of(old) == 0
+    assert yard.stopped == [STRICT]
+
+
+async def test_an_engine_that_does_not_answer_is_asked_again(yard: Yard) -> None:
+    listed = yard.engine.answers["GET /containers/json"]
+    yard.engine.answers["GET /containers/json"] = (500, "no")
+    process = yard.start()
+    renew(process)
+    close(process)
+
+    async def tried() -> bool:
+        return yard.engine.asked.count("GET /containers/json") >= 2
+
+    await eventually(tried)
+    yard.engine.answers["GET /containers/json"] = listed
+    assert await code_of(process) == 0
+    assert yard.stopped == [STRICT]
+
+
+async def test_a_signal_ends_it_at_once_and_nothing_is_stopped(yard: Yard) -> None:
+    process = yard.start()
+    renew(process)
+
+    async def noted() -> bool:
+        return yard.note.exists()
+
+    await eventually(noted)
+    process.terminate()
+    assert await code_of(process) == -signal.SIGTERM
+    assert yard.stopped == []
+
+
+async def test_a_watchdog_that_died_is_started_again_with_the_next_renewal(yard: Yard) -> None:
+    leash = Leash(yard.url, host_id="host-1", note=yard.note, lease_s=30.0)
+    leash.renewed(uptime_s())
+    first = leash._process
+    assert first is not None
+    first.kill()
+    assert await code_of(first) == -signal.SIGKILL
+    leash.renewed(uptime_s())
+    assert leash.pid not in {None, first.pid}
+    leash.farewell()
+    leash.let_go()
+    assert leash.pid is None
+
+
+async def test_a_watchdog_that_does_not_read_holds_nobody_up(yard: Yard) -> None:
+    leash = Leash(yard.url, host_id="host-1", note=None, lease_s=30.0)
+    leash.renewed(uptime_s())
+    assert leash._process is not None
+    leash._process.send_signal(signal.SIGSTOP)
+    began = uptime_s()
+    for _ in range(20_000):
+        leash.renewed(began)
+    assert uptime_s() - began < 10
+    leash._process.kill()
+    leash.let_go()
+
+
+def test_a_watchdog_that_can_not_be_started_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    leash = Leash("unix:///nowhere", host_id="host-1", note=None)
+    leash.renewed(uptime_s())
+    assert leash.pid is None
+    leash.farewell()
+    leash.let_go()
+
+
+def test_the_shared_note_lies_where_only_we_may_write(tmp_path: Path) -> None:
+    note = shared_note(tmp_path / "own", "h", "unix:///a")
+    assert note is not None
+    assert note.parent == tmp_path / "own"
+    assert note == shared_note(tmp_path / "own", "h", "unix:///a")
+    assert note != shared_note(tmp_path / "own", "h", "unix:///b")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    (tmp_path / "file").touch()
+    for name in ("open", "link", "file"):
+        assert shared_note(tmp_path / name, "h", "unix:///a") is None

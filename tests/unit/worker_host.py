@@ -1,0 +1,130 @@
+"""A whole worker over the fake engine and a broker in memory, for unit tests."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from modelyard.contract.messages import (
+    CancelOperation,
+    CancelReason,
+    DiscardContainer,
+    HostCommand,
+    HostCommands,
+    HostControl,
+    OperationReport,
+)
+from modelyard.contract.states import OperationState, Phase, Verb
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import HOST, Bench
+from tests.unit.worker_broker import FakeBroker, delivery_of
+from worker.hooks import ModelServer, http_client
+from worker.service import Service
+from worker.settings import WorkerSettings
+
+
+class Host:
+    """One worker, and the words that a dispatcher says to it."""
+
+    def __init__(self, bench: Bench | None = None, **service: Any) -> None:
+        self.bench = bench or Bench()
+        self.broker = FakeBroker()
+        self.stop = asyncio.Event()
+        self.service = Service(
+            WorkerSettings(host_id=HOST),
+            broker=self.broker,
+            runtime=self.bench.runtime,
+            server=ModelServer(http_client(self.bench.runtime.transport)),
+            **service,
+        )
+
+    @property
+    def incarnations(self) -> list[str]:
+        """Those that were announced, in order."""
+        return [it.incarnation for it in self.broker.messages if it.online is not None]
+
+    async def online(self, terms: int = 1) -> None:
+        """Return once it has announced itself so often and listens."""
+
+        async def there() -> bool:
+            return (
+                len(self.incarnations) >= terms
+                and self.broker.attached == 1
+                and self.broker.control is not None
+            )
+
+        await eventually(there, what="the announcement")
+
+    async def send(self, *commands: HostCommand, incarnation: str | None = None) -> None:
+        """Put commands into the host's queue, for the newest incarnation if none is given."""
+        await self.online()
+        assert self.broker.subscription is not None
+        body = HostCommands(
+            host_id=HOST, incarnation=incarnation or self.incarnations[-1], commands=commands
+        )
+        self.broker.subscription._ready.put_nowait(delivery_of(body.model_dump_json().encode()))
+
+    async def control(self, *, incarnation: str | None = None, **words: Any) -> None:
+        """Say a word of control to the newest incarnation."""
+        await self.online()
+        assert self.broker.control is not None
+        word = HostControl(host_id=HOST, incarnation=incarnation or self.incarnations[-1], **words)
+        self.broker.control._ready.put_nowait(delivery_of(word.model_dump_json().encode()))
+
+    async def cancel(
+        self, command: HostCommand, reason: CancelReason = "cancelled", *, epoch: int | None = None
+    ) -> None:
+        cancel = CancelOperation(
+            operation_id=command.operation_id, epoch=epoch or command.epoch, reason=reason
+        )
+        await self.control(cancels=(cancel,))
+
+    async def discard(self, container_id: str, generation: int = 1, job: str = "job-1") -> None:
+        await self.control(
+            discards=(
+                DiscardContainer(container_id=container_id, job_id=job, generation=generation),
+            )
+        )
+
+    def reports_of(self, command: HostCommand) -> list[OperationReport]:
+        return [it for it in self.broker.reports if it.operation_id == command.operation_id]
+
+    def ends_of(self, command: HostCommand) -> list[OperationReport]:
+        return [it for it in self.reports_of(command) if it.state.terminal]
+
+    async def ended(
+        self, command: HostCommand, *, epoch: int = 1, within_s: float = 20.0
+    ) -> OperationReport:
+        async def found() -> OperationReport | None:
+            return next((it for it in self.ends_of(command) if it.epoch == epoch), None)
+
+        return await eventually(found, within_s=within_s, what=f"the end of {command.verb}")
+
+    async def in_phase(self, command: HostCommand, phase: Phase) -> None:
+        async def there() -> bool:
+            return any(it.phase is phase for it in self.reports_of(command))
+
+        await eventually(there, what=f"the phase {phase}")
+
+    async def done(self, verb: Verb, **more: Any) -> OperationReport:
+        """Send one command and return its end, which has to be a success."""
+        command = self.bench.command(verb, **more)
+        await self.send(command)
+        end = await self.ended(command)
+        assert end.state is OperationState.SUCCEEDED
+        return end
+
+
+@asynccontextmanager
+async def running_host(bench: Bench | None = None, **service: Any) -> AsyncIterator[Host]:
+    """Run a worker; it is stopped at the end, at once and without a word."""
+    async with asyncio.timeout(30):
+        host = Host(bench, **service)
+        running = asyncio.create_task(host.service.run(host.stop))
+        try:
+            yield host
+        finally:
+            running.cancel()
+            await asyncio.wait((running,))
+        if not running.cancelled():
+            running.result()

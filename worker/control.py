@@ -1,0 +1,82 @@
+"""What must not wait behind a host's commands: cancels, containers to discard, and giving up.
+
+It comes through a queue that dies with its connection, so nothing of it is ever old; the
+dispatcher repeats it until it sees that it is done.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from pydantic import ValidationError
+
+from modelyard.broker import Broker, Delivery, Subscription, consume_forever
+from modelyard.contract.messages import HostControl
+from modelyard.contract.topology import HOSTS, control_key
+from worker.desk import Desk
+from worker.discards import Discards
+from worker.lease import Lease
+from worker.reporter import Reporter
+
+log = structlog.get_logger(__name__)
+
+MAX_DELIVERIES = 64
+
+
+class Control:
+    """Reads `HostControl` for one boot of one host's worker."""
+
+    def __init__(  # noqa: PLR0913 - what a word of control reaches
+        self,
+        *,
+        broker: Broker,
+        reporter: Reporter,
+        desk: Desk,
+        discards: Discards,
+        lease: Lease,
+        host_id: str,
+        incarnation: str,
+    ) -> None:
+        self._broker = broker
+        self._reporter = reporter
+        self._desk = desk
+        self._discards = discards
+        self._lease = lease
+        self._host_id = host_id
+        self._incarnation = incarnation
+        self.attached = False
+        """True while the broker has our queue."""
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        await consume_forever(self._tap, self._handle, name="control", max_items=MAX_DELIVERIES)
+
+    @asynccontextmanager
+    async def _tap(self) -> AsyncIterator[Subscription]:
+        try:
+            async with self._broker.tap(HOSTS, [control_key(self._host_id)]) as subscription:
+                self.attached = True
+                yield subscription
+        finally:
+            self.attached = False
+
+    async def _handle(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            try:
+                word = HostControl.model_validate_json(delivery.body)
+            except ValidationError as error:
+                log.warning("control.malformed", errors=error.error_count())
+                continue
+            if (word.host_id, word.incarnation) == (self._host_id, self._incarnation):
+                self._obey(word)
+        await subscription.ack(deliveries)
+
+    def _obey(self, word: HostControl) -> None:
+        for cancel in word.cancels:
+            repeated = self._desk.cancel(cancel)
+            if repeated is not None:
+                self._reporter.put(repeated)
+        for discard in word.discards:
+            self._discards.begin(discard)
+        if word.renounce:
+            self._lease.renounce()
