@@ -57,6 +57,8 @@ class Finding:
     state: JobState
     error: ErrorInfo | None
     recovery: Recovery | None = None
+    container: InventoryItem | None = None
+    """What is left of it and is of no more use."""
 
 
 @dataclass(slots=True)
@@ -107,24 +109,26 @@ def plan_look(
 def _look_at(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Finding | None:
     """Return what is wrong with a live job's container; null if nothing is."""
     if item is None:
-        return _down(job, ErrorInfo.of(ErrorCode.CONTAINER_MISSING), in_place=False)
+        return _down(job, ErrorInfo.of(ErrorCode.CONTAINER_MISSING), None, in_place=False)
     if job.state is not JobState.LOADED:
         return None
     if not item.running:
-        return _down(job, _death_of(item), in_place=True)
+        return _down(job, _death_of(item), item, in_place=True)
     if item.unhealthy:
-        return _down(job, ErrorInfo.of(ErrorCode.UNHEALTHY), in_place=False)
+        return _down(job, ErrorInfo.of(ErrorCode.UNHEALTHY), item, in_place=False)
     if booted and not item.loaded:
         return Finding(job, JobState.CREATED, None)
     return None
 
 
-def _down(job: JobRecord, error: ErrorInfo, *, in_place: bool) -> Finding:
+def _down(
+    job: JobRecord, error: ErrorInfo, item: InventoryItem | None, *, in_place: bool
+) -> Finding:
     recovery = recovery_of(job, to=job.state)
-    if recovery is None:
-        return Finding(job, JobState.FAILED, error)
-    # Where the container is still there the job keeps its place, and only has to be loaded.
-    return Finding(job, JobState.CREATED if in_place else JobState.FAILED, error, recovery)
+    if recovery is not None and in_place:
+        # The container is still there: the job keeps its place, and only has to be loaded.
+        return Finding(job, JobState.CREATED, error, recovery)
+    return Finding(job, JobState.FAILED, error, recovery, item)
 
 
 def recovery_of(job: JobRecord, *, to: JobState) -> Recovery | None:
@@ -210,7 +214,7 @@ class Reconciler:
         interrupted = [one for one in given if one.incarnation != boot.incarnation]
         inventory = Inventory(items=boot.online.inventory)
         plan = await self._compare(boot.host_id, inventory, interrupted, booted=True)
-        await self._correct(boot.host_id, plan.findings)
+        plan.discards += await self._correct(boot.host_id, plan.findings)
         for operation in interrupted:
             await self._interrupted(operation)
         await self._remove(boot.host_id, boot.incarnation, plan)
@@ -234,7 +238,7 @@ class Reconciler:
             return
         given = await self._store.operations.on_host(look.host_id)
         plan = await self._compare(look.host_id, look.inventory, given, booted=False)
-        await self._correct(look.host_id, plan.findings)
+        plan.discards += await self._correct(look.host_id, plan.findings)
         await self._remove(look.host_id, look.incarnation, plan)
 
     async def _compare(
@@ -250,7 +254,9 @@ class Reconciler:
         jobs |= await self._store.jobs.get_many(sorted(elsewhere))
         return plan_look(host_id, inventory, jobs, given, booted=booted)
 
-    async def _correct(self, host_id: str, findings: Sequence[Finding]) -> None:
+    async def _correct(self, host_id: str, findings: Sequence[Finding]) -> list[InventoryItem]:
+        """Write what was found; return the containers that are of no more use."""
+        useless: list[InventoryItem] = []
         for found in findings:
             job = found.job
             if not await self._store.jobs.observe(
@@ -266,11 +272,14 @@ class Reconciler:
                 code=found.error.code if found.error else None,
                 comes_back=found.recovery is not None,
             )
+            if found.container is not None:
+                useless.append(found.container)
             if not found.state.live:
                 await self._store.hosts.release({host_id: [(job.job_id, job.generation)]})
                 self._scheduler.wake_waiting()
             self._scheduler.wake([job.job_id])
             await self._facts.tell([observed_event(job, found.state, found.error, host_id)])
+        return useless
 
     async def _interrupted(self, operation: OperationRecord) -> None:
         """Give an operation of an earlier boot another attempt, or end it.

@@ -143,10 +143,9 @@ class Recorder:
         """
         reports: list[tuple[str, OperationReport]] = []
         boots: dict[str, str] = {}
-        for delivery in batch:
-            message = await self._parse(delivery)
-            if message is None:
-                continue
+        messages = [one for delivery in batch if (one := await self._parse(delivery)) is not None]
+        newest = {one.host_id: one for one in messages if one.inventory is not None}
+        for message in messages:
             host_id, incarnation = message.host_id, message.incarnation
             if message.online is not None:
                 await self.record(latest(reports), boots)
@@ -154,7 +153,8 @@ class Recorder:
                 await self._reconciler.boot(Booted(host_id, incarnation, message.online))
             boots[host_id] = incarnation
             reports += [(host_id, report) for report in message.operations]
-            if message.inventory is not None:
+            # Of the looks that piled up only the newest says something.
+            if message.inventory is not None and newest[host_id] is message:
                 # It is compared with all that was reported before it, and nothing after.
                 await self.record(latest(reports), boots)
                 reports = []

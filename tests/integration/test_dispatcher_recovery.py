@@ -317,6 +317,7 @@ async def test_a_loaded_model_that_dies_fails_its_job_and_frees_its_place(yard: 
         assert failed.error is not None
         assert failed.error.code is ErrorCode.EXITED
         await slots_used(yard, "h1", 0)
+        assert (await host.control(lambda one: bool(one.discards))).discards[0].generation == 1
         await host.look(item(job, running=False, exit_code=3))
         assert (await host.control(lambda one: bool(one.discards))).discards[0].generation == 1
 
