@@ -8,8 +8,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
+MINUTES ?= 10
+SEED ?=
 
-.PHONY: help setup demo test up down status check fmt clean
+.PHONY: help setup demo test faults soak up down status check fmt clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -25,6 +27,12 @@ demo: $(READY) ## Run the demonstration on a private stack, from nothing to a pr
 
 test: $(READY) ## Run all tests against the real servers.
 	@$(PYTHON) -m pytest $(ARGS)
+
+faults: $(READY) ## Make every fault and check every invariant; ends with a table.
+	@$(PYTHON) -m pytest -p tests.faults.report --fault-table -m '' tests/faults $(ARGS)
+
+soak: $(READY) ## Break things at random under load: make soak MINUTES=10 SEED=7
+	@$(PYTHON) -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 up: $(READY) ## Start the stack in the background; its addresses are in var/stack.env.
 	@$(PYTHON) -m deploy.local up $(ARGS)

@@ -46,6 +46,7 @@ IMAGES = (
     Need("busybox", "busybox-static", "makes the small image of the tests"),
 )
 CLIENTS = (Need("amqp-publish", "amqp-tools", "publishes from the command line"),)
+CLOCKS = (Need("faketime", "faketime", "gives a process a wrong clock, for tests of faults"),)
 
 
 def find_program(program: str) -> Path | None:

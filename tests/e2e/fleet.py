@@ -26,58 +26,95 @@ Json = dict[str, Any]
 
 
 class Fleet:
-    """One gateway, one dispatcher and a worker for each engine."""
+    """A gateway, dispatchers, and a worker for each engine.
+
+    What the processes connect to is given once for all in `amqp_url` and `mongo_url`; `settings`
+    has what is different for one of them, by its name: `gateway`, `dispatcher`, `dispatcher-2`
+    (and so on), `worker-HOST`.
+    """
 
     def __init__(
-        self, folder: Path, *, amqp_url: str, mongo_url: str, engines: Mapping[str, DockerEngine]
+        self,
+        folder: Path,
+        *,
+        amqp_url: str,
+        mongo_url: str,
+        engines: Mapping[str, DockerEngine],
+        dispatchers: int = 1,
+        slots: int = 6,
+        settings: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.amqp_url = amqp_url
         self.mongo_url = mongo_url
         self.engines = engines
+        self.slots = slots
         self.datasets = folder / "datasets"
         self.port = free_port()
         self.url = f"http://{LOOPBACK}:{self.port}"
-        logs = folder / "log"
-        self.gateway = Service("gateway", root=ROOT, folder=folder, logs=logs)
-        self.dispatcher = Service("dispatcher", root=ROOT, folder=folder, logs=logs)
-        self.workers = {
-            name: Service("worker", root=ROOT, folder=folder, logs=logs, name=f"worker-{name}")
-            for name in engines
-        }
+        self._settings = settings or {}
+
+        def service(module: str, name: str) -> Service:
+            return Service(module, root=ROOT, folder=folder, logs=folder / "log", name=name)
+
+        self.gateway = service("gateway", "gateway")
+        names = ["dispatcher", *(f"dispatcher-{n}" for n in range(2, dispatchers + 1))]
+        self.dispatchers = {name: service("dispatcher", name) for name in names}
+        self.dispatcher = self.dispatchers["dispatcher"]
+        self.workers = {name: service("worker", f"worker-{name}") for name in engines}
+
+    @property
+    def services(self) -> dict[str, Service]:
+        """All processes by name."""
+        workers = {f"worker-{host}": one for host, one in self.workers.items()}
+        return {"gateway": self.gateway, **self.dispatchers, **workers}
 
     def start(self) -> None:
         """Start all processes; return when every host is online."""
-        stores = {"MODELYARD_AMQP_URL": self.amqp_url, "MODELYARD_MONGO_URL": self.mongo_url}
         self.datasets.mkdir(parents=True, exist_ok=True)
-        self.gateway.launch(
-            stores | {"MODELYARD_GATEWAY_HOST": LOOPBACK, "MODELYARD_GATEWAY_PORT": str(self.port)}
-        )
-        self.dispatcher.launch(stores)
-        for name, engine in self.engines.items():
-            self.workers[name].launch(
-                {
-                    "MODELYARD_AMQP_URL": self.amqp_url,
-                    "MODELYARD_HOST_ID": name,
-                    "MODELYARD_WORKER_SLOTS": "6",
-                    "MODELYARD_WORKER_LABELS": json.dumps({"name": name}),
-                    "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self.datasets)]),
-                    "DOCKER_HOST": engine.url,
-                }
-            )
+        for name in self.services:
+            self.launch(name)
+        self.wait_online()
+
+    def launch(self, name: str, **more: str) -> None:
+        """Start one process that does not run, without waiting; `more` goes to its environment."""
+        environment = {**self._environment(name), **self._settings.get(name, {}), **more}
+        self.services[name].launch(environment)
+
+    def wait_online(self, seconds: float = 60) -> None:
+        """Return when the gateway is ready and every host online; no process may exit meanwhile."""
 
         def ready() -> bool:
-            for service in (self.gateway, self.dispatcher, *self.workers.values()):
+            for service in self.services.values():
                 service.daemon.check()
             return gateway_ready(self.url) and all(
-                host_online(self.url, name) for name in self.workers
+                host_online(self.url, host_id) for host_id in self.workers
             )
 
-        wait_until(ready, 60, "the fleet")
+        wait_until(ready, seconds, "the fleet")
 
     def stop(self) -> None:
         """Stop all processes."""
-        for service in (*self.workers.values(), self.dispatcher, self.gateway):
+        for service in reversed(self.services.values()):
+            service.daemon.terminate()
+        for service in reversed(self.services.values()):
             service.stop()
+
+    def _environment(self, name: str) -> dict[str, str]:
+        broker = {"MODELYARD_AMQP_URL": self.amqp_url}
+        stores = {**broker, "MODELYARD_MONGO_URL": self.mongo_url}
+        if name == "gateway":
+            listening = {"MODELYARD_GATEWAY_HOST": LOOPBACK}
+            return stores | listening | {"MODELYARD_GATEWAY_PORT": str(self.port)}
+        if name in self.dispatchers:
+            return stores
+        host_id = name.removeprefix("worker-")
+        return broker | {
+            "MODELYARD_HOST_ID": host_id,
+            "MODELYARD_WORKER_SLOTS": str(self.slots),
+            "MODELYARD_WORKER_LABELS": json.dumps({"name": host_id}),
+            "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self.datasets)]),
+            "DOCKER_HOST": self.engines[host_id].url,
+        }
 
 
 @dataclass

@@ -1,0 +1,155 @@
+"""The servers that faults are made in, the fleets on them, and the checker at the end of a test."""
+
+import asyncio
+import itertools
+import logging
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local import packages
+from deploy.local.docker_engine import DockerEngine
+from deploy.local.mongodb import MongoDB
+from deploy.local.ports import free_port
+from deploy.local.rabbitmq import RabbitMQ
+from tests.faults.wires import Wires, open_wires
+from tests.faults.yard import Servers, Site, Yard, make_site, open_yard
+
+VHOSTS = 25
+PATIENCE_S = 300
+HERE = Path(__file__).parent
+MEMBERS = 3
+
+
+@pytest.fixture(scope="session")
+def servers(
+    folder: Path,
+    programs: None,  # noqa: ARG001
+    engine: DockerEngine,
+    second_engine: DockerEngine,
+) -> Iterator[Servers]:
+    """Start a RabbitMQ of our own and a MongoDB of three members."""
+    packages.ensure(packages.CLOCKS, lambda line: print(line, file=sys.stderr))  # noqa: T201
+    rabbitmq = RabbitMQ(folder / "faults-rabbitmq")
+    mongodb = MongoDB(folder / "faults-mongodb", members=MEMBERS)
+    try:
+        rabbitmq.start()
+        mongodb.start()
+        network = engine.network
+        assert network is not None
+        yield Servers(
+            rabbitmq,
+            mongodb,
+            {"h1": engine, "h2": second_engine},
+            virtual_hosts(rabbitmq),
+            (str(network.gateway.ip), free_port()),
+        )
+    finally:
+        rabbitmq.stop()
+        mongodb.stop()
+
+
+class Sites:
+    """Keeps a running site for the next test; one in which something went wrong is not kept."""
+
+    def __init__(self, servers: Servers, folder: Path) -> None:
+        self.servers = servers
+        self.folder = folder
+        self._kept: Site | None = None
+
+    def take(self) -> Site:
+        """Return a site that runs."""
+        if self._kept is None:
+            self._kept = make_site(self.servers, self.folder)
+            self._kept.fleet.start()
+        return self._kept
+
+    def give_back(self, site: Site) -> None:
+        """Keep a site, or close it if it is not intact."""
+        if not site.intact:
+            self.close()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        site, self._kept = self._kept, None
+        if site is not None:
+            site.close()
+
+
+@pytest.fixture(scope="session")
+def sites(servers: Servers, folder: Path) -> Iterator[Sites]:
+    """Keep a site from test to test."""
+    made = Sites(servers, folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def yard(sites: Sites, request: pytest.FixtureRequest) -> AsyncIterator[Yard]:
+    """Give the test a fleet: a gateway, two dispatchers, two workers on two engines."""
+    site = await asyncio.to_thread(sites.take)
+    # Until the test has shown that all holds, nobody else is to have this site.
+    site.intact = False
+    try:
+        async with open_yard(site) as made:
+            yield made
+            measured(request, made)
+            if made.checked and not made.violations:
+                await made.clear()
+                site.intact = True
+    finally:
+        await asyncio.to_thread(sites.give_back, site)
+
+
+def measured(request: pytest.FixtureRequest, yard: Yard) -> None:
+    """Leave what the checker has found for the table."""
+    node: pytest.Item = request.node
+    if yard.invariants.healed_s is not None:
+        node.user_properties.append(("heal_s", yard.invariants.healed_s))
+    names = " ".join(sorted({one.invariant for one in yard.violations}))
+    if names:
+        node.user_properties.append(("violations", names))
+
+
+def virtual_hosts(rabbitmq: RabbitMQ) -> Iterator[str]:
+    """Make virtual hosts in bulk: one start of the command-line tool takes a second."""
+    for start in itertools.count(step=VHOSTS):
+        rabbitmq.ctl(
+            "eval",
+            f"""
+            lists:foreach(fun(N) ->
+              V = iolist_to_binary(["fault-", integer_to_list(N)]),
+              ok = rabbit_vhost:add(V, <<"tests">>),
+              ok = rabbit_auth_backend_internal:set_permissions(
+                <<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
+            end, lists:seq({start}, {start + VHOSTS - 1})).
+            """,
+            seconds=120,
+        )
+        yield from (f"fault-{number}" for number in range(start, start + VHOSTS))
+
+
+@pytest.fixture
+async def wires(
+    servers: Servers, sites: Sites, folder: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Wires]:
+    """Give the test a fleet of its own whose wires can be cut."""
+    await asyncio.to_thread(sites.close)  # both would work on the same engines
+    async with open_wires(servers, folder) as made:
+        yield made
+        measured(request, made.yard)
+
+
+@pytest.fixture(autouse=True)
+def _no_word_of_the_clients(caplog: pytest.LogCaptureFixture) -> None:
+    """Silence the tests' own AMQP client: it complains at each try about what is broken."""
+    caplog.set_level(logging.CRITICAL, logger="aiormq")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of faults the time that faults take."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PATIENCE_S))

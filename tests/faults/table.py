@@ -1,0 +1,38 @@
+"""The faults of the specification, as data: what `make faults` has to account for."""
+
+ROWS = (
+    "Gateway killed before, during, after publish",
+    "Gateway SIGTERM under load",
+    "Gateway cut from RabbitMQ; from MongoDB; from both",
+    "Dispatcher killed between any two side effects",
+    "Dispatcher frozen 90 s, then thawed",
+    "Two dispatchers, 10,000 operations, one slot",
+    "Worker killed at every Docker step",
+    "Worker frozen past its lease, then thawed",
+    "Host cut from the broker for 2 minutes; host gone for good",
+    "Event loop blocked 40 s",
+    "Clock of one host off by an hour",
+    "dockerd restarted, frozen, slow (30 s a call), its event stream dropped",
+    "Container: OOM, exit code, killed from outside, never ready",
+    "Image missing, registry refuses, pull slower than 30 minutes",
+    "Name or port taken; disk full on host, broker or database",
+    "Poison message: not JSON, too big, unknown verb, crashes the consumer",
+    "A message 1,000 times, some with another payload",
+    "Reports shuffled, doubled, after the end",
+    "RabbitMQ restarted; memory alarm for a minute; queue deleted; consumer cancelled",
+    "Queue declared with other arguments",
+    "MongoDB step-down, killed, cut for 10 minutes",
+    "Sweep against completion",
+)
+
+ROLLING = "1,000 operations, everything killed in turn"
+"""Not a row of the specification: all of them together."""
+
+NOT_MADE = {
+    "pull slower than 30 minutes": "a registry that trickles for that long; the pull is bounded "
+    "by the operation's timeout alone, and the delivery is settled before it begins",
+    "port taken": "the engine chooses the published port itself, a free one",
+    "disk full on host, broker or database": "a disk of its own for each server",
+    "cut for 10 minutes": "it is cut for 30 seconds: nothing that the code waits for is longer",
+}
+"""Parts of rows that are not made on one small machine, and the reason."""

@@ -1,0 +1,165 @@
+"""Faults of containers and images: a code for each, soon, and nothing left."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.e2e.catalog import PROBE
+from tests.faults.test_dockerd import failed
+from tests.faults.yard import Json, Yard
+
+CONTAINER = "Container: OOM, exit code, killed from outside, never ready"
+IMAGE = "Image missing, registry refuses, pull slower than 30 minutes"
+TAKEN = "Name or port taken; disk full on host, broker or database"
+TOLD_S = 10.0
+pytestmark = pytest.mark.faults
+
+
+async def ended_soon(yard: Yard, operation_id: str, since: float) -> Json:
+    """Return the end of an operation, which has to be known ten seconds after the fact."""
+    one = await yard.ended(operation_id, within_s=30)
+    assert time.monotonic() - since < TOLD_S
+    return one
+
+
+@pytest.mark.fault(CONTAINER)
+@pytest.mark.parametrize(
+    ("wish", "code", "detail"),
+    [
+        ({"exit": 7}, "exited", {"exit_code": 7}),
+        ({"hold_bytes": 256 << 20}, "oom_killed", {}),
+    ],
+)
+async def test_a_container_that_dies_of_an_inference_says_how(
+    yard: Yard, wish: Json, code: str, detail: Json
+) -> None:
+    await yard.put_probe("small", resources={"memory": "96m"})
+    job_id = yard.job_id()
+    await yard.loaded(job_id, model="small")
+    since = time.monotonic()
+    one = await ended_soon(yard, await yard.submit("INFER", job_id, input=wish), since)
+    assert (one["state"], one["error"]["code"]) == ("FAILED", code)
+    assert detail.items() <= _detail(one).items()
+    assert (await yard.job(job_id))["state"] == "FAILED"
+    await yard.holds()
+
+
+@pytest.mark.fault(CONTAINER)
+async def test_a_container_killed_during_an_inference_ends_it(yard: Yard) -> None:
+    job_id = yard.job_id()
+    job = await yard.loaded(job_id)
+    operation_id = await yard.submit("INFER", job_id, input=_tagged(job_id, sleep=60))
+    await yard.running(job_id)
+    await yard.engines[job["host_id"]].kill(job["container_id"])
+    one = await ended_soon(yard, operation_id, time.monotonic())
+    assert (one["state"], one["error"]["code"]) == ("FAILED", "exited")
+    assert _detail(one)["exit_code"] == 137
+    await yard.holds()
+
+
+@pytest.mark.fault(CONTAINER)
+async def test_a_container_killed_while_nobody_asks_it_fails_its_job(yard: Yard) -> None:
+    job_id = yard.job_id()
+    job = await yard.loaded(job_id)
+    await yard.engines[job["host_id"]].kill(job["container_id"])
+    await failed(yard, job_id, within_s=20)
+    await yard.holds()
+
+
+@pytest.mark.fault(CONTAINER)
+async def test_a_model_that_never_gets_ready_fails_at_its_deadline(yard: Yard) -> None:
+    await yard.put_probe("never", env={"PROBE_READY_SECONDS": "inf"}, load_timeout_s=2)
+    job_id = yard.job_id()
+    await yard.done("DEPLOY_CREATE", job_id, model="never")
+    since = time.monotonic() + 2
+    one = await ended_soon(yard, await yard.submit("DEPLOY_LOAD", job_id), since)
+    assert (one["state"], one["error"]["code"]) == ("FAILED", "not_ready")
+    await yard.holds()
+
+
+class _Registry(BaseHTTPRequestHandler):
+    """A registry without images: `team/secret` is refused, everything else is unknown."""
+
+    def do_GET(self) -> None:
+        if self.path == "/v2/":
+            self._answer(200, "{}")
+        elif "/team/secret/" in self.path:
+            self._answer(403, '{"errors":[{"code":"DENIED","message":"no"}]}')
+        else:
+            self._answer(404, '{"errors":[{"code":"MANIFEST_UNKNOWN","message":"unknown"}]}')
+
+    do_HEAD = do_GET  # noqa: N815 - http.server looks for this name
+
+    def _answer(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body.encode())
+
+    def log_message(self, *args: object) -> None:
+        del args
+
+
+@pytest.fixture
+def registry() -> Iterator[str]:
+    """Serve a registry; engines speak plain HTTP to loopback."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.fault(IMAGE)
+@pytest.mark.parametrize(
+    ("image", "codes"),
+    [
+        ("{registry}/team/nothing:1", {"image_not_found"}),
+        ("{registry}/team/secret:1", {"image_pull_failed", "image_not_found"}),
+        ("127.0.0.1:1/team/away:1", {"image_pull_failed"}),
+    ],
+)
+async def test_an_image_that_cannot_be_had_has_its_code_and_its_end(
+    yard: Yard, registry: str, image: str, codes: set[str]
+) -> None:
+    await yard.put_probe("no-image", image=image.format(registry=registry))
+    neighbour = await yard.submit("TEMP", yard.job_id(), model="load-http", input={})
+    one = await yard.do("DEPLOY_CREATE", yard.job_id(), model="no-image")
+    assert one["state"] == "FAILED"
+    assert one["error"]["code"] in codes
+    assert (await yard.ended(neighbour))["state"] == "SUCCEEDED"
+    await yard.holds()
+
+
+@pytest.mark.fault(TAKEN)
+async def test_a_name_that_somebody_else_has_taken_is_a_clear_failure(yard: Yard) -> None:
+    job_id = yard.job_id()
+    foreign = {
+        host_id: await engine.create(f"modelyard-{job_id}-1", {"Image": PROBE}, start=False)
+        for host_id, engine in yard.engines.items()
+    }
+    one = await yard.do("DEPLOY_CREATE", job_id, model="load-http")
+    assert (one["state"], one["error"]["code"]) == ("FAILED", "create_failed")
+    assert "name" in one["error"]["message"].lower() + str(_detail(one)).lower()
+    for host_id, container_id in foreign.items():
+        assert container_id in {one["Id"] for one in await yard.engines[host_id].containers()}
+    await yard.holds()
+    for host_id, container_id in foreign.items():
+        await yard.engines[host_id].remove(container_id)
+
+
+def _tagged(tag: str, **wishes: object) -> Json:
+    return {"tag": tag, **wishes}
+
+
+def _detail(one: Json) -> Json:
+    """Return the detail of an operation's error; free JSON is stored as text."""
+    stored = one["error"].get("detail") or "{}"
+    detail: Json = json.loads(stored) if isinstance(stored, str) else stored
+    return detail

@@ -1,0 +1,137 @@
+"""Faults of dispatchers: killed, frozen, blocked, and two of them on one slot."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from tests.faults.conftest import Sites, measured
+from tests.faults.load import Mix, Request
+from tests.faults.yard import Servers, Yard, lasts, make_site, open_yard
+
+KILLED = "Dispatcher killed between any two side effects"
+FROZEN = "Dispatcher frozen 90 s, then thawed"
+CONTENTION = "Two dispatchers, 10,000 operations, one slot"
+BLOCKED = "Event loop blocked 40 s"
+SWEEP = "Sweep against completion"
+
+POINTS = sorted(
+    name
+    for name in CRASH_POINTS
+    if name.startswith("dispatcher.") and not name.startswith("dispatcher.lost.")
+)
+BOTH = ("dispatcher", "dispatcher-2")
+pytestmark = pytest.mark.faults
+
+
+@pytest.mark.fault(KILLED)
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_dispatcher_killed_between_two_steps_leaks_nothing(yard: Yard, point: str) -> None:
+    await yard.stop(*BOTH)
+    await yard.launch("dispatcher", **{VARIABLE: point})
+    load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1))
+    ids = await load.run()
+    await yard.gone("dispatcher")
+    await yard.launch("dispatcher-2")
+    await yard.launch("dispatcher")
+    await yard.holds()
+    await yard.succeeded(ids)
+
+
+@pytest.mark.fault(FROZEN)
+@pytest.mark.parametrize("name", BOTH)
+async def test_a_frozen_dispatcher_is_replaced_and_does_no_harm_when_it_thaws(
+    yard: Yard, name: str
+) -> None:
+    load = await yard.load(pause_s=0.2)
+    loading = asyncio.create_task(load.run())
+    await yard.running_any()
+    with yard.frozen(name):
+        more = await yard.load()
+        ids = [*await loading, *await more.run()]
+        await lasts(90)
+        await yard.succeeded(ids)
+    await yard.holds()
+
+
+@pytest.mark.fault(BLOCKED)
+async def test_a_dispatcher_blocked_for_40_s_makes_redelivery_harmless(yard: Yard) -> None:
+    load = await yard.load(pause_s=0.1)
+    loading = asyncio.create_task(load.run())
+    await yard.running_any()
+    with yard.frozen(*BOTH):
+        await lasts(40)
+    ids = await loading
+    await yard.holds()
+    await yard.succeeded(ids)
+
+
+@pytest.mark.fault(SWEEP)
+async def test_what_completed_while_nobody_recorded_it_is_not_rewritten_by_the_sweep(
+    yard: Yard,
+) -> None:
+    """The sweep finds operations that look forgotten beside the reports that say how they ended."""
+    load = await yard.load(Mix(jobs=4, infers=8, temps=4, infer_s=0.05, batch_s=0.1), pause_s=0.3)
+    loading = asyncio.create_task(load.run())
+    await yard.running_any()
+    for _ in range(3):
+        with yard.frozen(*BOTH):
+            await lasts(8)  # longer than a command may stay unaccepted
+        await lasts(1)
+    ids = await loading
+    await yard.holds()
+    await yard.succeeded(ids)
+    assert max(len(yard.collector.of(operation_id)) for operation_id in ids) == 1
+
+
+@pytest.fixture
+async def one_slot(
+    servers: Servers, sites: Sites, folder: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Yard]:
+    """Give the test two dispatchers and one host with one slot, which refuses most images."""
+    await asyncio.to_thread(sites.close)
+    only = Servers(
+        servers.rabbitmq,
+        servers.mongodb,
+        {"h1": servers.engines["h1"]},
+        servers.vhosts,
+        servers.collector,
+    )
+    allowed = {"worker-h1": {"MODELYARD_WORKER_ALLOWED_IMAGES": '["modelyard/*"]'}}
+    site = make_site(only, folder, slots=1, settings=lambda *_: allowed)
+    try:
+        await asyncio.to_thread(site.fleet.start)
+        async with open_yard(site) as yard:
+            yield yard
+            measured(request, yard)
+    finally:
+        await asyncio.to_thread(site.close)
+
+
+@pytest.mark.timeout(3_600)
+@pytest.mark.fault(CONTENTION)
+async def test_many_operations_and_two_dispatchers_share_one_slot(
+    one_slot: Yard, pytestconfig: pytest.Config
+) -> None:
+    """Most of them hold the slot for an instant: their image is refused. Some do run."""
+    yard = one_slot
+    many: int = pytestconfig.getoption("--many", default=300)
+    await yard.put_probe("refused", image="elsewhere.example/model:1")
+    load = await yard.load(Mix(jobs=0, temps=5, batches=3))
+    queue = asyncio.Queue[Request]()
+    for _ in range(many):
+        body = {"job_id": yard.job_id(), "operation_type": "DEPLOY_CREATE", "model": "refused"}
+        queue.put_nowait(Request(uuid.uuid4().hex, body))
+
+    async def submit() -> None:
+        while not queue.empty():
+            await yard.doors.submit(queue.get_nowait(), by_amqp=queue.qsize() % 2 == 0)
+
+    await asyncio.gather(load.run(), *(submit() for _ in range(16)))
+    await yard.holds(within_s=60 + many / 2)
+    states = await yard.states(list(yard.doors.ledger.accepted))
+    assert states == {"FAILED": many, "SUCCEEDED": load.mix.operations}
+    assert yard.invariants.sampler.samples > 10

@@ -1,0 +1,129 @@
+"""Faults of the gateway, and what its clients see of them."""
+
+import asyncio
+import time
+import uuid
+
+import httpx2
+import pytest
+
+from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from tests.faults.load import Mix, Request
+from tests.faults.wires import Wires
+from tests.faults.yard import Yard
+from tests.support.proxy import Fault, Proxy
+from tests.support.waiting import eventually
+
+ORDINARY = "no fault at all"
+KILLED = "Gateway killed before, during, after publish"
+SIGTERM = "Gateway SIGTERM under load"
+CUT = "Gateway cut from RabbitMQ; from MongoDB; from both"
+
+POINTS = sorted(name for name in CRASH_POINTS if name.startswith("gateway."))
+UNSENT_S = 2.0
+EXIT_S = 25.0
+
+
+def temp(yard: Yard) -> Request:
+    body = {"job_id": yard.job_id(), "operation_type": "TEMP", "model": "load-http", "input": {}}
+    return Request(uuid.uuid4().hex, body)
+
+
+@pytest.mark.fault(ORDINARY)
+async def test_without_a_fault_everything_holds(yard: Yard) -> None:
+    load = await yard.load()
+    ids = await load.run()
+    assert len(ids) == load.mix.operations
+    await yard.holds()
+    await yard.succeeded(ids)
+
+
+@pytest.mark.fault(KILLED)
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_request_that_killed_the_gateway_is_one_operation_when_it_is_repeated(
+    yard: Yard, point: str
+) -> None:
+    await yard.stop("gateway")
+    await yard.launch("gateway", **{VARIABLE: point})
+    await yard.ready()
+    request = temp(yard)
+    yard.doors.ledger.wonder(request.key)
+    assert not await yard.doors.post(request)
+    await yard.gone("gateway")
+    await yard.launch("gateway")
+    await yard.ready()
+    for _ in range(2):
+        await yard.doors.submit(request)
+    assert (await yard.ended(request.operation_id))["state"] == "SUCCEEDED"
+    assert await yard.database.count("operations", {"job_id": request.body["job_id"]}) == 1
+    await yard.holds()
+
+
+@pytest.mark.faults
+@pytest.mark.fault(SIGTERM)
+async def test_a_gateway_that_is_stopped_answers_those_who_wait_and_ends(yard: Yard) -> None:
+    job_id = yard.job_id()
+    await yard.loaded(job_id)
+    long_one = await yard.submit("INFER", job_id, input={"sleep": 12})
+    await yard.running_state(long_one)
+    path = f"/v1/operations/{long_one}"
+    polls = [asyncio.create_task(yard.http.get(path, params={"wait": 30})) for _ in range(10)]
+    load = await yard.load(Mix(amqp=0))
+    loading = asyncio.create_task(load.run())
+    await _some_accepted(yard)
+    began = time.monotonic()
+    yard.service("gateway").daemon.terminate()
+    for poll in polls:
+        assert (await poll).json()["state"] == "RUNNING"
+    assert time.monotonic() - began < 5
+    await yard.gone("gateway", within_s=EXIT_S - (time.monotonic() - began))
+    with pytest.raises(httpx2.TransportError):
+        await yard.http.get("/livez")
+    await yard.launch("gateway")
+    await loading
+    await yard.holds()
+
+
+@pytest.mark.faults
+@pytest.mark.fault(CUT)
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.BLACKHOLE])
+async def test_a_gateway_that_is_cut_off_says_so_at_once_and_comes_back(
+    wires: Wires, fault: Fault
+) -> None:
+    yard = wires.yard
+    both = (wires.gateway_amqp, wires.gateway_mongo)
+    for proxies, status in [((both[0],), 202), ((both[1],), 202), (both, 503)]:
+        await asyncio.gather(*(_break(proxy, fault) for proxy in proxies))
+        for _ in range(3):
+            request = temp(yard)
+            yard.doors.ledger.wonder(request.key)
+            began = time.monotonic()
+            answer = await _asked(yard, request)
+            assert answer.status_code == status, answer.text
+            assert time.monotonic() - began < UNSENT_S
+            if status == 202:
+                yard.doors.ledger.accept(request.operation_id)
+        await asyncio.gather(*(proxy.heal() for proxy in proxies))
+        await yard.ready(within_s=40)
+    load = await yard.load()
+    await load.run()
+    await yard.holds()
+
+
+async def _asked(yard: Yard, request: Request) -> httpx2.Response:
+    return await yard.http.post(
+        "/v1/jobs", json=request.body, headers={"Idempotency-Key": request.key}
+    )
+
+
+async def _break(proxy: Proxy, fault: Fault) -> None:
+    await (proxy.cut() if fault is Fault.CUT else proxy.swallow(fault))
+
+
+async def _some_accepted(yard: Yard) -> None:
+    before = len(yard.doors.ledger.accepted)
+
+    async def more() -> bool:
+        return len(yard.doors.ledger.accepted) >= before + 5
+
+    await eventually(more, what="five more accepted")

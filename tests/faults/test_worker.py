@@ -1,0 +1,88 @@
+"""Faults of workers: killed at every step, blocked, and with a clock of their own."""
+
+import asyncio
+import re
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from deploy.local.errors import CannotProvide
+from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from tests.faults.load import Mix
+from tests.faults.yard import Yard, lasts
+
+KILLED = "Worker killed at every Docker step"
+BLOCKED = "Event loop blocked 40 s"
+CLOCK = "Clock of one host off by an hour"
+
+POINTS = sorted(name for name in CRASH_POINTS if name.startswith("worker."))
+FAKETIME = "libfaketimeMT.so.1"
+ENDS = {"SUCCEEDED", "FAILED", "REJECTED"}
+pytestmark = pytest.mark.faults
+
+
+@pytest.mark.fault(KILLED)
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_worker_killed_at_a_step_adopts_what_it_left(yard: Yard, point: str) -> None:
+    await yard.stop("worker-h1", "worker-h2")
+    await yard.launch("worker-h1", **{VARIABLE: point})
+    load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1))
+    ids = await load.run()
+    await yard.gone("worker-h1")
+    await yard.launch("worker-h1")
+    await yard.launch("worker-h2")
+    await yard.holds()
+    states = await yard.states(ids)
+    # An inference under way is not run again by itself, and what came behind it may be refused.
+    assert set(states) <= ENDS
+    assert states["SUCCEEDED"] >= len(ids) - 4, states
+
+
+@pytest.mark.fault(BLOCKED)
+async def test_a_worker_blocked_for_40_s_makes_redelivery_harmless(yard: Yard) -> None:
+    load = await yard.load(pause_s=0.1)
+    loading = asyncio.create_task(load.run())
+    await yard.running_any()
+    with yard.frozen("worker-h1"):
+        await lasts(40)
+    ids = await loading
+    await yard.holds()
+    await yard.succeeded(ids)
+
+
+@pytest.mark.fault(CLOCK)
+@pytest.mark.parametrize("offset", ["+3600", "-3600"])
+async def test_a_host_whose_clock_is_an_hour_off_works_as_the_others(
+    yard: Yard, offset: str
+) -> None:
+    await yard.stop("worker-h2")
+    # Monotonic clocks stay true: an hour off is what a host without NTP has, not a faster time.
+    await yard.launch(
+        "worker-h2", LD_PRELOAD=_faketime(), FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1"
+    )
+    await yard.online("worker-h2")
+    assert abs(_clock_of(yard, "worker-h2") - time.time()) > 3_000
+    load = await yard.load(Mix(jobs=4, temps=6))
+    ids = await load.run()
+    late = await yard.submit("TEMP", yard.job_id(), model="load-http", input={}, queue_timeout_s=60)
+    await lasts(20)  # longer than a host may be silent
+    assert (await yard.host("h2"))["liveness"] == "ONLINE"
+    await yard.holds()
+    await yard.succeeded([*ids, late])
+    on_it = await yard.database.count("operations", {"host_id": "h2", "_id": {"$in": ids}})
+    assert on_it > 0
+
+
+def _clock_of(yard: Yard, name: str) -> float:
+    """Return the time that a process wrote into its log last, in seconds since 1970."""
+    stamps = re.findall(r"20\d\d-\d\d-\d\dT[\d:.]+Z", yard.service(name).daemon.log_end())
+    return datetime.fromisoformat(stamps[-1]).timestamp()
+
+
+def _faketime() -> str:
+    found = sorted(Path("/usr/lib").glob(f"*/faketime/{FAKETIME}"))
+    if not found:
+        raise CannotProvide("A false clock takes libfaketime: apt-get install faketime")
+    return str(found[0])

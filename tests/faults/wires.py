@@ -1,0 +1,61 @@
+"""A fleet whose wires can be cut: proxies between some of its processes and their servers.
+
+The gateway reaches both stores, the first dispatcher MongoDB, and the worker of `h1` RabbitMQ and
+its engine through a proxy each; all others are connected as usual.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.yard import Servers, Yard, make_site, open_yard
+from tests.support.proxy import Proxy, through
+
+
+@dataclass(frozen=True)
+class Wires:
+    """The proxies, and the yard behind them."""
+
+    yard: Yard
+    gateway_amqp: Proxy
+    gateway_mongo: Proxy
+    dispatcher_mongo: Proxy
+    worker_amqp: Proxy
+    worker_docker: Proxy
+
+
+@asynccontextmanager
+async def open_wires(servers: Servers, folder: Path) -> AsyncIterator[Wires]:
+    """Start a fleet on proxies for one test."""
+    primary = await asyncio.to_thread(servers.mongodb.primary)
+    assert primary is not None
+    mongo_port = servers.mongodb.ports[primary]
+    amqp_port = servers.rabbitmq.port
+    socket = Path(servers.engines["h1"].url.removeprefix("unix://"))
+    gateway_amqp, gateway_mongo = Proxy(amqp_port), Proxy(mongo_port)
+    dispatcher_mongo, worker_amqp = Proxy(mongo_port), Proxy(amqp_port)
+    worker_docker = Proxy(socket, listen=socket.with_name("proxy.sock"))
+
+    def settings(amqp_url: str, mongo_url: str) -> Mapping[str, Mapping[str, str]]:
+        return {
+            "gateway": {
+                "MODELYARD_AMQP_URL": through(amqp_url, gateway_amqp),
+                "MODELYARD_MONGO_URL": through(mongo_url, gateway_mongo),
+            },
+            "dispatcher": {"MODELYARD_MONGO_URL": through(mongo_url, dispatcher_mongo)},
+            "worker-h1": {
+                "MODELYARD_AMQP_URL": through(amqp_url, worker_amqp),
+                "DOCKER_HOST": through(servers.engines["h1"].url, worker_docker),
+            },
+        }
+
+    site = make_site(servers, folder, settings=settings)
+    async with AsyncExitStack() as stack:
+        for proxy in (gateway_amqp, gateway_mongo, dispatcher_mongo, worker_amqp, worker_docker):
+            await stack.enter_async_context(proxy)
+        stack.push_async_callback(asyncio.to_thread, site.close)
+        await asyncio.to_thread(site.fleet.start)
+        yard = await stack.enter_async_context(open_yard(site))
+        yield Wires(yard, gateway_amqp, gateway_mongo, dispatcher_mongo, worker_amqp, worker_docker)

@@ -1,0 +1,323 @@
+"""The checker that every fault test ends with: I1 to I12 of the specification, from outside.
+
+It looks at what there is, never at how Modelyard came to it: the test's own ledger, the collector,
+the engines' lists, the broker's queues and the documents. What heals is waited for up to a
+deadline; what can't be undone is judged at the end.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from deploy.local.rabbitmq import RabbitMQ
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.states import JobState, OperationState
+from modelyard.contract.topology import HEARTBEATS_QUEUE, JOBS_QUEUE, host_queue
+from tests.support.collector import Collector
+from tests.support.histories import Fact, wrong_with
+from tests.support.ledger import Ledger
+from tests.support.outside import Database, Document, Engines, Labelled, queues
+from tests.support.processes import Holding, grown
+from tests.support.sampler import Sampler, over_capacity
+
+HEAL_WITHIN_S = 60.0
+INTERVAL_S = 0.25
+UNREADABLE = frozenset(
+    {ErrorCode.INVALID_JSON, ErrorCode.BODY_TOO_LARGE, ErrorCode.BATCH_TOO_LARGE}
+)
+"""Reasons of dead letters that hold nothing an operation could be made of."""
+HEARTBEATS_ON_THE_WAY = 8
+SHOWN = 12
+"""Violations of one invariant that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing that does not hold."""
+
+    invariant: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant}: {self.sentence}"
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """All that is looked at, of about one moment."""
+
+    operations: list[Document]
+    jobs: list[Document]
+    hosts: list[Document]
+    letters: list[Document]
+    containers: list[Labelled]
+    others: dict[str, set[str]]
+    """Ids of containers without our labels that still are as they were, by host."""
+
+
+@dataclass
+class Invariants:
+    """One checker for one test; `sampler` runs beside the fault."""
+
+    database: Database
+    rabbitmq: RabbitMQ
+    amqp_url: str
+    engines: Engines
+    ledger: Ledger
+    collector: Collector
+    sampler: Sampler
+    holdings: Callable[[], Mapping[str, Holding]] = dict
+    """Looks at the processes (I11)."""
+    dispatchers: int = 1
+    """Consumers that each shared queue must have (I12)."""
+    bystanders: Mapping[str, str] = field(default_factory=dict)
+    """Containers without our labels, by host (I10)."""
+    healed_s: float | None = None
+    """Seconds from the first look to the one that found everything healed."""
+
+    def __post_init__(self) -> None:
+        """Remember what the processes hold before anything happens."""
+        self._held_before = dict(self.holdings())
+
+    async def assert_holds(self, *, within_s: float = HEAL_WITHIN_S) -> None:
+        """Wait for quiet, check everything; raises `AssertionError` with all that does not hold."""
+        violations = await self.check(within_s=within_s)
+        if violations:
+            raise InvariantsBroken(violations)
+
+    async def check(self, *, within_s: float = HEAL_WITHIN_S) -> list[Violation]:
+        """Wait up to `within_s` seconds for what heals; return all violations, of that and else."""
+        began = time.monotonic()
+        open_ones = await self._healing()
+        while open_ones and time.monotonic() - began < within_s:
+            await asyncio.sleep(INTERVAL_S)
+            open_ones = await self._healing()
+        if not open_ones:
+            self.healed_s = time.monotonic() - began
+        return [*open_ones, *await self._lasting()]
+
+    async def _healing(self) -> list[Violation]:
+        """Return what is not in order yet; the broker, slow to ask, is asked last."""
+        now = await self._look()
+        found = [
+            *self._told("I1", self._all_terminal(now)),
+            *self._told("I3", one_container_each(now)),
+            *self._told("I4", containers_as_recorded(now)),
+            *self._told("I5", capacity(now)),
+            *self._told("I10", self._bystanders(now)),
+        ]
+        return found or await self._broker_quiet(now)
+
+    async def _lasting(self) -> list[Violation]:
+        now = await self._look()
+        await self.sampler.sample()
+        return [
+            *self._told("I1", self._accepted_are_there(now)),
+            *self._told("I2", self._overlaps()),
+            *self._told("I5", self.sampler.wrong["I5"]),
+            *self._told("I6", [*self.sampler.wrong["I6"], *await self._histories(now)]),
+            *self._told("I7", letters(now)),
+            *self._told("I9", causes(now)),
+            *self._told("I11", grown(self._held_before, self.holdings())),
+        ]
+
+    def _told(self, invariant: str, sentences: Iterable[str]) -> list[Violation]:
+        every = list(sentences)
+        told = [Violation(invariant, sentence) for sentence in every[:SHOWN]]
+        if len(every) > SHOWN:
+            told.append(Violation(invariant, f"and {len(every) - SHOWN} more"))
+        return told
+
+    async def _look(self) -> Snapshot:
+        containers: list[Labelled] = []
+        others: dict[str, set[str]] = {}
+        for host_id, engine in self.engines.items():
+            containers += await engine.labelled(host_id)
+            others[host_id] = {
+                one["Id"]
+                for one in await engine.containers()
+                if "modelyard.host" not in one["Labels"]
+            }
+        without = ("_id", "state", "epoch", "seq", "error", "source", "retry_of", "job_id")
+        return Snapshot(
+            operations=await self.database.all("operations", None, *without),
+            jobs=await self.database.all("jobs"),
+            hosts=await self.database.all("hosts"),
+            letters=await self.database.all("dead_letters"),
+            containers=containers,
+            others=others,
+        )
+
+    def _all_terminal(self, now: Snapshot) -> Iterator[str]:
+        for one in now.operations:
+            if not OperationState(one["state"]).terminal:
+                yield f"{one['_id']} of {one.get('job_id')} is still {one['state']}"
+        there = {one["_id"] for one in now.operations}
+        for missing in self.ledger.accepted - there:
+            yield f"{missing} was accepted and is not there (yet)"
+
+    def _accepted_are_there(self, now: Snapshot) -> Iterator[str]:
+        known = self.ledger.accepted | self.ledger.unknown
+        for one in now.operations:
+            ours = one.get("source") == "system" or one.get("retry_of")
+            if one["_id"] not in known and not ours:
+                yield f"{one['_id']} is there and nobody asked for it"
+
+    def _overlaps(self) -> Iterator[str]:
+        for first, second in self.collector.overlaps():
+            yield (
+                f"{first.tag} ran in {first.container} and in {second.container} together for "
+                f"{min(first.until, second.until) - second.began:.2f} s"
+            )
+
+    async def _histories(self, now: Snapshot) -> list[str]:
+        facts: dict[str, list[Fact]] = defaultdict(list)
+        for event in await self.database.all("events", {"type": {"$regex": "^operation"}}):
+            state = OperationState(event["state"])
+            facts[event["operation_id"]].append(Fact(event["epoch"], event["seq"], state))
+        return [
+            sentence
+            for one in now.operations
+            for sentence in wrong_with(one["_id"], facts[one["_id"]], OperationState(one["state"]))
+        ]
+
+    def _bystanders(self, now: Snapshot) -> Iterator[str]:
+        for host_id, container_id in self.bystanders.items():
+            if host_id in now.others and container_id not in now.others[host_id]:
+                yield f"the container of somebody else on {host_id} is gone"
+
+    async def _broker_quiet(self, now: Snapshot) -> list[Violation]:
+        listed = await queues(self.rabbitmq, self.amqp_url)
+        busy = [
+            f"{one.name} holds {one.messages} messages, {one.unacknowledged} of them unacked"
+            for one in listed
+            if one.messages > (HEARTBEATS_ON_THE_WAY if one.name == HEARTBEATS_QUEUE.name else 0)
+        ]
+        consumers = {one.name: one.consumers for one in listed}
+        deaf = [
+            f"{JOBS_QUEUE.name} and its like should have {self.dispatchers} consumers each: "
+            f"{name} has {consumers.get(name, 0)}"
+            for name in sorted(consumers)
+            if name.startswith("modelyard.")
+            and not name.startswith("modelyard.host.")
+            and consumers[name] < self.dispatchers
+        ]
+        deaf += [
+            f"host {one['_id']} is ONLINE and nobody consumes its queue"
+            for one in now.hosts
+            if one.get("liveness") == "ONLINE" and not consumers.get(host_queue(one["_id"]).name)
+        ]
+        return self._told("I8", busy) + self._told("I12", deaf)
+
+
+class InvariantsBroken(AssertionError):  # noqa: N818 - an assertion, not an error of the program
+    """Some invariants do not hold; `violations` has them all."""
+
+    def __init__(self, violations: list[Violation]) -> None:
+        super().__init__("\n".join(["", *map(str, violations)]))
+        self.violations = violations
+
+
+def one_container_each(now: Snapshot) -> Iterator[str]:
+    """Yield what is wrong with the number of containers (I3)."""
+    for name, count in Counter(one.name for one in now.containers).items():
+        if count > 1:
+            yield f"{count} containers of host, job and generation {name}"
+    generations: dict[str, set[int]] = defaultdict(set)
+    for one in now.containers:
+        generations[one.job_id].add(one.generation)
+    for job_id, several in generations.items():
+        if len(several) > 1:
+            yield f"job {job_id} has containers of the generations {sorted(several)}"
+
+
+def containers_as_recorded(now: Snapshot) -> Iterator[str]:
+    """Yield where engines and record differ (I4)."""
+    expected = {
+        (job["host_id"], job["_id"], job["generation"])
+        for job in now.jobs
+        if JobState(job["state"]).live
+    }
+    looked_at = set(now.others)
+    found = {one.name for one in now.containers}
+    for host_id, job_id, generation in sorted(found - expected):
+        yield f"{host_id} has a container of job {job_id}, generation {generation}: an orphan"
+    at_rest = {one.name for one in now.containers if one.state != "running"}
+    loaded = {
+        (job["host_id"], job["_id"], job["generation"])
+        for job in now.jobs
+        if job["state"] == JobState.LOADED
+    }
+    for host_id, job_id, generation in sorted(loaded & at_rest):
+        yield f"job {job_id} is LOADED and its container on {host_id}, {generation}, does not run"
+    for host_id, job_id, generation in sorted(expected - found):
+        if host_id in looked_at:
+            yield f"{host_id} lacks the container of job {job_id}, generation {generation}"
+
+
+def capacity(now: Snapshot) -> Iterator[str]:
+    """Yield where reservations and live jobs differ (I5)."""
+    live: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for job in now.jobs:
+        if JobState(job["state"]).live:
+            live[job["host_id"]].add((job["_id"], job["generation"]))
+    for host in now.hosts:
+        yield from over_capacity(host)
+        held = [(one["job_id"], one["generation"]) for one in host.get("reservations", ())]
+        for pair, count in Counter(held).items():
+            if count > 1:
+                yield f"{host['_id']} holds {count} reservations for {pair}"
+        for pair in sorted(set(held) - live[host["_id"]]):
+            yield f"{host['_id']} holds a reservation for {pair}, which is not live there"
+        for pair in sorted(live[host["_id"]] - set(held)):
+            yield f"{host['_id']} has no reservation for {pair}, which is live there"
+
+
+def letters(now: Snapshot) -> Iterator[str]:
+    """Yield dead letters without a reason or an end of their operation (I7)."""
+    states = {one["_id"]: OperationState(one["state"]) for one in now.operations}
+    for letter in now.letters:
+        reason = letter.get("reason")
+        if reason not in set(ErrorCode):
+            yield f"dead letter {letter['_id']} has no known reason: {reason!r}"
+        elif reason not in UNREADABLE and letter.get("queue") == JOBS_QUEUE.name:
+            for operation_id in _operations_of(letter):
+                if states.get(operation_id) not in (
+                    OperationState.FAILED,
+                    OperationState.REJECTED,
+                ):
+                    yield (
+                        f"dead letter {letter['_id']} ({reason}) left {operation_id} "
+                        f"{states.get(operation_id)}"
+                    )
+
+
+def _operations_of(letter: Document) -> list[str]:
+    try:
+        body = json.loads(letter["payload"])
+    except ValueError:
+        return []
+    if isinstance(body, dict) and "requests" in body:
+        named = [one.get("operation_id") for one in body["requests"] if isinstance(one, dict)]
+        return [one for one in named if isinstance(one, str)]
+    key = letter.get("headers", {}).get("Idempotency-Key") or letter["_id"]
+    if isinstance(body, list):
+        return [operation_id_for_key(f"{key}/{index}") for index in range(len(body))]
+    return [operation_id_for_key(key)]
+
+
+def causes(now: Snapshot) -> Iterator[str]:
+    """Yield ends that do not say why (I9)."""
+    for one in now.operations:
+        state = OperationState(one["state"])
+        if state.terminal and state is not OperationState.SUCCEEDED:
+            error = one.get("error") or {}
+            if error.get("code") not in set(ErrorCode) or not error.get("message"):
+                yield f"{one['_id']} is {state} without a code and a cause: {error}"
+    for job in now.jobs:
+        if job["state"] == JobState.FAILED and not (job.get("error") or {}).get("code"):
+            yield f"job {job['_id']} is FAILED without a code"

@@ -1,0 +1,65 @@
+"""Looks at the database again and again while something is broken: I5 and I6 at every sample."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+from pymongo.errors import PyMongoError
+
+from modelyard.contract.states import OperationState
+from tests.support.histories import Fact, wrong_between
+from tests.support.outside import Database
+
+Document = dict[str, Any]
+INTERVAL_S = 0.2
+OPERATIONS_EVERY = 5
+"""Hosts are few and looked at each time; operations are many."""
+
+
+class Sampler:
+    """Runs as a task until it is cancelled; a database that is away makes a hole in the samples."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._operations: dict[str, Fact] = {}
+        self.samples = 0
+        self.wrong: dict[str, set[str]] = {"I5": set(), "I6": set()}
+
+    async def run(self) -> None:
+        """Sample for ever."""
+        while True:
+            with contextlib.suppress(PyMongoError):  # while it is away there is nothing to judge
+                await self.sample(operations=self.samples % OPERATIONS_EVERY == 0)
+            await asyncio.sleep(INTERVAL_S)
+
+    async def sample(self, *, operations: bool = True) -> None:
+        """Look once; raises `PyMongoError`."""
+        self.wrong["I5"].update(
+            sentence
+            for host in await self._database.all("hosts")
+            for sentence in over_capacity(host)
+        )
+        if operations:
+            await self._look_at_operations()
+        self.samples += 1
+
+    async def _look_at_operations(self) -> None:
+        fields = ("state", "epoch", "seq")
+        for one in await self._database.all("operations", None, *fields):
+            seen = Fact(one["epoch"], one["seq"], OperationState(one["state"]))
+            before = self._operations.get(one["_id"], seen)
+            if sentence := wrong_between(one["_id"], before, seen):
+                self.wrong["I6"].add(sentence)
+            self._operations[one["_id"]] = seen
+
+
+def over_capacity(host: Document) -> list[str]:
+    """Return what is wrong with one host document by itself."""
+    used, slots = host.get("slots_used", 0), host.get("slots", 0)
+    held = sum(one["slots"] for one in host.get("reservations", ()))
+    wrong = []
+    if used > slots:
+        wrong.append(f"host {host['_id']} has {used} of {slots} slots in use")
+    if used != held:
+        wrong.append(f"host {host['_id']} counts {used} slots in use and has reserved {held}")
+    return wrong

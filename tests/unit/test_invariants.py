@@ -1,0 +1,112 @@
+"""The checker itself: each invariant that is broken on purpose is found."""
+
+from typing import Any
+
+import pytest
+
+from tests.support.invariants import (
+    Snapshot,
+    capacity,
+    causes,
+    containers_as_recorded,
+    letters,
+    one_container_each,
+)
+from tests.support.outside import Document, Labelled
+from tests.support.sampler import over_capacity
+
+JOB = {"_id": "j1", "state": "LOADED", "host_id": "h1", "generation": 2}
+HELD = {"job_id": "j1", "generation": 2, "slots": 1}
+
+
+def host(*held: Document, used: int | None = None, slots: int = 2) -> Document:
+    count = len(held) if used is None else used
+    return {"_id": "h1", "slots": slots, "slots_used": count, "reservations": list(held)}
+
+
+def container(job_id: str = "j1", generation: int = 2, state: str = "running") -> Labelled:
+    return Labelled("h1", job_id, generation, "c" * 12, state)
+
+
+def snapshot(**parts: Any) -> Snapshot:
+    empty: dict[str, Any] = {
+        "operations": [],
+        "jobs": [JOB],
+        "hosts": [host(HELD)],
+        "letters": [],
+        "containers": [container()],
+        "others": {"h1": set()},
+    }
+    return Snapshot(**{**empty, **parts})
+
+
+def test_a_job_with_its_container_and_its_reservation_is_right() -> None:
+    now = snapshot()
+    checks = (capacity, causes, containers_as_recorded, letters, one_container_each)
+    assert [sentence for check in checks for sentence in check(now)] == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ({"containers": []}, "lacks"),
+        ({"containers": [container(), container("j2")]}, "orphan"),
+        ({"containers": [container(state="exited")]}, "does not run"),
+        ({"jobs": [JOB | {"state": "TERMINATED"}]}, "orphan"),
+    ],
+)
+def test_containers_that_the_record_does_not_know_are_found(
+    parts: dict[str, Any], word: str
+) -> None:
+    assert any(word in sentence for sentence in containers_as_recorded(snapshot(**parts)))
+
+
+def test_two_containers_of_a_job_are_found() -> None:
+    twice = snapshot(containers=[container(), container()])
+    assert any("2 containers" in sentence for sentence in one_container_each(twice))
+    both = snapshot(containers=[container(), container(generation=1)])
+    assert any("generations [1, 2]" in sentence for sentence in one_container_each(both))
+
+
+@pytest.mark.parametrize(
+    ("parts", "word"),
+    [
+        ({"hosts": [host()]}, "no reservation"),
+        ({"jobs": []}, "not live there"),
+        ({"hosts": [host(HELD, HELD)]}, "2 reservations"),
+        ({"hosts": [host(HELD, used=3)]}, "3 of 2"),
+    ],
+)
+def test_capacity_that_does_not_add_up_is_found(parts: dict[str, Any], word: str) -> None:
+    assert any(word in sentence for sentence in capacity(snapshot(**parts)))
+
+
+def test_a_host_that_counts_wrong_is_found_in_a_sample() -> None:
+    assert over_capacity(host(HELD)) == []
+    assert "has reserved 1" in over_capacity(host(HELD, used=2))[0]
+
+
+def test_an_end_without_a_cause_is_found() -> None:
+    bare = {"_id": "op", "state": "FAILED", "error": None}
+    told = bare | {"error": {"code": "exited", "message": "The container exited."}}
+    odd = bare | {"error": {"code": "weird", "message": "?"}}
+    assert list(causes(snapshot(operations=[told]))) == []
+    for one in (bare, odd):
+        assert any("without a code" in s for s in causes(snapshot(operations=[one])))
+    failed_job = snapshot(jobs=[JOB | {"state": "FAILED", "error": None}])
+    assert any("job j1" in sentence for sentence in causes(failed_job))
+
+
+def test_a_dead_letter_needs_a_reason_and_an_end_of_its_operation() -> None:
+    payload = b'{"requests": [{"operation_id": "op"}]}'
+    letter = {
+        "_id": "l",
+        "reason": "delivery_limit",
+        "queue": "modelyard.jobs.v1",
+        "payload": payload,
+    }
+    done = [{"_id": "op", "state": "REJECTED"}]
+    assert list(letters(snapshot(letters=[letter], operations=done))) == []
+    assert any("left op" in sentence for sentence in letters(snapshot(letters=[letter])))
+    nameless = letter | {"reason": "because"}
+    assert any("no known reason" in sentence for sentence in letters(snapshot(letters=[nameless])))
