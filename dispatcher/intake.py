@@ -10,16 +10,17 @@ which it came, and settles it. What can crash between two lines:
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import structlog
 
 from dispatcher.decode import Unreadable, decode, idempotency_key, replay_key
 from dispatcher.facts import Facts, operation_event
 from modelyard.broker import Broker, Delivery, Subscription
-from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.messages import CANCEL_TYPE
+from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo
+from modelyard.contract.messages import CANCEL_TYPE, OVERDUE_TYPE
 from modelyard.contract.states import OperationState
-from modelyard.contract.topology import DEAD, JOBS_QUEUE
+from modelyard.contract.topology import DEAD, JOBS, JOBS_QUEUE, SUBMIT_KEY
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operation_queries import Known
@@ -34,6 +35,8 @@ QUEUE_HEADER = "x-modelyard-queue"
 
 AT_ONCE = 1_000
 """Operations that are recorded with one write; a message holds no more."""
+OVERDUE_S = 3.0
+"""Seconds after which a recorded operation may get its place in line without its message."""
 _AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
 
 
@@ -78,6 +81,11 @@ class Intake:
         for delivery in batch:
             if delivery.settled:  # with an earlier part of the batch, before something failed
                 continue
+            if delivery.type == OVERDUE_TYPE:
+                await self._settle(subscription, read, wanted)
+                read, wanted = [delivery], Wanted()
+                await self._take_overdue()
+                continue
             if delivery.type == CANCEL_TYPE:
                 self._wishes()
                 read.append(delivery)
@@ -109,14 +117,21 @@ class Intake:
         crash_point("dispatcher.intake.before_ack")
         await subscription.ack(read)
 
-    async def take_overdue(self, *, older_than_s: float) -> int:
-        """Give a place to recorded operations whose message never came; return how many.
+    async def ask_for_overdue(self) -> None:
+        """Have recorded operations looked at whose message never came, if there are any.
 
-        Only for when the queue has been empty for a while: else their messages, or those of
-        earlier operations of the same jobs, may still be in it.
+        The question goes through the jobs queue: when its answer is due, all that was published
+        before has had its turn, also what a dispatcher has in hand that is frozen or gone. So
+        nobody is overtaken whose message still lies there. Raises `StoreUnavailableError`.
         """
+        overdue = await self._store.operations.overdue_for_line(older_than_s=OVERDUE_S, limit=1)
+        if overdue:
+            with suppress(BrokerUnavailableError):  # it is asked again
+                await self._broker.publish(JOBS, SUBMIT_KEY, b"", message_type=OVERDUE_TYPE)
+
+    async def _take_overdue(self) -> None:
         overdue = await self._store.operations.overdue_for_line(
-            older_than_s=older_than_s, limit=1_000
+            older_than_s=OVERDUE_S, limit=AT_ONCE
         )
         if overdue:
             jobs = [one.job_id for one in overdue if one.job_id]
@@ -126,7 +141,6 @@ class Intake:
                 {one.operation_id: line for one, line in zip(overdue, lines, strict=True)}
             )
             self._wake(jobs)
-        return len(overdue)
 
     async def _record(self, batch: Wanted) -> None:
         wanted = list(batch.first.values())
@@ -142,7 +156,8 @@ class Intake:
             for dropped in sorted(hashes - {kept}):
                 log.warning("intake.payload_mismatch", operation_id=key)
                 await self._store.audit.payload_mismatch(key, kept, dropped)
-        order = in_order(ids, known, earlier)
+        brought = {one.operation_id: one.job_id for one in wanted}
+        order = in_order(brought, known, earlier)
         places = dict(zip(order, await self._store.operations.next_lines(len(order)), strict=True))
         await self._store.operations.put_in_line(
             {
@@ -163,25 +178,29 @@ class Intake:
 
 
 def in_order(
-    brought: Sequence[str], known: Mapping[str, Known], unbrought: Sequence[Known]
+    brought: Mapping[str, str | None], known: Mapping[str, Known], unbrought: Sequence[Known]
 ) -> list[str]:
     """Return the ids in the order of their places in line.
 
-    `brought` are the operations of this batch in the broker's order. `unbrought` are recorded ones
-    of the same jobs that no message has brought. One of those that was recorded before a brought
-    one was not published before it (else the broker had brought it first): a gateway took it in
-    while the broker was away, and it goes ahead. The others' own messages are still to come.
+    `brought` are the operations of this batch and their jobs, in the broker's order. `unbrought`
+    are recorded ones of the same jobs that no message has brought. One of those that was recorded
+    before a brought one was not published before it (else the broker had brought it first): a
+    gateway took it in while the broker was away, and it goes ahead. Of a brought one that is not
+    recorded yet nobody knows since when it waits; ahead of it goes what the broker did not confirm.
+    The others' own messages are still to come.
     """
     order: list[str] = []
     left = sorted(unbrought, key=lambda one: one.accepted)
-    for key in brought:
+    for key, job_id in brought.items():
         there = known.get(key)
-        if there is not None:
-            ahead = [
-                one for one in left if one.job_id == there.job_id and one.accepted < there.accepted
-            ]
-            order += [one.operation_id for one in ahead]
-            left = [one for one in left if one not in ahead]
+        ahead = [
+            one
+            for one in left
+            if one.job_id == job_id
+            and (one.unpublished if there is None else one.accepted < there.accepted)
+        ]
+        order += [one.operation_id for one in ahead]
+        left = [one for one in left if one not in ahead]
         order.append(key)
     return order
 

@@ -27,7 +27,6 @@ from modelyard.contract.states import Liveness, OperationState
 from modelyard.contract.topology import (
     HEARTBEATS_QUEUE,
     JOBS,
-    JOBS_QUEUE,
     LOST_AFTER_S,
     SUSPECT_AFTER_S,
 )
@@ -37,11 +36,6 @@ from modelyard.store.records import HostRecord, JobRecord, Reservation
 
 log = structlog.get_logger(__name__)
 
-OVERDUE_S = 3.0
-"""Seconds after which a recorded operation may get its place in line without its message."""
-CAUGHT_UP_S = 6.0
-"""Seconds for which the jobs queue must have been empty before it does: longer than a dispatcher
-may rest between two tries with messages in its hand."""
 UNACCEPTED_S = 5.0
 """Seconds after which a command that no worker accepted is published again."""
 LEAK_GRACE_S = 10.0
@@ -86,7 +80,6 @@ class Sweep:
         self._more = tuple(repairs)
         self._leaks_seen: dict[tuple[str, str], float] = {}
         self._hearing_since = time.monotonic()
-        self._empty_since: float | None = None
         self._online: set[str] = set()
 
     async def run(self, *, interval_s: float) -> None:
@@ -109,7 +102,7 @@ class Sweep:
     def _repairs(self) -> Sequence[Repair]:
         """Return the repairs; one that fails does not keep the others from being tried."""
         return (
-            ("overdue", self._take_overdue),
+            ("overdue", self._intake.ask_for_overdue),
             ("expire", self._expire),
             ("hosts", self._watch_hosts),
             ("rested", self._wake_rested),
@@ -118,27 +111,6 @@ class Sweep:
             ("leaks", self._free_leaks),
             ("schedule", self._scheduler.schedule_next_page),
         )
-
-    async def _take_overdue(self) -> None:
-        """Take in what a gateway recorded while the broker was away.
-
-        Only when the jobs queue has been empty for a while: a backlog may hold earlier operations
-        of the same jobs.
-        """
-        if not await self._store.operations.overdue_for_line(older_than_s=OVERDUE_S, limit=1):
-            self._empty_since = None
-            return
-        try:
-            waiting = await self._broker.message_count(JOBS_QUEUE.name)
-        except BrokerUnavailableError:
-            waiting = 1
-        if waiting:
-            self._empty_since = None
-            return
-        now = time.monotonic()
-        self._empty_since = now if self._empty_since is None else self._empty_since
-        if now - self._empty_since >= CAUGHT_UP_S:
-            await self._intake.take_overdue(older_than_s=OVERDUE_S)
 
     async def _expire(self) -> None:
         late = await self._store.operations.expired(limit=LIMIT)

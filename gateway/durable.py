@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -26,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 DURABLE_S = 1.0
 """How long a store may take; what the other one has confirmed is answered then."""
+NOTE_S = 0.3
+"""How long the note may take that an operation could not be published."""
 MAX_GROUP = 1_000
 """Requests, or batches of them, that share one flush."""
 MAX_ENSURED = 10_000
@@ -80,7 +83,7 @@ class Durable:
             self._recorded(tuple(operation for operation, _ in new)),
             self._published(tuple(_message(*one) for one in new)),
         )
-        return [
+        places = [
             Place(
                 recorded=first is not None,
                 published=index < published,
@@ -88,6 +91,23 @@ class Durable:
             )
             for index in range(len(new))
         ]
+        await self._note_unpublished(
+            [
+                operation.operation_id
+                for (operation, _), place in zip(new, places, strict=True)
+                if place.recorded and not place.published
+            ]
+        )
+        return places
+
+    async def _note_unpublished(self, operation_ids: Sequence[str]) -> None:
+        """Keep that only the record has them: what is published later may not overtake them."""
+        if operation_ids:
+            with suppress(StoreUnavailableError):
+                await self._store_up.ask(
+                    lambda: self._store.operations.mark_unpublished(operation_ids),
+                    within_s=NOTE_S,
+                )
 
     async def _recorded(self, operations: Operations) -> tuple[bool, ...] | None:
         """Return which of the operations are new, null if MongoDB did not take them."""

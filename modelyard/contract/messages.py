@@ -48,6 +48,9 @@ MAX_TIMEOUT_S = 7 * 86_400.0
 
 SUBMISSION_TYPE = "modelyard.submission.v1"
 """AMQP `type` of what a gateway publishes; without it a body is read as a client's request."""
+OVERDUE_TYPE = "modelyard.overdue.v1"
+"""AMQP `type` of a message without content, by which a dispatcher asks itself through the jobs
+queue for what was recorded and is in no message: whatever was published before it has its turn."""
 CANCEL_TYPE = "modelyard.cancel.v1"
 """AMQP `type` of a `CancelWish`."""
 

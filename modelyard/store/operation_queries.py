@@ -25,10 +25,12 @@ class Known:
     line: int | None
     accepted: tuple[datetime, int]
     """When it was recorded, and its place among those recorded with it."""
+    unpublished: bool = False
+    """True if the broker did not confirm its message when it was recorded."""
 
 
 _KNOWN_FIELDS = dict.fromkeys(
-    ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place"), 1
+    ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place", "unpublished"), 1
 )
 
 
@@ -214,6 +216,7 @@ class OperationQueries:
                 OperationState(document["state"]),
                 document.get("line"),
                 (document["accepted_at"], document.get("accepted_place", 0)),
+                bool(document.get("unpublished")),
             )
             for document in found
         }

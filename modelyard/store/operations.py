@@ -76,6 +76,14 @@ class Operations(OperationQueries):
         """Record what is not there yet and give each its place in line, if it has none."""
         return await self._upsert(new)
 
+    async def mark_unpublished(self, operation_ids: Sequence[str]) -> None:
+        """Note that the broker did not confirm the messages of recorded operations."""
+        async with self._connection.answering():
+            await self._collection.update_many(
+                {"_id": {"$in": list(operation_ids)}, "open": True, "line": None},
+                {"$set": {"unpublished": True}},
+            )
+
     async def next_lines(self, count: int) -> range:
         """Return `count` places in line behind all that were given before."""
         async with self._connection.answering():

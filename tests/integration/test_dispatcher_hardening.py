@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aio_pika
 import pytest
 
-from dispatcher import sweep
+from dispatcher import intake
 from modelyard.broker import Broker
 from modelyard.contract.catalog import Hook, Hooks, ModelSpec
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
@@ -189,7 +190,7 @@ async def test_a_flood_of_full_lists_gets_through_although_recording_fails_in_be
 async def test_a_backlog_in_the_broker_keeps_its_order_when_a_dispatcher_comes_late(
     store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "OVERDUE_S", 0.0)
+    monkeypatch.setattr(intake, "OVERDUE_S", 0.0)
     await store.models.put(MODEL)
     await broker.declare([JOBS_QUEUE])
     yard = Yard(store, broker)
@@ -201,6 +202,38 @@ async def test_a_backlog_in_the_broker_keeps_its_order_when_a_dispatcher_comes_l
         running_dispatcher(store, broker, dispatcher_sweep_interval_s=0.01),
         scripted_host(broker, "h1") as host,
     ):
+        for operation_id in (create_id, load_id):
+            command = await host.command()
+            assert command.operation_id == operation_id
+            await host.finish(command)
+
+
+async def test_what_a_frozen_dispatcher_has_in_hand_is_not_overtaken(
+    store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "OVERDUE_S", 0.0)
+    await store.models.put(MODEL)
+    await broker.declare([JOBS_QUEUE])
+    yard = Yard(store, broker)
+    async with AsyncExitStack() as stack:
+        async with broker.subscribe(JOBS_QUEUE, prefetch=50) as frozen:
+            create_id = await yard.submit(Verb.DEPLOY_CREATE)
+            in_hand = await anext(frozen.batches(max_items=1))
+            assert len(in_hand) == 1
+            load = JobRequest(job_id="job-1", operation_type=Verb.DEPLOY_LOAD)
+            load_id = new_operation_id()
+            await store.operations.record([NewOperation.of(load_id, load, "http")])
+            await stack.enter_async_context(
+                running_dispatcher(store, broker, dispatcher_sweep_interval_s=0.01)
+            )
+            host = await stack.enter_async_context(scripted_host(broker, "h1"))
+
+            async def there() -> bool:
+                return await store.hosts.get("h1") is not None
+
+            await eventually(there, what="some rounds of the sweep")
+            waiting = await yard.operation(load_id)
+            assert (waiting.state, waiting.line) == (OperationState.QUEUED, None)
         for operation_id in (create_id, load_id):
             command = await host.command()
             assert command.operation_id == operation_id

@@ -306,7 +306,7 @@ async def test_a_second_signal_ends_it_at_once(start: Start) -> None:
         assert await ended(process, within_s=1) == 1
         writer.close()
     _, told = await process.communicate()
-    assert "gateway.cut_off" in told.decode().splitlines()[-1]
+    assert "process.cut_off" in told.decode().splitlines()[-1]
 
 
 async def test_sigterm_ends_it_while_rabbitmq_and_mongodb_hang(

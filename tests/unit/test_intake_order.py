@@ -9,33 +9,41 @@ from modelyard.store.operation_queries import Known
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def at(second: int, key: str, job_id: str = "j") -> Known:
-    return Known(
-        key, job_id, "", OperationState.QUEUED, None, (START + timedelta(seconds=second), 0)
-    )
+def at(second: int, key: str, job_id: str = "j", *, unpublished: bool = False) -> Known:
+    accepted = (START + timedelta(seconds=second), 0)
+    return Known(key, job_id, "", OperationState.QUEUED, None, accepted, unpublished)
+
+
+def brought(*keys: str) -> dict[str, str | None]:
+    return dict.fromkeys(keys, "j")
 
 
 def test_the_brokers_order_counts() -> None:
     known = {"a": at(2, "a"), "b": at(1, "b")}
-    assert in_order(["a", "b"], known, []) == ["a", "b"]
+    assert in_order(brought("a", "b"), known, []) == ["a", "b"]
 
 
 def test_what_was_recorded_earlier_and_never_brought_goes_ahead() -> None:
-    assert in_order(["b"], {"b": at(2, "b")}, [at(1, "a")]) == ["a", "b"]
+    assert in_order(brought("b"), {"b": at(2, "b")}, [at(1, "a")]) == ["a", "b"]
 
 
 def test_what_was_recorded_later_waits_for_its_own_message() -> None:
-    assert in_order(["a"], {"a": at(1, "a")}, [at(2, "b")]) == ["a"]
+    assert in_order(brought("a"), {"a": at(1, "a")}, [at(2, "b")]) == ["a"]
 
 
 def test_it_goes_exactly_between_its_neighbours() -> None:
     known = {"a": at(1, "a"), "c": at(3, "c")}
-    assert in_order(["a", "c"], known, [at(4, "d"), at(2, "b")]) == ["a", "b", "c"]
+    assert in_order(brought("a", "c"), known, [at(4, "d"), at(2, "b")]) == ["a", "b", "c"]
 
 
 def test_other_jobs_do_not_matter() -> None:
-    assert in_order(["b"], {"b": at(2, "b")}, [at(1, "a", job_id="other")]) == ["b"]
+    assert in_order(brought("b"), {"b": at(2, "b")}, [at(1, "a", job_id="other")]) == ["b"]
 
 
 def test_before_what_is_not_recorded_yet_nothing_goes_ahead() -> None:
-    assert in_order(["b"], {}, [at(1, "a")]) == ["b"]
+    assert in_order(brought("b"), {}, [at(1, "a")]) == ["b"]
+
+
+def test_what_the_broker_did_not_take_goes_ahead_of_what_nobody_recorded() -> None:
+    unbrought = [at(1, "a", unpublished=True), at(1, "x", job_id="other", unpublished=True)]
+    assert in_order(brought("b"), {}, unbrought) == ["a", "b"]
