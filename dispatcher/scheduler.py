@@ -285,15 +285,26 @@ class Scheduler:
         """Make the operations the current ones of their jobs; inferences share the job as it is."""
         exclusive = [one for one in ready if one.operation.verb and not _shared(one)]
         won = await self._store.jobs.assign([_assignment(one) for one in exclusive], token=token)
-        lost: dict[str, list[str]] = defaultdict(list)
-        for one in exclusive:
-            if one.job.job_id not in won:
-                self.wake([one.job.job_id])
-                if one.place is not None:
-                    lost[one.host.host_id].append(one.job.job_id)
-        for host_id, job_ids in lost.items():
-            await self._store.hosts.release_token(host_id, job_ids, token=token)
+        lost = [one for one in exclusive if one.job.job_id not in won]
+        self.wake(one.job.job_id for one in lost)
+        await self._release_unused([one for one in lost if one.place is not None], token)
         return [one for one in ready if _shared(one) or one.job.job_id in won]
+
+    async def _release_unused(self, lost: Sequence[Dispatch], token: str) -> None:
+        """Free what was reserved for jobs that someone else has assigned.
+
+        Unless it goes on from our own assignment: then the job stands on what we reserved.
+        """
+        if not lost:
+            return
+        jobs = await self._store.jobs.get_many([one.job.job_id for one in lost])
+        unused: dict[str, list[str]] = defaultdict(list)
+        for one in lost:
+            job = jobs.get(one.job.job_id)
+            if job is None or not job.owns(one.host.host_id, one.generation):
+                unused[one.host.host_id].append(one.job.job_id)
+        for host_id, job_ids in unused.items():
+            await self._store.hosts.release_token(host_id, job_ids, token=token)
 
 
 def _may_place(line: JobLine) -> bool:

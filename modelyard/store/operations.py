@@ -226,7 +226,11 @@ class Operations(OperationQueries):
             await self._collection.bulk_write(
                 [
                     UpdateOne(
-                        {"_id": one.operation_id, "epoch": one.epoch},
+                        {
+                            "_id": one.operation_id,
+                            "epoch": one.epoch,
+                            "state": OperationState.DISPATCHED,
+                        },
                         [{"$set": {"published_at": "$$NOW"}}],
                     )
                     for one in operations
