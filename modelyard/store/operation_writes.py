@@ -87,6 +87,8 @@ def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateO
         else None,
         "error": literal(report.error),
         "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
+        # A worker has begun it: its deadline in the queue is met, for good.
+        "expires_at": "$$REMOVE",
     }
     if report.container_id is not None:
         changes["container_id"] = {"$literal": report.container_id}

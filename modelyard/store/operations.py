@@ -139,8 +139,6 @@ class Operations(OperationQueries):
                             "error": None,
                             # Each attempt has the whole of its time.
                             "started_at": "$$REMOVE",
-                            # It has left the queue: its deadline there is met, for good.
-                            "expires_at": "$$REMOVE",
                             "dispatched_at": "$$NOW",
                             "published_at": "$$NOW",
                         },
@@ -256,6 +254,7 @@ class Operations(OperationQueries):
                     ]
                 },
                 "not_before": {"$add": ["$$NOW", int(failure.rest_s * 1_000)]},
+                "expires_at": "$$REMOVE",
             }
         async with self._connection.answering():
             done = await self._collection.update_one(
