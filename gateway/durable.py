@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 DURABLE_S = 1.0
 """How long a store may take; what the other one has confirmed is answered then."""
-NOTE_S = 0.3
+NOTE_S = 0.8
 """How long the note may take that an operation could not be published."""
 MAX_GROUP = 1_000
 """Requests, or batches of them, that share one flush."""
