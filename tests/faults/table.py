@@ -27,6 +27,10 @@ ROWS = (
 
 ROLLING = "1,000 operations, everything killed in turn"
 """Not a row of the specification: all of them together."""
+DRAINS = "Drain with move under load; drain with a deadline; dispatchers killed meanwhile"
+CANCELS = "Cancel at any moment while workers are killed and frozen"
+DEAF = "Worker deaf, with its way to speak intact"
+"""Not rows of the specification's table: promises of its other parts."""
 
 NOT_MADE = {
     "pull slower than 30 minutes": "a registry that trickles for that long; the pull is bounded "

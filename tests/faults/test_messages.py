@@ -9,6 +9,8 @@ from collections import Counter
 import pytest
 
 from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.topology import JOBS_QUEUE
+from modelyard.crash_points import VARIABLE
 from tests.faults.load import Request
 from tests.faults.wire import Wire, open_wire
 from tests.faults.yard import Yard
@@ -128,6 +130,31 @@ async def _forget_strangers(yard: Yard) -> None:
         if one["_id"] not in known:
             assert one["state"] == "REJECTED"
             yard.doors.ledger.unknown.add(one["_id"])
+
+
+@pytest.mark.fault(POISON)
+@pytest.mark.timeout(420)
+async def test_a_message_whose_reader_dies_each_time_leaves_its_queue_at_the_limit(
+    yard: Yard,
+) -> None:
+    """Whatever is wrong with it: here it can't be read, and its reader dies before it says so."""
+    await yard.stop("dispatcher", "dispatcher-2")
+    before = await _reasons(yard)
+    async with open_wire(yard.fleet.amqp_url) as wire:
+        await wire.publish(b"{", headers={"Idempotency-Key": uuid.uuid4().hex})
+    for _ in range(int(JOBS_QUEUE.arguments["x-delivery-limit"]) + 1):
+        await yard.launch("dispatcher", **{VARIABLE: "dispatcher.intake.before_ack"})
+        await yard.gone("dispatcher")
+    await yard.launch("dispatcher-2")
+    await yard.launch("dispatcher")
+    neighbour = await _neighbour(yard)
+
+    async def buried() -> bool:
+        return (await _reasons(yard) - before)["delivery_limit"] == 1
+
+    await eventually(buried, within_s=30, what="the letter of the broker")
+    assert (await yard.ended(neighbour))["state"] == "SUCCEEDED"
+    await yard.holds()
 
 
 @pytest.mark.fault(REPORTS)

@@ -80,6 +80,10 @@ class Proxy:
         await self._refuse()
         await self.drop()
 
+    async def refuse(self) -> None:
+        """Refuse new connections until `heal`; those that are open go on."""
+        await self._refuse()
+
     async def swallow(self, fault: Fault) -> None:
         """Let bytes vanish, in connections that exist and in new ones."""
         self.fault = fault

@@ -1,0 +1,213 @@
+"""Work that a host has in hand when something happens to the host, and what becomes of it."""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pymongo.errors import PyMongoError
+
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.messages import OperationReport, WorkerReports
+from modelyard.contract.states import JobState, OperationState
+from tests.faults.wire import open_wire
+from tests.faults.yard import Json, Yard
+from tests.support.waiting import eventually
+
+HOST = "h1"
+LOST_WITHIN_S = 75.0
+REPORTS_TYPE = "modelyard.reports.v1"
+
+
+async def admit(yard: Yard, host_id: str, how: str, **query: Any) -> None:
+    """Cordon, uncordon or drain a host."""
+    answer = await yard.http.post(f"/v1/hosts/{host_id}/{how}", params=query)
+    assert answer.is_success, answer.text
+
+
+@asynccontextmanager
+async def only(yard: Yard, host_id: str) -> AsyncIterator[None]:
+    """Have all that is placed meanwhile placed on one host."""
+    others = [other for other in yard.fleet.workers if other != host_id]
+    for other in others:
+        await admit(yard, other, "cordon")
+    try:
+        yield
+    finally:
+        for other in others:
+            await admit(yard, other, "uncordon")
+
+
+async def tagged(yard: Yard, verb: str, job_id: str, *, sleep: float, **fields: Any) -> str:
+    """Submit what the collector knows by its operation's id."""
+    key = uuid.uuid4().hex
+    wish = {"sleep": sleep, "tag": operation_id_for_key(key)}
+    return await yard.submit(verb, job_id, key=key, input=wish, **fields)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one host has in hand."""
+
+    temps: list[str]
+    """Two of a server and a batch program; all may run elsewhere."""
+    infers: list[str]
+    """They run, and are not made again."""
+    waiting: str
+    """An inference that waits behind the others for the job that comes back."""
+    held: str
+    """A job that is LOST with its host."""
+    recreated: str
+    """A job that comes back elsewhere."""
+    operations: list[Json]
+    """The records of what runs, as they were before anything happened."""
+
+
+async def busy_host(yard: Yard, *, seconds: float) -> Work:
+    """Give the first host jobs, and operations that run for so many seconds."""
+    await yard.put_probe("comes-back", max_concurrency=2, on_host_lost="recreate")
+    held, recreated = yard.job_id(), yard.job_id()
+    batch_key = uuid.uuid4().hex
+    env = {
+        "PROBE_MODE": "batch",
+        "PROBE_TAG": operation_id_for_key(batch_key),
+        "PROBE_BATCH_SECONDS": str(seconds),
+    }
+    await yard.put_model(batch_key, profile="batch", env=env)
+    async with only(yard, HOST):
+        await yard.loaded(held)
+        await yard.loaded(recreated, model="comes-back")
+        temps = [
+            await tagged(yard, "TEMP", yard.job_id(), sleep=seconds, model="load-http")
+            for _ in range(2)
+        ]
+        temps.append(await yard.submit("TEMP", yard.job_id(), key=batch_key, model=batch_key))
+        infers = [
+            await tagged(yard, "INFER", job_id, sleep=seconds)
+            for job_id in (held, recreated, recreated)
+        ]
+        waiting = await tagged(yard, "INFER", recreated, sleep=0)
+        for operation_id in (*temps, *infers):
+            await yard.running(operation_id)
+        running = [await yard.running_state(one) for one in (*temps, *infers)]
+    assert {one["host_id"] for one in running} == {HOST}
+    return Work(temps, infers, waiting, held, recreated, running)
+
+
+async def done_elsewhere(yard: Yard, work: Work, *, host_id: str = "h2") -> None:
+    """Look that what may run elsewhere did, and that the rest says why it did not."""
+    await yard.succeeded([*work.temps, work.waiting])
+    for operation_id in work.temps:
+        one = await yard.ended(operation_id)
+        assert (one["host_id"], one["epoch"], one["generation"]) == (host_id, 2, 2), one
+        assert one["failures"] == 1, one
+    for operation_id in work.infers:
+        one = await yard.ended(operation_id)
+        assert (one["state"], one["error"]["code"]) == ("FAILED", "host_lost"), one
+        assert one["epoch"] == 1, one
+    held, recreated = await yard.job(work.held), await yard.job(work.recreated)
+    assert (held["state"], held["error"]["code"]) == ("LOST", "host_lost")
+    assert (recreated["state"], recreated["host_id"]) == ("LOADED", host_id), recreated
+    for job_id in (work.held, work.recreated):
+        assert await yard.database.count("events", {"type": "job.lost", "job_id": job_id}) == 1
+
+
+async def works_again(yard: Yard) -> None:
+    """Look that the host takes new work."""
+    async with only(yard, HOST):
+        one = await yard.done("TEMP", yard.job_id(), model="load-http", input={})
+    assert one["host_id"] == HOST
+
+
+async def incarnation(yard: Yard) -> str:
+    """Return the boot of the host's worker that is recorded."""
+    found: str = (await yard.host(HOST))["incarnation"]
+    return found
+
+
+async def back(yard: Yard, former: str, *, within_s: float = 60) -> None:
+    """Return once the host is online as another incarnation than the former one."""
+
+    async def it_is() -> bool:
+        host = await yard.host(HOST)
+        return bool(host["liveness"] == "ONLINE" and host["incarnation"] != former)
+
+    await eventually(it_is, within_s=within_s, what=f"a new incarnation of {HOST}")
+
+
+async def report_late(yard: Yard, work: Work) -> None:
+    """Report the success of all that ran, in the name of the boot that is lost."""
+    reports = [
+        OperationReport(
+            operation_id=one["_id"],
+            epoch=one["epoch"],
+            seq=one["seq"] + 1,
+            job_id=one["job_id"],
+            generation=one["generation"],
+            state=OperationState.SUCCEEDED,
+            job_state=JobState.TERMINATED if one["verb"] == "TEMP" else None,
+            result_json='"late"',
+        )
+        for one in work.operations
+    ]
+    message = WorkerReports(
+        host_id=HOST, incarnation=work.operations[0]["incarnation"], operations=tuple(reports)
+    )
+    async with open_wire(yard.fleet.amqp_url) as wire:
+        await wire.publish(
+            message.model_dump_json().encode(),
+            exchange="modelyard.reports",
+            routing_key=HOST,
+            type=REPORTS_TYPE,
+        )
+
+
+async def only_in_the_log(yard: Yard, work: Work) -> None:
+    """Return once each late report is in the log."""
+    ids = [one["_id"] for one in work.operations]
+    wanted = {"type": "operation.stale_report", "operation_id": {"$in": ids}}
+
+    async def all_of_them() -> bool:
+        noted = await yard.database.all("events", wanted)
+        return {one["operation_id"] for one in noted} == set(ids)
+
+    await eventually(all_of_them, within_s=20, what="a note of each late report")
+
+
+@dataclass
+class Releases:
+    """Counts how often each reservation of the host appears and goes; I5 is the sampler's."""
+
+    yard: Yard
+    taken: Counter[tuple[str, int]] = field(default_factory=Counter)
+    freed: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+    @asynccontextmanager
+    async def counted(self) -> AsyncIterator["Releases"]:
+        """Look at the host's document many times a second meanwhile."""
+        held = await self._held()
+        self.taken.update(held)
+        looking = asyncio.create_task(self._look(held))
+        try:
+            yield self
+        finally:
+            looking.cancel()
+            await asyncio.wait((looking,))
+
+    async def _look(self, held: set[tuple[str, int]]) -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            try:
+                now = await self._held()
+            except PyMongoError:
+                continue
+            self.taken.update(now - held)
+            self.freed.update(held - now)
+            held = now
+
+    async def _held(self) -> set[tuple[str, int]]:
+        host = await self.yard.host(HOST)
+        return {(one["job_id"], one["generation"]) for one in host["reservations"]}
