@@ -24,6 +24,16 @@ FOLDER = Path(__file__).resolve().parents[1] / "var" / "tests"
 VHOSTS_AT_ONCE = 25
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what a person may ask of the tests beyond what `make test` does."""
+    parser.addoption(
+        "--machine-examples",
+        type=int,
+        default=None,
+        help="run so many new examples of the state machine, instead of always the same ones",
+    )
+
+
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     """Give the session a folder for its servers' data."""

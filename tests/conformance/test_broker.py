@@ -1,4 +1,8 @@
-"""What the rest of Modelyard relies on from a broker, seen on a real RabbitMQ."""
+"""What the rest of Modelyard relies on from a broker, seen on a real RabbitMQ.
+
+And on the one in memory, which the state machine runs on. Tests that take `real_broker` are about
+RabbitMQ's client library and wires, of which the one in memory has none.
+"""
 
 import asyncio
 import itertools
@@ -6,6 +10,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Protocol
 
 import aio_pika
 import aiormq
@@ -25,6 +30,7 @@ from modelyard.broker import (
 from modelyard.broker.losses import losses
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import (
+    DEAD,
     DEAD_QUEUE,
     EVENTS,
     HEARTBEATS_QUEUE,
@@ -36,9 +42,105 @@ from modelyard.contract.topology import (
     Queue,
     host_queue,
 )
+from tests.support.memory_broker import MemoryBroker, MemoryRabbit
 from tests.support.waiting import eventually
 
 QUEUES = [JOBS_QUEUE, REPORTS_QUEUE, HEARTBEATS_QUEUE, DEAD_QUEUE]
+
+
+class Server(Protocol):
+    """What tests do to a server behind the back of a broker."""
+
+    def broker(self) -> Broker: ...
+
+    async def delete(self, queue: Queue) -> None: ...
+
+    async def close_connections(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class RealServer:
+    """A virtual host of a RabbitMQ."""
+
+    def __init__(self, rabbitmq: RabbitMQ, url: str) -> None:
+        self._rabbitmq = rabbitmq
+        self._url = url
+
+    def broker(self) -> Broker:
+        return Broker(self._url, name="test")
+
+    async def delete(self, queue: Queue) -> None:
+        connection = await aio_pika.connect(self._url)
+        async with connection:
+            channel = await connection.channel()
+            await channel.queue_delete(queue.name)
+
+    async def close_connections(self) -> None:
+        # Without a virtual host it is the default one, and no connection of ours is closed.
+        vhost = self._url.rpartition("/")[2]
+        await asyncio.to_thread(
+            self._rabbitmq.ctl, "close_all_connections", "--vhost", vhost, "test"
+        )
+
+    def pause(self) -> None:
+        self._rabbitmq.pause()
+
+    def resume(self) -> None:
+        self._rabbitmq.resume()
+
+
+class MemoryServer:
+    """A RabbitMQ in memory."""
+
+    def __init__(self) -> None:
+        self._rabbit = MemoryRabbit()
+        self._brokers: list[MemoryBroker] = []
+
+    def broker(self) -> Broker:
+        made = MemoryBroker(self._rabbit, name="test")
+        self._brokers.append(made)
+        return made
+
+    async def delete(self, queue: Queue) -> None:
+        self._rabbit.delete(queue.name)
+
+    async def close_connections(self) -> None:
+        self._rabbit.close_connections()
+
+    def pause(self) -> None:
+        for one in self._brokers:
+            one.link.silent = True
+
+    def resume(self) -> None:
+        for one in self._brokers:
+            one.link.silent = False
+
+
+@pytest.fixture(params=["rabbitmq", "memory"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Give the test a server of its own."""
+    if request.param == "memory":
+        return MemoryServer()
+    return RealServer(request.getfixturevalue("rabbitmq"), request.getfixturevalue("amqp_url"))
+
+
+@pytest.fixture
+async def broker(server: Server) -> AsyncIterator[Broker]:
+    """Give the test a broker of that server."""
+    made = server.broker()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def real_broker(amqp_url: str) -> AsyncIterator[Broker]:
+    """Give the test a broker of the real server."""
+    made = Broker(amqp_url, name="test")
+    yield made
+    await made.close()
 
 
 async def received(broker: Broker, queue: Queue, count: int) -> list[bytes]:
@@ -119,20 +221,26 @@ async def test_only_one_worker_can_hold_a_hosts_queue(broker: Broker) -> None:
                 pass
 
 
-async def test_a_deleted_queue_ends_the_subscription(broker: Broker, amqp_url: str) -> None:
+async def test_a_deleted_queue_ends_the_subscription(broker: Broker, server: Server) -> None:
     await broker.declare(QUEUES)
     async with broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
-        connection = await aio_pika.connect(amqp_url)
-        async with connection:
-            channel = await connection.channel()
-            await channel.queue_delete(JOBS_QUEUE.name)
+        await server.delete(JOBS_QUEUE)
         batches = subscription.batches(max_items=1)
         with pytest.raises(BrokerUnavailableError, match="cancelled"):
             await asyncio.wait_for(anext(batches), timeout=10)
 
 
-async def test_a_broker_that_is_not_there_is_said_at_once() -> None:
-    nowhere = Broker("amqp://guest:guest@127.0.0.1:1/", name="test")
+@pytest.fixture(params=["rabbitmq", "memory"])
+async def nowhere(request: pytest.FixtureRequest) -> Broker:
+    """Return a broker whose server is not there."""
+    if request.param == "rabbitmq":
+        return Broker("amqp://guest:guest@127.0.0.1:1/", name="test")
+    made = MemoryBroker(MemoryRabbit(), name="test")
+    made.link.up = False
+    return made
+
+
+async def test_a_broker_that_is_not_there_is_said_at_once(nowhere: Broker) -> None:
     async with asyncio.timeout(3):
         with pytest.raises(BrokerUnavailableError):
             await nowhere.publish(JOBS, SUBMIT_KEY, b"{}")
@@ -143,7 +251,7 @@ async def test_a_broker_that_is_not_there_is_said_at_once() -> None:
 
 
 async def test_consumers_come_back_after_the_broker_closed_every_connection(
-    broker: Broker, rabbitmq: RabbitMQ
+    broker: Broker, server: Server
 ) -> None:
     await broker.declare(QUEUES)
     seen: list[bytes] = []
@@ -162,11 +270,7 @@ async def test_consumers_come_back_after_the_broker_closed_every_connection(
     )
     await broker.publish(JOBS, SUBMIT_KEY, b"before")
     await eventually(lambda: _is(seen, [b"before"]))
-    await asyncio.to_thread(
-        rabbitmq.ctl,
-        "close_all_connections",
-        "test",
-    )
+    await server.close_connections()
 
     async def published() -> bool:
         try:
@@ -185,17 +289,17 @@ async def _is(seen: list[bytes], wanted: list[bytes]) -> bool:
 
 
 async def test_publishing_to_a_frozen_broker_ends_at_its_deadline(
-    broker: Broker, rabbitmq: RabbitMQ
+    broker: Broker, server: Server
 ) -> None:
     await broker.declare(QUEUES)
     await broker.publish(JOBS, SUBMIT_KEY, b"{}")
-    rabbitmq.pause()
+    server.pause()
     try:
         async with asyncio.timeout(3):
             with pytest.raises(BrokerUnavailableError):
                 await broker.publish(JOBS, SUBMIT_KEY, b"{}", timeout_s=0.5)
     finally:
-        rabbitmq.resume()
+        server.resume()
 
 
 class RawProperties(Basic.Properties):
@@ -245,16 +349,16 @@ async def raw_channel(amqp_url: str) -> AsyncIterator[aiormq.abc.AbstractChannel
 
 @pytest.mark.parametrize("properties", ODD.values(), ids=ODD.keys())
 async def test_a_message_with_odd_properties_comes_like_any_other(
-    broker: Broker, amqp_url: str, properties: RawProperties
+    real_broker: Broker, amqp_url: str, properties: RawProperties
 ) -> None:
-    await broker.declare(QUEUES)
+    await real_broker.declare(QUEUES)
     async with raw_channel(amqp_url) as channel:
         await channel.basic_publish(
             b"odd", exchange=JOBS.name, routing_key=SUBMIT_KEY, properties=properties
         )
-    await broker.publish(JOBS, SUBMIT_KEY, b"neighbour", message_id="key")
+    await real_broker.publish(JOBS, SUBMIT_KEY, b"neighbour", message_id="key")
     bodies: list[bytes] = []
-    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+    async with asyncio.timeout(10), real_broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
         async for batch in subscription.batches(max_items=9):
             assert not any(one.redelivered for one in batch)
             bodies += [one.body for one in batch]
@@ -264,15 +368,17 @@ async def test_a_message_with_odd_properties_comes_like_any_other(
     assert bodies == [b"odd", b"neighbour"]
 
 
-async def test_what_can_be_read_of_odd_properties_is_read(broker: Broker, amqp_url: str) -> None:
-    await broker.declare(QUEUES)
+async def test_what_can_be_read_of_odd_properties_is_read(
+    real_broker: Broker, amqp_url: str
+) -> None:
+    await real_broker.declare(QUEUES)
     content = b"\x02\xff\xfet\x01" + b"\x04whenT" + b"\xff" * 8 + b"\x03keyS\x00\x00\x00\x01v"
     properties = RawProperties(0x2080, _headers(content).marshal()[2:] + b"\x03a\xffb")
     async with raw_channel(amqp_url) as channel:
         await channel.basic_publish(
             b"odd", exchange=JOBS.name, routing_key=SUBMIT_KEY, properties=properties
         )
-    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
+    async with asyncio.timeout(10), real_broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
         [one] = await anext(subscription.batches(max_items=1))
     assert one.message_id == "a\ufffdb"
     assert one.headers["\ufffd\ufffd"] is True
@@ -324,6 +430,9 @@ async def test_neighbours_of_a_message_that_is_lost_every_time_are_delivered(
         handled.update({one.body: one.headers.get("x-delivery-count", 0) for one in batch})
         await subscription.ack(batch)
 
+    async def all_handled() -> bool:
+        return len(handled) == len(neighbours)
+
     await broker.declare(QUEUES)
     neighbours = [str(number).encode() for number in range(8)]
     for body in [b"poison", *neighbours]:
@@ -334,6 +443,7 @@ async def test_neighbours_of_a_message_that_is_lost_every_time_are_delivered(
             consume_forever(subscribe, handle, name="test", max_items=10)
         )
         assert await received(broker, DEAD_QUEUE, 1) == [b"poison"]
+        await eventually(all_handled)
         consuming.cancel()
     # It was among them twice, and alone ever after.
     assert max(sizes[2:]) == 1
@@ -380,7 +490,7 @@ async def test_after_two_losses_deliveries_come_one_by_one_for_a_while(
 
 
 async def test_a_queue_that_was_deleted_is_prepared_again(
-    broker: Broker, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelyard.broker.consuming.backoff_s", lambda _: 0.01)
     await broker.declare(QUEUES)
@@ -410,8 +520,7 @@ async def test_a_queue_that_was_deleted_is_prepared_again(
     await broker.publish(JOBS, SUBMIT_KEY, b"before")
     await eventually(lambda: _is(seen, [b"before"]))
     assert fails_first == []
-    async with raw_channel(amqp_url) as channel:
-        await channel.queue_delete(JOBS_QUEUE.name)
+    await server.delete(JOBS_QUEUE)
 
     async def published() -> bool:
         try:
@@ -427,22 +536,22 @@ async def test_a_queue_that_was_deleted_is_prepared_again(
 
 
 async def test_a_programming_error_is_not_taken_for_a_lost_broker(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
+    real_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("dictionary changed size during iteration")
 
-    await broker.declare(QUEUES)
+    await real_broker.declare(QUEUES)
     monkeypatch.setattr(aio_pika.Exchange, "publish", wrong)
     with pytest.raises(RuntimeError, match="dictionary"):
-        await broker.publish(JOBS, SUBMIT_KEY, b"{}")
+        await real_broker.publish(JOBS, SUBMIT_KEY, b"{}")
 
 
-async def test_a_connection_that_closed_meanwhile_is_a_lost_broker(broker: Broker) -> None:
+async def test_a_connection_that_closed_meanwhile_is_a_lost_broker(real_broker: Broker) -> None:
     """Aiormq says it with a bare RuntimeError."""
-    await broker.ping()
-    assert broker._publishing is not None
-    connection, _ = broker._publishing
+    await real_broker.ping()
+    assert real_broker._publishing is not None
+    connection, _ = real_broker._publishing
     assert isinstance(connection, aio_pika.Connection)
     assert connection.transport is not None
     underlay = connection.transport.connection
@@ -455,14 +564,106 @@ async def test_a_connection_that_closed_meanwhile_is_a_lost_broker(broker: Broke
 
 
 async def test_publishing_over_a_dead_connection_ends_as_a_lost_broker(
-    broker: Broker, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+    real_broker: Broker, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelyard.broker.connection.HEARTBEAT_S", 1)
-    await broker.declare(QUEUES)
-    await broker.publish(JOBS, SUBMIT_KEY, b"{}")
+    await real_broker.declare(QUEUES)
+    await real_broker.publish(JOBS, SUBMIT_KEY, b"{}")
     rabbitmq.pause()
     try:
         with pytest.raises(BrokerUnavailableError):
-            await broker.publish(JOBS, SUBMIT_KEY, b"{}", timeout_s=30.0)
+            await real_broker.publish(JOBS, SUBMIT_KEY, b"{}", timeout_s=30.0)
     finally:
         rabbitmq.resume()
+
+
+TOPICS = {
+    "operation.queued": (["operation.queued"], True),
+    "operation.*": (["operation.*"], True),
+    "#": (["#"], True),
+    "operation.#": (["operation.#"], True),
+    "*": (["*"], False),
+    "job.# and #.queued": (["job.#", "#.queued"], True),
+    "*.queued.#": (["*.queued.#"], True),
+    "*.*.*": (["*.*.*"], False),
+}
+
+
+@pytest.mark.parametrize(("keys", "takes"), TOPICS.values(), ids=TOPICS.keys())
+async def test_a_tap_hears_what_its_patterns_take_and_only_once(
+    broker: Broker, keys: list[str], *, takes: bool
+) -> None:
+    await broker.declare(QUEUES)
+    async with broker.tap(EVENTS, [*keys, "the.end"]) as subscription:
+        await broker.publish(EVENTS, "operation.queued", b"it", mandatory=False)
+        await broker.publish(EVENTS, "the.end", b"end", mandatory=False)
+        heard: list[bytes] = []
+        async with asyncio.timeout(10):
+            async for batch in subscription.batches(max_items=9):
+                heard += [one.body for one in batch]
+                if b"end" in heard:
+                    break
+    assert heard == ([b"it", b"end"] if takes else [b"end"])
+
+
+async def test_a_message_that_nobody_takes_in_time_becomes_a_dead_letter(broker: Broker) -> None:
+    short = Queue(
+        "short",
+        HOSTS,
+        "short",
+        {"x-queue-type": "quorum", "x-message-ttl": 100, "x-dead-letter-exchange": DEAD.name},
+    )
+    await broker.declare([*QUEUES, short])
+    await broker.publish(HOSTS, "short", b"late")
+    async with asyncio.timeout(10), broker.subscribe(DEAD_QUEUE, prefetch=1) as subscription:
+        [one] = await anext(subscription.batches(max_items=1))
+    assert (one.body, one.routing_key) == (b"late", "short")
+    [death] = one.headers["x-death"]
+    assert (death["reason"], death["queue"]) == ("expired", "short")
+
+
+async def test_only_the_first_consumer_is_active_until_it_goes(broker: Broker) -> None:
+    await broker.declare(QUEUES)
+    async with broker.subscribe(JOBS_QUEUE, prefetch=9) as second:
+        async with broker.subscribe(JOBS_QUEUE, prefetch=9) as waiting:
+            await broker.publish(JOBS, SUBMIT_KEY, b"1")
+            [one] = await anext(second.batches(max_items=1))
+            assert one.body == b"1"
+            assert waiting._ready.empty()
+        await second.ack([one])
+        await broker.publish(JOBS, SUBMIT_KEY, b"2")
+        async with asyncio.timeout(10):
+            assert [two.body for two in await anext(second.batches(max_items=1))] == [b"2"]
+
+
+async def test_what_comes_back_keeps_its_place_before_what_is_newer(broker: Broker) -> None:
+    await broker.declare(QUEUES)
+    sent = [str(number).encode() for number in range(4)]
+    for body in sent[:2]:
+        await broker.publish(JOBS, SUBMIT_KEY, body)
+    async with broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
+        await anext(subscription.batches(max_items=1))
+        for body in sent[2:]:
+            await broker.publish(JOBS, SUBMIT_KEY, body)
+    assert await received(broker, JOBS_QUEUE, 4) == sent
+
+
+async def test_deliveries_of_a_consumer_that_went_can_not_be_settled(
+    broker: Broker, server: Server
+) -> None:
+    await broker.declare(QUEUES)
+    await broker.publish(JOBS, SUBMIT_KEY, b"once")
+    async with broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
+        batch = await anext(subscription.batches(max_items=1))
+        await server.close_connections()
+        await eventually(lambda: _lost(subscription))
+        with pytest.raises(BrokerUnavailableError):
+            await subscription.ack(batch)
+    again = server.broker()
+    await again.ping()
+    assert await received(again, JOBS_QUEUE, 1) == [b"once"]
+    await again.close()
+
+
+async def _lost(subscription: Subscription) -> bool:
+    return subscription.is_lost

@@ -1,7 +1,13 @@
-"""What the rest of Modelyard relies on from a store, seen on a real MongoDB."""
+"""What the rest of Modelyard relies on from a store, seen on a real MongoDB.
+
+And on the one in memory, which the state machine runs on.
+"""
 
 import asyncio
+import time
 import uuid
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
@@ -20,12 +26,43 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store import Store
 from modelyard.store.indexes import INDEXES
 from modelyard.store.jobs import Assignment, Effect
-from modelyard.store.operations import Claim, Ending
+from modelyard.store.operations import FRONT_OF_LINE, Claim, Ending
 from modelyard.store.records import NewOperation, OperationRecord
+from tests.support.memory_mongo import MemoryDatabase
+from tests.support.memory_store import MemoryStore
 
 ONE, TWO = (f"0190c2f0-0000-7000-8000-00000000000{n}" for n in (1, 2))
 SPEC = ModelSpec(name="m", image="x/y", profile=Profile.BATCH, env={"A": "$x.y"})
 ONLINE = HostOnline(slots=2, labels={"a.b": "$c"}, engine=EngineFacts(version="1", api_version="1"))
+
+
+@pytest.fixture(params=["mongodb", "memory"])
+def database(request: pytest.FixtureRequest) -> str | MemoryDatabase:
+    """Give the test a database of its own: the URL of a real one, or one in memory."""
+    if request.param == "memory":
+        return MemoryDatabase(time.monotonic)
+    url: str = request.getfixturevalue("mongo_url")
+    return url
+
+
+@pytest.fixture
+async def store(database: str | MemoryDatabase) -> AsyncIterator[Store]:
+    """Give the test a store with its indexes."""
+    if isinstance(database, MemoryDatabase):
+        made: Store = MemoryStore(database)
+    else:
+        made = Store(database, name="test", timeout_s=10.0)
+    await made.prepare()
+    yield made
+    made.close()
+
+
+def documents(database: str | MemoryDatabase, collection: str) -> list[dict[str, Any]]:
+    """Return what is stored, past the store."""
+    if isinstance(database, MemoryDatabase):
+        return database.documents(collection)
+    with MongoClient[dict[str, Any]](database) as client:
+        return list(client.get_default_database()[collection].find({}))
 
 
 def new(operation_id: str | None = None, **fields: object) -> NewOperation:
@@ -65,8 +102,10 @@ async def state_of(store: Store, operation_id: str = ONE) -> OperationState:
     return found.state
 
 
-@pytest.mark.usefixtures("store")
-async def test_every_declared_index_is_there(mongo_url: str) -> None:
+async def test_every_declared_index_is_there_on_the_real_server(mongo_url: str) -> None:
+    store = Store(mongo_url, name="test", timeout_s=10.0)
+    await store.prepare()
+    store.close()
     with MongoClient[dict[str, object]](mongo_url) as client:
         database = client.get_default_database()
         for collection, indexes in INDEXES.items():
@@ -248,6 +287,16 @@ async def test_the_waiting_room_is_ordered_by_priority_then_line(store: Store) -
     assert [one.operation_id for one in (*first, *rest)] == ["d", "b", "c", "a"]
 
 
+async def test_an_operation_may_go_before_all_those_of_clients(store: Store) -> None:
+    await store.jobs.ensure(["j"])
+    lines = {"a": 1, "b": 2, "c": 3 + FRONT_OF_LINE}
+    await store.operations.take_in([(new(key), line) for key, line in lines.items()])
+    room = await store.operations.waiting(after=None, limit=9)
+    assert [one.operation_id for one in room] == ["c", "a", "b"]
+    (line,) = (await store.jobs.lines(["j"])).lines
+    assert [one.line for one in line.operations] == [lines["c"], 1, 2]
+
+
 async def test_pages_list_everything_once_newest_first(store: Store) -> None:
     for number in range(7):
         await store.operations.record([new(f"o{number}")])
@@ -289,8 +338,18 @@ async def test_the_catalog_keeps_entries_by_name(store: Store) -> None:
     assert not await store.models.delete("m")
 
 
-async def test_a_database_that_is_not_there_is_said_within_the_deadline() -> None:
-    nowhere = Store("mongodb://127.0.0.1:1/x?replicaSet=rs0", name="test", timeout_s=0.5)
+@pytest.fixture(params=["mongodb", "memory", "silent memory"])
+async def nowhere(request: pytest.FixtureRequest) -> Store:
+    """Return a store whose database does not answer."""
+    if request.param == "mongodb":
+        return Store("mongodb://127.0.0.1:1/x?replicaSet=rs0", name="test", timeout_s=0.5)
+    made = MemoryStore(MemoryDatabase(time.monotonic), timeout_s=0.5)
+    made.link.up = request.param == "silent memory"
+    made.link.silent = request.param == "silent memory"
+    return made
+
+
+async def test_a_database_that_is_not_there_is_said_within_the_deadline(nowhere: Store) -> None:
     async with asyncio.timeout(2):
         with pytest.raises(StoreUnavailableError):
             await nowhere.ping()
@@ -299,11 +358,12 @@ async def test_a_database_that_is_not_there_is_said_within_the_deadline() -> Non
     nowhere.close()
 
 
-async def test_verbs_and_states_are_stored_as_plain_text(store: Store, mongo_url: str) -> None:
+async def test_verbs_and_states_are_stored_as_plain_text(
+    store: Store, database: str | MemoryDatabase
+) -> None:
     await dispatched(store)
-    with MongoClient[dict[str, object]](mongo_url) as client:
-        document = client.get_default_database()["operations"].find_one({"_id": ONE})
-    assert document is not None
+    (document,) = documents(database, "operations")
+    assert type(document["state"]) is str
     assert (document["state"], document["verb"]) == ("DISPATCHED", Verb.TEMP.value)
 
 

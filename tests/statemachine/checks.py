@@ -1,0 +1,180 @@
+"""The invariants, looked at from outside: after every rule, and when all should be quiet."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+
+from modelyard.contract.states import OperationState
+from modelyard.contract.topology import HEARTBEATS_QUEUE
+from tests.statemachine.world import World
+from tests.support.invariants import (
+    Snapshot,
+    capacity,
+    causes,
+    containers_as_recorded,
+    letters,
+    one_container_each,
+)
+from tests.support.outside import Labelled
+
+
+def wrong_now(world: World) -> list[str]:
+    """Return what may never be, at whatever moment (I2, I5, I6, I10, and nobody dies)."""
+    return [
+        *world.watching.wrong,
+        *world.died,
+        *(f"I2: {sentence}" for sentence in _overlaps(world)),
+        *(f"I10: {sentence}" for sentence in _bystanders(world)),
+        *(f"I3: {sentence}" for sentence in _names_twice(world)),
+    ]
+
+
+def wrong_when_quiet(world: World, *, nothing_waits: bool) -> list[str]:
+    """Return what is not in order yet, or will never be (I1, I3, I4, I5, I8).
+
+    Unless `nothing_waits`, operations may wait for room while there is none.
+    """
+    now = _look(world)
+    waiting = set() if nothing_waits else _waiting_for_room(now)
+    return [
+        *(f"I1: {sentence}" for sentence in _all_terminal(world, now, waiting)),
+        *(f"I3: {sentence}" for sentence in one_container_each(now)),
+        *(f"I4: {sentence}" for sentence in containers_as_recorded(now)),
+        *(f"I5: {sentence}" for sentence in capacity(now)),
+        *(f"I8: {sentence}" for sentence in _queues(world)),
+        *(f"alive: {sentence}" for sentence in _alive(now)),
+    ]
+
+
+def wrong_at_the_end(world: World) -> list[str]:
+    """Return what is wrong with what was left behind (I1, I6, I7, I9, and results)."""
+    now = _look(world)
+    return [
+        *(f"I1: {sentence}" for sentence in _nobody_asked(world, now)),
+        *(f"I6: {sentence}" for sentence in _told(world, now)),
+        *(f"I7: {sentence}" for sentence in letters(now)),
+        *(f"I9: {sentence}" for sentence in causes(now)),
+        *(f"result: {sentence}" for sentence in _results(now)),
+    ]
+
+
+def _look(world: World) -> Snapshot:
+    return Snapshot(
+        operations=world.database.documents("operations"),
+        jobs=world.database.documents("jobs"),
+        hosts=world.database.documents("hosts"),
+        letters=world.database.documents("dead_letters"),
+        containers=[
+            Labelled(
+                host_id,
+                one.plan.labels.job_id,
+                one.plan.labels.generation,
+                one.id,
+                "running" if one.running else "exited",
+            )
+            for host_id in world.engines
+            for one in world.containers(host_id)
+            if one.plan is not None
+        ],
+        others={host_id: set() for host_id in world.engines},
+    )
+
+
+def _overlaps(world: World) -> Iterator[str]:
+    for operation_id, sentence in world.runs.overlaps():
+        if operation_id not in world.inputs_shared:
+            yield sentence
+
+
+def _bystanders(world: World) -> Iterator[str]:
+    for host_id, engine in world.engines.items():
+        if not any(
+            one.name == "somebody-elses" and one.running for one in engine.containers.values()
+        ):
+            yield f"the container of somebody else on {host_id} is not as it was"
+
+
+def _names_twice(world: World) -> Iterator[str]:
+    for host_id in world.engines:
+        names = [one.name for one in world.containers(host_id)]
+        if len(set(names)) < len(names):
+            yield f"{host_id} has two containers of one name: {names}"
+
+
+def _waiting_for_room(now: Snapshot) -> set[str]:
+    """Return the jobs whose line stands because every slot is taken."""
+    if any(host["slots_used"] < host["slots"] for host in now.hosts):
+        return set()
+    return {one["job_id"] for one in now.operations if one["open"] and one.get("waits")}
+
+
+def _all_terminal(world: World, now: Snapshot, waiting: set[str]) -> Iterator[str]:
+    for one in now.operations:
+        if one["state"] == OperationState.QUEUED and one["job_id"] in waiting:
+            continue
+        if not OperationState(one["state"]).terminal:
+            yield f"{one['_id']} ({one['verb']} of {one.get('job_id')}) is still {one['state']}"
+    for missing in sorted(world.accepted - {one["_id"] for one in now.operations}):
+        yield f"{missing} was accepted and is not there"
+
+
+def _nobody_asked(world: World, now: Snapshot) -> Iterator[str]:
+    asked = world.accepted | world.unknown
+    for one in now.operations:
+        if one["source"] == "http" and one["_id"] not in asked:
+            yield f"{one['_id']} is there and nobody asked for it"
+
+
+def _queues(world: World) -> Iterator[str]:
+    for queue in world.rabbit.queues.values():
+        if queue.name != HEARTBEATS_QUEUE.name and (queue.ready or queue.unsettled):
+            yield (
+                f"{queue.name} holds {queue.ready} messages and {queue.unsettled} unsettled, "
+                f"and has {len(queue.consumers)} consumers"
+            )
+
+
+def _alive(now: Snapshot) -> Iterator[str]:
+    for host in now.hosts:
+        if host.get("liveness") != "ONLINE":
+            yield f"{host['_id']} is {host.get('liveness')}"
+    for job in now.jobs:
+        if job.get("recovery"):
+            yield f"{job['_id']} still waits to be brought back"
+
+
+def _told(world: World, now: Snapshot) -> Iterator[str]:
+    """Yield events that are no facts: what they say was never in the record.
+
+    An event may be missing: whoever dies right before telling one leaves a hole.
+    """
+    ends = {one["_id"]: one["state"] for one in now.operations}
+    for event in world.database.documents("events"):
+        if not event["type"].startswith("operation.") or event["type"] == "operation.stale_report":
+            continue
+        key, state = event["operation_id"], OperationState(event["state"])
+        written = world.watching.written[key, event["epoch"], state]
+        if not any(seq >= event["seq"] for seq in written):
+            yield f"{key} was told to be {state}({event['epoch']},{event['seq']}) and never was"
+        if state.terminal and state != ends[key]:
+            yield f"{key} was told to be {state} and is {ends[key]}"
+
+
+def _results(now: Snapshot) -> Iterator[str]:
+    """Yield operations that have succeeded without their own result."""
+    for one in now.operations:
+        if one["state"] != OperationState.SUCCEEDED or one["verb"] not in ("INFER", "TEMP"):
+            continue
+        given = json.loads(one["input_json"]) if one.get("input_json") else None
+        wanted = {"batch": one["_id"]} if one["model"] == "batch" else {"echo": given}
+        if json.loads(one.get("result_json") or "null") != wanted:
+            yield f"{one['_id']} has the result {one.get('result_json')}, not {wanted}"
+
+
+def seen(world: World) -> dict[str, int]:
+    """Return how many operations ended in which state, to see what examples reach."""
+    counted: dict[str, int] = defaultdict(int)
+    for one in world.database.documents("operations"):
+        code = (one.get("error") or {}).get("code") or ""
+        counted[f"{one['verb']} {one['state']} {code}".strip()] += 1
+    return counted

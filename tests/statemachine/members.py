@@ -1,0 +1,181 @@
+"""The processes: dispatchers, workers with their watchdogs, and a gateway's stand-in."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from dispatcher.service import Dispatcher
+from dispatcher.settings import Settings
+from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
+from modelyard.contract.messages import (
+    CANCEL_TYPE,
+    SUBMISSION_TYPE,
+    CancelWish,
+    JobRequest,
+    Submission,
+    SubmittedRequest,
+)
+from modelyard.contract.topology import JOBS, LOST_AFTER_S, SUBMIT_KEY
+from modelyard.store.records import NewOperation, OperationRecord
+from tests.statemachine.engine import EngineWay
+from tests.statemachine.loop import Process, VirtualLoop
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_links import Link
+from tests.support.memory_store import MemoryStore
+from worker.hooks import ModelServer, http_client
+from worker.service import Service
+from worker.settings import WorkerSettings
+from worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from worker.runtime import ContainerRuntime
+
+WATCHDOG_S = LOST_AFTER_S * 5 / 6
+ANSWERED_WITHIN_S = 1.0
+"""How long a gateway waits for either store."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One process, and its ways to the servers."""
+
+    process: Process
+    broker: MemoryBroker
+    store: MemoryStore | None = None
+    engine: EngineWay | None = None
+    task: asyncio.Task[None] | None = None
+    pipe: asyncio.StreamReader | None = None
+    """A worker's to its watchdog."""
+    stops_at: str | None = None
+    """The crash point at which it is to die."""
+    freezes: bool = False
+    """True if it is only to be frozen there."""
+    alive: bool = True
+    links: list[Link] = field(default_factory=list)
+
+    @property
+    def frozen(self) -> bool:
+        """True while none of it is run, and it is not dead."""
+        return self.alive and self.process.held_back
+
+    def kill(self) -> None:
+        """End it where it stands: nothing of it runs any more, and its connections close."""
+        self.alive = False
+        self.process.held_back = True
+        for link in self.links:
+            link.up = False
+        if self.engine is not None:
+            self.engine.up = False
+        self.broker.cut()
+        if self.pipe is not None:
+            self.pipe.feed_eof()
+
+
+def run_dispatcher(
+    loop: VirtualLoop, process: Process, store: MemoryStore, broker: MemoryBroker
+) -> Member:
+    """Begin a dispatcher."""
+    settings = Settings(dispatcher_orphan_grace_s=20.0, dispatcher_default_timeout_s=90.0)
+    member = Member(process, broker, store, links=[store.link, broker.link])
+
+    async def work() -> None:
+        await Dispatcher(settings, store, broker).run()
+
+    member.task = loop.start(process, work())
+    return member
+
+
+def run_worker(
+    loop: VirtualLoop, process: Process, way: EngineWay, broker: MemoryBroker, *, slots: int
+) -> Member:
+    """Begin a worker and its watchdog, which outlives it."""
+    host_id = way.engine.host_id
+    runtime = cast("ContainerRuntime", way)
+    member = Member(process, broker, engine=way, links=[broker.link])
+    settings = WorkerSettings(host_id=host_id, worker_slots=slots)
+    pipe = asyncio.StreamReader(loop=loop)
+    member.pipe = pipe
+
+    def on_renewal(at: float) -> None:
+        pipe.feed_data(f"{at}\n".encode())
+
+    async def work() -> None:
+        server = ModelServer(http_client(way.engine.transport))
+        service = Service(
+            settings, broker=broker, runtime=runtime, server=server, on_renewal=on_renewal
+        )
+        await service.run(asyncio.Event())
+
+    watchdog = Watchdog(
+        cast("ContainerRuntime", way.engine),
+        lease_s=WATCHDOG_S,
+        patience_s=600.0,
+        note=cast("Path", way.engine.note),
+        clock=loop.time,
+    )
+    loop.serve(watchdog.run(pipe))
+    member.task = loop.start(process, work())
+    return member
+
+
+class FrontDoor:
+    """Takes requests as a gateway does: into the record and onto the queue at the same time."""
+
+    def __init__(self, store: MemoryStore, broker: MemoryBroker) -> None:
+        self.store = store
+        self.broker = broker
+
+    async def submit(
+        self, operation_id: str, request: JobRequest, *, retry_of: str | None = None
+    ) -> bool:
+        """Return whether either has confirmed it; else it is unknown if it was taken."""
+        operation = NewOperation.of(operation_id, request, "http", retry_of=retry_of)
+        submitted = SubmittedRequest(operation_id=operation_id, request=request, retry_of=retry_of)
+        body = Submission(requests=(submitted,)).model_dump_json(exclude_defaults=True).encode()
+        recorded, published = await asyncio.gather(
+            _confirmed(self._record(operation)),
+            _confirmed(self.broker.publish(JOBS, SUBMIT_KEY, body, message_type=SUBMISSION_TYPE)),
+        )
+        return recorded or published
+
+    async def publish_raw(self, body: bytes, key: str | None) -> bool:
+        """Publish as any service does; return whether it was confirmed."""
+        return await _confirmed(self.broker.publish(JOBS, SUBMIT_KEY, body, message_id=key))
+
+    async def cancel(self, operation_id: str) -> None:
+        """Record the wish, and tell of it if it was recorded."""
+        if await _confirmed(self.store.operations.request_cancel(operation_id)):
+            wish = CancelWish(operation_ids=(operation_id,)).model_dump_json().encode()
+            await _confirmed(self.broker.publish(JOBS, SUBMIT_KEY, wish, message_type=CANCEL_TYPE))
+
+    async def find(self, operation_id: str) -> OperationRecord | None:
+        """Return an operation with its input, if the database says so now."""
+        found: list[OperationRecord | None] = []
+
+        async def look() -> None:
+            found.append(await self.store.operations.with_input(operation_id))
+
+        await _confirmed(look())
+        return found[0] if found else None
+
+    async def tell_hosts(self, tell: Callable[[MemoryStore], Coroutine[Any, Any, object]]) -> None:
+        """Do something to a host's record."""
+        await _confirmed(tell(self.store))
+
+    async def _record(self, operation: NewOperation) -> None:
+        await asyncio.gather(
+            self.store.operations.record([operation]),
+            self.store.jobs.ensure([operation.job_id] if operation.job_id else []),
+        )
+
+
+async def _confirmed(work: Coroutine[Any, Any, object]) -> bool:
+    try:
+        async with asyncio.timeout(ANSWERED_WITHIN_S):
+            await work
+    except (StoreUnavailableError, BrokerUnavailableError, TimeoutError):
+        return False
+    return True

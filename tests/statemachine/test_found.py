@@ -1,0 +1,90 @@
+"""What the state machine found, each as small as it could be made, without chance."""
+
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from dispatcher.commands import Commands
+from dispatcher.facts import Facts
+from dispatcher.scheduler import Scheduler
+from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest, OperationReport
+from modelyard.contract.states import OperationState
+from modelyard.store.operations import Claim
+from modelyard.store.records import NewOperation
+from tests.statemachine.catalog import MODELS
+from tests.support.memory_broker import MemoryBroker, MemoryRabbit
+from tests.support.memory_mongo import MemoryDatabase
+from tests.support.memory_store import MemoryStore
+
+ONE = "0190c2f0-0000-7000-8000-000000000001"
+ONLINE = HostOnline(slots=2, engine=EngineFacts(version="1", api_version="1"))
+
+
+class Interrupted:
+    """A collection after whose next bulk write something else happens first."""
+
+    def __init__(self, collection: Any, then: Callable[[], Awaitable[None]]) -> None:
+        self._collection = collection
+        self._then: Callable[[], Awaitable[None]] | None = then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._collection, name)
+
+    async def bulk_write(self, *args: Any, **more: Any) -> Any:
+        done = await self._collection.bulk_write(*args, **more)
+        then, self._then = self._then, None
+        if then is not None:
+            await then()
+        return done
+
+
+def scheduler_on(store: MemoryStore) -> Scheduler:
+    broker = MemoryBroker(MemoryRabbit(), name="test")
+    return Scheduler(store, Facts(store, broker), Commands(broker, default_timeout_s=60.0))
+
+
+async def one_waits(store: MemoryStore) -> None:
+    """Record a host, a model and an operation that is first in its job's line."""
+    await store.hosts.come_online("h", "boot", ONLINE)
+    await store.models.put(MODELS["open"])
+    request = JobRequest.model_validate(
+        {"job_id": "j", "operation_type": "DEPLOY_CREATE", "model": "open"}
+    )
+    await store.jobs.ensure(["j"])
+    await store.operations.take_in([(NewOperation.of(ONE, request, "http"), 1)])
+
+
+async def test_a_reservation_stays_if_another_dispatcher_goes_on_from_the_assignment() -> None:
+    database = MemoryDatabase(time.monotonic)
+    first, second = MemoryStore(database), MemoryStore(database)
+    await one_waits(first)
+    collection: Any = Interrupted(
+        first.jobs._collection, lambda: scheduler_on(second).schedule(["j"])
+    )
+    first.jobs._collection = collection
+    await scheduler_on(first).schedule(["j"])
+    job, host = await first.jobs.get("j"), await first.hosts.get("h")
+    assert job is not None
+    assert host is not None
+    assert (job.host_id, job.generation) == ("h", 1)
+    assert [(one.job_id, one.generation) for one in host.reservations] == [("j", 1)]
+
+
+async def test_an_operation_that_has_ended_is_not_published_again_in_the_record() -> None:
+    store = MemoryStore(MemoryDatabase(itertools.count().__next__))
+    await one_waits(store)
+    (given,) = await store.operations.claim([Claim(ONE, 0, "h", "boot", 1)], token="t")
+    report = OperationReport(
+        operation_id=ONE,
+        epoch=1,
+        seq=1,
+        job_id="j",
+        generation=1,
+        state=OperationState.SUCCEEDED,
+    )
+    assert await store.operations.apply([report], {}) == 1
+    connection: Any = store._connection
+    (before,) = connection.memory.documents("operations")
+    await store.operations.mark_published([given])
+    assert connection.memory.documents("operations") == [before]

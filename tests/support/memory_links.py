@@ -1,0 +1,66 @@
+"""The way from one process to a server in memory, and what may happen to it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+Fate = Literal["lost_before", "lost_after"]
+"""What becomes of one call: nobody heard of it, or it took effect and its answer was lost."""
+
+Failure = Callable[[str], Exception]
+
+
+async def at_once() -> None:
+    """Let others run, as every call to a server does; no time passes."""
+    await asyncio.sleep(0)
+
+
+class Link:
+    """One process's way to one server. Tests change it at any time."""
+
+    def __init__(
+        self,
+        *,
+        failure: Failure = ConnectionError,
+        pause: Callable[[], Awaitable[None]] = at_once,
+    ) -> None:
+        """`failure` makes what a lost call raises; `pause` is awaited on the way there and back."""
+        self.failure = failure
+        self.pause = pause
+        self.up = True
+        """False: every call fails at once."""
+        self.silent = False
+        """True: no call is ever answered, or takes effect."""
+        self.slow_s = 0.0
+        """Seconds that each message on it takes beside."""
+        self.fates: deque[Fate | None] = deque()
+        """What becomes of the next calls; None: nothing."""
+
+    async def there(self) -> Fate | None:
+        """Carry a call to the server; return what is to become of its answer."""
+        fate = self.fates.popleft() if self.fates else None
+        await self._reach()
+        await self._take_time()
+        await self._reach()
+        if fate == "lost_before":
+            raise self.failure("The call was lost.")
+        return fate
+
+    async def back(self, fate: Fate | None) -> None:
+        """Carry the answer back."""
+        await self._take_time()
+        await self._reach()
+        if fate == "lost_after":
+            raise self.failure("The answer was lost.")
+
+    async def _take_time(self) -> None:
+        if self.slow_s:
+            await asyncio.sleep(self.slow_s)
+        await self.pause()
+
+    async def _reach(self) -> None:
+        if self.silent:
+            await asyncio.Event().wait()
+        if not self.up:
+            raise self.failure("The server is away.")

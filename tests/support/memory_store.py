@@ -1,0 +1,117 @@
+"""The real store over MongoDB in memory: its own writes and guards, another server."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+from gridfs.errors import FileExists, NoFile
+from pymongo.errors import AutoReconnect
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.store import Store
+from modelyard.store.catalog import Shelf
+from modelyard.store.connection import Collection, Connection
+from modelyard.store.events import Audit, DeadLetters, Events
+from modelyard.store.hosts import Hosts
+from modelyard.store.jobs import Jobs
+from modelyard.store.operations import Operations
+from modelyard.store.results import Results
+from tests.support.memory_links import Link
+from tests.support.memory_mongo import MemoryCollection, MemoryDatabase
+
+if TYPE_CHECKING:
+    from motor.motor_asyncio import AsyncIOMotorGridFSBucket
+
+FILES = "results.files"
+
+
+class MemoryConnection(Connection):
+    """A connection to a `MemoryDatabase`; deadlines and errors are those of the real one."""
+
+    def __init__(self, database: MemoryDatabase, link: Link, *, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self.memory = database
+        self.link = link
+
+    def collection(self, name: str) -> Collection:
+        return cast("Collection", MemoryCollection(self.memory, self.link, name))
+
+    async def ping(self) -> None:
+        async with self.answering():
+            await self.link.back(await self.link.there())
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MemoryBucket:
+    """The part of a GridFS bucket that results use."""
+
+    def __init__(self, connection: MemoryConnection) -> None:
+        self._link = connection.link
+        self._files = connection.memory.collections.setdefault(FILES, {})
+
+    async def upload_from_stream_with_id(
+        self, file_id: str, filename: str, source: bytes, *, chunk_size_bytes: int
+    ) -> None:
+        fate = await self._link.there()
+        if file_id in self._files:
+            raise FileExists(file_id)
+        self._files[file_id] = {"name": filename, "content": source, "chunk": chunk_size_bytes}
+        await self._link.back(fate)
+
+    async def delete(self, file_id: str) -> None:
+        fate = await self._link.there()
+        if self._files.pop(file_id, None) is None:
+            raise NoFile(file_id)
+        await self._link.back(fate)
+
+    async def open_download_stream(self, file_id: str) -> "MemoryStream":
+        fate = await self._link.there()
+        if file_id not in self._files:
+            raise NoFile(file_id)
+        await self._link.back(fate)
+        return MemoryStream(self._link, **self._files[file_id])
+
+
+class MemoryStream:
+    """One file on its way."""
+
+    def __init__(self, link: Link, *, name: str, content: bytes, chunk: int) -> None:
+        self.name = name
+        self._link = link
+        self._left = content
+        self._chunk = chunk
+
+    async def readchunk(self) -> bytes:
+        await self._link.back(await self._link.there())
+        taken, self._left = self._left[: self._chunk], self._left[self._chunk :]
+        return taken
+
+
+class MemoryResults(Results):
+    """Results in a bucket in memory."""
+
+    def __init__(self, connection: MemoryConnection, operations: Operations) -> None:
+        self._connection = connection
+        self._operations = operations
+        self._bucket = cast("AsyncIOMotorGridFSBucket", MemoryBucket(connection))
+
+
+class MemoryStore(Store):
+    """One process's store. `link` is its own way to the database, for tests to break."""
+
+    def __init__(
+        self, database: MemoryDatabase, *, link: Link | None = None, timeout_s: float = 5.0
+    ) -> None:
+        self.link = link or Link()
+        self.link.failure = AutoReconnect
+        connection = MemoryConnection(database, self.link, timeout_s=timeout_s)
+        self._connection = connection
+        self.operations = Operations(connection)
+        self.jobs = Jobs(connection)
+        self.hosts = Hosts(connection)
+        self.models = Shelf(connection, "models", ModelSpec)
+        self.datasets = Shelf(connection, "datasets", DatasetSpec)
+        self.events = Events(connection)
+        self.dead_letters = DeadLetters(connection)
+        self.audit = Audit(connection)
+        self.results: Any = MemoryResults(connection, self.operations)
