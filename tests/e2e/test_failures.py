@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Engine, Json, User
+from tests.support.waiting import eventually
 
 
 async def put_probe(user: User, name: str, base: str = "probe-http", **changes: object) -> None:
@@ -100,6 +101,11 @@ async def test_a_container_killed_from_outside_is_found_missing(
         ("REJECTED", "invalid_job_state"),
     }
     assert (await user.job(job_id))["state"] == "FAILED"
+
+    async def removed() -> bool:
+        return not any([await engine.containers(job_id) for engine in engines.values()])
+
+    await eventually(removed, what="the dead container is removed")
     await nothing_is_left(user, engines, job_id)
 
 
