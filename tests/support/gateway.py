@@ -48,9 +48,18 @@ class Backstage:
         return await self.client.post("/v1/jobs", json=request, headers=headers)
 
     async def accepted(self, **request: Any) -> str:
-        """Submit a TERMINATE, or what is given, and return its operation id."""
+        """Submit a TERMINATE, or what is given, and return its operation id.
+
+        A machine that stands still for a second makes 503s; what clients do then is done here.
+        """
         job = {"job_id": f"j-{uuid.uuid4().hex[:8]}", "operation_type": "TERMINATE"}
-        answer = await self.submit(job | request)
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        answer = await self.submit(job | request, **key)
+        for _ in range(5):
+            if answer.status_code != 503:
+                break
+            await asyncio.sleep(float(answer.headers["Retry-After"]))
+            answer = await self.submit(job | request, **key)
         assert answer.status_code == 202, answer.text
         operation_id: str = answer.json()["operation_id"]
         return operation_id
