@@ -13,6 +13,8 @@ import aio_pika
 import httpx2
 from aio_pika.exceptions import AMQPError
 
+from modelyard.broker.losses import losses
+from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.ids import operation_id_for_key
 from tests.support.ledger import Ledger
 
@@ -84,10 +86,12 @@ class Doors:
     async def publish(self, request: Request) -> bool:
         """Publish once by AMQP; False if the broker has not confirmed it."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                exchange = await self._jobs()
-                await exchange.publish(_message(request), "job.submit", mandatory=True)
-        except (AMQPError, OSError, TimeoutError, RuntimeError):
+            # It knows how the client library says that a connection died: by a cancellation, too.
+            with losses():
+                async with asyncio.timeout(PATIENCE_S):
+                    exchange = await self._jobs()
+                    await exchange.publish(_message(request), "job.submit", mandatory=True)
+        except (AMQPError, OSError, RuntimeError, BrokerUnavailableError):
             await self._hang_up()
             return False
         return True
@@ -109,9 +113,10 @@ class Doors:
         connection, self._connection, self._exchange = self._connection, None, None
         if connection is not None:
             try:
-                async with asyncio.timeout(1):
-                    await connection.close()
-            except (AMQPError, OSError, TimeoutError, RuntimeError):
+                with losses():
+                    async with asyncio.timeout(1):
+                        await connection.close()
+            except (AMQPError, OSError, RuntimeError, BrokerUnavailableError):
                 return  # it is broken, which is why it is closed
 
 
