@@ -155,6 +155,7 @@ class Dispatcher:
             max_items=max_items,
             # Someone may have deleted a queue; whoever consumes it brings it back.
             prepare=partial(self._broker.declare, QUEUES),
+            first_alone=True,
         )
 
     async def _patiently(

@@ -16,6 +16,8 @@ log = structlog.get_logger(__name__)
 STEADY_S = 10.0
 """A subscription that held for so long ends a streak of losses, also when nothing came."""
 LOSSES_BEFORE_CARE = 2
+RETURNS_BEFORE_CARE = 2
+"""A message that came back so often may be what its consumers die of."""
 
 
 async def consume_forever(
@@ -25,6 +27,7 @@ async def consume_forever(
     name: str,
     max_items: int,
     prepare: Callable[[], Awaitable[None]] | None = None,
+    first_alone: bool = False,
 ) -> None:
     """Hand every batch to `handle`, which settles it; make a new subscription whenever one ends.
 
@@ -34,10 +37,12 @@ async def consume_forever(
     batch was handled. Runs until cancelled.
 
     Each delivery that a loss leaves unsettled counts against its limit, and one of them may be
-    what the connection dies of. So after two subscriptions in a row that handled nothing they
-    come one by one, until about as many were handled as might have been prefetched.
+    what the connection, or the whole process, dies of. So after two subscriptions in a row that
+    handled nothing, or when one has come back twice already, they come one by one, until about as
+    many were handled as might have been prefetched. With `first_alone` the very first one comes
+    alone too: what a process dies of at its every start then takes no neighbour with it.
     """
-    losses = _Losses(name, care_for=2 * max_items)
+    losses = _Losses(name, care_for=2 * max_items, care_first=int(first_alone))
     subscribed_before = False
     while True:
         try:
@@ -59,9 +64,12 @@ async def _consume(
     losses: "_Losses",
     max_items: int,
 ) -> None:
-    """Handle batches until the subscription is lost, or the time to be careful is over."""
+    """Handle batches until the subscription is lost, or care begins or is over."""
     careful = losses.careful
     async for batch in subscription.batches(max_items=max_items):
+        losses.came(batch)
+        if losses.careful and not careful:
+            return  # they all go back, and come one by one
         await handle(subscription, batch)
         losses.handled(len(batch))
         if careful and not losses.careful:
@@ -71,11 +79,14 @@ async def _consume(
 class _Losses:
     """What one consumer has lost in a row, and how careful it has become."""
 
-    def __init__(self, name: str, *, care_for: int) -> None:
-        """`care_for` is how many deliveries come one by one, once it is careful."""
+    def __init__(self, name: str, *, care_for: int, care_first: int) -> None:
+        """`care_for` is how many deliveries come one by one, once it is careful.
+
+        `care_first` is how many do so at the beginning.
+        """
         self._name = name
         self._care_for = care_for
-        self._care_left = 0
+        self._care_left = care_first
         self._unhandled = 0
         self._subscribed = False
         self.in_a_row = 0
@@ -95,6 +106,11 @@ class _Losses:
         if self._unhandled >= LOSSES_BEFORE_CARE:
             self._care_left = self._care_for
         self._subscribed = False
+
+    def came(self, batch: list[Delivery]) -> None:
+        """Become careful if one of a batch has come back too often to be like any other."""
+        if any(delivery.returned >= RETURNS_BEFORE_CARE for delivery in batch):
+            self._care_left = self._care_for
 
     def handled(self, deliveries: int) -> None:
         """Note that a batch was handled."""

@@ -30,6 +30,12 @@ class Delivery:
     """A key for this delivery alone, the same for as long as the process has it."""
 
     @property
+    def returned(self) -> int:
+        """How often it came before and went back unsettled, as its quorum queue has counted."""
+        count = self.headers.get("x-delivery-count", 0)
+        return count if isinstance(count, int) else 0
+
+    @property
     def settled(self) -> bool:
         """True once it was acked; a batch that is handled again may hold such ones."""
         return bool(self.raw.processed)

@@ -473,20 +473,62 @@ async def test_after_two_losses_deliveries_come_one_by_one_for_a_while(
         return await broker.message_count(JOBS_QUEUE.name) == 0
 
     await broker.declare(QUEUES)
-    for number in range(6):
+    for number in range(10):
         await broker.publish(JOBS, SUBMIT_KEY, str(number).encode())
-    subscribe = partial(broker.subscribe, JOBS_QUEUE, prefetch=20)
+    subscribe = partial(broker.subscribe, JOBS_QUEUE, prefetch=4)
     async with asyncio.timeout(20):
         consuming = asyncio.create_task(
             consume_forever(subscribe, handle, name="test", max_items=2)
         )
-        for ready in (5, 4, 3, 2):
+        # The four that came back twice, and three more: the care begins anew with each of them.
+        for ready in (9, 8, 7, 6, 5, 4, 3):
             assert await held.get() == 1
             assert await broker.message_count(JOBS_QUEUE.name) == ready
             release.release()
         await held.get()
     await eventually(all_prefetched)
     consuming.cancel()
+
+
+async def test_a_message_that_ends_its_process_each_time_takes_no_neighbour_with_it(
+    broker: Broker,
+) -> None:
+    """Each process is a consumer that is cancelled with all that it has prefetched."""
+    await broker.declare(QUEUES)
+    neighbours = [str(number).encode() for number in range(8)]
+    for body in [b"poison", *neighbours]:
+        await broker.publish(JOBS, SUBMIT_KEY, body)
+    handled: dict[bytes, int] = {}
+    died: asyncio.Queue[None] = asyncio.Queue()
+
+    async def handle(subscription: Subscription, batch: list[Delivery]) -> None:
+        if any(one.body == b"poison" for one in batch):
+            died.put_nowait(None)
+            await asyncio.Event().wait()
+        handled.update({one.body: one.returned for one in batch})
+        await subscription.ack(batch)
+
+    def start() -> asyncio.Task[None]:
+        subscribe = partial(broker.subscribe, JOBS_QUEUE, prefetch=20)
+        return asyncio.create_task(
+            consume_forever(subscribe, handle, name="test", max_items=10, first_alone=True)
+        )
+
+    async def all_handled() -> bool:
+        return len(handled) == len(neighbours)
+
+    async with asyncio.timeout(30):
+        for _ in range(int(JOBS_QUEUE.arguments["x-delivery-limit"]) + 1):
+            consuming = start()
+            await died.get()
+            consuming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await consuming
+    assert await received(broker, DEAD_QUEUE, 1) == [b"poison"]
+    consuming = start()
+    await eventually(all_handled)
+    consuming.cancel()
+    assert max(handled.values()) <= 1
 
 
 async def test_a_queue_that_was_deleted_is_prepared_again(
