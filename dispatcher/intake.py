@@ -166,7 +166,9 @@ class Intake:
                 if one.operation_id in places
             }
         )
-        await self._store.operations.take_in([(one, places[one.operation_id]) for one in wanted])
+        await self._store.operations.take_in(
+            [(one, places[one.operation_id]) for one in wanted if one.operation_id in places]
+        )
         self._wake(jobs)
         # Told again if it comes again before it moved on: a crash may have swallowed the first.
         standing = [
@@ -180,19 +182,22 @@ class Intake:
 def in_order(
     brought: Mapping[str, str | None], known: Mapping[str, Known], unbrought: Sequence[Known]
 ) -> list[str]:
-    """Return the ids in the order of their places in line.
+    """Return the ids that are to have places in line, in their order.
 
     `brought` are the operations of this batch and their jobs, in the broker's order. `unbrought`
     are recorded ones of the same jobs that no message has brought. One of those that was recorded
     before a brought one was not published before it (else the broker had brought it first): a
     gateway took it in while the broker was away, and it goes ahead. Of a brought one that is not
     recorded yet nobody knows since when it waits; ahead of it goes what the broker did not confirm.
-    The others' own messages are still to come.
+    One that has its place already was brought before, and when it was recorded may be the moment
+    of that; nothing can go ahead of it any more. The others' own messages are still to come.
     """
     order: list[str] = []
     left = sorted(unbrought, key=lambda one: one.accepted)
     for key, job_id in brought.items():
         there = known.get(key)
+        if there is not None and there.line is not None:
+            continue
         ahead = [
             one
             for one in left

@@ -9,9 +9,16 @@ from modelyard.store.operation_queries import Known
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def at(second: int, key: str, job_id: str = "j", *, unpublished: bool = False) -> Known:
+def at(
+    second: int,
+    key: str,
+    job_id: str = "j",
+    *,
+    line: int | None = None,
+    unpublished: bool = False,
+) -> Known:
     accepted = (START + timedelta(seconds=second), 0)
-    return Known(key, job_id, "", OperationState.QUEUED, None, accepted, unpublished)
+    return Known(key, job_id, "", OperationState.QUEUED, line, accepted, unpublished)
 
 
 def brought(*keys: str) -> dict[str, str | None]:
@@ -47,3 +54,11 @@ def test_before_what_is_not_recorded_yet_nothing_goes_ahead() -> None:
 def test_what_the_broker_did_not_take_goes_ahead_of_what_nobody_recorded() -> None:
     unbrought = [at(1, "a", unpublished=True), at(1, "x", job_id="other", unpublished=True)]
     assert in_order(brought("b"), {}, unbrought) == ["a", "b"]
+
+
+def test_what_is_brought_again_takes_nobody_along() -> None:
+    """A dispatcher has recorded "a" as it came and died; "b" and "c" lie behind it in the queue."""
+    again = at(5, "a", line=1)
+    unbrought = [at(2, "c"), at(3, "d", unpublished=True)]
+    assert in_order(brought("a"), {"a": again}, unbrought) == []
+    assert in_order(brought("a", "b"), {"a": again}, unbrought) == ["d", "b"]
