@@ -15,6 +15,8 @@ from tests.support.waiting import eventually
 
 DATABASE = "MongoDB step-down, killed, cut for 10 minutes"
 AWAY_S = 30
+SLOW_S = 0.35
+"""Added to each way."""
 pytestmark = [pytest.mark.faults, pytest.mark.fault(DATABASE)]
 
 
@@ -102,6 +104,23 @@ async def test_a_dispatcher_cut_from_the_database_burns_no_delivery_limit(
     await yard.holds()
     await yard.succeeded(ids)
     assert await yard.database.count("dead_letters") == 0
+
+
+async def test_a_slow_database_makes_everything_slow_and_nothing_wrong(wires: Wires) -> None:
+    """At 0.7 s a round trip the gateway's second is over before a write is confirmed."""
+    yard = wires.yard
+    load = await yard.load(pause_s=0.3)
+    loading = asyncio.create_task(load.run())
+    await yard.running_any()
+    for proxy in (wires.dispatcher_mongo, wires.gateway_mongo):
+        proxy.slow(SLOW_S)
+    ids = await loading
+    more = await Load(yard.doors, Mix(batches=0)).run()
+    await lasts(AWAY_S)
+    for proxy in (wires.dispatcher_mongo, wires.gateway_mongo):
+        await proxy.heal()
+    await yard.holds()
+    await yard.succeeded([*ids, *more])
 
 
 async def _primary(mongodb: MongoDB) -> None:
