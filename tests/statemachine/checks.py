@@ -103,7 +103,7 @@ def _names_twice(world: World) -> Iterator[str]:
 
 def _waiting_for_room(now: Snapshot) -> set[str]:
     """Return the jobs whose line stands because every slot is taken."""
-    if any(host["slots_used"] < host["slots"] for host in now.hosts):
+    if any(host["slots_used"] < host.get("slots", 0) for host in now.hosts):
         return set()
     return {one["job_id"] for one in now.operations if one["open"] and one.get("waits")}
 

@@ -21,12 +21,12 @@ from tests.statemachine.checks import seen, wrong_at_the_end, wrong_now, wrong_w
 from tests.statemachine.loop import VirtualLoop
 from tests.statemachine.members import Member
 from tests.statemachine.virtual import virtual_machine
-from tests.statemachine.world import SLOTS, World
+from tests.statemachine.world import JITTERS, SLOTS, Jitter, World
 
 HEALED_WITHIN_S = 120.0
 """Seconds after everything was mended until everything must be in order."""
 LOOK_EVERY_S = 1.7
-STAYS_S = 25.0
+STAYS_S = 15.0
 """Seconds for which it must stay in order then."""
 A_REPORT_S = 5.0
 """Seconds within which what is just on its way arrives."""
@@ -68,9 +68,13 @@ class Fleet(RuleBasedStateMachine):
     def _crash_point(self, name: str) -> None:
         self.world.crash_point(name)
 
-    @initialize(seed=st.integers(0, 1 << 16), dispatchers=st.integers(1, 2))
-    def begin(self, seed: int, dispatchers: int) -> None:
-        self.world = World(self.loop, seed)
+    @initialize(
+        seed=st.integers(0, 1 << 16),
+        dispatchers=st.integers(1, 2),
+        jitter=st.sampled_from(JITTERS),
+    )
+    def begin(self, seed: int, dispatchers: int, jitter: Jitter) -> None:
+        self.world = World(self.loop, seed, jitter)
         for _ in range(dispatchers):
             self.world.start_dispatcher()
         for host_id in SLOTS:
@@ -158,16 +162,45 @@ class Fleet(RuleBasedStateMachine):
 
     # --- processes ---
 
-    @rule(index=ANY, how=st.sampled_from(["kill", "freeze", "cut"]))
+    @rule(index=ANY, how=st.sampled_from(["kill", "freeze", "cut", "reconnect"]))
     def break_a_process(self, index: int, how: str) -> None:
         if member := self._member(index):
-            if how == "kill":
-                self.world.kill(member)
-            elif how == "freeze":
-                self.world.freeze(member)
-            else:
-                self.world.cut(member)
+            match how:
+                case "kill":
+                    self.world.kill(member)
+                case "freeze":
+                    self.world.freeze(member)
+                case "cut":
+                    self.world.cut(member)
+                case _:
+                    member.broker.cut()
         self._after(0.05)
+
+    @rule(
+        job_id=JOB_IDS,
+        model=DEPLOYED,
+        of_store_s=st.sampled_from([0.2, 0.6, 1.2]),
+        of_engine_s=st.sampled_from([0.0, 0.1, 0.4]),
+        seconds=st.sampled_from([0.3, 0.8, 1.5, 3.0]),
+    )
+    def overtake_the_recorder(
+        self, job_id: str, model: str, of_store_s: float, of_engine_s: float, seconds: float
+    ) -> None:
+        """Let a dispatcher fall behind with a job's reports in hand, and another take over."""
+        for slow_s in self.world.slow_s.values():
+            slow_s[0] = of_engine_s
+        if len(self.world.dispatchers) < 2:
+            self.world.start_dispatcher()
+            self._after(1.0)
+        for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER):
+            self.world.submit(_request(job_id, verb, model))
+        behind = self.world.recording_dispatcher()
+        if behind is not None and behind.store is not None:
+            behind.store.link.slow_s = of_store_s
+        self._after(seconds)
+        if behind is not None:
+            behind.broker.cut()
+        self._after(1.0)
 
     @rule(index=ANY)
     def mend_a_process(self, index: int) -> None:
@@ -193,15 +226,22 @@ class Fleet(RuleBasedStateMachine):
             link.slow_s = seconds
         self._after(0.05)
 
-    @rule(index=ANY, point=st.sampled_from(sorted(CRASH_POINTS)), freezes=st.booleans())
-    def stop_a_process_at(self, index: int, point: str, *, freezes: bool) -> None:
-        """Let it die, or freeze, when it comes to this point the next time."""
-        workers, dispatchers = [*self.world.workers.values()], self.world.dispatchers
-        members = workers if point.startswith("worker.") else dispatchers
-        if members:
-            chosen = members[index % len(members)]
-            chosen.stops_at, chosen.freezes = point, freezes
-        self._after(0.05)
+    @rule(
+        point=st.sampled_from(sorted(CRASH_POINTS)),
+        freezes=st.sampled_from([False, False, True]),
+        job_id=JOB_IDS,
+        model=DEPLOYED,
+        ends=st.booleans(),
+    )
+    def stop_a_process_at(
+        self, point: str, job_id: str, model: str, *, freezes: bool, ends: bool
+    ) -> None:
+        """Let die, or freeze, whoever comes to this point next; and give it a reason to."""
+        self.world.traps[point] = freezes
+        verbs = [Verb.TEMP, Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER]
+        for verb in [*verbs, Verb.TERMINATE] if ends else verbs:
+            self.world.submit(_request(job_id, verb, model))
+        self._after(2.5)
 
     # --- servers and the ways to them ---
 
@@ -293,7 +333,7 @@ class Fleet(RuleBasedStateMachine):
             asyncio.set_event_loop(None)
             self._virtual.__exit__(None, None, None)
             gc.enable()
-            gc.collect()
+            gc.collect(0)  # all that is new is young: nothing was collected meanwhile
 
     def _heal_and_settle(self) -> None:
         if wrong_now(self.world):

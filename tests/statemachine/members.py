@@ -49,10 +49,6 @@ class Member:
     task: asyncio.Task[None] | None = None
     pipe: asyncio.StreamReader | None = None
     """A worker's to its watchdog."""
-    stops_at: str | None = None
-    """The crash point at which it is to die."""
-    freezes: bool = False
-    """True if it is only to be frozen there."""
     alive: bool = True
     links: list[Link] = field(default_factory=list)
 

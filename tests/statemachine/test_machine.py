@@ -8,8 +8,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.statemachine.machine import Fleet
 
-STEPS_EACH = 60
-EXAMPLES = 200
+STEPS_EACH = 100
+EXAMPLES = 105
 LEAST_STEPS = 10_000
 
 

@@ -1,5 +1,6 @@
 """What is checked at every single write to the database: I5 and I6."""
 
+import json
 from collections import Counter, defaultdict
 
 from modelyard.contract.states import (
@@ -18,14 +19,22 @@ class Watching:
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
+        self._reported: set[tuple[str, int, int]] = set()
         self.written: dict[tuple[str, int, OperationState], set[int]] = defaultdict(set)
         """By operation, epoch and state, the sequence numbers that the record ever had."""
+
+    def on_reports(self, body: bytes) -> None:
+        """Note what workers have reported."""
+        for one in json.loads(body)["operations"]:
+            self._reported.add((one["operation_id"], one["epoch"], one["seq"]))
 
     def on_write(self, collection: str, before: Document | None, after: Document) -> None:
         """Judge one write."""
         if collection == "operations":
             fact = _fact(after)
             self.written[after["_id"], fact.epoch, fact.state].add(fact.seq)
+            if fact.seq and (after["_id"], fact.epoch, fact.seq) not in self._reported:
+                self.wrong.append(f"I6: {after['_id']} is as nobody has reported it: {fact}")
         if collection == "hosts":
             self.wrong += (f"I5: {sentence}" for sentence in _host(after))
         elif collection == "operations" and before is not None:

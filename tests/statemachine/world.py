@@ -5,13 +5,13 @@ import contextvars
 import random
 from collections import Counter
 from collections.abc import Coroutine, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import Admission
-from modelyard.contract.topology import HOSTS, JOBS, REPORTS
+from modelyard.contract.topology import HOSTS, JOBS, REPORTS, REPORTS_QUEUE
 from modelyard.crash_points import CRASH_POINTS
 from tests.statemachine.catalog import DATASETS, MANNERS, MODELS, PULLED
 from tests.statemachine.engine import Engine, EngineWay, ModelProgram, RunLog
@@ -34,6 +34,20 @@ REMEMBERED = 30
 """Messages of each exchange that may be brought again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Jitter:
+    """How long messages on the network take."""
+
+    at_once: float
+    """The share of them that take no time."""
+    most_s: float
+    """Seconds that the others take at the most, but for one in a hundred."""
+
+
+CALM = Jitter(0.8, 0.01)
+JITTERS = (CALM, CALM, Jitter(0.5, 0.1), Jitter(0.3, 0.5))
+
+
 class Killed(BaseException):
     """The process ends here, and nothing in it may catch it."""
 
@@ -41,8 +55,9 @@ class Killed(BaseException):
 class World:
     """One fleet in memory: two hosts, up to two dispatchers, and a gateway that never breaks."""
 
-    def __init__(self, loop: VirtualLoop, seed: int) -> None:
+    def __init__(self, loop: VirtualLoop, seed: int, jitter: Jitter = CALM) -> None:
         self.loop = loop
+        self.jitter = jitter
         self._random = random.Random(seed)
         self.database = MemoryDatabase(loop.time)
         self.watching = Watching()
@@ -56,6 +71,8 @@ class World:
         self.members: list[Member] = []
         """Dispatchers and workers that live, in the order in which they were started."""
         self.workers: dict[str, Member] = {}
+        self.traps: dict[str, bool] = {}
+        """Crash points at which the next one dies; true: is only frozen."""
         self.store_up = True
         self.broker_up = True
         self._starts: Counter[str] = Counter()
@@ -99,10 +116,11 @@ class World:
     async def pause(self) -> None:
         """Take as long as a message on the network does; now and then that is long."""
         luck = self._random.random()
-        if luck < 0.8:
+        if luck < self.jitter.at_once:
             await asyncio.sleep(0)
         else:
-            await asyncio.sleep(self._random.uniform(0.0, 0.01 if luck < 0.99 else 0.4))
+            most_s = self.jitter.most_s if luck < 0.99 else 0.4
+            await asyncio.sleep(self._random.uniform(0.0, most_s))
 
     def _store(self) -> MemoryStore:
         store = MemoryStore(self.database, link=Link(pause=self.pause))
@@ -119,6 +137,8 @@ class World:
         route = self.rabbit.route
 
         def remember(letter: Letter) -> int:
+            if letter.exchange == REPORTS.name:
+                self.watching.on_reports(letter.body)
             if letter.exchange in self.published:
                 kept = self.published[letter.exchange]
                 kept.append(letter)
@@ -135,6 +155,14 @@ class World:
         """The dispatchers that live, frozen ones among them."""
         workers = list(self.workers.values())
         return [one for one in self.members if one not in workers]
+
+    def recording_dispatcher(self) -> Member | None:
+        """Return the one that the workers' reports go to now."""
+        queue = self.rabbit.queues.get(REPORTS_QUEUE.name)
+        active = queue.consumers[:1] if queue is not None else []
+        return next(
+            (one for one in self.dispatchers if any(one.broker.has(it) for it in active)), None
+        )
 
     def start_dispatcher(self) -> Member:
         """Start one more."""
@@ -178,10 +206,9 @@ class World:
         member = next((one for one in self.members if one.process is process), None)
         if name not in CRASH_POINTS:
             self.died.append(f"{name} is no crash point")
-        if member is None or member.stops_at != name:
+        if member is None or name not in self.traps:
             return
-        member.stops_at = None
-        if member.freezes:
+        if self.traps.pop(name):
             self.freeze(member)
         else:
             self.kill(member)
@@ -235,10 +262,11 @@ class World:
 
     def heal(self) -> None:
         """Mend everything."""
+        self.jitter = CALM
         self.set_store(up=True)
         self.set_broker(up=True)
+        self.traps.clear()
         for member in self.members:
-            member.stops_at = None
             for link in member.links:
                 link.fates.clear()
                 link.slow_s = 0.0

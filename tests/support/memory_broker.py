@@ -185,6 +185,10 @@ class MemoryBroker(Broker):
         async with self._attached(attach, prefetch) as subscription:
             yield subscription
 
+    def has(self, consumer: Consumer) -> bool:
+        """Tell whether a consumer is this process's."""
+        return consumer in self._consumers
+
     def cut(self) -> None:
         """Close this process's connections, as when it dies or its network does."""
         for consumer in tuple(self._consumers):
