@@ -38,7 +38,7 @@ class ProcessId:
     def of(cls, pid: int) -> Self | None:
         """Look the process up; None if it is gone or only waits to be reaped."""
         stat = _stat(pid)
-        if stat is None or stat.state in {"Z", "X"}:
+        if stat is None or stat.state == "X" or (stat.state == "Z" and not _has_threads(pid)):
             return None
         return cls(pid, stat.started, _BOOT_ID.read_text().strip())
 
@@ -113,6 +113,14 @@ def _stat(pid: int) -> _Stat | None:
     # The second field is the program's name in parentheses and may itself contain both.
     fields = text.rpartition(")")[2].split()
     return _Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]))
+
+
+def _has_threads(pid: int) -> bool:
+    """Tell whether a zombie has other threads yet: they hold its sockets until they have ended."""
+    try:
+        return len(list((_PROC / str(pid) / "task").iterdir())) > 1
+    except OSError:
+        return False
 
 
 def _pids() -> list[int]:

@@ -39,7 +39,8 @@ class RabbitMQ:
     """One node on loopback, with its data, log and own epmd under `folder`.
 
     As root it runs under the account `rabbitmq`, provided that this account can enter the
-    folder. It keeps its port from one start to the next, while nobody else takes it.
+    folder. It keeps its port from one start to the next, unless somebody else has taken it by the
+    first start of this object.
     """
 
     def __init__(self, folder: Path, *, logs: Path | None = None) -> None:
@@ -48,6 +49,8 @@ class RabbitMQ:
         self.version = ""
         self._ports_file = folder / "ports.json"
         self._ports = self._known_ports()
+        self._settled = False
+        """True once clients may know the ports."""
 
     @property
     def port(self) -> int:
@@ -75,9 +78,11 @@ class RabbitMQ:
         if self.daemon.ours:
             return
         self.daemon.claim()
-        self._ports = {
-            role: port if is_free(port) else free_port() for role, port in self._ports.items()
-        }
+        if not self._settled:
+            self._ports = {
+                role: port if is_free(port) else free_port() for role, port in self._ports.items()
+            }
+            self._settled = True
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ports_file.write_text(json.dumps(self._ports))
         self._configure()

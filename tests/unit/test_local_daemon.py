@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENV = dict(os.environ)
+# Its main thread ends and another one goes on.
+HEADLESS = (
+    sys.executable,
+    "-c",
+    "import ctypes, threading as t, time; t.Thread(target=time.sleep, args=(60,)).start(); "
+    "ctypes.CDLL(None).pthread_exit(None)",
+)
 SLEEPER = ("sleep", "600")
 # Leaves the session, as epmd does, and ignores SIGTERM.
 RUNAWAY = (
@@ -65,6 +72,18 @@ def test_a_process_with_the_same_number_is_not_taken_for_the_recorded_one(daemon
     record.write_text(json.dumps(fields))
     assert Daemon("sleeper", daemon.folder).process is None
     assert process.alive
+
+
+def test_a_process_lives_for_as_long_as_one_of_its_threads(daemon: Daemon) -> None:
+    """A killed server of many threads is a zombie first, and holds its port for a moment more."""
+    daemon.spawn(HEADLESS, ENV)
+    process = daemon.process
+    assert process
+    stat = Path("/proc", str(process.pid), "stat")
+    wait_until(lambda: ") Z " in stat.read_text(), 5, "the end of the main thread")
+    assert process.alive
+    daemon.kill()
+    assert not process.alive
 
 
 def test_stop_ends_also_what_left_the_session_and_ignores_sigterm(daemon: Daemon) -> None:
