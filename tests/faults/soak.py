@@ -75,6 +75,7 @@ def start_servers(folder: Path, stack: ExitStack) -> Servers:
 
 async def soak(site: Site, seed: int, seconds: float) -> int:
     """Break and load for so many seconds; return 0 if everything holds afterwards."""
+    site.intact = False
     async with open_yard(site) as yard:
         nemesis = Nemesis(yard, random.Random(seed), say)
         over = asyncio.Event()
@@ -90,6 +91,7 @@ async def soak(site: Site, seed: int, seconds: float) -> int:
         healed_s = yard.invariants.healed_s
         quiet = "never" if healed_s is None else f"{healed_s:.1f} s"
         say(f"time to heal: {quiet}; {len(violations)} violations; seed {seed}")
+    site.intact = not violations
     return 1 if violations else 0
 
 

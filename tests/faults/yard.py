@@ -5,7 +5,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from tests.support.waiting import eventually
 
 Json = dict[str, Any]
 SLOTS = 6
+FAILED = Path(__file__).resolve().parents[2] / "var" / "tests" / "failed"
+"""Keeps the logs of the newest sites in which something did not hold."""
+FAILED_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,19 @@ class Site:
             engine_api.remove_containers(engine.url, f"modelyard.host={host_id}")
         with MongoClient[Json](self.fleet.mongo_url) as client:
             client.drop_database(client.get_default_database().name)
+        if not self.intact:
+            _keep_logs(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _keep_logs(folder: Path) -> None:
+    """Keep what the processes of a site said in which something went wrong."""
+    FAILED.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        (folder / "log").rename(FAILED / folder.name)
+    former = sorted(FAILED.iterdir(), key=lambda one: one.stat().st_mtime)[:-FAILED_KEPT]
+    for one in former:
+        shutil.rmtree(one)
 
 
 def make_site(
@@ -361,8 +376,9 @@ async def _prepare(yard: Yard) -> None:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
+    while not task.done():
+        task.cancel()  # the driver may take a cancellation for a lost connection
+        await asyncio.wait((task,), timeout=1)
     if not task.cancelled() and (error := task.exception()):
         raise error
 
