@@ -29,8 +29,10 @@ ENV = dict(os.environ)
 HEADLESS = (
     sys.executable,
     "-c",
-    "import ctypes, threading as t, time; t.Thread(target=time.sleep, args=(60,)).start(); "
-    "ctypes.CDLL(None).pthread_exit(None)",
+    (
+        "import ctypes, threading as t, time; t.Thread(target=time.sleep, args=(60,)).start(); "
+        "ctypes.CDLL(None).pthread_exit(None)"
+    ),
 )
 SLEEPER = ("sleep", "600")
 # Leaves the session, as epmd does, and ignores SIGTERM.
