@@ -2,17 +2,25 @@
 
 The worker ends what runs for too long; here is who ends it when the worker hangs, and who gives up
 on a host that never accepts what it is given.
+
+A worker's word may lie unread in the reports' queue: while MongoDB or the dispatchers were away,
+time went by and nothing was recorded. So what looks overdue is judged by way of that queue, when
+all that was told before has been read.
 """
+
+from contextlib import suppress
 
 import structlog
 
 from dispatcher.attempts import Attempts
 from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
-from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.broker import Broker
+from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState
-from modelyard.contract.topology import LEASE_S
+from modelyard.contract.topology import LEASE_S, REPORTS, REPORTS_QUEUE
 from modelyard.store import Store
+from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -24,42 +32,57 @@ worker may look for a cause before it reports."""
 NOT_ACCEPTED_S = 1.5 * LEASE_S
 """Seconds after which a command that nobody accepted counts as a failed attempt."""
 LIMIT = 200
+OVERDUE_REPORTS_TYPE = "modelyard.overdue-reports.v1"
 
 
 class Deadlines:
-    """Two repairs of the sweep. Both raise `StoreUnavailableError`."""
+    """A repair of the sweep, in two parts. Both raise `StoreUnavailableError`."""
 
     def __init__(
-        self, store: Store, control: Control, attempts: Attempts, *, default_timeout_s: float
+        self,
+        store: Store,
+        broker: Broker,
+        control: Control,
+        attempts: Attempts,
+        *,
+        default_timeout_s: float,
     ) -> None:
         self._store = store
+        self._broker = broker
         self._control = control
         self._attempts = attempts
         self._default_timeout_s = default_timeout_s
 
-    async def time_out(self) -> None:
-        """Remind workers of operations whose time is over, and end those that go on."""
-        late = await self._store.operations.running_too_long(
-            default_timeout_s=self._default_timeout_s, slack_s=REMIND_AFTER_S, limit=LIMIT
-        )
-        if not late:
-            return
+    async def look(self) -> None:
+        """Remind workers of what runs for too long; ask for a judgement if something is overdue."""
+        late = await self._too_long(REMIND_AFTER_S)
         await tell_to_cancel(self._control, late, "timed_out")
-        too_late = await self._store.operations.running_too_long(
-            default_timeout_s=self._default_timeout_s, slack_s=GIVE_UP_AFTER_S, limit=LIMIT
-        )
-        for one in too_late:
+        too_late = bool(late) and await self._too_long(GIVE_UP_AFTER_S)
+        if too_late or await self._ignored():
+            with suppress(BrokerUnavailableError):  # it is asked again
+                await self._broker.publish(
+                    REPORTS, REPORTS_QUEUE.routing_key, b"", message_type=OVERDUE_REPORTS_TYPE
+                )
+
+    async def enforce(self) -> None:
+        """End what goes on past its time, and take away what no worker accepts.
+
+        All that was reported before has to be recorded by now.
+        """
+        for one in await self._too_long(GIVE_UP_AFTER_S):
             log.warning("operation.overran", operation_id=one.operation_id, host_id=one.host_id)
             await self._attempts.end(
                 one, ErrorInfo.of(ErrorCode.TIMED_OUT), OperationState.TIMED_OUT
             )
-
-    async def give_up_unaccepted(self) -> None:
-        """Take operations away from hosts that live and do not accept them."""
-        ignored = await self._store.operations.never_accepted(
-            older_than_s=NOT_ACCEPTED_S, limit=LIMIT
-        )
-        for one in ignored:
+        for one in await self._ignored():
             log.warning("operation.not_accepted", operation_id=one.operation_id, host=one.host_id)
             await tell_to_cancel(self._control, [one], "stale")
             await self._attempts.failed(one, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
+
+    async def _too_long(self, slack_s: float) -> list[OperationRecord]:
+        return await self._store.operations.running_too_long(
+            default_timeout_s=self._default_timeout_s, slack_s=slack_s, limit=LIMIT
+        )
+
+    async def _ignored(self) -> list[OperationRecord]:
+        return await self._store.operations.never_accepted(older_than_s=NOT_ACCEPTED_S, limit=LIMIT)

@@ -57,6 +57,8 @@ class Drains:
             return False
         if await self._store.jobs.on_host(host.host_id):
             return False
+        if host.reservations:
+            return False  # for a job that is on its way here, or for nobody: the sweep frees it
         if await self._store.hosts.drained(host.host_id):
             log.info("host.drained", host_id=host.host_id)
             await self._facts.tell([host_event(host.host_id, "drained", host.incarnation)])

@@ -1,5 +1,8 @@
 """Hosts that are given up: what may run elsewhere does, the rest ends with the reason.
 
+A host may come back meanwhile and be given new work. So it is looked at again after its jobs and
+operations were read: what was read before was no new work, for none is given to a LOST host.
+
 What can crash between two lines: everything here is done again for as long as the host is LOST and
 the record still has something on it, and each write finds what is done. The jobs go first: once a
 job has let go of its host, nothing that the host still reports reaches it.
@@ -63,15 +66,23 @@ class LostHosts:
         given = await self._store.operations.on_host(host.host_id)
         if not jobs and not given and not host.reservations:
             return
+        if not await self._is_still_lost(host):
+            return
+        # Told first: none of it may run here when it is begun elsewhere.
+        await tell_to_cancel(self._control, given, "stale")
         await self._lose_jobs(host, [job for job in jobs if job.state.live])
         crash_point("dispatcher.lost.after_jobs")
         by_id = {job.job_id: job for job in jobs}
         for operation in given:
             await self._take_operation(operation, by_id.get(operation.job_id or ""))
         crash_point("dispatcher.lost.after_operations")
-        await tell_to_cancel(self._control, given, "stale")
         await self._free(host)
         self._scheduler.wake(by_id)
+
+    async def _is_still_lost(self, host: HostRecord) -> bool:
+        now = await self._store.hosts.get(host.host_id)
+        lost = now is not None and now.liveness is Liveness.LOST
+        return lost and now is not None and now.incarnation == host.incarnation
 
     async def _lose_jobs(self, host: HostRecord, jobs: Iterable[JobRecord]) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
@@ -103,7 +114,10 @@ class LostHosts:
 
     async def _free(self, host: HostRecord) -> None:
         """Free what is reserved on the host for jobs that are there no more."""
-        for job in await self._store.jobs.on_host(host.host_id):
+        left = await self._store.jobs.on_host(host.host_id)
+        if not await self._is_still_lost(host):
+            return
+        for job in left:
             if not job.state.live:
                 await self._store.jobs.observe(job, job.state, job.error)
         still = {job.job_id for job in await self._store.jobs.on_host(host.host_id)}

@@ -107,9 +107,15 @@ class Moves:
 
     async def _step(self, job: JobRecord, move: MoveRecord, hosts: Sequence[HostRecord]) -> None:
         """Go on with a move from what the record says of it."""
-        if job.state is not move.state or job.host_id is None or job.recovery is not None:
-            await self._give_up(job, move, failed=False)
-            return
+        there = next((one for one in hosts if one.host_id == move.host_id), None)
+        lost = there is None or there.liveness is Liveness.LOST
+        if lost or _is_unwanted(job, move, there):
+            await self._give_up(job, move, failed=lost)
+        elif there is not None and there.liveness is Liveness.ONLINE:
+            await self._step_to(job, move, there)
+
+    async def _step_to(self, job: JobRecord, move: MoveRecord, there: HostRecord) -> None:
+        """Give out the next leg, or take over once the last one has succeeded."""
         verbs = [Verb.DEPLOY_CREATE]
         if move.state is JobState.LOADED:
             verbs.append(Verb.DEPLOY_LOAD)
@@ -117,11 +123,7 @@ class Moves:
         for verb in verbs:
             leg = await self._store.operations.get(_leg(job, move, verb))
             if leg is None or leg.state is OperationState.QUEUED:
-                host = next((one for one in hosts if one.host_id == move.host_id), None)
-                if host is None or host.liveness is not Liveness.ONLINE:
-                    await self._give_up(job, move, failed=True)
-                else:
-                    await self._dispatch(job, move, verb, host)
+                await self._dispatch(job, move, verb, there, epoch=leg.epoch if leg else 0)
                 return
             if not leg.state.terminal:
                 return
@@ -133,13 +135,13 @@ class Moves:
             await self._take_over(job, move, leg)
 
     async def _dispatch(
-        self, job: JobRecord, move: MoveRecord, verb: Verb, host: HostRecord
+        self, job: JobRecord, move: MoveRecord, verb: Verb, host: HostRecord, *, epoch: int = 0
     ) -> None:
         """Give one leg of a move to its host; a leg that is on its way is left alone."""
         new = system_operation(job, verb, _why(move)).model_copy(update={"aside": True})
         await self._store.operations.record([new])
         claimed = await self._store.operations.claim(
-            [Claim(new.operation_id, 0, move.host_id, host.incarnation or "", move.generation)],
+            [Claim(new.operation_id, epoch, move.host_id, host.incarnation or "", move.generation)],
             token=uuid.uuid4().hex,
         )
         await self._commands.publish(claimed, {job.job_id: job})
@@ -183,6 +185,13 @@ class Moves:
             return
         await tell_to_cancel(self._control, [leg], "stale")
         await self._attempts.end(leg, error, OperationState.CANCELLED)
+
+
+def _is_unwanted(job: JobRecord, move: MoveRecord, there: HostRecord | None) -> bool:
+    """Tell whether the job is not what was to be moved any more, or its target drains as well."""
+    if job.state is not move.state or job.host_id is None or job.recovery is not None:
+        return True
+    return there is not None and there.admission is Admission.DRAINING
 
 
 def _why(move: MoveRecord) -> str:

@@ -1,9 +1,9 @@
 """Reconciling: what the record expects against what a host found on itself.
 
 A worker tells what is there: once when it boots, and then every few seconds. A host's messages are
-taken in their order, and an inventory says nothing of jobs that were worked on while it was made;
-so what differs from the record did change by itself. The plans are pure, carrying them out may be
-repeated.
+taken in their order, and an inventory says nothing of jobs that were worked on while it was made,
+nor of those that were told of since; so what differs from the record did change by itself. The
+plans are pure, carrying them out may be repeated.
 """
 
 import time
@@ -38,6 +38,7 @@ class Booted:
     host_id: str
     incarnation: str
     online: HostOnline
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Looked:
     host_id: str
     incarnation: str
     inventory: Inventory
+    number: int = 0
+    """Of the message that brought it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +76,19 @@ class LookPlan:
 
 
 def plan_look(
-    host_id: str,
-    inventory: Inventory,
+    look: Looked,
     jobs: Mapping[str, JobRecord],
     given: Sequence[OperationRecord],
     *,
     booted: bool = False,
 ) -> LookPlan:
-    """Compare a host's containers with the jobs that the record has on it or they name; pure."""
+    """Compare a host's containers with the jobs that the record has on it or they name; pure.
+
+    A look may be judged again, or late, when the record has what was told after it: of a job that
+    this concerns it says nothing.
+    """
     plan = LookPlan()
+    host_id, inventory = look.host_id, look.inventory
     # A boot has no work of its own yet: whatever is given to the host was another boot's.
     worked_on = set(inventory.busy)
     at_work = set[str]()
@@ -91,7 +98,9 @@ def plan_look(
         worked_on |= {one.job_id or "" for one in given if not _shared(one)}
     found = {(item.job_id, item.generation): item for item in inventory.items}
     for job in jobs.values():
-        if job.host_id == host_id and job.state.live and job.job_id not in worked_on:
+        newer = job.told is not None and job.told.after(look.incarnation, look.number)
+        here = job.host_id == host_id and job.state.live
+        if here and not newer and job.job_id not in worked_on:
             finding = _look_at(job, found.get((job.job_id, job.generation)), booted=booted)
             if finding is not None:
                 plan.findings.append(finding)
@@ -213,7 +222,8 @@ class Reconciler:
         given = await self._store.operations.on_host(boot.host_id)
         interrupted = [one for one in given if one.incarnation != boot.incarnation]
         inventory = Inventory(items=boot.online.inventory)
-        plan = await self._compare(boot.host_id, inventory, interrupted, booted=True)
+        found = Looked(boot.host_id, boot.incarnation, inventory, boot.number)
+        plan = await self._compare(found, interrupted, booted=True)
         plan.discards += await self._correct(boot.host_id, plan.findings)
         for operation in interrupted:
             await self._interrupted(operation)
@@ -237,22 +247,17 @@ class Reconciler:
             log.info("inventory.old_boot", host_id=look.host_id, incarnation=look.incarnation)
             return
         given = await self._store.operations.on_host(look.host_id)
-        plan = await self._compare(look.host_id, look.inventory, given, booted=False)
+        plan = await self._compare(look, given, booted=False)
         plan.discards += await self._correct(look.host_id, plan.findings)
         await self._remove(look.host_id, look.incarnation, plan)
 
     async def _compare(
-        self,
-        host_id: str,
-        inventory: Inventory,
-        given: Sequence[OperationRecord],
-        *,
-        booted: bool,
+        self, look: Looked, given: Sequence[OperationRecord], *, booted: bool
     ) -> LookPlan:
-        jobs = {job.job_id: job for job in await self._store.jobs.on_host(host_id)}
-        elsewhere = {item.job_id for item in inventory.items} - jobs.keys()
+        jobs = {job.job_id: job for job in await self._store.jobs.on_host(look.host_id)}
+        elsewhere = {item.job_id for item in look.inventory.items} - jobs.keys()
         jobs |= await self._store.jobs.get_many(sorted(elsewhere))
-        return plan_look(host_id, inventory, jobs, given, booted=booted)
+        return plan_look(look, jobs, given, booted=booted)
 
     async def _correct(self, host_id: str, findings: Sequence[Finding]) -> list[InventoryItem]:
         """Write what was found; return the containers that are of no more use."""

@@ -8,13 +8,15 @@ operation comes late on purpose: whoever sees it ended sees its job as it left i
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 import structlog
 from pydantic import ValidationError
 
 from dispatcher.attempts import Attempts
 from dispatcher.control import Control
+from dispatcher.deadlines import OVERDUE_REPORTS_TYPE, Deadlines
 from dispatcher.facts import Facts, job_event, report_event, stale_event
 from dispatcher.intake import bury
 from dispatcher.reconcile import Booted, Looked, Reconciler, recovery_of
@@ -24,6 +26,7 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import (
     CancelOperation,
+    Count,
     HostOnline,
     Inventory,
     Message,
@@ -44,9 +47,15 @@ from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import Coming, Effect
 from modelyard.store.operation_writes import GIVEN_STATES, ResultPlace
-from modelyard.store.records import OperationRecord
+from modelyard.store.records import OperationRecord, Told
 
 log = structlog.get_logger(__name__)
+
+
+class Question(Enum):
+    """What a dispatcher asks by way of the reports' queue."""
+
+    OVERDUE = "overdue"
 
 
 class Envelope(Message):
@@ -54,6 +63,7 @@ class Envelope(Message):
 
     host_id: Id
     incarnation: str
+    number: Count = 0
     online: HostOnline | None = None
     operations: tuple[JsonValue, ...] = ()
     inventory: Inventory | None = None
@@ -79,6 +89,8 @@ class Accepted:
 
     report: OperationReport
     operation: OperationRecord
+    told: Told | None = None
+    """The message that it came with, or a later one of the same boot that was read with it."""
 
     @property
     def new(self) -> bool:
@@ -127,6 +139,7 @@ class Recorder:
         reconciler: Reconciler,
         control: Control,
         attempts: Attempts,
+        deadlines: Deadlines,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -135,6 +148,7 @@ class Recorder:
         self._reconciler = reconciler
         self._control = control
         self._attempts = attempts
+        self._deadlines = deadlines
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it.
@@ -142,33 +156,47 @@ class Recorder:
         Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
         """
         reports: list[tuple[str, OperationReport]] = []
-        boots: dict[str, str] = {}
-        messages = [one for delivery in batch if (one := await self._parse(delivery)) is not None]
-        newest = {one.host_id: one for one in messages if one.inventory is not None}
+        boots: dict[str, Told] = {}
+        messages = [await self._parse(delivery) for delivery in batch]
+        newest = {
+            one.host_id: one
+            for one in messages
+            if isinstance(one, WorkerReports) and one.inventory is not None
+        }
         for message in messages:
+            if message is None:
+                continue
+            if message is Question.OVERDUE:
+                # Whatever answers it was told before it was asked.
+                await self.record(latest(reports), boots)
+                reports = []
+                await self._deadlines.enforce()
+                continue
             host_id, incarnation = message.host_id, message.incarnation
             if message.online is not None:
                 await self.record(latest(reports), boots)
                 reports = []
-                await self._reconciler.boot(Booted(host_id, incarnation, message.online))
-            boots[host_id] = incarnation
+                boot = Booted(host_id, incarnation, message.online, message.number)
+                await self._reconciler.boot(boot)
+            boots[host_id] = Told(incarnation=incarnation, number=message.number)
             reports += [(host_id, report) for report in message.operations]
             # Of the looks that piled up only the newest says something.
             if message.inventory is not None and newest[host_id] is message:
                 # It is compared with all that was reported before it, and nothing after.
                 await self.record(latest(reports), boots)
                 reports = []
-                await self._reconciler.look(Looked(host_id, incarnation, message.inventory))
+                look = Looked(host_id, incarnation, message.inventory, message.number)
+                await self._reconciler.look(look)
         await self.record(latest(reports), boots)
         crash_point("dispatcher.recorder.before_ack")
         await subscription.ack(batch)
 
     async def record(
-        self, reports: Sequence[tuple[str, OperationReport]], boots: Mapping[str, str]
+        self, reports: Sequence[tuple[str, OperationReport]], boots: Mapping[str, Told]
     ) -> None:
         """Write the reports that pass the fences; raises `StoreUnavailableError`.
 
-        `boots` are the incarnations that reported, by host.
+        `boots` are the boots that reported, by host, and the number of each one's last message.
         """
         if not reports:
             return
@@ -178,7 +206,7 @@ class Recorder:
         for host_id, report in reports:
             verdict = fence(host_id, report, known.get(report.operation_id))
             if isinstance(verdict, Accepted):
-                accepted.append(verdict)
+                accepted.append(replace(verdict, told=boots.get(host_id)))
             else:
                 stale.append(Stale(host_id, report, verdict))
         await self._fence_off(stale, boots)
@@ -227,14 +255,14 @@ class Recorder:
             seen = one.operation.model_copy(update={"seq": one.report.seq})
             await self._attempts.failed(seen, one.report.error)
 
-    async def _fence_off(self, stale: Sequence[Stale], boots: Mapping[str, str]) -> None:
+    async def _fence_off(self, stale: Sequence[Stale], boots: Mapping[str, Told]) -> None:
         """Count and keep what came too late; tell whoever still works on it to stop."""
         for one in stale:
             self._drop(one.host_id, one.report, one.why)
         await self._facts.note(
             [stale_event(one.report, one.host_id, one.why) for one in stale if one.why != "older"]
         )
-        for host_id, incarnation in boots.items():
+        for host_id, boot in boots.items():
             futile = [
                 CancelOperation(
                     operation_id=one.report.operation_id, epoch=one.report.epoch, reason="stale"
@@ -243,10 +271,12 @@ class Recorder:
                 if one.host_id == host_id and one.ghost
             ]
             if futile:
-                await self._control.send(host_id, incarnation, cancels=futile)
+                await self._control.send(host_id, boot.incarnation, cancels=futile)
 
-    async def _parse(self, delivery: Delivery) -> WorkerReports | None:
+    async def _parse(self, delivery: Delivery) -> "WorkerReports | Question | None":
         """Read a message; what is wrong in it goes to the dead letters, the rest is taken."""
+        if delivery.type == OVERDUE_REPORTS_TYPE:
+            return Question.OVERDUE
         try:
             envelope = Envelope.model_validate_json(delivery.body)
         except ValidationError as error:
@@ -264,6 +294,7 @@ class Recorder:
         return WorkerReports(
             host_id=envelope.host_id,
             incarnation=envelope.incarnation,
+            number=envelope.number,
             online=envelope.online,
             operations=tuple(reports),
             inventory=envelope.inventory,
@@ -336,10 +367,9 @@ class Recorder:
         down = {one.report.job_id for one in telling if _found_down(one)}
         if not down:
             return {}
-        jobs = await self._store.jobs.get_many(sorted(down))
         return {
-            job.job_id: Coming(recovery, job.restarts + 1)
-            for job in jobs.values()
+            job.job_id: Coming(recovery, 1 if job.steady else job.restarts + 1)
+            for job in await self._store.jobs.with_age(sorted(down))
             if (recovery := recovery_of(job, to=JobState.LOADED)) is not None
         }
 
@@ -383,4 +413,5 @@ def _effect(one: Accepted, coming: Coming | None) -> Effect:
         error=report.error if state is JobState.FAILED else None,
         shared=verb is not None and VERB_RULES[verb].shared,
         coming=coming,
+        told=one.told,
     )

@@ -329,6 +329,7 @@ def _assignment(one: Dispatch) -> Assignment:
         host_id=one.host.host_id,
         spec=one.place.spec if one.place else None,
         dataset_spec=one.place.dataset if one.place else None,
+        anew=one.place is not None and one.operation.source != "system",
     )
 
 

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
-from pydantic import ValidationError
 
 from dispatcher.attempts import Attempts
+from dispatcher.beats import Beats
 from dispatcher.cancels import Cancels
 from dispatcher.commands import Commands
 from dispatcher.control import Control
@@ -31,7 +31,6 @@ from modelyard.contract.errors import (
     ErrorInfo,
     StoreUnavailableError,
 )
-from modelyard.contract.messages import Heartbeat
 from modelyard.contract.topology import (
     DEAD_QUEUE,
     HEARTBEATS_QUEUE,
@@ -59,7 +58,6 @@ class Dispatcher:
         commands = Commands(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
         self.scheduler = Scheduler(store, facts, commands)
         control = Control(broker)
-        self._control = control
         self.cancels = Cancels(store, facts, self.scheduler, control)
         self.intake = Intake(store, broker, facts, self.scheduler.wake, wishes=self.cancels.wake)
         attempts = Attempts(
@@ -74,6 +72,13 @@ class Dispatcher:
             orphan_grace_s=settings.dispatcher_orphan_grace_s,
             orphan_dry_run=settings.dispatcher_orphan_dry_run,
         )
+        deadlines = Deadlines(
+            store,
+            broker,
+            control,
+            attempts,
+            default_timeout_s=settings.dispatcher_default_timeout_s,
+        )
         self.recorder = Recorder(
             store,
             broker,
@@ -82,11 +87,9 @@ class Dispatcher:
             reconciler=reconciler,
             control=control,
             attempts=attempts,
+            deadlines=deadlines,
         )
-        self._lost = LostHosts(store, facts, self.scheduler, control, attempts)
-        deadlines = Deadlines(
-            store, control, attempts, default_timeout_s=settings.dispatcher_default_timeout_s
-        )
+        lost = LostHosts(store, facts, self.scheduler, control, attempts)
         moves = Moves(
             store,
             facts,
@@ -97,6 +100,7 @@ class Dispatcher:
         )
         drains = Drains(store, facts, self.scheduler, control, attempts)
         self.dead_letters = DeadLetterRecorder(store)
+        self.beats = Beats(store, broker, control, lost)
         self.sweep = Sweep(
             store,
             broker,
@@ -104,11 +108,11 @@ class Dispatcher:
             commands=commands,
             intake=self.intake,
             scheduler=self.scheduler,
-            lost=self._lost,
+            lost=lost,
+            attempts=attempts,
             repairs=(
                 ("cancel", self.cancels.carry_out),
-                ("time_out", deadlines.time_out),
-                ("unaccepted", deadlines.give_up_unaccepted),
+                ("deadlines", deadlines.look),
                 ("bring_back", BringBack(store, self.scheduler).put_in_line),
                 ("move", moves.go_on),
                 ("drain", drains.look),
@@ -125,7 +129,7 @@ class Dispatcher:
             group.create_task(self._consume(JOBS_QUEUE, self.intake.handle, max_items=50))
             group.create_task(self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200))
             group.create_task(self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50))
-            group.create_task(self._consume(HEARTBEATS_QUEUE, self._beat, max_items=100))
+            group.create_task(self._consume(HEARTBEATS_QUEUE, self.beats.handle, max_items=100))
             self.scheduler.wake_waiting()
             log.info("dispatcher.ready")
 
@@ -199,20 +203,4 @@ class Dispatcher:
         log.error("message.unforeseen", queue=name, exc_info=error)
         reason = ErrorInfo(code=ErrorCode.INTERNAL, message=f"Handling it failed: {error!r}"[:500])
         await bury(self._broker, batch[0], reason, queue=name)
-        await subscription.ack(batch)
-
-    async def _beat(self, subscription: Subscription, batch: list[Delivery]) -> None:
-        newest: dict[str, Heartbeat] = {}
-        for delivery in batch:
-            try:
-                beat = Heartbeat.model_validate_json(delivery.body)
-            except ValidationError:
-                log.warning("heartbeat.malformed", routing_key=delivery.routing_key)
-                continue
-            newest[beat.host_id] = beat
-        await self._store.hosts.beat(newest.values())
-        for beat in newest.values():
-            if (beat.host_id, beat.incarnation) in self._lost.boots:
-                # What it had was given to others: it has to begin anew.
-                await self._control.send(beat.host_id, beat.incarnation, renounce=True)
         await subscription.ack(batch)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
+from dispatcher.attempts import Attempts
 from dispatcher.commands import Commands
 from dispatcher.facts import Facts, host_event, operation_event
 from dispatcher.intake import Intake
@@ -67,6 +68,7 @@ class Sweep:
         intake: Intake,
         scheduler: Scheduler,
         lost: LostHosts,
+        attempts: Attempts,
         repairs: Sequence[Repair] = (),
     ) -> None:
         """`repairs` are those of other modules; they run beside the sweep's own."""
@@ -77,6 +79,7 @@ class Sweep:
         self._intake = intake
         self._scheduler = scheduler
         self._lost = lost
+        self._attempts = attempts
         self._more = tuple(repairs)
         self._leaks_seen: dict[tuple[str, str], float] = {}
         self._hearing_since = time.monotonic()
@@ -179,8 +182,8 @@ class Sweep:
             host = hosts.get(operation.host_id or "")
             if host is not None and host.incarnation == operation.incarnation:
                 again.append(operation)
-            elif await self._store.operations.requeue(operation) and operation.job_id:
-                self._scheduler.wake([operation.job_id])
+            else:
+                await self._attempts.again(operation, None, keeps_place=True)
         if again:
             log.info("commands.published_again", count=len(again))
             await self._store.operations.mark_published(again)

@@ -59,6 +59,7 @@ class Reporter:
         self._something = asyncio.Event()
         self._confirmed = asyncio.Condition()
         self._in_flight: frozenset[_Key] = frozenset()
+        self._number = 0
         self._inventory: Inventory | None = None
         self._ahead: frozenset[_Key] = frozenset()
         """What waited when the inventory came, and goes before it."""
@@ -185,8 +186,12 @@ class Reporter:
         self._something.set()
 
     async def _publish(self, reports: Sequence[str], inventory: Inventory | None) -> None:
+        self._number += 1  # also for what is published again: it says what is true by then
         head = WorkerReports(
-            host_id=self._host_id, incarnation=self._incarnation, inventory=inventory
+            host_id=self._host_id,
+            incarnation=self._incarnation,
+            number=self._number,
+            inventory=inventory,
         )
         fields = head.model_dump(mode="json", exclude={"operations"})
         # Each report was encoded once, to be measured; it is not encoded again.

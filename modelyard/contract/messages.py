@@ -293,6 +293,8 @@ class WorkerReports(Message):
     schema_version: Literal[1] = 1
     host_id: Id
     incarnation: str
+    number: Count = 0
+    """Grows with each message of this boot: what is told later has a higher one."""
     online: HostOnline | None = None
     operations: tuple[OperationReport, ...] = ()
     inventory: Inventory | None = None

@@ -63,10 +63,15 @@ class Hosts:
         return HostRecord.model_validate(found) if found else None
 
     async def drained(self, host_id: str) -> bool:
-        """Note that nothing is left on a draining host; false if that was known."""
+        """Note that nothing is left on a draining host; false if that was known, or is not so."""
         async with self._connection.answering():
             done = await self._collection.update_one(
-                {"_id": host_id, "admission": Admission.DRAINING, "drain.done": False},
+                {
+                    "_id": host_id,
+                    "admission": Admission.DRAINING,
+                    "drain.done": False,
+                    "reservations": [],
+                },
                 {"$set": {"drain.done": True}},
             )
         return done.matched_count == 1
@@ -152,6 +157,14 @@ class Hosts:
         if writes:
             async with self._connection.answering():
                 await self._collection.bulk_write(writes, ordered=False)
+
+    async def incarnations(self, host_ids: Iterable[str]) -> dict[str, str]:
+        """Return the boots of these hosts that are recorded, by host."""
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {"_id": {"$in": sorted(set(host_ids))}}, {"incarnation": 1}
+            ).to_list(None)
+        return {one["_id"]: one.get("incarnation", "") for one in found}
 
     async def any_silent(self, *, suspect_s: float, lost_s: float) -> bool:
         """Tell whether a host is about to be marked SUSPECT or LOST."""

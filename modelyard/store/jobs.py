@@ -18,6 +18,7 @@ from modelyard.store.records import (
     MoveRecord,
     OperationRecord,
     Recovery,
+    Told,
     error_document,
 )
 
@@ -39,6 +40,8 @@ class Assignment:
     host_id: str
     spec: ModelSpec | None = None
     dataset_spec: DatasetSpec | None = None
+    anew: bool = False
+    """True if somebody asked for it: what failed before counts no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Effect:
     error: ErrorInfo | None
     shared: bool = False
     coming: Coming | None = None
+    told: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +183,17 @@ class Jobs:
 
     async def on_host(self, host_id: str) -> list[JobRecord]:
         """Return the jobs that hold a reservation on a host."""
+        return await self._with_age({"host_id": host_id})
+
+    async def with_age(self, job_ids: Sequence[str]) -> list[JobRecord]:
+        """Return those of the jobs that exist, with whether they are steady."""
+        return await self._with_age({"_id": {"$in": list(job_ids)}})
+
+    async def _with_age(self, criteria: Document) -> list[JobRecord]:
         steady = {"$and": [{"$gt": ["$loaded_at", None]}, older("$loaded_at", STEADY_S)]}
         async with self._connection.answering():
             found = await self._collection.aggregate(
-                [{"$match": {"host_id": host_id}}, {"$addFields": {"steady": steady}}]
+                [{"$match": criteria}, {"$addFields": {"steady": steady}}]
             ).to_list(None)
         return [JobRecord.model_validate(document) for document in found]
 
@@ -376,6 +387,8 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
         "generation": one.generation,
         "host_id": one.host_id,
     }
+    if one.anew:
+        changes |= {"restarts": 0, "move_failures": 0}
     if one.spec is not None:
         changes |= {
             # As text: a hook's body is any JSON, and not all of that is BSON.
@@ -410,6 +423,8 @@ def _effect_write(effect: Effect) -> UpdateOne:
             "current.seq": {"$lte": effect.seq},
         }
         changes["current.seq"] = effect.seq
+        if effect.told is not None:
+            changes["told"] = effect.told.model_dump()
     if effect.coming is not None:
         changes["recovery"] = effect.coming.recovery.model_dump(mode="json")
         changes["restarts"] = effect.coming.restarts

@@ -173,6 +173,17 @@ class MoveRecord(Record):
     """What it was when the move began; a job that is something else by now is not moved."""
 
 
+class Told(Record):
+    """The message of a worker that changed a job last."""
+
+    incarnation: str
+    number: int
+
+    def after(self, incarnation: str, number: int) -> bool:
+        """Tell whether the same boot had said something else before."""
+        return self.incarnation == incarnation and self.number > number
+
+
 class JobRecord(Record):
     """One job. While it has a `host_id` it holds a reservation there."""
 
@@ -196,8 +207,10 @@ class JobRecord(Record):
     restarts: int = 0
     """Restarts in a row."""
     steady: bool = False
-    """True if it was loaded long enough for its restarts to count anew; only read with a host."""
+    """True if it was loaded long enough for its restarts to count anew; only read with its age."""
     error: ErrorInfo | None = None
+    told: Told | None = None
+    """What was told before it says nothing of the job any more."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
 

@@ -1,6 +1,7 @@
 """Results: small ones in the operation's document, larger ones in GridFS."""
 
 import contextlib
+import uuid
 from collections.abc import AsyncIterator
 
 from gridfs.errors import FileExists, NoFile
@@ -18,24 +19,35 @@ CHUNK_BYTES = 255 << 10
 class Results:
     """Where answers are kept. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection, operations: Operations) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        operations: Operations,
+        *,
+        bucket: AsyncIOMotorGridFSBucket | None = None,
+    ) -> None:
+        """`bucket` is where files are kept, `results` if it is not given."""
         self._connection = connection
         self._operations = operations
-        self._bucket = AsyncIOMotorGridFSBucket(connection.database, bucket_name="results")
+        self._writer = uuid.uuid4().hex[:12]
+        """Two processes never write to the same file: a slow one can't spoil what is recorded."""
+        self._bucket = bucket or AsyncIOMotorGridFSBucket(
+            connection.database, bucket_name="results"
+        )
 
     async def put(self, operation_id: str, epoch: int, result_json: str) -> ResultPlace:
         """Store a result and return where; storing the same again changes nothing."""
         content = result_json.encode()
         if len(content) <= MAX_INLINE_RESULT_BYTES:
             return ResultPlace(result_json, None, len(content))
-        file_id = f"{operation_id}:{epoch}"
+        file_id = f"{operation_id}:{epoch}:{self._writer}"
         async with self._connection.answering(timeout_s=30.0):
             try:
                 await self._bucket.upload_from_stream_with_id(
                     file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
                 )
             except FileExists:
-                # Of a report that comes again; the former upload may have been cut short.
+                # Of a report that we had before; the former upload may have been cut short.
                 await self._replace(file_id, operation_id, content)
         return ResultPlace(None, file_id, len(content))
 

@@ -389,6 +389,58 @@ STRANGER = InventoryItem(
 )
 
 
+async def test_a_look_that_is_judged_late_says_nothing_of_what_was_told_since(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await created(yard, host)
+        before = host.number
+        await yard.submit(Verb.DEPLOY_LOAD)
+        await host.finish(await host.command())
+        job = await yard.job("job-1", where=lambda one: one.state is JobState.LOADED)
+        down = item(job, running=False, loaded=False)
+        await host.look(down, number=before)
+        infer = await yard.submit(Verb.INFER, input=1)
+        await host.finish(await host.command(), result_json="1")
+        await yard.operation(infer, OperationState.SUCCEEDED)
+        assert (await yard.job("job-1")).state is JobState.LOADED
+        await host.look(down)
+        await yard.job("job-1", where=lambda one: one.state is JobState.FAILED)
+
+
+async def test_restarts_count_anew_after_a_steady_time_whoever_finds_the_death(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        job = await loaded(yard, host, model="m-restarts")
+        await host.look(item(job, running=False, exit_code=3))
+        await host.finish(await host.command())
+        back = await yard.job("job-1", where=lambda one: one.state is JobState.LOADED)
+        assert back.restarts == 1
+        await yard.store.jobs._collection.update_one(
+            {"_id": "job-1"}, [{"$set": {"loaded_at": {"$subtract": ["$$NOW", 3_600_000]}}}]
+        )
+        await yard.submit(Verb.INFER, input=1)
+        await host.finish(
+            await host.command(),
+            OperationState.FAILED,
+            job_state=JobState.FAILED,
+            error=failure(ErrorCode.OOM_KILLED),
+        )
+        assert (await host.command()).verb is Verb.DEPLOY_CREATE
+        assert (await yard.job("job-1")).restarts == 1
+
+
+async def test_a_job_that_is_deployed_anew_has_all_of_its_restarts(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        job = await loaded(yard, host, model="m-restarts")
+        for _ in range(2):
+            await host.look(item(job, running=False, exit_code=3))
+            now = await yard.job("job-1", where=lambda one: one.state is not JobState.LOADED)
+            if now.state is JobState.CREATED:
+                await host.finish(await host.command())
+                await yard.job("job-1", where=lambda one: one.state is JobState.LOADED)
+        assert (await yard.job("job-1")).restarts == 1
+        anew = await loaded(yard, host, model="m-restarts")
+        assert anew.restarts == 0
+
+
 async def test_a_container_that_nobody_owns_is_removed(yard: Yard) -> None:
     async with scripted_host(yard.broker, "h1") as host:
         await host.look(STRANGER)
@@ -513,6 +565,52 @@ async def test_a_host_that_lives_and_never_accepts_loses_the_operation(
             await yard.operation(operation_id, OperationState.SUCCEEDED)
 
 
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_what_was_reported_in_time_counts_though_it_is_read_late(
+    store: Store, broker: Broker, *, accepts: bool
+) -> None:
+    """Nobody records for an hour; the sweep that follows finds everything overdue."""
+    await store.models.put(MODEL)
+    yard = Yard(store, broker)
+    async with scripted_host(broker, "h1") as host:
+        async with running_dispatcher(store, broker):
+            operation_id = await yard.submit(Verb.DEPLOY_CREATE, timeout_s=60)
+            command = await host.command()
+            if accepts:
+                await host.accept(command)
+                await yard.operation(operation_id, OperationState.RUNNING)
+        await host.finish(command)
+        hour = {"$subtract": ["$$NOW", 3_600_000]}
+        dates = {"dispatched_at": hour, **({"started_at": hour} if accepts else {})}
+        await store.operations._collection.update_one({"_id": operation_id}, [{"$set": dates}])
+        async with running_dispatcher(store, broker):
+            ended = await yard.operation(operation_id, where=lambda one: one.state.terminal)
+            assert (ended.state, ended.epoch) == (OperationState.SUCCEEDED, 1)
+            await yard.job("job-1", where=lambda job: job.state is JobState.CREATED)
+
+
+# --- boots ---
+
+
+async def test_a_worker_whose_announcement_was_lost_is_told_to_begin_anew(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.beats.STRANGER_S", 0.2)
+    async with scripted_host(yard.broker, "h1") as host:
+        await created(yard, host)
+        known, host.incarnation = host.incarnation, "never-announced"
+
+        async def is_told() -> bool:
+            await host.beat()
+            return host.has_control
+
+        await eventually(is_told, what="a word")
+        assert (await host.control()).renounce
+        found = await yard.store.hosts.get("h1")
+        assert found is not None
+        assert found.incarnation == known
+
+
 # --- drains ---
 
 
@@ -606,6 +704,50 @@ async def test_a_move_that_fails_leaves_the_job_where_it_is_and_tries_a_new_cont
         assert (again.verb, again.generation) == (Verb.DEPLOY_CREATE, 3)
         job = await yard.job("job-1")
         assert (job.state, job.host_id, job.generation) == (JobState.LOADED, "h1", 1)
+
+
+async def test_a_move_whose_target_boots_before_it_accepts_begins_anew(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2") as h2:
+        await yard.store.hosts.admit("h2", Admission.CORDONED)
+        await loaded(yard, h1)
+        await yard.store.hosts.admit("h2", Admission.OPEN)
+        await yard.store.hosts.drain("h1", move=True, deadline_s=None)
+        leg = await h2.command()
+        # As the sweep finds it that looks between the boot's record and the repair of its work.
+        await yard.store.operations._collection.update_one(
+            {"_id": leg.operation_id},
+            [
+                {
+                    "$set": {
+                        "incarnation": "former",
+                        "published_at": {"$subtract": ["$$NOW", 60_000]},
+                    }
+                }
+            ],
+        )
+        again = await h2.command()
+        assert (again.verb, again.generation) == (Verb.DEPLOY_CREATE, 3)
+        await yard.operation(leg.operation_id, OperationState.FAILED)
+
+
+async def test_a_host_to_which_a_job_is_on_its_way_is_not_drained_yet(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        await created(yard, host)
+        at = await yard.store.hosts.get("h1")
+        assert at is not None
+        assert await yard.store.hosts.reserve(at, [("another", 1)], token="t")
+        await yard.submit(Verb.TERMINATE)
+        await host.finish(await host.command())
+        await yard.store.hosts.drain("h1", move=False, deadline_s=None)
+        await slots_used(yard, "h1", 1)
+        assert not await yard.store.hosts.drained("h1")
+        await yard.store.hosts.release({"h1": [("another", 1)]})
+
+        async def done() -> bool:
+            found = await yard.store.hosts.get("h1")
+            return found is not None and found.drain is not None and found.drain.done
+
+        await eventually(done, what="the drain is done")
 
 
 async def test_a_client_who_ends_a_job_ends_its_move(yard: Yard) -> None:

@@ -87,15 +87,6 @@ class MemoryStream:
         return taken
 
 
-class MemoryResults(Results):
-    """Results in a bucket in memory."""
-
-    def __init__(self, connection: MemoryConnection, operations: Operations) -> None:
-        self._connection = connection
-        self._operations = operations
-        self._bucket = cast("AsyncIOMotorGridFSBucket", MemoryBucket(connection))
-
-
 class MemoryStore(Store):
     """One process's store. `link` is its own way to the database, for tests to break."""
 
@@ -114,4 +105,8 @@ class MemoryStore(Store):
         self.events = Events(connection)
         self.dead_letters = DeadLetters(connection)
         self.audit = Audit(connection)
-        self.results: Any = MemoryResults(connection, self.operations)
+        self.results: Any = Results(
+            connection,
+            self.operations,
+            bucket=cast("AsyncIOMotorGridFSBucket", MemoryBucket(connection)),
+        )

@@ -46,6 +46,8 @@ class ScriptedHost:
         self.host_id = host_id
         self.slots = slots
         self.incarnation = uuid.uuid4().hex
+        self.number = 0
+        """Of the last message."""
         self._broker = broker
         self._commands: asyncio.Queue[HostCommand] = asyncio.Queue()
         self._controls: asyncio.Queue[HostControl] = asyncio.Queue()
@@ -83,13 +85,19 @@ class ScriptedHost:
                 if wanted(message):
                     return message
 
-    async def look(self, *items: InventoryItem, busy: tuple[str, ...] = ()) -> None:
-        """Tell what is on the host."""
-        await self._report(inventory=Inventory(items=items, busy=busy))
+    async def look(
+        self, *items: InventoryItem, busy: tuple[str, ...] = (), number: int | None = None
+    ) -> None:
+        """Tell what is on the host; with `number` as if it had been told by then."""
+        await self._report(inventory=Inventory(items=items, busy=busy), number=number)
 
     @property
     def has_command(self) -> bool:
         return not self._commands.empty()
+
+    @property
+    def has_control(self) -> bool:
+        return not self._controls.empty()
 
     async def accept(self, command: HostCommand) -> None:
         """Report RUNNING, as a worker does before it acknowledges."""
@@ -135,10 +143,13 @@ class ScriptedHost:
         online: HostOnline | None = None,
         operations: Sequence[OperationReport] = (),
         inventory: Inventory | None = None,
+        number: int | None = None,
     ) -> None:
+        self.number += 1
         message = WorkerReports(
             host_id=self.host_id,
             incarnation=self.incarnation,
+            number=self.number if number is None else number,
             online=online,
             operations=tuple(operations),
             inventory=inventory,

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from dispatcher.reconcile import LookPlan, Orphans, plan_look
+from dispatcher.reconcile import Looked, LookPlan, Orphans, plan_look
 from modelyard.contract.catalog import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.store.records import JobRecord, OperationRecord
+from modelyard.store.records import JobRecord, OperationRecord, Told
 
 SPEC = ModelSpec(name="m", image="x/y", profile=Profile.OPEN_INFERENCE, port=8080)
 RESTARTED = SPEC.model_copy(update={"restart": "on_failure", "max_restarts": 2})
@@ -38,9 +38,10 @@ def look(
     busy: tuple[str, ...] = (),
     operations: tuple[OperationRecord, ...] = (),
     booted: bool = False,
+    number: int = 0,
 ) -> LookPlan:
-    inventory = Inventory(items=found, busy=busy)
-    return plan_look("h", inventory, {record.job_id: record}, operations, booted=booted)
+    looked = Looked("h", "i", Inventory(items=found, busy=busy), number)
+    return plan_look(looked, {record.job_id: record}, operations, booted=booted)
 
 
 def found_state(record: JobRecord, *found: InventoryItem, booted: bool = False) -> JobState:
@@ -165,3 +166,13 @@ def test_orphans_are_left_alone_until_their_grace_is_over(monkeypatch: pytest.Mo
     assert orphans.ripe("h", [container()]) == [container()]
     assert orphans.ripe("h", []) == []
     assert orphans.ripe("h", [container()]) == []
+
+
+def test_what_was_told_after_a_look_counts_though_the_look_is_judged_again() -> None:
+    loaded = job(JobState.LOADED).model_copy(update={"told": Told(incarnation="i", number=5)})
+    idle = container(running=False)
+    assert not look(loaded, idle, number=4).findings
+    assert not look(loaded, booted=True, number=0).findings
+    assert look(loaded, idle, number=6).findings
+    another_boot = loaded.model_copy(update={"told": Told(incarnation="former", number=5)})
+    assert look(another_boot, idle, number=4).findings

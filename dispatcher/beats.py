@@ -1,0 +1,95 @@
+"""Heartbeats, and the workers whose word that they are here was lost on its way.
+
+A worker announces each of its boots once, by way of the reports' queue. If that message is lost to
+the record (the queue was deleted, or the message could not be read), the worker beats for a boot
+that nobody knows, and would be left outside for ever.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+
+import structlog
+from pydantic import ValidationError
+
+from dispatcher.control import Control
+from dispatcher.lost import LostHosts
+from modelyard.broker import Broker, Delivery, Subscription
+from modelyard.contract.messages import Heartbeat
+from modelyard.contract.topology import REPORTS_QUEUE
+from modelyard.store import Store
+
+log = structlog.get_logger(__name__)
+
+STRANGER_S = 30.0
+"""Seconds for which a boot beats that is not recorded until its worker is told to begin anew: its
+announcement goes ahead of its first beat, but may still be waiting to be read."""
+
+
+class Strangers:
+    """Boots that beat and are not recorded, and since when."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], float] = {}
+
+    def overdue(
+        self, beats: Iterable[Heartbeat], recorded: Mapping[str, str], now: float
+    ) -> list[Heartbeat]:
+        """Return those of the beats whose boots have been strangers for too long."""
+        found: list[Heartbeat] = []
+        for beat in beats:
+            key = (beat.host_id, beat.incarnation)
+            if recorded.get(beat.host_id) == beat.incarnation:
+                self._since = {one: at for one, at in self._since.items() if one[0] != key[0]}
+            elif now - self._since.setdefault(key, now) >= STRANGER_S:
+                found.append(beat)
+        return found
+
+    def forget(self, beat: Heartbeat) -> None:
+        """Give it its time again: it was told."""
+        self._since.pop((beat.host_id, beat.incarnation), None)
+
+
+class Beats:
+    """Takes messages of `modelyard.heartbeats.v1` into the record."""
+
+    def __init__(self, store: Store, broker: Broker, control: Control, lost: LostHosts) -> None:
+        self._store = store
+        self._broker = broker
+        self._control = control
+        self._lost = lost
+        self._strangers = Strangers()
+
+    async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
+        """Record a batch and settle it; raises `StoreUnavailableError`, `BrokerUnavailableError`.
+
+        A worker that was given up, or that nobody knows, is told to begin anew.
+        """
+        newest: dict[str, Heartbeat] = {}
+        for delivery in batch:
+            try:
+                beat = Heartbeat.model_validate_json(delivery.body)
+            except ValidationError:
+                log.warning("heartbeat.malformed", routing_key=delivery.routing_key)
+                continue
+            newest[beat.host_id] = beat
+        await self._store.hosts.beat(newest.values())
+        for beat in newest.values():
+            if (beat.host_id, beat.incarnation) in self._lost.boots:
+                # What it had was given to others.
+                await self._renounce(beat)
+        await self._meet_strangers(newest.values())
+        await subscription.ack(batch)
+
+    async def _meet_strangers(self, beats: Iterable[Heartbeat]) -> None:
+        recorded = await self._store.hosts.incarnations(beat.host_id for beat in beats)
+        overdue = self._strangers.overdue(beats, recorded, time.monotonic())
+        # As long as reports wait to be read an announcement may be among them.
+        if not overdue or await self._broker.message_count(REPORTS_QUEUE.name):
+            return
+        for beat in overdue:
+            log.warning("host.stranger", host_id=beat.host_id, incarnation=beat.incarnation)
+            await self._renounce(beat)
+            self._strangers.forget(beat)
+
+    async def _renounce(self, beat: Heartbeat) -> None:
+        await self._control.send(beat.host_id, beat.incarnation, renounce=True)
