@@ -1,7 +1,7 @@
 """Dead letters: from their queue into the record, each with its reason."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -11,9 +11,10 @@ from dispatcher.intake import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
 from modelyard.broker import Delivery, Subscription
 from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
 from modelyard.contract.messages import MAX_BATCH_BYTES
+from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS_QUEUE, host_queue
 from modelyard.store import Store
-from modelyard.store.records import DeadLetter
+from modelyard.store.records import DeadLetter, NewOperation
 
 log = structlog.get_logger(__name__)
 
@@ -34,37 +35,55 @@ class DeadLetterRecorder:
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
-        letters = [_letter(delivery) for delivery in batch]
-        await self._store.dead_letters.add([one for one in letters if not _is_old_command(one)])
-        for delivery, letter in zip(batch, letters, strict=True):
-            await self._reject(delivery, letter)
-        for one in letters:
-            log.warning("dead_letter", reason=one.reason, queue=one.queue, detail=one.detail)
+        kept: list[tuple[DeadLetter, list[NewOperation]]] = []
+        for delivery in batch:
+            letter = _letter(delivery)
+            requests = _requests(delivery, letter)
+            if _is_old_command(letter) or await self._are_carried_on(requests):
+                log.info("dead_letter.not_needed", reason=letter.reason, queue=letter.queue)
+            else:
+                kept.append((letter, requests))
+        await self._store.dead_letters.add([letter for letter, _ in kept])
+        for letter, requests in kept:
+            await self._reject(requests, letter)
+            log.warning(
+                "dead_letter", reason=letter.reason, queue=letter.queue, detail=letter.detail
+            )
         await subscription.ack(batch)
 
-    async def _reject(self, delivery: Delivery, letter: DeadLetter) -> None:
-        """Record the requests that a dead letter of the jobs queue holds, as REJECTED.
+    async def _are_carried_on(self, requests: Sequence[NewOperation]) -> bool:
+        """Tell whether the record has all of them: they go on without their message."""
+        if not requests:
+            return False
+        known = await self._store.operations.known([one.operation_id for one in requests])
+        states = [known[one.operation_id].state for one in requests if one.operation_id in known]
+        return len(states) == len(requests) and OperationState.REJECTED not in states
 
-        The broker took it out of the queue, so its requests would be nowhere else.
-        """
-        if letter.queue != JOBS_QUEUE.name or REASON_HEADER in delivery.headers:
-            return
-        key = idempotency_key(delivery.headers, delivery.message_id) or letter.dead_letter_id
-        decoded = decode(
-            delivery.body,
-            message_type=delivery.type,
-            key=key,
-            replay=replay_key(delivery.headers),
-        )
-        if isinstance(decoded, Unreadable):
+    async def _reject(self, requests: Sequence[NewOperation], letter: DeadLetter) -> None:
+        """Record what a dead letter asks for as REJECTED: it would be nowhere else."""
+        if not requests:
             return
         reason = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
         await self._store.operations.record(
             [
                 one if one.rejection else one.model_copy(update={"rejection": reason})
-                for one in decoded
+                for one in requests
             ]
         )
+
+
+def _requests(delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
+    """Return the requests that the broker took out of the jobs queue with this letter."""
+    if letter.queue != JOBS_QUEUE.name or REASON_HEADER in delivery.headers:
+        return []
+    key = idempotency_key(delivery.headers, delivery.message_id) or letter.dead_letter_id
+    decoded = decode(
+        delivery.body,
+        message_type=delivery.type,
+        key=key,
+        replay=replay_key(delivery.headers),
+    )
+    return [] if isinstance(decoded, Unreadable) else decoded
 
 
 def _letter(delivery: Delivery) -> DeadLetter:

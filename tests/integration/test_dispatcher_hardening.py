@@ -283,7 +283,8 @@ async def test_a_message_that_nobody_foresaw_is_buried_and_its_neighbours_get_th
     assert (letter.reason, letter.queue) == (ErrorCode.INTERNAL, JOBS_QUEUE.name)
 
 
-async def test_a_request_that_the_broker_gave_up_is_a_rejected_operation(yard: Yard) -> None:
+async def given_up(yard: Yard, key: str, body: bytes) -> None:
+    """Publish what the broker makes of a request that reached its delivery limit."""
     connection = await aio_pika.connect(yard.broker._url)
     async with connection:
         channel = await connection.channel()
@@ -291,15 +292,34 @@ async def test_a_request_that_the_broker_gave_up_is_a_rejected_operation(yard: Y
         death = {"queue": JOBS_QUEUE.name, "reason": "delivery_limit", "count": 1}
         await exchange.publish(
             aio_pika.Message(
-                b'{"job_id": "j", "operation_type": "TERMINATE"}',
-                message_id="given-up",
+                body,
+                message_id=key,
                 headers={"x-death": [death]},  # type: ignore[list-item]
             ),
             "job.submit",
         )
+
+
+async def test_a_request_that_the_broker_gave_up_is_a_rejected_operation(yard: Yard) -> None:
+    await given_up(yard, "given-up", b'{"job_id": "j", "operation_type": "TERMINATE"}')
     rejected = await yard.operation(operation_id_for_key("given-up"), OperationState.REJECTED)
     assert rejected.error is not None
     assert rejected.error.code is ErrorCode.DELIVERY_LIMIT
+    assert (await yard.dead_letter()).reason == ErrorCode.DELIVERY_LIMIT
+
+
+async def test_a_request_that_was_recorded_before_the_broker_gave_it_up_goes_on(yard: Yard) -> None:
+    request = JobRequest(job_id="j", operation_type=Verb.TERMINATE)
+    key = operation_id_for_key("given-up")
+    await yard.store.operations.record([NewOperation.of(key, request, "amqp")])
+    body = b'{"job_id": "j", "operation_type": "TERMINATE"}'
+    await given_up(yard, "given-up", body)
+    await given_up(yard, "another", body)
+    await yard.operation(operation_id_for_key("another"), OperationState.REJECTED)
+    page = await yard.store.dead_letters.page({}, after=None, limit=9)
+    assert [letter.message_id for letter in page.items] == ["another"]
+    found = await yard.operation(key)
+    assert found.state is not OperationState.REJECTED
 
 
 async def test_a_host_that_still_holds_a_reservation_of_the_job_is_passed_over(

@@ -137,7 +137,7 @@ class World:
         route = self.rabbit.route
 
         def remember(letter: Letter) -> int:
-            if letter.exchange == REPORTS.name:
+            if letter.exchange == REPORTS.name and letter.body:  # a question has none
                 self.watching.on_reports(letter.body)
             if letter.exchange in self.published:
                 kept = self.published[letter.exchange]
