@@ -10,7 +10,7 @@ import uvloop
 from dispatcher.service import Dispatcher
 from dispatcher.settings import Settings
 from modelyard.broker import Broker, TopologyMismatchError
-from modelyard.exiting import Exit
+from modelyard.exiting import Exit, find_error
 from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.store import Store
 from modelyard.telemetry import setup_logging
@@ -28,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings))
-    except TopologyMismatchError as error:
-        give_up(PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {error}")
+    except Exception as error:
+        mismatch = find_error(error, TopologyMismatchError)
+        if mismatch is None:
+            raise
+        give_up(PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {mismatch}")
 
 
 async def _run(settings: Settings) -> None:

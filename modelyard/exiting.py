@@ -7,6 +7,7 @@ and Python waits for its threads before it exits: without this, for ever.
 import logging
 import os
 import threading
+from typing import TypeVar
 
 import structlog
 
@@ -17,6 +18,19 @@ EXIT_S = 24.0
 LEFT_OVERS_S = 2.0
 """Seconds that threads have once everything is answered and closed."""
 CUT_OFF = 1
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def find_error(error: BaseException, kind: type[E]) -> E | None:
+    """Return the first error of a kind, also from within groups of errors: tasks end in those."""
+    if isinstance(error, kind):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = (find_error(inner, kind) for inner in error.exceptions)
+        return next((one for one in found if one is not None), None)
+    return None
 
 
 class Exit:

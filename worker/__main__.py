@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
+from modelyard.exiting import find_error
 from modelyard.settings import give_up, start_process
 from modelyard.telemetry import setup_logging
 from worker.docker_runtime import DockerRuntime
@@ -102,13 +103,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _cannot_start(error: BaseException) -> str | None:
     """Return one sentence for what an operator can mend; None for a fault of ours."""
-    if isinstance(error, BaseExceptionGroup):
-        sentences = [_cannot_start(inner) for inner in error.exceptions]
-        return next((it for it in sentences if it is not None), None)
-    if isinstance(error, TopologyMismatchError):
-        return f"RabbitMQ has a queue or an exchange that differs from ours: {error}"
-    if isinstance(error, EngineUnavailableError):
-        return f"The Docker Engine is not usable: {error.message}"
+    if mismatch := find_error(error, TopologyMismatchError):
+        return f"RabbitMQ has a queue or an exchange that differs from ours: {mismatch}"
+    if unusable := find_error(error, EngineUnavailableError):
+        return f"The Docker Engine is not usable: {unusable.message}"
     return None
 
 

@@ -11,6 +11,7 @@ import aio_pika
 import pytest
 
 from modelyard.contract.topology import (
+    DEAD_QUEUE,
     HEARTBEATS_QUEUE,
     JOBS_QUEUE,
     REPORTS_QUEUE,
@@ -81,7 +82,7 @@ async def test_a_queue_that_was_deleted_is_back_with_its_consumers(yard: Yard, q
     await yard.running_any()
     async with open_wire(yard.fleet.amqp_url) as wire:
         await wire.channel.queue_delete(queue)
-    await consumed(yard, queue)
+    await consumed(yard.fleet.amqp_url, queue)
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)
@@ -96,18 +97,18 @@ async def test_consumers_that_were_thrown_out_are_back(yard: Yard) -> None:
     for _ in range(3):
         close = ("close_all_connections", "--vhost", vhost, "a test")
         await asyncio.to_thread(yard.servers.rabbitmq.ctl, *close)
-        await consumed(yard, host_queue("h1").name)
+        await consumed(yard.fleet.amqp_url, host_queue("h1").name)
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)
 
 
-async def consumed(yard: Yard, queue: str) -> None:
+async def consumed(amqp_url: str, queue: str) -> None:
     """Return once a queue exists and has a consumer."""
 
     async def has_one() -> bool:
         try:
-            async with open_wire(yard.fleet.amqp_url) as wire:
+            async with open_wire(amqp_url) as wire:
                 found = await wire.channel.declare_queue(queue, passive=True)
                 return bool(found.declaration_result.consumer_count)
         except aio_pika.exceptions.AMQPError:
@@ -151,3 +152,32 @@ async def test_a_queue_with_other_arguments_ends_who_needs_it_with_a_word(
     async with open_wire(fleet.amqp_url) as wire:
         await wire.channel.queue_delete(queue.name)
     await asyncio.to_thread(fleet.start)
+
+
+@pytest.mark.fault(ARGUMENTS)
+async def test_a_queue_made_anew_with_other_arguments_ends_a_dispatcher_that_runs_with_a_word(
+    idle_site: Site,
+) -> None:
+    fleet = idle_site.fleet
+    service = fleet.services["dispatcher"]
+    await asyncio.to_thread(fleet.launch, "dispatcher")
+    await consumed(fleet.amqp_url, DEAD_QUEUE.name)
+    async with open_wire(fleet.amqp_url) as wire:
+        other: dict[str, Any] = {**DEAD_QUEUE.arguments, "x-delivery-limit": 31}
+        await wire.channel.queue_delete(DEAD_QUEUE.name)
+        await wire.channel.declare_queue(DEAD_QUEUE.name, durable=True, arguments=other)
+    # A queue that is back soon enough keeps its consumers, whatever its arguments are.
+    vhost = fleet.amqp_url.rpartition("/")[2]
+    rabbitmq = idle_site.servers.rabbitmq
+    await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "--vhost", vhost, "test")
+
+    async def ended() -> bool:
+        return not service.running
+
+    await eventually(ended, within_s=20, what="the end of the dispatcher")
+    async with open_wire(fleet.amqp_url) as wire:
+        await wire.channel.queue_delete(DEAD_QUEUE.name)
+    said = service.daemon.log_end()
+    assert "Traceback" not in said
+    for word in (DEAD_QUEUE.name, "x-delivery-limit", "1000", "31"):
+        assert word in said

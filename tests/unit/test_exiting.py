@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from modelyard.exiting import find_error
+
 HANGING = """
 import threading
 from modelyard import exiting
@@ -22,3 +24,11 @@ def test_a_process_with_a_thread_that_hangs_ends(how: str, code: int) -> None:
     program = HANGING.format(how=how)
     ended = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
     assert ended.returncode == code
+
+
+def test_an_error_is_found_in_the_groups_that_tasks_end_with() -> None:
+    wanted = KeyError("k")
+    group = ExceptionGroup("outer", [ValueError(), ExceptionGroup("inner", [OSError(), wanted])])
+    assert find_error(group, KeyError) is wanted
+    assert find_error(wanted, KeyError) is wanted
+    assert find_error(group, ZeroDivisionError) is None
