@@ -27,7 +27,7 @@ from tests.faults.yard import Servers, Site, Yard, make_site, open_yard
 
 FOLDER = Path(__file__).resolve().parents[2] / "var" / "tests"
 WAVE = Mix(jobs=4, infers=6, temps=4, batches=3)
-HEAL_S = 180
+HEAL_S = 120
 PAUSE_S = (2.0, 15.0)
 
 

@@ -16,7 +16,7 @@ from tests.faults.yard import Yard
 from tests.support.waiting import eventually
 
 MIX = Mix(jobs=40, infers=18, temps=70, batches=50, infer_s=0.05, batch_s=0.2)
-HEAL_S = 180
+HEAL_S = 120
 RAGE_S = 300
 MOST = 0.9
 SEED = 11

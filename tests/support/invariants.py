@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from deploy.local.rabbitmq import RabbitMQ
+from dispatcher.service import QUEUES
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.states import JobState, OperationState
@@ -203,12 +204,10 @@ class Invariants:
         ]
         consumers = {one.name: one.consumers for one in listed}
         deaf = [
-            f"{JOBS_QUEUE.name} and its like should have {self.dispatchers} consumers each: "
-            f"{name} has {consumers.get(name, 0)}"
-            for name in sorted(consumers)
-            if name.startswith("modelyard.")
-            and not name.startswith("modelyard.host.")
-            and consumers[name] < self.dispatchers
+            f"{queue.name} should have {self.dispatchers} consumers and has "
+            f"{consumers.get(queue.name, 0)}"
+            for queue in QUEUES
+            if consumers.get(queue.name, 0) < self.dispatchers
         ]
         deaf += [
             f"host {one['_id']} is ONLINE and nobody consumes its queue"
@@ -247,6 +246,14 @@ def containers_as_recorded(now: Snapshot) -> Iterator[str]:
         if JobState(job["state"]).live
     }
     looked_at = set(now.others)
+    recorded = {
+        (job["host_id"], job["_id"], job["generation"]): job.get("container_id")
+        for job in now.jobs
+        if JobState(job["state"]).live
+    }
+    for one in now.containers:
+        if one.name in recorded and recorded[one.name] != one.container_id:
+            yield f"{one.name} is {recorded[one.name]} in the record and is {one.container_id}"
     found = {one.name for one in now.containers}
     for host_id, job_id, generation in sorted(found - expected):
         yield f"{host_id} has a container of job {job_id}, generation {generation}: an orphan"

@@ -15,7 +15,14 @@ from tests.support.invariants import (
 from tests.support.outside import Document, Labelled
 from tests.support.sampler import over_capacity
 
-JOB = {"_id": "j1", "state": "LOADED", "host_id": "h1", "generation": 2}
+CONTAINER = "c" * 12
+JOB = {
+    "_id": "j1",
+    "state": "LOADED",
+    "host_id": "h1",
+    "generation": 2,
+    "container_id": CONTAINER,
+}
 HELD = {"job_id": "j1", "generation": 2, "slots": 1}
 
 
@@ -25,7 +32,7 @@ def host(*held: Document, used: int | None = None, slots: int = 2) -> Document:
 
 
 def container(job_id: str = "j1", generation: int = 2, state: str = "running") -> Labelled:
-    return Labelled("h1", job_id, generation, "c" * 12, state)
+    return Labelled("h1", job_id, generation, CONTAINER, state)
 
 
 def snapshot(**parts: Any) -> Snapshot:
@@ -53,6 +60,7 @@ def test_a_job_with_its_container_and_its_reservation_is_right() -> None:
         ({"containers": [container(), container("j2")]}, "orphan"),
         ({"containers": [container(state="exited")]}, "does not run"),
         ({"jobs": [JOB | {"state": "TERMINATED"}]}, "orphan"),
+        ({"jobs": [JOB | {"container_id": "d" * 12}]}, "in the record and is"),
     ],
 )
 def test_containers_that_the_record_does_not_know_are_found(
