@@ -51,8 +51,9 @@ def legal(earlier: Fact, later: Fact) -> bool:
         return earlier == later
     if earlier.epoch == later.epoch:
         return later.state in _within_an_attempt(earlier.state)
-    # A new attempt begins with DISPATCHED; an end by the dispatcher keeps the last epoch.
-    return later.state is not OperationState.QUEUED
+    # A new attempt begins with DISPATCHED; an end by the dispatcher keeps the last epoch. Of an
+    # attempt whose dispatcher died right after its claim only the return to the queue is told.
+    return later.state is not OperationState.QUEUED or earlier.state is OperationState.QUEUED
 
 
 def wrong_between(operation_id: str, earlier: Fact, later: Fact) -> str | None:
