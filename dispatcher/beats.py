@@ -72,16 +72,20 @@ class Beats:
                 log.warning("heartbeat.malformed", routing_key=delivery.routing_key)
                 continue
             newest[beat.host_id] = beat
-        await self._store.hosts.beat(newest.values())
+        all_known = await self._store.hosts.beat(newest.values())
+        recorded = {host_id: beat.incarnation for host_id, beat in newest.items()}
+        if not all_known:
+            recorded = await self._store.hosts.incarnations(newest)
         for beat in newest.values():
             if (beat.host_id, beat.incarnation) in self._lost.boots:
                 # What it had was given to others.
                 await self._renounce(beat)
-        await self._meet_strangers(newest.values())
+        await self._meet_strangers(newest.values(), recorded)
         await subscription.ack(batch)
 
-    async def _meet_strangers(self, beats: Iterable[Heartbeat]) -> None:
-        recorded = await self._store.hosts.incarnations(beat.host_id for beat in beats)
+    async def _meet_strangers(
+        self, beats: Iterable[Heartbeat], recorded: Mapping[str, str]
+    ) -> None:
         overdue = self._strangers.overdue(beats, recorded, time.monotonic())
         # As long as reports wait to be read an announcement may be among them.
         if not overdue or await self._broker.message_count(REPORTS_QUEUE.name):

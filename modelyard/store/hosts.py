@@ -129,8 +129,10 @@ class Hosts:
             found = await self._collection.find_one({"_id": host_id}, {"incarnation": 1})
         return found is not None and found["incarnation"] == incarnation
 
-    async def beat(self, heartbeats: Iterable[Heartbeat]) -> None:
+    async def beat(self, heartbeats: Iterable[Heartbeat]) -> bool:
         """Record heartbeats; those of any but the host's current incarnation are dropped.
+
+        True if none was dropped.
 
         A boot that was given up as LOST does not come back by beating: it has to announce itself
         anew, for what it had was given to others.
@@ -154,9 +156,11 @@ class Hosts:
             )
             for beat in heartbeats
         ]
-        if writes:
-            async with self._connection.answering():
-                await self._collection.bulk_write(writes, ordered=False)
+        if not writes:
+            return True
+        async with self._connection.answering():
+            done = await self._collection.bulk_write(writes, ordered=False)
+        return done.matched_count == len(writes)
 
     async def incarnations(self, host_ids: Iterable[str]) -> dict[str, str]:
         """Return the boots of these hosts that are recorded, by host."""
