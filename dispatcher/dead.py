@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from dispatcher.decode import Unreadable, decode, idempotency_key, replay_key
+from dispatcher.decode import Unreadable, decode_delivery
 from dispatcher.intake import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
 from modelyard.broker import Delivery, Subscription
 from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
@@ -76,13 +76,7 @@ def _requests(delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
     """Return the requests that the broker took out of the jobs queue with this letter."""
     if letter.queue != JOBS_QUEUE.name or REASON_HEADER in delivery.headers:
         return []
-    key = idempotency_key(delivery.headers, delivery.message_id) or letter.dead_letter_id
-    decoded = decode(
-        delivery.body,
-        message_type=delivery.type,
-        key=key,
-        replay=replay_key(delivery.headers),
-    )
+    decoded = decode_delivery(delivery, fallback_key=letter.dead_letter_id)
     return [] if isinstance(decoded, Unreadable) else decoded
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from modelyard.broker import Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import ID_PATTERN, operation_id_for_key
 from modelyard.contract.messages import (
@@ -50,6 +51,16 @@ def replay_key(headers: Mapping[str, object]) -> str | None:
     """Return what names the replay of a dead letter; null for any other message."""
     value = headers.get(REPLAY_HEADER)
     return value if isinstance(value, str) and value else None
+
+
+def decode_delivery(delivery: Delivery, *, fallback_key: str) -> list[NewOperation] | Unreadable:
+    """Return what a message of the jobs queue asks for; `fallback_key` is for one without a key."""
+    return decode(
+        delivery.body,
+        message_type=delivery.type,
+        key=idempotency_key(delivery.headers, delivery.message_id) or fallback_key,
+        replay=replay_key(delivery.headers),
+    )
 
 
 def decode(

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from dispatcher.decode import Unreadable, decode, idempotency_key, replay_key
+from dispatcher.decode import Unreadable, decode_delivery
 from dispatcher.facts import Facts, operation_event
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo
@@ -90,13 +90,7 @@ class Intake:
                 self._wishes()
                 read.append(delivery)
                 continue
-            key = idempotency_key(delivery.headers, delivery.message_id) or delivery.fallback_key
-            decoded = decode(
-                delivery.body,
-                message_type=delivery.type,
-                key=key,
-                replay=replay_key(delivery.headers),
-            )
+            decoded = decode_delivery(delivery, fallback_key=delivery.fallback_key)
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 decoded = []

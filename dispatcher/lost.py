@@ -81,8 +81,9 @@ class LostHosts:
 
     async def _is_still_lost(self, host: HostRecord) -> bool:
         now = await self._store.hosts.get(host.host_id)
-        lost = now is not None and now.liveness is Liveness.LOST
-        return lost and now is not None and now.incarnation == host.incarnation
+        if now is None or now.liveness is not Liveness.LOST:
+            return False
+        return now.incarnation == host.incarnation
 
     async def _lose_jobs(self, host: HostRecord, jobs: Iterable[JobRecord]) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
