@@ -95,6 +95,23 @@ async def lose(yard: Yard, host_id: str) -> None:
     await eventually(gone, what=f"{host_id} is LOST")
 
 
+async def drained(yard: Yard, host_id: str) -> None:
+    async def done() -> bool:
+        found = await yard.store.hosts.get(host_id)
+        return found is not None and found.drain is not None and found.drain.done
+
+    await eventually(done, what=f"the drain of {host_id} is done")
+
+
+async def first_leg(yard: Yard, here: ScriptedHost, there: ScriptedHost) -> HostCommand:
+    """Begin to move a loaded job; return the first command that the other host is given."""
+    await yard.store.hosts.admit(there.host_id, Admission.CORDONED)
+    await loaded(yard, here)
+    await yard.store.hosts.admit(there.host_id, Admission.OPEN)
+    await yard.store.hosts.drain(here.host_id, move=True, deadline_s=None)
+    return await there.command()
+
+
 async def slots_used(yard: Yard, host_id: str, count: int) -> None:
     async def as_many() -> bool:
         host = await yard.store.hosts.get(host_id)
@@ -623,12 +640,7 @@ async def test_a_drained_host_takes_nothing_new_and_is_done_when_it_is_empty(yar
         assert refused.waiting_for == ("1 host is DRAINING",)
         await yard.submit(Verb.TERMINATE)
         await host.finish(await host.command())
-
-        async def done() -> bool:
-            found = await yard.store.hosts.get("h1")
-            return found is not None and found.drain is not None and found.drain.done
-
-        await eventually(done, what="the drain is done")
+        await drained(yard, "h1")
         await yard.store.hosts.admit("h1", Admission.OPEN)
         assert (await host.command()).operation_id == waiting
 
@@ -677,23 +689,14 @@ async def test_a_drain_that_moves_loads_elsewhere_first_and_loses_no_inference(y
             await h2.finish(infer, result_json="2")
             await slots_used(yard, "h1", 0)
             await slots_used(yard, "h2", 1)
-
-            async def done() -> bool:
-                found = await yard.store.hosts.get("h1")
-                return found is not None and found.drain is not None and found.drain.done
-
-            await eventually(done, what="the drain is done")
+            await drained(yard, "h1")
 
 
 async def test_a_move_that_fails_leaves_the_job_where_it_is_and_tries_a_new_container(
     yard: Yard,
 ) -> None:
     async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2") as h2:
-        await yard.store.hosts.admit("h2", Admission.CORDONED)
-        await loaded(yard, h1)
-        await yard.store.hosts.admit("h2", Admission.OPEN)
-        await yard.store.hosts.drain("h1", move=True, deadline_s=None)
-        leg = await h2.command()
+        leg = await first_leg(yard, h1, h2)
         await h2.finish(
             leg,
             OperationState.FAILED,
@@ -708,11 +711,7 @@ async def test_a_move_that_fails_leaves_the_job_where_it_is_and_tries_a_new_cont
 
 async def test_a_move_whose_target_boots_before_it_accepts_begins_anew(yard: Yard) -> None:
     async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2") as h2:
-        await yard.store.hosts.admit("h2", Admission.CORDONED)
-        await loaded(yard, h1)
-        await yard.store.hosts.admit("h2", Admission.OPEN)
-        await yard.store.hosts.drain("h1", move=True, deadline_s=None)
-        leg = await h2.command()
+        leg = await first_leg(yard, h1, h2)
         # As the sweep finds it that looks between the boot's record and the repair of its work.
         await yard.store.operations._collection.update_one(
             {"_id": leg.operation_id},
@@ -742,21 +741,12 @@ async def test_a_host_to_which_a_job_is_on_its_way_is_not_drained_yet(yard: Yard
         await slots_used(yard, "h1", 1)
         assert not await yard.store.hosts.drained("h1")
         await yard.store.hosts.release({"h1": [("another", 1)]})
-
-        async def done() -> bool:
-            found = await yard.store.hosts.get("h1")
-            return found is not None and found.drain is not None and found.drain.done
-
-        await eventually(done, what="the drain is done")
+        await drained(yard, "h1")
 
 
 async def test_a_client_who_ends_a_job_ends_its_move(yard: Yard) -> None:
     async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2") as h2:
-        await yard.store.hosts.admit("h2", Admission.CORDONED)
-        await loaded(yard, h1)
-        await yard.store.hosts.admit("h2", Admission.OPEN)
-        await yard.store.hosts.drain("h1", move=True, deadline_s=None)
-        leg = await h2.command()
+        leg = await first_leg(yard, h1, h2)
         await h2.accept(leg)
         await yard.operation(leg.operation_id, OperationState.RUNNING)
         await yard.submit(Verb.TERMINATE)

@@ -37,8 +37,10 @@ def current_process() -> Process | None:
     return _process.get()
 
 
-class _Handle(asyncio.Handle):
-    """A callback of some process."""
+class _HeldBack(asyncio.Handle):
+    """A callback of some process: it waits while its process is held back."""
+
+    __slots__ = ()
 
     def _run(self) -> None:
         process = self._context.get(_process)  # type: ignore[attr-defined]
@@ -48,15 +50,8 @@ class _Handle(asyncio.Handle):
             super()._run()
 
 
-class _TimerHandle(asyncio.TimerHandle):
-    """A callback of some process, at its time."""
-
-    def _run(self) -> None:
-        process = self._context.get(_process)  # type: ignore[attr-defined]
-        if process is not None and process.held_back:
-            process.waiting.append(self)
-        else:
-            super()._run()
+class _TimerHandle(_HeldBack, asyncio.TimerHandle):
+    """One at its time."""
 
 
 class _Task(asyncio.Task[Any]):
@@ -180,7 +175,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         args: tuple[Any, ...],
         context: contextvars.Context | None,
     ) -> asyncio.Handle:
-        handle = _Handle(callback, args, self, context)
+        handle = _HeldBack(callback, args, self, context)
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
