@@ -218,9 +218,13 @@ class Broker:
             await close_quietly(connection)
 
     async def _connect(self, purpose: str) -> AbstractConnection:
+        """Connect, for as long as the caller's own deadline lets us.
+
+        The library's `timeout` goes to `asyncio.wait_for`, and that of Python 3.11 loses a
+        cancellation that comes in the moment of success: a consumer would go on for ever.
+        """
         return await aio_pika.connect(
             self._url,
-            timeout=CONNECT_TIMEOUT_S,
             heartbeat=HEARTBEAT_S,
             ssl_context=self._tls,
             client_properties={"connection_name": f"modelyard {self._name} {purpose}"},

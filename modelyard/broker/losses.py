@@ -36,22 +36,36 @@ class ConsumingFailedError(BrokerUnavailableError):
 
 @contextmanager
 def losses(said: str = "RabbitMQ does not answer") -> Iterator[None]:
-    """Turn the client libraries' ways to say that a connection is gone into our one error."""
+    """Turn the client libraries' ways to say that a connection is gone into our one error.
+
+    In a task that was cancelled they stay a cancellation: closing what is broken fails too, and
+    who tries again after our error would never end.
+    """
     try:
         yield
     except _LOST as error:
-        raise BrokerUnavailableError(f"{said}: {error!r}") from error
+        raise _lost(said, error) from error
     except RuntimeError as error:
         if not _says_closed(error):
             raise
-        raise BrokerUnavailableError(f"{said}: {error!r}") from error
+        raise _lost(said, error) from error
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if _is_cancelled():
             raise
         # Nobody cancelled us: when heartbeats stay out, aiormq cancels its own reader and hands
         # that on to whoever waits. A task group would take it for an orderly end of the task.
         raise BrokerUnavailableError(f"{said}: the connection is dead.") from error
+
+
+def _lost(said: str, error: Exception) -> BaseException:
+    if _is_cancelled():
+        return asyncio.CancelledError()
+    return BrokerUnavailableError(f"{said}: {error!r}")
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _says_closed(error: RuntimeError) -> bool:

@@ -577,6 +577,55 @@ async def test_a_queue_that_was_deleted_is_prepared_again(
     consuming.cancel()
 
 
+async def test_a_consumer_that_is_cancelled_in_the_moment_of_its_connection_ends(
+    real_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await real_broker.declare(QUEUES)
+    connect = aiormq.connect
+
+    async def connect_and_be_cancelled(*args: object, **kwargs: object) -> object:
+        connection = await connect(*args, **kwargs)  # type: ignore[arg-type]
+        asyncio.get_running_loop().call_soon(consuming.cancel)
+        return connection
+
+    monkeypatch.setattr(aiormq, "connect", connect_and_be_cancelled)
+    consuming = asyncio.create_task(_never_handling(real_broker))
+    done, _ = await asyncio.wait((consuming,), timeout=5)
+    monkeypatch.undo()
+    while not consuming.done():
+        consuming.cancel()
+        await asyncio.wait((consuming,), timeout=1)
+    assert done
+
+
+async def _never_handling(broker: Broker) -> None:
+    async def handle(_: Subscription, __: list[Delivery]) -> None:
+        raise AssertionError
+
+    await consume_forever(
+        lambda: broker.subscribe(JOBS_QUEUE, prefetch=1), handle, name="test", max_items=1
+    )
+
+
+async def test_what_breaks_in_a_cancelled_task_stays_its_cancellation() -> None:
+    """Closing after a cancellation fails if the connection is gone too."""
+    inside = asyncio.Event()
+
+    async def work() -> None:
+        with losses():
+            try:
+                inside.set()
+                await asyncio.Event().wait()
+            finally:
+                raise ConnectionResetError
+
+    working = asyncio.create_task(work())
+    await inside.wait()
+    working.cancel()
+    await asyncio.wait((working,))
+    assert working.cancelled()
+
+
 async def test_a_programming_error_is_not_taken_for_a_lost_broker(
     real_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
