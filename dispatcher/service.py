@@ -39,6 +39,7 @@ from modelyard.contract.topology import (
     Queue,
 )
 from modelyard.store import Store
+from modelyard.together import TaskGroup
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +123,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Run until cancelled; raises as `prepare` does."""
         await self.prepare()
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             group.create_task(self.scheduler.run())
             group.create_task(self.cancels.run())
             group.create_task(self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s))

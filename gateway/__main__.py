@@ -18,6 +18,7 @@ from modelyard.exiting import Exit
 from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.store import Store
 from modelyard.telemetry import setup_logging
+from modelyard.together import TaskGroup
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ async def _serve(settings: Settings, listener: socket.socket, process: Exit) -> 
     log.info("gateway.listening", host=host, port=port, version=__version__)
     code = 1
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             running = tasks.create_task(gateway.run())
             await server.serve(sockets=[listener])
             running.cancel()

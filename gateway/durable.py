@@ -22,6 +22,7 @@ from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
+from modelyard.together import TaskGroup
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +72,7 @@ class Durable:
 
     async def run(self) -> None:
         """Flush until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             tasks.create_task(self._recording.run())
             tasks.create_task(self._publishing.run())
 

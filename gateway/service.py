@@ -17,6 +17,7 @@ from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableEr
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
 from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE
 from modelyard.store import Store
+from modelyard.together import TaskGroup
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +57,7 @@ class Gateway:
 
         Raises `TopologyMismatchError`, in a group, if a queue exists with other arguments.
         """
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             tasks.create_task(self._store_up.watch())
             tasks.create_task(self._broker_up.watch())
             tasks.create_task(self._durable.run())

@@ -1,14 +1,62 @@
 """Awaiting several things at once, failing as one of them did."""
 
 import asyncio
+import sys
 from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar, overload
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
 
 from modelyard.contract.errors import ModelyardError
 
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
+
+
+class TaskGroup(asyncio.TaskGroup):  # noqa: TID251 - the one that mends it
+    """A group after which its task is cancelled if somebody has cancelled it, and else is not.
+
+    Before Python 3.13 a group whose task fails cancels its parent, to stop its body, and does not
+    take that back: `cancelling()` counts it for ever. And a cancellation from outside gets lost
+    when a task of the group fails too; here it goes first, and the errors are its cause.
+    """
+
+    async def __aenter__(self) -> Self:
+        self._cancelled_before = _cancelling()
+        await super().__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        already_asked = self._asked_for_it
+        try:
+            await super().__aexit__(kind, error, trace)
+        except BaseException as failed:
+            if sys.version_info < (3, 13) and self._asked_for_it and not already_asked:
+                _task().uncancel()
+            if isinstance(failed, Exception) and _cancelling() > self._cancelled_before:
+                raise asyncio.CancelledError from failed
+            raise
+
+    @property
+    def _asked_for_it(self) -> bool:
+        """True once the group has cancelled its parent itself."""
+        return bool(self._parent_cancel_requested)  # type: ignore[attr-defined]
+
+
+def _task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a group of tasks needs a task around it")
+    return task
+
+
+def _cancelling() -> int:
+    return _task().cancelling()
 
 
 @overload
@@ -33,7 +81,7 @@ async def together(*all_of_them: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
     pass for a store that is away; its cause is the group of all.
     """
     try:
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             tasks = [group.create_task(one) for one in all_of_them]
     except BaseExceptionGroup as failed:
         every = list(_leaves(failed))

@@ -6,6 +6,7 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.together import TaskGroup
 from worker.account import Account, Ending
 from worker.cleanup import Cleanup
 from worker.containers import Containers
@@ -89,7 +90,7 @@ class Aftermath:
         job_state = _left_behind(command, interruption)
         if job_state is None:
             return _interrupted(interruption, None)
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             cleaning = tasks.create_task(self._clean(account, interruption, job_state))
             await asyncio.wait((cleaning,), timeout=REPORT_S)
             ending = _interrupted(interruption, cleaning.result() if cleaning.done() else job_state)

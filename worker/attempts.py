@@ -7,6 +7,7 @@ import structlog
 
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import VERB_RULES
+from modelyard.together import TaskGroup
 from worker.account import Account
 from worker.desk import Desk
 from worker.interruption import InterruptionError
@@ -20,7 +21,7 @@ class Attempts:
     """Starts attempts, lets later ones take over from earlier ones, waits for them at the end."""
 
     def __init__(
-        self, operations: Operations, desk: Desk, locks: JobLocks, tasks: asyncio.TaskGroup
+        self, operations: Operations, desk: Desk, locks: JobLocks, tasks: TaskGroup
     ) -> None:
         self._operations = operations
         self._desk = desk

@@ -1,14 +1,18 @@
 """Containers that nobody owns, removed on the dispatcher's word, and only after a second look."""
 
-import asyncio
+from typing import TYPE_CHECKING
 
 import structlog
 
 from modelyard.contract.messages import DiscardContainer
+from modelyard.together import TaskGroup
 from worker.containers import Containers
 from worker.desk import Desk
 from worker.job_locks import JobLocks
 from worker.trouble import trouble_is_logged
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +26,7 @@ class Discards:
     """Discards each container in a task of its own, once at a time."""
 
     def __init__(
-        self, containers: Containers, desk: Desk, locks: JobLocks, tasks: asyncio.TaskGroup
+        self, containers: Containers, desk: Desk, locks: JobLocks, tasks: TaskGroup
     ) -> None:
         self._containers = containers
         self._desk = desk

@@ -14,6 +14,7 @@ from typing import Protocol
 import httpx2
 
 from modelyard.contract.messages import EngineFacts, Progress
+from modelyard.together import TaskGroup
 from worker.container_plan import ContainerPlan
 from worker.docker_config import engine_config
 from worker.labels import ContainerLabels
@@ -354,7 +355,7 @@ class FakeRuntime:
         if not there or there[0].program is None:
             raise httpx2.ConnectError("Connection refused", request=request)
         container, program = there[0], there[0].program
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             answering = tasks.create_task(program.answer(request))
             dying = tasks.create_task(container.changed.wait())
             await asyncio.wait((answering, dying), return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,9 @@
 """What a host says of its containers: one item for each, its server asked if it is ready."""
 
-import asyncio
 from collections.abc import Collection, Sequence
 
 from modelyard.contract.messages import InventoryItem
+from modelyard.together import TaskGroup
 from worker.hooks import ModelServer
 from worker.labels import ContainerLabels
 from worker.runtime import ContainerFacts
@@ -16,7 +16,7 @@ async def take_stock(
 
     A server that works on an inference may not answer: what it does not say would mean nothing.
     """
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         items = [
             tasks.create_task(_item(server, facts, labels, ask=labels.job_id not in unasked))
             for facts in containers

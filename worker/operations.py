@@ -10,6 +10,7 @@ from modelyard.contract.catalog import Profile
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from modelyard.together import TaskGroup
 from worker.account import Account, Ending
 from worker.aftermath import Aftermath
 from worker.batch import Batch
@@ -92,7 +93,7 @@ class Operations:
         temps = [command for command in commands if command.verb is Verb.TEMP]
         for command in temps:
             self._cleanup.remove_later(command)
-        async with trouble_is_logged("lease.not_cleaned", GIVE_UP_S), asyncio.TaskGroup() as tasks:
+        async with trouble_is_logged("lease.not_cleaned", GIVE_UP_S), TaskGroup() as tasks:
             for command in temps:
                 tasks.create_task(self._cleanup.remove(command))
             tasks.create_task(self.containers.halt_strict())

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.together import TaskGroup
 from worker.pauses import GrowingPauses
 from worker.runtime import ContainerRuntime, EngineUnavailableError, Exit
 
@@ -50,7 +51,7 @@ async def while_running(
     The engine is asked to watch only `grace_s` seconds later: short work needs no watching,
     because a connection to a process that has died breaks by itself.
     """
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         working = tasks.create_task(_outcome(work))
         await asyncio.wait((working,), timeout=grace_s)
         watching = tasks.create_task(_end_of(runtime, container_id))

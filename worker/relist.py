@@ -11,6 +11,7 @@ import structlog
 from modelyard.broker import backoff_s
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.topology import INVENTORY_INTERVAL_S
+from modelyard.together import TaskGroup
 from worker.desk import Desk
 from worker.health import Health
 from worker.hooks import ModelServer
@@ -50,7 +51,7 @@ class Relist:
 
     async def run(self, *, interval_s: float = INVENTORY_INTERVAL_S) -> None:
         """Look until cancelled; looks are spaced from start to start."""
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             tasks.create_task(self._watch())
             tasks.create_task(self._keep_looking(interval_s))
 

@@ -8,6 +8,7 @@ import structlog
 
 from modelyard.broker import Broker
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
+from modelyard.together import TaskGroup
 from worker.aftermath import Aftermath
 from worker.batch import Batch
 from worker.cleanup import RETRY_S, Cleanup
@@ -72,7 +73,7 @@ class Service:
         `Recovery.prepare` does. A side task that dies takes the process with it.
         """
         engine_wait_s = ENGINE_WAIT_S
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             cleaning = tasks.create_task(self._standing.operations.clean_up())
             while not stop.is_set():
                 lease = Lease(seconds=self._fence_s, on_renewal=self._on_renewal)

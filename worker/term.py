@@ -15,6 +15,7 @@ import uuid_utils.compat
 from modelyard.broker import Broker
 from modelyard.contract.messages import Heartbeat
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
+from modelyard.together import TaskGroup
 from worker.attempts import Attempts
 from worker.consumer import Consumer
 from worker.control import Control
@@ -75,7 +76,7 @@ class Term:
         are stopped where they are and never heard of again, and what another host may be given is
         ended here. Raises what `Recovery.prepare` does; a side task that dies takes all with it.
         """
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             attempts = Attempts(self._standing.operations, self._desk, self._standing.locks, tasks)
             discards = Discards(
                 self._standing.operations.containers, self._desk, self._standing.locks, tasks
@@ -162,7 +163,7 @@ class Term:
             desk=self._desk,
             reporter=self._reporter,
         )
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             tasks.create_task(control.run())
             tasks.create_task(consumer.run())
             tasks.create_task(heartbeat.run(interval_s=standing.beat_s))

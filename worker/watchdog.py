@@ -24,6 +24,7 @@ from pathlib import Path
 import structlog
 
 from modelyard.telemetry import setup_logging
+from modelyard.together import TaskGroup
 from worker.docker_runtime import DockerRuntime
 from worker.lease import uptime_s
 from worker.runtime import ContainerRuntime, NoSuchContainerError, RuntimeFaultError
@@ -67,7 +68,7 @@ class Watchdog:
 
     async def run(self, pipe: asyncio.StreamReader) -> None:
         """Watch until the worker says farewell, or is gone and nothing is left to do."""
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             reading = tasks.create_task(self._read(pipe))
             while not self._dismissed and not (self._alone and self._renewed_at is None):
                 if self._left_s() <= 0:

@@ -18,6 +18,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import DEAD, HEARTBEATS
+from modelyard.together import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, Bench, model
 from tests.unit.worker_broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
@@ -101,7 +102,7 @@ class Intake:
 
 @asynccontextmanager
 async def intake(bench: Bench | None = None) -> AsyncIterator[Intake]:
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(20), TaskGroup() as tasks:
         made = Intake(tasks, bench)
         yield made
         await made.attempts.drain(0.0)
@@ -394,7 +395,7 @@ async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() 
     )
     await recovery.prepare()
     bench.runtime.available = False
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(10), TaskGroup() as tasks:
         announcing = tasks.create_task(recovery.announce())
         await asyncio.wait((announcing,), timeout=0.05)
         assert not announcing.done()

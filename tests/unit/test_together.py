@@ -1,0 +1,93 @@
+"""Groups of tasks leave their parent as cancelled as it was."""
+
+import asyncio
+
+import pytest
+
+from modelyard.broker.losses import losses
+from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
+from modelyard.together import TaskGroup, together
+
+
+async def fails() -> None:
+    await asyncio.sleep(0)
+    raise StoreUnavailableError
+
+
+async def lasts() -> None:
+    await asyncio.Event().wait()
+
+
+def cancelling() -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
+
+
+async def test_a_failure_is_no_cancellation_of_who_waits() -> None:
+    with pytest.raises(StoreUnavailableError):
+        await together(fails(), lasts())
+    assert cancelling() == 0
+
+
+async def test_a_failure_while_the_body_runs_is_no_cancellation_either() -> None:
+    async def group() -> None:
+        async with TaskGroup() as tasks:
+            tasks.create_task(fails())
+            await lasts()
+
+    with pytest.raises(ExceptionGroup):
+        await group()
+    assert cancelling() == 0
+
+
+async def test_a_group_in_the_body_of_a_group_counts_for_itself() -> None:
+    counted = []
+
+    async def outer() -> None:
+        async with TaskGroup():
+            with pytest.raises(StoreUnavailableError):
+                await together(fails(), lasts())
+            counted.append(cancelling())
+
+    await outer()
+    assert counted == [0]
+
+
+async def test_a_connection_that_is_lost_after_a_failure_is_no_cancellation() -> None:
+    """A consumer that took it for one would end without a word."""
+    with pytest.raises(StoreUnavailableError):
+        await together(fails(), lasts())
+    with pytest.raises(BrokerUnavailableError), losses():
+        raise ConnectionResetError
+
+
+@pytest.mark.parametrize("first", ["failure", "cancellation"])
+async def test_who_is_cancelled_hears_that_before_a_failure(first: str) -> None:
+    """Else it would go on with the failure: try again, for ever."""
+    inside = asyncio.Event()
+    now = asyncio.Event()
+
+    async def fails_now() -> None:
+        inside.set()
+        await now.wait()
+        raise StoreUnavailableError
+
+    waiting = asyncio.create_task(together(fails_now(), lasts()))
+    await inside.wait()
+    if first == "failure":
+        now.set()
+        waiting.cancel()
+    else:
+        waiting.cancel()
+        now.set()
+    await asyncio.wait((waiting,))
+    assert waiting.cancelled()
+
+
+async def test_a_cancelled_group_is_cancelled() -> None:
+    waiting = asyncio.create_task(together(lasts(), lasts()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    assert waiting.cancelled()
