@@ -28,7 +28,7 @@ class Nemesis:
         """Act at random until the time is over; what is under way is repaired."""
         ends_at = time.monotonic() + seconds
         while time.monotonic() < ends_at:
-            await self.choice.choice(actions)(self)
+            await self._do(self.choice.choice(actions))
             await asyncio.sleep(self.choice.uniform(*pause_s))
 
     async def each_in_turn(self, actions: Sequence[Action], *, until: asyncio.Task[object]) -> None:
@@ -37,8 +37,12 @@ class Nemesis:
             for action in actions:
                 if until.done():
                     return
-                await action(self)
+                await self._do(action)
                 await asyncio.wait((until,), timeout=self.choice.uniform(1.5, 3))
+
+    async def _do(self, action: Action) -> None:
+        await action(self)
+        self.yard.invariants.disturbed()
 
     def note(self, what: str) -> None:
         """Say what is done, with the seconds since the beginning."""

@@ -37,6 +37,7 @@ async def test_a_worker_whose_consumer_cannot_come_back_stops_its_heartbeat(
     elsewhere = await yard.done("TEMP", yard.job_id(), model="load-http", input={})
     assert elsewhere["host_id"] == "h2"
     await wires.worker_amqp.heal()
+    yard.invariants.disturbed()
     await yard.liveness(HOST, "ONLINE", within_s=BACK_WITHIN_S)
     after = await yard.host(HOST)
     assert after["incarnation"] == before["incarnation"]

@@ -33,6 +33,7 @@ async def test_a_frozen_engine_makes_its_host_suspect_and_no_container_exit(yard
         assert other["host_id"] == "h2"
     finally:
         engine.resume()
+        yard.invariants.disturbed()
     await yard.liveness("h1", "ONLINE", within_s=30)
     assert (await yard.job(job_id))["state"] == "LOADED"
     await yard.done("INFER", job_id, input={})
@@ -49,6 +50,7 @@ async def test_a_slow_engine_makes_its_host_suspect_and_no_container_exit(wires:
     await lasts(CALL_S)
     assert (await yard.job(job_id))["state"] == "LOADED"
     await wires.worker_docker.heal()
+    yard.invariants.disturbed()
     await yard.liveness("h1", "ONLINE", within_s=40)
     await yard.holds()
     await yard.succeeded(ids)

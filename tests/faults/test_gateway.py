@@ -104,6 +104,7 @@ async def test_a_gateway_that_is_cut_off_says_so_at_once_and_comes_back(
             if status == 202:
                 yard.doors.ledger.accept(request.operation_id)
         await asyncio.gather(*(proxy.heal() for proxy in proxies))
+        yard.invariants.disturbed()
         await yard.ready(within_s=40)
     load = await yard.load()
     await load.run()

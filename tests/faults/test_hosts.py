@@ -87,6 +87,7 @@ async def test_a_host_cut_from_the_broker_for_two_minutes_is_given_up_and_comes_
         await lasts(began + CUT_S - time.monotonic())
         assert (await yard.host(HOST))["liveness"] == "LOST"
         await wires.worker_amqp.heal()
+        yard.invariants.disturbed()
         await back(yard, former)
         await yard.holds(within_s=LOST_HEAL_WITHIN_S)
     await done_elsewhere(yard, work)

@@ -37,6 +37,7 @@ async def test_step_downs_cost_nothing(yard: Yard) -> None:
     for _ in range(3):
         await asyncio.to_thread(step_down, yard.servers.mongodb)
         await lasts(4)
+    yard.invariants.disturbed()
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)
@@ -58,6 +59,7 @@ async def test_a_primary_that_dies_or_freezes_is_replaced(yard: Yard, how: str) 
         member.resume()
         await asyncio.to_thread(mongodb.launch_member, index)
     await asyncio.to_thread(mongodb.wait_ready)
+    yard.invariants.disturbed()
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)
@@ -80,6 +82,7 @@ async def test_a_set_without_a_majority_is_waited_for(yard: Yard) -> None:
     finally:
         for member in frozen:
             member.resume()
+        yard.invariants.disturbed()
     ids += await loading
     await _primary(mongodb)
     await yard.holds()
@@ -100,6 +103,7 @@ async def test_a_dispatcher_cut_from_the_database_burns_no_delivery_limit(
     await lasts(AWAY_S)
     for proxy in proxies:
         await proxy.heal()
+    yard.invariants.disturbed()
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)
@@ -119,6 +123,7 @@ async def test_a_slow_database_makes_everything_slow_and_nothing_wrong(wires: Wi
     await lasts(AWAY_S)
     for proxy in (wires.dispatcher_mongo, wires.gateway_mongo):
         await proxy.heal()
+    yard.invariants.disturbed()
     await yard.holds()
     await yard.succeeded([*ids, *more])
 

@@ -42,6 +42,7 @@ async def test_a_broker_that_restarts_loses_nothing_that_it_confirmed(yard: Yard
     await asyncio.to_thread(broker.stop if how == "restart" else broker.kill)
     await lasts(3)
     await asyncio.to_thread(broker.start)
+    yard.invariants.disturbed()
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)
@@ -67,6 +68,7 @@ async def test_a_memory_alarm_blocks_nobody_who_asks(yard: Yard) -> None:
             await lasts(5)
     finally:
         await asyncio.to_thread(broker.ctl, WATERMARK, "0.4")
+        yard.invariants.disturbed()
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)
@@ -82,6 +84,7 @@ async def test_a_queue_that_was_deleted_is_back_with_its_consumers(yard: Yard, q
     await yard.running_any()
     async with open_wire(yard.fleet.amqp_url) as wire:
         await wire.channel.queue_delete(queue)
+    yard.invariants.disturbed()
     await consumed(yard.fleet.amqp_url, queue)
     ids = await loading
     await yard.holds()
@@ -98,6 +101,7 @@ async def test_consumers_that_were_thrown_out_are_back(yard: Yard) -> None:
         close = ("close_all_connections", "--vhost", vhost, "a test")
         await asyncio.to_thread(yard.servers.rabbitmq.ctl, *close)
         await consumed(yard.fleet.amqp_url, host_queue("h1").name)
+    yard.invariants.disturbed()
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)

@@ -77,6 +77,7 @@ async def _a_broker_that_is_silent(yard: Yard) -> AsyncIterator[None]:
         yield
     finally:
         yard.servers.rabbitmq.resume()
+        yard.invariants.disturbed()
 
 
 @asynccontextmanager

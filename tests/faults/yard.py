@@ -35,6 +35,8 @@ SLOTS = 6
 FAILED = Path(__file__).resolve().parents[2] / "var" / "tests" / "failed"
 """Keeps the logs of the newest sites in which something did not hold."""
 FAILED_KEPT = 8
+BYSTANDER = "somebody=else"
+"""Label of the containers that nobody of ours may touch (I10)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Site:
     folder: Path
     ledger: Ledger = field(default_factory=Ledger)
     bystanders: dict[str, str] = field(default_factory=dict)
+    held_first: dict[str, Holding] = field(default_factory=dict)
+    """What each process held when it was seen first: what leaks bit by bit adds up."""
     intact: bool = True
     """False once something does not hold: nothing that follows could be believed."""
 
@@ -65,7 +69,8 @@ class Site:
         """Stop the fleet and remove what it has made."""
         self.fleet.stop()
         for host_id, engine in self.servers.engines.items():
-            engine_api.remove_containers(engine.url, f"modelyard.host={host_id}")
+            for label in (f"modelyard.host={host_id}", BYSTANDER):
+                engine_api.remove_containers(engine.url, label)
         with MongoClient[Json](self.fleet.mongo_url) as client:
             client.drop_database(client.get_default_database().name)
         if not self.intact:
@@ -288,14 +293,17 @@ class Yard:
         for host in await self.database.all("hosts", None, "incarnation"):
             self._incarnations[host["_id"]] = host.get("incarnation", "")
         await asyncio.to_thread(self.fleet.launch, name, **environment)
+        self.invariants.disturbed()
 
     async def stop(self, *names: str) -> None:
         """Stop processes in an orderly way."""
         await asyncio.gather(*(asyncio.to_thread(self.service(name).stop) for name in names))
+        self.invariants.disturbed()
 
     async def kill(self, *names: str) -> None:
         """SIGKILL processes."""
         await asyncio.gather(*(asyncio.to_thread(self.service(name).kill) for name in names))
+        self.invariants.disturbed()
 
     async def restart(self, *names: str) -> None:
         """Kill and start processes."""
@@ -313,6 +321,7 @@ class Yard:
         finally:
             for name in names:
                 self.service(name).resume()
+            self.invariants.disturbed()
 
     async def holds(self, *, within_s: float = HEAL_WITHIN_S) -> None:
         """Check everything; what every test ends with."""
@@ -356,6 +365,7 @@ async def open_yard(site: Site) -> AsyncIterator[Yard]:
             holdings=lambda: _holdings(fleet),
             dispatchers=len(fleet.dispatchers),
             bystanders=site.bystanders,
+            held_before=_held_first(site),
         )
         yard = Yard(site, http, doors, engines, database, collector, invariants)
         await _prepare(yard)
@@ -371,8 +381,12 @@ async def _prepare(yard: Yard) -> None:
         return
     for host_id, engine in yard.engines.items():
         name = f"bystander-{uuid.uuid4().hex[:8]}"
-        config = {"Image": PROBE, "Labels": {"somebody": "else", "modelyard.job": "not-ours"}}
-        yard.site.bystanders[host_id] = await engine.create(name, config, start=False)
+        config = {
+            "Image": PROBE,
+            "Labels": {**dict([BYSTANDER.split("=")]), "modelyard.job": "not-ours"},
+            "HostConfig": {"RestartPolicy": {"Name": "always"}},  # engines are restarted too
+        }
+        yard.site.bystanders[host_id] = await engine.create(name, config, start=True)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -381,6 +395,14 @@ async def _end(task: asyncio.Task[None]) -> None:
         await asyncio.wait((task,), timeout=1)
     if not task.cancelled() and (error := task.exception()):
         raise error
+
+
+def _held_first(site: Site) -> Mapping[str, Holding]:
+    for name, now in _holdings(site.fleet).items():
+        then = site.held_first.get(name)
+        if then is None or then.process != now.process:
+            site.held_first[name] = now
+    return site.held_first
 
 
 def _holdings(fleet: Fleet) -> dict[str, Holding]:

@@ -21,7 +21,15 @@ from modelyard.contract.topology import HEARTBEATS_QUEUE, JOBS_QUEUE, host_queue
 from tests.support.collector import Collector
 from tests.support.histories import Fact, wrong_with
 from tests.support.ledger import Ledger
-from tests.support.outside import Database, Document, Engines, Labelled, queues
+from tests.support.outside import (
+    Database,
+    Document,
+    Engines,
+    Labelled,
+    QueueState,
+    connections,
+    queues,
+)
 from tests.support.processes import Holding, grown
 from tests.support.sampler import Sampler, over_capacity
 
@@ -34,6 +42,12 @@ UNREADABLE = frozenset(
 )
 """Reasons of dead letters that hold nothing an operation could be made of."""
 HEARTBEATS_ON_THE_WAY = 8
+PATIENCE_S = 30.0
+"""For which what heals is waited for at the least, however long ago the disturbance was."""
+WORKER_CONSUMERS = 2
+"""Of a worker: its commands, and its control messages."""
+OF_THE_BROKERS_NAMING = "amq.gen-"
+"""Begins the name of a queue that dies with its consumer: one of each gateway and worker."""
 SHOWN = 12
 """Violations of one invariant that are shown."""
 
@@ -59,7 +73,7 @@ class Snapshot:
     letters: list[Document]
     containers: list[Labelled]
     others: dict[str, set[str]]
-    """Ids of containers without our labels that still are as they were, by host."""
+    """Ids of containers without our labels that run, by host."""
 
 
 @dataclass
@@ -79,12 +93,15 @@ class Invariants:
     """Consumers that each shared queue must have (I12)."""
     bystanders: Mapping[str, str] = field(default_factory=dict)
     """Containers without our labels, by host (I10)."""
+    held_before: Mapping[str, Holding] = field(default_factory=dict)
+    """What the processes held before anything happened (I11)."""
     healed_s: float | None = None
-    """Seconds from the first look to the one that found everything healed."""
+    """Seconds that it took to heal, from the last disturbance or accepted request on."""
+    _disturbed_at: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        """Remember what the processes hold before anything happens."""
-        self._held_before = dict(self.holdings())
+    def disturbed(self) -> None:
+        """Note that a fault was made or repaired: from the last one on there is time to heal."""
+        self._disturbed_at = time.monotonic()
 
     async def assert_holds(self, *, within_s: float = HEAL_WITHIN_S) -> None:
         """Wait for quiet, check everything; raises `AssertionError` with all that does not hold."""
@@ -93,14 +110,21 @@ class Invariants:
             raise InvariantsBroken(violations)
 
     async def check(self, *, within_s: float = HEAL_WITHIN_S) -> list[Violation]:
-        """Wait up to `within_s` seconds for what heals; return all violations, of that and else."""
-        began = time.monotonic()
+        """Wait for what heals; return all violations, of that and else.
+
+        It has `within_s` seconds from the last disturbance, or request that was accepted.
+        """
+        began = max(self._disturbed_at, self.ledger.accepted_at)
+        until = max(began + within_s, time.monotonic() + PATIENCE_S)
         open_ones = await self._healing()
-        while open_ones and time.monotonic() - began < within_s:
+        # What is quiet when we look first has been so for a while.
+        quiet_at = self.sampler.open_at
+        while open_ones and time.monotonic() < until:
             await asyncio.sleep(INTERVAL_S)
             open_ones = await self._healing()
+            quiet_at = time.monotonic()
         if not open_ones:
-            self.healed_s = time.monotonic() - began
+            self.healed_s = max(quiet_at - began, 0)
         return [*open_ones, *await self._lasting()]
 
     async def _healing(self) -> list[Violation]:
@@ -125,7 +149,7 @@ class Invariants:
             *self._told("I6", [*self.sampler.wrong["I6"], *await self._histories(now)]),
             *self._told("I7", letters(now)),
             *self._told("I9", causes(now)),
-            *self._told("I11", grown(self._held_before, self.holdings())),
+            *self._told("I11", grown(self.held_before, self.holdings())),
         ]
 
     def _told(self, invariant: str, sentences: Iterable[str]) -> list[Violation]:
@@ -143,7 +167,7 @@ class Invariants:
             others[host_id] = {
                 one["Id"]
                 for one in await engine.containers()
-                if "modelyard.host" not in one["Labels"]
+                if "modelyard.host" not in one["Labels"] and one["State"] == "running"
             }
         without = ("_id", "state", "epoch", "seq", "error", "source", "retry_of", "job_id")
         return Snapshot(
@@ -193,7 +217,7 @@ class Invariants:
     def _bystanders(self, now: Snapshot) -> Iterator[str]:
         for host_id, container_id in self.bystanders.items():
             if host_id in now.others and container_id not in now.others[host_id]:
-                yield f"the container of somebody else on {host_id} is gone"
+                yield f"the container of somebody else on {host_id} is gone or was stopped"
 
     async def _broker_quiet(self, now: Snapshot) -> list[Violation]:
         listed = await queues(self.rabbitmq, self.amqp_url)
@@ -202,19 +226,44 @@ class Invariants:
             for one in listed
             if one.messages > (HEARTBEATS_ON_THE_WAY if one.name == HEARTBEATS_QUEUE.name else 0)
         ]
+        connected = await connections(self.rabbitmq, self.amqp_url)
+        online = [one["_id"] for one in now.hosts if one.get("liveness") == "ONLINE"]
+        return [
+            *self._told("I8", busy),
+            *self._told("I11", left_connections(connected, online, self.dispatchers)),
+            *self._told("I12", self._deaf(listed, online)),
+        ]
+
+    def _deaf(self, listed: Iterable[QueueState], online: Iterable[str]) -> Iterator[str]:
+        """Yield each consumer that should be there and is not (I12)."""
         consumers = {one.name: one.consumers for one in listed}
-        deaf = [
-            f"{queue.name} should have {self.dispatchers} consumers and has "
-            f"{consumers.get(queue.name, 0)}"
-            for queue in QUEUES
-            if consumers.get(queue.name, 0) < self.dispatchers
-        ]
-        deaf += [
-            f"host {one['_id']} is ONLINE and nobody consumes its queue"
-            for one in now.hosts
-            if one.get("liveness") == "ONLINE" and not consumers.get(host_queue(one["_id"]).name)
-        ]
-        return self._told("I8", busy) + self._told("I12", deaf)
+        wanted = {queue.name: self.dispatchers for queue in QUEUES}
+        wanted |= {host_queue(host_id).name: 1 for host_id in online}
+        for name, count in wanted.items():
+            if consumers.get(name, 0) < count:
+                yield f"{name} should have {count} consumers and has {consumers.get(name, 0)}"
+        of_one = [name for name in consumers if name.startswith(OF_THE_BROKERS_NAMING)]
+        hearing = sum(consumers[name] > 0 for name in of_one)
+        needed = 1 + len(list(online))
+        if hearing < needed:
+            yield f"gateway and workers should hear of {needed} queues of their own, not {hearing}"
+
+
+def left_connections(
+    connected: Mapping[str, int], online: Iterable[str], dispatchers: int
+) -> Iterator[str]:
+    """Yield where there are more connections to RabbitMQ than processes need (I11)."""
+    consuming = {
+        "gateway": 1,
+        "dispatcher": len(QUEUES) * dispatchers,
+        **{f"worker {host_id}": WORKER_CONSUMERS for host_id in online},
+    }
+    for process, count in consuming.items():
+        publishing = dispatchers if process == "dispatcher" else 1
+        for purpose, most in (("consume", count), ("publish", publishing)):
+            has = connected.get(f"modelyard {process} {purpose}", 0)
+            if has > most:
+                yield f"{process} has {has} connections to {purpose} and needs {most}"
 
 
 class InvariantsBroken(AssertionError):  # noqa: N818 - an assertion, not an error of the program

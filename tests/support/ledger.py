@@ -1,5 +1,6 @@
 """What a test has submitted, by its own account: the measure of what Modelyard must hold."""
 
+import time
 from dataclasses import dataclass, field
 
 from modelyard.contract.ids import operation_id_for_key
@@ -13,9 +14,12 @@ class Ledger:
     """Answered 202, or confirmed by RabbitMQ."""
     unknown: set[str] = field(default_factory=set)
     """Asked for without a clear answer: each may exist or not. Acceptance takes it off."""
+    accepted_at: float = 0.0
+    """When the last one was accepted, on the clock of `time.monotonic`."""
 
     def accept(self, operation_id: str) -> None:
         """Note that an operation was accepted."""
+        self.accepted_at = time.monotonic()
         self.accepted.add(operation_id)
         self.unknown.discard(operation_id)
 

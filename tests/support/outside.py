@@ -1,6 +1,8 @@
 """What the database, the broker and the engines themselves say; nothing of Modelyard is asked."""
 
 import asyncio
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from deploy.local.docker_engine import DockerEngine
 from deploy.local.rabbitmq import RabbitMQ
 
 Document = dict[str, Any]
+_NAME = re.compile(r'"connection_name","([^"]*)"')
 
 
 class Database:
@@ -52,13 +55,26 @@ class QueueState:
 
 async def queues(rabbitmq: RabbitMQ, amqp_url: str) -> list[QueueState]:
     """Return the queues of the URL's virtual host; the broker counts every few seconds only."""
-    vhost = unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
     words = ("name", "messages", "messages_unacknowledged", "consumers")
     listed = await asyncio.to_thread(
-        rabbitmq.ctl, "--no-table-headers", "list_queues", "--vhost", vhost, *words
+        rabbitmq.ctl, "--no-table-headers", "list_queues", "--vhost", _vhost(amqp_url), *words
     )
     rows = [line.split("\t") for line in listed.splitlines() if line.strip()]
     return [QueueState(name, *(int(number or 0) for number in rest)) for name, *rest in rows]
+
+
+async def connections(rabbitmq: RabbitMQ, amqp_url: str) -> Counter[str]:
+    """Count the connections to the URL's virtual host by the names that their clients gave."""
+    listed = await asyncio.to_thread(
+        rabbitmq.ctl, "--no-table-headers", "list_connections", "vhost", "client_properties"
+    )
+    rows = [line.split("\t", 1) for line in listed.splitlines() if line.strip()]
+    ours = [_NAME.search(properties) for vhost, properties in rows if vhost == _vhost(amqp_url)]
+    return Counter(named[1] for named in ours if named)
+
+
+def _vhost(amqp_url: str) -> str:
+    return unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
 
 
 @dataclass(frozen=True, slots=True)

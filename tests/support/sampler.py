@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 from pymongo.errors import PyMongoError
@@ -22,7 +23,10 @@ class Sampler:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._operations: dict[str, Fact] = {}
+        self._jobs: dict[str, tuple[int, int]] = {}
         self.samples = 0
+        self.open_at = 0.0
+        """When an operation was last seen that had not ended, on the clock of `time.monotonic`."""
         self.wrong: dict[str, set[str]] = {"I5": set(), "I6": set()}
 
     async def run(self) -> None:
@@ -41,6 +45,7 @@ class Sampler:
         )
         if operations:
             await self._look_at_operations()
+            await self._look_at_jobs()
         self.samples += 1
 
     async def _look_at_operations(self) -> None:
@@ -51,6 +56,18 @@ class Sampler:
             if sentence := wrong_between(one["_id"], before, seen):
                 self.wrong["I6"].add(sentence)
             self._operations[one["_id"]] = seen
+            if not seen.state.terminal:
+                self.open_at = time.monotonic()
+
+    async def _look_at_jobs(self) -> None:
+        for one in await self._database.all("jobs", None, "version", "generation"):
+            seen = one.get("version", 0), one.get("generation", 0)
+            before = self._jobs.get(one["_id"], seen)
+            if any(now < then for now, then in zip(seen, before, strict=True)):
+                self.wrong["I6"].add(
+                    f"job {one['_id']} fell back from (version, generation) {before} to {seen}"
+                )
+            self._jobs[one["_id"]] = seen
 
 
 def over_capacity(host: Document) -> list[str]:
