@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +12,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
+from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.topology import (
     DEAD_QUEUE,
     HEARTBEATS_QUEUE,
@@ -20,16 +23,52 @@ from modelyard.contract.topology import (
 )
 from tests.faults.conftest import Sites
 from tests.faults.load import Mix
+from tests.faults.test_containers import TAKEN
+from tests.faults.test_gateway import temp
 from tests.faults.wire import open_wire
 from tests.faults.yard import Servers, Site, Yard, lasts, make_site
 from tests.support.waiting import eventually
 
 BROKER = "RabbitMQ restarted; memory alarm for a minute; queue deleted; consumer cancelled"
 ARGUMENTS = "Queue declared with other arguments"
-ALARM_S = 60
 BACK_S = 30
-WATERMARK = "set_vm_memory_high_watermark"
 pytestmark = pytest.mark.faults
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A limit of RabbitMQ that is set to where it is broken, and what it was."""
+
+    resource: str
+    """As RabbitMQ calls it in its list of alarms."""
+    command: str
+    broken: str
+    former: str
+    lasts_s: float
+
+    @asynccontextmanager
+    async def raised(self, broker: RabbitMQ) -> AsyncIterator[None]:
+        """Have the alarm in effect meanwhile."""
+        await asyncio.to_thread(broker.ctl, self.command, self.broken)
+        try:
+
+            async def it_is() -> bool:
+                return await self.is_raised(broker)
+
+            await eventually(it_is, what=f"the alarm of the {self.resource}")
+            yield
+        finally:
+            await asyncio.to_thread(broker.ctl, self.command, self.former)
+
+    async def is_raised(self, broker: RabbitMQ) -> bool:
+        """Ask RabbitMQ itself."""
+        alarms = await asyncio.to_thread(broker.ctl, "eval", "rabbit_alarm:get_alarms().")
+        return f"resource_limit,{self.resource}," in alarms
+
+
+MEMORY = Alarm("memory", "set_vm_memory_high_watermark", "0", "0.4", lasts_s=60)
+DISK = Alarm("disk", "set_disk_free_limit", "1000000GB", "50MB", lasts_s=20)
+"""A petabyte is to be free; the former limit is that of `deploy.local.rabbitmq`."""
 
 
 @pytest.mark.fault(BROKER)
@@ -48,28 +87,36 @@ async def test_a_broker_that_restarts_loses_nothing_that_it_confirmed(yard: Yard
     await yard.succeeded(ids)
 
 
-@pytest.mark.fault(BROKER)
-async def test_a_memory_alarm_blocks_nobody_who_asks(yard: Yard) -> None:
+@pytest.mark.parametrize(
+    "alarm",
+    [
+        pytest.param(MEMORY, marks=pytest.mark.fault(BROKER), id="memory"),
+        pytest.param(DISK, marks=pytest.mark.fault(TAKEN), id="disk"),
+    ],
+)
+async def test_an_alarm_blocks_nobody_who_asks(yard: Yard, alarm: Alarm) -> None:
+    """What RabbitMQ can't keep it does not confirm; what is answered 202 MongoDB has."""
     load = await yard.load(Mix(amqp=0), pause_s=0.5)
     loading = asyncio.create_task(load.run())
     await yard.running_any()
-    broker = yard.servers.rabbitmq
-    await asyncio.to_thread(broker.ctl, WATERMARK, "0")
-    try:
-        ends_at = time.monotonic() + ALARM_S
+    asked: list[str] = []
+    async with alarm.raised(yard.servers.rabbitmq):
+        ends_at = time.monotonic() + alarm.lasts_s
+        publishing = asyncio.create_task(yard.doors.submit(temp(yard), by_amqp=True))
         while time.monotonic() < ends_at:
             began = time.monotonic()
-            answer = await yard.http.post(
-                "/v1/jobs", json={"job_id": "alarm", "operation_type": "TERMINATE"}
-            )
+            answer = await yard.http.post("/v1/jobs", json=temp(yard).body)
             assert time.monotonic() - began < 2
             assert answer.status_code == 202, answer.text
-            yard.doors.ledger.accept(answer.json()["operation_id"])
+            operation_id = answer.json()["operation_id"]
+            yard.doors.ledger.accept(operation_id)
+            assert await yard.database.count("operations", {"_id": operation_id})
+            asked.append(operation_id)
             await lasts(5)
-    finally:
-        await asyncio.to_thread(broker.ctl, WATERMARK, "0.4")
-        yard.invariants.disturbed()
-    ids = await loading
+        assert not publishing.done(), "RabbitMQ has confirmed what it can't keep"
+        assert await alarm.is_raised(yard.servers.rabbitmq)
+    yard.invariants.disturbed()
+    ids = [*await loading, *asked, await publishing]
     await yard.holds()
     await yard.succeeded(ids)
 
