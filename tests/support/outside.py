@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +17,7 @@ from deploy.local.rabbitmq import RabbitMQ
 
 Document = dict[str, Any]
 _NAME = re.compile(r'"connection_name","([^"]*)"')
+EXPORT_S = 120.0
 
 
 class Database:
@@ -140,6 +142,21 @@ class EngineView:
         """Remove a container; one that is gone is no matter."""
         answer = await self._http.delete(f"/containers/{container_id}", params={"force": "1"})
         if answer.status_code not in (404, 409):
+            answer.raise_for_status()
+
+    async def export(self, image: str, target: Path) -> None:
+        """Write an image to a file, as `docker save` does."""
+        path = f"/images/{image}/get"
+        async with self._http.stream("GET", path, timeout=EXPORT_S) as answer:
+            answer.raise_for_status()
+            with target.open("wb") as file:
+                async for part in answer.aiter_bytes():
+                    file.write(part)
+
+    async def remove_image(self, image: str) -> None:
+        """Remove an image that no container uses; one that is gone is no matter."""
+        answer = await self._http.delete(f"/images/{image}")
+        if answer.status_code != 404:
             answer.raise_for_status()
 
     async def close(self) -> None:

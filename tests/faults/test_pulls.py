@@ -1,0 +1,131 @@
+"""A pull that takes longer than RabbitMQ waits for an acknowledgement."""
+
+import asyncio
+import re
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from deploy.local.rabbitmq import RabbitMQ
+from modelyard.contract.topology import host_queue
+from tests.e2e.catalog import PROBE
+from tests.faults.conftest import Sites
+from tests.faults.registry import SlowRegistry
+from tests.faults.test_containers import IMAGE
+from tests.faults.wire import open_wire
+from tests.faults.yard import Servers, Yard
+from tests.support.outside import EngineView
+from tests.support.waiting import eventually
+
+TIMEOUT_S = 10
+"""In place of RabbitMQ's 30 minutes."""
+TICK_S = 1
+"""How often a channel looks whether it is over; 60 otherwise."""
+TIMES = 2
+pytestmark = [pytest.mark.faults, pytest.mark.fault(IMAGE)]
+
+
+@pytest.fixture
+def impatient(servers: Servers, sites: Sites) -> Iterator[None]:
+    """Have RabbitMQ wait for acknowledgements only briefly.
+
+    A channel learns both numbers when it is opened: what is open already is closed before the
+    test, and what was opened in it afterwards.
+    """
+    broker = servers.rabbitmq
+    limits = {"consumer_timeout": TIMEOUT_S * 1_000, "channel_tick_interval": TICK_S * 1_000}
+    former = {name: int(broker.ctl("eval", f"{_get(name)}.")) for name in limits}
+    sites.close()
+    try:
+        _limit(broker, limits)
+        yield
+    finally:
+        sites.close()
+        _limit(broker, former)
+
+
+def _get(name: str) -> str:
+    return f"element(2, application:get_env(rabbit, {name}))"
+
+
+def _limit(broker: RabbitMQ, limits: dict[str, int]) -> None:
+    sets = (f"application:set_env(rabbit, {name}, {value})" for name, value in limits.items())
+    broker.ctl("eval", f"{', '.join(sets)}.")
+
+
+@pytest.fixture
+async def registry(servers: Servers, folder: Path) -> AsyncIterator[SlowRegistry]:
+    """Have the probe in a registry."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        exported = Path(own) / "probe.tar"
+        engine = EngineView(servers.engines["h1"])
+        await engine.export(PROBE, exported)
+        await engine.close()
+        yield await asyncio.to_thread(SlowRegistry, exported, Path(own) / "blobs")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_pull_may_take_longer_than_the_broker_waits_for_an_acknowledgement(
+    yard: Yard, registry: SlowRegistry
+) -> None:
+    job_id = yard.job_id()
+    with registry.served() as image:
+        await yard.put_probe("slow", image=image)
+        operation_id = await yard.submit("TEMP", job_id, model="slow", input={"tag": job_id})
+        host_id = (await yard.running_state(operation_id))["host_id"]
+        consumer = await consumer_of(yard, host_queue(host_id).name)
+
+        async def trickles() -> bool:
+            return bool(registry.trickles)
+
+        await eventually(trickles, what="the pull of the last layer")
+        for _ in range(TIMES):
+            vhost = await asyncio.to_thread(next, yard.servers.vhosts)
+            await thrown_out(f"{yard.servers.rabbitmq.url}/{vhost}")
+        one = await yard.running_state(operation_id)
+        assert (one["epoch"], one["phase"]) == (1, "pulling")
+        assert await consumer_of(yard, host_queue(host_id).name) == consumer
+        registry.release()
+        one = await yard.ended(operation_id)
+        assert (one["state"], one["epoch"]) == ("SUCCEEDED", 1), one
+        await yard.holds()
+        assert len(yard.collector.of(job_id)) == 1
+        assert registry.trickles == 1
+        await yard.engines[host_id].remove_image(image)
+
+
+async def thrown_out(amqp_url: str) -> None:
+    """Hold a delivery until RabbitMQ closes the channel for it: the time out is in effect."""
+    async with open_wire(amqp_url) as wire:
+        closed = asyncio.get_running_loop().create_future()
+        wire.channel.close_callbacks.add(lambda _, error: closed.set_result(str(error)))
+        queue = await wire.channel.declare_queue(
+            "held", durable=True, arguments={"x-queue-type": "quorum"}
+        )
+        held = asyncio.Event()
+
+        async def hold(_: object) -> None:
+            held.set()
+
+        await queue.consume(hold)
+        await wire.publish(b"", exchange="", routing_key=queue.name)
+        await held.wait()
+        began = time.monotonic()
+        async with asyncio.timeout(3 * TIMEOUT_S):
+            assert "timed out" in await closed
+        assert time.monotonic() - began > TIMEOUT_S - TICK_S
+
+
+async def consumer_of(yard: Yard, queue: str) -> str:
+    """Return the process of RabbitMQ that is the channel of a queue's one consumer."""
+    vhost = urlsplit(yard.fleet.amqp_url).path.removeprefix("/")
+    listed = await asyncio.to_thread(
+        yard.servers.rabbitmq.ctl,
+        *("--no-table-headers", "list_consumers", "--vhost", vhost, "queue_name", "channel_pid"),
+    )
+    (found,) = re.findall(rf"^{re.escape(queue)}\t(\S+)$", listed, re.MULTILINE)
+    return str(found)
