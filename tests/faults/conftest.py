@@ -19,6 +19,7 @@ from tests.faults.yard import Servers, Site, Yard, make_site, open_yard
 
 VHOSTS = 25
 PATIENCE_S = 300
+CUT_S = 30.0
 HERE = Path(__file__).parent
 MEMBERS = 3
 
@@ -150,8 +151,20 @@ def _no_word_of_the_clients(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, logger="aiormq")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.fixture
+def cut_s(pytestconfig: pytest.Config) -> float:
+    """Say for how many seconds everybody is to be cut off; the test gets this time on top."""
+    return _cut_s(pytestconfig)
+
+
+def _cut_s(config: pytest.Config) -> float:
+    asked: float = config.getoption("--cut-s", default=CUT_S)
+    return asked
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give the tests of faults the time that faults take."""
     for item in items:
         if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(PATIENCE_S))
+            cut = isinstance(item, pytest.Function) and "cut_s" in item.fixturenames
+            item.add_marker(pytest.mark.timeout(PATIENCE_S + (_cut_s(config) if cut else 0)))

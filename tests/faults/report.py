@@ -96,6 +96,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--fault-table", action="store_true", help="a fault that is missed fails")
     group.addoption("--many", type=int, default=300, help="operations that contend for one slot")
+    group.addoption("--cut-s", type=float, default=30, help="seconds without MongoDB for everybody")
 
 
 def pytest_configure(config: pytest.Config) -> None:

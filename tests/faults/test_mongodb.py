@@ -8,6 +8,7 @@ from pymongo import MongoClient
 
 from deploy.local.mongodb import MongoDB
 from tests.faults.load import Load, Mix
+from tests.faults.wire import traced
 from tests.faults.wires import Wires
 from tests.faults.yard import Yard, lasts
 from tests.support.proxy import Fault
@@ -15,6 +16,8 @@ from tests.support.waiting import eventually
 
 DATABASE = "MongoDB step-down, killed, cut for 10 minutes"
 AWAY_S = 30
+RETURNS = 2
+"""How often a delivery may have come back, however long it lasts: once when a consumer begins."""
 SLOW_S = 0.35
 """Added to each way."""
 pytestmark = [pytest.mark.faults, pytest.mark.fault(DATABASE)]
@@ -108,6 +111,30 @@ async def test_a_dispatcher_cut_from_the_database_burns_no_delivery_limit(
     await yard.holds()
     await yard.succeeded(ids)
     assert await yard.database.count("dead_letters") == 0
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.BLACKHOLE])
+async def test_everybody_cut_from_the_database_burns_no_delivery_limit(
+    wires: Wires, fault: Fault, cut_s: float
+) -> None:
+    """Nobody can record anything: requests and reports wait in RabbitMQ, as they came."""
+    yard = wires.yard
+    proxies = (wires.gateway_mongo, wires.dispatcher_mongo, wires.dispatcher_2_mongo)
+    async with traced(yard.servers.rabbitmq, yard.fleet.amqp_url) as deliveries:
+        load = await yard.load(pause_s=0.3)
+        loading = asyncio.create_task(load.run())
+        await yard.running_any()
+        for proxy in proxies:
+            await (proxy.cut() if fault is Fault.CUT else proxy.swallow(fault))
+        more = await Load(yard.doors, Mix(batches=0)).run()
+        await lasts(cut_s)
+        for proxy in proxies:
+            await proxy.heal()
+        ids = [*await loading, *more]
+        await yard.holds()
+    assert max(deliveries) <= RETURNS, deliveries
+    assert await yard.database.count("dead_letters") == 0
+    await yard.succeeded(ids)
 
 
 async def test_a_slow_database_makes_everything_slow_and_nothing_wrong(wires: Wires) -> None:

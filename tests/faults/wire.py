@@ -2,13 +2,19 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import aio_pika
 
+from deploy.local.rabbitmq import RabbitMQ
+
 ECHO = "x-echo"
+TRACE = "amq.rabbitmq.trace"
+COUNT = "x-delivery-count"
 
 
 class Wire:
@@ -69,3 +75,28 @@ async def open_wire(amqp_url: str) -> AsyncIterator[Wire]:
     """Connect."""
     async with await aio_pika.connect(amqp_url) as connection:
         yield Wire(await connection.channel(on_return_raises=True))
+
+
+@asynccontextmanager
+async def traced(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[Counter[int]]:
+    """Count what RabbitMQ delivers meanwhile by how often it came back before.
+
+    That number is what delivery limits are about: https://www.rabbitmq.com/docs/firehose has the
+    shape of the copies.
+    """
+    counts = Counter[int]()
+
+    async def count(copy: aio_pika.abc.AbstractIncomingMessage) -> None:
+        properties: Any = copy.headers["properties"]
+        counts[properties.get("headers", {}).get(COUNT, 0)] += 1
+
+    vhost = urlsplit(amqp_url).path.removeprefix("/")
+    async with open_wire(amqp_url) as wire:
+        queue = await wire.channel.declare_queue(exclusive=True)
+        await queue.bind(TRACE, "deliver.modelyard.#")
+        await queue.consume(count, no_ack=True)
+        await asyncio.to_thread(rabbitmq.ctl, "trace_on", "--vhost", vhost)
+        try:
+            yield counts
+        finally:
+            await asyncio.to_thread(rabbitmq.ctl, "trace_off", "--vhost", vhost)

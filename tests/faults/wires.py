@@ -1,7 +1,7 @@
 """A fleet whose wires can be cut: proxies between some of its processes and their servers.
 
-The gateway reaches both stores, the first dispatcher MongoDB, and the worker of `h1` RabbitMQ and
-its engine through a proxy each; all others are connected as usual.
+The gateway reaches both stores, each dispatcher MongoDB, and the worker of `h1` RabbitMQ and its
+engine through a proxy each; all others are connected as usual.
 """
 
 import asyncio
@@ -22,6 +22,8 @@ class Wires:
     gateway_amqp: Proxy
     gateway_mongo: Proxy
     dispatcher_mongo: Proxy
+    """The first one's; the other one can go on without it."""
+    dispatcher_2_mongo: Proxy
     worker_amqp: Proxy
     worker_docker: Proxy
 
@@ -35,8 +37,17 @@ async def open_wires(servers: Servers, folder: Path) -> AsyncIterator[Wires]:
     amqp_port = servers.rabbitmq.port
     socket = Path(servers.engines["h1"].url.removeprefix("unix://"))
     gateway_amqp, gateway_mongo = Proxy(amqp_port), Proxy(mongo_port)
-    dispatcher_mongo, worker_amqp = Proxy(mongo_port), Proxy(amqp_port)
+    dispatcher_mongo, dispatcher_2_mongo = Proxy(mongo_port), Proxy(mongo_port)
+    worker_amqp = Proxy(amqp_port)
     worker_docker = Proxy(socket, listen=socket.with_name("proxy.sock"))
+    proxies = (
+        gateway_amqp,
+        gateway_mongo,
+        dispatcher_mongo,
+        dispatcher_2_mongo,
+        worker_amqp,
+        worker_docker,
+    )
 
     def settings(amqp_url: str, mongo_url: str) -> Mapping[str, Mapping[str, str]]:
         return {
@@ -45,6 +56,7 @@ async def open_wires(servers: Servers, folder: Path) -> AsyncIterator[Wires]:
                 "MODELYARD_MONGO_URL": through(mongo_url, gateway_mongo),
             },
             "dispatcher": {"MODELYARD_MONGO_URL": through(mongo_url, dispatcher_mongo)},
+            "dispatcher-2": {"MODELYARD_MONGO_URL": through(mongo_url, dispatcher_2_mongo)},
             "worker-h1": {
                 "MODELYARD_AMQP_URL": through(amqp_url, worker_amqp),
                 "DOCKER_HOST": through(servers.engines["h1"].url, worker_docker),
@@ -53,9 +65,9 @@ async def open_wires(servers: Servers, folder: Path) -> AsyncIterator[Wires]:
 
     site = make_site(servers, folder, settings=settings)
     async with AsyncExitStack() as stack:
-        for proxy in (gateway_amqp, gateway_mongo, dispatcher_mongo, worker_amqp, worker_docker):
+        for proxy in proxies:
             await stack.enter_async_context(proxy)
         stack.push_async_callback(asyncio.to_thread, site.close)
         await asyncio.to_thread(site.fleet.start)
         yard = await stack.enter_async_context(open_yard(site))
-        yield Wires(yard, gateway_amqp, gateway_mongo, dispatcher_mongo, worker_amqp, worker_docker)
+        yield Wires(yard, *proxies)
