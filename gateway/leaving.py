@@ -1,13 +1,21 @@
-"""Connections of a gateway that stops: each is told that its answer was the last one."""
+"""A gateway that stops: it refuses what comes, and tells each connection that it was the last use.
+
+What was in flight is still answered. Health is asked and told to the end.
+"""
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.live import Live
+from gateway.problems import problem_of, respond
+from modelyard.contract.errors import ErrorCode, ModelyardError
+
+HEALTH = frozenset({"/livez", "/readyz"})
 
 
 class Leaving:
-    """Middleware: asks clients not to use the connection again once the gateway stops."""
+    """Middleware: once the gateway stops, 503 to new requests and no connection used again."""
 
     def __init__(self, app: ASGIApp, live: Live) -> None:
         self._app = app
@@ -19,4 +27,8 @@ class Leaving:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        await self._app(scope, receive, send_with_farewell)
+        app = self._app
+        if scope["type"] == "http" and self._live.closing and scope["path"] not in HEALTH:
+            error = ModelyardError(ErrorCode.UNAVAILABLE, "It is stopping and takes nothing new.")
+            app = respond(Request(scope), problem_of(error))
+        await app(scope, receive, send_with_farewell)

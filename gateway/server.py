@@ -1,4 +1,4 @@
-"""uvicorn, stopped in our order: those who wait are answered before it waits for them."""
+"""uvicorn, stopped in our order: the door closes last, when those who were inside are answered."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,8 @@ log = structlog.get_logger(__name__)
 
 GRACE_S = 20
 """Seconds that requests in flight have after SIGTERM; then they are cut off."""
+REFUSED_S = 1
+"""Seconds that the last refusals have to get out once the door is closed."""
 KEEP_ALIVE_S = 65
 """Longer than the usual 60 seconds of a proxy, so that the proxy closes first."""
 
@@ -37,7 +39,7 @@ class GatewayServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=GRACE_S,
+                timeout_graceful_shutdown=REFUSED_S,
             )
         )
         self._on_stop = on_stop
@@ -49,6 +51,17 @@ class GatewayServer(uvicorn.Server):
             log.info("gateway.stopping")
         self.should_exit = True
         self._on_stop()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the door and end what is left, once the requests in flight are answered.
+
+        uvicorn by itself closes it first. Then whoever comes while we still answer others is told
+        nothing; like this it is the app that refuses, and says when to ask again.
+        """
+        in_flight = set(self.server_state.tasks)
+        if in_flight:
+            await asyncio.wait(in_flight, timeout=GRACE_S)
+        await super().shutdown(sockets)
 
     def _signalled(self) -> None:
         if self.should_exit:

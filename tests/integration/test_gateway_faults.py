@@ -195,6 +195,15 @@ async def answering(client: httpx2.AsyncClient, path: str) -> None:
     await eventually(answers, what=f"200 from {path}")
 
 
+def noting(steps: list[str]) -> Callable[[str, object], Awaitable[None]]:
+    """Note what a client does for a request, by the names of httpcore's trace extension."""
+
+    async def note(step: str, _details: object) -> None:
+        steps.append(step)
+
+    return note
+
+
 async def stalled(port: int) -> asyncio.StreamWriter:
     """Begin a request that never comes to its end."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -202,6 +211,16 @@ async def stalled(port: int) -> asyncio.StreamWriter:
     writer.write(f"{head}Content-Length: 9\r\n\r\n{{".encode())
     await writer.drain()
     return writer
+
+
+async def stopping(port: int) -> None:
+    """Return once a gateway refuses what comes; it still listens, for it still answers others."""
+
+    async def refuses() -> bool:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as stranger:
+            return bool((await stranger.get("/readyz")).json().get("detail") == "It is stopping.")
+
+    await eventually(refuses, what="a gateway that says that it is stopping")
 
 
 async def ended(process: asyncio.subprocess.Process, *, within_s: float) -> int:
@@ -218,14 +237,21 @@ async def test_sigterm_answers_those_who_wait_and_ends_with_0(
         await answering(client, "/readyz")
         accepted = await client.post("/v1/jobs", json=REQUEST)
         path = f"{accepted.headers['Location']}?wait=60"
-        waiting = [asyncio.create_task(client.get(path)) for _ in range(5)]
+        steps: list[str] = []
+        traced = {"trace": noting(steps)}
+        waiting = [asyncio.create_task(client.get(path, extensions=traced)) for _ in range(5)]
         cancel = accepted.headers["Location"] + "/cancel?wait=60"
-        cancelling = asyncio.create_task(client.post(cancel))
+        cancelling = asyncio.create_task(client.post(cancel, extensions=traced))
+
+        async def sent() -> bool:
+            return steps.count("http11.send_request_body.complete") == len(waiting) + 1
+
+        await eventually(sent, what="all of them being sent")
         # They have been read from the socket when a later request is answered.
         await client.get(path.replace("60", "0.2"))
         process.send_signal(signal.SIGTERM)
         answers = await asyncio.gather(*waiting)
-        assert {answer.status_code for answer in answers} == {200}
+        assert {answer.status_code for answer in answers} == {200}, [one.text for one in answers]
         assert {answer.json()["state"] for answer in answers} == {"QUEUED"}
         assert {answer.headers["Connection"] for answer in answers} == {"close"}
         assert (await cancelling).status_code == 202
@@ -269,6 +295,32 @@ async def test_sigterm_under_load_loses_nothing_that_was_answered(
     assert {one for one in taken - recorded.keys() if one not in bodies} == set()
 
 
+async def test_what_comes_after_sigterm_while_others_are_answered_gets_503(start: Start) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = await start(MODELYARD_GATEWAY_PORT=str(port))
+    async with httpx2.AsyncClient(base_url=url) as kept, httpx2.AsyncClient(base_url=url) as client:
+        await answering(client, "/readyz")
+        writer = await stalled(port)
+        await kept.get("/livez")
+        process.send_signal(signal.SIGTERM)
+        await stopping(port)
+        steps: list[str] = []
+        after = await kept.post("/v1/jobs", json=REQUEST, extensions={"trace": noting(steps)})
+        assert steps
+        assert "connection.connect_tcp.started" not in steps
+        new = await client.get("/v1/operations")
+        for answer in (after, new):
+            assert answer.status_code == 503
+            assert problem(answer)["detail"] == "It is stopping and takes nothing new."
+            assert answer.headers["Retry-After"] == "1"
+            assert answer.headers["Connection"] == "close"
+        assert (await client.get("/livez")).status_code == 200
+        writer.write(b"}" * 8)
+        assert await ended(process, within_s=5) == 0
+        writer.close()
+
+
 async def test_a_request_that_never_ends_is_cut_off_in_time(start: Start) -> None:
     port = free_port()
     process = await start(MODELYARD_GATEWAY_PORT=str(port))
@@ -290,17 +342,7 @@ async def test_a_second_signal_ends_it_at_once(start: Start) -> None:
         await client.get("/livez")
         process.send_signal(signal.SIGTERM)
 
-        async def refused() -> bool:
-            async with httpx2.AsyncClient() as other:
-                try:
-                    await other.get(f"http://127.0.0.1:{port}/livez")
-                except httpx2.ConnectError:
-                    return True
-                except httpx2.TransportError:  # it was taken by the socket, and by nobody else
-                    return False
-            return False
-
-        await eventually(refused, what="a new connection being refused")
+        await stopping(port)
         assert process.returncode is None
         process.send_signal(signal.SIGTERM)
         assert await ended(process, within_s=1) == 1
