@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mismatch = find_error(error, TopologyMismatchError)
         if mismatch is None:
             raise
-        give_up(PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {mismatch}")
+        give_up(PROG, str(mismatch))
 
 
 async def _run(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from gateway.service import Gateway
 from gateway.settings import Settings
 from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
-from modelyard.exiting import Exit
+from modelyard.exiting import Exit, find_error
 from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.store import Store
 from modelyard.telemetry import setup_logging
@@ -39,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, listener, process))
-    except* TopologyMismatchError as group:
-        give_up(
-            PROG, f"RabbitMQ has a queue or an exchange that differs from ours: {_first(group)}"
-        )
+    except Exception as error:
+        mismatch = find_error(error, TopologyMismatchError)
+        if mismatch is None:
+            raise
+        give_up(PROG, str(mismatch))
 
 
 async def _serve(settings: Settings, listener: socket.socket, process: Exit) -> None:
@@ -79,13 +80,6 @@ async def _serve(settings: Settings, listener: socket.socket, process: Exit) -> 
 def _reason(error: OSError) -> str:
     # asyncio and socket lengthen `strerror` with what the sentence says already.
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-
-
-def _first(group: BaseExceptionGroup[TopologyMismatchError]) -> str:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return str(found)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _cannot_start(error: BaseException) -> str | None:
     """Return one sentence for what an operator can mend; None for a fault of ours."""
     if mismatch := find_error(error, TopologyMismatchError):
-        return f"RabbitMQ has a queue or an exchange that differs from ours: {mismatch}"
+        return str(mismatch)
     if unusable := find_error(error, EngineUnavailableError):
         return f"The Docker Engine is not usable: {unusable.message}"
     return None

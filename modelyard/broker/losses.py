@@ -23,7 +23,11 @@ _LOST = (
 
 
 class TopologyMismatchError(Exception):
-    """A queue or exchange exists with other arguments; the broker's words name both values."""
+    """A queue or exchange exists with other arguments; what it says is for an operator."""
+
+    def __init__(self, told: str) -> None:
+        """`told` are the broker's words, which name both values."""
+        super().__init__(f"RabbitMQ has a queue or an exchange that differs from ours: {told}")
 
 
 class QueueHeldError(BrokerUnavailableError):
