@@ -59,7 +59,7 @@ class Results:
                 file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
             )
         except FileExists as error:
-            message = "Somebody else stores this result right now."
+            message = "An earlier upload of this result, of this very process, is still going on."
             raise StoreUnavailableError(message) from error
 
     async def get(self, operation_id: str) -> AsyncIterator[bytes] | None:
