@@ -17,3 +17,11 @@ async def yard(store: Store, broker: Broker) -> AsyncIterator[Yard]:
     await store.datasets.put(DatasetSpec(name="ds-550", path="/srv/ds-550"))
     async with running_dispatcher(store, broker):
         yield Yard(store, broker)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rests and graces pass quickly; what follows from them stays the same."""
+    monkeypatch.setattr("modelyard.contract.retries.BASE_S", 0.2)
+    monkeypatch.setattr("dispatcher.sweep.HEARING_BEFORE_SUSPECT_S", 0.0)
+    monkeypatch.setattr("dispatcher.sweep.HEARING_BEFORE_LOST_S", 0.0)

@@ -1,0 +1,54 @@
+"""Jobs that a scripted host has brought to where a test begins."""
+
+from typing import Any
+
+from modelyard.contract.messages import HostCommand, InventoryItem
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.store.records import JobRecord
+from tests.support.scripted_host import ScriptedHost
+from tests.support.waiting import eventually
+from tests.support.yard import Yard
+
+CONTAINER = "ab" * 32
+"""What a scripted host calls every container, unless it is told otherwise."""
+
+
+def item(job: JobRecord, **more: Any) -> InventoryItem:
+    fields = {
+        "container_id": CONTAINER,
+        "job_id": job.job_id,
+        "generation": job.generation,
+        "operation_id": "o",
+        "running": True,
+        "loaded": True,
+        **more,
+    }
+    return InventoryItem(**fields)
+
+
+async def created(yard: Yard, host: ScriptedHost, job_id: str = "job-1", **fields: Any) -> None:
+    await yard.submit(Verb.DEPLOY_CREATE, job_id, **fields)
+    await host.finish(await host.command())
+    await yard.job(job_id, where=lambda job: job.state is JobState.CREATED)
+
+
+async def loaded(yard: Yard, host: ScriptedHost, job_id: str = "job-1", **fields: Any) -> JobRecord:
+    await created(yard, host, job_id, **fields)
+    await yard.submit(Verb.DEPLOY_LOAD, job_id)
+    await host.finish(await host.command())
+    return await yard.job(job_id, where=lambda job: job.state is JobState.LOADED)
+
+
+async def accepted(yard: Yard, host: ScriptedHost) -> HostCommand:
+    command = await host.command()
+    await host.accept(command)
+    await yard.operation(command.operation_id, OperationState.RUNNING)
+    return command
+
+
+async def slots_used(yard: Yard, host_id: str, count: int) -> None:
+    async def as_many() -> bool:
+        host = await yard.store.hosts.get(host_id)
+        return host is not None and host.slots_used == count
+
+    await eventually(as_many, what=f"{count} slots used on {host_id}")
