@@ -60,6 +60,33 @@ async def test_a_request_that_killed_the_gateway_is_one_operation_when_it_is_rep
 
 
 @pytest.mark.faults
+@pytest.mark.fault(KILLED)
+async def test_a_gateway_that_dies_before_the_confirm_of_what_rabbitmq_has_leaves_one_operation(
+    wires: Wires,
+) -> None:
+    yard = wires.yard
+    request = temp(yard)
+    yard.doors.ledger.wonder(request.key)
+    # The message is the only way in, so that its operation shows that the broker has it.
+    await wires.gateway_mongo.swallow(Fault.BLACKHOLE)
+    await wires.gateway_amqp.swallow(Fault.NO_ANSWERS)
+    posting = asyncio.create_task(_asked(yard, request))
+    await _is_there(yard, request.operation_id)
+    assert not posting.done()
+    await yard.kill("gateway")
+    with pytest.raises(httpx2.TransportError):
+        await posting
+    await asyncio.gather(wires.gateway_mongo.heal(), wires.gateway_amqp.heal())
+    await yard.launch("gateway")
+    await yard.ready()
+    for _ in range(2):
+        await yard.doors.submit(request)
+    assert (await yard.ended(request.operation_id))["state"] == "SUCCEEDED"
+    assert await yard.database.count("operations", {"job_id": request.body["job_id"]}) == 1
+    await yard.holds()
+
+
+@pytest.mark.faults
 @pytest.mark.fault(SIGTERM)
 async def test_a_gateway_that_is_stopped_answers_those_who_wait_and_ends(yard: Yard) -> None:
     job_id = yard.job_id()
@@ -119,6 +146,13 @@ async def _asked(yard: Yard, request: Request) -> httpx2.Response:
 
 async def _break(proxy: Proxy, fault: Fault) -> None:
     await (proxy.cut() if fault is Fault.CUT else proxy.swallow(fault))
+
+
+async def _is_there(yard: Yard, operation_id: str) -> None:
+    async def recorded() -> bool:
+        return await yard.database.count("operations", {"_id": operation_id}) == 1
+
+    await eventually(recorded, what=f"the record of {operation_id}")
 
 
 async def _some_accepted(yard: Yard) -> None:
