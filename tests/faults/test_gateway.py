@@ -1,8 +1,11 @@
 """Faults of the gateway, and what its clients see of them."""
 
 import asyncio
+import json
 import time
 import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
@@ -112,6 +115,40 @@ async def test_a_gateway_that_is_stopped_answers_those_who_wait_and_ends(yard: Y
 
 
 @pytest.mark.faults
+@pytest.mark.fault(SIGTERM)
+async def test_a_gateway_that_is_stopped_refuses_what_comes_and_answers_what_was_there(
+    yard: Yard,
+) -> None:
+    load = await yard.load(Mix(amqp=0))
+    loading = asyncio.create_task(load.run())
+    await _some_accepted(yard)
+    request = temp(yard)
+    yard.doors.ledger.wonder(request.key)
+    async with httpx2.AsyncClient(base_url=yard.fleet.url, trust_env=False) as kept:
+        await kept.get("/livez")
+        async with _half_sent(yard, request) as (posting, rest):
+            await yard.http.get("/livez")  # the gateway has read what was sent before this
+            yard.service("gateway").daemon.terminate()
+            began = time.monotonic()
+            await _stopping(yard)
+            steps: list[str] = []
+            after = await kept.get("/v1/operations", extensions={"trace": _noting(steps)})
+            assert "http11.send_request_headers.started" in steps
+            assert "connection.connect_tcp.started" not in steps
+            for answer in (after, await _asked(yard, temp(yard))):
+                assert answer.status_code == 503, answer.text
+                assert answer.headers["Retry-After"]
+                assert answer.headers["Connection"] == "close"
+            rest.set()
+            assert (await posting).status_code == 202
+    yard.doors.ledger.accept(request.operation_id)
+    await yard.gone("gateway", within_s=EXIT_S - (time.monotonic() - began))
+    await yard.launch("gateway")
+    await loading
+    await yard.holds()
+
+
+@pytest.mark.faults
 @pytest.mark.fault(CUT)
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.BLACKHOLE])
 async def test_a_gateway_that_is_cut_off_says_so_at_once_and_comes_back(
@@ -142,6 +179,51 @@ async def _asked(yard: Yard, request: Request) -> httpx2.Response:
     return await yard.http.post(
         "/v1/jobs", json=request.body, headers={"Idempotency-Key": request.key}
     )
+
+
+@asynccontextmanager
+async def _half_sent(
+    yard: Yard, request: Request
+) -> AsyncIterator[tuple[asyncio.Task[httpx2.Response], asyncio.Event]]:
+    """Begin a request; give its answer to come, and what sends the rest of its body when set."""
+    body = json.dumps(request.body).encode()
+    begun, rest = asyncio.Event(), asyncio.Event()
+
+    async def halves() -> AsyncIterator[bytes]:
+        yield body[:10]
+        begun.set()
+        await rest.wait()
+        yield body[10:]
+
+    headers = {
+        "Idempotency-Key": request.key,
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+    }
+    posting = asyncio.create_task(yard.http.post("/v1/jobs", content=halves(), headers=headers))
+    try:
+        await begun.wait()
+        yield posting, rest
+    finally:
+        posting.cancel()
+
+
+async def _stopping(yard: Yard) -> None:
+    """Return once the gateway has taken the signal in."""
+
+    async def it_is() -> bool:
+        return (await yard.http.get("/readyz")).status_code == 503
+
+    await eventually(it_is, what="a gateway that says that it is stopping")
+
+
+def _noting(steps: list[str]) -> Callable[[str, object], Awaitable[None]]:
+    """Note what a client does for a request, by the names of httpcore's trace extension."""
+
+    async def note(step: str, _details: object) -> None:
+        steps.append(step)
+
+    return note
 
 
 async def _break(proxy: Proxy, fault: Fault) -> None:
