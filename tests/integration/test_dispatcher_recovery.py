@@ -1,7 +1,9 @@
 """A dispatcher when hosts, containers and attempts fail: tried again, brought back, given up."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -15,6 +17,7 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
 from modelyard.store import Store
+from modelyard.store.records import JobRecord
 from tests.support.deployed import CONTAINER, accepted, created, item, loaded, slots_used
 from tests.support.scripted_host import scripted_host
 from tests.support.waiting import eventually
@@ -241,6 +244,81 @@ async def test_a_host_that_returns_takes_part_again_and_loses_what_is_not_its_ow
         told = await h1.control(lambda one: bool(one.discards))
         assert [(one.container_id, one.job_id) for one in told.discards] == [(CONTAINER, "job-1")]
         await created(yard, h1, "job-2")
+
+
+@asynccontextmanager
+async def held_pass(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch, *, read: int
+) -> AsyncIterator[None]:
+    """Lose h1, and hold the pass that takes its work away before its nth read of the jobs.
+
+    Returns when the dispatcher has gone on to its next pass.
+    """
+    jobs, hosts = yard.store.jobs, yard.store.hosts
+    on_host, any_silent = jobs.on_host, hosts.any_silent
+    held, go_on, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    left = read
+
+    async def held_back(host_id: str) -> list[JobRecord]:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            held.set()
+            await go_on.wait()
+        return await on_host(host_id)
+
+    async def next_pass(**after: float) -> bool:
+        if go_on.is_set():
+            again.set()
+        return await any_silent(**after)
+
+    monkeypatch.setattr(jobs, "on_host", held_back)
+    monkeypatch.setattr(hosts, "any_silent", next_pass)
+    await lose(yard, "h1")
+    async with asyncio.timeout(20):
+        await held.wait()
+        yield
+        go_on.set()
+        await again.wait()
+
+
+async def test_a_host_that_returns_before_its_work_is_read_keeps_it(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted_host(yard.broker, "h1") as h1:
+        job = await loaded(yard, h1)
+        async with held_pass(yard, monkeypatch, read=1):
+            h1.incarnation = "the-next-one"
+            await h1.come_online(item(job))
+            operation_id = await yard.submit(Verb.INFER, input=1)
+            command = await accepted(yard, h1)
+        now = await yard.job("job-1")
+        assert (now.state, now.host_id, now.generation) == (JobState.LOADED, "h1", job.generation)
+        await h1.finish(command, result_json="1")
+        done = await yard.operation(operation_id, where=lambda one: one.state.terminal)
+        assert (done.state, done.epoch) == (OperationState.SUCCEEDED, 1)
+        assert not h1.has_control
+        await slots_used(yard, "h1", 1)
+
+
+async def test_a_host_that_returns_while_its_work_is_taken_away_keeps_what_is_new(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted_host(yard.broker, "h1") as h1:
+        await loaded(yard, h1)
+        async with held_pass(yard, monkeypatch, read=2):
+            assert (await yard.job("job-1")).state is JobState.LOST
+            h1.incarnation = "the-next-one"
+            await h1.come_online()
+            operation_id = await yard.submit(Verb.DEPLOY_CREATE, "job-2")
+            command = await accepted(yard, h1)
+            given = await yard.job("job-2")
+        now = await yard.job("job-2")
+        assert (now.host_id, now.version) == ("h1", given.version)
+        await h1.finish(command)
+        done = await yard.operation(operation_id, where=lambda one: one.state.terminal)
+        assert (done.state, done.epoch) == (OperationState.SUCCEEDED, 1)
+        await yard.job("job-2", where=lambda one: one.state is JobState.CREATED)
 
 
 async def test_nothing_is_sent_to_a_suspect_host_before_it_is_heard_of_again(yard: Yard) -> None:
