@@ -11,6 +11,7 @@ from dispatcher.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried, retry_delay_s
 from modelyard.contract.states import VERB_RULES, OperationState
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import Failure
 from modelyard.store.records import OperationRecord
@@ -71,8 +72,11 @@ class Attempts:
             return
         if _places(operation) and not keeps_place:
             await self._store.jobs.let_go(operation, failure.error if failure else None)
+            crash_point("dispatcher.again.after_let_go")
             await self._release(operation)
+            crash_point("dispatcher.again.after_release")
         if await self._store.operations.requeue(operation, failure):
+            crash_point("dispatcher.again.after_requeue")
             log.info(
                 "operation.again",
                 operation_id=operation.operation_id,
@@ -90,7 +94,9 @@ class Attempts:
             state, error = OperationState.CANCELLED, ErrorInfo.of(ErrorCode.CANCELLED)
         if _places(operation):
             await self._store.jobs.fail_attempt(operation, error)
+            crash_point("dispatcher.end.after_job")
             await self._release(operation)
+            crash_point("dispatcher.end.after_release")
         await self._store.operations.end_given(operation, state, error)
         await self._tell(operation)
 

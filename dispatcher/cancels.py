@@ -17,6 +17,7 @@ from dispatcher.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import CancelOperation, CancelReason
 from modelyard.contract.states import VERB_RULES, OperationState
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import Ending
 from modelyard.store.records import OperationRecord
@@ -65,6 +66,8 @@ class Cancels:
             [Ending(one.operation_id, OperationState.CANCELLED, error) for one in queued],
             token=uuid.uuid4().hex,
         )
+        if ended:
+            crash_point("dispatcher.cancel.after_end")
         for one in ended:
             # After an attempt that was interrupted it may still have its place on a host.
             if (
@@ -75,6 +78,7 @@ class Cancels:
                 and VERB_RULES[one.verb].places
                 and await self._store.jobs.let_go(one, error)
             ):
+                crash_point("dispatcher.cancel.after_let_go")
                 await self._store.hosts.release({one.host_id: [(one.job_id, one.generation)]})
                 self._scheduler.wake_waiting()
         self._scheduler.wake(one.job_id for one in ended if one.job_id)

@@ -13,6 +13,7 @@ from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
 from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS_QUEUE, host_queue
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter, NewOperation
 
@@ -44,11 +45,13 @@ class DeadLetterRecorder:
             else:
                 kept.append((letter, requests))
         await self._store.dead_letters.add([letter for letter, _ in kept])
+        crash_point("dispatcher.dead.after_letters")
         for letter, requests in kept:
             await self._reject(requests, letter)
             log.warning(
                 "dead_letter", reason=letter.reason, queue=letter.queue, detail=letter.detail
             )
+        crash_point("dispatcher.dead.before_ack")
         await subscription.ack(batch)
 
     async def _are_carried_on(self, requests: Sequence[NewOperation]) -> bool:

@@ -19,6 +19,7 @@ from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import LEASE_S, REPORTS, REPORTS_QUEUE
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
 
@@ -74,6 +75,7 @@ class Deadlines:
             await self._attempts.end(
                 one, ErrorInfo.of(ErrorCode.TIMED_OUT), OperationState.TIMED_OUT
             )
+            crash_point("dispatcher.deadlines.after_end")
         for one in await self._ignored():
             log.warning("operation.not_accepted", operation_id=one.operation_id, host=one.host_id)
             await tell_to_cancel(self._control, [one], "stale")

@@ -14,6 +14,7 @@ from dispatcher.recovery import record_in_front, system_operation
 from dispatcher.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import Admission, OperationState, Verb
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import HostRecord
 
@@ -72,8 +73,10 @@ class Drains:
             if one.verb is not Verb.TERMINATE
         ]
         await tell_to_cancel(self._control, given, "stale")
+        crash_point("dispatcher.drain.after_tell")
         for operation in given:
             await self._attempts.end(operation, error, OperationState.FAILED)
+        crash_point("dispatcher.drain.after_operations")
         for job in await self._store.jobs.on_host(host.host_id):
             if job.state.live:
                 # One for each container: whatever happens to it, it is asked for once.

@@ -29,6 +29,7 @@ from dispatcher.recovery import system_operation
 from dispatcher.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import Claim, Ending
 from modelyard.store.records import HostRecord, JobRecord, MoveRecord, OperationRecord
@@ -99,7 +100,9 @@ class Moves:
         token = uuid.uuid4().hex
         if not await self._store.hosts.reserve(there, [(job.job_id, move.generation)], token=token):
             return
+        crash_point("dispatcher.move.after_reserve")
         if await self._store.jobs.begin_move(job, move):
+            crash_point("dispatcher.move.after_begin")
             log.info("move.begun", job_id=job.job_id, to=move.host_id, generation=move.generation)
             await self._dispatch(job, move, Verb.DEPLOY_CREATE, there)
         else:
@@ -140,16 +143,19 @@ class Moves:
         """Give one leg of a move to its host; a leg that is on its way is left alone."""
         new = system_operation(job, verb, _why(move)).model_copy(update={"aside": True})
         await self._store.operations.record([new])
+        crash_point("dispatcher.move.after_record")
         claimed = await self._store.operations.claim(
             [Claim(new.operation_id, epoch, move.host_id, host.incarnation or "", move.generation)],
             token=uuid.uuid4().hex,
         )
+        crash_point("dispatcher.move.after_claim")
         await self._commands.publish(claimed, {job.job_id: job})
         await self._facts.tell([operation_event(one) for one in claimed])
 
     async def _take_over(self, job: JobRecord, move: MoveRecord, leg: OperationRecord) -> None:
         if not await self._store.jobs.arrive(job, move, leg.container_id):
             return
+        crash_point("dispatcher.move.after_arrive")
         log.info("move.done", job_id=job.job_id, from_host=job.host_id, to=move.host_id)
         if job.host_id is not None:
             await self._store.hosts.release({job.host_id: [(job.job_id, job.generation)]})
@@ -171,7 +177,9 @@ class Moves:
             leg = await self._store.operations.get(_leg(job, move, verb))
             if leg is not None and not leg.state.terminal:
                 await self._end(leg)
+        crash_point("dispatcher.move_given_up.after_legs")
         if await self._store.jobs.end_move(job, failed=failed):
+            crash_point("dispatcher.move_given_up.after_end")
             await self._store.hosts.release({move.host_id: [(job.job_id, move.generation)]})
             self._scheduler.wake_waiting()
 

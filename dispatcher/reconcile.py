@@ -25,6 +25,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.retries import retry_delay_s
 from modelyard.contract.states import VERB_RULES, JobState, OperationState
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, OperationRecord, Recovery
 
@@ -219,14 +220,17 @@ class Reconciler:
         if not await self._store.hosts.come_online(boot.host_id, boot.incarnation, boot.online):
             log.info("host.old_boot", host_id=boot.host_id, incarnation=boot.incarnation)
             return
+        crash_point("dispatcher.boot.after_online")
         given = await self._store.operations.on_host(boot.host_id)
         interrupted = [one for one in given if one.incarnation != boot.incarnation]
         inventory = Inventory(items=boot.online.inventory)
         found = Looked(boot.host_id, boot.incarnation, inventory, boot.number)
         plan = await self._compare(found, interrupted, booted=True)
         plan.discards += await self._correct(boot.host_id, plan.findings)
+        crash_point("dispatcher.boot.after_jobs")
         for operation in interrupted:
             await self._interrupted(operation)
+        crash_point("dispatcher.boot.after_operations")
         await self._remove(boot.host_id, boot.incarnation, plan)
         log.info(
             "host.online",
@@ -268,6 +272,7 @@ class Reconciler:
                 job, found.state, found.error, recovery=found.recovery
             ):
                 continue
+            crash_point("dispatcher.found_down.after_job")
             log.warning(
                 "job.found_down",
                 job_id=job.job_id,

@@ -11,6 +11,7 @@ from dispatcher.scheduler import Scheduler
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import JobState, Verb
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import FRONT_OF_LINE
 from modelyard.store.records import JobRecord, NewOperation, Recovery
@@ -34,6 +35,7 @@ class BringBack:
             if job.recovery is None or job.spec is None:
                 continue
             await record_in_front(self._store, operations_for(job, job.recovery))
+            crash_point("dispatcher.recovery.after_record")
             if await self._store.jobs.in_line_again(job):
                 log.info("job.brought_back", job_id=job.job_id, to=job.recovery.to)
                 self._scheduler.wake([job.job_id])

@@ -226,6 +226,8 @@ class Scheduler:
         if not plan.endings:
             return
         await self._store.jobs.terminated_without_container(plan.held_jobs)
+        if plan.held_jobs:
+            crash_point("dispatcher.hold.after_jobs")
         ended = await self._store.operations.end_queued(plan.endings, token=_token())
         self.wake(one.job_id for one in ended if one.job_id)
         await self._facts.tell([operation_event(one) for one in ended])

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from modelyard.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.conftest import Sites, measured
 from tests.faults.load import Mix, Request
-from tests.faults.yard import Servers, Yard, lasts, make_site, open_yard
+from tests.faults.yard import Servers, Yard, lasts, make_site, open_yard, points
 
 KILLED = "Dispatcher killed between any two side effects"
 FROZEN = "Dispatcher frozen 90 s, then thawed"
@@ -18,11 +17,8 @@ CONTENTION = "Two dispatchers, 10,000 operations, one slot"
 BLOCKED = "Event loop blocked 40 s"
 SWEEP = "Sweep against completion"
 
-POINTS = sorted(
-    name
-    for name in CRASH_POINTS
-    if name.startswith("dispatcher.") and not name.startswith("dispatcher.lost.")
-)
+POINTS = points("dispatcher", "dispatcher.intake", "dispatcher.recorder")
+"""Any load comes to these."""
 BOTH = ("dispatcher", "dispatcher-2")
 pytestmark = pytest.mark.faults
 
@@ -30,13 +26,9 @@ pytestmark = pytest.mark.faults
 @pytest.mark.fault(KILLED)
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_dispatcher_killed_between_two_steps_leaks_nothing(yard: Yard, point: str) -> None:
-    await yard.stop(*BOTH)
-    await yard.launch("dispatcher", **{VARIABLE: point})
-    load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1))
-    ids = await load.run()
-    await yard.gone("dispatcher")
-    await yard.launch("dispatcher-2")
-    await yard.launch("dispatcher")
+    async with yard.dispatcher_dies_at(point):
+        load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1))
+        ids = await load.run()
     await yard.holds()
     await yard.succeeded(ids)
 

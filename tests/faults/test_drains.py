@@ -9,7 +9,8 @@ import pytest
 
 from tests.faults.casualties import HOST, LOST_WITHIN_S, admit, only, tagged
 from tests.faults.table import DRAINS
-from tests.faults.yard import Yard, lasts
+from tests.faults.test_dispatcher import KILLED
+from tests.faults.yard import Yard, lasts, points
 from tests.support.waiting import eventually
 
 BOTH = ("dispatcher", "dispatcher-2")
@@ -122,6 +123,70 @@ async def test_a_drain_with_a_deadline_ends_what_is_left_by_then(yard: Yard) -> 
     await admit(yard, HOST, "uncordon")
 
 
+@pytest.mark.fault(KILLED)
+@pytest.mark.parametrize("point", points("dispatcher.move"))
+async def test_a_dispatcher_killed_between_two_steps_of_a_move_costs_nothing(
+    yard: Yard, point: str
+) -> None:
+    jobs = await _jobs(yard, 2, load_s=0.5)
+    async with _inferring(yard, jobs) as ids:
+        async with yard.dispatcher_dies_at(point):
+            await admit(yard, HOST, "drain", move="true")
+        await _drained(yard)
+    await yard.holds()
+    await yard.succeeded(ids)
+    for job_id in jobs:
+        job = await yard.job(job_id)
+        assert (job["state"], job["host_id"]) == ("LOADED", TARGET), job
+    assert not (await yard.host(HOST))["reservations"]
+    assert len((await yard.host(TARGET))["reservations"]) == len(jobs)
+    await admit(yard, HOST, "uncordon")
+
+
+@pytest.mark.fault(KILLED)
+@pytest.mark.parametrize("point", points("dispatcher.move_given_up"))
+async def test_a_dispatcher_killed_while_it_gives_a_move_up_leaks_nothing(
+    yard: Yard, point: str
+) -> None:
+    (job_id,) = await _jobs(yard, 1, load_s=6)
+    async with _inferring(yard, [job_id]) as ids:
+        async with yard.dispatcher_dies_at(point):
+            await admit(yard, HOST, "drain", move="true")
+            await _loading_there(yard)
+            await admit(yard, TARGET, "drain")
+        await eventually(lambda: _gave_up(yard, job_id), within_s=30, what="the move given up")
+        await _drained(yard, TARGET)
+    for host_id in (HOST, TARGET):
+        await admit(yard, host_id, "uncordon")
+    await yard.holds()
+    await yard.succeeded(ids)
+    job = await yard.job(job_id)
+    assert (job["state"], job["host_id"]) == ("LOADED", HOST), job
+    assert not (await yard.host(TARGET))["reservations"]
+
+
+@pytest.mark.fault(KILLED)
+@pytest.mark.parametrize("point", points("dispatcher.drain", "dispatcher.end"))
+async def test_a_dispatcher_killed_while_it_ends_what_is_left_by_the_deadline_leaks_nothing(
+    yard: Yard, point: str
+) -> None:
+    job_id = yard.job_id()
+    async with only(yard, HOST):
+        await yard.loaded(job_id)
+        temp = await tagged(yard, "TEMP", yard.job_id(), sleep=60, model="load-http")
+        await yard.running(temp)
+        await yard.running_state(temp)
+    async with yard.dispatcher_dies_at(point):
+        await admit(yard, HOST, "drain", deadline_s=1)
+    one = await yard.ended(temp)
+    assert (one["state"], one["error"]["code"]) == ("FAILED", "host_drained"), one
+    await _drained(yard)
+    assert (await yard.job(job_id))["state"] == "TERMINATED"
+    await yard.holds()
+    assert not await yard.engines[HOST].labelled(HOST)
+    await admit(yard, HOST, "uncordon")
+
+
 async def _jobs(yard: Yard, count: int, *, load_s: float, model: str = "moves") -> list[str]:
     """Load jobs on the host; each load takes so many seconds, on every host."""
     env = {"PROBE_LOAD_SECONDS": str(load_s)}
@@ -176,8 +241,8 @@ async def _is_moved(yard: Yard, job_id: str) -> None:
     assert await yard.database.count("events", moved) == 1
 
 
-async def _drained(yard: Yard) -> None:
+async def _drained(yard: Yard, host_id: str = HOST) -> None:
     async def it_is() -> bool:
-        return bool((await yard.host(HOST))["drain"]["done"])
+        return bool((await yard.host(host_id))["drain"]["done"])
 
-    await eventually(it_is, within_s=DRAINED_WITHIN_S, what=f"{HOST} drained")
+    await eventually(it_is, within_s=DRAINED_WITHIN_S, what=f"{host_id} drained")

@@ -19,6 +19,7 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
 from deploy.local.services import Service
 from modelyard.contract.states import JobState, OperationState
+from modelyard.crash_points import CRASH_POINTS, VARIABLE
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Fleet
 from tests.faults.load import Doors, Load, Mix, Request
@@ -32,11 +33,17 @@ from tests.support.waiting import eventually
 
 Json = dict[str, Any]
 SLOTS = 6
+DISPATCHERS = ("dispatcher", "dispatcher-2")
 FAILED = Path(__file__).resolve().parents[2] / "var" / "tests" / "failed"
 """Keeps the logs of the newest sites in which something did not hold."""
 FAILED_KEPT = 8
 BYSTANDER = "somebody=else"
 """Label of the containers that nobody of ours may touch (I10)."""
+
+
+def points(*parts: str) -> list[str]:
+    """Return the crash points of these parts of a service: `worker`, or `dispatcher.drain`."""
+    return sorted(one for one in CRASH_POINTS if one.rpartition(".")[0] in parts)
 
 
 @dataclass(frozen=True)
@@ -310,6 +317,16 @@ class Yard:
         await self.kill(*names)
         for name in names:
             await self.launch(name)
+
+    @asynccontextmanager
+    async def dispatcher_dies_at(self, point: str) -> AsyncIterator[None]:
+        """Have one dispatcher, which has to come to this point and die there; then two again."""
+        await self.stop(*DISPATCHERS)
+        await self.launch("dispatcher", **{VARIABLE: point})
+        yield
+        await self.gone("dispatcher")
+        await self.launch("dispatcher-2")
+        await self.launch("dispatcher")
 
     @contextmanager
     def frozen(self, *names: str) -> Iterator[None]:

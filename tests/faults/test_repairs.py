@@ -1,0 +1,167 @@
+"""A dispatcher killed between two steps of what it does only when something went wrong before."""
+
+import asyncio
+import uuid
+
+import pytest
+
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.topology import JOBS_QUEUE
+from modelyard.crash_points import CRASH_POINTS
+from tests.faults.casualties import HOST, only, tagged
+from tests.faults.load import Request
+from tests.faults.test_dispatcher import KILLED, POINTS
+from tests.faults.test_hosts import LOST_POINTS
+from tests.faults.wire import open_wire
+from tests.faults.yard import DISPATCHERS, Yard, points
+from tests.support.waiting import eventually
+
+WORKER = f"worker-{HOST}"
+CANCELLED = 4
+"""Several, for each has only its rest of less than a second to be cancelled in."""
+TIMEOUT_S = 5
+pytestmark = [pytest.mark.faults, pytest.mark.fault(KILLED)]
+
+AGAIN = points("dispatcher.again")
+BOOT = points("dispatcher.boot", "dispatcher.found_down")
+RECOVERY = points("dispatcher.recovery")
+CANCEL = points("dispatcher.cancel")
+DEADLINES = points("dispatcher.deadlines")
+DEAD = points("dispatcher.dead")
+HOLD = points("dispatcher.hold")
+DRAINS = points("dispatcher.move", "dispatcher.move_given_up", "dispatcher.drain", "dispatcher.end")
+
+
+def test_each_point_of_the_dispatcher_is_killed_somewhere() -> None:
+    killed = {*POINTS, *LOST_POINTS, *DRAINS}
+    killed |= {*AGAIN, *BOOT, *RECOVERY, *CANCEL, *DEADLINES, *DEAD, *HOLD}
+    assert killed == {one for one in CRASH_POINTS if one.startswith("dispatcher.")}
+
+
+@pytest.mark.parametrize("point", AGAIN)
+async def test_an_attempt_that_is_made_again_leaks_nothing(yard: Yard, point: str) -> None:
+    await yard.put_probe("not-pulled", image="127.0.0.1:1/team/model:1")
+    async with yard.dispatcher_dies_at(point):
+        one = await yard.submit("TEMP", yard.job_id(), model="not-pulled", input={})
+    end = await yard.ended(one)
+    assert (end["state"], end["error"]["code"]) == ("FAILED", "image_pull_failed"), end
+    assert end["epoch"] > 1
+    await yard.holds()
+
+
+@pytest.mark.parametrize("point", BOOT)
+async def test_what_a_worker_finds_when_it_boots_is_repaired(yard: Yard, point: str) -> None:
+    lives, dies = yard.job_id(), yard.job_id()
+    async with only(yard, HOST):
+        await yard.loaded(lives)
+        killed = await yard.loaded(dies)
+        temp = await tagged(yard, "TEMP", yard.job_id(), sleep=5, model="load-http")
+        await yard.running(temp)
+        await yard.running_state(temp)
+    await yard.kill(WORKER)
+    await yard.engines[HOST].kill(killed["container_id"])
+    async with yard.dispatcher_dies_at(point):
+        await yard.launch(WORKER)
+    await yard.succeeded([(await yard.ended(temp))["_id"]])
+    await yard.holds()
+    assert (await yard.job(dies))["state"] == "FAILED"
+    await yard.done("INFER", lives, input={})
+    held = (await yard.host(HOST))["reservations"]
+    assert [one["job_id"] for one in held] == [lives]
+
+
+@pytest.mark.parametrize("point", RECOVERY)
+async def test_a_job_is_brought_back_once(yard: Yard, point: str) -> None:
+    await yard.put_probe("comes-up", restart="on_failure", max_restarts=2)
+    job_id = yard.job_id()
+    job = await yard.loaded(job_id, model="comes-up")
+    async with yard.dispatcher_dies_at(point):
+        await yard.engines[job["host_id"]].kill(job["container_id"])
+
+    async def is_back() -> bool:
+        now = await yard.job(job_id)
+        return now["state"] == "LOADED" and not now.get("recovery")
+
+    await eventually(is_back, within_s=30, what="the job back")
+    await yard.done("INFER", job_id, input={})
+    await yard.holds()
+    ours = await yard.database.all("operations", {"job_id": job_id, "source": "system"})
+    assert [(one["verb"], one["state"]) for one in ours] == [("DEPLOY_LOAD", "SUCCEEDED")]
+
+
+@pytest.mark.parametrize("point", CANCEL)
+async def test_a_cancel_of_what_kept_its_place_frees_it(yard: Yard, point: str) -> None:
+    async with only(yard, HOST):
+        temps = [
+            await tagged(yard, "TEMP", yard.job_id(), sleep=60, model="load-http")
+            for _ in range(CANCELLED)
+        ]
+        for temp in temps:
+            await yard.running(temp)
+            await yard.running_state(temp)
+    await yard.kill(WORKER)
+    async with asyncio.TaskGroup() as cancels, yard.dispatcher_dies_at(point):
+        await yard.launch(WORKER)
+        for temp in temps:
+            cancels.create_task(_cancel_queued(yard, temp))
+    await yard.holds()
+    assert await yard.states(temps) == {"CANCELLED": CANCELLED}
+    assert not (await yard.host(HOST))["reservations"]
+
+
+async def _cancel_queued(yard: Yard, operation_id: str) -> None:
+    """Cancel an operation while it rests after an attempt that was interrupted."""
+
+    async def rests() -> bool:
+        return (await yard.states([operation_id]))["QUEUED"] == 1
+
+    await eventually(rests, within_s=60, what=f"{operation_id} QUEUED")
+    answer = await yard.http.post(f"/v1/operations/{operation_id}/cancel")
+    assert answer.is_success, answer.text
+
+
+@pytest.mark.parametrize("point", DEADLINES)
+async def test_what_a_frozen_worker_does_not_end_is_ended_once(yard: Yard, point: str) -> None:
+    async with only(yard, HOST):
+        temp = await tagged(
+            yard, "TEMP", yard.job_id(), sleep=60, model="load-http", timeout_s=TIMEOUT_S
+        )
+        await yard.running(temp)
+        await yard.running_state(temp)
+    with yard.frozen(WORKER):
+        async with yard.dispatcher_dies_at(point):
+            pass
+        assert (await yard.ended(temp))["state"] == "TIMED_OUT"
+    await yard.holds()
+    assert (await yard.ended(temp))["state"] == "TIMED_OUT"
+
+
+@pytest.mark.parametrize("point", DEAD)
+async def test_a_request_that_is_a_dead_letter_is_rejected(yard: Yard, point: str) -> None:
+    key = uuid.uuid4().hex
+    body = {"job_id": yard.job_id(), "operation_type": "TEMP", "model": "load-http", "input": {}}
+    await yard.stop(*DISPATCHERS)
+    await yard.doors.submit(Request(key, body), by_amqp=True)
+    await _refuse_one(yard)
+    async with yard.dispatcher_dies_at(point):
+        pass
+    one = await yard.ended(operation_id_for_key(key))
+    assert (one["state"], one["error"]["code"]) == ("REJECTED", "dead_lettered"), one
+    await yard.holds()
+
+
+async def _refuse_one(yard: Yard) -> None:
+    """Refuse a request as a reader would that can make nothing of it."""
+    async with open_wire(yard.fleet.amqp_url) as wire:
+        queue = await wire.channel.get_queue(JOBS_QUEUE.name, ensure=False)
+        async with queue.iterator() as messages:
+            message = await anext(messages)
+            await message.reject(requeue=False)
+
+
+@pytest.mark.parametrize("point", HOLD)
+async def test_a_terminate_of_what_never_was_succeeds(yard: Yard, point: str) -> None:
+    async with yard.dispatcher_dies_at(point):
+        one = await yard.submit("TERMINATE", yard.job_id())
+    await yard.succeeded([(await yard.ended(one))["_id"]])
+    await yard.holds()
