@@ -1,17 +1,27 @@
-"""Named places at which a test may kill a process, to see what a crash between two steps leaves.
+"""Named places at which a test may stop a process, to see what that leaves between two steps.
 
-`crash_point(NAME)` does nothing, unless the process was started with `MODELYARD_CRASH_POINT=NAME`:
-then it kills its own process with SIGKILL, which no handler sees. `NAME:3` means at the third
-time. Only tests set the variable.
+`crash_point(NAME)` does nothing, unless the process was started with `MODELYARD_CRASH_POINT`, which
+only tests set. It is one of:
+
+- `NAME`: the process kills itself with SIGKILL, which no handler sees; `NAME:3`: at the third time;
+- `NAME:freeze`: it stops itself with SIGSTOP, until somebody sends SIGCONT;
+- `NAME:block=40`: the thread sleeps for 40 s, and with it the event loop; other threads go on.
+
+Each happens once, and is told on the standard error.
 
 This is the one read of the environment outside of the `settings.py` files, on purpose: a setting
 would be shown by `--help` and passed through every constructor for the sake of tests. It is read
 once, when this module is imported.
 """
 
+import functools
+import math
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NoReturn
 
 VARIABLE = "MODELYARD_CRASH_POINT"
@@ -80,23 +90,55 @@ def _do_nothing(_name: str) -> None:
     """Stand in the place of a crash point in every process that no test has armed."""
 
 
-def _die(_name: str) -> NoReturn:
+def _die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()  # the signal comes to some thread of the process; this one goes no further
     raise AssertionError
 
 
-def armed(environment: Mapping[str, str], die: Callable[[str], object] = _die) -> CrashPoint:
+def _freeze() -> None:
+    # To this very thread: it goes no further, while another might have taken the signal later.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
+@dataclass(frozen=True, slots=True)
+class Fates:
+    """What a wish may do to the process."""
+
+    die: Callable[[], object] = _die
+    freeze: Callable[[], object] = _freeze
+    block: Callable[[float], object] = time.sleep
+
+
+def told(name: str, pid: int) -> str:
+    """Return the line that a process writes when it comes to the point that it is armed with."""
+    return f"crash point {name} in process {pid}\n"
+
+
+def _wished(how: str, fates: Fates) -> tuple[Callable[[], object], int]:
+    """Return what is to happen, and at which time that the process comes there."""
+    if how == "freeze":
+        return fates.freeze, 1
+    if how.startswith("block="):
+        seconds = float(how.removeprefix("block="))
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"no seconds to block a crash point for: {how}")
+        return functools.partial(fates.block, seconds), 1
+    return fates.die, int(how or "1")
+
+
+def armed(environment: Mapping[str, str], fates: Fates | None = None) -> CrashPoint:
     """Return what `crash_point` is under this environment.
 
-    Raises ValueError if the variable names no crash point, or a count that is not 1 or more.
-    What it returns for an armed process raises ValueError at a name that is not in the registry.
+    Raises ValueError if the variable names no crash point, a count that is not 1 or more, or
+    seconds that are not more than 0. What it returns for an armed process raises ValueError at a
+    name that is not in the registry.
     """
     wish = environment.get(VARIABLE)
     if wish is None:
         return _do_nothing
-    wanted, _, times = wish.partition(":")
-    left = int(times or "1")
+    wanted, _, how = wish.partition(":")
+    fate, left = _wished(how, fates or Fates())
     if wanted not in CRASH_POINTS or left < 1:
         raise ValueError(f"{VARIABLE}={wish} names no crash point")
 
@@ -107,7 +149,8 @@ def armed(environment: Mapping[str, str], die: Callable[[str], object] = _die) -
         if name == wanted:
             left -= 1
             if left == 0:
-                die(name)
+                os.write(2, told(name, os.getpid()).encode())
+                fate()
 
     return crash
 

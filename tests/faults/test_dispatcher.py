@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from modelyard.crash_points import VARIABLE
 from tests.faults.conftest import Sites, measured
 from tests.faults.load import Mix, Request
-from tests.faults.yard import Servers, Yard, lasts, make_site, open_yard, points
+from tests.faults.yard import Json, Servers, Yard, lasts, make_site, open_yard, points
 
 KILLED = "Dispatcher killed between any two side effects"
 FROZEN = "Dispatcher frozen 90 s, then thawed"
@@ -19,6 +20,7 @@ SWEEP = "Sweep against completion"
 
 POINTS = points("dispatcher", "dispatcher.intake", "dispatcher.recorder")
 """Any load comes to these."""
+BLOCKED_S = 40
 BOTH = ("dispatcher", "dispatcher-2")
 pytestmark = pytest.mark.faults
 
@@ -49,15 +51,65 @@ async def test_a_frozen_dispatcher_is_replaced_and_does_no_harm_when_it_thaws(
     await yard.holds()
 
 
+@pytest.mark.fault(FROZEN)
+async def test_what_a_dispatcher_writes_after_90_s_of_frost_finds_nothing_to_change(
+    yard: Yard,
+) -> None:
+    """It stands between the assignment of its jobs and the claim of their operations."""
+    point = "dispatcher.after_assign"
+    await yard.stop(*BOTH)
+    await yard.launch("dispatcher", **{VARIABLE: f"{point}:freeze"})
+    load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1))
+    ids = await load.run()
+    await yard.came_to("dispatcher", point)
+    assigned = await yard.database.all("jobs", {"current.epoch": 1}, "current")
+    stale = [one["current"]["operation_id"] for one in assigned]
+    stale = [one["_id"] for one in await _queued(yard, stale)]
+    assert stale
+    await yard.launch("dispatcher-2")
+    await lasts(90)
+    await yard.succeeded(ids)
+    before = await _all_of(yard)
+    yard.service("dispatcher").resume()
+    # It alone: what it takes now it takes after it has written what it stood before.
+    await yard.stop("dispatcher-2")
+    more = await yard.load(Mix(jobs=1, infers=1, temps=1, batches=0))
+    ids += await more.run()
+    for operation_id in ids:
+        await yard.ended(operation_id)
+    after = await _all_of(yard)
+    assert {key: after[key] for key in before} == before
+    assert all(before[one]["epoch"] == 1 for one in stale)
+    await yard.launch("dispatcher-2")
+    await yard.holds()
+    await yard.succeeded(ids)
+
+
+async def _queued(yard: Yard, operation_ids: list[str]) -> list[Json]:
+    wanted = {"_id": {"$in": operation_ids}, "state": "QUEUED"}
+    return await yard.database.all("operations", wanted, "state")
+
+
+async def _all_of(yard: Yard) -> dict[str, Json]:
+    """Return what a stale write of a dispatcher could change."""
+    operations = await yard.database.all("operations", None, "state", "epoch", "seq", "token")
+    jobs = await yard.database.all("jobs", None, "state", "version", "host_id", "current")
+    return {one["_id"]: one for one in [*operations, *jobs]}
+
+
 @pytest.mark.fault(BLOCKED)
 async def test_a_dispatcher_blocked_for_40_s_makes_redelivery_harmless(yard: Yard) -> None:
+    """What it has recorded and not settled goes to the other one, which blocks there as well."""
+    point = "dispatcher.recorder.before_ack"
+    await yard.stop(*BOTH)
+    for name in BOTH:
+        await yard.launch(name, **{VARIABLE: f"{point}:block={BLOCKED_S}"})
     load = await yard.load(pause_s=0.1)
     loading = asyncio.create_task(load.run())
-    await yard.running_any()
-    with yard.frozen(*BOTH):
-        await lasts(40)
+    for name in BOTH:
+        await yard.came_to(name, point, within_s=2 * BLOCKED_S)
     ids = await loading
-    await yard.holds()
+    await yard.holds(within_s=60 + BLOCKED_S)
     await yard.succeeded(ids)
 
 

@@ -19,6 +19,9 @@ CLOCK = "Clock of one host off by an hour"
 
 POINTS = sorted(name for name in CRASH_POINTS if name.startswith("worker."))
 FAKETIME = "libfaketimeMT.so.1"
+BLOCKED_S = 40
+BLOCKS_AT = "worker.after_accept"
+"""What it has accepted is not settled: RabbitMQ delivers it again."""
 ENDS = {"SUCCEEDED", "FAILED", "REJECTED"}
 pytestmark = pytest.mark.faults
 
@@ -42,14 +45,23 @@ async def test_a_worker_killed_at_a_step_adopts_what_it_left(yard: Yard, point: 
 
 @pytest.mark.fault(BLOCKED)
 async def test_a_worker_blocked_for_40_s_makes_redelivery_harmless(yard: Yard) -> None:
+    """Its event loop is: neither RabbitMQ nor the dispatcher hears it while the process lives."""
+    await yard.stop("worker-h1")
+    await yard.launch("worker-h1", **{VARIABLE: f"{BLOCKS_AT}:block={BLOCKED_S}"})
+    await yard.online("worker-h1")
+    log = yard.service("worker-h1").daemon.log
+    before = log.stat().st_size
     load = await yard.load(pause_s=0.1)
     loading = asyncio.create_task(load.run())
-    await yard.running_any()
-    with yard.frozen("worker-h1"):
-        await lasts(40)
+    await yard.came_to("worker-h1", BLOCKS_AT)
+    began = time.monotonic()
+    await yard.liveness("h1", "SUSPECT", within_s=BLOCKED_S)
+    await yard.liveness("h1", "ONLINE", within_s=2 * BLOCKED_S)
+    assert time.monotonic() - began > BLOCKED_S - 2
     ids = await loading
     await yard.holds()
     await yard.succeeded(ids)
+    assert b"command.not_new" in log.read_bytes()[before:]
 
 
 @pytest.mark.fault(CLOCK)

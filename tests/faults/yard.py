@@ -19,7 +19,7 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
 from deploy.local.services import Service
 from modelyard.contract.states import JobState, OperationState
-from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from modelyard.crash_points import CRASH_POINTS, VARIABLE, told
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Fleet
 from tests.faults.load import Doors, Load, Mix, Request
@@ -327,6 +327,17 @@ class Yard:
         await self.gone("dispatcher")
         await self.launch("dispatcher-2")
         await self.launch("dispatcher")
+
+    async def came_to(self, name: str, point: str, *, within_s: float = 60) -> None:
+        """Return once this boot of a process has come to the point that it is armed with."""
+        daemon = self.service(name).daemon
+        assert daemon.process is not None
+        line = told(point, daemon.process.pid)
+
+        async def it_did() -> bool:
+            return line in await asyncio.to_thread(daemon.log.read_text, errors="replace")
+
+        await eventually(it_did, within_s=within_s, what=line.strip())
 
     @contextmanager
     def frozen(self, *names: str) -> Iterator[None]:

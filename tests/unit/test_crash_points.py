@@ -1,54 +1,93 @@
 """Crash points: what arms them, and that every call in the code names one of the registry."""
 
 import ast
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from modelyard.crash_points import CRASH_POINTS, VARIABLE, armed
+from modelyard.crash_points import CRASH_POINTS, VARIABLE, Fates, armed, told
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "dispatcher", "worker")
 NAME = "worker.after_accept"
 
 
+def fail(*_: object) -> None:
+    pytest.fail("It came to a crash point that was not asked for.")
+
+
+NONE = Fates(die=fail, freeze=fail, block=fail)
+
+
 def test_without_the_variable_nothing_happens() -> None:
-    armed({}, die=pytest.fail)(NAME)
+    armed({}, NONE)(NAME)
 
 
 def test_only_the_armed_name_kills() -> None:
-    killed: list[str] = []
-    crash = armed({VARIABLE: NAME}, die=killed.append)
+    killed: list[bool] = []
+    crash = armed({VARIABLE: NAME}, Fates(die=lambda: killed.append(True)))
     crash("worker.before_ack")
-    assert killed == []
+    assert not killed
     crash(NAME)
-    assert killed == [NAME]
+    assert killed == [True]
 
 
 def test_a_count_arms_that_time_only() -> None:
-    killed: list[str] = []
-    crash = armed({VARIABLE: f"{NAME}:3"}, die=killed.append)
+    killed: list[bool] = []
+    crash = armed({VARIABLE: f"{NAME}:3"}, Fates(die=lambda: killed.append(True)))
     crash(NAME)
     crash(NAME)
-    assert killed == []
+    assert not killed
     crash(NAME)
     crash(NAME)
-    assert killed == [NAME]
+    assert killed == [True]
 
 
-@pytest.mark.parametrize("wish", ["", "worker.after_acept", f"{NAME}:0", f"{NAME}:often"])
+def test_a_process_blocks_once_for_as_long_as_was_asked() -> None:
+    blocked: list[float] = []
+    crash = armed({VARIABLE: f"{NAME}:block=2.5"}, Fates(die=fail, block=blocked.append))
+    crash("worker.before_ack")
+    assert not blocked
+    crash(NAME)
+    crash(NAME)
+    assert blocked == [2.5]
+
+
+def test_a_process_that_blocks_keeps_its_thread() -> None:
+    began = time.monotonic()
+    armed({VARIABLE: f"{NAME}:block=0.2"})(NAME)
+    assert time.monotonic() - began >= 0.2
+
+
+WRONG = [
+    "",
+    "worker.after_acept",
+    "worker.after_acept:freeze",
+    f"{NAME}:0",
+    f"{NAME}:often",
+    f"{NAME}:block",
+    f"{NAME}:block=0",
+    f"{NAME}:block=nan",
+    f"{NAME}:block=inf",
+    f"{NAME}:block=long",
+]
+
+
+@pytest.mark.parametrize("wish", WRONG)
 def test_a_wish_that_names_no_crash_point_is_refused(wish: str) -> None:
-    with pytest.raises(ValueError, match=r"crash point|invalid literal"):
+    with pytest.raises(ValueError, match=r"crash point|invalid literal|could not convert"):
         armed({VARIABLE: wish})
 
 
 def test_an_armed_process_refuses_a_name_that_is_not_in_the_registry() -> None:
     with pytest.raises(ValueError, match="registry"):
-        armed({VARIABLE: NAME}, die=pytest.fail)("worker.after_acept")
+        armed({VARIABLE: NAME}, NONE)("worker.after_acept")
 
 
 def test_the_process_is_killed_and_no_handler_runs() -> None:
@@ -72,6 +111,32 @@ def test_the_process_is_killed_and_no_handler_runs() -> None:
     )
     assert done.returncode == -signal.SIGKILL
     assert done.stdout == ""
+
+
+def test_a_process_freezes_itself_and_goes_on_once_it_is_thawed() -> None:
+    script = (
+        "from modelyard.crash_points import crash_point\n"
+        f"crash_point({NAME!r})\n"
+        f"crash_point({NAME!r})\n"
+        "print('went on')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={VARIABLE: f"{NAME}:freeze"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), status
+            process.send_signal(signal.SIGCONT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert (out, err) == ("went on\n", told(NAME, process.pid))
 
 
 def calls_in(folder: Path) -> Iterator[tuple[Path, ast.Call]]:
