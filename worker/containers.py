@@ -145,11 +145,13 @@ class Containers:
         for it in doomed:
             if it.running and grace_s:
                 await self._stop(it.id, grace_s)
+                crash_point("worker.stop.after_stop")
             await self._remove(it.id)
 
     async def halt(self, facts: ContainerFacts) -> None:
         """Stop the container at once: what it holds in memory is of no use."""
         await self._stop(facts.id, 0.0)
+        crash_point("worker.stop.after_halt")
         self.health.was_unloaded(facts.id)
 
     async def halt_strict(self) -> None:

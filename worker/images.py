@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import Progress
+from modelyard.crash_points import crash_point
 from worker.references import AllowList
 from worker.runtime import ContainerRuntime, OnProgress
 
@@ -68,6 +69,7 @@ class Images:
         pull = self._pulls[image] = _Pull()
         pull.listeners.append(on_progress)
         try:
+            crash_point("worker.pull.before_pull")
             await self._runtime.ensure_image(image, pull.tell)
             pull.ended.set_result(None)
         except ModelyardError as error:

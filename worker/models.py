@@ -56,6 +56,7 @@ class Models:
         elif await self._may_be_loaded(command, facts):
             account.tell(Phase.UNLOADING, container_id=facts.id)
             await self._unload_by_hook(command, facts)
+        crash_point("worker.after_unload")
         self._containers.health.was_unloaded(facts.id)
 
     async def infer(self, command: HostCommand, facts: ContainerFacts, account: Account) -> str:

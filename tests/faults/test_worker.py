@@ -3,6 +3,8 @@
 import asyncio
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -10,14 +12,21 @@ import pytest
 
 from deploy.local.errors import CannotProvide
 from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from tests.faults.casualties import HOST, only
 from tests.faults.load import Mix
-from tests.faults.yard import Yard, lasts
+from tests.faults.yard import Yard, lasts, points
+from tests.support.waiting import eventually
 
 KILLED = "Worker killed at every Docker step"
 BLOCKED = "Event loop blocked 40 s"
 CLOCK = "Clock of one host off by an hour"
 
-POINTS = sorted(name for name in CRASH_POINTS if name.startswith("worker."))
+POINTS = points("worker")
+"""Any load comes to these."""
+PULL = points("worker.pull")
+HALT = "worker.stop.after_halt"
+STOP = [one for one in points("worker.stop") if one != HALT]
+WORKER = f"worker-{HOST}"
 FAKETIME = "libfaketimeMT.so.1"
 BLOCKED_S = 40
 BLOCKS_AT = "worker.after_accept"
@@ -41,6 +50,72 @@ async def test_a_worker_killed_at_a_step_adopts_what_it_left(yard: Yard, point: 
     # An inference under way is not run again by itself, and what came behind it may be refused.
     assert set(states) <= ENDS
     assert states["SUCCEEDED"] >= len(ids) - 4, states
+
+
+def test_each_point_of_the_worker_is_killed_somewhere() -> None:
+    killed = {*POINTS, *PULL, *STOP, HALT}
+    assert killed == {one for one in CRASH_POINTS if one.startswith("worker.")}
+
+
+@pytest.mark.fault(KILLED)
+@pytest.mark.parametrize("point", PULL)
+async def test_a_worker_killed_when_it_pulls_tries_again(yard: Yard, point: str) -> None:
+    await yard.put_probe("not-pulled", image="127.0.0.1:1/team/model:1")
+    async with _dies_at(yard, point):
+        one = await yard.submit("TEMP", yard.job_id(), model="not-pulled", input={})
+    end = await yard.ended(one)
+    assert (end["state"], end["error"]["code"]) == ("FAILED", "image_pull_failed"), end
+    await yard.holds()
+
+
+@pytest.mark.fault(KILLED)
+@pytest.mark.parametrize("point", STOP)
+async def test_a_worker_killed_when_it_has_stopped_a_container_removes_it(
+    yard: Yard, point: str
+) -> None:
+    await yard.put_probe("stops", stop_grace_s=2)
+    job_id = yard.job_id()
+    async with _dies_at(yard, point):
+        await yard.loaded(job_id, model="stops")
+        one = await yard.submit("TERMINATE", job_id)
+    await yard.succeeded([(await yard.ended(one))["_id"]])
+    await yard.holds()
+    assert not await yard.engines[HOST].labelled(HOST)
+
+
+@pytest.mark.fault(KILLED)
+async def test_a_worker_killed_when_it_has_stopped_what_was_half_loaded_loads_it_anew(
+    yard: Yard,
+) -> None:
+    await yard.put_probe("loads-slowly", env={"PROBE_LOAD_SECONDS": "4"})
+    job_id = yard.job_id()
+    async with _dies_at(yard, HALT):
+        await yard.done("DEPLOY_CREATE", job_id, model="loads-slowly")
+        load = await yard.submit("DEPLOY_LOAD", job_id)
+        await eventually(lambda: _is_loading(yard, load), what="the load")
+        answer = await yard.http.post(f"/v1/operations/{load}/cancel")
+        assert answer.is_success, answer.text
+    assert (await yard.ended(load))["state"] == "CANCELLED"
+    await yard.done("DEPLOY_LOAD", job_id)
+    await yard.done("INFER", job_id, input={})
+    await yard.holds()
+
+
+async def _is_loading(yard: Yard, operation_id: str) -> bool:
+    return (await yard.running_state(operation_id)).get("phase") == "loading"
+
+
+@asynccontextmanager
+async def _dies_at(yard: Yard, point: str) -> AsyncIterator[None]:
+    """Have a worker that dies at this point, and all that is placed meanwhile placed there."""
+    await yard.stop(WORKER)
+    await yard.launch(WORKER, **{VARIABLE: point})
+    await yard.online(WORKER)
+    async with only(yard, HOST):
+        yield
+        await yard.gone(WORKER)
+    await yard.launch(WORKER)
+    await yard.online(WORKER)
 
 
 @pytest.mark.fault(BLOCKED)
