@@ -38,7 +38,7 @@ CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 class Intake:
     """A consumer over a fake broker and a fake engine."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, bench: Bench | None = None) -> None:
+    def __init__(self, tasks: TaskGroup, bench: Bench | None = None) -> None:
         self.broker = FakeBroker()
         self.bench = bench or Bench()
         self.reporter = reporter_on(self.broker)
