@@ -71,7 +71,6 @@ async def test_a_full_disk_of_a_host_is_told_and_takes_nothing_with_it(
         told = [
             await yard.submit("DEPLOY_CREATE", refused, model="here"),
             await yard.submit("TEMP", yard.job_id(), model="here", input={}),
-            await yard.submit("DEPLOY_LOAD", created),
         ]
         for operation_id in told:
             _told_full(await yard.ended(operation_id))
