@@ -1,26 +1,34 @@
-"""Faults of disks: the one of a host that is full."""
+"""Faults of disks: that of a host is full, and that of the database."""
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
 from deploy.local.docker_engine import DockerEngine
 from deploy.local.images import PROBE, ensure_images
+from deploy.local.mongodb import MongoDB
 from tests.faults.conftest import Sites, measured
-from tests.faults.load import Mix
+from tests.faults.load import Load, Mix
 from tests.faults.test_containers import TAKEN
 from tests.faults.yard import Json, Servers, Yard, make_site, open_yard
 from tests.support.disk import SmallDisk
+from tests.support.waiting import eventually
 
 HOST = "small"
 ENGINE_MIB = 256
 """The image takes half of it."""
+DATABASE_MIB = 512
 ATTEMPTS = 3
+ANSWERED_S = 2.5
+"""Two seconds for the first one, who finds out, and what the way takes."""
 NO_SPACE = "no space left on device"
 pytestmark = [pytest.mark.faults, pytest.mark.fault(TAKEN)]
 
@@ -92,3 +100,70 @@ def _told_full(one: Json) -> None:
     assert (one["state"], one["error"]["code"]) == ("FAILED", "disk_full")
     assert NO_SPACE in one["error"]["message"]
     assert one["epoch"] == ATTEMPTS
+
+
+@dataclass(frozen=True)
+class SmallDatabase:
+    """A fleet on a MongoDB of one member that has a small disk."""
+
+    yard: Yard
+    disk: SmallDisk
+
+
+@pytest.fixture
+async def small_database(
+    servers: Servers, sites: Sites, folder: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[SmallDatabase]:
+    """Give the test a fleet of its own whose database has a small disk."""
+    await asyncio.to_thread(sites.close)  # both would work on the same engines
+    mongodb = MongoDB(folder / "small-mongodb")
+    disk = SmallDisk(mongodb.folder / mongodb.members[0].name, mib=DATABASE_MIB)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(disk.mounted())
+        stack.push_async_callback(asyncio.to_thread, mongodb.stop)
+        await asyncio.to_thread(mongodb.start)
+        site = make_site(dataclasses.replace(servers, mongodb=mongodb), folder)
+        site.intact = False
+        stack.push_async_callback(asyncio.to_thread, site.close)
+        await asyncio.to_thread(site.fleet.start)
+        yard = await stack.enter_async_context(open_yard(site))
+        yield SmallDatabase(yard, disk)
+        measured(request, yard)
+        site.intact = yard.checked and not yard.violations
+
+
+async def test_a_full_disk_of_the_database_costs_nothing_that_was_accepted(
+    small_database: SmallDatabase,
+) -> None:
+    """A mongod that can't write ends itself; the gateway goes on with RabbitMQ alone."""
+    yard = small_database.yard
+    mongodb = yard.servers.mongodb
+    load = await yard.load(pause_s=0.3)
+    loading = asyncio.create_task(load.run())
+    await yard.running_any()
+    try:
+        with small_database.disk.full():
+            await asyncio.to_thread(_checkpoint, mongodb)
+
+            async def it_has_ended() -> bool:
+                return not mongodb.running
+
+            await eventually(it_has_ended, within_s=90, what="the end of a mongod without space")
+            began = time.monotonic()
+            ids = [await yard.submit("TEMP", yard.job_id(), model="load-http", input={})]
+            assert time.monotonic() - began < ANSWERED_S
+            ids += await Load(yard.doors, Mix(batches=0)).run()
+    finally:
+        await asyncio.to_thread(mongodb.start)
+    ids += await loading
+    await yard.holds()
+    await yard.succeeded(ids)
+
+
+def _checkpoint(mongodb: MongoDB) -> None:
+    """Have mongod write now what it would write within a minute."""
+    with (
+        suppress(PyMongoError),  # it may not live to answer
+        MongoClient[Json](mongodb.url, serverSelectionTimeoutMS=5_000) as client,
+    ):
+        client.admin.command("fsync")
