@@ -39,7 +39,7 @@ from modelyard.contract.topology import (
     Queue,
 )
 from modelyard.store import Store
-from modelyard.together import TaskGroup
+from modelyard.together import TaskGroup, unending
 
 log = structlog.get_logger(__name__)
 
@@ -124,13 +124,16 @@ class Dispatcher:
         """Run until cancelled; raises as `prepare` does."""
         await self.prepare()
         async with TaskGroup() as group:
-            group.create_task(self.scheduler.run())
-            group.create_task(self.cancels.run())
-            group.create_task(self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s))
-            group.create_task(self._consume(JOBS_QUEUE, self.intake.handle, max_items=50))
-            group.create_task(self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200))
-            group.create_task(self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50))
-            group.create_task(self._consume(HEARTBEATS_QUEUE, self.beats.handle, max_items=100))
+            for work in (
+                self.scheduler.run(),
+                self.cancels.run(),
+                self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s),
+                self._consume(JOBS_QUEUE, self.intake.handle, max_items=50),
+                self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200),
+                self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50),
+                self._consume(HEARTBEATS_QUEUE, self.beats.handle, max_items=100),
+            ):
+                group.create_task(unending(work))
             self.scheduler.wake_waiting()
             log.info("dispatcher.ready")
 

@@ -17,7 +17,7 @@ from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableEr
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
 from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE
 from modelyard.store import Store
-from modelyard.together import TaskGroup
+from modelyard.together import TaskGroup, unending
 
 log = structlog.get_logger(__name__)
 
@@ -58,12 +58,15 @@ class Gateway:
         Raises `TopologyMismatchError`, in a group, if a queue exists with other arguments.
         """
         async with TaskGroup() as tasks:
-            tasks.create_task(self._store_up.watch())
-            tasks.create_task(self._broker_up.watch())
-            tasks.create_task(self._durable.run())
-            tasks.create_task(self.reading.run())
-            tasks.create_task(self.cancels.run())
-            tasks.create_task(self.live.run())
+            for work in (
+                self._store_up.watch(),
+                self._broker_up.watch(),
+                self._durable.run(),
+                self.reading.run(),
+                self.cancels.run(),
+                self.live.run(),
+            ):
+                tasks.create_task(unending(work))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -6,7 +6,11 @@ from collections.abc import Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
+import structlog
+
 from modelyard.contract.errors import ModelyardError
+
+log = structlog.get_logger(__name__)
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -14,11 +18,12 @@ C = TypeVar("C")
 
 
 class TaskGroup(asyncio.TaskGroup):  # noqa: TID251 - the one that mends it
-    """A group after which its task is cancelled if somebody has cancelled it, and else is not.
+    """A group that leaves its task cancelled only if somebody else has cancelled it.
 
     Before Python 3.13 a group whose task fails cancels its parent, to stop its body, and does not
     take that back: `cancelling()` counts it for ever. And a cancellation from outside gets lost
-    when a task of the group fails too; here it goes first, and the errors are its cause.
+    when a task of the group fails too; here it goes first, and the errors are its cause. Those
+    that are bugs are logged: nobody looks at the cause of a cancellation.
     """
 
     async def __aenter__(self) -> Self:
@@ -39,6 +44,8 @@ class TaskGroup(asyncio.TaskGroup):  # noqa: TID251 - the one that mends it
             if sys.version_info < (3, 13) and self._asked_for_it and not already_asked:
                 _task().uncancel()
             if isinstance(failed, Exception) and _cancelling() > self._cancelled_before:
+                if any(not isinstance(one, ModelyardError) for one in _leaves(failed)):
+                    log.exception("failure.while_cancelled")
                 raise asyncio.CancelledError from failed
             raise
 
@@ -57,6 +64,20 @@ def _task() -> asyncio.Task[Any]:
 
 def _cancelling() -> int:
     return _task().cancelling()
+
+
+async def unending(work: Coroutine[Any, Any, None]) -> None:
+    """Await what runs until it is cancelled, as a task of a group.
+
+    A cancellation that nobody asked for, such as a library's own, would be taken for its end and
+    the group would go on without it; it comes out as `RuntimeError`, which ends the group.
+    """
+    try:
+        await work
+    except asyncio.CancelledError as error:
+        if _cancelling():
+            raise
+        raise RuntimeError("a task was cancelled by nobody") from error
 
 
 @overload
@@ -90,9 +111,9 @@ async def together(*all_of_them: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
     return tuple(task.result() for task in tasks)
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for one in group.exceptions:
-        if isinstance(one, BaseExceptionGroup):
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
             yield from _leaves(one)
-        else:
-            yield one
+    else:
+        yield error

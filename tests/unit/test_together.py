@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from modelyard.broker.losses import losses
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
-from modelyard.together import TaskGroup, together
+from modelyard.together import TaskGroup, together, unending
 
 
 async def fails() -> None:
@@ -83,6 +84,55 @@ async def test_who_is_cancelled_hears_that_before_a_failure(first: str) -> None:
         now.set()
     await asyncio.wait((waiting,))
     assert waiting.cancelled()
+
+
+async def test_who_is_cancelled_while_a_failed_group_ends_hears_that() -> None:
+    slow = asyncio.Event()
+
+    async def ends_slowly() -> None:
+        try:
+            await lasts()
+        finally:
+            slow.set()
+            await asyncio.sleep(0.05)
+
+    waiting = asyncio.create_task(together(fails(), ends_slowly()))
+    await slow.wait()  # the group has asked its parent already
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    assert waiting.cancelled()
+
+
+async def test_a_bug_that_meets_a_cancellation_is_logged() -> None:
+    async def buggy() -> None:
+        try:
+            await lasts()
+        finally:
+            raise KeyError("a bug")
+
+    waiting = asyncio.create_task(together(buggy(), lasts()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with capture_logs() as logs:
+        await asyncio.wait((waiting,))
+    assert waiting.cancelled()
+    assert [one["event"] for one in logs] == ["failure.while_cancelled"]
+
+
+async def test_a_task_that_is_cancelled_by_nobody_ends_its_group() -> None:
+    async def library() -> None:
+        raise asyncio.CancelledError
+
+    async def group() -> None:
+        async with TaskGroup() as tasks:
+            tasks.create_task(unending(library()))
+            tasks.create_task(unending(lasts()))
+
+    with pytest.raises(ExceptionGroup) as failed:
+        await group()
+    (one,) = failed.value.exceptions
+    assert isinstance(one, RuntimeError)
 
 
 async def test_a_cancelled_group_is_cancelled() -> None:
