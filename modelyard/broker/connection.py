@@ -25,7 +25,9 @@ from modelyard.contract.topology import EXCHANGES, Exchange, Queue
 
 HEARTBEAT_S = 10
 """AMQP heartbeat: a dead peer is noticed after about three of them."""
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 10.0
+"""For a connection and what is asked on it at once."""
+LOOK_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 5.0
 WATCH_S = 20.0
 """Seconds between two questions to the broker whether it knows the consumer that we believe in."""
@@ -44,6 +46,8 @@ class Broker:
         self._tls = tls
         self._lock = asyncio.Lock()
         self._publishing: tuple[AbstractConnection, AbstractChannel] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        """Of connections whose asker went away; kept, or they might be collected."""
         self._exchanges: dict[str, aio_pika.abc.AbstractExchange] = {}
 
     async def close(self) -> None:
@@ -97,7 +101,7 @@ class Broker:
         `BrokerUnavailableError` if the broker does not answer.
         """
         with losses():
-            async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._connect("declare")
                 try:
                     await self._declare_all(await connection.channel(), queues, extra_bindings)
@@ -116,7 +120,7 @@ class Broker:
 
     async def _look_at(self, queue_name: str) -> QueueFrames.DeclareOk:
         with losses():
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
                 connection = await self._connect("look")
                 async with connection:
                     channel = await connection.channel()
@@ -193,11 +197,11 @@ class Broker:
     ) -> AsyncIterator[Subscription]:
         subscription = Subscription()
         with losses():
-            async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._connect("consume")
         try:
             with losses("Consuming was refused"):
-                async with asyncio.timeout(CONNECT_TIMEOUT_S * 2):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     channel = await connection.channel()
                     channel.close_callbacks.add(
                         lambda *_: subscription.on_lost("The channel was closed."),
@@ -220,15 +224,31 @@ class Broker:
     async def _connect(self, purpose: str) -> AbstractConnection:
         """Connect, for as long as the caller's own deadline lets us.
 
-        The library's `timeout` goes to `asyncio.wait_for`, and that of Python 3.11 loses a
-        cancellation that comes in the moment of success: a consumer would go on for ever.
+        In a task of its own: a cancellation that comes in the moment of success would leave a
+        connection behind that nobody knows. The library's own `timeout` even loses it, for it goes
+        to `asyncio.wait_for` of Python 3.11, and a consumer would go on for ever.
         """
-        return await aio_pika.connect(
-            self._url,
-            heartbeat=HEARTBEAT_S,
-            ssl_context=self._tls,
-            client_properties={"connection_name": f"modelyard {self._name} {purpose}"},
-        )
+        connecting = asyncio.create_task(self._open(purpose))
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(self._close_unclaimed)
+            raise
+
+    async def _open(self, purpose: str) -> AbstractConnection:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await aio_pika.connect(
+                self._url,
+                heartbeat=HEARTBEAT_S,
+                ssl_context=self._tls,
+                client_properties={"connection_name": f"modelyard {self._name} {purpose}"},
+            )
+
+    def _close_unclaimed(self, connecting: asyncio.Task[AbstractConnection]) -> None:
+        if not connecting.cancelled() and connecting.exception() is None:
+            closing = asyncio.create_task(close_quietly(connecting.result()))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def _exchange(self, exchange: Exchange) -> aio_pika.abc.AbstractExchange:
         channel = await self._channel()

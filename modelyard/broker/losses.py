@@ -43,7 +43,7 @@ def losses(said: str = "RabbitMQ does not answer") -> Iterator[None]:
     """Turn the client libraries' ways to say that a connection is gone into our one error.
 
     In a task that was cancelled they stay a cancellation: closing what is broken fails too, and
-    who tries again after our error would never end.
+    a caller that tries again after our error would never end.
     """
     try:
         yield

@@ -582,11 +582,12 @@ async def test_a_consumer_that_is_cancelled_in_the_moment_of_its_connection_ends
 ) -> None:
     await real_broker.declare(QUEUES)
     connect = aiormq.connect
+    made: list[aiormq.abc.AbstractConnection] = []
 
     async def connect_and_be_cancelled(*args: object, **kwargs: object) -> object:
-        connection = await connect(*args, **kwargs)  # type: ignore[arg-type]
+        made.append(await connect(*args, **kwargs))  # type: ignore[arg-type]
         asyncio.get_running_loop().call_soon(consuming.cancel)
-        return connection
+        return made[-1]
 
     monkeypatch.setattr(aiormq, "connect", connect_and_be_cancelled)
     consuming = asyncio.create_task(_never_handling(real_broker))
@@ -596,6 +597,11 @@ async def test_a_consumer_that_is_cancelled_in_the_moment_of_its_connection_ends
         consuming.cancel()
         await asyncio.wait((consuming,), timeout=1)
     assert done
+
+    async def closed() -> bool:
+        return all(one.is_closed for one in made)
+
+    await eventually(closed, what="the end of the connection that nobody waited for")
 
 
 async def _never_handling(broker: Broker) -> None:
