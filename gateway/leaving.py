@@ -1,7 +1,10 @@
-"""A gateway that stops: it refuses what comes, and tells each connection that it was the last use.
+"""A gateway that stops: it refuses what comes, and tells clients not to use the connection again.
 
-What was in flight is still answered. Health is asked and told to the end.
+What was in flight is still answered, and so are `/livez` and `/readyz` to the end.
 """
+
+import asyncio
+import contextlib
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -12,6 +15,8 @@ from gateway.problems import problem_of, respond
 from modelyard.contract.errors import ErrorCode, ModelyardError
 
 HEALTH = frozenset({"/livez", "/readyz"})
+BODY_S = 0.5
+"""Seconds that the body of a refused request may take to come."""
 
 
 class Leaving:
@@ -31,4 +36,16 @@ class Leaving:
         if scope["type"] == "http" and self._live.closing and scope["path"] not in HEALTH:
             error = ModelyardError(ErrorCode.UNAVAILABLE, "It is stopping and takes nothing new.")
             app = respond(Request(scope), problem_of(error))
+            await _drop_body(receive)
         await app(scope, receive, send_with_farewell)
+
+
+async def _drop_body(receive: Receive) -> None:
+    """Read what a refused request still sends.
+
+    A connection that is closed with unread bytes is reset, and the refusal on it may get lost.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BODY_S):
+            while (await receive()).get("more_body"):
+                pass

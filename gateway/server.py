@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ from modelyard.exiting import Exit
 
 log = structlog.get_logger(__name__)
 
-GRACE_S = 20
+GRACE_S = 18.0
 """Seconds that requests in flight have after SIGTERM; then they are cut off."""
 REFUSED_S = 1
-"""Seconds that the last refusals have to get out once the door is closed."""
+"""Seconds that the last refusals have at least to get out once the door is closed."""
 KEEP_ALIVE_S = 65
 """Longer than the usual 60 seconds of a proxy, so that the proxy closes first."""
 
@@ -39,7 +40,6 @@ class GatewayServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=REFUSED_S,
             )
         )
         self._on_stop = on_stop
@@ -56,11 +56,16 @@ class GatewayServer(uvicorn.Server):
         """Close the door and end what is left, once the requests in flight are answered.
 
         uvicorn by itself closes it first. Then whoever comes while we still answer others is told
-        nothing; like this it is the app that refuses, and says when to ask again.
+        nothing; like this it is the app that refuses, and says when to ask again. What the app has
+        answered may not have reached a slow client yet: that has the rest of the time.
         """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + GRACE_S
         in_flight = set(self.server_state.tasks)
         if in_flight:
             await asyncio.wait(in_flight, timeout=GRACE_S)
+        left_s = math.ceil(until - loop.time())
+        self.config.timeout_graceful_shutdown = max(REFUSED_S, left_s)
         await super().shutdown(sockets)
 
     def _signalled(self) -> None:

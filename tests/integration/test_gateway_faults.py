@@ -213,6 +213,18 @@ async def stalled(port: int) -> asyncio.StreamWriter:
     return writer
 
 
+async def refused_with_body(port: int) -> bytes:
+    """Send a large body to a gateway that may not want it; return all that it answers."""
+    body = b'"' + b"x" * (1 << 20) + b'"'
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await writer.drain()
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
 async def stopping(port: int) -> None:
     """Return once a gateway refuses what comes; it still listens, for it still answers others."""
 
@@ -316,6 +328,7 @@ async def test_what_comes_after_sigterm_while_others_are_answered_gets_503(start
             assert answer.headers["Retry-After"] == "1"
             assert answer.headers["Connection"] == "close"
         assert (await client.get("/livez")).status_code == 200
+        assert b" 503 " in (await refused_with_body(port)).splitlines()[0]
         writer.write(b"}" * 8)
         assert await ended(process, within_s=5) == 0
         writer.close()
