@@ -10,6 +10,7 @@ import pytest
 from modelyard.crash_points import VARIABLE
 from tests.faults.conftest import Sites, measured
 from tests.faults.load import Mix, Request
+from tests.faults.wire import traced
 from tests.faults.yard import Json, Servers, Yard, lasts, make_site, open_yard, points
 
 KILLED = "Dispatcher killed between any two side effects"
@@ -104,12 +105,14 @@ async def test_a_dispatcher_blocked_for_40_s_makes_redelivery_harmless(yard: Yar
     await yard.stop(*BOTH)
     for name in BOTH:
         await yard.launch(name, **{VARIABLE: f"{point}:block={BLOCKED_S}"})
-    load = await yard.load(pause_s=0.1)
-    loading = asyncio.create_task(load.run())
-    for name in BOTH:
-        await yard.came_to(name, point, within_s=2 * BLOCKED_S)
-    ids = await loading
-    await yard.holds(within_s=60 + BLOCKED_S)
+    async with traced(yard.servers.rabbitmq, yard.fleet.amqp_url) as deliveries:
+        load = await yard.load(pause_s=0.1)
+        loading = asyncio.create_task(load.run())
+        for name in BOTH:
+            await yard.came_to(name, point, within_s=2 * BLOCKED_S)
+        ids = await loading
+        await yard.holds(within_s=60 + BLOCKED_S)
+    assert deliveries[1], "nothing was delivered again"
     await yard.succeeded(ids)
 
 

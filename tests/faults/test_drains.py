@@ -21,6 +21,9 @@ DRAINED_WITHIN_S = 90.0
 DEADLINE_S = 8.0
 SLOW_S = 12.0
 """Longer than a drain's deadline, and long enough to do something to a move in the middle."""
+MOVE_POINTS = points("dispatcher.move")
+GIVEN_UP_POINTS = points("dispatcher.move_given_up")
+END_POINTS = points("dispatcher.drain", "dispatcher.end")
 pytestmark = [pytest.mark.faults, pytest.mark.fault(DRAINS)]
 
 
@@ -124,7 +127,7 @@ async def test_a_drain_with_a_deadline_ends_what_is_left_by_then(yard: Yard) -> 
 
 
 @pytest.mark.fault(KILLED)
-@pytest.mark.parametrize("point", points("dispatcher.move"))
+@pytest.mark.parametrize("point", MOVE_POINTS)
 async def test_a_dispatcher_killed_between_two_steps_of_a_move_costs_nothing(
     yard: Yard, point: str
 ) -> None:
@@ -144,7 +147,7 @@ async def test_a_dispatcher_killed_between_two_steps_of_a_move_costs_nothing(
 
 
 @pytest.mark.fault(KILLED)
-@pytest.mark.parametrize("point", points("dispatcher.move_given_up"))
+@pytest.mark.parametrize("point", GIVEN_UP_POINTS)
 async def test_a_dispatcher_killed_while_it_gives_a_move_up_leaks_nothing(
     yard: Yard, point: str
 ) -> None:
@@ -166,7 +169,7 @@ async def test_a_dispatcher_killed_while_it_gives_a_move_up_leaks_nothing(
 
 
 @pytest.mark.fault(KILLED)
-@pytest.mark.parametrize("point", points("dispatcher.drain", "dispatcher.end"))
+@pytest.mark.parametrize("point", END_POINTS)
 async def test_a_dispatcher_killed_while_it_ends_what_is_left_by_the_deadline_leaks_nothing(
     yard: Yard, point: str
 ) -> None:

@@ -130,6 +130,7 @@ async def test_everybody_cut_from_the_database_burns_no_delivery_limit(
         await lasts(cut_s)
         for proxy in proxies:
             await proxy.heal()
+        yard.invariants.disturbed()
         ids = [*await loading, *more]
         await yard.holds()
     assert max(deliveries) <= RETURNS, deliveries

@@ -11,6 +11,7 @@ from modelyard.crash_points import CRASH_POINTS
 from tests.faults.casualties import HOST, only, tagged
 from tests.faults.load import Request
 from tests.faults.test_dispatcher import KILLED, POINTS
+from tests.faults.test_drains import END_POINTS, GIVEN_UP_POINTS, MOVE_POINTS
 from tests.faults.test_hosts import LOST_POINTS
 from tests.faults.wire import open_wire
 from tests.faults.yard import DISPATCHERS, Yard, points
@@ -29,11 +30,10 @@ CANCEL = points("dispatcher.cancel")
 DEADLINES = points("dispatcher.deadlines")
 DEAD = points("dispatcher.dead")
 HOLD = points("dispatcher.hold")
-DRAINS = points("dispatcher.move", "dispatcher.move_given_up", "dispatcher.drain", "dispatcher.end")
 
 
 def test_each_point_of_the_dispatcher_is_killed_somewhere() -> None:
-    killed = {*POINTS, *LOST_POINTS, *DRAINS}
+    killed = {*POINTS, *LOST_POINTS, *MOVE_POINTS, *GIVEN_UP_POINTS, *END_POINTS}
     killed |= {*AGAIN, *BOOT, *RECOVERY, *CANCEL, *DEADLINES, *DEAD, *HOLD}
     assert killed == {one for one in CRASH_POINTS if one.startswith("dispatcher.")}
 

@@ -92,7 +92,7 @@ async def traced(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[Counter[int
 
     vhost = urlsplit(amqp_url).path.removeprefix("/")
     async with open_wire(amqp_url) as wire:
-        queue = await wire.channel.declare_queue(exclusive=True)
+        queue = await wire.channel.declare_queue("test.trace", exclusive=True)
         await queue.bind(TRACE, "deliver.modelyard.#")
         await queue.consume(count, no_ack=True)
         await asyncio.to_thread(rabbitmq.ctl, "trace_on", "--vhost", vhost)

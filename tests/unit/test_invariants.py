@@ -9,11 +9,12 @@ from tests.support.invariants import (
     capacity,
     causes,
     containers_as_recorded,
+    left_connections,
     letters,
     one_container_each,
 )
 from tests.support.outside import Document, Labelled
-from tests.support.sampler import over_capacity
+from tests.support.sampler import Sampler, over_capacity
 
 CONTAINER = "c" * 12
 JOB = {
@@ -92,6 +93,50 @@ def test_capacity_that_does_not_add_up_is_found(parts: dict[str, Any], word: str
 def test_a_host_that_counts_wrong_is_found_in_a_sample() -> None:
     assert over_capacity(host(HELD)) == []
     assert "has reserved 1" in over_capacity(host(HELD, used=2))[0]
+
+
+CONNECTED = {
+    "modelyard gateway consume": 1,
+    "modelyard gateway publish": 1,
+    "modelyard dispatcher consume": 8,
+    "modelyard dispatcher publish": 1,
+    "modelyard worker h1 consume": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "word"),
+    [
+        ("modelyard dispatcher consume", 9, "dispatcher has 9"),
+        ("modelyard dispatcher consume", 7, "dispatcher has 7"),
+        ("modelyard gateway publish", 2, "gateway has 2"),
+        ("modelyard worker h1 consume", 0, "worker h1 has 0"),
+        ("modelyard worker h1 look", 3, "worker h1 has 3"),
+    ],
+)
+def test_a_connection_too_many_or_too_few_is_found(name: str, count: int, word: str) -> None:
+    assert list(left_connections(CONNECTED, ["h1"], 2)) == []
+    (told,) = left_connections(CONNECTED | {name: count}, ["h1"], 2)
+    assert word in told
+
+
+async def test_a_job_that_fell_back_is_found_between_two_samples() -> None:
+    database = SampledDatabase(version=3, generation=2)
+    sampler = Sampler(database)  # type: ignore[arg-type]
+    await sampler.sample()
+    database.job |= {"version": 4, "generation": 1}
+    await sampler.sample()
+    assert any("job j1 fell back" in sentence for sentence in sampler.wrong["I6"])
+
+
+class SampledDatabase:
+    """One job."""
+
+    def __init__(self, **job: int) -> None:
+        self.job: Document = {"_id": "j1", **job}
+
+    async def all(self, collection: str, *_: object) -> list[Document]:
+        return [dict(self.job)] if collection == "jobs" else []
 
 
 def test_an_end_without_a_cause_is_found() -> None:
