@@ -1,6 +1,7 @@
 """Awaiting several things at once, failing as one of them did."""
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Coroutine, Iterator
 from types import TracebackType
@@ -46,6 +47,8 @@ class TaskGroup(asyncio.TaskGroup):  # noqa: TID251 - the one that mends it
             if isinstance(failed, Exception) and _cancelling() > self._cancelled_before:
                 if any(not isinstance(one, ModelyardError) for one in _leaves(failed)):
                     log.exception("failure.while_cancelled")
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)  # 3.13 leaves it for the next await: for our caller's
                 raise asyncio.CancelledError from failed
             raise
 
