@@ -10,6 +10,7 @@ LOOPBACK = "127.0.0.1"
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _WIDTH = 12_000
 _ATTEMPTS = 200
+_given: set[int] = set()
 
 
 def is_free(port: int) -> bool:
@@ -35,12 +36,14 @@ def free_port() -> int:
 
     It lies below the ephemeral range. Inside that range, a client which keeps knocking at the
     port of a stopped server is sooner or later given this very port as its own, connects to
-    itself, and the server cannot come back.
+    itself, and the server cannot come back. No port is given twice: whoever got it may not listen
+    yet.
     """
     lowest = _lowest_ephemeral()
     for _ in range(_ATTEMPTS):
         port = random.randrange(max(1024, lowest - _WIDTH), lowest)  # noqa: S311
-        if is_free(port):
+        if port not in _given and is_free(port):
+            _given.add(port)
             return port
     message = f"no free loopback port below {lowest}"
     raise OSError(message)
