@@ -158,6 +158,8 @@ class Load:
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     pause_s: float = 0.0
     """Between two requests of a line: spreads the load over time."""
+    one_door: bool = False
+    """Each line keeps to one door: what order is promised for while RabbitMQ goes away."""
 
     def batch_models(self) -> Iterator[tuple[str, Json]]:
         """Yield the models that batch programs need: each names its operation to the collector."""
@@ -189,8 +191,10 @@ class Load:
 
     async def _submit(self, line: Sequence[Request]) -> list[str]:
         ids = []
+        by_amqp = self.choice.random() < self.mix.amqp
         for request in line:
-            by_amqp = self.choice.random() < self.mix.amqp
+            if not self.one_door:
+                by_amqp = self.choice.random() < self.mix.amqp
             ids.append(await self.doors.submit(request, by_amqp=by_amqp))
             await asyncio.sleep(self.choice.uniform(0, 2 * self.pause_s))
         return ids

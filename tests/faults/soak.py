@@ -108,7 +108,7 @@ async def _prepared(yard: Yard, choice: random.Random) -> Load:
     deadline = time.monotonic() + HEAL_S
     while True:
         try:
-            return await yard.load(WAVE, choice=choice, pause_s=1.0)
+            return await yard.load(WAVE, choice=choice, pause_s=1.0, one_door=True)
         except (httpx2.HTTPError, AssertionError):
             if time.monotonic() > deadline:
                 raise

@@ -74,7 +74,7 @@ DISK = Alarm("disk", "set_disk_free_limit", "1000000GB", "50MB", lasts_s=20)
 @pytest.mark.fault(BROKER)
 @pytest.mark.parametrize("how", ["restart", "kill"])
 async def test_a_broker_that_restarts_loses_nothing_that_it_confirmed(yard: Yard, how: str) -> None:
-    load = await yard.load(pause_s=0.3)
+    load = await yard.load(pause_s=0.3, one_door=True)
     loading = asyncio.create_task(load.run())
     await yard.running_any()
     broker = yard.servers.rabbitmq
@@ -140,7 +140,7 @@ async def test_a_queue_that_was_deleted_is_back_with_its_consumers(yard: Yard, q
 
 @pytest.mark.fault(BROKER)
 async def test_consumers_that_were_thrown_out_are_back(yard: Yard) -> None:
-    load = await yard.load(pause_s=0.3)
+    load = await yard.load(pause_s=0.3, one_door=True)
     loading = asyncio.create_task(load.run())
     await yard.running_any()
     vhost = urlsplit(yard.fleet.amqp_url).path.removeprefix("/")
