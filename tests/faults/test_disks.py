@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +34,35 @@ pytestmark = [pytest.mark.faults, pytest.mark.fault(TAKEN)]
 
 
 @dataclass(frozen=True)
-class SmallHost:
-    """A fleet of `h1`, which is as usual, and a host whose engine has a small disk."""
+class Small:
+    """A fleet one of whose servers has a small disk, and that disk."""
 
     yard: Yard
     disk: SmallDisk
 
 
+@asynccontextmanager
+async def _fleet_on(
+    servers: Servers, folder: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Yard]:
+    """Run a fleet for one test alone."""
+    site = make_site(servers, folder)
+    site.intact = False
+    try:
+        await asyncio.to_thread(site.fleet.start)
+        async with open_yard(site) as yard:
+            yield yard
+            measured(request, yard)
+            site.intact = yard.checked and not yard.violations
+    finally:
+        await asyncio.to_thread(site.close)
+
+
 @pytest.fixture
 async def small_host(
     servers: Servers, sites: Sites, folder: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[SmallHost]:
-    """Give the test a fleet of its own, one of whose hosts has a small disk."""
+) -> AsyncIterator[Small]:
+    """Give the test `h1`, which is as usual, and a host whose engine has a small disk."""
     await asyncio.to_thread(sites.close)  # both would work on the same engine
     engine = DockerEngine(folder / "small-engine")
     disk = SmallDisk(engine.folder / "engine", mib=ENGINE_MIB)  # the engine's data root
@@ -55,19 +72,14 @@ async def small_host(
         await asyncio.to_thread(engine.start)
         await asyncio.to_thread(ensure_images, engine.url, print, which=(PROBE,))
         engines = {"h1": servers.engines["h1"], HOST: engine}
-        site = make_site(dataclasses.replace(servers, engines=engines), folder)
-        site.intact = False
-        stack.push_async_callback(asyncio.to_thread, site.close)
-        await asyncio.to_thread(site.fleet.start)
-        yard = await stack.enter_async_context(open_yard(site))
+        own = dataclasses.replace(servers, engines=engines)
+        yard = await stack.enter_async_context(_fleet_on(own, folder, request))
         await yard.put_probe("here", host_labels={"name": HOST}, max_concurrency=2)
-        yield SmallHost(yard, disk)
-        measured(request, yard)
-        site.intact = yard.checked and not yard.violations
+        yield Small(yard, disk)
 
 
 async def test_a_full_disk_of_a_host_is_told_and_takes_nothing_with_it(
-    small_host: SmallHost,
+    small_host: Small,
 ) -> None:
     yard = small_host.yard
     loaded, created, refused = yard.job_id(), yard.job_id(), yard.job_id()
@@ -102,19 +114,11 @@ def _told_full(one: Json) -> None:
     assert one["epoch"] == ATTEMPTS
 
 
-@dataclass(frozen=True)
-class SmallDatabase:
-    """A fleet on a MongoDB of one member that has a small disk."""
-
-    yard: Yard
-    disk: SmallDisk
-
-
 @pytest.fixture
 async def small_database(
     servers: Servers, sites: Sites, folder: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[SmallDatabase]:
-    """Give the test a fleet of its own whose database has a small disk."""
+) -> AsyncIterator[Small]:
+    """Give the test a fleet on a MongoDB of one member that has a small disk."""
     await asyncio.to_thread(sites.close)  # both would work on the same engines
     mongodb = MongoDB(folder / "small-mongodb")
     disk = SmallDisk(mongodb.folder / mongodb.members[0].name, mib=DATABASE_MIB)
@@ -122,18 +126,13 @@ async def small_database(
         stack.enter_context(disk.mounted())
         stack.push_async_callback(asyncio.to_thread, mongodb.stop)
         await asyncio.to_thread(mongodb.start)
-        site = make_site(dataclasses.replace(servers, mongodb=mongodb), folder)
-        site.intact = False
-        stack.push_async_callback(asyncio.to_thread, site.close)
-        await asyncio.to_thread(site.fleet.start)
-        yard = await stack.enter_async_context(open_yard(site))
-        yield SmallDatabase(yard, disk)
-        measured(request, yard)
-        site.intact = yard.checked and not yard.violations
+        own = dataclasses.replace(servers, mongodb=mongodb)
+        yard = await stack.enter_async_context(_fleet_on(own, folder, request))
+        yield Small(yard, disk)
 
 
 async def test_a_full_disk_of_the_database_costs_nothing_that_was_accepted(
-    small_database: SmallDatabase,
+    small_database: Small,
 ) -> None:
     """A mongod that can't write ends itself; the gateway goes on with RabbitMQ alone."""
     yard = small_database.yard
