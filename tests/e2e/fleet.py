@@ -68,6 +68,10 @@ class Fleet:
         workers = {f"worker-{host}": one for host, one in self.workers.items()}
         return {"gateway": self.gateway, **self.dispatchers, **workers}
 
+    def working_hosts(self) -> list[str]:
+        """Return the hosts whose worker runs."""
+        return [host_id for host_id, worker in self.workers.items() if worker.running]
+
     def start(self) -> None:
         """Start all processes; return when every host is online."""
         self.datasets.mkdir(parents=True, exist_ok=True)

@@ -392,6 +392,7 @@ async def open_yard(site: Site) -> AsyncIterator[Yard]:
             sampler=sampler,
             holdings=lambda: _holdings(fleet),
             dispatchers=len(fleet.dispatchers),
+            working=fleet.working_hosts,
             bystanders=site.bystanders,
             held_before=_held_first(site),
         )

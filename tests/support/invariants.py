@@ -91,6 +91,8 @@ class Invariants:
     """Looks at the processes (I11)."""
     dispatchers: int = 1
     """Consumers that each shared queue must have (I12)."""
+    working: Callable[[], Iterable[str]] = tuple
+    """Names the hosts whose worker runs; each has to be heard, and ONLINE (I12)."""
     bystanders: Mapping[str, str] = field(default_factory=dict)
     """Containers without our labels, by host (I10)."""
     held_before: Mapping[str, Holding] = field(default_factory=dict)
@@ -125,6 +127,7 @@ class Invariants:
             quiet_at = time.monotonic()
         if not open_ones:
             self.healed_s = max(quiet_at - began, 0)
+            open_ones = self._told("I1", too_slow(self.healed_s, within_s))
         return [*open_ones, *await self._lasting()]
 
     async def _healing(self) -> list[Violation]:
@@ -136,6 +139,7 @@ class Invariants:
             *self._told("I4", containers_as_recorded(now)),
             *self._told("I5", capacity(now)),
             *self._told("I10", self._bystanders(now)),
+            *self._told("I12", unheard(now, self.working())),
         ]
         return found or await self._broker_quiet(now)
 
@@ -247,6 +251,20 @@ class Invariants:
         needed = 1 + len(online)
         if hearing < needed:
             yield f"gateway and workers should hear of {needed} queues of their own, not {hearing}"
+
+
+def too_slow(healed_s: float, within_s: float) -> Iterator[str]:
+    """Yield that all is in order and came too late; patience tells slow from never."""
+    if healed_s > within_s:
+        yield f"it took {healed_s:.1f} s to heal, and {within_s:g} s are promised"
+
+
+def unheard(now: Snapshot, working: Iterable[str]) -> Iterator[str]:
+    """Yield each worker that runs and does not count as one that works (I12)."""
+    liveness = {host["_id"]: host.get("liveness") for host in now.hosts}
+    for host_id in working:
+        if liveness.get(host_id) != "ONLINE":
+            yield f"the worker of {host_id} runs, and its host is {liveness.get(host_id)}"
 
 
 def left_connections(

@@ -12,6 +12,8 @@ from tests.support.invariants import (
     left_connections,
     letters,
     one_container_each,
+    too_slow,
+    unheard,
 )
 from tests.support.outside import Document, Labelled
 from tests.support.sampler import Sampler, over_capacity
@@ -118,6 +120,19 @@ def test_a_connection_too_many_or_too_few_is_found(name: str, count: int, word: 
     assert list(left_connections(CONNECTED, ["h1"], 2)) == []
     (told,) = left_connections(CONNECTED | {name: count}, ["h1"], 2)
     assert word in told
+
+
+def test_a_worker_that_runs_and_is_not_heard_is_found() -> None:
+    suspect = snapshot(hosts=[host() | {"liveness": "SUSPECT"}])
+    assert list(unheard(suspect, ["h1"])) == ["the worker of h1 runs, and its host is SUSPECT"]
+    assert list(unheard(suspect, [])) == []
+    assert list(unheard(snapshot(hosts=[host() | {"liveness": "ONLINE"}]), ["h1"])) == []
+    assert list(unheard(snapshot(hosts=[]), ["h1"])) != []
+
+
+def test_what_heals_later_than_promised_is_found() -> None:
+    assert list(too_slow(60.0, 60)) == []
+    assert list(too_slow(60.1, 60)) == ["it took 60.1 s to heal, and 60 s are promised"]
 
 
 async def test_a_job_that_fell_back_is_found_between_two_samples() -> None:
