@@ -31,6 +31,7 @@ from modelyard.contract.topology import (
     LOST_AFTER_S,
     SUSPECT_AFTER_S,
 )
+from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import Ending
 from modelyard.store.records import HostRecord, JobRecord, Reservation
@@ -121,6 +122,8 @@ class Sweep:
         ended = await self._store.operations.end_queued(
             [Ending(key, OperationState.EXPIRED, error) for key in late], token=uuid.uuid4().hex
         )
+        if ended:
+            crash_point("dispatcher.sweep.after_expire")
         self._scheduler.wake(one.job_id for one in ended if one.job_id)
         await self._facts.tell([operation_event(one) for one in ended])
 
@@ -137,6 +140,8 @@ class Sweep:
             hearing_s = time.monotonic() - self._hearing_since
             if hearing_s >= HEARING_BEFORE_SUSPECT_S:
                 silent = await hosts.suspect_silent(after_s=SUSPECT_AFTER_S)
+                if silent:
+                    crash_point("dispatcher.sweep.after_suspect")
                 for host_id in silent:
                     log.warning("host.suspect", host_id=host_id, after_s=SUSPECT_AFTER_S)
                 await self._facts.tell([host_event(host_id, "suspect", None) for host_id in silent])
@@ -187,6 +192,7 @@ class Sweep:
         if again:
             log.info("commands.published_again", count=len(again))
             await self._store.operations.mark_published(again)
+            crash_point("dispatcher.sweep.after_mark")
             jobs = await self._store.jobs.get_many([one.job_id for one in again if one.job_id])
             await self._commands.publish(again, jobs)
 
@@ -214,6 +220,7 @@ class Sweep:
             job = jobs.get(one.job_id)
             if job is not None and not await self._take_back(job, one, idle):
                 continue
+            crash_point("dispatcher.sweep.after_take_back")
             await self._store.hosts.release({host.host_id: [(one.job_id, one.generation)]})
             self._scheduler.wake_waiting()
 

@@ -22,7 +22,7 @@ from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
-from modelyard.together import TaskGroup
+from modelyard.together import TaskGroup, unending
 
 log = structlog.get_logger(__name__)
 
@@ -73,8 +73,8 @@ class Durable:
     async def run(self) -> None:
         """Flush until cancelled."""
         async with TaskGroup() as tasks:
-            tasks.create_task(self._recording.run())
-            tasks.create_task(self._publishing.run())
+            tasks.create_task(unending(self._recording.run()))
+            tasks.create_task(unending(self._publishing.run()))
 
     async def take(self, new: Sequence[tuple[NewOperation, JobRequest]]) -> list[Place]:
         """Write and publish; return where each is durable after about a second at the most."""

@@ -7,14 +7,14 @@ import pytest
 
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.topology import JOBS_QUEUE
-from modelyard.crash_points import CRASH_POINTS
-from tests.faults.casualties import HOST, only, tagged
+from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from tests.faults.casualties import HOST, admit, only, tagged
 from tests.faults.load import Request
 from tests.faults.test_dispatcher import KILLED, POINTS
 from tests.faults.test_drains import END_POINTS, GIVEN_UP_POINTS, MOVE_POINTS
 from tests.faults.test_hosts import LOST_POINTS
 from tests.faults.wire import open_wire
-from tests.faults.yard import DISPATCHERS, Yard, points
+from tests.faults.yard import DISPATCHERS, Yard, lasts, points
 from tests.support.waiting import eventually
 
 WORKER = f"worker-{HOST}"
@@ -30,11 +30,16 @@ CANCEL = points("dispatcher.cancel")
 DEADLINES = points("dispatcher.deadlines")
 DEAD = points("dispatcher.dead")
 HOLD = points("dispatcher.hold")
+EXPIRE = "dispatcher.sweep.after_expire"
+SUSPECT = "dispatcher.sweep.after_suspect"
+MARK = "dispatcher.sweep.after_mark"
+TAKE_BACK = "dispatcher.sweep.after_take_back"
 
 
 def test_each_point_of_the_dispatcher_is_killed_somewhere() -> None:
     killed = {*POINTS, *LOST_POINTS, *MOVE_POINTS, *GIVEN_UP_POINTS, *END_POINTS}
     killed |= {*AGAIN, *BOOT, *RECOVERY, *CANCEL, *DEADLINES, *DEAD, *HOLD}
+    killed |= {EXPIRE, SUSPECT, MARK, TAKE_BACK}
     assert killed == {one for one in CRASH_POINTS if one.startswith("dispatcher.")}
 
 
@@ -165,3 +170,54 @@ async def test_a_terminate_of_what_never_was_succeeds(yard: Yard, point: str) ->
         one = await yard.submit("TERMINATE", yard.job_id())
     await yard.succeeded([(await yard.ended(one))["_id"]])
     await yard.holds()
+
+
+async def test_what_waited_for_too_long_expires_once(yard: Yard) -> None:
+    await yard.put_probe("on-h1", host_labels={"name": HOST})
+    await admit(yard, HOST, "cordon")
+    job_id = yard.job_id()
+    async with yard.dispatcher_dies_at(EXPIRE):
+        late = await yard.submit("TEMP", job_id, model="on-h1", input={}, queue_timeout_s=1)
+    await admit(yard, HOST, "uncordon")
+    assert (await yard.ended(late))["state"] == "EXPIRED"
+    await yard.done("TEMP", job_id, model="on-h1", input={})
+    await yard.holds()
+
+
+async def test_a_silent_host_stays_suspect_until_it_is_heard(yard: Yard) -> None:
+    with yard.frozen(WORKER):
+        async with yard.dispatcher_dies_at(SUSPECT):
+            pass
+        assert (await yard.host(HOST))["liveness"] == "SUSPECT"
+        elsewhere = await yard.done("TEMP", yard.job_id(), model="load-http", input={})
+        assert elsewhere["host_id"] != HOST
+    await yard.liveness(HOST, "ONLINE")
+    await yard.holds()
+
+
+async def test_a_command_that_nobody_took_is_published_again_and_runs_once(yard: Yard) -> None:
+    async with only(yard, HOST):
+        with yard.frozen(WORKER):
+            async with yard.dispatcher_dies_at(MARK):
+                temp = await tagged(yard, "TEMP", yard.job_id(), sleep=0, model="load-http")
+        end = await yard.ended(temp)
+    assert (end["state"], end["epoch"]) == ("SUCCEEDED", 1), end
+    assert len(yard.collector.of(temp)) == 1
+    await yard.holds()
+
+
+async def test_a_reservation_of_what_never_began_is_taken_back(yard: Yard) -> None:
+    """Whoever reserved dies, and what it reserved for expires before anyone goes on with it."""
+    await yard.stop(*DISPATCHERS)
+    await yard.launch("dispatcher", **{VARIABLE: "dispatcher.after_reserve"})
+    job_id = yard.job_id()
+    async with only(yard, HOST):
+        late = await yard.submit("TEMP", job_id, model="load-http", input={}, queue_timeout_s=1)
+        await yard.gone("dispatcher")
+    assert [one["job_id"] for one in (await yard.host(HOST))["reservations"]] == [job_id]
+    await lasts(1)
+    async with yard.dispatcher_dies_at(TAKE_BACK):
+        pass
+    assert (await yard.ended(late))["state"] == "EXPIRED"
+    await yard.holds()
+    assert not (await yard.host(HOST))["reservations"]
