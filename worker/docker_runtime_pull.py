@@ -8,6 +8,7 @@ from worker.docker_documents import PullLine, PullProgress
 from worker.docker_runtime_calls import NOT_FOUND, UNREACHABLE, disk_is_full, streamed
 from worker.runtime import (
     DiskFullError,
+    ImageDeniedError,
     ImageNotFoundError,
     ImagePullFailedError,
     OnProgress,
@@ -17,14 +18,23 @@ from worker.runtime import (
 # The engine passes a registry's refusal on as text, in most cases inside of a stream that began
 # with status 200. These are the words of distribution registries and of the engine itself.
 _ABSENT = ("manifest unknown", "does not exist", "not found", "name unknown")
-_NOT_ABSENT = ("lookup ", "dial tcp", "no such host")
+_DENIED = (
+    "pull access denied",
+    "requested access to the resource is denied",
+    "unauthorized",
+    "authentication required",
+    "no basic auth credentials",
+    "403 forbidden",
+    "http 403",
+)
+_AWAY = ("lookup ", "dial tcp", "no such host")
 
 
 async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) -> None:
     """Pull `image`, a full reference; the caller bounds the time and looks whether it is there.
 
     A caller that is cancelled ends the pull on the engine too.
-    Raises `ImageNotFoundError`, `ImagePullFailedError` and `DiskFullError`.
+    Raises `ImageNotFoundError`, `ImageDeniedError`, `ImagePullFailedError` and `DiskFullError`.
     """
     progress = PullProgress()
     try:
@@ -48,7 +58,11 @@ def _refusal(image: str, message: str, *, absent: bool = False) -> RuntimeFaultE
     words = message.lower()
     if disk_is_full(words):
         return DiskFullError(f"{image}: {message}")
-    unreachable = any(mark in words for mark in _NOT_ABSENT)
-    if not unreachable and (absent or any(mark in words for mark in _ABSENT)):
-        return ImageNotFoundError(f"{image}: {message}")
-    return ImagePullFailedError(f"{image}: {message}")
+    kind: type[RuntimeFaultError] = ImagePullFailedError
+    if not any(mark in words for mark in _AWAY):
+        # What is denied is often said not to exist as well.
+        if any(mark in words for mark in _DENIED):
+            kind = ImageDeniedError
+        elif absent or any(mark in words for mark in _ABSENT):
+            kind = ImageNotFoundError
+    return kind(f"{image}: {message}")

@@ -48,8 +48,9 @@ class Images:
     ) -> None:
         """Return once the engine holds the image; `on_pull` is called first if it does not yet.
 
-        Raises `image_refused`, `image_not_found` or `image_pull_failed`. Whoever asks while a
-        pull of the same image is under way waits for that one, and shares its failure.
+        Raises `image_refused`, `image_not_found`, `image_denied`, `image_pull_failed` or
+        `disk_full`. Whoever asks while a pull of the same image is under way waits for that one,
+        and shares its failure.
         """
         if not self._allowed.allows(image):
             raise ModelyardError(ErrorCode.IMAGE_REFUSED, image=image)

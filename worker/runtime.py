@@ -51,8 +51,14 @@ class ImageNotFoundError(RuntimeFaultError):
     default_code = ErrorCode.IMAGE_NOT_FOUND
 
 
+class ImageDeniedError(RuntimeFaultError):
+    """The registry does not give the image to this engine; some deny what they do not have."""
+
+    default_code = ErrorCode.IMAGE_DENIED
+
+
 class ImagePullFailedError(RuntimeFaultError):
-    """The registry refused, or the pull broke off."""
+    """The registry was away or failed, or the pull broke off."""
 
     default_code = ErrorCode.IMAGE_PULL_FAILED
 
@@ -172,7 +178,7 @@ class ContainerRuntime(Protocol):
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
         """Pull the image unless the engine holds it; without a tag it is `latest`.
 
-        Raises `ImageNotFoundError` and `ImagePullFailedError`.
+        Raises `ImageNotFoundError`, `ImageDeniedError`, `ImagePullFailedError` and `DiskFullError`.
         """
 
     async def volume_exists(self, name: str) -> bool:

@@ -49,6 +49,7 @@ class ErrorCode(StrEnum):
     # The worker: what happened to the container.
     IMAGE_REFUSED = "image_refused"
     IMAGE_NOT_FOUND = "image_not_found"
+    IMAGE_DENIED = "image_denied"
     IMAGE_PULL_FAILED = "image_pull_failed"
     DATASET_REFUSED = "dataset_refused"
     DATASET_UNAVAILABLE = "dataset_unavailable"
@@ -110,6 +111,9 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.QUEUE_TIMEOUT: "It waited in the queue for longer than its queue_timeout_s.",
         ErrorCode.IMAGE_REFUSED: "The host's allow-list does not hold this image.",
         ErrorCode.IMAGE_NOT_FOUND: "The image exists neither on the host nor in its registry.",
+        ErrorCode.IMAGE_DENIED: (
+            "The registry denies the image: it wants credentials, or has no such repository."
+        ),
         ErrorCode.IMAGE_PULL_FAILED: "The image could not be pulled.",
         ErrorCode.DATASET_REFUSED: "The dataset lies outside of the host's dataset roots.",
         ErrorCode.DATASET_UNAVAILABLE: "The dataset is not there, or not readable, on the host.",

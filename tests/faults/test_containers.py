@@ -118,21 +118,20 @@ def registry() -> Iterator[str]:
 
 @pytest.mark.fault(IMAGE)
 @pytest.mark.parametrize(
-    ("image", "codes"),
+    ("image", "code", "attempts"),
     [
-        ("{registry}/team/nothing:1", {"image_not_found"}),
-        ("{registry}/team/secret:1", {"image_pull_failed", "image_not_found"}),
-        ("127.0.0.1:1/team/away:1", {"image_pull_failed"}),
+        ("{registry}/team/nothing:1", "image_not_found", 1),
+        ("{registry}/team/secret:1", "image_denied", 1),
+        ("127.0.0.1:1/team/away:1", "image_pull_failed", 3),
     ],
 )
 async def test_an_image_that_cannot_be_had_has_its_code_and_its_end(
-    yard: Yard, registry: str, image: str, codes: set[str]
+    yard: Yard, registry: str, image: str, code: str, attempts: int
 ) -> None:
     await yard.put_probe("no-image", image=image.format(registry=registry))
     neighbour = await yard.submit("TEMP", yard.job_id(), model="load-http", input={})
     one = await yard.do("DEPLOY_CREATE", yard.job_id(), model="no-image")
-    assert one["state"] == "FAILED"
-    assert one["error"]["code"] in codes
+    assert (one["state"], one["error"]["code"], one["epoch"]) == ("FAILED", code, attempts), one
     assert (await yard.ended(neighbour))["state"] == "SUCCEEDED"
     await yard.holds()
 

@@ -8,6 +8,7 @@ from modelyard.contract.states import Verb
 
 USERS_OWN = {
     ErrorCode.EXITED,
+    ErrorCode.IMAGE_DENIED,
     ErrorCode.IMAGE_NOT_FOUND,
     ErrorCode.IMAGE_REFUSED,
     ErrorCode.INFERENCE_FAILED,
