@@ -56,7 +56,7 @@ async def run(
         note=shared_note(Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url),
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
-    _listen_for_signals(stop, leash)
+    _listen_for_signals(stop)
     broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
     rules = settings.plan_rules()
     runtime = DockerRuntime(
@@ -75,16 +75,15 @@ async def run(
             fence_s=fence_s,
             beat_s=beat_s,
         ).run(stop)
-        # Not after a fault: then the watchdog has to stay for the rest of the lease.
+        # Not after a fault: what it has left half done may go on in the engine.
         leash.farewell()
     leash.let_go()
 
 
-def _listen_for_signals(stop: asyncio.Event, leash: Leash) -> None:
+def _listen_for_signals(stop: asyncio.Event) -> None:
     def on_signal() -> None:
         if stop.is_set():
-            # Containers are left running either way; nothing here is worth waiting for.
-            leash.farewell()
+            # No farewell: what has begun may still come to its container after this.
             os._exit(_SECOND_SIGNAL)
         stop.set()
 

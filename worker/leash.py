@@ -1,4 +1,4 @@
-"""A worker's end of the pipe to its watchdog: starts it, tells it of renewals, sends it home."""
+"""A worker's end of the pipe to its watchdog: starts it, tells it of renewals, takes leave."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ WATCHDOG_S = LOST_AFTER_S * 5 / 6
 PATIENCE_S = 120.0
 """Seconds for which it tries to stop what it has to, if the engine does not answer."""
 FAREWELL_S = 2.0
-"""Seconds for a watchdog that was sent home to be gone."""
+"""Seconds for a watchdog without anything to watch to be gone."""
 
 
 class Leash:
@@ -66,11 +66,11 @@ class Leash:
         self._write(f"{at}\n".encode())
 
     def farewell(self) -> None:
-        """Send it home: what runs is left running on purpose."""
+        """Tell it that nothing is begun any more: it need not stay if nothing strict runs."""
         self._write(FAREWELL + b"\n")
 
     def let_go(self) -> None:
-        """Close the pipe and wait for a watchdog that was sent home; one that stays is ended."""
+        """Close the pipe and see a watchdog out that has nothing to watch; others stay behind."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -79,7 +79,7 @@ class Leash:
         try:
             process.wait(FAREWELL_S)
         except subprocess.TimeoutExpired:
-            process.terminate()
+            log.info("watchdog.stays", pid=process.pid)
 
     def _start(self) -> None:
         if self._process is not None:

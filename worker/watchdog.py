@@ -7,18 +7,22 @@ renewed for `lease_s` seconds it stops the containers that are labelled `modelya
 and waits for renewals again. The lease counts from when the worker sent its sign of life, by the
 machine's uptime, which both processes read alike.
 
-When the pipe ends without a farewell the worker is gone. Its watchdog stays until the lease is
-over, unless another worker of the same host has renewed its own lease by then: each watchdog notes
-the newest renewal in a small file that all of the host's share, and looks into it before it stops
-anything. So containers that a new worker has adopted survive. After its work it ends, and in any
-case `patience_s` seconds after the lease.
+When the pipe ends the worker is gone. Its watchdog stays until the lease is over, unless another
+worker of the same host has renewed its own lease by then: each watchdog notes the newest renewal in
+a small file that all of the host's share, and looks into it before it stops anything. So containers
+that a new worker has adopted survive. After its work it ends, and in any case `patience_s` seconds
+after the lease.
+
+A worker that was told to stop leaves its containers running, and says farewell: nothing is created
+any more. Its watchdog stays for no longer than something runs that is strict, for the host is given
+up all the same if no worker comes back.
 """
 
 import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -32,8 +36,10 @@ from worker.runtime import ContainerRuntime, NoSuchContainerError, RuntimeFaultE
 log = structlog.get_logger(__name__)
 
 FAREWELL = b"farewell"
-"""The last line of a worker that ends in good order: its containers are to be left alone."""
+"""The last line of a worker that ends in good order: what runs is all that there will be."""
 POLL_S = 0.5
+LOOK_S = 5.0
+"""Seconds between two looks at what a worker has left that said farewell."""
 TRY_S = 20.0
 """Seconds for one try at stopping what has to be stopped."""
 
@@ -61,18 +67,22 @@ class Watchdog:
         self._clock = clock
         self._renewed_at: float | None = None
         """None before the first renewal, and after the work is done."""
-        self._dismissed = False
+        self._farewell = False
         self._alone = False
         """True once the worker is gone."""
+        self._look_at = 0.0
         self._news = asyncio.Event()
 
     async def run(self, pipe: asyncio.StreamReader) -> None:
-        """Watch until the worker says farewell, or is gone and nothing is left to do."""
+        """Watch until the worker is gone and nothing is left to do."""
         async with TaskGroup() as tasks:
             reading = tasks.create_task(self._read(pipe))
-            while not self._dismissed and not (self._alone and self._renewed_at is None):
+            while not (self._alone and self._renewed_at is None):
                 if self._left_s() <= 0:
                     await self._do_its_work()
+                elif self._farewell and self._clock() >= self._look_at:
+                    await self._look_around()
+                    continue
                 self._news.clear()
                 await self._wait(min(max(self._left_s(), 0.0), POLL_S))
             reading.cancel()
@@ -92,13 +102,19 @@ class Watchdog:
     async def _read(self, pipe: asyncio.StreamReader) -> None:
         while line := await pipe.readline():
             if line.strip() == FAREWELL:
-                self._dismissed = True
+                self._farewell = self._alone = True
             else:
                 self._renewed_at = max(float(line), self._renewed_at or 0.0)
                 self._write_note(self._renewed_at)
             self._news.set()
         self._alone = True
         self._news.set()
+
+    async def _look_around(self) -> None:
+        """Have nothing left to do if nothing strict runs; what can't be asked is asked again."""
+        if await self._try(self._strict) == []:
+            self._renewed_at = None
+        self._look_at = self._clock() + LOOK_S
 
     async def _do_its_work(self) -> None:
         """Stop what is strict, unless another worker has the host by now."""
@@ -109,30 +125,38 @@ class Watchdog:
             self._renewed_at = None if self._alone else elsewhere
             return
         log.warning("watchdog.lease_over", lease_s=self._lease_s)
-        done = await self._try()
-        if not done and self._left_s() > -self._patience_s:
+        done = await self._try(self._stop_all)
+        if done is None and self._left_s() > -self._patience_s:
             await asyncio.sleep(POLL_S)
         elif self._renewed_at == renewed_at:
             self._renewed_at = None
 
-    async def _try(self) -> bool:
+    async def _try(self, work: Callable[[], Awaitable[list[str]]]) -> list[str] | None:
+        """Return what the work does; None, and a line in the log, if the engine fails."""
         try:
             async with asyncio.timeout(TRY_S):
-                await self._stop_all()
+                return await work()
         except (RuntimeFaultError, TimeoutError) as error:
             log.warning("watchdog.failed", error=repr(error))
-            return False
-        return True
+            return None
 
-    async def _stop_all(self) -> None:
-        for facts in await self._runtime.list_own():
-            if not facts.running or facts.labels is None or not facts.labels.strict:
-                continue
+    async def _strict(self) -> list[str]:
+        """Return the ids of the containers that run and must not outlive the lease."""
+        return [
+            facts.id
+            for facts in await self._runtime.list_own()
+            if facts.running and facts.labels is not None and facts.labels.strict
+        ]
+
+    async def _stop_all(self) -> list[str]:
+        found = await self._strict()
+        for container_id in found:
             try:
-                await self._runtime.stop(facts.id, 0.0)
+                await self._runtime.stop(container_id, 0.0)
             except NoSuchContainerError:
                 continue
-            log.warning("watchdog.stopped", container_id=facts.id, job_id=facts.labels.job_id)
+            log.warning("watchdog.stopped", container_id=container_id)
+        return found
 
     def _write_note(self, renewed_at: float) -> None:
         if self._note is None:

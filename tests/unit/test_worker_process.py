@@ -194,7 +194,6 @@ async def ended(pid: int) -> None:
 
 
 async def test_a_worker_that_is_told_to_stop_leaves_nothing_open(yard: Yard) -> None:
-    yard.holds_strict()
     process = yard.start()
     incarnation = await yard.online()
     yard.engine.answers["GET /networks"] = yard.engine.hang
@@ -212,6 +211,18 @@ async def test_a_worker_that_is_told_to_stop_leaves_nothing_open(yard: Yard) -> 
     assert not any(it.state.terminal for it in yard.reports_of(command))
     await ended(watchdog)
     assert not any(it.endswith("/stop") for it in yard.engine.asked)
+
+
+async def test_what_may_be_made_elsewhere_outlives_no_worker_that_stays_away(yard: Yard) -> None:
+    yard.holds_strict()
+    process = yard.start("0.3", "8.0", "10.0")
+    await yard.online()
+    watchdog = await watchdog_of(yard, process)
+    process.terminate()
+    assert await code_of(process) == 0
+    assert not any(it.endswith("/stop") for it in yard.engine.asked)
+    await yard.strict_is_stopped()
+    await ended(watchdog)
 
 
 async def test_a_worker_with_nothing_to_do_stops_at_once(yard: Yard) -> None:
@@ -243,8 +254,8 @@ async def test_a_second_signal_ends_a_worker_without_waiting(yard: Yard) -> None
     process.terminate()
     assert await code_of(process) == 130
     assert time.monotonic() - began < 3
+    await yard.strict_is_stopped()
     await ended(watchdog)
-    assert not any(it.endswith("/stop") for it in yard.engine.asked)
 
 
 async def test_a_worker_that_was_frozen_past_its_lease_takes_nothing_from_before(

@@ -51,10 +51,13 @@ class Yard:
             engine.answers[f"POST /containers/{it['Id']}/stop"] = self._stop
 
     async def _stop(self, request: web.Request) -> web.Response:
-        container_id = request.path.split("/")[-2]
         assert request.query["t"] == "0"
-        self.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = False
+        self.ends(request.path.split("/")[-2])
         return web.Response(status=204)
+
+    def ends(self, container_id: str) -> None:
+        """Have a container that does not run any more."""
+        self.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = False
 
     @property
     def stopped(self) -> list[str]:
@@ -140,7 +143,35 @@ async def test_as_long_as_renewals_come_nothing_is_stopped(yard: Yard) -> None:
         renew(process)
         await asyncio.sleep(0.1)  # the pace of renewals
     assert yard.stopped == []
+    yard.ends(STRICT)
     say(process, FAREWELL)
+    assert await code_of(process) == 0
+    assert yard.stopped == []
+
+
+async def test_what_a_worker_leaves_that_said_farewell_does_not_outlive_its_lease(
+    yard: Yard,
+) -> None:
+    process = yard.start(lease_s=2.0)
+    renew(process)
+    say(process, FAREWELL)
+    assert await code_of(process) == 0
+    assert yard.stopped == [STRICT]
+
+
+async def test_after_a_farewell_it_stays_for_no_longer_than_something_strict_runs(
+    yard: Yard,
+) -> None:
+    process = yard.start(lease_s=60.0)
+    renew(process)
+    say(process, FAREWELL)
+
+    async def looked() -> bool:
+        return f"GET /containers/{STRICT}/json" in yard.engine.asked
+
+    await eventually(looked)
+    assert process.poll() is None
+    yard.ends(STRICT)
     assert await code_of(process) == 0
     assert yard.stopped == []
 
