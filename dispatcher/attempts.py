@@ -18,6 +18,10 @@ from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
 
+MOST_RETURNS = 10
+"""Times that an operation may come back unbegun and for nothing: a worker that dies of a command
+before it can say that it has begun would be given it for ever."""
+
 
 class Attempts:
     """Ends attempts that can't end themselves, or that are made again."""
@@ -64,11 +68,16 @@ class Attempts:
     ) -> None:
         """Send an operation back to the queue; without `failure` it counts as never begun.
 
-        One that prepares a move ends: whoever moves begins anew.
+        After `MOST_RETURNS` of those each one is a failure. One that prepares a move ends: whoever
+        moves begins anew.
         """
         if operation.aside:
             error = failure.error if failure else ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
             await self.end(operation, error, OperationState.FAILED)
+            return
+        if failure is None and operation.returns >= MOST_RETURNS:
+            error = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
+            await self.failed(operation, error, keeps_place=keeps_place)
             return
         if _places(operation) and not keeps_place:
             await self._store.jobs.let_go(operation, failure.error if failure else None)

@@ -10,7 +10,12 @@ import structlog
 
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.messages import CancelOperation, DiscardContainer, HostControl
+from modelyard.contract.messages import (
+    CancelOperation,
+    DiscardContainer,
+    HostControl,
+    RepeatReport,
+)
 from modelyard.contract.topology import HOSTS, control_key
 
 log = structlog.get_logger(__name__)
@@ -24,13 +29,14 @@ class Control:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def send(
+    async def send(  # noqa: PLR0913 - the kinds of words
         self,
         host_id: str,
         incarnation: str,
         *,
         cancels: Sequence[CancelOperation] = (),
         discards: Sequence[DiscardContainer] = (),
+        repeats: Sequence[RepeatReport] = (),
         renounce: bool = False,
     ) -> None:
         """Tell one boot of a host's worker; a broker that is away is no failure."""
@@ -39,6 +45,7 @@ class Control:
             incarnation=incarnation,
             cancels=tuple(cancels),
             discards=tuple(discards),
+            repeats=tuple(repeats),
             renounce=renounce,
         )
         try:

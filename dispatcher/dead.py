@@ -1,21 +1,36 @@
-"""Dead letters: from their queue into the record, each with its reason."""
+"""Dead letters: from their queue into the record, each with its reason.
+
+What waits for a message that is dead has its end as well: a request is REJECTED, an operation whose
+end could not be recorded has FAILED, and a command that no worker could take counts as an attempt.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from pydantic import ValidationError
 
+from dispatcher.attempts import Attempts
+from dispatcher.cancels import tell_to_cancel
+from dispatcher.control import Control
 from dispatcher.decode import Unreadable, decode_delivery
 from dispatcher.intake import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
 from modelyard.broker import Delivery, Subscription
-from modelyard.contract.errors import SENTENCES, ErrorCode, ErrorInfo
-from modelyard.contract.messages import MAX_BATCH_BYTES
+from modelyard.contract.errors import (
+    SENTENCES,
+    ErrorCode,
+    ErrorInfo,
+    InvalidRequestError,
+)
+from modelyard.contract.messages import MAX_BATCH_BYTES, HostCommands
 from modelyard.contract.states import OperationState
-from modelyard.contract.topology import JOBS_QUEUE, host_queue
+from modelyard.contract.strict_json import parse_json
+from modelyard.contract.topology import JOBS_QUEUE, REPORTS_QUEUE, host_queue
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.records import DeadLetter, NewOperation
+from modelyard.store.records import DeadLetter, NewOperation, OperationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -25,14 +40,24 @@ _BROKER_REASONS = {
     "expired": ErrorCode.EXPIRED_MESSAGE,
     "delivery_limit": ErrorCode.DELIVERY_LIMIT,
 }
-_HOST_QUEUE_PREFIX, _HOST_QUEUE_SUFFIX = host_queue("|").name.split("|")
+_HOST_QUEUE_PREFIX, _ = host_queue("|").name.split("|")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of an operation."""
+
+    operation_id: str
+    epoch: int
 
 
 class DeadLetterRecorder:
     """Takes messages of `modelyard.dead.v1` into the record."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, control: Control, attempts: Attempts) -> None:
         self._store = store
+        self._control = control
+        self._attempts = attempts
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
@@ -40,7 +65,10 @@ class DeadLetterRecorder:
         for delivery in batch:
             letter = _letter(delivery)
             requests = _requests(delivery, letter)
-            if _is_old_command(letter) or await self._are_carried_on(requests):
+            commands = _commands(letter)
+            if letter.reason != ErrorCode.EXPIRED_MESSAGE:  # then the sweep has them in hand
+                await self._give_back(commands)
+            if commands or await self._are_carried_on(requests):
                 log.info("dead_letter.not_needed", reason=letter.reason, queue=letter.queue)
             else:
                 kept.append((letter, requests))
@@ -48,6 +76,7 @@ class DeadLetterRecorder:
         crash_point("dispatcher.dead.after_letters")
         for letter, requests in kept:
             await self._reject(requests, letter)
+            await self._end(_ends(letter), letter)
             log.warning(
                 "dead_letter", reason=letter.reason, queue=letter.queue, detail=letter.detail
             )
@@ -61,6 +90,32 @@ class DeadLetterRecorder:
         known = await self._store.operations.known([one.operation_id for one in requests])
         states = [known[one.operation_id].state for one in requests if one.operation_id in known]
         return len(states) == len(requests) and OperationState.REJECTED not in states
+
+    async def _give_back(self, commands: Sequence[Attempt]) -> None:
+        """Have what no worker could take count as attempts that failed: they may go on."""
+        for operation in await self._open(commands):
+            if operation.state is OperationState.DISPATCHED:
+                await tell_to_cancel(self._control, [operation], "stale")
+                await self._attempts.failed(operation, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
+
+    async def _end(self, ends: Sequence[Attempt], letter: DeadLetter) -> None:
+        """End the operations whose end is in this letter and will not be recorded."""
+        for operation in await self._open(ends):
+            await tell_to_cancel(self._control, [operation], "stale")
+            error = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
+            await self._attempts.end(operation, error, OperationState.FAILED)
+
+    async def _open(self, attempts: Sequence[Attempt]) -> list[OperationRecord]:
+        """Return the operations of which these are the attempts that a host has."""
+        known = await self._store.operations.get_many([one.operation_id for one in attempts])
+        found = [(known.get(one.operation_id), one.epoch) for one in attempts]
+        return [
+            operation
+            for operation, epoch in found
+            if operation is not None
+            and operation.epoch == epoch
+            and operation.state in (OperationState.DISPATCHED, OperationState.RUNNING)
+        ]
 
     async def _reject(self, requests: Sequence[NewOperation], letter: DeadLetter) -> None:
         """Record what a dead letter asks for as REJECTED: it would be nowhere else."""
@@ -107,13 +162,34 @@ def _letter(delivery: Delivery) -> DeadLetter:
     )
 
 
-def _is_old_command(letter: DeadLetter) -> bool:
-    """Tell a command that outlived the lease: the sweep has its operation in hand."""
-    return (
-        letter.queue.startswith(_HOST_QUEUE_PREFIX)
-        and letter.queue.endswith(_HOST_QUEUE_SUFFIX)
-        and letter.reason == ErrorCode.EXPIRED_MESSAGE
-    )
+def _commands(letter: DeadLetter) -> list[Attempt]:
+    """Return the attempts that a letter from a host's queue asks for."""
+    if not letter.queue.startswith(_HOST_QUEUE_PREFIX):
+        return []
+    try:
+        message = HostCommands.model_validate_json(letter.payload)
+    except ValidationError:
+        return []
+    return [Attempt(one.operation_id, one.epoch) for one in message.commands]
+
+
+def _ends(letter: DeadLetter) -> list[Attempt]:
+    """Return the attempts whose end a letter from the reports' queue tells, readable or not."""
+    if letter.queue != REPORTS_QUEUE.name:
+        return []
+    try:
+        message = parse_json(letter.payload, max_bytes=MAX_KEPT_PAYLOAD)
+    except InvalidRequestError:
+        return []
+    reports = message.get("operations") if isinstance(message, dict) else None
+    return [
+        Attempt(one["operation_id"], one["epoch"])
+        for one in (reports if isinstance(reports, list) else [])
+        if isinstance(one, dict)
+        and isinstance(one.get("operation_id"), str)
+        and isinstance(one.get("epoch"), int)
+        and one.get("state") != OperationState.RUNNING
+    ]
 
 
 def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from modelyard.contract.messages import (
     HostOnline,
     Inventory,
     InventoryItem,
+    RepeatReport,
 )
 from modelyard.contract.retries import retry_delay_s
 from modelyard.contract.states import VERB_RULES, JobState, OperationState
@@ -114,6 +115,21 @@ def plan_look(
         elif not owner.owns(host_id, item.generation) and item.job_id not in at_work:
             plan.discards.append(item)
     return plan
+
+
+def without_an_end(look: Looked, given: Sequence[OperationRecord]) -> list[OperationRecord]:
+    """Return operations that run by the record, and that their worker had ended before the look.
+
+    A look comes after the reports of all that ended before it, so these have been lost. Of a look
+    that is judged late the answer may be wrong, and costs a report that changes nothing. Pure.
+    """
+    return [
+        one
+        for one in given
+        if one.state is OperationState.RUNNING
+        and one.incarnation == look.incarnation
+        and one.job_id not in look.inventory.busy
+    ]
 
 
 def _look_at(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Finding | None:
@@ -254,6 +270,20 @@ class Reconciler:
         plan = await self._compare(look, given, booted=False)
         plan.discards += await self._correct(look.host_id, plan.findings)
         await self._remove(look.host_id, look.incarnation, plan)
+        await self._ask_again(look, given)
+
+    async def _ask_again(self, look: Looked, given: Sequence[OperationRecord]) -> None:
+        """Have reports repeated that never came, as when someone deleted their queue."""
+        silent = without_an_end(look, given)
+        if silent:
+            log.warning("reports.lost", host_id=look.host_id, count=len(silent))
+            await self._control.send(
+                look.host_id,
+                look.incarnation,
+                repeats=[
+                    RepeatReport(operation_id=one.operation_id, epoch=one.epoch) for one in silent
+                ],
+            )
 
     async def _compare(
         self, look: Looked, given: Sequence[OperationRecord], *, booted: bool

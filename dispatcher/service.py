@@ -100,7 +100,7 @@ class Dispatcher:
             attempts=attempts,
         )
         drains = Drains(store, facts, self.scheduler, control, attempts)
-        self.dead_letters = DeadLetterRecorder(store)
+        self.dead_letters = DeadLetterRecorder(store, control, attempts)
         self.beats = Beats(store, broker, control, lost)
         self.sweep = Sweep(
             store,

@@ -76,6 +76,7 @@ CRASH_POINTS = frozenset(
         "worker.pull.before_pull",
         "worker.stop.after_stop",
         "worker.stop.after_halt",
+        "worker.before_accept",
         "worker.after_accept",
         "worker.before_ack",
         "worker.before_create",

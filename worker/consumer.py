@@ -117,6 +117,8 @@ class Consumer:
         # Confirmed before the delivery is settled: from here the record and this process carry
         # the work. Once confirmed it is begun, whatever becomes of the delivery: it would be
         # recognised if it came again.
+        if new:
+            crash_point("worker.before_accept")
         await self._reporter.deliver(new)
         if new:
             crash_point("worker.after_accept")

@@ -1,4 +1,4 @@
-"""What must not wait behind a host's commands: cancels, containers to discard, and giving up.
+"""What must not wait behind a host's commands: cancels, discards, lost reports, giving up.
 
 It comes through a queue that dies with its connection, so nothing of it is ever old; the
 dispatcher repeats it until it sees that it is done.
@@ -76,6 +76,10 @@ class Control:
             repeated = self._desk.cancel(cancel)
             if repeated is not None:
                 self._reporter.put(repeated)
+        for repeat in word.repeats:
+            latest = self._desk.latest(repeat)
+            if latest is not None:
+                self._reporter.put(latest)
         for discard in word.discards:
             self._discards.begin(discard)
         if word.renounce:

@@ -10,7 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from modelyard.contract.messages import CancelOperation, HostCommand, OperationReport
+from modelyard.contract.messages import (
+    CancelOperation,
+    HostCommand,
+    OperationReport,
+    RepeatReport,
+)
 from worker.account import Account, always_held
 
 MAX_ENDED = 10_000
@@ -141,6 +146,12 @@ class Desk:
             opened.interruption.ask(cancel.reason)
             return None
         return latest if cancel.reason != "stale" else None
+
+    def latest(self, asked: RepeatReport) -> OperationReport | None:
+        """Return the last report of an attempt; None if another one, or none, is known."""
+        opened = self._open.get(asked.operation_id)
+        latest = opened.latest if opened else self._last_report(asked.operation_id)
+        return latest if latest is not None and latest.epoch == asked.epoch else None
 
     def works_on(self, job_id: str, generation: int) -> bool:
         """Tell whether an attempt of the job with this generation is open."""

@@ -188,6 +188,13 @@ class CancelOperation(Message):
     """`stale`: the record has moved on; nothing of it is to be reported any more."""
 
 
+class RepeatReport(Message):
+    """Dispatcher to worker: say the last report of this attempt again, for it was lost."""
+
+    operation_id: OperationId
+    epoch: Positive
+
+
 class DiscardContainer(Message):
     """Dispatcher to worker: remove this container, which nobody owns. Repeating it is harmless."""
 
@@ -204,6 +211,7 @@ class HostControl(Message):
     incarnation: str
     cancels: tuple[CancelOperation, ...] = ()
     discards: tuple[DiscardContainer, ...] = ()
+    repeats: tuple[RepeatReport, ...] = ()
     renounce: bool = False
     """True if this boot was given up as LOST and has to announce itself anew."""
 

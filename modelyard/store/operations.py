@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pymongo import ReturnDocument, UpdateOne
 
-from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store.connection import Connection
@@ -240,6 +240,7 @@ class Operations(OperationQueries):
         """Send an operation back to QUEUED; the next claim gives it a new epoch.
 
         With `failure` this attempt counts, its cause is kept, and the next one rests before.
+        Without one it was never begun, and it is counted how often that was so.
         """
         changes: Document = {"state": OperationState.QUEUED, "phase": None, "progress": None}
         if failure is not None:
@@ -254,8 +255,12 @@ class Operations(OperationQueries):
                     ]
                 },
                 "not_before": {"$add": ["$$NOW", int(failure.rest_s * 1_000)]},
-                "expires_at": "$$REMOVE",
             }
+            if failure.error.code is not ErrorCode.NOT_ACCEPTED:
+                # It has begun: what is promised of its time in the queue was kept.
+                changes["expires_at"] = "$$REMOVE"
+        else:
+            changes["returns"] = {"$add": [{"$ifNull": ["$returns", 0]}, 1]}
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {

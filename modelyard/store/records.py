@@ -124,6 +124,8 @@ class OperationRecord(Record):
     """True while `not_before` lies ahead, by the database's clock; only where a line is read."""
     failures: int = 0
     """Attempts that failed and were followed by another one."""
+    returns: int = 0
+    """Times that it came back from a host where it was never begun."""
     avoid: tuple[str, ...] = ()
     """Hosts on which attempts failed; others are tried first."""
     aside: bool = False

@@ -1,0 +1,175 @@
+"""A dispatcher when what a worker said or was to hear is lost: in a deleted queue, as a letter."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aio_pika
+import pytest
+
+from modelyard.broker import Broker
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.messages import HostCommand, HostCommands, WorkerReports
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.topology import DEAD, REPORTS, REPORTS_QUEUE, host_queue
+from modelyard.store import Store
+from modelyard.store.records import OperationRecord
+from tests.support.deployed import accepted, created, slots_used
+from tests.support.scripted_host import ScriptedHost, scripted_host
+from tests.support.yard import MODEL, Yard, running_dispatcher
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture
+async def yard(store: Store, broker: Broker) -> AsyncIterator[Yard]:
+    await store.models.put(MODEL)
+    async with running_dispatcher(store, broker):
+        yield Yard(store, broker)
+
+
+async def test_an_end_that_was_lost_is_asked_for_again(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        command = await _accepted_twice(yard, host)
+        await host.look(busy=(command.job_id,))
+        await host.look()
+        word = await host.control(lambda one: bool(one.repeats))
+        assert [(one.operation_id, one.epoch) for one in word.repeats] == [
+            (command.operation_id, command.epoch)
+        ]
+        assert not host.has_control, "the look at a busy job says nothing"
+        await host.finish(command)
+        await yard.operation(command.operation_id, OperationState.SUCCEEDED)
+
+
+async def _accepted_twice(yard: Yard, host: ScriptedHost) -> HostCommand:
+    """Return a command that runs by the record, on a job whose container was told of before."""
+    await created(yard, host)
+    await yard.submit(Verb.DEPLOY_LOAD)
+    return await accepted(yard, host)
+
+
+@pytest.mark.parametrize("verb", [Verb.DEPLOY_CREATE, Verb.TEMP])
+async def test_an_end_that_is_a_dead_letter_is_a_failure(yard: Yard, verb: Verb) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(verb, input=1)
+        command = await accepted(yard, host)
+        report = host.made(command, OperationState.SUCCEEDED, seq=5, job_state=JobState.CREATED)
+        message = WorkerReports(host_id="h1", incarnation=host.incarnation, operations=(report,))
+        await _given_up(yard, REPORTS_QUEUE.name, message.model_dump_json())
+        ended = await yard.operation(operation_id, OperationState.FAILED)
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.DELIVERY_LIMIT
+        assert (await yard.job("job-1")).state is JobState.FAILED
+        await slots_used(yard, "h1", 0)
+        told = await host.control(lambda one: bool(one.cancels))
+        assert told.cancels[0].reason == "stale"
+        assert (await yard.dead_letter()).queue == REPORTS_QUEUE.name
+
+
+async def test_an_end_that_can_not_be_read_is_a_failure_and_progress_is_none(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(yard, host)
+        await _unreadable(yard, host, command, state="RUNNING", phase="of the future")
+        assert (await yard.dead_letter()).reason == ErrorCode.INVALID_REQUEST
+        assert (await yard.operation(operation_id)).state is OperationState.RUNNING
+        await _unreadable(yard, host, command, state="FAILED", job_state="of the future")
+        ended = await yard.operation(operation_id, OperationState.FAILED)
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.INVALID_REQUEST
+
+
+async def _unreadable(yard: Yard, host: ScriptedHost, command: HostCommand, **fields: Any) -> None:
+    """Publish a report as a newer worker might."""
+    report = host.made(command, OperationState.RUNNING, seq=7).model_dump(mode="json")
+    body = {
+        "host_id": host.host_id,
+        "incarnation": host.incarnation,
+        "operations": [report | fields],
+    }
+    await yard.broker.publish(REPORTS, host.host_id, json.dumps(body).encode())
+
+
+async def test_a_command_that_the_broker_gave_up_counts_as_an_attempt(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await host.command()
+        body = HostCommands(host_id="h1", incarnation=host.incarnation, commands=(command,))
+        await _given_up(yard, host_queue("h1").name, body.model_dump_json())
+        again = await host.command()
+        assert (again.operation_id, again.epoch) == (operation_id, 2)
+        await host.finish(again)
+        ended = await yard.operation(operation_id, OperationState.SUCCEEDED)
+        assert ended.failures == 1
+        page = await yard.store.dead_letters.page({}, after=None, limit=9)
+        assert not page.items, "the record has it all"
+
+
+async def test_a_letter_of_what_runs_or_goes_on_changes_nothing(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(yard, host)
+        body = HostCommands(host_id="h1", incarnation=host.incarnation, commands=(command,))
+        await _given_up(yard, host_queue("h1").name, body.model_dump_json())
+        earlier = host.made(command, OperationState.FAILED, seq=2, epoch=command.epoch + 1)
+        message = WorkerReports(host_id="h1", incarnation=host.incarnation, operations=(earlier,))
+        await _given_up(yard, REPORTS_QUEUE.name, message.model_dump_json())
+        assert (await yard.dead_letter()).queue == REPORTS_QUEUE.name
+        await host.finish(command)
+        assert (await yard.operation(operation_id, OperationState.SUCCEEDED)).failures == 0
+
+
+async def _given_up(yard: Yard, queue: str, body: str) -> None:
+    """Publish what the broker makes of a message that reached its delivery limit."""
+    death: Mapping[str, Any] = {"queue": queue, "reason": "delivery_limit", "count": 1}
+    connection = await aio_pika.connect(yard.broker._url)
+    async with connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(DEAD.name)
+        headers: dict[str, Any] = {"x-death": [death]}
+        await exchange.publish(aio_pika.Message(body.encode(), headers=headers), "h1")
+
+
+async def test_a_command_that_ends_its_worker_unheard_has_an_end(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        boots = 0
+        while not (await yard.operation(operation_id)).state.terminal:
+            command = await host.command()
+            assert command.epoch == boots + 1
+            boots += 1
+            host.incarnation = f"boot-{boots}"
+            await host.come_online()
+            await _is_over(yard, command)
+        ended = await yard.operation(operation_id)
+        assert ended.error is not None
+        assert (ended.state, ended.error.code) == (
+            OperationState.FAILED,
+            ErrorCode.WORKER_INTERRUPTED,
+        )
+        assert boots == 13
+        await slots_used(yard, "h1", 0)
+
+
+async def _is_over(yard: Yard, command: HostCommand) -> None:
+    """Return once an attempt is over, and the next one under way if there is one."""
+
+    def over(one: OperationRecord) -> bool:
+        return one.epoch > command.epoch or one.state.terminal
+
+    await yard.operation(command.operation_id, where=over)
+
+
+async def test_what_no_worker_accepted_keeps_its_deadline_in_the_queue(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.deadlines.NOT_ACCEPTED_S", 0.2)
+    monkeypatch.setattr("modelyard.contract.retries.BASE_S", 60.0)
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE, queue_timeout_s=1)
+        await host.command()
+        waits = await yard.operation(operation_id, where=lambda one: one.failures == 1)
+        assert waits.state in (OperationState.QUEUED, OperationState.EXPIRED)
+        await yard.operation(operation_id, OperationState.EXPIRED)
+        await slots_used(yard, "h1", 0)
