@@ -8,16 +8,26 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 
 from deploy.local.ports import LOOPBACK
-from tests.faults.casualties import tagged
+from tests.faults.casualties import (
+    HOST,
+    LOST_WITHIN_S,
+    back,
+    incarnation,
+    only,
+    tagged,
+)
 from tests.faults.load import Mix
 from tests.faults.table import SHUTDOWN
 from tests.faults.yard import Yard, lasts
+from tests.support.waiting import eventually
 
 EXIT_S = 25.0
 AT_ONCE_S = 3.0
 BETWEEN_S = 0.5
 """Between two signals: two that come at once are one to the kernel."""
 SHORT_S = 5.0
+AWAY_S = 80.0
+"""Longer than it takes to give a host up."""
 LONG_S = 40.0
 """Longer than what runs may go on for when its worker is told to stop."""
 pytestmark = [pytest.mark.faults, pytest.mark.fault(SHUTDOWN)]
@@ -52,6 +62,41 @@ async def test_everything_stops_at_once_under_load_and_goes_on_where_it_was(yard
         assert (job["state"], job["container_id"]) == ("LOADED", before[job_id]), job
     assert await _running_containers(yard, jobs) == before
     await yard.done("INFER", resting, input={})
+
+
+@pytest.mark.timeout(420)
+async def test_what_a_stopped_worker_leaves_runs_nowhere_twice_if_it_stays_away(
+    yard: Yard,
+) -> None:
+    """Its containers are left running. Those that may be made elsewhere end before they are."""
+    held = yard.job_id()
+    async with only(yard, HOST):
+        container_id = (await yard.loaded(held))["container_id"]
+        temp = await tagged(yard, "TEMP", yard.job_id(), sleep=AWAY_S, model="load-http")
+        await yard.running(temp)
+        await yard.running_state(temp)
+    former = await incarnation(yard)
+    there = await _running_containers(yard)
+    yard.service(f"worker-{HOST}").daemon.terminate()
+    await yard.gone(f"worker-{HOST}", within_s=EXIT_S)
+    assert await _running_containers(yard) == there
+    await yard.liveness(HOST, "LOST", within_s=LOST_WITHIN_S)
+
+    async def twice() -> bool:
+        return len(yard.collector.of(temp)) > 1
+
+    await eventually(twice, within_s=30, what="the run elsewhere")
+    first, second = yard.collector.of(temp)
+    assert first.ended is not None
+    assert first.ended < second.began
+    assert (await _running_containers(yard, [held])) == {held: container_id}
+    answer = await yard.http.post(f"/v1/operations/{temp}/cancel")
+    assert answer.is_success, answer.text
+    await yard.launch(f"worker-{HOST}")
+    await back(yard, former)
+    await yard.holds()
+    assert (await yard.job(held))["state"] == "LOST"
+    assert not await _running_containers(yard, [held])
 
 
 @asynccontextmanager

@@ -362,7 +362,10 @@ def capacity(now: Snapshot) -> Iterator[str]:
 
 
 def letters(now: Snapshot) -> Iterator[str]:
-    """Yield dead letters without a reason or an end of their operation (I7)."""
+    """Yield dead letters without a reason or an end of their operation (I7).
+
+    What a letter between dispatchers and workers is about is in the record, and has its end by I1.
+    """
     states = {one["_id"]: OperationState(one["state"]) for one in now.operations}
     for letter in now.letters:
         reason = letter.get("reason")

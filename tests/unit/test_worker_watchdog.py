@@ -192,7 +192,7 @@ async def test_when_the_worker_is_gone_it_stays_until_the_lease_is_over(yard: Ya
 
 
 async def test_a_new_worker_relieves_the_watchdog_of_the_one_that_was_killed(yard: Yard) -> None:
-    old, new = yard.start(lease_s=2.0), yard.start(lease_s=30.0)
+    old, new = yard.start(lease_s=6.0), yard.start(lease_s=30.0)
     renew(old)
 
     async def noted() -> bool:
