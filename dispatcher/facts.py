@@ -37,9 +37,12 @@ class Facts:
         lasting = [event for event in events if event.progress is None]
         await together(self._store.events.append(lasting), self._publish_all(events))
 
-    async def note(self, events: Sequence[Event]) -> None:
-        """Keep events in the log alone: what was reported too late is no fact."""
-        await self._store.events.append(events)
+    async def note(self, events: Sequence[Event]) -> frozenset[str]:
+        """Keep events in the log alone: what was reported too late is no fact.
+
+        Return the ids of those that were not there yet.
+        """
+        return await self._store.events.append(events)
 
     async def _publish_all(self, events: Sequence[Event]) -> None:
         for start in range(0, len(events), PUBLISHED_AT_ONCE):
@@ -59,10 +62,15 @@ class Facts:
             log.warning("event.not_published", event_type=event.type, error=str(error))
 
 
+def fact_id(told: OperationRecord | OperationReport) -> str:
+    """Return the id of the event that tells of an operation's state, or of a report recorded."""
+    return f"{told.operation_id}:{told.epoch}:{told.seq}:{told.state}"
+
+
 def operation_event(operation: OperationRecord) -> Event:
     """Return the fact that an operation is in the state that its record says."""
     return Event(
-        event_id=f"{operation.operation_id}:{operation.epoch}:{operation.seq}:{operation.state}",
+        event_id=fact_id(operation),
         type=f"operation.{operation.state.lower()}",
         at=_now(),
         operation_id=operation.operation_id,
@@ -115,7 +123,7 @@ def job_event(report: OperationReport, state: JobState, host_id: str | None) -> 
 def stale_event(report: OperationReport, host_id: str, why: str) -> Event:
     """Return the note that a report was fenced off; only for the log."""
     return Event(
-        event_id=f"{report.operation_id}:{report.epoch}:{report.seq}:{report.state}:stale:{host_id}",
+        event_id=f"{fact_id(report)}:stale:{host_id}",
         type="operation.stale_report",
         at=_now(),
         operation_id=report.operation_id,

@@ -235,6 +235,7 @@ class Reconciler:
         """Record a boot and repair what it left open; raises `StoreUnavailableError`."""
         if not await self._store.hosts.come_online(boot.host_id, boot.incarnation, boot.online):
             log.info("host.old_boot", host_id=boot.host_id, incarnation=boot.incarnation)
+            await self._count_old_boot(boot.host_id)
             return
         crash_point("dispatcher.boot.after_online")
         given = await self._store.operations.on_host(boot.host_id)
@@ -265,6 +266,7 @@ class Reconciler:
         host = await self._store.hosts.get(look.host_id)
         if host is None or host.incarnation != look.incarnation:
             log.info("inventory.old_boot", host_id=look.host_id, incarnation=look.incarnation)
+            await self._count_old_boot(look.host_id)
             return
         given = await self._store.operations.on_host(look.host_id)
         plan = await self._compare(look, given, booted=False)
@@ -284,6 +286,9 @@ class Reconciler:
                     RepeatReport(operation_id=one.operation_id, epoch=one.epoch) for one in silent
                 ],
             )
+
+    async def _count_old_boot(self, host_id: str) -> None:
+        await self._store.hosts.count_fenced_off({(host_id, "other_incarnation"): 1})
 
     async def _compare(
         self, look: Looked, given: Sequence[OperationRecord], *, booted: bool

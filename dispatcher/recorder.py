@@ -6,7 +6,7 @@ them means that the report comes again; each write finds what is done and goes o
 operation comes late on purpose: whoever sees it ended sees its job as it left it.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from dispatcher.attempts import Attempts
 from dispatcher.control import Control
 from dispatcher.deadlines import OVERDUE_REPORTS_TYPE, Deadlines
-from dispatcher.facts import Facts, job_event, report_event, stale_event
+from dispatcher.facts import Facts, fact_id, job_event, report_event, stale_event
 from dispatcher.intake import bury
 from dispatcher.reconcile import Booted, Looked, Reconciler, recovery_of
 from dispatcher.scheduler import Scheduler
@@ -256,12 +256,8 @@ class Recorder:
             await self._attempts.failed(seen, one.report.error)
 
     async def _fence_off(self, stale: Sequence[Stale], boots: Mapping[str, Told]) -> None:
-        """Count and keep what came too late; tell whoever still works on it to stop."""
-        for one in stale:
-            self._drop(one.host_id, one.report, one.why)
-        await self._facts.note(
-            [stale_event(one.report, one.host_id, one.why) for one in stale if one.why != "older"]
-        )
+        """Keep and count what came too late; tell whoever still works on it to stop."""
+        await self._keep_and_count(stale)
         for host_id, boot in boots.items():
             futile = [
                 CancelOperation(
@@ -272,6 +268,28 @@ class Recorder:
             ]
             if futile:
                 await self._control.send(host_id, boot.incarnation, cancels=futile)
+
+    async def _keep_and_count(self, stale: Sequence[Stale]) -> None:
+        """Note in the log what came too late, and count it by host and reason: each report once.
+
+        What a host has told before and the log has as a fact is not late, it only came twice. The
+        note goes first, so a crash before the count loses that count and nothing else.
+        """
+        if not stale:
+            return
+        for one in stale:
+            _log_stale(one)
+        told = await self._store.events.hosts_of(fact_id(one.report) for one in stale)
+        late = [one for one in stale if told.get(fact_id(one.report)) != one.host_id]
+        notes = [stale_event(one.report, one.host_id, one.why) for one in late]
+        new = await self._facts.note(notes)
+        await self._store.hosts.count_fenced_off(
+            Counter(
+                (one.host_id, one.why)
+                for one, note in zip(late, notes, strict=True)
+                if note.event_id in new
+            )
+        )
 
     async def _parse(self, delivery: Delivery) -> "WorkerReports | Question | None":
         """Read a message; what is wrong in it goes to the dead letters, the rest is taken."""
@@ -304,17 +322,6 @@ class Recorder:
         faults = "; ".join(f"{one['pointer']}: {one['message']}" for one in error_list(error)[:3])
         info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {faults}"[:1_000])
         await bury(self._broker, delivery, info, queue=REPORTS_QUEUE.name)
-
-    def _drop(self, host_id: str, report: OperationReport, why: str) -> None:
-        log.info(
-            "report.stale",
-            why=why,
-            host_id=host_id,
-            operation_id=report.operation_id,
-            epoch=report.epoch,
-            seq=report.seq,
-            state=report.state,
-        )
 
     async def _keep_results(self, accepted: Sequence[Accepted]) -> Mapping[str, ResultPlace]:
         places: dict[str, ResultPlace] = {}
@@ -377,6 +384,7 @@ class Recorder:
         """Read again after a write found less than expected: only facts may be told."""
         now = await self._store.operations.get_many([one.report.operation_id for one in accepted])
         valid: list[Accepted] = []
+        overtaken: list[Stale] = []
         for one in accepted:
             record = now.get(one.report.operation_id)
             written = record is not None and (record.epoch, record.state) == (
@@ -385,9 +393,22 @@ class Recorder:
             )
             if written and record is not None and record.seq >= one.report.seq:
                 valid.append(one)
-            else:
-                self._drop(one.operation.host_id or "", one.report, "overtaken")
+            elif one.new:
+                overtaken.append(Stale(one.operation.host_id or "", one.report, "overtaken"))
+        await self._keep_and_count(overtaken)
         return valid
+
+
+def _log_stale(one: Stale) -> None:
+    log.info(
+        "report.stale",
+        why=one.why,
+        host_id=one.host_id,
+        operation_id=one.report.operation_id,
+        epoch=one.report.epoch,
+        seq=one.report.seq,
+        state=one.report.state,
+    )
 
 
 def _found_down(one: Accepted) -> bool:

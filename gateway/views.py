@@ -111,6 +111,7 @@ def host_view(record: HostRecord) -> HostView:
         slots_used=record.slots_used,
         jobs=tuple(held.job_id for held in record.reservations),
         running=record.running,
+        fenced_off=record.fenced_off,
         incarnation=record.incarnation,
         engine=record.engine,
         last_seen=record.last_seen,

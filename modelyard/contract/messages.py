@@ -434,6 +434,12 @@ class HostView(Message):
     slots_used: int
     jobs: tuple[str, ...] = ()
     running: int = 0
+    fenced_off: dict[str, int] = Field(default_factory=dict)
+    """Late writes of the host that had no effect, counted by reason since it first came online.
+
+    Reasons are `other_host`, `other_epoch`, `other_incarnation`, `older`, `overtaken`, `illegal`
+    and `unknown_operation`; there may be more.
+    """
     incarnation: str | None = None
     engine: EngineFacts | None = None
     last_seen: datetime | None = None

@@ -1,6 +1,6 @@
 """The append-only records: events, dead letters and the audit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pymongo import ReturnDocument, UpdateOne
@@ -19,10 +19,10 @@ class Events:
         self._connection = connection
         self._collection = connection.collection("events")
 
-    async def append(self, events: Sequence[Event]) -> None:
-        """Add events; one that is there already is left as it is."""
+    async def append(self, events: Sequence[Event]) -> frozenset[str]:
+        """Add events; one that is there already is left as it is. Return the ids of the others."""
         if not events:
-            return
+            return frozenset()
         documents: list[dict[str, Any]] = []
         for event in events:
             document = event.model_dump(
@@ -33,13 +33,24 @@ class Events:
                 {"_id": event.event_id, "at": event.at, **document}
                 | ({"error": error} if error else {})
             )
+        there = frozenset[int]()
         try:
             async with self._connection.answering():
                 await self._collection.insert_many(documents, ordered=False)
         except BulkWriteError as error:
-            others = [e for e in error.details["writeErrors"] if e["code"] != DUPLICATE_KEY]
-            if others:
+            errors = error.details["writeErrors"]
+            if any(one["code"] != DUPLICATE_KEY for one in errors):
                 raise
+            there = frozenset(one["index"] for one in errors)
+        return frozenset(one.event_id for n, one in enumerate(events) if n not in there)
+
+    async def hosts_of(self, event_ids: Iterable[str]) -> dict[str, str | None]:
+        """Return those of the events that are in the log, and the host that each one names."""
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {"_id": {"$in": sorted(set(event_ids))}}, {"host_id": 1}
+            ).to_list(None)
+        return {one["_id"]: one.get("host_id") for one in found}
 
     async def of_operation(self, operation_id: str) -> list[Event]:
         """Return an operation's events, oldest first."""

@@ -1,5 +1,6 @@
 """Hosts: what they offer, whether they live, and what is reserved on them."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from pymongo import ReturnDocument, UpdateOne
@@ -161,6 +162,21 @@ class Hosts:
         async with self._connection.answering():
             done = await self._collection.bulk_write(writes, ordered=False)
         return done.matched_count == len(writes)
+
+    async def count_fenced_off(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Add to the late writes that were fenced off, by `(host_id, reason)`.
+
+        A host that never came online has nowhere to count them.
+        """
+        added: dict[str, dict[str, int]] = defaultdict(dict)
+        for (host_id, reason), count in counts.items():
+            added[host_id][f"fenced_off.{reason}"] = count
+        if added:
+            async with self._connection.answering():
+                await self._collection.bulk_write(
+                    [UpdateOne({"_id": host_id}, {"$inc": one}) for host_id, one in added.items()],
+                    ordered=False,
+                )
 
     async def incarnations(self, host_ids: Iterable[str]) -> dict[str, str]:
         """Return the boots of these hosts that are recorded, by host."""

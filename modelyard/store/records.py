@@ -277,6 +277,8 @@ class HostRecord(Record):
     reservations: tuple[Reservation, ...] = ()
     drain: DrainRecord | None = None
     running: int = 0
+    fenced_off: dict[str, int] = Field(default_factory=dict)
+    """What it wrote too late, counted by reason; it outlives boots of the worker."""
     last_seen: datetime | None = None
 
 

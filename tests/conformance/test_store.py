@@ -230,6 +230,21 @@ async def test_a_boot_that_was_followed_by_another_cannot_come_back(store: Store
     assert host.labels == {"a.b": "$c"}
 
 
+async def test_what_is_fenced_off_is_counted_by_host_and_reason_and_outlives_boots(
+    store: Store,
+) -> None:
+    for host_id in ("h", "other"):
+        await store.hosts.come_online(host_id, "one", ONLINE)
+    await store.hosts.count_fenced_off({})
+    await store.hosts.count_fenced_off({("h", "older"): 2, ("h", "illegal"): 1, ("other", "a"): 1})
+    await store.hosts.come_online("h", "two", ONLINE)
+    await asyncio.gather(
+        *(store.hosts.count_fenced_off({("h", "older"): 1, ("nowhere", "a"): 1}) for _ in range(9))
+    )
+    counted = {one.host_id: one.fenced_off for one in await store.hosts.all()}
+    assert counted == {"h": {"older": 11, "illegal": 1}, "other": {"a": 1}}
+
+
 async def test_only_the_current_attempt_may_change_a_job(store: Store) -> None:
     await store.jobs.ensure(["j"])
     job = await store.jobs.get("j")
@@ -321,9 +336,12 @@ async def test_events_are_appended_once(store: Store) -> None:
             "state": "QUEUED",
         }
     )
-    await store.events.append([event])
-    await store.events.append([event, event.model_copy(update={"event_id": "f"})])
+    assert await store.events.append([event]) == {"e"}
+    other = event.model_copy(update={"event_id": "f", "host_id": "h"})
+    assert await store.events.append([event, other]) == {"f"}
+    assert await store.events.append([event, other]) == set()
     assert [one.event_id for one in await store.events.of_operation(ONE)] == ["e", "f"]
+    assert await store.events.hosts_of(["e", "f", "g", "f"]) == {"e": None, "f": "h"}
 
 
 async def test_the_catalog_keeps_entries_by_name(store: Store) -> None:

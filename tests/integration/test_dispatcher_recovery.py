@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,15 @@ from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
 from modelyard.store import Store
 from modelyard.store.records import JobRecord
-from tests.support.deployed import CONTAINER, accepted, created, item, loaded, slots_used
+from tests.support.deployed import (
+    CONTAINER,
+    accepted,
+    created,
+    fenced_off,
+    item,
+    loaded,
+    slots_used,
+)
 from tests.support.scripted_host import scripted_host
 from tests.support.waiting import eventually
 from tests.support.yard import MODEL, Yard, running_dispatcher
@@ -154,8 +163,70 @@ async def test_a_late_report_of_an_earlier_attempt_only_reaches_the_log(yard: Ya
             return any(event.type == "operation.stale_report" for event in events)
 
         await eventually(noted, what="the late report in the log")
+        await fenced_off(yard, "h1", {"other_epoch": 1})
         await host.finish(again)
         assert (await yard.operation(operation_id, OperationState.SUCCEEDED)).epoch == 2
+
+
+async def test_each_late_report_is_counted_once_and_a_repetition_is_none(yard: Yard) -> None:
+    async with (
+        scripted_host(yard.broker, "h1") as owner,
+        scripted_host(yard.broker, "h2", online=False) as thief,
+    ):
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(yard, owner)
+        await thief.come_online()
+        await owner.report(command, OperationState.RUNNING, seq=5)
+        await yard.operation(operation_id, where=lambda one: one.seq == 5)
+        await owner.report(command, OperationState.RUNNING, seq=3)
+        await fenced_off(yard, "h1", {"older": 1})
+        for number, seq in enumerate((3, 1), start=1):
+            await owner.report(command, OperationState.RUNNING, seq=seq)
+            await thief.report(command, OperationState.RUNNING, seq=seq)
+            await fenced_off(yard, "h2", {"other_host": number})
+        await fenced_off(yard, "h1", {"older": 1})
+
+
+async def test_what_an_old_boot_still_says_is_counted_past_the_next_boot(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        old, host.incarnation = host.incarnation, "new"
+        await host.come_online()
+        host.incarnation = old
+        await host.come_online()
+        await fenced_off(yard, "h1", {"other_incarnation": 1})
+        await host.look()
+        await fenced_off(yard, "h1", {"other_incarnation": 2})
+        host.incarnation = "newest"
+        await host.come_online()
+
+        async def booted() -> bool:
+            found = await yard.store.hosts.get("h1")
+            return found is not None and found.incarnation == "newest"
+
+        await eventually(booted, what="the newest boot")
+        await fenced_off(yard, "h1", {"other_incarnation": 2})
+
+
+async def test_a_report_that_is_overtaken_while_it_is_written_is_kept_and_counted(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await host.command()
+        apply = yard.store.operations.apply
+
+        async def somebody_is_faster(*given: Any) -> int:
+            record = await yard.operation(operation_id)
+            if record.epoch == 1:
+                await yard.store.operations.requeue(record)
+            return await apply(*given)
+
+        monkeypatch.setattr(yard.store.operations, "apply", somebody_is_faster)
+        await host.accept(command)
+        await fenced_off(yard, "h1", {"overtaken": 1})
+        events = await yard.store.events.of_operation(operation_id)
+    (late,) = (one for one in events if one.type == "operation.stale_report")
+    assert (late.epoch, late.detail) == (1, {"why": "overtaken"})
 
 
 # --- lost hosts ---

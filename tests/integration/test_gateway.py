@@ -451,8 +451,9 @@ async def test_hosts_are_listed_and_read(yard: Backstage) -> None:
     assert (await yard.client.get("/v1/hosts")).json() == {"hosts": []}
     online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
     await yard.store.hosts.come_online("h-1", "i-1", online)
+    await yard.store.hosts.count_fenced_off({("h-1", "other_epoch"): 3})
     [host] = (await yard.client.get("/v1/hosts")).json()["hosts"]
-    assert host["slots"] == 2
+    assert (host["slots"], host["fenced_off"]) == (2, {"other_epoch": 3})
     assert (await yard.client.get("/v1/hosts/h-1")).json() == host
     assert problem(await yard.client.get("/v1/hosts/h-2"))["code"] == "not_found"
 

@@ -1,7 +1,7 @@
 """The invariants, looked at from outside: after every rule, and when all should be quiet."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from modelyard.contract.states import OperationState
@@ -55,6 +55,7 @@ def wrong_at_the_end(world: World) -> list[str]:
         *(f"I7: {sentence}" for sentence in letters(now)),
         *(f"I9: {sentence}" for sentence in causes(now)),
         *(f"result: {sentence}" for sentence in _results(now)),
+        *(f"late: {sentence}" for sentence in _late(world, now)),
     ]
 
 
@@ -158,6 +159,19 @@ def _told(world: World, now: Snapshot) -> Iterator[str]:
             yield f"{key} was told to be {state}({event['epoch']},{event['seq']}) and never was"
         if state.terminal and state != ends[key]:
             yield f"{key} was told to be {state} and is {ends[key]}"
+
+
+def _late(world: World, now: Snapshot) -> Iterator[str]:
+    """Yield hosts that count more late reports than the log has; a crash may lose a count."""
+    noted = Counter(
+        (event["host_id"], event["detail"]["why"])
+        for event in world.database.documents("events")
+        if event["type"] == "operation.stale_report"
+    )
+    for host in now.hosts:
+        for why, count in host.get("fenced_off", {}).items():
+            if why != "other_incarnation" and count > noted[host["_id"], why]:
+                yield f"{host['_id']} counts {count} {why}, noted are {noted[host['_id'], why]}"
 
 
 def _results(now: Snapshot) -> Iterator[str]:

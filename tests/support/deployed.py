@@ -46,6 +46,16 @@ async def accepted(yard: Yard, host: ScriptedHost) -> HostCommand:
     return command
 
 
+async def fenced_off(yard: Yard, host_id: str, counts: dict[str, int]) -> None:
+    """Return once these and no other late writes of a host are counted."""
+
+    async def as_many() -> bool:
+        host = await yard.store.hosts.get(host_id)
+        return host is not None and host.fenced_off == counts
+
+    await eventually(as_many, what=f"{counts} fenced off of {host_id}")
+
+
 async def slots_used(yard: Yard, host_id: str, count: int) -> None:
     async def as_many() -> bool:
         host = await yard.store.hosts.get(host_id)
