@@ -177,6 +177,19 @@ async def only_in_the_log(yard: Yard, work: Work) -> None:
     await eventually(all_of_them, within_s=20, what="a note of each late report")
 
 
+async def counted_as_logged(yard: Yard) -> None:
+    """Return once the host's document counts the late reports that the log has of it."""
+
+    async def as_many() -> bool:
+        wanted = {"type": "operation.stale_report", "host_id": HOST}
+        noted = Counter(one["detail"]["why"] for one in await yard.database.all("events", wanted))
+        counted: Counter[str] = Counter((await yard.host(HOST)).get("fenced_off", {}))
+        del counted["other_incarnation"]  # of inventories and boots, which are not in the log
+        return bool(noted) and counted == noted
+
+    await eventually(as_many, within_s=20, what="a count of each late report")
+
+
 @dataclass
 class Releases:
     """Counts how often each reservation of the host appears and goes; I5 is the sampler's."""

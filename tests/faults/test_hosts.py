@@ -14,6 +14,7 @@ from tests.faults.casualties import (
     Work,
     back,
     busy_host,
+    counted_as_logged,
     done_elsewhere,
     incarnation,
     only_in_the_log,
@@ -54,6 +55,7 @@ async def test_a_worker_frozen_past_its_lease_finds_its_work_done_by_others(yard
             await _emptied(yard)
             await report_late(yard, work)
             await only_in_the_log(yard, work)
+            await counted_as_logged(yard)
             await lasts(frozen_at + FROZEN_S - time.monotonic())
         await back(yard, former)
         await yard.holds(within_s=LOST_HEAL_WITHIN_S)
@@ -65,6 +67,7 @@ async def test_a_worker_frozen_past_its_lease_finds_its_work_done_by_others(yard
         assert second.began > first.ended
     freed_once(releases, work)
     await works_again(yard)
+    await counted_as_logged(yard)
 
 
 @pytest.mark.fault(CUT)
