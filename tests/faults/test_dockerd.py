@@ -1,17 +1,25 @@
 """Faults of a host's Docker Engine: restarted, frozen, slow, silent."""
 
 import asyncio
+import time
 
 import pytest
 
+from modelyard.crash_points import VARIABLE
+from tests.faults.casualties import only
 from tests.faults.load import Mix
 from tests.faults.wires import Wires
-from tests.faults.yard import Yard, lasts
+from tests.faults.yard import Json, Yard, lasts
 from tests.support.waiting import eventually
 
 DOCKERD = "dockerd restarted, frozen, slow (30 s a call), its event stream dropped"
 CALL_S = 30.0
+"""Seconds after which the worker gives up a call of the engine, a create excepted."""
 REPAIRED_S = 20.0
+ELSEWHERE_S = 120.0
+"""Seconds until what a host that is given up had in hand has ended elsewhere."""
+CREATES_AT = "worker.before_create"
+EVENTS = b"/events"
 pytestmark = [pytest.mark.faults, pytest.mark.fault(DOCKERD)]
 
 
@@ -40,6 +48,74 @@ async def test_a_frozen_engine_makes_its_host_suspect_and_no_container_exit(yard
     await yard.holds()
 
 
+@pytest.mark.parametrize("verb", ["DEPLOY_CREATE", "TEMP"])
+async def test_what_waits_for_an_engine_that_froze_ends_elsewhere(yard: Yard, verb: str) -> None:
+    """The engine still does when it thaws what it was asked; that container is nobody's then."""
+    await yard.stop("worker-h1")
+    await yard.launch("worker-h1", **{VARIABLE: f"{CREATES_AT}:freeze"})
+    await yard.online("worker-h1")
+    fields: Json = {"input": {}} if verb == "TEMP" else {}
+    engine = yard.servers.engines["h1"]
+    try:
+        async with only(yard, "h1"):
+            asked = await yard.submit(verb, yard.job_id(), model="load-http", **fields)
+            await yard.came_to("worker-h1", CREATES_AT)
+            engine.pause()
+            yard.service("worker-h1").resume()
+            hanging = await yard.running_state(asked)
+            assert (hanging["host_id"], hanging["epoch"]) == ("h1", 1)
+        end = await yard.ended(asked, within_s=ELSEWHERE_S)
+    finally:
+        engine.resume()
+        yard.invariants.disturbed()
+    assert (end["state"], end["host_id"]) == ("SUCCEEDED", "h2"), end
+    assert end["epoch"] > 1
+    await yard.liveness("h1", "ONLINE", within_s=60)
+    await yard.holds()
+
+
+async def test_a_call_that_the_engine_never_answers_times_out_and_is_made_again(
+    wires: Wires,
+) -> None:
+    """All other calls are answered, so that nothing but the call's own deadline can end it."""
+    yard = wires.yard
+    async with only(yard, "h1"):
+        wires.worker_docker.hush(b"/start")
+        asked = await yard.submit("TEMP", yard.job_id(), model="load-http", input={})
+        await _waits_for_the_engine(wires)
+        began = time.monotonic()
+    failed_once = await _attempted_again(yard, asked)
+    assert time.monotonic() - began > CALL_S - 5
+    assert failed_once["error"]["code"] == "engine_unavailable", failed_once
+    assert (await yard.host("h1"))["liveness"] == "ONLINE"
+    await yard.succeeded([(await yard.ended(asked))["_id"]])
+    await wires.worker_docker.heal()
+    yard.invariants.disturbed()
+    await yard.holds()
+
+
+async def _waits_for_the_engine(wires: Wires) -> None:
+    """Return once an answer of the engine has been swallowed."""
+
+    async def it_does() -> bool:
+        return wires.worker_docker.lossy > 0
+
+    await eventually(it_does, what="an answer that is swallowed")
+
+
+async def _attempted_again(yard: Yard, operation_id: str) -> Json:
+    """Return an operation's document once its first attempt has failed and it is to have another.
+
+    Its end would have another cause, or none.
+    """
+
+    async def it_is() -> Json | None:
+        (one,) = await yard.database.all("operations", {"_id": operation_id})
+        return one if one["state"] == "QUEUED" and one.get("error") else None
+
+    return await eventually(it_is, within_s=CALL_S + 15, what="the end of the first attempt")
+
+
 async def test_a_slow_engine_makes_its_host_suspect_and_no_container_exit(wires: Wires) -> None:
     yard = wires.yard
     job_id = await on_h1(yard)
@@ -62,16 +138,41 @@ async def test_an_event_stream_that_is_dropped_again_and_again_costs_nothing(wir
     job_id = await on_h1(yard)
     load = await yard.load(pause_s=0.2)
     loading = asyncio.create_task(load.run())
+    dropped = 0
     while not loading.done():
-        await wires.worker_docker.drop(b"/events")
+        dropped += await wires.worker_docker.drop(EVENTS)
         await lasts(0.5)
+    assert dropped > 1
     ids = await loading
     killed = (await yard.job(job_id))["container_id"]
-    await wires.worker_docker.drop(b"/events")
+    await eventually(lambda: _dropped_stream(wires), what="an event stream to drop")
     await yard.engines["h1"].kill(killed)
     await failed(yard, job_id, within_s=REPAIRED_S)
     await yard.holds()
     await yard.succeeded(ids)
+
+
+async def test_a_death_that_the_event_stream_does_not_tell_is_seen_at_the_next_look(
+    wires: Wires,
+) -> None:
+    """The stream stays open and is silent: one that was opened anew would have the worker look."""
+    yard = wires.yard
+    job_id = await on_h1(yard)
+    await eventually(lambda: _hushed_stream(wires), what="an event stream to hush")
+    await yard.engines["h1"].kill((await yard.job(job_id))["container_id"])
+    await failed(yard, job_id, within_s=REPAIRED_S)
+    assert wires.worker_docker.lossy == 1, "nothing was swallowed, or the stream did not stay"
+    await wires.worker_docker.heal()
+    yard.invariants.disturbed()
+    await yard.holds()
+
+
+async def _dropped_stream(wires: Wires) -> bool:
+    return await wires.worker_docker.drop(EVENTS) == 1
+
+
+async def _hushed_stream(wires: Wires) -> bool:
+    return wires.worker_docker.hush(EVENTS) == 1
 
 
 async def test_connections_to_the_engine_that_break_in_the_middle_are_no_exits(
@@ -99,8 +200,9 @@ async def test_a_restarted_engine_takes_its_containers_along_and_that_is_recorde
     await yard.running_any()
     engine = yard.servers.engines["h1"]
     await asyncio.to_thread(engine.restart)
+    yard.invariants.disturbed()
+    await failed(yard, job_id, within_s=REPAIRED_S)
     await loading
-    await failed(yard, job_id, within_s=REPAIRED_S + 10)
     await yard.holds()
 
 

@@ -53,6 +53,7 @@ class Proxy:
         self.fault = Fault.NONE
         self.delay_s = 0.0
         """How much later each chunk comes out, in either direction."""
+        self._hushed: bytes | None = None
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
 
@@ -74,6 +75,11 @@ class Proxy:
         """How many connections are open."""
         return len(self._links)
 
+    @property
+    def lossy(self) -> int:
+        """How many of the open connections have lost bytes."""
+        return sum(link.lossy for link in self._links)
+
     async def cut(self) -> None:
         """Close all connections and refuse new ones."""
         self.fault = Fault.CUT
@@ -89,6 +95,14 @@ class Proxy:
         self.fault = fault
         await self._listen()
 
+    def hush(self, containing: bytes) -> int:
+        """Swallow the answers to requests that hold these bytes until `heal`; nothing is closed.
+
+        Return how many connections wait for such an answer now.
+        """
+        self._hushed = containing
+        return sum(containing in link.last_request for link in self._links)
+
     def slow(self, seconds: float) -> None:
         """Delay everything by `seconds` each way, order kept; 0 is without delay."""
         self.delay_s = seconds
@@ -96,6 +110,7 @@ class Proxy:
     async def heal(self) -> None:
         """Pass everything again; connections that have lost bytes are closed, others go on."""
         self.fault = Fault.NONE
+        self._hushed = None
         self.delay_s = 0.0
         for link in tuple(self._links):
             if link.lossy:
@@ -109,8 +124,10 @@ class Proxy:
             await link.close()
         return len(dropped)
 
-    def swallows(self, *, from_client: bool) -> bool:
-        """Tell whether bytes of this direction vanish now."""
+    def swallows(self, last_request: bytes, *, from_client: bool) -> bool:
+        """Tell whether bytes of this direction vanish now, in the connection of this request."""
+        if not from_client and self._hushed is not None and self._hushed in last_request:
+            return True
         deaf = Fault.NO_REQUESTS if from_client else Fault.NO_ANSWERS
         return self.fault in (Fault.BLACKHOLE, deaf)
 
@@ -194,7 +211,7 @@ class _Link:
             chunk = await reader.read(CHUNK)
             if from_client:
                 self.last_request = chunk or self.last_request
-            if self._proxy.swallows(from_client=from_client):
+            if self._proxy.swallows(self.last_request, from_client=from_client):
                 self.lossy = True
                 continue
             line.put_nowait((clock.time() + self._proxy.delay_s, chunk))

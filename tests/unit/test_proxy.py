@@ -176,6 +176,27 @@ async def test_one_connection_is_dropped_by_what_it_asked_last(proxy: Proxy) -> 
     assert await other.ask(b"still there") == b"STILL THERE"
 
 
+async def test_the_answers_to_some_requests_alone_are_swallowed_until_it_is_healed(
+    proxy: Proxy, server: Server
+) -> None:
+    stream = await connect(proxy)
+    other = await connect(proxy)
+    await stream.ask(b"get /events")
+    assert proxy.hush(b"/events") == 1
+    await other.ask(b"get /info")
+    assert proxy.lossy == 0
+    late = await connect(proxy)
+    late.writer.write(b"get /events too")
+    assert await late.is_silent()
+    assert b"too" in server.heard
+    assert proxy.lossy == 1
+    assert await other.ask(b"still there") == b"STILL THERE"
+    await proxy.heal()
+    assert await late.is_closed()
+    assert await other.ask(b"as before") == b"AS BEFORE"
+    assert await (await connect(proxy)).ask(b"get /events") == b"GET /EVENTS"
+
+
 async def test_a_target_that_is_away_closes_the_connection() -> None:
     async with Proxy(free_port()) as proxy:
         assert await (await connect(proxy)).is_closed()
