@@ -65,6 +65,19 @@ async def queues(rabbitmq: RabbitMQ, amqp_url: str) -> list[QueueState]:
     return [QueueState(name, *(int(number or 0) for number in rest)) for name, *rest in rows]
 
 
+async def consumers(rabbitmq: RabbitMQ, amqp_url: str) -> Counter[str]:
+    """Count the consumers of each queue, also those that wait for their turn, as of now."""
+    listed = await asyncio.to_thread(
+        rabbitmq.ctl,
+        "--no-table-headers",
+        "list_consumers",
+        "--vhost",
+        _vhost(amqp_url),
+        "queue_name",
+    )
+    return Counter(line.strip() for line in listed.splitlines() if line.strip())
+
+
 async def connections(rabbitmq: RabbitMQ, amqp_url: str) -> Counter[str]:
     """Count the connections to the URL's virtual host by the names that their clients gave."""
     listed = await asyncio.to_thread(
