@@ -40,6 +40,8 @@ NOT_MADE = {
     "port taken": "the engine chooses the published port itself, a free one",
     "disk full on the broker": "its alarm is raised by its limit, not by a full disk: it stops "
     "taking messages long before",
+    "503 at once while blocked": "while RabbitMQ alone is, requests are answered 202 on purpose: "
+    "MongoDB takes them; they get 503 where MongoDB is away too, which is made",
     "cut for 10 minutes": "it is cut for 30 seconds; `-k everybody_cut --cut-s 600` makes ten "
     "minutes, twice",
     "open event streams closed": "there are none yet; long polls are answered at once",

@@ -68,7 +68,7 @@ async def test_a_gateway_that_dies_before_the_confirm_of_what_rabbitmq_has_leave
     # The message is the only way in, so that its operation shows that the broker has it.
     await wires.gateway_mongo.swallow(Fault.BLACKHOLE)
     await wires.gateway_amqp.swallow(Fault.NO_ANSWERS)
-    posting = asyncio.create_task(_asked(yard, request))
+    posting = asyncio.create_task(asked(yard, request))
     await _is_there(yard, request.operation_id)
     assert not posting.done()
     await yard.kill("gateway")
@@ -125,7 +125,7 @@ async def test_a_gateway_that_is_stopped_refuses_what_comes_and_answers_what_was
             after = await kept.get("/v1/operations", extensions={"trace": _noting(steps)})
             assert "http11.send_request_headers.started" in steps
             assert "connection.connect_tcp.started" not in steps
-            for answer in (after, await _asked(yard, temp(yard))):
+            for answer in (after, await asked(yard, temp(yard))):
                 assert answer.status_code == 503, answer.text
                 assert answer.headers["Retry-After"]
                 assert answer.headers["Connection"] == "close"
@@ -147,12 +147,12 @@ async def test_a_gateway_that_is_cut_off_says_so_at_once_and_comes_back(
     yard = wires.yard
     both = (wires.gateway_amqp, wires.gateway_mongo)
     for proxies, status in [((both[0],), 202), ((both[1],), 202), (both, 503)]:
-        await asyncio.gather(*(_break(proxy, fault) for proxy in proxies))
+        await asyncio.gather(*(break_wire(proxy, fault) for proxy in proxies))
         for _ in range(3):
             request = temp(yard)
             yard.doors.ledger.wonder(request.key)
             began = time.monotonic()
-            answer = await _asked(yard, request)
+            answer = await asked(yard, request)
             assert answer.status_code == status, answer.text
             assert time.monotonic() - began < UNSENT_S
             if status == 202:
@@ -175,7 +175,7 @@ async def _repeated_is_one_operation(yard: Yard, request: Request) -> None:
     assert await yard.database.count("operations", {"job_id": request.body["job_id"]}) == 1
 
 
-async def _asked(yard: Yard, request: Request) -> httpx2.Response:
+async def asked(yard: Yard, request: Request) -> httpx2.Response:
     return await yard.http.post(
         "/v1/jobs", json=request.body, headers={"Idempotency-Key": request.key}
     )
@@ -226,7 +226,7 @@ def _noting(steps: list[str]) -> Callable[[str, object], Awaitable[None]]:
     return note
 
 
-async def _break(proxy: Proxy, fault: Fault) -> None:
+async def break_wire(proxy: Proxy, fault: Fault) -> None:
     await (proxy.cut() if fault is Fault.CUT else proxy.swallow(fault))
 
 

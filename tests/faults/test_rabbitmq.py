@@ -14,9 +14,11 @@ from modelyard.contract.topology import HEARTBEATS_QUEUE, JOBS_QUEUE, REPORTS_QU
 from tests.faults.consumers import all_consumed, consumed
 from tests.faults.load import Mix
 from tests.faults.test_containers import TAKEN
-from tests.faults.test_gateway import temp
+from tests.faults.test_gateway import UNSENT_S, asked, break_wire, temp
 from tests.faults.wire import open_wire
+from tests.faults.wires import Wires
 from tests.faults.yard import Yard, lasts
+from tests.support.proxy import Fault
 from tests.support.waiting import eventually
 
 BROKER = "RabbitMQ restarted; memory alarm for a minute; queue deleted; consumer cancelled"
@@ -71,7 +73,7 @@ async def test_an_alarm_blocks_nobody_who_asks(yard: Yard, alarm: Alarm) -> None
     load = await yard.load(Mix(amqp=0), pause_s=0.5)
     loading = asyncio.create_task(load.run())
     await yard.running_any()
-    asked: list[str] = []
+    taken: list[str] = []
     async with alarm.raised(yard.servers.rabbitmq):
         ends_at = time.monotonic() + alarm.lasts_s
         publishing = asyncio.create_task(yard.doors.submit(temp(yard), by_amqp=True))
@@ -83,12 +85,39 @@ async def test_an_alarm_blocks_nobody_who_asks(yard: Yard, alarm: Alarm) -> None
             operation_id = answer.json()["operation_id"]
             yard.doors.ledger.accept(operation_id)
             assert await yard.database.count("operations", {"_id": operation_id})
-            asked.append(operation_id)
+            taken.append(operation_id)
             await lasts(5)
         assert not publishing.done(), "RabbitMQ has confirmed what it can't keep"
         assert await alarm.is_raised(yard.servers.rabbitmq)
     yard.invariants.disturbed()
-    ids = [*await loading, *asked, await publishing]
+    ids = [*await loading, *taken, await publishing]
+    await yard.holds()
+    await yard.succeeded(ids)
+
+
+@pytest.mark.fault(BROKER)
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.BLACKHOLE])
+async def test_what_nobody_can_keep_while_an_alarm_lasts_is_refused_at_once(
+    wires: Wires, fault: Fault
+) -> None:
+    """RabbitMQ blocks who publishes, and MongoDB, which takes the requests else, is away too."""
+    yard = wires.yard
+    async with MEMORY.raised(yard.servers.rabbitmq):
+        await break_wire(wires.gateway_mongo, fault)
+        for _ in range(3):
+            request = temp(yard)
+            yard.doors.ledger.wonder(request.key)
+            began = time.monotonic()
+            answer = await asked(yard, request)
+            assert time.monotonic() - began < UNSENT_S
+            assert answer.status_code == 503, answer.text
+            assert answer.headers["Retry-After"]
+        assert await MEMORY.is_raised(yard.servers.rabbitmq)
+        await wires.gateway_mongo.heal()
+    yard.invariants.disturbed()
+    await yard.ready()
+    load = await yard.load()
+    ids = await load.run()
     await yard.holds()
     await yard.succeeded(ids)
 
