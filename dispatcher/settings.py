@@ -1,9 +1,11 @@
 """The dispatcher's settings. The only place of the dispatcher that reads the environment."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from modelyard.contract.messages import MAX_TIMEOUT_S
-from modelyard.settings import StoreSettings
+from modelyard.settings import Expects, StoreSettings
 
 
 class Settings(StoreSettings):
@@ -28,8 +30,11 @@ class Settings(StoreSettings):
         default=120.0,
         ge=0,
         le=86_400,
-        description="Seconds for which a container that nobody owns is left alone.",
+        description="Seconds for which a container that the record knows nothing of is left alone; "
+        "they begin anew with each dispatcher.",
     )
-    dispatcher_orphan_dry_run: bool = Field(
-        default=False, description="Only log containers which nobody owns; remove none."
+    dispatcher_orphan_dry_run: Annotated[bool, Expects("true or false")] = Field(
+        default=False,
+        description="true or false: only log containers that the record knows nothing of. Those "
+        "that it has moved on from are removed all the same.",
     )

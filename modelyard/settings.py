@@ -7,11 +7,13 @@ the only thing in the process that reads the environment, and `__main__` the onl
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from modelyard import __version__
@@ -23,6 +25,26 @@ EXIT_WRONG_SETTINGS = 2
 
 class WrongSettingsError(Exception):
     """A setting can't be used; the message is one sentence that names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expects:
+    """What a variable should hold, in words: for messages, where pydantic's own say too little."""
+
+    words: str
+
+
+def _parsed(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise PydanticCustomError("no_json", "JSON") from error
+
+
+JSON = BeforeValidator(_parsed)
+"""For a field whose variable holds JSON; with `NoDecode`, or its mistakes do not name the field."""
 
 
 def _url_of(*schemes: str) -> AfterValidator:
@@ -61,7 +83,7 @@ class ProcessSettings(BaseSettings):
 
     amqp_url: AmqpUrl = Field(
         default=SecretStr("amqp://guest:guest@127.0.0.1:5672"),
-        description="RabbitMQ, as an AMQP URI.",
+        description="RabbitMQ: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// with TLS.",
     )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error.")
     log_format: LogFormat = Field(
@@ -74,7 +96,8 @@ class StoreSettings(ProcessSettings):
 
     mongo_url: MongoUrl = Field(
         default=SecretStr("mongodb://127.0.0.1:27017/modelyard"),
-        description="MongoDB, a replica set; the path names the database.",
+        description="MongoDB, a replica set: mongodb://HOST:PORT,.../DATABASE?replicaSet=NAME, or "
+        "mongodb+srv://.",
     )
 
 
@@ -90,12 +113,12 @@ def read_settings(kind: type[S]) -> S:
         return kind()
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
+        field = _field_at(kind, str(first["loc"][0]))
         reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        name = variable(kind, field) if field else "The settings"
+        if first["type"] != "value_error":  # those are our own words already
+            reason = _expected(kind, field) or reason
+        name = variable(kind, field)
         raise WrongSettingsError(f"{name} is wrong: expected {reason.rstrip('.')}.") from error
-    except ValueError as error:  # a variable that should hold JSON and does not
-        raise WrongSettingsError(f"A setting is not what it should be: {error}.") from error
 
 
 def start_process(prog: str, purpose: str, kind: type[S], argv: Sequence[str] | None) -> S:
@@ -121,21 +144,45 @@ def give_up(prog: str, sentence: str, *, code: int = 1) -> NoReturn:
 
 
 def describe(kind: type[ProcessSettings]) -> str:
-    """Return every variable with its meaning and its default, for `--help`."""
+    """Return every variable with its meaning, its range and its default, for `--help`."""
+    schemas = kind.model_json_schema(by_alias=False)["properties"]
     lines: list[str] = []
     for name, field in kind.model_fields.items():
-        default = "" if field.default_factory else f" (default: {_shown(field.default)})"
-        lines.append(f"  {variable(kind, name)}\n      {field.description}{default}")
+        notes = [_range(schemas[name])]
+        if not field.default_factory:
+            notes.append(f"default: {_shown(field.default)}")
+        told = "; ".join(filter(None, notes))
+        end = f" ({told})" if told else ""
+        lines.append(f"  {variable(kind, name)}\n      {field.description}{end}")
     return "\n".join(lines)
 
 
 def variable(kind: type[ProcessSettings], field: str) -> str:
     """Return the environment variable of a field."""
-    alias = kind.model_fields[field].validation_alias if field in kind.model_fields else None
+    alias = kind.model_fields[field].validation_alias
     return str(alias or f"{PREFIX}{field.upper()}")
+
+
+def _field_at(kind: type[ProcessSettings], place: str) -> str:
+    """Return the field that an error's place names: by itself, or by its alias."""
+    by_alias = {str(one.validation_alias): name for name, one in kind.model_fields.items()}
+    return by_alias.get(place, place)
+
+
+def _expected(kind: type[ProcessSettings], field: str) -> str | None:
+    metadata = kind.model_fields[field].metadata
+    return next((one.words for one in metadata if isinstance(one, Expects)), None)
+
+
+def _range(schema: Mapping[str, float]) -> str:
+    least, most = schema.get("minimum"), schema.get("maximum")
+    if most is None:
+        return ""
+    above = schema.get("exclusiveMinimum")
+    return f"above {above:g} to {most:.0f}" if above is not None else f"{least:g} to {most:.0f}"
 
 
 def _shown(default: object) -> str:
     if isinstance(default, SecretStr):
         return default.get_secret_value()
-    return json.dumps(default) if isinstance(default, tuple) else str(default)
+    return json.dumps(default) if isinstance(default, tuple | bool) else str(default)

@@ -31,7 +31,7 @@ def parse_size(value: object) -> object:
         return value
     match = _SIZE.fullmatch(value.strip())
     if match is None:
-        raise ValueError("a size is bytes, or a number with k, m, g or t, such as 512m")
+        raise ValueError("a size in bytes, or with k, m, g or t, such as 512m")
     unit = match.group(2)
     return int(match.group(1)) * _SIZE_FACTORS[unit.lower() if unit else None]
 
@@ -128,15 +128,16 @@ class Profile(StrEnum):
 
 
 class Resources(CatalogModel):
-    """What one container may use at the most."""
+    """What one container may use at the most. None of it is looked at when a host is chosen."""
 
     cpus: float = Field(default=1.0, ge=0.01, le=1024, allow_inf_nan=False)
     """Processors; fractions are allowed, down to Docker's own minimum."""
     memory: Size = 1 << 30
     """Bytes of memory; swap is never added to it. At least 6 MiB, Docker's own minimum."""
     gpus: int = Field(default=0, ge=0, le=64, strict=True)
+    """GPUs that the engine is asked for, which chooses them; no other container is kept off."""
     gpu_memory: Size = 0
-    """Bytes of memory on each GPU; kept for placement, not enforced by Docker."""
+    """Bytes of memory on each GPU: a note for people, neither enforced nor looked at."""
 
     @model_validator(mode="after")
     def _enough_memory(self) -> Self:

@@ -39,6 +39,13 @@ def test_help_lists_every_setting_by_its_variable(
         assert field.description
 
 
+def test_help_tells_ranges_and_defaults() -> None:
+    said = run("dispatcher", "--help").stdout
+    assert "before it fails. (1 to 100; default: 3)\n" in said
+    assert "left open. (above 0 to 60; default: 2.0)\n" in said
+    assert "all the same. (default: false)\n" in said
+
+
 @pytest.mark.parametrize(("module", "_settings"), PROCESSES)
 def test_the_version_is_told(module: str, _settings: object) -> None:
     assert run(module, "--version").stdout.startswith(f"modelyard-{module} 0.")
@@ -61,6 +68,11 @@ def test_a_wrong_setting_is_one_sentence_that_names_it_and_keeps_its_value(
     assert said.stderr.startswith(f"modelyard-{module}: {name} is wrong: expected ")
     assert len(said.stderr.splitlines()) == 1
     assert "canary" not in said.stderr
+
+
+def test_a_switch_is_true_or_false() -> None:
+    said = run("dispatcher", MODELYARD_DISPATCHER_ORPHAN_DRY_RUN="maybe")
+    assert said.stderr.endswith("ORPHAN_DRY_RUN is wrong: expected true or false.\n")
 
 
 @pytest.mark.parametrize("module", ["gateway", "dispatcher"])

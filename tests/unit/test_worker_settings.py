@@ -15,6 +15,7 @@ VARIABLES = (
     "MODELYARD_WORKER_ALLOWED_IMAGES",
     "MODELYARD_WORKER_REACH",
     "MODELYARD_WORKER_NETWORK",
+    "MODELYARD_WORKER_TMPFS_SIZE",
     "MODELYARD_WORKER_RUNTIME_DIR",
 )
 
@@ -55,37 +56,62 @@ def test_the_password_of_the_broker_is_not_shown(monkeypatch: pytest.MonkeyPatch
     assert "canary" not in repr(WorkerSettings(host_id="h"))
 
 
+ID = '1 to 128 letters, digits, "_", "." or "-", the first a letter or digit'
+URL = "a URL that begins with unix:///, tcp://, http:// or https://"
+LABELS = 'JSON, such as {"gpu": "a100"}'
+ROOTS = 'a JSON list, such as ["/srv/datasets"]'
+IMAGES = 'a JSON list, such as ["registry.example/team/*"]'
+FOLDERS = "folders, none of them the whole file system"
+FORMS = "registry/repository, registry/folder/*, registry/* or *, without tags"
+NETWORK = "a network of its own, on which containers are kept apart"
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "expected"),
     [
-        ("MODELYARD_HOST_ID", "../x"),
-        ("MODELYARD_HOST_ID", "gpu-7.control"),
-        ("MODELYARD_WORKER_SLOTS", "many"),
-        ("MODELYARD_WORKER_SLOTS", "-1"),
-        ("DOCKER_HOST", "/run/docker.sock"),
-        ("MODELYARD_WORKER_ALLOWED_IMAGES", '["*.example/x"]'),
-        ("MODELYARD_WORKER_DATASET_ROOTS", '["relative"]'),
-        ("MODELYARD_WORKER_DATASET_ROOTS", '["/"]'),
-        ("MODELYARD_WORKER_DATASET_ROOTS", '["/./"]'),
-        ("MODELYARD_WORKER_DATASET_ROOTS", '["/a/../."]'),
-        ("MODELYARD_WORKER_DATASET_ROOTS", '["//"]'),
-        ("MODELYARD_WORKER_LABELS", "not json"),
-        ("MODELYARD_WORKER_NETWORK", "host"),
-        ("MODELYARD_WORKER_NETWORK", "none"),
-        ("MODELYARD_WORKER_NETWORK", "bridge"),
-        ("MODELYARD_WORKER_NETWORK", "default"),
+        ("MODELYARD_HOST_ID", "../x", ID),
+        ("MODELYARD_HOST_ID", "gpu 7", ID),
+        ("MODELYARD_HOST_ID", "gpu-7.control", "an id that does not end with .control"),
+        ("MODELYARD_WORKER_SLOTS", "many", "a valid integer, unable to parse string as an integer"),
+        ("MODELYARD_WORKER_SLOTS", "-1", "greater than or equal to 0"),
+        ("DOCKER_HOST", "/run/docker.sock", URL),
+        ("DOCKER_HOST", "ssh://x", URL),
+        ("MODELYARD_WORKER_ALLOWED_IMAGES", "*", IMAGES),
+        ("MODELYARD_WORKER_ALLOWED_IMAGES", '["*.example/x"]', f"patterns of the form {FORMS}"),
+        ("MODELYARD_WORKER_DATASET_ROOTS", "/srv/datasets", ROOTS),
+        ("MODELYARD_WORKER_DATASET_ROOTS", '["relative"]', ROOTS),
+        ("MODELYARD_WORKER_DATASET_ROOTS", '["/"]', FOLDERS),
+        ("MODELYARD_WORKER_DATASET_ROOTS", '["/./"]', FOLDERS),
+        ("MODELYARD_WORKER_DATASET_ROOTS", '["/a/../."]', FOLDERS),
+        ("MODELYARD_WORKER_DATASET_ROOTS", '["//"]', ROOTS),
+        ("MODELYARD_WORKER_LABELS", "gpu=a100", LABELS),
+        ("MODELYARD_WORKER_LABELS", '["gpu"]', LABELS),
+        ("MODELYARD_WORKER_LABELS", '{"gpu": 1}', LABELS),
+        (
+            "MODELYARD_WORKER_TMPFS_SIZE",
+            "much",
+            "a size in bytes, or with k, m, g or t, such as 512m",
+        ),
+        ("MODELYARD_WORKER_RUNTIME_DIR", "here", "an absolute path, such as /run/modelyard"),
+        ("MODELYARD_WORKER_NETWORK", "host", NETWORK),
+        ("MODELYARD_WORKER_NETWORK", "none", NETWORK),
+        ("MODELYARD_WORKER_NETWORK", "bridge", NETWORK),
+        ("MODELYARD_WORKER_NETWORK", "default", NETWORK),
     ],
 )
-def test_a_bad_setting_is_one_sentence_and_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str
+def test_a_bad_setting_is_one_sentence_that_names_it_and_what_it_should_be(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    expected: str,
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("modelyard-worker: ")
-    assert len(said.splitlines()) == 1
+    assert said == f"modelyard-worker: {name} is wrong: expected {expected}.\n"
 
 
 def test_help_lists_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
