@@ -40,7 +40,9 @@ commands = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Run model containers on a fleet of plain Docker hosts.",
+    help="Run model containers on a fleet of plain Docker hosts.\n\n"
+    "Exit codes: 0 done, 1 the operation failed or the request was refused, 2 wrong usage, 3 the "
+    "service is unavailable.",
 )
 commands.add_typer(models, name="models")
 commands.add_typer(datasets, name="datasets")
@@ -53,8 +55,20 @@ Model = Annotated[str, typer.Option("--model", "-m", help="A model of the catalo
 Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="A dataset of the catalog.")]
 Input = Annotated[str | None, typer.Option(help="JSON, @FILE, or - for standard input.")]
 Wait = Annotated[bool, typer.Option("--wait", "-w", help="Show the phases until it has ended.")]
-Timeout = Annotated[float | None, typer.Option(help="Seconds to wait at the most.")]
-Key = Annotated[str | None, typer.Option(help="The idempotency key.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds to wait at the most; the operation goes on. Without, until it has ended."
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        help="An idempotency key, 1 to 255 printable characters without spaces: the same key is "
+        "the same operation. Without one, each call is another."
+    ),
+]
+OfHost = Annotated[str | None, typer.Option(help="Only those on this host.")]
 Priority = Annotated[int | None, typer.Option(min=0, max=9, help="Higher goes first.")]
 
 
@@ -68,12 +82,15 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer gives it so
 def _session(
     ctx: Context,
     url: Annotated[
-        str, typer.Option(envvar="MODELYARD_URL", help="The gateway.")
+        str, typer.Option(envvar="MODELYARD_URL", help="The gateway's URL.")
     ] = "http://127.0.0.1:8080",
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
     version: Annotated[  # noqa: ARG001 - its callback does it
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     try:
@@ -89,12 +106,17 @@ def _session(
 
 @commands.command()
 def submit(ctx: Context, file: File, *, wait: Wait = False, key: Key = None) -> None:
-    """Submit the request of a JSON file, or a list of them."""
+    """Submit the request of a JSON file, or a list of up to 1,000 of them.
+
+    A list can't be waited for, and its key counts for each request with its place in the list.
+    """
     session = session_of(ctx)
     body = json_file(file)
     if not isinstance(body, list):
         submitted(session, mapping(body), wait=wait, key=key)
         return
+    if wait:
+        raise typer.BadParameter("a list can't be waited for", param_hint="--wait")
     items = session.yard.submit_batch([mapping(one) for one in body], idempotency_key=key)
     session.out.batch(items)
     if any(item.problem for item in items):
@@ -112,7 +134,7 @@ def create(  # noqa: PLR0913 - options
     wait: Wait = False,
     key: Key = None,
 ) -> None:
-    """Place a job on a host and create its container."""
+    """Place a job on a host and create its container; with timeouts or metadata: `submit`."""
     made = request(Verb.DEPLOY_CREATE, job, _options(priority), model=model, dataset=dataset)
     submitted(session_of(ctx), made, wait=wait, key=key)
 
@@ -132,7 +154,10 @@ def infer(
     wait: Wait = False,
     key: Key = None,
 ) -> None:
-    """Send an input to a job's model; with --wait its answer is printed."""
+    """Send an input to a job's model; with --wait its answer is printed.
+
+    With timeouts, a priority or metadata: `submit`.
+    """
     made = request(Verb.INFER, job, {}, input=json_text(input))
     submitted(session_of(ctx), made, wait=wait, key=key)
 
@@ -161,7 +186,10 @@ def temp(  # noqa: PLR0913 - options
     wait: Wait = False,
     key: Key = None,
 ) -> None:
-    """Run a model once and remove it again; with --wait its answer is printed."""
+    """Run a model once and remove it again; with --wait its answer is printed.
+
+    With timeouts or metadata: `submit`.
+    """
     given = None if input is None else json_text(input)
     options = _options(priority)
     made = request(Verb.TEMP, job, options, model=model, dataset=dataset, input=given)
@@ -182,7 +210,10 @@ def cancel(ctx: Context, operation: Operation, *, wait: Wait = False) -> None:
 
 @commands.command()
 def retry(ctx: Context, operation: Operation, *, wait: Wait = False, key: Key = None) -> None:
-    """Submit the request of an operation that did not succeed again, as a new operation."""
+    """Submit the request of an operation that ended without success again.
+
+    It is a new operation. With --wait its phases are shown, and its answer is printed.
+    """
     session = session_of(ctx)
     finish(session, session.yard.retry(operation, idempotency_key=key), wait=wait)
 
@@ -217,8 +248,8 @@ def wait(ctx: Context, operation: Operation, timeout: Timeout = None) -> None:
 @commands.command()
 def jobs(
     ctx: Context,
-    state: Annotated[JobState | None, typer.Option()] = None,
-    host: Annotated[str | None, typer.Option()] = None,
+    state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
+    host: OfHost = None,
     limit: Limit = 50,
 ) -> None:
     """List jobs, newest first."""
@@ -230,10 +261,10 @@ def jobs(
 def operations(  # noqa: PLR0913 - options
     ctx: Context,
     *,
-    state: Annotated[OperationState | None, typer.Option()] = None,
-    job: Annotated[str | None, typer.Option()] = None,
-    host: Annotated[str | None, typer.Option()] = None,
-    verb: Annotated[Verb | None, typer.Option()] = None,
+    state: Annotated[OperationState | None, typer.Option(help="Only those in this state.")] = None,
+    job: Annotated[str | None, typer.Option(help="Only those of this job.")] = None,
+    host: OfHost = None,
+    verb: Annotated[Verb | None, typer.Option(help="Only those with this verb.")] = None,
     limit: Limit = 50,
 ) -> None:
     """List operations, newest first."""
@@ -272,10 +303,18 @@ def drain(
     *,
     move: Annotated[bool, typer.Option("--move", help="Bring live jobs to other hosts.")] = False,
     deadline: Annotated[
-        float | None, typer.Option(help="Seconds from now until what is left is ended.")
+        float | None,
+        typer.Option(
+            help="Seconds from now, up to 604800, until what is left is ended: what runs FAILED, "
+            "jobs are terminated. Without, it may finish."
+        ),
     ] = None,
 ) -> None:
-    """Empty a host: nothing new is placed there, and what is there finishes."""
+    """Empty a host: nothing new is placed there, and what is there finishes.
+
+    It returns at once; `modelyard hosts` shows when it is done. Repeated, it sets both options
+    anew.
+    """
     session = session_of(ctx)
     session.out.one(session.yard.drain(host_id, move=move, deadline_s=deadline))
 

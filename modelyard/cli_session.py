@@ -18,7 +18,12 @@ from modelyard.contract.strict_json import JsonValue, parse_json
 
 Context = typer.Context
 File = Annotated[str, typer.Argument(help="A JSON file, or - for standard input.")]
-Limit = Annotated[int, typer.Option(min=1, max=200, help="Entries at the most.")]
+Limit = Annotated[
+    int,
+    typer.Option(
+        min=1, max=200, help="Entries at the most; older ones are had by HTTP, with its cursor."
+    ),
+]
 
 POLL_S = 1.0
 """How often `--wait` looks for another phase; an end is seen at once."""

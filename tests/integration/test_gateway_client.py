@@ -327,6 +327,9 @@ async def test_a_file_of_requests_is_submitted_as_a_batch(yard: Backstage) -> No
     bad = await run(yard.url, "submit", "-", "--json", stdin=json.dumps([good, {}]))
     assert bad.code == 1
     assert [one["status"] for one in json.loads(bad.out)] == [202, 422]
+    waited = await run(yard.url, "submit", "-", "--wait", stdin=json.dumps([good]))
+    assert waited.code == 2
+    assert "a list can't be waited for" in waited.err
 
 
 async def test_wrong_usage_is_exit_code_2_and_says_why(yard: Backstage) -> None:
