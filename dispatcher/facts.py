@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 import structlog
 
@@ -17,6 +18,9 @@ from modelyard.together import together
 log = structlog.get_logger(__name__)
 
 PUBLISHED_AT_ONCE = 200
+
+HostFact = Literal["online", "suspect", "lost", "drained"]
+"""What is told of hosts, as `host.<fact>`."""
 
 
 class Facts:
@@ -155,8 +159,8 @@ def observed_event(
     )
 
 
-def host_event(host_id: str, fact: str, incarnation: str | None) -> Event:
-    """Return a fact about a host, such as `online` or `suspect`."""
+def host_event(host_id: str, fact: HostFact, incarnation: str | None) -> Event:
+    """Return a fact about a host."""
     now = _now()
     return Event(
         event_id=f"host:{host_id}:{fact}:{incarnation}:{now.timestamp()}",

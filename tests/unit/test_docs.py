@@ -2,9 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from dispatcher.facts import HostFact
 from modelyard.contract.errors import SENTENCES
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.contract.topology import DEAD_QUEUE, EXCHANGES, HEARTBEATS_QUEUE, JOBS_QUEUE
@@ -31,8 +33,28 @@ def test_the_wire_names_are_those_of_the_code() -> None:
     assert HEARTBEATS_QUEUE.name in AMQP
 
 
+def test_every_event_is_told_of_and_no_other() -> None:
+    events = AMQP.partition("## Events")[2].partition("## Names")[0]
+    told = set[str]()
+    for row in re.findall(r"^\| (`.+?) \|", events, re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", row)
+        told |= {first, *(first.partition(".")[0] + one for one in others)}
+    assert told == {
+        *(f"operation.{state.lower()}" for state in OperationState),
+        *(f"job.{state.lower()}" for state in JobState if state is not JobState.NONE),
+        "job.moved",
+        *(f"host.{fact}" for fact in get_args(HostFact)),
+    }
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if "://" in target:
+            continue
+        goal = page.parent / target if target else page
+        assert goal.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", goal.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
+            assert anchor in anchors, f"{target}#{anchor}"
