@@ -179,6 +179,7 @@ class Containers:
             return False
         if facts.running:
             await self._stop(facts.id, grace_s)
+            crash_point("worker.discard.after_stop")
         await self._remove(facts.id)
         return True
 

@@ -72,6 +72,7 @@ class Images:
         try:
             crash_point("worker.pull.before_pull")
             await self._runtime.ensure_image(image, pull.tell)
+            crash_point("worker.pull.after_pull")
             pull.ended.set_result(None)
         except ModelyardError as error:
             pull.ended.set_result(error)

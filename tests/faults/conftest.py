@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from deploy.local.docker_engine import DockerEngine
 from deploy.local.mongodb import MongoDB
 from deploy.local.ports import free_port
 from deploy.local.rabbitmq import RabbitMQ
+from tests.e2e.catalog import PROBE
+from tests.faults.registry import SlowRegistry
 from tests.faults.wires import Wires, open_wires
 from tests.faults.yard import Servers, Site, Yard, make_site, open_yard
+from tests.support.outside import EngineView
 
 VHOSTS = 25
 PATIENCE_S = 300
@@ -143,6 +147,17 @@ async def wires(
         yield made
         measured(request, made.yard)
         made.yard.site.intact = made.yard.checked and not made.yard.violations
+
+
+@pytest.fixture
+async def registry(servers: Servers, folder: Path) -> AsyncIterator[SlowRegistry]:
+    """Have the probe in a registry."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        exported = Path(own) / "probe.tar"
+        engine = EngineView(servers.engines["h1"])
+        await engine.export(PROBE, exported)
+        await engine.close()
+        yield await asyncio.to_thread(SlowRegistry, exported, Path(own) / "blobs")
 
 
 @pytest.fixture(autouse=True)

@@ -31,11 +31,11 @@ async def test_a_container_of_a_job_that_nobody_knows_is_removed_after_the_grace
         neighbour = yard.job_id()
         job = await yard.loaded(neighbour)
         since = time.monotonic()
-        running = await _orphan(yard, yard.job_id(), start=True)
-        at_rest = await _orphan(yard, yard.job_id(), start=False)
+        running = await orphan(yard, yard.job_id(), start=True)
+        at_rest = await orphan(yard, yard.job_id(), start=False)
         for container_id in (running, at_rest):
             await eventually(
-                partial(_is_gone, yard, container_id),
+                partial(is_gone, yard, container_id),
                 within_s=REMOVED_S,
                 what=f"the end of {container_id}",
             )
@@ -52,9 +52,9 @@ async def test_a_container_that_a_known_job_never_had_is_removed_and_its_own_sta
         job_id = yard.job_id()
         job = await yard.loaded(job_id, model="load-http")
         label = {"host": job["host_id"], "generation": job["generation"] + 3}
-        container_id = await _orphan(yard, job_id, start=True, **label)
+        container_id = await orphan(yard, job_id, start=True, **label)
         await eventually(
-            lambda: _is_gone(yard, container_id, job["host_id"]),
+            lambda: is_gone(yard, container_id, job["host_id"]),
             within_s=REMOVED_S,
             what=f"the end of {container_id}",
         )
@@ -65,7 +65,7 @@ async def test_a_container_that_a_known_job_never_had_is_removed_and_its_own_sta
 
 async def test_a_dry_run_leaves_such_a_container_alone_and_says_so(yard: Yard) -> None:
     async with _dispatchers(yard, ORPHAN_GRACE_S="1", ORPHAN_DRY_RUN="true"):
-        container_id = await _orphan(yard, yard.job_id(), start=True)
+        container_id = await orphan(yard, yard.job_id(), start=True)
         await eventually(
             lambda: _told(yard, "orphan.kept_by_dry_run", container_id),
             within_s=LOOKED_S,
@@ -90,7 +90,7 @@ async def _dispatchers(yard: Yard, **settings: str) -> AsyncIterator[None]:
         await yard.launch(name)
 
 
-async def _orphan(
+async def orphan(
     yard: Yard, job_id: str, *, start: bool, host: str = HOST, generation: int = 1
 ) -> str:
     """Make a container behind Modelyard's back that looks like one of its own."""
@@ -107,7 +107,7 @@ async def _orphan(
     return await yard.engines[host].create(f"orphan-{uuid.uuid4().hex[:8]}", config, start=start)
 
 
-async def _is_gone(yard: Yard, container_id: str, host: str = HOST) -> bool:
+async def is_gone(yard: Yard, container_id: str, host: str = HOST) -> bool:
     return container_id not in {one["Id"] for one in await yard.engines[host].containers()}
 
 

@@ -2,23 +2,18 @@
 
 import asyncio
 import re
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from urllib.parse import urlsplit
+from collections.abc import Iterator
 
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.topology import host_queue
-from tests.e2e.catalog import PROBE
 from tests.faults.conftest import Sites
 from tests.faults.registry import SlowRegistry
 from tests.faults.test_containers import IMAGE
 from tests.faults.wire import open_wire
 from tests.faults.yard import Servers, Yard
-from tests.support.outside import EngineView
 from tests.support.waiting import eventually
 
 TIMEOUT_S = 10
@@ -55,17 +50,6 @@ def _get(name: str) -> str:
 def _limit(broker: RabbitMQ, limits: dict[str, int]) -> None:
     sets = (f"application:set_env(rabbit, {name}, {value})" for name, value in limits.items())
     broker.ctl("eval", f"{', '.join(sets)}.")
-
-
-@pytest.fixture
-async def registry(servers: Servers, folder: Path) -> AsyncIterator[SlowRegistry]:
-    """Have the probe in a registry."""
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        exported = Path(own) / "probe.tar"
-        engine = EngineView(servers.engines["h1"])
-        await engine.export(PROBE, exported)
-        await engine.close()
-        yield await asyncio.to_thread(SlowRegistry, exported, Path(own) / "blobs")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -122,10 +106,16 @@ async def thrown_out(amqp_url: str) -> None:
 
 async def consumer_of(yard: Yard, queue: str) -> str:
     """Return the process of RabbitMQ that is the channel of a queue's one consumer."""
-    vhost = urlsplit(yard.fleet.amqp_url).path.removeprefix("/")
     listed = await asyncio.to_thread(
         yard.servers.rabbitmq.ctl,
-        *("--no-table-headers", "list_consumers", "--vhost", vhost, "queue_name", "channel_pid"),
+        *(
+            "--no-table-headers",
+            "list_consumers",
+            "--vhost",
+            yard.vhost,
+            "queue_name",
+            "channel_pid",
+        ),
     )
     (found,) = re.findall(rf"^{re.escape(queue)}\t(\S+)$", listed, re.MULTILINE)
     return str(found)

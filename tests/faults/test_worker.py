@@ -14,6 +14,8 @@ from deploy.local.errors import CannotProvide
 from modelyard.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.casualties import HOST, only
 from tests.faults.load import Mix
+from tests.faults.registry import SlowRegistry
+from tests.faults.test_orphans import is_gone, orphan
 from tests.faults.yard import Json, Yard, lasts, points
 from tests.support.waiting import eventually
 
@@ -23,9 +25,11 @@ CLOCK = "Clock of one host off by an hour"
 
 POINTS = points("worker")
 """Any load comes to these."""
-PULL = points("worker.pull")
+PULLS = "worker.pull.before_pull"
+PULLED = "worker.pull.after_pull"
 HALT = "worker.stop.after_halt"
 STOP = [one for one in points("worker.stop") if one != HALT]
+DISCARD = "worker.discard.after_stop"
 WORKER = f"worker-{HOST}"
 FAKETIME = "libfaketimeMT.so.1"
 BLOCKED_S = 40
@@ -56,19 +60,37 @@ async def test_a_worker_killed_at_a_step_adopts_what_it_left(yard: Yard, point: 
 
 
 def test_each_point_of_the_worker_is_killed_somewhere() -> None:
-    killed = {*POINTS, *PULL, *STOP, HALT}
+    killed = {*POINTS, PULLS, PULLED, *STOP, HALT, DISCARD}
     assert killed == {one for one in CRASH_POINTS if one.startswith("worker.")}
 
 
 @pytest.mark.fault(KILLED)
-@pytest.mark.parametrize("point", PULL)
-async def test_a_worker_killed_when_it_pulls_tries_again(yard: Yard, point: str) -> None:
+async def test_a_worker_killed_when_it_pulls_tries_again(yard: Yard) -> None:
     await yard.put_probe("not-pulled", image="127.0.0.1:1/team/model:1")
-    async with _dies_at(yard, point):
+    async with _dies_at(yard, PULLS):
         one = await yard.submit("TEMP", yard.job_id(), model="not-pulled", input={})
     end = await yard.ended(one)
     assert (end["state"], end["error"]["code"]) == ("FAILED", "image_pull_failed"), end
     await yard.holds()
+
+
+@pytest.mark.fault(KILLED)
+async def test_a_worker_killed_when_it_has_pulled_makes_one_container_of_what_is_there(
+    yard: Yard, registry: SlowRegistry
+) -> None:
+    job_id = yard.job_id()
+    registry.release()
+    with registry.served() as image:
+        await yard.put_probe("pulled", image=image)
+        async with _dies_at(yard, PULLED):
+            one = await yard.submit("TEMP", job_id, model="pulled", input={"tag": job_id})
+            await yard.gone(WORKER)
+            assert not await yard.engines[HOST].labelled(HOST)
+        await yard.succeeded([(await yard.ended(one))["_id"]])
+        await yard.holds()
+        assert len(yard.collector.of(job_id)) == 1
+        assert registry.trickles == 1
+        await yard.engines[HOST].remove_image(image)
 
 
 @pytest.mark.fault(KILLED)
@@ -84,6 +106,22 @@ async def test_a_worker_killed_when_it_has_stopped_a_container_removes_it(
     await yard.succeeded([(await yard.ended(one))["_id"]])
     await yard.holds()
     assert not await yard.engines[HOST].labelled(HOST)
+
+
+@pytest.mark.fault(KILLED)
+async def test_a_worker_killed_when_it_has_stopped_what_no_job_has_any_more_removes_it(
+    yard: Yard,
+) -> None:
+    job_id = yard.job_id()
+    async with _dies_at(yard, DISCARD):
+        await yard.done("DEPLOY_CREATE", job_id, model="load-http")
+        await yard.done("TERMINATE", job_id)
+        left = await orphan(yard, job_id, start=True)
+        await yard.gone(WORKER)
+        (found,) = await yard.engines[HOST].labelled(HOST)
+        assert (found.container_id, found.state) == (left, "exited")
+    await eventually(lambda: is_gone(yard, left), what=f"the end of {left}")
+    await yard.holds()
 
 
 @pytest.mark.fault(KILLED)

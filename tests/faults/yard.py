@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 from pymongo import MongoClient
@@ -144,6 +145,11 @@ class Yard:
     def servers(self) -> Servers:
         """What they run on."""
         return self.site.servers
+
+    @property
+    def vhost(self) -> str:
+        """RabbitMQ's virtual host."""
+        return urlsplit(self.fleet.amqp_url).path.removeprefix("/")
 
     def service(self, name: str) -> Service:
         """Return one process."""
