@@ -191,6 +191,7 @@ class Sweep:
                 await self._attempts.again(operation, None, keeps_place=True)
         if again:
             log.info("commands.published_again", count=len(again))
+            crash_point("dispatcher.sweep.after_look")
             await self._store.operations.mark_published(again)
             crash_point("dispatcher.sweep.after_mark")
             jobs = await self._store.jobs.get_many([one.job_id for one in again if one.job_id])

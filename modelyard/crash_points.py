@@ -71,6 +71,7 @@ CRASH_POINTS = frozenset(
         "dispatcher.recovery.after_record",
         "dispatcher.sweep.after_expire",
         "dispatcher.sweep.after_suspect",
+        "dispatcher.sweep.after_look",
         "dispatcher.sweep.after_mark",
         "dispatcher.sweep.after_take_back",
         "worker.pull.before_pull",

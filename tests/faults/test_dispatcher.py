@@ -17,7 +17,6 @@ KILLED = "Dispatcher killed between any two side effects"
 FROZEN = "Dispatcher frozen 90 s, then thawed"
 CONTENTION = "Two dispatchers, 10,000 operations, one slot"
 BLOCKED = "Event loop blocked 40 s"
-SWEEP = "Sweep against completion"
 
 POINTS = points("dispatcher", "dispatcher.intake", "dispatcher.recorder")
 """Any load comes to these."""
@@ -114,24 +113,6 @@ async def test_a_dispatcher_blocked_for_40_s_makes_redelivery_harmless(yard: Yar
         await yard.holds(within_s=60 + BLOCKED_S)
     assert deliveries[1], "nothing was delivered again"
     await yard.succeeded(ids)
-
-
-@pytest.mark.fault(SWEEP)
-async def test_what_completed_while_nobody_recorded_it_is_not_rewritten_by_the_sweep(
-    yard: Yard,
-) -> None:
-    """The sweep finds operations that look forgotten beside the reports that say how they ended."""
-    load = await yard.load(Mix(jobs=4, infers=8, temps=4, infer_s=0.05, batch_s=0.1), pause_s=0.3)
-    loading = asyncio.create_task(load.run())
-    await yard.running_any()
-    for _ in range(3):
-        with yard.frozen(*BOTH):
-            await lasts(8)  # longer than a command may stay unaccepted
-        await lasts(1)
-    ids = await loading
-    await yard.holds()
-    await yard.succeeded(ids)
-    assert max(len(yard.collector.of(operation_id)) for operation_id in ids) == 1
 
 
 @pytest.fixture

@@ -32,14 +32,14 @@ DEAD = points("dispatcher.dead")
 HOLD = points("dispatcher.hold")
 EXPIRE = "dispatcher.sweep.after_expire"
 SUSPECT = "dispatcher.sweep.after_suspect"
-MARK = "dispatcher.sweep.after_mark"
+PUBLISH = ["dispatcher.sweep.after_look", "dispatcher.sweep.after_mark"]
 TAKE_BACK = "dispatcher.sweep.after_take_back"
 
 
 def test_each_point_of_the_dispatcher_is_killed_somewhere() -> None:
     killed = {*POINTS, *LOST_POINTS, *MOVE_POINTS, *GIVEN_UP_POINTS, *END_POINTS}
     killed |= {*AGAIN, *BOOT, *RECOVERY, *CANCEL, *DEADLINES, *DEAD, *HOLD}
-    killed |= {EXPIRE, SUSPECT, MARK, TAKE_BACK}
+    killed |= {EXPIRE, SUSPECT, *PUBLISH, TAKE_BACK}
     assert killed == {one for one in CRASH_POINTS if one.startswith("dispatcher.")}
 
 
@@ -195,10 +195,13 @@ async def test_a_silent_host_stays_suspect_until_it_is_heard(yard: Yard) -> None
     await yard.holds()
 
 
-async def test_a_command_that_nobody_took_is_published_again_and_runs_once(yard: Yard) -> None:
+@pytest.mark.parametrize("point", PUBLISH)
+async def test_a_command_that_nobody_took_is_published_again_and_runs_once(
+    yard: Yard, point: str
+) -> None:
     async with only(yard, HOST):
         with yard.frozen(WORKER):
-            async with yard.dispatcher_dies_at(MARK):
+            async with yard.dispatcher_dies_at(point):
                 temp = await tagged(yard, "TEMP", yard.job_id(), sleep=0, model="load-http")
         end = await yard.ended(temp)
     assert (end["state"], end["epoch"]) == ("SUCCEEDED", 1), end
