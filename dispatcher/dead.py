@@ -1,7 +1,7 @@
 """Dead letters: from their queue into the record, each with its reason.
 
-What waits for a message that is dead has its end as well: a request is REJECTED, an operation whose
-end could not be recorded has FAILED, and a command that no worker could take counts as an attempt.
+What waits for a message that is dead has its end as well: a request is REJECTED, and an operation
+whose end could not be recorded has FAILED. A command is not kept, for the record has it.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
 from dispatcher.attempts import Attempts
 from dispatcher.cancels import tell_to_cancel
@@ -24,7 +23,7 @@ from modelyard.contract.errors import (
     ErrorInfo,
     InvalidRequestError,
 )
-from modelyard.contract.messages import MAX_BATCH_BYTES, HostCommands
+from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState
 from modelyard.contract.strict_json import parse_json
 from modelyard.contract.topology import JOBS_QUEUE, REPORTS_QUEUE, host_queue
@@ -47,8 +46,16 @@ _HOST_QUEUE_PREFIX, _ = host_queue("|").name.split("|")
 class Attempt:
     """One attempt of an operation."""
 
+    host_id: str
     operation_id: str
     epoch: int
+
+    def is_of(self, operation: OperationRecord) -> bool:
+        """Tell whether it is what this operation is at."""
+        return (operation.host_id, operation.epoch) == (
+            self.host_id,
+            self.epoch,
+        ) and operation.state in (OperationState.DISPATCHED, OperationState.RUNNING)
 
 
 class DeadLetterRecorder:
@@ -65,10 +72,7 @@ class DeadLetterRecorder:
         for delivery in batch:
             letter = _letter(delivery)
             requests = _requests(delivery, letter)
-            commands = _commands(letter)
-            if letter.reason != ErrorCode.EXPIRED_MESSAGE:  # then the sweep has them in hand
-                await self._give_back(commands)
-            if commands or await self._are_carried_on(requests):
+            if _is_command(letter) or await self._are_carried_on(requests):
                 log.info("dead_letter.not_needed", reason=letter.reason, queue=letter.queue)
             else:
                 kept.append((letter, requests))
@@ -91,31 +95,16 @@ class DeadLetterRecorder:
         states = [known[one.operation_id].state for one in requests if one.operation_id in known]
         return len(states) == len(requests) and OperationState.REJECTED not in states
 
-    async def _give_back(self, commands: Sequence[Attempt]) -> None:
-        """Have what no worker could take count as attempts that failed: they may go on."""
-        for operation in await self._open(commands):
-            if operation.state is OperationState.DISPATCHED:
-                await tell_to_cancel(self._control, [operation], "stale")
-                await self._attempts.failed(operation, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
-
     async def _end(self, ends: Sequence[Attempt], letter: DeadLetter) -> None:
         """End the operations whose end is in this letter and will not be recorded."""
-        for operation in await self._open(ends):
+        known = await self._store.operations.get_many([one.operation_id for one in ends])
+        for attempt in ends:
+            operation = known.get(attempt.operation_id)
+            if operation is None or not attempt.is_of(operation):
+                continue
             await tell_to_cancel(self._control, [operation], "stale")
             error = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
             await self._attempts.end(operation, error, OperationState.FAILED)
-
-    async def _open(self, attempts: Sequence[Attempt]) -> list[OperationRecord]:
-        """Return the operations of which these are the attempts that a host has."""
-        known = await self._store.operations.get_many([one.operation_id for one in attempts])
-        found = [(known.get(one.operation_id), one.epoch) for one in attempts]
-        return [
-            operation
-            for operation, epoch in found
-            if operation is not None
-            and operation.epoch == epoch
-            and operation.state in (OperationState.DISPATCHED, OperationState.RUNNING)
-        ]
 
     async def _reject(self, requests: Sequence[NewOperation], letter: DeadLetter) -> None:
         """Record what a dead letter asks for as REJECTED: it would be nowhere else."""
@@ -162,34 +151,34 @@ def _letter(delivery: Delivery) -> DeadLetter:
     )
 
 
-def _commands(letter: DeadLetter) -> list[Attempt]:
-    """Return the attempts that a letter from a host's queue asks for."""
+def _is_command(letter: DeadLetter) -> bool:
+    """Tell a command, which the record has: it is given again, and counted, until it is taken."""
     if not letter.queue.startswith(_HOST_QUEUE_PREFIX):
-        return []
-    try:
-        message = HostCommands.model_validate_json(letter.payload)
-    except ValidationError:
-        return []
-    return [Attempt(one.operation_id, one.epoch) for one in message.commands]
+        return False
+    return letter.reason == ErrorCode.EXPIRED_MESSAGE or bool(_listed(letter, "commands"))
 
 
 def _ends(letter: DeadLetter) -> list[Attempt]:
     """Return the attempts whose end a letter from the reports' queue tells, readable or not."""
     if letter.queue != REPORTS_QUEUE.name:
         return []
+    return [
+        Attempt(letter.routing_key, one["operation_id"], one["epoch"])
+        for one in _listed(letter, "operations")
+        if isinstance(one.get("operation_id"), str)
+        and isinstance(one.get("epoch"), int)
+        and one.get("state") != OperationState.RUNNING
+    ]
+
+
+def _listed(letter: DeadLetter, name: str) -> list[dict[str, Any]]:
+    """Return the objects in this list of a letter's message; none if it can't be read."""
     try:
         message = parse_json(letter.payload, max_bytes=MAX_KEPT_PAYLOAD)
     except InvalidRequestError:
         return []
-    reports = message.get("operations") if isinstance(message, dict) else None
-    return [
-        Attempt(one["operation_id"], one["epoch"])
-        for one in (reports if isinstance(reports, list) else [])
-        if isinstance(one, dict)
-        and isinstance(one.get("operation_id"), str)
-        and isinstance(one.get("epoch"), int)
-        and one.get("state") != OperationState.RUNNING
-    ]
+    listed = message.get(name) if isinstance(message, dict) else None
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
 def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:

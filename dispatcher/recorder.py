@@ -272,13 +272,15 @@ class Recorder:
     async def _keep_and_count(self, stale: Sequence[Stale]) -> None:
         """Note in the log what came too late, and count it by host and reason: each report once.
 
-        What a host has told before and the log has as a fact is not late, it only came twice. The
-        note goes first, so a crash before the count loses that count and nothing else.
+        What a host has told before and the log has as a fact is not late, it only came twice; nor
+        is what the same attempt has gone on from. The note goes first, so a crash before the count
+        loses that count and nothing else.
         """
-        if not stale:
-            return
         for one in stale:
             _log_stale(one)
+        stale = [one for one in stale if one.why != "older"]
+        if not stale:
+            return
         told = await self._store.events.hosts_of(fact_id(one.report) for one in stale)
         late = [one for one in stale if told.get(fact_id(one.report)) != one.host_id]
         notes = [stale_event(one.report, one.host_id, one.why) for one in late]
@@ -301,14 +303,20 @@ class Recorder:
             await self._bury(delivery, error)
             return None
         reports: list[OperationReport] = []
+        unreadable: list[JsonValue] = []
         wrong: ValidationError | None = None
         for raw in envelope.operations:
             try:
                 reports.append(OperationReport.model_validate(raw))
             except ValidationError as error:
                 wrong = error
+                unreadable.append(raw)
         if wrong is not None:
-            await self._bury(delivery, wrong)
+            # Without its neighbours: they are recorded, and a letter's operations are given up.
+            rest = envelope.model_copy(
+                update={"operations": tuple(unreadable), "online": None, "inventory": None}
+            )
+            await self._bury(replace(delivery, body=rest.model_dump_json().encode()), wrong)
         return WorkerReports(
             host_id=envelope.host_id,
             incarnation=envelope.incarnation,

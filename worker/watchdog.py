@@ -14,8 +14,8 @@ that a new worker has adopted survive. After its work it ends, and in any case `
 after the lease.
 
 A worker that was told to stop leaves its containers running, and says farewell: nothing is created
-any more. Its watchdog stays for no longer than something runs that is strict, for the host is given
-up all the same if no worker comes back.
+any more. Its watchdog stays for no longer than something of that runs, or is about to, that is
+strict, for the host is given up all the same if no worker comes back.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from modelyard.telemetry import setup_logging
 from modelyard.together import TaskGroup
 from worker.docker_runtime import DockerRuntime
 from worker.lease import uptime_s
-from worker.runtime import ContainerRuntime, NoSuchContainerError, RuntimeFaultError
+from worker.runtime import ContainerFacts, ContainerRuntime, NoSuchContainerError, RuntimeFaultError
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +71,8 @@ class Watchdog:
         self._alone = False
         """True once the worker is gone."""
         self._look_at = 0.0
+        self._left: frozenset[str] | None = None
+        """Ids of what a worker has left that said farewell; None: whatever is there."""
         self._news = asyncio.Event()
 
     async def run(self, pipe: asyncio.StreamReader) -> None:
@@ -111,9 +113,19 @@ class Watchdog:
         self._news.set()
 
     async def _look_around(self) -> None:
-        """Have nothing left to do if nothing strict runs; what can't be asked is asked again."""
-        if await self._try(self._strict) == []:
+        """Have nothing left to do if nothing is left, or another worker has the host by now.
+
+        Without a note that could not be told. An engine that does not answer is asked again.
+        """
+        if self._note is None or self._read_note() > (self._renewed_at or 0.0):
             self._renewed_at = None
+            return
+        found = await self._try(self._strict)
+        if found is not None:
+            ids = frozenset(facts.id for facts in found)
+            self._left = ids if self._left is None else self._left & ids
+            if not self._left:
+                self._renewed_at = None
         self._look_at = self._clock() + LOOK_S
 
     async def _do_its_work(self) -> None:
@@ -131,7 +143,9 @@ class Watchdog:
         elif self._renewed_at == renewed_at:
             self._renewed_at = None
 
-    async def _try(self, work: Callable[[], Awaitable[list[str]]]) -> list[str] | None:
+    async def _try(
+        self, work: Callable[[], Awaitable[list[ContainerFacts]]]
+    ) -> list[ContainerFacts] | None:
         """Return what the work does; None, and a line in the log, if the engine fails."""
         try:
             async with asyncio.timeout(TRY_S):
@@ -140,22 +154,29 @@ class Watchdog:
             log.warning("watchdog.failed", error=repr(error))
             return None
 
-    async def _strict(self) -> list[str]:
-        """Return the ids of the containers that run and must not outlive the lease."""
+    async def _strict(self) -> list[ContainerFacts]:
+        """Return the containers that run, or may yet, and must not outlive the lease.
+
+        The engine may still be at the start of one that it was asked for.
+        """
         return [
-            facts.id
+            facts
             for facts in await self._runtime.list_own()
-            if facts.running and facts.labels is not None and facts.labels.strict
+            if (facts.running or not facts.ever_started)
+            and facts.labels is not None
+            and facts.labels.strict
         ]
 
-    async def _stop_all(self) -> list[str]:
+    async def _stop_all(self) -> list[ContainerFacts]:
         found = await self._strict()
-        for container_id in found:
+        for facts in found:
+            if not facts.running or (self._left is not None and facts.id not in self._left):
+                continue
             try:
-                await self._runtime.stop(container_id, 0.0)
+                await self._runtime.stop(facts.id, 0.0)
             except NoSuchContainerError:
                 continue
-            log.warning("watchdog.stopped", container_id=container_id)
+            log.warning("watchdog.stopped", container_id=facts.id)
         return found
 
     def _write_note(self, renewed_at: float) -> None:

@@ -437,7 +437,7 @@ class HostView(Message):
     fenced_off: dict[str, int] = Field(default_factory=dict)
     """Late writes of the host that had no effect, counted by reason since it first came online.
 
-    Reasons are `other_host`, `other_epoch`, `other_incarnation`, `older`, `overtaken`, `illegal`
+    Reasons are `other_host`, `other_epoch`, `other_incarnation`, `overtaken`, `illegal`
     and `unknown_operation`; there may be more.
     """
     incarnation: str | None = None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pymongo import ReturnDocument, UpdateOne
 
-from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store.connection import Connection
@@ -42,7 +42,7 @@ class Failure:
 
     error: ErrorInfo
     seq: int
-    """Of the attempt's last report."""
+    """Of the attempt's last report; 0 if no worker has begun it."""
     rest_s: float
     """Seconds until the next attempt."""
 
@@ -256,8 +256,8 @@ class Operations(OperationQueries):
                 },
                 "not_before": {"$add": ["$$NOW", int(failure.rest_s * 1_000)]},
             }
-            if failure.error.code is not ErrorCode.NOT_ACCEPTED:
-                # It has begun: what is promised of its time in the queue was kept.
+            if failure.seq > 0:
+                # It had begun: what is promised of its time in the queue was kept.
                 changes["expires_at"] = "$$REMOVE"
         else:
             changes["returns"] = {"$add": [{"$ifNull": ["$returns", 0]}, 1]}

@@ -236,13 +236,13 @@ async def test_what_is_fenced_off_is_counted_by_host_and_reason_and_outlives_boo
     for host_id in ("h", "other"):
         await store.hosts.come_online(host_id, "one", ONLINE)
     await store.hosts.count_fenced_off({})
-    await store.hosts.count_fenced_off({("h", "older"): 2, ("h", "illegal"): 1, ("other", "a"): 1})
+    await store.hosts.count_fenced_off({("h", "late"): 2, ("h", "illegal"): 1, ("other", "a"): 1})
     await store.hosts.come_online("h", "two", ONLINE)
     await asyncio.gather(
-        *(store.hosts.count_fenced_off({("h", "older"): 1, ("nowhere", "a"): 1}) for _ in range(9))
+        *(store.hosts.count_fenced_off({("h", "late"): 1, ("nowhere", "a"): 1}) for _ in range(9))
     )
     counted = {one.host_id: one.fenced_off for one in await store.hosts.all()}
-    assert counted == {"h": {"older": 11, "illegal": 1}, "other": {"a": 1}}
+    assert counted == {"h": {"late": 11, "illegal": 1}, "other": {"a": 1}}
 
 
 async def test_only_the_current_attempt_may_change_a_job(store: Store) -> None:

@@ -80,6 +80,38 @@ async def test_an_end_that_can_not_be_read_is_a_failure_and_progress_is_none(yar
         assert ended.error.code is ErrorCode.INVALID_REQUEST
 
 
+async def test_the_neighbours_of_a_report_that_can_not_be_read_are_recorded(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        ids = [await yard.submit(Verb.DEPLOY_CREATE, f"job-{n}") for n in range(2)]
+        commands = [await accepted(yard, host) for _ in ids]
+        ends = [
+            host.made(
+                one, OperationState.SUCCEEDED, seq=5, job_state=JobState.CREATED, container_id="ab"
+            ).model_dump(mode="json")
+            for one in commands
+        ]
+        ends[0]["job_state"] = "of the future"
+        body = {"host_id": "h1", "incarnation": host.incarnation, "operations": ends}
+        await yard.broker.publish(REPORTS, "h1", json.dumps(body).encode())
+        letter = await yard.dead_letter()
+        assert [one["job_id"] for one in json.loads(letter.payload)["operations"]] == ["job-0"]
+        await yard.operation(commands[0].operation_id, OperationState.FAILED)
+        await yard.operation(commands[1].operation_id, OperationState.SUCCEEDED)
+
+
+async def test_nobody_ends_the_operations_of_another_host_by_what_can_not_be_read(
+    yard: Yard,
+) -> None:
+    async with scripted_host(yard.broker, "h1") as host:
+        operation_id = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(yard, host)
+        async with scripted_host(yard.broker, "h2") as other:
+            await _unreadable(yard, other, command, state="FAILED", job_state="of the future")
+            assert (await yard.dead_letter()).routing_key == "h2"
+        await host.finish(command)
+        await yard.operation(operation_id, OperationState.SUCCEEDED)
+
+
 async def _unreadable(yard: Yard, host: ScriptedHost, command: HostCommand, **fields: Any) -> None:
     """Publish a report as a newer worker might."""
     report = host.made(command, OperationState.RUNNING, seq=7).model_dump(mode="json")
@@ -91,7 +123,10 @@ async def _unreadable(yard: Yard, host: ScriptedHost, command: HostCommand, **fi
     await yard.broker.publish(REPORTS, host.host_id, json.dumps(body).encode())
 
 
-async def test_a_command_that_the_broker_gave_up_counts_as_an_attempt(yard: Yard) -> None:
+async def test_a_command_that_the_broker_gave_up_counts_as_an_attempt(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.deadlines.NOT_ACCEPTED_S", 0.5)
     async with scripted_host(yard.broker, "h1") as host:
         operation_id = await yard.submit(Verb.DEPLOY_CREATE)
         command = await host.command()

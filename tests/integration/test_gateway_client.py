@@ -225,9 +225,9 @@ async def test_a_retry_that_waits_prints_its_result(yard: Backstage) -> None:
 
 
 async def test_late_writes_are_shown_with_the_hosts_for_machines(yard: Backstage) -> None:
-    await yard.store.hosts.count_fenced_off({("h-1", "older"): 2})
+    await yard.store.hosts.count_fenced_off({("h-1", "other_epoch"): 2})
     machine = json.loads((await run(yard.url, "hosts", "--json")).out)
-    assert machine[0]["fenced_off"] == {"older": 2}
+    assert machine[0]["fenced_off"] == {"other_epoch": 2}
 
 
 async def test_a_drain_is_shown_with_the_hosts(yard: Backstage) -> None:

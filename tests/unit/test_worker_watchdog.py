@@ -55,6 +55,11 @@ class Yard:
         self.ends(request.path.split("/")[-2])
         return web.Response(status=204)
 
+    def starts_late(self, container_id: str) -> None:
+        """Have a container that was created and did not start yet."""
+        state = self.engine.answers[f"GET /containers/{container_id}/json"]["State"]
+        state |= {"Running": False, "StartedAt": "0001-01-01T00:00:00Z"}
+
     def ends(self, container_id: str) -> None:
         """Have a container that does not run any more."""
         self.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = False
@@ -174,6 +179,23 @@ async def test_after_a_farewell_it_stays_for_no_longer_than_something_strict_run
     yard.ends(STRICT)
     assert await code_of(process) == 0
     assert yard.stopped == []
+
+
+async def test_what_a_new_worker_makes_is_not_what_the_old_one_left(yard: Yard) -> None:
+    yard.ends(STRICT)
+    yard.starts_late(STOPPED)
+    process = yard.start(lease_s=4.0)
+    renew(process)
+    say(process, FAREWELL)
+
+    async def looked() -> bool:
+        return f"GET /containers/{STRICT}/json" in yard.engine.asked
+
+    await eventually(looked)
+    for container_id in (STRICT, STOPPED):
+        yard.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = True
+    assert await code_of(process) == 0
+    assert yard.stopped == [STOPPED]
 
 
 async def test_before_the_first_renewal_there_is_nothing_to_do(yard: Yard) -> None:
