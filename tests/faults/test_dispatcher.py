@@ -40,11 +40,12 @@ async def test_a_dispatcher_killed_between_two_steps_leaks_nothing(yard: Yard, p
 async def test_a_frozen_dispatcher_is_replaced_and_does_no_harm_when_it_thaws(
     yard: Yard, name: str
 ) -> None:
-    load = await yard.load(pause_s=0.2)
+    # What a frozen dispatcher has in hand is held back: each job keeps to one door.
+    load = await yard.load(pause_s=0.2, one_door=True)
     loading = asyncio.create_task(load.run())
     await yard.running_any()
     with yard.frozen(name):
-        more = await yard.load()
+        more = await yard.load(one_door=True)
         ids = [*await loading, *await more.run()]
         await lasts(90)
         await yard.succeeded(ids)
@@ -59,7 +60,7 @@ async def test_what_a_dispatcher_writes_after_90_s_of_frost_finds_nothing_to_cha
     point = "dispatcher.after_assign"
     await yard.stop(*BOTH)
     await yard.launch("dispatcher", **{VARIABLE: f"{point}:freeze"})
-    load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1))
+    load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1), one_door=True)
     ids = await load.run()
     await yard.came_to("dispatcher", point)
     assigned = await yard.database.all("jobs", {"current.epoch": 1}, "current")
@@ -73,7 +74,7 @@ async def test_what_a_dispatcher_writes_after_90_s_of_frost_finds_nothing_to_cha
     yard.service("dispatcher").resume()
     # It alone: what it takes now it takes after it has written what it stood before.
     await yard.stop("dispatcher-2")
-    more = await yard.load(Mix(jobs=1, infers=1, temps=1, batches=0))
+    more = await yard.load(Mix(jobs=1, infers=1, temps=1, batches=0), one_door=True)
     ids += await more.run()
     for operation_id in ids:
         await yard.ended(operation_id)
@@ -105,7 +106,7 @@ async def test_a_dispatcher_blocked_for_40_s_makes_redelivery_harmless(yard: Yar
     for name in BOTH:
         await yard.launch(name, **{VARIABLE: f"{point}:block={BLOCKED_S}"})
     async with traced(yard.servers.rabbitmq, yard.fleet.amqp_url) as deliveries:
-        load = await yard.load(pause_s=0.1)
+        load = await yard.load(pause_s=0.1, one_door=True)
         loading = asyncio.create_task(load.run())
         for name in BOTH:
             await yard.came_to(name, point, within_s=2 * BLOCKED_S)
