@@ -4,7 +4,8 @@ import itertools
 import shutil
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pymongo import MongoClient
 
 from deploy.local import packages
 from deploy.local.docker_engine import DockerEngine
+from deploy.local.errors import StackError
 from deploy.local.images import ensure_images
 from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
@@ -34,6 +36,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Install programs and make images before the first test: no test's time is meant for it."""
+    if session.config.option.collectonly:
+        return
+    needed = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    try:
+        if "programs" in needed:
+            _install()
+        if "engine" in needed:
+            with _engine("a"):
+                pass
+    except StackError as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
+
+
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     """Give the session a folder for its servers' data."""
@@ -46,6 +63,10 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def programs() -> None:
     """Install what the machine lacks, as `make up` does; where that can't be, say what it is."""
+    _install()
+
+
+def _install() -> None:
     needs = (*packages.BROKER, *packages.ENGINE, *packages.IMAGES, *packages.CLIENTS)
     packages.ensure(needs, lambda line: print(line, file=sys.stderr))  # noqa: T201
 
@@ -71,16 +92,19 @@ def mongodb(folder: Path) -> Iterator[MongoDB]:
 @pytest.fixture(scope="session")
 def engine(programs: None) -> Iterator[DockerEngine]:  # noqa: ARG001
     """Start a Docker Engine that has the images."""
-    yield from _engine("a")
+    with _engine("a") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def second_engine(programs: None) -> Iterator[DockerEngine]:  # noqa: ARG001
     """Start a Docker Engine that stands for a second host."""
-    yield from _engine("b")
+    with _engine("b") as server:
+        yield server
 
 
-def _engine(name: str) -> Iterator[DockerEngine]:
+@contextmanager
+def _engine(name: str) -> Generator[DockerEngine]:
     server = DockerEngine(FOLDER / f"engine-{name}")
     server.start()
     try:
