@@ -73,6 +73,9 @@ class Watchdog:
         self._look_at = 0.0
         self._left: frozenset[str] | None = None
         """Ids of what a worker has left that said farewell; None: whatever is there."""
+        self._looked_once = False
+        self._settled = False
+        """True once nothing that the worker began can be added to what it has left."""
         self._news = asyncio.Event()
 
     async def run(self, pipe: asyncio.StreamReader) -> None:
@@ -122,9 +125,15 @@ class Watchdog:
             return
         found = await self._try(self._strict)
         if found is not None:
-            ids = frozenset(facts.id for facts in found)
-            self._left = ids if self._left is None else self._left & ids
-            if not self._left:
+            up = frozenset(facts.id for facts in found if facts.running)
+            if self._settled and self._left is not None:
+                self._left &= up
+            else:
+                self._left = up | (self._left or frozenset())
+                # The engine may still be at the start of one that it was asked for.
+                self._settled = self._looked_once or len(up) == len(found)
+                self._looked_once = True
+            if self._settled and not self._left:
                 self._renewed_at = None
         self._look_at = self._clock() + LOOK_S
 
@@ -155,16 +164,11 @@ class Watchdog:
             return None
 
     async def _strict(self) -> list[ContainerFacts]:
-        """Return the containers that run, or may yet, and must not outlive the lease.
-
-        The engine may still be at the start of one that it was asked for.
-        """
+        """Return the containers that must not outlive the lease, also those that do not run."""
         return [
             facts
             for facts in await self._runtime.list_own()
-            if (facts.running or not facts.ever_started)
-            and facts.labels is not None
-            and facts.labels.strict
+            if facts.labels is not None and facts.labels.strict
         ]
 
     async def _stop_all(self) -> list[ContainerFacts]:

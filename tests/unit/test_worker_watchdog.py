@@ -55,10 +55,17 @@ class Yard:
         self.ends(request.path.split("/")[-2])
         return web.Response(status=204)
 
-    def starts_late(self, container_id: str) -> None:
-        """Have a container that was created and did not start yet."""
-        state = self.engine.answers[f"GET /containers/{container_id}/json"]["State"]
-        state |= {"Running": False, "StartedAt": "0001-01-01T00:00:00Z"}
+    def runs(self, container_id: str) -> None:
+        """Have a container that runs."""
+        self.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = True
+
+    async def looked_at(self, container_id: str, *, times: int) -> None:
+        """Return once a watchdog has looked so many times."""
+
+        async def looked() -> bool:
+            return self.engine.asked.count(f"GET /containers/{container_id}/json") >= times
+
+        await eventually(looked, what="a look")
 
     def ends(self, container_id: str) -> None:
         """Have a container that does not run any more."""
@@ -182,18 +189,23 @@ async def test_after_a_farewell_it_stays_for_no_longer_than_something_strict_run
 
 
 async def test_what_a_new_worker_makes_is_not_what_the_old_one_left(yard: Yard) -> None:
-    yard.ends(STRICT)
-    yard.starts_late(STOPPED)
-    process = yard.start(lease_s=4.0)
+    yard.ends(STOPPED)
+    process = yard.start(lease_s=9.0)
     renew(process)
     say(process, FAREWELL)
+    await yard.looked_at(STOPPED, times=2)
+    yard.runs(STOPPED)
+    assert await code_of(process) == 0
+    assert yard.stopped == [STRICT]
 
-    async def looked() -> bool:
-        return f"GET /containers/{STRICT}/json" in yard.engine.asked
 
-    await eventually(looked)
-    for container_id in (STRICT, STOPPED):
-        yard.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = True
+async def test_what_the_engine_starts_after_the_farewell_is_left_as_well(yard: Yard) -> None:
+    yard.ends(STRICT)
+    process = yard.start(lease_s=7.0)
+    renew(process)
+    say(process, FAREWELL)
+    await yard.looked_at(STRICT, times=1)
+    yard.runs(STOPPED)
     assert await code_of(process) == 0
     assert yard.stopped == [STOPPED]
 
