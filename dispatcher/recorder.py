@@ -118,7 +118,8 @@ def fence(
         return "other_host"
     if operation.epoch != report.epoch:
         return "other_epoch"
-    if report.seq < operation.seq:
+    made_again = operation.state is OperationState.QUEUED and report.state.terminal
+    if report.seq < operation.seq or (made_again and report.seq == operation.seq):
         return "older"
     repeated = report.seq == operation.seq and report.state == operation.state
     if repeated or operation.state in operation_sources(report.state) & GIVEN_STATES:
