@@ -48,7 +48,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             with _engine("a"):
                 pass
     except StackError as error:
-        pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
+        # The tests that need it will fail of the same; the others need not.
+        print(error, file=sys.stderr)  # noqa: T201
 
 
 @pytest.fixture(scope="session")
