@@ -71,11 +71,11 @@ class Watchdog:
         self._alone = False
         """True once the worker is gone."""
         self._look_at = 0.0
-        self._left: frozenset[str] | None = None
-        """Ids of what a worker has left that said farewell; None: whatever is there."""
+        self._left = frozenset[str]()
+        """Ids of what a worker has left that said farewell."""
         self._looked_once = False
         self._settled = False
-        """True once nothing that the worker began can be added to what it has left."""
+        """True once nothing is added to that any more; before, whatever is there counts."""
         self._news = asyncio.Event()
 
     async def run(self, pipe: asyncio.StreamReader) -> None:
@@ -126,10 +126,10 @@ class Watchdog:
         found = await self._try(self._strict)
         if found is not None:
             up = frozenset(facts.id for facts in found if facts.running)
-            if self._settled and self._left is not None:
+            if self._settled:
                 self._left &= up
             else:
-                self._left = up | (self._left or frozenset())
+                self._left |= up
                 # The engine may still be at the start of one that it was asked for.
                 self._settled = self._looked_once or len(up) == len(found)
                 self._looked_once = True
@@ -174,7 +174,7 @@ class Watchdog:
     async def _stop_all(self) -> list[ContainerFacts]:
         found = await self._strict()
         for facts in found:
-            if not facts.running or (self._left is not None and facts.id not in self._left):
+            if not facts.running or (self._settled and facts.id not in self._left):
                 continue
             try:
                 await self._runtime.stop(facts.id, 0.0)

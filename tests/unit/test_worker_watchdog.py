@@ -190,7 +190,7 @@ async def test_after_a_farewell_it_stays_for_no_longer_than_something_strict_run
 
 async def test_what_a_new_worker_makes_is_not_what_the_old_one_left(yard: Yard) -> None:
     yard.ends(STOPPED)
-    process = yard.start(lease_s=9.0)
+    process = yard.start(lease_s=15.0)
     renew(process)
     say(process, FAREWELL)
     await yard.looked_at(STOPPED, times=2)
@@ -201,7 +201,7 @@ async def test_what_a_new_worker_makes_is_not_what_the_old_one_left(yard: Yard) 
 
 async def test_what_the_engine_starts_after_the_farewell_is_left_as_well(yard: Yard) -> None:
     yard.ends(STRICT)
-    process = yard.start(lease_s=7.0)
+    process = yard.start(lease_s=12.0)
     renew(process)
     say(process, FAREWELL)
     await yard.looked_at(STRICT, times=1)
@@ -266,7 +266,7 @@ async def test_an_engine_that_does_not_answer_is_asked_again(yard: Yard) -> None
 
 
 async def test_a_signal_ends_it_at_once_and_nothing_is_stopped(yard: Yard) -> None:
-    process = yard.start()
+    process = yard.start(lease_s=30.0)
     renew(process)
 
     async def noted() -> bool:
