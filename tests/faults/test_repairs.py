@@ -21,6 +21,8 @@ WORKER = f"worker-{HOST}"
 CANCELLED = 4
 """Several, for each has only its rest of less than a second to be cancelled in."""
 TIMEOUT_S = 5
+QUEUE_TIMEOUT_S = 10
+"""Longer than a dispatcher takes to start and reserve."""
 pytestmark = [pytest.mark.faults, pytest.mark.fault(KILLED)]
 
 AGAIN = points("dispatcher.again")
@@ -215,10 +217,12 @@ async def test_a_reservation_of_what_never_began_is_taken_back(yard: Yard) -> No
     await yard.launch("dispatcher", **{VARIABLE: "dispatcher.after_reserve"})
     job_id = yard.job_id()
     async with only(yard, HOST):
-        late = await yard.submit("TEMP", job_id, model="load-http", input={}, queue_timeout_s=1)
+        late = await yard.submit(
+            "TEMP", job_id, model="load-http", input={}, queue_timeout_s=QUEUE_TIMEOUT_S
+        )
         await yard.gone("dispatcher")
     assert [one["job_id"] for one in (await yard.host(HOST))["reservations"]] == [job_id]
-    await lasts(1)
+    await lasts(QUEUE_TIMEOUT_S)
     async with yard.dispatcher_dies_at(TAKE_BACK):
         pass
     assert (await yard.ended(late))["state"] == "EXPIRED"
