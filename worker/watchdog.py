@@ -180,7 +180,8 @@ class Watchdog:
                 await self._runtime.stop(facts.id, 0.0)
             except NoSuchContainerError:
                 continue
-            log.warning("watchdog.stopped", container_id=facts.id)
+            job_id = facts.labels.job_id if facts.labels else None
+            log.warning("watchdog.stopped", container_id=facts.id, job_id=job_id)
         return found
 
     def _write_note(self, renewed_at: float) -> None:

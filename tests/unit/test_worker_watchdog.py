@@ -137,7 +137,7 @@ async def test_what_is_strict_is_stopped_when_the_renewals_stay_out(yard: Yard) 
     await acted(yard)
     assert yard.stopped == [STRICT]
     assert process.poll() is None  # the worker may come back
-    yard.engine.answers[f"GET /containers/{STRICT}/json"]["State"]["Running"] = True
+    yard.runs(STRICT)
     renew(process)
 
     async def twice() -> bool:
@@ -177,11 +177,7 @@ async def test_after_a_farewell_it_stays_for_no_longer_than_something_strict_run
     process = yard.start(lease_s=60.0)
     renew(process)
     say(process, FAREWELL)
-
-    async def looked() -> bool:
-        return f"GET /containers/{STRICT}/json" in yard.engine.asked
-
-    await eventually(looked)
+    await yard.looked_at(STRICT, times=1)
     assert process.poll() is None
     yard.ends(STRICT)
     assert await code_of(process) == 0
