@@ -120,8 +120,9 @@ class DeadLetterRecorder:
 
 
 def _requests(delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
-    """Return the requests that the broker took out of the jobs queue with this letter."""
-    if letter.queue != JOBS_QUEUE.name or REASON_HEADER in delivery.headers:
+    """Return the requests in a letter of the jobs queue, if it is not their text that is wrong."""
+    unreadable = REASON_HEADER in delivery.headers and letter.reason != ErrorCode.INTERNAL
+    if letter.queue != JOBS_QUEUE.name or unreadable:
         return []
     decoded = decode_delivery(delivery, fallback_key=letter.dead_letter_id)
     return [] if isinstance(decoded, Unreadable) else decoded

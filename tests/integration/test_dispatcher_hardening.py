@@ -265,22 +265,47 @@ async def test_a_freed_slot_goes_to_the_most_urgent_not_to_who_comes_now(yard: Y
             assert held.operation_id in urgent
 
 
-async def test_a_message_that_nobody_foresaw_is_buried_and_its_neighbours_get_through(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = yard.store.operations.take_in
+@pytest.fixture
+def stone(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a job whose messages make the dispatcher stumble."""
+    take_in = yard.store.operations.take_in
 
     async def trips(new: Any) -> list[bool]:
         if any(one.job_id == "stone" for one, _ in new):
             raise OverflowError("nobody foresaw this")
-        return await record(new)
+        return await take_in(new)
 
     monkeypatch.setattr(yard.store.operations, "take_in", trips)
-    ids = [await yard.submit(Verb.TERMINATE, job) for job in ("before", "stone", "after")]
+    return "stone"
+
+
+async def test_a_message_that_nobody_foresaw_is_buried_and_its_neighbours_get_through(
+    yard: Yard, stone: str
+) -> None:
+    ids = [await yard.submit(Verb.TERMINATE, job) for job in ("before", stone, "after")]
     for operation_id in (ids[0], ids[2]):
         await yard.operation(operation_id, OperationState.SUCCEEDED)
     letter = await yard.dead_letter()
     assert (letter.reason, letter.queue) == (ErrorCode.INTERNAL, JOBS_QUEUE.name)
+    ended = await yard.operation(ids[1], OperationState.REJECTED)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.INTERNAL
+
+
+async def test_what_is_recorded_goes_on_without_its_message_that_was_buried(
+    yard: Yard, stone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "OVERDUE_S", 0.5)
+    request = JobRequest(job_id=stone, operation_type=Verb.TERMINATE)
+    operation_id = new_operation_id()
+    await yard.store.operations.record([NewOperation.of(operation_id, request, "http")])
+    await yard.submission((operation_id, request))
+    await yard.operation(operation_id, OperationState.SUCCEEDED)
+    # A replay of it would run it twice. The letter of the next one is behind where it would be.
+    rejected = await yard.submit(Verb.TERMINATE, stone)
+    await yard.operation(rejected, OperationState.REJECTED)
+    page = await yard.store.dead_letters.page({}, after=None, limit=9)
+    assert len(page.items) == 1
 
 
 async def given_up(yard: Yard, key: str, body: bytes) -> None:
