@@ -141,10 +141,13 @@ def _misfit(
     operation: OperationRecord, verb: Verb, spec: ModelSpec, dataset: DatasetSpec | None
 ) -> ErrorInfo | None:
     if spec.profile is Profile.BATCH:
-        if verb is Verb.TEMP:
-            return None
-        message = f"Model {spec.name!r} has the profile batch, which knows only TEMP."
-        return ErrorInfo.of(ErrorCode.UNSUPPORTED_VERB, message)
+        if verb is not Verb.TEMP:
+            message = f"Model {spec.name!r} has the profile batch, which knows only TEMP."
+            return ErrorInfo.of(ErrorCode.UNSUPPORTED_VERB, message)
+        if operation.has_input:
+            message = f"Model {spec.name!r} has the profile batch, which reads only its dataset."
+            return ErrorInfo.of(ErrorCode.UNEXPECTED_INPUT, message)
+        return None
     if verb is Verb.TEMP and not operation.has_input and dataset is None:
         return ErrorInfo.of(ErrorCode.MISSING_INPUT, "TEMP needs an input or a dataset.")
     return None

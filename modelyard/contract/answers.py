@@ -17,7 +17,9 @@ PROBLEM_TYPE_PREFIX = "urn:modelyard:problem:"
 class Answer(BaseModel):
     """What all answers share; a client ignores fields that a newer gateway has added."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class Fault(Answer):

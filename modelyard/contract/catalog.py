@@ -111,7 +111,9 @@ What engines read as an image's id is refused: `sha256:...`, 12 to 64 hexadecima
 class CatalogModel(BaseModel):
     """What all catalog entries share: frozen, strict, nothing unknown."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class Profile(StrEnum):

@@ -44,6 +44,7 @@ class ErrorCode(StrEnum):
     DATASET_MISMATCH = "dataset_mismatch"
     UNSUPPORTED_VERB = "unsupported_verb"
     MISSING_INPUT = "missing_input"
+    UNEXPECTED_INPUT = "unexpected_input"
     QUEUE_TIMEOUT = "queue_timeout"
 
     # The worker: what happened to the container.
@@ -108,6 +109,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.DATASET_MISMATCH: "The dataset given is not the one the job was created with.",
         ErrorCode.UNSUPPORTED_VERB: "The model's profile does not know this verb.",
         ErrorCode.MISSING_INPUT: "The verb needs an input and the request has none.",
+        ErrorCode.UNEXPECTED_INPUT: "The request has an input and the model's profile takes none.",
         ErrorCode.QUEUE_TIMEOUT: "It waited in the queue for longer than its queue_timeout_s.",
         ErrorCode.IMAGE_REFUSED: "The host's allow-list does not hold this image.",
         ErrorCode.IMAGE_NOT_FOUND: "The image exists neither on the host nor in its registry.",
@@ -158,7 +160,7 @@ def _parsed(value: object) -> object:
 class ErrorInfo(BaseModel):
     """Why an operation did not succeed: for machines the code, for people the message."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     code: Annotated[ErrorCode, BeforeValidator(_known_code)]
     message: str = Field(max_length=4096)

@@ -84,13 +84,17 @@ Labels = Annotated[dict[Label, Text], Field(max_length=64)]
 class Message(BaseModel):
     """What all messages between our own processes share."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class JobRequest(BaseModel):
     """One request on a job: the same schema through HTTP and AMQP."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     job_id: Id
     operation_type: Verb = Field(strict=False)

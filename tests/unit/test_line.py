@@ -170,6 +170,11 @@ def test_batch_models_know_only_temp() -> None:
     assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="b")), Place)
 
 
+def test_a_batch_container_has_no_way_to_get_an_input() -> None:
+    temp = op(Verb.TEMP, model="b", has_input=True)
+    assert refusal(job(JobState.NONE), temp) is ErrorCode.UNEXPECTED_INPUT
+
+
 def test_temp_of_a_server_needs_an_input_or_a_dataset() -> None:
     assert refusal(job(JobState.NONE), op(Verb.TEMP, model="m")) is ErrorCode.MISSING_INPUT
     assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="m", dataset="d")), Place)
