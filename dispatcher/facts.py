@@ -142,6 +142,17 @@ def stale_event(report: OperationReport, host_id: str, why: str) -> Event:
     )
 
 
+def stale_host_event(host_id: str, incarnation: str, number: int, *, what: str) -> Event:
+    """Return the note that an announcement or a look of an earlier boot came; only for the log."""
+    return Event(
+        event_id=f"host:{host_id}:{incarnation}:{number}:{what}:stale",
+        type="host.stale_report",
+        at=_now(),
+        host_id=host_id,
+        detail={"why": "other_incarnation", "incarnation": incarnation, "what": what},
+    )
+
+
 def observed_event(
     job: JobRecord, state: JobState, error: ErrorInfo | None, host_id: str | None
 ) -> Event:

@@ -22,10 +22,21 @@ from modelyard.contract.states import VERB_RULES, JobState, Liveness, OperationS
 from modelyard.contract.topology import LOST_AFTER_S
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.operations import Failure
 from modelyard.store.records import HostRecord, JobRecord, OperationRecord, Recovery
 
 log = structlog.get_logger(__name__)
+
+MOST_LOSSES = 3
+"""Hosts in a row that a loaded job is recreated after, without being LOADED for ten minutes: a
+model that takes its host down would else take down one after the other."""
+
+
+def is_recreated(job: JobRecord) -> bool:
+    """Tell whether a job that loses its host now is made anew elsewhere."""
+    if job.spec is None or job.spec.on_host_lost != "recreate":
+        return False
+    in_a_row = 0 if job.steady else job.restarts
+    return job.state is not JobState.LOADED or in_a_row < max(MOST_LOSSES, job.spec.max_restarts)
 
 
 class LostHosts:
@@ -73,6 +84,9 @@ class LostHosts:
         await self._lose_jobs(host, [job for job in jobs if job.state.live])
         crash_point("dispatcher.lost.after_jobs")
         by_id = {job.job_id: job for job in jobs}
+        # A job that an earlier pass has taken away is not on the host any more.
+        gone = {one.job_id for one in given if one.job_id} - by_id.keys()
+        by_id |= await self._store.jobs.get_many(sorted(gone))
         for operation in given:
             await self._take_operation(operation, by_id.get(operation.job_id or ""))
         crash_point("dispatcher.lost.after_operations")
@@ -89,8 +103,7 @@ class LostHosts:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
         events = []
         for job in jobs:
-            recreated = job.spec is not None and job.spec.on_host_lost == "recreate"
-            recovery = Recovery(to=job.state, key=job.version) if recreated else None
+            recovery = Recovery(to=job.state, key=job.version) if is_recreated(job) else None
             if await self._store.jobs.observe(job, JobState.LOST, error, recovery=recovery):
                 events.append(observed_event(job, JobState.LOST, error, host.host_id))
         await self._facts.tell(events)
@@ -98,18 +111,13 @@ class LostHosts:
     async def _take_operation(self, operation: OperationRecord, job: JobRecord | None) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
         begun = operation.state is OperationState.RUNNING
-        comes_back = (
-            job is not None and job.spec is not None and (job.spec.on_host_lost == "recreate")
-        )
         places = operation.verb is not None and VERB_RULES[operation.verb].places
-        if places and begun:
-            await self._attempts.failed(operation, error)
-        elif places or operation.verb is Verb.TERMINATE:
+        goes_on = places or (job is not None and is_recreated(job))
+        if operation.verb is Verb.TERMINATE or (goes_on and not begun):
             # Nothing is left to remove: a TERMINATE holds by itself.
             await self._attempts.again(operation, None, keeps_place=False)
-        elif comes_back and not (begun and operation.verb is Verb.INFER):
-            failure = Failure(error, operation.seq, 0.0) if begun else None
-            await self._attempts.again(operation, failure, keeps_place=False)
+        elif goes_on:
+            await self._attempts.failed(operation, error)
         else:
             await self._attempts.end(operation, error, OperationState.FAILED)
 

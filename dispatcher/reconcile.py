@@ -14,7 +14,7 @@ import structlog
 
 from dispatcher.attempts import Attempts
 from dispatcher.control import Control
-from dispatcher.facts import Facts, host_event, observed_event
+from dispatcher.facts import Facts, host_event, observed_event, stale_host_event
 from dispatcher.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import (
@@ -234,8 +234,7 @@ class Reconciler:
     async def boot(self, boot: Booted) -> None:
         """Record a boot and repair what it left open; raises `StoreUnavailableError`."""
         if not await self._store.hosts.come_online(boot.host_id, boot.incarnation, boot.online):
-            log.info("host.old_boot", host_id=boot.host_id, incarnation=boot.incarnation)
-            await self._count_old_boot(boot.host_id)
+            await self._fence_off(boot, "announcement")
             return
         crash_point("dispatcher.boot.after_online")
         given = await self._store.operations.on_host(boot.host_id)
@@ -265,8 +264,7 @@ class Reconciler:
         """Repair what a look found; raises `StoreUnavailableError`."""
         host = await self._store.hosts.get(look.host_id)
         if host is None or host.incarnation != look.incarnation:
-            log.info("inventory.old_boot", host_id=look.host_id, incarnation=look.incarnation)
-            await self._count_old_boot(look.host_id)
+            await self._fence_off(look, "inventory")
             return
         given = await self._store.operations.on_host(look.host_id)
         plan = await self._compare(look, given, booted=False)
@@ -287,8 +285,12 @@ class Reconciler:
                 ],
             )
 
-    async def _count_old_boot(self, host_id: str) -> None:
-        await self._store.hosts.count_fenced_off({(host_id, "other_incarnation"): 1})
+    async def _fence_off(self, late: Booted | Looked, what: str) -> None:
+        """Note and count what an earlier boot still tells; each message once."""
+        log.info("host.old_boot", host_id=late.host_id, incarnation=late.incarnation, what=what)
+        note = stale_host_event(late.host_id, late.incarnation, late.number, what=what)
+        if await self._facts.note([note]):
+            await self._store.hosts.count_fenced_off({(late.host_id, "other_incarnation"): 1})
 
     async def _compare(
         self, look: Looked, given: Sequence[OperationRecord], *, booted: bool

@@ -15,6 +15,7 @@ from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import JobState, OperationState
 from tests.faults.wire import open_wire
 from tests.faults.yard import Json, Yard
+from tests.support.histories import STALE
 from tests.support.waiting import eventually
 
 HOST = "h1"
@@ -181,10 +182,9 @@ async def counted_as_logged(yard: Yard) -> None:
     """Return once the host's document counts the late reports that the log has of it."""
 
     async def as_many() -> bool:
-        wanted = {"type": "operation.stale_report", "host_id": HOST}
+        wanted = {"type": {"$in": sorted(STALE)}, "host_id": HOST}
         noted = Counter(one["detail"]["why"] for one in await yard.database.all("events", wanted))
         counted: Counter[str] = Counter((await yard.host(HOST)).get("fenced_off", {}))
-        del counted["other_incarnation"]  # of inventories and boots, which are not in the log
         return bool(noted) and counted == noted
 
     await eventually(as_many, within_s=20, what="a count of each late report")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -196,6 +196,9 @@ async def test_what_an_old_boot_still_says_is_counted_past_the_next_boot(yard: Y
         await fenced_off(yard, "h1", {"other_incarnation": 1})
         await host.look()
         await fenced_off(yard, "h1", {"other_incarnation": 2})
+        notes = yard.store._connection.database.events.find({"type": "host.stale_report"})
+        said = sorted([(one["host_id"], one["detail"]["what"]) async for one in notes])
+        assert said == [("h1", "announcement"), ("h1", "inventory")]
         host.incarnation = "newest"
         await host.come_online()
 
@@ -295,6 +298,40 @@ async def test_a_model_that_wants_it_is_recreated_elsewhere_before_what_waits(ya
             await yard.operation(running, OperationState.FAILED)
             ours = await yard.operation(create.operation_id)
             assert ours.source == "system"
+
+
+async def test_a_load_that_takes_its_hosts_down_does_not_go_through_all_of_them(
+    yard: Yard,
+) -> None:
+    async with AsyncExitStack() as hosts:
+        h1 = await hosts.enter_async_context(scripted_host(yard.broker, "h1"))
+        await created(yard, h1, model="m-comes-back")
+        load = await yard.submit(Verb.DEPLOY_LOAD)
+        await accepted(yard, h1)
+        for number in (2, 3):
+            host = await hosts.enter_async_context(scripted_host(yard.broker, f"h{number}"))
+            await lose(yard, f"h{number - 1}")
+            create = await host.command()
+            assert create.verb is Verb.DEPLOY_CREATE
+            await host.finish(create)
+            again = await accepted(yard, host)
+            assert (again.operation_id, again.epoch) == (load, number)
+        last = await hosts.enter_async_context(scripted_host(yard.broker, "h4"))
+        await lose(yard, "h3")
+        ended = await yard.operation(load, OperationState.FAILED)
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.HOST_LOST
+        await last.finish(await last.command())
+        await yard.job("job-1", where=lambda one: one.state is JobState.CREATED)
+
+
+async def test_a_job_that_has_lost_too_many_hosts_in_a_row_stays_lost(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2"):
+        await loaded(yard, h1, model="m-comes-back")
+        await yard.store.jobs._collection.update_one({"_id": "job-1"}, {"$set": {"restarts": 3}})
+        await lose(yard, "h1")
+        lost = await yard.job("job-1", where=lambda one: one.state is JobState.LOST)
+        assert lost.recovery is None
 
 
 async def test_a_host_that_returns_takes_part_again_and_loses_what_is_not_its_own(

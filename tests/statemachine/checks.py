@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import HEARTBEATS_QUEUE
 from tests.statemachine.world import World
+from tests.support.histories import STALE
 from tests.support.invariants import (
     Snapshot,
     capacity,
@@ -166,11 +167,11 @@ def _late(world: World, now: Snapshot) -> Iterator[str]:
     noted = Counter(
         (event["host_id"], event["detail"]["why"])
         for event in world.database.documents("events")
-        if event["type"] == "operation.stale_report"
+        if event["type"] in STALE
     )
     for host in now.hosts:
         for why, count in host.get("fenced_off", {}).items():
-            if why != "other_incarnation" and count > noted[host["_id"], why]:
+            if count > noted[host["_id"], why]:
                 yield f"{host['_id']} counts {count} {why}, noted are {noted[host['_id'], why]}"
 
 

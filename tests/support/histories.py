@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from modelyard.contract.states import OPERATION_TRANSITIONS, OperationState
 
+STALE = frozenset({"operation.stale_report", "host.stale_report"})
+"""Events that are no facts: notes of what came too late."""
+
 _ORDER = {OperationState.DISPATCHED: 0, OperationState.RUNNING: 1, OperationState.QUEUED: 2}
 """Among events of one sequence number: an end or a return to the queue comes last."""
 
