@@ -301,7 +301,12 @@ class Recorder:
         try:
             envelope = Envelope.model_validate_json(delivery.body)
         except ValidationError as error:
-            await self._bury(delivery, error)
+            await self._bury(delivery, _faults(error))
+            return None
+        if envelope.host_id != delivery.routing_key:
+            await self._bury(
+                delivery, f"{envelope.host_id} said it by the key {delivery.routing_key!r}."
+            )
             return None
         reports: list[OperationReport] = []
         unreadable: list[JsonValue] = []
@@ -317,7 +322,9 @@ class Recorder:
             rest = envelope.model_copy(
                 update={"operations": tuple(unreadable), "online": None, "inventory": None}
             )
-            await self._bury(replace(delivery, body=rest.model_dump_json().encode()), wrong)
+            await self._bury(
+                replace(delivery, body=rest.model_dump_json().encode()), _faults(wrong)
+            )
         return WorkerReports(
             host_id=envelope.host_id,
             incarnation=envelope.incarnation,
@@ -327,9 +334,8 @@ class Recorder:
             inventory=envelope.inventory,
         )
 
-    async def _bury(self, delivery: Delivery, error: ValidationError) -> None:
-        faults = "; ".join(f"{one['pointer']}: {one['message']}" for one in error_list(error)[:3])
-        info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {faults}"[:1_000])
+    async def _bury(self, delivery: Delivery, why: str) -> None:
+        info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}"[:1_000])
         await bury(self._broker, delivery, info, queue=REPORTS_QUEUE.name)
 
     async def _keep_results(self, accepted: Sequence[Accepted]) -> Mapping[str, ResultPlace]:
@@ -406,6 +412,10 @@ class Recorder:
                 overtaken.append(Stale(one.operation.host_id or "", one.report, "overtaken"))
         await self._keep_and_count(overtaken)
         return valid
+
+
+def _faults(error: ValidationError) -> str:
+    return "; ".join(f"{one['pointer']}: {one['message']}" for one in error_list(error)[:3])
 
 
 def _log_stale(one: Stale) -> None:

@@ -13,9 +13,10 @@ from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import (
     InventoryItem,
     JobRequest,
+    WorkerReports,
 )
 from modelyard.contract.states import Admission, JobState, OperationState, Verb
-from modelyard.contract.topology import EVENTS, JOBS_QUEUE, REPORTS_QUEUE
+from modelyard.contract.topology import EVENTS, JOBS_QUEUE, REPORTS, REPORTS_QUEUE
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
 from tests.support.scripted_host import scripted_host
@@ -354,6 +355,13 @@ async def test_a_host_cannot_finish_another_hosts_operation(yard: Yard) -> None:
         operation_id = await yard.submit(Verb.DEPLOY_CREATE)
         command = await owner.command()
         await thief.finish(command, seq=5)
+        forged = WorkerReports(
+            host_id=owner.host_id,
+            incarnation=owner.incarnation,
+            operations=(owner.made(command, OperationState.FAILED, seq=6),),
+        )
+        await yard.broker.publish(REPORTS, "h2", forged.model_dump_json().encode())
+        assert "said it by the key 'h2'" in (await yard.dead_letter()).detail
         await owner.report(command, OperationState.RUNNING, seq=1)
         await yard.operation(operation_id, OperationState.RUNNING)
         await owner.finish(command, OperationState.FAILED, job_state=JobState.FAILED)
