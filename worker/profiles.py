@@ -1,4 +1,4 @@
-"""How a model of each profile is talked to: the table of the design, as values.
+"""How a model of each profile is talked to: the table of docs/models.md, as values.
 
 `open-inference` follows the Open Inference Protocol, version 2, with the model repository
 extension, as KServe, Triton and MLServer speak it.
