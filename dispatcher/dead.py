@@ -15,8 +15,13 @@ from dispatcher.attempts import Attempts
 from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
 from dispatcher.decode import Unreadable, decode_delivery
-from dispatcher.intake import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
-from modelyard.broker import Delivery, Subscription
+from modelyard.broker import (
+    DETAIL_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    Delivery,
+    Subscription,
+)
 from modelyard.contract.errors import (
     SENTENCES,
     ErrorCode,

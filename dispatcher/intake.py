@@ -16,11 +16,11 @@ import structlog
 
 from dispatcher.decode import Unreadable, decode_delivery
 from dispatcher.facts import Facts, operation_event
-from modelyard.broker import Broker, Delivery, Subscription
-from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo
+from modelyard.broker import Broker, Delivery, Subscription, bury
+from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import CANCEL_TYPE, OVERDUE_TYPE
 from modelyard.contract.states import OperationState
-from modelyard.contract.topology import DEAD, JOBS, JOBS_QUEUE, SUBMIT_KEY
+from modelyard.contract.topology import JOBS, JOBS_QUEUE, SUBMIT_KEY
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operation_queries import Known
@@ -28,10 +28,6 @@ from modelyard.store.records import NewOperation, OperationRecord
 from modelyard.together import together
 
 log = structlog.get_logger(__name__)
-
-REASON_HEADER = "x-modelyard-reason"
-DETAIL_HEADER = "x-modelyard-detail"
-QUEUE_HEADER = "x-modelyard-queue"
 
 AT_ONCE = 1_000
 """Operations that are recorded with one write; a message holds no more."""
@@ -211,24 +207,4 @@ def _as_recorded(operation: NewOperation) -> OperationRecord:
         verb=operation.verb,
         state=OperationState.REJECTED if operation.rejection else OperationState.QUEUED,
         error=operation.rejection,
-    )
-
-
-async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: str) -> None:
-    """Send a message that can't be taken to the dead letters, with its reason.
-
-    Raises `BrokerUnavailableError`; the caller settles the delivery only after this returned.
-    """
-    log.warning("message.buried", queue=queue, code=error.code, reason=error.message)
-    await broker.publish(
-        DEAD,
-        delivery.routing_key,
-        delivery.body,
-        message_type=delivery.type,
-        message_id=delivery.message_id,
-        headers={
-            REASON_HEADER: error.code,
-            DETAIL_HEADER: error.message[:1_000],
-            QUEUE_HEADER: queue,
-        },
     )

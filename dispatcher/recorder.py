@@ -18,10 +18,9 @@ from dispatcher.attempts import Attempts
 from dispatcher.control import Control
 from dispatcher.deadlines import OVERDUE_REPORTS_TYPE, Deadlines
 from dispatcher.facts import Facts, fact_id, job_event, report_event, stale_event
-from dispatcher.intake import bury
 from dispatcher.reconcile import Booted, Looked, Reconciler, recovery_of
 from dispatcher.scheduler import Scheduler
-from modelyard.broker import Broker, Delivery, Subscription
+from modelyard.broker import Broker, Delivery, Subscription, bury
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import (
@@ -42,7 +41,7 @@ from modelyard.contract.states import (
 )
 from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.topology import REPORTS_QUEUE
-from modelyard.contract.validation import error_list
+from modelyard.contract.validation import first_errors
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import Coming, Effect
@@ -301,7 +300,7 @@ class Recorder:
         try:
             envelope = Envelope.model_validate_json(delivery.body)
         except ValidationError as error:
-            await self._bury(delivery, _faults(error))
+            await self._bury(delivery, first_errors(error))
             return None
         if envelope.host_id != delivery.routing_key:
             await self._bury(
@@ -323,7 +322,7 @@ class Recorder:
                 update={"operations": tuple(unreadable), "online": None, "inventory": None}
             )
             await self._bury(
-                replace(delivery, body=rest.model_dump_json().encode()), _faults(wrong)
+                replace(delivery, body=rest.model_dump_json().encode()), first_errors(wrong)
             )
         return WorkerReports(
             host_id=envelope.host_id,
@@ -335,7 +334,7 @@ class Recorder:
         )
 
     async def _bury(self, delivery: Delivery, why: str) -> None:
-        info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}"[:1_000])
+        info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}")
         await bury(self._broker, delivery, info, queue=REPORTS_QUEUE.name)
 
     async def _keep_results(self, accepted: Sequence[Accepted]) -> Mapping[str, ResultPlace]:
@@ -412,10 +411,6 @@ class Recorder:
                 overtaken.append(Stale(one.operation.host_id or "", one.report, "overtaken"))
         await self._keep_and_count(overtaken)
         return valid
-
-
-def _faults(error: ValidationError) -> str:
-    return "; ".join(f"{one['pointer']}: {one['message']}" for one in error_list(error)[:3])
 
 
 def _log_stale(one: Stale) -> None:

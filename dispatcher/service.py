@@ -15,7 +15,7 @@ from dispatcher.dead import DeadLetterRecorder
 from dispatcher.deadlines import Deadlines
 from dispatcher.drains import Drains
 from dispatcher.facts import Facts
-from dispatcher.intake import Intake, bury
+from dispatcher.intake import Intake
 from dispatcher.lost import LostHosts
 from dispatcher.moves import Moves
 from dispatcher.reconcile import Reconciler
@@ -24,7 +24,7 @@ from dispatcher.recovery import BringBack
 from dispatcher.scheduler import Scheduler
 from dispatcher.settings import Settings
 from dispatcher.sweep import Sweep
-from modelyard.broker import Broker, Delivery, Subscription, backoff_s, consume_forever
+from modelyard.broker import Broker, Delivery, Subscription, backoff_s, bury, consume_forever
 from modelyard.contract.errors import (
     BrokerUnavailableError,
     ErrorCode,

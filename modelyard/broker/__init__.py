@@ -6,6 +6,7 @@ subscription that loses anything (connection, channel, consumer) ends with
 about its consumers is never older than one connection.
 """
 
+from modelyard.broker.burying import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER, bury
 from modelyard.broker.connection import Broker
 from modelyard.broker.consuming import consume_forever
 from modelyard.broker.lenient import decode_leniently
@@ -20,6 +21,9 @@ from modelyard.broker.subscription import Delivery, Subscription
 decode_leniently()
 
 __all__ = [
+    "DETAIL_HEADER",
+    "QUEUE_HEADER",
+    "REASON_HEADER",
     "Broker",
     "ConsumingFailedError",
     "Delivery",
@@ -27,5 +31,6 @@ __all__ = [
     "Subscription",
     "TopologyMismatchError",
     "backoff_s",
+    "bury",
     "consume_forever",
 ]

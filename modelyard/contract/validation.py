@@ -46,6 +46,11 @@ def error_list(error: ValidationError) -> list[dict[str, str]]:
     ]
 
 
+def first_errors(error: ValidationError) -> str:
+    """Return pydantic's first findings in one line of at most 900 characters."""
+    return "; ".join(f"{one['pointer']}: {one['message']}" for one in error_list(error)[:3])[:900]
+
+
 def pointer(location: tuple[int | str, ...]) -> str:
     """Return an RFC 6901 JSON pointer to a place in a document.
 
