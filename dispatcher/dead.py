@@ -1,7 +1,8 @@
 """Dead letters: from their queue into the record, each with its reason.
 
 What waits for a message that is dead has its end as well: a request is REJECTED, and an operation
-whose end could not be recorded has FAILED. A command is not kept, for the record has it.
+whose end could not be recorded has FAILED. A command that the broker took away is not kept, for
+the record has it; one that its worker could not read is.
 """
 
 import hashlib
@@ -158,8 +159,11 @@ def _letter(delivery: Delivery) -> DeadLetter:
 
 
 def _is_command(letter: DeadLetter) -> bool:
-    """Tell a command, which the record has: it is given again, and counted, until it is taken."""
-    if not letter.queue.startswith(_HOST_QUEUE_PREFIX):
+    """Tell a command, which the record has: it is given again, and counted, until it is taken.
+
+    Not one that its worker buried: what is wrong with it is told nowhere else.
+    """
+    if not letter.queue.startswith(_HOST_QUEUE_PREFIX) or REASON_HEADER in letter.headers:
         return False
     return letter.reason == ErrorCode.EXPIRED_MESSAGE or bool(_listed(letter, "commands"))
 

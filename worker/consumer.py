@@ -2,12 +2,20 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import structlog
 
-from modelyard.broker import Broker, Delivery, QueueHeldError, Subscription, consume_forever
+from modelyard.broker import (
+    Broker,
+    Delivery,
+    QueueHeldError,
+    Subscription,
+    bury,
+    consume_forever,
+)
 from modelyard.contract.messages import HostCommand
-from modelyard.contract.topology import DEAD, host_queue
+from modelyard.contract.topology import host_queue
 from modelyard.crash_points import crash_point
 from worker.attempts import Attempts
 from worker.desk import Decision, Desk
@@ -19,7 +27,6 @@ log = structlog.get_logger(__name__)
 
 PREFETCH = 64
 MAX_DELIVERIES = 64
-REASON_HEADER = "x-modelyard-reason"
 
 
 class Consumer:
@@ -147,11 +154,5 @@ class Consumer:
 
     async def _bury(self, delivery: Delivery, letter: Unreadable) -> None:
         """Hand what can't be read to the dead letters, confirmed, with its reason."""
-        log.warning("commands.malformed", reason=letter.reason.value, errors=letter.errors)
-        await self._broker.publish(
-            DEAD,
-            delivery.routing_key,
-            letter.body,
-            message_type=delivery.type,
-            headers={REASON_HEADER: letter.reason.value},
-        )
+        message = replace(delivery, body=letter.body)
+        await bury(self._broker, message, letter.error, queue=host_queue(self._host_id).name)

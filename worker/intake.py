@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from modelyard.contract.errors import ErrorCode
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import HostCommand, Message
+from modelyard.contract.validation import first_errors
 
 
 class Envelope(Message):
@@ -24,9 +25,8 @@ class Envelope(Message):
 class Unreadable:
     """What goes to the dead letters, and why."""
 
-    reason: ErrorCode
+    error: ErrorInfo
     body: bytes
-    errors: int
 
 
 def read_envelope(body: bytes) -> Envelope | Unreadable:
@@ -37,7 +37,7 @@ def read_envelope(body: bytes) -> Envelope | Unreadable:
         kinds = {detail["type"] for detail in error.errors(include_url=False, include_input=False)}
         not_json = "json_invalid" in kinds
         reason = ErrorCode.INVALID_JSON if not_json else ErrorCode.INVALID_REQUEST
-        return Unreadable(reason, body, error.error_count())
+        return Unreadable(_told(reason, "a list of commands", error), body)
 
 
 def read_commands(envelope: Envelope) -> tuple[list[HostCommand], list[Unreadable]]:
@@ -54,5 +54,9 @@ def read_commands(envelope: Envelope) -> tuple[list[HostCommand], list[Unreadabl
         except ValidationError as error:
             alone = {**envelope.model_dump(exclude={"commands"}), "commands": [command]}
             body = json.dumps(alone).encode()
-            bad.append(Unreadable(ErrorCode.INVALID_REQUEST, body, error.error_count()))
+            bad.append(Unreadable(_told(ErrorCode.INVALID_REQUEST, "a command", error), body))
     return good, bad
+
+
+def _told(reason: ErrorCode, wanted: str, error: ValidationError) -> ErrorInfo:
+    return ErrorInfo(code=reason, message=f"Not {wanted}: {first_errors(error)}")

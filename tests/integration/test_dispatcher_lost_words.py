@@ -1,5 +1,6 @@
 """A dispatcher when what a worker said or was to hear is lost: in a deleted queue, as a letter."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -11,12 +12,19 @@ from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import HostCommand, HostCommands, WorkerReports
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.contract.topology import DEAD, REPORTS, REPORTS_QUEUE, host_queue
+from modelyard.contract.topology import DEAD, HOSTS, REPORTS, REPORTS_QUEUE, host_queue
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
+from modelyard.together import TaskGroup
 from tests.support.deployed import accepted, created, slots_used
 from tests.support.scripted_host import ScriptedHost, scripted_host
 from tests.support.yard import MODEL, Yard, running_dispatcher
+from tests.unit.worker_bench import HOST, Bench
+from tests.unit.worker_broker import reporter_on
+from worker.attempts import Attempts
+from worker.consumer import Consumer
+from worker.desk import Desk
+from worker.job_locks import JobLocks
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -110,6 +118,43 @@ async def test_nobody_ends_the_operations_of_another_host_by_what_can_not_be_rea
             assert (await yard.dead_letter()).routing_key == "h2"
         await host.finish(command)
         await yard.operation(operation_id, OperationState.SUCCEEDED)
+
+
+async def test_a_command_that_its_worker_could_not_read_is_a_letter_that_says_what_and_where(
+    yard: Yard,
+) -> None:
+    body = {"host_id": HOST, "incarnation": "i-1", "commands": [{"verb": "of the future"}]}
+    await yard.broker.declare([host_queue(HOST)])
+    await yard.broker.publish(HOSTS, HOST, json.dumps(body).encode(), message_id="the-command")
+    async with asyncio.timeout(20), TaskGroup() as tasks:
+        consuming = tasks.create_task(_consumer(yard.broker, tasks).run())
+        letter = await yard.dead_letter()
+        consuming.cancel()
+    assert letter.queue == host_queue(HOST).name
+    assert letter.reason == ErrorCode.INVALID_REQUEST
+    assert letter.detail.startswith("Not a command: /")
+    assert letter.message_id == "the-command"
+    assert json.loads(letter.payload)["commands"] == body["commands"]
+
+
+def _consumer(broker: Broker, tasks: TaskGroup) -> Consumer:
+    """Return what a worker reads its commands with, over an engine that is faked."""
+
+    async def at_once() -> None:
+        return
+
+    reporter = reporter_on(broker)
+    desk = Desk(reporter.put)
+    return Consumer(
+        broker=broker,
+        reporter=reporter,
+        desk=desk,
+        attempts=Attempts(Bench().operations, desk, JobLocks(), tasks),
+        announce=at_once,
+        held=at_once,
+        host_id=HOST,
+        incarnation="i-1",
+    )
 
 
 async def _unreadable(yard: Yard, host: ScriptedHost, command: HostCommand, **fields: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from modelyard.broker import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
 from modelyard.contract.messages import (
     Heartbeat,
     HostCommand,
@@ -17,7 +18,7 @@ from modelyard.contract.messages import (
     WorkerReports,
 )
 from modelyard.contract.states import OperationState, Verb
-from modelyard.contract.topology import DEAD, HEARTBEATS
+from modelyard.contract.topology import DEAD, HEARTBEATS, host_queue
 from modelyard.together import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, Bench, model
@@ -195,7 +196,11 @@ async def test_a_message_that_can_not_be_read_is_a_dead_letter_with_its_reason(
         await it.settled(2)
         assert (await it.ended(command)).state is OperationState.SUCCEEDED
     letters = [(b, h) for exchange, b, h in it.broker.published if exchange is DEAD]
-    assert letters == [(body, {"x-modelyard-reason": reason})]
+    [(buried, headers)] = letters
+    assert buried == body
+    assert headers[REASON_HEADER] == reason
+    assert headers[QUEUE_HEADER] == host_queue(HOST).name
+    assert headers[DETAIL_HEADER].startswith("Not a list of commands: ")
 
 
 def with_field(command: HostCommand, place: str, **more: object) -> dict[str, Any]:
@@ -215,7 +220,10 @@ async def test_a_command_that_can_not_be_read_is_a_dead_letter_alone() -> None:
         assert (await it.ended(good)).state is OperationState.SUCCEEDED
         await it.settled()
     letters = [(b, h) for exchange, b, h in it.broker.published if exchange is DEAD]
-    assert [h for _, h in letters] == [{"x-modelyard-reason": "invalid_request"}]
+    [(_, headers)] = letters
+    assert headers[REASON_HEADER] == "invalid_request"
+    assert headers[QUEUE_HEADER] == host_queue(HOST).name
+    assert headers[DETAIL_HEADER].startswith("Not a command: /model/port: ")
     assert json.loads(letters[0][0]) == {**envelope, "schema_version": 1, "commands": [broken]}
 
 
