@@ -5,7 +5,6 @@ from gateway.reading import Reading
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ModelyardError
 from modelyard.contract.topology import (
-    HOSTS,
     JOBS,
     JOBS_QUEUE,
     REPLAY_HEADER,
@@ -70,8 +69,9 @@ class Replays:
 def address_of(letter: DeadLetter) -> tuple[Exchange, str]:
     """Return the exchange and the routing key that lead to where a letter was taken out of.
 
-    Raises `ModelyardError` with `not_replayable` for any other queue than those of requests,
-    reports and hosts, and for a payload that was not kept whole.
+    Raises `ModelyardError` with `not_replayable` for any other queue than those of requests and
+    reports, and for a payload that was not kept whole. A host's queue is no exception: a command is
+    for one attempt on one boot, and the dispatcher gives it again by itself while it counts.
     """
     if letter.payload_bytes > len(letter.payload):
         raise _not_replayable(
@@ -82,7 +82,7 @@ def address_of(letter: DeadLetter) -> tuple[Exchange, str]:
     if letter.queue == REPORTS_QUEUE.name:
         return REPORTS, letter.routing_key
     if letter.queue == host_queue(letter.routing_key).name:
-        return HOSTS, letter.routing_key
+        raise _not_replayable("Commands are given again by the dispatcher, never from here.")
     raise _not_replayable("It was taken out of a queue that nothing is sent to again.")
 
 

@@ -14,7 +14,7 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import CANCEL_TYPE, CancelWish, EngineFacts, HostOnline, JobRequest
 from modelyard.contract.states import OperationState
-from modelyard.contract.topology import JOBS_QUEUE, REPLAY_HEADER, REPORTS_QUEUE
+from modelyard.contract.topology import JOBS_QUEUE, REPLAY_HEADER, REPORTS_QUEUE, host_queue
 from modelyard.store.records import DeadLetter, NewOperation
 from tests.support.gateway import Backstage, Json, fill_catalog, frozen, problem, serving
 
@@ -363,10 +363,20 @@ async def test_a_letter_that_was_cut_is_not_replayed(yard: Backstage) -> None:
         assert kept.replays == 0
 
 
+async def test_a_command_is_not_replayed_and_it_is_said_who_gives_it_again(yard: Backstage) -> None:
+    command = letter(1, queue=host_queue("h-9").name, routing_key="h-9")
+    await yard.store.dead_letters.add([command])
+    answer = await yard.client.post(f"/v1/dead-letters/{command.dead_letter_id}/replay")
+    assert answer.status_code == 409
+    refused = problem(answer)
+    assert refused["code"] == "not_replayable"
+    assert "given again by the dispatcher" in refused["detail"]
+
+
 async def test_a_replay_to_a_queue_that_is_gone_is_503_and_concludes_nothing_else(
     yard: Backstage,
 ) -> None:
-    gone = letter(1, queue="modelyard.host.h-9.v1", routing_key="h-9")
+    gone = letter(1, queue=REPORTS_QUEUE.name, routing_key="h-9")  # of which nobody has heard
     await yard.store.dead_letters.add([gone])
     answer = await yard.client.post(f"/v1/dead-letters/{gone.dead_letter_id}/replay")
     assert answer.status_code == 503
