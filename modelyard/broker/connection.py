@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.exceptions import ChannelPreconditionFailed
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp.commands import Queue as QueueFrames
 
 from modelyard.broker.losses import (
@@ -144,7 +144,7 @@ class Broker:
         Raises `BrokerUnavailableError`.
         """
 
-        async def attach(channel: AbstractChannel) -> aio_pika.abc.AbstractQueue:
+        async def attach(channel: AbstractChannel) -> AbstractQueue:
             if not exclusive:
                 return await channel.get_queue(queue.name, ensure=False)
             found = await channel.declare_queue(queue.name, passive=True)
@@ -152,23 +152,11 @@ class Broker:
                 raise QueueHeldError(f"{queue.name} has a consumer already and is to be exclusive.")
             return found
 
-        async with self._consuming(attach, prefetch) as subscription:
-            watching = asyncio.create_task(self._watch(queue.name, subscription))
-            try:
-                yield subscription
-            finally:
-                watching.cancel()
-
-    async def _watch(self, queue_name: str, subscription: Subscription) -> None:
-        """End a subscription whose consumer the broker does not know any more.
-
-        A consumer can get lost without a word, with its channel open: then nothing would ever come.
-        """
-        while not subscription.is_lost:
-            await asyncio.sleep(WATCH_S)
-            with suppress(BrokerUnavailableError):  # of that it hears by itself
-                if await self.consumer_count(queue_name) == 0:
-                    subscription.on_lost(f"The broker knows no consumer of {queue_name}.")
+        async with (
+            self._consuming(attach, prefetch) as (subscription, _, _),
+            _watched(subscription, queue.name, lambda: self.consumer_count(queue.name)),
+        ):
+            yield subscription
 
     @asynccontextmanager
     async def tap(
@@ -179,22 +167,26 @@ class Broker:
         Raises `BrokerUnavailableError`.
         """
 
-        async def attach(channel: AbstractChannel) -> aio_pika.abc.AbstractQueue:
+        async def attach(channel: AbstractChannel) -> AbstractQueue:
             await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
             queue = await channel.declare_queue(exclusive=True, auto_delete=True)
             for key in routing_keys:
                 await queue.bind(exchange.name, key)
             return queue
 
-        async with self._consuming(attach, prefetch) as subscription:
+        async with (
+            self._consuming(attach, prefetch) as (subscription, connection, queue),
+            _watched(subscription, queue.name, lambda: _own_consumer_count(connection, queue.name)),
+        ):
             yield subscription
 
     @asynccontextmanager
     async def _consuming(
         self,
-        attach: Callable[[AbstractChannel], Awaitable[aio_pika.abc.AbstractQueue]],
+        attach: Callable[[AbstractChannel], Awaitable[AbstractQueue]],
         prefetch: int,
-    ) -> AsyncIterator[Subscription]:
+    ) -> AsyncIterator[tuple[Subscription, AbstractConnection, AbstractQueue]]:
+        """Attach on a connection of its own; yield what came of it."""
         subscription = Subscription()
         with losses():
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -217,7 +209,7 @@ class Broker:
                             await queue.consume(subscription.on_message)
                     except BrokerUnavailableError as error:
                         raise ConsumingFailedError(error.message) from error
-            yield subscription
+            yield subscription, connection, queue
         finally:
             await close_quietly(connection)
 
@@ -296,3 +288,43 @@ class Broker:
         for queue, routing_key in extra_bindings:
             made = await channel.get_queue(queue.name, ensure=False)
             await made.bind(queue.exchange.name, routing_key)
+
+
+@asynccontextmanager
+async def _watched(
+    subscription: Subscription, queue_name: str, count: Callable[[], Awaitable[int]]
+) -> AsyncIterator[None]:
+    """End a subscription meanwhile whose consumer the broker does not know any more.
+
+    A consumer can get lost without a word, with its channel open: then nothing would ever come.
+    """
+
+    async def watch() -> None:
+        while not subscription.is_lost:
+            await asyncio.sleep(WATCH_S)
+            with suppress(BrokerUnavailableError):  # of that it hears by itself
+                if await count() == 0:
+                    subscription.on_lost(f"The broker knows no consumer of {queue_name}.")
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+async def _own_consumer_count(connection: AbstractConnection, queue_name: str) -> int:
+    """Return how many consumers a queue has that only its own connection may look at.
+
+    One that is gone has none: it went with its last consumer. On a throw-away channel, which a
+    queue that is gone closes. Raises `BrokerUnavailableError`.
+    """
+    with losses():
+        async with asyncio.timeout(LOOK_TIMEOUT_S):
+            channel = await connection.channel()
+            try:
+                queue = await channel.declare_queue(queue_name, passive=True)
+            except ChannelNotFoundEntity:
+                return 0
+            await channel.close()
+            return queue.declaration_result.consumer_count or 0
