@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
-from modelyard.exiting import find_error
+from modelyard.exiting import Exit, find_error
 from modelyard.settings import give_up, start_process
 from modelyard.telemetry import setup_logging
 from worker.docker_runtime import DockerRuntime
@@ -56,7 +56,7 @@ async def run(
         note=shared_note(Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url),
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
-    _listen_for_signals(stop)
+    _listen_for_signals(stop, Exit())
     broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
     rules = settings.plan_rules()
     runtime = DockerRuntime(
@@ -80,11 +80,17 @@ async def run(
     leash.let_go()
 
 
-def _listen_for_signals(stop: asyncio.Event) -> None:
+def _listen_for_signals(stop: asyncio.Event, process: Exit) -> None:
+    """Stop in good order at the first signal, for as long as that may take.
+
+    Whatever cuts it short, a second signal or `EXIT_S`, there is no farewell unless it was said
+    by then: what has begun may still come to its container, and the watchdog sees to that.
+    """
+
     def on_signal() -> None:
         if stop.is_set():
-            # No farewell: what has begun may still come to its container after this.
             os._exit(_SECOND_SIGNAL)
+        process.begin()
         stop.set()
 
     loop = asyncio.get_running_loop()

@@ -166,6 +166,30 @@ async def test_a_second_sigterm_ends_a_process_that_is_still_busy_at_once(
         assert time.monotonic() - began < AT_ONCE_S
     assert {name: _exit_code(yard, name) for name in names} == dict.fromkeys(names, code)
     assert await _running_containers(yard) == there
+    await _back_and_at_work(yard, names, there)
+
+
+@pytest.mark.timeout(240)
+async def test_one_sigterm_ends_every_process_although_the_broker_is_silent(yard: Yard) -> None:
+    """What runs has its time, and what ends by then is never reported: the longest way to stop."""
+    every = list(yard.fleet.services)
+    ending = yard.job_id()
+    await yard.loaded(ending)
+    async with _an_inference_that_runs(yard):
+        short = await tagged(yard, "INFER", ending, sleep=SHORT_S)
+        await yard.running(short)
+        await yard.running_state(short)
+        there = await _running_containers(yard)
+        async with _a_broker_that_is_silent(yard):
+            for name in every:
+                yard.service(name).daemon.terminate()
+            await asyncio.gather(*(yard.gone(name, within_s=EXIT_S) for name in every))
+    assert await _running_containers(yard) == there
+    await _back_and_at_work(yard, every, there)
+
+
+async def _back_and_at_work(yard: Yard, names: list[str], there: dict[str, str]) -> None:
+    """Start processes again; everything holds, and the same containers run."""
     for name in names:
         await yard.launch(name)
     await yard.ready()

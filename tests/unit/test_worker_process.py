@@ -258,6 +258,25 @@ async def test_a_second_signal_ends_a_worker_without_waiting(yard: Yard) -> None
     await ended(watchdog)
 
 
+async def test_a_worker_that_does_not_end_in_time_is_cut_off_and_its_watchdog_is_in_charge(
+    yard: Yard,
+) -> None:
+    yard.holds_strict()
+    process = yard.start("0.3", "6.0", "8.0", "2.0")
+    incarnation = await yard.online()
+    yard.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = yard.engine.hang
+    await yard.send(Bench().command(CREATE), incarnation)
+    await yard.asked("GET /images/docker.io/modelyard/probe:local/json")
+    watchdog = await watchdog_of(yard, process)
+    began = time.monotonic()
+    process.terminate()
+    assert await code_of(process) == 1
+    assert 1.9 < time.monotonic() - began < 4
+    assert not any(it.endswith("/stop") for it in yard.engine.asked)
+    await yard.strict_is_stopped()
+    await ended(watchdog)
+
+
 async def test_a_worker_that_was_frozen_past_its_lease_takes_nothing_from_before(
     yard: Yard,
 ) -> None:
