@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.table import NOT_MADE, ROWS
+from tests.faults.table import NOT_MADE, REQUIRED
 
 ROW = "fault_row"
 HEAL = "heal_s"
@@ -41,7 +41,7 @@ class FaultTable:
     """Collects the reports of tests into rows."""
 
     def __init__(self) -> None:
-        self.rows = {row: Row() for row in ROWS}
+        self.rows = {row: Row() for row in REQUIRED}
 
     @property
     def missed(self) -> bool:

@@ -34,6 +34,9 @@ ORPHANS = "A container with our labels that the record knows nothing of"
 SHUTDOWN = "SIGTERM to everything at once, under load; a second SIGTERM"
 """Not rows of the specification's table: promises of its other parts."""
 
+REQUIRED = (*ROWS, ROLLING, DRAINS, CANCELS, DEAF, ORPHANS, SHUTDOWN)
+"""All that `make faults` has to make: a name without a test is missing."""
+
 NOT_MADE = {
     "pull slower than 30 minutes": "RabbitMQ's consumer timeout, which is those 30 minutes, is "
     "lowered to 10 s instead, and the pull lasts for more than twice that",
