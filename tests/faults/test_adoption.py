@@ -36,7 +36,7 @@ async def test_a_worker_that_was_killed_goes_on_with_the_container_that_was_ther
             await yard.submit("DEPLOY_CREATE", job_id, model="load-http"),
             await yard.submit("DEPLOY_LOAD", job_id),
         ]
-        await yard.gone("worker-h1")
+        await yard.died_at("worker-h1", point)
         (left,) = await _containers(yard, job_id)
         await yard.launch("worker-h2")
         await yard.launch("worker-h1")

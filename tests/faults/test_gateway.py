@@ -52,7 +52,7 @@ async def test_a_request_that_killed_the_gateway_is_one_operation_when_it_is_rep
     request = temp(yard)
     yard.doors.ledger.wonder(request.key)
     assert not await yard.doors.post(request)
-    await yard.gone("gateway")
+    await yard.died_at("gateway", point)
     await _repeated_is_one_operation(yard, request)
     await yard.holds()
 

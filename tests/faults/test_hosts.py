@@ -154,7 +154,7 @@ async def test_a_dispatcher_killed_while_it_takes_a_lost_hosts_work_leaks_nothin
     await yard.launch("dispatcher", **{VARIABLE: point})
     async with Releases(yard).counted() as releases:
         await yard.kill(WORKER)
-        await yard.gone("dispatcher", within_s=120)
+        await yard.died_at("dispatcher", point, within_s=120)
         await yard.launch("dispatcher-2")
         await yard.launch("dispatcher")
         for operation_id in work.temps:

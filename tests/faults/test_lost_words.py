@@ -17,6 +17,7 @@ DELETED = "RabbitMQ restarted; memory alarm for a minute; queue deleted; consume
 POISON = "Poison message: not JSON, too big, unknown verb, crashes the consumer"
 WORKER = f"worker-{HOST}"
 MOST_BOOTS = 20
+BEFORE_ACCEPT = "worker.before_accept"
 pytestmark = pytest.mark.faults
 
 
@@ -59,10 +60,11 @@ async def test_a_command_that_ends_each_worker_unheard_is_given_up(yard: Yard) -
     neighbour = await yard.submit("TEMP", yard.job_id(), model="load-http", input={})
     for boots in itertools.count():
         assert boots < MOST_BOOTS
-        await yard.launch(WORKER, **{VARIABLE: "worker.before_accept"})
+        await yard.launch(WORKER, **{VARIABLE: BEFORE_ACCEPT})
         await eventually(lambda: _dead_or_done(yard, one), within_s=60, what="the end of a worker")
         if yard.service(WORKER).running:
             break
+        await yard.died_at(WORKER, BEFORE_ACCEPT)
     end = await yard.ended(one)
     assert (end["state"], end["error"]["code"]) == ("FAILED", "worker_interrupted"), end
     assert not yard.collector.of(one)

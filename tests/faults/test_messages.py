@@ -23,6 +23,7 @@ REPORTS = "Reports shuffled, doubled, after the end"
 TIMES = 1_000
 OTHER_EVERY = 20
 TOO_BIG = 9 << 20
+BEFORE_ACK = "dispatcher.intake.before_ack"
 pytestmark = pytest.mark.faults
 
 
@@ -148,8 +149,8 @@ async def test_a_message_whose_reader_dies_each_time_leaves_its_queue_at_the_lim
         await wire.publish(b"{", headers={"Idempotency-Key": uuid.uuid4().hex})
     neighbours = [await _neighbour(yard) for _ in range(3)]
     for _ in range(int(JOBS_QUEUE.arguments["x-delivery-limit"]) + 1):
-        await yard.launch("dispatcher", **{VARIABLE: "dispatcher.intake.before_ack"})
-        await yard.gone("dispatcher")
+        await yard.launch("dispatcher", **{VARIABLE: BEFORE_ACK})
+        await yard.died_at("dispatcher", BEFORE_ACK)
     await yard.launch("dispatcher-2")
     await yard.launch("dispatcher")
 

@@ -36,6 +36,7 @@ EXPIRE = "dispatcher.sweep.after_expire"
 SUSPECT = "dispatcher.sweep.after_suspect"
 PUBLISH = ["dispatcher.sweep.after_look", "dispatcher.sweep.after_mark"]
 TAKE_BACK = "dispatcher.sweep.after_take_back"
+RESERVES = "dispatcher.after_reserve"
 
 
 def test_each_point_of_the_dispatcher_is_killed_somewhere() -> None:
@@ -214,13 +215,13 @@ async def test_a_command_that_nobody_took_is_published_again_and_runs_once(
 async def test_a_reservation_of_what_never_began_is_taken_back(yard: Yard) -> None:
     """Whoever reserved dies, and what it reserved for expires before anyone goes on with it."""
     await yard.stop(*DISPATCHERS)
-    await yard.launch("dispatcher", **{VARIABLE: "dispatcher.after_reserve"})
+    await yard.launch("dispatcher", **{VARIABLE: RESERVES})
     job_id = yard.job_id()
     async with only(yard, HOST):
         late = await yard.submit(
             "TEMP", job_id, model="load-http", input={}, queue_timeout_s=QUEUE_TIMEOUT_S
         )
-        await yard.gone("dispatcher")
+        await yard.died_at("dispatcher", RESERVES)
     assert [one["job_id"] for one in (await yard.host(HOST))["reservations"]] == [job_id]
     await lasts(QUEUE_TIMEOUT_S)
     async with yard.dispatcher_dies_at(TAKE_BACK):

@@ -49,7 +49,7 @@ async def test_a_worker_killed_at_a_step_adopts_what_it_left(yard: Yard, point: 
     await yard.launch("worker-h1", **{VARIABLE: point})
     load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1))
     ids = await load.run()
-    await yard.gone("worker-h1")
+    await yard.died_at("worker-h1", point)
     await yard.launch("worker-h1")
     await yard.launch("worker-h2")
     await yard.holds()
@@ -154,7 +154,7 @@ async def _dies_at(yard: Yard, point: str) -> AsyncIterator[None]:
     await yard.online(WORKER)
     async with only(yard, HOST):
         yield
-        await yard.gone(WORKER)
+        await yard.died_at(WORKER, point)
     await yard.launch(WORKER)
     await yard.online(WORKER)
 

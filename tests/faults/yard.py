@@ -17,6 +17,7 @@ from pymongo import MongoClient
 from deploy.local import engine_api
 from deploy.local.docker_engine import DockerEngine
 from deploy.local.mongodb import MongoDB
+from deploy.local.processes import ProcessId
 from deploy.local.rabbitmq import RabbitMQ
 from deploy.local.services import Service
 from modelyard.contract.states import JobState, OperationState
@@ -38,6 +39,8 @@ DISPATCHERS = ("dispatcher", "dispatcher-2")
 FAILED = Path(__file__).resolve().parents[2] / "var" / "tests" / "failed"
 """Keeps the logs of the newest sites in which something did not hold."""
 FAILED_KEPT = 8
+TOLD_S = 5
+"""For a look into the log of a process that has ended: all that it said is there."""
 BYSTANDER = "somebody=else"
 """Label of the containers that nobody of ours may touch (I10)."""
 
@@ -135,6 +138,8 @@ class Yard:
     violations: list[Violation] = field(default_factory=list)
     _incarnations: dict[str, str] = field(default_factory=dict)
     """The boot that each host had when a process was launched last."""
+    _boots: dict[str, ProcessId] = field(default_factory=dict)
+    """What was launched last under each name, also once it has ended."""
 
     @property
     def fleet(self) -> Fleet:
@@ -306,6 +311,9 @@ class Yard:
         for host in await self.database.all("hosts", None, "incarnation"):
             self._incarnations[host["_id"]] = host.get("incarnation", "")
         await asyncio.to_thread(self.fleet.launch, name, **environment)
+        process = self.service(name).daemon.process
+        assert process is not None, f"{name} has ended at once"
+        self._boots[name] = process
         self.invariants.disturbed()
 
     async def stop(self, *names: str) -> None:
@@ -330,20 +338,24 @@ class Yard:
         await self.stop(*DISPATCHERS)
         await self.launch("dispatcher", **{VARIABLE: point})
         yield
-        await self.gone("dispatcher")
+        await self.died_at("dispatcher", point)
         await self.launch("dispatcher-2")
         await self.launch("dispatcher")
 
     async def came_to(self, name: str, point: str, *, within_s: float = 60) -> None:
         """Return once this boot of a process has come to the point that it is armed with."""
-        daemon = self.service(name).daemon
-        assert daemon.process is not None
-        line = told(point, daemon.process.pid)
+        line = told(point, self._boots[name].pid)
+        log = self.service(name).daemon.log
 
         async def it_did() -> bool:
-            return line in await asyncio.to_thread(daemon.log.read_text, errors="replace")
+            return line in await asyncio.to_thread(log.read_text, errors="replace")
 
         await eventually(it_did, within_s=within_s, what=line.strip())
+
+    async def died_at(self, name: str, wish: str, *, within_s: float = 60) -> None:
+        """Return once this boot of a process has ended, and of what it was armed with alone."""
+        await self.gone(name, within_s=within_s)
+        await self.came_to(name, wish.partition(":")[0], within_s=TOLD_S)
 
     @contextmanager
     def frozen(self, *names: str) -> Iterator[None]:
