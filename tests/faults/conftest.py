@@ -24,6 +24,9 @@ from tests.support.outside import EngineView
 VHOSTS = 25
 PATIENCE_S = 300
 CUT_S = 30.0
+MANY = 300
+EACH_S = 1.0
+"""For each operation that contends for one slot; half of it is for what heals in the end."""
 HERE = Path(__file__).parent
 MEMBERS = 3
 
@@ -177,9 +180,26 @@ def _cut_s(config: pytest.Config) -> float:
     return asked
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.fixture
+def many(pytestconfig: pytest.Config) -> int:
+    """Say how many operations are to contend for one slot; the test gets time for each."""
+    return _many(pytestconfig)
+
+
+def _many(config: pytest.Config) -> int:
+    asked: int = config.getoption("--many", default=MANY)
+    return asked
+
+
+def _more_s(item: pytest.Item) -> float:
+    """Return the seconds that a test gets on top, for what was asked of it."""
+    asked = item.fixturenames if isinstance(item, pytest.Function) else ()
+    cut_s = _cut_s(item.config) if "cut_s" in asked else 0
+    return cut_s + (EACH_S * _many(item.config) if "many" in asked else 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests of faults the time that faults take."""
     for item in items:
         if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
-            cut = isinstance(item, pytest.Function) and "cut_s" in item.fixturenames
-            item.add_marker(pytest.mark.timeout(PATIENCE_S + (_cut_s(config) if cut else 0)))
+            item.add_marker(pytest.mark.timeout(PATIENCE_S + _more_s(item)))

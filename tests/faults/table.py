@@ -1,4 +1,4 @@
-"""The faults of the specification, as data: what `make faults` has to account for."""
+"""The faults of docs/faults.md, as data: what `make faults` has to account for."""
 
 ROWS = (
     "Gateway killed before, during, after publish",
@@ -26,13 +26,13 @@ ROWS = (
 )
 
 ROLLING = "1,000 operations, everything killed in turn"
-"""Not a row of the specification: all of them together."""
+"""All of them together."""
 DRAINS = "Drain with move under load; drain with a deadline; dispatchers killed meanwhile"
 CANCELS = "Cancel at any moment while workers are killed and frozen"
 DEAF = "Worker deaf, with its way to speak intact"
 ORPHANS = "A container with our labels that the record knows nothing of"
 SHUTDOWN = "SIGTERM to everything at once, under load; a second SIGTERM"
-"""Not rows of the specification's table: promises of its other parts."""
+"""Promises of docs/faults.md that are about more than one fault, or about none."""
 
 REQUIRED = (*ROWS, ROLLING, DRAINS, CANCELS, DEAF, ORPHANS, SHUTDOWN)
 """All that `make faults` has to make: a name without a test is missing."""
@@ -48,6 +48,7 @@ NOT_MADE = {
     "cut for 10 minutes": "it is cut for 30 seconds; `-k everybody_cut --cut-s 600` makes ten "
     "minutes, twice",
     "open event streams closed": "there are none yet; long polls are answered at once",
-    "10,000 operations": "300 are made; `--many 10000` makes them all and takes an hour",
+    "10,000 operations": "300 are made; `-k one_slot --many 10000` makes them all, which "
+    "may take hours",
 }
 """Parts of rows that are not made on one small machine, and the reason."""

@@ -140,14 +140,12 @@ async def one_slot(
         await asyncio.to_thread(site.close)
 
 
-@pytest.mark.timeout(3_600)
 @pytest.mark.fault(CONTENTION)
 async def test_many_operations_and_two_dispatchers_share_one_slot(
-    one_slot: Yard, pytestconfig: pytest.Config
+    one_slot: Yard, many: int
 ) -> None:
     """Most of them hold the slot for an instant: their image is refused. Some do run."""
     yard = one_slot
-    many: int = pytestconfig.getoption("--many", default=300)
     await yard.put_probe("refused", image="elsewhere.example/model:1")
     load = await yard.load(Mix(jobs=0, temps=5, batches=3))
     queue = asyncio.Queue[Request]()

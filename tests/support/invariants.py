@@ -1,4 +1,4 @@
-"""The checker that every fault test ends with: I1 to I12 of the specification, from outside.
+"""The checker that every fault test ends with: I1 to I12 of docs/faults.md, from outside.
 
 It looks at what there is, never at how Modelyard came to it: the test's own ledger, the collector,
 the engines' lists, the broker's queues and the documents. What heals is waited for up to a
