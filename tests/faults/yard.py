@@ -24,6 +24,7 @@ from modelyard.contract.states import JobState, OperationState
 from modelyard.crash_points import CRASH_POINTS, VARIABLE, told
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Fleet
+from tests.faults.holdings import Holdings
 from tests.faults.load import Doors, Load, Mix, Request
 from tests.support.collector import Collector
 from tests.support.invariants import HEAL_WITHIN_S, Invariants, Violation
@@ -134,6 +135,7 @@ class Yard:
     database: Database
     collector: Collector
     invariants: Invariants
+    holdings: Holdings
     checked: bool = False
     violations: list[Violation] = field(default_factory=list)
     _incarnations: dict[str, str] = field(default_factory=dict)
@@ -310,6 +312,7 @@ class Yard:
         """Start a process that does not run."""
         for host in await self.database.all("hosts", None, "incarnation"):
             self._incarnations[host["_id"]] = host.get("incarnation", "")
+        self.holdings.boots(name)
         await asyncio.to_thread(self.fleet.launch, name, **environment)
         process = self.service(name).daemon.process
         assert process is not None, f"{name} has ended at once"
@@ -400,6 +403,8 @@ async def open_yard(site: Site) -> AsyncIterator[Yard]:
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         sampler = Sampler(database)
+        holdings = Holdings(fleet, site.held_first)
+        holdings.look()
         invariants = Invariants(
             database=database,
             rabbitmq=servers.rabbitmq,
@@ -408,16 +413,16 @@ async def open_yard(site: Site) -> AsyncIterator[Yard]:
             ledger=site.ledger,
             collector=collector,
             sampler=sampler,
-            holdings=lambda: _holdings(fleet),
+            holdings=holdings.now,
             dispatchers=len(fleet.dispatchers),
             working=fleet.working_hosts,
             bystanders=site.bystanders,
-            held_before=_held_first(site),
+            held_before=holdings.first,
         )
-        yard = Yard(site, http, doors, engines, database, collector, invariants)
+        yard = Yard(site, http, doors, engines, database, collector, invariants, holdings)
         await _prepare(yard)
-        sampling = asyncio.create_task(sampler.run())
-        stack.push_async_callback(_end, sampling)
+        for watching in (sampler.run(), holdings.run()):
+            stack.push_async_callback(_end, asyncio.create_task(watching))
         yield yard
 
 
@@ -442,23 +447,6 @@ async def _end(task: asyncio.Task[None]) -> None:
         await asyncio.wait((task,), timeout=1)
     if not task.cancelled() and (error := task.exception()):
         raise error
-
-
-def _held_first(site: Site) -> Mapping[str, Holding]:
-    for name, now in _holdings(site.fleet).items():
-        then = site.held_first.get(name)
-        if then is None or then.process != now.process:
-            site.held_first[name] = now
-    return site.held_first
-
-
-def _holdings(fleet: Fleet) -> dict[str, Holding]:
-    found = {
-        name: Holding.of(service.daemon.process)
-        for name, service in fleet.services.items()
-        if service.daemon.process is not None
-    }
-    return {name: one for name, one in found.items() if one is not None}
 
 
 async def lasts(seconds: float) -> None:
