@@ -21,10 +21,14 @@ ORDINARY = "no fault at all"
 KILLED = "Gateway killed before, during, after publish"
 SIGTERM = "Gateway SIGTERM under load"
 CUT = "Gateway cut from RabbitMQ; from MongoDB; from both"
+BLOCKED = "Event loop blocked 40 s"
 
 POINTS = sorted(name for name in CRASH_POINTS if name.startswith("gateway."))
 UNSENT_S = 2.0
 EXIT_S = 25.0
+BLOCKED_S = 40
+BLOCKS_AT = "gateway.after_record"
+"""MongoDB has the requests, and who asked has no answer."""
 
 
 def temp(yard: Yard) -> Request:
@@ -163,6 +167,30 @@ async def test_a_gateway_that_is_cut_off_says_so_at_once_and_comes_back(
     load = await yard.load()
     await load.run()
     await yard.holds()
+
+
+@pytest.mark.faults
+@pytest.mark.fault(BLOCKED)
+async def test_a_gateway_blocked_for_40_s_makes_one_operation_of_what_is_asked_again(
+    yard: Yard,
+) -> None:
+    """Its event loop is: whoever asks meanwhile gives up and asks again, with the same key."""
+    await yard.stop("gateway")
+    await yard.launch("gateway", **{VARIABLE: f"{BLOCKS_AT}:block={BLOCKED_S}"})
+    await yard.ready()
+    load = await yard.load(pause_s=0.1, one_door=True)
+    loading = asyncio.create_task(load.run())
+    await yard.came_to("gateway", BLOCKS_AT)
+    began = time.monotonic()
+    with pytest.raises(httpx2.ReadTimeout):
+        await yard.http.get("/livez", timeout=BLOCKED_S / 2)
+    ids = await loading
+    assert time.monotonic() - began > BLOCKED_S - 2
+    assert yard.doors.retries
+    yard.invariants.disturbed()
+    await yard.ready()
+    await yard.holds()
+    await yard.succeeded(ids)
 
 
 async def _repeated_is_one_operation(yard: Yard, request: Request) -> None:
