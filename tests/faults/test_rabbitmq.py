@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +11,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
-from modelyard.contract.topology import HEARTBEATS_QUEUE, JOBS_QUEUE, REPORTS_QUEUE, host_queue
+from modelyard.contract.topology import (
+    DEAD_QUEUE,
+    HEARTBEATS_QUEUE,
+    JOBS_QUEUE,
+    REPORTS_QUEUE,
+    host_queue,
+)
 from tests.faults.consumers import all_consumed, consumed
 from tests.faults.load import Mix
 from tests.faults.test_containers import TAKEN
@@ -124,7 +131,14 @@ async def test_what_nobody_can_keep_while_an_alarm_lasts_is_refused_at_once(
 
 @pytest.mark.fault(BROKER)
 @pytest.mark.parametrize(
-    "queue", [JOBS_QUEUE.name, REPORTS_QUEUE.name, HEARTBEATS_QUEUE.name, host_queue("h1").name]
+    "queue",
+    [
+        JOBS_QUEUE.name,
+        REPORTS_QUEUE.name,
+        HEARTBEATS_QUEUE.name,
+        DEAD_QUEUE.name,
+        host_queue("h1").name,
+    ],
 )
 async def test_a_queue_that_was_deleted_is_back_with_its_consumers(yard: Yard, queue: str) -> None:
     load = await yard.load(Mix(amqp=0), pause_s=0.2)
@@ -135,8 +149,22 @@ async def test_a_queue_that_was_deleted_is_back_with_its_consumers(yard: Yard, q
     yard.invariants.disturbed()
     await consumed(yard.fleet.amqp_url, queue)
     ids = await loading
+    await _bury_one(yard)
     await yard.holds()
     await yard.succeeded(ids)
+
+
+async def _bury_one(yard: Yard) -> None:
+    """Publish what can't be read; return once the record has it, by the queue of dead letters."""
+    body = b"{" + uuid.uuid4().hex.encode()
+    async with open_wire(yard.fleet.amqp_url) as wire:
+        await wire.publish(body, headers={"Idempotency-Key": uuid.uuid4().hex})
+
+    async def is_buried() -> bool:
+        of_it = {"reason": "invalid_json", "payload": body}
+        return await yard.database.count("dead_letters", of_it) == 1
+
+    await eventually(is_buried, what="the dead letter")
 
 
 @pytest.mark.fault(BROKER)
