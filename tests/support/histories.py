@@ -9,7 +9,12 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from modelyard.contract.states import OPERATION_TRANSITIONS, OperationState
+from modelyard.contract.states import (
+    JOB_TRANSITIONS,
+    OPERATION_TRANSITIONS,
+    JobState,
+    OperationState,
+)
 
 STALE = frozenset({"operation.stale_report", "host.stale_report"})
 """Events that are no facts: notes of what came too late."""
@@ -67,6 +72,34 @@ def wrong_between(operation_id: str, earlier: Fact, later: Fact) -> str | None:
         return f"{operation_id} fell back from epoch {earlier.epoch} to {later.epoch}"
     if later.epoch == earlier.epoch and later.seq < earlier.seq:
         return f"{operation_id} fell back from seq {earlier.seq} to {later.seq}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class JobLook:
+    """One look at a job's record, of which each write is another version."""
+
+    version: int
+    generation: int
+    state: JobState
+
+
+def wrong_between_jobs(job_id: str, earlier: JobLook, later: JobLook) -> str | None:
+    """Say what is wrong with two looks at one job, the second taken after the first.
+
+    Of versions further apart than one write nothing is said: the way led over states unseen.
+    """
+    before, now = (earlier.version, earlier.generation), (later.version, later.generation)
+    if now[0] < before[0] or now[1] < before[1]:
+        return f"job {job_id} fell back from (version, generation) {before} to {now}"
+    allowed = {earlier.state}
+    if later.version == earlier.version + 1:
+        allowed |= JOB_TRANSITIONS[earlier.state]
+    if later.version <= earlier.version + 1 and later.state not in allowed:
+        return (
+            f"job {job_id} went from {earlier.state} to {later.state}, "
+            f"version {earlier.version} to {later.version}"
+        )
     return None
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
-from modelyard.contract.states import OperationState
-from tests.support.histories import Fact, wrong_between
+from modelyard.contract.states import JobState, OperationState
+from tests.support.histories import Fact, JobLook, wrong_between, wrong_between_jobs
 from tests.support.outside import Database
 
 Document = dict[str, Any]
@@ -23,7 +23,7 @@ class Sampler:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._operations: dict[str, Fact] = {}
-        self._jobs: dict[str, tuple[int, int]] = {}
+        self._jobs: dict[str, JobLook] = {}
         self.samples = 0
         self.open_at = 0.0
         """When an operation was last seen that had not ended, on the clock of `time.monotonic`."""
@@ -60,13 +60,11 @@ class Sampler:
                 self.open_at = time.monotonic()
 
     async def _look_at_jobs(self) -> None:
-        for one in await self._database.all("jobs", None, "version", "generation"):
-            seen = one.get("version", 0), one.get("generation", 0)
+        for one in await self._database.all("jobs", None, "version", "generation", "state"):
+            seen = JobLook(one.get("version", 0), one.get("generation", 0), JobState(one["state"]))
             before = self._jobs.get(one["_id"], seen)
-            if any(now < then for now, then in zip(seen, before, strict=True)):
-                self.wrong["I6"].add(
-                    f"job {one['_id']} fell back from (version, generation) {before} to {seen}"
-                )
+            if sentence := wrong_between_jobs(one["_id"], before, seen):
+                self.wrong["I6"].add(sentence)
             self._jobs[one["_id"]] = seen
 
 

@@ -2,8 +2,14 @@
 
 import pytest
 
-from modelyard.contract.states import OperationState
-from tests.support.histories import Fact, wrong_between, wrong_with
+from modelyard.contract.states import JobState, OperationState
+from tests.support.histories import (
+    Fact,
+    JobLook,
+    wrong_between,
+    wrong_between_jobs,
+    wrong_with,
+)
 
 Q, D, R = OperationState.QUEUED, OperationState.DISPATCHED, OperationState.RUNNING
 S, F, J = OperationState.SUCCEEDED, OperationState.FAILED, OperationState.REJECTED
@@ -69,3 +75,34 @@ def test_a_record_that_falls_back_is_found(earlier: Fact, later: Fact, word: str
 def test_a_record_that_goes_on_is_right() -> None:
     assert wrong_between("op", Fact(1, 4, R), Fact(2, 0, D)) is None
     assert wrong_between("op", Fact(1, 4, S), Fact(1, 4, S)) is None
+
+
+C, L, T = JobState.CREATED, JobState.LOADED, JobState.TERMINATED
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "word"),
+    [
+        (JobLook(4, 2, L), JobLook(3, 2, L), "fell back"),
+        (JobLook(4, 2, L), JobLook(5, 1, L), "fell back"),
+        (JobLook(4, 2, T), JobLook(5, 2, L), "from TERMINATED to LOADED, version 4 to 5"),
+        (JobLook(4, 2, C), JobLook(4, 2, L), "from CREATED to LOADED, version 4 to 4"),
+    ],
+)
+def test_a_job_whose_record_went_where_no_write_leads_is_found(
+    earlier: JobLook, later: JobLook, word: str
+) -> None:
+    assert word in (wrong_between_jobs("j", earlier, later) or "")
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        (JobLook(4, 2, L), JobLook(4, 2, L)),
+        (JobLook(4, 2, L), JobLook(5, 3, L)),
+        (JobLook(4, 2, C), JobLook(5, 2, L)),
+        (JobLook(4, 2, T), JobLook(6, 3, L)),
+    ],
+)
+def test_a_job_that_goes_on_is_right(earlier: JobLook, later: JobLook) -> None:
+    assert wrong_between_jobs("j", earlier, later) is None

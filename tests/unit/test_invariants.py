@@ -136,7 +136,7 @@ def test_what_heals_later_than_promised_is_found() -> None:
 
 
 async def test_a_job_that_fell_back_is_found_between_two_samples() -> None:
-    database = SampledDatabase(version=3, generation=2)
+    database = SampledDatabase(version=3, generation=2, state="LOADED")
     sampler = Sampler(database)  # type: ignore[arg-type]
     await sampler.sample()
     database.job |= {"version": 4, "generation": 1}
@@ -147,7 +147,7 @@ async def test_a_job_that_fell_back_is_found_between_two_samples() -> None:
 class SampledDatabase:
     """One job."""
 
-    def __init__(self, **job: int) -> None:
+    def __init__(self, **job: int | str) -> None:
         self.job: Document = {"_id": "j1", **job}
 
     async def all(self, collection: str, *_: object) -> list[Document]:
