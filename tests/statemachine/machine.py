@@ -79,7 +79,7 @@ class Fleet(RuleBasedStateMachine):
             self.world.start_dispatcher()
         for host_id in SLOTS:
             self.world.start_worker(host_id)
-        self._after(2.0)
+        self._advance(2.0)
 
     # --- clients ---
 
@@ -191,13 +191,13 @@ class Fleet(RuleBasedStateMachine):
             slow_s[0] = of_engine_s
         if len(self.world.dispatchers) < 2:
             self.world.start_dispatcher()
-            self._after(1.0)
+            self._advance(1.0)
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER):
             self.world.submit(_request(job_id, verb, model))
         behind = self.world.recording_dispatcher()
         if behind is not None and behind.store is not None:
             behind.store.link.slow_s = of_store_s
-        self._after(seconds)
+        self._advance(seconds)
         if behind is not None:
             behind.broker.cut()
         self._after(1.0)
@@ -363,7 +363,11 @@ class Fleet(RuleBasedStateMachine):
             self.loop.advance(LOOK_EVERY_S)
 
     def _after(self, seconds: float) -> None:
+        """End a rule: each of them ends with this, once."""
         Fleet.steps += 1
+        self._advance(seconds)
+
+    def _advance(self, seconds: float) -> None:
         self.loop.advance(seconds)
         self._judge("now", wrong_now(self.world))
 

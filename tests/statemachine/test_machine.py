@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.statemachine.machine import Fleet
 
 STEPS_EACH = 100
-EXAMPLES = 105
+EXAMPLES = 120
 LEAST_STEPS = 10_000
 
 
