@@ -15,7 +15,7 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableErro
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.contract.topology import DEAD, HEARTBEATS, JOBS_QUEUE, REPORTS
+from modelyard.contract.topology import DEAD, HEARTBEATS, JOBS, JOBS_QUEUE, REPORTS, SUBMIT_KEY
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment, Effect
 from modelyard.store.records import JobRecord, NewOperation
@@ -290,6 +290,15 @@ async def test_a_message_that_nobody_foresaw_is_buried_and_its_neighbours_get_th
     ended = await yard.operation(ids[1], OperationState.REJECTED)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.INTERNAL
+
+
+async def test_a_buried_message_keeps_what_its_publisher_said(yard: Yard, stone: str) -> None:
+    body = json.dumps({"job_id": stone, "operation_type": Verb.TERMINATE}).encode()
+    said = {"Idempotency-Key": "night-run-9", "team": "vision", "big": "x" * 2000}
+    await yard.broker.publish(JOBS, SUBMIT_KEY, body, headers=said)
+    await yard.operation(operation_id_for_key("night-run-9"), OperationState.REJECTED)
+    kept = (await yard.dead_letter()).headers
+    assert {name: kept.get(name) for name in said} == said | {"big": None}
 
 
 async def test_what_is_recorded_goes_on_without_its_message_that_was_buried(
