@@ -8,7 +8,7 @@ the record still has something on it, and each write finds what is done. The job
 job has let go of its host, nothing that the host still reports reaches it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import structlog
 
@@ -26,17 +26,21 @@ from modelyard.store.records import HostRecord, JobRecord, OperationRecord, Reco
 
 log = structlog.get_logger(__name__)
 
-MOST_LOSSES = 3
-"""Hosts in a row that a loaded job is recreated after, without being LOADED for ten minutes: a
-model that takes its host down would else take down one after the other."""
+MOST_IN_A_ROW = 3
+"""Times that a loaded job is recreated without being LOADED for ten minutes in between: a model
+that takes its host down would else take down one after the other."""
 
 
 def is_recreated(job: JobRecord) -> bool:
-    """Tell whether a job that loses its host now is made anew elsewhere."""
-    if job.spec is None or job.spec.on_host_lost != "recreate":
+    """Tell whether a job that is about to lose its host is made anew elsewhere."""
+    if job.spec is None or not _wants_to_be_recreated(job):
         return False
     in_a_row = 0 if job.steady else job.restarts
-    return job.state is not JobState.LOADED or in_a_row < max(MOST_LOSSES, job.spec.max_restarts)
+    return job.state is not JobState.LOADED or in_a_row < max(MOST_IN_A_ROW, job.spec.max_restarts)
+
+
+def _wants_to_be_recreated(job: JobRecord) -> bool:
+    return job.spec is not None and job.spec.on_host_lost == "recreate"
 
 
 class LostHosts:
@@ -81,14 +85,17 @@ class LostHosts:
             return
         # Told first: none of it may run here when it is begun elsewhere.
         await tell_to_cancel(self._control, given, "stale")
-        await self._lose_jobs(host, [job for job in jobs if job.state.live])
-        crash_point("dispatcher.lost.after_jobs")
         by_id = {job.job_id: job for job in jobs}
-        # A job that an earlier pass has taken away is not on the host any more.
-        gone = {one.job_id for one in given if one.job_id} - by_id.keys()
-        by_id |= await self._store.jobs.get_many(sorted(gone))
+        # What was to be terminated is not loaded elsewhere first.
+        ending = {one.job_id for one in given if one.verb is Verb.TERMINATE}
+        recreated = {key for key, job in by_id.items() if is_recreated(job)} - ending
+        live = [job for job in jobs if job.state.live]
+        await self._lose_jobs(host, live, recreated)
+        crash_point("dispatcher.lost.after_jobs")
+        others = {one.job_id for one in given if one.job_id} - by_id.keys()
+        recreated |= await self._recreated_before(others)
         for operation in given:
-            await self._take_operation(operation, by_id.get(operation.job_id or ""))
+            await self._take_operation(operation, comes_back=operation.job_id in recreated)
         crash_point("dispatcher.lost.after_operations")
         await self._free(host)
         self._scheduler.wake(by_id)
@@ -99,20 +106,40 @@ class LostHosts:
             return False
         return now.incarnation == host.incarnation
 
-    async def _lose_jobs(self, host: HostRecord, jobs: Iterable[JobRecord]) -> None:
+    async def _lose_jobs(
+        self, host: HostRecord, jobs: Iterable[JobRecord], recreated: Container[str]
+    ) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
         events = []
         for job in jobs:
-            recovery = Recovery(to=job.state, key=job.version) if is_recreated(job) else None
-            if await self._store.jobs.observe(job, JobState.LOST, error, recovery=recovery):
+            comes_back = job.job_id in recreated
+            recovery = Recovery(to=job.state, key=job.version) if comes_back else None
+            loaded = job.state is JobState.LOADED
+            if await self._store.jobs.observe(
+                job, JobState.LOST, error, recovery=recovery, counts=loaded
+            ):
                 events.append(observed_event(job, JobState.LOST, error, host.host_id))
         await self._facts.tell(events)
 
-    async def _take_operation(self, operation: OperationRecord, job: JobRecord | None) -> None:
+    async def _recreated_before(self, job_ids: Iterable[str]) -> set[str]:
+        """Return which jobs come back of those that somebody has taken from the host before us."""
+        known = await self._store.jobs.lines(sorted(job_ids))
+        return {
+            line.job.job_id
+            for line in known.lines
+            if _wants_to_be_recreated(line.job)
+            and (
+                line.job.state is not JobState.LOST
+                or line.job.recovery is not None
+                or any(one.source == "system" for one in line.operations)
+            )
+        }
+
+    async def _take_operation(self, operation: OperationRecord, *, comes_back: bool) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
         begun = operation.state is OperationState.RUNNING
         places = operation.verb is not None and VERB_RULES[operation.verb].places
-        goes_on = places or (job is not None and is_recreated(job))
+        goes_on = places or comes_back
         if operation.verb is Verb.TERMINATE or (goes_on and not begun):
             # Nothing is left to remove: a TERMINATE holds by itself.
             await self._attempts.again(operation, None, keeps_place=False)

@@ -248,17 +248,18 @@ class Jobs:
         error: ErrorInfo | None,
         *,
         recovery: Recovery | None = None,
+        counts: bool = True,
     ) -> bool:
         """Write what was found out about a job, if nobody changed the job meanwhile.
 
-        With `recovery` it is to be brought back, which counts as a restart.
+        With `recovery` it is to be brought back, which `counts` as a restart or does not.
         """
         changes: Document = {
             "state": state,
             "error": error_document(error),
             "recovery": recovery.model_dump(mode="json") if recovery else None,
         }
-        if recovery is not None:
+        if recovery is not None and counts:
             changes["restarts"] = 1 if job.steady else job.restarts + 1
         if not state.live:
             changes |= {"host_id": None, "container_id": None}
@@ -306,6 +307,10 @@ class Jobs:
                 },
             )
         return done.matched_count == 1
+
+    async def place_recovery(self, job: JobRecord, place: int) -> bool:
+        """Give the recovery of a job its place, if nobody changed the job meanwhile."""
+        return await self._change(job, {"recovery.place": place})
 
     async def in_line_again(self, job: JobRecord) -> bool:
         """Note that the operations which bring a job back are in line."""

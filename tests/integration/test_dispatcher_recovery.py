@@ -15,10 +15,10 @@ from modelyard.contract.messages import (
     CancelWish,
     InventoryItem,
 )
-from modelyard.contract.states import JobState, Liveness, OperationState, Verb
+from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
 from modelyard.store import Store
-from modelyard.store.records import JobRecord
+from modelyard.store.records import JobRecord, Recovery
 from tests.support.deployed import (
     CONTAINER,
     accepted,
@@ -325,13 +325,82 @@ async def test_a_load_that_takes_its_hosts_down_does_not_go_through_all_of_them(
         await yard.job("job-1", where=lambda one: one.state is JobState.CREATED)
 
 
-async def test_a_job_that_has_lost_too_many_hosts_in_a_row_stays_lost(yard: Yard) -> None:
-    async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2"):
-        await loaded(yard, h1, model="m-comes-back")
-        await yard.store.jobs._collection.update_one({"_id": "job-1"}, {"$set": {"restarts": 3}})
-        await lose(yard, "h1")
+async def test_a_loaded_job_that_loses_one_host_after_the_other_stays_lost(yard: Yard) -> None:
+    async with AsyncExitStack() as hosts:
+        await loaded(
+            yard,
+            await hosts.enter_async_context(scripted_host(yard.broker, "h1")),
+            model="m-comes-back",
+        )
+        for number in (2, 3, 4):
+            host = await hosts.enter_async_context(scripted_host(yard.broker, f"h{number}"))
+            await lose(yard, f"h{number - 1}")
+            for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
+                command = await host.command()
+                assert command.verb is verb
+                await host.finish(command)
+            await yard.job("job-1", where=lambda one: one.state is JobState.LOADED)
+        await hosts.enter_async_context(scripted_host(yard.broker, "h5"))
+        await lose(yard, "h4")
         lost = await yard.job("job-1", where=lambda one: one.state is JobState.LOST)
         assert lost.recovery is None
+
+
+async def test_a_load_that_brings_a_job_back_waits_for_the_job_to_be_brought_back_again(
+    yard: Yard,
+) -> None:
+    async with AsyncExitStack() as hosts:
+        h1, h2 = [
+            await hosts.enter_async_context(scripted_host(yard.broker, name))
+            for name in ("h1", "h2")
+        ]
+        await yard.store.hosts.admit("h2", Admission.CORDONED)
+        await loaded(yard, h1, model="m-comes-back")
+        await yard.store.hosts.admit("h2", Admission.OPEN)
+        await lose(yard, "h1")
+        await h2.finish(await h2.command())
+        load = await accepted(yard, h2)
+        assert load.verb is Verb.DEPLOY_LOAD
+        h3 = await hosts.enter_async_context(scripted_host(yard.broker, "h3"))
+        await lose(yard, "h2")
+        create = await h3.command()
+        assert create.verb is Verb.DEPLOY_CREATE
+        await h3.finish(create)
+        again = await h3.command()
+        assert (again.operation_id, again.epoch) == (load.operation_id, 2)
+        await h3.finish(again)
+        await yard.job("job-1", where=lambda one: one.state is JobState.LOADED)
+
+
+async def test_what_is_being_terminated_is_not_loaded_elsewhere_first(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1:
+        await loaded(yard, h1, model="m-comes-back")
+        ending = await yard.submit(Verb.TERMINATE)
+        await accepted(yard, h1)
+        async with scripted_host(yard.broker, "h2") as h2:
+            await lose(yard, "h1")
+            await yard.operation(ending, OperationState.SUCCEEDED)
+            await yard.job("job-1", where=lambda one: one.state is JobState.TERMINATED)
+            assert not h2.has_command
+
+
+async def test_what_somebody_else_has_taken_from_a_lost_host_goes_on_where_it_comes_back(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted_host(yard.broker, "h1") as h1:
+        await loaded(yard, h1, model="m-comes-back")
+        unload = await yard.submit(Verb.DEPLOY_UNLOAD)
+        await accepted(yard, h1)
+        async with held_pass(yard, monkeypatch, read=1):
+            job = await yard.job("job-1")
+            error, recovery = ErrorInfo.of(ErrorCode.HOST_LOST), Recovery(to=job.state, key=1)
+            assert await yard.store.jobs.observe(job, JobState.LOST, error, recovery=recovery)
+        async with scripted_host(yard.broker, "h2") as h2:
+            for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
+                command = await h2.command()
+                assert command.verb is verb
+                await h2.finish(command)
+            assert (await h2.command()).operation_id == unload
 
 
 async def test_a_host_that_returns_takes_part_again_and_loses_what_is_not_its_own(
