@@ -143,19 +143,26 @@ def _letter(delivery: Delivery) -> DeadLetter:
     detail = headers.get(DETAIL_HEADER) or _sentence(str(reason))
     queue = str(headers.get(QUEUE_HEADER) or death.get("queue") or "")
     content = hashlib.sha256(delivery.body)
-    content.update(f"\n{delivery.message_id}\n{reason}\n{queue}".encode())
+    # A command that can't be read is published again and again, each time as another message.
+    message_id = None if queue.startswith(_HOST_QUEUE_PREFIX) else delivery.message_id
+    content.update(f"\n{message_id}\n{reason}\n{queue}".encode())
     return DeadLetter(
         dead_letter_id=content.hexdigest()[:40],
         reason=str(reason),
         detail=str(detail),
         queue=queue,
         routing_key=delivery.routing_key,
-        headers={str(key): str(value)[:1_000] for key, value in headers.items()},
+        headers={_name(key): str(value)[:1_000] for key, value in headers.items()},
         message_id=delivery.message_id,
         message_type=delivery.type,
         payload=delivery.body[:MAX_KEPT_PAYLOAD],
         payload_bytes=len(delivery.body),
     )
+
+
+def _name(header: str) -> str:
+    """Return a header's name as MongoDB takes it for a field."""
+    return header.replace("\0", "\ufffd")
 
 
 def _is_command(letter: DeadLetter) -> bool:

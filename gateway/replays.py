@@ -70,7 +70,7 @@ def address_of(letter: DeadLetter) -> tuple[Exchange, str]:
     """Return the exchange and the routing key that lead to where a letter was taken out of.
 
     Raises `ModelyardError` with `not_replayable` for any other queue than those of requests and
-    reports, and for a payload that was not kept whole. A host's queue is no exception: a command is
+    reports, and for a payload that was not kept whole. A host's queue is refused too: a command is
     for one attempt on one boot, and the dispatcher gives it again by itself while it counts.
     """
     if letter.payload_bytes > len(letter.payload):

@@ -1,5 +1,6 @@
 """Burying: a message that can't be taken goes to the dead letters, and says why and where from."""
 
+import itertools
 from collections.abc import Mapping
 
 import structlog
@@ -7,7 +8,7 @@ import structlog
 from modelyard.broker.connection import Broker
 from modelyard.broker.subscription import Delivery
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.topology import DEAD
+from modelyard.contract.topology import DEAD, DEAD_QUEUE
 
 log = structlog.get_logger(__name__)
 
@@ -15,11 +16,10 @@ REASON_HEADER = "x-modelyard-reason"
 DETAIL_HEADER = "x-modelyard-detail"
 QUEUE_HEADER = "x-modelyard-queue"
 
-_MOST_HEADERS = 32
-_MOST_CHARACTERS = 1_000
-"""Of one header; all of a message's have to fit into one frame, with ours."""
-_NOT_THE_PUBLISHERS = ("cc", "bcc", "x-death", "x-delivery-", "x-first-death-", "x-last-death-")
-"""What RabbitMQ adds, and what would have it route copies."""
+_MOST_BYTES = 64_000
+"""Of a publisher's headers: with ours they have to fit into one frame of 131,072 bytes."""
+_ROUTES_COPIES = ("cc", "bcc")
+_ADDED_BY_RABBITMQ = ("x-death", "x-delivery-", "x-first-death-", "x-last-death-")
 
 
 async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: str) -> None:
@@ -27,15 +27,17 @@ async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: s
 
     Raises `BrokerUnavailableError`; the caller settles the delivery only after this returned.
     """
+    # A letter that can't be recorded comes here again: nothing that it says may make that a circle.
+    kept = {} if queue == DEAD_QUEUE.name else _kept(delivery.headers)
     log.warning("message.buried", queue=queue, code=error.code, reason=error.message)
     await broker.publish(
         DEAD,
         delivery.routing_key,
         delivery.body,
         message_type=delivery.type,
-        message_id=delivery.message_id,
+        message_id=delivery.message_id or delivery.fallback_key,
         headers={
-            **_kept(delivery.headers),
+            **kept,
             REASON_HEADER: error.code,
             DETAIL_HEADER: error.message[:1_000],
             QUEUE_HEADER: queue,
@@ -44,14 +46,19 @@ async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: s
 
 
 def _kept(headers: Mapping[str, object]) -> dict[str, str]:
-    """Return what the publisher said, as text: its key names the message's operations."""
-    texts = {
-        name: value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    """Return what the publisher said; if it said much, the shortest headers: one may be its key."""
+    said = {
+        name: value if isinstance(value, str) else value.decode(errors="replace")
         for name, value in headers.items()
-        if isinstance(value, str | bytes | int | float)
-        and not name.lower().startswith(_NOT_THE_PUBLISHERS)
+        if isinstance(value, str | bytes)
+        and name.lower() not in _ROUTES_COPIES
+        and not name.lower().startswith(_ADDED_BY_RABBITMQ)
     }
-    fitting = [
-        (name, text) for name, text in texts.items() if len(name) + len(text) <= _MOST_CHARACTERS
-    ]
-    return dict(fitting[:_MOST_HEADERS])
+    sizes = {name: len(f"{name}{value}".encode()) for name, value in said.items()}
+    shortest_first = sorted(said, key=lambda name: sizes[name])
+    up_to_here = itertools.accumulate(sizes[name] for name in shortest_first)
+    return {
+        name: said[name]
+        for name, size in zip(shortest_first, up_to_here, strict=True)
+        if size <= _MOST_BYTES
+    }

@@ -292,9 +292,18 @@ async def test_a_message_that_nobody_foresaw_is_buried_and_its_neighbours_get_th
     assert ended.error.code is ErrorCode.INTERNAL
 
 
+async def test_a_letter_with_odd_headers_is_one_letter(yard: Yard) -> None:
+    said = {"a\0b": "1", "$c.d": "2", "": "3", "Cc-Team": "4", "big": "x" * 70_000}
+    await yard.broker.publish(JOBS, SUBMIT_KEY, b"{", headers=said)
+    letter = await yard.dead_letter()
+    kept = {name: text for name, text in letter.headers.items() if not name.startswith("x-")}
+    assert kept == {"a\ufffdb": "1", "$c.d": "2", "": "3", "Cc-Team": "4"}
+    assert (letter.reason, letter.queue) == (ErrorCode.INVALID_JSON, JOBS_QUEUE.name)
+
+
 async def test_a_buried_message_keeps_what_its_publisher_said(yard: Yard, stone: str) -> None:
     body = json.dumps({"job_id": stone, "operation_type": Verb.TERMINATE}).encode()
-    said = {"Idempotency-Key": "night-run-9", "team": "vision", "big": "x" * 2000}
+    said = {"Idempotency-Key": "night-run-9", "team": "vision", "big": "x" * 70_000}
     await yard.broker.publish(JOBS, SUBMIT_KEY, body, headers=said)
     await yard.operation(operation_id_for_key("night-run-9"), OperationState.REJECTED)
     kept = (await yard.dead_letter()).headers
