@@ -81,5 +81,5 @@ class Drains:
             if job.state.live:
                 # One for each container: whatever happens to it, it is asked for once.
                 why = f"drained/{host.host_id}/{job.generation}"
-                await record_in_front(self._store, system_operation(job, Verb.TERMINATE, why))
+                await record_in_front(self._store, [system_operation(job, Verb.TERMINATE, why)])
                 self._scheduler.wake([job.job_id])

@@ -8,7 +8,7 @@ the record still has something on it, and each write finds what is done. The job
 job has let go of its host, nothing that the host still reports reaches it.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
@@ -22,7 +22,13 @@ from modelyard.contract.states import VERB_RULES, JobState, Liveness, OperationS
 from modelyard.contract.topology import LOST_AFTER_S
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.records import HostRecord, JobRecord, OperationRecord, Recovery
+from modelyard.store.records import (
+    HostRecord,
+    JobLine,
+    JobRecord,
+    OperationRecord,
+    Recovery,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -31,16 +37,47 @@ MOST_IN_A_ROW = 3
 that takes its host down would else take down one after the other."""
 
 
-def is_recreated(job: JobRecord) -> bool:
-    """Tell whether a job that is about to lose its host is made anew elsewhere."""
-    if job.spec is None or not _wants_to_be_recreated(job):
-        return False
+def recovery_of(job: JobRecord, line: Sequence[OperationRecord]) -> Recovery | None:
+    """Return how a job that is about to lose its host comes back, with what stands in its line.
+
+    Null if its model does not want it, if it was recreated too often in a row, or if it is to be
+    terminated next anyway.
+    """
+    if not _is_to_be_recreated(job) or _ends_next(line):
+        return None
+    to = job.recovery.to if job.recovery else job.state
+    if any(_brings_back(one) for one in line):
+        to = JobState.LOADED
     in_a_row = 0 if job.steady else job.restarts
-    return job.state is not JobState.LOADED or in_a_row < max(MOST_IN_A_ROW, job.spec.max_restarts)
+    most = max(MOST_IN_A_ROW, job.spec.max_restarts if job.spec else 0)
+    if to is JobState.LOADED and in_a_row >= most:
+        return None
+    return Recovery(to=to, key=job.version)
 
 
-def _wants_to_be_recreated(job: JobRecord) -> bool:
+def is_coming_back(line: JobLine) -> bool:
+    """Tell whether a job that lost its host before is brought back, or has been."""
+    return _is_to_be_recreated(line.job) and (
+        line.job.state is not JobState.LOST
+        or line.job.recovery is not None
+        or any(one.source == "system" for one in line.operations)
+    )
+
+
+def _is_to_be_recreated(job: JobRecord) -> bool:
     return job.spec is not None and job.spec.on_host_lost == "recreate"
+
+
+def _brings_back(operation: OperationRecord) -> bool:
+    return operation.source == "system" and operation.verb is Verb.DEPLOY_LOAD
+
+
+def _ends_next(line: Sequence[OperationRecord]) -> bool:
+    for one in line:
+        running = one.verb is Verb.INFER and one.state is OperationState.RUNNING
+        if not running and not _brings_back(one):
+            return one.verb is Verb.TERMINATE and not one.cancel_requested
+    return False
 
 
 class LostHosts:
@@ -86,16 +123,25 @@ class LostHosts:
         # Told first: none of it may run here when it is begun elsewhere.
         await tell_to_cancel(self._control, given, "stale")
         by_id = {job.job_id: job for job in jobs}
-        # What was to be terminated is not loaded elsewhere first.
-        ending = {one.job_id for one in given if one.verb is Verb.TERMINATE}
-        recreated = {key for key, job in by_id.items() if is_recreated(job)} - ending
-        live = [job for job in jobs if job.state.live]
-        await self._lose_jobs(host, live, recreated)
+        concerned = by_id.keys() | {one.job_id for one in given if one.job_id}
+        known = await self._store.jobs.lines(sorted(concerned))
+        recoveries = {
+            line.job.job_id: recovery_of(by_id[line.job.job_id], line.operations)
+            for line in known.lines
+            if line.job.job_id in by_id
+        }
+        live = [job for job in jobs if job.state.live and job.job_id in recoveries]
+        await self._lose_jobs(host, live, recoveries)
         crash_point("dispatcher.lost.after_jobs")
-        others = {one.job_id for one in given if one.job_id} - by_id.keys()
-        recreated |= await self._recreated_before(others)
+        coming = {job_id for job_id, recovery in recoveries.items() if recovery} | {
+            line.job.job_id
+            for line in known.lines
+            if line.job.job_id not in by_id and is_coming_back(line)
+        }
         for operation in given:
-            await self._take_operation(operation, comes_back=operation.job_id in recreated)
+            # A job that changed while it was read is looked at again.
+            if operation.job_id not in known.moved:
+                await self._take_operation(operation, comes_back=operation.job_id in coming)
         crash_point("dispatcher.lost.after_operations")
         await self._free(host)
         self._scheduler.wake(by_id)
@@ -107,39 +153,28 @@ class LostHosts:
         return now.incarnation == host.incarnation
 
     async def _lose_jobs(
-        self, host: HostRecord, jobs: Iterable[JobRecord], recreated: Container[str]
+        self,
+        host: HostRecord,
+        jobs: Iterable[JobRecord],
+        recoveries: Mapping[str, Recovery | None],
     ) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
         events = []
         for job in jobs:
-            comes_back = job.job_id in recreated
-            recovery = Recovery(to=job.state, key=job.version) if comes_back else None
-            loaded = job.state is JobState.LOADED
+            recovery = recoveries[job.job_id]
+            counts = recovery is not None and recovery.to is JobState.LOADED
             if await self._store.jobs.observe(
-                job, JobState.LOST, error, recovery=recovery, counts=loaded
+                job, JobState.LOST, error, recovery=recovery, counts=counts
             ):
                 events.append(observed_event(job, JobState.LOST, error, host.host_id))
         await self._facts.tell(events)
-
-    async def _recreated_before(self, job_ids: Iterable[str]) -> set[str]:
-        """Return which jobs come back of those that somebody has taken from the host before us."""
-        known = await self._store.jobs.lines(sorted(job_ids))
-        return {
-            line.job.job_id
-            for line in known.lines
-            if _wants_to_be_recreated(line.job)
-            and (
-                line.job.state is not JobState.LOST
-                or line.job.recovery is not None
-                or any(one.source == "system" for one in line.operations)
-            )
-        }
 
     async def _take_operation(self, operation: OperationRecord, *, comes_back: bool) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
         begun = operation.state is OperationState.RUNNING
         places = operation.verb is not None and VERB_RULES[operation.verb].places
-        goes_on = places or comes_back
+        # Whoever brings the job back again loads it again.
+        goes_on = places or (comes_back and not _brings_back(operation))
         if operation.verb is Verb.TERMINATE or (goes_on and not begun):
             # Nothing is left to remove: a TERMINATE holds by itself.
             await self._attempts.again(operation, None, keeps_place=False)

@@ -1,9 +1,8 @@
 """Bringing jobs back: operations of our own, at the front of the job's line.
 
 That a job is to be brought back is written together with the fact that it is down; here it gets
-its operations. Their ids follow from the job and that write, and their places in line from a number
-that is written before, so that doing it twice is doing it once. A later recovery goes before what
-an earlier one has left in line: there may be a load that waits for this creation.
+its operations. Their ids follow from the job and that write, so that doing it twice is doing it
+once.
 """
 
 import structlog
@@ -21,8 +20,6 @@ log = structlog.get_logger(__name__)
 
 LIMIT = 200
 SYSTEM = "system"
-_MOST_VERBS = 2
-"""A recovery creates and loads; each has its own places in line."""
 
 
 class BringBack:
@@ -34,22 +31,10 @@ class BringBack:
 
     async def put_in_line(self) -> None:
         """Put what brings jobs back in their lines; raises `StoreUnavailableError`."""
-        waiting = await self._store.jobs.to_bring_back(limit=LIMIT)
-        new = [job for job in waiting if job.recovery and job.recovery.place is None]
-        if new:
-            places = await self._store.operations.next_lines(len(new))
-            for job, place in zip(new, places, strict=True):
-                await self._store.jobs.place_recovery(job, place)
-            crash_point("dispatcher.recovery.after_place")
-            waiting = await self._store.jobs.to_bring_back(limit=LIMIT)
-        for job in waiting:
-            if job.recovery is None or job.recovery.place is None or job.spec is None:
+        for job in await self._store.jobs.to_bring_back(limit=LIMIT):
+            if job.recovery is None or job.spec is None:
                 continue
-            first = FRONT_OF_LINE - job.recovery.place * _MOST_VERBS
-            made = operations_for(job, job.recovery)
-            await self._store.operations.take_in(
-                [(one, first + number) for number, one in enumerate(made)]
-            )
+            await record_in_front(self._store, operations_for(job, job.recovery))
             crash_point("dispatcher.recovery.after_record")
             if await self._store.jobs.in_line_again(job):
                 log.info("job.brought_back", job_id=job.job_id, to=job.recovery.to)
@@ -78,7 +63,10 @@ def system_operation(job: JobRecord, verb: Verb, why: str) -> NewOperation:
     return NewOperation.of(key, request, "system")
 
 
-async def record_in_front(store: Store, operation: NewOperation) -> None:
-    """Record an operation before all that clients have in line, unless it is there already."""
-    (line,) = await store.operations.next_lines(1)
-    await store.operations.take_in([(operation, line + FRONT_OF_LINE)])
+async def record_in_front(store: Store, operations: list[NewOperation]) -> None:
+    """Record operations before all that clients have in line; known ones stay as they are."""
+    if operations:
+        lines = await store.operations.next_lines(len(operations))
+        await store.operations.take_in(
+            [(one, line + FRONT_OF_LINE) for one, line in zip(operations, lines, strict=True)]
+        )

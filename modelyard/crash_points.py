@@ -68,7 +68,6 @@ CRASH_POINTS = frozenset(
         "dispatcher.move.after_arrive",
         "dispatcher.move_given_up.after_legs",
         "dispatcher.move_given_up.after_end",
-        "dispatcher.recovery.after_place",
         "dispatcher.recovery.after_record",
         "dispatcher.sweep.after_expire",
         "dispatcher.sweep.after_suspect",

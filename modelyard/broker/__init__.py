@@ -6,7 +6,12 @@ subscription that loses anything (connection, channel, consumer) ends with
 about its consumers is never older than one connection.
 """
 
-from modelyard.broker.burying import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER, bury
+from modelyard.broker.burying import (
+    DETAIL_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    bury,
+)
 from modelyard.broker.connection import Broker
 from modelyard.broker.consuming import consume_forever
 from modelyard.broker.lenient import decode_leniently

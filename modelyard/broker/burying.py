@@ -18,6 +18,8 @@ QUEUE_HEADER = "x-modelyard-queue"
 
 _MOST_BYTES = 64_000
 """Of a publisher's headers: with ours they have to fit into one frame of 131,072 bytes."""
+_BESIDES = 6
+"""Bytes of a header in its frame besides its name and its value."""
 _ROUTES_COPIES = ("cc", "bcc")
 _ADDED_BY_RABBITMQ = ("x-death", "x-delivery-", "x-first-death-", "x-last-death-")
 
@@ -35,6 +37,7 @@ async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: s
         delivery.routing_key,
         delivery.body,
         message_type=delivery.type,
+        # Without one, what it was read by: its requests are found again under the same ids.
         message_id=delivery.message_id or delivery.fallback_key,
         headers={
             **kept,
@@ -54,7 +57,7 @@ def _kept(headers: Mapping[str, object]) -> dict[str, str]:
         and name.lower() not in _ROUTES_COPIES
         and not name.lower().startswith(_ADDED_BY_RABBITMQ)
     }
-    sizes = {name: len(f"{name}{value}".encode()) for name, value in said.items()}
+    sizes = {name: len(f"{name}{value}".encode()) + _BESIDES for name, value in said.items()}
     shortest_first = sorted(said, key=lambda name: sizes[name])
     up_to_here = itertools.accumulate(sizes[name] for name in shortest_first)
     return {

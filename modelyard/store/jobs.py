@@ -308,10 +308,6 @@ class Jobs:
             )
         return done.matched_count == 1
 
-    async def place_recovery(self, job: JobRecord, place: int) -> bool:
-        """Give the recovery of a job its place, if nobody changed the job meanwhile."""
-        return await self._change(job, {"recovery.place": place})
-
     async def in_line_again(self, job: JobRecord) -> bool:
         """Note that the operations which bring a job back are in line."""
         async with self._connection.answering():

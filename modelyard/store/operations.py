@@ -22,8 +22,7 @@ from modelyard.store.records import Document, NewOperation, OperationRecord
 
 LINE_COUNTER = "line"
 FRONT_OF_LINE = -(1 << 62)
-"""Added to a place in line, it puts an operation before all those of clients; with the place taken
-from it instead, also before all that were put there earlier."""
+"""Added to a place in line, it puts an operation before all those of clients."""
 
 
 @dataclass(frozen=True, slots=True)

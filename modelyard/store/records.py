@@ -164,8 +164,6 @@ class Recovery(Record):
     key: int
     """Names this recovery among those of the job."""
     rest_s: float = 0.0
-    place: int | None = None
-    """Its number among all recoveries, given once, before its operations stand in line."""
 
 
 class MoveRecord(Record):

@@ -15,7 +15,7 @@ from modelyard.contract.messages import (
     CancelWish,
     InventoryItem,
 )
-from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
+from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, Recovery
@@ -346,37 +346,52 @@ async def test_a_loaded_job_that_loses_one_host_after_the_other_stays_lost(yard:
         assert lost.recovery is None
 
 
-async def test_a_load_that_brings_a_job_back_waits_for_the_job_to_be_brought_back_again(
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_job_that_loses_its_host_while_it_is_brought_back_is_loaded_in_the_end(
     yard: Yard,
+    given: bool,  # noqa: FBT001
 ) -> None:
     async with AsyncExitStack() as hosts:
-        h1, h2 = [
-            await hosts.enter_async_context(scripted_host(yard.broker, name))
-            for name in ("h1", "h2")
-        ]
-        await yard.store.hosts.admit("h2", Admission.CORDONED)
+        h1 = await hosts.enter_async_context(scripted_host(yard.broker, "h1"))
         await loaded(yard, h1, model="m-comes-back")
-        await yard.store.hosts.admit("h2", Admission.OPEN)
+        h2 = await hosts.enter_async_context(scripted_host(yard.broker, "h2"))
         await lose(yard, "h1")
-        await h2.finish(await h2.command())
-        load = await accepted(yard, h2)
-        assert load.verb is Verb.DEPLOY_LOAD
+        create = await h2.command()
+        if given:
+            await h2.finish(create)
+            first = (await accepted(yard, h2)).operation_id
+        else:
+            await yard.store.hosts._collection.update_one(
+                {"_id": "h2"}, {"$set": {"liveness": Liveness.SUSPECT}}
+            )
+            await h2.finish(create)
+            (line,) = (await yard.store.jobs.lines(["job-1"])).lines
+            first = line.operations[-1].operation_id
         h3 = await hosts.enter_async_context(scripted_host(yard.broker, "h3"))
         await lose(yard, "h2")
-        create = await h3.command()
-        assert create.verb is Verb.DEPLOY_CREATE
-        await h3.finish(create)
-        again = await h3.command()
-        assert (again.operation_id, again.epoch) == (load.operation_id, 2)
-        await h3.finish(again)
+        for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
+            command = await h3.command()
+            assert command.verb is verb
+            assert command.operation_id != first
+            await h3.finish(command)
         await yard.job("job-1", where=lambda one: one.state is JobState.LOADED)
+        await yard.operation(first, OperationState.FAILED if given else OperationState.REJECTED)
 
 
-async def test_what_is_being_terminated_is_not_loaded_elsewhere_first(yard: Yard) -> None:
+@pytest.mark.parametrize("given", [True, False])
+async def test_what_is_to_be_terminated_next_is_not_loaded_elsewhere_first(
+    yard: Yard,
+    given: bool,  # noqa: FBT001
+) -> None:
     async with scripted_host(yard.broker, "h1") as h1:
         await loaded(yard, h1, model="m-comes-back")
+        if not given:
+            await yard.submit(Verb.INFER, input=1)
+            await accepted(yard, h1)
         ending = await yard.submit(Verb.TERMINATE)
-        await accepted(yard, h1)
+        if given:
+            await accepted(yard, h1)
+        await yard.operation(ending)
         async with scripted_host(yard.broker, "h2") as h2:
             await lose(yard, "h1")
             await yard.operation(ending, OperationState.SUCCEEDED)
