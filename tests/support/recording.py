@@ -142,17 +142,17 @@ class Recording:
 
 
 def _deliveries(batch: Sequence[WorkerReports]) -> list[Delivery]:
-    return [_delivery(message, "modelyard.reports.v1") for message in batch]
+    return [_delivery(one, "modelyard.reports.v1", routing_key=one.host_id) for one in batch]
 
 
-def _delivery(message: Message, kind: str) -> Delivery:
+def _delivery(message: Message, kind: str, *, routing_key: str = "") -> Delivery:
     body = message.model_dump_json(exclude_defaults=kind == SUBMISSION_TYPE).encode()
     raw: Any = SimpleNamespace(processed=False)
     return Delivery(
         body=body,
         message_id=None,
         type=kind,
-        routing_key="",
+        routing_key=routing_key,
         redelivered=False,
         headers={},
         user_id=None,
