@@ -55,15 +55,21 @@ async def test_temp_in_each_profile_gives_its_answer_and_leaves_nothing(
     user: User, engines: dict[str, Engine], model: str
 ) -> None:
     job_id = user.job_id()
-    done = await user.done("TEMP", job_id, model=model, dataset="ds-550", input={"tag": "t-9"})
+    given: Json = {} if model == "probe-batch" else {"input": {"tag": "t-9"}}
+    done = await user.done("TEMP", job_id, model=model, dataset="ds-550", **given)
     answer = await user.result(done["operation_id"])
     assert answer
-    if model != "probe-batch":
+    if given:
         assert "t-9" in echoed(answer)
     job = await user.job(job_id)
     assert (job["state"], job["host_id"]) == ("TERMINATED", None)
     for engine in engines.values():
         assert await engine.containers(job_id) == []
+
+
+async def test_an_input_that_a_batch_model_would_not_get_is_refused(user: User) -> None:
+    refused = await user.do("TEMP", user.job_id(), model="probe-batch", input={"tag": "t-9"})
+    assert (refused["state"], refused["error"]["code"]) == ("REJECTED", "unexpected_input")
 
 
 @pytest.mark.parametrize("model", ["m-131", "m-131-batch"])

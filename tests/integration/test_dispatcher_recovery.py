@@ -365,8 +365,8 @@ async def test_a_job_that_loses_its_host_while_it_is_brought_back_is_loaded_in_t
                 {"_id": "h2"}, {"$set": {"liveness": Liveness.SUSPECT}}
             )
             await h2.finish(create)
-            (line,) = (await yard.store.jobs.lines(["job-1"])).lines
-            first = line.operations[-1].operation_id
+            (load,) = await yard.store.operations.waiting(after=None, limit=9)
+            first = load.operation_id
         h3 = await hosts.enter_async_context(scripted_host(yard.broker, "h3"))
         await lose(yard, "h2")
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):

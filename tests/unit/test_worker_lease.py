@@ -144,8 +144,12 @@ async def test_a_lost_lease_ends_temps_and_models_that_move_and_nothing_else() -
         await host.in_phase(temp, Phase.INFERRING)
         await host.in_phase(infer, Phase.INFERRING)
         await cut(host)
-        states = {it.name: it.running for it in bench.runtime.containers.values()}
-        assert states == {"modelyard-stays-1": True, "modelyard-moves-1": False}
+
+        async def ended() -> bool:
+            states = {it.name: it.running for it in bench.runtime.containers.values()}
+            return states == {"modelyard-stays-1": True, "modelyard-moves-1": False}
+
+        await eventually(ended, what="the end of what may run elsewhere, and of nothing else")
         host.broker.away = False
         await host.online(terms=2)
         assert len(set(host.incarnations)) == 2
