@@ -21,6 +21,8 @@ from tests.support.waiting import eventually
 HOST = "h1"
 LOST_WITHIN_S = 75.0
 REPORTS_TYPE = "modelyard.reports.v1"
+LATER = 100
+"""Reports further on than what was read of an operation: past all that it said before it froze."""
 
 
 async def admit(yard: Yard, host_id: str, how: str, **query: Any) -> None:
@@ -145,7 +147,7 @@ async def report_late(yard: Yard, work: Work) -> None:
         OperationReport(
             operation_id=one["_id"],
             epoch=one["epoch"],
-            seq=one["seq"] + 1,
+            seq=one["seq"] + LATER,
             job_id=one["job_id"],
             generation=one["generation"],
             state=OperationState.SUCCEEDED,
