@@ -37,7 +37,7 @@ MOST_IN_A_ROW = 3
 that takes its host down would else take down one after the other."""
 
 
-def recovery_of(job: JobRecord, line: Sequence[OperationRecord]) -> Recovery | None:
+def recreation_of(job: JobRecord, line: Sequence[OperationRecord]) -> Recovery | None:
     """Return how a job that is about to lose its host comes back, with what stands in its line.
 
     Null if its model does not want it, if it was recreated too often in a row, or if it is to be
@@ -126,7 +126,7 @@ class LostHosts:
         concerned = by_id.keys() | {one.job_id for one in given if one.job_id}
         known = await self._store.jobs.lines(sorted(concerned))
         recoveries = {
-            line.job.job_id: recovery_of(by_id[line.job.job_id], line.operations)
+            line.job.job_id: recreation_of(by_id[line.job.job_id], line.operations)
             for line in known.lines
             if line.job.job_id in by_id
         }

@@ -6,124 +6,26 @@ them means that the report comes again; each write finds what is done and goes o
 operation comes late on purpose: whoever sees it ended sees its job as it left it.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
-
-import structlog
-from pydantic import ValidationError
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dispatcher.attempts import Attempts
 from dispatcher.control import Control
-from dispatcher.deadlines import OVERDUE_REPORTS_TYPE, Deadlines
-from dispatcher.facts import Facts, fact_id, job_event, report_event, stale_event
+from dispatcher.deadlines import Deadlines
+from dispatcher.facts import Facts, job_event, report_event
+from dispatcher.fences import Accepted, Fences, Stale, fence, latest
 from dispatcher.reconcile import Booted, Looked, Reconciler, recovery_of
+from dispatcher.reports import Question, read_reports
 from dispatcher.scheduler import Scheduler
-from modelyard.broker import Broker, Delivery, Subscription, bury
-from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.ids import Id
-from modelyard.contract.messages import (
-    CancelOperation,
-    Count,
-    HostOnline,
-    Inventory,
-    Message,
-    OperationReport,
-    WorkerReports,
-)
-from modelyard.contract.states import (
-    VERB_RULES,
-    JobState,
-    OperationState,
-    Verb,
-    operation_sources,
-)
-from modelyard.contract.strict_json import JsonValue
-from modelyard.contract.topology import REPORTS_QUEUE
-from modelyard.contract.validation import first_errors
+from modelyard.broker import Broker, Delivery, Subscription
+from modelyard.contract.messages import OperationReport, WorkerReports
+from modelyard.contract.states import VERB_RULES, JobState, OperationState, Verb
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import Coming, Effect
-from modelyard.store.operation_writes import GIVEN_STATES, ResultPlace
-from modelyard.store.records import OperationRecord, Told
-
-log = structlog.get_logger(__name__)
-
-
-class Question(Enum):
-    """What a dispatcher asks by way of the reports' queue."""
-
-    OVERDUE = "overdue"
-
-
-class Envelope(Message):
-    """A message of reports, each of which is read by itself."""
-
-    host_id: Id
-    incarnation: str
-    number: Count = 0
-    online: HostOnline | None = None
-    operations: tuple[JsonValue, ...] = ()
-    inventory: Inventory | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """A report that did not pass the fences."""
-
-    host_id: str
-    report: OperationReport
-    why: str
-
-    @property
-    def ghost(self) -> bool:
-        """True if its sender works on what is not its own any more."""
-        return not self.report.state.terminal and self.why != "older"
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A report that passed the fences, with the operation as it was."""
-
-    report: OperationReport
-    operation: OperationRecord
-    told: Told | None = None
-    """The message that it came with, or a later one of the same boot that was read with it."""
-
-    @property
-    def new(self) -> bool:
-        """False if it is recorded already, and only repairs what a crash left half done."""
-        return self.report.seq > self.operation.seq
-
-
-def latest(reports: Iterable[tuple[str, OperationReport]]) -> list[tuple[str, OperationReport]]:
-    """Keep the newest report of each operation from each host: each one carries full state."""
-    kept: dict[tuple[str, str], OperationReport] = {}
-    for host_id, report in reports:
-        held = kept.get((host_id, report.operation_id))
-        if held is None or (held.epoch, held.seq) < (report.epoch, report.seq):
-            kept[host_id, report.operation_id] = report
-    return [(host_id, report) for (host_id, _), report in kept.items()]
-
-
-def fence(
-    host_id: str, report: OperationReport, operation: OperationRecord | None
-) -> Accepted | str:
-    """Return the report as accepted, or the word for why it is stale."""
-    if operation is None:
-        return "unknown_operation"
-    if operation.host_id != host_id:
-        return "other_host"
-    if operation.epoch != report.epoch:
-        return "other_epoch"
-    made_again = operation.state is OperationState.QUEUED and report.state.terminal
-    if report.seq < operation.seq or (made_again and report.seq == operation.seq):
-        return "older"
-    repeated = report.seq == operation.seq and report.state == operation.state
-    if repeated or operation.state in operation_sources(report.state) & GIVEN_STATES:
-        return Accepted(report, operation)
-    return "illegal"
+from modelyard.store.operation_writes import ResultPlace
+from modelyard.store.records import Told
 
 
 class Recorder:
@@ -146,7 +48,7 @@ class Recorder:
         self._facts = facts
         self._scheduler = scheduler
         self._reconciler = reconciler
-        self._control = control
+        self._fences = Fences(store, facts, control)
         self._attempts = attempts
         self._deadlines = deadlines
 
@@ -157,7 +59,7 @@ class Recorder:
         """
         reports: list[tuple[str, OperationReport]] = []
         boots: dict[str, Told] = {}
-        messages = [await self._parse(delivery) for delivery in batch]
+        messages = [await read_reports(self._broker, delivery) for delivery in batch]
         newest = {
             one.host_id: one
             for one in messages
@@ -209,7 +111,7 @@ class Recorder:
                 accepted.append(replace(verdict, told=boots.get(host_id)))
             else:
                 stale.append(Stale(host_id, report, verdict))
-        await self._fence_off(stale, boots)
+        await self._fences.keep_off(stale, boots)
         again = [one for one in accepted if self._is_made_again(one)]
         for one in again:
             await self._make_again(one)
@@ -254,88 +156,6 @@ class Recorder:
         if one.report.error is not None:
             seen = one.operation.model_copy(update={"seq": one.report.seq})
             await self._attempts.failed(seen, one.report.error)
-
-    async def _fence_off(self, stale: Sequence[Stale], boots: Mapping[str, Told]) -> None:
-        """Keep and count what came too late; tell whoever still works on it to stop."""
-        await self._keep_and_count(stale)
-        for host_id, boot in boots.items():
-            futile = [
-                CancelOperation(
-                    operation_id=one.report.operation_id, epoch=one.report.epoch, reason="stale"
-                )
-                for one in stale
-                if one.host_id == host_id and one.ghost
-            ]
-            if futile:
-                await self._control.send(host_id, boot.incarnation, cancels=futile)
-
-    async def _keep_and_count(self, stale: Sequence[Stale]) -> None:
-        """Note in the log what came too late, and count it by host and reason: each report once.
-
-        What a host has told before and the log has as a fact is not late, it only came twice; nor
-        is what the same attempt has gone on from. The note goes first, so a crash before the count
-        loses that count and nothing else.
-        """
-        for one in stale:
-            _log_stale(one)
-        stale = [one for one in stale if one.why != "older"]
-        if not stale:
-            return
-        told = await self._store.events.hosts_of(fact_id(one.report) for one in stale)
-        late = [one for one in stale if told.get(fact_id(one.report)) != one.host_id]
-        notes = [stale_event(one.report, one.host_id, one.why) for one in late]
-        new = await self._facts.note(notes)
-        await self._store.hosts.count_fenced_off(
-            Counter(
-                (one.host_id, one.why)
-                for one, note in zip(late, notes, strict=True)
-                if note.event_id in new
-            )
-        )
-
-    async def _parse(self, delivery: Delivery) -> "WorkerReports | Question | None":
-        """Read a message; what is wrong in it goes to the dead letters, the rest is taken."""
-        if delivery.type == OVERDUE_REPORTS_TYPE:
-            return Question.OVERDUE
-        try:
-            envelope = Envelope.model_validate_json(delivery.body)
-        except ValidationError as error:
-            await self._bury(delivery, first_errors(error))
-            return None
-        if envelope.host_id != delivery.routing_key:
-            await self._bury(
-                delivery, f"{envelope.host_id} said it by the key {delivery.routing_key!r}."
-            )
-            return None
-        reports: list[OperationReport] = []
-        unreadable: list[JsonValue] = []
-        wrong: ValidationError | None = None
-        for raw in envelope.operations:
-            try:
-                reports.append(OperationReport.model_validate(raw))
-            except ValidationError as error:
-                wrong = error
-                unreadable.append(raw)
-        if wrong is not None:
-            # Without its neighbours: they are recorded, and a letter's operations are given up.
-            rest = envelope.model_copy(
-                update={"operations": tuple(unreadable), "online": None, "inventory": None}
-            )
-            await self._bury(
-                replace(delivery, body=rest.model_dump_json().encode()), first_errors(wrong)
-            )
-        return WorkerReports(
-            host_id=envelope.host_id,
-            incarnation=envelope.incarnation,
-            number=envelope.number,
-            online=envelope.online,
-            operations=tuple(reports),
-            inventory=envelope.inventory,
-        )
-
-    async def _bury(self, delivery: Delivery, why: str) -> None:
-        info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}")
-        await bury(self._broker, delivery, info, queue=REPORTS_QUEUE.name)
 
     async def _keep_results(self, accepted: Sequence[Accepted]) -> Mapping[str, ResultPlace]:
         places: dict[str, ResultPlace] = {}
@@ -409,20 +229,8 @@ class Recorder:
                 valid.append(one)
             elif one.new:
                 overtaken.append(Stale(one.operation.host_id or "", one.report, "overtaken"))
-        await self._keep_and_count(overtaken)
+        await self._fences.note(overtaken)
         return valid
-
-
-def _log_stale(one: Stale) -> None:
-    log.info(
-        "report.stale",
-        why=one.why,
-        host_id=one.host_id,
-        operation_id=one.report.operation_id,
-        epoch=one.report.epoch,
-        seq=one.report.seq,
-        state=one.report.state,
-    )
 
 
 def _found_down(one: Accepted) -> bool:

@@ -1,0 +1,86 @@
+"""Reading what comes from the reports' queue; what can't be read goes to the dead letters."""
+
+from dataclasses import replace
+from enum import Enum
+
+from pydantic import ValidationError
+
+from dispatcher.deadlines import OVERDUE_REPORTS_TYPE
+from modelyard.broker import Broker, Delivery, bury
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.ids import Id
+from modelyard.contract.messages import (
+    Count,
+    HostOnline,
+    Inventory,
+    Message,
+    OperationReport,
+    WorkerReports,
+)
+from modelyard.contract.strict_json import JsonValue
+from modelyard.contract.topology import REPORTS_QUEUE
+from modelyard.contract.validation import first_errors
+
+
+class Question(Enum):
+    """What a dispatcher asks by way of the reports' queue."""
+
+    OVERDUE = "overdue"
+
+
+class Envelope(Message):
+    """A message of reports, each of which is read by itself."""
+
+    host_id: Id
+    incarnation: str
+    number: Count = 0
+    online: HostOnline | None = None
+    operations: tuple[JsonValue, ...] = ()
+    inventory: Inventory | None = None
+
+
+async def read_reports(broker: Broker, delivery: Delivery) -> WorkerReports | Question | None:
+    """Read a message; what is wrong in it is buried, the rest is returned.
+
+    Raises `BrokerUnavailableError` if a dead letter was not confirmed.
+    """
+    if delivery.type == OVERDUE_REPORTS_TYPE:
+        return Question.OVERDUE
+    try:
+        envelope = Envelope.model_validate_json(delivery.body)
+    except ValidationError as error:
+        await _bury(broker, delivery, first_errors(error))
+        return None
+    if envelope.host_id != delivery.routing_key:
+        said = f"{envelope.host_id} said it by the key {delivery.routing_key!r}."
+        await _bury(broker, delivery, said)
+        return None
+    reports: list[OperationReport] = []
+    unreadable: list[JsonValue] = []
+    wrong: ValidationError | None = None
+    for raw in envelope.operations:
+        try:
+            reports.append(OperationReport.model_validate(raw))
+        except ValidationError as error:
+            wrong = error
+            unreadable.append(raw)
+    if wrong is not None:
+        # Without its neighbours: they are recorded, and a letter's operations are given up.
+        rest = envelope.model_copy(
+            update={"operations": tuple(unreadable), "online": None, "inventory": None}
+        )
+        letter = replace(delivery, body=rest.model_dump_json().encode())
+        await _bury(broker, letter, first_errors(wrong))
+    return WorkerReports(
+        host_id=envelope.host_id,
+        incarnation=envelope.incarnation,
+        number=envelope.number,
+        online=envelope.online,
+        operations=tuple(reports),
+        inventory=envelope.inventory,
+    )
+
+
+async def _bury(broker: Broker, delivery: Delivery, why: str) -> None:
+    info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}")
+    await bury(broker, delivery, info, queue=REPORTS_QUEUE.name)
