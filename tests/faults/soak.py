@@ -6,6 +6,7 @@ import logging
 import random
 import secrets
 import shutil
+import signal
 import sys
 import time
 import uuid
@@ -41,6 +42,9 @@ def main() -> int:
     say(f"seed {seed}, {asked.minutes:g} minutes")
     # Our own clients complain at each try about what is broken on purpose.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    # Also where a shell has put us into the background; servers are ours to stop.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     folder = FOLDER / f"soak-{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
