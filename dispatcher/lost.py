@@ -43,14 +43,14 @@ def recreation_of(job: JobRecord, line: Sequence[OperationRecord]) -> Recovery |
     Null if its model does not want it, if it was recreated too often in a row, or if it is to be
     terminated next anyway.
     """
-    if not _is_to_be_recreated(job) or _ends_next(line):
+    spec = job.spec
+    if spec is None or not _is_to_be_recreated(job) or _ends_next(line):
         return None
     to = job.recovery.to if job.recovery else job.state
     if any(_brings_back(one) for one in line):
         to = JobState.LOADED
     in_a_row = 0 if job.steady else job.restarts
-    most = max(MOST_IN_A_ROW, job.spec.max_restarts if job.spec else 0)
-    if to is JobState.LOADED and in_a_row >= most:
+    if to is JobState.LOADED and in_a_row >= max(MOST_IN_A_ROW, spec.max_restarts):
         return None
     return Recovery(to=to, key=job.version)
 
