@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from deploy.local.docker_engine import DockerEngine
@@ -11,7 +10,7 @@ from deploy.local.images import export_dataset
 from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
 from tests.e2e.catalog import DIGITS, PROBE, PROBES
-from tests.e2e.fleet import Engine, Fleet, User
+from tests.e2e.fleet import Engine, Fleet, User, a_user_of
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +39,7 @@ def fleet(
 @pytest.fixture
 async def user(fleet: Fleet) -> AsyncIterator[User]:
     """Give the test someone who uses the fleet, with the usual catalog."""
-    async with httpx2.AsyncClient(base_url=fleet.url, timeout=30, trust_env=False) as http:
-        someone = User(fleet, http)
+    async with a_user_of(fleet) as someone:
         await someone.put_dataset("ds-550", path=str(fleet.datasets / "ds-550"))
         await someone.put_model(
             "m-131", image=DIGITS, profile="open-inference", port=8080, model_name="digits"

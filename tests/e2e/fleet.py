@@ -4,7 +4,8 @@ import asyncio
 import itertools
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,13 @@ class Fleet:
             "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self.datasets)]),
             "DOCKER_HOST": self.engines[host_id].url,
         }
+
+
+@asynccontextmanager
+async def a_user_of(fleet: Fleet) -> AsyncIterator["User"]:
+    """Connect someone who uses the fleet."""
+    async with httpx2.AsyncClient(base_url=fleet.url, timeout=30, trust_env=False) as http:
+        yield User(fleet, http)
 
 
 @dataclass

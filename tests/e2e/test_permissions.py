@@ -8,7 +8,6 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aio_pika
-import httpx2
 import pytest
 from aio_pika.exceptions import ChannelClosed
 
@@ -17,7 +16,7 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.topology import EVENTS, HOSTS, JOBS, REPORTS
 from tests.e2e.catalog import PROBE, PROBES
-from tests.e2e.fleet import Fleet, User
+from tests.e2e.fleet import Fleet, User, a_user_of
 from tests.support.waiting import eventually
 
 SETUP = Path(__file__).resolve().parents[2] / "docs" / "setup.md"
@@ -88,8 +87,7 @@ def limited(
 @pytest.fixture
 async def user(limited: Fleet) -> AsyncIterator[User]:
     """Give the test someone who uses that fleet."""
-    async with httpx2.AsyncClient(base_url=limited.url, timeout=30, trust_env=False) as http:
-        someone = User(limited, http)
+    async with a_user_of(limited) as someone:
         await someone.put_model("probe-http", image=PROBE, **PROBES["probe-http"])
         yield someone
 
