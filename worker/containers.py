@@ -183,6 +183,10 @@ class Containers:
         await self._remove(facts.id)
         return True
 
+    async def finish_removal(self, container_id: str) -> None:
+        """Remove a container of which `list_own` has said that it is dead."""
+        await self._remove(container_id)
+
     async def _remove(self, container_id: str) -> None:
         crash_point("worker.before_remove")
         await self._runtime.remove(container_id)

@@ -1,5 +1,9 @@
-"""Containers that nobody owns, removed on the dispatcher's word, and only after a second look."""
+"""Containers that nobody owns, removed on the dispatcher's word, and only after a second look.
 
+Also those that are dead: their removal was on somebody's word, and has not ended.
+"""
+
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 import structlog
@@ -36,10 +40,16 @@ class Discards:
 
     def begin(self, discard: DiscardContainer) -> None:
         """Discard a container soon, unless that is under way."""
-        container_id = discard.container_id
-        if container_id in self._running:
-            return
-        task = self._tasks.create_task(self._discard(discard))
+        if discard.container_id not in self._running:
+            self._begin(discard.container_id, self._discard(discard))
+
+    def finish(self, container_id: str, job_id: str) -> None:
+        """Remove a dead container soon, unless that is under way."""
+        if container_id not in self._running:
+            self._begin(container_id, self._finish(container_id, job_id))
+
+    def _begin(self, container_id: str, work: Coroutine[None, None, None]) -> None:
+        task = self._tasks.create_task(work)
         self._running[container_id] = task
         task.add_done_callback(lambda _: self._running.pop(container_id, None))
 
@@ -65,3 +75,11 @@ class Discards:
                 told.info("discard.done")
             else:
                 told.warning("discard.refused", reason="it is not what it should be")
+
+    async def _finish(self, container_id: str, job_id: str) -> None:
+        """Not alone with the job: a dead container is not what anybody works with."""
+        async with trouble_is_logged(
+            "removal.not_finished", DISCARD_S, container_id=container_id, job_id=job_id
+        ):
+            await self._containers.finish_removal(container_id)
+            log.info("removal.finished", container_id=container_id, job_id=job_id)

@@ -59,8 +59,17 @@ class ContainerDocument(_Document):
 
     @property
     def going(self) -> bool:
-        """True once it is being removed, also if that got stuck: it can't be used any more."""
-        return self.state.status in {"removing", "dead"}
+        """True while it is being removed: it can't be used any more."""
+        return self.state.status == "removing"
+
+    @property
+    def dead(self) -> bool:
+        """True once its removal has failed, or the engine has died at it: nobody goes on with it.
+
+        The engine leaves that to its users, who alone know what else was to be removed: see
+        `daemon.restore` of Moby.
+        """
+        return self.state.status == "dead"
 
     def facts(self, *, publish: bool, network: str) -> ContainerFacts:
         """Return the same in our words."""
@@ -74,6 +83,7 @@ class ContainerDocument(_Document):
             ever_started=started,
             exit_code=state.exit_code if started and not state.running else None,
             oom_killed=state.oom_killed,
+            dead=self.dead,
             labels=labels,
             mounts=tuple(
                 MountFacts(

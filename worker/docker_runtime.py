@@ -221,6 +221,13 @@ class DockerRuntime:
                     return
 
     async def inspect(self, ref: str) -> ContainerFacts:
+        facts = await self._look_at(ref)
+        if facts.dead:
+            raise NoSuchContainerError
+        return facts
+
+    async def _look_at(self, ref: str) -> ContainerFacts:
+        """Return what is true of a container, also of a dead one."""
         async with self._container(ref, "inspect", CALL_S) as container:
             document = ContainerDocument.model_validate(await container.show())
             if document.going:
@@ -235,7 +242,7 @@ class DockerRuntime:
         facts = []
         for container in listed:
             try:
-                facts.append(await self.inspect(container.id))
+                facts.append(await self._look_at(container.id))
             except NoSuchContainerError:
                 continue  # removed in between
         return facts

@@ -71,6 +71,8 @@ class FakeContainer:
     exit_code: int | None = None
     oom_killed: bool = False
     removed: bool = False
+    dead: bool = False
+    """Set by tests: the engine died while it removed it."""
     stdout: str = ""
     log: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class FakeContainer:
             ever_started=self.ever_started,
             exit_code=self.exit_code,
             oom_killed=self.oom_killed,
+            dead=self.dead,
             labels=ContainerLabels.parse(plan.labels.as_labels()) if plan else None,
             mounts=_mounts(plan) if plan else (),
             address=Address("127.0.0.1", self.port)
@@ -198,7 +201,9 @@ class FakeRuntime:
         self._reach()
         engine_config(plan)
         known = self._by_name(checked_ref(plan.name))
-        if known is not None:
+        if known is not None and known.dead:
+            await self.remove(known.id)
+        elif known is not None:
             if known.plan is None or not known.plan.labels.same_container(plan.labels):
                 raise NameConflictError(f"The name {plan.name} is taken by another container.")
             return known.id
@@ -314,6 +319,12 @@ class FakeRuntime:
         foreign.running = foreign.ever_started = True
         return foreign
 
+    def die_at_removing(self, container_id: str) -> None:
+        """Leave a container as an engine does that died in the middle of its removal."""
+        container = self._get(container_id)
+        container.exit(KILLED)
+        container.dead = True
+
     def named(self, name: str) -> FakeContainer:
         """Return the container of this name, for tests to act on."""
         found = self._by_name(name)
@@ -344,7 +355,7 @@ class FakeRuntime:
     def _get(self, ref: str) -> FakeContainer:
         self._reach()
         container = self._find(checked_ref(ref))
-        if container is None:
+        if container is None or container.dead:
             raise NoSuchContainerError
         return container
 

@@ -103,7 +103,8 @@ class Recovery:
         failures = 0
         while True:
             try:
-                return [facts for facts in await self._runtime.list_own() if facts.labels]
+                listed = await self._runtime.list_own()
+                return [facts for facts in listed if facts.labels and not facts.dead]
             except EngineUnavailableError as error:
                 failures += 1
                 if failures == 1:

@@ -13,6 +13,7 @@ from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.topology import INVENTORY_INTERVAL_S
 from modelyard.together import TaskGroup
 from worker.desk import Desk
+from worker.discards import Discards
 from worker.health import Health
 from worker.hooks import ModelServer
 from worker.inventory import take_stock
@@ -32,19 +33,21 @@ STEADY_S = 10.0
 class Relist:
     """Looks every `INVENTORY_INTERVAL_S`, and soon after the engine has told of a change."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all whom one look concerns
         self,
         *,
         runtime: ContainerRuntime,
         server: ModelServer,
         health: Health,
         desk: Desk,
+        discards: Discards,
         reporter: Reporter,
     ) -> None:
         self._runtime = runtime
         self._server = server
         self._health = health
         self._desk = desk
+        self._discards = discards
         self._reporter = reporter
         self._silent = False
         self._changed = asyncio.Event()
@@ -84,17 +87,21 @@ class Relist:
 
         A job that is worked on at any moment of the look is `busy`, whatever was seen of it. The
         inventory is handed over at the moment at which it is composed: what is reported later
-        comes after it.
+        comes after it. A container that is dead is as good as gone: it is not told, and removed.
         """
         known = self._health.known
         with self._desk.busy_jobs() as busy:
             try:
-                containers = await self._runtime.list_own()
+                listed = await self._runtime.list_own()
             except EngineUnavailableError as error:
                 if not self._silent:
                     log.warning("inventory.silent", reason=error.message)
                 self._silent = True
                 return False
+            for facts in listed:
+                if facts.dead and facts.labels is not None:
+                    self._discards.finish(facts.id, facts.labels.job_id)
+            containers = [facts for facts in listed if not facts.dead]
             for gone in known - {facts.id for facts in containers}:
                 self._health.was_unloaded(gone)
             items = await take_stock(self._server, containers, unasked=busy)

@@ -144,6 +144,8 @@ class ContainerFacts:
     mounts: tuple[MountFacts, ...]
     address: Address | None
     """None without a port, and while it does not run."""
+    dead: bool = False
+    """Its removal was begun and has not ended, and nobody is at it: it can only be removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +204,14 @@ class ContainerRuntime(Protocol):
     async def inspect(self, ref: str) -> ContainerFacts:
         """Return what is true of a container by id or name.
 
-        Raises `NoSuchContainerError`, also for one that is just being removed.
+        Raises `NoSuchContainerError`, also for one that is just being removed, or is `dead`.
         """
 
     async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
-        """Return this host's labelled containers, running or not, of one job or of all."""
+        """Return this host's labelled containers, running or not, of one job or of all.
+
+        Those too that are `dead`, and not those that are just being removed.
+        """
 
     async def wait_exit(self, container_id: str) -> Exit:
         """Return once it does not run. Raises `NoSuchContainerError`."""

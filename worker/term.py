@@ -161,6 +161,7 @@ class Term:
             server=standing.server,
             health=standing.operations.containers.health,
             desk=self._desk,
+            discards=discards,
             reporter=self._reporter,
         )
         async with TaskGroup() as tasks:

@@ -2,14 +2,16 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
 
 import httpx2
 import pytest
 
+from deploy.local.docker_engine import DockerEngine
 from tests.conformance.runtime_cases import HOST, IMAGE, NETWORK, Case, Plans, as_json, cases
+from tests.support.engines import die_at_removing
 from tests.support.waiting import eventually
 from worker.container_plan import ContainerPlan, DatasetMount
 from worker.docker_runtime import DockerRuntime
@@ -29,19 +31,17 @@ from worker.runtime import (
 _TIMEOUT_S = 30.0
 
 
-class Engine(Protocol):
-    """The fixture `engine`: a Docker Engine that answers."""
-
-    url: str
-
-
 class Bench:
     """One runtime under test, its cases and an HTTP client that reaches its containers."""
 
     def __init__(
-        self, runtime: ContainerRuntime, transport: httpx2.AsyncBaseTransport | None
+        self,
+        runtime: ContainerRuntime,
+        transport: httpx2.AsyncBaseTransport | None,
+        die_at_removing: Callable[[str], None],
     ) -> None:
         self.runtime = runtime
+        self._die_at_removing = die_at_removing
         self.http = httpx2.AsyncClient(transport=transport, trust_env=False, timeout=5)
         self.plans = Plans(f"t{uuid.uuid4().hex[:10]}")
         self.cases = cases()
@@ -54,6 +54,10 @@ class Bench:
         await self.runtime.start(container_id)
         return container_id
 
+    async def die_at_removing(self, container_id: str) -> None:
+        """Have the engine die in the middle of a container's removal, and come back."""
+        await asyncio.to_thread(self._die_at_removing, container_id)
+
     async def close(self) -> None:
         for facts in await self.runtime.list_own():
             if facts.labels and facts.labels.job_id.startswith(self.plans.prefix):
@@ -62,7 +66,7 @@ class Bench:
         await self.runtime.close()
 
 
-def _fake() -> tuple[FakeRuntime, httpx2.AsyncBaseTransport]:
+def _fake() -> Bench:
     runtime = FakeRuntime(host_id=HOST)
     known: dict[str, Case] = dict(cases())
 
@@ -70,17 +74,17 @@ def _fake() -> tuple[FakeRuntime, httpx2.AsyncBaseTransport]:
         return known[plan.env["CASE"]].program
 
     runtime.images[IMAGE] = program
-    return runtime, runtime.transport
+    return Bench(runtime, runtime.transport, runtime.die_at_removing)
+
+
+def _docker(engine: DockerEngine) -> Bench:
+    runtime = DockerRuntime(engine.url, host_id=HOST, network=NETWORK, publish=True)
+    return Bench(runtime, None, partial(die_at_removing, engine))
 
 
 @pytest.fixture(params=["fake", "docker"])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
-    if request.param == "fake":
-        made = Bench(*_fake())
-    else:
-        engine: Engine = request.getfixturevalue("engine")
-        runtime = DockerRuntime(engine.url, host_id=HOST, network=NETWORK, publish=True)
-        made = Bench(runtime, None)
+    made = _fake() if request.param == "fake" else _docker(request.getfixturevalue("engine"))
     async with asyncio.timeout(90):
         await made.runtime.ensure_network()
         try:
@@ -214,6 +218,27 @@ async def test_removing_twice_is_success(bench: Bench) -> None:
     await bench.runtime.remove(container_id)
     with pytest.raises(NoSuchContainerError):
         await bench.runtime.inspect(container_id)
+
+
+async def test_what_a_broken_off_removal_leaves_is_dead_and_can_be_removed(bench: Bench) -> None:
+    plan = bench.plan("sleeps")
+    container_id = await bench.run("sleeps")
+    await bench.die_at_removing(container_id)
+    (left,) = await bench.runtime.list_own(plan.labels.job_id)
+    assert (left.id, left.dead, left.running) == (container_id, True, False)
+    with pytest.raises(NoSuchContainerError):
+        await bench.runtime.inspect(container_id)
+    await bench.runtime.remove(container_id)
+    assert await bench.runtime.list_own(plan.labels.job_id) == []
+
+
+async def test_what_a_broken_off_removal_leaves_keeps_no_name(bench: Bench) -> None:
+    plan = bench.plan("sleeps")
+    container_id = await bench.run("sleeps")
+    await bench.die_at_removing(container_id)
+    anew = await bench.runtime.create(plan)
+    assert [f.id for f in await bench.runtime.list_own(plan.labels.job_id)] == [anew]
+    assert anew != container_id
 
 
 async def test_an_exit_is_seen_with_its_code(bench: Bench) -> None:
@@ -420,11 +445,10 @@ async def test_a_dataset_is_mounted_and_read_only(
 
 
 @pytest.fixture
-async def docker(engine: Engine) -> AsyncIterator[Bench]:
-    runtime = DockerRuntime(engine.url, host_id=HOST, network=NETWORK, publish=True)
-    made = Bench(runtime, None)
+async def docker(engine: DockerEngine) -> AsyncIterator[Bench]:
+    made = _docker(engine)
     async with asyncio.timeout(90):
-        await runtime.ensure_network()
+        await made.runtime.ensure_network()
         try:
             yield made
         finally:

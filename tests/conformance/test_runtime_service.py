@@ -4,14 +4,16 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
+from deploy.local.docker_engine import DockerEngine
 from modelyard.contract.catalog import Hook, Hooks, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import InventoryItem
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from tests.support.engines import die_at_removing
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_host import Host
@@ -22,13 +24,8 @@ from worker.settings import WorkerSettings
 
 CREATE, LOAD, INFER, TEMP = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.TEMP
 SOON_S = 3.0
+ENGINE_BACK_S = 20.0
 """Well above the second that it should take: the machine of a test may be busy."""
-
-
-class Engine(Protocol):
-    """The fixture `engine`: a Docker Engine that answers."""
-
-    url: str
 
 
 def probe(**more: Any) -> ModelSpec:
@@ -79,7 +76,7 @@ class RealHost(Host):
 
 
 @pytest.fixture
-async def host(engine: Engine) -> AsyncIterator[RealHost]:
+async def host(engine: DockerEngine) -> AsyncIterator[RealHost]:
     made = RealHost(engine.url)
     running = asyncio.create_task(made.service.run(made.stop))
     async with asyncio.timeout(90):
@@ -150,6 +147,23 @@ async def test_a_temp_is_cancelled_and_leaves_nothing(host: RealHost) -> None:
         return await host.runtime.list_own(host.job) == []
 
     await eventually(gone)
+
+
+async def test_a_removal_that_the_engine_died_at_is_finished(
+    host: RealHost, engine: DockerEngine
+) -> None:
+    created = await host.done(CREATE, job=host.job)
+    assert created.container_id is not None
+    await asyncio.to_thread(die_at_removing, engine, created.container_id)
+
+    async def gone() -> bool:
+        return await host.runtime.list_own(host.job) == []
+
+    async def untold() -> bool:
+        return await host.seen() is None
+
+    await eventually(gone, within_s=ENGINE_BACK_S)
+    await eventually(untold, within_s=ENGINE_BACK_S)
 
 
 async def test_a_container_that_nobody_owns_is_discarded(host: RealHost) -> None:

@@ -10,6 +10,7 @@ from tests.faults.casualties import only
 from tests.faults.load import Mix
 from tests.faults.wires import Wires
 from tests.faults.yard import Json, Yard, lasts
+from tests.support.engines import die_at_removing
 from tests.support.waiting import eventually
 
 DOCKERD = "dockerd restarted, frozen, slow (30 s a call), its event stream dropped"
@@ -19,6 +20,7 @@ REPAIRED_S = 20.0
 ELSEWHERE_S = 120.0
 """Seconds until what a host that is given up had in hand has ended elsewhere."""
 CREATES_AT = "worker.before_create"
+REMOVES_AT = "worker.before_remove"
 EVENTS = b"/events"
 pytestmark = [pytest.mark.faults, pytest.mark.fault(DOCKERD)]
 
@@ -203,6 +205,36 @@ async def test_a_restarted_engine_takes_its_containers_along_and_that_is_recorde
     yard.invariants.disturbed()
     await failed(yard, job_id, within_s=REPAIRED_S)
     await loading
+    await yard.holds()
+
+
+async def test_a_container_that_the_engine_died_at_removing_is_removed_when_it_is_back(
+    yard: Yard,
+) -> None:
+    job_id = await on_h1(yard)
+    left = (await yard.job(job_id))["container_id"]
+    await asyncio.to_thread(die_at_removing, yard.servers.engines["h1"], left)
+    yard.invariants.disturbed()
+    await failed(yard, job_id, within_s=REPAIRED_S)
+    await yard.holds()
+
+
+async def test_a_terminate_whose_engine_and_worker_die_at_removing_leaves_nothing(
+    yard: Yard,
+) -> None:
+    await yard.stop("worker-h1")
+    await yard.launch("worker-h1", **{VARIABLE: f"{REMOVES_AT}:freeze"})
+    await yard.online("worker-h1")
+    job_id = await on_h1(yard)
+    left = (await yard.job(job_id))["container_id"]
+    asked = await yard.submit("TERMINATE", job_id)
+    await yard.came_to("worker-h1", REMOVES_AT)
+    await asyncio.to_thread(die_at_removing, yard.servers.engines["h1"], left)
+    await yard.kill("worker-h1")
+    await yard.launch("worker-h1")
+    await yard.online("worker-h1")
+    yard.invariants.disturbed()
+    await yard.succeeded([(await yard.ended(asked))["_id"]])
     await yard.holds()
 
 

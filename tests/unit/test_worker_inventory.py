@@ -11,14 +11,18 @@ from structlog.testing import capture_logs
 from modelyard.contract.catalog import Profile
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.states import OperationState, Verb
+from modelyard.together import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import BLIND_HOOKS, Bench, model
 from tests.unit.worker_broker import FakeBroker, report, reporter_on
 from worker.account import Ending
 from worker.desk import Desk
+from worker.discards import Discards
 from worker.health import MISSES, SPACING_S, Health
 from worker.hooks import ModelServer, http_client
+from worker.job_locks import JobLocks
 from worker.relist import Relist
+from worker.runtime import EngineUnavailableError
 
 CREATE, LOAD, INFER, UNLOAD = (
     Verb.DEPLOY_CREATE,
@@ -31,19 +35,21 @@ CREATE, LOAD, INFER, UNLOAD = (
 class Lookout:
     """A relist over a fake engine and a fake broker; looks are made by hand."""
 
-    def __init__(self, bench: Bench | None = None) -> None:
+    def __init__(self, tasks: TaskGroup, bench: Bench | None = None) -> None:
         self.bench = bench or Bench()
         self.broker = FakeBroker()
         self.reporter = reporter_on(self.broker)
         self.desk = Desk(self.reporter.put)
         self.now = 0.0
-        health = self.bench.operations.containers.health
+        containers = self.bench.operations.containers
+        health = containers.health
         health._clock = lambda: self.now
         self.relist = Relist(
             runtime=self.bench.runtime,
             server=ModelServer(http_client(self.bench.runtime.transport)),
             health=health,
             desk=self.desk,
+            discards=Discards(containers, self.desk, JobLocks(), tasks),
             reporter=self.reporter,
         )
 
@@ -66,8 +72,8 @@ class Lookout:
 
 @asynccontextmanager
 async def lookout(bench: Bench | None = None) -> AsyncIterator[Lookout]:
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        made = Lookout(bench)
+    async with asyncio.timeout(20), TaskGroup() as tasks:
+        made = Lookout(tasks, bench)
         reporting = tasks.create_task(made.reporter.run())
         yield made
         reporting.cancel()
@@ -98,6 +104,50 @@ async def test_a_container_that_was_never_started_says_so() -> None:
         await it.bench.do(CREATE)
         item = await it.item()
     assert (item.running, item.ever_started, item.exit_code) == (False, False, None)
+
+
+async def test_a_container_that_is_dead_is_not_told_and_removed() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        runtime = it.bench.runtime
+        runtime.die_at_removing(it.bench.container.id)
+        assert (await it.look()).items == ()
+
+        async def gone() -> bool:
+            return not runtime.containers
+
+        await eventually(gone)
+
+
+async def test_a_removal_that_fails_again_is_begun_again_at_a_later_look() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        runtime = it.bench.runtime
+        runtime.die_at_removing(it.bench.container.id)
+        really, tries = runtime.remove, 0
+
+        async def remove(container_id: str) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise EngineUnavailableError("driver failed to remove root filesystem")
+            await really(container_id)
+
+        runtime.remove = remove  # type: ignore[method-assign]
+        with capture_logs() as logs:
+            await it.look()
+
+            async def failed() -> bool:
+                return any(line["event"] == "removal.not_finished" for line in logs)
+
+            await eventually(failed)
+        assert runtime.containers
+
+        async def gone() -> bool:
+            await it.look()
+            return not runtime.containers
+
+        await eventually(gone)
 
 
 async def test_a_job_that_is_worked_on_is_busy_and_its_server_is_not_asked() -> None:
