@@ -12,9 +12,11 @@ import structlog
 from pydantic import ValidationError
 
 from dispatcher.control import Control
+from dispatcher.enrolment import Enrolment
 from dispatcher.lost import LostHosts
+from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
-from modelyard.contract.messages import Heartbeat
+from modelyard.contract.messages import HELLO_TYPE, Heartbeat, HostHello
 from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.store import Store
 
@@ -52,10 +54,21 @@ class Strangers:
 class Beats:
     """Takes messages of `modelyard.heartbeats.v1` into the record."""
 
-    def __init__(self, store: Store, broker: Broker, control: Control, lost: LostHosts) -> None:
+    def __init__(  # noqa: PLR0913 - all whom a sign of life concerns
+        self,
+        store: Store,
+        broker: Broker,
+        senders: Senders,
+        *,
+        control: Control,
+        enrolment: Enrolment,
+        lost: LostHosts,
+    ) -> None:
         self._store = store
         self._broker = broker
+        self._senders = senders
         self._control = control
+        self._enrolment = enrolment
         self._lost = lost
         self._strangers = Strangers()
 
@@ -65,13 +78,14 @@ class Beats:
         A worker that was given up, or that nobody knows, is told to begin anew.
         """
         newest: dict[str, Heartbeat] = {}
+        hellos: dict[str, HostHello] = {}
         for delivery in batch:
-            try:
-                beat = Heartbeat.model_validate_json(delivery.body)
-            except ValidationError:
-                log.warning("heartbeat.malformed", routing_key=delivery.routing_key)
-                continue
-            newest[beat.host_id] = beat
+            sign = self._read(delivery)
+            if isinstance(sign, HostHello):
+                hellos[sign.host_id] = sign
+            elif sign is not None:
+                newest[sign.host_id] = sign
+        await self._enrolment.enrol(hellos.values())
         all_known = await self._store.hosts.beat(newest.values())
         recorded = {host_id: beat.incarnation for host_id, beat in newest.items()}
         if not all_known:
@@ -82,6 +96,19 @@ class Beats:
                 await self._renounce(beat)
         await self._meet_strangers(newest.values(), recorded)
         await subscription.ack(batch)
+
+    def _read(self, delivery: Delivery) -> Heartbeat | HostHello | None:
+        """Read a sign of life; what its sender may not say, or can't be read, is dropped."""
+        kind = HostHello if delivery.type == HELLO_TYPE else Heartbeat
+        try:
+            sign = kind.model_validate_json(delivery.body)
+        except ValidationError:
+            log.warning("heartbeat.malformed", sender=delivery.user_id)
+            return None
+        if not self._senders.may_speak_for(delivery.user_id, sign.host_id):
+            log.warning("heartbeat.forbidden", sender=delivery.user_id, host_id=sign.host_id)
+            return None
+        return sign
 
     async def _meet_strangers(
         self, beats: Iterable[Heartbeat], recorded: Mapping[str, str]

@@ -38,6 +38,7 @@ class Control:
         discards: Sequence[DiscardContainer] = (),
         repeats: Sequence[RepeatReport] = (),
         renounce: bool = False,
+        unusable: str | None = None,
     ) -> None:
         """Tell one boot of a host's worker; a broker that is away is no failure."""
         message = HostControl(
@@ -47,6 +48,7 @@ class Control:
             discards=tuple(discards),
             repeats=tuple(repeats),
             renounce=renounce,
+            unusable=unusable,
         )
         try:
             await self._broker.publish(

@@ -16,10 +16,12 @@ from dispatcher.attempts import Attempts
 from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
 from dispatcher.decode import Unreadable, decode_delivery
+from dispatcher.senders import Senders
 from modelyard.broker import (
     DETAIL_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
+    SENDER_HEADER,
     Delivery,
     Subscription,
 )
@@ -45,7 +47,7 @@ _BROKER_REASONS = {
     "expired": ErrorCode.EXPIRED_MESSAGE,
     "delivery_limit": ErrorCode.DELIVERY_LIMIT,
 }
-_HOST_QUEUE_PREFIX, _ = host_queue("|").name.split("|")
+_HOST_QUEUE_PREFIX, _HOST_QUEUE_SUFFIX = host_queue("|").name.split("|")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,11 @@ class Attempt:
 class DeadLetterRecorder:
     """Takes messages of `modelyard.dead.v1` into the record."""
 
-    def __init__(self, store: Store, control: Control, attempts: Attempts) -> None:
+    def __init__(
+        self, store: Store, senders: Senders, control: Control, attempts: Attempts
+    ) -> None:
         self._store = store
+        self._senders = senders
         self._control = control
         self._attempts = attempts
 
@@ -76,7 +81,7 @@ class DeadLetterRecorder:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
         kept: list[tuple[DeadLetter, list[NewOperation]]] = []
         for delivery in batch:
-            letter = _letter(delivery)
+            letter = letter_of(delivery, self._senders)
             requests = _requests(delivery, letter)
             if _is_command(letter) or await self._are_carried_on(requests):
                 log.info("dead_letter.not_needed", reason=letter.reason, queue=letter.queue)
@@ -86,7 +91,7 @@ class DeadLetterRecorder:
         crash_point("dispatcher.dead.after_letters")
         for letter, requests in kept:
             await self._reject(requests, letter)
-            await self._end(_ends(letter), letter)
+            await self._end(_ends(letter, self._senders), letter)
             log.warning(
                 "dead_letter", reason=letter.reason, queue=letter.queue, detail=letter.detail
             )
@@ -127,32 +132,72 @@ class DeadLetterRecorder:
 
 def _requests(delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
     """Return the requests in a letter of the jobs queue, if it is not their text that is wrong."""
-    unreadable = REASON_HEADER in delivery.headers and letter.reason != ErrorCode.INTERNAL
+    unreadable = letter.buried and letter.reason != ErrorCode.INTERNAL
     if letter.queue != JOBS_QUEUE.name or unreadable:
         return []
-    decoded = decode_delivery(delivery, fallback_key=letter.dead_letter_id)
+    decoded = decode_delivery(
+        delivery, fallback_key=letter.dead_letter_id, trusted=letter.from_modelyard
+    )
     return [] if isinstance(decoded, Unreadable) else decoded
 
 
-def _letter(delivery: Delivery) -> DeadLetter:
-    headers = delivery.headers
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a letter came from, as far as that is proven."""
+
+    queue: str
+    reason: str
+    detail: str
+    sender: str | None
+    buried: bool
+    """True if a process of ours has put it here and says why."""
+
+
+def _origin(delivery: Delivery, senders: Senders) -> _Origin:
+    """Tell what is proven of a letter.
+
+    A process that buries a message says why and where from in headers. They are believed of a
+    dispatcher or gateway, and of a worker about its own host's commands. RabbitMQ says it in the
+    first entry of `x-death` for messages that it takes out of a queue itself. That entry is proven
+    too, unless its sender may write to `modelyard.dead` directly, as workers may: of a worker's
+    letters only those of the reports' queue count.
+    """
+    headers, user = delivery.headers, delivery.user_id
+    queue = str(headers.get(QUEUE_HEADER) or "")
+    host_id = queue.removeprefix(_HOST_QUEUE_PREFIX).removesuffix(_HOST_QUEUE_SUFFIX)
+    own_commands = queue == host_queue(host_id).name and senders.may_speak_for(user, host_id)
+    if REASON_HEADER in headers and (senders.is_trusted(user) or own_commands):
+        reason = str(headers[REASON_HEADER])
+        detail = str(headers.get(DETAIL_HEADER) or _sentence(reason))
+        # A worker buries what a dispatcher has sent; only a dispatcher says who sent the rest.
+        sender = headers.get(SENDER_HEADER) if senders.is_trusted(user) else user
+        return _Origin(queue, reason, detail, str(sender) if sender else None, buried=True)
     death = _first_death(headers)
-    reason = headers.get(REASON_HEADER)
-    if reason is None:
-        reason = _BROKER_REASONS.get(str(death.get("reason")), ErrorCode.DEAD_LETTERED)
-    detail = headers.get(DETAIL_HEADER) or _sentence(str(reason))
-    queue = str(headers.get(QUEUE_HEADER) or death.get("queue") or "")
+    reason = _BROKER_REASONS.get(str(death.get("reason")), ErrorCode.DEAD_LETTERED)
+    queue = str(death.get("queue") or "")
+    if senders.is_worker(user) and queue != REPORTS_QUEUE.name:
+        queue = ""
+    return _Origin(queue, reason, _sentence(reason), user, buried=False)
+
+
+def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:
+    """Return a dead letter as it is recorded, with what is proven of its origin."""
+    origin = _origin(delivery, senders)
     content = hashlib.sha256(delivery.body)
     # A command that can't be read is published again and again, each time as another message.
-    message_id = None if queue.startswith(_HOST_QUEUE_PREFIX) else delivery.message_id
-    content.update(f"\n{message_id}\n{reason}\n{queue}".encode())
+    command = origin.queue.startswith(_HOST_QUEUE_PREFIX)
+    message_id = None if command else delivery.message_id
+    content.update(f"\n{message_id}\n{origin.reason}\n{origin.queue}".encode())
     return DeadLetter(
         dead_letter_id=content.hexdigest()[:40],
-        reason=str(reason),
-        detail=str(detail),
-        queue=queue,
+        reason=origin.reason,
+        detail=origin.detail,
+        queue=origin.queue,
         routing_key=delivery.routing_key,
-        headers={_name(key): str(value)[:1_000] for key, value in headers.items()},
+        headers={_name(key): str(value)[:1_000] for key, value in delivery.headers.items()},
+        sender=origin.sender,
+        from_modelyard=senders.is_trusted(origin.sender),
+        buried=origin.buried,
         message_id=delivery.message_id,
         message_type=delivery.type,
         payload=delivery.body[:MAX_KEPT_PAYLOAD],
@@ -170,14 +215,19 @@ def _is_command(letter: DeadLetter) -> bool:
 
     Not one that its worker buried: what is wrong with it is told nowhere else.
     """
-    if not letter.queue.startswith(_HOST_QUEUE_PREFIX) or REASON_HEADER in letter.headers:
+    if not letter.queue.startswith(_HOST_QUEUE_PREFIX) or letter.buried:
         return False
     return letter.reason == ErrorCode.EXPIRED_MESSAGE or bool(_listed(letter, "commands"))
 
 
-def _ends(letter: DeadLetter) -> list[Attempt]:
-    """Return the attempts whose end a letter from the reports' queue tells, readable or not."""
-    if letter.queue != REPORTS_QUEUE.name:
+def _ends(letter: DeadLetter, senders: Senders) -> list[Attempt]:
+    """Return the attempts whose end a letter from the reports' queue tells, readable or not.
+
+    Only if its sender may report on that host: what a forged report says ends nothing.
+    """
+    if letter.queue != REPORTS_QUEUE.name or letter.reason == ErrorCode.FORBIDDEN:
+        return []
+    if not senders.may_speak_for(letter.sender, letter.routing_key):
         return []
     return [
         Attempt(letter.routing_key, one["operation_id"], one["epoch"])

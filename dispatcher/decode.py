@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from modelyard.broker import Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
-from modelyard.contract.ids import ID_PATTERN, operation_id_for_key
+from modelyard.contract.ids import DEFAULT_TENANT, ID_PATTERN, operation_id_for_key
 from modelyard.contract.messages import (
     MAX_BATCH,
     MAX_BATCH_BYTES,
@@ -25,6 +25,8 @@ from modelyard.contract.validation import error_list, parse_request
 from modelyard.store.records import NewOperation, Source
 
 IDEMPOTENCY_HEADER = "idempotency-key"
+REPLAYS = "replays"
+"""Keys of replays are apart from those that clients choose: nobody can take one beforehand."""
 
 _ID = re.compile(ID_PATTERN)
 
@@ -53,13 +55,19 @@ def replay_key(headers: Mapping[str, object]) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def decode_delivery(delivery: Delivery, *, fallback_key: str) -> list[NewOperation] | Unreadable:
-    """Return what a message of the jobs queue asks for; `fallback_key` is for one without a key."""
+def decode_delivery(
+    delivery: Delivery, *, fallback_key: str, trusted: bool
+) -> list[NewOperation] | Unreadable:
+    """Return what a message of the jobs queue asks for; `fallback_key` is for one without a key.
+
+    `trusted` is true if a gateway or a dispatcher sent it. Of any other sender neither the type
+    nor our headers say anything: the body is read as a client's request.
+    """
     return decode(
         delivery.body,
-        message_type=delivery.type,
+        message_type=delivery.type if trusted else None,
         key=idempotency_key(delivery.headers, delivery.message_id) or fallback_key,
-        replay=replay_key(delivery.headers),
+        replay=replay_key(delivery.headers) if trusted else None,
     )
 
 
@@ -76,7 +84,9 @@ def decode(
         if message_type == SUBMISSION_TYPE:
             made = _from_gateway(body)
             return made if replay is None else [_replayed(one, replay) for one in made]
-        return _from_client(body, key if replay is None else f"replay/{replay}")
+        if replay is not None:
+            return _from_client(body, replay, tenant=REPLAYS)
+        return _from_client(body, key, tenant=DEFAULT_TENANT)
     except InvalidRequestError as error:
         return Unreadable(error.info())
 
@@ -99,11 +109,11 @@ def _from_gateway(body: bytes) -> list[NewOperation]:
 
 def _replayed(operation: NewOperation, replay: str) -> NewOperation:
     first = operation.operation_id
-    key = operation_id_for_key(f"replay/{replay}/{first}")
+    key = operation_id_for_key(f"{replay}/{first}", tenant=REPLAYS)
     return operation.model_copy(update={"operation_id": key, "retry_of": first})
 
 
-def _from_client(body: bytes, key: str) -> list[NewOperation]:
+def _from_client(body: bytes, key: str, *, tenant: str) -> list[NewOperation]:
     value = parse_json(body, max_bytes=MAX_BATCH_BYTES)
     if not isinstance(value, list):
         if len(body) > MAX_REQUEST_BYTES:
@@ -111,7 +121,7 @@ def _from_client(body: bytes, key: str) -> list[NewOperation]:
                 ErrorCode.BODY_TOO_LARGE,
                 f"The request has {len(body)} bytes; at most {MAX_REQUEST_BYTES} are taken.",
             )
-        return [_operation(value, operation_id_for_key(key))]
+        return [_operation(value, operation_id_for_key(key, tenant=tenant))]
     if not value:
         raise InvalidRequestError(ErrorCode.INVALID_REQUEST, "The list holds no request.")
     if len(value) > MAX_BATCH:
@@ -120,7 +130,8 @@ def _from_client(body: bytes, key: str) -> list[NewOperation]:
             f"The list holds {len(value)} requests, not 1 to {MAX_BATCH}.",
         )
     return [
-        _operation(item, operation_id_for_key(f"{key}/{index}")) for index, item in enumerate(value)
+        _operation(item, operation_id_for_key(f"{key}/{index}", tenant=tenant))
+        for index, item in enumerate(value)
     ]
 
 

@@ -16,6 +16,7 @@ import structlog
 
 from dispatcher.decode import Unreadable, decode_delivery
 from dispatcher.facts import Facts, operation_event
+from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription, bury
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import CANCEL_TYPE, OVERDUE_TYPE
@@ -52,11 +53,12 @@ class Wanted:
 class Intake:
     """Takes messages of `modelyard.jobs.v1` into the record."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a message may touch
         self,
         store: Store,
         broker: Broker,
         facts: Facts,
+        senders: Senders,
         wake: Callable[[Iterable[str]], None],
         *,
         wishes: Callable[[], None],
@@ -65,6 +67,7 @@ class Intake:
         self._store = store
         self._broker = broker
         self._facts = facts
+        self._senders = senders
         self._wake = wake
         self._wishes = wishes
 
@@ -77,16 +80,17 @@ class Intake:
         for delivery in batch:
             if delivery.settled:  # with an earlier part of the batch, before something failed
                 continue
-            if delivery.type == OVERDUE_TYPE:
+            trusted = self._senders.is_trusted(delivery.user_id)
+            if trusted and delivery.type == OVERDUE_TYPE:
                 await self._settle(subscription, read, wanted)
                 read, wanted = [delivery], Wanted()
                 await self._take_overdue()
                 continue
-            if delivery.type == CANCEL_TYPE:
+            if trusted and delivery.type == CANCEL_TYPE:
                 self._wishes()
                 read.append(delivery)
                 continue
-            decoded = decode_delivery(delivery, fallback_key=delivery.fallback_key)
+            decoded = decode_delivery(delivery, fallback_key=delivery.fallback_key, trusted=trusted)
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 decoded = []

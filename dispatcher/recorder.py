@@ -18,6 +18,7 @@ from dispatcher.fences import Accepted, Fences, Stale, fence, latest
 from dispatcher.reconcile import Booted, Looked, Reconciler, recovery_of
 from dispatcher.reports import Question, read_reports
 from dispatcher.scheduler import Scheduler
+from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import VERB_RULES, JobState, OperationState, Verb
@@ -36,6 +37,7 @@ class Recorder:
         store: Store,
         broker: Broker,
         facts: Facts,
+        senders: Senders,
         *,
         scheduler: Scheduler,
         reconciler: Reconciler,
@@ -46,6 +48,7 @@ class Recorder:
         self._store = store
         self._broker = broker
         self._facts = facts
+        self._senders = senders
         self._scheduler = scheduler
         self._reconciler = reconciler
         self._fences = Fences(store, facts, control)
@@ -59,7 +62,7 @@ class Recorder:
         """
         reports: list[tuple[str, OperationReport]] = []
         boots: dict[str, Told] = {}
-        messages = [await read_reports(self._broker, delivery) for delivery in batch]
+        messages = [await read_reports(self._broker, self._senders, delivery) for delivery in batch]
         newest = {
             one.host_id: one
             for one in messages

@@ -6,6 +6,7 @@ from enum import Enum
 from pydantic import ValidationError
 
 from dispatcher.deadlines import OVERDUE_REPORTS_TYPE
+from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, bury
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import Id
@@ -39,13 +40,20 @@ class Envelope(Message):
     inventory: Inventory | None = None
 
 
-async def read_reports(broker: Broker, delivery: Delivery) -> WorkerReports | Question | None:
+async def read_reports(
+    broker: Broker, senders: Senders, delivery: Delivery
+) -> WorkerReports | Question | None:
     """Read a message; what is wrong in it is buried, the rest is returned.
 
+    What a sender may not report is a dead letter with `forbidden`, whatever it says.
     Raises `BrokerUnavailableError` if a dead letter was not confirmed.
     """
-    if delivery.type == OVERDUE_REPORTS_TYPE:
+    if delivery.type == OVERDUE_REPORTS_TYPE and senders.is_dispatcher(delivery.user_id):
         return Question.OVERDUE
+    if not senders.may_speak_for(delivery.user_id, delivery.routing_key):
+        sender = delivery.user_id or "a sender without a verified user"
+        await _forbid(broker, delivery, f"{sender} may not report on {delivery.routing_key!r}.")
+        return None
     try:
         envelope = Envelope.model_validate_json(delivery.body)
     except ValidationError as error:
@@ -83,4 +91,9 @@ async def read_reports(broker: Broker, delivery: Delivery) -> WorkerReports | Qu
 
 async def _bury(broker: Broker, delivery: Delivery, why: str) -> None:
     info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}")
+    await bury(broker, delivery, info, queue=REPORTS_QUEUE.name)
+
+
+async def _forbid(broker: Broker, delivery: Delivery, why: str) -> None:
+    info = ErrorInfo(code=ErrorCode.FORBIDDEN, message=why[:500])
     await bury(broker, delivery, info, queue=REPORTS_QUEUE.name)

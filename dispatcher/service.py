@@ -14,6 +14,7 @@ from dispatcher.control import Control
 from dispatcher.dead import DeadLetterRecorder
 from dispatcher.deadlines import Deadlines
 from dispatcher.drains import Drains
+from dispatcher.enrolment import Enrolment
 from dispatcher.facts import Facts
 from dispatcher.intake import Intake
 from dispatcher.lost import LostHosts
@@ -22,6 +23,7 @@ from dispatcher.reconcile import Reconciler
 from dispatcher.recorder import Recorder
 from dispatcher.recovery import BringBack
 from dispatcher.scheduler import Scheduler
+from dispatcher.senders import Senders
 from dispatcher.settings import Settings
 from dispatcher.sweep import Sweep
 from modelyard.broker import Broker, Delivery, Subscription, backoff_s, bury, consume_forever
@@ -33,6 +35,7 @@ from modelyard.contract.errors import (
 )
 from modelyard.contract.topology import (
     DEAD_QUEUE,
+    EXCHANGES,
     HEARTBEATS_QUEUE,
     JOBS_QUEUE,
     REPORTS_QUEUE,
@@ -55,12 +58,19 @@ class Dispatcher:
         self._settings = settings
         self._store = store
         self._broker = broker
+        senders = Senders(
+            broker.user,
+            gateways=settings.dispatcher_gateway_users,
+            workers=settings.dispatcher_worker_user,
+        )
         facts = Facts(store, broker)
         commands = Commands(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
         self.scheduler = Scheduler(store, facts, commands)
         control = Control(broker)
         self.cancels = Cancels(store, facts, self.scheduler, control)
-        self.intake = Intake(store, broker, facts, self.scheduler.wake, wishes=self.cancels.wake)
+        self.intake = Intake(
+            store, broker, facts, senders, self.scheduler.wake, wishes=self.cancels.wake
+        )
         attempts = Attempts(
             store, facts, self.scheduler, max_attempts=settings.dispatcher_max_attempts
         )
@@ -84,6 +94,7 @@ class Dispatcher:
             store,
             broker,
             facts,
+            senders,
             scheduler=self.scheduler,
             reconciler=reconciler,
             control=control,
@@ -100,8 +111,15 @@ class Dispatcher:
             attempts=attempts,
         )
         drains = Drains(store, facts, self.scheduler, control, attempts)
-        self.dead_letters = DeadLetterRecorder(store, control, attempts)
-        self.beats = Beats(store, broker, control, lost)
+        self.dead_letters = DeadLetterRecorder(store, senders, control, attempts)
+        self.beats = Beats(
+            store,
+            broker,
+            senders,
+            control=control,
+            enrolment=Enrolment(broker, control),
+            lost=lost,
+        )
         self.sweep = Sweep(
             store,
             broker,
@@ -145,7 +163,7 @@ class Dispatcher:
         tries = 0
         while True:
             try:
-                await self._broker.declare(QUEUES)
+                await self._declare()
                 await self._store.prepare()
             except (BrokerUnavailableError, StoreUnavailableError) as error:
                 tries += 1
@@ -155,6 +173,9 @@ class Dispatcher:
             else:
                 return
 
+    async def _declare(self) -> None:
+        await self._broker.declare(QUEUES, exchanges=EXCHANGES)
+
     async def _consume(self, queue: Queue, handle: Handle, *, max_items: int) -> None:
         await consume_forever(
             partial(self._broker.subscribe, queue, prefetch=max_items * 2),
@@ -162,7 +183,7 @@ class Dispatcher:
             name=queue.name,
             max_items=max_items,
             # Someone may have deleted a queue; whoever consumes it brings it back.
-            prepare=partial(self._broker.declare, QUEUES),
+            prepare=self._declare,
             first_alone=True,
         )
 

@@ -2,15 +2,40 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_settings import NoDecode
 
+from dispatcher.senders import HOST_PLACEHOLDER
 from modelyard.contract.messages import MAX_TIMEOUT_S
-from modelyard.settings import Expects, StoreSettings
+from modelyard.contract.permissions import GATEWAY_USER, WORKER_USER
+from modelyard.settings import JSON, Expects, StoreSettings
+
+
+def _names_the_host(template: str) -> str:
+    if template.count(HOST_PLACEHOLDER) != 1:
+        raise ValueError(f"a user name with {HOST_PLACEHOLDER} in it, once")
+    return template
+
+
+WorkerUser = Annotated[str, AfterValidator(_names_the_host)]
+Users = Annotated[
+    tuple[str, ...], NoDecode, JSON, Expects('a JSON list of user names, such as ["gateway"]')
+]
 
 
 class Settings(StoreSettings):
     """Each is read from the variable of the same name in upper case, after `MODELYARD_`."""
 
+    dispatcher_gateway_users: Users = Field(
+        default=(GATEWAY_USER,),
+        description="RabbitMQ's users of the gateways, as a JSON list: only their messages, and "
+        "those of the dispatchers' own user, are taken for a gateway's.",
+    )
+    dispatcher_worker_user: WorkerUser = Field(
+        default=WORKER_USER,
+        description="RabbitMQ's user of the worker of a host, with {host_id} in it: reports on a "
+        "host count only from this user, or from the dispatchers' own.",
+    )
     dispatcher_default_timeout_s: float = Field(
         default=3_600.0,
         gt=0,

@@ -1,4 +1,4 @@
-"""Replays: the message of a dead letter is published again, to where it was taken out of."""
+"""Replays: the requests of a dead letter are published again."""
 
 from gateway.availability import Availability
 from gateway.reading import Reading
@@ -8,10 +8,8 @@ from modelyard.contract.topology import (
     JOBS,
     JOBS_QUEUE,
     REPLAY_HEADER,
-    REPORTS,
     REPORTS_QUEUE,
     SUBMIT_KEY,
-    Exchange,
     host_queue,
 )
 from modelyard.store import Store
@@ -42,7 +40,7 @@ class Replays:
         letter = await self._reading.ask(lambda: self._store.dead_letters.get(dead_letter_id))
         if letter is None:
             return None
-        exchange, routing_key = address_of(letter)
+        refuse_unless_replayable(letter)
         if self._broker_up.down:
             raise BrokerUnavailableError
         marked = await self._reading.ask(
@@ -52,10 +50,11 @@ class Replays:
             return None
         try:
             await self._broker.publish(
-                exchange,
-                routing_key,
+                JOBS,
+                SUBMIT_KEY,
                 letter.payload,
-                message_type=letter.message_type,
+                # What a client called its message counts for nothing, and less so in our name.
+                message_type=letter.message_type if letter.from_modelyard else None,
                 headers={REPLAY_HEADER: f"{dead_letter_id}:{marked.replays}"},
                 timeout_s=REPLAY_S,
             )
@@ -66,21 +65,21 @@ class Replays:
         return marked
 
 
-def address_of(letter: DeadLetter) -> tuple[Exchange, str]:
-    """Return the exchange and the routing key that lead to where a letter was taken out of.
+def refuse_unless_replayable(letter: DeadLetter) -> None:
+    """Raise `ModelyardError` with `not_replayable` for a letter that may not be published again.
 
-    Raises `ModelyardError` with `not_replayable` for any other queue than those of requests and
-    reports, and for a payload that was not kept whole. A host's queue is refused too: a command is
-    for one attempt on one boot, and the dispatcher gives it again by itself while it counts.
+    Only requests may, and only if they were kept whole. A command is for one attempt on one boot,
+    and the dispatcher gives it again by itself while it counts. Reports are asked for again, too:
+    published from here they would count as nobody's.
     """
     if letter.payload_bytes > len(letter.payload):
         raise _not_replayable(
             f"Of its {letter.payload_bytes} bytes only the first {len(letter.payload)} were kept."
         )
     if letter.queue == JOBS_QUEUE.name:
-        return JOBS, SUBMIT_KEY
+        return
     if letter.queue == REPORTS_QUEUE.name:
-        return REPORTS, letter.routing_key
+        raise _not_replayable("Workers are asked for lost reports again, never from here.")
     if letter.queue == host_queue(letter.routing_key).name:
         raise _not_replayable("Commands are given again by the dispatcher, never from here.")
     raise _not_replayable("It was taken out of a queue that nothing is sent to again.")

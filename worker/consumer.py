@@ -19,8 +19,8 @@ from modelyard.contract.topology import host_queue
 from modelyard.crash_points import crash_point
 from worker.attempts import Attempts
 from worker.desk import Decision, Desk
+from worker.enrolment import Enrolment
 from worker.intake import Unreadable, read_commands, read_envelope
-from worker.recovery import declare_topology
 from worker.reporter import Reporter
 
 log = structlog.get_logger(__name__)
@@ -36,6 +36,7 @@ class Consumer:
         self,
         *,
         broker: Broker,
+        enrolment: Enrolment,
         reporter: Reporter,
         desk: Desk,
         attempts: Attempts,
@@ -50,6 +51,7 @@ class Consumer:
         taken then, and what was delivered goes back to its queue.
         """
         self._broker = broker
+        self._enrolment = enrolment
         self._reporter = reporter
         self._desk = desk
         self._attempts = attempts
@@ -58,23 +60,23 @@ class Consumer:
         self._held = held
         self._host_id = host_id
         self._incarnation = incarnation
-        self._subscribed_before = False
         self._refused = False
         self.attached = False
         """True while the broker has our consumer."""
 
     async def run(self) -> None:
-        """Consume until cancelled; raises `TopologyMismatchError`."""
+        """Consume until cancelled."""
         await consume_forever(
-            self._subscribe, self._handle, name="commands", max_items=MAX_DELIVERIES
+            self._subscribe,
+            self._handle,
+            name="commands",
+            max_items=MAX_DELIVERIES,
+            # The queue itself may be what went away.
+            prepare=self._enrolment.say_hello,
         )
 
     @asynccontextmanager
     async def _subscribe(self) -> AsyncIterator[Subscription]:
-        if self._subscribed_before:
-            # The queue itself may be what went away.
-            await declare_topology(self._broker, self._host_id)
-        self._subscribed_before = True
         try:
             async with self._broker.subscribe(
                 host_queue(self._host_id), prefetch=PREFETCH, exclusive=True

@@ -1,7 +1,7 @@
 """What must not wait behind a host's commands: cancels, discards, lost reports, giving up.
 
-It comes through a queue that dies with its connection, so nothing of it is ever old; the
-dispatcher repeats it until it sees that it is done.
+It waits for a few seconds in a queue of its own, and is for one boot; the dispatcher repeats it
+until it sees that it is done.
 """
 
 from collections.abc import AsyncIterator
@@ -10,11 +10,18 @@ from contextlib import asynccontextmanager
 import structlog
 from pydantic import ValidationError
 
-from modelyard.broker import Broker, Delivery, Subscription, consume_forever
+from modelyard.broker import (
+    Broker,
+    Delivery,
+    Subscription,
+    TopologyMismatchError,
+    consume_forever,
+)
 from modelyard.contract.messages import HostControl
-from modelyard.contract.topology import HOSTS, control_key
+from modelyard.contract.topology import control_queue
 from worker.desk import Desk
 from worker.discards import Discards
+from worker.enrolment import Enrolment
 from worker.lease import Lease
 from worker.reporter import Reporter
 
@@ -30,6 +37,7 @@ class Control:
         self,
         *,
         broker: Broker,
+        enrolment: Enrolment,
         reporter: Reporter,
         desk: Desk,
         discards: Discards,
@@ -38,6 +46,7 @@ class Control:
         incarnation: str,
     ) -> None:
         self._broker = broker
+        self._enrolment = enrolment
         self._reporter = reporter
         self._desk = desk
         self._discards = discards
@@ -45,16 +54,24 @@ class Control:
         self._host_id = host_id
         self._incarnation = incarnation
         self.attached = False
-        """True while the broker has our queue."""
+        """True while the broker has our consumer."""
 
     async def run(self) -> None:
-        """Listen until cancelled."""
-        await consume_forever(self._tap, self._handle, name="control", max_items=MAX_DELIVERIES)
+        """Listen until cancelled; raises `TopologyMismatchError` if this host can't be used."""
+        await consume_forever(
+            self._subscribe,
+            self._handle,
+            name="control",
+            max_items=MAX_DELIVERIES,
+            # The queue itself may be what went away.
+            prepare=self._enrolment.say_hello,
+        )
 
     @asynccontextmanager
-    async def _tap(self) -> AsyncIterator[Subscription]:
+    async def _subscribe(self) -> AsyncIterator[Subscription]:
+        queue = control_queue(self._host_id)
         try:
-            async with self._broker.tap(HOSTS, [control_key(self._host_id)]) as subscription:
+            async with self._broker.subscribe(queue, prefetch=MAX_DELIVERIES) as subscription:
                 self.attached = True
                 yield subscription
         finally:
@@ -84,3 +101,5 @@ class Control:
             self._discards.begin(discard)
         if word.renounce:
             self._lease.renounce()
+        if word.unusable is not None:
+            raise TopologyMismatchError(word.unusable)

@@ -8,7 +8,8 @@ import structlog
 from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
-from modelyard.contract.topology import REPORTS, REPORTS_QUEUE, host_queue
+from modelyard.contract.topology import REPORTS
+from worker.enrolment import Enrolment
 from worker.hooks import ModelServer
 from worker.inventory import take_stock
 from worker.lease import Lease
@@ -22,16 +23,6 @@ ENGINE_WAIT_S = 30.0
 _ENGINE_RETRY_S = 0.5
 
 
-async def declare_topology(broker: Broker, host_id: str) -> None:
-    """Declare this host's queue and the reports' way back.
-
-    Raises `TopologyMismatchError` and `BrokerUnavailableError`.
-    """
-    await broker.declare(
-        [host_queue(host_id), REPORTS_QUEUE], extra_bindings=[(REPORTS_QUEUE, host_id)]
-    )
-
-
 class Recovery:
     """One boot."""
 
@@ -39,6 +30,7 @@ class Recovery:
         self,
         *,
         broker: Broker,
+        enrolment: Enrolment,
         runtime: ContainerRuntime,
         server: ModelServer,
         lease: Lease,
@@ -48,6 +40,7 @@ class Recovery:
         labels: dict[str, str],
     ) -> None:
         self._broker = broker
+        self._enrolment = enrolment
         self._runtime = runtime
         self._server = server
         self._lease = lease
@@ -58,23 +51,29 @@ class Recovery:
         self._engine_facts: EngineFacts | None = None
 
     async def prepare(self, *, engine_wait_s: float = ENGINE_WAIT_S) -> None:
-        """Wait for the engine and the broker, and make what both need.
+        """Wait for the engine, the broker, and a dispatcher that has this host's queues declared.
 
-        Raises `EngineUnavailableError` if the engine does not answer for `engine_wait_s` seconds,
-        and `TopologyMismatchError`. The broker is waited for: it comes back by itself.
+        Raises `EngineUnavailableError` if the engine does not answer for `engine_wait_s` seconds.
+        The others are waited for: they come back by themselves.
         """
         self._engine_facts = await self._engine(engine_wait_s)
         failures = 0
-        while True:
-            try:
-                await declare_topology(self._broker, self._host_id)
-            except BrokerUnavailableError as error:
-                failures += 1
-                if failures == 1:
-                    log.warning("broker.waiting", error=str(error))
-                await asyncio.sleep(backoff_s(failures))
-            else:
-                return
+        while not await self._is_enrolled(first=failures == 0):
+            failures += 1
+            await asyncio.sleep(backoff_s(failures))
+
+    async def _is_enrolled(self, *, first: bool) -> bool:
+        """Say hello; tell whether this host has its queues."""
+        try:
+            await self._enrolment.say_hello()
+            enrolled = await self._enrolment.is_enrolled()
+        except BrokerUnavailableError as error:
+            if first:
+                log.warning("broker.waiting", error=str(error))
+            return False
+        if not enrolled and first:
+            log.info("enrolment.waiting", hint="a dispatcher declares this host's queues")
+        return enrolled
 
     async def announce(self) -> list[ContainerFacts]:
         """Publish what this host offers and holds, confirmed; return its containers.

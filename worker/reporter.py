@@ -26,8 +26,8 @@ log = structlog.get_logger(__name__)
 
 REPORTS_TYPE = "modelyard.reports.v1"
 MAX_REPORTS = 1_000
-REDECLARE_EVERY = 3
-"""Failures in a row after which the reports' way is declared anew."""
+ASK_EVERY = 3
+"""Failures in a row after which a dispatcher is asked to declare the reports' way."""
 
 _Key = tuple[str, int]
 
@@ -45,14 +45,14 @@ class Reporter:
         *,
         host_id: str,
         incarnation: str,
-        redeclare: Callable[[], Awaitable[None]],
+        ask_for_way: Callable[[], Awaitable[None]],
         backoff: Callable[[int], float] = backoff_s,
     ) -> None:
-        """`redeclare` makes the reports' way anew: queue and binding may be what went away."""
+        """`ask_for_way` has queue and binding declared anew: they may be what went away."""
         self._broker = broker
         self._host_id = host_id
         self._incarnation = incarnation
-        self._redeclare = redeclare
+        self._ask_for_way = ask_for_way
         self._backoff = backoff
         self._stuck_since: float | None = None
         self._waiting: OrderedDict[_Key, OperationReport] = OrderedDict()
@@ -90,7 +90,7 @@ class Reporter:
         self._something.set()
 
     async def run(self) -> None:
-        """Publish for ever, as a task of its own; raises `TopologyMismatchError`."""
+        """Publish for ever, as a task of its own."""
         failures = 0
         while True:
             await self._something.wait()
@@ -107,8 +107,8 @@ class Reporter:
                     log.warning("reports.waiting", error=str(error))
                 self._put_back([report for report, _ in chunk])
                 await asyncio.sleep(self._backoff(failures))
-                if failures % REDECLARE_EVERY == 0:
-                    await self._declare()
+                if failures % ASK_EVERY == 0:
+                    await self._ask()
             else:
                 if failures:
                     log.info("reports.flowing", after_failures=failures)
@@ -135,11 +135,11 @@ class Reporter:
             return False
         return True
 
-    async def _declare(self) -> None:
+    async def _ask(self) -> None:
         try:
-            await self._redeclare()
+            await self._ask_for_way()
         except BrokerUnavailableError as error:
-            log.debug("reports.not_declared", error=str(error))
+            log.debug("reports.way_not_asked_for", error=str(error))
 
     def _unconfirmed(self) -> frozenset[_Key]:
         return self._in_flight | self._waiting.keys()

@@ -21,12 +21,13 @@ from worker.consumer import Consumer
 from worker.control import Control
 from worker.desk import Desk
 from worker.discards import Discards
+from worker.enrolment import Enrolment
 from worker.heartbeat import HeartbeatSender
 from worker.hooks import ModelServer
 from worker.job_locks import JobLocks
 from worker.lease import Lease
 from worker.operations import Operations
-from worker.recovery import Recovery, declare_topology
+from worker.recovery import Recovery
 from worker.relist import Relist
 from worker.reporter import Reporter
 from worker.runtime import ContainerRuntime
@@ -61,11 +62,12 @@ class Term:
         self._lease = lease
         self._host_id = standing.settings.host_id
         self.incarnation = str(uuid_utils.compat.uuid7())
+        self._enrolment = Enrolment(standing.broker, self._host_id, self.incarnation)
         self._reporter = Reporter(
             standing.broker,
             host_id=self._host_id,
             incarnation=self.incarnation,
-            redeclare=lambda: declare_topology(standing.broker, self._host_id),
+            ask_for_way=self._enrolment.say_hello,
         )
         self._desk = Desk(self._reporter.put, held=lease.held)
 
@@ -111,6 +113,7 @@ class Term:
         standing, settings = self._standing, self._standing.settings
         recovery = Recovery(
             broker=standing.broker,
+            enrolment=self._enrolment,
             runtime=standing.runtime,
             server=standing.server,
             lease=self._lease,
@@ -131,6 +134,7 @@ class Term:
 
         consumer = Consumer(
             broker=standing.broker,
+            enrolment=self._enrolment,
             reporter=self._reporter,
             desk=self._desk,
             attempts=attempts,
@@ -141,6 +145,7 @@ class Term:
         )
         control = Control(
             broker=standing.broker,
+            enrolment=self._enrolment,
             reporter=self._reporter,
             desk=self._desk,
             discards=discards,

@@ -3,9 +3,10 @@
 import asyncio
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
+from urllib.parse import unquote, urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
@@ -43,6 +44,8 @@ class Broker:
         """`url` is an AMQP URI; `name` is what RabbitMQ's management page shows."""
         self._url = url
         self._name = name
+        self.user = user_of(url)
+        """Who this process is to RabbitMQ, which verifies it on every message (`user_id`)."""
         self._tls = tls
         self._lock = asyncio.Lock()
         self._publishing: tuple[AbstractConnection, AbstractChannel] | None = None
@@ -86,6 +89,7 @@ class Broker:
             message_id=message_id or uuid.uuid4().hex,
             type=message_type,
             headers=dict(headers or {}),
+            user_id=self.user,
         )
         with losses(f"RabbitMQ did not confirm a message to {exchange.name}"):
             async with asyncio.timeout(timeout_s):
@@ -93,10 +97,15 @@ class Broker:
                 await target.publish(message, routing_key, mandatory=mandatory)
 
     async def declare(
-        self, queues: Sequence[Queue], *, extra_bindings: Sequence[tuple[Queue, str]] = ()
+        self,
+        queues: Sequence[Queue],
+        *,
+        exchanges: Sequence[Exchange] = (),
+        extra_bindings: Sequence[tuple[Queue, str]] = (),
     ) -> None:
-        """Declare all exchanges, these queues and their bindings on a throw-away connection.
+        """Declare these queues with their exchanges and bindings on a throw-away connection.
 
+        `exchanges` are declared too, whether a queue of these needs them or not.
         Raises `TopologyMismatchError` if one exists with other arguments and
         `BrokerUnavailableError` if the broker does not answer.
         """
@@ -104,11 +113,29 @@ class Broker:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._connect("declare")
                 try:
-                    await self._declare_all(await connection.channel(), queues, extra_bindings)
+                    wanted = [*exchanges, *_exchanges_of(queues)]
+                    await _declare_all(await connection.channel(), wanted, queues, extra_bindings)
                 except ChannelPreconditionFailed as error:
                     raise TopologyMismatchError(str(error)) from error
                 finally:
                     await connection.close()
+
+    async def has_queues(self, names: Sequence[str]) -> bool:
+        """Tell whether all of these queues exist; raises `BrokerUnavailableError`.
+
+        Asking takes no permission, so it is also for those who may declare nothing.
+        """
+        with losses():
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                connection = await self._connect("look")
+                async with connection:
+                    channel = await connection.channel()
+                    try:
+                        for name in names:
+                            await channel.declare_queue(name, passive=True)
+                    except ChannelNotFoundEntity:
+                        return False
+                    return True
 
     async def message_count(self, queue_name: str) -> int:
         """Return how many messages are ready in a queue; raises `BrokerUnavailableError`."""
@@ -272,22 +299,36 @@ class Broker:
             self._exchanges.clear()
             await close_quietly(connection)
 
-    async def _declare_all(
-        self,
-        channel: AbstractChannel,
-        queues: Sequence[Queue],
-        extra_bindings: Sequence[tuple[Queue, str]],
-    ) -> None:
-        for exchange in EXCHANGES:
-            await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
-        for queue in queues:
-            made = await channel.declare_queue(
-                queue.name, durable=True, arguments=dict(queue.arguments)
-            )
-            await made.bind(queue.exchange.name, queue.routing_key)
-        for queue, routing_key in extra_bindings:
-            made = await channel.get_queue(queue.name, ensure=False)
-            await made.bind(queue.exchange.name, routing_key)
+
+async def _declare_all(
+    channel: AbstractChannel,
+    exchanges: Iterable[Exchange],
+    queues: Sequence[Queue],
+    extra_bindings: Sequence[tuple[Queue, str]],
+) -> None:
+    for exchange in dict.fromkeys(exchanges):
+        await channel.declare_exchange(exchange.name, exchange.type.value, durable=True)
+    for queue in queues:
+        made = await channel.declare_queue(
+            queue.name, durable=True, arguments=dict(queue.arguments)
+        )
+        await made.bind(queue.exchange.name, queue.routing_key)
+    for queue, routing_key in extra_bindings:
+        made = await channel.get_queue(queue.name, ensure=False)
+        await made.bind(queue.exchange.name, routing_key)
+
+
+def user_of(url: str) -> str:
+    """Return the user of an AMQP URI; `guest` if it names none, as the URI's specification says."""
+    return unquote(urlsplit(url).username or "") or "guest"
+
+
+def _exchanges_of(queues: Sequence[Queue]) -> list[Exchange]:
+    """Return the exchanges that lead into these queues, and those that their letters go to."""
+    names = {queue.exchange.name for queue in queues} | {
+        str(queue.arguments.get("x-dead-letter-exchange")) for queue in queues
+    }
+    return [exchange for exchange in EXCHANGES if exchange.name in names]
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ class TopologyMismatchError(Exception):
 
     def __init__(self, told: str) -> None:
         """`told` are the broker's words, which name both values."""
+        self.told = told
         super().__init__(f"RabbitMQ has a queue or an exchange that differs from ours: {told}")
 
 

@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     BATCH_TOO_LARGE = "batch_too_large"
     IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+    FORBIDDEN = "forbidden"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_DATASET = "unknown_dataset"
 
@@ -92,6 +93,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.UNSUPPORTED_MEDIA_TYPE: "The body must be sent as application/json.",
         ErrorCode.BATCH_TOO_LARGE: "A batch holds 1 to 1,000 requests.",
         ErrorCode.IDEMPOTENCY_KEY_REUSED: "This key was used before with another request.",
+        ErrorCode.FORBIDDEN: "The sender may not do this.",
         ErrorCode.UNKNOWN_MODEL: "The catalog has no model of this name.",
         ErrorCode.UNKNOWN_DATASET: "The catalog has no dataset of this name.",
         ErrorCode.NOT_FOUND: "There is nothing at this address.",

@@ -53,6 +53,8 @@ OVERDUE_TYPE = "modelyard.overdue.v1"
 queue for what was recorded and is in no message: whatever was published before it has its turn."""
 CANCEL_TYPE = "modelyard.cancel.v1"
 """AMQP `type` of a `CancelWish`."""
+HELLO_TYPE = "modelyard.hello.v1"
+"""AMQP `type` of a `HostHello`, which comes by the exchange of the heartbeats."""
 
 
 def _empty_is_none(value: object) -> object:
@@ -218,6 +220,8 @@ class HostControl(Message):
     repeats: tuple[RepeatReport, ...] = ()
     renounce: bool = False
     """True if this boot was given up as LOST and has to announce itself anew."""
+    unusable: str | None = None
+    """Why this host can't be used, in a sentence for its operator; the worker ends with it."""
 
 
 class Progress(Message):
@@ -310,6 +314,14 @@ class WorkerReports(Message):
     online: HostOnline | None = None
     operations: tuple[OperationReport, ...] = ()
     inventory: Inventory | None = None
+
+
+class HostHello(Message):
+    """A worker asks a dispatcher for its host's queues: it may declare none itself."""
+
+    schema_version: Literal[1] = 1
+    host_id: Id
+    incarnation: str
 
 
 class Heartbeat(Message):

@@ -23,6 +23,8 @@ INVENTORY_INTERVAL_S = 10.0
 
 CONTROL_SUFFIX = ".control"
 """Ends a routing key of `modelyard.hosts`; so no host id may end with it."""
+CONTROL_TTL_S = 15
+"""Seconds that a control message waits for its worker."""
 
 
 class ExchangeType(StrEnum):
@@ -130,3 +132,33 @@ def host_queue(host_id: str) -> Queue:
 def control_key(host_id: str) -> str:
     """Return the routing key of what must not wait behind a host's commands: `HostControl`."""
     return f"{host_id}{CONTROL_SUFFIX}"
+
+
+def control_queue(host_id: str) -> Queue:
+    """Return the queue of one host's control messages.
+
+    Nobody misses a message that the worker did not take in time: its sender repeats it for as long
+    as the record asks for it.
+    """
+    return Queue(
+        f"modelyard.control.{host_id}.v1",
+        HOSTS,
+        control_key(host_id),
+        # One active consumer: a second worker of this host id must not take the first one's.
+        MappingProxyType(
+            {
+                **_QUORUM,
+                "x-delivery-limit": 3,
+                "x-message-ttl": CONTROL_TTL_S * 1_000,
+                "x-single-active-consumer": True,
+            }
+        ),
+    )
+
+
+def queues_of_host(host_id: str) -> tuple[Queue, Queue]:
+    """Return the two queues that a host's worker reads; a dispatcher declares them.
+
+    The one for control comes first: by it the worker hears what is wrong with the other one.
+    """
+    return control_queue(host_id), host_queue(host_id)

@@ -298,6 +298,12 @@ class DeadLetter(Record):
     queue: str = ""
     routing_key: str = ""
     headers: dict[str, str] = Field(default_factory=dict)
+    sender: str | None = None
+    """The user that RabbitMQ has verified; null if the sender did not say who it is."""
+    from_modelyard: bool = False
+    """True if a gateway or a dispatcher sent it: only then its type says what it is."""
+    buried: bool = False
+    """True if a process of ours took it out of its queue; else RabbitMQ did."""
     message_id: str | None = None
     message_type: str | None = None
     payload: bytes = b""

@@ -24,6 +24,7 @@ from tests.unit.worker_broker import reporter_on
 from worker.attempts import Attempts
 from worker.consumer import Consumer
 from worker.desk import Desk
+from worker.enrolment import Enrolment
 from worker.job_locks import JobLocks
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -147,6 +148,7 @@ def _consumer(broker: Broker, tasks: TaskGroup) -> Consumer:
     desk = Desk(reporter.put)
     return Consumer(
         broker=broker,
+        enrolment=Enrolment(broker, HOST, "i-1"),
         reporter=reporter,
         desk=desk,
         attempts=Attempts(Bench().operations, desk, JobLocks(), tasks),

@@ -12,7 +12,14 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
-from modelyard.contract.messages import CANCEL_TYPE, CancelWish, EngineFacts, HostOnline, JobRequest
+from modelyard.contract.messages import (
+    CANCEL_TYPE,
+    SUBMISSION_TYPE,
+    CancelWish,
+    EngineFacts,
+    HostOnline,
+    JobRequest,
+)
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS_QUEUE, REPLAY_HEADER, REPORTS_QUEUE, host_queue
 from modelyard.store.records import DeadLetter, NewOperation
@@ -338,7 +345,7 @@ async def test_a_dead_letter_is_read_and_deleted(yard: Backstage) -> None:
 
 async def test_a_replay_publishes_what_came_and_says_which_replay_it_is(yard: Backstage) -> None:
     body = json.dumps({"job_id": "j-1", "operation_type": "TERMINATE"}).encode()
-    dead = letter(1, payload=body, message_type="somebodys.type")
+    dead = letter(1, payload=body, message_type="somebodys.type", from_modelyard=True)
     await yard.store.dead_letters.add([dead])
     for times in (1, 2):
         answer = await yard.client.post(f"/v1/dead-letters/{dead.dead_letter_id}/replay")
@@ -350,6 +357,17 @@ async def test_a_replay_publishes_what_came_and_says_which_replay_it_is(yard: Ba
         assert message.type == "somebodys.type"
         assert message.headers[REPLAY_HEADER] == f"{dead.dead_letter_id}:{times}"
         assert message.message_id != "mine"
+
+
+async def test_what_a_client_called_its_message_is_not_said_again_in_our_name(
+    yard: Backstage,
+) -> None:
+    forged = letter(1, payload=b'{"requests": []}', message_type=SUBMISSION_TYPE, sender="web")
+    await yard.store.dead_letters.add([forged])
+    answer = await yard.client.post(f"/v1/dead-letters/{forged.dead_letter_id}/replay")
+    assert answer.status_code == 202
+    [message] = await yard.messages(1)
+    assert message.type is None
 
 
 async def test_a_letter_that_was_cut_is_not_replayed(yard: Backstage) -> None:
@@ -373,12 +391,23 @@ async def test_a_command_is_not_replayed_and_it_is_said_who_gives_it_again(yard:
     assert "given again by the dispatcher" in refused["detail"]
 
 
+async def test_reports_are_never_published_by_a_gateway(yard: Backstage) -> None:
+    lost = letter(1, queue=REPORTS_QUEUE.name, routing_key="h-9")
+    await yard.store.dead_letters.add([lost])
+    answer = await yard.client.post(f"/v1/dead-letters/{lost.dead_letter_id}/replay")
+    assert answer.status_code == 409
+    refused = problem(answer)
+    assert refused["code"] == "not_replayable"
+    assert "asked for lost reports" in refused["detail"]
+
+
 async def test_a_replay_to_a_queue_that_is_gone_is_503_and_concludes_nothing_else(
-    yard: Backstage,
+    yard: Backstage, rabbitmq: RabbitMQ, amqp_url: str
 ) -> None:
-    gone = letter(1, queue=REPORTS_QUEUE.name, routing_key="h-9")  # of which nobody has heard
-    await yard.store.dead_letters.add([gone])
-    answer = await yard.client.post(f"/v1/dead-letters/{gone.dead_letter_id}/replay")
+    await yard.store.dead_letters.add([letter(1)])
+    vhost = amqp_url.rpartition("/")[2]
+    await asyncio.to_thread(rabbitmq.ctl, "delete_queue", "--vhost", vhost, JOBS_QUEUE.name)
+    answer = await yard.client.post(f"/v1/dead-letters/{1:040x}/replay")
     assert answer.status_code == 503
     assert problem(answer)["code"] == "unavailable"
     assert (await yard.client.get("/readyz")).json()["status"] == "ready"

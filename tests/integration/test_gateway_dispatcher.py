@@ -67,6 +67,7 @@ async def test_a_replayed_letter_becomes_new_operations_each_time(yard: Backstag
         queue="modelyard.jobs.v1",
         routing_key=SUBMIT_KEY,
         message_type="modelyard.submission.v1" if by == "gateway" else None,
+        from_modelyard=by == "gateway",
         payload=body,
         payload_bytes=len(body),
     )

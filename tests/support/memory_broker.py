@@ -11,7 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from modelyard.broker import Broker, QueueHeldError, Subscription, TopologyMismatchError
-from modelyard.broker.connection import CONNECT_TIMEOUT_S, PUBLISH_TIMEOUT_S, one_by_one
+from modelyard.broker.connection import (
+    CONNECT_TIMEOUT_S,
+    LOOK_TIMEOUT_S,
+    PUBLISH_TIMEOUT_S,
+    one_by_one,
+)
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import EXCHANGES, Exchange, ExchangeType, Queue
 from tests.support.memory_links import Link
@@ -131,7 +136,9 @@ class MemoryBroker(Broker):
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
         del persistent  # quorum queues keep everything, and a restart ends all others
-        letter = Letter(body, routing_key, exchange.name, message_id, message_type, headers or {})
+        letter = Letter(
+            body, routing_key, exchange.name, message_id, message_type, headers or {}, self.user
+        )
         async with _within(timeout_s):
             fate = await self.link.there()
             taken = self._rabbit.route(letter)
@@ -140,16 +147,27 @@ class MemoryBroker(Broker):
             raise BrokerUnavailableError("No queue took the message.")
 
     async def declare(
-        self, queues: Sequence[Queue], *, extra_bindings: Sequence[tuple[Queue, str]] = ()
+        self,
+        queues: Sequence[Queue],
+        *,
+        exchanges: Sequence[Exchange] = (),
+        extra_bindings: Sequence[tuple[Queue, str]] = (),
     ) -> None:
         async with _within(CONNECT_TIMEOUT_S * 2):
             fate = await self.link.there()
-            self._rabbit.declare_exchanges()
+            self._rabbit.declare_exchanges(*exchanges)
             for queue in queues:
                 self._rabbit.declare(queue)
             for queue, routing_key in extra_bindings:
                 self._rabbit.bind(queue.exchange.name, routing_key, queue.name)
             await self.link.back(fate)
+
+    async def has_queues(self, names: Sequence[str]) -> bool:
+        async with _within(LOOK_TIMEOUT_S):
+            fate = await self.link.there()
+            there = all(name in self._rabbit.queues for name in names)
+            await self.link.back(fate)
+            return there
 
     async def message_count(self, queue_name: str) -> int:
         async with _within(CONNECT_TIMEOUT_S):

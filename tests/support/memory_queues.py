@@ -25,6 +25,8 @@ class Letter:
     message_id: str | None = None
     type: str | None = None
     headers: Mapping[str, Any] = field(default_factory=dict)
+    user_id: str | None = None
+    """The sender's user, as RabbitMQ has verified it."""
     place: int = 0
     """Its place in the queue, which it keeps however often it comes back."""
     deliveries: int = 0
@@ -78,7 +80,7 @@ class Incoming:
         self.redelivered = letter.deliveries > 0
         counted = {"x-delivery-count": letter.deliveries} if letter.deliveries else {}
         self.headers = {**letter.headers, **counted}
-        self.user_id = "guest"
+        self.user_id = letter.user_id
         self.processed = False
 
     async def ack(self) -> None:

@@ -155,6 +155,6 @@ def _delivery(message: Message, kind: str, *, routing_key: str = "") -> Delivery
         routing_key=routing_key,
         redelivered=False,
         headers={},
-        user_id=None,
+        user_id="guest",
         raw=raw,
     )

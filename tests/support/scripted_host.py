@@ -22,12 +22,11 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.contract.topology import (
     HEARTBEATS,
-    HOSTS,
     REPORTS,
-    REPORTS_QUEUE,
-    control_key,
+    control_queue,
     host_queue,
 )
+from tests.support.enrolled import enrol
 
 LEADS_TO = {
     Verb.DEPLOY_CREATE: JobState.CREATED,
@@ -183,11 +182,10 @@ async def scripted_host(
     """Run a scripted host for the length of a test."""
     host = ScriptedHost(broker, host_id, slots=slots)
     host.labels = labels
-    queue = host_queue(host_id)
-    await broker.declare([queue, REPORTS_QUEUE], extra_bindings=[(REPORTS_QUEUE, host_id)])
+    await enrol(broker, host_id)
     async with (
-        broker.subscribe(queue, prefetch=100, exclusive=True) as subscription,
-        broker.tap(HOSTS, [control_key(host_id)]) as control,
+        broker.subscribe(host_queue(host_id), prefetch=100, exclusive=True) as subscription,
+        broker.subscribe(control_queue(host_id), prefetch=100) as control,
     ):
         listening = [
             asyncio.create_task(host.listen(subscription)),

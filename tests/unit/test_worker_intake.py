@@ -26,6 +26,7 @@ from tests.unit.worker_broker import FakeBroker, FakeSubscription, delivery_of, 
 from worker.attempts import Attempts
 from worker.consumer import Consumer
 from worker.desk import Desk
+from worker.enrolment import Enrolment
 from worker.fake_programs import FakeServer
 from worker.heartbeat import HeartbeatSender
 from worker.hooks import ModelServer, http_client
@@ -49,6 +50,7 @@ class Intake:
         self.lease = Lease()
         self.consumer = Consumer(
             broker=self.broker,
+            enrolment=Enrolment(self.broker, HOST, "i-1"),
             reporter=self.reporter,
             desk=self.desk,
             attempts=self.attempts,
@@ -329,7 +331,7 @@ async def test_a_lost_subscription_is_made_anew_and_announced_only_once() -> Non
             return it.broker.subscription is not first and it.consumer.attached
 
         await eventually(anew)
-        assert it.broker.declared == 1
+        assert it.broker.hellos == 1
         assert it.announced == 1
 
 
@@ -370,6 +372,7 @@ async def test_a_boot_reports_what_it_found() -> None:
     bench.runtime.add_foreign("somebody-elses")
     recovery = Recovery(
         broker=broker,
+        enrolment=Enrolment(broker, HOST, "i-2"),
         runtime=bench.runtime,
         server=ModelServer(http_client(bench.runtime.transport)),
         lease=Lease(),
@@ -386,13 +389,14 @@ async def test_a_boot_reports_what_it_found() -> None:
     inventory = [(i.job_id, i.generation, i.running, i.loaded) for i in message.online.inventory]
     assert inventory == [("job-1", 1, True, True), ("job-2", 1, False, False)]
     assert len(containers) == 2
-    assert broker.declared == 1
+    assert broker.hellos == 1
 
 
 async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() -> None:
     bench, broker = Bench(), FakeBroker()
     recovery = Recovery(
         broker=broker,
+        enrolment=Enrolment(broker, HOST, "i-1"),
         runtime=bench.runtime,
         server=ModelServer(http_client(bench.runtime.transport)),
         lease=Lease(),

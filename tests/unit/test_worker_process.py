@@ -18,11 +18,11 @@ from modelyard.broker import Broker
 from modelyard.contract.messages import HostCommand, HostCommands, OperationReport, WorkerReports
 from modelyard.contract.states import Verb
 from modelyard.contract.topology import HOSTS, REPORTS_QUEUE
+from tests.support.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_engine import ScriptedEngine, scripted_engine
 from worker.labels import ContainerLabels
-from worker.recovery import declare_topology
 
 STRICT = "a" * 64
 CREATE = Verb.DEPLOY_CREATE
@@ -148,7 +148,7 @@ class Yard:
 
 @asynccontextmanager
 async def yard_on(folder: Path, broker: Broker, amqp_url: str) -> AsyncIterator[Yard]:
-    await declare_topology(broker, HOST)
+    await enrol(broker, HOST)
     async with scripted_engine(folder) as (engine, _), asyncio.TaskGroup() as tasks:
         made = Yard(engine, broker, folder, amqp_url)
         collecting = tasks.create_task(made.collect())

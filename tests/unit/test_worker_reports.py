@@ -7,19 +7,21 @@ import weakref
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.broker import Broker
 from modelyard.contract.messages import (
+    HELLO_TYPE,
     MAX_MESSAGE_BYTES,
     HostCommand,
+    HostHello,
     OperationReport,
 )
 from modelyard.contract.states import OperationState, Phase, Verb
-from modelyard.contract.topology import REPORTS_QUEUE
+from modelyard.contract.topology import HEARTBEATS_QUEUE, REPORTS_QUEUE
+from tests.support.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import FakeBroker, report, reporter_on
 from worker.account import Account, Ending
 from worker.desk import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Decision, Desk
 from worker.job_locks import JobLocks
-from worker.recovery import declare_topology
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 
@@ -73,20 +75,26 @@ async def test_a_way_of_the_reports_that_is_gone_is_made_anew() -> None:
         running = tasks.create_task(reporter.run())
         await reporter.deliver([report(1)])
         running.cancel()
-    assert broker.declared == 1
+    assert broker.hellos == 1
 
 
 async def test_reports_flow_again_after_their_queue_was_made_anew_without_this_host(
     rabbitmq: RabbitMQ, amqp_url: str, broker: Broker
 ) -> None:
-    await declare_topology(broker, HOST)
+    await enrol(broker, HOST)
     vhost = amqp_url.rpartition("/")[2]
     rabbitmq.ctl("delete_queue", REPORTS_QUEUE.name, "-p", vhost)
-    await broker.declare([REPORTS_QUEUE])  # as a dispatcher does: it binds no host
+    # As a dispatcher does that has come to its own queues again: it binds no host.
+    await broker.declare([REPORTS_QUEUE, HEARTBEATS_QUEUE])
     reporter = reporter_on(broker)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(reporter.run())
-        await reporter.deliver([report(1)])
+        delivering = tasks.create_task(reporter.deliver([report(1)]))
+        async with broker.subscribe(HEARTBEATS_QUEUE, prefetch=10) as subscription:
+            [hello] = await anext(subscription.batches(max_items=1))
+        assert hello.type == HELLO_TYPE
+        await enrol(broker, HostHello.model_validate_json(hello.body).host_id)
+        await delivering
         running.cancel()
 
     async def arrived() -> bool:

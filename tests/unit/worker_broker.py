@@ -8,13 +8,14 @@ from typing import Any
 from modelyard.broker import Broker, Delivery, QueueHeldError, Subscription
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import (
+    HELLO_TYPE,
     OperationReport,
     WorkerReports,
 )
 from modelyard.contract.states import OperationState
-from modelyard.contract.topology import HOSTS, REPORTS, Exchange, Queue, control_key
+from modelyard.contract.topology import REPORTS, Exchange, Queue, control_queue, host_queue
 from tests.unit.worker_bench import HOST
-from worker.recovery import declare_topology
+from worker.enrolment import Enrolment
 from worker.reporter import Reporter
 
 
@@ -42,10 +43,13 @@ class FakeBroker(Broker):
         self.attached = 0
         """Consumers of the host's queue."""
         self.control: FakeSubscription | None = None
-        """The tap on the hosts' exchange, if there is one."""
-        self.declared = 0
+        """The consumer of the host's control queue, if there is one."""
+        self.hellos = 0
+        """How often a worker has asked for its host's queues; each time it has them."""
+        self.enrolled = True
+        """False: the host has no queues, until its worker asks for them."""
         self.routed = True
-        """False: no queue takes reports, until they are declared again."""
+        """False: no queue takes reports, until a worker asks for its way."""
         self.held = 0
         """How many more subscriptions find that another has the queue."""
 
@@ -54,22 +58,33 @@ class FakeBroker(Broker):
         if self.away or (exchange is REPORTS and not self.routed):
             raise BrokerUnavailableError
         assert routing_key in {HOST, ""}
+        if more.get("message_type") == HELLO_TYPE:
+            self.hellos += 1
+            self.routed = self.enrolled = True
+            return
         self.published.append((exchange, body, more.get("headers") or {}))
         self.log.append(("publish", exchange.name))
 
-    async def declare(self, queues: Any, *, extra_bindings: Any = ()) -> None:
-        del queues, extra_bindings
+    async def has_queues(self, names: Sequence[str]) -> bool:
+        assert set(names) == {host_queue(HOST).name, control_queue(HOST).name}
         if self.away:
             raise BrokerUnavailableError
-        self.declared += 1
-        self.routed = True
+        return self.enrolled
 
     @asynccontextmanager
     async def subscribe(
         self, queue: Queue, *, prefetch: int, exclusive: bool = False
     ) -> AsyncIterator[Subscription]:
-        assert exclusive
         assert prefetch > 0
+        if queue.name == control_queue(HOST).name:
+            self.control = listening = FakeSubscription(self)
+            try:
+                yield listening
+            finally:
+                if self.control is listening:
+                    self.control = None
+            return
+        assert exclusive
         assert queue.name == f"modelyard.host.{HOST}.v1"
         if self.held:
             self.held -= 1
@@ -80,19 +95,6 @@ class FakeBroker(Broker):
             yield self.subscription
         finally:
             self.attached -= 1
-
-    @asynccontextmanager
-    async def tap(
-        self, exchange: Exchange, routing_keys: Sequence[str], *, prefetch: int = 1_000
-    ) -> AsyncIterator[Subscription]:
-        assert (exchange, list(routing_keys)) == (HOSTS, [control_key(HOST)])
-        assert prefetch > 0
-        self.control = tapped = FakeSubscription(self)
-        try:
-            yield tapped
-        finally:
-            if self.control is tapped:
-                self.control = None
 
     @property
     def messages(self) -> list[WorkerReports]:
@@ -123,7 +125,7 @@ def reporter_on(broker: Broker) -> Reporter:
         broker,
         host_id=HOST,
         incarnation="i-1",
-        redeclare=lambda: declare_topology(broker, HOST),
+        ask_for_way=Enrolment(broker, HOST, "i-1").say_hello,
         backoff=lambda _: 0.0,
     )
 
