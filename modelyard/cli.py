@@ -15,6 +15,7 @@ from modelyard.calls import OperationFilters, RequestOptions, request
 from modelyard.cli_catalog import datasets, models
 from modelyard.cli_dead_letters import dead_letters
 from modelyard.cli_output import Output
+from modelyard.cli_rabbitmq import rabbitmq
 from modelyard.cli_session import (
     Context,
     File,
@@ -47,6 +48,7 @@ commands = typer.Typer(
 commands.add_typer(models, name="models")
 commands.add_typer(datasets, name="datasets")
 commands.add_typer(dead_letters, name="dead-letters")
+commands.add_typer(rabbitmq, name="rabbitmq")
 
 Job = Annotated[str, typer.Argument(help="The job.")]
 Operation = Annotated[str, typer.Argument(help="The operation.")]

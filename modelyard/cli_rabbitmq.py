@@ -1,0 +1,101 @@
+"""The command `modelyard rabbitmq`: users, permissions and queues for an operator to import."""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modelyard.contract import permissions
+from modelyard.contract.ids import ID_PATTERN
+from modelyard.contract.permissions import Permissions
+from modelyard.contract.rabbitmq_definitions import definitions
+
+rabbitmq = typer.Typer(no_args_is_help=True, help="What RabbitMQ has to know of a fleet.")
+
+
+@rabbitmq.callback()
+def _group() -> None:
+    """Users, permissions and queues."""
+
+
+@rabbitmq.command("definitions")
+def print_definitions(
+    *,
+    host: Annotated[
+        list[str] | None, typer.Option(help="A host: its queues, and its worker's user.")
+    ] = None,
+    publisher: Annotated[
+        list[str] | None, typer.Option(help="A user that sends requests by AMQP.")
+    ] = None,
+    subscriber: Annotated[
+        list[str] | None,
+        typer.Option(help="A user that listens to events, with queues named USER.*"),
+    ] = None,
+    vhost: Annotated[str, typer.Option(help="The virtual host.")] = "/",
+    passwords: Annotated[
+        Path,
+        typer.Option(
+            help="A JSON file of passwords by user. Users that it lacks get a password of 256 "
+            "random bits, which is added to it; nobody else may read it."
+        ),
+    ] = Path("rabbitmq-passwords.json"),
+) -> None:
+    """Print users, permissions and queues, for `rabbitmqctl import_definitions`.
+
+    There are always the users `gateway` and `dispatcher`. Run it again with more hosts, publishers
+    and subscribers to add them: who is in the file of passwords keeps its password.
+    """
+    hosts = host or []
+    for host_id in hosts:
+        if re.fullmatch(ID_PATTERN, host_id) is None:
+            raise typer.BadParameter(f"{host_id!r} is no host id", param_hint="--host")
+    users = [
+        permissions.gateway(),
+        permissions.dispatcher(),
+        *map(permissions.worker, hosts),
+        *map(permissions.publisher, publisher or []),
+        *map(permissions.subscriber, subscriber or []),
+    ]
+    known = _with_new_passwords(passwords, users)
+    typer.echo(json.dumps(definitions(vhost, users, known, host_ids=hosts), indent=2))
+
+
+def _with_new_passwords(file: Path, users: Iterable[Permissions]) -> dict[str, str]:
+    """Return the passwords of a file, with new ones for users that it lacks; they are added."""
+    known = _read(file)
+    missing = [one.user for one in users if one.user not in known]
+    if missing:
+        known |= {user: secrets.token_urlsafe(32) for user in missing}
+        _write(file, known)
+        typer.echo(f"{file}: new passwords for {', '.join(missing)}", err=True)
+    return known
+
+
+def _read(file: Path) -> dict[str, str]:
+    try:
+        known = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{file}: {error}", param_hint="--passwords") from error
+    if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
+        message = f"{file} is not a JSON object of passwords by user"
+        raise typer.BadParameter(message, param_hint="--passwords")
+    return known
+
+
+def _write(file: Path, known: dict[str, str]) -> None:
+    fresh = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+            json.dump(known, opened, indent=2)
+            opened.write("\n")
+        fresh.replace(file)
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--passwords") from error
