@@ -173,11 +173,10 @@ def _origin(delivery: Delivery, senders: Senders) -> _Origin:
         sender = headers.get(SENDER_HEADER) if senders.is_trusted(user) else user
         return _Origin(queue, reason, detail, str(sender) if sender else None, buried=True)
     death = _first_death(headers)
+    if senders.is_worker(user) and death.get("queue") != REPORTS_QUEUE.name:
+        death = {}
     reason = _BROKER_REASONS.get(str(death.get("reason")), ErrorCode.DEAD_LETTERED)
-    queue = str(death.get("queue") or "")
-    if senders.is_worker(user) and queue != REPORTS_QUEUE.name:
-        queue = ""
-    return _Origin(queue, reason, _sentence(reason), user, buried=False)
+    return _Origin(str(death.get("queue") or ""), reason, _sentence(reason), user, buried=False)
 
 
 def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:

@@ -33,6 +33,7 @@ from modelyard.contract.topology import (
     DEAD,
     DEAD_QUEUE,
     EVENTS,
+    EXCHANGES,
     HEARTBEATS_QUEUE,
     HOSTS,
     JOBS,
@@ -198,14 +199,14 @@ async def test_settling_twice_is_settling_once(broker: Broker) -> None:
 
 
 async def test_a_message_that_no_queue_takes_is_an_error(broker: Broker) -> None:
-    await broker.declare(QUEUES)
+    await broker.declare(QUEUES, exchanges=EXCHANGES)
     with pytest.raises(BrokerUnavailableError):
         await broker.publish(HOSTS, "nobody", b"{}")
     await broker.publish(EVENTS, "operation.queued", b"{}", mandatory=False)
 
 
 async def test_publishing_goes_on_after_an_error(broker: Broker) -> None:
-    await broker.declare(QUEUES)
+    await broker.declare(QUEUES, exchanges=EXCHANGES)
     with pytest.raises(BrokerUnavailableError):
         await broker.publish(HOSTS, "nobody", b"{}")
     await broker.publish(JOBS, SUBMIT_KEY, b"{}")
@@ -764,3 +765,26 @@ async def test_deliveries_of_a_consumer_that_went_can_not_be_settled(
 
 async def _lost(subscription: Subscription) -> bool:
     return subscription.is_lost
+
+
+async def test_a_message_carries_its_senders_verified_user(broker: Broker) -> None:
+    await broker.declare(QUEUES)
+    await broker.publish(JOBS, SUBMIT_KEY, b"{}")
+    async with broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
+        [one] = await anext(subscription.batches(max_items=1))
+    assert one.user_id == broker.user == "guest"
+
+
+async def test_queues_are_there_once_all_of_them_were_declared(broker: Broker) -> None:
+    await broker.declare([JOBS_QUEUE])
+    assert await broker.has_queues([JOBS_QUEUE.name])
+    assert not await broker.has_queues([JOBS_QUEUE.name, REPORTS_QUEUE.name])
+    await broker.declare([REPORTS_QUEUE])
+    assert await broker.has_queues([JOBS_QUEUE.name, REPORTS_QUEUE.name])
+
+
+async def test_a_user_cannot_sign_as_another(real_broker: Broker) -> None:
+    await real_broker.declare(QUEUES)
+    real_broker.user = "gateway"
+    with pytest.raises(BrokerUnavailableError, match="user_id"):
+        await real_broker.publish(JOBS, SUBMIT_KEY, b"{}")

@@ -50,8 +50,7 @@ def users(rabbitmq: RabbitMQ, folder: Path) -> Iterator[Users]:
     made = Users(
         rabbitmq, own, hosts=[HOST, OTHER], publishers=["frontend"], subscribers=["billing"]
     )
-    made.enter(BUSY)
-    made.enter(IDLE)
+    made.enter(BUSY, IDLE)
     yield made
     made.leave(BUSY, IDLE)
 

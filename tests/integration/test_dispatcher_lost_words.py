@@ -210,7 +210,9 @@ async def _given_up(yard: Yard, queue: str, body: str) -> None:
         channel = await connection.channel()
         exchange = await channel.get_exchange(DEAD.name)
         headers: dict[str, Any] = {"x-death": [death]}
-        await exchange.publish(aio_pika.Message(body.encode(), headers=headers), "h1")
+        await exchange.publish(
+            aio_pika.Message(body.encode(), headers=headers, user_id=yard.broker.user), "h1"
+        )
 
 
 async def test_a_command_that_ends_its_worker_unheard_has_an_end(yard: Yard) -> None:

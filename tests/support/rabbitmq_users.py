@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from typer.testing import CliRunner
@@ -32,21 +33,39 @@ class Users:
         named = (("host", hosts), ("publisher", publishers), ("subscriber", subscribers))
         self._options = [f"--{name}={value}" for name, values in named for value in values]
 
-    def enter(self, vhost: str) -> None:
-        """Make a virtual host, its queues, and the rights of everybody there."""
+    def enter(self, *vhosts: str, queues: bool = True) -> None:
+        """Make virtual hosts, their queues, and the rights of everybody there; all to the guest."""
+        documents = [self._definitions(vhost) for vhost in vhosts]
+        whole: dict[str, list[Any]] = {
+            part: [one for document in documents for one in document[part]]
+            for part in ("vhosts", "permissions", "topic_permissions")
+        }
+        whole["users"] = documents[0]["users"]
+        rights = dict.fromkeys(("configure", "write", "read"), ".*")
+        whole["permissions"] += [{"user": "guest", "vhost": one, **rights} for one in vhosts]
+        for part in ("exchanges", "queues", "bindings") if queues else ():
+            whole[part] = [one for document in documents for one in document[part]]
+        file = self._folder / "definitions.json"
+        file.write_text(json.dumps(whole))
+        self._rabbitmq.ctl("import_definitions", str(file))
+
+    def _definitions(self, vhost: str) -> dict[str, list[Any]]:
         options = [*self._options, f"--vhost={vhost}", f"--passwords={self._passwords}"]
         made = CliRunner().invoke(command, ["definitions", *options])
         assert made.exit_code == 0, made.output
-        document = self._folder / f"{vhost}.json"
-        document.write_text(made.stdout)
-        self._rabbitmq.ctl("import_definitions", str(document))
+        document: dict[str, list[Any]] = json.loads(made.stdout)
+        return document
 
     def leave(self, *vhosts: str) -> None:
         """Delete virtual hosts, and then the users."""
-        for vhost in vhosts:
-            self._rabbitmq.ctl("delete_vhost", vhost)
-        for user in self.passwords:
-            self._rabbitmq.ctl("delete_user", user)
+        gone = [
+            *(f'rabbit_vhost:delete(<<"{vhost}">>, <<"tests">>)' for vhost in vhosts),
+            *(
+                f'rabbit_auth_backend_internal:delete_user(<<"{user}">>, <<"tests">>)'
+                for user in self.passwords
+            ),
+        ]
+        self._rabbitmq.ctl("eval", f"{', '.join(gone)}, ok.")
 
     @property
     def passwords(self) -> dict[str, str]:
