@@ -1,12 +1,16 @@
 """A job's line: which of its operations may go now. Pure: the rules of order and of each verb."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import VERB_RULES, OperationState, Verb, VerbRule
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
+
+SHORT_CONTAINER_ID = 12
+"""Characters of a container's id that Docker shows: the fewest that name one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,15 @@ class Send:
     host_id: str
 
 
+class EndedBy(Enum):
+    """What a TERMINATE makes of an operation before it that has no host yet."""
+
+    NEXT = "next"
+    """Nothing would use the container: without a host there is no need to make it."""
+    LATER = "later"
+    """There is work in between, which may wait for room; not for a host that is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """To a host that is still to be found, as a new generation."""
@@ -49,6 +62,8 @@ class Place:
     job: JobRecord
     spec: ModelSpec
     dataset: DatasetSpec | None
+    ended_by: EndedBy | None = None
+    """Set if a TERMINATE waits behind it."""
 
 
 Move = Refuse | Hold | Send | Place
@@ -74,6 +89,8 @@ def next_moves(line: JobLine, catalog: Catalog) -> list[Move]:
         if shared and inferring >= _concurrency(line.job):
             break
         move = _move(line.job, operation, catalog)
+        if isinstance(move, Place):
+            move = replace(move, ended_by=_ended_by(line, operation))
         moves.append(move)
         if isinstance(move, Refuse):
             continue  # it changes nothing, so the next one may be looked at
@@ -86,6 +103,13 @@ def next_moves(line: JobLine, catalog: Catalog) -> list[Move]:
 def _heads(line: JobLine) -> tuple[OperationRecord, ...]:
     """Return the line, or nothing while what brings the job back is about to stand in front."""
     return () if line.job.recovery is not None else line.operations
+
+
+def _ended_by(line: JobLine, first: OperationRecord) -> EndedBy | None:
+    behind = [one.verb for one in line.operations[line.operations.index(first) + 1 :]]
+    if Verb.TERMINATE not in behind:
+        return None
+    return EndedBy.NEXT if behind[0] is Verb.TERMINATE else EndedBy.LATER
 
 
 def _is_shared(operation: OperationRecord) -> bool:
@@ -182,10 +206,19 @@ def _mismatch(job: JobRecord, operation: OperationRecord, verb: Verb) -> ErrorIn
     given = operation.wanted_container_id
     if given is None or verb is Verb.DEPLOY_CREATE:
         return None
-    if job.container_id is None or not job.container_id.startswith(given):
+    if not _names(given, job.container_id):
         return ErrorInfo(
             code=ErrorCode.CONTAINER_MISMATCH,
-            message=f"Container {given} is not the one of job {job.job_id!r}.",
+            message=f"Container {given!r} is not the one of job {job.job_id!r}.",
             detail={"container_id": job.container_id},
         )
     return None
+
+
+def _names(given: str, container_id: str | None) -> bool:
+    """Tell if a client means this container, by its whole id or by the start that Docker shows."""
+    return (
+        container_id is not None
+        and len(given) >= SHORT_CONTAINER_ID
+        and container_id.startswith(given)
+    )

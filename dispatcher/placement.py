@@ -31,6 +31,8 @@ class Unplaced:
     """No host fits now; why, for people."""
 
     reasons: tuple[str, ...]
+    hopeless: bool = False
+    """True if none would fit with all its room free: who waits, waits for another host."""
 
 
 class Room:
@@ -67,7 +69,8 @@ class Room:
             else:
                 refusals[refusal] += 1
         if not fitting:
-            return Unplaced(_explain(refusals))
+            hopeful = any(_may_fit(host, need) for host in self._hosts.values())
+            return Unplaced(_explain(refusals), hopeless=not hopeful)
         best = min(
             fitting,
             key=lambda host: (
@@ -93,6 +96,15 @@ def _refusal(host: HostRecord, need: Need, free: int) -> str | None:
     if any(held.job_id == need.job_id for held in host.reservations):
         return "still has a reservation of this job"
     return None
+
+
+def _may_fit(host: HostRecord, need: Need) -> bool:
+    """Tell if a host would take this, were it online, open and empty."""
+    return (
+        host.liveness is not Liveness.LOST
+        and host.slots >= need.slots
+        and all(host.labels.get(label) == value for label, value in need.labels.items())
+    )
 
 
 def _explain(refusals: Counter[str]) -> tuple[str, ...]:

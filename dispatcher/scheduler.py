@@ -23,9 +23,9 @@ import structlog
 
 from dispatcher.commands import Commands
 from dispatcher.facts import Facts, operation_event
-from dispatcher.line import Catalog, Hold, Move, Place, Refuse, Send, next_moves
-from dispatcher.placement import Need, Room, Unplaced
-from modelyard.contract.errors import StoreUnavailableError
+from dispatcher.line import Catalog, EndedBy, Hold, Move, Place, Refuse, Send, next_moves
+from dispatcher.placement import Need, Placed, Room
+from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.states import VERB_RULES, Liveness, OperationState
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
@@ -42,6 +42,7 @@ PAGES_AT_ONCE = 4
 URGENT = 50
 """Operations of the waiting room that are looked at beside those that want room now."""
 RETRY_AFTER_S = 0.5
+WITHDRAWN = "It was withdrawn: no host could take it, and a TERMINATE came behind it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _decide(move: Move, plan: Plan, room: Room) -> None:
                 _wait(plan, operation, (f"host {host_id} is {host.liveness}",))
             else:
                 plan.dispatches.append(Dispatch(operation, job, host, job.generation, None))
-        case Place(job=job, spec=spec):
+        case Place(job=job, spec=spec, ended_by=ended_by):
             chosen = room.place(
                 Need(
                     labels=spec.host_labels,
@@ -104,11 +105,14 @@ def _decide(move: Move, plan: Plan, room: Room) -> None:
                     avoid=frozenset(operation.avoid),
                 )
             )
-            if isinstance(chosen, Unplaced):
-                _wait(plan, operation, chosen.reasons)
-            else:
+            if isinstance(chosen, Placed):
                 generation = job.next_generation
                 plan.dispatches.append(Dispatch(operation, job, chosen.host, generation, move))
+            elif ended_by is EndedBy.NEXT or (ended_by is not None and chosen.hopeless):
+                error = ErrorInfo.of(ErrorCode.CANCELLED, WITHDRAWN)
+                plan.endings.append(Ending(operation.operation_id, OperationState.CANCELLED, error))
+            else:
+                _wait(plan, operation, chosen.reasons)
 
 
 def _wait(plan: Plan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:

@@ -7,7 +7,6 @@ import uuid_utils.compat
 from pydantic import StringConstraints
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
-CONTAINER_ID_PATTERN = r"^[a-f0-9]{12,64}$"
 OPERATION_ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 # pydantic matches with Rust's regex engine, where `$` is the very end of the text, as in the
@@ -15,9 +14,6 @@ OPERATION_ID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-
 # `fullmatch` there.
 Id = Annotated[str, StringConstraints(strict=True, pattern=ID_PATTERN)]
 """A job, model, dataset or host: 1 to 128 letters, digits, `_`, `.` and `-`."""
-
-ContainerId = Annotated[str, StringConstraints(strict=True, pattern=CONTAINER_ID_PATTERN)]
-"""A Docker container id, whole (64) or shortened (12 and more)."""
 
 OperationId = Annotated[str, StringConstraints(strict=True, pattern=OPERATION_ID_PATTERN)]
 """A UUID in its usual lower-case form (RFC 9562)."""

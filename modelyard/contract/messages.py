@@ -20,7 +20,7 @@ from pydantic import (
 
 from modelyard.contract.catalog import DatasetSpec, Label, ModelSpec, Text
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.ids import ContainerId, Id, OperationId
+from modelyard.contract.ids import Id, OperationId
 from modelyard.contract.states import (
     Admission,
     JobState,
@@ -44,6 +44,10 @@ MAX_RESULT_BYTES = 1 << 20
 MAX_INLINE_RESULT_BYTES = 256 << 10
 """A result that stays in the operation's document; larger ones go to GridFS."""
 MAX_PRIORITY = 9
+MAX_CONTAINER_CLAIM = 128
+"""Characters of what a request calls the job's container; an id has 64."""
+MAKING = (Verb.DEPLOY_CREATE, Verb.TEMP)
+"""The verbs that make a container."""
 MAX_TIMEOUT_S = 7 * 86_400.0
 
 SUBMISSION_TYPE = "modelyard.submission.v1"
@@ -65,10 +69,11 @@ OptionalId = Annotated[
     Id | None, BeforeValidator(_empty_is_none, json_schema_input_type=Id | Literal[""] | None)
 ]
 """The original system's clients send `""` for what they leave out."""
-OptionalContainerId = Annotated[
-    ContainerId | None,
-    BeforeValidator(_empty_is_none, json_schema_input_type=ContainerId | Literal[""] | None),
+ContainerClaim = Annotated[
+    Annotated[str, StringConstraints(strict=True, max_length=MAX_CONTAINER_CLAIM)] | None,
+    BeforeValidator(_empty_is_none, json_schema_input_type=Any),
 ]
+"""What a client takes for a container's id."""
 MetadataKey = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)]
@@ -103,8 +108,9 @@ class JobRequest(BaseModel):
     model: OptionalId = None
     """Required for DEPLOY_CREATE and TEMP; elsewhere it is checked against the job's."""
     dataset: OptionalId = None
-    container_id: OptionalContainerId = None
-    """Optional; DEPLOY_CREATE and TEMP ignore it, the others refuse one that is not the job's."""
+    container_id: ContainerClaim = None
+    """Optional. DEPLOY_CREATE and TEMP ignore it, whatever it is; for the other verbs it is the id
+    of the job's container, whole or its first 12 and more characters, or they are REJECTED."""
     input: Any = None
     """Any JSON; what INFER or TEMP sends to the model."""
     priority: int = Field(default=0, ge=0, le=MAX_PRIORITY, strict=True)
@@ -116,9 +122,17 @@ class JobRequest(BaseModel):
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=32)
     """The client's own notes; kept and given back, never read."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _what_makes_a_container_names_none(cls, value: object) -> object:
+        """Drop what the original system's clients send before there is a container: `"aa"`."""
+        if isinstance(value, dict) and value.get("operation_type") in MAKING:
+            return {name: one for name, one in value.items() if name != "container_id"}
+        return value
+
     @model_validator(mode="after")
     def _verb_has_what_it_needs(self) -> Self:
-        if self.model is None and self.operation_type in (Verb.DEPLOY_CREATE, Verb.TEMP):
+        if self.model is None and self.operation_type in MAKING:
             raise ValueError(f"{self.operation_type} needs a model")
         if self.input is None and self.operation_type is Verb.INFER:
             raise ValueError("INFER needs an input")

@@ -26,7 +26,11 @@ BAD_REQUESTS: list[tuple[Json, str]] = [
     ({"job_id": "a?force=1", "operation_type": "TERMINATE"}, "/job_id"),
     ({"job_id": {"$ne": ""}, "operation_type": "TERMINATE"}, "/job_id"),
     ({"job_id": "j", "operation_type": "TERMINATE", "extra": 1}, "/extra"),
-    ({"job_id": "j", "operation_type": "DEPLOY_LOAD", "container_id": "../x"}, "/container_id"),
+    ({"job_id": "j", "operation_type": "DEPLOY_LOAD", "container_id": 5}, "/container_id"),
+    (
+        {"job_id": "j", "operation_type": "INFER", "input": 1, "container_id": "a" * 129},
+        "/container_id",
+    ),
 ]
 
 

@@ -120,6 +120,49 @@ async def test_the_original_systems_five_calls_and_an_infer_work_unchanged(
             assert outputs[0]["data"] == [int(row[-1])]
 
 
+ORIGINAL_CALL = (
+    b'{"job_id": "a1", "model": "m-131", "dataset": "ds-550", '
+    b'"operation_type": "%s", "container_id": "%s"}'
+)
+"""What the original system's clients send, to the byte."""
+PASTED = b""
+"""Stands for the container's id, which their users pasted."""
+
+
+async def test_the_original_systems_calls_succeed_byte_for_byte(user: User) -> None:
+    container_id = b""
+    for verb, given in [
+        (b"DEPLOY_CREATE", b"aa"),
+        (b"DEPLOY_LOAD", PASTED),
+        (b"DEPLOY_UNLOAD", PASTED),
+        (b"TERMINATE", PASTED),
+        (b"TEMP", b"ASDF"),
+    ]:
+        answer = await user.http.post(
+            "/inference_router/",
+            content=ORIGINAL_CALL % (verb, given or container_id),
+            headers={"Content-Type": "application/json"},
+        )
+        assert answer.status_code == 202, answer.text
+        view = await user.ended(answer.json()["operation_id"])
+        assert view["state"] == "SUCCEEDED", view
+        if not container_id:
+            container_id = view["container_id"].encode()
+            assert len(container_id) == 64
+
+
+@pytest.mark.parametrize("wrong", ["aa", "ASDF", "../images/prune", "ab" * 32, "", None])
+async def test_another_container_than_the_jobs_is_a_mismatch(user: User, wrong: str | None) -> None:
+    job_id = user.job_id()
+    made = await user.done("DEPLOY_CREATE", job_id, model="probe-http", container_id=[wrong])
+    view = await user.do("DEPLOY_LOAD", job_id, container_id=wrong)
+    if wrong:
+        assert (view["state"], view["error"]["code"]) == ("REJECTED", "container_mismatch")
+    else:
+        assert view["state"] == "SUCCEEDED"
+    await user.done("TERMINATE", job_id, container_id=made["container_id"][:12])
+
+
 def digits(fleet: Fleet) -> list[list[str]]:
     """Return the held-out digits: 64 pixels and a label each."""
     with (fleet.datasets / "ds-550" / "held_out.csv").open(newline="") as file:

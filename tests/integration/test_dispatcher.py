@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dispatcher.scheduler import WITHDRAWN
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
@@ -345,6 +346,47 @@ async def test_queue_timeout_expires_what_waits_too_long(yard: Yard) -> None:
     expired = await yard.operation(operation_id, OperationState.EXPIRED)
     assert expired.error is not None
     assert expired.error.code is ErrorCode.QUEUE_TIMEOUT
+
+
+@pytest.mark.parametrize("verb", [Verb.DEPLOY_CREATE, Verb.TEMP])
+async def test_terminate_withdraws_what_no_host_could_ever_take(yard: Yard, verb: Verb) -> None:
+    """Else both wait for ever: nothing of the job goes before what stands in front."""
+    waits = await yard.submit(verb, input=1)
+    load = await yard.submit(Verb.DEPLOY_LOAD)
+    await yard.operation(waits, where=lambda one: bool(one.waiting_for))
+    terminate = await yard.submit(Verb.TERMINATE)
+    withdrawn = await yard.operation(waits, OperationState.CANCELLED)
+    assert withdrawn.error is not None
+    assert withdrawn.error.message == WITHDRAWN
+    await yard.operation(load, OperationState.REJECTED)
+    await yard.operation(terminate, OperationState.SUCCEEDED)
+    assert (await yard.job("job-1")).state is JobState.TERMINATED
+    async with scripted_host(yard.broker, "h1") as host:
+        # What comes later is placed as ever, and nothing of the old one comes back.
+        again = await yard.submit(Verb.DEPLOY_CREATE)
+        command = await host.command()
+        assert command.operation_id == again
+        await host.finish(command)
+        await yard.operation(again, OperationState.SUCCEEDED)
+
+
+async def test_what_waits_for_room_is_withdrawn_only_if_nothing_would_use_it(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1", slots=1) as host:
+        await yard.submit(Verb.DEPLOY_CREATE, "holder")
+        holds = await host.command()
+        waits = await yard.submit(Verb.DEPLOY_CREATE, "unused")
+        await yard.operation(waits, where=lambda one: bool(one.waiting_for))
+        ends = await yard.submit(Verb.TERMINATE, "unused")
+        works = [await yard.submit(Verb.DEPLOY_CREATE, "used")]
+        works += [await yard.submit(verb, "used") for verb in (Verb.DEPLOY_LOAD, Verb.TERMINATE)]
+        await yard.operation(waits, OperationState.CANCELLED)
+        await yard.operation(ends, OperationState.SUCCEEDED)
+        await host.finish(holds)
+        await yard.submit(Verb.TERMINATE, "holder")
+        for _ in range(4):
+            await host.finish(await host.command())
+        for operation_id in works:
+            await yard.operation(operation_id, OperationState.SUCCEEDED)
 
 
 async def test_a_host_cannot_finish_another_hosts_operation(yard: Yard) -> None:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from dispatcher.line import Catalog, Hold, Move, Place, Refuse, Send, next_moves
+from dispatcher.line import Catalog, EndedBy, Hold, Move, Place, Refuse, Send, next_moves
 from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Verb
@@ -112,8 +112,9 @@ def test_terminate_again_with_the_old_container_id_holds() -> None:
     assert isinstance(only(job(JobState.TERMINATED), again), Hold)
 
 
-def test_a_container_id_that_is_not_the_jobs_is_refused() -> None:
-    wrong = op(Verb.DEPLOY_LOAD, container_id="cd" * 6)
+@pytest.mark.parametrize("given", ["cd" * 6, "aa", "ASDF", "../x", CONTAINER[:11], CONTAINER + "a"])
+def test_a_container_id_that_is_not_the_jobs_is_refused(given: str) -> None:
+    wrong = op(Verb.DEPLOY_LOAD, container_id=given)
     assert refusal(job(JobState.CREATED), wrong) is ErrorCode.CONTAINER_MISMATCH
 
 
@@ -191,3 +192,23 @@ def test_an_operation_that_was_placed_before_goes_to_the_same_host_again() -> No
     current = CurrentOperation(operation_id=create.operation_id, epoch=1)
     placed = job(JobState.NONE, host_id="h", spec=MODEL, generation=1, current=current)
     assert isinstance(only(placed, create), Send)
+
+
+@pytest.mark.parametrize("verb", [Verb.DEPLOY_CREATE, Verb.TEMP])
+def test_what_is_to_be_placed_knows_of_a_terminate_behind_it(verb: Verb) -> None:
+    for behind, ended_by in (
+        ([], None),
+        ([Verb.DEPLOY_LOAD], None),
+        ([Verb.TERMINATE], EndedBy.NEXT),
+        ([Verb.TERMINATE, Verb.DEPLOY_CREATE], EndedBy.NEXT),
+        ([Verb.DEPLOY_LOAD, Verb.INFER, Verb.TERMINATE], EndedBy.LATER),
+    ):
+        first = op(verb, model="m", has_input=True)
+        (move,) = moves(job(JobState.NONE), first, *map(op, behind))
+        assert isinstance(move, Place)
+        assert move.ended_by is ended_by
+
+
+def test_a_terminate_before_it_is_nothing_to_a_later_create() -> None:
+    ending = op(Verb.TERMINATE, OperationState.RUNNING)
+    assert moves(job(JobState.NONE), ending, op(Verb.DEPLOY_CREATE, model="m")) == []

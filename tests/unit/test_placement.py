@@ -1,5 +1,6 @@
 """Placement: the host that fits and has the most room, and why none does."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,7 +55,7 @@ def test_labels_must_match_by_value() -> None:
 
 
 def test_without_hosts_the_reason_says_so() -> None:
-    assert Room([]).place(Need()) == Unplaced(("no host is registered",))
+    assert Room([]).place(Need()) == Unplaced(("no host is registered",), hopeless=True)
 
 
 def test_reasons_count_the_hosts_that_each_holds_for() -> None:
@@ -76,8 +77,27 @@ def test_reasons_count_the_hosts_that_each_holds_for() -> None:
 
 def test_a_missing_label_is_named_with_its_value() -> None:
     assert Room([host("a")]).place(Need(labels={"gpu": "a100"})) == Unplaced(
-        ("1 host does not have the label gpu=a100",)
+        ("1 host does not have the label gpu=a100",), hopeless=True
     )
+
+
+@pytest.mark.parametrize(
+    ("there", "hopeless"),
+    [
+        (host("a", slots=1, used=1, gpu="t4"), False),
+        (host("a", liveness=Liveness.SUSPECT, gpu="t4"), False),
+        (host("a", admission=Admission.CORDONED, gpu="t4"), False),
+        (host("a", liveness=Liveness.LOST, gpu="t4"), True),
+        (host("a", slots=0, gpu="t4"), True),
+        (host("a", gpu="a100"), True),
+    ],
+)
+def test_what_lacks_room_may_wait_and_what_lacks_a_host_is_hopeless(
+    there: HostRecord, *, hopeless: bool
+) -> None:
+    found = Room([there]).place(Need(labels={"gpu": "t4"}))
+    assert isinstance(found, Unplaced)
+    assert found.hopeless is hopeless
 
 
 @given(
