@@ -12,7 +12,7 @@ import structlog
 from dispatcher.control import Control
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.messages import HostHello
-from modelyard.contract.topology import REPORTS_QUEUE, queues_of_host
+from modelyard.contract.topology import REPORTS_QUEUE, Queue, queues_of_host
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,16 @@ class Enrolment:
             await self._declare([hello])
         except TopologyMismatchError as error:
             log.warning("host.unusable", host_id=hello.host_id, error=str(error))
+            for queue in queues_of_host(hello.host_id):
+                await self._have_somehow(queue)
             await self._control.send(hello.host_id, hello.incarnation, unusable=error.told)
+
+    async def _have_somehow(self, queue: Queue) -> None:
+        """Have a queue bound, whatever it is like: a worker hears by its own queues alone."""
+        try:
+            await self._broker.declare([queue])
+        except TopologyMismatchError:
+            await self._broker.declare([], extra_bindings=[(queue, queue.routing_key)])
 
     async def _declare(self, hellos: Sequence[HostHello]) -> None:
         await self._broker.declare(

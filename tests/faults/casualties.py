@@ -13,7 +13,7 @@ from pymongo.errors import PyMongoError
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import JobState, OperationState
-from tests.faults.wire import open_wire
+from tests.faults.wire import OURS, open_wire
 from tests.faults.yard import Json, Yard
 from tests.support.histories import STALE
 from tests.support.waiting import eventually
@@ -165,6 +165,7 @@ async def report_late(yard: Yard, work: Work) -> None:
             exchange="modelyard.reports",
             routing_key=HOST,
             type=REPORTS_TYPE,
+            user_id=OURS,
         )
 
 

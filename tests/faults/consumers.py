@@ -3,7 +3,7 @@
 import aio_pika
 
 from dispatcher.service import QUEUES
-from modelyard.contract.topology import host_queue
+from modelyard.contract.topology import queues_of_host
 from tests.faults.wire import open_wire
 from tests.faults.yard import Yard
 from tests.support.outside import consumers
@@ -30,7 +30,7 @@ async def consumed(amqp_url: str, queue: str) -> None:
 async def all_consumed(yard: Yard) -> None:
     """Return once each queue has one consumer of every process that should consume it."""
     wanted = {queue.name: len(yard.fleet.dispatchers) for queue in QUEUES}
-    wanted |= {host_queue(host_id).name: 1 for host_id in yard.fleet.workers}
+    wanted |= {queue.name: 1 for host_id in yard.fleet.workers for queue in queues_of_host(host_id)}
 
     async def they_are() -> bool:
         found = await consumers(yard.servers.rabbitmq, yard.fleet.amqp_url)

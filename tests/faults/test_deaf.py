@@ -5,12 +5,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from modelyard.contract.topology import control_key, host_queue
+from modelyard.contract.topology import control_queue, host_queue
 from tests.faults.casualties import HOST, works_again
 from tests.faults.table import DEAF
 from tests.faults.wires import Wires
-from tests.faults.yard import Yard
-from tests.support.waiting import eventually
 
 SILENT_WITHIN_S = 40.0
 BACK_WITHIN_S = 30.0
@@ -27,7 +25,7 @@ async def test_a_worker_whose_consumer_cannot_come_back_stops_its_heartbeat(
     await yard.put_probe("on-h1", host_labels={"name": HOST})
     await yard.loaded(job_id, model="on-h1")
     before = await yard.host(HOST)
-    queue = host_queue(HOST).name if ear == "commands" else await _control_queue(yard)
+    queue = (host_queue if ear == "commands" else control_queue)(HOST).name
     await wires.worker_amqp.refuse()
     vhost = urlsplit(yard.fleet.amqp_url).path.removeprefix("/")
     await asyncio.to_thread(yard.servers.rabbitmq.ctl, "delete_queue", "--vhost", vhost, queue)
@@ -45,18 +43,3 @@ async def test_a_worker_whose_consumer_cannot_come_back_stops_its_heartbeat(
     await yard.done("INFER", job_id, input={})
     await works_again(yard)
     await yard.holds()
-
-
-async def _control_queue(yard: Yard) -> str:
-    """Return the name that the broker has given to the host's queue of control."""
-    vhost = urlsplit(yard.fleet.amqp_url).path.removeprefix("/")
-    words = ("destination_name", "routing_key")
-
-    async def found() -> str | None:
-        listed = await asyncio.to_thread(
-            yard.servers.rabbitmq.ctl, "--no-table-headers", "list_bindings", "-p", vhost, *words
-        )
-        rows = [line.split("\t") for line in listed.splitlines()]
-        return next((name for name, key in rows if key == control_key(HOST)), None)
-
-    return await eventually(found, within_s=10, what="the queue of control")

@@ -12,7 +12,7 @@ from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.topology import JOBS_QUEUE
 from modelyard.crash_points import VARIABLE
 from tests.faults.load import Request
-from tests.faults.wire import Wire, open_wire
+from tests.faults.wire import OURS, Wire, open_wire
 from tests.faults.yard import Yard
 from tests.support.waiting import eventually
 
@@ -111,12 +111,16 @@ async def _neighbour(yard: Yard) -> str:
 
 
 async def _forge(wire: Wire) -> None:
-    """Publish what claims to be one of Modelyard's own messages and is not."""
-    for kind in ("modelyard.submission.v1", "modelyard.reports.v1"):
-        await wire.publish(b'{"requests": [{"operation_id": 1}]}', type=kind)
-    await wire.publish(b"{}", exchange="modelyard.reports", routing_key="h1")
-    await wire.publish(b'{"cancels": 3}', exchange="modelyard.hosts", routing_key="h1")
-    await wire.publish(b"\xff", exchange="modelyard.heartbeats", routing_key="h1")
+    """Publish what claims to be one of Modelyard's own messages and is not, signed and unsigned."""
+    for user in (None, OURS):
+        for kind in ("modelyard.submission.v1", "modelyard.reports.v1"):
+            await wire.publish(b'{"requests": [{"operation_id": 1}]}', type=kind, user_id=user)
+        for exchange, body in (
+            ("modelyard.reports", b"{}"),
+            ("modelyard.hosts", b'{"cancels": 3}'),
+            ("modelyard.heartbeats", b"\xff"),
+        ):
+            await wire.publish(body, exchange=exchange, routing_key="h1", user_id=user)
 
 
 async def _reasons(yard: Yard) -> Counter[str]:

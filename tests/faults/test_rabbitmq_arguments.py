@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
-from modelyard.contract.topology import DEAD_QUEUE, JOBS_QUEUE, Queue, host_queue
+from modelyard.contract.topology import DEAD_QUEUE, JOBS_QUEUE, Queue, queues_of_host
 from tests.faults.conftest import Sites
 from tests.faults.consumers import consumed
 from tests.faults.wire import Wire, open_wire
@@ -23,6 +23,7 @@ LIMIT = "x-delivery-limit"
 OTHER = 31
 ENDED_WITHIN_S = 20
 CONNECTIONS_AT_START = 3
+CONNECTIONS_OF_AN_ENROLMENT = 24
 CONNECTIONS_WHILE_RUNNING = 16
 """Each of a dispatcher's four consumers may come back, look, declare; and it may publish."""
 _NAMED = re.compile(r"client-provided name: (modelyard [a-z0-9 ]+)")
@@ -39,19 +40,35 @@ async def idle_site(servers: Servers, sites: Sites, folder: Path) -> AsyncIterat
     await asyncio.to_thread(site.close)
 
 
-@pytest.mark.parametrize(
-    ("queue", "process"), [(JOBS_QUEUE, "dispatcher"), (host_queue("h1"), "worker-h1")]
-)
-async def test_a_queue_with_other_arguments_ends_who_needs_it_with_a_word(
-    idle_site: Site, queue: Queue, process: str
+async def test_a_queue_with_other_arguments_ends_the_dispatcher_with_a_word(
+    idle_site: Site,
 ) -> None:
     fleet = idle_site.fleet
     async with open_wire(fleet.amqp_url) as wire:
-        await _declare_otherwise(wire, queue)
+        await _declare_otherwise(wire, JOBS_QUEUE)
     with _few_connections(idle_site.servers.rabbitmq, most=CONNECTIONS_AT_START):
-        await asyncio.to_thread(fleet.launch, process)
-        await _ended(idle_site, process)
-    _told(idle_site, process, queue)
+        await asyncio.to_thread(fleet.launch, "dispatcher")
+        await _ended(idle_site, "dispatcher")
+    _told(idle_site, "dispatcher", JOBS_QUEUE)
+    await _mended(idle_site, JOBS_QUEUE)
+
+
+@pytest.mark.parametrize("queue", queues_of_host("h1"), ids=["control", "commands"])
+async def test_a_hosts_queue_with_other_arguments_ends_its_worker_alone_with_a_word(
+    idle_site: Site, queue: Queue
+) -> None:
+    """The dispatcher, which declares it, goes on for all the others."""
+    fleet = idle_site.fleet
+    async with open_wire(fleet.amqp_url) as wire:
+        await _declare_otherwise(wire, queue)
+    await asyncio.to_thread(fleet.launch, "dispatcher")
+    await consumed(fleet.amqp_url, DEAD_QUEUE.name)
+    with _few_connections(idle_site.servers.rabbitmq, most=CONNECTIONS_OF_AN_ENROLMENT):
+        await asyncio.to_thread(fleet.launch, "worker-h1")
+        await _ended(idle_site, "worker-h1")
+    _told(idle_site, "worker-h1", queue)
+    assert fleet.dispatcher.running
+    await asyncio.to_thread(fleet.dispatcher.stop)
     await _mended(idle_site, queue)
 
 

@@ -14,6 +14,8 @@ from deploy.local.rabbitmq import RabbitMQ
 
 ECHO = "x-echo"
 TRACE = "amq.rabbitmq.trace"
+OURS = "guest"
+"""The user of the fleet's own processes here."""
 COUNT = "x-delivery-count"
 
 
@@ -32,7 +34,7 @@ class Wire:
         routing_key: str = "job.submit",
         **properties: Any,
     ) -> None:
-        """Publish persistent and mandatory, confirmed."""
+        """Publish persistent and mandatory, confirmed; unsigned, unless `user_id` is given."""
         message = aio_pika.Message(
             body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, **properties
         )
@@ -66,6 +68,7 @@ class Wire:
             headers={**message.headers, ECHO: "1"},
             type=message.type,
             content_type=message.content_type,
+            user_id=message.user_id,
         )
         self.echoed += 1
 
