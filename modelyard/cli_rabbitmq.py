@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,9 @@ from modelyard.contract import permissions
 from modelyard.contract.ids import ID_PATTERN
 from modelyard.contract.permissions import Permissions
 from modelyard.contract.rabbitmq_definitions import definitions
+
+RESERVED = ("modelyard", "amq")
+"""Beginnings of the names of queues that a subscriber may not have for its own."""
 
 rabbitmq = typer.Typer(no_args_is_help=True, help="What RabbitMQ has to know of a fleet.")
 
@@ -51,9 +55,13 @@ def print_definitions(
     and subscribers to add them: who is in the file of passwords keeps its password.
     """
     hosts = host or []
-    for host_id in hosts:
-        if re.fullmatch(ID_PATTERN, host_id) is None:
-            raise typer.BadParameter(f"{host_id!r} is no host id", param_hint="--host")
+    _check("--host", hosts)
+    _check("--publisher", publisher or [])
+    _check("--subscriber", subscriber or [])
+    for name in subscriber or []:
+        if name.partition(".")[0] in RESERVED:
+            message = f"{name!r} can't be a subscriber: queues that begin so are not its own"
+            raise typer.BadParameter(message, param_hint="--subscriber")
     users = [
         permissions.gateway(),
         permissions.dispatcher(),
@@ -61,8 +69,18 @@ def print_definitions(
         *map(permissions.publisher, publisher or []),
         *map(permissions.subscriber, subscriber or []),
     ]
+    twice = [name for name, count in Counter(one.user for one in users).items() if count > 1]
+    if twice:
+        raise typer.BadParameter(f"there would be twice a user {', '.join(twice)}")
     known = _with_new_passwords(passwords, users)
     typer.echo(json.dumps(definitions(vhost, users, known, host_ids=hosts), indent=2))
+
+
+def _check(option: str, names: Iterable[str]) -> None:
+    for name in names:
+        if re.fullmatch(ID_PATTERN, name) is None:
+            message = f"{name!r} is no name: 1 to 128 letters, digits, `_`, `.` and `-`"
+            raise typer.BadParameter(message, param_hint=option)
 
 
 def _with_new_passwords(file: Path, users: Iterable[Permissions]) -> dict[str, str]:
