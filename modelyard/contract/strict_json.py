@@ -6,22 +6,31 @@ in is not trusted yet.
 """
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
-
-MAX_DEPTH = 64
-"""Containers within each other; MongoDB's own limit is 100."""
+from modelyard.contract.json_bounds import (
+    REQUEST_LIMITS,
+    JsonLimits,
+    check_bounds,
+    may_hold_unusual_numbers,
+    too_deep,
+)
 
 MAX_NUMBER_DIGITS = 400
 """Digits of one number: enough for every double, too few to make parsing slow."""
+_MAYBE_LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 JsonValue = Any
 """A parsed JSON value. JSON has no closed Python type that checks well; it stays at the doors."""
 
 
-def parse_json(body: bytes, *, max_bytes: int) -> JsonValue:
-    """Parse `body` strictly.
+def parse_json(
+    body: bytes, *, max_bytes: int, limits: JsonLimits = REQUEST_LIMITS
+) -> JsonValue:
+    """Parse `body` strictly. What it holds is counted before anything is made of it.
 
     Raises `InvalidRequestError` with `body_too_large` for more than `max_bytes` bytes and with
     `invalid_json` for everything else that is wrong, naming what.
@@ -36,22 +45,20 @@ def parse_json(body: bytes, *, max_bytes: int) -> JsonValue:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _invalid(f"It is not UTF-8 (byte {error.start}).") from error
+    check_bounds(body, limits)
     try:
         value = json.loads(
             text,
             object_pairs_hook=_object_without_duplicates,
             parse_constant=_refuse_constant,
-            parse_int=_bounded_int,
-            parse_float=_bounded_float,
+            **(_EACH_NUMBER if may_hold_unusual_numbers(body) else {}),
         )
     except json.JSONDecodeError as error:
         message = f"{error.msg} at line {error.lineno}, column {error.colno}."
         raise _invalid(message) from error
     except RecursionError as error:
-        raise _too_deep() from error
-    if isinstance(value, (dict, list)):
-        _check_depth(text, value)
-    if "\\u" in text:
+        raise too_deep() from error
+    if "\\u" in text and _MAYBE_LONE_SURROGATE.search(text):
         _check_surrogates(value)
     return value
 
@@ -70,27 +77,6 @@ def canonical_json(value: JsonValue) -> str:
 
 def _invalid(message: str) -> InvalidRequestError:
     return InvalidRequestError(ErrorCode.INVALID_JSON, message)
-
-
-def _check_depth(text: str, value: JsonValue) -> None:
-    """Refuse deep nesting; the walk is skipped for the usual text with few containers."""
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return
-    level: list[JsonValue] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _contained(outer)]
-        if not level:
-            return
-    raise _too_deep()
-
-
-def _contained(outer: JsonValue) -> list[JsonValue]:
-    inner = outer.values() if isinstance(outer, dict) else outer
-    return [item for item in inner if isinstance(item, (dict, list))]
-
-
-def _too_deep() -> InvalidRequestError:
-    return _invalid(f"It nests deeper than {MAX_DEPTH} levels.")
 
 
 def _object_without_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
@@ -121,6 +107,13 @@ def _bounded_float(digits: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise _invalid(f"The number {digits[:32]} is larger than a double can hold.")
     return value
+
+
+_EACH_NUMBER: dict[str, Callable[[str], int | float]] = {
+    "parse_int": _bounded_int,
+    "parse_float": _bounded_float,
+}
+"""Looks at every number: slow, so only for a text that may hold an unusual one."""
 
 
 def _check_surrogates(value: JsonValue) -> None:

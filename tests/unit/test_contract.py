@@ -24,7 +24,8 @@ from modelyard.contract.states import (
     job_sources,
     operation_sources,
 )
-from modelyard.contract.strict_json import MAX_DEPTH, canonical_json, dump_json, parse_json
+from modelyard.contract.json_bounds import MAX_DEPTH
+from modelyard.contract.strict_json import canonical_json, dump_json, parse_json
 from modelyard.contract.validation import parse_request
 
 MIB = 1 << 20
