@@ -72,9 +72,7 @@ def check_bounds(body: bytes, limits: JsonLimits = REQUEST_LIMITS) -> None:
 
 def too_deep() -> InvalidRequestError:
     """Return the error of a text that nests too deep."""
-    return InvalidRequestError(
-        ErrorCode.INVALID_JSON, f"It nests deeper than {MAX_DEPTH} levels."
-    )
+    return InvalidRequestError(ErrorCode.INVALID_JSON, f"It nests deeper than {MAX_DEPTH} levels.")
 
 
 def may_hold_unusual_numbers(body: bytes) -> bool:

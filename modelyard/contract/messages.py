@@ -117,7 +117,9 @@ class JobRequest(BaseModel):
     """Seconds from the worker's start of it until TIMED_OUT; null: the dispatcher's default."""
     queue_timeout_s: Seconds | None = None
     """Seconds it may stay QUEUED until EXPIRED; null: for ever."""
-    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        default_factory=dict, max_length=MAX_METADATA
+    )
     """The client's own notes; kept and given back, never read."""
 
     @model_validator(mode="after")

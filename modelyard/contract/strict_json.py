@@ -7,7 +7,6 @@ in is not trusted yet.
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
@@ -27,9 +26,7 @@ JsonValue = Any
 """A parsed JSON value. JSON has no closed Python type that checks well; it stays at the doors."""
 
 
-def parse_json(
-    body: bytes, *, max_bytes: int, limits: JsonLimits = REQUEST_LIMITS
-) -> JsonValue:
+def parse_json(body: bytes, *, max_bytes: int, limits: JsonLimits = REQUEST_LIMITS) -> JsonValue:
     """Parse `body` strictly. What it holds is counted before anything is made of it.
 
     Raises `InvalidRequestError` with `body_too_large` for more than `max_bytes` bytes and with
@@ -46,12 +43,14 @@ def parse_json(
     except UnicodeDecodeError as error:
         raise _invalid(f"It is not UTF-8 (byte {error.start}).") from error
     check_bounds(body, limits)
+    each_number = may_hold_unusual_numbers(body)  # to look at every one of them is slow
     try:
         value = json.loads(
             text,
             object_pairs_hook=_object_without_duplicates,
             parse_constant=_refuse_constant,
-            **(_EACH_NUMBER if may_hold_unusual_numbers(body) else {}),
+            parse_int=_bounded_int if each_number else None,
+            parse_float=_bounded_float if each_number else None,
         )
     except json.JSONDecodeError as error:
         message = f"{error.msg} at line {error.lineno}, column {error.colno}."
@@ -107,13 +106,6 @@ def _bounded_float(digits: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise _invalid(f"The number {digits[:32]} is larger than a double can hold.")
     return value
-
-
-_EACH_NUMBER: dict[str, Callable[[str], int | float]] = {
-    "parse_int": _bounded_int,
-    "parse_float": _bounded_float,
-}
-"""Looks at every number: slow, so only for a text that may hold an unusual one."""
 
 
 def _check_surrogates(value: JsonValue) -> None:

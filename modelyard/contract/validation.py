@@ -15,6 +15,7 @@ MAX_POINTER_CHARS = 256
 MAX_NAMES_OF_A_MESSAGE = 64
 """No message of ours has so many fields. What has more is not given to pydantic at all, which would
 make an error for each of them."""
+MAX_MESSAGE_CHARS = 500
 _UNKNOWN_NAME = "Extra inputs are not permitted"
 _OUR_PREFIX = "Value error, "
 
@@ -102,4 +103,5 @@ def pointer(location: tuple[int | str, ...]) -> str:
 
 def _message(text: str) -> str:
     ours = text.removeprefix(_OUR_PREFIX)
-    return ours[:500] if ours != text else text[:1].lower() + text[1:500]
+    said = ours if ours != text else text[:1].lower() + text[1:]
+    return said[:MAX_MESSAGE_CHARS]
