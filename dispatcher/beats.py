@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from dispatcher.control import Control
 from dispatcher.lost import LostHosts
 from modelyard.broker import Broker, Delivery, Subscription
-from modelyard.contract.messages import Heartbeat
+from modelyard.contract.messages import MAX_HEARTBEAT_BYTES, Heartbeat
 from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.store import Store
 
@@ -66,6 +66,9 @@ class Beats:
         """
         newest: dict[str, Heartbeat] = {}
         for delivery in batch:
+            if delivery.size > MAX_HEARTBEAT_BYTES:
+                log.warning("heartbeat.too_large", routing_key=delivery.routing_key)
+                continue
             try:
                 beat = Heartbeat.model_validate_json(delivery.body)
             except ValidationError:

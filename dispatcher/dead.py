@@ -5,7 +5,9 @@ whose end could not be recorded has FAILED. A command that the broker took away 
 the record has it; one that its worker could not read is.
 """
 
+import asyncio
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +17,14 @@ import structlog
 from dispatcher.attempts import Attempts
 from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
-from dispatcher.decode import Unreadable, decode_delivery
+from dispatcher.decode import Unreadable
+from dispatcher.decoding import Decoder
+from modelyard.body_process import LARGE_BODY_BYTES
 from modelyard.broker import (
     DETAIL_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
+    SIZE_HEADER,
     Delivery,
     Subscription,
 )
@@ -27,11 +32,9 @@ from modelyard.contract.errors import (
     SENTENCES,
     ErrorCode,
     ErrorInfo,
-    InvalidRequestError,
 )
 from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState
-from modelyard.contract.strict_json import parse_json
 from modelyard.contract.topology import JOBS_QUEUE, REPORTS_QUEUE, host_queue
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
@@ -41,6 +44,7 @@ log = structlog.get_logger(__name__)
 
 MAX_KEPT_PAYLOAD = MAX_BATCH_BYTES
 """Bytes of a payload that are kept; a MongoDB document holds 16 MiB."""
+_A_SIZE = re.compile(r"[0-9]{1,12}")
 _BROKER_REASONS = {
     "expired": ErrorCode.EXPIRED_MESSAGE,
     "delivery_limit": ErrorCode.DELIVERY_LIMIT,
@@ -67,31 +71,69 @@ class Attempt:
 class DeadLetterRecorder:
     """Takes messages of `modelyard.dead.v1` into the record."""
 
-    def __init__(self, store: Store, control: Control, attempts: Attempts) -> None:
+    def __init__(
+        self, store: Store, control: Control, attempts: Attempts, decoder: Decoder
+    ) -> None:
         self._store = store
+        self._decoder = decoder
         self._control = control
         self._attempts = attempts
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
-        kept: list[tuple[DeadLetter, list[NewOperation]]] = []
+        kept: list[tuple[DeadLetter, list[NewOperation], list[Attempt]]] = []
         for delivery in batch:
-            letter = _letter(delivery)
-            requests = _requests(delivery, letter)
-            if _is_command(letter) or await self._are_carried_on(requests):
+            letter = (
+                await asyncio.to_thread(_letter, delivery)
+                if len(delivery.body) >= LARGE_BODY_BYTES
+                else _letter(delivery)
+            )
+            requests = await self._requests(delivery, letter)
+            if await self._is_command(letter) or await self._are_carried_on(requests):
                 log.info("dead_letter.not_needed", reason=letter.reason, queue=letter.queue)
             else:
-                kept.append((letter, requests))
-        await self._store.dead_letters.add([letter for letter, _ in kept])
+                kept.append((letter, requests, await self._ends(letter)))
+        await self._store.dead_letters.add([letter for letter, _, _ in kept])
         crash_point("dispatcher.dead.after_letters")
-        for letter, requests in kept:
+        for letter, requests, ends in kept:
             await self._reject(requests, letter)
-            await self._end(_ends(letter), letter)
+            await self._end(ends, letter)
             log.warning(
                 "dead_letter", reason=letter.reason, queue=letter.queue, detail=letter.detail
             )
         crash_point("dispatcher.dead.before_ack")
         await subscription.ack(batch)
+
+    async def _requests(self, delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
+        """Return the requests in a letter of the jobs queue, unless their text is what is wrong."""
+        unreadable = REASON_HEADER in delivery.headers and letter.reason != ErrorCode.INTERNAL
+        if letter.queue != JOBS_QUEUE.name or unreadable:
+            return []
+        decoded = await self._decoder.decode(delivery, fallback_key=letter.dead_letter_id)
+        return [] if isinstance(decoded, Unreadable) else decoded
+
+    async def _is_command(self, letter: DeadLetter) -> bool:
+        """Tell a command, which the record has: it is given again, and counted, until it is taken.
+
+        Not one that its worker buried: what is wrong with it is told nowhere else.
+        """
+        if not letter.queue.startswith(_HOST_QUEUE_PREFIX) or REASON_HEADER in letter.headers:
+            return False
+        if letter.reason == ErrorCode.EXPIRED_MESSAGE:
+            return True
+        return bool(await self._decoder.listed(letter.payload, "commands"))
+
+    async def _ends(self, letter: DeadLetter) -> list[Attempt]:
+        """Return the attempts whose end a letter from the reports' queue tells, readable or not."""
+        if letter.queue != REPORTS_QUEUE.name:
+            return []
+        return [
+            Attempt(letter.routing_key, one["operation_id"], one["epoch"])
+            for one in await self._decoder.listed(letter.payload, "operations")
+            if isinstance(one.get("operation_id"), str)
+            and isinstance(one.get("epoch"), int)
+            and one.get("state") != OperationState.RUNNING
+        ]
 
     async def _are_carried_on(self, requests: Sequence[NewOperation]) -> bool:
         """Tell whether the record has all of them: they go on without their message."""
@@ -125,15 +167,6 @@ class DeadLetterRecorder:
         )
 
 
-def _requests(delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
-    """Return the requests in a letter of the jobs queue, if it is not their text that is wrong."""
-    unreadable = REASON_HEADER in delivery.headers and letter.reason != ErrorCode.INTERNAL
-    if letter.queue != JOBS_QUEUE.name or unreadable:
-        return []
-    decoded = decode_delivery(delivery, fallback_key=letter.dead_letter_id)
-    return [] if isinstance(decoded, Unreadable) else decoded
-
-
 def _letter(delivery: Delivery) -> DeadLetter:
     headers = delivery.headers
     death = _first_death(headers)
@@ -156,46 +189,19 @@ def _letter(delivery: Delivery) -> DeadLetter:
         message_id=delivery.message_id,
         message_type=delivery.type,
         payload=delivery.body[:MAX_KEPT_PAYLOAD],
-        payload_bytes=len(delivery.body),
+        payload_bytes=max(delivery.size, _buried_bytes(headers)),
     )
+
+
+def _buried_bytes(headers: Mapping[str, Any]) -> int:
+    """Return how many bytes a message had before it was buried, if only its beginning was."""
+    said = headers.get(SIZE_HEADER) if REASON_HEADER in headers else None
+    return int(said) if isinstance(said, str) and _A_SIZE.fullmatch(said) else 0
 
 
 def _name(header: str) -> str:
     """Return a header's name as MongoDB takes it for a field."""
     return header.replace("\0", "\ufffd")
-
-
-def _is_command(letter: DeadLetter) -> bool:
-    """Tell a command, which the record has: it is given again, and counted, until it is taken.
-
-    Not one that its worker buried: what is wrong with it is told nowhere else.
-    """
-    if not letter.queue.startswith(_HOST_QUEUE_PREFIX) or REASON_HEADER in letter.headers:
-        return False
-    return letter.reason == ErrorCode.EXPIRED_MESSAGE or bool(_listed(letter, "commands"))
-
-
-def _ends(letter: DeadLetter) -> list[Attempt]:
-    """Return the attempts whose end a letter from the reports' queue tells, readable or not."""
-    if letter.queue != REPORTS_QUEUE.name:
-        return []
-    return [
-        Attempt(letter.routing_key, one["operation_id"], one["epoch"])
-        for one in _listed(letter, "operations")
-        if isinstance(one.get("operation_id"), str)
-        and isinstance(one.get("epoch"), int)
-        and one.get("state") != OperationState.RUNNING
-    ]
-
-
-def _listed(letter: DeadLetter, name: str) -> list[dict[str, Any]]:
-    """Return the objects in this list of a letter's message; none if it can't be read."""
-    try:
-        message = parse_json(letter.payload, max_bytes=MAX_KEPT_PAYLOAD)
-    except InvalidRequestError:
-        return []
-    listed = message.get(name) if isinstance(message, dict) else None
-    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
 def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:

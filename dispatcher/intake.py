@@ -14,7 +14,8 @@ from contextlib import suppress
 
 import structlog
 
-from dispatcher.decode import Unreadable, decode_delivery
+from dispatcher.decode import Unreadable
+from dispatcher.decoding import Decoder
 from dispatcher.facts import Facts, operation_event
 from modelyard.broker import Broker, Delivery, Subscription, bury
 from modelyard.contract.errors import BrokerUnavailableError
@@ -52,7 +53,7 @@ class Wanted:
 class Intake:
     """Takes messages of `modelyard.jobs.v1` into the record."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it tells, and whom
         self,
         store: Store,
         broker: Broker,
@@ -60,6 +61,7 @@ class Intake:
         wake: Callable[[Iterable[str]], None],
         *,
         wishes: Callable[[], None],
+        decoder: Decoder,
     ) -> None:
         """`wake` is told the jobs with something new in line, `wishes` that someone cancels."""
         self._store = store
@@ -67,6 +69,7 @@ class Intake:
         self._facts = facts
         self._wake = wake
         self._wishes = wishes
+        self._decoder = decoder
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch, settle it, wake the scheduler.
@@ -86,7 +89,7 @@ class Intake:
                 self._wishes()
                 read.append(delivery)
                 continue
-            decoded = decode_delivery(delivery, fallback_key=delivery.fallback_key)
+            decoded = await self._decoder.decode(delivery, fallback_key=delivery.fallback_key)
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 decoded = []

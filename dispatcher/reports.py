@@ -7,9 +7,11 @@ from pydantic import ValidationError
 
 from dispatcher.deadlines import OVERDUE_REPORTS_TYPE
 from modelyard.broker import Broker, Delivery, bury
-from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import Id
+from modelyard.contract.json_bounds import REPORT_LIMITS, check_bounds
 from modelyard.contract.messages import (
+    MAX_REPORT_BYTES,
     Count,
     HostOnline,
     Inventory,
@@ -46,6 +48,15 @@ async def read_reports(broker: Broker, delivery: Delivery) -> WorkerReports | Qu
     """
     if delivery.type == OVERDUE_REPORTS_TYPE:
         return Question.OVERDUE
+    if delivery.cut or len(delivery.body) > MAX_REPORT_BYTES:
+        said = f"it has {delivery.size} bytes; at most {MAX_REPORT_BYTES} are taken."
+        await _bury(broker, delivery, said)
+        return None
+    try:
+        check_bounds(delivery.body, REPORT_LIMITS)
+    except InvalidRequestError as error:
+        await _bury(broker, delivery, error.message)
+        return None
     try:
         envelope = Envelope.model_validate_json(delivery.body)
     except ValidationError as error:

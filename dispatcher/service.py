@@ -13,6 +13,7 @@ from dispatcher.commands import Commands
 from dispatcher.control import Control
 from dispatcher.dead import DeadLetterRecorder
 from dispatcher.deadlines import Deadlines
+from dispatcher.decoding import Decoder
 from dispatcher.drains import Drains
 from dispatcher.facts import Facts
 from dispatcher.intake import Intake
@@ -60,7 +61,15 @@ class Dispatcher:
         self.scheduler = Scheduler(store, facts, commands)
         control = Control(broker)
         self.cancels = Cancels(store, facts, self.scheduler, control)
-        self.intake = Intake(store, broker, facts, self.scheduler.wake, wishes=self.cancels.wake)
+        self._decoder = Decoder()
+        self.intake = Intake(
+            store,
+            broker,
+            facts,
+            self.scheduler.wake,
+            wishes=self.cancels.wake,
+            decoder=self._decoder,
+        )
         attempts = Attempts(
             store, facts, self.scheduler, max_attempts=settings.dispatcher_max_attempts
         )
@@ -100,7 +109,7 @@ class Dispatcher:
             attempts=attempts,
         )
         drains = Drains(store, facts, self.scheduler, control, attempts)
-        self.dead_letters = DeadLetterRecorder(store, control, attempts)
+        self.dead_letters = DeadLetterRecorder(store, control, attempts, self._decoder)
         self.beats = Beats(store, broker, control, lost)
         self.sweep = Sweep(
             store,
@@ -122,6 +131,12 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Run until cancelled; raises as `prepare` does."""
+        try:
+            await self._run()
+        finally:
+            await self._decoder.close()
+
+    async def _run(self) -> None:
         await self.prepare()
         async with TaskGroup() as group:
             for work in (

@@ -10,6 +10,7 @@ from modelyard.broker.burying import (
     DETAIL_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
+    SIZE_HEADER,
     bury,
 )
 from modelyard.broker.connection import Broker
@@ -29,6 +30,7 @@ __all__ = [
     "DETAIL_HEADER",
     "QUEUE_HEADER",
     "REASON_HEADER",
+    "SIZE_HEADER",
     "Broker",
     "ConsumingFailedError",
     "Delivery",

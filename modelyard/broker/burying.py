@@ -15,6 +15,8 @@ log = structlog.get_logger(__name__)
 REASON_HEADER = "x-modelyard-reason"
 DETAIL_HEADER = "x-modelyard-detail"
 QUEUE_HEADER = "x-modelyard-queue"
+SIZE_HEADER = "x-modelyard-body-bytes"
+"""Size of the message before it was buried: of one that is too large only its beginning is."""
 
 _MOST_BYTES = 64_000
 """Of a publisher's headers: with ours they have to fit into one frame of 131,072 bytes."""
@@ -44,6 +46,7 @@ async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: s
             REASON_HEADER: error.code,
             DETAIL_HEADER: error.message[:1_000],
             QUEUE_HEADER: queue,
+            SIZE_HEADER: str(delivery.size),
         },
     )
 

@@ -44,7 +44,7 @@ MAX_RESULT_BYTES = 1 << 20
 """A result that a worker may report."""
 MAX_INLINE_RESULT_BYTES = 256 << 10
 """A result that stays in the operation's document; larger ones go to GridFS."""
-MAX_REPORT_BYTES = 8 << 20
+MAX_REPORT_BYTES = 4 << 20
 """A message of a worker: a result as JSON text within JSON may take twice its room."""
 MAX_HEARTBEAT_BYTES = 64 << 10
 MAX_METADATA = 32
