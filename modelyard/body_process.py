@@ -63,17 +63,17 @@ class BodyProcess:
                 try:
                     async with asyncio.timeout(WITHIN_S):
                         return await self._exchange(header, body)
+                except TimeoutError as error:  # which is an OSError too
+                    log.warning("body_process.too_slow", module=self._module)
+                    await self._kill()
+                    message = f"The body was not read within {WITHIN_S:.0f} s."
+                    raise BodyProcessError(message) from error
                 except (EOFError, OSError) as error:
                     log.warning("body_process.ended", module=self._module, error=repr(error))
                     await self._kill()
                     if not tries_left:
                         message = "The process that reads bodies ended over this one."
                         raise BodyProcessError(message) from error
-                except TimeoutError as error:
-                    log.warning("body_process.too_slow", module=self._module)
-                    await self._kill()
-                    message = f"The body was not read within {WITHIN_S:.0f} s."
-                    raise BodyProcessError(message) from error
                 except asyncio.CancelledError:
                     # Half an answer may be on its way, and the next one must not get it.
                     await self._kill()
