@@ -141,15 +141,16 @@ class JobRequest(BaseModel):
         already, and the input, which may be large, needs not be written out once more.
         """
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"input"})
-        texts = {name: canonical_json(value) for name, value in fields.items()}
-        if self.input is not None:
-            texts["input"] = (
-                input_json
-                if input_json is not None and _is_canonical(input_json)
-                else canonical_json(self.input)
-            )
-        canonical = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
-        return hashlib.sha256(f"{{{canonical}}}".encode()).hexdigest()
+        if input_json is None or not _is_canonical(input_json):
+            # As it is: what was parsed from JSON needs no other form to be written as JSON.
+            whole = fields if self.input is None else fields | {"input": self.input}
+            canonical = canonical_json(whole)
+        else:
+            texts = {name: canonical_json(value) for name, value in fields.items()}
+            texts["input"] = input_json
+            inner = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
+            canonical = f"{{{inner}}}"
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _is_canonical(json_text: str) -> bool:

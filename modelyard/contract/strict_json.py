@@ -62,16 +62,20 @@ def parse_json(body: bytes, *, max_bytes: int, limits: JsonLimits = REQUEST_LIMI
     return value
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_CANONICAL = json.JSONEncoder(
+    ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")
+)
+
+
 def dump_json(value: JsonValue) -> str:
     """Return `value` as compact JSON text; raises `ValueError` for NaN and Infinity."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _COMPACT.encode(value)
 
 
 def canonical_json(value: JsonValue) -> str:
     """Return one text for all equal values: keys sorted, no spaces. For hashes."""
-    return json.dumps(
-        value, ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")
-    )
+    return _CANONICAL.encode(value)
 
 
 def _invalid(message: str) -> InvalidRequestError:

@@ -6,6 +6,7 @@ import pytest
 
 from dispatcher import decode
 from modelyard.broker.subscription import KEPT_OF_LARGER_BYTES
+from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS, JOBS, REPORTS, SUBMIT_KEY
@@ -67,7 +68,7 @@ async def test_a_large_message_is_recorded_as_a_small_one_is(yard: Yard, fill: s
 async def test_a_large_batch_is_taken_with_what_is_wrong_in_it(yard: Yard) -> None:
     good = infer("j-1", FILLS["pixels"](MIB - 4_096))
     await yard.publish(b"[" + b",".join([good] * 7) + b',{"job_id":"j-2"}]', key="k")
-    wanted = decode.operation_id_for_key
+    wanted = operation_id_for_key
     await yard.operation(wanted("k/6"))
     rejected = await yard.operation(wanted("k/7"), OperationState.REJECTED)
     assert rejected.error is not None

@@ -11,6 +11,7 @@ from gateway.availability import Condition
 from modelyard.contract.states import OperationState
 from tests.support.gateway import Backstage, fill_catalog, problem, serving
 from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names
+from tests.support.waiting import eventually
 
 JSON = {"Content-Type": "application/json"}
 SMALL = {"job_id": "small", "operation_type": "TERMINATE"}
@@ -140,9 +141,10 @@ async def test_a_client_that_goes_away_gives_its_share_back(yard: Backstage) -> 
     _, writer = await asyncio.open_connection(host, int(port))
     head = "POST /v1/jobs/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {8 * MIB}\r\n\r\n[".encode())
-    async with asyncio.timeout(10):
-        while budget.used != 8 * MIB:
-            await asyncio.sleep(0.01)
-        writer.close()
-        while budget.used:
-            await asyncio.sleep(0.01)
+
+    async def used(size: int) -> bool:
+        return budget.used == size
+
+    await eventually(lambda: used(8 * MIB), what="the share")
+    writer.close()
+    await eventually(lambda: used(0), what="the end of the share")

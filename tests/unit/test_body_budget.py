@@ -10,11 +10,16 @@ from gateway.body_budget import BodyBudget, BudgetSpentError
 
 async def test_a_share_comes_back_whatever_happens() -> None:
     budget = BodyBudget(10)
-    with pytest.raises(ZeroDivisionError), budget.share() as share:
-        await share.grow_to(6)
-        await share.grow_to(4)
-        assert budget.used == 6
-        _ = 1 / 0
+
+    async def use_and_fail() -> None:
+        with budget.share() as share:
+            await share.grow_to(6)
+            await share.grow_to(4)
+            assert budget.used == 6
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await use_and_fail()
     assert budget.used == 0
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,9 @@ async def test_it_ends_when_the_service_does(process: BodyProcess) -> None:
     await process.close()
 
     async def gone() -> bool:
-        return not Path(f"/proc/{pid}").exists()
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            return False
+        return True
 
     await eventually(gone, what="the end of the process")

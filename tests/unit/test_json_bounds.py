@@ -47,7 +47,9 @@ def containers_in(value: object) -> int:
 
 @given(any_json, st.booleans(), st.sampled_from([None, 1]))
 def test_what_is_within_the_limits_is_parsed_as_json_does(
-    value: object, ascii_only: bool, indent: int | None
+    value: object,
+    ascii_only: bool,  # noqa: FBT001
+    indent: int | None,
 ) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     assert parse_json(text.encode(), max_bytes=ROOM) == json.loads(text)
@@ -93,7 +95,7 @@ def test_what_is_too_much_is_refused_before_anything_is_made_of_it(
         pytest.fail("It was parsed.")
 
     body = make()
-    monkeypatch.setattr(strict_json.json, "loads", parsed)
+    monkeypatch.setattr("modelyard.contract.strict_json.json.loads", parsed)
     with pytest.raises(InvalidRequestError, match=said) as caught:
         parse_json(body, max_bytes=ROOM)
     assert caught.value.code is ErrorCode.INVALID_JSON
