@@ -16,7 +16,7 @@ from dispatcher.enrolment import Enrolment
 from dispatcher.lost import LostHosts
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
-from modelyard.contract.messages import HELLO_TYPE, Heartbeat, HostHello
+from modelyard.contract.messages import HELLO_TYPE, MAX_HEARTBEAT_BYTES, Heartbeat, HostHello
 from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.store import Store
 
@@ -99,6 +99,9 @@ class Beats:
 
     def _read(self, delivery: Delivery) -> Heartbeat | HostHello | None:
         """Read a sign of life; what its sender may not say, or can't be read, is dropped."""
+        if delivery.size > MAX_HEARTBEAT_BYTES:
+            log.warning("heartbeat.too_large", sender=delivery.user_id)
+            return None
         kind = HostHello if delivery.type == HELLO_TYPE else Heartbeat
         try:
             sign = kind.model_validate_json(delivery.body)

@@ -5,7 +5,9 @@ whose end could not be recorded has FAILED. A command that the broker took away 
 the record has it; one that its worker could not read is.
 """
 
+import asyncio
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +17,16 @@ import structlog
 from dispatcher.attempts import Attempts
 from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
-from dispatcher.decode import Unreadable, decode_delivery
+from dispatcher.decode import Unreadable
+from dispatcher.decoding import Decoder
 from dispatcher.senders import Senders
+from modelyard.body_process import LARGE_BODY_BYTES
 from modelyard.broker import (
     DETAIL_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
     SENDER_HEADER,
+    SIZE_HEADER,
     Delivery,
     Subscription,
 )
@@ -29,11 +34,9 @@ from modelyard.contract.errors import (
     SENTENCES,
     ErrorCode,
     ErrorInfo,
-    InvalidRequestError,
 )
 from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState
-from modelyard.contract.strict_json import parse_json
 from modelyard.contract.topology import JOBS_QUEUE, REPORTS_QUEUE, host_queue
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
@@ -43,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 MAX_KEPT_PAYLOAD = MAX_BATCH_BYTES
 """Bytes of a payload that are kept; a MongoDB document holds 16 MiB."""
+_A_SIZE = re.compile(r"[0-9]{1,12}")
 _BROKER_REASONS = {
     "expired": ErrorCode.EXPIRED_MESSAGE,
     "delivery_limit": ErrorCode.DELIVERY_LIMIT,
@@ -70,33 +74,82 @@ class DeadLetterRecorder:
     """Takes messages of `modelyard.dead.v1` into the record."""
 
     def __init__(
-        self, store: Store, senders: Senders, control: Control, attempts: Attempts
+        self,
+        store: Store,
+        senders: Senders,
+        *,
+        control: Control,
+        attempts: Attempts,
+        decoder: Decoder,
     ) -> None:
         self._store = store
         self._senders = senders
+        self._decoder = decoder
         self._control = control
         self._attempts = attempts
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
-        kept: list[tuple[DeadLetter, list[NewOperation]]] = []
+        kept: list[tuple[DeadLetter, list[NewOperation], list[Attempt]]] = []
         for delivery in batch:
-            letter = letter_of(delivery, self._senders)
-            requests = _requests(delivery, letter)
-            if _is_command(letter) or await self._are_carried_on(requests):
+            letter = (
+                await asyncio.to_thread(letter_of, delivery, self._senders)
+                if len(delivery.body) >= LARGE_BODY_BYTES
+                else letter_of(delivery, self._senders)
+            )
+            requests = await self._requests(delivery, letter)
+            if await self._is_command(letter) or await self._are_carried_on(requests):
                 log.info("dead_letter.not_needed", reason=letter.reason, queue=letter.queue)
             else:
-                kept.append((letter, requests))
-        await self._store.dead_letters.add([letter for letter, _ in kept])
+                kept.append((letter, requests, await self._ends(letter)))
+        await self._store.dead_letters.add([letter for letter, _, _ in kept])
         crash_point("dispatcher.dead.after_letters")
-        for letter, requests in kept:
+        for letter, requests, ends in kept:
             await self._reject(requests, letter)
-            await self._end(_ends(letter, self._senders), letter)
+            await self._end(ends, letter)
             log.warning(
                 "dead_letter", reason=letter.reason, queue=letter.queue, detail=letter.detail
             )
         crash_point("dispatcher.dead.before_ack")
         await subscription.ack(batch)
+
+    async def _requests(self, delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
+        """Return the requests in a letter of the jobs queue, unless their text is what is wrong."""
+        unreadable = letter.buried and letter.reason != ErrorCode.INTERNAL
+        if letter.queue != JOBS_QUEUE.name or unreadable:
+            return []
+        decoded = await self._decoder.decode(
+            delivery, fallback_key=letter.dead_letter_id, trusted=letter.from_modelyard
+        )
+        return [] if isinstance(decoded, Unreadable) else decoded
+
+    async def _is_command(self, letter: DeadLetter) -> bool:
+        """Tell a command, which the record has: it is given again, and counted, until it is taken.
+
+        Not one that its worker buried: what is wrong with it is told nowhere else.
+        """
+        if not letter.queue.startswith(_HOST_QUEUE_PREFIX) or letter.buried:
+            return False
+        if letter.reason == ErrorCode.EXPIRED_MESSAGE:
+            return True
+        return bool(await self._decoder.listed(letter.payload, "commands"))
+
+    async def _ends(self, letter: DeadLetter) -> list[Attempt]:
+        """Return the attempts whose end a letter from the reports' queue tells, readable or not.
+
+        Only if its sender may report on that host: what a forged report says ends nothing.
+        """
+        if letter.queue != REPORTS_QUEUE.name or letter.reason == ErrorCode.FORBIDDEN:
+            return []
+        if not self._senders.may_speak_for(letter.sender, letter.routing_key):
+            return []
+        return [
+            Attempt(letter.routing_key, one["operation_id"], one["epoch"])
+            for one in await self._decoder.listed(letter.payload, "operations")
+            if isinstance(one.get("operation_id"), str)
+            and isinstance(one.get("epoch"), int)
+            and one.get("state") != OperationState.RUNNING
+        ]
 
     async def _are_carried_on(self, requests: Sequence[NewOperation]) -> bool:
         """Tell whether the record has all of them: they go on without their message."""
@@ -130,17 +183,6 @@ class DeadLetterRecorder:
         )
 
 
-def _requests(delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
-    """Return the requests in a letter of the jobs queue, if it is not their text that is wrong."""
-    unreadable = letter.buried and letter.reason != ErrorCode.INTERNAL
-    if letter.queue != JOBS_QUEUE.name or unreadable:
-        return []
-    decoded = decode_delivery(
-        delivery, fallback_key=letter.dead_letter_id, trusted=letter.from_modelyard
-    )
-    return [] if isinstance(decoded, Unreadable) else decoded
-
-
 @dataclass(frozen=True, slots=True)
 class _Origin:
     """Where a letter came from, as far as that is proven."""
@@ -151,6 +193,8 @@ class _Origin:
     sender: str | None
     buried: bool
     """True if a process of ours has put it here and says why."""
+    payload_bytes: int
+    """Of the message before it was buried: of one that was too large only the beginning is kept."""
 
 
 def _origin(delivery: Delivery, senders: Senders) -> _Origin:
@@ -171,12 +215,26 @@ def _origin(delivery: Delivery, senders: Senders) -> _Origin:
         detail = str(headers.get(DETAIL_HEADER) or _sentence(reason))
         # A worker buries what a dispatcher has sent; only a dispatcher says who sent the rest.
         sender = headers.get(SENDER_HEADER) if senders.is_trusted(user) else user
-        return _Origin(queue, reason, detail, str(sender) if sender else None, buried=True)
+        return _Origin(
+            queue,
+            reason,
+            detail,
+            str(sender) if sender else None,
+            buried=True,
+            payload_bytes=max(delivery.size, _buried_bytes(headers)),
+        )
     death = _first_death(headers)
     if senders.is_worker(user) and death.get("queue") != REPORTS_QUEUE.name:
         death = {}
     reason = _BROKER_REASONS.get(str(death.get("reason")), ErrorCode.DEAD_LETTERED)
-    return _Origin(str(death.get("queue") or ""), reason, _sentence(reason), user, buried=False)
+    return _Origin(
+        str(death.get("queue") or ""),
+        reason,
+        _sentence(reason),
+        user,
+        buried=False,
+        payload_bytes=delivery.size,
+    )
 
 
 def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:
@@ -200,51 +258,19 @@ def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:
         message_id=delivery.message_id,
         message_type=delivery.type,
         payload=delivery.body[:MAX_KEPT_PAYLOAD],
-        payload_bytes=len(delivery.body),
+        payload_bytes=origin.payload_bytes,
     )
+
+
+def _buried_bytes(headers: Mapping[str, Any]) -> int:
+    """Return how many bytes a message had before it was buried, if only its beginning was."""
+    said = headers.get(SIZE_HEADER)
+    return int(said) if isinstance(said, str) and _A_SIZE.fullmatch(said) else 0
 
 
 def _name(header: str) -> str:
     """Return a header's name as MongoDB takes it for a field."""
     return header.replace("\0", "\ufffd")
-
-
-def _is_command(letter: DeadLetter) -> bool:
-    """Tell a command, which the record has: it is given again, and counted, until it is taken.
-
-    Not one that its worker buried: what is wrong with it is told nowhere else.
-    """
-    if not letter.queue.startswith(_HOST_QUEUE_PREFIX) or letter.buried:
-        return False
-    return letter.reason == ErrorCode.EXPIRED_MESSAGE or bool(_listed(letter, "commands"))
-
-
-def _ends(letter: DeadLetter, senders: Senders) -> list[Attempt]:
-    """Return the attempts whose end a letter from the reports' queue tells, readable or not.
-
-    Only if its sender may report on that host: what a forged report says ends nothing.
-    """
-    if letter.queue != REPORTS_QUEUE.name or letter.reason == ErrorCode.FORBIDDEN:
-        return []
-    if not senders.may_speak_for(letter.sender, letter.routing_key):
-        return []
-    return [
-        Attempt(letter.routing_key, one["operation_id"], one["epoch"])
-        for one in _listed(letter, "operations")
-        if isinstance(one.get("operation_id"), str)
-        and isinstance(one.get("epoch"), int)
-        and one.get("state") != OperationState.RUNNING
-    ]
-
-
-def _listed(letter: DeadLetter, name: str) -> list[dict[str, Any]]:
-    """Return the objects in this list of a letter's message; none if it can't be read."""
-    try:
-        message = parse_json(letter.payload, max_bytes=MAX_KEPT_PAYLOAD)
-    except InvalidRequestError:
-        return []
-    listed = message.get(name) if isinstance(message, dict) else None
-    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
 def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from pydantic import ValidationError
 
@@ -21,7 +22,7 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue, canonical_json, parse_json
 from modelyard.contract.topology import REPLAY_HEADER
-from modelyard.contract.validation import error_list, parse_request
+from modelyard.contract.validation import error_list, parse_request, size_errors
 from modelyard.store.records import NewOperation, Source
 
 IDEMPOTENCY_HEADER = "idempotency-key"
@@ -63,8 +64,21 @@ def decode_delivery(
     `trusted` is true if a gateway or a dispatcher sent it. Of any other sender neither the type
     nor our headers say anything: the body is read as a client's request.
     """
-    return decode(
-        delivery.body,
+    given = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
+    return decode(delivery.body, **given)
+
+
+class DecodeArguments(TypedDict):
+    """What `decode` has to know of a message beside its body: all of it is JSON."""
+
+    message_type: str | None
+    key: str
+    replay: str | None
+
+
+def decode_arguments(delivery: Delivery, *, fallback_key: str, trusted: bool) -> DecodeArguments:
+    """Return what `decode` has to know of a delivery; it may be called in another process."""
+    return DecodeArguments(
         message_type=delivery.type if trusted else None,
         key=idempotency_key(delivery.headers, delivery.message_id) or fallback_key,
         replay=replay_key(delivery.headers) if trusted else None,
@@ -92,7 +106,8 @@ def decode(
 
 
 def _from_gateway(body: bytes) -> list[NewOperation]:
-    value = parse_json(body, max_bytes=MAX_BATCH_BYTES * 2)
+    value = parse_json(body, max_bytes=MAX_BATCH_BYTES)
+    _check_sizes(value)
     try:
         submission = Submission.model_validate(value)
     except ValidationError as error:
@@ -105,6 +120,17 @@ def _from_gateway(body: bytes) -> list[NewOperation]:
         _named(one.operation_id, one.request, "http", retry_of=one.retry_of)
         for one in submission.requests
     ]
+
+
+def _check_sizes(value: JsonValue) -> None:
+    """Refuse a submission with a request that is too much to be validated."""
+    requests = value.get("requests") if isinstance(value, dict) else None
+    for one in requests if isinstance(requests, list) else []:
+        errors = size_errors(JobRequest, one.get("request")) if isinstance(one, dict) else []
+        if errors:
+            raise InvalidRequestError(
+                ErrorCode.INVALID_REQUEST, "It says it is a submission and is not.", errors=errors
+            )
 
 
 def _replayed(operation: NewOperation, replay: str) -> NewOperation:

@@ -14,7 +14,8 @@ from contextlib import suppress
 
 import structlog
 
-from dispatcher.decode import Unreadable, decode_delivery
+from dispatcher.decode import Unreadable
+from dispatcher.decoding import Decoder
 from dispatcher.facts import Facts, operation_event
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription, bury
@@ -62,6 +63,7 @@ class Intake:
         wake: Callable[[Iterable[str]], None],
         *,
         wishes: Callable[[], None],
+        decoder: Decoder,
     ) -> None:
         """`wake` is told the jobs with something new in line, `wishes` that someone cancels."""
         self._store = store
@@ -70,6 +72,7 @@ class Intake:
         self._senders = senders
         self._wake = wake
         self._wishes = wishes
+        self._decoder = decoder
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch, settle it, wake the scheduler.
@@ -90,7 +93,9 @@ class Intake:
                 self._wishes()
                 read.append(delivery)
                 continue
-            decoded = decode_delivery(delivery, fallback_key=delivery.fallback_key, trusted=trusted)
+            decoded = await self._decoder.decode(
+                delivery, fallback_key=delivery.fallback_key, trusted=trusted
+            )
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 decoded = []

@@ -8,9 +8,11 @@ from pydantic import ValidationError
 from dispatcher.deadlines import OVERDUE_REPORTS_TYPE
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, bury
-from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import Id
+from modelyard.contract.json_bounds import REPORT_LIMITS, check_bounds
 from modelyard.contract.messages import (
+    MAX_REPORT_BYTES,
     Count,
     HostOnline,
     Inventory,
@@ -50,9 +52,9 @@ async def read_reports(
     """
     if delivery.type == OVERDUE_REPORTS_TYPE and senders.is_dispatcher(delivery.user_id):
         return Question.OVERDUE
-    if not senders.may_speak_for(delivery.user_id, delivery.routing_key):
-        sender = delivery.user_id or "a sender without a verified user"
-        await _forbid(broker, delivery, f"{sender} may not report on {delivery.routing_key!r}.")
+    refusal = _refusal(senders, delivery)
+    if refusal is not None:
+        await bury(broker, delivery, refusal, queue=REPORTS_QUEUE.name)
         return None
     try:
         envelope = Envelope.model_validate_json(delivery.body)
@@ -89,11 +91,25 @@ async def read_reports(
     )
 
 
+def _refusal(senders: Senders, delivery: Delivery) -> ErrorInfo | None:
+    """Return why a message is not even read: nobody may say it, or it is too much."""
+    if not senders.may_speak_for(delivery.user_id, delivery.routing_key):
+        sender = delivery.user_id or "a sender without a verified user"
+        message = f"{sender} may not report on {delivery.routing_key!r}."
+        return ErrorInfo(code=ErrorCode.FORBIDDEN, message=message[:500])
+    if delivery.cut or len(delivery.body) > MAX_REPORT_BYTES:
+        said = f"it has {delivery.size} bytes; at most {MAX_REPORT_BYTES} are taken."
+        return _not_a_report(said)
+    try:
+        check_bounds(delivery.body, REPORT_LIMITS)
+    except InvalidRequestError as error:
+        return _not_a_report(error.message)
+    return None
+
+
 async def _bury(broker: Broker, delivery: Delivery, why: str) -> None:
-    info = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}")
-    await bury(broker, delivery, info, queue=REPORTS_QUEUE.name)
+    await bury(broker, delivery, _not_a_report(why), queue=REPORTS_QUEUE.name)
 
 
-async def _forbid(broker: Broker, delivery: Delivery, why: str) -> None:
-    info = ErrorInfo(code=ErrorCode.FORBIDDEN, message=why[:500])
-    await bury(broker, delivery, info, queue=REPORTS_QUEUE.name)
+def _not_a_report(why: str) -> ErrorInfo:
+    return ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}")

@@ -13,6 +13,7 @@ from dispatcher.commands import Commands
 from dispatcher.control import Control
 from dispatcher.dead import DeadLetterRecorder
 from dispatcher.deadlines import Deadlines
+from dispatcher.decoding import Decoder
 from dispatcher.drains import Drains
 from dispatcher.enrolment import Enrolment
 from dispatcher.facts import Facts
@@ -68,8 +69,15 @@ class Dispatcher:
         self.scheduler = Scheduler(store, facts, commands)
         control = Control(broker)
         self.cancels = Cancels(store, facts, self.scheduler, control)
+        self._decoder = Decoder()
         self.intake = Intake(
-            store, broker, facts, senders, self.scheduler.wake, wishes=self.cancels.wake
+            store,
+            broker,
+            facts,
+            senders,
+            self.scheduler.wake,
+            wishes=self.cancels.wake,
+            decoder=self._decoder,
         )
         attempts = Attempts(
             store, facts, self.scheduler, max_attempts=settings.dispatcher_max_attempts
@@ -111,7 +119,9 @@ class Dispatcher:
             attempts=attempts,
         )
         drains = Drains(store, facts, self.scheduler, control, attempts)
-        self.dead_letters = DeadLetterRecorder(store, senders, control, attempts)
+        self.dead_letters = DeadLetterRecorder(
+            store, senders, control=control, attempts=attempts, decoder=self._decoder
+        )
         self.beats = Beats(
             store,
             broker,
@@ -140,6 +150,12 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Run until cancelled; raises as `prepare` does."""
+        try:
+            await self._run()
+        finally:
+            await self._decoder.close()
+
+    async def _run(self) -> None:
         await self.prepare()
         async with TaskGroup() as group:
             for work in (

@@ -42,6 +42,7 @@ class Asked:
 
     operation: NewOperation
     request: JobRequest
+    """Its input may be left out: `operation.input_json` holds it."""
     under: str
     """The JSON pointer to the request in its body."""
     keyed: bool

@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from gateway import openapi, problems
 from gateway.last_resort import LastResort
 from gateway.leaving import Leaving
+from gateway.query_bounds import QueryBounds
 from gateway.request_ids import RequestIds
 from gateway.routes import catalog, dead_letters, health, hosts, jobs, operations
 from gateway.service import Gateway
@@ -27,6 +28,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     for routes in (jobs, operations, hosts, catalog, dead_letters, health):
         app.include_router(routes.router)
     problems.install(app)
+    app.add_middleware(QueryBounds)
     app.add_middleware(LastResort)
     app.add_middleware(Leaving, live=gateway.live)
     app.add_middleware(RequestIds)

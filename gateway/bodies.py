@@ -2,55 +2,50 @@
 
 import asyncio
 import re
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import Request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from gateway.problems import FaultyRequestError, SlowRequestError, faults_of
+from gateway.body_budget import BodyBudget, Share
+from gateway.problems import FaultyRequestError, SlowRequestError
+from modelyard.body_process import LARGE_BODY_BYTES
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.messages import Key
-from modelyard.contract.strict_json import JsonValue, parse_json
 
 MOST_WAIT_S = 60.0
 """The longest that a request may wait for the end of its operation."""
 BODY_S = 30.0
 """How long a client may take to send a body: what it has sent is kept for it so long."""
-LARGE_BODY_BYTES = 64 << 10
-"""From here on a body is parsed in a thread, so that the event loop goes on."""
 
 KEY_HEADER = "Idempotency-Key"
 _KEY: TypeAdapter[str] = TypeAdapter(Key)
 _WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?:;.*)?", re.IGNORECASE)
 
-M = TypeVar("M", bound=BaseModel)
 
+@asynccontextmanager
+async def receive(request: Request, budget: BodyBudget, *, max_bytes: int) -> AsyncIterator[bytes]:
+    """Receive the body of a request; it has its share of the budget for as long as this lasts.
 
-async def read_json(request: Request, *, max_bytes: int) -> JsonValue:
-    """Read and parse the body of a request.
-
-    Raises `InvalidRequestError` with `unsupported_media_type`, `body_too_large` or
-    `invalid_json`, and `SlowRequestError`. No more than `max_bytes` bytes are kept, whatever the
-    client announces, and not for longer than `BODY_S` seconds.
+    Raises `InvalidRequestError` with `unsupported_media_type` or `body_too_large`,
+    `SlowRequestError` and `BudgetSpentError`. No more than `max_bytes` bytes are kept, whatever
+    the client announces, and not for longer than `BODY_S` seconds.
     """
     _check_media_type(request)
-    try:
-        async with asyncio.timeout(BODY_S):
-            body = await _read_capped(request, max_bytes)
-    except TimeoutError as error:
-        raise SlowRequestError(f"The body did not come within {BODY_S:.0f} s.") from error
-    if len(body) < LARGE_BODY_BYTES:
-        return parse_json(body, max_bytes=max_bytes)
-    return await asyncio.to_thread(parse_json, body, max_bytes=max_bytes)
-
-
-def validated(kind: type[M], value: JsonValue, *, under: str = "") -> M:
-    """Return the value as a message; raises `FaultyRequestError` with pointers below `under`."""
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise FaultyRequestError(faults_of(error, under=under)) from error
+    announced = _announced(request)
+    if announced > max_bytes:
+        raise _too_large(max_bytes)
+    with budget.share() as share:
+        if announced >= LARGE_BODY_BYTES:
+            await share.grow_to(announced)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await _read_capped(request, share, max_bytes)
+        except TimeoutError as error:
+            raise SlowRequestError(f"The body did not come within {BODY_S:.0f} s.") from error
+        yield body
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -90,15 +85,20 @@ def _check_media_type(request: Request) -> None:
         )
 
 
-async def _read_capped(request: Request, max_bytes: int) -> bytes:
+def _announced(request: Request) -> int:
+    """Return the announced size of the body; 0 if none is, or if it is no number."""
     announced = request.headers.get("Content-Length", "")
-    if announced.isascii() and announced.isdigit() and int(announced[:20]) > max_bytes:
-        raise _too_large(max_bytes)
+    return int(announced[:20]) if announced.isascii() and announced.isdigit() else 0
+
+
+async def _read_capped(request: Request, share: Share, max_bytes: int) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
+        if len(body) >= LARGE_BODY_BYTES and len(body) > share.held:
+            await share.grow_to(min(2 * len(body), max_bytes))
     return bytes(body)
 
 

@@ -16,7 +16,6 @@ from modelyard.contract.messages import (
     MAX_MESSAGE_BYTES,
     SUBMISSION_TYPE,
     JobRequest,
-    SubmittedRequest,
 )
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.crash_points import crash_point
@@ -30,6 +29,13 @@ DURABLE_S = 1.0
 """How long a store may take; what the other one has confirmed is answered then."""
 NOTE_S = 0.8
 """How long the note may take that an operation could not be published."""
+BYTES_PER_S = 4 << 20
+"""What a store takes in a second, at the least: so much longer a large body may take."""
+LARGE_BYTES = MAX_MESSAGE_BYTES
+"""Inputs of one body from which on it goes into the stores by itself: who shared a write with it
+would wait for it."""
+MAX_WRITE_BYTES = 2 << 20
+"""Of inputs in one write to MongoDB; encoding them holds up everything else in the process."""
 MAX_GROUP = 1_000
 """Requests, or batches of them, that share one flush."""
 MAX_ENSURED = 10_000
@@ -80,9 +86,11 @@ class Durable:
         """Write and publish; return where each is durable after about a second at the most."""
         if not new:
             return []
+        operations = tuple(operation for operation, _ in new)
+        size = sum(map(_size, operations))
+        messages = await _messages(new)
         first, published = await asyncio.gather(
-            self._recorded(tuple(operation for operation, _ in new)),
-            self._published(tuple(_message(*one) for one in new)),
+            self._recorded(operations, size), self._published(messages, size)
         )
         places = [
             Place(
@@ -110,11 +118,12 @@ class Durable:
                     within_s=NOTE_S,
                 )
 
-    async def _recorded(self, operations: Operations) -> tuple[bool, ...] | None:
+    async def _recorded(self, operations: Operations, size: int) -> tuple[bool, ...] | None:
         """Return which of the operations are new, null if MongoDB did not take them."""
         try:
             return await self._store_up.ask(
-                lambda: self._recording.submit(operations), within_s=DURABLE_S
+                lambda: self._record(operations, alone=size >= LARGE_BYTES),
+                within_s=DURABLE_S + size / BYTES_PER_S,
             )
         except StoreUnavailableError:
             return None
@@ -124,20 +133,34 @@ class Durable:
             log.exception("record.failed", operations=[one.operation_id for one in operations[:8]])
             return None
 
-    async def _published(self, messages: Messages) -> int:
+    async def _published(self, messages: Messages, size: int) -> int:
         """Return how many of the messages RabbitMQ has confirmed, from the first on."""
         try:
             return await self._broker_up.ask(
-                lambda: self._publishing.submit(messages), within_s=DURABLE_S
+                lambda: self._publish(messages, alone=size >= LARGE_BYTES),
+                within_s=DURABLE_S + size / BYTES_PER_S,
             )
         except BrokerUnavailableError:
             return 0
 
+    async def _record(self, operations: Operations, *, alone: bool) -> tuple[bool, ...]:
+        if not alone:
+            return await self._recording.submit(operations)
+        [news] = await self._record_groups([operations])
+        return news
+
+    async def _publish(self, messages: Messages, *, alone: bool) -> int:
+        if not alone:
+            return await self._publishing.submit(messages)
+        [confirmed] = await self._publish_groups([messages])
+        if isinstance(confirmed, Exception):
+            raise confirmed
+        return confirmed
+
     async def _record_groups(self, groups: Sequence[Operations]) -> list[tuple[bool, ...]]:
         every = [operation for group in groups for operation in group]
         news: list[bool] = []
-        for start in range(0, len(every), MAX_BATCH):
-            part = every[start : start + MAX_BATCH]
+        for part in chunks_by_size(every, _size, max_bytes=MAX_WRITE_BYTES, max_items=MAX_BATCH):
             recorded, _ = await asyncio.gather(
                 self._store.operations.record(part), self._ensure_jobs(part)
             )
@@ -180,11 +203,30 @@ class Durable:
         ]
 
 
+def _size(operation: NewOperation) -> int:
+    """Return about how many bytes an operation has: its input's, for nothing else is large."""
+    return len(operation.input_json or "")
+
+
+async def _messages(new: Sequence[tuple[NewOperation, JobRequest]]) -> Messages:
+    messages: list[bytes] = []
+    unpaused = 0
+    for operation, request in new:
+        messages.append(_message(operation, request))
+        unpaused += len(messages[-1])
+        if unpaused > MAX_WRITE_BYTES:
+            await asyncio.sleep(0)
+            unpaused = 0
+    return tuple(messages)
+
+
 def _message(operation: NewOperation, request: JobRequest) -> bytes:
-    submitted = SubmittedRequest(
-        operation_id=operation.operation_id, request=request, retry_of=operation.retry_of
-    )
-    return submitted.model_dump_json(exclude_defaults=True).encode()
+    """Return a `SubmittedRequest`; the input, which may be large, is text already."""
+    fields = request.model_dump_json(exclude_defaults=True, exclude={"input"})
+    if operation.input_json is not None:
+        fields = f'{fields[:-1]},"input":{operation.input_json}}}'
+    retry = f',"retry_of":"{operation.retry_of}"' if operation.retry_of else ""
+    return f'{{"operation_id":"{operation.operation_id}","request":{fields}{retry}}}'.encode()
 
 
 def _chunks(messages: Iterable[bytes]) -> Iterator[list[bytes]]:

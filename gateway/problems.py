@@ -1,6 +1,7 @@
 """Errors as clients see them: RFC 9457 documents with a stable code."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -16,11 +17,21 @@ from gateway.request_ids import request_id_of
 from modelyard.contract import answers
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem
 from modelyard.contract.errors import SENTENCES, ErrorCode, InvalidRequestError, ModelyardError
-from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS, error_list
+from modelyard.contract.validation import (
+    MAX_LISTED_ERRORS,
+    MAX_MESSAGE_CHARS,
+    MAX_POINTER_CHARS,
+    error_list,
+)
 
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_S = 1
+
+MAX_ERRORS_BYTES = 12 << 10
+"""Of the list in one problem; with everything else a document has at most 16 KiB."""
+MAX_DETAIL_CHARS = 800
+MAX_INSTANCE_CHARS = 256
 
 E = TypeVar("E", bound=Exception)
 
@@ -67,7 +78,7 @@ class FaultyRequestError(InvalidRequestError):
     def __init__(
         self, faults: Sequence[Fault], code: ErrorCode = ErrorCode.INVALID_REQUEST
     ) -> None:
-        self.faults = tuple(faults)
+        self.faults = tuple(faults[:MAX_LISTED_ERRORS])
         first = self.faults[0]
         where = (first.pointer or "").lstrip("/") or first.parameter or first.header
         super().__init__(code, f"{f'`{where}`: ' if where else ''}{first.message}")
@@ -97,9 +108,19 @@ def problem_of(error: ModelyardError) -> Problem:
         error.code,
         SENTENCES[error.code],
         SLOW_STATUS if isinstance(error, SlowRequestError) else STATUS_OF.get(error.code, 500),
-        error.message,
-        errors=error.faults if isinstance(error, FaultyRequestError) else (),
+        error.message[:MAX_DETAIL_CHARS],
+        errors=_as_many_as_fit(error.faults) if isinstance(error, FaultyRequestError) else (),
     )
+
+
+def bytes_of(faults: Iterable[Fault]) -> int:
+    """Return about how many bytes a list of faults takes in an answer; never too few."""
+    return sum(len(fault.model_dump_json().encode()) + 1 for fault in faults)
+
+
+def _as_many_as_fit(faults: Sequence[Fault]) -> tuple[Fault, ...]:
+    ends = itertools.accumulate(bytes_of([fault]) for fault in faults)
+    return tuple(fault for fault, end in zip(faults, ends, strict=True) if end <= MAX_ERRORS_BYTES)
 
 
 def respond(
@@ -107,7 +128,10 @@ def respond(
 ) -> Response:
     """Return a problem as the answer to a request."""
     told = problem.model_copy(
-        update={"instance": request.url.path[:2048], "request_id": request_id_of(request)}
+        update={
+            "instance": request.url.path[:MAX_INSTANCE_CHARS],
+            "request_id": request_id_of(request),
+        }
     )
     sent = dict(headers or {})
     if problem.code in (ErrorCode.UNAVAILABLE, ErrorCode.RESULT_NOT_READY):
@@ -156,7 +180,7 @@ def _refused_parameters(request: Request, found: Sequence[Mapping[str, Any]]) ->
     faults = [
         Fault(
             parameter=str(one["loc"][-1])[:MAX_POINTER_CHARS],
-            message=str(one["msg"]).removeprefix("Value error, "),
+            message=str(one["msg"]).removeprefix("Value error, ")[:MAX_MESSAGE_CHARS],
         )
         for one in found[:MAX_LISTED_ERRORS]
     ]

@@ -12,6 +12,7 @@ from gateway.known_names import Catalog
 from gateway.live import Live
 from gateway.reading import Reading
 from gateway.replays import Replays
+from gateway.request_reader import RequestReader
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
@@ -39,8 +40,9 @@ class Gateway:
         max_batch_bytes: int = MAX_BATCH_BYTES,
     ) -> None:
         self.store = store
-        self.max_request_bytes = max_request_bytes
-        self.max_batch_bytes = max_batch_bytes
+        self.reader = RequestReader(
+            max_request_bytes=max_request_bytes, max_batch_bytes=max_batch_bytes
+        )
         self._broker = broker
         self._store_up = Availability("mongodb", self._probe_store, StoreUnavailableError)
         self._broker_up = Availability("rabbitmq", self._probe_broker, BrokerUnavailableError)
@@ -69,7 +71,8 @@ class Gateway:
                 tasks.create_task(unending(work))
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections and end the process that reads large bodies."""
+        await self.reader.close()
         await self._broker.close()
         self.store.close()
 

@@ -6,7 +6,7 @@ from modelyard.contract.states import Phase
 from modelyard.crash_points import crash_point
 from worker.account import Account
 from worker.containers import Containers
-from worker.hooks import result_of
+from worker.hooks import read_result
 from worker.readiness import exited
 from worker.runtime import ContainerFacts, ContainerRuntime
 
@@ -27,7 +27,7 @@ class Batch:
         if end.code != 0 or end.oom_killed:
             raise exited(end)
         account.tell(Phase.SAVING)
-        return result_of(await self._written(command, facts))
+        return await read_result(await self._written(command, facts))
 
     async def _written(self, command: HostCommand, facts: ContainerFacts) -> bytes:
         path = command.model.result_file

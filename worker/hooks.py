@@ -18,6 +18,8 @@ from worker.runtime import Address
 
 PROBE_S = 2.0
 """Seconds that one readiness probe may take."""
+LARGE_RESULT_BYTES = 32 << 10
+"""From here on an answer is read in a thread: the worker's heartbeats don't wait for it."""
 EXCERPT_CHARS = 1_000
 """Characters of a refusal's body that are kept as the cause."""
 # They frame the message; a hook that sets them would talk past what is sent.
@@ -88,6 +90,13 @@ class ModelServer:
             raise NoAnswerError(
                 failure, f"The model server did not answer: {type(error).__name__}: {error}"
             ) from error
+
+
+async def read_result(body: bytes) -> str:
+    """Return an answer as `result_of` does; a large one is read in a thread."""
+    if len(body) < LARGE_RESULT_BYTES:
+        return result_of(body)
+    return await asyncio.to_thread(result_of, body)
 
 
 def result_of(body: bytes) -> str:

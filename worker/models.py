@@ -9,7 +9,7 @@ from modelyard.crash_points import crash_point
 from worker.account import Account
 from worker.containers import Containers, address_of
 from worker.datasets import mount_target
-from worker.hooks import ModelServer, result_of
+from worker.hooks import ModelServer, read_result
 from worker.placeholders import Fillings
 from worker.profiles import InMemory, talk_of
 from worker.readiness import not_ready, until, while_running
@@ -74,7 +74,7 @@ class Models:
         sending = self._server.send(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
         body = await while_running(self._runtime, facts.id, sending, grace_s=WATCH_AFTER_S)
         crash_point("worker.after_infer")
-        return result_of(body)
+        return await read_result(body)
 
     async def _load_by_start(
         self, command: HostCommand, facts: ContainerFacts, account: Account

@@ -6,10 +6,11 @@ from typing import TypeVar
 from fastapi import APIRouter, Request, Response
 
 from gateway import openapi
-from gateway.bodies import read_json, validated
 from gateway.known_names import KnownNames
 from gateway.problems import FaultyRequestError
 from gateway.reading import Reading
+from gateway.request_reader import RequestReader
+from gateway.requests import validated
 from gateway.routes.parts import Parts, answer
 from modelyard.contract.answers import DatasetList, Fault, ModelList
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
@@ -39,7 +40,7 @@ async def list_models(gateway: Parts) -> Response:
 )
 async def put_model(name: Id, request: Request, gateway: Parts) -> Response:
     """Store a model; jobs that run keep the one that they began with."""
-    spec = await _spec(ModelSpec, name, request, gateway.max_request_bytes)
+    spec = await _spec(ModelSpec, name, request, gateway.reader)
     return await _put(gateway.reading, gateway.store.models, spec, f"/v1/models/{name}")
 
 
@@ -83,7 +84,7 @@ async def list_datasets(gateway: Parts) -> Response:
 )
 async def put_dataset(name: Id, request: Request, gateway: Parts) -> Response:
     """Store a dataset; jobs that run keep the one that they began with."""
-    spec = await _spec(DatasetSpec, name, request, gateway.max_request_bytes)
+    spec = await _spec(DatasetSpec, name, request, gateway.reader)
     return await _put(gateway.reading, gateway.store.datasets, spec, f"/v1/datasets/{name}")
 
 
@@ -106,9 +107,9 @@ async def delete_dataset(name: Id, gateway: Parts) -> Response:
     return await _delete(gateway.reading, gateway.store.datasets, gateway.catalog.datasets, name)
 
 
-async def _spec(kind: type[S], name: str, request: Request, max_bytes: int) -> S:
+async def _spec(kind: type[S], name: str, request: Request, reader: RequestReader) -> S:
     """Read an entry; its name may be left out, for the address says it."""
-    value = await read_json(request, max_bytes=max_bytes)
+    value = await reader.catalog_entry(request)
     if isinstance(value, Mapping):
         value = {"name": name, **value}
     spec = validated(kind, value)

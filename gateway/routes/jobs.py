@@ -5,15 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from gateway import bodies, openapi
-from gateway.accept import Asked
 from gateway.batches import accept_batch
 from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
-from gateway.routes.submitting import submitted
+from gateway.routes.submitting import accepted, answered
 from gateway.views import job_view
 from modelyard.contract.answers import Accepted, BatchAnswer, JobPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
-from modelyard.contract.messages import JobRequest, JobView
+from modelyard.contract.messages import JobView
 from modelyard.contract.states import JobState
 
 router = APIRouter(tags=["jobs"])
@@ -48,9 +47,9 @@ async def submit(request: Request, gateway: Parts) -> Response:
     """Make one request durable and answer with its operation."""
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
-    body = await bodies.read_json(request, max_bytes=gateway.max_request_bytes)
-    asked = Asked.of(bodies.validated(JobRequest, body), key)
-    return await submitted(gateway, asked, wait_s)
+    async with gateway.reader.one(request, key) as asked:
+        outcome = await accepted(gateway, asked)
+    return await answered(gateway, outcome, wait_s)
 
 
 @router.post(
@@ -63,8 +62,8 @@ async def submit(request: Request, gateway: Parts) -> Response:
 async def submit_batch(request: Request, gateway: Parts) -> Response:
     """Answer each request as if it had come alone; one that is refused does not stop the others."""
     key = bodies.idempotency_key(request)
-    body = await bodies.read_json(request, max_bytes=gateway.max_batch_bytes)
-    return answer(await accept_batch(gateway, body, key))
+    async with gateway.reader.batch(request, key) as read:
+        return answer(await accept_batch(gateway.acceptor, read))
 
 
 @router.get(

@@ -8,12 +8,10 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import bodies, openapi
-from gateway.accept import Asked
 from gateway.bodies import MOST_WAIT_S
 from gateway.problems import RETRY_AFTER_S
-from gateway.retries import request_again
 from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
-from gateway.routes.submitting import submitted
+from gateway.routes.submitting import accepted, answered
 from gateway.service import Gateway
 from gateway.views import operation_view
 from modelyard.contract.answers import Accepted, OperationPage
@@ -159,8 +157,9 @@ async def retry_operation(operation_id: OperationId, request: Request, gateway: 
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
     record = await gateway.reading.ask(lambda: gateway.store.operations.with_input(operation_id))
-    again = request_again(_found(record, operation_id))
-    return await submitted(gateway, Asked.of(again, key, retry_of=operation_id), wait_s)
+    again = await gateway.reader.again(_found(record, operation_id), key)
+    outcome = await accepted(gateway, again)
+    return await answered(gateway, outcome, wait_s)
 
 
 def _found(record: OperationRecord | None, operation_id: str) -> OperationRecord:

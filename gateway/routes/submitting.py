@@ -7,21 +7,27 @@ from gateway.problems import RETRY_AFTER_S
 from gateway.routes.parts import answer
 from gateway.service import Gateway
 from gateway.views import operation_path, operation_view
+from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import ModelyardError, StoreUnavailableError
 from modelyard.contract.messages import OperationView
 
 
-async def submitted(gateway: Gateway, asked: Asked, wait_s: float | None) -> Response:
-    """Make a request durable and answer 202 with its operation.
-
-    With `wait_s` the answer is held for so many seconds, and is 200 if it has ended by then.
-    Raises what the request is refused for.
-    """
+async def accepted(gateway: Gateway, asked: Asked) -> Accepted:
+    """Make a request durable; raises what it is refused for."""
     [outcome] = await gateway.acceptor.accept([asked])
     if isinstance(outcome, ModelyardError):
         raise outcome
-    ended = await _ended(gateway, asked.operation_id, wait_s) if wait_s else None
-    headers = {"Location": operation_path(asked.operation_id)}
+    return outcome
+
+
+async def answered(gateway: Gateway, outcome: Accepted, wait_s: float | None) -> Response:
+    """Answer 202 with the operation that a request became.
+
+    With `wait_s` the answer is held for so many seconds, and is 200 if it has ended by then. The
+    request itself is not held for so long: it may be large.
+    """
+    ended = await _ended(gateway, outcome.operation_id, wait_s) if wait_s else None
+    headers = {"Location": operation_path(outcome.operation_id)}
     if wait_s is not None:
         headers |= {"Preference-Applied": f"wait={wait_s:.0f}", "Vary": "Prefer"}
     if ended is not None and ended.state.terminal:

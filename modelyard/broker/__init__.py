@@ -11,6 +11,7 @@ from modelyard.broker.burying import (
     QUEUE_HEADER,
     REASON_HEADER,
     SENDER_HEADER,
+    SIZE_HEADER,
     bury,
 )
 from modelyard.broker.connection import Broker
@@ -31,6 +32,7 @@ __all__ = [
     "QUEUE_HEADER",
     "REASON_HEADER",
     "SENDER_HEADER",
+    "SIZE_HEADER",
     "Broker",
     "ConsumingFailedError",
     "Delivery",

@@ -17,6 +17,8 @@ DETAIL_HEADER = "x-modelyard-detail"
 QUEUE_HEADER = "x-modelyard-queue"
 SENDER_HEADER = "x-modelyard-sender"
 """The user that RabbitMQ had verified on the buried message; empty if its sender did not say."""
+SIZE_HEADER = "x-modelyard-body-bytes"
+"""Size of the message before it was buried: of one that is too large only its beginning is."""
 
 _MOST_BYTES = 64_000
 """Of a publisher's headers: with ours they have to fit into one frame of 131,072 bytes."""
@@ -47,6 +49,7 @@ async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: s
             DETAIL_HEADER: error.message[:1_000],
             QUEUE_HEADER: queue,
             SENDER_HEADER: delivery.user_id or "",
+            SIZE_HEADER: str(delivery.size),
         },
     )
 

@@ -8,7 +8,7 @@ import structlog
 
 from modelyard.broker.connection import one_by_one
 from modelyard.broker.losses import ConsumingFailedError, backoff_s
-from modelyard.broker.subscription import Delivery, Subscription
+from modelyard.broker.subscription import Delivery, Subscription, TooManyBytesError
 from modelyard.contract.errors import BrokerUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -103,7 +103,7 @@ class _Losses:
             log.warning("consumer.lost", consumer=self._name, error=str(error))
         # A broker that is not there at all takes no delivery back.
         self._unhandled += self._subscribed or isinstance(error, ConsumingFailedError)
-        if self._unhandled >= LOSSES_BEFORE_CARE:
+        if self._unhandled >= LOSSES_BEFORE_CARE or isinstance(error, TooManyBytesError):
             self._care_left = self._care_for
         self._subscribed = False
 

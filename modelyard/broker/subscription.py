@@ -10,8 +10,25 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from modelyard.broker.losses import losses
 from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.messages import MAX_BATCH_BYTES
 
 SETTLE_TIMEOUT_S = 10.0
+MAX_BODY_BYTES = MAX_BATCH_BYTES
+"""No message of Modelyard's is larger. RabbitMQ may let 128 MiB through, and all of it is here
+before anyone can refuse it; of what is larger only its beginning is kept."""
+KEPT_OF_LARGER_BYTES = 64 << 10
+MAX_HELD_BYTES = 64 << 20
+"""Of deliveries that are not settled. RabbitMQ ignores AMQP's prefetch by bytes, so a subscription
+that was given more ends itself: everything goes back, and comes again one by one."""
+MAX_AT_A_TIME_BYTES = 8 << 20
+"""Of deliveries in one batch; a larger one comes alone."""
+
+
+class TooManyBytesError(BrokerUnavailableError):
+    """More bytes were delivered at once than may be held; what was delivered goes back."""
+
+    def __init__(self) -> None:
+        super().__init__(f"More than {MAX_HELD_BYTES} bytes were delivered at once.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +36,7 @@ class Delivery:
     """One message as it came, and the handle by which it is settled."""
 
     body: bytes
+    """The whole body, or its beginning if it has more than `MAX_BODY_BYTES`."""
     message_id: str | None
     type: str | None
     routing_key: str
@@ -28,6 +46,18 @@ class Delivery:
     raw: AbstractIncomingMessage
     fallback_key: str = field(default_factory=lambda: uuid.uuid4().hex)
     """A key for this delivery alone, the same for as long as the process has it."""
+    body_bytes: int = 0
+    """Size of the whole body; 0 if `body` is the whole of it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body as it was published."""
+        return self.body_bytes or len(self.body)
+
+    @property
+    def cut(self) -> bool:
+        """True if `body` is only the beginning."""
+        return self.size > len(self.body)
 
     @property
     def returned(self) -> int:
@@ -46,14 +76,26 @@ class Subscription:
 
     def __init__(self) -> None:
         self._ready: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._set_aside: Delivery | None = None
+        """The next one, if it did not fit into the last batch."""
+        self._held = 0
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def batches(self, *, max_items: int) -> AsyncIterator[list[Delivery]]:
-        """Yield whatever is ready now, at least one delivery and at most `max_items`."""
+        """Yield whatever is ready now: at least one delivery and at most `max_items`.
+
+        Together they have at most `MAX_AT_A_TIME_BYTES`, unless one alone has more.
+        """
         while True:
             batch = [await self._next()]
+            room = MAX_AT_A_TIME_BYTES - len(batch[0].body)
             while len(batch) < max_items and not self._ready.empty():
-                batch.append(self._ready.get_nowait())
+                one = self._ready.get_nowait()
+                room -= len(one.body)
+                if room < 0:
+                    self._set_aside = one
+                    break
+                batch.append(one)
             yield batch
 
     async def ack(self, deliveries: Iterable[Delivery]) -> None:
@@ -69,10 +111,15 @@ class Subscription:
                 for delivery in deliveries:
                     if not delivery.settled:
                         await delivery.raw.ack()
+                        self._held -= len(delivery.body)
 
     async def _next(self) -> Delivery:
-        if not self._ready.empty() and not self._lost.done():
-            return self._ready.get_nowait()
+        if not self._lost.done():
+            if self._set_aside is not None:
+                one, self._set_aside = self._set_aside, None
+                return one
+            if not self._ready.empty():
+                return self._ready.get_nowait()
         getter = asyncio.ensure_future(self._ready.get())
         try:
             await asyncio.wait((getter, self._lost), return_when=asyncio.FIRST_COMPLETED)
@@ -84,9 +131,20 @@ class Subscription:
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
         """Take one message from the client library."""
+        if self._lost.done():
+            return  # it goes back with the others
+        whole = len(message.body)
+        if whole > MAX_BODY_BYTES:
+            # The library keeps the message until it is settled, and the body with it.
+            message.body = message.body[:KEPT_OF_LARGER_BYTES]  # type: ignore[misc]
+        self._held += len(message.body)
+        if self._held > MAX_HELD_BYTES:
+            self._give_back()
+            return
         self._ready.put_nowait(
             Delivery(
                 body=message.body,
+                body_bytes=whole if whole > MAX_BODY_BYTES else 0,
                 message_id=message.message_id,
                 type=message.type,
                 routing_key=message.routing_key or "",
@@ -104,7 +162,17 @@ class Subscription:
 
     def on_lost(self, reason: str) -> None:
         """Note that this subscription is over; whoever iterates is told."""
+        self._end(BrokerUnavailableError(reason))
+
+    def _give_back(self) -> None:
+        """End it because of what it was given, and keep none of that."""
+        self._set_aside = None
+        while not self._ready.empty():
+            self._ready.get_nowait()
+        self._end(TooManyBytesError())
+
+    def _end(self, error: BrokerUnavailableError) -> None:
         if not self._lost.done():
-            self._lost.set_exception(BrokerUnavailableError(reason))
+            self._lost.set_exception(error)
             # The iterating task may have gone; an unread exception is not worth a warning.
             self._lost.exception()

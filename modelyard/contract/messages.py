@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     StringConstraints,
     model_validator,
@@ -29,7 +30,7 @@ from modelyard.contract.states import (
     Phase,
     Verb,
 )
-from modelyard.contract.strict_json import canonical_json
+from modelyard.contract.strict_json import canonical_json, dump_json
 
 MAX_REQUEST_BYTES = 1 << 20
 """One request as JSON, through either door."""
@@ -43,6 +44,11 @@ MAX_RESULT_BYTES = 1 << 20
 """A result that a worker may report."""
 MAX_INLINE_RESULT_BYTES = 256 << 10
 """A result that stays in the operation's document; larger ones go to GridFS."""
+MAX_REPORT_BYTES = 4 << 20
+"""A message of a worker: a result as JSON text within JSON may take twice its room."""
+MAX_HEARTBEAT_BYTES = 64 << 10
+MAX_METADATA = 32
+"""Entries of a request's metadata."""
 MAX_PRIORITY = 9
 MAX_CONTAINER_CLAIM = 128
 """Characters of what a request calls the job's container; an id has 64."""
@@ -119,7 +125,9 @@ class JobRequest(BaseModel):
     """Seconds from the worker's start of it until TIMED_OUT; null: the dispatcher's default."""
     queue_timeout_s: Seconds | None = None
     """Seconds it may stay QUEUED until EXPIRED; null: for ever."""
-    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=32)
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        default_factory=dict, max_length=MAX_METADATA
+    )
     """The client's own notes; kept and given back, never read."""
 
     @model_validator(mode="before")
@@ -138,10 +146,35 @@ class JobRequest(BaseModel):
             raise ValueError("INFER needs an input")
         return self
 
-    def payload_hash(self) -> str:
-        """Return a SHA-256 that is equal for requests that mean the same."""
-        fields = self.model_dump(mode="json", exclude_defaults=True)
-        return hashlib.sha256(canonical_json(fields).encode()).hexdigest()
+    def input_json(self) -> str | None:
+        """Return the input as JSON text; null if there is none."""
+        return None if self.input is None else dump_json(self.input)
+
+    def payload_hash(self, input_json: str | None = None) -> str:
+        """Return a SHA-256 that is equal for requests that mean the same.
+
+        `input_json` is what `input_json()` returned, if the caller has it: often it is canonical
+        already, and the input, which may be large, needs not be written out once more.
+        """
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"input"})
+        if input_json is None or not _is_canonical(input_json):
+            # As it is: what was parsed from JSON needs no other form to be written as JSON.
+            whole = fields if self.input is None else fields | {"input": self.input}
+            canonical = canonical_json(whole)
+        else:
+            texts = {name: canonical_json(value) for name, value in fields.items()}
+            texts["input"] = input_json
+            inner = ",".join(f'"{name}":{texts[name]}' for name in sorted(texts))
+            canonical = f"{{{inner}}}"
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _is_canonical(json_text: str) -> bool:
+    """Return True if `canonical_json` would write the same.
+
+    Without objects there are no keys to sort, and of ASCII only DEL is written as an escape.
+    """
+    return json_text.isascii() and "{" not in json_text and "\x7f" not in json_text
 
 
 class SubmittedRequest(Message):
@@ -157,7 +190,7 @@ class Submission(Message):
     """Gateway to dispatcher: requests that arrived together."""
 
     schema_version: Literal[1] = 1
-    requests: tuple[SubmittedRequest, ...] = Field(max_length=MAX_BATCH)
+    requests: Annotated[tuple[SubmittedRequest, ...], FailFast()] = Field(max_length=MAX_BATCH)
 
 
 class CancelWish(Message):
@@ -293,8 +326,8 @@ class Inventory(Message):
     host's messages in their order may compare it with the record.
     """
 
-    items: tuple[InventoryItem, ...] = ()
-    busy: tuple[str, ...] = ()
+    items: Annotated[tuple[InventoryItem, ...], FailFast()] = ()
+    busy: Annotated[tuple[str, ...], FailFast()] = ()
     """Jobs that were worked on meanwhile: nothing can be concluded about them."""
 
 
@@ -314,7 +347,7 @@ class HostOnline(Message):
     slots: Slots
     labels: Labels = Field(default_factory=dict)
     engine: EngineFacts
-    inventory: tuple[InventoryItem, ...] = ()
+    inventory: Annotated[tuple[InventoryItem, ...], FailFast()] = ()
 
 
 class WorkerReports(Message):

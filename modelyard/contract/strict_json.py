@@ -6,22 +6,28 @@ in is not trusted yet.
 """
 
 import json
+import re
 from typing import Any, NoReturn
 
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
-
-MAX_DEPTH = 64
-"""Containers within each other; MongoDB's own limit is 100."""
+from modelyard.contract.json_bounds import (
+    REQUEST_LIMITS,
+    JsonLimits,
+    check_bounds,
+    may_hold_unusual_numbers,
+    too_deep,
+)
 
 MAX_NUMBER_DIGITS = 400
 """Digits of one number: enough for every double, too few to make parsing slow."""
+_MAYBE_LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 JsonValue = Any
 """A parsed JSON value. JSON has no closed Python type that checks well; it stays at the doors."""
 
 
-def parse_json(body: bytes, *, max_bytes: int) -> JsonValue:
-    """Parse `body` strictly.
+def parse_json(body: bytes, *, max_bytes: int, limits: JsonLimits = REQUEST_LIMITS) -> JsonValue:
+    """Parse `body` strictly. What it holds is counted before anything is made of it.
 
     Raises `InvalidRequestError` with `body_too_large` for more than `max_bytes` bytes and with
     `invalid_json` for everything else that is wrong, naming what.
@@ -36,61 +42,44 @@ def parse_json(body: bytes, *, max_bytes: int) -> JsonValue:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _invalid(f"It is not UTF-8 (byte {error.start}).") from error
+    check_bounds(body, limits)
+    each_number = may_hold_unusual_numbers(body)  # to look at every one of them is slow
     try:
         value = json.loads(
             text,
             object_pairs_hook=_object_without_duplicates,
             parse_constant=_refuse_constant,
-            parse_int=_bounded_int,
-            parse_float=_bounded_float,
+            parse_int=_bounded_int if each_number else None,
+            parse_float=_bounded_float if each_number else None,
         )
     except json.JSONDecodeError as error:
         message = f"{error.msg} at line {error.lineno}, column {error.colno}."
         raise _invalid(message) from error
     except RecursionError as error:
-        raise _too_deep() from error
-    if isinstance(value, (dict, list)):
-        _check_depth(text, value)
-    if "\\u" in text:
+        raise too_deep() from error
+    if "\\u" in text and _MAYBE_LONE_SURROGATE.search(text):
         _check_surrogates(value)
     return value
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_CANONICAL = json.JSONEncoder(
+    ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")
+)
+
+
 def dump_json(value: JsonValue) -> str:
     """Return `value` as compact JSON text; raises `ValueError` for NaN and Infinity."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _COMPACT.encode(value)
 
 
 def canonical_json(value: JsonValue) -> str:
     """Return one text for all equal values: keys sorted, no spaces. For hashes."""
-    return json.dumps(
-        value, ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")
-    )
+    return _CANONICAL.encode(value)
 
 
 def _invalid(message: str) -> InvalidRequestError:
     return InvalidRequestError(ErrorCode.INVALID_JSON, message)
-
-
-def _check_depth(text: str, value: JsonValue) -> None:
-    """Refuse deep nesting; the walk is skipped for the usual text with few containers."""
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return
-    level: list[JsonValue] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _contained(outer)]
-        if not level:
-            return
-    raise _too_deep()
-
-
-def _contained(outer: JsonValue) -> list[JsonValue]:
-    inner = outer.values() if isinstance(outer, dict) else outer
-    return [item for item in inner if isinstance(item, (dict, list))]
-
-
-def _too_deep() -> InvalidRequestError:
-    return _invalid(f"It nests deeper than {MAX_DEPTH} levels.")
 
 
 def _object_without_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

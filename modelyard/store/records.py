@@ -75,7 +75,7 @@ class NewOperation(Record):
         Raises `InvalidRequestError` with `body_too_large` if its input takes more room as JSON
         text than a request may have: `1e15` is written out as `1000000000000000.0`.
         """
-        input_json = None if request.input is None else dump_json(request.input)
+        input_json = request.input_json()
         if input_json is not None and len(input_json.encode()) > MAX_REQUEST_BYTES:
             raise InvalidRequestError(
                 ErrorCode.BODY_TOO_LARGE,
@@ -86,7 +86,7 @@ class NewOperation(Record):
             job_id=request.job_id,
             verb=request.operation_type,
             source=source,
-            payload_hash=request.payload_hash(),
+            payload_hash=request.payload_hash(input_json),
             model=request.model,
             dataset=request.dataset,
             wanted_container_id=request.container_id,

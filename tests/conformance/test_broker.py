@@ -532,6 +532,84 @@ async def test_a_message_that_ends_its_process_each_time_takes_no_neighbour_with
     assert max(handled.values()) <= 1
 
 
+async def test_more_bytes_than_may_be_held_go_back_and_come_one_by_one(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelyard.broker.consuming.backoff_s", lambda _: 0.0)
+    monkeypatch.setattr("modelyard.broker.subscription.MAX_HELD_BYTES", 5_000)
+    sizes: list[int] = []
+    numbers: list[bytes] = []
+    all_came = asyncio.Event()
+    subscriptions: list[Subscription] = []
+
+    async def handle(subscription: Subscription, batch: list[Delivery]) -> None:
+        subscriptions.append(subscription)
+        assert subscription._held <= 5_000
+        sizes.append(len(batch))
+        await subscription.ack(batch)
+        numbers.extend(one.body[:2] for one in batch)
+        if len(set(numbers)) == 20:
+            all_came.set()
+
+    await broker.declare(QUEUES)
+    for number in range(20):
+        await broker.publish(JOBS, SUBMIT_KEY, b"%02d" % number + b"x" * 1_000)
+    subscribe = partial(broker.subscribe, JOBS_QUEUE, prefetch=20)
+    async with asyncio.timeout(20):
+        consuming = asyncio.create_task(
+            consume_forever(subscribe, handle, name="test", max_items=20)
+        )
+        await all_came.wait()
+    consuming.cancel()
+    # What was acked as the first one ended may come again; the order stays.
+    assert list(dict.fromkeys(numbers)) == [b"%02d" % number for number in range(20)]
+    assert sizes[-10:] == [1] * 10
+    assert subscriptions[-1]._held == 0
+
+
+async def test_a_batch_ends_where_its_bytes_do_and_nothing_is_left_out(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelyard.broker.subscription.MAX_AT_A_TIME_BYTES", 2_500)
+    await broker.declare(QUEUES)
+    lengths = [1_000, 1_000, 1_000, 9_000, 1_000, 1_000]
+    for length in lengths:
+        await broker.publish(JOBS, SUBMIT_KEY, b"x" * length)
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+
+        async def all_ready() -> bool:
+            return subscription._ready.qsize() == len(lengths)
+
+        await eventually(all_ready)
+        batches: list[list[int]] = []
+        while sum(map(len, batches)) < len(lengths):
+            batch = await anext(subscription.batches(max_items=9))
+            batches.append([len(one.body) for one in batch])
+            await subscription.ack(batch)
+    assert batches == [[1_000, 1_000], [1_000], [9_000], [1_000, 1_000]]
+
+
+async def test_of_a_body_beyond_every_limit_the_beginning_and_the_size_are_kept(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelyard.broker.subscription.MAX_BODY_BYTES", 1_000)
+    monkeypatch.setattr("modelyard.broker.subscription.KEPT_OF_LARGER_BYTES", 10)
+    await broker.declare(QUEUES)
+    await broker.publish(JOBS, SUBMIT_KEY, b"x" * 1_000)
+    await broker.publish(JOBS, SUBMIT_KEY, b"y" * 1_001)
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+        taken: list[Delivery] = []
+        async for batch in subscription.batches(max_items=9):
+            taken += batch
+            if len(taken) == 2:
+                break
+        whole, cut = taken
+        assert (whole.cut, whole.size, len(whole.body)) == (False, 1_000, 1_000)
+        assert (cut.cut, cut.size, cut.body) == (True, 1_001, b"y" * 10)
+        assert len(cut.raw.body) == 10  # the library holds no more of it either
+        await subscription.ack(taken)
+
+
 async def test_a_queue_that_was_deleted_is_prepared_again(
     broker: Broker, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from modelyard.contract.catalog import DatasetSpec, Hook, ModelSpec, Profile, Resources
 from modelyard.contract.errors import SENTENCES, ErrorCode, InvalidRequestError
 from modelyard.contract.ids import ID_PATTERN, new_operation_id, operation_id_for_key
+from modelyard.contract.json_bounds import MAX_DEPTH
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import (
     JOB_TRANSITIONS,
@@ -24,7 +25,7 @@ from modelyard.contract.states import (
     job_sources,
     operation_sources,
 )
-from modelyard.contract.strict_json import MAX_DEPTH, canonical_json, dump_json, parse_json
+from modelyard.contract.strict_json import canonical_json, dump_json, parse_json
 from modelyard.contract.validation import parse_request
 
 MIB = 1 << 20

@@ -1,0 +1,25 @@
+"""`python -m dispatcher.body_child`: the process that reads a dispatcher's large messages."""
+
+import json
+from collections.abc import Iterator
+
+from dispatcher import listed as lists
+from dispatcher.decode import decode
+from dispatcher.decoding import pack
+from modelyard.body_child import Part, serve
+
+
+def decoded(
+    body: bytes, *, message_type: str | None, key: str, replay: str | None
+) -> Iterator[Part]:
+    """Read a message of the jobs queue."""
+    yield from pack(decode(body, message_type=message_type, key=key, replay=replay))
+
+
+def listed(body: bytes, *, name: str) -> Iterator[Part]:
+    """Read the objects in one list of a message."""
+    yield json.dumps({"listed": lists.listed(body, name)}).encode(), b""
+
+
+if __name__ == "__main__":
+    serve({"decode": decoded, "listed": listed})

@@ -1,0 +1,88 @@
+"""Reading messages: small ones here, large ones in the body process, so that none holds us up."""
+
+import json
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from dispatcher.decode import Unreadable, decode_arguments, decode_delivery
+from dispatcher.listed import Listed, listed
+from modelyard.body_child import Part
+from modelyard.body_process import LARGE_BODY_BYTES, BodyProcess
+from modelyard.broker import Delivery
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.messages import MAX_BATCH_BYTES
+from modelyard.store.records import NewOperation
+
+MODULE = "dispatcher.body_child"
+
+
+class Transfer(BaseModel):
+    """One operation of a message, or why the whole of it can't be read."""
+
+    operation: NewOperation | None = None
+    has_input: bool = False
+    unreadable: ErrorInfo | None = None
+
+
+class Decoder:
+    """Reads the messages of one dispatcher."""
+
+    def __init__(self) -> None:
+        self._process = BodyProcess(MODULE)
+
+    async def close(self) -> None:
+        """End the process."""
+        await self._process.close()
+
+    async def decode(
+        self, delivery: Delivery, *, fallback_key: str, trusted: bool
+    ) -> list[NewOperation] | Unreadable:
+        """Return what a message of the jobs queue asks for, as `decode_delivery` does."""
+        if delivery.cut:
+            return Unreadable(too_large(delivery))
+        if len(delivery.body) < LARGE_BODY_BYTES:
+            return decode_delivery(delivery, fallback_key=fallback_key, trusted=trusted)
+        given = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
+        return unpack(await self._process.ask("decode", given, delivery.body))
+
+    async def listed(self, payload: bytes, name: str) -> Listed:
+        """Return the objects in this list of a message; none if it can't be read."""
+        if len(payload) < LARGE_BODY_BYTES:
+            return listed(payload, name)
+        [(found, _)] = await self._process.ask("listed", {"name": name}, payload)
+        objects: Listed = json.loads(found)["listed"]
+        return objects
+
+
+def too_large(delivery: Delivery) -> ErrorInfo:
+    """Return what is wrong with a message of which only the beginning was kept."""
+    message = f"The message has {delivery.size} bytes; at most {MAX_BATCH_BYTES} are taken."
+    return ErrorInfo(code=ErrorCode.BODY_TOO_LARGE, message=message)
+
+
+def pack(decoded: list[NewOperation] | Unreadable) -> Iterator[Part]:
+    """Return operations as what travels between the processes; inputs travel beside them."""
+    if isinstance(decoded, Unreadable):
+        yield Transfer(unreadable=decoded.error).model_dump_json().encode(), b""
+        return
+    for operation in decoded:
+        transfer = Transfer(
+            operation=operation.model_copy(update={"input_json": None}),
+            has_input=operation.input_json is not None,
+        )
+        header = transfer.model_dump_json(exclude_defaults=True).encode()
+        yield header, (operation.input_json or "").encode()
+
+
+def unpack(parts: list[Part]) -> list[NewOperation] | Unreadable:
+    """Return what was packed."""
+    operations: list[NewOperation] = []
+    for header, input_json in parts:
+        transfer = Transfer.model_validate_json(header)
+        if transfer.unreadable is not None:
+            return Unreadable(transfer.unreadable)
+        if transfer.operation is not None:
+            update = {"input_json": input_json.decode()} if transfer.has_input else {}
+            operations.append(transfer.operation.model_copy(update=update))
+    return operations

@@ -1,0 +1,24 @@
+"""The objects that a message of ours lists: all that matters of one that is a dead letter."""
+
+from modelyard.contract.errors import InvalidRequestError
+from modelyard.contract.messages import MAX_BATCH_BYTES
+from modelyard.contract.strict_json import JsonValue, parse_json
+
+Listed = list[dict[str, JsonValue]]
+_FIELDS = ("operation_id", "epoch", "state")
+
+
+def listed(payload: bytes, name: str) -> Listed:
+    """Return the objects in the list `name` of a message, with the fields that name an attempt.
+
+    None if the message can't be read.
+    """
+    try:
+        message = parse_json(payload, max_bytes=MAX_BATCH_BYTES)
+    except InvalidRequestError:
+        return []
+    found = message.get(name) if isinstance(message, dict) else None
+    objects = found if isinstance(found, list) else []
+    return [
+        {field: one.get(field) for field in _FIELDS} for one in objects if isinstance(one, dict)
+    ]

@@ -1,0 +1,49 @@
+"""`python -m gateway.body_child`: the process that reads a gateway's large bodies."""
+
+from collections.abc import Iterator
+
+from gateway import requests
+from gateway.accept import Asked
+from gateway.request_transfer import pack_asked, pack_error, pack_refused
+from gateway.retries import request_again
+from modelyard.body_child import Part, serve
+from modelyard.contract.errors import InvalidRequestError, ModelyardError
+from modelyard.contract.strict_json import JsonValue
+from modelyard.store.records import OperationRecord
+
+
+def one(body: bytes, *, key: str | None, max_bytes: int) -> Iterator[Part]:
+    """Read a body that is one request."""
+    try:
+        yield pack_asked(requests.read_one(body, key=key, max_bytes=max_bytes))
+    except InvalidRequestError as error:
+        yield pack_error(error)
+
+
+def batch(
+    body: bytes, *, key: str | None, max_bytes: int, max_request_bytes: int
+) -> Iterator[Part]:
+    """Read a body that is a batch."""
+    try:
+        read = requests.read_batch(
+            body, key=key, max_bytes=max_bytes, max_request_bytes=max_request_bytes
+        )
+    except InvalidRequestError as error:
+        yield pack_error(error)
+        return
+    for each in read:
+        yield pack_asked(each) if isinstance(each, Asked) else pack_refused(each)
+
+
+def again(body: bytes, *, key: str | None, record: dict[str, JsonValue]) -> Iterator[Part]:
+    """Make the request of an operation anew; the body is its input."""
+    before = OperationRecord.model_validate(record | {"input_json": body.decode()})
+    try:
+        asked = Asked.of(request_again(before), key, retry_of=before.operation_id)
+        yield pack_asked(asked)
+    except ModelyardError as error:
+        yield pack_error(error)
+
+
+if __name__ == "__main__":
+    serve({"one": one, "batch": batch, "again": again})

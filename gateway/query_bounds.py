@@ -1,0 +1,32 @@
+"""Bounds of what may stand behind the question mark, checked before anyone takes it apart."""
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.problems import FaultyRequestError, problem_of, respond
+from modelyard.contract.answers import Fault
+
+MAX_QUERY_BYTES = 8 << 10
+MAX_PARAMETERS = 64
+"""Parameters in one query; no address takes ten. Each unknown one would be an error of its own."""
+
+
+class QueryBounds:
+    """Middleware: refuses a query that is too long or has too many parameters."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query: bytes = scope.get("query_string", b"")
+        message = ""
+        if len(query) > MAX_QUERY_BYTES:
+            message = f"The query has {len(query)} bytes; at most {MAX_QUERY_BYTES} are taken."
+        elif (count := query.count(b"&") + 1) > MAX_PARAMETERS:
+            message = f"The query has {count} parameters; at most {MAX_PARAMETERS} are taken."
+        if not message:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        refused = problem_of(FaultyRequestError([Fault(parameter="", message=message)]))
+        await respond(request, refused)(scope, receive, send)

@@ -1,0 +1,99 @@
+"""How requests that were read in the body process come back: all of them as text and short fields.
+
+An input is never parsed again on this side: it is text in the message, in the record and in the
+command, from here to the worker.
+"""
+
+from pydantic import BaseModel
+
+from gateway.accept import Asked
+from gateway.problems import FaultyRequestError
+from gateway.requests import Refused
+from modelyard.body_child import Part
+from modelyard.contract.answers import Fault
+from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
+from modelyard.contract.messages import JobRequest
+from modelyard.store.records import NewOperation
+
+
+class Transfer(BaseModel):
+    """One request of a body, or the error of the whole body: then `whole` is true."""
+
+    operation: NewOperation | None = None
+    has_input: bool = False
+    under: str = ""
+    keyed: bool = False
+    code: ErrorCode | None = None
+    message: str = ""
+    faults: tuple[Fault, ...] = ()
+    job_id: str | None = None
+    whole: bool = False
+
+
+def pack_asked(asked: Asked) -> Part:
+    """Return a request as what travels; its input travels beside it."""
+    input_json = asked.operation.input_json
+    transfer = Transfer(
+        operation=asked.operation.model_copy(update={"input_json": None}),
+        has_input=input_json is not None,
+        under=asked.under,
+        keyed=asked.keyed,
+    )
+    return _packed(transfer), (input_json or "").encode()
+
+
+def pack_refused(refused: Refused) -> Part:
+    """Return a refused request of a batch as what travels."""
+    return _packed(_error(refused.error).model_copy(update={"job_id": refused.job_id})), b""
+
+
+def pack_error(error: ModelyardError) -> Part:
+    """Return the error of a whole body as what travels."""
+    return _packed(_error(error).model_copy(update={"whole": True})), b""
+
+
+def unpack(part: Part) -> Asked | Refused:
+    """Return what was packed; raises the error of a whole body."""
+    transfer = Transfer.model_validate_json(part[0])
+    if transfer.operation is None:
+        error = _unpacked_error(transfer)
+        if transfer.whole:
+            raise error
+        return Refused(error, transfer.job_id)
+    operation = transfer.operation
+    if transfer.has_input:
+        operation = operation.model_copy(update={"input_json": part[1].decode()})
+    return Asked(operation, _request_of(operation), transfer.under, transfer.keyed)
+
+
+def _request_of(operation: NewOperation) -> JobRequest:
+    """Return the request without its input. It was validated where the body was read."""
+    if operation.job_id is None or operation.verb is None:
+        raise ValueError("a valid request names a job and a verb")
+    return JobRequest.model_construct(
+        job_id=operation.job_id,
+        operation_type=operation.verb,
+        model=operation.model,
+        dataset=operation.dataset,
+        container_id=operation.wanted_container_id,
+        priority=operation.priority,
+        timeout_s=operation.timeout_s,
+        queue_timeout_s=operation.queue_timeout_s,
+        metadata=operation.metadata,
+    )
+
+
+def _error(error: ModelyardError) -> Transfer:
+    faults = error.faults if isinstance(error, FaultyRequestError) else ()
+    return Transfer(code=error.code, message=error.message, faults=faults)
+
+
+def _unpacked_error(transfer: Transfer) -> InvalidRequestError:
+    code = transfer.code or ErrorCode.INTERNAL
+    if transfer.faults:
+        return FaultyRequestError(transfer.faults, code)
+    return InvalidRequestError(code, transfer.message)
+
+
+def _packed(transfer: Transfer) -> bytes:
+    return transfer.model_dump_json(exclude_defaults=True).encode()

@@ -1,0 +1,101 @@
+"""From a body to the requests in it: a pure function, the same here and in the body process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from gateway.accept import Asked
+from gateway.problems import FaultyRequestError, faults_of
+from modelyard.contract.answers import Fault
+from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
+from modelyard.contract.messages import MAX_BATCH, JobRequest
+from modelyard.contract.strict_json import JsonValue, parse_json
+from modelyard.contract.validation import size_errors, unknown_names
+
+_LIST_NAME = "requests"
+_MAX_JOB_ID_CHARS = 128
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request of a batch that is not accepted, and the job that it named, if it named one."""
+
+    error: ModelyardError
+    job_id: str | None
+
+
+def read_one(body: bytes, *, key: str | None, max_bytes: int) -> Asked:
+    """Return the one request in a body; raises `InvalidRequestError`."""
+    return Asked.of(validated(JobRequest, parse_json(body, max_bytes=max_bytes)), key)
+
+
+def read_batch(
+    body: bytes, *, key: str | None, max_bytes: int, max_request_bytes: int
+) -> list[Asked | Refused]:
+    """Return the requests of a batch in their order; raises `InvalidRequestError` if it is none.
+
+    With a key, the request at `index` has the key `KEY/index`.
+    """
+    values, under = _list_of(parse_json(body, max_bytes=max_bytes))
+    return [
+        _read(value, f"{under}/{index}", f"{key}/{index}" if key else None, max_request_bytes)
+        for index, value in enumerate(values)
+    ]
+
+
+def validated(kind: type[M], value: JsonValue, *, under: str = "") -> M:
+    """Return the value as a message; raises `FaultyRequestError` with pointers below `under`."""
+    too_much = size_errors(kind, value)
+    if too_much:
+        raise FaultyRequestError([_fault(one, under) for one in too_much])
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise FaultyRequestError(faults_of(error, under=under)) from error
+
+
+def _list_of(body: JsonValue) -> tuple[list[JsonValue], str]:
+    """Return the requests and the pointer to their list: a bare one, or in `requests`."""
+    values, under = body, ""
+    if isinstance(body, Mapping):
+        unknown = unknown_names(body, (_LIST_NAME,))
+        if unknown:
+            raise FaultyRequestError([_fault(one, "") for one in unknown])
+        values, under = body.get(_LIST_NAME), f"/{_LIST_NAME}"
+    if not isinstance(values, list):
+        message = 'A batch is a list of requests, bare or as {"requests": [...]}.'
+        raise FaultyRequestError([Fault(pointer=under, message=message)])
+    if not 1 <= len(values) <= MAX_BATCH:
+        message = f"It holds {len(values)} requests."
+        raise FaultyRequestError([Fault(pointer=under, message=message)], ErrorCode.BATCH_TOO_LARGE)
+    return values, under
+
+
+def _read(value: JsonValue, under: str, key: str | None, max_bytes: int) -> Asked | Refused:
+    try:
+        asked = Asked.of(validated(JobRequest, value, under=under), key, under=under)
+        _check_size(asked, max_bytes)
+    except InvalidRequestError as error:
+        named = value.get("job_id") if isinstance(value, Mapping) else None
+        return Refused(error, named[:_MAX_JOB_ID_CHARS] if isinstance(named, str) else None)
+    return asked
+
+
+def _check_size(asked: Asked, max_bytes: int) -> None:
+    """Refuse a request that would be too large if it came alone, as compact JSON."""
+    input_json = asked.operation.input_json
+    if input_json is None:
+        return  # the other fields are bounded by themselves
+    fields = asked.request.model_dump_json(exclude_defaults=True, exclude={"input"})
+    if len(fields.encode()) + len(',"input":') + len(input_json.encode()) > max_bytes:
+        raise InvalidRequestError(
+            ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are taken for one request."
+        )
+
+
+def _fault(found: Mapping[str, str], under: str) -> Fault:
+    return Fault(pointer=under + found["pointer"], message=found["message"])

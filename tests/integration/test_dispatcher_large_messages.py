@@ -1,0 +1,110 @@
+"""Large and hostile messages at the AMQP door: they end, and nobody else waits for them."""
+
+import asyncio
+
+import pytest
+
+from dispatcher import decode
+from modelyard.broker.subscription import KEPT_OF_LARGER_BYTES
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.messages import MAX_BATCH_BYTES
+from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.topology import HEARTBEATS, JOBS, REPORTS, SUBMIT_KEY
+from modelyard.store.records import DeadLetter
+from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names
+from tests.support.scripted_host import scripted_host
+from tests.support.waiting import eventually
+from tests.support.yard import Yard
+
+HOSTILE = 30
+
+
+async def letters(yard: Yard, count: int) -> list[DeadLetter]:
+    """Return the dead letters once there are so many, without their payloads."""
+
+    async def there() -> list[DeadLetter] | None:
+        page = await yard.store.dead_letters.page({}, after=None, limit=100)
+        return list(page.items) if len(page.items) >= count else None
+
+    return await eventually(there, what=f"{count} dead letters", within_s=60)
+
+
+async def test_a_good_message_and_a_heartbeat_do_not_wait_for_hostile_ones(yard: Yard) -> None:
+    hostile = many_names(MAX_BATCH_BYTES // 12)
+    async with scripted_host(yard.broker, "h-1") as host:
+        before = await eventually(lambda: yard.store.hosts.get("h-1"), what="the host")
+        for number in range(HOSTILE):
+            await yard.publish(hostile, key=f"hostile-{number}")
+        async with feeling() as lags:
+            operation_id = await yard.submit(Verb.TERMINATE)
+            await host.beat()
+
+            async def heard() -> bool:
+                now = await yard.store.hosts.get("h-1")
+                return now is not None and now.last_seen != before.last_seen
+
+            await eventually(heard, what="the heartbeat", within_s=3)
+            async with asyncio.timeout(40):
+                await yard.operation(operation_id, OperationState.SUCCEEDED)
+    # Parsed on the loop each of them takes some seconds.
+    assert lags.worst < 1.0
+    found = await letters(yard, HOSTILE)
+    assert {one.reason for one in found} == {"invalid_json"}
+    assert "names" in found[0].detail
+
+
+@pytest.mark.parametrize("fill", [fill for fill in FILLS if fill != "rows"])
+async def test_a_large_message_is_recorded_as_a_small_one_is(yard: Yard, fill: str) -> None:
+    body = infer("j-1", FILLS[fill](MIB - 256))
+    await yard.publish(body, key=fill)
+    [wanted] = decode.decode(body, message_type=None, key=fill)  # type: ignore[misc]
+    operation = await yard.operation(wanted.operation_id)
+    record = await yard.store.operations.with_input(operation.operation_id)
+    assert record is not None
+    assert record.payload_hash == wanted.payload_hash
+    assert record.input_json == wanted.input_json
+
+
+async def test_a_large_batch_is_taken_with_what_is_wrong_in_it(yard: Yard) -> None:
+    good = infer("j-1", FILLS["pixels"](MIB - 4_096))
+    await yard.publish(b"[" + b",".join([good] * 7) + b',{"job_id":"j-2"}]', key="k")
+    wanted = operation_id_for_key
+    await yard.operation(wanted("k/6"))
+    rejected = await yard.operation(wanted("k/7"), OperationState.REJECTED)
+    assert rejected.error is not None
+    assert rejected.error.code == "invalid_request"
+
+
+async def test_of_a_message_larger_than_any_valid_one_the_beginning_is_kept(yard: Yard) -> None:
+    body = b"[" + b" " * (3 * MAX_BATCH_BYTES)
+    await yard.publish(body, key="k")
+    [letter] = await letters(yard, 1)
+    whole = await yard.store.dead_letters.get(letter.dead_letter_id)
+    assert whole is not None
+    assert whole.reason == "body_too_large"
+    assert str(len(body)) in whole.detail
+    assert whole.payload_bytes == len(body)
+    assert whole.payload == body[:KEPT_OF_LARGER_BYTES]
+
+
+async def test_the_size_that_a_publisher_writes_into_its_headers_counts_for_nothing(
+    yard: Yard,
+) -> None:
+    headers = {"x-modelyard-body-bytes": "999999", "x-modelyard-reason": "internal"}
+    await yard.broker.publish(JOBS, SUBMIT_KEY, b"{", headers=headers)
+    [letter] = await letters(yard, 1)
+    assert letter.payload_bytes == 1
+
+
+async def test_a_report_or_a_heartbeat_without_end_is_not_taken_apart(yard: Yard) -> None:
+    much = many_names(300_000)
+    start = b'{"host_id":"h-1","incarnation":"x","inventory":'
+    empty = start + b'{"items":[' + b"{}," * 40_000 + b"{}]}}"
+    async with scripted_host(yard.broker, "h-1"):
+        for body in (start + much + b"}", b" " * (5 * MIB), empty):
+            await yard.broker.publish(REPORTS, "h-1", body)
+        await yard.broker.publish(HEARTBEATS, "", much)
+        found = await letters(yard, 3)
+    assert {one.reason for one in found} == {"invalid_request"}
+    assert all(len(one.detail) < 1_000 for one in found)
+    assert len({one.detail for one in found}) == 3
