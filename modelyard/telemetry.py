@@ -15,7 +15,10 @@ LogFormat = Literal["auto", "json", "text"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 MAX_VALUE_CHARS = 2_000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+MAX_TRACEBACK_CHARS = 20_000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What begins a new line, moves the cursor, or turns the direction of what is read."""
+_PLAIN = (int, float, bool, type(None))
 
 
 def setup_logging(
@@ -65,12 +68,22 @@ def setup_logging(
 def _escape_control_characters(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Keep forged lines and terminal escapes out: values are one line and of bounded length."""
+    """Keep forged lines and terminal escapes out: values are one line and of bounded length.
+
+    A traceback has lines. Each of them is indented, so that none can pass for a line of the log.
+    """
     for key, value in event.items():
-        if isinstance(value, str) and key != "exception":
+        if key == "exception" and isinstance(value, str):
+            lines = value[:MAX_TRACEBACK_CHARS].split("\n")
+            event[key] = "\n".join(f"    {_CONTROL.sub(_escaped, line)}" for line in lines)
+        elif isinstance(value, str):
             event[key] = _CONTROL.sub(_escaped, value[:MAX_VALUE_CHARS])
+        elif not isinstance(value, _PLAIN):
+            shown = repr(value)
+            if len(shown) > MAX_VALUE_CHARS or _CONTROL.search(shown):
+                event[key] = _CONTROL.sub(_escaped, shown[:MAX_VALUE_CHARS])
     return event
 
 
 def _escaped(match: re.Match[str]) -> str:
-    return f"\\x{ord(match.group()):02x}"
+    return match.group().encode("unicode_escape").decode("ascii")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PROC = Path("/proc")
 _BOOT_ID = _PROC / "sys/kernel/random/boot_id"
 _KILL_S = 10.0
+_LISTEN = "0A"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ class ProcessId:
     def alive(self) -> bool:
         return ProcessId.of(self.pid) == self
 
+    def listens_on(self, port: int) -> bool:
+        """Tell whether this process itself has a listening TCP socket on this port.
+
+        Source: proc(5), `/proc/net/tcp` (state 0A is LISTEN, field 10 the socket's inode) and
+        `/proc/PID/fd`.
+        """
+        wanted = {f"socket:[{inode}]" for inode in _listening(port)}
+        try:
+            descriptors = list((_PROC / str(self.pid) / "fd").iterdir())
+        except OSError:
+            return False
+        return self.alive and any(_target(one) in wanted for one in descriptors)
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal; a process that is gone already is no error."""
         if self.alive:
@@ -53,6 +67,27 @@ class ProcessId:
                 os.kill(self.pid, number)
             except ProcessLookupError:
                 return
+
+
+def _listening(port: int) -> set[str]:
+    found = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (_PROC / "net" / table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for fields in map(str.split, lines):
+            local, state, inode = fields[1], fields[3], fields[9]
+            if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
+                found.add(inode)
+    return found
+
+
+def _target(link: Path) -> str | None:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return None
 
 
 def carrying(variable: str, value: str) -> set[ProcessId]:

@@ -122,6 +122,8 @@ class Services:
         def ready() -> bool:
             for daemon in self.daemons():
                 daemon.check()
+            if not self._is_ours(url):
+                return False
             return gateway_ready(url) and host_online(url, self._host_id)
 
         try:
@@ -130,6 +132,14 @@ class Services:
             ends = "\n".join(f"The end of {d.log}:\n{d.log_end()}" for d in self.daemons())
             message = f"Host {self._host_id} was not online within {_READY_S:g} s.\n{ends}"
             raise StartFailed(message) from None
+
+    def _is_ours(self, url: str) -> bool:
+        """Tell whether it is our gateway that answers there, and not that of another stack.
+
+        Ours can't listen where another one does and ends, but only some time after its start.
+        """
+        process, port = self.gateway.daemon.process, httpx2.URL(url).port
+        return process is not None and port is not None and process.listens_on(port)
 
 
 def gateway_ready(url: str) -> bool:

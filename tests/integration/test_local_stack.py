@@ -24,6 +24,7 @@ from deploy.local import background, engine_api, replica_set, stack
 from deploy.local.errors import InUse, StackError, StartFailed
 from deploy.local.layout import Given, Layout
 from deploy.local.mongodb import MongoDB
+from deploy.local.ports import LOOPBACK, accepts, free_port
 from deploy.local.progress import Progress
 from deploy.local.rabbitmq import RabbitMQ
 from deploy.local.stack import LocalStack
@@ -139,6 +140,28 @@ def test_a_service_that_exits_shows_its_log_and_nothing_is_left(root: Path, give
         background.up(root, given, Progress())
     assert processes_under(root) == []
     assert State.load(root) is None
+
+
+def test_the_gateway_of_another_stack_is_not_taken_for_ours(
+    root: Path, given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers at our port before our own gateway has found out that it can't listen there."""
+    late = "import time; time.sleep(2)\n" + textwrap.dedent(GATEWAY)
+    write_service(root, "gateway", late)
+    write_service(root, "other", GATEWAY)
+    port = free_port()
+    address = {"MODELYARD_GATEWAY_HOST": LOOPBACK, "MODELYARD_GATEWAY_PORT": str(port)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "other"], cwd=root, env={**os.environ, **address}
+    ) as other:
+        try:
+            wait_until(lambda: accepts(port), 10, "the gateway of another stack")
+            monkeypatch.setattr(background, "GATEWAY_PORT", port)
+            monkeypatch.setattr(background, "is_free", lambda _: True)
+            with pytest.raises(StartFailed, match=re.compile("gateway exited.*in use", re.DOTALL)):
+                background.up(root, given, Progress())
+        finally:
+            other.kill()
 
 
 def test_a_given_server_that_does_not_answer_is_named(root: Path) -> None:

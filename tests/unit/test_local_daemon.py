@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ import pytest
 from deploy.local.daemon import Daemon
 from deploy.local.errors import InUse, StartFailed
 from deploy.local.locks import exclusive
-from deploy.local.ports import free_port, is_free
+from deploy.local.ports import LOOPBACK, free_port, is_free
 from deploy.local.processes import ProcessId
 from deploy.local.waiting import wait_until
 
@@ -74,6 +75,20 @@ def test_a_process_with_the_same_number_is_not_taken_for_the_recorded_one(daemon
     record.write_text(json.dumps(fields))
     assert Daemon("sleeper", daemon.folder).process is None
     assert process.alive
+
+
+def test_only_the_process_that_listens_on_a_port_is_found_to() -> None:
+    with socket.socket() as server:
+        server.bind((LOOPBACK, 0))
+        port = server.getsockname()[1]
+        ours = ProcessId.of(os.getpid())
+        assert ours is not None
+        assert not ours.listens_on(port)
+        server.listen()
+        assert ours.listens_on(port)
+        parent = ProcessId.of(os.getppid())
+        assert parent is not None
+        assert not parent.listens_on(port)
 
 
 def test_a_process_lives_for_as_long_as_one_of_its_threads(daemon: Daemon) -> None:
