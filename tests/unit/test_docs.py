@@ -58,3 +58,20 @@ def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", goal.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
             assert anchor in anchors, f"{target}#{anchor}"
+
+
+def named_tests(page: Path) -> list[tuple[str, str]]:
+    """Return the tests that a page names; `::test_x` is of the file named before it."""
+    found, file = [], ""
+    for quoted in re.findall(r"`([^`\s]*(?:\.py|::)[^`\s]*)`", page.read_text()):
+        path, _, test = quoted.partition("::")
+        file = path or file
+        if file.startswith("tests/"):
+            found.append((file, test))
+    return found
+
+
+@pytest.mark.parametrize(("file", "test"), named_tests(ROOT / "docs" / "security.md"))
+def test_a_test_that_is_named_is_there(file: str, test: str) -> None:
+    text = (ROOT / file).read_text()
+    assert not test or f"def {test}(" in text
