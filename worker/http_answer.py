@@ -16,8 +16,8 @@ MAX_HEADERS = 256
 """Header lines in one head."""
 MAX_FRAMING_BYTES = 256 << 10
 """Bytes of one answer that are not its body: heads, interim answers, chunk lines, trailers."""
-MAX_CHUNKS = 16_384
-"""Chunks of one body; 1 MiB in chunks of 64 bytes is allowed."""
+MAX_CHUNKS = 8_192
+"""Chunks of one body; 1 MiB in chunks of 128 bytes is allowed."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: .*)?")
 _HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")

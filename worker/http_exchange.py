@@ -55,13 +55,13 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self) -> None:
         """Have all exchanges of this transport share their pace."""
-        self._pace = Pace()
+        self.pace = Pace()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Return the final answer, its body still unread; raises `httpx2.TransportError`."""
         message = _as_bytes(request, await request.aread())
         connection = await _connected(request)
-        exchange = _Exchange(connection, message, self._pace)
+        exchange = _Exchange(connection, message, self.pace)
         try:
             head, first = await exchange.head()
         except BaseException:
