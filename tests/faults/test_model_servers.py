@@ -13,7 +13,7 @@ from tests.faults.yard import Json, Yard
 from tests.support.waiting import eventually
 
 HOST = "h1"
-HERE = {"host_labels": {"name": HOST}}
+HERE: dict[str, Any] = {"host_labels": {"name": HOST}}
 BUSY_S = 60
 """Longer than the half minute after which a model that says no is unhealthy."""
 ALL_AT_ONCE = 100

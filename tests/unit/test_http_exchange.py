@@ -86,6 +86,16 @@ async def test_a_flood_ends_by_itself_and_costs_little(
         assert time.process_time() - began < FLOOD_CPU_S
 
 
+async def test_headers_that_nobody_looks_at_are_not_handed_on() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Type: x/y\r\nX: y\r\n\r\n")
+
+    async with asyncio.timeout(20), served(serve) as address, http_client() as client:
+        answer = await client.get(f"http://{address.host}:{address.port}/")
+    assert dict(answer.headers) == {"content-type": "x/y"}
+
+
 async def test_servers_that_trickle_share_their_reads(model_server: ModelServer) -> None:
     trickles = flood(b"HTTP/1.1 200 OK\r\n\r\n", b"x")
     async with served(trickles) as address:
