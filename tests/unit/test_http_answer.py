@@ -136,3 +136,8 @@ def test_as_much_as_is_allowed_is_read() -> None:
     chunks = b"1\r\nx\r\n" * (MAX_CHUNKS - 1) + b"0\r\n\r\n"
     reader, body = read(INTERIM * MAX_INTERIM, head, chunks)
     assert (reader.done, len(body)) == (True, MAX_CHUNKS - 1)
+
+
+def test_one_interim_answer_more_than_is_allowed_is_an_error() -> None:
+    with pytest.raises(BadAnswerError, match="interim"):
+        read(INTERIM * (MAX_INTERIM + 1))
