@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import HEARTBEATS_QUEUE
@@ -104,10 +105,19 @@ def _names_twice(world: World) -> Iterator[str]:
 
 
 def _waiting_for_room(now: Snapshot) -> set[str]:
-    """Return the jobs whose line stands because every slot is taken."""
+    """Return the jobs whose line stands because every slot is taken.
+
+    An operation that waited for room once keeps its mark while others go before it: then its line
+    moves, and the job is not quiet.
+    """
     if any(host["slots_used"] < host.get("slots", 0) for host in now.hosts):
         return set()
-    return {one["job_id"] for one in now.operations if one["open"] and one.get("waits")}
+    first: dict[str, dict[str, Any]] = {}
+    for one in now.operations:
+        if one["open"] and one.get("line") is not None:
+            job_id = one["job_id"]
+            first[job_id] = min(first.get(job_id, one), one, key=lambda it: it["line"])
+    return {job_id for job_id, one in first.items() if one.get("waits")}
 
 
 def _all_terminal(world: World, now: Snapshot, waiting: set[str]) -> Iterator[str]:
