@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from modelyard.contract.states import OperationState
+from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE
 from tests.statemachine.world import World
 from tests.support.histories import STALE
@@ -107,8 +107,8 @@ def _names_twice(world: World) -> Iterator[str]:
 def _waiting_for_room(now: Snapshot) -> set[str]:
     """Return the jobs whose line stands because every slot is taken.
 
-    An operation that waited for room once keeps its mark while others go before it: then its line
-    moves, and the job is not quiet.
+    Only what needs a place waits for room. An operation keeps its mark of having waited, for room
+    or for its host, until it is given out, also while others go before it: such a line moves.
     """
     if any(host["slots_used"] < host.get("slots", 0) for host in now.hosts):
         return set()
@@ -117,7 +117,11 @@ def _waiting_for_room(now: Snapshot) -> set[str]:
         if one["open"] and one.get("line") is not None:
             job_id = one["job_id"]
             first[job_id] = min(first.get(job_id, one), one, key=lambda it: it["line"])
-    return {job_id for job_id, one in first.items() if one.get("waits")}
+    return {
+        job_id
+        for job_id, one in first.items()
+        if one.get("waits") and VERB_RULES[Verb(one["verb"])].places
+    }
 
 
 def _all_terminal(world: World, now: Snapshot, waiting: set[str]) -> Iterator[str]:
