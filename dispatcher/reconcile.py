@@ -142,9 +142,17 @@ def _look_at(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Fin
         return _down(job, _death_of(item), item, in_place=True)
     if item.unhealthy:
         return _down(job, ErrorInfo.of(ErrorCode.UNHEALTHY), item, in_place=False)
-    if booted and not item.loaded:
+    if booted and _says_it_is_out(item):
         return Finding(job, JobState.CREATED, None)
     return None
+
+
+def _says_it_is_out(item: InventoryItem) -> bool:
+    """Tell whether the server says that its model is not in memory; silence says nothing.
+
+    A worker of an earlier version tells no answer, and does not tell silence from a no.
+    """
+    return not item.loaded if item.answer is None else item.answer == "no"
 
 
 def _down(

@@ -10,15 +10,13 @@ from worker.datasets import Datasets, mount_target, verify_mount
 from worker.health import Health
 from worker.hooks import ModelServer
 from worker.images import Images
+from worker.probes import Answer
 from worker.profiles import talk_of
-from worker.readiness import exited, until, while_running
+from worker.readiness import Question, while_running
 from worker.runtime import (
-    Address,
     ContainerFacts,
     ContainerRuntime,
-    Exit,
     NoSuchContainerError,
-    StartRefusedError,
 )
 from worker.trouble import trouble_is_logged
 
@@ -131,12 +129,9 @@ class Containers:
 
     async def probe(self, facts: ContainerFacts, path: str, seconds: float, what: str) -> None:
         """Wait until `path` answers 2xx; raises `not_ready`, `exited` or `oom_killed`."""
-        address = address_of(facts)
-
-        async def answers() -> bool:
-            return await self._server.answers(address, path)
-
-        await while_running(self._runtime, facts.id, until(answers, seconds, what))
+        question = Question(self._server, facts, path)
+        waiting = question.until({Answer.YES}, seconds, what)
+        await while_running(self._runtime, facts.id, waiting)
 
     async def remove_generations(self, job_id: str, *, up_to: int, grace_s: float = 0.0) -> None:
         """Remove the job's containers up to a generation."""
@@ -191,19 +186,10 @@ class Containers:
         crash_point("worker.before_remove")
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
-        self.health.was_unloaded(container_id)
+        self.health.forget(container_id)
 
     async def _stop(self, container_id: str, grace_s: float) -> None:
         try:
             await self._runtime.stop(container_id, grace_s)
         except NoSuchContainerError:
             return  # that it is gone is what is wanted
-
-
-def address_of(facts: ContainerFacts) -> Address:
-    """Return where the container's port is; raises what keeps it from having one."""
-    if not facts.running:
-        raise exited(Exit(facts.exit_code or 0, facts.oom_killed))
-    if facts.address is None:
-        raise StartRefusedError("The container runs without its port.")
-    return facts.address

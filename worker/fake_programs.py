@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import httpx2
 
 from worker.fake_runtime import FakeContainer
+from worker.http_exchange import RefusedError
 from worker.runtime import StartRefusedError
 
 TERMINATED = 143
@@ -34,9 +35,21 @@ class FakeServer:
     loaded: bool = False
     becomes_ready: bool = True
     ready_from_start: bool = False
+    silent: bool = False
+    """True: connections are taken and closed without an answer, as a server that is cut short."""
+    busy: asyncio.Event = field(default_factory=_set_event)
+    """Cleared: nothing is answered meanwhile, as by a server with one thread that works."""
+    before_answer: Callable[[], None] = lambda: None
+    repository: bool = True
+    """False: the repository paths are not there."""
     start_exit: int | None = None
     refuse_start: str | None = None
     load_status: int = 200
+    load_text: str = "load"
+    has_index: bool = False
+    """True: the repository can be listed, so that a 404 is about the model."""
+    moves_away: bool = False
+    """True: nothing listens where it is looked for."""
     load_exit: int | None = None
     may_load: asyncio.Event = field(default_factory=_set_event)
     """Cleared: a load hangs."""
@@ -63,11 +76,20 @@ class FakeServer:
 
     async def answer(self, request: httpx2.Request) -> httpx2.Response:
         self.requests.append(f"{request.method} {request.url.raw_path.decode()}")
+        self.before_answer()
+        if self.moves_away:
+            raise RefusedError("The connection was refused.")
+        if self.silent:
+            raise httpx2.RemoteProtocolError("The connection was closed without an answer.")
+        await self.busy.wait()
         word = request.url.path.rpartition("/")[2]
-        if word in {"live", "alive"}:
-            return httpx2.Response(200 if self.alive else 503)
-        if word == "ready":
-            return httpx2.Response(200 if self.loaded and self.becomes_ready else 503)
+        if not self.repository and request.url.path.startswith("/v2/repository/"):
+            word = ""
+        if word == "index" and self.has_index:
+            return httpx2.Response(200, json=[])
+        if word in {"live", "alive", "ready"}:
+            ready = self.loaded and self.becomes_ready
+            return httpx2.Response(200 if (ready if word == "ready" else self.alive) else 503)
         if word == "load":
             return await self._load()
         if word == "unload":
@@ -86,7 +108,7 @@ class FakeServer:
             self.container.exit(self.load_exit)
         if self.load_status == httpx2.codes.OK:
             self.loaded = True
-        return httpx2.Response(self.load_status, text="load")
+        return httpx2.Response(self.load_status, text=self.load_text)
 
     async def _infer(self, request: httpx2.Request) -> httpx2.Response:
         self.infers_now += 1

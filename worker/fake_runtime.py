@@ -17,6 +17,7 @@ from modelyard.contract.messages import EngineFacts, Progress
 from modelyard.together import TaskGroup
 from worker.container_plan import ContainerPlan
 from worker.docker_config import engine_config
+from worker.http_exchange import RefusedError
 from worker.labels import ContainerLabels
 from worker.references import full_reference
 from worker.runtime import (
@@ -364,10 +365,10 @@ class FakeRuntime:
         port = request.url.port
         there = [it for it in self.containers.values() if it.running and it.port == port]
         if not there or there[0].program is None:
-            raise httpx2.ConnectError("Connection refused", request=request)
+            raise RefusedError("The connection was refused.", request=request)
         container, program = there[0], there[0].program
         async with TaskGroup() as tasks:
-            answering = tasks.create_task(program.answer(request))
+            answering = tasks.create_task(_answered(program, request))
             dying = tasks.create_task(container.changed.wait())
             await asyncio.wait((answering, dying), return_when=asyncio.FIRST_COMPLETED)
             answering.cancel()
@@ -375,12 +376,24 @@ class FakeRuntime:
         if answering.cancelled():
             raise httpx2.ReadError("Connection reset by peer", request=request)
         answer = answering.result()
+        if isinstance(answer, httpx2.TransportError):
+            raise answer
         # Unread, as it comes off a socket; the mock's own responses are read already.
         return httpx2.Response(
             answer.status_code,
             headers=answer.headers,
             stream=httpx2.ByteStream(answer.content),
         )
+
+
+async def _answered(
+    program: Program, request: httpx2.Request
+) -> httpx2.Response | httpx2.TransportError:
+    """Return a broken connection as a value: raised in a task group it would be a bug's."""
+    try:
+        return await program.answer(request)
+    except httpx2.TransportError as error:
+        return error
 
 
 def _mounts(plan: ContainerPlan) -> tuple[MountFacts, ...]:

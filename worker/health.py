@@ -1,7 +1,6 @@
-"""Which models are in memory as far as this process knows, and which have stopped to answer. Pure.
+"""Which models are in memory as far as this process knows, and which say that they are not. Pure.
 
-What it knows ends with the process: after a boot a model has to answer once before it can be
-missed.
+Only an answer counts: a server that is silent may be busy, and so may be the worker that asks it.
 """
 
 import time
@@ -9,16 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelyard.contract.topology import INVENTORY_INTERVAL_S
+from worker.probes import Answer
 
 MISSES = 3
-"""Looks in a row without an answer after which a model is unhealthy."""
+"""Looks with the answer NO, and none with YES between them, after which a model is unhealthy."""
 SPACING_S = INVENTORY_INTERVAL_S / 2
 """Seconds that two looks must lie apart to count as two: a burst of looks is one."""
 
 
 @dataclass(slots=True)
-class _Watched:
-    misses: int = 0
+class _Misses:
+    count: int = 0
     counted_at: float = float("-inf")
 
 
@@ -29,44 +29,53 @@ class Health:
         """`clock` counts seconds."""
         self._clock = clock
         self._put: set[str] = set()
-        self._answered: dict[str, _Watched] = {}
+        self._out: set[str] = set()
+        self._misses: dict[str, _Misses] = {}
 
     def was_loaded(self, container_id: str) -> None:
         """Note that this process has put the container's model into memory."""
+        self.forget(container_id)
         self._put.add(container_id)
-        self._answered[container_id] = _Watched()
 
     def was_unloaded(self, container_id: str) -> None:
-        """Note that the model is not in memory any more, or its container is gone."""
+        """Note that the model is not in memory: it was taken out, or its container starts."""
+        self.forget(container_id)
+        self._out.add(container_id)
+
+    def forget(self, container_id: str) -> None:
+        """Know nothing of a container any more: it is gone or does not run."""
         self._put.discard(container_id)
-        self._answered.pop(container_id, None)
+        self._out.discard(container_id)
+        self._misses.pop(container_id, None)
 
     def put_into_memory(self, container_id: str) -> bool:
         """Tell whether this process has put it there: for servers that can't be asked."""
         return container_id in self._put
 
-    def looked(self, container_id: str, *, running: bool, answers: bool) -> bool:
+    def looked(self, container_id: str, *, running: bool, answer: Answer | None) -> bool:
         """Note what a look has seen; return whether the model is unhealthy.
 
-        Only a model that was in memory can be, and only while its container runs: one that has
-        ended is no question of health.
+        `answer` is None if the server was not asked. After a boot nothing is known of a container:
+        what answers NO then counts too, and means something if the record has the job as LOADED.
         """
-        watched = self._answered.get(container_id)
         if not running:
-            self.was_unloaded(container_id)
+            self.forget(container_id)  # one that has ended is no question of health
             return False
-        if answers:
-            self._answered[container_id] = _Watched()
-            return False
-        if watched is None:
-            return False
+        if answer is Answer.YES:
+            self._out.discard(container_id)
+            self._misses.pop(container_id, None)
+        if answer is Answer.NO and container_id not in self._out:
+            self._count(self._misses.setdefault(container_id, _Misses()))
+        misses = self._misses.get(container_id)
+        return misses is not None and misses.count >= MISSES
+
+    def _count(self, misses: _Misses) -> None:
         now = self._clock()
-        if now - watched.counted_at >= SPACING_S:
-            watched.misses += 1
-            watched.counted_at = now
-        return watched.misses >= MISSES
+        if now - misses.counted_at >= SPACING_S:
+            misses.count += 1
+            misses.counted_at = now
 
     @property
     def known(self) -> frozenset[str]:
         """The containers of which anything is remembered."""
-        return frozenset(self._put | self._answered.keys())
+        return frozenset(self._put | self._out | self._misses.keys())

@@ -1,10 +1,14 @@
 """Talking to a model server: one HTTP request to the container's own port, and nowhere else.
 
 No redirects, no proxies, no compression; the answer's size and the whole exchange's time are
-capped. A hook has a path and never a host, so it can't be sent anywhere else.
+capped, and so is the work that an answer can make (`http_exchange`). A hook has a path and never a
+host, so it can't be sent anywhere else.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
@@ -13,36 +17,82 @@ from modelyard.contract.catalog import Hook
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from modelyard.contract.strict_json import dump_json, parse_json
+from worker.http_exchange import BoundedTransport, RefusedError
 from worker.placeholders import Fillings
+from worker.probes import NOBODY_LISTENS, Answer, Probe
 from worker.runtime import Address
 
 PROBE_S = 2.0
 """Seconds that one readiness probe may take."""
 LARGE_RESULT_BYTES = 32 << 10
-"""From here on an answer is read in a thread: the worker's heartbeats don't wait for it."""
+"""From here on a result is read in a thread: the worker's heartbeats don't wait for it."""
+PROBES_AT_ONCE = 64
+"""Probes that one worker has under way; the next ones wait for their turn."""
 EXCERPT_CHARS = 1_000
 """Characters of a refusal's body that are kept as the cause."""
+_FIRST_BYTES = 200
+"""Bytes of an answer that is no result which are kept as the cause."""
+_HEADER_CHARS = 200
 # They frame the message; a hook that sets them would talk past what is sent.
-_FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade"})
+_FRAMING = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"}
+)
+_DID_NOT_ASK = frozenset({408, 429, 504})
+"""Request Timeout, Too Many Requests, Gateway Timeout: the model itself was not asked."""
 
 
 class NoAnswerError(ModelyardError):
-    """The connection was refused or broke; perhaps the container has just died."""
+    """No whole answer came: the connection was refused or broke, or what came was not HTTP.
+
+    Perhaps the container has just died.
+    """
+
+
+class RefusedByServerError(ModelyardError):
+    """The server answered, and not with 2xx."""
+
+    def __init__(self, code: ErrorCode, asked: str, status: int, body: str) -> None:
+        """`asked` is method and path; `body` is an excerpt."""
+        redirect = 300 <= status < 400  # noqa: PLR2004 - the class of redirects
+        what = "a redirect, which is not followed" if redirect else "an error"
+        super().__init__(
+            code,
+            f"The model server answered {status} to {asked}, {what}.",
+            asked=asked,
+            status=status,
+            body=body,
+        )
+        self.asked = asked
+        self.status = status
+        self.body = body
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A 2xx answer whose body is wanted."""
+
+    asked: str
+    status: int
+    content_type: str
+    encodings: tuple[str, ...]
+    """What the body is encoded with; empty if it is as the server made it."""
+    body: bytes
 
 
 def http_client(transport: httpx2.AsyncBaseTransport | None = None) -> httpx2.AsyncClient:
     """Return a client fit for model servers; time is bounded by the callers."""
     return httpx2.AsyncClient(
-        transport=transport,
+        transport=transport or BoundedTransport(),
         follow_redirects=False,
         trust_env=False,
         timeout=None,  # every call below has a deadline over the whole exchange
-        # A server that closes an idle connection just as it is used again would look like one
-        # that died; on loopback a new connection costs a fraction of a millisecond.
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
         # All containers are one address to a cookie jar: it would carry what one model sets to all.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        headers={
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        },
     )
 
 
@@ -50,26 +100,63 @@ class ModelServer:
     """The requests that a worker sends to its containers."""
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
+        """`client` is made by `http_client`."""
         self._client = client
+        self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
 
-    async def answers(self, address: Address, path: str) -> bool:
-        """Return whether a GET of `path` answers 2xx now; whatever else happens is no."""
-        try:
-            async with (
-                asyncio.timeout(PROBE_S),
-                self._client.stream("GET", _url(address, path)) as response,
-            ):
-                return response.is_success
-        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError):
-            return False
+    async def probe(self, address: Address, path: str) -> Probe:
+        """Ask by a GET of `path` whether it holds now what a 2xx there means."""
+        async with self._probes:
+            try:
+                async with (
+                    asyncio.timeout(PROBE_S),
+                    self._client.stream("GET", _url(address, path)) as response,
+                ):
+                    return _heard(response.status_code)
+            except RefusedError as error:
+                return Probe(Answer.NO, str(error), nobody_listens=True)
+            except TimeoutError:
+                return Probe(Answer.SILENT, f"nothing within {PROBE_S:g} s")
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                closed = isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError)
+                return Probe(Answer.SILENT, str(error), nobody_listens=closed)
 
-    async def send(
+    async def tell(
         self, address: Address, hook: Hook, fillings: Fillings, *, failure: ErrorCode
-    ) -> bytes:
-        """Send `hook` and return the body of its 2xx answer. The caller sets the deadline.
+    ) -> None:
+        """Send `hook` and return once it was answered with 2xx; what it says does not matter.
 
-        Raises `failure` for any other answer and for none, and `result_too_large`.
+        The caller sets the deadline. Raises as `ask` does.
         """
+        async with self._sent(address, hook, fillings, failure) as response:
+            # A server may send its 2xx at once and take the time until the body's end.
+            await _read_capped(response, MAX_RESULT_BYTES)
+
+    async def ask(
+        self, address: Address, hook: Hook, fillings: Fillings, *, failure: ErrorCode
+    ) -> Reply:
+        """Send `hook` and return its 2xx answer. The caller sets the deadline.
+
+        Raises `RefusedByServerError` for any other answer, `NoAnswerError` for none (both with
+        the code `failure`), and `result_too_large`.
+        """
+        async with self._sent(address, hook, fillings, failure) as response:
+            body = await _read_capped(response, MAX_RESULT_BYTES + 1)
+            if len(body) > MAX_RESULT_BYTES:
+                raise _too_large()
+            return Reply(
+                _asked(hook),
+                response.status_code,
+                response.headers.get("Content-Type", ""),
+                _encodings(response),
+                body,
+            )
+
+    @asynccontextmanager
+    async def _sent(
+        self, address: Address, hook: Hook, fillings: Fillings, failure: ErrorCode
+    ) -> AsyncIterator[httpx2.Response]:
+        """Send `hook` and give its 2xx answer, whose body is still unread."""
         headers = {
             name: fillings.in_header(value)
             for name, value in hook.headers.items()
@@ -80,15 +167,22 @@ class ModelServer:
             content = fillings.in_body(hook.body).encode()
             if not any(name.lower() == "content-type" for name in headers):
                 headers["Content-Type"] = "application/json"
-        url = _url(address, fillings.in_path(hook.path))
+        asked = _asked(hook)
         try:
+            url = _url(address, fillings.in_path(hook.path))
             async with self._client.stream(
                 hook.method, url, headers=_encoded(headers), content=content
             ) as response:
-                return await _take(response, failure)
+                if not response.is_success:
+                    excerpt = await _excerpt(response)
+                    raise RefusedByServerError(failure, asked, response.status_code, excerpt)
+                yield response
+        except RefusedError as error:
+            raise NoAnswerError(failure, f"{asked}: {error} {NOBODY_LISTENS}") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
+            reason = str(error) or type(error).__name__
             raise NoAnswerError(
-                failure, f"The model server did not answer: {type(error).__name__}: {error}"
+                failure, f"The model server gave no whole answer to {asked}: {reason}"
             ) from error
 
 
@@ -112,29 +206,67 @@ def result_of(body: bytes) -> str:
     return text
 
 
-async def _take(response: httpx2.Response, failure: ErrorCode) -> bytes:
-    if not response.is_success:
-        excerpt = await _read_capped(response, EXCERPT_CHARS * 4)
-        what = "a redirect, which is not followed" if response.is_redirect else "an error"
+def result_in(reply: Reply) -> str:
+    """Return the result in a server's answer as `result_of` does; an error says what came."""
+    detail = {
+        "asked": reply.asked,
+        "status": reply.status,
+        "content_type": reply.content_type[:_HEADER_CHARS],
+    }
+    if reply.encodings:
+        encoded = ", ".join(reply.encodings)[:_HEADER_CHARS]
         raise ModelyardError(
-            failure,
-            f"The model server answered {response.status_code}, {what}.",
-            status=response.status_code,
-            body=excerpt.decode(errors="replace")[:EXCERPT_CHARS],
+            ErrorCode.BAD_RESULT,
+            f"The model server encoded its answer to {reply.asked} with {encoded}. It was asked "
+            "for no encoding (Accept-Encoding: identity): have it send JSON as it is.",
+            **detail,
         )
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise ModelyardError(failure, "The model server compressed its answer, unasked.")
-    body = await _read_capped(response, MAX_RESULT_BYTES + 1)
-    if len(body) > MAX_RESULT_BYTES:
-        raise _too_large()
-    return body
+    if not reply.body.strip():
+        raise ModelyardError(
+            ErrorCode.BAD_RESULT,
+            f"The model server answered {reply.status} to {reply.asked} without content. "
+            "A result in JSON was expected.",
+            **detail,
+        )
+    try:
+        return result_of(reply.body)
+    except ModelyardError as error:
+        if error.code is ErrorCode.BAD_RESULT:
+            error.detail.update(
+                detail, body=reply.body[:_FIRST_BYTES].decode("ascii", "backslashreplace")
+            )
+        raise
 
 
-async def _read_capped(response: httpx2.Response, most: int) -> bytes:
-    """Return the body as it was sent, cut after `most` bytes."""
+def _heard(status: int) -> Probe:
+    if 200 <= status < 300:  # noqa: PLR2004 - the class of success
+        return Probe(Answer.YES, str(status), status)
+    answer = Answer.SILENT if status in _DID_NOT_ASK else Answer.NO
+    return Probe(answer, str(status), status)
+
+
+def _encodings(response: httpx2.Response) -> tuple[str, ...]:
+    """Return the content codings that change a body; RFC 9110, 8.4: names in any case, a list."""
+    listed = ",".join(response.headers.get_list("Content-Encoding"))
+    names = (name.strip().lower() for name in listed.split(","))
+    return tuple(name for name in names if name not in {"", "identity"})
+
+
+async def _excerpt(response: httpx2.Response) -> str:
+    """Return the beginning of a refusal's body; one that breaks off is as long as it is."""
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
+    with suppress(httpx2.TransportError):
+        await _read_capped(response, EXCERPT_CHARS * 4, into=body)
+    return body.decode(errors="replace")[:EXCERPT_CHARS]
+
+
+async def _read_capped(
+    response: httpx2.Response, most: int, into: bytearray | None = None
+) -> bytes:
+    """Return the body as it was sent, cut after `most` bytes."""
+    body = bytearray() if into is None else into
+    async for piece in response.aiter_raw():
+        body += piece
         if len(body) >= most:
             break
     return bytes(body[:most])
@@ -144,8 +276,14 @@ def _too_large() -> ModelyardError:
     return ModelyardError(ErrorCode.RESULT_TOO_LARGE, max_bytes=MAX_RESULT_BYTES)
 
 
+def _asked(hook: Hook) -> str:
+    """Return what is asked, for errors; an input that goes into the path is not filled in."""
+    return f"{hook.method} {hook.path}"
+
+
 def _url(address: Address, path: str) -> str:
-    return f"http://{address.host}:{address.port}{path}"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"http://{host}:{address.port}{path}"
 
 
 def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

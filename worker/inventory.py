@@ -6,6 +6,7 @@ from modelyard.contract.messages import InventoryItem
 from modelyard.together import TaskGroup
 from worker.hooks import ModelServer
 from worker.labels import ContainerLabels
+from worker.probes import Answer
 from worker.runtime import ContainerFacts
 
 
@@ -25,19 +26,25 @@ async def take_stock(
     return [item.result() for item in items]
 
 
+def answer_in(item: InventoryItem) -> Answer | None:
+    """Return what the server of an item has answered; None if it was not asked."""
+    return None if item.answer in {None, "not_asked"} else Answer(item.answer)
+
+
 async def _item(
     server: ModelServer, facts: ContainerFacts, labels: ContainerLabels, *, ask: bool
 ) -> InventoryItem:
-    loaded = False
+    answer: Answer | None = None
     if ask and facts.address is not None and labels.ready_path is not None:
-        loaded = await server.answers(facts.address, labels.ready_path)
+        answer = (await server.probe(facts.address, labels.ready_path)).answer
     return InventoryItem(
         container_id=facts.id,
         job_id=labels.job_id,
         generation=labels.generation,
         operation_id=labels.operation_id,
         running=facts.running,
-        loaded=loaded,
+        loaded=answer is Answer.YES,
+        answer=answer.value if answer is not None else "not_asked",
         ever_started=facts.ever_started,
         exit_code=facts.exit_code,
         oom_killed=facts.oom_killed,

@@ -39,6 +39,8 @@ class Talk:
     infer: Hook | None = None
     infer_dataset: Hook | None = None
     """Instead of `infer` when there is no input: run over the mounted dataset."""
+    may_manage_itself: bool = False
+    """True if the server may lack `load` and `unload`, and then loads its model by itself."""
 
     def inference(self, *, has_input: bool) -> Hook | None:
         """Return the request that runs the model."""
@@ -97,6 +99,7 @@ def _open_inference(spec: ModelSpec) -> Talk:
             path=f"/v2/models/{name}/infer",
             body={"parameters": {"dataset": "{dataset}"}, "inputs": []},
         ),
+        may_manage_itself=True,
     )
 
 

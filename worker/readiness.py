@@ -1,13 +1,22 @@
 """Waiting for a container: probed until a deadline, given up at once when it exits."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.together import TaskGroup
+from worker.hooks import ModelServer
 from worker.pauses import GrowingPauses
-from worker.runtime import ContainerRuntime, EngineUnavailableError, Exit
+from worker.probes import NOBODY_LISTENS, Answer, Probe
+from worker.runtime import (
+    Address,
+    ContainerFacts,
+    ContainerRuntime,
+    EngineUnavailableError,
+    Exit,
+    StartRefusedError,
+)
 
 T = TypeVar("T")
 
@@ -15,28 +24,55 @@ _SLOW_PROBE_S = 1.0
 _ENGINE_RETRY_S = 1.0
 
 
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float, what: str) -> None:
-    """Return once `holds()` does; raises `not_ready` after `seconds`, naming `what`."""
-    pauses = GrowingPauses(seconds)
-    limit = asyncio.timeout(seconds + _SLOW_PROBE_S)
-    try:
-        async with limit:
-            while True:
-                if await holds():
-                    return
-                if not await pauses.again():
-                    break
-    except TimeoutError:
-        if not limit.expired():
-            raise
-    raise not_ready(what, seconds)
+class Question:
+    """One probe of one container, asked again and again; it keeps the last answer."""
 
+    def __init__(self, server: ModelServer, facts: ContainerFacts, path: str) -> None:
+        """Take a container that runs; raises `exited` or `oom_killed` for another."""
+        self._server = server
+        self._address = address_of(facts)
+        self._path = path
+        port = facts.labels.port if facts.labels else None
+        self._asked = f"GET {path} on the container's port {port or self._address.port}"
+        self.last: Probe | None = None
 
-def not_ready(what: str, seconds: float) -> ModelyardError:
-    """Return the error for a container that did not do `what` in time."""
-    return ModelyardError(
-        ErrorCode.NOT_READY, f"The container did not {what} within {seconds:g} s."
-    )
+    async def ask(self) -> Probe:
+        """Ask once."""
+        self.last = await self._server.probe(self._address, self._path)
+        return self.last
+
+    async def until(self, wanted: Collection[Answer], seconds: float, what: str) -> Probe:
+        """Ask until one of the `wanted` answers comes; raises `not_ready` after `seconds`.
+
+        `what` the container was to do is named in the error.
+        """
+        pauses = GrowingPauses(seconds)
+        limit = asyncio.timeout(seconds + _SLOW_PROBE_S)
+        try:
+            async with limit:
+                while True:
+                    heard = await self.ask()
+                    if heard.answer in wanted:
+                        return heard
+                    if not await pauses.again():
+                        break
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        raise self.not_ready(seconds, what)
+
+    def not_ready(self, seconds: float, what: str) -> ModelyardError:
+        """Return the error for a container that did not do `what` within `seconds`."""
+        message = f"The container did not {what} within {seconds:g} s. Asked was {self._asked}"
+        if self.last is None:
+            return ModelyardError(ErrorCode.NOT_READY, f"{message}.", asked=self._asked)
+        hint = f" {NOBODY_LISTENS}" if self.last.nobody_listens else ""
+        return ModelyardError(
+            ErrorCode.NOT_READY,
+            f"{message}, and the last answer was: {self.last.heard.removesuffix('.')}.{hint}",
+            asked=self._asked,
+            last_answer=self.last.heard,
+        )
 
 
 async def while_running(
@@ -70,6 +106,15 @@ def exited(end: Exit) -> ModelyardError:
     """Return the error that says how a container ended."""
     code = ErrorCode.OOM_KILLED if end.oom_killed else ErrorCode.EXITED
     return ModelyardError(code, exit_code=end.code)
+
+
+def address_of(facts: ContainerFacts) -> Address:
+    """Return where the container's port is; raises what keeps it from having one."""
+    if not facts.running:
+        raise exited(Exit(facts.exit_code or 0, facts.oom_killed))
+    if facts.address is None:
+        raise StartRefusedError("The container runs without its port.")
+    return facts.address
 
 
 class _Fault:

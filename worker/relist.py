@@ -16,7 +16,7 @@ from worker.desk import Desk
 from worker.discards import Discards
 from worker.health import Health
 from worker.hooks import ModelServer
-from worker.inventory import take_stock
+from worker.inventory import answer_in, take_stock
 from worker.reporter import Reporter
 from worker.runtime import ContainerRuntime, EngineUnavailableError
 
@@ -103,7 +103,7 @@ class Relist:
                     self._discards.finish(facts.id, facts.labels.job_id)
             containers = [facts for facts in listed if not facts.dead]
             for gone in known - {facts.id for facts in containers}:
-                self._health.was_unloaded(gone)
+                self._health.forget(gone)
             items = await take_stock(self._server, containers, unasked=busy)
             judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
             self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))
@@ -112,6 +112,6 @@ class Relist:
 
     def _judged(self, item: InventoryItem) -> InventoryItem:
         unhealthy = self._health.looked(
-            item.container_id, running=item.running, answers=item.loaded
+            item.container_id, running=item.running, answer=answer_in(item)
         )
         return item.model_copy(update={"unhealthy": True}) if unhealthy else item

@@ -127,7 +127,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.CONTAINER_MISSING: "The job's container is not on its host any more.",
         ErrorCode.EXITED: "The container exited before its time.",
         ErrorCode.OOM_KILLED: "The container was killed for using more memory than it may.",
-        ErrorCode.UNHEALTHY: "The model in the container stopped answering ready.",
+        ErrorCode.UNHEALTHY: "The server in the container says that its model is not ready.",
         ErrorCode.NOT_READY: "The container did not answer ready before its deadline.",
         ErrorCode.LOAD_FAILED: "The model server refused to load the model.",
         ErrorCode.UNLOAD_FAILED: "The model server refused to unload the model.",

@@ -310,13 +310,19 @@ class InventoryItem(Message):
     operation_id: str
     running: bool
     loaded: bool = False
-    """True if its model is in memory and answers."""
+    """True if its model is in memory and answers. A reader that knows `answer` goes by that."""
     ever_started: bool = True
     exit_code: int | None = None
     """Null while it runs, and before its first start."""
     oom_killed: bool = False
     unhealthy: bool = False
-    """True if it has not answered ready for several looks in a row."""
+    """True if it has answered for several looks that it is not ready, and never that it is."""
+    answer: Literal["yes", "no", "silent", "not_asked"] | None = None
+    """What its server answered when it was asked if it is ready; null from workers before 0.2.
+
+    `silent`: no answer came in time, which proves nothing. `not_asked`: it is worked on, does not
+    run, or has nothing that can be asked.
+    """
 
 
 class Inventory(Message):

@@ -32,9 +32,12 @@ CANCELS = "Cancel at any moment while workers are killed and frozen"
 DEAF = "Worker deaf, with its way to speak intact"
 ORPHANS = "A container with our labels that the record knows nothing of"
 SHUTDOWN = "SIGTERM to everything at once, under load; a second SIGTERM"
+BUSY = "Model server silent because it is busy"
+FLOODS = "Model server that floods"
+ODD = "Model server that is odd"
 """Promises of docs/faults.md that are about more than one fault, or about none."""
 
-REQUIRED = (*ROWS, ROLLING, DRAINS, CANCELS, DEAF, ORPHANS, SHUTDOWN)
+REQUIRED = (*ROWS, ROLLING, DRAINS, CANCELS, DEAF, ORPHANS, SHUTDOWN, BUSY, FLOODS, ODD)
 """All that `make faults` has to make: a name without a test is missing."""
 
 NOT_MADE = {

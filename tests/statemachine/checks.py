@@ -3,8 +3,9 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
-from modelyard.contract.states import OperationState
+from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE
 from tests.statemachine.world import World
 from tests.support.histories import STALE
@@ -104,10 +105,23 @@ def _names_twice(world: World) -> Iterator[str]:
 
 
 def _waiting_for_room(now: Snapshot) -> set[str]:
-    """Return the jobs whose line stands because every slot is taken."""
+    """Return the jobs whose line stands because every slot is taken.
+
+    Only what needs a place waits for room. An operation keeps its mark of having waited, for room
+    or for its host, until it is given out, also while others go before it: such a line moves.
+    """
     if any(host["slots_used"] < host.get("slots", 0) for host in now.hosts):
         return set()
-    return {one["job_id"] for one in now.operations if one["open"] and one.get("waits")}
+    first: dict[str, dict[str, Any]] = {}
+    for one in now.operations:
+        if one["open"] and one.get("line") is not None:
+            job_id = one["job_id"]
+            first[job_id] = min(first.get(job_id, one), one, key=lambda it: it["line"])
+    return {
+        job_id
+        for job_id, one in first.items()
+        if one.get("waits") and VERB_RULES[Verb(one["verb"])].places
+    }
 
 
 def _all_terminal(world: World, now: Snapshot, waiting: set[str]) -> Iterator[str]:

@@ -60,6 +60,30 @@ def test_a_model_that_left_memory_while_nobody_looked_makes_its_job_created() ->
     assert found_state(job(JobState.LOADED), container(), booted=True) is JobState.CREATED
 
 
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        ("yes", JobState.LOADED),
+        ("no", JobState.CREATED),
+        ("silent", JobState.LOADED),
+        ("not_asked", JobState.LOADED),
+        (None, JobState.CREATED),
+    ],
+)
+def test_only_a_server_that_says_no_at_a_boot_has_lost_its_model(
+    answer: str | None, state: JobState
+) -> None:
+    there = container(loaded=answer == "yes", answer=answer)
+    assert found_state(job(JobState.LOADED), there, booted=True) is state
+
+
+def test_an_inventory_of_an_earlier_version_is_understood_and_understands_ours() -> None:
+    ours = container(loaded=True, answer="yes").model_dump()
+    earlier = {name: value for name, value in ours.items() if name != "answer"}
+    assert InventoryItem.model_validate(earlier).answer is None
+    assert InventoryItem.model_validate(earlier).loaded
+
+
 def test_one_unanswered_question_is_no_finding_but_several_are() -> None:
     assert found_state(job(JobState.LOADED), container(loaded=False)) is JobState.LOADED
     plan = look(job(JobState.LOADED), container(unhealthy=True))

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from modelyard.contract.catalog import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
-from worker.hooks import ModelServer, NoAnswerError, http_client, result_of
+from worker.hooks import ModelServer, NoAnswerError, Reply, http_client, result_in, result_of
 from worker.placeholders import Fillings
+from worker.probes import Answer
 from worker.runtime import Address
 
 
@@ -21,6 +22,7 @@ class Raw:
     def __init__(self) -> None:
         self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
         self.endless = b""
+        self.busy: asyncio.Event | None = None
         self.seen: list[bytes] = []
         self.address = Address("127.0.0.1", 0)
         self.sent = 0
@@ -33,6 +35,8 @@ class Raw:
                 if line.startswith(b"content-length:"):
                     length = int(line.partition(b":")[2])
             self.seen.append(head + await reader.readexactly(length))
+            if self.busy is not None:
+                await self.busy.wait()
             writer.write(self.answer)
             while self.endless:
                 writer.write(self.endless)
@@ -63,16 +67,36 @@ def fillings(value: object = None) -> Fillings:
     return Fillings("m-1", "/data", None if value is None else json.dumps(value))
 
 
+async def ask(model_server: ModelServer, raw: Raw) -> Reply:
+    async with asyncio.timeout(10):
+        return await model_server.ask(
+            raw.address, Hook(path="/infer"), fillings(), failure=ErrorCode.INFERENCE_FAILED
+        )
+
+
+async def tell(model_server: ModelServer, raw: Raw) -> None:
+    async with asyncio.timeout(10):
+        await model_server.tell(
+            raw.address, Hook(path="/load"), fillings(), failure=ErrorCode.LOAD_FAILED
+        )
+
+
+def _encoded_answer(encoding: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\n\r\n"
+    return head.encode() + body
+
+
 async def send(
     model_server: ModelServer, raw: Raw, hook: Hook | None = None, value: object = None
 ) -> bytes:
     async with asyncio.timeout(10):
-        return await model_server.send(
+        reply = await model_server.ask(
             raw.address,
             hook or Hook(path="/infer"),
             fillings(value),
             failure=ErrorCode.INFERENCE_FAILED,
         )
+    return reply.body
 
 
 async def test_a_hook_is_sent_as_it_was_written(model_server: ModelServer, raw: Raw) -> None:
@@ -131,7 +155,7 @@ async def test_what_one_model_sets_as_a_cookie_no_model_is_sent(
     other = Raw()
     async with await asyncio.start_server(other.serve, "127.0.0.1", 0) as server:
         other.address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-        assert await model_server.answers(raw.address, "/ready")
+        assert (await model_server.probe(raw.address, "/ready")).answer is Answer.YES
         await send(model_server, raw)
         await send(model_server, other)
         await send(model_server, raw)
@@ -193,13 +217,61 @@ async def test_of_a_refusal_only_an_excerpt_is_kept(model_server: ModelServer, r
     raw.endless = b"y" * 65_536
     with pytest.raises(ModelyardError) as caught:
         await send(model_server, raw)
-    assert caught.value.detail == {"status": 500, "body": "y" * 1_000}
+    assert caught.value.detail == {"asked": "POST /infer", "status": 500, "body": "y" * 1_000}
 
 
-async def test_a_compressed_answer_is_refused(model_server: ModelServer, raw: Raw) -> None:
-    raw.answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx"
-    with pytest.raises(ModelyardError, match="compressed"):
-        await send(model_server, raw)
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity, br", " Deflate ", "gzip, gzip"])
+async def test_a_result_in_an_encoding_is_refused_and_the_encoding_named(
+    model_server: ModelServer, raw: Raw, encoding: str
+) -> None:
+    raw.answer = _encoded_answer(encoding, b"\x1f\x8b")
+    reply = await ask(model_server, raw)
+    last = encoding.lower().rpartition(",")[2].strip()
+    with pytest.raises(ModelyardError, match=last) as caught:
+        result_in(reply)
+    assert caught.value.code is ErrorCode.BAD_RESULT
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity", "IDENTITY , identity", ","])
+async def test_an_encoding_that_changes_nothing_is_none(
+    model_server: ModelServer, raw: Raw, encoding: str
+) -> None:
+    raw.answer = _encoded_answer(encoding, b"[1]")
+    assert result_in(await ask(model_server, raw)) == "[1]"
+
+
+async def test_of_a_load_hook_only_the_status_is_judged(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    raw.answer = _encoded_answer("gzip", b"\x1f\x8b")
+    await tell(model_server, raw)
+    raw.answer = b"HTTP/1.1 204 No Content\r\n\r\n"
+    await tell(model_server, raw)
+    raw.answer = b"HTTP/1.1 200 OK\r\n\r\n"
+    raw.endless = b"x" * 65_536
+    await tell(model_server, raw)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"HTTP/1.1 204 No Content\r\n\r\n", "without content"),
+        (b"HTTP/1.1 205 Reset\r\nContent-Length: 0\r\n\r\n", "without content"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n\n", "without content"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>", "text/html"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n\x89PNG\r\n", "x89PNG"),
+    ],
+)
+async def test_an_answer_that_is_no_result_says_what_came(
+    model_server: ModelServer, raw: Raw, answer: bytes, says: str
+) -> None:
+    raw.answer = answer
+    reply = await ask(model_server, raw)
+    with pytest.raises(ModelyardError) as caught:
+        result_in(reply)
+    assert caught.value.code is ErrorCode.BAD_RESULT
+    assert says in f"{caught.value.message} {caught.value.detail}"
+    assert caught.value.detail["asked"] == "POST /infer"
 
 
 async def test_a_broken_connection_is_no_answer(model_server: ModelServer, raw: Raw) -> None:
@@ -215,17 +287,46 @@ async def test_a_refused_connection_is_no_answer(model_server: ModelServer, raw:
 
 
 @pytest.mark.parametrize(
-    ("status", "holds"), [("200 OK", True), ("204 No", True), ("302 F", False), ("503 No", False)]
+    ("status", "answer"),
+    [
+        ("200 OK", Answer.YES),
+        ("204 No", Answer.YES),
+        ("302 F", Answer.NO),
+        ("503 No", Answer.NO),
+        ("404 No", Answer.NO),
+        ("408 Late", Answer.SILENT),
+        ("429 Many", Answer.SILENT),
+        ("504 Gate", Answer.SILENT),
+    ],
 )
-async def test_only_2xx_is_ready(
-    model_server: ModelServer, raw: Raw, status: str, *, holds: bool
+async def test_2xx_is_yes_and_another_status_no_unless_the_model_was_not_asked(
+    model_server: ModelServer, raw: Raw, status: str, answer: Answer
 ) -> None:
     raw.answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nLocation: /\r\n\r\n".encode()
-    assert await model_server.answers(raw.address, "/ready") is holds
+    assert (await model_server.probe(raw.address, "/ready")).answer is answer
 
 
-async def test_what_does_not_answer_is_not_ready(model_server: ModelServer) -> None:
-    assert not await model_server.answers(Address("127.0.0.1", 1), "/ready")
+async def test_a_refused_connection_is_no(model_server: ModelServer) -> None:
+    probe = await model_server.probe(Address("127.0.0.1", 1), "/ready")
+    assert (probe.answer, probe.nobody_listens) == (Answer.NO, True)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", b"SSH-2.0-x\r\n", b"<html>hello</html>"])
+async def test_a_probe_without_a_whole_answer_is_silence(
+    model_server: ModelServer, raw: Raw, answer: bytes
+) -> None:
+    raw.answer = answer
+    assert (await model_server.probe(raw.address, "/ready")).answer is Answer.SILENT
+
+
+async def test_a_server_that_does_not_answer_in_time_is_silent(
+    model_server: ModelServer, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.hooks.PROBE_S", 0.1)
+    raw.busy = asyncio.Event()
+    probe = await model_server.probe(raw.address, "/ready")
+    raw.busy.set()
+    assert (probe.answer, probe.heard) == (Answer.SILENT, "nothing within 0.1 s")
 
 
 @pytest.mark.parametrize(

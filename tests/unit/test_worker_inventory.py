@@ -1,6 +1,7 @@
 """What a worker tells of its containers, in which order, and of which it says nothing."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from worker.discards import Discards
 from worker.health import MISSES, SPACING_S, Health
 from worker.hooks import ModelServer, http_client
 from worker.job_locks import JobLocks
+from worker.probes import Answer
 from worker.relist import Relist
 from worker.runtime import EngineUnavailableError
 
@@ -255,12 +257,50 @@ async def test_a_model_that_was_seen_loaded_after_a_boot_can_be_unhealthy_too() 
     await bench.do(LOAD)
     bench.restarted()
     async with lookout(bench) as it:
-        bench.server.loaded = False
-        assert not any([(await it.item()).unhealthy for _ in range(MISSES)])
-        bench.server.loaded = True
         assert (await it.item()).loaded
         bench.server.loaded = False
         assert [(await it.item()).unhealthy for _ in range(MISSES)] == [False, False, True]
+
+
+async def test_a_model_that_was_silent_at_a_boot_and_then_says_no_is_unhealthy() -> None:
+    bench = Bench()
+    await bench.do(CREATE)
+    await bench.do(LOAD)
+    bench.restarted()
+    async with lookout(bench) as it:
+        bench.server.silent = True
+        assert (await it.item()).answer == "silent"
+        bench.server.silent = False
+        bench.server.loaded = False
+        assert [(await it.item()).unhealthy for _ in range(MISSES)] == [False, False, True]
+
+
+async def test_a_model_that_is_silent_is_never_unhealthy() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        it.bench.server.silent = True
+        items = [await it.item() for _ in range(3 * MISSES)]
+        assert {(item.answer, item.unhealthy) for item in items} == {("silent", False)}
+
+
+async def test_a_worker_that_lags_counts_no_probe_as_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.hooks.PROBE_S", 0.05)
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        await it.bench.do(LOAD)
+        it.bench.server.before_answer = lambda: time.sleep(0.2)  # the loop stands still
+        items = [await it.item() for _ in range(2 * MISSES)]
+        assert not any(item.unhealthy for item in items)
+
+
+async def test_a_container_that_was_never_loaded_is_not_unhealthy() -> None:
+    async with lookout() as it:
+        await it.bench.do(CREATE)
+        items = [await it.item() for _ in range(2 * MISSES)]
+        assert {(item.answer, item.unhealthy) for item in items} == {("no", False)}
 
 
 async def test_looks_at_a_busy_job_neither_count_nor_reset() -> None:
@@ -315,11 +355,11 @@ def test_a_burst_of_looks_counts_as_one() -> None:
     now = 0.0
     health = health_at(lambda: now)
     health.was_loaded("c")
-    assert not any(health.looked("c", running=True, answers=False) for _ in range(10))
+    assert not any(health.looked("c", running=True, answer=Answer.NO) for _ in range(10))
     said = []
     for _ in range(MISSES - 1):
         now += SPACING_S
-        said.append(health.looked("c", running=True, answers=False))
+        said.append(health.looked("c", running=True, answer=Answer.NO))
     assert said == [False, True]
 
 

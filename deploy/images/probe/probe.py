@@ -4,6 +4,7 @@ Served by the standard library, so that the image is the base image and this fil
 beside lists every variable and input. What it counted is at `GET /stats`.
 """
 
+import gzip
 import json
 import os
 import signal
@@ -12,14 +13,28 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from socketserver import ThreadingMixIn
 from types import FrameType
 from typing import IO, NoReturn
 
 NEVER = float("inf")
 _PAGE = 4096
 _STOPPED = 128 + signal.SIGTERM
+FLOODS = {
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-Flood: x\r\n" * 500),
+    "body": (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 2_000),
+    "trickle": (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    "bomb": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n",
+        gzip.compress(bytes(1 << 20)),
+    ),
+}
+"""What an endless answer begins with, and what comes again and again."""
+TRICKLE_PAUSE_S = 0.001
 
 
 class Wishes:
@@ -40,6 +55,14 @@ class Wishes:
         self.redirect = env.get("PROBE_REDIRECT")
         self.redirect_on = env.get("PROBE_REDIRECT_ON", "infer").split(",")
         self.ignore_sigterm = env.get("PROBE_IGNORE_SIGTERM") == "1"
+        self.threads = env.get("PROBE_THREADS") != "1"
+        self.listen = env.get("PROBE_LISTEN", "0.0.0.0")  # noqa: S104 - a container's own network
+        self.no_repository = _optional_int(env.get("PROBE_NO_REPOSITORY"))
+        self.self_load_seconds = float(env.get("PROBE_SELF_LOAD_SECONDS", "inf"))
+        self.encoding = env.get("PROBE_ENCODING")
+        self.encoding_on = env.get("PROBE_ENCODING_ON", "infer").split(",")
+        self.idle_seconds = float(env.get("PROBE_IDLE_SECONDS", "inf"))
+        self.early = env.get("PROBE_EARLY") == "1"
         self.collector = env.get("MODELYARD_COLLECTOR")
         self.dataset = env.get("PROBE_DATASET", "/data")
         self.batch_seconds = float(env.get("PROBE_BATCH_SECONDS", "0"))
@@ -138,6 +161,11 @@ class Model:
             if self.counts["running"]:
                 self.count("unloads_while_running")
 
+    def load_later(self, seconds: float) -> None:
+        """Load without being asked, after so many seconds."""
+        wait(seconds)
+        self.load()
+
     @property
     def ready(self) -> bool:
         return time.monotonic() >= self._ready_at
@@ -153,7 +181,10 @@ class Model:
             }
 
 
-class Probe(ThreadingHTTPServer):
+_Request = socket.socket | tuple[bytes, socket.socket]
+
+
+class Probe(ThreadingMixIn, HTTPServer):
     """The server and what its handlers share."""
 
     daemon_threads = True
@@ -165,7 +196,14 @@ class Probe(ThreadingHTTPServer):
         self.collector = collector
         self.started = time.monotonic()
         self.extra_held: list[bytes] = []
-        super().__init__(("0.0.0.0", wishes.port), Handler)  # noqa: S104 - a container's own network
+        super().__init__((wishes.listen, wishes.port), Handler)
+
+    def process_request(self, request: _Request, client_address: object) -> None:
+        """Handle a connection in a thread of its own, or before any other one."""
+        if self.wishes.threads:
+            super().process_request(request, client_address)
+        else:
+            HTTPServer.process_request(self, request, client_address)
 
     @property
     def alive(self) -> bool:
@@ -179,6 +217,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: Probe
+    _name: str | None = None
 
     def do_GET(self) -> None:
         self._route()
@@ -189,10 +228,24 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Quiet: tests read this container's log."""
 
+    def setup(self) -> None:
+        super().setup()
+        if self.server.wishes.idle_seconds != NEVER:
+            self.connection.settimeout(self.server.wishes.idle_seconds)
+
     def _route(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        wishes, model = self.server.wishes, self.server.wishes.model
         path = self.path.partition("?")[0]
-        model = self.server.wishes.model
+        if not wishes.threads:
+            self.close_connection = True  # whoever comes next would wait for its end
+        if wishes.early and path.endswith("infer"):
+            self.close_connection = True
+            self._answer(200, {"early": True})
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        if wishes.no_repository and path.startswith("/v2/repository/"):
+            self._answer(wishes.no_repository, {"error": "There is no repository here."})
+            return
         names = {
             "/stats": "stats",
             "/alive": "alive",
@@ -207,11 +260,11 @@ class Handler(BaseHTTPRequestHandler):
             "/infer": "infer",
             f"/v2/models/{model}/infer": "infer",
         }
-        name = names.get(path)
+        name = self._name = names.get(path)
         if name is None:
             self._answer(404, {"error": f"There is no {path} here."})
-        elif self.server.wishes.redirect and name in self.server.wishes.redirect_on:
-            self._answer(302, {}, {"Location": self.server.wishes.redirect})
+        elif wishes.redirect and name in wishes.redirect_on:
+            self._answer(302, {}, {"Location": wishes.redirect})
         elif name == "infer":
             self._infer(body)
         elif name == "load":
@@ -259,12 +312,28 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(int(number(asked, "exit")))
         if "close" in asked:
             self.close_connection = True
-        elif "redirect" in asked:
+        elif not self._answer_oddly(asked):
+            self._answer_as_asked(body, asked)
+
+    def _answer_oddly(self, asked: Mapping[str, object]) -> bool:
+        """Send what is no answer in JSON if that is asked for; return whether it was."""
+        if "flood" in asked:
+            self._flood(str(asked["flood"]))
+        elif "empty" in asked:
+            self._send(int(number(asked, "empty")), b"", {})
+        elif "image" in asked:
+            self._send(200, b"\x89PNG\r\n\x1a\n", {"Content-Type": "image/png"})
+        elif "not_json" in asked:
+            self._send(200, b"this is not JSON", {"Content-Type": "text/plain"})
+        else:
+            return False
+        return True
+
+    def _answer_as_asked(self, body: object, asked: Mapping[str, object]) -> None:
+        if "redirect" in asked:
             self._answer(302, {}, {"Location": str(asked["redirect"])})
         elif "status" in asked:
             self._answer(int(number(asked, "status")), {"error": "The inference fails as asked."})
-        elif "not_json" in asked:
-            self._send(200, b"this is not JSON", {"Content-Type": "text/plain"})
         else:
             answer: dict[str, object] = {"echo": body, "container": socket.gethostname()}
             if "dataset" in asked:
@@ -273,6 +342,19 @@ class Handler(BaseHTTPRequestHandler):
                 answer["blob"] = "x" * int(number(asked, "bytes"))
             self._answer(200, answer)
 
+    def _flood(self, kind: str) -> None:
+        """Send without an end, until the other side has enough."""
+        first, endless = FLOODS[kind]
+        self.close_connection = True
+        try:
+            self.wfile.write(first)
+            while True:
+                self.wfile.write(endless)
+                if kind == "trickle":
+                    time.sleep(TRICKLE_PAUSE_S)
+        except OSError:
+            return
+
     def _answer(
         self, status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
     ) -> None:
@@ -280,6 +362,10 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, raw, {"Content-Type": "application/json", **(headers or {})})
 
     def _send(self, status: int, raw: bytes, headers: Mapping[str, str]) -> None:
+        wishes = self.server.wishes
+        if wishes.encoding is not None and self._name in wishes.encoding_on:
+            headers = {**headers, "Content-Encoding": wishes.encoding}
+            raw = gzip.compress(raw) if wishes.encoding.lower() == "gzip" else raw
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -372,6 +458,9 @@ def main() -> NoReturn:
     server = Probe(wishes, model, collector)
     if wishes.mode == "process":
         threading.Thread(target=model.load, daemon=True).start()
+    elif wishes.self_load_seconds != NEVER:
+        later = (wishes.self_load_seconds,)
+        threading.Thread(target=model.load_later, args=later, daemon=True).start()
     server.serve_forever()
     sys.exit(0)
 

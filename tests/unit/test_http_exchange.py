@@ -1,0 +1,203 @@
+"""Exchanges with hostile servers over real sockets: they end, and cost everybody else little."""
+
+import asyncio
+import gzip
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from modelyard.contract.catalog import Hook
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from tests.support.waiting import eventually
+from worker.hooks import ModelServer, NoAnswerError, http_client
+from worker.http_exchange import TRICKLE_PAUSE_S, TRICKLE_READS_PER_S, BoundedTransport, Pace
+from worker.placeholders import Fillings
+from worker.runtime import Address
+
+AT_ONCE = 100
+FLOOD_CPU_S = 0.05
+"""Seconds of processor that one hostile exchange may cost, servers in this process included."""
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+@asynccontextmanager
+async def served(serve: Serve) -> AsyncIterator[Address]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0, backlog=2 * AT_ONCE) as server:
+        yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
+
+
+def flood(first: bytes, endless: bytes) -> Serve:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(first)
+        while True:
+            writer.write(endless)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    return serve
+
+
+@pytest.fixture
+async def model_server() -> AsyncIterator[ModelServer]:
+    async with http_client() as client:
+        yield ModelServer(client)
+
+
+async def ask(server: ModelServer, address: Address, input_json: str | None = None) -> bytes:
+    hook = Hook(path="/infer", body="{input}" if input_json else None)
+    fillings = Fillings("m", "", input_json)
+    reply = await server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
+    return reply.body
+
+
+FLOODS = {
+    "interim": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 500),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n" * 1_000),
+    "body": (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 2_000),
+    "bomb": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n",
+        gzip.compress(bytes(10 << 20)) * 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_a_flood_ends_by_itself_and_costs_little(
+    model_server: ModelServer, kind: str
+) -> None:
+    async with asyncio.timeout(20), served(flood(*FLOODS[kind])) as address:
+        began = time.process_time()
+        with pytest.raises(ModelyardError):
+            await ask(model_server, address)
+        assert time.process_time() - began < FLOOD_CPU_S
+
+
+async def test_headers_that_nobody_looks_at_are_not_handed_on() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Type: x/y\r\nX: y\r\n\r\n")
+
+    async with asyncio.timeout(20), served(serve) as address, http_client() as client:
+        answer = await client.get(f"http://{address.host}:{address.port}/")
+    assert dict(answer.headers) == {"content-type": "x/y"}
+
+
+async def test_a_server_that_trickles_is_read_less_often(
+    model_server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = asyncio.sleep
+    pauses: list[float] = []
+
+    async def noted(seconds: float) -> None:
+        if seconds:
+            pauses.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr("worker.http_exchange.asyncio.sleep", noted)
+    body = b"[" + b"1," * 400 + b"1]"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        for at in range(len(body)):
+            writer.write(body[at : at + 1])
+            await writer.drain()
+            await sleep(0)
+
+    async with asyncio.timeout(20), served(serve) as address:
+        assert await ask(model_server, address) == body
+    assert pauses
+    assert set(pauses) == {TRICKLE_PAUSE_S}
+
+
+def test_the_pause_grows_with_the_exchanges_that_trickle() -> None:
+    pace = Pace()
+    assert pace.pause_s == TRICKLE_PAUSE_S
+    pace.trickling = 1_000
+    assert pace.trickling / pace.pause_s == TRICKLE_READS_PER_S
+
+
+async def test_an_exchange_that_trickled_is_not_counted_when_it_is_over() -> None:
+    transport = BoundedTransport()
+    async with http_client(transport) as client, served(flood(b"", b"H")) as address:
+        with pytest.raises(NoAnswerError):
+            await ask(ModelServer(client), address)
+    slow = flood(b"HTTP/1.1 200 OK\r\n\r\n", b"x")
+    async with http_client(transport) as client, served(slow) as address:
+        asking = asyncio.create_task(ask(ModelServer(client), address))
+
+        async def it_trickles() -> bool:
+            return transport.pace.trickling > 0
+
+        await eventually(it_trickles)
+        asking.cancel()
+        await asyncio.wait((asking,))
+    assert transport.pace.trickling == 0
+
+
+async def test_an_answer_before_the_request_was_read_is_taken(model_server: ModelServer) -> None:
+    done = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue")
+        await writer.drain()
+        await done.wait()
+
+    async with asyncio.timeout(10), served(serve) as address:
+        large = '"' + "x" * (16 << 20) + '"'
+        assert await ask(model_server, address, large) == b"true"
+        done.set()
+
+
+async def test_a_request_larger_than_all_buffers_arrives_whole(model_server: ModelServer) -> None:
+    large = '"' + "x" * (16 << 20) + '"'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = await reader.readexactly(len(large))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n%d" % len(body))
+
+    async with asyncio.timeout(20), served(serve) as address:
+        assert await ask(model_server, address, large) == b"%d" % len(large)
+
+
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])
+async def test_a_connection_that_is_closed_too_early_is_no_answer(
+    model_server: ModelServer, first: bytes
+) -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+
+    async with asyncio.timeout(10), served(serve) as address:
+        with pytest.raises(NoAnswerError, match="POST /infer"):
+            await ask(model_server, address)
+
+
+async def test_each_request_has_a_connection_of_its_own_and_says_so(
+    model_server: ModelServer,
+) -> None:
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+
+    async with asyncio.timeout(10), served(serve) as address:
+        await ask(model_server, address)
+        await ask(model_server, address)
+    assert len(heads) == 2
+    assert all(b"\r\nConnection: close\r\n" in head for head in heads)

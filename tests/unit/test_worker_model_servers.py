@@ -1,0 +1,206 @@
+"""Model servers that are busy, load themselves or listen elsewhere: what their jobs become."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from modelyard.contract.catalog import Profile
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import Bench, model
+from worker.account import Ending
+from worker.fake_programs import FakeServer
+
+CREATE, LOAD, INFER, UNLOAD, TEMP = (
+    Verb.DEPLOY_CREATE,
+    Verb.DEPLOY_LOAD,
+    Verb.INFER,
+    Verb.DEPLOY_UNLOAD,
+    Verb.TEMP,
+)
+SERVERS = [Profile.HTTP, Profile.OPEN_INFERENCE]
+
+
+@pytest.fixture(autouse=True)
+def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.hooks.PROBE_S", 0.05)
+
+
+async def loaded(bench: Bench) -> Bench:
+    assert (await bench.do(CREATE)).job_state is JobState.CREATED
+    assert (await bench.do(LOAD)).job_state is JobState.LOADED
+    return bench
+
+
+@asynccontextmanager
+async def underway(
+    bench: Bench, verb: Verb, words: str, times: int = 1
+) -> AsyncIterator[asyncio.Task[Ending]]:
+    """Give an operation under way that has asked `words` of the server so often."""
+    before = len([it for it in bench.server.requests if it.endswith(words)])
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        doing = tasks.create_task(bench.do(verb))
+
+        async def asked() -> bool:
+            now = len([it for it in bench.server.requests if it.endswith(words)])
+            return now >= before + times
+
+        await eventually(asked)
+        yield doing
+
+
+@pytest.mark.parametrize("profile", SERVERS)
+async def test_the_unload_of_a_busy_server_is_really_sent(profile: Profile) -> None:
+    bench = await loaded(Bench(model(profile)))
+    bench.server.busy.clear()
+    async with underway(bench, UNLOAD, "/unload") as unloading:
+        assert not unloading.done()
+        assert bench.server.unloads == 0
+        bench.server.busy.set()
+    assert unloading.result().job_state is JobState.CREATED
+    assert (bench.server.unloads, bench.server.loaded) == (1, False)
+
+
+@pytest.mark.parametrize("profile", SERVERS)
+async def test_the_unload_of_a_server_that_stays_busy_does_not_succeed(profile: Profile) -> None:
+    bench = await loaded(Bench(model(profile)))
+    bench.server.busy.clear()
+    ended = await bench.do(UNLOAD, timeout_s=0.3)
+    assert ended.state is OperationState.TIMED_OUT
+    assert ended.job_state is None
+    assert bench.container.running
+
+
+async def test_the_unload_of_a_server_that_refuses_connections_fails() -> None:
+    bench = await loaded(Bench())
+    bench.server.moves_away = True
+    ended = await bench.do(UNLOAD)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.UNLOAD_FAILED
+
+
+async def test_a_server_that_is_silent_after_its_unload_is_not_taken_for_unloaded() -> None:
+    bench = await loaded(Bench(model(load_timeout_s=0.3)))
+
+    def then_silent() -> None:
+        bench.server.silent = bench.server.unloads > 0
+
+    bench.server.before_answer = then_silent
+    ended = await bench.do(UNLOAD)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.UNLOAD_FAILED
+    assert "closed without an answer" in ended.error.message
+
+
+@pytest.mark.parametrize("profile", SERVERS)
+async def test_a_load_waits_until_a_busy_server_says_whether_it_is_loaded(profile: Profile) -> None:
+    bench = await loaded(Bench(model(profile)))
+    bench.restarted()
+    bench.server.busy.clear()
+    async with underway(bench, LOAD, "/ready", times=2):
+        bench.server.busy.set()
+    assert bench.server.loads == 1, "it was loaded already"
+
+
+async def test_a_load_of_a_server_that_stays_silent_says_what_was_asked() -> None:
+    bench = Bench(model(load_timeout_s=0.3))
+    await bench.do(CREATE)
+    bench.server.busy.clear()
+    ended = await bench.do(LOAD)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.NOT_READY
+    assert "GET /v2/models/m-1/ready on the container's port 8080" in ended.error.message
+    assert "nothing within" in ended.error.message
+    assert bench.server.loads == 0
+
+
+def self_loading(load_timeout_s: float = 10.0) -> Bench:
+    server = FakeServer(repository=False, ready_from_start=True, becomes_ready=False)
+    return Bench(model(load_timeout_s=load_timeout_s), server)
+
+
+async def test_a_server_that_loads_itself_is_loaded_whenever_load_is_sent() -> None:
+    early = self_loading()
+    await early.do(CREATE)
+    async with underway(early, LOAD, "/ready", times=2) as loading:
+        assert not loading.done()
+        early.server.becomes_ready = True
+    assert loading.result().job_state is JobState.LOADED
+    late = self_loading()
+    late.server.becomes_ready = True
+    await loaded(late)
+    assert (early.server.loads, late.server.loads) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (405, "no"),
+        (501, "no"),
+        (503, '{"error":"explicit model load / unload is not allowed"}'),
+        (400, '{"error":"explicit model load / unload is not allowed if polling is enabled"}'),
+    ],
+)
+async def test_a_server_may_say_in_other_words_that_it_loads_itself(status: int, body: str) -> None:
+    bench = Bench()
+    bench.server.load_status, bench.server.load_text = status, body
+    await bench.do(CREATE)
+    async with underway(bench, LOAD, "/ready", times=2) as loading:
+        bench.server.loaded = True
+    assert loading.result().job_state is JobState.LOADED
+
+
+async def test_a_server_that_never_loads_itself_fails_with_both_answers() -> None:
+    bench = self_loading(load_timeout_s=0.2)
+    await bench.do(CREATE)
+    ended = await bench.do(LOAD)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.NOT_READY
+    assert "answered 404 to POST /v2/repository/models/m-1/load" in ended.error.message
+    assert "the last answer was: 503" in ended.error.message
+
+
+async def test_a_model_that_a_repository_does_not_know_fails_at_once() -> None:
+    bench = Bench()
+    bench.server.load_status, bench.server.has_index = 404, True
+    await bench.do(CREATE)
+    async with asyncio.timeout(10):
+        ended = await bench.do(LOAD)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.LOAD_FAILED
+
+
+async def test_a_missing_load_hook_of_a_model_with_own_hooks_is_no_repository() -> None:
+    bench = Bench(model(Profile.HTTP))
+    bench.server.load_status = 404
+    await bench.do(CREATE)
+    ended = await bench.do(LOAD)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.LOAD_FAILED
+
+
+async def test_the_unload_of_a_server_that_loads_itself_stops_it_and_load_starts_it() -> None:
+    bench = self_loading()
+    bench.server.becomes_ready = True
+    await loaded(bench)
+    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
+    assert not bench.container.running
+    assert Phase.UNLOADING in bench.phases
+    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED, "it comes again"
+    assert (await bench.do(LOAD)).job_state is JobState.LOADED
+    assert bench.container.running
+    assert (await bench.do(INFER, input=1)).state is OperationState.SUCCEEDED
+
+
+async def test_a_server_at_another_port_gets_a_hint() -> None:
+    bench = Bench(model(start_timeout_s=0.3))
+    bench.server.moves_away = True
+    ended = await bench.do(CREATE)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.NOT_READY
+    assert "GET /v2/health/live on the container's port 8080" in ended.error.message
+    assert "refused" in ended.error.message
+    assert "0.0.0.0" in ended.error.message

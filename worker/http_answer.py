@@ -1,0 +1,223 @@
+"""Reading one HTTP/1.1 answer from bytes that a model server chose. Pure: no sockets, no time.
+
+Written for this one use because every bound has to hold before the final head too: parsers at hand
+read interim answers, headers and chunk lines for as long as the server sends them. Everything that
+can make the reader work without bringing the answer nearer is counted here and ends in
+`BadAnswerError`. The body is handed on as it was sent: nothing is ever decompressed. How much of
+it is read is up to the caller, who stops to feed. RFC 9112 is the source of the grammar.
+"""
+
+import re
+from dataclasses import dataclass
+
+MAX_INTERIM = 16
+"""Interim (1xx) answers before the final one."""
+MAX_HEADERS = 256
+"""Header lines in one head."""
+MAX_FRAMING_BYTES = 256 << 10
+"""Bytes of one answer that are not its body: heads, interim answers, chunk lines, trailers."""
+MAX_CHUNKS = 8_192
+"""Chunks of one body; 1 MiB in chunks of 128 bytes is allowed."""
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: .*)?")
+_HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
+_START = b"HTTP/1."
+_LONGEST_HEAD_END = 4
+_SWITCHING_PROTOCOLS = 101
+_FIRST_FINAL = 200
+_NO_BODY = frozenset({204, 304})
+
+
+class BadAnswerError(Exception):
+    """What came is no HTTP/1.1 answer, or is more than is read of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The status and the headers of the final answer."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Return the values of a header, whose `name` is given in lower case."""
+        return [value for key, value in self.headers if key.lower() == name]
+
+
+class AnswerReader:
+    """Takes the bytes of one connection, and gives the final head and then the body."""
+
+    def __init__(self) -> None:
+        """Begin before the first byte. A HEAD request, whose answer ends early, is never sent."""
+        self._buffer = bytearray()
+        self._searched = 0
+        self._framing = 0
+        self._interim = 0
+        self._body: _Length | _Chunked | _UntilClosed | None = None
+        self.head: Head | None = None
+
+    @property
+    def done(self) -> bool:
+        """True once the whole answer was read; what follows it is never looked at."""
+        return self._body is not None and self._body.done
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what came next and return what of it is body; raises `BadAnswerError`."""
+        self._buffer += data
+        while self.head is None:
+            if not self._next_head():
+                return b""
+        if self._body is None or self._body.done:
+            return b""
+        return self._body.take(self._buffer)
+
+    def closed(self) -> None:
+        """Take the end of the connection; raises `BadAnswerError` if the answer is not whole."""
+        if self.head is None:
+            what = "in the middle of the answer's head" if self._buffer else "without an answer"
+            raise BadAnswerError(f"The connection was closed {what}.")
+        if isinstance(self._body, _UntilClosed):
+            self._body.done = True
+        elif not self.done:
+            raise BadAnswerError("The connection was closed in the middle of the answer's body.")
+
+    def _next_head(self) -> bool:
+        """Read one head, interim or final; false if it is not whole yet."""
+        buffer = self._buffer
+        if buffer[: len(_START)] != _START[: len(buffer)]:
+            raise BadAnswerError(f"This is no HTTP/1.1 answer: {bytes(buffer[:40])!r}.")
+        found = _HEAD_END.search(buffer, max(0, self._searched - _LONGEST_HEAD_END))
+        size = found.end() if found else len(buffer)
+        if self._framing + size > MAX_FRAMING_BYTES:
+            raise BadAnswerError(f"More than {MAX_FRAMING_BYTES} bytes came before the answer.")
+        if found is None:
+            self._searched = len(buffer)
+            return False
+        head = _parse_head(bytes(buffer[: found.start()]))
+        del buffer[: found.end()]
+        self._searched = 0
+        self._framing += size
+        if head.status == _SWITCHING_PROTOCOLS:
+            raise BadAnswerError("The server switched protocols (101), unasked.")
+        if head.status < _FIRST_FINAL:
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                raise BadAnswerError(f"More than {MAX_INTERIM} interim (1xx) answers came.")
+            return bool(buffer)
+        self.head = head
+        self._body = self._body_of(head)
+        return True
+
+    def _body_of(self, head: Head) -> "_Length | _Chunked | _UntilClosed":
+        if head.status in _NO_BODY:
+            return _Length(0)
+        codings = b",".join(head.values(b"transfer-encoding")).strip().lower()
+        if codings:
+            if codings != b"chunked":
+                raise BadAnswerError(f"The transfer coding {codings[:40]!r} was not asked for.")
+            return _Chunked(self._framing)
+        lengths = {
+            one.strip() for value in head.values(b"content-length") for one in value.split(b",")
+        }
+        if not lengths:
+            return _UntilClosed()
+        length = lengths.pop()
+        if lengths or not re.fullmatch(rb"[0-9]{1,15}", length):
+            raise BadAnswerError("The Content-Length is no number, or there are several.")
+        return _Length(int(length))
+
+
+class _UntilClosed:
+    done = False
+
+    def take(self, buffer: bytearray) -> bytes:
+        taken = bytes(buffer)
+        buffer.clear()
+        return taken
+
+
+class _Length:
+    def __init__(self, length: int) -> None:
+        self._left = length
+
+    @property
+    def done(self) -> bool:
+        return self._left == 0
+
+    def take(self, buffer: bytearray) -> bytes:
+        taken = bytes(buffer[: self._left])
+        del buffer[: len(taken)]
+        self._left -= len(taken)
+        return taken
+
+
+class _Chunked:
+    def __init__(self, framing: int) -> None:
+        self._framing = framing
+        self._chunks = 0
+        self._left = 0
+        """Bytes of the present chunk that are still to come."""
+        self._ends_chunk = False
+        """True: the line end behind a chunk's bytes is next."""
+        self._trailing = False
+        self.done = False
+
+    def take(self, buffer: bytearray) -> bytes:
+        body: list[bytes] = []
+        at = 0
+        while not self.done:
+            if self._left:
+                taken = bytes(buffer[at : at + self._left])
+                body.append(taken)
+                at += len(taken)
+                self._left -= len(taken)
+                if self._left:
+                    break
+            line_end = buffer.find(b"\n", at)
+            size = (line_end + 1 if line_end >= 0 else len(buffer)) - at
+            if self._framing + size > MAX_FRAMING_BYTES:
+                raise BadAnswerError(f"More than {MAX_FRAMING_BYTES} bytes frame the body.")
+            if line_end < 0:
+                break
+            self._line(bytes(buffer[at:line_end]).removesuffix(b"\r"))
+            self._framing += size
+            at = line_end + 1
+        del buffer[:at]
+        return b"".join(body)
+
+    def _line(self, line: bytes) -> None:
+        """Take a line that is not body: the end of a chunk, the size of the next, a trailer."""
+        if self._ends_chunk:
+            if line:
+                raise BadAnswerError("A chunk of the body is longer than it says.")
+            self._ends_chunk = False
+        elif self._trailing:
+            self.done = not line
+        else:
+            size = _CHUNK_SIZE.fullmatch(line)
+            if size is None:
+                raise BadAnswerError(f"This is no size of a chunk: {line[:40]!r}.")
+            self._chunks += 1
+            if self._chunks > MAX_CHUNKS:
+                raise BadAnswerError(f"The body came in more than {MAX_CHUNKS} chunks.")
+            self._left = int(size[1], 16)
+            self._ends_chunk = self._left > 0
+            self._trailing = self._left == 0
+
+
+def _parse_head(raw: bytes) -> Head:
+    status_line, *lines = raw.split(b"\n", MAX_HEADERS + 1)
+    if len(lines) > MAX_HEADERS:
+        raise BadAnswerError(f"The answer has more than {MAX_HEADERS} headers.")
+    status = _STATUS_LINE.fullmatch(status_line.removesuffix(b"\r"))
+    if status is None:
+        raise BadAnswerError(f"This is no status line of HTTP/1.1: {status_line[:40]!r}.")
+    headers: list[tuple[bytes, bytes]] = []
+    for line in lines:
+        name, colon, value = line.removesuffix(b"\r").partition(b":")
+        if not colon or not _HEADER_NAME.fullmatch(name):
+            raise BadAnswerError(f"This is no header: {line[:40]!r}.")
+        headers.append((name, value.strip(b" \t")))
+    return Head(int(status[1]), tuple(headers))
