@@ -16,6 +16,7 @@ from dispatcher.attempts import Attempts
 from dispatcher.control import Control
 from dispatcher.facts import Facts, host_event, observed_event, stale_host_event
 from dispatcher.scheduler import Scheduler
+from modelyard.contract.deaths import death_of
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import (
     DiscardContainer,
@@ -31,6 +32,9 @@ from modelyard.store import Store
 from modelyard.store.records import JobRecord, OperationRecord, Recovery
 
 log = structlog.get_logger(__name__)
+
+_FINAL = frozenset({ErrorCode.DISK_QUOTA_EXCEEDED})
+"""Ends from which no job is brought back: its container would end the same way again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ def _says_it_is_out(item: InventoryItem) -> bool:
 def _down(
     job: JobRecord, error: ErrorInfo, item: InventoryItem | None, *, in_place: bool
 ) -> Finding:
-    recovery = recovery_of(job, to=job.state)
+    recovery = None if error.code in _FINAL else recovery_of(job, to=job.state)
     if recovery is not None and in_place:
         # The container is still there: the job keeps its place, and only has to be loaded.
         return Finding(job, JobState.CREATED, error, recovery)
@@ -176,9 +180,7 @@ def recovery_of(job: JobRecord, *, to: JobState) -> Recovery | None:
 
 
 def _death_of(item: InventoryItem) -> ErrorInfo:
-    code = ErrorCode.OOM_KILLED if item.oom_killed else ErrorCode.EXITED
-    info = ErrorInfo.of(code)
-    return info.model_copy(update={"detail": {"exit_code": item.exit_code}})
+    return death_of(item.exit_code, oom_killed=item.oom_killed, disk_exceeded=item.disk_exceeded)
 
 
 def _shared(operation: OperationRecord) -> bool:

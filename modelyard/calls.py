@@ -28,6 +28,7 @@ from modelyard.contract.answers import (
     OperationPage,
 )
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.entry_rules import AS_RECORDED
 from modelyard.contract.messages import HostView, JobRequest, JobView, OperationView
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
@@ -258,7 +259,10 @@ def delete_entry(shelf: str, name: str) -> Call[None]:
 
 
 def _reader(kind: type[M]) -> Callable[[httpx2.Response], M]:
-    return lambda response: kind.model_validate_json(response.content)
+    # A gateway of another version has other rules, and fields that this one does not know.
+    return lambda response: kind.model_validate_json(
+        response.content, context=AS_RECORDED, extra="ignore"
+    )
 
 
 def _dumped(value: BaseModel | Mapping[str, JsonValue]) -> str:

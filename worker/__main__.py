@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import structlog
+
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.exiting import Exit, find_error
@@ -20,6 +22,8 @@ from worker.runtime import EngineUnavailableError
 from worker.service import Service
 from worker.settings import WorkerSettings
 
+log = structlog.get_logger(__name__)
+
 _PROG = "modelyard-worker"
 _SECOND_SIGNAL = 130
 
@@ -30,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging(
         "worker", level=settings.log_level, log_format=settings.log_format, host_id=settings.host_id
     )
+    for caution in settings.cautions:
+        log.warning("settings.caution", caution=caution)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(run(settings))

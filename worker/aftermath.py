@@ -32,7 +32,14 @@ _CLEANED = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP})
 _MAKING = frozenset({Verb.DEPLOY_CREATE, Verb.TEMP})
 """Verbs that make a container."""
 _SPARED = frozenset({ErrorCode.UNSUPPORTED_VERB})
-_DEATHS = frozenset({ErrorCode.EXITED, ErrorCode.OOM_KILLED, ErrorCode.CONTAINER_MISSING})
+_DEATHS = frozenset(
+    {
+        ErrorCode.EXITED,
+        ErrorCode.OOM_KILLED,
+        ErrorCode.DISK_QUOTA_EXCEEDED,
+        ErrorCode.CONTAINER_MISSING,
+    }
+)
 _MAY_BE_DEATHS = frozenset(
     {
         ErrorCode.NOT_READY,
@@ -67,7 +74,7 @@ class Aftermath:
             "aftermath.no_look", LOOK_S, operation_id=command.operation_id
         ):
             facts = await self._containers.find(command)
-            error = await self._cause(command, error, facts)
+            error = self._of_our_hand(await self._cause(command, error, facts), facts)
         if command.verb not in _CLEANED and error.code not in _DEATHS:
             return _ending(error, None, facts)
         if facts is not None and facts.ever_started:
@@ -166,6 +173,19 @@ class Aftermath:
         if facts.ever_started and not facts.running and _should_run(command):
             return exited(Exit(facts.exit_code or 0, facts.oom_killed))
         return error
+
+    def _of_our_hand(self, error: ModelyardError, facts: ContainerFacts | None) -> ModelyardError:
+        """Return why this worker has ended the container, if it has, else the error."""
+        if facts is None or facts.id not in self._containers.health.over_disk:
+            return error
+        if error.code not in _DEATHS:
+            return error
+        limit = facts.labels.disk if facts.labels else None
+        return ModelyardError(
+            ErrorCode.DISK_QUOTA_EXCEEDED,
+            f"The container wrote more than {limit} bytes to the disk (resources.disk).",
+            limit=limit,
+        )
 
     async def _settled(self, facts: ContainerFacts) -> ContainerFacts:
         try:

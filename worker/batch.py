@@ -24,7 +24,8 @@ class Batch:
         account.tell(Phase.INFERRING, container_id=facts.id)
         end = await self._runtime.wait_exit(facts.id)
         crash_point("worker.after_infer")
-        if end.code != 0 or end.oom_killed:
+        # A child that was killed for want of memory is the program's own affair.
+        if end.code != 0:
             raise exited(end)
         account.tell(Phase.SAVING)
         return await read_result(await self._written(command, facts))
@@ -35,7 +36,18 @@ class Batch:
             return await self._runtime.read_file(facts.id, path, max_bytes=MAX_RESULT_BYTES)
         # One byte more than is allowed, and the newline: then what is too large shows.
         output = await self._runtime.stdout_tail(facts.id, max_bytes=MAX_RESULT_BYTES + 2)
-        last_line = output.rstrip().rpartition(b"\n")[2]
-        if not last_line:
-            raise ModelyardError(ErrorCode.BAD_RESULT, "The container wrote nothing to stdout.")
-        return last_line
+        last_line = _last_line(output)
+        if last_line:
+            return last_line
+        if await self._runtime.log_is_full(facts.id):
+            raise ModelyardError(
+                ErrorCode.BAD_RESULT,
+                "The log holds nothing of stdout any more: it was rotated, for it keeps the last "
+                "30 MB of stdout and stderr together. Write less, or use result_file.",
+            )
+        raise ModelyardError(ErrorCode.BAD_RESULT, "The container wrote nothing to stdout.")
+
+
+def _last_line(output: bytes) -> bytes:
+    """Return the last line as a terminal shows it: a carriage return begins it anew."""
+    return output.rstrip().rpartition(b"\n")[2].rpartition(b"\r")[2]

@@ -1,21 +1,24 @@
-"""What container a command asks for, decided field by field before any engine is asked. Pure."""
+"""What container a command asks for, decided field by field before it is made. Pure."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from posixpath import normpath
 from typing import Literal
 
-from modelyard.contract.catalog import ModelSpec
+from modelyard.contract.catalog import ModelSpec, Resources
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
+from modelyard.contract.mounts import kept_folder, normal, overlap
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import canonical_json
-from worker.labels import ContainerLabels
+from worker.labels import ContainerLabels, container_name
 from worker.placeholders import fill
 from worker.profiles import inventory_path
 
-NAME_PREFIX = "modelyard-"
+_SHM_BYTES = 64 << 20
+_HOME = "HOME"
+_SINCE_DISK = ("shm", "disk")
+"""Fields that are younger than the hash over them; see `spec_hash`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,20 @@ class PlanRules:
     """True: the port is published on loopback; False: reached by its address on the network."""
     tmpfs_bytes: int = 256 << 20
     pids_limit: int = 256
+    disk_bytes: int = 10 << 30
+    """What a container may write to the disk if its model does not say."""
+    max_disk_bytes: int = 100 << 30
+    """The most that a model may ask for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What an image brings with it that matters to its container."""
+
+    volumes: tuple[str, ...] = ()
+    """The folders that it declares as `VOLUME`; Docker lays an anonymous volume on each."""
+    env: frozenset[str] = frozenset()
+    """Names of the environment variables that it sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +78,7 @@ class ContainerPlan:
     kept_folder: str | None
     """A folder on an anonymous volume: a result file must outlive the process, tmpfs does not."""
     memory: int
+    shm: int
     cpus: float
     gpus: int
     pids_limit: int
@@ -68,22 +86,31 @@ class ContainerPlan:
     dataset: DatasetMount | None
 
 
-def container_name(job_id: str, generation: int) -> str:
-    """Return the one name that a job's container of this generation can have."""
-    return f"{NAME_PREFIX}{job_id}-{generation}"
-
-
 def spec_hash(spec: ModelSpec) -> str:
-    """Return a short hash that is equal for equal specs."""
-    text = canonical_json(spec.model_dump(mode="json"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Return a short hash that is equal for equal specs, also those of an older version.
+
+    A field that is not set and that older versions do not know is left out: a container that one of
+    them has made is still the container of its spec.
+    """
+    document = spec.model_dump(mode="json")
+    for name in _SINCE_DISK:
+        if document["resources"][name] is None:
+            del document["resources"][name]
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()[:16]
 
 
 def plan_container(
-    command: HostCommand, dataset: DatasetMount | None, rules: PlanRules
+    command: HostCommand,
+    dataset: DatasetMount | None,
+    rules: PlanRules,
+    image: ImageFacts = ImageFacts(),
 ) -> ContainerPlan:
-    """Return the container that `command` asks for; `dataset` is already checked."""
+    """Return the container that `command` asks for; `dataset` is already checked.
+
+    Raises `create_failed` for what this image or this host can't give to the model.
+    """
     spec = command.model
+    _volumes_leave_room(spec, dataset, image)
     values = {"model": spec.served_name, "dataset": dataset.target if dataset else ""}
     return ContainerPlan(
         name=container_name(command.job_id, command.generation),
@@ -96,10 +123,11 @@ def plan_container(
             port=spec.port,
             ready_path=inventory_path(spec),
             strict=command.verb is Verb.TEMP or spec.on_host_lost == "recreate",
+            disk=_disk(spec.resources, rules),
         ),
         image=spec.image,
         command=tuple(fill(part, values) for part in spec.command) if spec.command else None,
-        env={name: fill(value, values) for name, value in spec.env.items()},
+        env=_home(spec, image) | {name: fill(value, values) for name, value in spec.env.items()},
         # A uid alone would get group 0 from the engine.
         user=spec.user if ":" in spec.user else f"{spec.user}:{spec.user}",
         port=spec.port,
@@ -109,6 +137,7 @@ def plan_container(
         tmpfs_bytes=rules.tmpfs_bytes,
         kept_folder=_kept_folder(spec),
         memory=spec.resources.memory,
+        shm=min(spec.resources.shm or _SHM_BYTES, spec.resources.memory),
         cpus=spec.resources.cpus,
         gpus=spec.resources.gpus,
         pids_limit=rules.pids_limit,
@@ -118,11 +147,42 @@ def plan_container(
 
 
 def _kept_folder(spec: ModelSpec) -> str | None:
-    """Return the folder of `result_file`; all of /tmp if it lies there, which is tmpfs else."""
-    if spec.result_file is None:
-        return None
-    path = PurePosixPath(normpath(spec.result_file))
-    if path.is_relative_to("/tmp"):  # noqa: S108 - inside of the container
-        return "/tmp"  # noqa: S108
-    # A volume can't be mounted on the root; there the file needs `read_only: false`.
-    return None if path.parent == PurePosixPath("/") else str(path.parent)
+    folder = kept_folder(spec.result_file)
+    return str(folder) if folder else None
+
+
+def _home(spec: ModelSpec, image: ImageFacts) -> dict[str, str]:
+    """Return a home that can be written to, unless the model or its image names one.
+
+    A numeric user has none, and what libraries keep in it would be refused.
+    """
+    return {} if _HOME in spec.env or _HOME in image.env else {_HOME: "/tmp"}  # noqa: S108 - inside
+
+
+def _disk(resources: Resources, rules: PlanRules) -> int:
+    if resources.disk is None:
+        return min(rules.disk_bytes, rules.max_disk_bytes)
+    if resources.disk > rules.max_disk_bytes:
+        raise ModelyardError(
+            ErrorCode.CREATE_FAILED,
+            f"resources.disk is {resources.disk} bytes, and this host gives a container at most "
+            f"{rules.max_disk_bytes} (MODELYARD_WORKER_MAX_DISK).",
+        )
+    return resources.disk
+
+
+def _volumes_leave_room(spec: ModelSpec, dataset: DatasetMount | None, image: ImageFacts) -> None:
+    """Check that no volume of the image lies above or below a mount of ours.
+
+    On the same folder ours takes its place.
+    """
+    ours = {"dataset_mount": dataset.target if dataset else None, "result_file": _kept_folder(spec)}
+    for field, target in ours.items():
+        for volume in image.volumes if target is not None else ():
+            one, other = normal(volume), normal(target or "")
+            if one != other and overlap(one, other):
+                raise ModelyardError(
+                    ErrorCode.CREATE_FAILED,
+                    f"The image declares a volume at {one}, which lies above or below {other} of "
+                    f"{field}: one would hide the other. Take another {field}.",
+                )

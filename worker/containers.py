@@ -5,11 +5,13 @@ from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
 from modelyard.crash_points import crash_point
 from worker.account import Account
-from worker.container_plan import PlanRules, container_name, plan_container, spec_hash
+from worker.container_plan import ContainerPlan, PlanRules, plan_container, spec_hash
 from worker.datasets import Datasets, mount_target, verify_mount
 from worker.health import Health
 from worker.hooks import ModelServer
 from worker.images import Images
+from worker.judgement import judge
+from worker.labels import container_name
 from worker.probes import Answer
 from worker.profiles import talk_of
 from worker.readiness import Question, while_running
@@ -25,7 +27,10 @@ HALT_S = 8.0
 
 
 class Containers:
-    """What operations do to containers. Only labelled containers of this host are ever touched."""
+    """What operations do to containers. Only this host's own are ever touched.
+
+    Its own are those that have its labels, and the name that belongs to them.
+    """
 
     def __init__(
         self,
@@ -68,13 +73,14 @@ class Containers:
         if known is not None and known.labels is not None:
             if known.labels.spec == spec_hash(command.model):
                 if target is not None:
-                    verify_mount(known, target, None)
+                    verify_mount(known, target)
                 return known
             # Made from another spec under the same generation: what was asked for counts.
             await self._remove(known.id)
         return await self._create(command, account)
 
     async def _create(self, command: HostCommand, account: Account) -> ContainerFacts:
+        judge(command)
         mount = await self._datasets.locate(command.dataset, command.model)
 
         def on_pull() -> None:
@@ -87,15 +93,29 @@ class Containers:
         account.tell(Phase.CREATING)
         # A pruned network would only be missed when the container starts.
         await self._runtime.ensure_network()
-        plan = plan_container(command, mount, self._rules)
+        image = await self._runtime.image(command.model.image)
+        plan = plan_container(command, mount, self._rules, image)
         await account.may_go_on()
         crash_point("worker.before_create")
         created = await self._runtime.create(plan)
         crash_point("worker.after_create")
         facts = await self._runtime.inspect(created)
         if mount is not None:
-            verify_mount(facts, mount.target, mount.source)
+            verify_mount(facts, mount.target, mount)
+        await self._no_link_leads_elsewhere(plan, facts)
         return facts
+
+    async def _no_link_leads_elsewhere(self, plan: ContainerPlan, facts: ContainerFacts) -> None:
+        """Check that what is mounted lies where it was mounted, and not behind a link."""
+        dataset = plan.dataset.target if plan.dataset else None
+        for field, target in (("dataset_mount", dataset), ("result_file", plan.kept_folder)):
+            link = await self._runtime.link_at(facts.id, target) if target else None
+            if link is not None:
+                raise ModelyardError(
+                    ErrorCode.CREATE_FAILED,
+                    f"{link} is a link in the image, and {field} would lie behind it, perhaps on "
+                    f"another mount. Take the path that it leads to as {field}.",
+                )
 
     async def serve(
         self, command: HostCommand, facts: ContainerFacts, account: Account
@@ -119,9 +139,10 @@ class Containers:
             return facts
         mount = await self._datasets.locate(command.dataset, command.model)
         if mount is not None:
-            verify_mount(facts, mount.target, mount.source)
+            verify_mount(facts, mount.target, mount)
         account.tell(Phase.STARTING, container_id=facts.id)
         self.health.was_unloaded(facts.id)
+        self.health.over_disk.discard(facts.id)
         await account.may_go_on()
         await self._runtime.start(facts.id)
         crash_point("worker.after_start")
@@ -187,6 +208,7 @@ class Containers:
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
         self.health.forget(container_id)
+        self.health.over_disk.discard(container_id)
 
     async def _stop(self, container_id: str, grace_s: float) -> None:
         try:

@@ -7,10 +7,12 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.errors import SENTENCES, ErrorCode, ModelyardError
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.mounts import normal, overlap
 from worker.container_plan import DatasetMount
 from worker.pauses import GrowingPauses
 from worker.runtime import ContainerFacts, ContainerRuntime
@@ -21,13 +23,24 @@ MAX_LOOKS = 32
 """Looks that may be under way; each that never ends holds a thread until the process does."""
 
 
-class Datasets:
-    """The datasets of one host: named volumes, and folders under its dataset roots."""
+_HARMLESS = frozenset({"size"})
+"""Options of a volume that say nothing of where it is."""
+_OUTSIDE = "The dataset lies outside of the host's MODELYARD_WORKER_DATASET_ROOTS."
 
-    def __init__(self, runtime: ContainerRuntime, roots: Sequence[str]) -> None:
-        """`roots` are absolute folders; without any, only volumes are mounted."""
+
+class Datasets:
+    """The datasets of one host: volumes that it allows, and folders under its dataset roots."""
+
+    def __init__(
+        self, runtime: ContainerRuntime, roots: Sequence[str], volumes: Sequence[str] = ()
+    ) -> None:
+        """`roots` are absolute folders, `volumes` names that may have `*` in them.
+
+        Without any of one kind nothing of that kind is mounted.
+        """
         self._runtime = runtime
         self._roots = tuple(roots)
+        self._volumes = tuple(volumes)
         self._looks: dict[tuple[str, str | None], asyncio.Future[_Look]] = {}
         """Under way: whoever looks for the same shares it."""
 
@@ -40,12 +53,36 @@ class Datasets:
         if dataset is None or target is None:
             return None
         if dataset.volume is not None:
-            # The engine would create a missing one, empty.
-            if not await self._runtime.volume_exists(dataset.volume):
-                raise _unavailable(dataset, f"There is no volume {dataset.volume}.")
+            await self._check_volume(dataset, dataset.volume)
             return DatasetMount("volume", dataset.volume, target)
         source = await self._folder(dataset, dataset.path or "")
         return DatasetMount("bind", source, target)
+
+    async def _check_volume(self, dataset: DatasetSpec, name: str) -> None:
+        """Check that a volume may be mounted and is there.
+
+        A volume can be any folder of the host, or of another one: its options say which. Only what
+        Docker keeps in its own folder is a dataset.
+        """
+        if not any(fnmatchcase(name, pattern) for pattern in self._volumes):
+            raise ModelyardError(
+                ErrorCode.DATASET_REFUSED,
+                f"This host may not mount the volume {name}: the setting "
+                "MODELYARD_WORKER_ALLOWED_VOLUMES of its worker does not hold it.",
+                volume=name,
+            )
+        volume = await self._runtime.volume(name)
+        if volume is None:  # the engine would create it, empty
+            raise _unavailable(dataset, f"There is no volume {name}.")
+        if volume.driver != "local" or not _HARMLESS.issuperset(volume.options):
+            raise ModelyardError(
+                ErrorCode.DATASET_REFUSED,
+                f"The volume {name} is not a plain one of Docker's driver local: with another "
+                "driver, or with options such as type, o and device, it can be any folder.",
+                volume=name,
+                driver=volume.driver,
+                options=sorted(volume.options),
+            )
 
     async def _folder(self, dataset: DatasetSpec, path: str) -> str:
         pauses = GrowingPauses(dataset.wait_s)
@@ -74,19 +111,28 @@ class Datasets:
         return await asyncio.shield(under_way)
 
 
-def verify_mount(facts: ContainerFacts, target: str, source: str | None) -> None:
-    """Check that the container has the dataset, read-only; raises `dataset_unavailable`.
+def verify_mount(facts: ContainerFacts, target: str, expected: DatasetMount | None = None) -> None:
+    """Check that the container has the dataset, read-only and alone in its place.
 
-    `source` None takes any. An engine creates a container before it looks at a mount's source,
-    and a share may go away in between: what is said about a container is what was seen on it.
+    `expected` None takes any source. An engine creates a container before it looks at a mount's
+    source, and a share may go away in between: what is said about a container is what was seen on
+    it. Raises `dataset_unavailable`.
     """
-    seen = {mount.target: mount for mount in facts.mounts}.get(target)
-    if seen is None or not seen.read_only or source not in {None, seen.source}:
+    there = [it for it in facts.mounts if overlap(normal(it.target), normal(target))]
+    seen = there[0] if len(there) == 1 else None
+    wanted = (expected.kind, expected.source) if expected else None
+    if (
+        seen is None
+        or seen.target != target
+        or seen.kind not in {"bind", "volume"}
+        or not seen.read_only
+        or wanted not in {None, (seen.kind, seen.source)}
+    ):
         raise ModelyardError(
             ErrorCode.DATASET_UNAVAILABLE,
-            "The container does not have its dataset.",
-            expected=source,
-            seen=seen.source if seen else None,
+            "The container does not have its dataset, or something else is mounted in its place.",
+            expected=expected.source if expected else None,
+            seen=[f"{it.kind} {it.source} at {it.target}" for it in there],
         )
 
 
@@ -111,7 +157,7 @@ def _look(path: str, roots: Sequence[str], ready_file: str | None) -> _Look:
     try:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-            return _Look(refused=SENTENCES[ErrorCode.DATASET_REFUSED])
+            return _Look(refused=_OUTSIDE)
         if not stat.S_ISDIR(real.stat().st_mode):
             return _Look(refused="The dataset is not a folder.")
         if ready_file is not None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from worker.container_plan import ContainerPlan
 
-_SHM_BYTES = 64 << 20
 _LOG_CONFIG = {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
 _TMP = "/tmp"  # noqa: S108 - inside of the container
 
@@ -26,7 +25,6 @@ def engine_config(plan: ContainerPlan) -> dict[str, Any]:
         "AttachStderr": False,
         # Readiness is probed from outside; an image's own check would only cost processes.
         "Healthcheck": {"Test": ["NONE"]},
-        "StopSignal": "SIGTERM",
         "StopTimeout": int(plan.stop_grace_s),
         "HostConfig": _host_config(plan),
         "NetworkingConfig": {"EndpointsConfig": {plan.network: {}}},
@@ -51,7 +49,7 @@ def _host_config(plan: ContainerPlan) -> dict[str, Any]:
         "MemorySwap": plan.memory,
         "NanoCpus": round(plan.cpus * 1_000_000_000),
         "PidsLimit": plan.pids_limit,
-        "ShmSize": min(_SHM_BYTES, plan.memory),
+        "ShmSize": plan.shm,
         "OomKillDisable": False,
         "Init": True,
         "AutoRemove": False,
@@ -61,7 +59,8 @@ def _host_config(plan: ContainerPlan) -> dict[str, Any]:
         "Mounts": _mounts(plan),
     }
     if plan.kept_folder != _TMP:
-        options = f"rw,nosuid,nodev,size={plan.tmpfs_bytes},mode=1777"
+        # Compilers and package caches run what they put there; Docker's own default is noexec.
+        options = f"rw,exec,nosuid,nodev,size={plan.tmpfs_bytes},mode=1777"
         host["Tmpfs"] = {_TMP: options}
     if plan.port is not None and plan.publish:
         host["PortBindings"] = {f"{plan.port}/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}
@@ -85,8 +84,9 @@ def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
             # The image's own files never get into a dataset.
             mount["VolumeOptions"] = {"NoCopy": True}
         else:
-            # What is mounted below the folder later stays outside of the container.
-            mount["BindOptions"] = {"Propagation": "rprivate"}
+            # What is or will be mounted below the folder stays outside of the container: it would
+            # not be read-only there.
+            mount["BindOptions"] = {"Propagation": "rprivate", "NonRecursive": True}
         mounts.append(mount)
     if plan.kept_folder is not None:
         mounts.append({"Type": "volume", "Target": plan.kept_folder})

@@ -1,11 +1,14 @@
 """What Docker answers, as far as we read it. Source: Docker Engine API 1.41. Pure."""
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_pascal
 
 from modelyard.contract.messages import EngineFacts
+from worker.container_plan import ImageFacts
 from worker.labels import ContainerLabels
-from worker.runtime import Address, ContainerFacts, MountFacts
+from worker.runtime import Address, ContainerFacts, MountFacts, VolumeFacts
 
 _NEVER = "0001-01-01"
 
@@ -24,6 +27,11 @@ class _State(_Document):
 
 class _Config(_Document):
     labels: dict[str, str] | None = None
+
+
+class _HostConfig(_Document):
+    readonly_rootfs: bool = False
+    tmpfs: dict[str, str] | None = None
 
 
 class _Mount(_Document):
@@ -54,7 +62,10 @@ class ContainerDocument(_Document):
     name: str
     state: _State
     config: _Config
+    host_config: _HostConfig = _HostConfig()
     mounts: tuple[_Mount, ...] = ()
+    size_rw: int = 0
+    """Only where it was asked for."""
     network_settings: _NetworkSettings = _NetworkSettings()
 
     @property
@@ -73,29 +84,38 @@ class ContainerDocument(_Document):
 
     def facts(self, *, publish: bool, network: str) -> ContainerFacts:
         """Return the same in our words."""
-        labels = ContainerLabels.parse(self.config.labels or {})
+        name = self.name.removeprefix("/")
+        labels = ContainerLabels.parse(self.config.labels or {}, name=name)
+        mounts = self._mounts()
         state = self.state
         started = not state.started_at.startswith(_NEVER)
         return ContainerFacts(
             id=self.id,
-            name=self.name.removeprefix("/"),
+            name=name,
             running=state.running,
             ever_started=started,
             exit_code=state.exit_code if started and not state.running else None,
             oom_killed=state.oom_killed,
             dead=self.dead,
             labels=labels,
-            mounts=tuple(
-                MountFacts(
-                    kind=mount.type,
-                    source=mount.name if mount.type == "volume" else mount.source,
-                    target=mount.destination,
-                    read_only=not mount.rw,
-                )
-                for mount in self.mounts
-            ),
+            mounts=mounts,
+            fills_disk=not self.host_config.readonly_rootfs or any(it.on_disk for it in mounts),
             address=self._address(labels, publish=publish, network=network),
         )
+
+    def _mounts(self) -> tuple[MountFacts, ...]:
+        found = [
+            MountFacts(
+                kind=mount.type,
+                source=mount.name if mount.type == "volume" else mount.source,
+                target=mount.destination,
+                read_only=not mount.rw,
+            )
+            for mount in self.mounts
+        ]
+        # Docker lists a tmpfs apart from its mounts.
+        found += [MountFacts("tmpfs", "", t, read_only=False) for t in self.host_config.tmpfs or ()]
+        return tuple(found)
 
     def _address(
         self, labels: ContainerLabels | None, *, publish: bool, network: str
@@ -122,6 +142,57 @@ class NetworkDocument(_Document):
     def isolates(self) -> bool:
         """True if its containers can't reach each other."""
         return (self.options or {}).get(ICC_OPTION) == "false"
+
+
+class _ImageConfig(_Document):
+    volumes: dict[str, Any] | None = None
+    env: list[str] | None = None
+
+
+class ImageDocument(_Document):
+    """`GET /images/{name}/json`."""
+
+    config: _ImageConfig | None = None
+
+    def facts(self) -> ImageFacts:
+        """Return the same in our words."""
+        config = self.config or _ImageConfig()
+        return ImageFacts(
+            volumes=tuple(config.volumes or ()),
+            env=frozenset(line.partition("=")[0] for line in config.env or ()),
+        )
+
+
+class VolumeDocument(_Document):
+    """`GET /volumes/{name}`."""
+
+    driver: str = ""
+    options: dict[str, str] | None = None
+    mountpoint: str = ""
+
+    def facts(self) -> VolumeFacts:
+        """Return the same in our words."""
+        return VolumeFacts(self.driver, dict(self.options or {}), self.mountpoint)
+
+
+class _VolumeUsage(_Document):
+    size: int = -1
+
+
+class _UsedVolume(_Document):
+    name: str
+    usage_data: _VolumeUsage | None = None
+
+
+class DiskUsageDocument(_Document):
+    """`GET /system/df`."""
+
+    volumes: tuple[_UsedVolume, ...] | None = None
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each volume that was measured, by name."""
+        measured = [(it.name, it.usage_data.size) for it in self.volumes or () if it.usage_data]
+        return {name: size for name, size in measured if size >= 0}
 
 
 ICC_OPTION = "com.docker.network.bridge.enable_icc"

@@ -9,21 +9,24 @@ version is negotiated: 1.41 (Docker 20.10) and up.
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from aiodocker.containers import DockerContainer
 from aiodocker.exceptions import DockerError
 
 from modelyard.contract.messages import EngineFacts
-from worker.container_plan import ContainerPlan
+from worker.container_plan import ContainerPlan, ImageFacts
 from worker.docker_config import engine_config
 from worker.docker_documents import (
     ICC_OPTION,
     ContainerDocument,
+    DiskUsageDocument,
+    ImageDocument,
     InfoDocument,
     NetworkDocument,
     VersionDocument,
+    VolumeDocument,
     engine_facts,
 )
 from worker.docker_runtime_calls import (
@@ -53,10 +56,12 @@ from worker.runtime import (
     NoSuchContainerError,
     OnProgress,
     StartRefusedError,
+    VolumeFacts,
     checked_ref,
 )
 
 PING_S = 5.0
+MEASURE_S = 60.0
 CLOSE_S = 2.0
 CREATE_S = 60.0
 REMOVE_S = 60.0
@@ -85,17 +90,17 @@ class DockerRuntime:
             await self._streams.close()
 
     async def ping(self) -> None:
-        async with deadline("ping", PING_S):
+        async with deadline("ping", PING_S, ours=True):
             await self._docker.version()
 
     async def facts(self) -> EngineFacts:
-        async with deadline("describe itself", CALL_S):
+        async with deadline("describe itself", CALL_S, ours=True):
             version = VersionDocument.model_validate(await self._docker.version())
             info = InfoDocument.model_validate(await self._docker.system.info())
         return engine_facts(version, info)
 
     async def ensure_network(self) -> None:
-        async with deadline("make the job network", CALL_S):
+        async with deadline("make the job network", CALL_S, ours=True):
             known = await self._known_network()
             if known is None:
                 try:
@@ -133,17 +138,50 @@ class DockerRuntime:
         if not await self.has_image(image):
             raise ImagePullFailedError(f"{image}: the pull ended without the image.")
 
-    async def volume_exists(self, name: str) -> bool:
-        if _VOLUME.fullmatch(name) is None:
-            return False
-        async with deadline("look for a volume", CALL_S):
+    async def image(self, image: str) -> ImageFacts:
+        async with deadline("look at an image", CALL_S):
             try:
-                await self._docker.volumes.get(name)  # type: ignore[no-untyped-call]
+                found = await self._docker.images.inspect(full_reference(image))
             except DockerError as error:
                 if error.status == NOT_FOUND:
-                    return False
+                    raise ImageNotFoundError(f"{image}: {error.message}") from error
                 raise
-            return True
+            return ImageDocument.model_validate(found).facts()
+
+    async def volume(self, name: str) -> VolumeFacts | None:
+        if _VOLUME.fullmatch(name) is None:
+            return None
+        async with deadline("look for a volume", CALL_S):
+            try:
+                found = await self._docker._query_json(f"volumes/{name}")  # noqa: SLF001 - its own
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    return None
+                raise
+            return VolumeDocument.model_validate(found).facts()
+
+    async def disk_used(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
+        used = {}
+        for facts in containers:
+            try:
+                used[facts.id] = await self._written(facts.id)
+            except NoSuchContainerError:
+                continue
+        if not any(mount.on_disk for facts in containers for mount in facts.mounts):
+            return used
+        # Docker 20.10 measures all that it has for this; later ones only the volumes.
+        async with deadline("measure volumes", MEASURE_S, ours=True):
+            answer = await self._streams._query_json("system/df", params={"type": "volume"})  # noqa: SLF001 - aiodocker has no parameter for it
+            sizes = DiskUsageDocument.model_validate(answer).sizes()
+        for facts in containers:
+            if facts.id in used:
+                volumes = [mount.source for mount in facts.mounts if mount.on_disk]
+                used[facts.id] += sum(sizes.get(name, 0) for name in volumes)
+        return used
+
+    async def _written(self, container_id: str) -> int:
+        async with one_container(self._streams, container_id, "measure", MEASURE_S) as container:
+            return ContainerDocument.model_validate(await container.show(size="1")).size_rw
 
     async def create(self, plan: ContainerPlan) -> str:
         checked_ref(plan.name)
@@ -189,6 +227,9 @@ class DockerRuntime:
             )
         return facts.id
 
+    async def link_at(self, container_id: str, path: str) -> str | None:
+        return await self._output.link_at(container_id, path)
+
     async def start(self, container_id: str) -> None:
         async with self._container(container_id, "start", CALL_S) as container:
             try:
@@ -226,9 +267,9 @@ class DockerRuntime:
             raise NoSuchContainerError
         return facts
 
-    async def _look_at(self, ref: str) -> ContainerFacts:
+    async def _look_at(self, ref: str, *, ours: bool = False) -> ContainerFacts:
         """Return what is true of a container, also of a dead one."""
-        async with self._container(ref, "inspect", CALL_S) as container:
+        async with one_container(self._docker, ref, "inspect", CALL_S, ours=ours) as container:
             document = ContainerDocument.model_validate(await container.show())
             if document.going:
                 raise NoSuchContainerError
@@ -237,15 +278,18 @@ class DockerRuntime:
     async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
         labels = [f"{HOST}={self._host_id}", *([f"{JOB}={job_id}"] if job_id else [])]
         filters = {"label": labels}
-        async with deadline("list containers", CALL_S):
+        async with deadline("list containers", CALL_S, ours=True):
             listed = await self._docker.containers.list(all=True, filters=json.dumps(filters))
-        facts = []
+        found = []
         for container in listed:
             try:
-                facts.append(await self._look_at(container.id))
+                facts = await self._look_at(container.id, ours=True)
             except NoSuchContainerError:
                 continue  # removed in between
-        return facts
+            # A label may come from an image: only with the name of one of ours is it ours.
+            if facts.labels is not None:
+                found.append(facts)
+        return found
 
     async def wait_exit(self, container_id: str) -> Exit:
         while True:
@@ -262,6 +306,9 @@ class DockerRuntime:
 
     async def stdout_tail(self, container_id: str, *, max_bytes: int) -> bytes:
         return await self._output.stdout_tail(container_id, max_bytes=max_bytes)
+
+    async def log_is_full(self, container_id: str) -> bool:
+        return await self._output.log_is_full(container_id)
 
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
         return await self._output.read_file(container_id, path, max_bytes=max_bytes)

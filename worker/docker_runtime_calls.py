@@ -11,6 +11,7 @@ from aiodocker.exceptions import DockerError
 
 from worker.runtime import (
     DiskFullError,
+    EngineRefusedError,
     EngineUnavailableError,
     NoSuchContainerError,
     checked_ref,
@@ -19,6 +20,7 @@ from worker.runtime import (
 CALL_S = 30.0
 NOT_FOUND = 404
 CONFLICT = 409
+TOO_MANY = 429
 SERVER_FAULT = 500
 """From here on up it is the engine's trouble and not the request's."""
 UNREACHABLE = 900
@@ -34,6 +36,11 @@ def disk_is_full(message: str | None) -> bool:
     return _DISK_FULL in (message or "").lower()
 
 
+def is_refusal(error: DockerError) -> bool:
+    """Tell whether the engine found fault with the request, and not with itself."""
+    return error.status < SERVER_FAULT and error.status != TOO_MANY
+
+
 def client_of(url: str) -> aiodocker.Docker:
     """Return a client that takes as many connections as there are calls.
 
@@ -45,11 +52,13 @@ def client_of(url: str) -> aiodocker.Docker:
 
 
 @asynccontextmanager
-async def deadline(what: str, seconds: float) -> AsyncIterator[None]:
+async def deadline(what: str, seconds: float, *, ours: bool = False) -> AsyncIterator[None]:
     """Bound the calls inside to `seconds`; aiodocker has no timeouts of its own.
 
-    Raises `EngineUnavailableError` when there is no answer in time, one that can't be read, or a
-    refusal that nobody inside has given another name.
+    Raises `EngineUnavailableError` when there is no answer in time, one that can't be read, or the
+    engine's own failure. A refusal (4xx) that nobody inside has given another name is an
+    `EngineRefusedError`: what was asked for is at fault. `ours` is for calls that carry nothing of
+    a request: an engine that refuses these is of no use, as one that is away.
     """
     limit = asyncio.timeout(seconds)
     try:
@@ -63,6 +72,8 @@ async def deadline(what: str, seconds: float) -> AsyncIterator[None]:
     except DockerError as error:
         if disk_is_full(error.message):
             raise DiskFullError(f"Docker failed to {what}: {error.message}") from error
+        if is_refusal(error) and not ours:
+            raise EngineRefusedError(f"Docker refused to {what}: {error.message}") from error
         raise EngineUnavailableError(f"Docker failed to {what}: {error.message}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise EngineUnavailableError(f"Docker broke off (tried to {what}): {error!r}") from error
@@ -74,14 +85,14 @@ async def deadline(what: str, seconds: float) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def one_container(
-    client: aiodocker.Docker, ref: str, what: str, seconds: float
+    client: aiodocker.Docker, ref: str, what: str, seconds: float, *, ours: bool = False
 ) -> AsyncIterator[DockerContainer]:
     """Yield the handle of a container for one bounded call.
 
-    Raises `NoSuchContainerError` for 404 and `EngineUnavailableError` for all other refusals.
+    Raises `NoSuchContainerError` for 404, and for all else what `deadline` does.
     """
     container = client.containers.container(checked_ref(ref))
-    async with deadline(f"{what} a container", seconds):
+    async with deadline(f"{what} a container", seconds, ours=ours):
         try:
             yield container
         except DockerError as error:

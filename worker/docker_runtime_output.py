@@ -1,6 +1,7 @@
 """What a container leaves behind: its exit, its logs, its files. Long streams, bounded memory."""
 
 import asyncio
+import base64
 import io
 import tarfile
 from collections.abc import AsyncIterator
@@ -8,8 +9,17 @@ from collections.abc import AsyncIterator
 import aiodocker
 import aiohttp
 from aiodocker.exceptions import DockerError
+from pydantic import BaseModel, ConfigDict, Field
 
-from worker.docker_runtime_calls import CALL_S, NOT_FOUND, deadline, one_container, streamed
+from modelyard.contract.mounts import normal
+from worker.docker_runtime_calls import (
+    CALL_S,
+    NOT_FOUND,
+    deadline,
+    is_refusal,
+    one_container,
+    streamed,
+)
 from worker.runtime import FileTooLargeError, FileUnreadableError, checked_ref
 
 WAIT_SLICE_S = 30.0
@@ -17,9 +27,30 @@ WAIT_SLICE_S = 30.0
 WHOLE_LOG_S = 120.0
 _TAR_BYTES = 64 << 10
 """Tar's own blocks and headers around one file, with room."""
+FULL_LOG_BYTES = 19_000_000
+"""Less than two whole files of three: once a third is begun the first one is dropped next."""
+_ENTRY_BYTES = 80
+"""What the engine's log file has around each entry, at the least."""
+_UNREADABLE = (
+    "not a directory",
+    "too many levels of symbolic links",
+    "too many links",
+    "file name too long",
+    "permission denied",
+)
+"""What the operating system finds wrong with a path, in the words of Go."""
+_STAT = "X-Docker-Container-Path-Stat"
 _FRAME_HEAD = 8
 _FRAME_BYTES = 1 << 20
 """Far more than a log entry has: the engine cuts longer lines up into entries of 16 KiB."""
+
+
+class _PathStat(BaseModel):
+    """What is at a path, as Base64 JSON in a header of `GET /containers/{id}/archive`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    link_target: str = Field(default="", alias="linkTarget")
 
 
 class DockerOutput:
@@ -69,6 +100,35 @@ class DockerOutput:
                     size -= len(kept.pop(0))
         return b"".join(kept)
 
+    async def log_is_full(self, container_id: str) -> bool:
+        params = {"stdout": True, "stderr": True}
+        size = 0
+        async with (
+            one_container(self._client, container_id, "read the log of", WHOLE_LOG_S) as it,
+            streamed(self._client, f"containers/{it.id}/logs", params=params) as response,
+        ):
+            async for piece in _entries(response.content):
+                size += len(piece) + _ENTRY_BYTES
+        return size >= FULL_LOG_BYTES
+
+    async def link_at(self, container_id: str, path: str) -> str | None:
+        place = f"containers/{checked_ref(container_id)}/archive"
+        whole = normal(path)
+        for part in (*reversed(whole.parents), whole)[1:]:
+            async with deadline("look at a path", CALL_S):
+                try:
+                    # Not HEAD, though only the header counts: aiodocker can't read its refusals.
+                    asked = {"path": str(part)}
+                    async with streamed(self._client, place, params=asked) as response:
+                        stat = response.headers.get(_STAT, "")
+                except DockerError as error:
+                    if error.status == NOT_FOUND:
+                        return None  # the engine will make it, and all below it
+                    raise
+                if _PathStat.model_validate_json(base64.b64decode(stat)).link_target:
+                    return str(part)
+        return None
+
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
         archive = bytearray()
         place = f"containers/{checked_ref(container_id)}/archive"
@@ -82,6 +142,9 @@ class DockerOutput:
             except DockerError as error:
                 if error.status == NOT_FOUND:
                     raise FileUnreadableError(f"{path} is not there.") from error
+                # The path itself is at fault: the engine says that with 500 as well.
+                if is_refusal(error) or any(it in (error.message or "") for it in _UNREADABLE):
+                    raise FileUnreadableError(f"{path}: {error.message}") from error
                 raise
         return _only_file(bytes(archive), path, max_bytes)
 

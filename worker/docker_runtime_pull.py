@@ -5,7 +5,13 @@ from aiodocker.exceptions import DockerError
 
 from modelyard.contract.messages import Progress
 from worker.docker_documents import PullLine, PullProgress
-from worker.docker_runtime_calls import NOT_FOUND, UNREACHABLE, disk_is_full, streamed
+from worker.docker_runtime_calls import (
+    NOT_FOUND,
+    UNREACHABLE,
+    disk_is_full,
+    is_refusal,
+    streamed,
+)
 from worker.runtime import (
     DiskFullError,
     ImageDeniedError,
@@ -51,7 +57,10 @@ async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) ->
         if error.status == UNREACHABLE:
             raise
         absent = error.status == NOT_FOUND
-        raise _refusal(image, error.message or "", absent=absent) from error
+        refusal = _refusal(image, error.message or "", absent=absent)
+        if type(refusal) is ImagePullFailedError and is_refusal(error):
+            raise  # the name itself, or the call: no registry was asked
+        raise refusal from error
 
 
 def _refusal(image: str, message: str, *, absent: bool = False) -> RuntimeFaultError:

@@ -132,6 +132,9 @@ class FakeBatch:
     stderr: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     oom_killed: bool = False
+    log_is_full: bool = False
+    disk: int = 0
+    """Bytes that it writes to the disk."""
     starts: int = 0
 
     def start(self, container: FakeContainer) -> None:
@@ -139,6 +142,8 @@ class FakeBatch:
         container.write(self.stderr, stderr=True)
         container.write(self.stdout)
         container.files.update(self.files)
+        container.log_is_full = self.log_is_full
+        container.disk = self.disk
         if self.exit_code is not None:
             container.exit(self.exit_code, oom_killed=self.oom_killed)
 

@@ -7,15 +7,16 @@ container's address (through `FakeRuntime.transport`), and may exit.
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import httpx2
 
 from modelyard.contract.messages import EngineFacts, Progress
+from modelyard.contract.mounts import TMP, normal
 from modelyard.together import TaskGroup
-from worker.container_plan import ContainerPlan
+from worker.container_plan import ContainerPlan, ImageFacts
 from worker.docker_config import engine_config
 from worker.http_exchange import RefusedError
 from worker.labels import ContainerLabels
@@ -34,6 +35,7 @@ from worker.runtime import (
     NoSuchContainerError,
     OnProgress,
     StartRefusedError,
+    VolumeFacts,
     checked_ref,
 )
 
@@ -76,6 +78,10 @@ class FakeContainer:
     """Set by tests: the engine died while it removed it."""
     stdout: str = ""
     log: str = ""
+    log_is_full: bool = False
+    """Set by programs: it wrote so much that the beginning of its log was dropped."""
+    disk: int = 0
+    """Bytes that it has written to the disk."""
     files: dict[str, bytes] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it stops running or is removed; a new one for each start."""
@@ -107,7 +113,8 @@ class FakeContainer:
             exit_code=self.exit_code,
             oom_killed=self.oom_killed,
             dead=self.dead,
-            labels=ContainerLabels.parse(plan.labels.as_labels()) if plan else None,
+            labels=ContainerLabels.parse(plan.labels.as_labels(), name=self.name) if plan else None,
+            fills_disk=plan is None or not plan.read_only or plan.kept_folder is not None,
             mounts=_mounts(plan) if plan else (),
             address=Address("127.0.0.1", self.port)
             if plan and plan.port and self.running
@@ -146,7 +153,12 @@ class FakeRuntime:
         self.pull_may_end.set()
         self.pull_fault: str | None = None
         """Set: the registry refuses with these words."""
-        self.volumes: set[str] = set()
+        self.volumes: dict[str, VolumeFacts] = {}
+        """By name."""
+        self.image_facts: dict[str, ImageFacts] = {}
+        """Of the images that bring something with them, by full reference."""
+        self.links: dict[str, set[str]] = {}
+        """Paths that are links in an image, by full reference."""
         self.networks = 0
         self.containers: dict[str, FakeContainer] = {}
         """By id."""
@@ -194,9 +206,23 @@ class FakeRuntime:
             self.pulls_now -= 1
         self.images[image] = offered[full_reference(image)]
 
-    async def volume_exists(self, name: str) -> bool:
+    async def image(self, image: str) -> ImageFacts:
+        if not await self.has_image(image):
+            raise ImageNotFoundError(f"{image}: No such image")
+        return self.image_facts.get(full_reference(image), ImageFacts())
+
+    async def volume(self, name: str) -> VolumeFacts | None:
         self._reach()
-        return name in self.volumes
+        return self.volumes.get(name)
+
+    async def disk_used(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
+        self._reach()
+        asked = [self.containers.get(facts.id) for facts in containers]
+        return {it.id: it.disk for it in asked if it is not None}
+
+    def add_volume(self, name: str, driver: str = "local", **options: str) -> None:
+        """Make a named volume."""
+        self.volumes[name] = VolumeFacts(driver, options)
 
     async def create(self, plan: ContainerPlan) -> str:
         self._reach()
@@ -214,6 +240,12 @@ class FakeRuntime:
         made = self._add(plan.name, plan, held[full_reference(plan.image)](plan))
         self.created.append(plan)
         return made.id
+
+    async def link_at(self, container_id: str, path: str) -> str | None:
+        container = self._get(container_id)
+        image = full_reference(container.plan.image) if container.plan else ""
+        parts = [str(part) for part in (*reversed(normal(path).parents), normal(path))]
+        return next((part for part in parts if part in self.links.get(image, ())), None)
 
     async def start(self, container_id: str) -> None:
         container = self._get(container_id)
@@ -306,6 +338,9 @@ class FakeRuntime:
         # A program writes bytes that are no UTF-8 as lone surrogates.
         return self._get(container_id).stdout.encode(errors="surrogateescape")[-max_bytes:]
 
+    async def log_is_full(self, container_id: str) -> bool:
+        return self._get(container_id).log_is_full
+
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
         files = self._get(container_id).files
         if path not in files:
@@ -397,10 +432,16 @@ async def _answered(
 
 
 def _mounts(plan: ContainerPlan) -> tuple[MountFacts, ...]:
-    dataset = plan.dataset
-    if dataset is None:
-        return ()
-    return (MountFacts(dataset.kind, dataset.source, dataset.target, read_only=True),)
+    mounts = []
+    if plan.dataset is not None:
+        dataset = plan.dataset
+        mounts.append(MountFacts(dataset.kind, dataset.source, dataset.target, read_only=True))
+    if plan.kept_folder is not None:
+        name = hashlib.sha256(plan.name.encode()).hexdigest()
+        mounts.append(MountFacts("volume", name, plan.kept_folder, read_only=False))
+    if plan.kept_folder != str(TMP):
+        mounts.append(MountFacts("tmpfs", "", str(TMP), read_only=False))
+    return tuple(mounts)
 
 
 def _without_mounts(facts: ContainerFacts) -> ContainerFacts:

@@ -53,7 +53,12 @@ class Images:
         and shares its failure.
         """
         if not self._allowed.allows(image):
-            raise ModelyardError(ErrorCode.IMAGE_REFUSED, image=image)
+            raise ModelyardError(
+                ErrorCode.IMAGE_REFUSED,
+                f"This host may not run {image}: MODELYARD_WORKER_ALLOWED_IMAGES of its "
+                "worker does not hold it.",
+                image=image,
+            )
         if image not in self._pulls and await self._runtime.has_image(image):
             return
         on_pull()

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from modelyard.contract.entry_rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import HostCommand, Message
@@ -44,13 +45,14 @@ def read_commands(envelope: Envelope) -> tuple[list[HostCommand], list[Unreadabl
     """Return the commands, and those that can't be read, each in an envelope of its own.
 
     Fields that are not known are ignored, in the specs of the catalog too: they are refused where
-    a client writes them, and a dispatcher may be newer than its workers.
+    a client writes them, and a dispatcher may be newer than its workers. Nor are the rules of the
+    catalog asked for here: what breaks them can be unloaded and terminated, but not created.
     """
     good: list[HostCommand] = []
     bad: list[Unreadable] = []
     for command in envelope.commands:
         try:
-            good.append(HostCommand.model_validate(command, extra="ignore"))
+            good.append(HostCommand.model_validate(command, context=AS_RECORDED, extra="ignore"))
         except ValidationError as error:
             alone = {**envelope.model_dump(exclude={"commands"}), "commands": [command]}
             body = json.dumps(alone).encode()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar
 
+from modelyard.contract.deaths import death_of
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.together import TaskGroup
 from worker.hooks import ModelServer
@@ -104,8 +105,8 @@ async def while_running(
 
 def exited(end: Exit) -> ModelyardError:
     """Return the error that says how a container ended."""
-    code = ErrorCode.OOM_KILLED if end.oom_killed else ErrorCode.EXITED
-    return ModelyardError(code, exit_code=end.code)
+    info = death_of(end.code, oom_killed=end.oom_killed)
+    return ModelyardError(info.code, info.message, **info.detail)
 
 
 def address_of(facts: ContainerFacts) -> Address:

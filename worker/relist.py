@@ -114,4 +114,5 @@ class Relist:
         unhealthy = self._health.looked(
             item.container_id, running=item.running, answer=answer_in(item)
         )
-        return item.model_copy(update={"unhealthy": True}) if unhealthy else item
+        over_disk = item.container_id in self._health.over_disk
+        return item.model_copy(update={"unhealthy": unhealthy, "disk_exceeded": over_disk})

@@ -8,13 +8,13 @@ no name is read as an id.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import EngineFacts, Progress
-from worker.container_plan import ContainerPlan
+from worker.container_plan import ContainerPlan, ImageFacts
 from worker.labels import ContainerLabels
 
 OnProgress = Callable[[Progress], None]
@@ -37,6 +37,12 @@ class EngineUnavailableError(RuntimeFaultError):
     """The engine refused the connection, did not answer in time, or failed inside."""
 
     default_code = ErrorCode.ENGINE_UNAVAILABLE
+
+
+class EngineRefusedError(RuntimeFaultError):
+    """The engine answers, and does not do what it was asked: it would refuse it again."""
+
+    default_code = ErrorCode.ENGINE_REFUSED
 
 
 class DiskFullError(RuntimeFaultError):
@@ -127,6 +133,21 @@ class MountFacts:
     target: str
     read_only: bool
 
+    @property
+    def on_disk(self) -> bool:
+        """True if what is written to it takes room on the disk."""
+        return self.kind == "volume" and not self.read_only
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeFacts:
+    """One named volume."""
+
+    driver: str
+    options: Mapping[str, str]
+    """What its driver was told; for `local` they may make it any folder of the host."""
+    mountpoint: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
@@ -144,6 +165,8 @@ class ContainerFacts:
     mounts: tuple[MountFacts, ...]
     address: Address | None
     """None without a port, and while it does not run."""
+    fills_disk: bool = False
+    """True if there is anything in it by which it could fill the host's disk."""
     dead: bool = False
     """Its removal was begun and has not ended, and nobody is at it: it can only be removed."""
 
@@ -157,7 +180,10 @@ class Exit:
 
 
 class ContainerRuntime(Protocol):
-    """A container engine. Every method may raise `EngineUnavailableError`.
+    """A container engine.
+
+    Every method may raise `EngineUnavailableError`. Those that carry something of a request (an
+    image, a volume, a container) may raise `EngineRefusedError` too, which no repetition changes.
 
     Those that pull, create and start may raise `DiskFullError`.
     """
@@ -183,8 +209,14 @@ class ContainerRuntime(Protocol):
         Raises `ImageNotFoundError`, `ImageDeniedError`, `ImagePullFailedError` and `DiskFullError`.
         """
 
-    async def volume_exists(self, name: str) -> bool:
-        """Return whether there is a named volume."""
+    async def image(self, image: str) -> ImageFacts:
+        """Return what an image that the engine holds brings with it.
+
+        Raises `ImageNotFoundError`.
+        """
+
+    async def volume(self, name: str) -> VolumeFacts | None:
+        """Return a named volume, None if there is none."""
 
     async def create(self, plan: ContainerPlan) -> str:
         """Create the planned container, or adopt the one that is already there; return its id.
@@ -192,11 +224,20 @@ class ContainerRuntime(Protocol):
         Raises `NameConflictError`, `ImageNotFoundError` and `CreateRefusedError`.
         """
 
+    async def link_at(self, container_id: str, path: str) -> str | None:
+        """Return the first part of a path that is a link in the container; None if none is.
+
+        What is mounted behind a link lies elsewhere, perhaps on another mount.
+        """
+
     async def start(self, container_id: str) -> None:
         """Start it; running already is success. Raises `StartRefusedError`."""
 
     async def stop(self, container_id: str, grace_s: float) -> None:
-        """Send SIGTERM and, `grace_s` seconds later, SIGKILL; stopped already is success."""
+        """Send the image's stop signal and, `grace_s` seconds later, SIGKILL.
+
+        Stopped already is success.
+        """
 
     async def remove(self, container_id: str) -> None:
         """Kill and remove it with its anonymous volumes; gone already is success."""
@@ -231,6 +272,15 @@ class ContainerRuntime(Protocol):
         """Return the end of what an exited container wrote to stdout; stderr is left out.
 
         It has at least `max_bytes`, if as many were written, and begins anywhere.
+        """
+
+    async def log_is_full(self, container_id: str) -> bool:
+        """Return whether the log is so long that its beginning may have been dropped."""
+
+    async def disk_used(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
+        """Return the bytes that each has written to the disk, by id: root file system and volumes.
+
+        Those that are gone are left out. It may take seconds: the engine walks through the files.
         """
 
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:

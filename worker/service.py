@@ -15,6 +15,7 @@ from worker.cleanup import RETRY_S, Cleanup
 from worker.container_plan import PlanRules
 from worker.containers import Containers
 from worker.datasets import Datasets
+from worker.disk import DiskWatch
 from worker.hooks import ModelServer
 from worker.images import Images
 from worker.job_locks import JobLocks
@@ -50,18 +51,21 @@ class Service:
         """
         self._fence_s = fence_s
         self._on_renewal = on_renewal
+        operations = build_operations(
+            runtime,
+            server,
+            rules=settings.plan_rules(),
+            allowed=AllowList(settings.worker_allowed_images),
+            dataset_roots=settings.worker_dataset_roots,
+            allowed_volumes=settings.worker_allowed_volumes,
+        )
+        self._disk = DiskWatch(runtime, operations.containers.health)
         self._standing = Standing(
             settings=settings,
             broker=broker,
             runtime=runtime,
             server=server,
-            operations=build_operations(
-                runtime,
-                server,
-                rules=settings.plan_rules(),
-                allowed=AllowList(settings.worker_allowed_images),
-                dataset_roots=settings.worker_dataset_roots,
-            ),
+            operations=operations,
             locks=JobLocks(),
             beat_s=beat_s,
         )
@@ -75,12 +79,14 @@ class Service:
         engine_wait_s = ENGINE_WAIT_S
         async with TaskGroup() as tasks:
             cleaning = tasks.create_task(self._standing.operations.clean_up())
+            measuring = tasks.create_task(self._disk.run())
             while not stop.is_set():
                 lease = Lease(seconds=self._fence_s, on_renewal=self._on_renewal)
                 await Term(self._standing, lease).run(stop, engine_wait_s=engine_wait_s)
                 # An engine that was there once comes back by itself.
                 engine_wait_s = math.inf
             cleaning.cancel()
+            measuring.cancel()
         log.info("worker.stopped")
 
 
@@ -91,10 +97,11 @@ def build_operations(  # noqa: PLR0913 - all that operations are wired from
     rules: PlanRules,
     allowed: AllowList,
     dataset_roots: tuple[str, ...],
+    allowed_volumes: tuple[str, ...] = (),
     cleanup_retry_s: float = RETRY_S,
 ) -> Operations:
     """Wire what performs commands; also for tests, over a fake engine."""
-    datasets = Datasets(runtime, dataset_roots)
+    datasets = Datasets(runtime, dataset_roots, allowed_volumes)
     containers = Containers(runtime, Images(runtime, allowed), datasets, server, rules)
     cleanup = Cleanup(containers, retry_s=cleanup_retry_s)
     return Operations(

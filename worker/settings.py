@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import NoDecode
 
-from modelyard.contract.catalog import AbsolutePath, Size
+from modelyard.contract.catalog_values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import Labels
 from modelyard.contract.topology import CONTROL_SUFFIX
@@ -36,6 +36,12 @@ ImagePatterns = Annotated[
     NoDecode,
     JSON,
     Expects('a JSON list, such as ["registry.example/team/*"]'),
+]
+VolumePatterns = Annotated[
+    tuple[Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9*][a-zA-Z0-9_.*-]{0,127}$")], ...],
+    NoDecode,
+    JSON,
+    Expects('a JSON list of names in which * stands for any letters, such as ["ds-*"]'),
 ]
 NetworkName = Annotated[
     str,
@@ -77,12 +83,17 @@ class WorkerSettings(ProcessSettings):
     worker_dataset_roots: Folders = Field(
         (),
         description='Folders that datasets may lie in, as a JSON list such as ["/srv/datasets"]; '
-        "none: volumes only.",
+        "none if not set.",
     )
     worker_allowed_images: ImagePatterns = Field(
-        ("*",),
-        description='Images that may run, as a JSON list such as ["registry.example/team/*"]; "*" '
-        "is any image.",
+        (),
+        description='Images that may run, as a JSON list such as ["registry.example/team/*"]; none '
+        'if not set, and ["*"] is any image of anybody.',
+    )
+    worker_allowed_volumes: VolumePatterns = Field(
+        (),
+        description="Docker volumes that may be mounted as datasets, as a JSON list such as "
+        '["ds-*"]; none if not set.',
     )
     worker_reach: Reach = Field(
         Reach.PUBLISHED,
@@ -93,6 +104,14 @@ class WorkerSettings(ProcessSettings):
     worker_tmpfs_size: Size = Field(
         256 << 20,
         description="Size of /tmp in a container, in memory: bytes, or such as 256m or 1g.",
+    )
+    worker_disk: Size = Field(
+        10 << 30,
+        description="What a container may write to the disk if its model does not say: bytes, or "
+        "such as 10g.",
+    )
+    worker_max_disk: Size = Field(
+        100 << 30, description="The most that a model may ask for as its resources.disk."
     )
     worker_pids_limit: int = Field(
         256, ge=8, le=1 << 20, description="Processes and threads that a container may have."
@@ -135,6 +154,15 @@ class WorkerSettings(ProcessSettings):
             raise ValueError("folders, none of them the whole file system")
         return roots
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What whoever runs this worker should know about its settings: one sentence each."""
+        if "*" in self.worker_allowed_images:
+            return ('MODELYARD_WORKER_ALLOWED_IMAGES holds "*": any image of anybody may run.',)
+        if not self.worker_allowed_images:
+            return ("MODELYARD_WORKER_ALLOWED_IMAGES is not set: no image may run here.",)
+        return ()
+
     def plan_rules(self) -> PlanRules:
         """Return what the host decides for all of its containers."""
         return PlanRules(
@@ -143,4 +171,6 @@ class WorkerSettings(ProcessSettings):
             publish=self.worker_reach is Reach.PUBLISHED,
             tmpfs_bytes=self.worker_tmpfs_size,
             pids_limit=self.worker_pids_limit,
+            disk_bytes=self.worker_disk,
+            max_disk_bytes=self.worker_max_disk,
         )

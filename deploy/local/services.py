@@ -100,6 +100,8 @@ class Services:
             "MODELYARD_HOST_ID": self._host_id,
             "MODELYARD_WORKER_SLOTS": str(_WORKER_SLOTS),
             "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self._layout.datasets)]),
+            # One's own machine, and only this machine's users reach the gateway.
+            "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',
             "DOCKER_HOST": endpoints.docker_host,
         }
         self.gateway.launch({**stores, **listening})

@@ -1,119 +1,62 @@
 """The catalog: which image a model is, what it needs and how one talks to it; what a dataset is."""
 
-import re
+from collections.abc import Iterator
 from enum import StrEnum
-from pathlib import PurePosixPath
-from posixpath import normpath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    StringConstraints,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
     model_validator,
 )
 
+from modelyard.contract.catalog_values import (
+    AbsolutePath,
+    EnvName,
+    FileInside,
+    HeaderName,
+    HeaderValue,
+    ImageName,
+    Label,
+    ServedName,
+    Size,
+    Switch,
+    Text,
+    UrlPath,
+    User,
+    VolumeName,
+)
+from modelyard.contract.entry_rules import ON_ENTRY, Broken, Rule, follow_rules
 from modelyard.contract.ids import Id
+from modelyard.contract.mounts import (
+    ENGINES_OWN,
+    TMP,
+    in_the_way_of,
+    kept_folder,
+    normal,
+    overlap,
+)
 
-_SIZE = re.compile(r"(\d+)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
-_SIZE_FACTORS = {None: 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def parse_size(value: object) -> object:
-    """Turn `512m` or `2GiB` into bytes as Docker counts them: every unit is a power of 1,024.
-
-    Anything that is not a string is returned as it is, for the field's own check.
-    """
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("a size in bytes, or with k, m, g or t, such as 512m")
-    unit = match.group(2)
-    return int(match.group(1)) * _SIZE_FACTORS[unit.lower() if unit else None]
-
-
-SizeText = Annotated[str, StringConstraints(pattern=r"^[0-9]+ *([kmgtKMGT]([iI]?[bB])?|[bB])?$")]
-Size = Annotated[
-    int,
-    Field(strict=True, ge=0, le=1 << 50),
-    BeforeValidator(parse_size, json_schema_input_type=int | SizeText),
-]
-"""Bytes; written as an integer or as `512m`, `2g` (powers of 1,024, as Docker means them)."""
-
-Text = Annotated[str, StringConstraints(strict=True, max_length=4096, pattern=r"^[^\x00]*$")]
-AbsolutePath = Annotated[
-    str,
-    StringConstraints(
-        strict=True, max_length=4096, pattern=r"^/([^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*)?$"
-    ),
-]
-UrlPath = Annotated[
-    str,
-    StringConstraints(
-        strict=True, max_length=2048, pattern=r"^/([^/\x00-\x20\x7f\\#][^\x00-\x20\x7f\\#]*)?$"
-    ),
-]
-"""A path on the container's own port; never a scheme, a host or a fragment."""
-
-EnvName = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")]
-Label = Annotated[
-    str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$")
-]
-HeaderName = Annotated[
-    str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$")
-]
-"""A token of RFC 9110."""
-HeaderValue = Annotated[
-    str,
-    StringConstraints(
-        strict=True,
-        max_length=4096,
-        pattern=r"^([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?$",
-    ),
-]
-"""One line without spaces around it."""
-User = Annotated[
-    str,
-    StringConstraints(strict=True, pattern=r"^[1-9][0-9]{0,9}(:[0-9]{1,10})?$"),
-]
-_IMAGE_ID = re.compile(r"(sha256:.*|[a-f0-9]{12,64})")
-
-
-def _is_no_image_id(image: str) -> str:
-    if _IMAGE_ID.fullmatch(image):
-        raise ValueError("an image is named by its repository, never by its id")
-    return image
-
-
-ImageName = Annotated[
-    str,
-    StringConstraints(
-        strict=True,
-        max_length=512,
-        pattern=(
-            r"^[a-zA-Z0-9]([a-zA-Z0-9_.-]*[a-zA-Z0-9])?(:[0-9]{1,5})?"
-            r"(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
-            r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[a-f0-9]{64})?$"
-        ),
-    ),
-    AfterValidator(_is_no_image_id),
-]
-"""`[registry[:port]/]repository[:tag][@sha256:digest]`, the grammar of distribution references.
-
-What engines read as an image's id is refused: `sha256:...`, 12 to 64 hexadecimal digits alone.
-"""
+_LEAST_MEMORY = 6 << 20
+_LEAST_SHM = 64 << 10
+_LEAST_DISK = 1 << 20
 
 
 class CatalogModel(BaseModel):
-    """What all catalog entries share: frozen, strict, nothing unknown."""
+    """What all catalog entries share: frozen, strict, nothing unknown.
+
+    What was let in before is read with `context=AS_RECORDED, extra="ignore"`; see `entry_rules`.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
     )
+
+
+Timeout = Annotated[float, Field(strict=True, gt=0, le=86_400, allow_inf_nan=False), ON_ENTRY]
 
 
 class Profile(StrEnum):
@@ -132,20 +75,50 @@ class Profile(StrEnum):
 class Resources(CatalogModel):
     """What one container may use at the most. None of it is looked at when a host is chosen."""
 
-    cpus: float = Field(default=1.0, ge=0.01, le=1024, allow_inf_nan=False)
+    cpus: Annotated[float, Field(strict=True, ge=0.01, le=1024, allow_inf_nan=False), ON_ENTRY] = (
+        1.0
+    )
     """Processors; fractions are allowed, down to Docker's own minimum."""
     memory: Size = 1 << 30
     """Bytes of memory; swap is never added to it. At least 6 MiB, Docker's own minimum."""
-    gpus: int = Field(default=0, ge=0, le=64, strict=True)
+    shm: Size | None = None
+    """Bytes of `/dev/shm`, which count as memory; null: 64 MiB, or `memory` if that is less."""
+    disk: Size | None = None
+    """Bytes that the container may write to its root file system and its volumes, which are not in
+    memory; null: what the host's worker is set to. More ends it with `disk_quota_exceeded`."""
+    gpus: Annotated[int, Field(strict=True, ge=0, le=64), ON_ENTRY] = 0
     """GPUs that the engine is asked for, which chooses them; no other container is kept off."""
     gpu_memory: Size = 0
     """Bytes of memory on each GPU: a note for people, neither enforced nor looked at."""
 
-    @model_validator(mode="after")
-    def _enough_memory(self) -> Self:
-        if self.memory < 6 << 20:
-            raise ValueError("memory must be at least 6m, Docker's own minimum")
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _follows_the_rules(
+        cls, value: object, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        return follow_rules(value, handler(value), RESOURCE_RULES, info)
+
+
+def _memory_is_enough(resources: Resources) -> Iterator[Broken]:
+    if resources.memory < _LEAST_MEMORY:
+        yield Broken(("memory",), "memory must be at least 6m, Docker's own minimum")
+
+
+def _shm_is_a_part_of_memory(resources: Resources) -> Iterator[Broken]:
+    if resources.shm is not None and not _LEAST_SHM <= resources.shm <= resources.memory:
+        yield Broken(("shm",), "shm must be at least 64k and not more than memory, of which it is")
+
+
+def _disk_is_enough(resources: Resources) -> Iterator[Broken]:
+    if resources.disk is not None and resources.disk < _LEAST_DISK:
+        yield Broken(("disk",), "disk must be at least 1m")
+
+
+RESOURCE_RULES: tuple[Rule[Resources], ...] = (
+    _memory_is_enough,
+    _shm_is_a_part_of_memory,
+    _disk_is_enough,
+)
 
 
 class Hook(CatalogModel):
@@ -157,7 +130,9 @@ class Hook(CatalogModel):
 
     method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
     path: UrlPath
-    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, max_length=32)
+    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=32), ON_ENTRY] = Field(
+        default_factory=dict
+    )
     body: Any = None
 
 
@@ -179,70 +154,62 @@ class ModelSpec(CatalogModel):
     name: Id
     image: ImageName
     profile: Profile
-    command: tuple[Text, ...] | None = Field(default=None, max_length=256)
+    command: Annotated[tuple[Text, ...], Field(max_length=256), ON_ENTRY] | None = None
     """Replaces the image's command; `{model}` and `{dataset}` are filled in. No shell."""
-    env: dict[EnvName, Text] = Field(default_factory=dict, max_length=256)
-    port: int | None = Field(default=None, ge=1, le=65535, strict=True)
+    env: Annotated[dict[EnvName, Text], Field(max_length=256), ON_ENTRY] = Field(
+        default_factory=dict
+    )
+    port: Annotated[int, Field(strict=True, ge=1, le=65535), ON_ENTRY] | None = None
     """The port inside the container; required but for `batch`."""
     hooks: Hooks = Hooks()
-    model_name: Text | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    model_name: ServedName | None = None
     """The name that the server knows the model by; `name` if not given."""
     resources: Resources = Resources()
-    max_concurrency: int = Field(default=1, ge=1, le=128, strict=True)
+    max_concurrency: Annotated[int, Field(strict=True, ge=1, le=128), ON_ENTRY] = 1
     """INFER operations that may run in the container at the same time."""
     dataset_mount: AbsolutePath | None = "/data"
-    """Where the dataset appears in the container, read-only; null mounts none."""
+    """Where the dataset appears in the container, read-only; null mounts none.
+
+    A place of its own: not on, above or below `/tmp`, the folder of `result_file`, or what Docker
+    mounts itself (`/proc`, `/sys`, `/dev`, `/etc/hosts` and the like).
+    """
     user: User = "65534:65534"
-    """Numeric uid[:gid]; never root."""
-    read_only: bool = True
+    """Numeric uid[:gid]; never root and never its group. Without a gid it is the uid's number."""
+    read_only: Switch = True
     """Root file system read-only, with a tmpfs on /tmp."""
-    host_labels: dict[Label, Text] = Field(default_factory=dict, max_length=32)
+    host_labels: Annotated[dict[Label, Text], Field(max_length=32), ON_ENTRY] = Field(
+        default_factory=dict
+    )
     """Labels that a host must have, each with this value."""
-    start_timeout_s: float = Field(default=120.0, gt=0, le=86_400, allow_inf_nan=False)
+    start_timeout_s: Timeout = 120.0
     """Seconds from start until the server must answer alive."""
-    load_timeout_s: float = Field(default=600.0, gt=0, le=86_400, allow_inf_nan=False)
+    load_timeout_s: Timeout = 600.0
     """Seconds from load until the model must answer ready."""
     restart: Literal["never", "on_failure"] = "never"
     """What happens when the container dies while the model is loaded: the job FAILED, or the model
     is loaded again."""
-    max_restarts: int = Field(default=3, ge=1, le=1_000, strict=True)
+    max_restarts: Annotated[int, Field(strict=True, ge=1, le=1_000), ON_ENTRY] = 3
     """Restarts in a row, each after a longer pause, until the job FAILED after all; a model that
     was loaded for ten minutes starts counting anew."""
     on_host_lost: Literal["hold", "recreate"] = "hold"
     """What happens to a live job whose host is lost: it stays LOST, or it is created, and loaded
     if it was, on another host."""
-    stop_grace_s: float = Field(default=10.0, ge=0, le=600, allow_inf_nan=False)
-    """Seconds between SIGTERM and SIGKILL."""
+    stop_grace_s: Annotated[
+        float, Field(strict=True, ge=0, le=600, allow_inf_nan=False), ON_ENTRY
+    ] = 10.0
+    """Seconds between the image's stop signal (SIGTERM if it names none) and SIGKILL."""
     result_file: AbsolutePath | None = None
     """`batch`: the file that holds the result; null takes the last line of stdout.
 
     In /tmp, or in a folder of the image that `user` may write to; see docs/models.md.
     """
 
-    @model_validator(mode="after")
-    def _profile_has_what_it_needs(self) -> Self:
-        if self.profile is not Profile.BATCH and self.port is None:
-            raise ValueError(f"the profile {self.profile} needs a port")
-        if self.profile is Profile.HTTP:
-            missing = [n for n in ("load", "unload", "infer") if getattr(self.hooks, n) is None]
-            if missing:
-                raise ValueError(f"the profile http needs the hooks {', '.join(missing)}")
-        if self.profile is Profile.PROCESS and self.hooks.infer is None:
-            raise ValueError("the profile process needs the hook infer")
-        if self.result_file is not None and self.profile is not Profile.BATCH:
-            raise ValueError("result_file belongs to the profile batch")
-        return self
-
-    @model_validator(mode="after")
-    def _mounts_have_their_own_places(self) -> Self:
-        if self.dataset_mount is None:
-            return self
-        mount = PurePosixPath(normpath(self.dataset_mount))
-        if mount == PurePosixPath("/"):
-            raise ValueError("a dataset can't be mounted on the root")
-        if self.result_file and PurePosixPath(normpath(self.result_file)).is_relative_to(mount):
-            raise ValueError("result_file lies in dataset_mount, which is read-only")
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _follows_the_rules(
+        cls, value: object, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        return follow_rules(value, handler(value), MODEL_RULES, info)
 
     @property
     def served_name(self) -> str:
@@ -254,22 +221,96 @@ class DatasetSpec(CatalogModel):
     """A dataset of the catalog: a named volume or a folder of the host, mounted read-only."""
 
     name: Id
-    volume: Annotated[
-        str | None, Field(strict=True, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$")
-    ] = None
+    volume: VolumeName | None = None
+    """A volume that the worker's settings allow, and that Docker keeps on the host itself."""
     path: AbsolutePath | None = None
     """A folder under one of the worker's dataset roots, after links are resolved."""
-    ready_file: Annotated[
-        str | None, Field(strict=True, max_length=1024, pattern=r"^[^/\x00-\x1f][^\x00-\x1f]*$")
-    ] = None
+    ready_file: FileInside | None = None
     """A file inside that must exist before the dataset counts as there; null: it is not empty."""
-    wait_s: float = Field(default=30.0, ge=0, le=3600, allow_inf_nan=False)
+    wait_s: Annotated[float, Field(strict=True, ge=0, le=3600, allow_inf_nan=False), ON_ENTRY] = (
+        30.0
+    )
     """Seconds that a worker waits for a shared folder to appear."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.volume is None) == (self.path is None):
-            raise ValueError("a dataset has either a volume or a path")
-        if self.ready_file is not None and ".." in self.ready_file.split("/"):
-            raise ValueError("ready_file stays inside of the dataset")
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _follows_the_rules(
+        cls, value: object, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        return follow_rules(value, handler(value), DATASET_RULES, info)
+
+
+def _profile_has_what_it_needs(spec: ModelSpec) -> Iterator[Broken]:
+    if spec.profile is not Profile.BATCH and spec.port is None:
+        yield Broken(("port",), f"the profile {spec.profile} needs a port")
+    if spec.profile is Profile.HTTP:
+        missing = [n for n in ("load", "unload", "infer") if getattr(spec.hooks, n) is None]
+        if missing:
+            yield Broken(("hooks",), f"the profile http needs the hooks {', '.join(missing)}")
+    if spec.profile is Profile.PROCESS and spec.hooks.infer is None:
+        yield Broken(("hooks",), "the profile process needs the hook infer")
+
+
+def _only_a_batch_has_a_result_file(spec: ModelSpec) -> Iterator[Broken]:
+    if spec.result_file is not None and spec.profile is not Profile.BATCH:
+        yield Broken(("result_file",), "result_file belongs to the profile batch")
+
+
+def _dataset_has_a_place_of_its_own(spec: ModelSpec) -> Iterator[Broken]:
+    if spec.dataset_mount is None:
+        return
+    mount = normal(spec.dataset_mount)
+    if mount == mount.parent:
+        yield Broken(("dataset_mount",), "a dataset can't be mounted on the root")
+    elif taken := in_the_way_of(mount, (TMP, *ENGINES_OWN)):
+        message = (
+            f"a dataset needs a place of its own: {mount} lies on, above or below {taken}, which "
+            "every container has; take a folder such as /data"
+        )
+        yield Broken(("dataset_mount",), message)
+
+
+def _result_file_has_a_place_of_its_own(spec: ModelSpec) -> Iterator[Broken]:
+    folder = kept_folder(spec.result_file)
+    if spec.result_file is None:
+        return
+    path = normal(spec.result_file)
+    if path == path.parent:
+        yield Broken(("result_file",), "result_file is a file, not the root folder")
+    elif taken := in_the_way_of(folder or path, ENGINES_OWN):
+        message = (
+            f"a volume is laid over the folder of result_file, and {folder or path} lies on, above "
+            f"or below {taken}, which every container has; take a file in /tmp"
+        )
+        yield Broken(("result_file",), message)
+    if spec.dataset_mount is not None and folder is not None:
+        mount = normal(spec.dataset_mount)
+        if path.is_relative_to(mount):
+            message = "result_file lies in dataset_mount, which is read-only"
+            yield Broken(("result_file",), message)
+        elif overlap(folder, mount):
+            message = (
+                f"a volume is laid over the folder of result_file, {folder}: dataset_mount can't "
+                "lie on, above or below it"
+            )
+            yield Broken(("dataset_mount",), message)
+
+
+def _dataset_has_one_source(dataset: DatasetSpec) -> Iterator[Broken]:
+    if (dataset.volume is None) == (dataset.path is None):
+        yield Broken((), "a dataset has either a volume or a path")
+
+
+def _ready_file_stays_inside(dataset: DatasetSpec) -> Iterator[Broken]:
+    if dataset.ready_file is not None and ".." in dataset.ready_file.split("/"):
+        yield Broken(("ready_file",), "ready_file stays inside of the dataset")
+
+
+MODEL_RULES: tuple[Rule[ModelSpec], ...] = (
+    _profile_has_what_it_needs,
+    _only_a_batch_has_a_result_file,
+    _dataset_has_a_place_of_its_own,
+    _result_file_has_a_place_of_its_own,
+)
+DATASET_RULES: tuple[Rule[DatasetSpec], ...] = (_dataset_has_one_source, _ready_file_stays_inside)
+"""The rules about more than one field. Those about one are at its type, in `catalog_values`."""

@@ -49,6 +49,7 @@ class ErrorCode(StrEnum):
     QUEUE_TIMEOUT = "queue_timeout"
 
     # The worker: what happened to the container.
+    SPEC_REFUSED = "spec_refused"
     IMAGE_REFUSED = "image_refused"
     IMAGE_NOT_FOUND = "image_not_found"
     IMAGE_DENIED = "image_denied"
@@ -60,6 +61,7 @@ class ErrorCode(StrEnum):
     START_FAILED = "start_failed"
     CONTAINER_MISSING = "container_missing"
     EXITED = "exited"
+    DISK_QUOTA_EXCEEDED = "disk_quota_exceeded"
     OOM_KILLED = "oom_killed"
     UNHEALTHY = "unhealthy"
     NOT_READY = "not_ready"
@@ -73,6 +75,7 @@ class ErrorCode(StrEnum):
 
     # The infrastructure between them.
     ENGINE_UNAVAILABLE = "engine_unavailable"
+    ENGINE_REFUSED = "engine_refused"
     WORKER_INTERRUPTED = "worker_interrupted"
     WORKER_ERROR = "worker_error"
     NOT_ACCEPTED = "not_accepted"
@@ -113,19 +116,21 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.MISSING_INPUT: "The verb needs an input and the request has none.",
         ErrorCode.UNEXPECTED_INPUT: "The request has an input and the model's profile takes none.",
         ErrorCode.QUEUE_TIMEOUT: "It waited in the queue for longer than its queue_timeout_s.",
+        ErrorCode.SPEC_REFUSED: "The model or the dataset breaks a rule of the catalog.",
         ErrorCode.IMAGE_REFUSED: "The host's allow-list does not hold this image.",
         ErrorCode.IMAGE_NOT_FOUND: "The image exists neither on the host nor in its registry.",
         ErrorCode.IMAGE_DENIED: (
             "The registry denies the image: it wants credentials, or has no such repository."
         ),
         ErrorCode.IMAGE_PULL_FAILED: "The image could not be pulled.",
-        ErrorCode.DATASET_REFUSED: "The dataset lies outside of the host's dataset roots.",
+        ErrorCode.DATASET_REFUSED: "The host's settings do not let this dataset be mounted.",
         ErrorCode.DATASET_UNAVAILABLE: "The dataset is not there, or not readable, on the host.",
         ErrorCode.CREATE_FAILED: "The engine refused to create the container.",
         ErrorCode.DISK_FULL: "The host has no space left on its disk.",
         ErrorCode.START_FAILED: "The engine could not start the container.",
         ErrorCode.CONTAINER_MISSING: "The job's container is not on its host any more.",
         ErrorCode.EXITED: "The container exited before its time.",
+        ErrorCode.DISK_QUOTA_EXCEEDED: "The container wrote more to the disk than it may.",
         ErrorCode.OOM_KILLED: "The container was killed for using more memory than it may.",
         ErrorCode.UNHEALTHY: "The server in the container says that its model is not ready.",
         ErrorCode.NOT_READY: "The container did not answer ready before its deadline.",
@@ -137,6 +142,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.TIMED_OUT: "It ran for longer than its timeout_s.",
         ErrorCode.CANCELLED: "A client cancelled it.",
         ErrorCode.ENGINE_UNAVAILABLE: "The host's Docker engine does not answer.",
+        ErrorCode.ENGINE_REFUSED: "The host's Docker engine refused the request.",
         ErrorCode.WORKER_INTERRUPTED: "The host's worker went away while it ran.",
         ErrorCode.WORKER_ERROR: "The worker met a fault of its own.",
         ErrorCode.NOT_ACCEPTED: "The host did not take the command in time.",

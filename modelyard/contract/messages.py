@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from modelyard.contract.catalog import DatasetSpec, Label, ModelSpec, Text
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog_values import Label, Text
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.ids import Id, OperationId
 from modelyard.contract.states import (
@@ -315,6 +316,9 @@ class InventoryItem(Message):
     exit_code: int | None = None
     """Null while it runs, and before its first start."""
     oom_killed: bool = False
+    """True if any process in it was killed for want of memory; not always the main one."""
+    disk_exceeded: bool = False
+    """True if its worker has ended it for what it wrote to the disk."""
     unhealthy: bool = False
     """True if it has answered for several looks that it is not ready, and never that it is."""
     answer: Literal["yes", "no", "silent", "not_asked"] | None = None

@@ -1,12 +1,29 @@
-"""The catalog: models and datasets by name."""
+"""The catalog: models and datasets by name.
+
+What is stored was judged when it came in, perhaps by the rules of an older version: it is read as
+it is. One entry that can't be read at all is logged and left out, and the others are there.
+"""
 
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
+import structlog
+from pydantic import ValidationError
+
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.entry_rules import AS_RECORDED
+from modelyard.contract.validation import first_errors
 from modelyard.store.connection import Connection
+from modelyard.store.records import Document
+
+log = structlog.get_logger(__name__)
 
 S = TypeVar("S", ModelSpec, DatasetSpec)
+
+
+def read_spec(kind: type[S], text: str) -> S:
+    """Return an entry as it was stored; raises `ValidationError` if not even its types fit."""
+    return kind.model_validate_json(text, context=AS_RECORDED, extra="ignore")
 
 
 class Shelf(Generic[S]):
@@ -39,15 +56,25 @@ class Shelf(Generic[S]):
             return {}
         async with self._connection.answering():
             found = await self._collection.find({"_id": {"$in": wanted}}).to_list(None)
-        return {
-            one["_id"]: self._kind.model_validate_json(one["spec"], extra="ignore") for one in found
-        }
+        return {one["_id"]: spec for one in found if (spec := self._read(one)) is not None}
 
     async def all(self) -> list[S]:
         """Return every entry, by name."""
         async with self._connection.answering():
             found = await self._collection.find({}).sort("_id", 1).to_list(None)
-        return [self._kind.model_validate_json(one["spec"], extra="ignore") for one in found]
+        return [spec for one in found if (spec := self._read(one)) is not None]
+
+    def _read(self, document: Document) -> S | None:
+        try:
+            return read_spec(self._kind, document["spec"])
+        except ValidationError as error:
+            log.error(  # noqa: TRY400 - what stands in it is of no use to anybody
+                "catalog.unreadable",
+                kind=self._kind.__name__,
+                name=document["_id"],
+                reason=first_errors(error),
+            )
+            return None
 
     async def delete(self, name: str) -> bool:
         """Remove an entry; False if there was none. Jobs that run keep what they began with."""

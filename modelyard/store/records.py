@@ -1,11 +1,13 @@
 """What MongoDB holds, as typed values; raw documents do not leave this package."""
 
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.entry_rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.messages import (
     MAX_REQUEST_BYTES,
@@ -22,6 +24,9 @@ from modelyard.contract.states import (
     Verb,
 )
 from modelyard.contract.strict_json import dump_json
+from modelyard.contract.validation import first_errors
+
+log = structlog.get_logger(__name__)
 
 Source = Literal["http", "amqp", "system"]
 Document = dict[str, Any]
@@ -40,6 +45,24 @@ def error_document(error: ErrorInfo | None) -> Document | None:
     if error is None:
         return None
     return {"code": error.code, "message": error.message, "detail": dump_json(error.detail)}
+
+
+S = TypeVar("S", ModelSpec, DatasetSpec)
+
+
+def _recorded(kind: type[S], value: object) -> object:
+    """Read the text of a spec as it was stored, by whatever rules it came in.
+
+    One that not even its types fit is logged and read as none: a job without a spec can be listed,
+    and the others are there.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return kind.model_validate_json(value, context=AS_RECORDED, extra="ignore")
+    except ValidationError as error:
+        log.error("job.unreadable_spec", reason=first_errors(error))  # noqa: TRY400 - all is said
+        return None
 
 
 class NewOperation(Record):
@@ -230,20 +253,12 @@ class JobRecord(Record):
     @field_validator("spec", mode="before")
     @classmethod
     def _spec_is_text(cls, value: object) -> object:
-        return (
-            ModelSpec.model_validate_json(value, extra="ignore")
-            if isinstance(value, str)
-            else value
-        )
+        return _recorded(ModelSpec, value)
 
     @field_validator("dataset_spec", mode="before")
     @classmethod
     def _dataset_spec_is_text(cls, value: object) -> object:
-        return (
-            DatasetSpec.model_validate_json(value, extra="ignore")
-            if isinstance(value, str)
-            else value
-        )
+        return _recorded(DatasetSpec, value)
 
 
 class Reservation(Record):

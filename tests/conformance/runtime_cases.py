@@ -66,6 +66,27 @@ os.symlink("/etc/passwd", "/tmp/link")
 os.mkdir("/tmp/folder")
 """
 
+_FILL = """
+import os, time
+for folder in os.environ["FOLDERS"].split(","):
+    with open(f"{folder}/filled", "wb") as f: f.write(bytes(8 << 20))
+print("filled", flush=True)
+time.sleep(1000)
+"""
+_LONG_LOG = """
+import sys
+print('{"ok": 1}', flush=True)
+for _ in range(400_000): sys.stderr.write("e" * 100 + "\\n")
+"""
+_OOM_CHILD = """
+import os, sys
+if (child := os.fork()) == 0:
+    held = bytes(200 << 20).replace(bytes(1), b"x")
+os.waitpid(child, 0)
+print('{"ok": 1}', flush=True)
+raise SystemExit(int(sys.argv[1]))
+"""
+
 _HUGE_LINE = 'print("x" * 100_000 + "end")'
 _MANY = "import sys\nfor i in range(40): print(str(i % 10) * 9_999)\nsys.stdout.flush()"
 
@@ -99,6 +120,20 @@ def cases() -> Mapping[str, Case]:
             _python(_MANY),
             FakeBatch(stdout="".join(str(i % 10) * 9_999 + "\n" for i in range(40))),
         ),
+        Case("fills the disk", _python(_FILL), FakeBatch(exit_code=None, disk=16 << 20)),
+        Case(
+            "talks too much",
+            _python(_LONG_LOG),
+            FakeBatch(stderr="e" * 100, log_is_full=True),
+        ),
+        *(
+            Case(
+                f"loses a child and exits {code}",
+                (*_python(_OOM_CHILD), str(code)),
+                FakeBatch(exit_code=code, stdout='{"ok": 1}\n', oom_killed=True),
+            )
+            for code in (0, 3)
+        ),
         Case("sleeps", ("sleep", "1000"), FakeBatch(exit_code=None)),
         Case("unstartable", ("sleep", "1000"), _Unstartable()),
         # The init process starts, and ends with the shell's code for "not found".
@@ -125,10 +160,12 @@ class Plans:
         dataset: DatasetMount | None = None,
         kept_folder: str | None = None,
         env: Mapping[str, str] | None = None,
+        read_only: bool = True,
+        name: str | None = None,
     ) -> ContainerPlan:
         job_id = f"{self.prefix}-{job}"
         return ContainerPlan(
-            name=f"modelyard-{job_id}-{generation}",
+            name=name or f"modelyard-{job_id}-{generation}",
             labels=ContainerLabels(
                 host_id=HOST,
                 job_id=job_id,
@@ -145,10 +182,11 @@ class Plans:
             port=case.port,
             publish=True,
             network=NETWORK,
-            read_only=True,
+            read_only=read_only,
             tmpfs_bytes=16 << 20,
             kept_folder=kept_folder,
             memory=64 << 20,
+            shm=64 << 20,
             cpus=1.0,
             gpus=0,
             pids_limit=32,

@@ -11,13 +11,14 @@ import pytest
 
 from deploy.local.docker_engine import DockerEngine
 from tests.conformance.runtime_cases import HOST, IMAGE, NETWORK, Case, Plans, as_json, cases
-from tests.support.engines import die_at_removing
+from tests.support.engines import die_at_removing, image_with, memory_mounted_at, volume_on
 from tests.support.waiting import eventually
 from worker.container_plan import ContainerPlan, DatasetMount
 from worker.docker_runtime import DockerRuntime
 from worker.fake_runtime import FakeRuntime, Program
 from worker.runtime import (
     ContainerRuntime,
+    EngineRefusedError,
     EngineUnavailableError,
     FileTooLargeError,
     FileUnreadableError,
@@ -387,7 +388,7 @@ async def test_what_is_not_a_regular_file_can_not_be_read(bench: Bench, path: st
 
 
 async def test_a_missing_volume_is_missing(bench: Bench) -> None:
-    assert not await bench.runtime.volume_exists(f"{bench.plans.prefix}-none")
+    assert await bench.runtime.volume(f"{bench.plans.prefix}-none") is None
 
 
 @pytest.mark.parametrize(
@@ -442,6 +443,81 @@ async def test_a_dataset_is_mounted_and_read_only(
     facts = await bench.runtime.inspect(await bench.runtime.create(plan))
     mounts = [(m.kind, m.source, m.target, m.read_only) for m in facts.mounts]
     assert ("bind", str(folder), "/data", True) in mounts
+
+
+async def test_what_a_container_has_mounted_is_seen_with_what_is_in_memory(bench: Bench) -> None:
+    plan = bench.plan("sleeps", kept_folder="/opt")
+    facts = await bench.runtime.inspect(await bench.runtime.create(plan))
+    seen = {(m.kind, m.target, m.read_only, m.on_disk) for m in facts.mounts}
+    assert seen == {("volume", "/opt", False, True), ("tmpfs", "/tmp", False, False)}
+    assert facts.fills_disk
+
+
+async def test_a_read_only_container_without_volumes_fills_no_disk(bench: Bench) -> None:
+    facts = await bench.runtime.inspect(await bench.runtime.create(bench.plan("sleeps")))
+    assert not facts.fills_disk
+    writes = bench.plan("sleeps", job="writes", read_only=False)
+    assert (await bench.runtime.inspect(await bench.runtime.create(writes))).fills_disk
+
+
+async def test_what_is_written_to_the_root_and_to_volumes_is_measured(bench: Bench) -> None:
+    # /var/tmp is on the root file system, /tmp on a volume here.
+    env = {"FOLDERS": "/tmp,/var/tmp"}
+    container_id = await bench.run("fills the disk", read_only=False, kept_folder="/tmp", env=env)
+
+    async def all_of_it() -> bool:
+        facts = await bench.runtime.inspect(container_id)
+        assert facts.running
+        used = await bench.runtime.disk_used([facts])
+        return 16 << 20 <= used[container_id] < 17 << 20
+
+    await eventually(all_of_it, within_s=_TIMEOUT_S)
+
+
+async def test_what_is_gone_is_not_measured(bench: Bench) -> None:
+    plan = bench.plan("sleeps", read_only=False)
+    facts = await bench.runtime.inspect(await bench.runtime.create(plan))
+    await bench.runtime.remove(facts.id)
+    assert await bench.runtime.disk_used([facts]) == {}
+
+
+async def test_an_image_that_is_not_there_brings_nothing(bench: Bench) -> None:
+    assert (await bench.runtime.image(IMAGE)).volumes == ()
+    with pytest.raises(ImageNotFoundError):
+        await bench.runtime.image("modelyard/none:never")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+async def test_a_child_that_is_killed_for_memory_leaves_the_parent_its_own_end(
+    bench: Bench, code: int
+) -> None:
+    container_id = await bench.run(f"loses a child and exits {code}")
+    async with asyncio.timeout(_TIMEOUT_S):
+        end = await bench.runtime.wait_exit(container_id)
+    assert (end.code, end.oom_killed) == (code, True)
+    out = await bench.runtime.stdout_tail(container_id, max_bytes=100)
+    assert as_json(out) == {"ok": 1}
+
+
+@pytest.mark.parametrize(("case", "full"), [("talks too much", True), ("many lines", False)])
+async def test_a_log_that_has_dropped_its_beginning_is_known(
+    bench: Bench, case: str, *, full: bool
+) -> None:
+    container_id = await bench.run(case)
+    async with asyncio.timeout(_TIMEOUT_S):
+        await bench.runtime.wait_exit(container_id)
+    assert (await bench.runtime.stdout_tail(container_id, max_bytes=100) == b"") is full
+    assert await bench.runtime.log_is_full(container_id) is full
+
+
+async def test_labels_of_ours_on_a_container_of_another_name_are_not_ours(bench: Bench) -> None:
+    plan = bench.plan("sleeps", name=f"modelyard-{bench.plans.prefix}-of-an-operator")
+    container_id = await bench.runtime.create(replace(plan))
+    try:
+        assert await bench.runtime.list_own(plan.labels.job_id) == []
+        assert (await bench.runtime.inspect(container_id)).labels is None
+    finally:
+        await bench.runtime.remove(container_id)
 
 
 @pytest.fixture
@@ -503,3 +579,131 @@ async def test_a_container_that_takes_too_much_memory_is_said_to(docker: Bench) 
     await docker.runtime.start(container_id)
     end = await docker.runtime.wait_exit(container_id)
     assert (end.code, end.oom_killed) == (137, True)
+
+
+async def test_what_an_image_declares_is_known(docker: Bench, engine: DockerEngine) -> None:
+    image = await asyncio.to_thread(image_with, engine, IMAGE, "VOLUME /vol", "ENV A=b")
+    facts = await docker.runtime.image(image)
+    assert facts.volumes == ("/vol",)
+    assert {"A", "HOME", "PATH"} <= facts.env
+
+
+async def test_what_a_volume_is_made_of_is_known(docker: Bench, engine: DockerEngine) -> None:
+    options = {"type": "none", "o": "bind", "device": "/"}
+    with (
+        volume_on(engine, f"{docker.plans.prefix}-plain") as plain,
+        volume_on(engine, f"{docker.plans.prefix}-host", **options) as host,
+    ):
+        facts = await docker.runtime.volume(plain)
+        assert facts is not None
+        assert (facts.driver, facts.options) == ("local", {})
+        facts = await docker.runtime.volume(host)
+        assert facts is not None
+        assert facts.options == options
+
+
+async def test_the_image_of_ours_puts_no_label_on_a_container(
+    docker: Bench, engine: DockerEngine
+) -> None:
+    forged = ("modelyard.lease=strict", "modelyard.port=22", "modelyard.ready=/x")
+    image = await asyncio.to_thread(image_with, engine, IMAGE, *(f"LABEL {it}" for it in forged))
+    plan = docker.plan("sleeps", image=image)
+    facts = await docker.runtime.inspect(await docker.runtime.create(plan))
+    assert facts.labels == plan.labels
+    assert facts.labels is not None
+    assert not facts.labels.strict
+
+
+_LOOK_BELOW = """
+import json, os
+seen = {"files": sorted(os.listdir("/data/below")), "written": []}
+for place in ("/data", "/data/below"):
+    try:
+        open(f"{place}/new", "w").close(); seen["written"].append(place)
+    except OSError:
+        pass
+print(json.dumps(seen))
+"""
+
+
+async def test_what_is_mounted_below_a_dataset_is_neither_seen_nor_written_to(
+    docker: Bench, engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("dataset")
+    folder.chmod(0o777)
+    (folder / "below").mkdir()
+    mount = DatasetMount("bind", str(folder), "/data")
+    plan = docker.plan("sleeps", dataset=mount)
+    container_id = await docker.runtime.create(
+        replace(plan, command=("python3", "-c", _LOOK_BELOW))
+    )
+    with memory_mounted_at(engine, folder / "below"):
+        await docker.runtime.start(container_id)
+        await docker.runtime.wait_exit(container_id)
+    out = await docker.runtime.stdout_tail(container_id, max_bytes=1000)
+    assert as_json(out) == {"files": [], "written": []}
+
+
+_RUN_FROM_TMP = """
+import json, os, subprocess
+with open("/tmp/x", "w") as f: f.write("#!/bin/sh\\necho ran\\n")
+os.chmod("/tmp/x", 0o755)
+flags = [l.split()[5] for l in open("/proc/self/mountinfo") if l.split()[4] == "/tmp"]
+print(json.dumps([subprocess.check_output(["/tmp/x"]).decode(), "nosuid,nodev" in flags[0]]))
+"""
+
+
+async def test_what_lies_in_tmp_can_be_run(docker: Bench) -> None:
+    plan = replace(docker.plan("sleeps"), command=("python3", "-c", _RUN_FROM_TMP))
+    container_id = await docker.runtime.create(plan)
+    await docker.runtime.start(container_id)
+    await docker.runtime.wait_exit(container_id)
+    out = await docker.runtime.stdout_tail(container_id, max_bytes=1000)
+    assert as_json(out) == ["ran\n", True]
+
+
+_END_AT_USR1 = """
+import signal
+signal.signal(signal.SIGUSR1, lambda *_: exit(42))
+print("waits", flush=True)
+while True: signal.pause()
+"""
+
+
+async def test_a_container_is_stopped_by_the_signal_of_its_image(
+    docker: Bench, engine: DockerEngine
+) -> None:
+    image = await asyncio.to_thread(image_with, engine, IMAGE, stop_signal="SIGUSR1")
+    plan = replace(docker.plan("sleeps", image=image), command=("python3", "-c", _END_AT_USR1))
+    container_id = await docker.runtime.create(plan)
+    await docker.runtime.start(container_id)
+
+    async def waits() -> bool:
+        return await docker.runtime.log_tail(container_id, lines=1) != ""
+
+    await eventually(waits)
+    await docker.runtime.stop(container_id, 20)
+    assert (await docker.runtime.inspect(container_id)).exit_code == 42
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd/r", "/etc/passwd/", "/proc/1/status", "/nope/r"])
+async def test_a_result_file_that_can_not_be_there_is_unreadable(docker: Bench, path: str) -> None:
+    container_id = await docker.run("exits 3")
+    await docker.runtime.wait_exit(container_id)
+    with pytest.raises(FileUnreadableError):
+        await docker.runtime.read_file(container_id, path, max_bytes=1 << 20)
+
+
+async def test_an_image_name_that_the_engine_does_not_read_is_refused_for_good(
+    docker: Bench,
+) -> None:
+    with pytest.raises(EngineRefusedError, match="lowercase"):
+        await docker.runtime.ensure_image("MyOrg/model:1", lambda _: None)
+
+
+async def test_a_link_on_the_way_to_a_path_is_found(docker: Bench) -> None:
+    container_id = await docker.runtime.create(docker.plan("sleeps"))
+    # On Debian, /var/run and /bin are links; the second one leads to a folder of the same depth.
+    expected = {"/var/run/x/y": "/var/run", "/bin": "/bin", "/opt/probe": None, "/nope/x": None}
+    for path, link in expected.items():
+        assert await docker.runtime.link_at(container_id, path) == link

@@ -56,7 +56,11 @@ class RealHost(Host):
         self.job = f"t{uuid.uuid4().hex[:10]}"
         self.http = http_client()
         self.service = Service(
-            WorkerSettings(host_id=HOST, worker_network="modelyard-conformance"),
+            WorkerSettings(
+                host_id=HOST,
+                worker_network="modelyard-conformance",
+                worker_allowed_images=("modelyard/*",),
+            ),
             broker=self.broker,
             runtime=self.runtime,
             server=ModelServer(self.http),

@@ -118,6 +118,8 @@ class Fleet:
             "MODELYARD_WORKER_SLOTS": str(self.slots),
             "MODELYARD_WORKER_LABELS": json.dumps({"name": host_id}),
             "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self.datasets)]),
+            "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',
+            "MODELYARD_WORKER_ALLOWED_VOLUMES": '["ds-*"]',
             "DOCKER_HOST": self.engines[host_id].url,
         }
 

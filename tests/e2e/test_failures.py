@@ -173,7 +173,7 @@ async def test_a_dataset_that_is_not_there_fails_before_anything_runs(
 ) -> None:
     await user.put_dataset("nowhere", path=str(user.fleet.datasets / "nowhere"), wait_s=0.3)
     await user.put_dataset("outside", path="/etc")
-    await user.put_dataset("no-volume", volume="no-such-volume", wait_s=0)
+    await user.put_dataset("no-volume", volume="ds-no-such-volume", wait_s=0)
     for dataset, code in [
         ("nowhere", "dataset_unavailable"),
         ("outside", "dataset_refused"),

@@ -23,6 +23,7 @@ ROWS = (
     "Queue declared with other arguments",
     "MongoDB step-down, killed, cut for 10 minutes",
     "Sweep against completion",
+    "Child killed by OOM, parent ends well or with its own code",
 )
 
 ROLLING = "1,000 operations, everything killed in turn"

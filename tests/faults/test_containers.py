@@ -14,6 +14,7 @@ from tests.faults.yard import Json, Yard
 
 CONTAINER = "Container: OOM, exit code, killed from outside, never ready"
 IMAGE = "Image missing, registry refuses, pull slower than 30 minutes"
+CHILD = "Child killed by OOM, parent ends well or with its own code"
 TAKEN = "Name or port taken; disk full on host, broker or database"
 TOLD_S = 10.0
 pytestmark = pytest.mark.faults
@@ -78,6 +79,32 @@ async def test_a_model_that_never_gets_ready_fails_at_its_deadline(yard: Yard) -
     since = time.monotonic() + 2
     one = await ended_soon(yard, await yard.submit("DEPLOY_LOAD", job_id), since)
     assert (one["state"], one["error"]["code"]) == ("FAILED", "not_ready")
+    await yard.holds()
+
+
+_CHILD_DIES = """
+import os, sys
+if (child := os.fork()) == 0:
+    held = bytes(200 << 20).replace(bytes(1), b"x")
+os.waitpid(child, 0)
+print('{"ok": true}', flush=True)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.fault(CHILD)
+@pytest.mark.parametrize(("exit_code", "state"), [(0, "SUCCEEDED"), (3, "FAILED")])
+async def test_a_child_that_is_killed_for_memory_leaves_its_parent_its_own_end(
+    yard: Yard, exit_code: int, state: str
+) -> None:
+    command = ["python3", "-c", _CHILD_DIES, str(exit_code)]
+    fields: Json = {"image": PROBE, "profile": "batch", "command": command}
+    await yard.put_model(f"child-{exit_code}", **fields, resources={"memory": "64m"})
+    one = await yard.do("TEMP", yard.job_id(), model=f"child-{exit_code}")
+    assert one["state"] == state, one
+    if exit_code:
+        assert one["error"]["code"] == "exited"
+        assert {"exit_code": 3, "oom_killed": True}.items() <= _detail(one).items()
     await yard.holds()
 
 

@@ -104,7 +104,7 @@ async def orphan(
         ready_path="/ready",
     )
     config = {"Image": PROBE, "Labels": labels.as_labels()}
-    return await yard.engines[host].create(f"orphan-{uuid.uuid4().hex[:8]}", config, start=start)
+    return await yard.engines[host].create(labels.name, config, start=start)
 
 
 async def is_gone(yard: Yard, container_id: str, host: str = HOST) -> bool:

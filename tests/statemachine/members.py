@@ -91,7 +91,12 @@ def run_worker(
     host_id = way.engine.host_id
     runtime = cast("ContainerRuntime", way)
     member = Member(process, broker, engine=way, links=[broker.link])
-    settings = WorkerSettings(host_id=host_id, worker_slots=slots)
+    settings = WorkerSettings(
+        host_id=host_id,
+        worker_slots=slots,
+        worker_allowed_images=("*",),
+        worker_allowed_volumes=("*",),
+    )
     pipe = asyncio.StreamReader(loop=loop)
     member.pipe = pipe
 

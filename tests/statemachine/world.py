@@ -92,7 +92,7 @@ class World:
 
     def _engine(self, host_id: str) -> Engine:
         engine = Engine(self.loop, host_id=host_id)
-        engine.volumes.add("volume")
+        engine.add_volume("volume")
         for name in MANNERS:
             held = engine.registry if name in PULLED else engine.images
             held[MODELS[name].image] = self._program

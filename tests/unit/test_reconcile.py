@@ -107,7 +107,10 @@ def test_a_container_that_is_gone_or_of_another_generation_fails_the_job(
     ("facts", "code"),
     [
         ({"exit_code": 3}, ErrorCode.EXITED),
+        ({"exit_code": 137}, ErrorCode.EXITED),
         ({"exit_code": 137, "oom_killed": True}, ErrorCode.OOM_KILLED),
+        ({"exit_code": 3, "oom_killed": True}, ErrorCode.EXITED),
+        ({"exit_code": 0, "oom_killed": True}, ErrorCode.EXITED),
     ],
 )
 def test_a_loaded_model_that_died_fails_its_job_with_the_cause(
@@ -117,8 +120,20 @@ def test_a_loaded_model_that_died_fails_its_job_with_the_cause(
     assert finding.state is JobState.FAILED
     assert finding.error is not None
     assert finding.error.code is code
-    assert finding.error.detail == {"exit_code": facts["exit_code"]}
+    assert finding.error.detail == facts
     assert finding.recovery is None
+
+
+def test_a_model_that_filled_the_disk_is_not_brought_back() -> None:
+    spec = SPEC.model_copy(update={"restart": "on_failure"})
+    loaded = job(JobState.LOADED).model_copy(update={"spec": spec})
+    dead = container(running=False, exit_code=137)
+    assert look(loaded, dead).findings[0].recovery is not None
+    full = dead.model_copy(update={"disk_exceeded": True})
+    (finding,) = look(loaded, full).findings
+    assert finding.error is not None
+    assert finding.error.code is ErrorCode.DISK_QUOTA_EXCEEDED
+    assert (finding.state, finding.recovery) == (JobState.FAILED, None)
 
 
 def test_a_container_that_is_only_created_need_not_run() -> None:

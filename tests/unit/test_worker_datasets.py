@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, model
 from worker.container_plan import DatasetMount
-from worker.datasets import Datasets
+from worker.datasets import Datasets, verify_mount
 from worker.fake_programs import FakeServer
 from worker.fake_runtime import FakeRuntime
 from worker.images import Images
 from worker.references import AllowList
+from worker.runtime import MountFacts
 
 if TYPE_CHECKING:
     from modelyard.contract.messages import Progress
@@ -136,13 +138,90 @@ async def test_a_share_that_never_answers_holds_one_thread_and_nothing_else(
 
 async def test_a_volume_must_exist() -> None:
     runtime = FakeRuntime(host_id=HOST)
-    datasets = Datasets(runtime, [])
+    datasets = Datasets(runtime, [], ["*"])
     spec = DatasetSpec(name="d", volume="v")
     with pytest.raises(ModelyardError) as caught:
         await datasets.locate(spec, model())
     assert caught.value.code is ErrorCode.DATASET_UNAVAILABLE
-    runtime.volumes.add("v")
+    runtime.add_volume("v")
     assert await datasets.locate(spec, model()) == DatasetMount("volume", "v", "/data")
+
+
+async def volume_code(
+    runtime: FakeRuntime, allowed: list[str], name: str = "ds-1"
+) -> ErrorCode | None:
+    datasets = Datasets(runtime, [], allowed)
+    try:
+        await datasets.locate(DatasetSpec(name="d", volume=name), model())
+    except ModelyardError as error:
+        return error.code
+    return None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [([], True), (["other"], True), (["ds"], True), (["ds-*"], False), (["ds-1"], False)],
+)
+async def test_a_volume_is_mounted_only_if_the_host_allows_its_name(
+    allowed: list[str], *, refused: bool
+) -> None:
+    runtime = FakeRuntime(host_id=HOST)
+    runtime.add_volume("ds-1")
+    expected = ErrorCode.DATASET_REFUSED if refused else None
+    assert await volume_code(runtime, allowed) is expected
+
+
+@pytest.mark.parametrize(
+    ("driver", "options"),
+    [
+        ("local", {"type": "none", "o": "bind", "device": "/"}),
+        ("local", {"type": "nfs", "o": "addr=10.0.0.1", "device": ":/export"}),
+        ("local", {"device": "/etc"}),
+        ("rexray", {}),
+    ],
+)
+async def test_an_allowed_volume_that_could_be_any_folder_is_refused(
+    driver: str, options: dict[str, str]
+) -> None:
+    runtime = FakeRuntime(host_id=HOST)
+    runtime.add_volume("ds-1", driver, **options)
+    runtime.add_volume("ds-2", size="1g")
+    with pytest.raises(ModelyardError, match="MODELYARD_WORKER_ALLOWED_VOLUMES"):
+        await Datasets(runtime, [], ["d"]).locate(DatasetSpec(name="d", volume="ds-1"), model())
+    with pytest.raises(ModelyardError, match="not a plain one"):
+        await Datasets(runtime, [], ["*"]).locate(DatasetSpec(name="d", volume="ds-1"), model())
+    assert await volume_code(runtime, ["*"], "ds-2") is None
+
+
+@pytest.mark.parametrize(
+    ("mounts", "seen"),
+    [
+        ([("bind", "/srv/d", "/data", True)], True),
+        ([("bind", "/srv/d", "/data", False)], False),
+        ([("bind", "/srv/e", "/data", True)], False),
+        ([("volume", "/srv/d", "/data", True)], False),
+        ([("bind", "/srv/d", "/data", True), ("tmpfs", "", "/data", False)], False),
+        ([("bind", "/srv/d", "/data", True), ("volume", "x", "/data/cache", False)], False),
+        ([("bind", "/srv/d", "/data", True), ("tmpfs", "", "/tmp", False)], True),
+        ([("tmpfs", "", "/data", True)], False),
+        ([], False),
+    ],
+)
+async def test_a_dataset_is_there_only_if_nothing_else_is_in_its_place(
+    mounts: list[tuple[str, str, str, bool]], *, seen: bool
+) -> None:
+    runtime = FakeRuntime(host_id=HOST)
+    facts = replace(
+        runtime.add_foreign("x").facts(),
+        mounts=tuple(MountFacts(kind, source, at, read_only=ro) for kind, source, at, ro in mounts),
+    )
+    expected = DatasetMount("bind", "/srv/d", "/data")
+    if seen:
+        verify_mount(facts, "/data", expected)
+        return
+    with pytest.raises(ModelyardError) as caught:
+        verify_mount(facts, "/data", expected)
+    assert caught.value.code is ErrorCode.DATASET_UNAVAILABLE
 
 
 async def test_a_model_without_a_mount_point_gets_no_dataset() -> None:

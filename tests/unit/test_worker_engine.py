@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Verb
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
@@ -16,10 +17,13 @@ from tests.unit.worker_engine import ID, ScriptedEngine, document, scripted_engi
 from worker.container_plan import ContainerPlan, PlanRules, plan_container
 from worker.docker_documents import ICC_OPTION
 from worker.docker_runtime import DockerRuntime
+from worker.labels import ContainerLabels
 from worker.runtime import (
     ContainerRuntime,
     DiskFullError,
+    EngineRefusedError,
     EngineUnavailableError,
+    FileUnreadableError,
     ImageDeniedError,
     ImageNotFoundError,
     ImagePullFailedError,
@@ -155,6 +159,12 @@ async def test_a_pull_that_fails_on_its_way_says_why(
         await runtime.ensure_image("x.example/x:1", lambda _: None)
 
 
+OURS: dict[str, Call] = {
+    "GET /version": lambda it: it.ping(),
+    "GET /info": lambda it: it.facts(),
+    "GET /containers/json": lambda it: it.list_own(),
+    "GET /networks": lambda it: it.ensure_network(),
+}
 READS: dict[str, Call] = {
     "GET /info": lambda it: it.facts(),
     "GET /containers/json": lambda it: it.list_own(),
@@ -163,22 +173,74 @@ READS: dict[str, Call] = {
     "GET /networks": lambda it: it.ensure_network(),
 }
 MORE: dict[str, Call] = {
-    "GET /version": lambda it: it.ping(),
     f"GET /containers/{ID}/archive": lambda it: it.read_file(ID, "/x", max_bytes=1),
     "GET /images/docker.io/library/x:latest/json": lambda it: it.has_image("x"),
-    "GET /volumes/v": lambda it: it.volume_exists("v"),
+    "GET /volumes/v": lambda it: it.volume("v"),
 }
 
 
-@pytest.mark.parametrize("status", [400, 403, 409, 500, 503])
-@pytest.mark.parametrize("asked", [*READS, *MORE])
-async def test_a_refusal_without_a_name_of_its_own_is_an_engine_unavailable(
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("asked", [*OURS, *READS, *MORE])
+async def test_a_failure_of_its_own_is_an_engine_unavailable(
     both: Both, asked: str, status: int
 ) -> None:
     engine, runtime = both
     engine.answers[asked] = (status, "no")
     with pytest.raises(EngineUnavailableError):
+        await {**OURS, **READS, **MORE}[asked](runtime)
+
+
+@pytest.mark.parametrize("status", [400, 403, 409])
+@pytest.mark.parametrize("asked", [asked for asked in (*READS, *MORE) if asked not in OURS])
+async def test_what_is_refused_of_a_request_would_be_refused_again(
+    both: Both, asked: str, status: int
+) -> None:
+    engine, runtime = both
+    engine.answers[asked] = (status, "no")
+    with pytest.raises((EngineRefusedError, FileUnreadableError)) as caught:
         await {**READS, **MORE}[asked](runtime)
+    assert not is_retried(Verb.TEMP, caught.value.code)
+
+
+@pytest.mark.parametrize("status", [400, 403, 409])
+@pytest.mark.parametrize("asked", OURS)
+async def test_an_engine_that_refuses_what_no_request_is_behind_is_of_no_use(
+    both: Both, asked: str, status: int
+) -> None:
+    engine, runtime = both
+    engine.answers[asked] = (status, "client version 1.41 is too old")
+    with pytest.raises(EngineUnavailableError):
+        await OURS[asked](runtime)
+
+
+async def test_a_pull_whose_name_is_refused_asks_no_registry_again(both: Both) -> None:
+    engine, runtime = both
+    engine.answers[PULL] = (400, "invalid reference format: repository name must be lowercase")
+    with pytest.raises(EngineRefusedError, match="lowercase"):
+        await CALLS[PULL](runtime)
+
+
+@pytest.mark.parametrize("what", ["not a directory", "too many levels of symbolic links"])
+async def test_a_result_file_that_can_not_be_is_no_fault_of_the_engine(
+    both: Both, what: str
+) -> None:
+    engine, runtime = both
+    engine.answers[f"GET /containers/{ID}/archive"] = (500, f"lstat /x/etc/passwd/r: {what}")
+    with pytest.raises(FileUnreadableError):
+        await runtime.read_file(ID, "/etc/passwd/r", max_bytes=1)
+
+
+async def test_labels_without_the_name_that_belongs_to_them_are_not_ours(both: Both) -> None:
+    engine, runtime = both
+    labels = ContainerLabels("host-1", "job", "operation", 1, "spec")
+    ours, theirs = "a" * 64, "b" * 64
+    engine.answers["GET /containers/json"] = [{"Id": ours}, {"Id": theirs}]
+    for container_id, name in ((ours, labels.name), (theirs, "database")):
+        config = {"Labels": labels.as_labels()}
+        one = {**document(), "Id": container_id, "Name": f"/{name}", "Config": config}
+        engine.answers[f"GET /containers/{container_id}/json"] = one
+    assert [facts.id for facts in await runtime.list_own()] == [ours]
+    assert (await runtime.inspect(theirs)).labels is None
 
 
 @pytest.mark.parametrize("answer", [(200, "<html>"), [1], "{"])

@@ -1,6 +1,7 @@
 """What an operation reports, and what it leaves, when it does not go well."""
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,7 @@ async def test_a_fault_of_our_own_fails_one_operation_only() -> None:
     ("batch", "code"),
     [
         (FakeBatch(exit_code=3, stderr="boom\n"), ErrorCode.EXITED),
+        (FakeBatch(exit_code=3, stderr="boom\n", oom_killed=True), ErrorCode.EXITED),
         (FakeBatch(exit_code=137, oom_killed=True), ErrorCode.OOM_KILLED),
         (FakeBatch(stdout=""), ErrorCode.BAD_RESULT),
         (FakeBatch(stdout="done!\n"), ErrorCode.BAD_RESULT),
@@ -254,8 +256,36 @@ async def test_a_batch_that_does_not_end_well_says_why(batch: FakeBatch, code: E
     bench = Bench(model(Profile.BATCH), batch)
     error = failed(await bench.do(TEMP), code)
     if code is ErrorCode.EXITED:
-        assert error.detail == {"exit_code": 3, "log_tail": "boom\n"}
+        oom = {"oom_killed": True} if batch.oom_killed else {}
+        assert error.detail == {"exit_code": 3, "log_tail": "boom\n"} | oom
     assert bench.runtime.containers == {}
+
+
+@pytest.mark.parametrize(
+    ("stdout", "result"),
+    [
+        ('{"ok": 1}\n', {"ok": 1}),
+        ('10%\r50%\r100%\r{"ok": 1}\n', {"ok": 1}),
+        ('10%\r50%\n{"ok": 1}\r\n', {"ok": 1}),
+        ('first\n{"a": "b\\r"}\n\n', {"a": "b\r"}),
+    ],
+)
+async def test_the_last_line_is_the_one_that_a_terminal_shows(stdout: str, result: object) -> None:
+    bench = Bench(model(Profile.BATCH), FakeBatch(stdout=stdout))
+    ended = await bench.do(TEMP)
+    assert json.loads(ended.result_json or "null") == result
+
+
+async def test_a_child_that_was_killed_for_memory_costs_no_result() -> None:
+    bench = Bench(model(Profile.BATCH), FakeBatch(stdout='{"ok": 1}\n', oom_killed=True))
+    ended = await bench.do(TEMP)
+    assert (ended.state, ended.result_json) == (OperationState.SUCCEEDED, '{"ok":1}')
+
+
+async def test_a_log_that_has_lost_the_result_is_not_called_empty() -> None:
+    bench = Bench(model(Profile.BATCH), FakeBatch(log_is_full=True))
+    error = failed(await bench.do(TEMP), ErrorCode.BAD_RESULT)
+    assert "rotated" in error.message
 
 
 async def test_a_result_file_that_is_not_there_is_a_bad_result() -> None:
@@ -419,7 +449,7 @@ async def test_a_missing_image_and_a_refused_pull_have_codes_of_their_own() -> N
 
 async def test_a_dataset_that_did_not_get_mounted_fails_create_and_leaves_nothing() -> None:
     bench = Bench()
-    bench.runtime.volumes.add("v")
+    bench.runtime.add_volume("v")
     bench.runtime.forget_mounts = True
     ended = await bench.do(CREATE, dataset=DatasetSpec(name="d", volume="v"))
     failed(ended, ErrorCode.DATASET_UNAVAILABLE)

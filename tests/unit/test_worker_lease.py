@@ -104,8 +104,8 @@ def test_what_may_be_made_elsewhere_is_labelled(
         Bench(spec).command(verb, input=1), None, PlanRules(host_id="host-1")
     ).labels
     assert labels.strict is strict
-    assert labels.as_labels().get("modelyard.lease") == ("strict" if strict else None)
-    assert ContainerLabels.parse(labels.as_labels()) == labels
+    assert labels.as_labels()["modelyard.lease"] == ("strict" if strict else "")
+    assert ContainerLabels.parse(labels.as_labels(), name=labels.name) == labels
 
 
 async def cut(host: Host) -> None:

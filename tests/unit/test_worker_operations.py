@@ -7,9 +7,10 @@ import pytest
 from modelyard.contract.catalog import DatasetSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
-from tests.unit.worker_bench import BLIND_HOOKS, HOST, Bench, model
-from worker.container_plan import PlanRules, plan_container
+from tests.unit.worker_bench import BLIND_HOOKS, HOST, IMAGE, Bench, model
+from worker.container_plan import ImageFacts, PlanRules, plan_container
 from worker.fake_programs import FakeBatch
+from worker.references import full_reference
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,
@@ -164,7 +165,7 @@ async def test_temp_answers_and_leaves_nothing(profile: Profile) -> None:
 
 async def test_temp_without_input_asks_for_the_mounted_dataset() -> None:
     bench = Bench()
-    bench.runtime.volumes.add("digits")
+    bench.runtime.add_volume("digits")
     dataset = DatasetSpec(name="ds-1", volume="digits")
     ended = await bench.do(TEMP, dataset=dataset)
     assert ended.result_json is not None
@@ -242,3 +243,24 @@ async def test_a_create_that_was_cut_short_is_finished_by_load() -> None:
     command = bench.command(CREATE)
     await bench.runtime.create(plan_container(command, None, PlanRules(host_id=HOST)))
     assert (await bench.do(LOAD)).job_state is JobState.LOADED
+
+
+async def test_a_dataset_is_not_mounted_behind_a_link_of_the_image() -> None:
+    bench = Bench()
+    bench.runtime.add_volume("digits")
+    bench.runtime.links[full_reference(IMAGE)] = {"/data"}
+    ended = await bench.do(CREATE, dataset=DatasetSpec(name="ds-1", volume="digits"))
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.CREATE_FAILED
+    assert "is a link" in ended.error.message
+    assert bench.runtime.containers == {}
+
+
+async def test_a_volume_of_the_image_below_a_dataset_is_refused_before_it_is_made() -> None:
+    bench = Bench()
+    bench.runtime.add_volume("digits")
+    bench.runtime.image_facts[full_reference(IMAGE)] = ImageFacts(volumes=("/data/cache",))
+    ended = await bench.do(CREATE, dataset=DatasetSpec(name="ds-1", volume="digits"))
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.CREATE_FAILED
+    assert bench.runtime.created == []

@@ -6,18 +6,26 @@ import pytest
 from pydantic import ValidationError
 
 from modelyard.contract.catalog import Profile, Resources
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.states import Verb
 from tests.unit.worker_bench import HOST, Bench, model
-from worker.container_plan import ContainerPlan, DatasetMount, PlanRules, plan_container
+from worker.container_plan import (
+    ContainerPlan,
+    DatasetMount,
+    ImageFacts,
+    PlanRules,
+    plan_container,
+)
 from worker.docker_config import engine_config
-from worker.docker_documents import ContainerDocument, PullLine, PullProgress
+from worker.docker_documents import ContainerDocument, ImageDocument, PullLine, PullProgress
+from worker.labels import ContainerLabels
 from worker.references import AllowList, Repository, full_reference, repository_of
 
 # What Docker may ever be told. A field that is added to the configuration must be added here, by
 # somebody who thought about it.
 TOP = {
     "Image", "User", "Env", "Labels", "Tty", "OpenStdin", "AttachStdin", "AttachStdout",
-    "AttachStderr", "Healthcheck", "StopSignal", "StopTimeout", "HostConfig", "NetworkingConfig",
+    "AttachStderr", "Healthcheck", "StopTimeout", "HostConfig", "NetworkingConfig",
     "Cmd", "ExposedPorts",
 }  # fmt: skip
 HOST_CONFIG = {
@@ -83,7 +91,7 @@ def test_placeholders_are_filled_once_and_other_braces_stay() -> None:
         model_name="n",
     )
     assert made.command == ("run", "n", "/data/x", "{other}", "{0}")
-    assert made.env == {"M": "nn"}
+    assert made.env == {"HOME": "/tmp", "M": "nn"}
 
 
 def test_a_dataset_is_the_only_mount_and_read_only() -> None:
@@ -169,7 +177,6 @@ def test_an_image_has_one_full_reference(image: str, full: str) -> None:
         {"dataset_mount": "/./."},
         {"profile": Profile.BATCH, "result_file": "/data/r.json"},
         {"profile": Profile.BATCH, "result_file": "/out/../data/a/r.json"},
-        {"profile": Profile.BATCH, "result_file": "/tmp/r.json", "dataset_mount": "/tmp"},
     ],
 )
 def test_a_model_that_could_not_run_is_refused_in_the_catalog(wrong: dict[str, Any]) -> None:
@@ -264,3 +271,65 @@ def test_progress_sums_the_layers_that_were_announced() -> None:
     changed = [progress.take(PullLine.model_validate(line)) for line in lines]
     assert changed == [False, True, True, True, False]
     assert (progress.current, progress.total) == (11, 40)
+
+
+def test_every_label_of_ours_is_given_so_that_no_image_gives_it() -> None:
+    labels = plan(profile=Profile.BATCH, resources=Resources(disk="1g")).labels
+    written = labels.as_labels()
+    ours = {"host", "job", "operation", "generation", "spec", "port", "ready", "lease", "disk"}
+    assert set(written) == {f"modelyard.{name}" for name in ours}
+    assert ContainerLabels.parse(written, name=labels.name) == labels
+
+
+def test_a_home_that_can_be_written_to_is_given_where_nobody_else_gives_one() -> None:
+    command = Bench().command(Verb.DEPLOY_CREATE)
+    rules = PlanRules(host_id=HOST)
+    assert plan_container(command, None, rules).env == {"HOME": "/tmp"}
+    of_the_image = ImageFacts(env=frozenset({"PATH", "HOME"}))
+    assert plan_container(command, None, rules, of_the_image).env == {}
+    assert plan(env={"HOME": "/models"}).env == {"HOME": "/models"}
+
+
+def test_what_lies_in_tmp_can_be_run_and_has_no_other_rights() -> None:
+    options = engine_config(plan())["HostConfig"]["Tmpfs"]["/tmp"].split(",")
+    assert {"exec", "nosuid", "nodev"} <= set(options)
+
+
+@pytest.mark.parametrize(
+    ("resources", "shm"),
+    [({}, 64 << 20), ({"memory": "32m"}, 32 << 20), ({"memory": "4g", "shm": "2g"}, 2 << 30)],
+)
+def test_shared_memory_is_as_large_as_the_model_asks(resources: Any, shm: int) -> None:
+    made = plan(resources=Resources.model_validate(resources))
+    assert engine_config(made)["HostConfig"]["ShmSize"] == shm
+
+
+def test_the_image_says_by_which_signal_it_ends() -> None:
+    assert "StopSignal" not in engine_config(plan())
+
+
+def test_nothing_below_a_dataset_comes_with_it() -> None:
+    mounts = engine_config(plan(DatasetMount("bind", "/srv/d", "/data")))["HostConfig"]["Mounts"]
+    assert mounts[0]["BindOptions"] == {"Propagation": "rprivate", "NonRecursive": True}
+
+
+@pytest.mark.parametrize(
+    ("volume", "fits"),
+    [("/data", True), ("/data/", True), ("/cache", True), ("/data/cache", False), ("/", False)],
+)
+def test_a_volume_of_the_image_hides_no_dataset(volume: str, *, fits: bool) -> None:
+    command = Bench().command(Verb.DEPLOY_CREATE)
+    mount = DatasetMount("bind", "/srv/d", "/data")
+    image = ImageFacts(volumes=(volume,))
+    if fits:
+        plan_container(command, mount, PlanRules(host_id=HOST), image)
+        return
+    with pytest.raises(ModelyardError, match="declares a volume") as caught:
+        plan_container(command, mount, PlanRules(host_id=HOST), image)
+    assert caught.value.code is ErrorCode.CREATE_FAILED
+
+
+def test_an_image_without_a_configuration_brings_nothing() -> None:
+    assert ImageDocument.model_validate({"Config": None}).facts() == ImageFacts()
+    config = {"Config": {"Volumes": {"/v": {}}, "Env": ["A=b=c"]}}
+    assert ImageDocument.model_validate(config).facts() == ImageFacts(("/v",), frozenset("A"))

@@ -59,6 +59,7 @@ class Yard:
         self._environment = {
             **os.environ,
             "MODELYARD_HOST_ID": HOST,
+            "MODELYARD_WORKER_ALLOWED_IMAGES": '["modelyard/*"]',
             "MODELYARD_AMQP_URL": amqp_url,
             "MODELYARD_WORKER_RUNTIME_DIR": str(folder / "run"),
             "DOCKER_HOST": f"unix://{folder / 'engine.sock'}",

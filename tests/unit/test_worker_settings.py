@@ -13,6 +13,9 @@ VARIABLES = (
     "MODELYARD_WORKER_LABELS",
     "MODELYARD_WORKER_DATASET_ROOTS",
     "MODELYARD_WORKER_ALLOWED_IMAGES",
+    "MODELYARD_WORKER_ALLOWED_VOLUMES",
+    "MODELYARD_WORKER_DISK",
+    "MODELYARD_WORKER_MAX_DISK",
     "MODELYARD_WORKER_REACH",
     "MODELYARD_WORKER_NETWORK",
     "MODELYARD_WORKER_TMPFS_SIZE",
@@ -32,7 +35,8 @@ def test_without_any_setting_the_defaults_are_sane(monkeypatch: pytest.MonkeyPat
     assert settings.docker_url == "unix:///var/run/docker.sock"
     assert settings.worker_slots == 4
     assert settings.worker_dataset_roots == ()
-    assert settings.worker_allowed_images == ("*",)
+    assert settings.worker_allowed_images == ()
+    assert settings.worker_allowed_volumes == ()
     assert settings.worker_reach is Reach.PUBLISHED
     assert settings.plan_rules().pids_limit == 256
 
@@ -61,6 +65,7 @@ URL = "a URL that begins with unix:///, tcp://, http:// or https://"
 LABELS = 'JSON, such as {"gpu": "a100"}'
 ROOTS = 'a JSON list, such as ["/srv/datasets"]'
 IMAGES = 'a JSON list, such as ["registry.example/team/*"]'
+VOLUMES = 'a JSON list of names in which * stands for any letters, such as ["ds-*"]'
 FOLDERS = "folders, none of them the whole file system"
 FORMS = "registry/repository, registry/folder/*, registry/* or *, without tags"
 NETWORK = "a network of its own, on which containers are kept apart"
@@ -78,6 +83,8 @@ NETWORK = "a network of its own, on which containers are kept apart"
         ("DOCKER_HOST", "ssh://x", URL),
         ("MODELYARD_WORKER_ALLOWED_IMAGES", "*", IMAGES),
         ("MODELYARD_WORKER_ALLOWED_IMAGES", '["*.example/x"]', f"patterns of the form {FORMS}"),
+        ("MODELYARD_WORKER_ALLOWED_VOLUMES", "ds-1", VOLUMES),
+        ("MODELYARD_WORKER_ALLOWED_VOLUMES", '["a/b"]', VOLUMES),
         ("MODELYARD_WORKER_DATASET_ROOTS", "/srv/datasets", ROOTS),
         ("MODELYARD_WORKER_DATASET_ROOTS", '["relative"]', ROOTS),
         ("MODELYARD_WORKER_DATASET_ROOTS", '["/"]', FOLDERS),
@@ -120,3 +127,14 @@ def test_help_lists_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for name in VARIABLES:
         assert name in said
+
+
+@pytest.mark.parametrize(
+    ("images", "caution"),
+    [((), "no image may run"), (("*",), "any image of anybody"), (("modelyard/*",), None)],
+)
+def test_which_images_may_run_is_said_where_nobody_has_chosen(
+    images: tuple[str, ...], caution: str | None
+) -> None:
+    said = WorkerSettings(host_id="h", worker_allowed_images=images).cautions
+    assert (caution in said[0]) if caution else said == ()

@@ -26,7 +26,7 @@ def container(container_id: str, *, strict: bool, running: bool = True) -> dict[
     labels = ContainerLabels("host-1", "job", "operation", 1, "spec", strict=strict)
     return {
         "Id": container_id,
-        "Name": "/x",
+        "Name": f"/{labels.name}",
         "State": {"Running": running, "StartedAt": "2026-01-01T00:00:00Z"},
         "Config": {"Labels": labels.as_labels()},
     }

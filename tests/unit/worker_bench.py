@@ -53,6 +53,7 @@ class Bench:
         *,
         allowed: tuple[str, ...] = ("*",),
         dataset_roots: tuple[str, ...] = (),
+        volumes: tuple[str, ...] = ("*",),
     ) -> None:
         self.spec = spec or model()
         self.runtime = FakeRuntime(host_id=HOST)
@@ -64,6 +65,7 @@ class Bench:
             self.server.ready_from_start = True
         self.allowed = allowed
         self.dataset_roots = dataset_roots
+        self.volumes = volumes
         self.reports: list[OperationReport] = []
         self._numbers = itertools.count(1)
         self.operations = self.restarted()
@@ -76,6 +78,7 @@ class Bench:
             rules=PlanRules(host_id=HOST),
             allowed=AllowList(self.allowed),
             dataset_roots=self.dataset_roots,
+            allowed_volumes=self.volumes,
             cleanup_retry_s=0.01,
         )
         return self.operations

@@ -31,7 +31,7 @@ class Host:
         self.broker = FakeBroker()
         self.stop = asyncio.Event()
         self.service = Service(
-            WorkerSettings(host_id=HOST),
+            WorkerSettings(host_id=HOST, worker_allowed_images=("*",)),
             broker=self.broker,
             runtime=self.bench.runtime,
             server=ModelServer(http_client(self.bench.runtime.transport)),

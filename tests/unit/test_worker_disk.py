@@ -1,0 +1,126 @@
+"""What a container writes to the disk, over the fake engine: measured, ended, and told why."""
+
+import asyncio
+
+from modelyard.contract.catalog import Profile
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.retries import is_retried
+from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from tests.support.waiting import eventually
+from tests.unit.worker_bench import Bench, model
+from worker.disk import DiskWatch
+from worker.fake_programs import FakeBatch
+from worker.runtime import EngineUnavailableError
+
+LIMIT = 10 << 20
+
+
+def writer() -> Bench:
+    """Return a host with a model that may write 10 MiB."""
+    return Bench(model(read_only=False, resources={"disk": LIMIT}))
+
+
+async def loaded(bench: Bench) -> None:
+    for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
+        assert (await bench.do(verb)).state is OperationState.SUCCEEDED
+
+
+def watch_of(bench: Bench) -> DiskWatch:
+    return DiskWatch(bench.runtime, bench.operations.containers.health)
+
+
+async def test_an_operation_whose_container_writes_too_much_ends_with_the_cause() -> None:
+    bench = writer()
+    await loaded(bench)
+    bench.server.may_infer.clear()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(bench.do(Verb.INFER, input={}))
+
+        async def at_it() -> bool:
+            return Phase.INFERRING in bench.phases
+
+        await eventually(at_it)
+        bench.container.disk = LIMIT + 1
+        await watch_of(bench).look()
+    ended = asking.result()
+    assert ended.error is not None
+    assert (ended.state, ended.job_state) == (OperationState.FAILED, JobState.FAILED)
+    assert ended.error.code is ErrorCode.DISK_QUOTA_EXCEEDED
+    assert ended.error.detail["limit"] == LIMIT
+    assert not is_retried(Verb.INFER, ended.error.code)
+
+
+async def test_a_batch_that_writes_too_much_ends_with_the_cause_and_is_removed() -> None:
+    spec = model(Profile.BATCH, result_file="/out/r.json", resources={"disk": LIMIT})
+    bench = Bench(spec, FakeBatch(exit_code=None))
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(bench.do(Verb.TEMP))
+
+        async def at_it() -> bool:
+            return Phase.INFERRING in bench.phases
+
+        await eventually(at_it)
+        bench.container.disk = LIMIT + 1
+        await watch_of(bench).look()
+    ended = running.result()
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.DISK_QUOTA_EXCEEDED
+    assert bench.runtime.containers == {}
+
+
+async def test_what_stays_within_its_limit_or_can_not_write_is_left_alone() -> None:
+    for spec, written in (
+        (model(read_only=False, resources={"disk": LIMIT}), LIMIT),
+        (model(resources={"disk": LIMIT}), 2 * LIMIT),
+    ):
+        bench = Bench(spec)
+        await loaded(bench)
+        bench.container.disk = written
+        await watch_of(bench).look()
+        assert bench.container.running
+
+
+async def test_a_container_that_is_started_again_may_end_for_another_reason() -> None:
+    bench = writer()
+    await loaded(bench)
+    bench.container.disk = LIMIT + 1
+    await watch_of(bench).look()
+    health = bench.operations.containers.health
+    assert health.over_disk == {bench.container.id}
+    bench.container.disk = 0
+    assert (await bench.do(Verb.DEPLOY_LOAD)).state is OperationState.SUCCEEDED
+    assert health.over_disk == set()
+
+
+async def test_an_engine_that_can_not_measure_now_is_asked_again() -> None:
+    bench = writer()
+    await loaded(bench)
+    looks = 0
+    really = bench.runtime.list_own
+
+    async def list_own(job_id: str | None = None) -> object:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise EngineUnavailableError("It hiccups.")
+        return await really(job_id)
+
+    bench.runtime.list_own = list_own  # type: ignore[method-assign,assignment]
+    bench.container.disk = LIMIT + 1
+    async with asyncio.timeout(20):
+        watching = asyncio.create_task(watch_of(bench).run())
+
+        async def ended() -> bool:
+            return not bench.container.running
+
+        await eventually(ended)
+        watching.cancel()
+        await asyncio.wait((watching,))
+
+
+async def test_more_than_the_host_gives_is_refused_before_anything_is_made() -> None:
+    bench = Bench(model(resources={"disk": "200g"}))
+    ended = await bench.do(Verb.DEPLOY_CREATE)
+    assert ended.error is not None
+    assert ended.error.code is ErrorCode.CREATE_FAILED
+    assert "MODELYARD_WORKER_MAX_DISK" in ended.error.message

@@ -1,0 +1,30 @@
+"""The last word on a model before a container is made of it: the rules of the catalog, once more.
+
+What a command carries came in through a door, but perhaps by the rules of an older version, or not
+by ours. What breaks a rule is not created; it can still be unloaded and terminated.
+"""
+
+from pydantic import BaseModel, ValidationError
+
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import HostCommand
+from modelyard.contract.validation import error_list, first_errors
+
+
+def judge(command: HostCommand) -> None:
+    """Return if the model and the dataset follow the rules; raises `spec_refused`."""
+    _judge("model", command.model)
+    if command.dataset is not None:
+        _judge("dataset", command.dataset)
+
+
+def _judge(what: str, entry: BaseModel) -> None:
+    try:
+        type(entry).model_validate(entry.model_dump(mode="json"))
+    except ValidationError as error:
+        raise ModelyardError(
+            ErrorCode.SPEC_REFUSED,
+            f"The {what} breaks a rule of the catalog: {first_errors(error)}. Store it anew, and "
+            "create the job again.",
+            errors=error_list(error),
+        ) from error
