@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from modelyard.broker import Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
-from modelyard.contract.ids import ID_PATTERN, operation_id_for_key
+from modelyard.contract.ids import DEFAULT_TENANT, ID_PATTERN, operation_id_for_key
 from modelyard.contract.messages import (
     MAX_BATCH,
     MAX_BATCH_BYTES,
@@ -92,7 +92,7 @@ def _from_gateway(body: bytes) -> list[NewOperation]:
             errors=error_list(error),
         ) from error
     return [
-        _named(one.operation_id, one.request, "http", retry_of=one.retry_of)
+        _named(one.operation_id, one.request, "http", retry_of=one.retry_of, tenant=one.tenant)
         for one in submission.requests
     ]
 
@@ -132,10 +132,15 @@ def _operation(value: JsonValue, operation_id: str) -> NewOperation:
 
 
 def _named(
-    operation_id: str, request: JobRequest, source: Source, *, retry_of: str | None = None
+    operation_id: str,
+    request: JobRequest,
+    source: Source,
+    *,
+    retry_of: str | None = None,
+    tenant: str = DEFAULT_TENANT,
 ) -> NewOperation:
     try:
-        return NewOperation.of(operation_id, request, source, retry_of=retry_of)
+        return NewOperation.of(operation_id, request, source, retry_of=retry_of, tenant=tenant)
     except InvalidRequestError as error:
         return NewOperation(
             operation_id=operation_id,
@@ -143,6 +148,7 @@ def _named(
             verb=request.operation_type,
             source=source,
             payload_hash=request.payload_hash(),
+            tenant=tenant,
             rejection=error.info(),
         )
 

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Mapping
 
 from gateway.accept import Asked
+from gateway.authentication import refuse_to_submit
 from gateway.bodies import validated
 from gateway.problems import FaultyRequestError, problem_of
 from gateway.service import Gateway
+from modelyard.contract.access import Principal
 from modelyard.contract.answers import Accepted, BatchAnswer, BatchItem, Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import MAX_BATCH, JobRequest
@@ -17,7 +19,9 @@ _IN_A_THREAD_FROM = 50
 """Requests; from here on they are checked in a thread, so that the event loop goes on."""
 
 
-async def accept_batch(gateway: Gateway, body: JsonValue, key: str | None) -> BatchAnswer:
+async def accept_batch(
+    gateway: Gateway, body: JsonValue, key: str | None, caller: Principal
+) -> BatchAnswer:
     """Accept what can be; the answers are in the order of the requests.
 
     With a key, the request at `index` has the key `KEY/index`. Raises `FaultyRequestError` if the
@@ -26,9 +30,9 @@ async def accept_batch(gateway: Gateway, body: JsonValue, key: str | None) -> Ba
     values, under = _list_of(body)
     limit = gateway.max_request_bytes
     if len(values) < _IN_A_THREAD_FROM:
-        read = _read_all(values, under, key, limit)
+        read = _read_all(values, under, key, limit, caller)
     else:
-        read = await asyncio.to_thread(_read_all, values, under, key, limit)
+        read = await asyncio.to_thread(_read_all, values, under, key, limit, caller)
     valid = [one for one in read if isinstance(one, Asked)]
     outcomes = iter(await gateway.acceptor.accept(valid))
     return BatchAnswer(
@@ -62,15 +66,17 @@ def _list_of(body: JsonValue) -> tuple[list[JsonValue], str]:
 
 
 def _read_all(
-    values: list[JsonValue], under: str, key: str | None, max_bytes: int
+    values: list[JsonValue], under: str, key: str | None, max_bytes: int, caller: Principal
 ) -> list[Asked | ModelyardError]:
     return [
-        _read(value, f"{under}/{index}", f"{key}/{index}" if key else None, max_bytes)
+        _read(value, f"{under}/{index}", f"{key}/{index}" if key else None, max_bytes, caller)
         for index, value in enumerate(values)
     ]
 
 
-def _read(value: JsonValue, under: str, key: str | None, max_bytes: int) -> Asked | ModelyardError:
+def _read(
+    value: JsonValue, under: str, key: str | None, max_bytes: int, caller: Principal
+) -> Asked | ModelyardError:
     try:
         request = validated(JobRequest, value, under=under)
     except FaultyRequestError as error:
@@ -79,7 +85,9 @@ def _read(value: JsonValue, under: str, key: str | None, max_bytes: int) -> Aske
         return InvalidRequestError(
             ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are taken for one request."
         )
-    return Asked.of(request, key, under=under)
+    if refusal := refuse_to_submit(caller, request.operation_type):
+        return refusal
+    return Asked.of(request, key, under=under, tenant=caller.tenant)
 
 
 def _item(outcome: Accepted | ModelyardError, value: JsonValue) -> BatchItem:

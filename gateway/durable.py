@@ -182,7 +182,10 @@ class Durable:
 
 def _message(operation: NewOperation, request: JobRequest) -> bytes:
     submitted = SubmittedRequest(
-        operation_id=operation.operation_id, request=request, retry_of=operation.retry_of
+        operation_id=operation.operation_id,
+        request=request,
+        retry_of=operation.retry_of,
+        tenant=operation.tenant,
     )
     return submitted.model_dump_json(exclude_defaults=True).encode()
 

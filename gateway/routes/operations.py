@@ -9,13 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import bodies, openapi
 from gateway.accept import Asked
+from gateway.authentication import needs, refuse_to_submit
 from gateway.bodies import MOST_WAIT_S
 from gateway.problems import RETRY_AFTER_S
 from gateway.retries import request_again
+from gateway.routes.jobs import Submitter
 from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.routes.submitting import submitted
 from gateway.service import Gateway
 from gateway.views import operation_view
+from modelyard.contract.access import Scope
 from modelyard.contract.answers import Accepted, OperationPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id, OperationId
@@ -63,7 +66,7 @@ class OperationQuery(PageQuery):
     "",
     response_model=OperationPage,
     responses=openapi.LIST_ANSWERS,
-    dependencies=[Depends(refuse_repeated)],
+    dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="List operations, newest first",
 )
 async def list_operations(gateway: Parts, query: Annotated[OperationQuery, Query()]) -> Response:
@@ -82,7 +85,7 @@ async def list_operations(gateway: Parts, query: Annotated[OperationQuery, Query
     "/{operation_id}",
     response_model=OperationView,
     responses=openapi.ONE_ANSWERS,
-    dependencies=[Depends(refuse_repeated)],
+    dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="Read an operation, or wait for its end",
 )
 async def read_operation(
@@ -102,6 +105,7 @@ async def read_operation(
     "/{operation_id}/result",
     response_class=Response,
     responses=openapi.RESULT_ANSWERS,
+    dependencies=[needs(Scope.JOBS_READ)],
     summary="Read the result of an operation",
 )
 async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
@@ -122,7 +126,7 @@ async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
     status_code=202,
     response_model=OperationView,
     responses=openapi.CANCEL_ANSWERS,
-    dependencies=[Depends(refuse_repeated)],
+    dependencies=[needs(Scope.JOBS_SUBMIT), Depends(refuse_repeated)],
     summary="Cancel an operation",
 )
 async def cancel_operation(
@@ -151,7 +155,9 @@ async def cancel_operation(
     openapi_extra=openapi.SUBMIT_HEADERS,
     summary="Submit the request of an operation again",
 )
-async def retry_operation(operation_id: OperationId, request: Request, gateway: Parts) -> Response:
+async def retry_operation(
+    operation_id: OperationId, request: Request, gateway: Parts, caller: Submitter
+) -> Response:
     """Submit the request of an operation that ended without success, as a new operation.
 
     Without an `Idempotency-Key` each call is an operation of its own.
@@ -159,8 +165,11 @@ async def retry_operation(operation_id: OperationId, request: Request, gateway: 
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
     record = await gateway.reading.ask(lambda: gateway.store.operations.with_input(operation_id))
-    again = request_again(_found(record, operation_id))
-    return await submitted(gateway, Asked.of(again, key, retry_of=operation_id), wait_s)
+    found = _found(record, operation_id)
+    if found.verb is not None and (refusal := refuse_to_submit(caller, found.verb)):
+        raise refusal
+    asked = Asked.of(request_again(found), key, retry_of=operation_id, tenant=caller.tenant)
+    return await submitted(gateway, asked, wait_s)
 
 
 def _found(record: OperationRecord | None, operation_id: str) -> OperationRecord:

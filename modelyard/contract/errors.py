@@ -26,6 +26,10 @@ class ErrorCode(StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_DATASET = "unknown_dataset"
 
+    # Who may do what.
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+
     # HTTP only.
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -94,6 +98,8 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.IDEMPOTENCY_KEY_REUSED: "This key was used before with another request.",
         ErrorCode.UNKNOWN_MODEL: "The catalog has no model of this name.",
         ErrorCode.UNKNOWN_DATASET: "The catalog has no dataset of this name.",
+        ErrorCode.UNAUTHENTICATED: "The request carries no valid API key.",
+        ErrorCode.FORBIDDEN: "The sender may not do this.",
         ErrorCode.NOT_FOUND: "There is nothing at this address.",
         ErrorCode.METHOD_NOT_ALLOWED: "This address does not take this method.",
         ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",

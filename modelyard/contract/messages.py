@@ -20,7 +20,7 @@ from pydantic import (
 
 from modelyard.contract.catalog import DatasetSpec, Label, ModelSpec, Text
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.ids import ContainerId, Id, OperationId
+from modelyard.contract.ids import DEFAULT_TENANT, ContainerId, Id, OperationId
 from modelyard.contract.states import (
     Admission,
     JobState,
@@ -135,6 +135,8 @@ class SubmittedRequest(Message):
     request: JobRequest
     retry_of: OperationId | None = None
     """The operation that failed and is run again as this one."""
+    tenant: Id = DEFAULT_TENANT
+    """Whose operation it is, as the gateway found out."""
 
 
 class Submission(Message):

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
+from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.messages import (
     MAX_REQUEST_BYTES,
     EngineFacts,
@@ -59,6 +60,8 @@ class NewOperation(Record):
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     retry_of: str | None = None
+    tenant: str = DEFAULT_TENANT
+    """Whose it is."""
     rest_s: float = 0.0
     """Seconds from its recording on for which it is not dispatched."""
     aside: bool = False
@@ -68,7 +71,13 @@ class NewOperation(Record):
 
     @classmethod
     def of(
-        cls, operation_id: str, request: JobRequest, source: Source, *, retry_of: str | None = None
+        cls,
+        operation_id: str,
+        request: JobRequest,
+        source: Source,
+        *,
+        retry_of: str | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> Self:
         """Return the operation that a valid request asks for.
 
@@ -96,6 +105,7 @@ class NewOperation(Record):
             queue_timeout_s=request.queue_timeout_s,
             metadata=request.metadata,
             retry_of=retry_of,
+            tenant=tenant,
         )
 
 
@@ -118,6 +128,7 @@ class OperationRecord(Record):
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     retry_of: str | None = None
+    tenant: str = DEFAULT_TENANT
     cancel_requested: bool = False
     not_before: datetime | None = None
     resting: bool = False
