@@ -34,10 +34,12 @@ class Authentication:
     async def principal(self, authorization: Sequence[str], address: str | None) -> Principal:
         """Return who asks, by the `Authorization` headers of his request.
 
-        Raises `UnauthenticatedError`, after a pause, and `StoreUnavailableError`.
+        Raises `UnauthenticatedError`, after a pause if he tried, and `StoreUnavailableError`.
         """
         if self._keys is None:
             return ANYONE
+        if not authorization:
+            raise UnauthenticatedError(f"There is no API key. {_HOW}")
         key: ApiKey | None = None
         try:
             key = _key_in(authorization)
@@ -83,8 +85,6 @@ def refuse_to_submit(principal: Principal, verb: Verb) -> ForbiddenError | None:
 
 
 def _key_in(authorization: Sequence[str]) -> ApiKey:
-    if not authorization:
-        raise UnauthenticatedError(f"There is no API key. {_HOW}")
     if len(authorization) > 1:
         raise UnauthenticatedError(f"The header {HEADER} stands there twice.")
     scheme, _, text = authorization[0].partition(" ")

@@ -100,7 +100,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
         """Refuse what is not HTTP, or not such that all would read it alike."""
         detail = "This is not a request of HTTP/1.1 that every server would read alike."
-        self.refuse(HTTPStatus.BAD_REQUEST, ErrorCode.INVALID_REQUEST, detail)
+        self.refuse(self.conn.refused_with, ErrorCode.INVALID_REQUEST, detail)
 
     def refuse(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:
         """Answer without the app and close; in the middle of an answer only close."""

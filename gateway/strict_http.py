@@ -6,6 +6,7 @@ proxy (RFC 9112, sections 2.2, 5.2, 6.1 and 6.3, let a server refuse all of them
 """
 
 import re
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -25,6 +26,8 @@ class StrictConnection(h11.Connection):
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEADER_BYTES)
+        self.refused_with = HTTPStatus.BAD_REQUEST
+        """The status that tells the client of what was raised."""
 
     @property
     def has_part_of_header(self) -> bool:
@@ -32,6 +35,15 @@ class StrictConnection(h11.Connection):
         return self.their_state is h11.IDLE and bool(self.trailing_data[0])
 
     def next_event(self) -> Any:  # noqa: ANN401 - h11's own type of it
+        """Return the next event; raises `h11.RemoteProtocolError`."""
+        try:
+            return self._next_event()
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+                self.refused_with = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise
+
+    def _next_event(self) -> Any:  # noqa: ANN401 - h11's own type of it
         if self.their_state is not h11.IDLE:
             return super().next_event()
         _check_raw(self.trailing_data[0])

@@ -1,7 +1,8 @@
 """`make demo`: the original system's five calls and an inference, on a stack of their own.
 
 All six requests are sent at once, as the original's clients would send them one by one; they run
-in their order because they belong to one job. The exit status is 0 only if every state, the
+in their order because they belong to one job. Beside what those send each has an API key: here the
+gateway takes nobody in without one. The exit status is 0 only if every state, the
 predicted digit and the accuracy over the held-out digits are right.
 """
 
@@ -44,6 +45,7 @@ STORY = (
 _PATIENCE_S = 180.0
 _LOOK_EVERY_S = 0.1
 _GOOD_ACCURACY = 0.95
+_UNAUTHENTICATED = 401
 _COLORS = {
     OperationState.SUCCEEDED: "green",
     OperationState.RUNNING: "cyan",
@@ -83,12 +85,13 @@ class Step:
 def main() -> int:
     """Run the demonstration; return the exit status."""
     progress = Progress()
-    with LocalStack.private(Given.by(os.environ), progress) as stack:
+    with LocalStack.private(Given.by(os.environ), progress, with_keys=True) as stack:
         folder = stack.layout.datasets / DIGITS_DATASET
         digits = read_digits(folder)
-        with Modelyard(stack.endpoints.url) as yard:
+        key = stack.api_key or ""
+        with Modelyard(stack.endpoints.url, api_key=key) as yard:
             register(yard, folder)
-            steps = send(stack.endpoints.url, digits[0])
+            steps = send(stack.endpoints.url, key, digits[0])
             progress.say(f"\nSent {len(steps)} requests for job {JOB}, all at once:\n")
             watch(yard, steps, progress)
             check(yard, steps, digits)
@@ -123,10 +126,16 @@ def register(yard: Modelyard, folder: Path) -> None:
     yard.put_dataset({"name": DIGITS_DATASET, "path": str(folder)})
 
 
-def send(url: str, digit: Digit) -> list[Step]:
-    """Send the calls just as the original system's clients do; INFER has an input besides."""
+def send(url: str, key: str, digit: Digit) -> list[Step]:
+    """Send the calls as the original system's clients do, with a key; INFER has an input besides.
+
+    Raises `RuntimeError` if the gateway takes a call without the key.
+    """
     steps = []
-    with httpx2.Client(base_url=url, trust_env=False) as http:
+    headers = {"Authorization": f"Bearer {key}"}
+    if httpx2.post(f"{url}/inference_router/", trust_env=False).status_code != _UNAUTHENTICATED:
+        raise RuntimeError("The gateway takes calls without an API key.")
+    with httpx2.Client(base_url=url, headers=headers, trust_env=False) as http:
         for verb in STORY:
             body: dict[str, Any] = {
                 "job_id": JOB,

@@ -130,4 +130,4 @@ class ApiKeys:
 
 
 def _later(at: datetime) -> Document:
-    return {"$max": ["$last_used_at", at]}
+    return {"$cond": [{"$gt": [at, "$last_used_at"]}, at, "$last_used_at"]}
