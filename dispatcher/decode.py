@@ -117,7 +117,7 @@ def _from_gateway(body: bytes) -> list[NewOperation]:
             errors=error_list(error),
         ) from error
     return [
-        _named(one.operation_id, one.request, "http", retry_of=one.retry_of)
+        _named(one.operation_id, one.request, "http", retry_of=one.retry_of, tenant=one.tenant)
         for one in submission.requests
     ]
 
@@ -169,10 +169,15 @@ def _operation(value: JsonValue, operation_id: str) -> NewOperation:
 
 
 def _named(
-    operation_id: str, request: JobRequest, source: Source, *, retry_of: str | None = None
+    operation_id: str,
+    request: JobRequest,
+    source: Source,
+    *,
+    retry_of: str | None = None,
+    tenant: str = DEFAULT_TENANT,
 ) -> NewOperation:
     try:
-        return NewOperation.of(operation_id, request, source, retry_of=retry_of)
+        return NewOperation.of(operation_id, request, source, retry_of=retry_of, tenant=tenant)
     except InvalidRequestError as error:
         return NewOperation(
             operation_id=operation_id,
@@ -180,6 +185,7 @@ def _named(
             verb=request.operation_type,
             source=source,
             payload_hash=request.payload_hash(),
+            tenant=tenant,
             rejection=error.info(),
         )
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import structlog
 import uvloop
 
+from gateway.accepting import connections_within_file_limit
 from gateway.app import create_app
 from gateway.server import GatewayServer, listen
 from gateway.service import Gateway
-from gateway.settings import Settings
+from gateway.settings import AuthMethod, Settings
 from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.exiting import Exit, find_error
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the gateway until SIGTERM or SIGINT."""
     settings = start_process(PROG, "Modelyard's HTTP door.", Settings, argv)
     setup_logging("gateway", level=settings.log_level, log_format=settings.log_format)
+    most = connections_within_file_limit(settings.gateway_max_connections)
+    settings = settings.model_copy(update={"gateway_max_connections": most})
     try:
         listener = listen(settings.gateway_host, settings.gateway_port)
     except OSError as error:
@@ -59,8 +62,14 @@ async def _serve(settings: Settings, listener: socket.socket, process: Exit) -> 
         broker,
         max_request_bytes=settings.max_request_bytes,
         max_batch_bytes=settings.max_batch_bytes,
+        with_keys=AuthMethod.KEYS in settings.auth,
     )
-    server = GatewayServer(create_app(gateway), on_stop=gateway.live.close, process=process)
+    server = GatewayServer(
+        create_app(gateway, settings.web_rules),
+        on_stop=gateway.live.close,
+        process=process,
+        limits=settings.connection_limits,
+    )
     host, port = listener.getsockname()[:2]
     log.info("gateway.listening", host=host, port=port, version=__version__)
     code = 1

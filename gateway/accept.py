@@ -23,7 +23,7 @@ from modelyard.contract.errors import (
     ModelyardError,
     StoreUnavailableError,
 )
-from modelyard.contract.ids import new_operation_id, operation_id_for_key
+from modelyard.contract.ids import DEFAULT_TENANT, new_operation_id, operation_id_for_key
 from modelyard.contract.messages import JobRequest
 from modelyard.store import Store
 from modelyard.store.records import NewOperation, OperationRecord
@@ -49,11 +49,17 @@ class Asked:
 
     @classmethod
     def of(
-        cls, request: JobRequest, key: str | None, *, under: str = "", retry_of: str | None = None
+        cls,
+        request: JobRequest,
+        key: str | None,
+        *,
+        under: str = "",
+        retry_of: str | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> Self:
         """Name a request: by its idempotency key, or anew."""
-        operation_id = operation_id_for_key(key) if key else new_operation_id()
-        operation = NewOperation.of(operation_id, request, "http", retry_of=retry_of)
+        operation_id = operation_id_for_key(key, tenant=tenant) if key else new_operation_id()
+        operation = NewOperation.of(operation_id, request, "http", retry_of=retry_of, tenant=tenant)
         return cls(operation, request, under, keyed=key is not None)
 
     @property

@@ -3,17 +3,22 @@
 from fastapi import FastAPI
 
 from gateway import openapi, problems
+from gateway.cross_site import CrossSiteGuard, WebRules
 from gateway.last_resort import LastResort
 from gateway.leaving import Leaving
 from gateway.query_bounds import QueryBounds
 from gateway.request_ids import RequestIds
-from gateway.routes import catalog, dead_letters, health, hosts, jobs, operations
+from gateway.routes import catalog, dead_letters, health, hosts, jobs, keys, operations
 from gateway.service import Gateway
 from modelyard import __version__
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """Return the app that serves a gateway. Whoever serves it also runs `gateway.run()`."""
+def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
+    """Return the app that serves a gateway. Whoever serves it also runs `gateway.run()`.
+
+    `rules` say for which hosts it answers and which web pages may use it; without any it answers
+    for loopback and for the address at which a connection arrives.
+    """
     app = FastAPI(
         title="Modelyard",
         version=__version__,
@@ -25,12 +30,13 @@ def create_app(gateway: Gateway) -> FastAPI:
         responses=openapi.EVERYWHERE,
     )
     app.state.gateway = gateway
-    for routes in (jobs, operations, hosts, catalog, dead_letters, health):
+    for routes in (jobs, operations, hosts, catalog, dead_letters, keys, health):
         app.include_router(routes.router)
     problems.install(app)
     app.add_middleware(QueryBounds)
     app.add_middleware(LastResort)
     app.add_middleware(Leaving, live=gateway.live)
+    app.add_middleware(CrossSiteGuard, rules=rules or WebRules())
     app.add_middleware(RequestIds)
     openapi.install(app)
     return app

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from gateway.accept import Acceptor, Asked
+from gateway.authentication import refuse_to_submit
 from gateway.problems import bytes_of, problem_of
 from gateway.requests import Refused
+from modelyard.contract.access import Principal
 from modelyard.contract.answers import Accepted, BatchAnswer, BatchItem, Problem
 from modelyard.contract.errors import ModelyardError
 
@@ -14,8 +16,11 @@ MAX_BRIEF_CHARS = 200
 """Of the detail of a problem that lists nothing."""
 
 
-async def accept_batch(acceptor: Acceptor, read: Sequence[Asked | Refused]) -> BatchAnswer:
+async def accept_batch(
+    acceptor: Acceptor, wanted: Sequence[Asked | Refused], caller: Principal
+) -> BatchAnswer:
     """Accept what can be; the answers are in the order of the requests."""
+    read = [_allowed(one, caller) for one in wanted]
     outcomes = iter(await acceptor.accept([one for one in read if isinstance(one, Asked)]))
     items: list[BatchItem] = []
     room = MAX_LISTED_BYTES
@@ -32,6 +37,12 @@ async def accept_batch(acceptor: Acceptor, read: Sequence[Asked | Refused]) -> B
         room -= bytes_of(problem.errors)
         items.append(BatchItem(status=problem.status, job_id=job_id, problem=problem))
     return BatchAnswer(results=tuple(items))
+
+
+def _allowed(one: Asked | Refused, caller: Principal) -> Asked | Refused:
+    if isinstance(one, Asked) and (refusal := refuse_to_submit(caller, one.request.operation_type)):
+        return Refused(refusal, one.request.job_id)
+    return one
 
 
 def _accepted(outcome: Accepted) -> BatchItem:

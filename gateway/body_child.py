@@ -12,21 +12,25 @@ from modelyard.contract.strict_json import JsonValue
 from modelyard.store.records import OperationRecord
 
 
-def one(body: bytes, *, key: str | None, max_bytes: int) -> Iterator[Part]:
+def one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> Iterator[Part]:
     """Read a body that is one request."""
     try:
-        yield pack_asked(requests.read_one(body, key=key, max_bytes=max_bytes))
+        yield pack_asked(requests.read_one(body, key=key, tenant=tenant, max_bytes=max_bytes))
     except InvalidRequestError as error:
         yield pack_error(error)
 
 
 def batch(
-    body: bytes, *, key: str | None, max_bytes: int, max_request_bytes: int
+    body: bytes, *, key: str | None, tenant: str, max_bytes: int, max_request_bytes: int
 ) -> Iterator[Part]:
     """Read a body that is a batch."""
     try:
         read = requests.read_batch(
-            body, key=key, max_bytes=max_bytes, max_request_bytes=max_request_bytes
+            body,
+            key=key,
+            tenant=tenant,
+            max_bytes=max_bytes,
+            max_request_bytes=max_request_bytes,
         )
     except InvalidRequestError as error:
         yield pack_error(error)
@@ -35,11 +39,13 @@ def batch(
         yield pack_asked(each) if isinstance(each, Asked) else pack_refused(each)
 
 
-def again(body: bytes, *, key: str | None, record: dict[str, JsonValue]) -> Iterator[Part]:
+def again(
+    body: bytes, *, key: str | None, tenant: str, record: dict[str, JsonValue]
+) -> Iterator[Part]:
     """Make the request of an operation anew; the body is its input."""
     before = OperationRecord.model_validate(record | {"input_json": body.decode()})
     try:
-        asked = Asked.of(request_again(before), key, retry_of=before.operation_id)
+        asked = Asked.of(request_again(before), key, retry_of=before.operation_id, tenant=tenant)
         yield pack_asked(asked)
     except ModelyardError as error:
         yield pack_error(error)

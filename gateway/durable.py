@@ -11,6 +11,7 @@ from gateway.availability import Availability
 from modelyard.batching import Coalescer, chunks_by_size
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
+from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.messages import (
     MAX_BATCH,
     MAX_MESSAGE_BYTES,
@@ -226,7 +227,9 @@ def _message(operation: NewOperation, request: JobRequest) -> bytes:
     if operation.input_json is not None:
         fields = f'{fields[:-1]},"input":{operation.input_json}}}'
     retry = f',"retry_of":"{operation.retry_of}"' if operation.retry_of else ""
-    return f'{{"operation_id":"{operation.operation_id}","request":{fields}{retry}}}'.encode()
+    tenant = f',"tenant":"{operation.tenant}"' if operation.tenant != DEFAULT_TENANT else ""
+    named = f'"operation_id":"{operation.operation_id}"{retry}{tenant}'
+    return f'{{{named},"request":{fields}}}'.encode()
 
 
 def _chunks(messages: Iterable[bytes]) -> Iterator[list[bytes]]:

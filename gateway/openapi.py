@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
+from modelyard.contract.api_keys import NewApiKey
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.messages import JobRequest, OperationView
 
@@ -20,7 +21,7 @@ Submit a request with `POST /v1/jobs`; it answers 202 with the operation, which 
 """
 
 _REFS = "#/components/schemas/{model}"
-_BODIES = (JobRequest, ModelSpec, DatasetSpec)
+_BODIES = (JobRequest, ModelSpec, DatasetSpec, NewApiKey)
 _INPUT = "{model}Input"
 
 
@@ -109,6 +110,14 @@ _BODY_ANSWERS: Responses = {
     415: _problem("`unsupported_media_type`."),
     **UNAVAILABLE,
 }
+WHO_ASKS: Responses = {
+    "401": _problem("`unauthenticated`: there is no valid API key; with `WWW-Authenticate`."),
+    "403": _problem("`forbidden`: the API key lacks the scope that the detail names."),
+}
+CREATE_KEY_ANSWERS: Responses = {
+    422: _problem("`invalid_request`, with JSON pointers."),
+    **_BODY_ANSWERS,
+}
 PUT_ANSWERS: Responses = {
     201: {"description": "The name is new."},
     422: _problem("`invalid_request`, with JSON pointers."),
@@ -184,6 +193,11 @@ DATASET_BODY = _body(
     "DatasetSpec", {"folder": {"summary": "A folder", "value": {"path": "/srv/datasets/ds-550"}}}
 )
 
+KEY_BODY = _body(
+    "NewApiKey",
+    {"user": {"summary": "A key of a front end", "value": {"name": "shop", "role": "user"}}},
+)
+
 
 def install(app: FastAPI) -> None:
     """Complete the app's OpenAPI document with the schemas of what it reads."""
@@ -197,9 +211,18 @@ def install(app: FastAPI) -> None:
             # FastAPI's own shape of validation errors, which we never answer with.
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            _tell_who_may(document)
         return document
 
     app.openapi = complete  # type: ignore[method-assign]
+
+
+def _tell_who_may(document: Document) -> None:
+    """Add the answers of operations that need a scope; FastAPI describes the scheme itself."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            if "security" in operation:
+                operation["responses"] |= WHO_ASKS
 
 
 def _schemas_of_bodies() -> Document:

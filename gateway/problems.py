@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from gateway.addresses import allowed_methods
 from gateway.request_ids import request_id_of
 from modelyard.contract import answers
+from modelyard.contract.access import Scope
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem
 from modelyard.contract.errors import SENTENCES, ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.validation import (
@@ -45,6 +46,8 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.IDEMPOTENCY_KEY_REUSED: 422,
         ErrorCode.UNKNOWN_MODEL: 422,
         ErrorCode.UNKNOWN_DATASET: 422,
+        ErrorCode.UNAUTHENTICATED: 401,
+        ErrorCode.FORBIDDEN: 403,
         ErrorCode.NOT_FOUND: 404,
         ErrorCode.METHOD_NOT_ALLOWED: 405,
         ErrorCode.RESULT_NOT_READY: 409,
@@ -59,6 +62,7 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
 """The HTTP status of each code that the gateway answers with."""
 
 SLOW_STATUS = 408
+MISDIRECTED_STATUS = 421
 
 _CODE_OF_STATUS: Mapping[int, ErrorCode] = MappingProxyType(
     {
@@ -91,6 +95,32 @@ class SlowRequestError(InvalidRequestError):
         super().__init__(ErrorCode.INVALID_REQUEST, message)
 
 
+class UnauthenticatedError(ModelyardError):
+    """Nobody known asks; answered with 401 and `WWW-Authenticate`."""
+
+    def __init__(self, message: str, *, hang_up: bool = False) -> None:
+        super().__init__(ErrorCode.UNAUTHENTICATED, message)
+        self.hang_up = hang_up
+        """True if the connection should be closed after the answer."""
+
+
+class ForbiddenError(ModelyardError):
+    """Whoever asks is known, and may not do this."""
+
+    def __init__(self, *any_of: Scope) -> None:
+        needed = " or ".join(any_of)
+        super().__init__(
+            ErrorCode.FORBIDDEN, f"It takes the scope {needed}, which the API key does not have."
+        )
+
+
+class MisdirectedError(ModelyardError):
+    """The request names a host that this gateway is not; 421 tells it from a missing scope."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.FORBIDDEN, message)
+
+
 def faults_of(error: ValidationError, *, under: str = "") -> list[Fault]:
     """Return what pydantic found, as JSON pointers under the pointer `under`; no value of it."""
     return [
@@ -107,7 +137,7 @@ def problem_of(error: ModelyardError) -> Problem:
     return answers.problem(
         error.code,
         SENTENCES[error.code],
-        SLOW_STATUS if isinstance(error, SlowRequestError) else STATUS_OF.get(error.code, 500),
+        _status_of(error),
         error.message[:MAX_DETAIL_CHARS],
         errors=_as_many_as_fit(error.faults) if isinstance(error, FaultyRequestError) else (),
     )
@@ -123,6 +153,14 @@ def _as_many_as_fit(faults: Sequence[Fault]) -> tuple[Fault, ...]:
     return tuple(fault for fault, end in zip(faults, ends, strict=True) if end <= MAX_ERRORS_BYTES)
 
 
+def _status_of(error: ModelyardError) -> int:
+    if isinstance(error, SlowRequestError):
+        return SLOW_STATUS
+    if isinstance(error, MisdirectedError):
+        return MISDIRECTED_STATUS
+    return STATUS_OF.get(error.code, 500)
+
+
 def respond(
     request: Request, problem: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -136,6 +174,8 @@ def respond(
     sent = dict(headers or {})
     if problem.code in (ErrorCode.UNAVAILABLE, ErrorCode.RESULT_NOT_READY):
         sent["Retry-After"] = str(RETRY_AFTER_S)
+    if problem.code == ErrorCode.UNAUTHENTICATED:
+        sent["WWW-Authenticate"] = "Bearer"
     if problem.status == SLOW_STATUS:
         sent["Connection"] = "close"  # nobody waits for the rest
     return Response(
@@ -150,7 +190,9 @@ def install(app: FastAPI) -> None:
     """Make every error of the app a problem document."""
 
     async def ours(request: Request, error: Exception) -> Response:
-        return respond(request, problem_of(_expect(ModelyardError, error)))
+        known = _expect(ModelyardError, error)
+        hang_up = isinstance(known, UnauthenticatedError) and known.hang_up
+        return respond(request, problem_of(known), {"Connection": "close"} if hang_up else None)
 
     async def parameters(request: Request, error: Exception) -> Response:
         return _refused_parameters(request, _expect(RequestValidationError, error).errors())

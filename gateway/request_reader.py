@@ -52,30 +52,30 @@ class RequestReader:
         await self._process.close()
 
     @asynccontextmanager
-    async def one(self, request: Request, key: str | None) -> AsyncIterator[Asked]:
+    async def one(self, request: Request, key: str | None, *, tenant: str) -> AsyncIterator[Asked]:
         """Read a body that is one request."""
         most = self.max_request_bytes
         async with receive(request, self.budget, max_bytes=most) as body:
             if len(body) < LARGE_BODY_BYTES:
-                yield read_one(body, key=key, max_bytes=most)
+                yield read_one(body, key=key, tenant=tenant, max_bytes=most)
                 return
-            [part] = await self._process.ask("one", {"key": key, "max_bytes": most}, body)
+            given = {"key": key, "tenant": tenant, "max_bytes": most}
+            [part] = await self._process.ask("one", given, body)
             async with self._durable_turn:
                 yield _only(part)
 
     @asynccontextmanager
     async def batch(
-        self, request: Request, key: str | None
+        self, request: Request, key: str | None, *, tenant: str
     ) -> AsyncIterator[list[Asked | Refused]]:
         """Read a body that is a batch."""
         most = self.max_batch_bytes
-        given = {"key": key, "max_bytes": most, "max_request_bytes": self.max_request_bytes}
+        limits = {"max_bytes": most, "max_request_bytes": self.max_request_bytes}
         async with receive(request, self.budget, max_bytes=most) as body:
             if len(body) < LARGE_BODY_BYTES:
-                yield read_batch(
-                    body, key=key, max_bytes=most, max_request_bytes=self.max_request_bytes
-                )
+                yield read_batch(body, key=key, tenant=tenant, **limits)
                 return
+            given = {"key": key, "tenant": tenant, **limits}
             parts = await self._process.ask("batch", given, body)
             read: list[Asked | Refused] = []
             for start in range(0, len(parts), _AT_A_STRETCH):
@@ -84,20 +84,21 @@ class RequestReader:
             async with self._durable_turn:
                 yield read
 
-    async def again(self, record: OperationRecord, key: str | None) -> Asked:
+    async def again(self, record: OperationRecord, key: str | None, *, tenant: str) -> Asked:
         """Return the request of an operation, to be made anew; `record` is read with its input.
 
         Raises `ModelyardError` with `not_retryable`.
         """
         body = (record.input_json or "").encode()
         if len(body) < LARGE_BODY_BYTES:
-            return Asked.of(request_again(record), key, retry_of=record.operation_id)
+            return Asked.of(request_again(record), key, retry_of=record.operation_id, tenant=tenant)
         fields = record.model_dump(mode="json", exclude={"input_json"}, by_alias=True)
-        [part] = await self._process.ask("again", {"key": key, "record": fields}, body)
+        given = {"key": key, "tenant": tenant, "record": fields}
+        [part] = await self._process.ask("again", given, body)
         return _only(part)
 
-    async def catalog_entry(self, request: Request) -> JsonValue:
-        """Return the JSON of a body that is an entry of the catalog."""
+    async def entry(self, request: Request) -> JsonValue:
+        """Return the JSON of a body that is an entry of the catalog, or as small as one."""
         most = min(self.max_request_bytes, MAX_CATALOG_BYTES)
         async with receive(request, self.budget, max_bytes=most) as body:
             return parse_json(body, max_bytes=most, limits=CATALOG_LIMITS)

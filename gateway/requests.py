@@ -28,23 +28,32 @@ class Refused:
     job_id: str | None
 
 
-def read_one(body: bytes, *, key: str | None, max_bytes: int) -> Asked:
+def read_one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> Asked:
     """Return the one request in a body; raises `InvalidRequestError`."""
-    return Asked.of(validated(JobRequest, parse_json(body, max_bytes=max_bytes)), key)
+    request = validated(JobRequest, parse_json(body, max_bytes=max_bytes))
+    return Asked.of(request, key, tenant=tenant)
 
 
 def read_batch(
-    body: bytes, *, key: str | None, max_bytes: int, max_request_bytes: int
+    body: bytes, *, key: str | None, tenant: str, max_bytes: int, max_request_bytes: int
 ) -> list[Asked | Refused]:
     """Return the requests of a batch in their order; raises `InvalidRequestError` if it is none.
 
     With a key, the request at `index` has the key `KEY/index`.
     """
     values, under = _list_of(parse_json(body, max_bytes=max_bytes))
-    return [
-        _read(value, f"{under}/{index}", f"{key}/{index}" if key else None, max_request_bytes)
-        for index, value in enumerate(values)
-    ]
+    asked: list[Asked | Refused] = []
+    for index, value in enumerate(values):
+        place, key_here = f"{under}/{index}", f"{key}/{index}" if key else None
+        try:
+            request = validated(JobRequest, value, under=place)
+            one = Asked.of(request, key_here, under=place, tenant=tenant)
+            _check_size(one, max_request_bytes)
+        except InvalidRequestError as error:
+            asked.append(Refused(error, _job_id_in(value)))
+        else:
+            asked.append(one)
+    return asked
 
 
 def validated(kind: type[M], value: JsonValue, *, under: str = "") -> M:
@@ -75,14 +84,9 @@ def _list_of(body: JsonValue) -> tuple[list[JsonValue], str]:
     return values, under
 
 
-def _read(value: JsonValue, under: str, key: str | None, max_bytes: int) -> Asked | Refused:
-    try:
-        asked = Asked.of(validated(JobRequest, value, under=under), key, under=under)
-        _check_size(asked, max_bytes)
-    except InvalidRequestError as error:
-        named = value.get("job_id") if isinstance(value, Mapping) else None
-        return Refused(error, named[:_MAX_JOB_ID_CHARS] if isinstance(named, str) else None)
-    return asked
+def _job_id_in(value: JsonValue) -> str | None:
+    named = value.get("job_id") if isinstance(value, Mapping) else None
+    return named[:_MAX_JOB_ID_CHARS] if isinstance(named, str) else None
 
 
 def _check_size(asked: Asked, max_bytes: int) -> None:

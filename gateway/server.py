@@ -6,11 +6,14 @@ import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.accepting import Accepting
+from gateway.connections import Connection, ConnectionLimits, Connections
 from modelyard.exiting import Exit
 
 log = structlog.get_logger(__name__)
@@ -19,8 +22,8 @@ GRACE_S = 18.0
 """Seconds that requests in flight have after SIGTERM; then they are cut off."""
 REFUSED_S = 1
 """Seconds that the last refusals have at least to get out once the door is closed."""
-KEEP_ALIVE_S = 65
-"""Longer than the usual 60 seconds of a proxy, so that the proxy closes first."""
+SWEEP_EVERY_TICKS = 5
+"""uvicorn ticks ten times a second."""
 
 
 class GatewayServer(uvicorn.Server):
@@ -30,18 +33,29 @@ class GatewayServer(uvicorn.Server):
     """
 
     def __init__(
-        self, app: FastAPI, on_stop: Callable[[], None], process: Exit | None = None
+        self,
+        app: FastAPI,
+        on_stop: Callable[[], None],
+        process: Exit | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
+        self.connections = Connections(limits or ConnectionLimits())
         super().__init__(
             uvicorn.Config(
                 app,
                 lifespan="off",
                 log_config=None,
+                log_level="error",  # a request that is not HTTP is no reason for a line
                 access_log=False,
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
+                proxy_headers=False,  # anyone could claim any address
+                http="h11",
+                ws="none",
+                timeout_keep_alive=self.connections.limits.idle_s,
             )
         )
+        self.connections.state = self.server_state
+        self._accepting: list[Accepting] = []
         self._on_stop = on_stop
         self._process = process or Exit()
 
@@ -51,6 +65,26 @@ class GatewayServer(uvicorn.Server):
             log.info("gateway.stopping")
         self.should_exit = True
         self._on_stop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept on the sockets, by a loop of ours."""
+        if not self.config.loaded:
+            self.config.load()
+
+        def connection() -> Connection:
+            return Connection(self.config, self.server_state, self.connections)
+
+        self._accepting = [Accepting(one, connection) for one in sockets or ()]
+        self.servers: list[Any] = list(self._accepting)
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what is due from time to time; True if it is time to stop."""
+        if counter % SWEEP_EVERY_TICKS == 0:
+            self.connections.sweep()
+        for one in self._accepting:
+            one.check()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the door and end what is left, once the requests in flight are answered.
@@ -66,6 +100,9 @@ class GatewayServer(uvicorn.Server):
             await asyncio.wait(in_flight, timeout=GRACE_S)
         left_s = math.ceil(until - loop.time())
         self.config.timeout_graceful_shutdown = max(REFUSED_S, left_s)
+        for accepting in self._accepting:
+            accepting.close()
+            await accepting.wait_closed()
         await super().shutdown(sockets)
 
     def _signalled(self) -> None:

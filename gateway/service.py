@@ -5,6 +5,8 @@ import asyncio
 import structlog
 
 from gateway.accept import Acceptor
+from gateway.api_keys import KeyRing
+from gateway.authentication import Authentication
 from gateway.availability import Availability, Condition
 from gateway.cancels import Cancels
 from gateway.durable import Durable
@@ -38,7 +40,9 @@ class Gateway:
         *,
         max_request_bytes: int = MAX_REQUEST_BYTES,
         max_batch_bytes: int = MAX_BATCH_BYTES,
+        with_keys: bool = False,
     ) -> None:
+        """Without `with_keys` everyone who reaches the gateway may do everything."""
         self.store = store
         self.reader = RequestReader(
             max_request_bytes=max_request_bytes, max_batch_bytes=max_batch_bytes
@@ -53,6 +57,8 @@ class Gateway:
         self.cancels = Cancels(store, self.reading, broker, self._broker_up)
         self.replays = Replays(store, self.reading, broker, self._broker_up)
         self.live = Live(broker)
+        self.keys = KeyRing(store, self._store_up)
+        self.authentication = Authentication(self.keys if with_keys else None)
 
     async def run(self) -> None:
         """Keep the gateway going until cancelled; a task that dies takes the process with it.
@@ -67,6 +73,8 @@ class Gateway:
                 self.reading.run(),
                 self.cancels.run(),
                 self.live.run(),
+                self.keys.run(),
+                self.keys.write_uses(),
             ):
                 tasks.create_task(unending(work))
 

@@ -1,9 +1,72 @@
 """The gateway's settings. The only place of the gateway that reads the environment."""
 
-from pydantic import Field
+import ipaddress
+from enum import StrEnum
+from typing import Annotated
 
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import NoDecode
+
+from gateway.connections import ConnectionLimits
+from gateway.cross_site import WebRules, canonical_host
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
-from modelyard.settings import StoreSettings
+from modelyard.settings import JSON, Expects, StoreSettings
+
+
+class AuthMethod(StrEnum):
+    """How clients prove who they are."""
+
+    KEYS = "keys"
+    """By API keys."""
+
+
+NO_AUTH = "none"
+
+
+def _methods(value: object) -> object:
+    """Read a list with commas; `none` is the empty one."""
+    if not isinstance(value, str):
+        return value
+    names = [name.strip() for name in value.split(",")]
+    if names == [NO_AUTH]:
+        return frozenset()
+    if any(name not in AuthMethod.__members__.values() for name in names):
+        raise PydanticCustomError("no_method", "none or keys")
+    return frozenset(AuthMethod(name) for name in names)
+
+
+def _host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if any(not _is_host(name) for name in names):
+        raise PydanticCustomError("no_host", "names")
+    return names
+
+
+def _is_host(name: str) -> bool:
+    return WebRules(hosts=frozenset({canonical_host(name)})).answers_for(name, None) and (
+        ":" not in name or name.startswith("[")
+    )
+
+
+AuthMethods = Annotated[
+    frozenset[AuthMethod], NoDecode, BeforeValidator(_methods), Expects("none or keys")
+]
+HostNames = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    JSON,
+    AfterValidator(_host_names),
+    Expects('a JSON list of names without ports, such as ["modelyard.example"]'),
+]
+Origins = Annotated[
+    tuple[
+        Annotated[str, Field(pattern=r"^https?://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?$")],
+        ...,
+    ],
+    NoDecode,
+    JSON,
+    Expects('a JSON list of origins in lower case, such as ["https://app.example"]'),
+]
 
 
 class Settings(StoreSettings):
@@ -12,10 +75,53 @@ class Settings(StoreSettings):
     gateway_host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="The address to listen on; 0.0.0.0 is every one.",
+        description="The address to listen on; 0.0.0.0 is every one. Another one than loopback "
+        "takes MODELYARD_AUTH=keys.",
     )
     gateway_port: int = Field(
         default=8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one."
+    )
+    auth: AuthMethods = Field(
+        default=NO_AUTH,
+        validate_default=True,
+        description="How clients prove who they are: keys (API keys), or none: then whoever "
+        "reaches the gateway may do everything, so none is only taken on a loopback address.",
+    )
+    gateway_allowed_hosts: HostNames = Field(
+        default=(),
+        description="Names by which clients reach the gateway, as a JSON list without ports. "
+        "Always allowed: loopback, and the address at which a connection arrives.",
+    )
+    gateway_allowed_origins: Origins = Field(
+        default=(),
+        description="Origins whose web pages may use the gateway from a browser, as a JSON list "
+        'such as ["https://app.example"].',
+    )
+    gateway_max_connections: int = Field(
+        default=1_000,
+        ge=10,
+        le=100_000,
+        description="Connections that are open at the most; beyond, idle ones are closed, and if "
+        "there are none new ones refused.",
+    )
+    gateway_header_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="Seconds that a connection may take to send the header of a request.",
+    )
+    gateway_idle_timeout_s: int = Field(
+        default=65,
+        ge=1,
+        le=3_600,
+        description="Seconds that a connection may wait for its next request; longer than the "
+        "reverse proxy keeps it.",
+    )
+    gateway_write_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=600,
+        description="Seconds within which a client must read on in an answer.",
     )
     max_request_bytes: int = Field(
         default=MAX_REQUEST_BYTES,
@@ -29,3 +135,45 @@ class Settings(StoreSettings):
         le=MAX_BATCH_BYTES,
         description="Bytes of the largest body of a batch.",
     )
+
+    @field_validator("auth")
+    @classmethod
+    def _no_open_door(
+        cls, methods: frozenset[AuthMethod], info: ValidationInfo
+    ) -> frozenset[AuthMethod]:
+        host = info.data.get("gateway_host")
+        if methods or host is None or _is_loopback(host):
+            return methods
+        raise ValueError(
+            "keys, because MODELYARD_GATEWAY_HOST is not a loopback address and whoever reaches "
+            "the gateway could do everything. Set MODELYARD_AUTH=keys and create the first key "
+            "with `modelyard keys bootstrap`, or listen on 127.0.0.1"
+        )
+
+    @property
+    def web_rules(self) -> WebRules:
+        """Which names the gateway answers for, and which web pages may use it."""
+        return WebRules(
+            hosts=frozenset(canonical_host(name) for name in self.gateway_allowed_hosts),
+            origins=frozenset(self.gateway_allowed_origins),
+        )
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """How many connections may be open, and for how long each may wait for what."""
+        return ConnectionLimits(
+            max_open=self.gateway_max_connections,
+            header_s=self.gateway_header_timeout_s,
+            idle_s=self.gateway_idle_timeout_s,
+            write_s=self.gateway_write_timeout_s,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Tell whether nobody outside of this machine can reach the address; a name may be anything."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -2,7 +2,7 @@
 
 `modelyard.client` and `modelyard.async_client` send them. A call may be sent again: reads, puts,
 deletes and wishes by their nature, submissions and retries because each has an idempotency key.
-The one exception is a replay, of which each is another one.
+The exceptions are a replay and a new API key, of which each is another one.
 """
 
 import uuid
@@ -14,6 +14,7 @@ import httpx2
 from pydantic import BaseModel
 
 from modelyard.attempts import Call, Headers
+from modelyard.contract.access import Role, Scope
 from modelyard.contract.answers import (
     Accepted,
     BatchAnswer,
@@ -27,6 +28,7 @@ from modelyard.contract.answers import (
     ModelList,
     OperationPage,
 )
+from modelyard.contract.api_keys import ApiKeyList, ApiKeyView, CreatedApiKey
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.entry_rules import AS_RECORDED
 from modelyard.contract.messages import HostView, JobRequest, JobView, OperationView
@@ -221,6 +223,36 @@ def delete_dead_letter(dead_letter_id: str) -> Call[None]:
     """Delete a dead letter."""
     path = f"/v1/dead-letters/{_quoted(dead_letter_id)}"
     return Call("DELETE", path, lambda _: None, deletes=True)
+
+
+def create_key(
+    name: str,
+    *,
+    role: Role | None,
+    scopes: Sequence[Scope] | None,
+    expires_in_s: float | None,
+) -> Call[CreatedApiKey]:
+    """Create an API key."""
+    asked: dict[str, JsonValue] = {"name": name}
+    if role is not None:
+        asked["role"] = role
+    if scopes is not None:
+        asked["scopes"] = list(scopes)
+    if expires_in_s is not None:
+        asked["expires_in_s"] = expires_in_s
+    read = _reader(CreatedApiKey)
+    return Call("POST", "/v1/keys", read, body=_dumped(asked), repeatable=False)
+
+
+def keys() -> Call[tuple[ApiKeyView, ...]]:
+    """List API keys."""
+    read = _reader(ApiKeyList)
+    return Call("GET", "/v1/keys", lambda r: read(r).keys)
+
+
+def revoke_key(key_id: str) -> Call[ApiKeyView]:
+    """Revoke an API key."""
+    return Call("DELETE", f"/v1/keys/{_quoted(key_id)}", _reader(ApiKeyView))
 
 
 def hosts() -> Call[tuple[HostView, ...]]:

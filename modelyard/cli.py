@@ -14,6 +14,7 @@ from modelyard import __version__
 from modelyard.calls import OperationFilters, RequestOptions, request
 from modelyard.cli_catalog import datasets, models
 from modelyard.cli_dead_letters import dead_letters
+from modelyard.cli_keys import keys
 from modelyard.cli_output import Output
 from modelyard.cli_rabbitmq import rabbitmq
 from modelyard.cli_session import (
@@ -34,20 +35,30 @@ from modelyard.client import ApiError, OperationFailed, ServiceUnavailableError
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import OPERATION_ID_PATTERN
 from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.credentials import VARIABLE
 
 FAILED, USAGE, UNAVAILABLE = 1, 2, 3
+
+_WHAT_TO_DO: dict[str, str] = {
+    ErrorCode.UNAUTHENTICATED: f"Set {VARIABLE} to a valid key of this gateway. An administrator "
+    "makes one with `modelyard keys create NAME --role user`.",
+    ErrorCode.FORBIDDEN: "Ask an administrator for a key that may do it: `modelyard keys create "
+    "NAME --scope ...`.",
+}
 
 commands = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Run model containers on a fleet of plain Docker hosts.\n\n"
+    "Where the gateway asks who you are, it takes the API key in MODELYARD_API_KEY.\n\n"
     "Exit codes: 0 done, 1 the operation failed or the request was refused, 2 wrong usage, 3 the "
     "service is unavailable.",
 )
 commands.add_typer(models, name="models")
 commands.add_typer(datasets, name="datasets")
 commands.add_typer(dead_letters, name="dead-letters")
+commands.add_typer(keys, name="keys")
 commands.add_typer(rabbitmq, name="rabbitmq")
 
 Job = Annotated[str, typer.Argument(help="The job.")]
@@ -98,7 +109,8 @@ def _session(
     try:
         session = Session(url, as_json=as_json)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from error
+        hint = VARIABLE if VARIABLE in str(error) else "--url"
+        raise typer.BadParameter(str(error), param_hint=hint) from error
     ctx.obj = session
     ctx.call_on_close(session.yard.close)
 
@@ -331,6 +343,8 @@ def app(arguments: list[str] | None = None) -> None:
         sys.exit(UNAVAILABLE)
     except ApiError as error:
         out.error(f"{error.detail} ({error.code})", error.faults)
+        if (what_to_do := _WHAT_TO_DO.get(error.code)) is not None:
+            out.note(what_to_do)
         sys.exit(_exit_code(error))
     except (OperationFailed, TimeoutError) as error:
         out.error(str(error))

@@ -12,9 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from modelyard.contract.answers import Accepted, BatchItem, DeadLetterSummary, Fault
+from modelyard.contract.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.messages import DrainView, HostView, JobView, OperationView
 from modelyard.contract.strict_json import JsonValue
+from modelyard.credentials import VARIABLE
 
 _STYLES = {
     "SUCCEEDED": "green",
@@ -31,7 +33,7 @@ _STYLES = {
     "SUSPECT": "yellow",
 }
 
-_IDS = {"operation", "container", "host", "dead letter"}
+_IDS = {"key", "operation", "container", "host", "dead letter"}
 _TOLD_IF_TRUE = {"cancel_requested"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What a terminal may take for a command: all of it is written by others. Not tab and newline."""
@@ -151,6 +153,34 @@ class Output:
         ]
         names = ("dead letter", "reason", "queue", "bytes", "replays", "recorded", "detail")
         self._many(found, names, rows)
+
+    def created_key(self, created: CreatedApiKey) -> None:
+        """Print a new API key, and nothing else on stdout, so that a script can take it."""
+        if self.as_json:
+            self.value(created.model_dump(mode="json"))
+            return
+        key = created.key
+        self.note(
+            f"Key {key.key_id} ({key.name}) may: {', '.join(key.scopes)}. It is shown this once; "
+            f"clients take it from {VARIABLE}."
+        )
+        sys.stdout.write(created.api_key + "\n")
+
+    def keys(self, found: Sequence[ApiKeyView]) -> None:
+        """Print API keys."""
+        rows = [
+            (
+                one.key_id,
+                one.name,
+                ", ".join(one.scopes),
+                _when(one.created_at),
+                _when(one.expires_at),
+                _when(one.last_used_at),
+                _when(one.revoked_at),
+            )
+            for one in found
+        ]
+        self._many(found, ("key", "name", "scopes", "created", "expires", "used", "revoked"), rows)
 
     def models(self, found: Sequence[ModelSpec]) -> None:
         """Print models."""

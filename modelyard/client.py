@@ -9,7 +9,7 @@
 
 Every call is sent again, a few times, after a lost connection or an answer of 503. That is safe:
 each submission has an idempotency key, by which a repeat is the same operation. The replay of a
-dead letter, which has none, is sent once.
+dead letter and a new API key, which have none, are sent once.
 """
 
 import time
@@ -36,6 +36,7 @@ from modelyard.calls import (
     id_of,
     succeeded,
 )
+from modelyard.contract.access import Role, Scope
 from modelyard.contract.answers import (
     Accepted,
     BatchItem,
@@ -45,10 +46,12 @@ from modelyard.contract.answers import (
     JobPage,
     OperationPage,
 )
+from modelyard.contract.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.messages import HostView, JobView, OperationView
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue
+from modelyard.credentials import authorization
 
 T = TypeVar("T")
 
@@ -64,13 +67,19 @@ class Modelyard:
         *,
         timeout_s: float = 10.0,
         attempts: int = ATTEMPTS,
+        api_key: str | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """`timeout_s` bounds one attempt; `attempts` how often a call is sent at the most.
 
-        Raises `ValueError` if `url` is not one of HTTP.
+        `api_key` is that of `MODELYARD_API_KEY` if it is not given; an empty one sends none.
+        Raises `ValueError` if `url` is not one of HTTP, or if the key can't be sent.
         """
-        self._http = httpx2.Client(base_url=calls.checked_url(url), transport=transport)
+        self._http = httpx2.Client(
+            base_url=calls.checked_url(url),
+            headers=authorization(url, api_key),
+            transport=transport,
+        )
         self._timeout_s = timeout_s
         self._attempts = attempts
 
@@ -249,6 +258,32 @@ class Modelyard:
     def delete_dead_letter(self, dead_letter_id: str) -> None:
         """Delete the record of a dead letter."""
         self._send(calls.delete_dead_letter(dead_letter_id))
+
+    # --- API keys ---
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        role: Role | None = None,
+        scopes: Sequence[Scope] | None = None,
+        expires_in_s: float | None = None,
+    ) -> CreatedApiKey:
+        """Create an API key with a role or scopes; its secret is in this answer only.
+
+        Each call makes another key, so it is not sent again by itself: after a
+        `ServiceUnavailableError` one may have been made all the same.
+        """
+        call = calls.create_key(name, role=role, scopes=scopes, expires_in_s=expires_in_s)
+        return self._send(call)
+
+    def keys(self) -> tuple[ApiKeyView, ...]:
+        """List all API keys, the oldest first, without their secrets."""
+        return self._send(calls.keys())
+
+    def revoke_key(self, key_id: str) -> ApiKeyView:
+        """End an API key for ever."""
+        return self._send(calls.revoke_key(key_id))
 
     # --- catalog ---
 

@@ -1,9 +1,10 @@
 """`make demo`: the original system's five calls and an inference, on a stack of their own.
 
 The first call creates a container; its id goes into those that follow, as the original's users
-pasted it. These are sent at once, and run in their order because they belong to one job. The exit
-status is 0 only if every state, the predicted digit and the accuracy over the held-out digits are
-right.
+pasted it. These are sent at once, and run in their order because they belong to one job. Beside
+what the original's clients send each has an API key: here the gateway takes nobody in without one.
+The exit status is 0 only if every state, the predicted digit and the accuracy over the held-out
+digits are right.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ STORY = (
 _PATIENCE_S = 180.0
 _LOOK_EVERY_S = 0.1
 _GOOD_ACCURACY = 0.95
+_UNAUTHENTICATED = 401
 _COLORS = {
     OperationState.SUCCEEDED: "green",
     OperationState.RUNNING: "cyan",
@@ -85,12 +87,13 @@ class Step:
 def main() -> int:
     """Run the demonstration; return the exit status."""
     progress = Progress()
-    with LocalStack.private(Given.by(os.environ), progress) as stack:
+    with LocalStack.private(Given.by(os.environ), progress, with_keys=True) as stack:
         folder = stack.layout.datasets / DIGITS_DATASET
         digits = read_digits(folder)
-        with Modelyard(stack.endpoints.url) as yard:
+        key = stack.api_key or ""
+        with Modelyard(stack.endpoints.url, api_key=key) as yard:
             register(yard, folder)
-            with httpx2.Client(base_url=stack.endpoints.url, trust_env=False) as http:
+            with caller(stack.endpoints.url, key) as http:
                 steps = [send(http, Verb.DEPLOY_CREATE)]
                 progress.say(f"\nSent the first request for job {JOB}:\n")
                 watch(yard, steps, progress)
@@ -128,6 +131,14 @@ def register(yard: Modelyard, folder: Path) -> None:
         }
     )
     yard.put_dataset({"name": DIGITS_DATASET, "path": str(folder)})
+
+
+def caller(url: str, key: str) -> httpx2.Client:
+    """Return a client with a key; raises `RuntimeError` if the gateway takes calls without one."""
+    if httpx2.post(f"{url}/inference_router/", trust_env=False).status_code != _UNAUTHENTICATED:
+        raise RuntimeError("The gateway takes calls without an API key.")
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx2.Client(base_url=url, headers=headers, trust_env=False)
 
 
 def send(

@@ -83,8 +83,10 @@ class Services:
     def daemons(self) -> list[Daemon]:
         return [self.gateway.daemon, self.dispatcher.daemon, self.worker.daemon]
 
-    def start(self, endpoints: Endpoints) -> None:
+    def start(self, endpoints: Endpoints, api_key: str | None = None) -> None:
         """Start all three and return when the gateway knows the host as online.
+
+        With a key, which may read hosts, the gateway takes nobody in without one.
 
         Raises `StartFailed` with the end of the log of the one that exited. Whoever calls this
         stops the services, also when it raises.
@@ -104,10 +106,11 @@ class Services:
             "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',
             "DOCKER_HOST": endpoints.docker_host,
         }
-        self.gateway.launch({**stores, **listening})
+        asking = {"MODELYARD_AUTH": "keys" if api_key else "none"}
+        self.gateway.launch({**stores, **listening, **asking})
         self.dispatcher.launch(stores)
         self.worker.launch({**broker, **host})
-        self._await_ready(endpoints.url)
+        self._await_ready(endpoints.url, api_key)
 
     def stop(self) -> None:
         """Stop worker, dispatcher and gateway, of this run or an earlier one."""
@@ -120,13 +123,13 @@ class Services:
         for daemon in self.daemons():
             daemon.release()
 
-    def _await_ready(self, url: str) -> None:
+    def _await_ready(self, url: str, api_key: str | None) -> None:
         def ready() -> bool:
             for daemon in self.daemons():
                 daemon.check()
             if not self._is_ours(url):
                 return False
-            return gateway_ready(url) and host_online(url, self._host_id)
+            return gateway_ready(url) and host_online(url, self._host_id, api_key)
 
         try:
             wait_until(ready, _READY_S, "services")
@@ -152,10 +155,13 @@ def gateway_ready(url: str) -> bool:
         return False
 
 
-def host_online(url: str, host_id: str) -> bool:
+def host_online(url: str, host_id: str, api_key: str | None = None) -> bool:
     """Tell whether the gateway at `url` lists the host with liveness ONLINE."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        answer = httpx2.get(f"{url}/v1/hosts", timeout=_PATIENCE_S, trust_env=False)
+        answer = httpx2.get(
+            f"{url}/v1/hosts", headers=headers, timeout=_PATIENCE_S, trust_env=False
+        )
         hosts = answer.raise_for_status().json()["hosts"]
     except httpx2.HTTPError:
         return False

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from deploy.local import engine_api, signals
+from deploy.local.api_key import bootstrap_key
 from deploy.local.images import ensure_images, export_dataset
 from deploy.local.layout import Endpoints, Given, Layout
 from deploy.local.locks import exclusive
@@ -41,7 +42,7 @@ class LocalStack:
     stopped at the end of the block, also when Ctrl-C, SIGTERM or SIGHUP cut the block short.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a stack may differ in
         self,
         layout: Layout,
         given: Given | None = None,
@@ -49,19 +50,35 @@ class LocalStack:
         host_id: str = HOST_ID,
         port: int | None = None,
         progress: Progress | None = None,
+        with_keys: bool = False,
     ) -> None:
+        """With `with_keys` the gateway takes nobody in without a key; `api_key` is an admin's."""
         self.layout = layout
         self.host_id = host_id
         self._progress = progress or Progress()
         self._port = port or free_port()
         self._exits = ExitStack()
+        self._with_keys = with_keys
+        self.api_key: str | None = None
         self.servers = Servers(layout, given or Given(), self._progress)
         self.services = Services(layout, host_id=host_id)
 
     @classmethod
-    def private(cls, given: Given | None = None, progress: Progress | None = None) -> Self:
+    def private(
+        cls,
+        given: Given | None = None,
+        progress: Progress | None = None,
+        *,
+        with_keys: bool = False,
+    ) -> Self:
         """Make a stack that leaves only images and logs, apart from that of `make up`."""
-        return cls(Layout.private(), given, host_id=PRIVATE_HOST_ID, progress=progress)
+        return cls(
+            Layout.private(),
+            given,
+            host_id=PRIVATE_HOST_ID,
+            progress=progress,
+            with_keys=with_keys,
+        )
 
     @property
     def endpoints(self) -> Endpoints:
@@ -90,7 +107,9 @@ class LocalStack:
                 provide_images(self.endpoints.docker_host, self.layout.datasets, step.note)
                 step.result = "Images and the digits' dataset ready"
             with self._progress.step("Gateway, dispatcher, worker") as step:
-                self.services.start(self.endpoints)
+                if self._with_keys:
+                    self.api_key = bootstrap_key(self.endpoints.mongo_url)
+                self.services.start(self.endpoints, self.api_key)
                 step.result = f"Gateway ready on {self.endpoints.url}, host {self.host_id} online"
             undo.pop_all()
 

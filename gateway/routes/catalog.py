@@ -6,12 +6,14 @@ from typing import TypeVar
 from fastapi import APIRouter, Request, Response
 
 from gateway import openapi
+from gateway.authentication import needs
 from gateway.known_names import KnownNames
 from gateway.problems import FaultyRequestError
 from gateway.reading import Reading
 from gateway.request_reader import RequestReader
 from gateway.requests import validated
 from gateway.routes.parts import Parts, answer
+from modelyard.contract.access import Scope
 from modelyard.contract.answers import DatasetList, Fault, ModelList
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
@@ -24,7 +26,11 @@ S = TypeVar("S", ModelSpec, DatasetSpec)
 
 
 @router.get(
-    "/models", response_model=ModelList, responses=openapi.READ_ANSWERS, summary="List models"
+    "/models",
+    response_model=ModelList,
+    responses=openapi.READ_ANSWERS,
+    dependencies=[needs(Scope.CATALOG_READ)],
+    summary="List models",
 )
 async def list_models(gateway: Parts) -> Response:
     """Return the models of the catalog, by name."""
@@ -36,6 +42,7 @@ async def list_models(gateway: Parts) -> Response:
     response_model=ModelSpec,
     responses=openapi.PUT_ANSWERS,
     openapi_extra=openapi.MODEL_BODY,
+    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Store a model",
 )
 async def put_model(name: Id, request: Request, gateway: Parts) -> Response:
@@ -48,6 +55,7 @@ async def put_model(name: Id, request: Request, gateway: Parts) -> Response:
     "/models/{name}",
     response_model=ModelSpec,
     responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.CATALOG_READ)],
     summary="Read a model",
 )
 async def read_model(name: Id, gateway: Parts) -> Response:
@@ -56,7 +64,11 @@ async def read_model(name: Id, gateway: Parts) -> Response:
 
 
 @router.delete(
-    "/models/{name}", status_code=204, responses=openapi.ONE_ANSWERS, summary="Delete a model"
+    "/models/{name}",
+    status_code=204,
+    responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.CATALOG_WRITE)],
+    summary="Delete a model",
 )
 async def delete_model(name: Id, gateway: Parts) -> Response:
     """Delete a model; jobs that run keep it."""
@@ -67,6 +79,7 @@ async def delete_model(name: Id, gateway: Parts) -> Response:
     "/datasets",
     response_model=DatasetList,
     responses=openapi.READ_ANSWERS,
+    dependencies=[needs(Scope.CATALOG_READ)],
     summary="List datasets",
 )
 async def list_datasets(gateway: Parts) -> Response:
@@ -80,6 +93,7 @@ async def list_datasets(gateway: Parts) -> Response:
     response_model=DatasetSpec,
     responses=openapi.PUT_ANSWERS,
     openapi_extra=openapi.DATASET_BODY,
+    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Store a dataset",
 )
 async def put_dataset(name: Id, request: Request, gateway: Parts) -> Response:
@@ -92,6 +106,7 @@ async def put_dataset(name: Id, request: Request, gateway: Parts) -> Response:
     "/datasets/{name}",
     response_model=DatasetSpec,
     responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.CATALOG_READ)],
     summary="Read a dataset",
 )
 async def read_dataset(name: Id, gateway: Parts) -> Response:
@@ -100,7 +115,11 @@ async def read_dataset(name: Id, gateway: Parts) -> Response:
 
 
 @router.delete(
-    "/datasets/{name}", status_code=204, responses=openapi.ONE_ANSWERS, summary="Delete a dataset"
+    "/datasets/{name}",
+    status_code=204,
+    responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.CATALOG_WRITE)],
+    summary="Delete a dataset",
 )
 async def delete_dataset(name: Id, gateway: Parts) -> Response:
     """Delete a dataset; jobs that run keep it."""
@@ -109,7 +128,7 @@ async def delete_dataset(name: Id, gateway: Parts) -> Response:
 
 async def _spec(kind: type[S], name: str, request: Request, reader: RequestReader) -> S:
     """Read an entry; its name may be left out, for the address says it."""
-    value = await reader.catalog_entry(request)
+    value = await reader.entry(request)
     if isinstance(value, Mapping):
         value = {"name": name, **value}
     spec = validated(kind, value)

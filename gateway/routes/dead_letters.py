@@ -6,14 +6,18 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field
 
 from gateway import openapi
+from gateway.authentication import needs
 from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.views import dead_letter_path, dead_letter_summary, dead_letter_view
+from modelyard.contract.access import Scope
 from modelyard.contract.answers import DeadLetterPage, DeadLetterSummary, DeadLetterView
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
 from modelyard.store.records import DeadLetter
 
-router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"])
+router = APIRouter(
+    prefix="/v1/dead-letters", tags=["dead letters"], dependencies=[needs(Scope.DEAD_LETTERS)]
+)
 
 
 class DeadLetterQuery(PageQuery):

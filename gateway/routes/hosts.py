@@ -6,9 +6,11 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import openapi
+from gateway.authentication import needs
 from gateway.routes.parts import Parts, answer, refuse_repeated
 from gateway.service import Gateway
 from gateway.views import host_view
+from modelyard.contract.access import Scope
 from modelyard.contract.answers import HostList
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
@@ -36,7 +38,13 @@ class DrainQuery(BaseModel):
     )
 
 
-@router.get("", response_model=HostList, responses=openapi.READ_ANSWERS, summary="List hosts")
+@router.get(
+    "",
+    response_model=HostList,
+    responses=openapi.READ_ANSWERS,
+    dependencies=[needs(Scope.HOSTS_READ)],
+    summary="List hosts",
+)
 async def list_hosts(gateway: Parts) -> Response:
     """Return every host that ever came online, by name."""
     records = await gateway.reading.ask(gateway.store.hosts.all)
@@ -44,7 +52,11 @@ async def list_hosts(gateway: Parts) -> Response:
 
 
 @router.get(
-    "/{host_id}", response_model=HostView, responses=openapi.ONE_ANSWERS, summary="Read a host"
+    "/{host_id}",
+    response_model=HostView,
+    responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.HOSTS_READ)],
+    summary="Read a host",
 )
 async def read_host(host_id: Id, gateway: Parts) -> Response:
     """Return one host and what is reserved on it."""
@@ -56,6 +68,7 @@ async def read_host(host_id: Id, gateway: Parts) -> Response:
     "/{host_id}/cordon",
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.HOSTS_ADMIN)],
     summary="Place nothing new on a host",
 )
 async def cordon(host_id: Id, gateway: Parts) -> Response:
@@ -70,6 +83,7 @@ async def cordon(host_id: Id, gateway: Parts) -> Response:
     "/{host_id}/uncordon",
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.HOSTS_ADMIN)],
     summary="Place on a host again",
 )
 async def uncordon(host_id: Id, gateway: Parts) -> Response:
@@ -81,7 +95,7 @@ async def uncordon(host_id: Id, gateway: Parts) -> Response:
     "/{host_id}/drain",
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
-    dependencies=[Depends(refuse_repeated)],
+    dependencies=[needs(Scope.HOSTS_ADMIN), Depends(refuse_repeated)],
     summary="Empty a host",
 )
 async def drain(host_id: Id, gateway: Parts, query: Annotated[DrainQuery, Query()]) -> Response:

@@ -5,10 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from gateway import bodies, openapi
+from gateway.authentication import needs, refuse_to_submit
 from gateway.batches import accept_batch
 from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.routes.submitting import accepted, answered
 from gateway.views import job_view
+from modelyard.contract.access import Principal, Scope
 from modelyard.contract.answers import Accepted, BatchAnswer, JobPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
@@ -16,6 +18,8 @@ from modelyard.contract.messages import JobView
 from modelyard.contract.states import JobState
 
 router = APIRouter(tags=["jobs"])
+
+Submitter = Annotated[Principal, needs(Scope.JOBS_SUBMIT, Scope.JOBS_INFER)]
 
 
 class JobQuery(PageQuery):
@@ -43,11 +47,13 @@ class JobQuery(PageQuery):
     summary="Submit a request on a job, at the address of the original system",
 )
 @router.post("/inference_router", include_in_schema=False)
-async def submit(request: Request, gateway: Parts) -> Response:
+async def submit(request: Request, gateway: Parts, caller: Submitter) -> Response:
     """Make one request durable and answer with its operation."""
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
-    async with gateway.reader.one(request, key) as asked:
+    async with gateway.reader.one(request, key, tenant=caller.tenant) as asked:
+        if refusal := refuse_to_submit(caller, asked.request.operation_type):
+            raise refusal
         outcome = await accepted(gateway, asked)
     return await answered(gateway, outcome, wait_s)
 
@@ -59,18 +65,18 @@ async def submit(request: Request, gateway: Parts) -> Response:
     response_model=BatchAnswer,
     summary="Submit up to 1,000 requests",
 )
-async def submit_batch(request: Request, gateway: Parts) -> Response:
+async def submit_batch(request: Request, gateway: Parts, caller: Submitter) -> Response:
     """Answer each request as if it had come alone; one that is refused does not stop the others."""
     key = bodies.idempotency_key(request)
-    async with gateway.reader.batch(request, key) as read:
-        return answer(await accept_batch(gateway.acceptor, read))
+    async with gateway.reader.batch(request, key, tenant=caller.tenant) as read:
+        return answer(await accept_batch(gateway.acceptor, read, caller))
 
 
 @router.get(
     "/v1/jobs",
     response_model=JobPage,
     responses=openapi.LIST_ANSWERS,
-    dependencies=[Depends(refuse_repeated)],
+    dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="List jobs, newest first",
 )
 async def list_jobs(gateway: Parts, query: Annotated[JobQuery, Query()]) -> Response:
@@ -88,6 +94,7 @@ async def list_jobs(gateway: Parts, query: Annotated[JobQuery, Query()]) -> Resp
     "/v1/jobs/{job_id}",
     response_model=JobView,
     responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.JOBS_READ)],
     summary="Read a job",
 )
 async def read_job(job_id: Id, gateway: Parts) -> Response:

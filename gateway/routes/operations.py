@@ -8,12 +8,15 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import bodies, openapi
+from gateway.authentication import needs, refuse_to_submit
 from gateway.bodies import MOST_WAIT_S
 from gateway.problems import RETRY_AFTER_S
+from gateway.routes.jobs import Submitter
 from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.routes.submitting import accepted, answered
 from gateway.service import Gateway
 from gateway.views import operation_view
+from modelyard.contract.access import Scope
 from modelyard.contract.answers import Accepted, OperationPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id, OperationId
@@ -61,7 +64,7 @@ class OperationQuery(PageQuery):
     "",
     response_model=OperationPage,
     responses=openapi.LIST_ANSWERS,
-    dependencies=[Depends(refuse_repeated)],
+    dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="List operations, newest first",
 )
 async def list_operations(gateway: Parts, query: Annotated[OperationQuery, Query()]) -> Response:
@@ -80,7 +83,7 @@ async def list_operations(gateway: Parts, query: Annotated[OperationQuery, Query
     "/{operation_id}",
     response_model=OperationView,
     responses=openapi.ONE_ANSWERS,
-    dependencies=[Depends(refuse_repeated)],
+    dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="Read an operation, or wait for its end",
 )
 async def read_operation(
@@ -100,6 +103,7 @@ async def read_operation(
     "/{operation_id}/result",
     response_class=Response,
     responses=openapi.RESULT_ANSWERS,
+    dependencies=[needs(Scope.JOBS_READ)],
     summary="Read the result of an operation",
 )
 async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
@@ -120,7 +124,7 @@ async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
     status_code=202,
     response_model=OperationView,
     responses=openapi.CANCEL_ANSWERS,
-    dependencies=[Depends(refuse_repeated)],
+    dependencies=[needs(Scope.JOBS_SUBMIT), Depends(refuse_repeated)],
     summary="Cancel an operation",
 )
 async def cancel_operation(
@@ -149,7 +153,9 @@ async def cancel_operation(
     openapi_extra=openapi.SUBMIT_HEADERS,
     summary="Submit the request of an operation again",
 )
-async def retry_operation(operation_id: OperationId, request: Request, gateway: Parts) -> Response:
+async def retry_operation(
+    operation_id: OperationId, request: Request, gateway: Parts, caller: Submitter
+) -> Response:
     """Submit the request of an operation that ended without success, as a new operation.
 
     Without an `Idempotency-Key` each call is an operation of its own.
@@ -157,7 +163,10 @@ async def retry_operation(operation_id: OperationId, request: Request, gateway: 
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
     record = await gateway.reading.ask(lambda: gateway.store.operations.with_input(operation_id))
-    again = await gateway.reader.again(_found(record, operation_id), key)
+    found = _found(record, operation_id)
+    if found.verb is not None and (refusal := refuse_to_submit(caller, found.verb)):
+        raise refusal
+    again = await gateway.reader.again(found, key, tenant=caller.tenant)
     outcome = await accepted(gateway, again)
     return await answered(gateway, outcome, wait_s)
 

@@ -23,9 +23,12 @@ class ErrorCode(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     BATCH_TOO_LARGE = "batch_too_large"
     IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
-    FORBIDDEN = "forbidden"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_DATASET = "unknown_dataset"
+
+    # Who may do what.
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
 
     # HTTP only.
     NOT_FOUND = "not_found"
@@ -96,9 +99,10 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.UNSUPPORTED_MEDIA_TYPE: "The body must be sent as application/json.",
         ErrorCode.BATCH_TOO_LARGE: "A batch holds 1 to 1,000 requests.",
         ErrorCode.IDEMPOTENCY_KEY_REUSED: "This key was used before with another request.",
-        ErrorCode.FORBIDDEN: "The sender may not do this.",
         ErrorCode.UNKNOWN_MODEL: "The catalog has no model of this name.",
         ErrorCode.UNKNOWN_DATASET: "The catalog has no dataset of this name.",
+        ErrorCode.UNAUTHENTICATED: "The request carries no valid API key.",
+        ErrorCode.FORBIDDEN: "The sender may not do this.",
         ErrorCode.NOT_FOUND: "There is nothing at this address.",
         ErrorCode.METHOD_NOT_ALLOWED: "This address does not take this method.",
         ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",

@@ -22,7 +22,7 @@ from pydantic import (
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.catalog_values import Label, Text
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.ids import Id, OperationId
+from modelyard.contract.ids import DEFAULT_TENANT, Id, OperationId
 from modelyard.contract.states import (
     Admission,
     JobState,
@@ -185,6 +185,8 @@ class SubmittedRequest(Message):
     request: JobRequest
     retry_of: OperationId | None = None
     """The operation that failed and is run again as this one."""
+    tenant: Id = DEFAULT_TENANT
+    """Whose operation it is, as the gateway found out."""
 
 
 class Submission(Message):

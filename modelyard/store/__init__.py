@@ -1,6 +1,7 @@
 """MongoDB: the records that count. The only package that imports motor."""
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.store.api_keys import ApiKeys
 from modelyard.store.catalog import Shelf
 from modelyard.store.connection import Connection
 from modelyard.store.events import Audit, DeadLetters, Events
@@ -25,6 +26,7 @@ class Store:
         self.events = Events(self._connection)
         self.dead_letters = DeadLetters(self._connection)
         self.audit = Audit(self._connection)
+        self.api_keys = ApiKeys(self._connection)
         self.results = Results(self._connection, self.operations)
 
     async def prepare(self) -> None:

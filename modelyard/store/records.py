@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.contract.entry_rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
+from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.messages import (
     MAX_REQUEST_BYTES,
     EngineFacts,
@@ -82,6 +83,8 @@ class NewOperation(Record):
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     retry_of: str | None = None
+    tenant: str = DEFAULT_TENANT
+    """Whose it is."""
     rest_s: float = 0.0
     """Seconds from its recording on for which it is not dispatched."""
     aside: bool = False
@@ -91,7 +94,13 @@ class NewOperation(Record):
 
     @classmethod
     def of(
-        cls, operation_id: str, request: JobRequest, source: Source, *, retry_of: str | None = None
+        cls,
+        operation_id: str,
+        request: JobRequest,
+        source: Source,
+        *,
+        retry_of: str | None = None,
+        tenant: str = DEFAULT_TENANT,
     ) -> Self:
         """Return the operation that a valid request asks for.
 
@@ -119,6 +128,7 @@ class NewOperation(Record):
             queue_timeout_s=request.queue_timeout_s,
             metadata=request.metadata,
             retry_of=retry_of,
+            tenant=tenant,
         )
 
 
@@ -141,6 +151,7 @@ class OperationRecord(Record):
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     retry_of: str | None = None
+    tenant: str = DEFAULT_TENANT
     cancel_requested: bool = False
     not_before: datetime | None = None
     resting: bool = False

@@ -104,7 +104,7 @@ async def _a_request_half_sent(yard: Yard) -> AsyncIterator[None]:
     """Keep a gateway waiting for the rest of a request."""
     _, writer = await asyncio.open_connection(LOOPBACK, yard.fleet.port)
     writer.write(
-        b"POST /v1/jobs HTTP/1.1\r\nHost: modelyard\r\nContent-Type: application/json\r\n"
+        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b'Content-Length: 1000\r\n\r\n{"job_id": '
     )
     await writer.drain()

@@ -207,7 +207,7 @@ def noting(steps: list[str]) -> Callable[[str, object], Awaitable[None]]:
 async def stalled(port: int) -> asyncio.StreamWriter:
     """Begin a request that never comes to its end."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: 9\r\n\r\n{{".encode())
     await writer.drain()
     return writer
@@ -217,7 +217,7 @@ async def refused_with_body(port: int) -> bytes:
     """Send a large body to a gateway that may not want it; return all that it answers."""
     body = b'"' + b"x" * (1 << 20) + b'"'
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     await writer.drain()
     answer = await reader.read()

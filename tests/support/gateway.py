@@ -17,15 +17,21 @@ import httpx2
 from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
 from gateway.app import create_app
+from gateway.connections import ConnectionLimits
+from gateway.cross_site import WebRules
 from gateway.server import GatewayServer, listen
 from gateway.service import Gateway
 from modelyard.broker import Broker, Delivery
+from modelyard.contract.access import Scope
+from modelyard.contract.api_keys import ApiKey
 from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.messages import Event, OperationReport, Submission
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import DEAD_QUEUE, EVENTS, JOBS_QUEUE
 from modelyard.store import Store
+from modelyard.store.api_keys import NewApiKeyRecord
 from modelyard.store.operations import Claim
 from tests.support.waiting import eventually
 
@@ -133,15 +139,22 @@ class Backstage:
 
 
 @asynccontextmanager
-async def serving(mongo_url: str, amqp_url: str) -> AsyncIterator[Backstage]:
+async def serving(
+    mongo_url: str,
+    amqp_url: str,
+    *,
+    with_keys: bool = False,
+    rules: WebRules | None = None,
+    limits: ConnectionLimits | None = None,
+) -> AsyncIterator[Backstage]:
     """Serve a gateway between a real RabbitMQ and a real MongoDB that it has all to itself."""
     store = Store(mongo_url, name="gateway", timeout_s=2.0)
     hands = Store(mongo_url, name="test", timeout_s=10.0)
     broker, other = Broker(amqp_url, name="gateway"), Broker(amqp_url, name="test")
     await hands.prepare()
     await other.declare([JOBS_QUEUE, DEAD_QUEUE])
-    gateway = Gateway(store, broker)
-    server = GatewayServer(create_app(gateway), on_stop=gateway.live.close)
+    gateway = Gateway(store, broker, with_keys=with_keys)
+    server = GatewayServer(create_app(gateway, rules), on_stop=gateway.live.close, limits=limits)
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
@@ -182,6 +195,29 @@ async def messages(broker: Broker, count: int) -> list[Delivery]:
             if len(taken) >= count:
                 return taken
     raise AssertionError
+
+
+async def make_key(
+    store: Store, *scopes: Scope, expires_in_s: float | None = None, tenant: str = DEFAULT_TENANT
+) -> ApiKey:
+    """Record a key that may do this, as `bootstrap` does."""
+    key = ApiKey.new()
+    await store.api_keys.add(
+        NewApiKeyRecord(
+            key_id=key.key_id,
+            secret_hash=key.secret_hash,
+            name="test",
+            scopes=frozenset(scopes),
+            tenant=tenant,
+            expires_in_s=expires_in_s,
+        )
+    )
+    return key
+
+
+def bearing(key: ApiKey | str) -> dict[str, str]:
+    """Return the header that sends a key."""
+    return {"Authorization": f"Bearer {key if isinstance(key, str) else key.text}"}
 
 
 async def fill_catalog(store: Store) -> None:

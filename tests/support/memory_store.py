@@ -7,6 +7,7 @@ from pymongo.errors import AutoReconnect
 
 from modelyard.contract.catalog import DatasetSpec, ModelSpec
 from modelyard.store import Store
+from modelyard.store.api_keys import ApiKeys
 from modelyard.store.catalog import Shelf
 from modelyard.store.connection import Collection, Connection
 from modelyard.store.events import Audit, DeadLetters, Events
@@ -105,6 +106,7 @@ class MemoryStore(Store):
         self.events = Events(connection)
         self.dead_letters = DeadLetters(connection)
         self.audit = Audit(connection)
+        self.api_keys = ApiKeys(connection)
         self.results: Any = Results(
             connection,
             self.operations,

@@ -15,6 +15,7 @@ from modelyard.client import (
     OperationFailed,
     ServiceUnavailableError,
 )
+from modelyard.contract.access import Role
 from modelyard.contract.answers import Accepted
 from modelyard.contract.catalog import ModelSpec, Profile
 from modelyard.contract.messages import HostView, Links, OperationView
@@ -296,3 +297,68 @@ async def test_the_asynchronous_client_sends_again_and_waits_too() -> None:
         ended = await yard.wait(asked)
         assert ended.state is OperationState.SUCCEEDED
         assert await yard.result(ended) == [1]
+
+
+# --- API keys ---
+
+KEY = "my_0123456789abcdef_" + "a1" * 32
+
+
+def sent(script: Script) -> list[str | None]:
+    return [request.headers.get("Authorization") for request in script.seen]
+
+
+async def test_both_clients_send_the_key_that_they_are_given_or_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = Script(*[lambda _: httpx2.Response(200, json={"hosts": []})] * 8)
+    transport = httpx2.MockTransport(script)
+    monkeypatch.delenv("MODELYARD_API_KEY", raising=False)
+    url = "http://gateway"
+    for key in (None, "given", ""):
+        with Modelyard(url, api_key=key, transport=transport) as yard:
+            yard.hosts()
+        async with AsyncModelyard(url, api_key=key, transport=transport) as other:
+            await other.hosts()
+        monkeypatch.setenv("MODELYARD_API_KEY", KEY + "\n")
+    with Modelyard(url, transport=transport) as yard:
+        yard.hosts()
+    async with AsyncModelyard(url, transport=transport) as other:
+        await other.hosts()
+    given = ["Bearer given"] * 2
+    assert sent(script) == [None, None, *given, None, None, *[f"Bearer {KEY}"] * 2]
+
+
+@pytest.mark.parametrize("kind", [Modelyard, AsyncModelyard])
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("http://gateway", KEY + " x"),
+        ("http://gateway", KEY + "\r\nX: y"),
+        ("http://gateway", KEY + "\u00e9"),
+        ("http://user:word@gateway", KEY),
+    ],
+)
+def test_a_key_that_cant_be_sent_is_not_repeated_in_the_error(
+    kind: type[Modelyard | AsyncModelyard], url: str, key: str
+) -> None:
+    with pytest.raises(ValueError, match="MODELYARD_API_KEY") as caught:
+        kind(url, api_key=key)
+    assert "a1a1" not in str(caught.value)
+
+
+def test_no_error_and_no_repr_shows_the_key() -> None:
+    failing = Script(*[httpx2.ConnectError("no")] * 2)
+    yard = Modelyard("http://x", api_key=KEY, attempts=1, transport=httpx2.MockTransport(failing))
+    with pytest.raises(ServiceUnavailableError) as caught:
+        yard.hosts()
+    shown = [repr(yard), str(vars(yard)), str(caught.value), repr(caught.value)]
+    assert "a1a1" not in "".join([*shown, str(caught.value.__cause__)])
+
+
+def test_a_new_key_is_asked_for_once_only() -> None:
+    script = Script(httpx2.Response(503, json=PROBLEM))
+    yard = Modelyard("http://x", api_key=KEY, transport=httpx2.MockTransport(script))
+    with pytest.raises(ServiceUnavailableError):
+        yard.create_key("x", role=Role.USER)
+    assert len(script.seen) == 1

@@ -76,6 +76,8 @@ async def test_the_openapi_document_is_whole(app: FastAPI) -> None:
         "/v1/dead-letters",
         "/v1/dead-letters/{dead_letter_id}",
         "/v1/dead-letters/{dead_letter_id}/replay",
+        "/v1/keys",
+        "/v1/keys/{key_id}",
         "/v1/models",
         "/v1/models/{name}",
         "/v1/datasets",
@@ -108,17 +110,20 @@ async def test_every_body_is_described_with_an_example(app: FastAPI) -> None:
     submit = document["paths"]["/v1/jobs"]["post"]
     assert {one["name"] for one in submit["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert set(submit["responses"]) == {
-        "200", "202", "400", "408", "413", "415", "422", "500", "503",
+        "200", "202", "400", "401", "403", "408", "413", "415", "422", "500", "503",
     }  # fmt: skip
     retry = document["paths"]["/v1/operations/{operation_id}/retry"]["post"]
     names = {one["name"] for one in retry["parameters"]}
     assert names == {"operation_id", "Idempotency-Key", "Prefer"}
-    assert set(retry["responses"]) == {"200", "202", "404", "409", "422", "500", "503"}
+    with_scope = {"401", "403"}
+    assert set(retry["responses"]) == {"200", "202", "404", "409", "422", "500", "503"} | with_scope
     drain = document["paths"]["/v1/hosts/{host_id}/drain"]["post"]
     assert {one["name"] for one in drain["parameters"]} == {"host_id", "move", "deadline_s"}
     cancel = document["paths"]["/v1/operations/{operation_id}/cancel"]["post"]
     assert {one["name"] for one in cancel["parameters"]} == {"operation_id", "wait"}
-    assert set(cancel["responses"]) == {"200", "202", "404", "409", "422", "500", "503"}
+    assert (
+        set(cancel["responses"]) == {"200", "202", "404", "409", "422", "500", "503"} | with_scope
+    )
 
 
 def test_every_code_that_is_answered_over_http_has_a_status() -> None:
@@ -154,7 +159,7 @@ async def test_no_host_header_and_no_path_confuses_a_problem(
 ) -> None:
     for host in ("[", "a b", ""):
         answer = await get(app, path, Host=host)
-        assert answer.status_code == 404
+        assert answer.status_code == 421
         assert problem(answer)["instance"] == instance
 
 

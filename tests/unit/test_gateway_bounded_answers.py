@@ -120,7 +120,9 @@ def test_a_list_of_faults_ends_where_the_room_does() -> None:
 def test_a_request_is_the_same_wherever_it_was_read(
     request_: dict[str, object], key: str | None
 ) -> None:
-    asked = read_one(json.dumps(request_).encode(), key=key, max_bytes=MAX_REQUEST_BYTES)
+    asked = read_one(
+        json.dumps(request_).encode(), key=key, tenant="t", max_bytes=MAX_REQUEST_BYTES
+    )
     other = unpack(pack_asked(asked))
     assert isinstance(other, Asked)
     assert other.operation == asked.operation
@@ -132,7 +134,11 @@ def test_a_request_is_the_same_wherever_it_was_read(
 def test_an_error_is_the_same_wherever_it_was_found() -> None:
     body = json.dumps([REQUEST | {"priority": 10}, 5]).encode()
     for one in read_batch(
-        body, key=None, max_bytes=MAX_BATCH_BYTES, max_request_bytes=MAX_REQUEST_BYTES
+        body,
+        key=None,
+        tenant="t",
+        max_bytes=MAX_BATCH_BYTES,
+        max_request_bytes=MAX_REQUEST_BYTES,
     ):
         assert isinstance(one, Refused)
         other = unpack(pack_refused(one))

@@ -1,0 +1,94 @@
+"""Who asks, and whether he may: found out before a route runs, stated at every route.
+
+`needs` is the dependency with which a route says which scopes it takes. A route without one is a
+mistake, which a test finds.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from fastapi import Request, Security
+from fastapi.openapi.models import HTTPBearer as BearerModel
+from fastapi.security.base import SecurityBase
+
+from gateway.api_keys import KeyRing
+from gateway.failed_authentications import FailedAuthentications
+from gateway.problems import ForbiddenError, UnauthenticatedError
+from modelyard.contract.access import ANYONE, Principal, Scope, scopes_to_submit
+from modelyard.contract.api_keys import ApiKey
+from modelyard.contract.states import Verb
+
+HEADER = "Authorization"
+SCHEME = "Bearer"
+
+_HOW = f"Send an API key in the header `{HEADER}: {SCHEME} my_...`."
+
+
+class Authentication:
+    """Tells who asks; null keys if nobody has to say who he is."""
+
+    def __init__(self, keys: KeyRing | None) -> None:
+        self._keys = keys
+        self._failed = FailedAuthentications()
+
+    async def principal(self, authorization: Sequence[str], address: str | None) -> Principal:
+        """Return who asks, by the `Authorization` headers of his request.
+
+        Raises `UnauthenticatedError`, after a pause if he tried, and `StoreUnavailableError`.
+        """
+        if self._keys is None:
+            return ANYONE
+        if not authorization:
+            raise UnauthenticatedError(f"There is no API key. {_HOW}")
+        key: ApiKey | None = None
+        try:
+            key = _key_in(authorization)
+            return await self._keys.principal(key)
+        except UnauthenticatedError as error:
+            waited = await self._failed.hold_back(address, key.key_id if key else None)
+            if waited:
+                raise
+            raise UnauthenticatedError(error.message, hang_up=True) from error
+
+
+class Needs(SecurityBase):
+    """The dependency that lets a request through if its sender has one of the scopes."""
+
+    def __init__(self, *any_of: Scope) -> None:
+        self.scopes = any_of
+        self.scheme_name = "apiKey"
+        self.model = BearerModel(
+            bearerFormat="my_<id>_<secret>",
+            description="An API key, where the gateway runs with `MODELYARD_AUTH=keys`. The list "
+            "at each operation names the scopes of which one is enough.",
+        )
+
+    async def __call__(self, request: Request) -> Principal:
+        """Return who asks; raises `UnauthenticatedError` and `ForbiddenError`."""
+        authentication = cast("Authentication", request.app.state.gateway.authentication)
+        address = request.client.host if request.client else None
+        principal = await authentication.principal(request.headers.getlist(HEADER), address)
+        if not principal.may(*self.scopes):
+            raise ForbiddenError(*self.scopes)
+        return principal
+
+
+def needs(*any_of: Scope) -> Any:  # noqa: ANN401 - FastAPI's own type of it
+    """Return the dependency of a route that takes one of these scopes."""
+    return Security(Needs(*any_of), scopes=[scope.value for scope in any_of])
+
+
+def refuse_to_submit(principal: Principal, verb: Verb) -> ForbiddenError | None:
+    """Return why a principal may not submit a request of this verb; null if he may."""
+    scopes = scopes_to_submit(verb)
+    return None if principal.may(*scopes) else ForbiddenError(*scopes)
+
+
+def _key_in(authorization: Sequence[str]) -> ApiKey:
+    if len(authorization) > 1:
+        raise UnauthenticatedError(f"The header {HEADER} stands there twice.")
+    scheme, _, text = authorization[0].partition(" ")
+    key = ApiKey.parse(text.strip()) if scheme.lower() == SCHEME.lower() else None
+    if key is None:
+        raise UnauthenticatedError(f"The header {HEADER} holds no API key. {_HOW}")
+    return key

@@ -1,0 +1,174 @@
+"""What a web page in somebody's browser may not do with a gateway that this browser can reach.
+
+A page of another site can send requests to any address, with the names and the place in the
+network of whoever looks at it. Three things keep it out, each without a cookie or a token:
+
+- a request for a host that is not ours is refused: a name that its owner pointed at our address
+  (DNS rebinding) makes the page's requests look like those of our own origin;
+- a request that changes something is refused if the browser says that another site sent it;
+- a request that changes something is JSON or has no body, which a form can't send.
+
+Reads are answered without CORS headers, so the page does not get to see the answer.
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.leaving import HEALTH
+from gateway.problems import MisdirectedError, problem_of, respond
+from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+OWN_SITES = frozenset({"same-origin", "none"})
+"""`Sec-Fetch-Site` of our own pages, of which there are none, and of what a person typed."""
+PREFLIGHT_AGE_S = 600
+CORS_METHODS = "GET, POST, PUT, DELETE"
+CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Prefer, X-Request-Id"
+CORS_ANSWER_HEADERS = (
+    "Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Request-Id"
+)
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
+
+
+@dataclass(frozen=True, slots=True)
+class WebRules:
+    """Which names the gateway answers for, and which sites' pages may use it."""
+
+    hosts: frozenset[str] = frozenset()
+    """Names and addresses beside loopback and the address at which a connection arrived."""
+    origins: frozenset[str] = frozenset()
+    """Such as `https://app.example`."""
+
+    def answers_for(self, host: str, arrived_at: str | None) -> bool:
+        """Tell whether a `Host` header names this gateway; its port does not count.
+
+        The address at which the connection arrived is always ours. Nobody can point a name at us
+        and have a browser send our address as the host.
+        """
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = canonical_host(match.group(1))
+        if name == "localhost" or name in self.hosts:
+            return True
+        if arrived_at is not None and name == canonical_host(arrived_at):
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+
+def canonical_host(name: str) -> str:
+    """Return the one way to write a host: lower case, no brackets, no dot at the end."""
+    plain = name.strip("[]").rstrip(".").lower()
+    try:
+        return str(ipaddress.ip_address(plain))
+    except ValueError:
+        return plain
+
+
+class CrossSiteGuard:
+    """Middleware: keeps out what a page of another site sends."""
+
+    def __init__(self, app: ASGIApp, rules: WebRules) -> None:
+        self._app = app
+        self._rules = rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = self._allowed_origin(headers)
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _mark(MutableHeaders(scope=message), origin)
+                if self._rules.origins:
+                    MutableHeaders(scope=message).add_vary_header("Origin")
+            await send(message)
+
+        app = self._app
+        refusal = self._refusal(scope, headers, origin)
+        if refusal is not None:
+            app = respond(Request(scope), problem_of(refusal))
+        elif scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers:
+            app = _preflight()
+        await app(scope, receive, send_marked)
+
+    def _allowed_origin(self, headers: Headers) -> str | None:
+        """Return the other site whose page sends the request, if it may."""
+        given = headers.getlist("Origin")
+        return given[0] if len(given) == 1 and given[0].lower() in self._rules.origins else None
+
+    def _refusal(self, scope: Scope, headers: Headers, origin: str | None) -> ModelyardError | None:
+        arrived_at = scope["server"][0] if scope.get("server") else None
+        hosts = headers.getlist("Host")
+        if scope["path"] not in HEALTH and not all(
+            self._rules.answers_for(host, arrived_at) for host in hosts
+        ):
+            return MisdirectedError(
+                f"This gateway does not answer for the host {hosts[0][:255]!r}. If clients reach "
+                "it by this name, add it to MODELYARD_GATEWAY_ALLOWED_HOSTS."
+            )
+        preflight = scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers
+        if scope["method"] in READING and not preflight:
+            return None
+        if origin is None and _is_foreign(headers, hosts):
+            return ModelyardError(
+                ErrorCode.FORBIDDEN,
+                "A web page of another site may not do this. If it should, add its origin to "
+                "MODELYARD_GATEWAY_ALLOWED_ORIGINS.",
+            )
+        return None if preflight else _wrong_media_type(headers)
+
+
+def _is_foreign(headers: Headers, hosts: Sequence[str]) -> bool:
+    """Tell whether a browser says that a page of another origin sends the request."""
+    if any(site.lower() not in OWN_SITES for site in headers.getlist("Sec-Fetch-Site")):
+        return True
+    ours = {f"{scheme}://{host.lower()}" for host in hosts for scheme in ("http", "https")}
+    return any(origin.lower() not in ours for origin in headers.getlist("Origin"))
+
+
+def _wrong_media_type(headers: Headers) -> InvalidRequestError | None:
+    """Refuse what a form or a simple request could send: any other body than JSON."""
+    types = headers.getlist("Content-Type")
+    if not types and not _has_body(headers):
+        return None
+    if len(types) == 1 and types[0].split(";")[0].strip().lower() == "application/json":
+        return None
+    return InvalidRequestError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+
+
+def _has_body(headers: Headers) -> bool:
+    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+
+
+def _mark(headers: MutableHeaders, origin: str | None) -> None:
+    """Say in an answer what a browser may do with it."""
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    if origin is not None:
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Access-Control-Expose-Headers"] = CORS_ANSWER_HEADERS
+
+
+def _preflight() -> Response:
+    return Response(
+        status_code=204,
+        headers={
+            "Access-Control-Allow-Methods": CORS_METHODS,
+            "Access-Control-Allow-Headers": CORS_REQUEST_HEADERS,
+            "Access-Control-Max-Age": str(PREFLIGHT_AGE_S),
+        },
+    )

@@ -1,0 +1,85 @@
+"""Failed authentications: counted for each address, told in the log, and answered slowly.
+
+Only those who fail are slowed. Whoever comes with a valid key is answered at once, also from an
+address from which others fail: many may stand behind one proxy.
+"""
+
+import asyncio
+import ipaddress
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+FIRST_PAUSE_S = 0.1
+MOST_PAUSE_S = 2.0
+FORGOTTEN_S = 300.0
+"""An address that did not fail for so long begins anew."""
+MAX_ADDRESSES = 10_000
+MAX_PAUSED = 200
+MAX_PAUSED_OF_ADDRESS = 8
+"""Answers that are held back at the same time; the ones beyond lose their connection instead."""
+
+
+@dataclass(slots=True)
+class _Failures:
+    count: int = 0
+    last: float = 0.0
+
+
+class FailedAuthentications:
+    """Counts and slows those who fail; its memory is bounded."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures: dict[str, _Failures] = {}
+        self._paused: Counter[str] = Counter()
+
+    async def hold_back(self, address: str | None, key_id: str | None) -> bool:
+        """Count a failure and wait; False if too many wait already: then hang up."""
+        group = _group(address)
+        count = self._count(group)
+        if count & (count - 1) == 0:  # 1, 2, 4, 8: a flood of failures is no flood of lines
+            log.warning("authentication.failed", address=address, key_id=key_id, failures=count)
+        if self._paused.total() >= MAX_PAUSED or self._paused[group] >= MAX_PAUSED_OF_ADDRESS:
+            return False
+        self._paused[group] += 1
+        try:
+            await asyncio.sleep(pause_s(count))
+        finally:
+            self._paused[group] -= 1
+            if not self._paused[group]:
+                del self._paused[group]
+        return True
+
+    def _count(self, group: str) -> int:
+        now = self._clock()
+        known = self._failures.pop(group, None)
+        if known is None or now - known.last > FORGOTTEN_S:
+            known = _Failures()
+        known.count += 1
+        known.last = now
+        self._failures[group] = known
+        while len(self._failures) > MAX_ADDRESSES:
+            del self._failures[next(iter(self._failures))]
+        return known.count
+
+
+def pause_s(failures: int) -> float:
+    """Return how long the answer to a failure is held back."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), MOST_PAUSE_S)
+
+
+def _group(address: str | None) -> str:
+    """Return what is counted together: an IPv4 address, or the /64 that one has with IPv6."""
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        return address or "unknown"
+    if parsed.version == 4:  # noqa: PLR2004
+        return str(parsed)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))

@@ -1,0 +1,115 @@
+"""The commands `modelyard keys`."""
+
+import asyncio
+import re
+from typing import Annotated
+
+import typer
+
+from modelyard.cli_session import Context, session_of
+from modelyard.contract.access import Role, Scope
+from modelyard.contract.api_keys import CreatedApiKey
+from modelyard.contract.errors import StoreUnavailableError
+from modelyard.settings import StoreSettings, WrongSettingsError, read_settings
+
+FAILED, USAGE, UNAVAILABLE = 1, 2, 3
+
+keys = typer.Typer(no_args_is_help=True, help="API keys: who may do what.")
+
+Name = Annotated[str, typer.Argument(help="What people call the key: 1 to 64 characters.")]
+Expires = Annotated[
+    str | None,
+    typer.Option(help="How long it is valid, such as 90d, 12h or 30m. Without, until revoked."),
+]
+
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
+
+
+@keys.command("create")
+def create_key(
+    ctx: Context,
+    name: Name,
+    *,
+    role: Annotated[Role | None, typer.Option(help="A name for a set of scopes.")] = None,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="One thing that it may do; may be repeated.")
+    ] = None,
+    expires: Expires = None,
+) -> None:
+    """Create a key and print it, this once, on standard output.
+
+    It takes a role or scopes, none of which you lack yourself.
+    """
+    if (role is None) == (not scope):
+        raise typer.BadParameter("give either --role or --scope", param_hint="--role")
+    session = session_of(ctx)
+    created = session.yard.create_key(
+        name, role=role, scopes=scope or None, expires_in_s=_seconds(expires)
+    )
+    session.out.created_key(created)
+
+
+@keys.command("list")
+def list_keys(ctx: Context) -> None:
+    """List all keys, the oldest first, without their secrets."""
+    session = session_of(ctx)
+    session.out.keys(session.yard.keys())
+
+
+@keys.command("revoke")
+def revoke_key(
+    ctx: Context, key_id: Annotated[str, typer.Argument(help="The id of the key.")]
+) -> None:
+    """End a key for ever; within seconds no gateway takes it any more."""
+    session = session_of(ctx)
+    session.out.one(session.yard.revoke_key(key_id))
+
+
+@keys.command("bootstrap")
+def bootstrap(
+    ctx: Context,
+    name: Annotated[str, typer.Option(help="What people call the key.")] = "bootstrap",
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if there is a valid key that may create others.")
+    ] = False,
+    expires: Expires = None,
+) -> None:
+    """Create the first admin key, straight in MongoDB, and print it, this once.
+
+    It needs MODELYARD_MONGO_URL, as the dispatcher has it, and no gateway.
+    """
+    # Only this command needs MongoDB's driver, which takes a while to import.
+    from modelyard.bootstrap import bootstrap_key  # noqa: PLC0415
+
+    session = session_of(ctx)
+    try:
+        url = read_settings(StoreSettings).mongo_url.get_secret_value()
+        created = asyncio.run(bootstrap_key(url, name, _seconds(expires), force=force))
+    except (WrongSettingsError, ValueError) as error:
+        session.out.error(str(error))
+        raise typer.Exit(USAGE) from error
+    except StoreUnavailableError as error:
+        session.out.error(error.message)
+        raise typer.Exit(UNAVAILABLE) from error
+    if isinstance(created, CreatedApiKey):
+        session.out.created_key(created)
+        return
+    ids = ", ".join(created)
+    session.out.error(
+        f"There is a valid key that may create others already: {ids}. Use it, or add another one "
+        "with --force."
+    )
+    raise typer.Exit(FAILED)
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = _DURATION.fullmatch(text)
+    if match is None or not int(match.group(1)):
+        raise typer.BadParameter(
+            "a number and one of s, m, h, d, w, such as 90d", param_hint="--expires"
+        )
+    return float(int(match.group(1)) * _SECONDS[match.group(2)])

@@ -1,0 +1,110 @@
+"""API keys: their text, what is kept of it, and what the HTTP API says of them; no I/O.
+
+A key is `my_<id>_<secret>`. The id is public and names the key in logs and lists. The secret has
+256 random bits, so its plain SHA-256 can't be guessed back and needs no salt.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from modelyard.contract.access import SCOPES_OF, Role, Scope
+from modelyard.contract.answers import Answer
+
+MAX_EXPIRY_S = 10 * 366 * 86_400
+
+_KEY = re.compile(r"my_([0-9a-f]{16})_([0-9a-f]{64})")
+
+KeyName = Annotated[str, StringConstraints(strict=True, pattern=r"^[ -~]{1,64}$")]
+"""What people call a key: 1 to 64 printable ASCII characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key in the clear. It is never stored or logged, and its secret is in no `repr`."""
+
+    key_id: str
+    secret: str = field(repr=False)
+
+    @classmethod
+    def new(cls) -> Self:
+        """Return a key that nobody has had before."""
+        return cls(secrets.token_hex(8), secrets.token_hex(32))
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the key that a text is; null if it is none."""
+        match = _KEY.fullmatch(text)
+        return cls(match.group(1), match.group(2)) if match else None
+
+    @property
+    def text(self) -> str:
+        """The key as its owner sends it."""
+        return f"my_{self.key_id}_{self.secret}"
+
+    @property
+    def secret_hash(self) -> str:
+        """What is stored of the secret."""
+        return hashlib.sha256(self.secret.encode()).hexdigest()
+
+    def has_hash(self, stored: str) -> bool:
+        """Compare with what is stored, in the same time wherever they differ."""
+        return hmac.compare_digest(self.secret_hash, stored)
+
+
+class NewApiKey(BaseModel):
+    """A key that is asked for: what it may do, by a role or by its scopes, and for how long."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: KeyName
+    role: Role | None = None
+    scopes: tuple[Scope, ...] | None = Field(default=None, min_length=1, max_length=32)
+    expires_in_s: float | None = Field(
+        default=None, gt=0, le=MAX_EXPIRY_S, strict=True, allow_inf_nan=False
+    )
+    """Seconds from now; without, it is valid until it is revoked."""
+
+    @model_validator(mode="after")
+    def _role_or_scopes(self) -> Self:
+        if (self.role is None) == (self.scopes is None):
+            raise ValueError("A key has either a role or scopes.")
+        return self
+
+    @property
+    def granted(self) -> frozenset[Scope]:
+        """What the key may do."""
+        return SCOPES_OF[self.role] if self.role is not None else frozenset(self.scopes or ())
+
+
+class ApiKeyView(Answer):
+    """What is told of a key: everything but its secret."""
+
+    key_id: str
+    name: str
+    tenant: str
+    scopes: tuple[str, ...]
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    """Written about once a minute."""
+
+
+class CreatedApiKey(Answer):
+    """A key that was just created; `api_key` is told this once and never again."""
+
+    api_key: str = Field(repr=False)
+    key: ApiKeyView
+
+
+class ApiKeyList(Answer):
+    """All keys, the oldest first."""
+
+    keys: tuple[ApiKeyView, ...]

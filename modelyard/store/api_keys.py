@@ -1,0 +1,133 @@
+"""API keys: what is kept of them, which is enough to check one and not enough to use it."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from pydantic import Field, field_validator
+from pymongo import ReturnDocument, UpdateOne
+
+from modelyard.contract.access import Scope
+from modelyard.contract.ids import DEFAULT_TENANT
+from modelyard.store.connection import Connection
+from modelyard.store.records import Document, Record
+
+_NEVER = datetime(9999, 12, 31, tzinfo=UTC)
+
+
+class NewApiKeyRecord(Record):
+    """A key that is about to be recorded."""
+
+    key_id: str
+    secret_hash: str = Field(repr=False)
+    """SHA-256 of the secret, in hex."""
+    name: str
+    scopes: frozenset[Scope]
+    tenant: str = DEFAULT_TENANT
+    created_by: str | None = None
+    """The key with which it was made; null for one that `bootstrap` made."""
+    expires_in_s: float | None = None
+
+
+class ApiKeyRecord(Record):
+    """One key."""
+
+    key_id: str = Field(alias="_id")
+    secret_hash: str = Field(repr=False)
+    name: str = ""
+    scopes: frozenset[Scope] = frozenset()
+    tenant: str = DEFAULT_TENANT
+    created_by: str | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+    @field_validator("scopes", mode="before")
+    @classmethod
+    def _known_scopes(cls, value: object) -> object:
+        """Leave out scopes that only a newer process knows: less is allowed, never more."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [one for one in value if one in Scope.__members__.values()]
+
+
+class ApiKeys:
+    """The collection `api_keys`. Every method raises `StoreUnavailableError`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._collection = connection.collection("api_keys")
+
+    async def add(self, new: NewApiKeyRecord) -> ApiKeyRecord:
+        """Record a key; one of the same id that is there already is left as it is."""
+        document = new.model_dump(mode="json", exclude={"key_id", "expires_in_s", "scopes"})
+        document |= {"_id": new.key_id, "scopes": sorted(new.scopes)}
+        made_now: Document = {"created_at": "$$NOW"}
+        if new.expires_in_s is not None:
+            made_now["expires_at"] = {"$add": ["$$NOW", int(new.expires_in_s * 1_000)]}
+        there = {"$ne": [{"$type": "$created_at"}, "missing"]}
+        added = {"$mergeObjects": [{"$literal": document}, made_now]}
+        async with self._connection.answering():
+            await self._collection.update_one(
+                {"_id": new.key_id},
+                [{"$replaceWith": {"$cond": [there, "$$ROOT", added]}}],
+                upsert=True,
+            )
+            found = await self._collection.find_one({"_id": new.key_id})
+        return ApiKeyRecord.model_validate(found)
+
+    async def get_many(self, key_ids: Iterable[str]) -> dict[str, ApiKeyRecord]:
+        """Return those of the keys that exist."""
+        async with self._connection.answering():
+            found = await self._collection.find({"_id": {"$in": sorted(set(key_ids))}}).to_list(
+                None
+            )
+        return {one["_id"]: ApiKeyRecord.model_validate(one) for one in found}
+
+    async def all(self) -> list[ApiKeyRecord]:
+        """Return every key, the oldest first."""
+        async with self._connection.answering():
+            found = (
+                await self._collection.find({}).sort([("created_at", 1), ("_id", 1)]).to_list(None)
+            )
+        return [ApiKeyRecord.model_validate(one) for one in found]
+
+    async def revoke(self, key_id: str) -> ApiKeyRecord | None:
+        """End a key for ever; null if there is none. Doing it again changes nothing."""
+        async with self._connection.answering():
+            found = await self._collection.find_one_and_update(
+                {"_id": key_id},
+                [{"$set": {"revoked_at": {"$ifNull": ["$revoked_at", "$$NOW"]}}}],
+                return_document=ReturnDocument.AFTER,
+            )
+        return ApiKeyRecord.model_validate(found) if found else None
+
+    async def note_uses(self, uses: Mapping[str, datetime]) -> None:
+        """Keep when keys were used last; a later moment that is there already stays."""
+        if not uses:
+            return
+        async with self._connection.answering():
+            await self._collection.bulk_write(
+                [
+                    UpdateOne({"_id": key_id}, [{"$set": {"last_used_at": _later(at)}}])
+                    for key_id, at in uses.items()
+                ],
+                ordered=False,
+            )
+
+    async def active_with(self, scope: Scope) -> list[ApiKeyRecord]:
+        """Return the keys with a scope that are neither revoked nor expired."""
+        expires_at = {"$ifNull": ["$expires_at", _NEVER]}
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {
+                    "scopes": scope.value,
+                    "revoked_at": None,
+                    "$expr": {"$gt": [expires_at, "$$NOW"]},
+                }
+            ).to_list(None)
+        return [ApiKeyRecord.model_validate(one) for one in found]
+
+
+def _later(at: datetime) -> Document:
+    return {"$cond": [{"$gt": [at, "$last_used_at"]}, at, "$last_used_at"]}
