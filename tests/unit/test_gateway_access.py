@@ -1,5 +1,6 @@
 """Scopes at the routes, keys in the clear, and the settings that open the door."""
 
+import resource
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -9,6 +10,8 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from gateway.__main__ import main
+from gateway.accepting import connections_within_file_limit
 from gateway.app import create_app
 from gateway.authentication import Needs
 from gateway.failed_authentications import (
@@ -202,3 +205,39 @@ def test_hosts_and_origins_that_could_never_match_are_refused(
         WrongSettingsError, match=f"MODELYARD_{name} is wrong: expected a JSON list"
     ):
         settings(monkeypatch, **{name: value})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_an_open_door_without_keys_is_exit_code_2_and_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    monkeypatch.setenv("MODELYARD_GATEWAY_HOST", host)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert "Set MODELYARD_AUTH=keys" in sentence
+
+
+# --- file descriptors ---
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed", "raised_to"),
+    [
+        (1_024, 4_096, 1_000, 1_200),
+        (1_024, resource.RLIM_INFINITY, 1_000, 1_200),
+        (4_096, 4_096, 1_000, None),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1_000, None),
+        (256, 1_024, 824, 1_024),
+        (100, 100, 50, 100),
+    ],
+)
+def test_no_more_connections_are_taken_than_there_are_file_descriptors(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, allowed: int, raised_to: int | None
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, given: limits.append(given))
+    assert connections_within_file_limit(1_000) == allowed
+    assert limits == ([(raised_to, hard)] if raised_to else [])
