@@ -4,11 +4,16 @@ Small bodies pass freely: each is smaller than what a connection takes anyway.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import structlog
+
 from modelyard.contract.errors import ErrorCode, ModelyardError
+
+log = structlog.get_logger(__name__)
 
 BUDGET_BYTES = 64 << 20
 """Of large bodies that one gateway holds at once: eight batches of the largest size. While a body
@@ -17,6 +22,8 @@ WAIT_S = 5.0
 """How long a body waits for room; then its client is asked to come back."""
 MAX_WAITING = 64
 """Bodies that wait for room; the next one is refused at once."""
+TELL_EVERY_S = 10.0
+"""How often the log says that bodies are refused."""
 
 
 class BudgetSpentError(ModelyardError):
@@ -34,6 +41,8 @@ class BodyBudget:
     def __init__(self, total: int = BUDGET_BYTES) -> None:
         self._free = self._total = total
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._refused = 0
+        self._told_at = float("-inf")
 
     @property
     def used(self) -> int:
@@ -55,7 +64,7 @@ class BodyBudget:
             self._free -= amount
             return
         if len(self._waiting) >= MAX_WAITING or amount > self._total:
-            raise BudgetSpentError
+            raise self._refusal()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (amount, turn)
         self._waiting.append(entry)
@@ -69,8 +78,18 @@ class BodyBudget:
             else:
                 self._give(amount)  # its turn came in the very moment in which it left
             if isinstance(error, TimeoutError):
-                raise BudgetSpentError from error
+                raise self._refusal() from error
             raise
+
+    def _refusal(self) -> BudgetSpentError:
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._told_at >= TELL_EVERY_S:
+            log.warning(
+                "bodies.refused", count=self._refused, held=self.used, waiting=len(self._waiting)
+            )
+            self._refused, self._told_at = 0, now
+        return BudgetSpentError()
 
     def _give(self, amount: int) -> None:
         self._free += amount

@@ -36,9 +36,13 @@ SHUTDOWN = "SIGTERM to everything at once, under load; a second SIGTERM"
 BUSY = "Model server silent because it is busy"
 FLOODS = "Model server that floods"
 ODD = "Model server that is odd"
+CLIENTS = (
+    "Clients that vanish while they wait; 300 idle or half-open connections; bodies at every limit "
+    "at once"
+)
 """Promises of docs/faults.md that are about more than one fault, or about none."""
 
-REQUIRED = (*ROWS, ROLLING, DRAINS, CANCELS, DEAF, ORPHANS, SHUTDOWN, BUSY, FLOODS, ODD)
+REQUIRED = (*ROWS, ROLLING, DRAINS, CANCELS, DEAF, ORPHANS, SHUTDOWN, BUSY, FLOODS, ODD, CLIENTS)
 """All that `make faults` has to make: a name without a test is missing."""
 
 NOT_MADE = {
