@@ -127,7 +127,7 @@ async def test_clients_that_vanish_idle_and_send_too_much_cost_nobody_else_anyth
             statuses = await asyncio.gather(*(post(yard, path, body) for path, body in bodies))
             await publish(yard, [body for _, body in bodies])
             ids = await working
-    assert set(statuses) <= {400, 413, 422, 503}, statuses
+    assert set(statuses) <= {200, 400, 413, 422, 503}, statuses  # 200: each refused for itself
     assert statuses.count(503) < len(statuses) / 2
     assert served.refused == []
     assert served.quantile(0.9) < SERVED_WITHIN_S, (served.quantile(0.5), max(served.seconds))
