@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway import body_budget
 from gateway.body_budget import BodyBudget, BudgetSpentError
@@ -88,3 +89,15 @@ async def test_a_crowd_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(BudgetSpentError):
         await budget.take(1)
     waiting.cancel()
+
+
+async def test_refusals_are_told_in_the_log_but_not_each() -> None:
+    budget = BodyBudget(10)
+    with capture_logs() as logs, budget.share() as share:
+        await share.grow_to(10)
+        for _ in range(3):
+            with pytest.raises(BudgetSpentError):
+                await budget.take(11)
+    assert [(one["event"], one["count"], one["held"]) for one in logs] == [
+        ("bodies.refused", 1, 10)
+    ]
