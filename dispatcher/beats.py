@@ -85,7 +85,6 @@ class Beats:
                 hellos[sign.host_id] = sign
             elif sign is not None:
                 newest[sign.host_id] = sign
-        await self._enrolment.enrol(hellos.values())
         all_known = await self._store.hosts.beat(newest.values())
         recorded = {host_id: beat.incarnation for host_id, beat in newest.items()}
         if not all_known:
@@ -95,6 +94,7 @@ class Beats:
                 # What it had was given to others.
                 await self._renounce(beat)
         await self._meet_strangers(newest.values(), recorded)
+        await self._enrolment.enrol(hellos.values())
         await subscription.ack(batch)
 
     def _read(self, delivery: Delivery) -> Heartbeat | HostHello | None:

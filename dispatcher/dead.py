@@ -200,32 +200,24 @@ class _Origin:
 def _origin(delivery: Delivery, senders: Senders) -> _Origin:
     """Tell what is proven of a letter.
 
-    A process that buries a message says why and where from in headers. They are believed of a
-    dispatcher or gateway, and of a worker about its own host's commands. RabbitMQ says it in the
-    first entry of `x-death` for messages that it takes out of a queue itself. That entry is proven
-    too, unless its sender may write to `modelyard.dead` directly, as workers may: of a worker's
-    letters only those of the reports' queue count.
+    A process that buries a message says why and where from in headers: they are believed of
+    gateways and dispatchers. RabbitMQ says it in the first entry of `x-death`, for messages that it
+    takes out of a queue itself. Nobody else may publish to `modelyard.dead`, so that every letter
+    without our headers comes from there.
     """
     headers, user = delivery.headers, delivery.user_id
-    queue = str(headers.get(QUEUE_HEADER) or "")
-    host_id = queue.removeprefix(_HOST_QUEUE_PREFIX).removesuffix(_HOST_QUEUE_SUFFIX)
-    own_commands = queue == host_queue(host_id).name and senders.may_speak_for(user, host_id)
-    if REASON_HEADER in headers and (senders.is_trusted(user) or own_commands):
+    if REASON_HEADER in headers and senders.is_trusted(user):
         reason = str(headers[REASON_HEADER])
-        detail = str(headers.get(DETAIL_HEADER) or _sentence(reason))
-        # A worker buries what a dispatcher has sent; only a dispatcher says who sent the rest.
-        sender = headers.get(SENDER_HEADER) if senders.is_trusted(user) else user
+        sender = headers.get(SENDER_HEADER)
         return _Origin(
-            queue,
+            str(headers.get(QUEUE_HEADER) or ""),
             reason,
-            detail,
+            str(headers.get(DETAIL_HEADER) or _sentence(reason)),
             str(sender) if sender else None,
             buried=True,
             payload_bytes=max(delivery.size, _buried_bytes(headers)),
         )
     death = _first_death(headers)
-    if senders.is_worker(user) and death.get("queue") != REPORTS_QUEUE.name:
-        death = {}
     reason = _BROKER_REASONS.get(str(death.get("reason")), ErrorCode.DEAD_LETTERED)
     return _Origin(
         str(death.get("queue") or ""),

@@ -26,8 +26,9 @@ from modelyard.contract.validation import error_list, parse_request, size_errors
 from modelyard.store.records import NewOperation, Source
 
 IDEMPOTENCY_HEADER = "idempotency-key"
-REPLAYS = "replays"
-"""Keys of replays are apart from those that clients choose: nobody can take one beforehand."""
+REPLAYS = "~replays"
+"""Keys of replays are apart from those that clients choose, as no tenant can have this name:
+nobody can take one beforehand."""
 
 _ID = re.compile(ID_PATTERN)
 

@@ -6,11 +6,13 @@ changes nothing.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import structlog
 
 from dispatcher.control import Control
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import HostHello
 from modelyard.contract.topology import REPORTS_QUEUE, Queue, queues_of_host
 
@@ -25,9 +27,10 @@ class Enrolment:
         self._control = control
 
     async def enrol(self, hellos: Iterable[HostHello]) -> None:
-        """Declare the queues of these hosts; raises `BrokerUnavailableError`.
+        """Declare the queues of these hosts.
 
-        A queue that exists with other arguments concerns its own host alone: that worker is told,
+        What goes wrong is told in the log: a worker says hello again for as long as it waits. A
+        queue that exists with other arguments concerns its own host alone: that worker is told,
         and ends with a sentence for its operator.
         """
         waiting = list(hellos)
@@ -38,6 +41,8 @@ class Enrolment:
         except TopologyMismatchError:
             for hello in waiting:
                 await self._enrol_alone(hello)
+        except BrokerUnavailableError as error:
+            log.warning("enrolment.failed", error=str(error))
 
     async def _enrol_alone(self, hello: HostHello) -> None:
         try:
@@ -45,15 +50,20 @@ class Enrolment:
         except TopologyMismatchError as error:
             log.warning("host.unusable", host_id=hello.host_id, error=str(error))
             for queue in queues_of_host(hello.host_id):
-                await self._have_somehow(queue)
+                await self._bind_even_if_it_differs(queue)
             await self._control.send(hello.host_id, hello.incarnation, unusable=error.told)
+        except BrokerUnavailableError as error:
+            log.warning("enrolment.failed", host_id=hello.host_id, error=str(error))
 
-    async def _have_somehow(self, queue: Queue) -> None:
-        """Have a queue bound, whatever it is like: a worker hears by its own queues alone."""
+    async def _bind_even_if_it_differs(self, queue: Queue) -> None:
+        """Bind a queue also if its arguments differ, so that the worker can be told of it."""
         try:
             await self._broker.declare([queue])
         except TopologyMismatchError:
-            await self._broker.declare([], extra_bindings=[(queue, queue.routing_key)])
+            with suppress(BrokerUnavailableError):  # it is not there: something else is wrong
+                await self._broker.declare([], extra_bindings=[(queue, queue.routing_key)])
+        except BrokerUnavailableError as error:
+            log.warning("enrolment.failed", queue=queue.name, error=str(error))
 
     async def _declare(self, hellos: Sequence[HostHello]) -> None:
         await self._broker.declare(

@@ -62,10 +62,14 @@ def fence(
     """Return the report as accepted, or the word for why it is stale."""
     if operation is None:
         return "unknown_operation"
-    if operation.host_id != host_id:
-        return "other_host"
-    if operation.epoch != report.epoch:
-        return "other_epoch"
+    for differs, why in (
+        (operation.host_id != host_id, "other_host"),
+        (operation.epoch != report.epoch, "other_epoch"),
+        (operation.job_id != report.job_id, "other_job"),
+        (operation.generation not in (None, report.generation), "other_job"),
+    ):
+        if differs:
+            return why
     made_again = operation.state is OperationState.QUEUED and report.state.terminal
     if report.seq < operation.seq or (made_again and report.seq == operation.seq):
         return "older"

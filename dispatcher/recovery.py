@@ -19,7 +19,8 @@ from modelyard.store.records import JobRecord, NewOperation, Recovery
 log = structlog.get_logger(__name__)
 
 LIMIT = 200
-SYSTEM = "system"
+SYSTEM = "~system"
+"""No tenant can have this name, so that no client can take the id of a recovery beforehand."""
 
 
 class BringBack:

@@ -7,12 +7,13 @@ from pydantic import ValidationError
 
 from dispatcher.deadlines import OVERDUE_REPORTS_TYPE
 from dispatcher.senders import Senders
-from modelyard.broker import Broker, Delivery, bury
+from modelyard.broker import DETAIL_HEADER, REASON_HEADER, Broker, Delivery, bury
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import Id
 from modelyard.contract.json_bounds import REPORT_LIMITS, check_bounds
 from modelyard.contract.messages import (
     MAX_REPORT_BYTES,
+    UNREADABLE_TYPE,
     Count,
     HostOnline,
     Inventory,
@@ -21,7 +22,7 @@ from modelyard.contract.messages import (
     WorkerReports,
 )
 from modelyard.contract.strict_json import JsonValue
-from modelyard.contract.topology import REPORTS_QUEUE
+from modelyard.contract.topology import REPORTS_QUEUE, host_queue
 from modelyard.contract.validation import first_errors
 
 
@@ -55,6 +56,10 @@ async def read_reports(
     refusal = _refusal(senders, delivery)
     if refusal is not None:
         await bury(broker, delivery, refusal, queue=REPORTS_QUEUE.name)
+        return None
+    if delivery.type == UNREADABLE_TYPE:
+        queue = host_queue(delivery.routing_key).name
+        await bury(broker, delivery, _reason_given(delivery), queue=queue)
         return None
     try:
         envelope = Envelope.model_validate_json(delivery.body)
@@ -97,6 +102,8 @@ def _refusal(senders: Senders, delivery: Delivery) -> ErrorInfo | None:
         sender = delivery.user_id or "a sender without a verified user"
         message = f"{sender} may not report on {delivery.routing_key!r}."
         return ErrorInfo(code=ErrorCode.FORBIDDEN, message=message[:500])
+    if delivery.type == UNREADABLE_TYPE:
+        return None
     if delivery.cut or len(delivery.body) > MAX_REPORT_BYTES:
         said = f"it has {delivery.size} bytes; at most {MAX_REPORT_BYTES} are taken."
         return _not_a_report(said)
@@ -105,6 +112,14 @@ def _refusal(senders: Senders, delivery: Delivery) -> ErrorInfo | None:
     except InvalidRequestError as error:
         return _not_a_report(error.message)
     return None
+
+
+def _reason_given(delivery: Delivery) -> ErrorInfo:
+    """Return why a worker could not read a command, in its own words."""
+    said = str(delivery.headers.get(REASON_HEADER))
+    known = said in ErrorCode.__members__.values()
+    detail = str(delivery.headers.get(DETAIL_HEADER) or "The worker did not say why.")
+    return ErrorInfo(code=ErrorCode(said) if known else ErrorCode.INVALID_REQUEST, message=detail)
 
 
 async def _bury(broker: Broker, delivery: Delivery, why: str) -> None:

@@ -5,8 +5,8 @@ RabbitMQ refuses a message whose property `user_id` is not the user of its conne
 Nothing else of a message proves who sent it: its type, its headers and its routing key are the
 sender's own words.
 
-Where all processes share one user, as on one machine, nobody can be told from anybody, and the
-dispatcher's own user may say everything.
+Where all processes share one user, as on one machine, the dispatcher can't tell senders apart and
+trusts them all.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Senders:
         """`own` is the dispatcher's user; `workers` is a worker's, with `{host_id}` in it."""
         self._trusted = frozenset({own, *gateways})
         self._own = own
-        self._before, _, self._after = workers.partition(HOST_PLACEHOLDER)
+        self._workers = workers
 
     def is_trusted(self, user: str | None) -> bool:
         """Tell whether a message comes from a gateway or a dispatcher."""
@@ -31,14 +31,6 @@ class Senders:
         """Tell whether a message comes from a dispatcher."""
         return user == self._own
 
-    def is_worker(self, user: str | None) -> bool:
-        """Tell whether a user is the worker of some host, and nothing more than that."""
-        return user is not None and not self.is_trusted(user) and self._names_a_host(user)
-
     def may_speak_for(self, user: str | None, host_id: str) -> bool:
         """Tell whether a message may report on a host."""
-        return user in {self._own, f"{self._before}{host_id}{self._after}"}
-
-    def _names_a_host(self, user: str) -> bool:
-        host_id = user.removeprefix(self._before).removesuffix(self._after)
-        return bool(host_id) and user == f"{self._before}{host_id}{self._after}"
+        return user in {self._own, self._workers.replace(HOST_PLACEHOLDER, host_id)}

@@ -4,6 +4,7 @@ from gateway.availability import Availability
 from gateway.reading import Reading
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ModelyardError
+from modelyard.contract.messages import SUBMISSION_TYPE
 from modelyard.contract.topology import (
     JOBS,
     JOBS_QUEUE,
@@ -77,6 +78,11 @@ def refuse_unless_replayable(letter: DeadLetter) -> None:
             f"Of its {letter.payload_bytes} bytes only the first {len(letter.payload)} were kept."
         )
     if letter.queue == JOBS_QUEUE.name:
+        if letter.message_type == SUBMISSION_TYPE and not letter.from_modelyard:
+            raise _not_replayable(
+                "It says that a gateway sent it, and that is not proven: RabbitMQ has not verified "
+                "its sender, or an older version recorded it."
+            )
         return
     if letter.queue == REPORTS_QUEUE.name:
         raise _not_replayable("Workers are asked for lost reports again, never from here.")

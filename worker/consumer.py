@@ -2,20 +2,20 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import structlog
 
 from modelyard.broker import (
+    DETAIL_HEADER,
+    REASON_HEADER,
     Broker,
     Delivery,
     QueueHeldError,
     Subscription,
-    bury,
     consume_forever,
 )
-from modelyard.contract.messages import HostCommand
-from modelyard.contract.topology import host_queue
+from modelyard.contract.messages import UNREADABLE_TYPE, HostCommand
+from modelyard.contract.topology import REPORTS, host_queue
 from modelyard.crash_points import crash_point
 from worker.attempts import Attempts
 from worker.desk import Decision, Desk
@@ -143,7 +143,7 @@ class Consumer:
         """Return the commands for this boot; what can't be read is a dead letter by then."""
         envelope = read_envelope(delivery.body)
         if isinstance(envelope, Unreadable):
-            await self._bury(delivery, envelope)
+            await self._return(envelope)
             return []
         if envelope.host_id != self._host_id or envelope.incarnation != self._incarnation:
             # For an earlier boot. The dispatcher's sweep sends what still counts again.
@@ -151,10 +151,19 @@ class Consumer:
             return []
         commands, unreadable = read_commands(envelope)
         for one in unreadable:
-            await self._bury(delivery, one)
+            await self._return(one)
         return commands
 
-    async def _bury(self, delivery: Delivery, letter: Unreadable) -> None:
-        """Hand what can't be read to the dead letters, confirmed, with its reason."""
-        message = replace(delivery, body=letter.body)
-        await bury(self._broker, message, letter.error, queue=host_queue(self._host_id).name)
+    async def _return(self, letter: Unreadable) -> None:
+        """Hand what can't be read to a dispatcher, confirmed, for the dead letters."""
+        log.warning("command.unreadable", code=letter.error.code, error=letter.error.message)
+        await self._broker.publish(
+            REPORTS,
+            self._host_id,
+            letter.body,
+            message_type=UNREADABLE_TYPE,
+            headers={
+                REASON_HEADER: letter.error.code,
+                DETAIL_HEADER: letter.error.message[:1_000],
+            },
+        )

@@ -12,7 +12,6 @@ from pydantic_settings import NoDecode
 from modelyard.contract.catalog_values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import Labels
-from modelyard.contract.topology import CONTROL_SUFFIX
 from modelyard.settings import JSON, Expects, ProcessSettings
 from worker.container_plan import PlanRules
 from worker.references import AllowList
@@ -122,13 +121,6 @@ class WorkerSettings(ProcessSettings):
         description="Folder of small files that are of no use after a reboot; only this user may "
         "write to it (default: modelyard-UID in the folder for temporary files).",
     )
-
-    @field_validator("host_id")
-    @classmethod
-    def _no_other_routing_key(cls, host_id: str) -> str:
-        if host_id.endswith(CONTROL_SUFFIX):
-            raise ValueError(f"an id that does not end with {CONTROL_SUFFIX}")
-        return host_id
 
     @field_validator("worker_allowed_images")
     @classmethod

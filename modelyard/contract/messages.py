@@ -64,6 +64,9 @@ OVERDUE_TYPE = "modelyard.overdue.v1"
 queue for what was recorded and is in no message: whatever was published before it has its turn."""
 CANCEL_TYPE = "modelyard.cancel.v1"
 """AMQP `type` of a `CancelWish`."""
+UNREADABLE_TYPE = "modelyard.unreadable.v1"
+"""AMQP `type` of a command that its worker could not read, on its way to the dead letters. It goes
+by the exchange of the reports, where it is proven whose host's it is."""
 HELLO_TYPE = "modelyard.hello.v1"
 """AMQP `type` of a `HostHello`, which comes by the exchange of the heartbeats."""
 

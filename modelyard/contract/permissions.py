@@ -63,7 +63,7 @@ def worker(host_id: str, user: str | None = None) -> Permissions:
     return Permissions(
         user or WORKER_USER.format(host_id=host_id),
         configure="^$",
-        write=_names(REPORTS.name, HEARTBEATS.name, DEAD.name),
+        write=_names(REPORTS.name, HEARTBEATS.name),
         read=_names(*(queue.name for queue in queues_of_host(host_id))),
     )
 

@@ -21,8 +21,8 @@ LOST_AFTER_S = float(LEASE_S)
 INVENTORY_INTERVAL_S = 10.0
 """Seconds between two looks of a worker at all of its containers."""
 
-CONTROL_SUFFIX = ".control"
-"""Ends a routing key of `modelyard.hosts`; so no host id may end with it."""
+CONTROL_SUFFIX = ":control"
+"""Ends a routing key of `modelyard.hosts`; no host id has a colon, so none is such a key."""
 CONTROL_TTL_S = 15
 """Seconds that a control message waits for its worker."""
 

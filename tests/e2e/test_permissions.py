@@ -26,8 +26,6 @@ from modelyard.contract.topology import (
     REPORTS,
     SUBMIT_KEY,
     Queue,
-    control_queue,
-    host_queue,
     queues_of_host,
 )
 from tests.e2e.catalog import PROBE, PROBES
@@ -231,7 +229,7 @@ ALLOWED: dict[str, set[str]] = {
             for what in ("empty", "consume")
             for queue in queues_of_host(HOST)
         ),
-        *(f"publish to {exchange.name}" for exchange in (REPORTS, HEARTBEATS, DEAD)),
+        *(f"publish to {exchange.name}" for exchange in (REPORTS, HEARTBEATS)),
     },
     "frontend": {f"publish to {JOBS.name}"},
     "billing": {"declare billing.ends"},
@@ -279,9 +277,9 @@ async def test_the_subscriber_hears_events_and_touches_no_other_queue(users: Use
                 await mine.bind(other, "#")
 
 
-def test_no_two_hosts_share_a_queue() -> None:
+@pytest.mark.parametrize("other", [OTHER, f"{HOST}.control", f"{HOST}.v1", f"control.{HOST}"])
+def test_no_two_hosts_share_a_queue_or_a_routing_key(other: str) -> None:
     """What the table above says of one host's worker is said of every one's."""
-    assert not {host_queue(HOST).name, control_queue(HOST).name} & {
-        host_queue(OTHER).name,
-        control_queue(OTHER).name,
-    }
+    ours, theirs = queues_of_host(HOST), queues_of_host(other)
+    assert not {queue.name for queue in ours} & {queue.name for queue in theirs}
+    assert not {queue.routing_key for queue in ours} & {queue.routing_key for queue in theirs}

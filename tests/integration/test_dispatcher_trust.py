@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
+from aio_pika.exceptions import AMQPError
 from structlog.testing import capture_logs
 
 from deploy.local.rabbitmq import RabbitMQ
@@ -21,6 +22,7 @@ from modelyard.contract.messages import (
     HELLO_TYPE,
     OVERDUE_TYPE,
     SUBMISSION_TYPE,
+    UNREADABLE_TYPE,
     EngineFacts,
     Heartbeat,
     HostHello,
@@ -47,7 +49,7 @@ from modelyard.contract.topology import (
 )
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter
-from tests.support.deployed import accepted
+from tests.support.deployed import accepted, fenced_off
 from tests.support.enrolled import enrol
 from tests.support.rabbitmq_users import Users
 from tests.support.scripted_host import ScriptedHost, scripted_host
@@ -167,8 +169,9 @@ _OF_REPORTS = {"queue": REPORTS_QUEUE.name, "reason": "expired", "count": 1, "ex
         },
         {"x-death": [_OF_REPORTS]},
         {"x-first-death-queue": REPORTS_QUEUE.name, "x-first-death-reason": "expired"},
+        {"x-death": REPORTS_QUEUE.name},
     ],
-    ids=["ours", "all of ours", "x-death", "x-first-death"],
+    ids=["ours", "all of ours", "x-death", "x-first-death", "x-death as text"],
 )
 async def test_a_publishers_dead_letter_ends_nothing_and_is_no_report(
     *,
@@ -316,65 +319,66 @@ async def test_a_worker_gives_no_sign_of_life_for_another(yard: Yard, thief: Str
         assert not await yard.broker.has_queues([host_queue("h9").name])
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        {QUEUE_HEADER: REPORTS_QUEUE.name, REASON_HEADER: "worker_error"},
-        {
-            QUEUE_HEADER: REPORTS_QUEUE.name,
-            REASON_HEADER: "worker_error",
-            SENDER_HEADER: f"worker-{OWNER}",
-        },
-        {"x-death": [_OF_REPORTS]},
-        {QUEUE_HEADER: host_queue(OWNER).name, REASON_HEADER: "worker_error"},
-        {QUEUE_HEADER: JOBS_QUEUE.name, REASON_HEADER: "internal"},
-    ],
-    ids=["report", "signed report", "x-death", "command", "request"],
-)
-async def test_a_workers_dead_letter_ends_nothing_of_another_host(
-    yard: Yard, thief: Stranger, said: dict[str, Any]
+@pytest.mark.parametrize("signs", [True, False])
+async def test_a_worker_makes_no_dead_letter(
+    yard: Yard, users: Users, amqp_url: str, *, signs: bool
 ) -> None:
-    """Workers may write to the dead letters, to bury a command that they can't read."""
+    """So that each letter without our headers comes from RabbitMQ itself."""
+    user = f"worker-{THIEF}"
+    own = Stranger(users.url(user, _vhost(amqp_url)), user, signs=signs)
+    death = {"queue": JOBS_QUEUE.name, "reason": "delivery_limit", "count": 1}
+    with pytest.raises(AMQPError, match="ACCESS_REFUSED"):
+        await own.publish(
+            DEAD.name,
+            SUBMIT_KEY,
+            b'{"job_id": "j", "operation_type": "TERMINATE"}',
+            message_id="claimed",
+            headers={"x-death": [death]},
+        )
+    assert await yard.store.operations.get(operation_id_for_key("claimed")) is None
+
+
+@pytest.mark.parametrize("reason", ["invalid_json", "no code of ours", None])
+async def test_a_command_that_its_worker_could_not_read_is_a_dead_letter(
+    yard: Yard, users: Users, amqp_url: str, reason: str | None
+) -> None:
+    await enrol(yard.broker, OWNER)
+    user = f"worker-{OWNER}"
+    own = Stranger(users.url(user, _vhost(amqp_url)), user, signs=True)
+    said = {REASON_HEADER: reason, DETAIL_HEADER: "It has no commands."} if reason else {}
+    said |= {QUEUE_HEADER: JOBS_QUEUE.name, SENDER_HEADER: "gateway"}
+    await own.publish(REPORTS.name, OWNER, b"{", type=UNREADABLE_TYPE, headers=said)
+    letter = await yard.dead_letter()
+    assert (letter.queue, letter.sender) == (host_queue(OWNER).name, user)
+    assert not letter.from_modelyard
+    assert letter.reason == (reason if reason == "invalid_json" else "invalid_request")
+    assert letter.detail == ("It has no commands." if reason else "The worker did not say why.")
+
+
+async def test_a_worker_returns_no_command_of_another_host(yard: Yard, thief: Stranger) -> None:
+    await enrol(yard.broker, OWNER)
+    await thief.publish(REPORTS.name, OWNER, b"{", type=UNREADABLE_TYPE)
+    assert (await yard.dead_letter()).reason == ErrorCode.FORBIDDEN
+
+
+async def test_a_report_on_a_job_that_is_not_the_operations_is_no_fact(yard: Yard) -> None:
+    """Else a worker could tell all subscribers whatever it likes of others' jobs."""
     async with scripted_host(yard.broker, OWNER) as owner:
         await yard.submit(Verb.DEPLOY_CREATE)
         command = await accepted(yard, owner)
-        await thief.publish(DEAD.name, OWNER, _end_of(owner, command), headers=said)
-        letter = await yard.dead_letter()
-        assert not letter.buried
-        assert letter.sender == f"worker-{THIEF}"
+        forged = owner.made(command, OperationState.SUCCEEDED, seq=5)
+        for other in ({"job_id": "victim"}, {"generation": 9}):
+            message = WorkerReports(
+                host_id=OWNER,
+                incarnation=owner.incarnation,
+                operations=(forged.model_copy(update=other),),
+            )
+            await yard.broker.publish(REPORTS, OWNER, message.model_dump_json().encode())
+        await fenced_off(yard, OWNER, {"other_job": 1})
         await _goes_on(yard, owner, command)
-
-
-async def test_a_worker_rejects_no_request_by_a_letter(yard: Yard, thief: Stranger) -> None:
-    body = b'{"job_id": "j", "operation_type": "TERMINATE"}'
-    death = {"queue": JOBS_QUEUE.name, "reason": "delivery_limit", "count": 1}
-    for number, headers in enumerate(
-        [{"x-death": [death]}, {QUEUE_HEADER: JOBS_QUEUE.name, REASON_HEADER: "internal"}]
-    ):
-        await thief.publish(DEAD.name, SUBMIT_KEY, body, message_id=f"k{number}", headers=headers)
-
-    async def both() -> bool:
-        return len(await _letters(yard)) == 2
-
-    await eventually(both, what="both letters")
-    page = await yard.store.operations.page({}, after=None, limit=9)
-    assert not page.items
-
-
-async def test_a_workers_letter_about_its_own_command_is_believed(
-    yard: Yard, users: Users, amqp_url: str
-) -> None:
-    user = f"worker-{OWNER}"
-    own = Stranger(users.url(user, _vhost(amqp_url)), user, signs=True)
-    said = {
-        QUEUE_HEADER: host_queue(OWNER).name,
-        REASON_HEADER: "invalid_request",
-        DETAIL_HEADER: "It has no commands.",
-    }
-    await own.publish(DEAD.name, OWNER, b"{", headers=said)
-    letter = await yard.dead_letter()
-    assert (letter.queue, letter.detail) == (host_queue(OWNER).name, "It has no commands.")
-    assert letter.buried
+        events = await yard.store.events.of_operation(command.operation_id)
+        facts = [one for one in events if one.type != "operation.stale_report"]
+        assert {one.job_id for one in facts} == {"job-1"}
 
 
 async def test_a_host_is_enrolled_by_its_own_workers_hello(yard: Yard, thief: Stranger) -> None:

@@ -10,7 +10,13 @@ from modelyard.store.records import OperationRecord
 
 OPERATION = "0190c2f0-0000-7000-8000-000000000001"
 FRESH = OperationRecord(
-    operation_id=OPERATION, verb=Verb.TEMP, state=OperationState.DISPATCHED, epoch=2, host_id="h"
+    operation_id=OPERATION,
+    job_id="j",
+    verb=Verb.TEMP,
+    state=OperationState.DISPATCHED,
+    epoch=2,
+    host_id="h",
+    generation=1,
 )
 
 
@@ -37,6 +43,11 @@ def test_of_a_batch_only_the_newest_report_counts(reports: list[OperationReport]
 
 def test_a_host_that_was_not_given_the_operation_is_not_heard() -> None:
     assert fence("other", STORY[0], FRESH) == "other_host"
+
+
+def test_a_report_on_another_job_or_generation_than_the_operations_is_not_heard() -> None:
+    for other in ({"job_id": "victim"}, {"generation": 9}):
+        assert fence("h", STORY[0].model_copy(update=other), FRESH) == "other_job"
 
 
 def test_an_operation_that_nobody_knows_is_not_heard_of() -> None:

@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from modelyard.broker import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER
+from modelyard.broker import DETAIL_HEADER, REASON_HEADER
 from modelyard.contract.messages import (
     Heartbeat,
     HostCommand,
@@ -18,7 +18,7 @@ from modelyard.contract.messages import (
     WorkerReports,
 )
 from modelyard.contract.states import OperationState, Verb
-from modelyard.contract.topology import DEAD, HEARTBEATS, host_queue
+from modelyard.contract.topology import HEARTBEATS, REPORTS
 from modelyard.together import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, Bench, model
@@ -197,12 +197,17 @@ async def test_a_message_that_can_not_be_read_is_a_dead_letter_with_its_reason(
         await it.send(command)
         await it.settled(2)
         assert (await it.ended(command)).state is OperationState.SUCCEEDED
-    letters = [(b, h) for exchange, b, h in it.broker.published if exchange is DEAD]
+    letters = returned(it)
     [(buried, headers)] = letters
     assert buried == body
     assert headers[REASON_HEADER] == reason
-    assert headers[QUEUE_HEADER] == host_queue(HOST).name
     assert headers[DETAIL_HEADER].startswith("Not a list of commands: ")
+
+
+def returned(it: Intake) -> list[tuple[bytes, Mapping[str, str]]]:
+    """Return what was handed to a dispatcher for the dead letters: bodies and headers."""
+    sent = [(b, h) for exchange, b, h in it.broker.published if exchange is REPORTS]
+    return [(body, headers) for body, headers in sent if REASON_HEADER in headers]
 
 
 def with_field(command: HostCommand, place: str, **more: object) -> dict[str, Any]:
@@ -221,10 +226,9 @@ async def test_a_command_that_can_not_be_read_is_a_dead_letter_alone() -> None:
         await it.deliver(json.dumps({**envelope, "commands": commands}).encode())
         assert (await it.ended(good)).state is OperationState.SUCCEEDED
         await it.settled()
-    letters = [(b, h) for exchange, b, h in it.broker.published if exchange is DEAD]
+    letters = returned(it)
     [(_, headers)] = letters
     assert headers[REASON_HEADER] == "invalid_request"
-    assert headers[QUEUE_HEADER] == host_queue(HOST).name
     assert headers[DETAIL_HEADER].startswith("Not a command: /model/port: ")
     assert json.loads(letters[0][0]) == {**envelope, "schema_version": 1, "commands": [broken]}
 

@@ -76,7 +76,6 @@ NETWORK = "a network of its own, on which containers are kept apart"
     [
         ("MODELYARD_HOST_ID", "../x", ID),
         ("MODELYARD_HOST_ID", "gpu 7", ID),
-        ("MODELYARD_HOST_ID", "gpu-7.control", "an id that does not end with .control"),
         ("MODELYARD_WORKER_SLOTS", "many", "a valid integer, unable to parse string as an integer"),
         ("MODELYARD_WORKER_SLOTS", "-1", "greater than or equal to 0"),
         ("DOCKER_HOST", "/run/docker.sock", URL),

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from modelyard.broker import Broker, Delivery, QueueHeldError, Subscription
+from modelyard.broker import REASON_HEADER, Broker, Delivery, QueueHeldError, Subscription
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import (
     HELLO_TYPE,
@@ -98,8 +98,11 @@ class FakeBroker(Broker):
 
     @property
     def messages(self) -> list[WorkerReports]:
-        found = [body for exchange, body, _ in self.published if exchange is REPORTS]
-        return [WorkerReports.model_validate_json(body) for body in found]
+        return [
+            WorkerReports.model_validate_json(body)
+            for exchange, body, headers in self.published
+            if exchange is REPORTS and REASON_HEADER not in headers
+        ]
 
     @property
     def reports(self) -> list[OperationReport]:
