@@ -198,6 +198,13 @@ def _acts() -> dict[str, Act]:
         key = SUBMIT_KEY if exchange is JOBS else HOST
         acts[f"publish to {exchange.name}"] = _publishes(exchange.name, key)
     acts[f"publish to {JOBS.name} by another key"] = _publishes(JOBS.name, HOST)
+    for ours in (JOBS.name, REPORTS.name, DEAD.name):
+        acts[f"declare billing.letters that go to {ours}"] = lambda channel, to=ours: (  # type: ignore[misc]
+            channel.declare_queue("billing.letters", arguments={"x-dead-letter-exchange": to})
+        )
+        acts[f"declare billing.detour that ends in {ours}"] = lambda channel, to=ours: (  # type: ignore[misc]
+            channel.declare_exchange("billing.detour", arguments={"alternate-exchange": to})
+        )
     for name in ("billing.ends", "mine"):
         acts[f"declare {name}"] = lambda channel, name=name: (  # type: ignore[misc]
             channel.declare_queue(name, auto_delete=True)
