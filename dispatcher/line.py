@@ -1,5 +1,6 @@
 """A job's line: which of its operations may go now. Pure: the rules of order and of each verb."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -9,8 +10,8 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import VERB_RULES, OperationState, Verb, VerbRule
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
-SHORT_CONTAINER_ID = 12
-"""Characters of a container's id that Docker shows: the fewest that name one."""
+CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
+"""A container's id, or its beginning: Docker shows 12 characters of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,11 @@ def _move(job: JobRecord, operation: OperationRecord, catalog: Catalog) -> Move:
     if verb is None:
         return Refuse(operation, ErrorInfo.of(ErrorCode.INVALID_REQUEST))
     rule = VERB_RULES[verb]
-    error = _state_error(job, verb) or _mismatch(job, operation, verb)
+    error = (
+        _state_error(job, verb)
+        or _mismatch(job, operation)
+        or _other_container(job, operation, verb)
+    )
     if error is not None:
         return Refuse(operation, error)
     if job.host_id is not None and (not rule.places or _is_placed(job, operation, rule)):
@@ -189,7 +194,7 @@ def _state_error(job: JobRecord, verb: Verb) -> ErrorInfo | None:
     )
 
 
-def _mismatch(job: JobRecord, operation: OperationRecord, verb: Verb) -> ErrorInfo | None:
+def _mismatch(job: JobRecord, operation: OperationRecord) -> ErrorInfo | None:
     if not job.state.live or job.spec is None:
         return None
     if operation.model is not None and operation.model != job.spec.name:
@@ -203,22 +208,23 @@ def _mismatch(job: JobRecord, operation: OperationRecord, verb: Verb) -> ErrorIn
             ErrorCode.DATASET_MISMATCH,
             f"Job {job.job_id!r} has the dataset {there!r}, not {operation.dataset!r}.",
         )
-    given = operation.wanted_container_id
-    if given is None or verb is Verb.DEPLOY_CREATE:
-        return None
-    if not _names(given, job.container_id):
-        return ErrorInfo(
-            code=ErrorCode.CONTAINER_MISMATCH,
-            message=f"Container {given!r} is not the one of job {job.job_id!r}.",
-            detail={"container_id": job.container_id},
-        )
     return None
 
 
-def _names(given: str, container_id: str | None) -> bool:
-    """Tell if a client means this container, by its whole id or by the start that Docker shows."""
-    return (
-        container_id is not None
-        and len(given) >= SHORT_CONTAINER_ID
-        and container_id.startswith(given)
+def _other_container(job: JobRecord, operation: OperationRecord, verb: Verb) -> ErrorInfo | None:
+    """Return what is wrong with the container that a client named, if it named one.
+
+    Docker's short form will do. Of a job without a container any id that could be one is taken:
+    it may have been the job's.
+    """
+    given = operation.wanted_container_id
+    if given is None or VERB_RULES[verb].places:
+        return None
+    possible = CONTAINER_ID.fullmatch(given) is not None
+    if possible and (not job.state.live or (job.container_id or "").startswith(given)):
+        return None
+    return ErrorInfo(
+        code=ErrorCode.CONTAINER_MISMATCH,
+        message=f"Container {given!r} is not the one of job {job.job_id!r}.",
+        detail={"container_id": job.container_id},
     )

@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.broker import Broker, Delivery, Subscription, connection, consume_forever
-from modelyard.contract.topology import EVENTS, JOBS, JOBS_QUEUE, SUBMIT_KEY
+from modelyard.contract.topology import EVENTS, EXCHANGES, JOBS, JOBS_QUEUE, SUBMIT_KEY
 from tests.support.waiting import eventually
 
 
@@ -136,7 +136,7 @@ async def test_a_tap_that_lost_its_consumer_without_a_word_is_made_anew(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "WATCH_S", 0.05)
-    await broker.declare([JOBS_QUEUE])
+    await broker.declare([JOBS_QUEUE], exchanges=EXCHANGES)
     ear = Ear(broker, monkeypatch)
     async with ear.listening():
         await ear.lose_consumer()
@@ -150,7 +150,7 @@ async def test_a_tap_whose_queue_is_there_without_its_consumer_is_made_anew(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "WATCH_S", 0.05)
-    await broker.declare([JOBS_QUEUE])
+    await broker.declare([JOBS_QUEUE], exchanges=EXCHANGES)
     counts: list[int] = []
     real = connection._own_consumer_count
 
@@ -172,7 +172,7 @@ async def test_looks_at_a_tap_cost_it_nothing_not_even_those_that_nobody_answers
 ) -> None:
     monkeypatch.setattr(connection, "WATCH_S", 0.05)
     monkeypatch.setattr(connection, "LOOK_TIMEOUT_S", 0.2)
-    await broker.declare([JOBS_QUEUE])
+    await broker.declare([JOBS_QUEUE], exchanges=EXCHANGES)
     looks: list[int | None] = []
     real = connection._own_consumer_count
 

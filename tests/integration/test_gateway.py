@@ -492,7 +492,7 @@ async def test_a_catalog_entry_is_put_read_replaced_and_deleted(
         (SPECS["models"] | {"image": {"$ne": ""}}, "/image"),
         (SPECS["models"] | {"user": "0"}, "/user"),
         ({"profile": "batch"}, "/image"),
-        (SPECS["models"] | {"profile": "http"}, ""),
+        (SPECS["models"] | {"profile": "http"}, "/port"),
         ([], ""),
     ],
 )

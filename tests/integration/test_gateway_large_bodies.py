@@ -139,7 +139,7 @@ async def test_a_client_that_goes_away_gives_its_share_back(yard: Backstage) -> 
     budget = yard.gateway.reader.budget
     host, port = yard.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
-    head = "POST /v1/jobs/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/jobs/batch HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {8 * MIB}\r\n\r\n[".encode())
 
     async def used(size: int) -> bool:

@@ -118,6 +118,12 @@ def test_a_container_id_that_is_not_the_jobs_is_refused(given: str) -> None:
     assert refusal(job(JobState.CREATED), wrong) is ErrorCode.CONTAINER_MISMATCH
 
 
+@pytest.mark.parametrize("given", ["aa", "ASDF", "../x", "ab" * 33])
+def test_what_is_no_containers_id_is_refused_also_where_there_is_no_container(given: str) -> None:
+    wrong = op(Verb.TERMINATE, container_id=given)
+    assert refusal(job(JobState.TERMINATED), wrong) is ErrorCode.CONTAINER_MISMATCH
+
+
 def test_a_shortened_container_id_is_the_jobs() -> None:
     assert isinstance(
         only(job(JobState.CREATED), op(Verb.DEPLOY_LOAD, container_id=CONTAINER[:12])), Send
