@@ -20,7 +20,12 @@ from worker.docker_runtime_calls import (
     one_container,
     streamed,
 )
-from worker.runtime import FileTooLargeError, FileUnreadableError, checked_ref
+from worker.runtime import (
+    FileTooLargeError,
+    FileUnreadableError,
+    StartRefusedError,
+    checked_ref,
+)
 
 WAIT_SLICE_S = 30.0
 """A wait is asked anew this often, so that one whose stream died silently is noticed."""
@@ -124,6 +129,9 @@ class DockerOutput:
                 except DockerError as error:
                     if error.status == NOT_FOUND:
                         return None  # the engine will make it, and all below it
+                    if any(it in (error.message or "") for it in _UNREADABLE):
+                        # To look, the engine mounts what the container has, as it would to start.
+                        raise StartRefusedError(f"Docker: {error.message}") from error
                     raise
                 if _PathStat.model_validate_json(base64.b64decode(stat)).link_target:
                     return str(part)
