@@ -24,7 +24,9 @@ FRESH_S = 5.0
 KEPT_S = 3_600.0
 """How long a key that was read still counts while MongoDB is away."""
 READ_S = 0.5
-"""How long a request waits for MongoDB to know its key."""
+"""How long a request waits for a key that was read before; then what was read still counts."""
+FIRST_READ_S = 1.8
+"""How long a request waits for a key that was never read; then it gets 503."""
 NOTE_EVERY_S = 60.0
 """How often the last uses of keys are written."""
 MAX_REMEMBERED = 10_000
@@ -72,13 +74,17 @@ class KeyRing:
             await self.note_uses()
 
     async def note_uses(self) -> None:
-        """Write when keys were used last; what can't be written now is written the next time."""
+        """Write when keys were used last; what can't be written now is written the next time.
+
+        A large write may be slow, so its failure says nothing about MongoDB.
+        """
+        if self._availability.down:
+            return
         uses, self._uses = self._uses, {}
         try:
-            await self._availability.ask(
-                lambda: self._store.api_keys.note_uses(uses), within_s=READ_S
-            )
-        except StoreUnavailableError:
+            await self._store.api_keys.note_uses(uses)
+        except StoreUnavailableError as error:
+            log.warning("api_keys.uses_not_written", keys=len(uses), reason=error.message)
             self._uses = uses | self._uses
 
     async def principal(self, key: ApiKey) -> Principal:
@@ -108,13 +114,25 @@ class KeyRing:
         if known is not None and age is not None and age < FRESH_S:
             return known.record
         try:
-            return await self._availability.ask(
-                lambda: self._reading.submit(key_id), within_s=READ_S
-            )
+            return await self._read(key_id, READ_S if known else FIRST_READ_S)
         except StoreUnavailableError:
             if known is None or age is None or age > KEPT_S:
                 raise
             return known.record
+
+    async def _read(self, key_id: str, within_s: float) -> ApiKeyRecord | None:
+        """Read a key; raises `StoreUnavailableError`.
+
+        Anyone may send keys. If slow reads of them marked MongoDB as down, anyone could cause
+        503s for every client, so this looks at `down` and never sets it.
+        """
+        if self._availability.down:
+            raise StoreUnavailableError
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._reading.submit(key_id)
+        except TimeoutError as error:
+            raise StoreUnavailableError from error
 
     async def _read_group(self, wanted: Sequence[str]) -> list[ApiKeyRecord | None]:
         asked_at = self._clock()

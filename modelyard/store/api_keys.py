@@ -11,6 +11,9 @@ from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.store.connection import Connection
 from modelyard.store.records import Document, Record
 
+NOTE_TIMEOUT_S = 20.0
+"""For the write of all last uses: it is large, and nobody waits for it."""
+
 _NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 
 
@@ -106,7 +109,7 @@ class ApiKeys:
         """Keep when keys were used last; a later moment that is there already stays."""
         if not uses:
             return
-        async with self._connection.answering():
+        async with self._connection.answering(timeout_s=NOTE_TIMEOUT_S):
             await self._collection.bulk_write(
                 [
                     UpdateOne({"_id": key_id}, [{"$set": {"last_used_at": _later(at)}}])
