@@ -10,6 +10,7 @@ connections first; only if all of them are being served is a new one refused, wi
 """
 
 import asyncio
+import select
 import time
 import uuid
 from collections import Counter
@@ -168,6 +169,7 @@ class Connections:
                 self._cut(one)
             elif one.waiting is Waiting.HEADER and now - one.since > self.limits.header_s:
                 self._close_late(one)
+        self._end_vanished()
         self._tell()
 
     def make_room(self, new: Connection) -> bool:
@@ -199,6 +201,23 @@ class Connections:
             )
         else:
             one.transport.close()
+
+    def _end_vanished(self) -> None:
+        """End requests whose client has reset the connection.
+
+        uvicorn notices it by reading, and reads no further once the client has sent its next
+        request.
+        """
+        answering = {
+            one.transport.get_extra_info("socket").fileno(): one
+            for one in self.of()
+            if one.waiting is Waiting.ANSWER
+        }
+        poll = select.poll()
+        for number in answering:
+            poll.register(number, 0)  # errors are always told
+        for number, _ in poll.poll(0):
+            self._cut(answering[number])
 
     def _cut(self, one: Connection) -> None:
         one.transport.abort()
