@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 FRESH_S = 5.0
 """How long a key counts as it was read: after so long, one that was revoked is refused."""
+UNKNOWN_S = 5.0
+"""How long a key that MongoDB does not know is refused without asking again."""
 KEPT_S = 3_600.0
 """How long a key that was read still counts while MongoDB is away."""
 READ_S = 0.5
@@ -57,6 +60,8 @@ class KeyRing:
         self._availability = availability
         self._clock = clock
         self._remembered: dict[str, _Remembered] = {}
+        self._unknown: dict[str, float] = {}
+        """When MongoDB said that it does not know the key."""
         self._uses: dict[str, datetime] = {}
         # Requests that come with unknown keys at the same time share one query.
         self._reading: Coalescer[str, ApiKeyRecord | None] = Coalescer(
@@ -95,24 +100,29 @@ class KeyRing:
         """
         record = await self._record(key.key_id)
         now = datetime.now(UTC)
-        if record is None or not key.has_hash(record.secret_hash):
-            raise UnauthenticatedError(NOT_VALID)
-        if record.revoked_at is not None:
-            raise UnauthenticatedError(NOT_VALID)
-        if record.expires_at is not None and record.expires_at <= now:
+        if record is None or not _is_valid(record, key, now):
             raise UnauthenticatedError(NOT_VALID)
         self._uses[key.key_id] = now
         return Principal(record.name, record.scopes, tenant=record.tenant, key_id=record.key_id)
 
+    def remembers(self, key: ApiKey) -> bool:
+        """Tell whether the key was valid when it was read last, however long ago."""
+        known = self._remembered.get(key.key_id)
+        return known is not None and _is_valid(known.record, key, datetime.now(UTC))
+
     def forget(self, key_id: str) -> None:
         """Read the key anew the next time."""
         self._remembered.pop(key_id, None)
+        self._unknown.pop(key_id, None)
 
     async def _record(self, key_id: str) -> ApiKeyRecord | None:
         known = self._remembered.get(key_id)
         age = self._clock() - known.read_at if known else None
         if known is not None and age is not None and age < FRESH_S:
             return known.record
+        unknown_at = self._unknown.get(key_id)
+        if unknown_at is not None and self._clock() - unknown_at < UNKNOWN_S:
+            return None
         try:
             return await self._read(key_id, READ_S if known else FIRST_READ_S)
         except StoreUnavailableError:
@@ -140,8 +150,23 @@ class KeyRing:
         for key_id in wanted:
             # At its end, so that those that are not used are the first ones to be dropped.
             self._remembered.pop(key_id, None)
+            self._unknown.pop(key_id, None)
             if key_id in found:
                 self._remembered[key_id] = _Remembered(found[key_id], asked_at)
-        while len(self._remembered) > MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+            else:
+                self._unknown[key_id] = asked_at
+        _drop_oldest(self._remembered)
+        _drop_oldest(self._unknown)
         return [found.get(key_id) for key_id in wanted]
+
+
+def _is_valid(record: ApiKeyRecord, key: ApiKey, now: datetime) -> bool:
+    ended = record.revoked_at is not None or (
+        record.expires_at is not None and record.expires_at <= now
+    )
+    return key.has_hash(record.secret_hash) and not ended
+
+
+def _drop_oldest(entries: dict[str, Any]) -> None:
+    while len(entries) > MAX_REMEMBERED:
+        del entries[next(iter(entries))]

@@ -47,6 +47,7 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.UNKNOWN_MODEL: 422,
         ErrorCode.UNKNOWN_DATASET: 422,
         ErrorCode.UNAUTHENTICATED: 401,
+        ErrorCode.TOO_MANY_FAILURES: 429,
         ErrorCode.FORBIDDEN: 403,
         ErrorCode.NOT_FOUND: 404,
         ErrorCode.METHOD_NOT_ALLOWED: 405,
@@ -60,6 +61,11 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
     },
 )
 """The HTTP status of each code that the gateway answers with."""
+
+_TRY_AGAIN = frozenset(
+    {ErrorCode.UNAVAILABLE, ErrorCode.RESULT_NOT_READY, ErrorCode.TOO_MANY_FAILURES}
+)
+"""Answers with `Retry-After`."""
 
 SLOW_STATUS = 408
 MISDIRECTED_STATUS = 421
@@ -102,6 +108,17 @@ class UnauthenticatedError(ModelyardError):
         super().__init__(ErrorCode.UNAUTHENTICATED, message)
         self.hang_up = hang_up
         """True if the connection should be closed after the answer."""
+
+
+class TooManyFailuresError(ModelyardError):
+    """The key was not looked up: too many failures of its sender's address are held back."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.TOO_MANY_FAILURES,
+            "Too many requests with invalid API keys come from your address, so this gateway did "
+            "not look up yours. If it is valid, try again in a few seconds.",
+        )
 
 
 class ForbiddenError(ModelyardError):
@@ -172,7 +189,7 @@ def respond(
         }
     )
     sent = dict(headers or {})
-    if problem.code in (ErrorCode.UNAVAILABLE, ErrorCode.RESULT_NOT_READY):
+    if problem.code in _TRY_AGAIN:
         sent["Retry-After"] = str(RETRY_AFTER_S)
     if problem.code == ErrorCode.UNAUTHENTICATED:
         sent["WWW-Authenticate"] = "Bearer"
@@ -191,7 +208,9 @@ def install(app: FastAPI) -> None:
 
     async def ours(request: Request, error: Exception) -> Response:
         known = _expect(ModelyardError, error)
-        hang_up = isinstance(known, UnauthenticatedError) and known.hang_up
+        hang_up = isinstance(known, TooManyFailuresError) or (
+            isinstance(known, UnauthenticatedError) and known.hang_up
+        )
         return respond(request, problem_of(known), {"Connection": "close"} if hang_up else None)
 
     async def parameters(request: Request, error: Exception) -> Response:

@@ -28,6 +28,7 @@ class ErrorCode(StrEnum):
 
     # Who may do what.
     UNAUTHENTICATED = "unauthenticated"
+    TOO_MANY_FAILURES = "too_many_failures"
     FORBIDDEN = "forbidden"
 
     # HTTP only.
@@ -102,6 +103,9 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.UNKNOWN_MODEL: "The catalog has no model of this name.",
         ErrorCode.UNKNOWN_DATASET: "The catalog has no dataset of this name.",
         ErrorCode.UNAUTHENTICATED: "The request carries no valid API key.",
+        ErrorCode.TOO_MANY_FAILURES: (
+            "Too many requests with invalid API keys come from this address; try again."
+        ),
         ErrorCode.FORBIDDEN: "The sender may not do this.",
         ErrorCode.NOT_FOUND: "There is nothing at this address.",
         ErrorCode.METHOD_NOT_ALLOWED: "This address does not take this method.",

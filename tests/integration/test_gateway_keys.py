@@ -146,6 +146,23 @@ async def test_who_fails_again_and_again_is_slowed_and_a_valid_key_is_not(yard: 
     failing = [asyncio.create_task(status(yard, "/v1/jobs", ApiKey.new())) for _ in range(30)]
     assert await status(yard, "/v1/jobs", key) == 200
     assert time.monotonic() - began < failed_authentications.MOST_PAUSE_S / 2
+    assert set(await asyncio.gather(*failing)) <= {401, 429}
+
+
+async def test_an_address_at_its_limit_gets_429_and_loses_its_connection(yard: Backstage) -> None:
+    limit = failed_authentications.MAX_PAUSED_OF_ADDRESS
+    for _ in range(5):
+        await status(yard, "/v1/jobs", ApiKey.new())
+    failing = [asyncio.create_task(status(yard, "/v1/jobs", ApiKey.new())) for _ in range(limit)]
+
+    async def held_back() -> bool:
+        return yard.gateway.authentication._failed.at_limit("127.0.0.1")
+
+    await eventually(held_back, what="answers that are held back")
+    answer = await yard.client.get("/v1/jobs", headers=bearing(ApiKey.new()))
+    assert answer.status_code == 429
+    assert problem(answer)["code"] == "too_many_failures"
+    assert (answer.headers["Retry-After"], answer.headers["Connection"]) == ("1", "close")
     assert set(await asyncio.gather(*failing)) == {401}
 
 

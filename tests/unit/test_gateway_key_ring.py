@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from gateway import api_keys
+from gateway import api_keys, failed_authentications
 from gateway.api_keys import KeyRing
+from gateway.authentication import Authentication
 from gateway.availability import Availability
+from gateway.failed_authentications import MAX_PAUSED_OF_ADDRESS
+from gateway.problems import TooManyFailuresError, UnauthenticatedError
 from modelyard.contract.access import Scope
 from modelyard.contract.api_keys import ApiKey
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store.api_keys import ApiKeyRecord
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from modelyard.store import Store
@@ -107,6 +111,71 @@ async def test_a_slow_read_of_an_unknown_key_is_refused_and_leaves_mongodb_up(ri
     with pytest.raises(StoreUnavailableError):
         await ring.keys.principal(ApiKey.new())
     assert not ring.availability.down
+
+
+async def test_an_unknown_key_is_looked_up_once_in_a_while(ring: Ring) -> None:
+    key = ApiKey.new()
+    for _ in range(3):
+        with pytest.raises(UnauthenticatedError):
+            await ring.keys.principal(key)
+    assert ring.slow.lookups == [key.key_id]
+    ring.now += api_keys.UNKNOWN_S + 1
+    with pytest.raises(UnauthenticatedError):
+        await ring.keys.principal(key)
+    assert len(ring.slow.lookups) == 2
+
+
+async def test_unknown_keys_are_remembered_in_bounded_memory(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_keys, "MAX_REMEMBERED", 10)
+    for _ in range(30):
+        with pytest.raises(UnauthenticatedError):
+            await ring.keys.principal(ApiKey.new())
+    assert len(ring.keys._unknown) == 10
+
+
+async def test_only_the_whole_key_is_remembered_as_valid(ring: Ring) -> None:
+    key = ring.add()
+    assert not ring.keys.remembers(key)
+    await ring.keys.principal(key)
+    ring.now += api_keys.FRESH_S + 1
+    assert ring.keys.remembers(key)
+    assert not ring.keys.remembers(ApiKey(key.key_id, ApiKey.new().secret))
+
+
+async def test_an_address_at_its_limit_causes_no_lookups_and_a_valid_key_works_from_it(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failed_authentications, "FIRST_PAUSE_S", 2.0)
+    key = ring.add()
+    authentication = Authentication(ring.keys)
+    address = "192.0.2.1"
+    right = [f"Bearer {key.text}"]
+    assert (await authentication.principal(right, address)).key_id == key.key_id
+
+    async def fail(sender: str = address) -> type[Exception]:
+        with pytest.raises((UnauthenticatedError, TooManyFailuresError)) as refused:
+            await authentication.principal([f"Bearer {ApiKey.new().text}"], sender)
+        return refused.type
+
+    failing = [asyncio.create_task(fail()) for _ in range(MAX_PAUSED_OF_ADDRESS)]
+
+    async def at_limit() -> bool:
+        return authentication._failed.at_limit(address)
+
+    await eventually(at_limit, what="answers that are held back")
+    looked_up = len(ring.slow.lookups)
+    assert looked_up == 1 + MAX_PAUSED_OF_ADDRESS
+    refusals = await asyncio.gather(*(fail() for _ in range(1_000)))
+    assert set(refusals) == {TooManyFailuresError}
+    assert len(ring.slow.lookups) == looked_up
+    ring.now += api_keys.FRESH_S + 1
+    assert (await authentication.principal(right, address)).key_id == key.key_id
+    assert authentication._failed.at_limit(address)
+    assert await fail("192.0.2.2") is UnauthenticatedError
+    assert set(await asyncio.gather(*failing)) == {UnauthenticatedError}
+    assert not authentication._failed.at_limit(address)
 
 
 async def test_while_mongodb_is_down_no_key_is_looked_up(ring: Ring) -> None:
