@@ -217,6 +217,13 @@ class StoreUnavailableError(ModelyardError):
         super().__init__(ErrorCode.UNAVAILABLE, message)
 
 
+class StoreUnreadableError(ModelyardError):
+    """MongoDB holds a document that is not readable as BSON; asking again does not help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.INTERNAL, message)
+
+
 class BrokerUnavailableError(ModelyardError):
     """RabbitMQ did not confirm in time; whether the message was taken is unknown."""
 
