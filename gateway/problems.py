@@ -49,6 +49,9 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.UNAUTHENTICATED: 401,
         ErrorCode.TOO_MANY_FAILURES: 429,
         ErrorCode.FORBIDDEN: 403,
+        ErrorCode.GRANT_TOO_LARGE: 403,
+        ErrorCode.CROSS_SITE: 403,
+        ErrorCode.MISDIRECTED: 421,
         ErrorCode.NOT_FOUND: 404,
         ErrorCode.METHOD_NOT_ALLOWED: 405,
         ErrorCode.RESULT_NOT_READY: 409,
@@ -68,7 +71,6 @@ _TRY_AGAIN = frozenset(
 """Answers with `Retry-After`."""
 
 SLOW_STATUS = 408
-MISDIRECTED_STATUS = 421
 
 _CODE_OF_STATUS: Mapping[int, ErrorCode] = MappingProxyType(
     {
@@ -131,13 +133,6 @@ class ForbiddenError(ModelyardError):
         )
 
 
-class MisdirectedError(ModelyardError):
-    """The request names a host that this gateway is not; 421 tells it from a missing scope."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(ErrorCode.FORBIDDEN, message)
-
-
 def faults_of(error: ValidationError, *, under: str = "") -> list[Fault]:
     """Return what pydantic found, as JSON pointers under the pointer `under`; no value of it."""
     return [
@@ -173,8 +168,6 @@ def _as_many_as_fit(faults: Sequence[Fault]) -> tuple[Fault, ...]:
 def _status_of(error: ModelyardError) -> int:
     if isinstance(error, SlowRequestError):
         return SLOW_STATUS
-    if isinstance(error, MisdirectedError):
-        return MISDIRECTED_STATUS
     return STATUS_OF.get(error.code, 500)
 
 

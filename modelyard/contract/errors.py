@@ -30,6 +30,9 @@ class ErrorCode(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     TOO_MANY_FAILURES = "too_many_failures"
     FORBIDDEN = "forbidden"
+    GRANT_TOO_LARGE = "grant_too_large"
+    CROSS_SITE = "cross_site"
+    MISDIRECTED = "misdirected"
 
     # HTTP only.
     NOT_FOUND = "not_found"
@@ -107,6 +110,9 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
             "Too many requests with invalid API keys come from this address; try again."
         ),
         ErrorCode.FORBIDDEN: "The sender may not do this.",
+        ErrorCode.GRANT_TOO_LARGE: "An API key can't give another key more than it has itself.",
+        ErrorCode.CROSS_SITE: "A web page of another site may not do this.",
+        ErrorCode.MISDIRECTED: "This gateway does not answer for the host of the request.",
         ErrorCode.NOT_FOUND: "There is nothing at this address.",
         ErrorCode.METHOD_NOT_ALLOWED: "This address does not take this method.",
         ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",
