@@ -103,7 +103,13 @@ class KeyRing:
         if record is None or not _is_valid(record, key, now):
             raise UnauthenticatedError(NOT_VALID)
         self._uses[key.key_id] = now
-        return Principal(record.name, record.scopes, tenant=record.tenant, key_id=record.key_id)
+        return Principal(
+            record.name,
+            record.scopes,
+            tenant=record.tenant,
+            key_id=record.key_id,
+            expires_at=record.expires_at,
+        )
 
     def remembers(self, key: ApiKey) -> bool:
         """Tell whether the key was valid when it was read last, however long ago."""

@@ -116,6 +116,10 @@ WHO_ASKS: Responses = {
     "403": _problem("`forbidden`: the API key lacks the scope that the detail names."),
 }
 CREATE_KEY_ANSWERS: Responses = {
+    403: _problem(
+        "`forbidden`: the API key lacks `keys:admin`. `grant_too_large`: the new key could do more "
+        "than the one that creates it, or for longer."
+    ),
     422: _problem("`invalid_request`, with JSON pointers."),
     **_BODY_ANSWERS,
 }

@@ -19,7 +19,10 @@ keys = typer.Typer(no_args_is_help=True, help="API keys: who may do what.")
 Name = Annotated[str, typer.Argument(help="What people call the key: 1 to 64 characters.")]
 Expires = Annotated[
     str | None,
-    typer.Option(help="How long it is valid, such as 90d, 12h or 30m. Without, until revoked."),
+    typer.Option(
+        help="How long it is valid, such as 90d, 12h or 30m. Without it, until it is "
+        "revoked or the key that creates it expires."
+    ),
 ]
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])")

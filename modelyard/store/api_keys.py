@@ -29,6 +29,8 @@ class NewApiKeyRecord(Record):
     created_by: str | None = None
     """The key with which it was made; null for one that `bootstrap` made."""
     expires_in_s: float | None = None
+    expires_by: datetime | None = None
+    """It expires no later than this; null if it may last for ever."""
 
 
 class ApiKeyRecord(Record):
@@ -63,11 +65,16 @@ class ApiKeys:
 
     async def add(self, new: NewApiKeyRecord) -> ApiKeyRecord:
         """Record a key; one of the same id that is there already is left as it is."""
-        document = new.model_dump(mode="json", exclude={"key_id", "expires_in_s", "scopes"})
+        document = new.model_dump(
+            mode="json", exclude={"key_id", "expires_in_s", "expires_by", "scopes"}
+        )
         document |= {"_id": new.key_id, "scopes": sorted(new.scopes)}
         made_now: Document = {"created_at": "$$NOW"}
+        ends: list[Document | datetime] = [new.expires_by] if new.expires_by is not None else []
         if new.expires_in_s is not None:
-            made_now["expires_at"] = {"$add": ["$$NOW", int(new.expires_in_s * 1_000)]}
+            ends.append({"$add": ["$$NOW", int(new.expires_in_s * 1_000)]})
+        if ends:
+            made_now["expires_at"] = {"$min": ends}
         there = {"$ne": [{"$type": "$created_at"}, "missing"]}
         added = {"$mergeObjects": [{"$literal": document}, made_now]}
         async with self._connection.answering():

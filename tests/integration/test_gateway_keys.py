@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
+import httpx2
 import pytest
 from pymongo import MongoClient
 
@@ -11,7 +13,7 @@ import gateway.api_keys
 from deploy.local.mongodb import MongoDB
 from gateway import failed_authentications
 from modelyard.contract.access import SCOPES_OF, Role, Scope
-from modelyard.contract.api_keys import ApiKey
+from modelyard.contract.api_keys import ApiKey, ApiKeyView
 from modelyard.contract.states import OperationState
 from tests.support.gateway import (
     Backstage,
@@ -286,17 +288,47 @@ async def test_a_made_key_is_told_once_and_kept_as_a_hash_only(
     assert key.secret not in everything
 
 
-async def test_nobody_makes_a_key_that_may_more_than_he_may(yard: Backstage) -> None:
+async def test_nobody_creates_a_key_with_more_scopes_than_his_own(yard: Backstage) -> None:
     half = bearing(await make_key(yard.store, Scope.KEYS_ADMIN, Scope.JOBS_READ))
-    more = {"name": "x", "scopes": ["jobs:read", "catalog:write"]}
+    more = {"name": "x", "scopes": ["jobs:read", "catalog:write", "hosts:read"]}
     refused = await yard.client.post("/v1/keys", json=more, headers=half)
     assert refused.status_code == 403
-    assert "catalog:write" in problem(refused)["detail"]
+    assert problem(refused)["code"] == "grant_too_large"
+    assert problem(refused)["detail"] == (
+        "Your API key lacks the scopes catalog:write and hosts:read, so it can't give them to "
+        "another key."
+    )
     assert (
         await yard.client.post("/v1/keys", json={"name": "x", "role": "admin"}, headers=half)
     ).status_code == 403
     same = {"name": "x", "scopes": ["jobs:read", "keys:admin"]}
     assert (await yard.client.post("/v1/keys", json=same, headers=half)).status_code == 201
+
+
+async def test_nobody_creates_a_key_that_outlives_his_own(yard: Backstage) -> None:
+    parent = await make_key(yard.store, Scope.KEYS_ADMIN, expires_in_s=3600)
+    [record] = (await yard.store.api_keys.get_many([parent.key_id])).values()
+    assert record.expires_at is not None
+    asked = {"name": "x", "scopes": ["keys:admin"]}
+
+    async def create(**more: float) -> httpx2.Response:
+        return await yard.client.post("/v1/keys", json=asked | more, headers=bearing(parent))
+
+    refused = await create(expires_in_s=7200)
+    assert refused.status_code == 403
+    assert problem(refused)["code"] == "grant_too_large"
+    assert record.expires_at.isoformat(timespec="seconds") in problem(refused)["detail"]
+    for made, latest in (
+        (await create(), record.expires_at),
+        (await create(expires_in_s=600), record.expires_at - timedelta(seconds=2000)),
+    ):
+        assert made.status_code == 201
+        view = ApiKeyView.model_validate(made.json()["key"])
+        assert view.created_by == parent.key_id
+        assert view.expires_at is not None
+        assert view.expires_at <= latest
+    listed = (await yard.client.get("/v1/keys", headers=bearing(parent))).json()["keys"]
+    assert [one["created_by"] for one in listed] == [None, parent.key_id, parent.key_id]
 
 
 @pytest.mark.parametrize(

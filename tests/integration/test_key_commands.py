@@ -73,6 +73,7 @@ async def test_from_the_first_key_to_the_revoking_of_the_second(
     listed = await run(yard, "keys", "list", key=admin)
     assert viewer.key_id in listed.out
     assert "jobs:read" in listed.out
+    assert listed.out.count(admin.split("_")[1]) == 2, "itself, and as who created the other"
     for secret in (viewer.secret, admin.rpartition("_")[2]):
         assert secret not in listed.out + listed.err + made.err + again.err
 
