@@ -4,6 +4,7 @@ All of it by raw sockets, as those who mean harm use them.
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ import httpx2
 import pytest
 
 from deploy.local.ports import free_port
+from gateway import connections
 from gateway.connections import ConnectionLimits
 from tests.support.gateway import Backstage, serving
 from tests.support.waiting import eventually
@@ -289,6 +291,40 @@ async def test_requests_that_are_served_never_give_way_and_a_new_one_is_told_so(
         await patient.finish(operation_id)
         for one in polling:
             assert (await one.answer())[0] == 200
+
+
+async def test_clients_that_read_an_answer_never_give_way_but_those_that_stopped_do(
+    mongo_url: str, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dataclasses.replace(LONG, max_open=4)
+    async with serving(mongo_url, amqp_url, limits=few) as yard, AsyncExitStack() as stack:
+        operation_id = await yard.accepted()
+        result = json.dumps("x" * (8 << 20))
+        await yard.finish(operation_id, result_json=result)
+        await yard.client.aclose()
+        path = f"/v1/operations/{operation_id}/result"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        readers = [await stack.enter_async_context(wire(yard.url)) for _ in range(few.max_open)]
+        for one in readers:
+            await one.send(head.encode())
+            await one.reader.readexactly(100)
+
+        async def written() -> bool:
+            return all(one.flow.write_paused for one in yard.server.connections.of())
+
+        await eventually(written, what="answers that wait for their readers")
+        async with wire(yard.url) as late:
+            assert problem_in(await late.rest()) == (503, "unavailable")
+        reading = readers.pop()
+        assert (await reading.rest(within_s=60)).endswith(result.encode())
+
+        again = await stack.enter_async_context(wire(yard.url))
+        await again.send(head.encode())
+        monkeypatch.setattr(connections, "STALLED_S", 0.0)
+        await eventually(written, what="answers that wait for their readers")
+        async with wire(yard.url) as late:
+            await late.send(GET)
+            assert (await late.answer())[0] == 200
 
 
 async def test_the_address_with_the_most_idle_connections_gives_way_first(
