@@ -90,7 +90,7 @@ def refuse_to_submit(principal: Principal, verb: Verb) -> ForbiddenError | None:
 
 def _key_in(authorization: Sequence[str]) -> ApiKey:
     if len(authorization) > 1:
-        raise UnauthenticatedError(f"The header {HEADER} stands there twice.")
+        raise UnauthenticatedError(f"The header {HEADER} was sent twice.")
     scheme, _, text = authorization[0].partition(" ")
     key = ApiKey.parse(text.strip()) if scheme.lower() == SCHEME.lower() else None
     if key is None:
