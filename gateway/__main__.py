@@ -63,6 +63,8 @@ async def _serve(settings: Settings, listener: socket.socket, process: Exit) -> 
         max_request_bytes=settings.max_request_bytes,
         max_batch_bytes=settings.max_batch_bytes,
         with_keys=AuthMethod.KEYS in settings.auth,
+        # The other half of the connections is for requests that are answered at once.
+        max_waiting=settings.gateway_max_connections // 2,
     )
     server = GatewayServer(
         create_app(gateway, settings.web_rules),

@@ -13,7 +13,7 @@ from fastapi.security.base import SecurityBase
 
 from gateway.api_keys import KeyRing
 from gateway.failed_authentications import FailedAuthentications
-from gateway.problems import ForbiddenError, UnauthenticatedError
+from gateway.problems import ForbiddenError, TooManyFailuresError, UnauthenticatedError
 from modelyard.contract.access import ANYONE, Principal, Scope, scopes_to_submit
 from modelyard.contract.api_keys import ApiKey
 from modelyard.contract.states import Verb
@@ -34,7 +34,8 @@ class Authentication:
     async def principal(self, authorization: Sequence[str], address: str | None) -> Principal:
         """Return who asks, by the `Authorization` headers of his request.
 
-        Raises `UnauthenticatedError`, after a pause if he tried, and `StoreUnavailableError`.
+        Raises `UnauthenticatedError`, after a pause if he tried, `TooManyFailuresError` and
+        `StoreUnavailableError`.
         """
         if self._keys is None:
             return ANYONE
@@ -43,6 +44,9 @@ class Authentication:
         key: ApiKey | None = None
         try:
             key = _key_in(authorization)
+            if self._failed.at_limit(address) and not self._keys.remembers(key):
+                self._failed.count(address, key.key_id)
+                raise TooManyFailuresError
             return await self._keys.principal(key)
         except UnauthenticatedError as error:
             waited = await self._failed.hold_back(address, key.key_id if key else None)
@@ -86,7 +90,7 @@ def refuse_to_submit(principal: Principal, verb: Verb) -> ForbiddenError | None:
 
 def _key_in(authorization: Sequence[str]) -> ApiKey:
     if len(authorization) > 1:
-        raise UnauthenticatedError(f"The header {HEADER} stands there twice.")
+        raise UnauthenticatedError(f"The header {HEADER} was sent twice.")
     scheme, _, text = authorization[0].partition(" ")
     key = ApiKey.parse(text.strip()) if scheme.lower() == SCHEME.lower() else None
     if key is None:

@@ -54,7 +54,7 @@ def idempotency_key(request: Request) -> str | None:
     if not given:
         return None
     if len(given) > 1:
-        raise FaultyRequestError([Fault(header=KEY_HEADER, message="It stands there twice.")])
+        raise FaultyRequestError([Fault(header=KEY_HEADER, message="It was sent twice.")])
     try:
         return _KEY.validate_python(given[0])
     except ValidationError as error:

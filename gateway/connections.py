@@ -6,10 +6,12 @@ second, looks at what each connection waits for; that is simpler than a timer fo
 cheap for thousands of them.
 
 When there are too many, idle ones give way to new ones, those of the address with the most
-connections first; only if all of them are being served is a new one refused, with 503.
+connections first. So does a client that has stopped reading its answer, but none that reads. Only
+if all of them are being served is a new one refused, with 503.
 """
 
 import asyncio
+import select
 import time
 import uuid
 from collections import Counter
@@ -33,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 TELL_EVERY_S = 10.0
 """How often the log says that connections are refused or give way."""
+STALLED_S = 5.0
+"""A client that took nothing of its answer for so long may give way to a new one."""
 ROOM = 20
 """When there are too many, one of so many of all gives way at once."""
 
@@ -74,7 +78,10 @@ class Connection(H11Protocol):
         self.since = all_.now()
         self.read_on_at = all_.now()
         """When the client had read all, or enough for more to be written."""
+        self.took_at = all_.now()
+        """When the client had taken anything of what was written."""
         self._all = all_
+        self._unsent = 0
         self._seen: object = None
 
     @property
@@ -120,17 +127,28 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         """Write on: the client has read."""
-        self.read_on_at = self._all.now()
+        self.read_on_at = self.took_at = self._all.now()
         super().resume_writing()
 
     def look(self) -> None:
         """Note what the connection waits for by now, and since when."""
         now = self._all.now()
-        if not self.transport.get_write_buffer_size():
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent:
             self.read_on_at = now
+        if not unsent or unsent < self._unsent:
+            self.took_at = now
+        self._unsent = unsent
         waiting = self._waits_for()
         if (waiting, self.cycle) != (self.waiting, self._seen):
             self.waiting, self._seen, self.since = waiting, self.cycle, now
+
+    @property
+    def may_give_way(self) -> bool:
+        """True if nobody loses an answer that it is waiting for or reading."""
+        if self.waiting is Waiting.READER:
+            return self._all.now() - self.took_at > STALLED_S
+        return self.waiting is not Waiting.ANSWER
 
     def _waits_for(self) -> Waiting:
         if self.transport.get_write_buffer_size() or self.transport.is_closing():
@@ -168,6 +186,7 @@ class Connections:
                 self._cut(one)
             elif one.waiting is Waiting.HEADER and now - one.since > self.limits.header_s:
                 self._close_late(one)
+        self._end_vanished()
         self._tell()
 
     def make_room(self, new: Connection) -> bool:
@@ -179,7 +198,7 @@ class Connections:
             one.look()
         of_address = Counter(one.address for one in others)
         spare = sorted(
-            (one for one in others if one.waiting is not Waiting.ANSWER),
+            (one for one in others if one.may_give_way),
             key=lambda one: (one.waiting is Waiting.READER, -of_address[one.address], one.since),
         )
         for one in spare[: max(1, self.limits.max_open // ROOM)]:
@@ -199,6 +218,23 @@ class Connections:
             )
         else:
             one.transport.close()
+
+    def _end_vanished(self) -> None:
+        """End requests whose client has reset the connection.
+
+        uvicorn notices it by reading, and reads no further once the client has sent its next
+        request.
+        """
+        answering = {
+            one.transport.get_extra_info("socket").fileno(): one
+            for one in self.of()
+            if one.waiting is Waiting.ANSWER
+        }
+        poll = select.poll()
+        for number in answering:
+            poll.register(number, 0)  # errors are always told
+        for number, _ in poll.poll(0):
+            self._cut(answering[number])
 
     def _cut(self, one: Connection) -> None:
         one.transport.abort()

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.leaving import HEALTH
-from gateway.problems import MisdirectedError, problem_of, respond
+from gateway.problems import problem_of, respond
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -116,16 +116,17 @@ class CrossSiteGuard:
         if scope["path"] not in HEALTH and not all(
             self._rules.answers_for(host, arrived_at) for host in hosts
         ):
-            return MisdirectedError(
+            return ModelyardError(
+                ErrorCode.MISDIRECTED,
                 f"This gateway does not answer for the host {hosts[0][:255]!r}. If clients reach "
-                "it by this name, add it to MODELYARD_GATEWAY_ALLOWED_HOSTS."
+                "it by this name, add it to MODELYARD_GATEWAY_ALLOWED_HOSTS.",
             )
         preflight = scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers
         if scope["method"] in READING and not preflight:
             return None
         if origin is None and _is_foreign(headers, hosts):
             return ModelyardError(
-                ErrorCode.FORBIDDEN,
+                ErrorCode.CROSS_SITE,
                 "A web page of another site may not do this. If it should, add its origin to "
                 "MODELYARD_GATEWAY_ALLOWED_ORIGINS.",
             )

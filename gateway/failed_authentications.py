@@ -1,7 +1,8 @@
 """Failed authentications: counted for each address, told in the log, and answered slowly.
 
-Only those who fail are slowed. Whoever comes with a valid key is answered at once, also from an
-address from which others fail: many may stand behind one proxy.
+Only those who fail are slowed. Whoever comes with a key that the gateway has seen to be valid is
+answered at once, also from an address from which others fail: many may stand behind one proxy.
+While an address is at its limit of held answers, other keys from it are not looked up.
 """
 
 import asyncio
@@ -42,9 +43,7 @@ class FailedAuthentications:
     async def hold_back(self, address: str | None, key_id: str | None) -> bool:
         """Count a failure and wait; False if too many wait already: then hang up."""
         group = _group(address)
-        count = self._count(group)
-        if count & (count - 1) == 0:  # 1, 2, 4, 8: a flood of failures is no flood of lines
-            log.warning("authentication.failed", address=address, key_id=key_id, failures=count)
+        count = self.count(address, key_id)
         if self._paused.total() >= MAX_PAUSED or self._paused[group] >= MAX_PAUSED_OF_ADDRESS:
             return False
         self._paused[group] += 1
@@ -56,7 +55,18 @@ class FailedAuthentications:
                 del self._paused[group]
         return True
 
-    def _count(self, group: str) -> int:
+    def at_limit(self, address: str | None) -> bool:
+        """Tell whether as many answers to this address are held back as may be."""
+        return self._paused[_group(address)] >= MAX_PAUSED_OF_ADDRESS
+
+    def count(self, address: str | None, key_id: str | None) -> int:
+        """Count a failure, tell the log, and return how many there were."""
+        count = self._counted(_group(address))
+        if count & (count - 1) == 0:  # 1, 2, 4, 8: a flood of failures is no flood of lines
+            log.warning("authentication.failed", address=address, key_id=key_id, failures=count)
+        return count
+
+    def _counted(self, group: str) -> int:
         now = self._clock()
         known = self._failures.pop(group, None)
         if known is None or now - known.last > FORGOTTEN_S:

@@ -1,11 +1,18 @@
-"""Requests that wait for the end of an operation, woken by `modelyard.events`."""
+"""Requests that wait for the end of an operation, woken by `modelyard.events`.
+
+Two things bound how many wait: a request whose client has gone ends at once, and beyond
+`max_waiting` a request gets the operation as it is now, as if it had not asked to wait.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 import structlog
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from modelyard.broker import Broker, Delivery, Subscription, consume_forever
 from modelyard.contract.messages import Event
@@ -18,24 +25,29 @@ log = structlog.get_logger(__name__)
 END_KEYS = sorted(f"operation.{state.lower()}" for state in TERMINAL_STATES)
 """Only ends wake anyone, so only ends are subscribed to."""
 MAX_EVENTS = 1_000
+MAX_WAITING = 500
 
+T = TypeVar("T")
 Read = Callable[[str], Awaitable[OperationRecord | None]]
 
 
 class Live:
     """One tap on the events for the whole process, shared by all requests that wait."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, *, max_waiting: int = MAX_WAITING) -> None:
         self._broker = broker
+        self._max_waiting = max_waiting
         self._waiters: dict[str, set[asyncio.Event]] = {}
+        self.waiting = 0
+        """How many requests wait now."""
         self.attached = asyncio.Event()
         """Set while events come in."""
         self.closing = False
 
     @property
-    def waiting(self) -> int:
-        """How many requests wait now."""
-        return sum(map(len, self._waiters.values()))
+    def full(self) -> bool:
+        """True if no more requests may wait: a client is told the state as it is now instead."""
+        return self.waiting >= self._max_waiting
 
     async def run(self) -> None:
         """Take events in until cancelled; a lost connection is made anew."""
@@ -47,12 +59,23 @@ class Live:
         self._wake_all()
 
     async def until_end(
-        self, operation_id: str, seconds: float, read: Read
+        self, operation_id: str, seconds: float, read: Read, receive: Receive
     ) -> OperationRecord | None:
         """Return the operation once it has ended, or as it is after `seconds`; null if unknown.
 
-        It is read at the beginning, at each wake and at the deadline, never in between.
+        It is read at the beginning, at each wake and at the deadline, never in between. While
+        as many wait as may, it is returned as it is now.
+
+        Raises `ClientDisconnect` as soon as `receive`, the request's own, says that its client
+        has gone.
         """
+        if self.full:
+            return await read(operation_id)
+        return await _while_connected(self._until_end(operation_id, seconds, read), receive)
+
+    async def _until_end(
+        self, operation_id: str, seconds: float, read: Read
+    ) -> OperationRecord | None:
         deadline = asyncio.get_running_loop().time() + seconds
         with self._listening(operation_id) as woken:
             record = await read(operation_id)
@@ -68,9 +91,11 @@ class Live:
         woken = asyncio.Event()
         group = self._waiters.setdefault(operation_id, set())
         group.add(woken)
+        self.waiting += 1
         try:
             yield woken
         finally:
+            self.waiting -= 1
             group.discard(woken)
             if not group and self._waiters.get(operation_id) is group:
                 del self._waiters[operation_id]
@@ -114,3 +139,26 @@ async def _set_before(deadline: float, woken: asyncio.Event) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def _while_connected(work: Coroutine[None, None, T], receive: Receive) -> T:
+    """Return what the work returns, or cancel it and raise `ClientDisconnect`."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_until_gone(receive))
+    tasks = (working, watching)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            watching.result()
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_gone(receive: Receive) -> None:
+    """Return once the client has gone; what it still sends of its body is dropped."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

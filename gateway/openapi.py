@@ -112,9 +112,14 @@ _BODY_ANSWERS: Responses = {
 }
 WHO_ASKS: Responses = {
     "401": _problem("`unauthenticated`: there is no valid API key; with `WWW-Authenticate`."),
+    "429": _problem("`too_many_failures`, with `Retry-After`: the key was not looked up."),
     "403": _problem("`forbidden`: the API key lacks the scope that the detail names."),
 }
 CREATE_KEY_ANSWERS: Responses = {
+    403: _problem(
+        "`forbidden`: the API key lacks `keys:admin`. `grant_too_large`: the new key could do more "
+        "than the one that creates it, or for longer."
+    ),
     422: _problem("`invalid_request`, with JSON pointers."),
     **_BODY_ANSWERS,
 }

@@ -47,7 +47,11 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.UNKNOWN_MODEL: 422,
         ErrorCode.UNKNOWN_DATASET: 422,
         ErrorCode.UNAUTHENTICATED: 401,
+        ErrorCode.TOO_MANY_FAILURES: 429,
         ErrorCode.FORBIDDEN: 403,
+        ErrorCode.GRANT_TOO_LARGE: 403,
+        ErrorCode.CROSS_SITE: 403,
+        ErrorCode.MISDIRECTED: 421,
         ErrorCode.NOT_FOUND: 404,
         ErrorCode.METHOD_NOT_ALLOWED: 405,
         ErrorCode.RESULT_NOT_READY: 409,
@@ -61,8 +65,12 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
 )
 """The HTTP status of each code that the gateway answers with."""
 
+_TRY_AGAIN = frozenset(
+    {ErrorCode.UNAVAILABLE, ErrorCode.RESULT_NOT_READY, ErrorCode.TOO_MANY_FAILURES}
+)
+"""Answers with `Retry-After`."""
+
 SLOW_STATUS = 408
-MISDIRECTED_STATUS = 421
 
 _CODE_OF_STATUS: Mapping[int, ErrorCode] = MappingProxyType(
     {
@@ -104,6 +112,17 @@ class UnauthenticatedError(ModelyardError):
         """True if the connection should be closed after the answer."""
 
 
+class TooManyFailuresError(ModelyardError):
+    """The key was not looked up: too many failures of its sender's address are held back."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.TOO_MANY_FAILURES,
+            "Too many requests with invalid API keys come from your address, so this gateway did "
+            "not look up yours. If it is valid, try again in a few seconds.",
+        )
+
+
 class ForbiddenError(ModelyardError):
     """Whoever asks is known, and may not do this."""
 
@@ -112,13 +131,6 @@ class ForbiddenError(ModelyardError):
         super().__init__(
             ErrorCode.FORBIDDEN, f"It takes the scope {needed}, which the API key does not have."
         )
-
-
-class MisdirectedError(ModelyardError):
-    """The request names a host that this gateway is not; 421 tells it from a missing scope."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(ErrorCode.FORBIDDEN, message)
 
 
 def faults_of(error: ValidationError, *, under: str = "") -> list[Fault]:
@@ -156,8 +168,6 @@ def _as_many_as_fit(faults: Sequence[Fault]) -> tuple[Fault, ...]:
 def _status_of(error: ModelyardError) -> int:
     if isinstance(error, SlowRequestError):
         return SLOW_STATUS
-    if isinstance(error, MisdirectedError):
-        return MISDIRECTED_STATUS
     return STATUS_OF.get(error.code, 500)
 
 
@@ -172,7 +182,7 @@ def respond(
         }
     )
     sent = dict(headers or {})
-    if problem.code in (ErrorCode.UNAVAILABLE, ErrorCode.RESULT_NOT_READY):
+    if problem.code in _TRY_AGAIN:
         sent["Retry-After"] = str(RETRY_AFTER_S)
     if problem.code == ErrorCode.UNAUTHENTICATED:
         sent["WWW-Authenticate"] = "Bearer"
@@ -191,7 +201,9 @@ def install(app: FastAPI) -> None:
 
     async def ours(request: Request, error: Exception) -> Response:
         known = _expect(ModelyardError, error)
-        hang_up = isinstance(known, UnauthenticatedError) and known.hang_up
+        hang_up = isinstance(known, TooManyFailuresError) or (
+            isinstance(known, UnauthenticatedError) and known.hang_up
+        )
         return respond(request, problem_of(known), {"Connection": "close"} if hang_up else None)
 
     async def parameters(request: Request, error: Exception) -> Response:

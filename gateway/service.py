@@ -11,7 +11,7 @@ from gateway.availability import Availability, Condition
 from gateway.cancels import Cancels
 from gateway.durable import Durable
 from gateway.known_names import Catalog
-from gateway.live import Live
+from gateway.live import MAX_WAITING, Live
 from gateway.reading import Reading
 from gateway.replays import Replays
 from gateway.request_reader import RequestReader
@@ -33,7 +33,7 @@ CHECK_S = 1.0
 class Gateway:
     """Everything that the routes call."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts and its bounds
         self,
         store: Store,
         broker: Broker,
@@ -41,8 +41,12 @@ class Gateway:
         max_request_bytes: int = MAX_REQUEST_BYTES,
         max_batch_bytes: int = MAX_BATCH_BYTES,
         with_keys: bool = False,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
-        """Without `with_keys` everyone who reaches the gateway may do everything."""
+        """Without `with_keys` everyone who reaches the gateway may do everything.
+
+        At most `max_waiting` requests wait for an operation's end at the same time.
+        """
         self.store = store
         self.reader = RequestReader(
             max_request_bytes=max_request_bytes, max_batch_bytes=max_batch_bytes
@@ -56,7 +60,7 @@ class Gateway:
         self.reading = Reading(store, self._store_up)
         self.cancels = Cancels(store, self.reading, broker, self._broker_up)
         self.replays = Replays(store, self.reading, broker, self._broker_up)
-        self.live = Live(broker)
+        self.live = Live(broker, max_waiting=max_waiting)
         self.keys = KeyRing(store, self._store_up)
         self.authentication = Authentication(self.keys if with_keys else None)
 

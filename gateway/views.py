@@ -37,6 +37,7 @@ def api_key_view(record: ApiKeyRecord) -> ApiKeyView:
         name=record.name,
         tenant=record.tenant,
         scopes=tuple(sorted(record.scopes)),
+        created_by=record.created_by,
         created_at=record.created_at,
         expires_at=record.expires_at,
         revoked_at=record.revoked_at,

@@ -1,7 +1,10 @@
 """The first API key, straight in MongoDB: whoever can write there may make one."""
 
-from modelyard.contract.access import SCOPES_OF, Role, Scope
-from modelyard.contract.api_keys import ApiKey, ApiKeyView, CreatedApiKey
+from pydantic import ValidationError
+
+from modelyard.contract.access import Role, Scope
+from modelyard.contract.api_keys import ApiKey, ApiKeyView, CreatedApiKey, NewApiKey
+from modelyard.contract.validation import first_errors
 from modelyard.store import Store
 from modelyard.store.api_keys import NewApiKeyRecord
 
@@ -13,8 +16,13 @@ async def bootstrap_key(
 ) -> CreatedApiKey | list[str]:
     """Return a new admin key, or without `force` the ids of the valid ones that there are.
 
-    Raises `ValueError` for a URL that can't be used and `StoreUnavailableError`.
+    Raises `ValueError` for a URL, a name or an expiry that can't be used, `StoreUnavailableError`
+    and `StoreUnreadableError`.
     """
+    try:
+        asked = NewApiKey(name=name, role=Role.ADMIN, expires_in_s=expires_in_s)
+    except ValidationError as error:
+        raise ValueError(f"The key was not created. {first_errors(error)}") from error
     store = Store(mongo_url, name="keys", timeout_s=STORE_TIMEOUT_S)
     try:
         valid = await store.api_keys.active_with(Scope.KEYS_ADMIN)
@@ -24,9 +32,9 @@ async def bootstrap_key(
         new = NewApiKeyRecord(
             key_id=key.key_id,
             secret_hash=key.secret_hash,
-            name=name,
-            scopes=SCOPES_OF[Role.ADMIN],
-            expires_in_s=expires_in_s,
+            name=asked.name,
+            scopes=asked.granted,
+            expires_in_s=asked.expires_in_s,
         )
         record = await store.api_keys.add(new)
     finally:

@@ -8,8 +8,8 @@ import typer
 
 from modelyard.cli_session import Context, session_of
 from modelyard.contract.access import Role, Scope
-from modelyard.contract.api_keys import CreatedApiKey
-from modelyard.contract.errors import StoreUnavailableError
+from modelyard.contract.api_keys import MAX_EXPIRY_S, CreatedApiKey
+from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
 from modelyard.settings import StoreSettings, WrongSettingsError, read_settings
 
 FAILED, USAGE, UNAVAILABLE = 1, 2, 3
@@ -19,7 +19,10 @@ keys = typer.Typer(no_args_is_help=True, help="API keys: who may do what.")
 Name = Annotated[str, typer.Argument(help="What people call the key: 1 to 64 characters.")]
 Expires = Annotated[
     str | None,
-    typer.Option(help="How long it is valid, such as 90d, 12h or 30m. Without, until revoked."),
+    typer.Option(
+        help="How long it is valid, such as 90d, 12h or 30m. Without it, until it is "
+        "revoked or the key that creates it expires."
+    ),
 ]
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
@@ -39,7 +42,7 @@ def create_key(
 ) -> None:
     """Create a key and print it, this once, on standard output.
 
-    It takes a role or scopes, none of which you lack yourself.
+    Give a role or scopes. You can only give scopes that your own key has.
     """
     if (role is None) == (not scope):
         raise typer.BadParameter("give either --role or --scope", param_hint="--role")
@@ -72,7 +75,10 @@ def bootstrap(
     name: Annotated[str, typer.Option(help="What people call the key.")] = "bootstrap",
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Also if there is a valid key that may create others.")
+        bool,
+        typer.Option(
+            "--force", help="Create the key even if there is a valid key that may create others."
+        ),
     ] = False,
     expires: Expires = None,
 ) -> None:
@@ -93,6 +99,9 @@ def bootstrap(
     except StoreUnavailableError as error:
         session.out.error(error.message)
         raise typer.Exit(UNAVAILABLE) from error
+    except StoreUnreadableError as error:
+        session.out.error(error.message)
+        raise typer.Exit(FAILED) from error
     if isinstance(created, CreatedApiKey):
         session.out.created_key(created)
         return
@@ -112,4 +121,9 @@ def _seconds(text: str | None) -> float | None:
         raise typer.BadParameter(
             "a number and one of s, m, h, d, w, such as 90d", param_hint="--expires"
         )
-    return float(int(match.group(1)) * _SECONDS[match.group(2)])
+    seconds = float(int(match.group(1)) * _SECONDS[match.group(2)])
+    if seconds > MAX_EXPIRY_S:
+        raise typer.BadParameter(
+            f"at most {MAX_EXPIRY_S // 86_400}d, about ten years", param_hint="--expires"
+        )
+    return seconds

@@ -173,6 +173,7 @@ class Output:
                 one.key_id,
                 one.name,
                 ", ".join(one.scopes),
+                one.created_by or "",
                 _when(one.created_at),
                 _when(one.expires_at),
                 _when(one.last_used_at),
@@ -180,7 +181,10 @@ class Output:
             )
             for one in found
         ]
-        self._many(found, ("key", "name", "scopes", "created", "expires", "used", "revoked"), rows)
+        columns = (
+            "key", "name", "scopes", "created by", "created", "expires", "used", "revoked"
+        )  # fmt: skip
+        self._many(found, columns, rows)
 
     def models(self, found: Sequence[ModelSpec]) -> None:
         """Print models."""

@@ -66,7 +66,7 @@ async def read_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
     summary="Publish a dead letter again",
 )
 async def replay_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
-    """Publish the message to where it was taken out of; its requests become new operations.
+    """Publish the letter's requests again; they become new operations.
 
     Each call is a replay of its own. After a 503 it may have been published all the same.
     """

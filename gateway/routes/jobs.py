@@ -55,7 +55,7 @@ async def submit(request: Request, gateway: Parts, caller: Submitter) -> Respons
         if refusal := refuse_to_submit(caller, asked.request.operation_type):
             raise refusal
         outcome = await accepted(gateway, asked)
-    return await answered(gateway, outcome, wait_s)
+    return await answered(gateway, outcome, wait_s, request.receive)
 
 
 @router.post(

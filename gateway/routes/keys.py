@@ -1,12 +1,13 @@
 """`/v1/keys`: API keys, their making and their end."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 
 from gateway import openapi
 from gateway.authentication import needs
-from gateway.problems import ForbiddenError
 from gateway.requests import validated
 from gateway.routes.parts import Parts, answer
 from gateway.views import api_key_view
@@ -30,14 +31,15 @@ Admin = Annotated[Principal, needs(Scope.KEYS_ADMIN)]
     summary="Create an API key",
 )
 async def create_key(request: Request, gateway: Parts, admin: Admin) -> Response:
-    """Create a key with scopes that the caller has himself; its secret is told this once.
+    """Create a key with scopes that the caller's key has itself; its secret is told this once.
+
+    It expires no later than the caller's key: `grant_too_large` refuses a longer time, and
+    without one it expires at the same moment.
 
     Each call makes another key. After a 503 one may have been made all the same: revoke it.
     """
     asked = validated(NewApiKey, await gateway.reader.entry(request))
-    beyond = sorted(asked.granted - admin.scopes)
-    if beyond:
-        raise ForbiddenError(*beyond)
+    _refuse_more_than_own(asked, admin)
     key = ApiKey.new()
     new = NewApiKeyRecord(
         key_id=key.key_id,
@@ -47,6 +49,7 @@ async def create_key(request: Request, gateway: Parts, admin: Admin) -> Response
         tenant=admin.tenant,
         created_by=admin.key_id,
         expires_in_s=asked.expires_in_s,
+        expires_by=admin.expires_at,
     )
     record = await gateway.reading.ask(lambda: gateway.store.api_keys.add(new))
     created = CreatedApiKey(api_key=key.text, key=api_key_view(record))
@@ -73,3 +76,27 @@ async def revoke_key(key_id: Id, gateway: Parts, _admin: Admin) -> Response:
     if record is None:
         raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no API key {key_id}.")
     return answer(api_key_view(record))
+
+
+def _refuse_more_than_own(asked: NewApiKey, admin: Principal) -> None:
+    """Refuse a key that could do more than the one that creates it, or for longer."""
+    lacking = sorted(asked.granted - admin.scopes)
+    if lacking:
+        raise ModelyardError(ErrorCode.GRANT_TOO_LARGE, _sentence_of_lacking(lacking))
+    if admin.expires_at is None or asked.expires_in_s is None:
+        return
+    if datetime.now(UTC) + timedelta(seconds=asked.expires_in_s) > admin.expires_at:
+        raise ModelyardError(
+            ErrorCode.GRANT_TOO_LARGE,
+            f"Your API key expires at {admin.expires_at.isoformat(timespec='seconds')}, so it "
+            "can't create a key that is valid for longer. Ask for a shorter time, or for none: "
+            "then the new key expires when yours does.",
+        )
+
+
+def _sentence_of_lacking(lacking: Sequence[str]) -> str:
+    *others, last = lacking
+    if not others:
+        return f"Your API key lacks the scope {last}, so it can't give it to another key."
+    scopes = f"{', '.join(others)} and {last}"
+    return f"Your API key lacks the scopes {scopes}, so it can't give them to another key."

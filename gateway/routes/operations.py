@@ -87,11 +87,19 @@ async def list_operations(gateway: Parts, query: Annotated[OperationQuery, Query
     summary="Read an operation, or wait for its end",
 )
 async def read_operation(
-    operation_id: OperationId, gateway: Parts, query: Annotated[WaitQuery, Query()]
+    operation_id: OperationId,
+    request: Request,
+    gateway: Parts,
+    query: Annotated[WaitQuery, Query()],
 ) -> Response:
-    """Return the operation: at once, or when it has ended or `wait` seconds have passed."""
+    """Return the operation: at once, or when it has ended or `wait` seconds have passed.
+
+    While too many requests wait already, the answer comes at once and asks for another poll.
+    """
     if query.wait > 0:
-        record = await gateway.live.until_end(operation_id, query.wait, gateway.reading.operation)
+        record = await gateway.live.until_end(
+            operation_id, query.wait, gateway.reading.operation, request.receive
+        )
     else:
         record = await gateway.reading.operation(operation_id)
     view = operation_view(_found(record, operation_id))
@@ -128,7 +136,10 @@ async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
     summary="Cancel an operation",
 )
 async def cancel_operation(
-    operation_id: OperationId, gateway: Parts, query: Annotated[WaitQuery, Query()]
+    operation_id: OperationId,
+    request: Request,
+    gateway: Parts,
+    query: Annotated[WaitQuery, Query()],
 ) -> Response:
     """Ask for the end of an operation: 202 while it is open, 200 once it is CANCELLED.
 
@@ -136,7 +147,9 @@ async def cancel_operation(
     """
     record = await gateway.cancels.request(operation_id)
     if record is not None and not record.state.terminal and query.wait > 0:
-        record = await gateway.live.until_end(operation_id, query.wait, gateway.reading.operation)
+        record = await gateway.live.until_end(
+            operation_id, query.wait, gateway.reading.operation, request.receive
+        )
     view = operation_view(_found(record, operation_id))
     if not view.state.terminal:
         return answer(view, 202, {"Retry-After": str(RETRY_AFTER_S)})
@@ -168,7 +181,7 @@ async def retry_operation(
         raise refusal
     again = await gateway.reader.again(found, key, tenant=caller.tenant)
     outcome = await accepted(gateway, again)
-    return await answered(gateway, outcome, wait_s)
+    return await answered(gateway, outcome, wait_s, request.receive)
 
 
 def _found(record: OperationRecord | None, operation_id: str) -> OperationRecord:

@@ -78,13 +78,13 @@ class PageQuery(BaseModel):
 
 
 async def refuse_repeated(request: Request) -> None:
-    """Refuse a parameter that stands there twice: which one counts would be a guess."""
+    """Refuse a parameter that was sent twice: which one counts would be a guess."""
     counts = Counter(name for name, _ in request.query_params.multi_items())
     repeated = sorted(name for name, count in counts.items() if count > 1)
     if repeated:
         raise FaultyRequestError(
             [
-                Fault(parameter=name[:MAX_POINTER_CHARS], message="It stands there twice.")
+                Fault(parameter=name[:MAX_POINTER_CHARS], message="It was sent twice.")
                 for name in repeated[:MAX_LISTED_ERRORS]
             ]
         )

@@ -1,6 +1,7 @@
 """The answer to a request that was submitted alone: by itself, or as the retry of another."""
 
 from fastapi import Response
+from starlette.types import Receive
 
 from gateway.accept import Asked
 from gateway.problems import RETRY_AFTER_S
@@ -20,13 +21,18 @@ async def accepted(gateway: Gateway, asked: Asked) -> Accepted:
     return outcome
 
 
-async def answered(gateway: Gateway, outcome: Accepted, wait_s: float | None) -> Response:
+async def answered(
+    gateway: Gateway, outcome: Accepted, wait_s: float | None, receive: Receive
+) -> Response:
     """Answer 202 with the operation that a request became.
 
     With `wait_s` the answer is held for so many seconds, and is 200 if it has ended by then. The
-    request itself is not held for so long: it may be large.
+    request itself is not held for so long: it may be large. While too many requests wait already
+    the preference is not applied. Raises `ClientDisconnect` if the client goes while it waits.
     """
-    ended = await _ended(gateway, outcome.operation_id, wait_s) if wait_s else None
+    if gateway.live.full:
+        wait_s = None
+    ended = await _ended(gateway, outcome.operation_id, wait_s, receive) if wait_s else None
     headers = {"Location": operation_path(outcome.operation_id)}
     if wait_s is not None:
         headers |= {"Preference-Applied": f"wait={wait_s:.0f}", "Vary": "Prefer"}
@@ -37,10 +43,14 @@ async def answered(gateway: Gateway, outcome: Accepted, wait_s: float | None) ->
     return answer(outcome, 202, {**headers, "Retry-After": str(RETRY_AFTER_S)})
 
 
-async def _ended(gateway: Gateway, operation_id: str, wait_s: float) -> OperationView | None:
+async def _ended(
+    gateway: Gateway, operation_id: str, wait_s: float, receive: Receive
+) -> OperationView | None:
     """Return the operation after waiting for its end; null if it can't be read now."""
     try:
-        record = await gateway.live.until_end(operation_id, wait_s, gateway.reading.operation)
+        record = await gateway.live.until_end(
+            operation_id, wait_s, gateway.reading.operation, receive
+        )
     except StoreUnavailableError:
         return None  # it is accepted all the same
     return operation_view(record) if record else None

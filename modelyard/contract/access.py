@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -63,6 +64,8 @@ class Principal:
     scopes: frozenset[Scope]
     tenant: str = DEFAULT_TENANT
     key_id: str | None = None
+    expires_at: datetime | None = None
+    """When its key expires; null for one that does not."""
 
     def may(self, *any_of: Scope) -> bool:
         """Tell whether it has one of the scopes."""

@@ -69,7 +69,7 @@ class NewApiKey(BaseModel):
     expires_in_s: float | None = Field(
         default=None, gt=0, le=MAX_EXPIRY_S, strict=True, allow_inf_nan=False
     )
-    """Seconds from now; without, it is valid until it is revoked."""
+    """Seconds from now; without, it expires with the key that creates it, if that one does."""
 
     @model_validator(mode="after")
     def _role_or_scopes(self) -> Self:
@@ -90,6 +90,8 @@ class ApiKeyView(Answer):
     name: str
     tenant: str
     scopes: tuple[str, ...]
+    created_by: str | None = None
+    """The id of the key that created it; null for one that `modelyard keys bootstrap` created."""
     created_at: datetime | None = None
     expires_at: datetime | None = None
     revoked_at: datetime | None = None

@@ -28,7 +28,11 @@ class ErrorCode(StrEnum):
 
     # Who may do what.
     UNAUTHENTICATED = "unauthenticated"
+    TOO_MANY_FAILURES = "too_many_failures"
     FORBIDDEN = "forbidden"
+    GRANT_TOO_LARGE = "grant_too_large"
+    CROSS_SITE = "cross_site"
+    MISDIRECTED = "misdirected"
 
     # HTTP only.
     NOT_FOUND = "not_found"
@@ -102,7 +106,13 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.UNKNOWN_MODEL: "The catalog has no model of this name.",
         ErrorCode.UNKNOWN_DATASET: "The catalog has no dataset of this name.",
         ErrorCode.UNAUTHENTICATED: "The request carries no valid API key.",
+        ErrorCode.TOO_MANY_FAILURES: (
+            "Too many requests with invalid API keys come from this address; try again."
+        ),
         ErrorCode.FORBIDDEN: "The sender may not do this.",
+        ErrorCode.GRANT_TOO_LARGE: "An API key can't give another key more than it has itself.",
+        ErrorCode.CROSS_SITE: "A web page of another site may not do this.",
+        ErrorCode.MISDIRECTED: "This gateway does not answer for the host of the request.",
         ErrorCode.NOT_FOUND: "There is nothing at this address.",
         ErrorCode.METHOD_NOT_ALLOWED: "This address does not take this method.",
         ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",
@@ -211,6 +221,13 @@ class StoreUnavailableError(ModelyardError):
 
     def __init__(self, message: str = "MongoDB does not answer.") -> None:
         super().__init__(ErrorCode.UNAVAILABLE, message)
+
+
+class StoreUnreadableError(ModelyardError):
+    """MongoDB holds a document that is not readable as BSON; asking again does not help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.INTERNAL, message)
 
 
 class BrokerUnavailableError(ModelyardError):

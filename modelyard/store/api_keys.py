@@ -11,6 +11,9 @@ from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.store.connection import Connection
 from modelyard.store.records import Document, Record
 
+NOTE_TIMEOUT_S = 20.0
+"""For the write of all last uses: it is large, and nobody waits for it."""
+
 _NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 
 
@@ -26,6 +29,8 @@ class NewApiKeyRecord(Record):
     created_by: str | None = None
     """The key with which it was made; null for one that `bootstrap` made."""
     expires_in_s: float | None = None
+    expires_by: datetime | None = None
+    """It expires no later than this; null if it may last for ever."""
 
 
 class ApiKeyRecord(Record):
@@ -60,11 +65,16 @@ class ApiKeys:
 
     async def add(self, new: NewApiKeyRecord) -> ApiKeyRecord:
         """Record a key; one of the same id that is there already is left as it is."""
-        document = new.model_dump(mode="json", exclude={"key_id", "expires_in_s", "scopes"})
+        document = new.model_dump(
+            mode="json", exclude={"key_id", "expires_in_s", "expires_by", "scopes"}
+        )
         document |= {"_id": new.key_id, "scopes": sorted(new.scopes)}
         made_now: Document = {"created_at": "$$NOW"}
+        ends: list[Document | datetime] = [new.expires_by] if new.expires_by is not None else []
         if new.expires_in_s is not None:
-            made_now["expires_at"] = {"$add": ["$$NOW", int(new.expires_in_s * 1_000)]}
+            ends.append({"$add": ["$$NOW", int(new.expires_in_s * 1_000)]})
+        if ends:
+            made_now["expires_at"] = {"$min": ends}
         there = {"$ne": [{"$type": "$created_at"}, "missing"]}
         added = {"$mergeObjects": [{"$literal": document}, made_now]}
         async with self._connection.answering():
@@ -106,7 +116,7 @@ class ApiKeys:
         """Keep when keys were used last; a later moment that is there already stays."""
         if not uses:
             return
-        async with self._connection.answering():
+        async with self._connection.answering(timeout_s=NOTE_TIMEOUT_S):
             await self._collection.bulk_write(
                 [
                     UpdateOne({"_id": key_id}, [{"$set": {"last_used_at": _later(at)}}])

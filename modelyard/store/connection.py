@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import InvalidBSON
 from gridfs.errors import GridFSError
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo.errors import (
@@ -17,9 +18,14 @@ from pymongo.errors import (
 )
 from pymongo.write_concern import WriteConcern
 
-from modelyard.contract.errors import StoreUnavailableError
+from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
 
 Collection = AsyncIOMotorCollection[dict[str, Any]]
+
+CODEC_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
+    tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_CLAMP
+)
+"""A date beyond the year 9999 is read as its end, so that it doesn't hide the whole collection."""
 
 DEFAULT_DATABASE = "modelyard"
 DUPLICATE_KEY = 11_000
@@ -53,7 +59,7 @@ class Connection:
             raise ValueError(_UNUSABLE_URL) from error
         self.database: AsyncIOMotorDatabase[dict[str, Any]] = self._client.get_default_database(
             DEFAULT_DATABASE,
-            codec_options=CodecOptions(tz_aware=True),
+            codec_options=CODEC_OPTIONS,
             write_concern=WriteConcern(w="majority"),
         )
 
@@ -75,13 +81,17 @@ class Connection:
         """Bound the calls inside by a deadline and turn the driver's failures into ours.
 
         Raises `StoreUnavailableError`; whether a write inside took effect is then unknown, and
-        the same guarded write may be made again.
+        the same guarded write may be made again. Raises `StoreUnreadableError` for an answer that
+        can't be decoded.
         """
         try:
             async with asyncio.timeout(timeout_s or self._timeout_s):
                 yield
         except TimeoutError as error:
             raise StoreUnavailableError("MongoDB did not answer in time.") from error
+        except InvalidBSON as error:
+            message = f"MongoDB holds a document that can't be read: {error}"
+            raise StoreUnreadableError(message) from error
         except (DuplicateKeyError, GridFSError):
             # Answers, for the caller to judge.
             raise

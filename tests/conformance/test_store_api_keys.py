@@ -56,6 +56,34 @@ async def test_keys_are_listed_oldest_first(store: Store) -> None:
     assert [one.key_id for one in await store.api_keys.all()] == ["b", "a", "c"]
 
 
+async def test_a_key_expires_no_later_than_it_may(store: Store) -> None:
+    far = datetime(2200, 1, 1, tzinfo=UTC)
+    for key_id, expires_in_s, expires_by in (("a", 60, far), ("b", None, far), ("c", 6e9, far)):
+        key = new(key_id, expires_in_s=expires_in_s)
+        await store.api_keys.add(key.model_copy(update={"expires_by": expires_by}))
+    found = await store.api_keys.get_many(["a", "b", "c"])
+    a = found["a"]
+    assert a.created_at is not None
+    assert a.expires_at == a.created_at + timedelta(seconds=60)
+    assert found["b"].expires_at == found["c"].expires_at == far
+
+
+async def test_a_date_beyond_the_year_9999_hides_no_key_and_its_key_can_be_revoked(
+    mongo_url: str,
+) -> None:
+    store = Store(mongo_url, name="test", timeout_s=10.0)
+    await store.api_keys.add(new("a", Scope.KEYS_ADMIN, expires_in_s=1e12))
+    await store.api_keys.add(new("b"))
+    assert {one.key_id for one in await store.api_keys.all()} == {"a", "b"}
+    assert [one.key_id for one in await store.api_keys.active_with(Scope.KEYS_ADMIN)] == ["a"]
+    assert set(await store.api_keys.get_many(["a", "b"])) == {"a", "b"}
+    revoked = await store.api_keys.revoke("a")
+    assert revoked is not None
+    assert revoked.expires_at is not None
+    assert revoked.expires_at.year == 9999
+    store.close()
+
+
 async def test_a_key_is_revoked_once_and_for_ever(store: Store) -> None:
     await store.api_keys.add(new("a"))
     revoked = await store.api_keys.revoke("a")

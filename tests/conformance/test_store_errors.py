@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import bson
 import pytest
+from bson.raw_bson import RawBSONDocument
 from gridfs.errors import FileExists, NoFile
 from motor.motor_asyncio import AsyncIOMotorGridFSBucket
 from pymongo import InsertOne, MongoClient, UpdateOne
@@ -12,7 +14,12 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
 from deploy.local import mongodb as local_mongodb
 from deploy.local.mongodb import MongoDB
-from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
+from modelyard.contract.errors import (
+    ErrorCode,
+    ModelyardError,
+    StoreUnavailableError,
+    StoreUnreadableError,
+)
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES, JobRequest
 from modelyard.store import Store
 from modelyard.store.connection import Collection, Connection
@@ -97,6 +104,17 @@ async def test_a_read_that_fails_for_now_is_an_unavailable_store(
     with pytest.raises(StoreUnavailableError):
         async with connection.answering():
             await things.find_one({})
+
+
+async def test_a_document_that_cant_be_decoded_is_an_error_of_ours(
+    connection: Connection, failing_mongodb: MongoDB
+) -> None:
+    broken = bson.encode({"_id": 1, "text": "xx"}).replace(b"xx", b"\xff\xff")
+    with MongoClient[RawBSONDocument](failing_mongodb.url, document_class=RawBSONDocument) as raw:
+        raw.get_database(connection.database.name)["things"].insert_one(RawBSONDocument(broken))
+    with pytest.raises(StoreUnreadableError):
+        async with connection.answering():
+            await connection.collection("things").find_one({})
 
 
 @pytest.mark.parametrize("code", [43, 91, 112, 11601, 14031])

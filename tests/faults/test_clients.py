@@ -19,7 +19,7 @@ from tests.faults.wire import open_wire
 from tests.faults.yard import Yard
 from tests.support.large_bodies import FILLS, MIB, infer, many_names
 
-VANISHING = 60
+VANISHING = 600
 IDLE = 300
 IN_A_BATCH = 8
 MOST_MIB = 640

@@ -4,9 +4,12 @@ All of it by raw sockets, as those who mean harm use them.
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import resource
+import socket
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +20,7 @@ import httpx2
 import pytest
 
 from deploy.local.ports import free_port
+from gateway import connections
 from gateway.connections import ConnectionLimits
 from tests.support.gateway import Backstage, serving
 from tests.support.waiting import eventually
@@ -178,6 +182,75 @@ async def test_who_reads_slowly_but_reads_gets_the_whole_answer(hasty: Backstage
         assert answer.endswith(result.encode())
 
 
+# --- clients that vanish while they wait ---
+
+WAITING = 8
+"""Of each kind."""
+
+
+def _reset(one: Wire) -> None:
+    """Close without a word: the other end gets a reset."""
+    linger = struct.pack("ii", 1, 0)
+    one.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    one.writer.transport.abort()
+
+
+async def test_requests_that_wait_end_as_soon_as_their_clients_have_gone(
+    patient: Backstage,
+) -> None:
+    operation_id = await patient.accepted()
+    await patient.client.aclose()
+    path = f"/v1/operations/{operation_id}?wait=60"
+    poll = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    async with AsyncExitStack() as stack:
+        clients = []
+        for request in (poll, _post(SIZED, b"Prefer: wait=60")):
+            for number in range(WAITING):
+                one = await stack.enter_async_context(wire(patient.url))
+                await one.send(request)
+                clients.append((one, number % 2 == 0))
+        await patient.has_waiters(2 * WAITING)
+        # While a second request waits for its turn, the gateway does not read on.
+        for one, sends_another in clients:
+            if sends_another:
+                await one.send(GET)
+
+        async def read() -> bool:
+            paused = [one for one in patient.server.connections.of() if one.flow.read_paused]
+            return len(paused) == WAITING
+
+        await eventually(read, what="connections with a second request")
+        for one, _ in clients:
+            _reset(one)
+
+        async def gone() -> bool:
+            return not patient.gateway.live.waiting and not patient.server.server_state.tasks
+
+        await eventually(gone, what="an end of the waiting", within_s=3)
+
+
+async def test_beyond_the_limit_of_waiting_requests_the_answer_comes_at_once(
+    mongo_url: str, amqp_url: str
+) -> None:
+    async with serving(mongo_url, amqp_url, max_waiting=2) as yard:
+        path = f"/v1/operations/{await yard.accepted()}"
+        waiting = [asyncio.create_task(yard.client.get(f"{path}?wait=60")) for _ in range(2)]
+        await yard.has_waiters(2)
+        async with asyncio.timeout(10):
+            polled = await yard.client.get(f"{path}?wait=60")
+            body = {"job_id": "j", "operation_type": "TERMINATE"}
+            submitted = await yard.submit(body, Prefer="wait=60")
+            cancelled = await yard.client.post(f"{path}/cancel?wait=60")
+        assert (polled.status_code, polled.json()["state"]) == (200, "QUEUED")
+        assert submitted.status_code == cancelled.status_code == 202
+        assert polled.headers["Retry-After"] == submitted.headers["Retry-After"] == "1"
+        assert "Preference-Applied" not in submitted.headers
+        assert yard.gateway.live.waiting == 2
+        for one in waiting:
+            one.cancel()
+        await asyncio.wait(waiting)
+
+
 # --- too many ---
 
 
@@ -218,6 +291,40 @@ async def test_requests_that_are_served_never_give_way_and_a_new_one_is_told_so(
         await patient.finish(operation_id)
         for one in polling:
             assert (await one.answer())[0] == 200
+
+
+async def test_clients_that_read_an_answer_never_give_way_but_those_that_stopped_do(
+    mongo_url: str, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dataclasses.replace(LONG, max_open=4)
+    async with serving(mongo_url, amqp_url, limits=few) as yard, AsyncExitStack() as stack:
+        operation_id = await yard.accepted()
+        result = json.dumps("x" * (8 << 20))
+        await yard.finish(operation_id, result_json=result)
+        await yard.client.aclose()
+        path = f"/v1/operations/{operation_id}/result"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        readers = [await stack.enter_async_context(wire(yard.url)) for _ in range(few.max_open)]
+        for one in readers:
+            await one.send(head.encode())
+            await one.reader.readexactly(100)
+
+        async def written() -> bool:
+            return all(one.flow.write_paused for one in yard.server.connections.of())
+
+        await eventually(written, what="answers that wait for their readers")
+        async with wire(yard.url) as late:
+            assert problem_in(await late.rest()) == (503, "unavailable")
+        reading = readers.pop()
+        assert (await reading.rest(within_s=60)).endswith(result.encode())
+
+        again = await stack.enter_async_context(wire(yard.url))
+        await again.send(head.encode())
+        monkeypatch.setattr(connections, "STALLED_S", 0.0)
+        await eventually(written, what="answers that wait for their readers")
+        async with wire(yard.url) as late:
+            await late.send(GET)
+            assert (await late.answer())[0] == 200
 
 
 async def test_the_address_with_the_most_idle_connections_gives_way_first(

@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
+import httpx2
 import pytest
 from pymongo import MongoClient
 
@@ -11,7 +13,7 @@ import gateway.api_keys
 from deploy.local.mongodb import MongoDB
 from gateway import failed_authentications
 from modelyard.contract.access import SCOPES_OF, Role, Scope
-from modelyard.contract.api_keys import ApiKey
+from modelyard.contract.api_keys import ApiKey, ApiKeyView
 from modelyard.contract.states import OperationState
 from tests.support.gateway import (
     Backstage,
@@ -146,6 +148,23 @@ async def test_who_fails_again_and_again_is_slowed_and_a_valid_key_is_not(yard: 
     failing = [asyncio.create_task(status(yard, "/v1/jobs", ApiKey.new())) for _ in range(30)]
     assert await status(yard, "/v1/jobs", key) == 200
     assert time.monotonic() - began < failed_authentications.MOST_PAUSE_S / 2
+    assert set(await asyncio.gather(*failing)) <= {401, 429}
+
+
+async def test_an_address_at_its_limit_gets_429_and_loses_its_connection(yard: Backstage) -> None:
+    limit = failed_authentications.MAX_PAUSED_OF_ADDRESS
+    for _ in range(5):
+        await status(yard, "/v1/jobs", ApiKey.new())
+    failing = [asyncio.create_task(status(yard, "/v1/jobs", ApiKey.new())) for _ in range(limit)]
+
+    async def held_back() -> bool:
+        return yard.gateway.authentication._failed.at_limit("127.0.0.1")
+
+    await eventually(held_back, what="answers that are held back")
+    answer = await yard.client.get("/v1/jobs", headers=bearing(ApiKey.new()))
+    assert answer.status_code == 429
+    assert problem(answer)["code"] == "too_many_failures"
+    assert (answer.headers["Retry-After"], answer.headers["Connection"]) == ("1", "close")
     assert set(await asyncio.gather(*failing)) == {401}
 
 
@@ -269,17 +288,47 @@ async def test_a_made_key_is_told_once_and_kept_as_a_hash_only(
     assert key.secret not in everything
 
 
-async def test_nobody_makes_a_key_that_may_more_than_he_may(yard: Backstage) -> None:
+async def test_nobody_creates_a_key_with_more_scopes_than_his_own(yard: Backstage) -> None:
     half = bearing(await make_key(yard.store, Scope.KEYS_ADMIN, Scope.JOBS_READ))
-    more = {"name": "x", "scopes": ["jobs:read", "catalog:write"]}
+    more = {"name": "x", "scopes": ["jobs:read", "catalog:write", "hosts:read"]}
     refused = await yard.client.post("/v1/keys", json=more, headers=half)
     assert refused.status_code == 403
-    assert "catalog:write" in problem(refused)["detail"]
+    assert problem(refused)["code"] == "grant_too_large"
+    assert problem(refused)["detail"] == (
+        "Your API key lacks the scopes catalog:write and hosts:read, so it can't give them to "
+        "another key."
+    )
     assert (
         await yard.client.post("/v1/keys", json={"name": "x", "role": "admin"}, headers=half)
     ).status_code == 403
     same = {"name": "x", "scopes": ["jobs:read", "keys:admin"]}
     assert (await yard.client.post("/v1/keys", json=same, headers=half)).status_code == 201
+
+
+async def test_nobody_creates_a_key_that_outlives_his_own(yard: Backstage) -> None:
+    parent = await make_key(yard.store, Scope.KEYS_ADMIN, expires_in_s=3600)
+    [record] = (await yard.store.api_keys.get_many([parent.key_id])).values()
+    assert record.expires_at is not None
+    asked = {"name": "x", "scopes": ["keys:admin"]}
+
+    async def create(**more: float) -> httpx2.Response:
+        return await yard.client.post("/v1/keys", json=asked | more, headers=bearing(parent))
+
+    refused = await create(expires_in_s=7200)
+    assert refused.status_code == 403
+    assert problem(refused)["code"] == "grant_too_large"
+    assert record.expires_at.isoformat(timespec="seconds") in problem(refused)["detail"]
+    for made, latest in (
+        (await create(), record.expires_at),
+        (await create(expires_in_s=600), record.expires_at - timedelta(seconds=2000)),
+    ):
+        assert made.status_code == 201
+        view = ApiKeyView.model_validate(made.json()["key"])
+        assert view.created_by == parent.key_id
+        assert view.expires_at is not None
+        assert view.expires_at <= latest
+    listed = (await yard.client.get("/v1/keys", headers=bearing(parent))).json()["keys"]
+    assert [one["created_by"] for one in listed] == [None, parent.key_id, parent.key_id]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ async def test_from_the_first_key_to_the_revoking_of_the_second(
     listed = await run(yard, "keys", "list", key=admin)
     assert viewer.key_id in listed.out
     assert "jobs:read" in listed.out
+    assert listed.out.count(admin.split("_")[1]) == 2, "itself, and as who created the other"
     for secret in (viewer.secret, admin.rpartition("_")[2]):
         assert secret not in listed.out + listed.err + made.err + again.err
 
@@ -107,12 +108,33 @@ async def test_scopes_one_by_one_and_json_for_machines(yard: Backstage, mongo_ur
         ("keys", "create", "x", "--role", "root"),
         ("keys", "create", "x", "--role", "user", "--expires", "soon"),
         ("keys", "create", "x", "--role", "user", "--expires", "0d"),
+        ("keys", "create", "x", "--role", "user", "--expires", "999999999w"),
     ],
 )
 async def test_what_is_not_clear_is_wrong_usage(
     yard: Backstage, arguments: tuple[str, ...]
 ) -> None:
     assert (await run(yard, *arguments)).code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (["--expires", "999999999w"], "--expires"),
+        (["--expires", "3661d"], "--expires"),
+        (["--name", "a\nb"], "name"),
+        (["--name", ""], "name"),
+        (["--name", "x" * 65], "name"),
+    ],
+)
+async def test_bootstrap_refuses_what_the_gateway_would_refuse(
+    yard: Backstage, mongo_url: str, options: list[str], wrong: str
+) -> None:
+    refused = await run(yard, "keys", "bootstrap", *options, mongo_url=mongo_url)
+    assert (refused.code, refused.out) == (2, "")
+    assert wrong in refused.err
+    assert "Traceback" not in refused.err
+    assert await yard.store.api_keys.all() == []
 
 
 async def test_bootstrap_says_when_mongodb_is_away(yard: Backstage) -> None:

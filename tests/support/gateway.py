@@ -19,6 +19,7 @@ from deploy.local.rabbitmq import RabbitMQ
 from gateway.app import create_app
 from gateway.connections import ConnectionLimits
 from gateway.cross_site import WebRules
+from gateway.live import MAX_WAITING
 from gateway.server import GatewayServer, listen
 from gateway.service import Gateway
 from modelyard.broker import Broker, Delivery
@@ -146,6 +147,7 @@ async def serving(
     with_keys: bool = False,
     rules: WebRules | None = None,
     limits: ConnectionLimits | None = None,
+    max_waiting: int = MAX_WAITING,
 ) -> AsyncIterator[Backstage]:
     """Serve a gateway between a real RabbitMQ and a real MongoDB that it has all to itself."""
     store = Store(mongo_url, name="gateway", timeout_s=2.0)
@@ -153,7 +155,7 @@ async def serving(
     broker, other = Broker(amqp_url, name="gateway"), Broker(amqp_url, name="test")
     await hands.prepare()
     await other.declare([JOBS_QUEUE, DEAD_QUEUE])
-    gateway = Gateway(store, broker, with_keys=with_keys)
+    gateway = Gateway(store, broker, with_keys=with_keys, max_waiting=max_waiting)
     server = GatewayServer(create_app(gateway, rules), on_stop=gateway.live.close, limits=limits)
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -130,6 +130,11 @@ def _sum(operands: Sequence[Any]) -> Any:
     return sum(one for one in every if place_of(one) == place_of(0))
 
 
+def _min(operands: Sequence[Any]) -> Any:
+    present = [one for one in operands if one is not MISSING and one is not None]
+    return min(present, key=key_of) if present else None
+
+
 def _merge(operands: Sequence[Any]) -> Document:
     merged: Document = {}
     for one in operands:
@@ -156,6 +161,7 @@ _LAZY: Mapping[str, Callable[[Any, Variables], Any]] = {
 _EAGER: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "$add": _add,
     "$subtract": _subtract,
+    "$min": _min,
     "$multiply": _multiply,
     "$sum": _sum,
     "$mergeObjects": _merge,

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import bson
-from bson.codec_options import CodecOptions
 from pymongo import IndexModel, ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.results import (
@@ -21,6 +20,7 @@ from pymongo.results import (
     UpdateResult,
 )
 
+from modelyard.store.connection import CODEC_OPTIONS
 from tests.support.memory_expressions import evaluate
 from tests.support.memory_links import Link
 from tests.support.memory_queries import in_order, matches, projected
@@ -32,13 +32,12 @@ Watcher = Callable[[str, Document | None, Document], None]
 """Is told each write: the collection, the document before it and after it."""
 
 DUPLICATE_KEY = 11_000
-_OPTIONS: CodecOptions[Document] = CodecOptions(tz_aware=True)
 _BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def as_stored(value: T) -> T:
     """Return a value as it comes out of BSON: plain, a copy, times cut to milliseconds."""
-    stored: T = bson.decode(bson.encode({"it": value}), _OPTIONS)["it"]
+    stored: T = bson.decode(bson.encode({"it": value}), CODEC_OPTIONS)["it"]
     return stored
 
 

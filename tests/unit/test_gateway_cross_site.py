@@ -72,7 +72,7 @@ async def test_a_host_that_is_not_ours_is_refused(
 ) -> None:
     answer = await client.get(path, headers={"Host": host})
     assert answer.status_code == 421
-    assert problem(answer)["code"] == "forbidden"
+    assert problem(answer)["code"] == "misdirected"
     assert "MODELYARD_GATEWAY_ALLOWED_HOSTS" in answer.text
 
 
@@ -145,7 +145,7 @@ async def test_a_page_of_another_site_changes_nothing(
 ) -> None:
     answer = await client.request(method, path, headers=marks)
     assert answer.status_code == 403
-    assert problem(answer)["code"] == "forbidden"
+    assert problem(answer)["code"] == "cross_site"
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
