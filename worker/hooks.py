@@ -8,31 +8,25 @@ host, so it can't be sent anywhere else.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
 from modelyard.contract.catalog import Hook
-from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
-from modelyard.contract.strict_json import dump_json, parse_json
 from worker.http_exchange import BoundedTransport, RefusedError
 from worker.placeholders import Fillings
 from worker.probes import NOBODY_LISTENS, Answer, Probe
+from worker.results import Reply, too_large
 from worker.runtime import Address
 
 PROBE_S = 2.0
 """Seconds that one readiness probe may take."""
-LARGE_RESULT_BYTES = 32 << 10
-"""From here on a result is read in a thread: the worker's heartbeats don't wait for it."""
 PROBES_AT_ONCE = 64
 """Probes that one worker has under way; the next ones wait for their turn."""
 EXCERPT_CHARS = 1_000
 """Characters of a refusal's body that are kept as the cause."""
-_FIRST_BYTES = 200
-"""Bytes of an answer that is no result which are kept as the cause."""
-_HEADER_CHARS = 200
 # They frame the message; a hook that sets them would talk past what is sent.
 _FRAMING = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"}
@@ -65,18 +59,6 @@ class RefusedByServerError(ModelyardError):
         self.asked = asked
         self.status = status
         self.body = body
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A 2xx answer whose body is wanted."""
-
-    asked: str
-    status: int
-    content_type: str
-    encodings: tuple[str, ...]
-    """What the body is encoded with; empty if it is as the server made it."""
-    body: bytes
 
 
 def http_client(transport: httpx2.AsyncBaseTransport | None = None) -> httpx2.AsyncClient:
@@ -143,7 +125,7 @@ class ModelServer:
         async with self._sent(address, hook, fillings, failure) as response:
             body = await _read_capped(response, MAX_RESULT_BYTES + 1)
             if len(body) > MAX_RESULT_BYTES:
-                raise _too_large()
+                raise too_large()
             return Reply(
                 _asked(hook),
                 response.status_code,
@@ -186,58 +168,6 @@ class ModelServer:
             ) from error
 
 
-async def read_result(body: bytes) -> str:
-    """Return an answer as `result_of` does; a large one is read in a thread."""
-    if len(body) < LARGE_RESULT_BYTES:
-        return result_of(body)
-    return await asyncio.to_thread(result_of, body)
-
-
-def result_of(body: bytes) -> str:
-    """Return an answer as compact JSON text; raises `bad_result` and `result_too_large`."""
-    try:
-        text = dump_json(parse_json(body, max_bytes=MAX_RESULT_BYTES))
-    except InvalidRequestError as error:
-        if error.code is ErrorCode.BODY_TOO_LARGE:
-            raise _too_large() from error
-        raise ModelyardError(ErrorCode.BAD_RESULT, error.message) from error
-    if len(text.encode()) > MAX_RESULT_BYTES:
-        raise _too_large()
-    return text
-
-
-def result_in(reply: Reply) -> str:
-    """Return the result in a server's answer as `result_of` does; an error says what came."""
-    detail = {
-        "asked": reply.asked,
-        "status": reply.status,
-        "content_type": reply.content_type[:_HEADER_CHARS],
-    }
-    if reply.encodings:
-        encoded = ", ".join(reply.encodings)[:_HEADER_CHARS]
-        raise ModelyardError(
-            ErrorCode.BAD_RESULT,
-            f"The model server encoded its answer to {reply.asked} with {encoded}. It was asked "
-            "for no encoding (Accept-Encoding: identity): have it send JSON as it is.",
-            **detail,
-        )
-    if not reply.body.strip():
-        raise ModelyardError(
-            ErrorCode.BAD_RESULT,
-            f"The model server answered {reply.status} to {reply.asked} without content. "
-            "A result in JSON was expected.",
-            **detail,
-        )
-    try:
-        return result_of(reply.body)
-    except ModelyardError as error:
-        if error.code is ErrorCode.BAD_RESULT:
-            error.detail.update(
-                detail, body=reply.body[:_FIRST_BYTES].decode("ascii", "backslashreplace")
-            )
-        raise
-
-
 def _heard(status: int) -> Probe:
     if 200 <= status < 300:  # noqa: PLR2004 - the class of success
         return Probe(Answer.YES, str(status), status)
@@ -270,10 +200,6 @@ async def _read_capped(
         if len(body) >= most:
             break
     return bytes(body[:most])
-
-
-def _too_large() -> ModelyardError:
-    return ModelyardError(ErrorCode.RESULT_TOO_LARGE, max_bytes=MAX_RESULT_BYTES)
 
 
 def _asked(hook: Hook) -> str:

@@ -12,7 +12,7 @@ from worker.hooks import ModelServer
 from worker.probes import Answer
 from worker.profiles import InMemory, talk_of
 from worker.readiness import address_of, while_running
-from worker.result_turns import ResultTurns
+from worker.results import ResultReader
 from worker.runtime import ContainerFacts, ContainerRuntime
 from worker.server_memory import ServerMemory, fillings_of
 
@@ -24,12 +24,16 @@ class Models:
     """What operations do to the model in a container."""
 
     def __init__(
-        self, runtime: ContainerRuntime, containers: Containers, server: ModelServer
+        self,
+        runtime: ContainerRuntime,
+        containers: Containers,
+        server: ModelServer,
+        results: ResultReader,
     ) -> None:
         self._runtime = runtime
         self._containers = containers
         self._server = server
-        self._results = ResultTurns()
+        self._results = results
         self._stopped: set[str] = set()
         """Containers that were stopped because their servers can't unload: an UNLOAD whose engine
         did not answer comes again, and must not take that for a death."""
@@ -89,7 +93,7 @@ class Models:
         sending = self._server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
         reply = await while_running(self._runtime, facts.id, sending, grace_s=WATCH_AFTER_S)
         crash_point("worker.after_infer")
-        return await self._results.read(facts.id, reply)
+        return await self._results.read_reply(reply)
 
     async def _stop(self, command: HostCommand, facts: ContainerFacts, account: Account) -> None:
         account.tell(Phase.UNLOADING, container_id=facts.id)

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from modelyard.contract.catalog import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
-from worker.hooks import ModelServer, NoAnswerError, Reply, http_client, result_in, result_of
+from worker.hooks import ModelServer, NoAnswerError, http_client
 from worker.placeholders import Fillings
 from worker.probes import Answer
+from worker.results import Reply, ResultReader, result_of
 from worker.runtime import Address
 
 
@@ -228,7 +229,7 @@ async def test_a_result_in_an_encoding_is_refused_and_the_encoding_named(
     reply = await ask(model_server, raw)
     last = encoding.lower().rpartition(",")[2].strip()
     with pytest.raises(ModelyardError, match=last) as caught:
-        result_in(reply)
+        await ResultReader().read_reply(reply)
     assert caught.value.code is ErrorCode.BAD_RESULT
 
 
@@ -237,7 +238,7 @@ async def test_an_encoding_that_changes_nothing_is_none(
     model_server: ModelServer, raw: Raw, encoding: str
 ) -> None:
     raw.answer = _encoded_answer(encoding, b"[1]")
-    assert result_in(await ask(model_server, raw)) == "[1]"
+    assert await ResultReader().read_reply(await ask(model_server, raw)) == "[1]"
 
 
 async def test_of_a_load_hook_only_the_status_is_judged(
@@ -268,7 +269,7 @@ async def test_an_answer_that_is_no_result_says_what_came(
     raw.answer = answer
     reply = await ask(model_server, raw)
     with pytest.raises(ModelyardError) as caught:
-        result_in(reply)
+        await ResultReader().read_reply(reply)
     assert caught.value.code is ErrorCode.BAD_RESULT
     assert says in f"{caught.value.message} {caught.value.detail}"
     assert caught.value.detail["asked"] == "POST /infer"
