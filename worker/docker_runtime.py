@@ -9,7 +9,7 @@ version is negotiated: 1.41 (Docker 20.10) and up.
 import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from aiodocker.containers import DockerContainer
@@ -160,28 +160,15 @@ class DockerRuntime:
                 raise
             return VolumeDocument.model_validate(found).facts()
 
-    async def disk_used(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
-        used = {}
-        for facts in containers:
-            try:
-                used[facts.id] = await self._written(facts.id)
-            except NoSuchContainerError:
-                continue
-        if not any(mount.on_disk for facts in containers for mount in facts.mounts):
-            return used
+    async def written(self, container_id: str) -> int:
+        async with one_container(self._streams, container_id, "measure", MEASURE_S) as container:
+            return ContainerDocument.model_validate(await container.show(size="1")).size_rw
+
+    async def volume_sizes(self) -> dict[str, int]:
         # Docker 20.10 measures all that it has for this; later ones only the volumes.
         async with deadline("measure volumes", MEASURE_S, ours=True):
             answer = await self._streams._query_json("system/df", params={"type": "volume"})  # noqa: SLF001 - aiodocker has no parameter for it
-            sizes = DiskUsageDocument.model_validate(answer).sizes()
-        for facts in containers:
-            if facts.id in used:
-                volumes = [mount.source for mount in facts.mounts if mount.on_disk]
-                used[facts.id] += sum(sizes.get(name, 0) for name in volumes)
-        return used
-
-    async def _written(self, container_id: str) -> int:
-        async with one_container(self._streams, container_id, "measure", MEASURE_S) as container:
-            return ContainerDocument.model_validate(await container.show(size="1")).size_rw
+            return DiskUsageDocument.model_validate(answer).sizes()
 
     async def create(self, plan: ContainerPlan) -> str:
         checked_ref(plan.name)

@@ -31,8 +31,8 @@ class Health:
         self._put: set[str] = set()
         self._out: set[str] = set()
         self._misses: dict[str, _Misses] = {}
-        self.over_disk: set[str] = set()
-        """Containers that were ended for what they wrote to the disk."""
+        self.over_disk: dict[str, str] = {}
+        """Containers that were ended for what they wrote to the disk, each with a sentence why."""
 
     def was_loaded(self, container_id: str) -> None:
         """Note that this process has put the container's model into memory."""
