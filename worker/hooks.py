@@ -6,6 +6,7 @@ host, so it can't be sent anywhere else.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -15,7 +16,7 @@ import httpx2
 from modelyard.contract.catalog import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
-from worker.http_exchange import BoundedTransport, RefusedError
+from worker.http_exchange import BoundedTransport, RefusedError, to_address
 from worker.placeholders import Fillings
 from worker.probes import NOBODY_LISTENS, Answer, Probe
 from worker.results import Reply, too_large
@@ -27,6 +28,8 @@ PROBES_AT_ONCE = 64
 """Probes that one worker has under way; the next ones wait for their turn."""
 EXCERPT_CHARS = 1_000
 """Characters of a refusal's body that are kept as the cause."""
+_PATH_CHARS = 200
+_PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f]*")
 # They frame the message; a hook that sets them would talk past what is sent.
 _FRAMING = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"}
@@ -87,12 +90,17 @@ class ModelServer:
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
 
     async def probe(self, address: Address, path: str) -> Probe:
-        """Ask by a GET of `path` whether it holds now what a 2xx there means."""
+        """Ask by a GET of `path` whether it holds now what a 2xx there means.
+
+        Raises `spec_refused` for what is no path.
+        """
         async with self._probes:
             try:
                 async with (
                     asyncio.timeout(PROBE_S),
-                    self._client.stream("GET", _url(address, path)) as response,
+                    self._client.stream(
+                        "GET", _url(address, path), extensions=to_address(address)
+                    ) as response,
                 ):
                     return _heard(response.status_code)
             except RefusedError as error:
@@ -151,9 +159,13 @@ class ModelServer:
                 headers["Content-Type"] = "application/json"
         asked = _asked(hook)
         try:
-            url = _url(address, fillings.in_path(hook.path))
+            url = _url(address, hook.path, fillings)
             async with self._client.stream(
-                hook.method, url, headers=_encoded(headers), content=content
+                hook.method,
+                url,
+                headers=_encoded(headers),
+                content=content,
+                extensions=to_address(address),
             ) as response:
                 if not response.is_success:
                     excerpt = await _excerpt(response)
@@ -207,9 +219,20 @@ def _asked(hook: Hook) -> str:
     return f"{hook.method} {hook.path}"
 
 
-def _url(address: Address, path: str) -> str:
+def _url(address: Address, path: str, fillings: Fillings | None = None) -> str:
+    """Return where a path is asked for; raises `spec_refused` for what is no path.
+
+    The rules of the catalog are not enough: what they did not judge comes here too, out of records
+    and labels that an older version or somebody else has written.
+    """
+    if _PATH.fullmatch(path) is None:
+        raise ModelyardError(
+            ErrorCode.SPEC_REFUSED,
+            f"{path[:_PATH_CHARS]!r} is no path of a hook: it has to begin with exactly one / and "
+            "to hold no control characters. Store the model anew, and create the job again.",
+        )
     host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"http://{host}:{address.port}{path}"
+    return f"http://{host}:{address.port}{fillings.in_path(path) if fillings else path}"
 
 
 def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

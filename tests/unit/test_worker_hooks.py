@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from modelyard.contract.catalog import Hook
+from modelyard.contract.entry_rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.hooks import ModelServer, NoAnswerError, http_client
@@ -136,6 +137,28 @@ async def test_an_input_never_leaves_its_place_in_the_path(
 ) -> None:
     await send(model_server, raw, Hook(path="/p/{input}/q"), value)
     assert raw.seen[0].split(b" ")[1] == sent
+
+
+@pytest.mark.parametrize(
+    "path", ["@127.0.0.9:1/latest", "", "latest", "//127.0.0.9:1/", "/a\r\nX: y", "/a\x00", ":1/"]
+)
+async def test_what_is_no_path_is_refused_wherever_it_comes_from(
+    model_server: ModelServer, raw: Raw, path: str
+) -> None:
+    hook = Hook.model_validate({"path": path}, context=AS_RECORDED)
+    with pytest.raises(ModelyardError) as sent:
+        await send(model_server, raw, hook)
+    with pytest.raises(ModelyardError) as probed:
+        await model_server.probe(raw.address, path)
+    assert {sent.value.code, probed.value.code} == {ErrorCode.SPEC_REFUSED}
+    assert raw.seen == []
+
+
+async def test_an_empty_input_in_a_path_is_still_sent_to_the_container(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    await send(model_server, raw, Hook(path="/{input}/q"), "")
+    assert raw.seen[0].startswith(b"POST //q HTTP/1.1\r\n")
 
 
 async def test_an_input_never_ends_a_header(model_server: ModelServer, raw: Raw) -> None:
