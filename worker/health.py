@@ -54,6 +54,10 @@ class Health:
         """Tell whether this process has put it there: for servers that can't be asked."""
         return container_id in self._put
 
+    def taken_out(self, container_id: str) -> bool:
+        """Tell whether this process knows that the model is not in memory."""
+        return container_id in self._out
+
     def looked(self, container_id: str, *, running: bool, answer: Answer | None) -> bool:
         """Note what a look has seen; return whether the model is unhealthy.
 

@@ -34,8 +34,9 @@ _PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f]*")
 _FRAMING = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"}
 )
-_DID_NOT_ASK = frozenset({408, 429, 504})
-"""Request Timeout, Too Many Requests, Gateway Timeout: the model itself was not asked."""
+_DID_NOT_ASK = frozenset({408, 429, 502, 504})
+"""Request Timeout, Too Many Requests, Bad Gateway, Gateway Timeout: the model was not
+asked."""
 
 
 class NoAnswerError(ModelyardError):

@@ -52,6 +52,7 @@ class Models:
             if not await self._is_loaded(facts, memory):
                 account.tell(Phase.LOADING, container_id=facts.id)
                 await account.may_go_on()
+                self._containers.health.forget(facts.id)  # it may be in memory, however this ends
                 await self._load_in_time(command, facts, memory)
         self._stopped.discard(facts.id)
         crash_point("worker.after_load")
@@ -66,7 +67,9 @@ class Models:
                 await self._stop(command, facts, account)
         elif facts.running or facts.id not in self._stopped:
             memory = ServerMemory(self._server, command, facts)
-            if not await memory.says_it_is_out():
+            # A server that is busy may answer as if the model were out: its word is not enough.
+            known = self._containers.health.taken_out(facts.id)
+            if not (known and await memory.says_it_is_out()):
                 account.tell(Phase.UNLOADING, container_id=facts.id)
                 unloading = memory.unload()
                 if not await while_running(

@@ -320,6 +320,7 @@ async def test_a_refused_connection_is_no_answer(model_server: ModelServer, raw:
         ("404 No", Answer.NO),
         ("408 Late", Answer.SILENT),
         ("429 Many", Answer.SILENT),
+        ("502 Gate", Answer.SILENT),
         ("504 Gate", Answer.SILENT),
     ],
 )

@@ -65,6 +65,32 @@ async def test_the_unload_of_a_busy_server_is_really_sent(profile: Profile) -> N
 
 
 @pytest.mark.parametrize("profile", SERVERS)
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_the_unload_of_a_server_that_answers_503_is_really_sent(
+    profile: Profile,
+    restarted: bool,  # noqa: FBT001 - pytest names it
+) -> None:
+    bench = await loaded(Bench(model(profile)))
+    if restarted:
+        bench.restarted()
+    bench.server.overloaded = True
+    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
+    assert (bench.server.unloads, bench.server.loaded) == (1, False)
+
+
+async def test_a_model_whose_load_was_cut_short_is_not_taken_for_one_that_is_out() -> None:
+    bench = Bench()
+    assert (await bench.do(CREATE)).job_state is JobState.CREATED
+    bench.server.becomes_ready = False
+    async with underway(bench, LOAD, "/load") as loading:
+        loading.cancel()
+        await asyncio.wait((loading,))
+    assert bench.server.loaded
+    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
+    assert (bench.server.unloads, bench.server.loaded) == (1, False)
+
+
+@pytest.mark.parametrize("profile", SERVERS)
 async def test_the_unload_of_a_server_that_stays_busy_does_not_succeed(profile: Profile) -> None:
     bench = await loaded(Bench(model(profile)))
     bench.server.busy.clear()
