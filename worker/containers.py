@@ -207,8 +207,7 @@ class Containers:
         crash_point("worker.before_remove")
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
-        self.health.forget(container_id)
-        self.health.over_disk.pop(container_id, None)
+        self.health.is_gone(container_id)
 
     async def _stop(self, container_id: str, grace_s: float) -> None:
         try:

@@ -34,9 +34,6 @@ class Models:
         self._containers = containers
         self._server = server
         self._results = results
-        self._stopped: set[str] = set()
-        """Containers that were stopped because their servers can't unload: an UNLOAD whose engine
-        did not answer comes again, and must not take that for a death."""
 
     async def load(
         self, command: HostCommand, facts: ContainerFacts, account: Account
@@ -54,7 +51,7 @@ class Models:
                 await account.may_go_on()
                 self._containers.health.forget(facts.id)  # it may be in memory, however this ends
                 await self._load_in_time(command, facts, memory)
-        self._stopped.discard(facts.id)
+        self._containers.health.stopped.discard(facts.id)
         crash_point("worker.after_load")
         self._containers.health.was_loaded(facts.id)
         return facts
@@ -65,7 +62,7 @@ class Models:
         if talk.in_memory is InMemory.PROCESS_RUNS:
             if facts.running:
                 await self._stop(command, facts, account)
-        elif facts.running or facts.id not in self._stopped:
+        elif facts.running or facts.id not in self._containers.health.stopped:
             memory = ServerMemory(self._server, command, facts)
             # A server that is busy may answer as if the model were out: its word is not enough.
             known = self._containers.health.taken_out(facts.id)
@@ -76,7 +73,7 @@ class Models:
                     self._runtime, facts.id, unloading, grace_s=WATCH_AFTER_S
                 ):
                     # It has no way to unload; a LOAD starts the container again.
-                    self._stopped.add(facts.id)
+                    self._containers.health.stopped.add(facts.id)
                     await self._stop(command, facts, account)
         crash_point("worker.after_unload")
         self._containers.health.was_unloaded(facts.id)
