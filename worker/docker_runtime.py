@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+import structlog
 from aiodocker.containers import DockerContainer
 from aiodocker.exceptions import DockerError
 
@@ -39,6 +40,7 @@ from worker.docker_runtime_calls import (
     deadline,
     disk_is_full,
     one_container,
+    refuses_storage_opt,
 )
 from worker.docker_runtime_events import watch
 from worker.docker_runtime_output import DockerOutput
@@ -59,6 +61,8 @@ from worker.runtime import (
     VolumeFacts,
     checked_ref,
 )
+
+log = structlog.get_logger(__name__)
 
 PING_S = 5.0
 MEASURE_S = 60.0
@@ -83,6 +87,9 @@ class DockerRuntime:
         self._docker = client_of(url)
         self._streams = client_of(url)
         self._output = DockerOutput(self._streams)
+        self._may_limit_root = False
+        """As far as the engine has told; see `InfoDocument.may_limit_root`."""
+        self._refused_root_limit = False
 
     async def close(self) -> None:
         async with asyncio.timeout(CLOSE_S):
@@ -97,6 +104,7 @@ class DockerRuntime:
         async with deadline("describe itself", CALL_S, ours=True):
             version = VersionDocument.model_validate(await self._docker.version())
             info = InfoDocument.model_validate(await self._docker.system.info())
+        self._may_limit_root = info.may_limit_root and not self._refused_root_limit
         return engine_facts(version, info)
 
     async def ensure_network(self) -> None:
@@ -187,7 +195,7 @@ class DockerRuntime:
 
     async def _create(self, plan: ContainerPlan) -> str | None:
         """Return the new container's id; None if its name is taken."""
-        config = engine_config(plan)
+        config = engine_config(plan, limit_root=self._may_limit_root)
         config["Image"] = full_reference(plan.image)
         async with deadline("create a container", CREATE_S):
             try:
@@ -197,6 +205,10 @@ class DockerRuntime:
                     return None
                 if disk_is_full(error.message):
                     raise
+                if "StorageOpt" in config["HostConfig"] and refuses_storage_opt(error.message):
+                    self._refused_root_limit, self._may_limit_root = True, False
+                    log.info("engine.no_root_limit", reason=error.message)
+                    return await self._create(plan)
                 if error.status == NOT_FOUND and "image" in (error.message or "").lower():
                     raise ImageNotFoundError(f"{plan.image}: {error.message}") from error
                 if error.status < SERVER_FAULT:
