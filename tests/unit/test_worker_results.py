@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -34,6 +35,18 @@ async def reader() -> AsyncIterator[ResultReader]:
 def pid_of(reader: ResultReader) -> int:
     assert reader._process._process is not None
     return reader._process._process.pid
+
+
+async def gone(pid: int) -> None:
+    """Return once no process has this id."""
+
+    async def ended() -> bool:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            return False
+        return True
+
+    await eventually(ended, what="the end of the process")
 
 
 async def test_large_results_of_many_containers_hold_up_nobody() -> None:
@@ -112,11 +125,28 @@ async def test_the_process_ends_with_its_worker() -> None:
             await host.done(verb)
         await host.done(Verb.INFER, input=1)
         pid = pid_of(host.service._results)
+    await gone(pid)
 
-    async def gone() -> bool:
-        with suppress(ProcessLookupError):
-            os.kill(pid, 0)
-            return False
-        return True
 
-    await eventually(gone, what="the end of the process")
+_READS_AND_WAITS = """
+import asyncio
+from worker.results import ResultReader
+async def main():
+    reader = ResultReader()
+    await reader.read(b"[" + b"1," * 40_000 + b"1]")
+    print(reader._process._process.pid, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_the_process_ends_with_a_worker_that_is_killed() -> None:
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _READS_AND_WAITS, stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    async with asyncio.timeout(30):
+        pid = int(await worker.stdout.readline())
+    worker.kill()
+    await worker.wait()
+    await gone(pid)
