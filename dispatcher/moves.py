@@ -28,6 +28,7 @@ from dispatcher.placement import Need, Room, Unplaced
 from dispatcher.recovery import system_operation
 from dispatcher.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
 from modelyard.crash_points import crash_point
 from modelyard.store import Store
@@ -113,7 +114,7 @@ class Moves:
         there = next((one for one in hosts if one.host_id == move.host_id), None)
         lost = there is None or there.liveness is Liveness.LOST
         if lost or _is_unwanted(job, move, there):
-            await self._give_up(job, move, failed=lost)
+            await self._give_up(job, move, failures=int(lost))
         elif there is not None and there.liveness is Liveness.ONLINE:
             await self._step_to(job, move, there)
 
@@ -132,7 +133,8 @@ class Moves:
                 return
             if leg.state is not OperationState.SUCCEEDED:
                 log.warning("move.failed", job_id=job.job_id, verb=verb, error=leg.error)
-                await self._give_up(job, move, failed=True)
+                final = _is_final(leg, verb)
+                await self._give_up(job, move, failures=MOST_FAILURES if final else 1)
                 return
         if leg is not None and await self._at_rest(job):
             await self._take_over(job, move, leg)
@@ -171,14 +173,14 @@ class Moves:
         )
         await self._facts.tell([moved])
 
-    async def _give_up(self, job: JobRecord, move: MoveRecord, *, failed: bool) -> None:
+    async def _give_up(self, job: JobRecord, move: MoveRecord, *, failures: int) -> None:
         """End the legs of a move that is not wanted or can't be, and free what it held."""
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
             leg = await self._store.operations.get(_leg(job, move, verb))
             if leg is not None and not leg.state.terminal:
                 await self._end(leg)
         crash_point("dispatcher.move_given_up.after_legs")
-        if await self._store.jobs.end_move(job, failed=failed):
+        if await self._store.jobs.end_move(job, failures=failures):
             crash_point("dispatcher.move_given_up.after_end")
             await self._store.hosts.release({move.host_id: [(job.job_id, move.generation)]})
             self._scheduler.wake_waiting()
@@ -200,6 +202,13 @@ def _is_unwanted(job: JobRecord, move: MoveRecord, there: HostRecord | None) -> 
     if job.state is not move.state or job.host_id is None or job.recovery is not None:
         return True
     return there is not None and there.admission is Admission.DRAINING
+
+
+def _is_final(leg: OperationRecord, verb: Verb) -> bool:
+    """Tell whether a leg failed for a reason that the next move would meet again."""
+    if leg.state is not OperationState.FAILED or leg.error is None:
+        return False
+    return not is_retried(verb, leg.error.code)
 
 
 def _why(move: MoveRecord) -> str:

@@ -176,16 +176,11 @@ class Aftermath:
 
     def _of_our_hand(self, error: ModelyardError, facts: ContainerFacts | None) -> ModelyardError:
         """Return why this worker has ended the container, if it has, else the error."""
-        if facts is None or facts.id not in self._containers.health.over_disk:
-            return error
-        if error.code not in _DEATHS:
+        why = None if facts is None else self._containers.health.over_disk.get(facts.id)
+        if facts is None or why is None or error.code not in _DEATHS:
             return error
         limit = facts.labels.disk if facts.labels else None
-        return ModelyardError(
-            ErrorCode.DISK_QUOTA_EXCEEDED,
-            f"The container wrote more than {limit} bytes to the disk (resources.disk).",
-            limit=limit,
-        )
+        return ModelyardError(ErrorCode.DISK_QUOTA_EXCEEDED, why, limit=limit)
 
     async def _settled(self, facts: ContainerFacts) -> ContainerFacts:
         try:

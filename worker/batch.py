@@ -6,17 +6,20 @@ from modelyard.contract.states import Phase
 from modelyard.crash_points import crash_point
 from worker.account import Account
 from worker.containers import Containers
-from worker.hooks import read_result
 from worker.readiness import exited
+from worker.results import ResultReader
 from worker.runtime import ContainerFacts, ContainerRuntime
 
 
 class Batch:
     """Runs one container to its end."""
 
-    def __init__(self, runtime: ContainerRuntime, containers: Containers) -> None:
+    def __init__(
+        self, runtime: ContainerRuntime, containers: Containers, results: ResultReader
+    ) -> None:
         self._runtime = runtime
         self._containers = containers
+        self._results = results
 
     async def run(self, command: HostCommand, facts: ContainerFacts, account: Account) -> str:
         """Return the result as JSON text; raises `exited` or `oom_killed` if the code is not 0."""
@@ -28,7 +31,7 @@ class Batch:
         if end.code != 0:
             raise exited(end)
         account.tell(Phase.SAVING)
-        return await read_result(await self._written(command, facts))
+        return await self._results.read(await self._written(command, facts))
 
     async def _written(self, command: HostCommand, facts: ContainerFacts) -> bytes:
         path = command.model.result_file

@@ -142,7 +142,7 @@ class Containers:
             verify_mount(facts, mount.target, mount)
         account.tell(Phase.STARTING, container_id=facts.id)
         self.health.was_unloaded(facts.id)
-        self.health.over_disk.discard(facts.id)
+        self.health.over_disk.pop(facts.id, None)
         await account.may_go_on()
         await self._runtime.start(facts.id)
         crash_point("worker.after_start")
@@ -207,8 +207,7 @@ class Containers:
         crash_point("worker.before_remove")
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
-        self.health.forget(container_id)
-        self.health.over_disk.discard(container_id)
+        self.health.is_gone(container_id)
 
     async def _stop(self, container_id: str, grace_s: float) -> None:
         try:

@@ -3,16 +3,23 @@
 Source: Docker Engine API 1.41, ContainerCreate.
 """
 
+from math import ceil
 from typing import Any
 
 from worker.container_plan import ContainerPlan
 
+ROOT_SLACK = 1.25
+"""The storage driver's limit by the model's: within it the worker ends the container and says why,
+at it a write fails and the program says what it likes."""
 _LOG_CONFIG = {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
 _TMP = "/tmp"  # noqa: S108 - inside of the container
 
 
-def engine_config(plan: ContainerPlan) -> dict[str, Any]:
-    """Return the whole configuration; what is not named here is never sent."""
+def engine_config(plan: ContainerPlan, *, limit_root: bool = False) -> dict[str, Any]:
+    """Return the whole configuration; what is not named here is never sent.
+
+    `limit_root`: have the storage driver bound what is written to the root file system too.
+    """
     config: dict[str, Any] = {
         "Image": plan.image,
         "User": plan.user,
@@ -29,6 +36,8 @@ def engine_config(plan: ContainerPlan) -> dict[str, Any]:
         "HostConfig": _host_config(plan),
         "NetworkingConfig": {"EndpointsConfig": {plan.network: {}}},
     }
+    if limit_root and not plan.read_only and plan.labels.disk is not None:
+        config["HostConfig"]["StorageOpt"] = {"size": str(ceil(plan.labels.disk * ROOT_SLACK))}
     if plan.command is not None:
         config["Cmd"] = list(plan.command)
     if plan.port is not None:

@@ -211,6 +211,20 @@ class InfoDocument(_Document):
     operating_system: str = ""
     ncpu: int = Field(default=0, alias="NCPU")
     mem_total: int = 0
+    driver: str = ""
+    driver_status: tuple[tuple[str, ...], ...] | None = None
+
+    @property
+    def may_limit_root(self) -> bool:
+        """True if the storage driver may be able to bound what a container writes to its root.
+
+        Overlay on XFS can if that is mounted with `pquota`, which only a try tells. Not counted are
+        drivers whose limit includes the image (btrfs: `max_referenced`; devicemapper).
+        """
+        if self.driver == "zfs":
+            return True
+        on_xfs = ("Backing Filesystem", "xfs") in (self.driver_status or ())
+        return self.driver == "overlay2" and on_xfs
 
 
 class _LayerBytes(BaseModel):

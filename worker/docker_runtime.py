@@ -9,9 +9,10 @@ version is negotiated: 1.41 (Docker 20.10) and up.
 import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
+import structlog
 from aiodocker.containers import DockerContainer
 from aiodocker.exceptions import DockerError
 
@@ -39,6 +40,7 @@ from worker.docker_runtime_calls import (
     deadline,
     disk_is_full,
     one_container,
+    refuses_storage_opt,
 )
 from worker.docker_runtime_events import watch
 from worker.docker_runtime_output import DockerOutput
@@ -59,6 +61,8 @@ from worker.runtime import (
     VolumeFacts,
     checked_ref,
 )
+
+log = structlog.get_logger(__name__)
 
 PING_S = 5.0
 MEASURE_S = 60.0
@@ -83,6 +87,9 @@ class DockerRuntime:
         self._docker = client_of(url)
         self._streams = client_of(url)
         self._output = DockerOutput(self._streams)
+        self._may_limit_root = False
+        """As far as the engine has told; see `InfoDocument.may_limit_root`."""
+        self._refused_root_limit = False
 
     async def close(self) -> None:
         async with asyncio.timeout(CLOSE_S):
@@ -97,6 +104,7 @@ class DockerRuntime:
         async with deadline("describe itself", CALL_S, ours=True):
             version = VersionDocument.model_validate(await self._docker.version())
             info = InfoDocument.model_validate(await self._docker.system.info())
+        self._may_limit_root = info.may_limit_root and not self._refused_root_limit
         return engine_facts(version, info)
 
     async def ensure_network(self) -> None:
@@ -160,28 +168,15 @@ class DockerRuntime:
                 raise
             return VolumeDocument.model_validate(found).facts()
 
-    async def disk_used(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
-        used = {}
-        for facts in containers:
-            try:
-                used[facts.id] = await self._written(facts.id)
-            except NoSuchContainerError:
-                continue
-        if not any(mount.on_disk for facts in containers for mount in facts.mounts):
-            return used
+    async def written(self, container_id: str) -> int:
+        async with one_container(self._streams, container_id, "measure", MEASURE_S) as container:
+            return ContainerDocument.model_validate(await container.show(size="1")).size_rw
+
+    async def volume_sizes(self) -> dict[str, int]:
         # Docker 20.10 measures all that it has for this; later ones only the volumes.
         async with deadline("measure volumes", MEASURE_S, ours=True):
             answer = await self._streams._query_json("system/df", params={"type": "volume"})  # noqa: SLF001 - aiodocker has no parameter for it
-            sizes = DiskUsageDocument.model_validate(answer).sizes()
-        for facts in containers:
-            if facts.id in used:
-                volumes = [mount.source for mount in facts.mounts if mount.on_disk]
-                used[facts.id] += sum(sizes.get(name, 0) for name in volumes)
-        return used
-
-    async def _written(self, container_id: str) -> int:
-        async with one_container(self._streams, container_id, "measure", MEASURE_S) as container:
-            return ContainerDocument.model_validate(await container.show(size="1")).size_rw
+            return DiskUsageDocument.model_validate(answer).sizes()
 
     async def create(self, plan: ContainerPlan) -> str:
         checked_ref(plan.name)
@@ -200,7 +195,7 @@ class DockerRuntime:
 
     async def _create(self, plan: ContainerPlan) -> str | None:
         """Return the new container's id; None if its name is taken."""
-        config = engine_config(plan)
+        config = engine_config(plan, limit_root=self._may_limit_root)
         config["Image"] = full_reference(plan.image)
         async with deadline("create a container", CREATE_S):
             try:
@@ -210,6 +205,10 @@ class DockerRuntime:
                     return None
                 if disk_is_full(error.message):
                     raise
+                if "StorageOpt" in config["HostConfig"] and refuses_storage_opt(error.message):
+                    self._refused_root_limit, self._may_limit_root = True, False
+                    log.info("engine.no_root_limit", reason=error.message)
+                    return await self._create(plan)
                 if error.status == NOT_FOUND and "image" in (error.message or "").lower():
                     raise ImageNotFoundError(f"{plan.image}: {error.message}") from error
                 if error.status < SERVER_FAULT:

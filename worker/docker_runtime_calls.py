@@ -36,6 +36,12 @@ def disk_is_full(message: str | None) -> bool:
     return _DISK_FULL in (message or "").lower()
 
 
+def refuses_storage_opt(message: str | None) -> bool:
+    """Tell whether the engine says that its storage can't bound what a container writes."""
+    said = (message or "").lower()
+    return any(word in said for word in ("storage-opt", "pquota"))
+
+
 def is_refusal(error: DockerError) -> bool:
     """Tell whether the engine found fault with the request, and not with itself."""
     return error.status < SERVER_FAULT and error.status != TOO_MANY

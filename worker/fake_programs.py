@@ -39,6 +39,8 @@ class FakeServer:
     """True: connections are taken and closed without an answer, as a server that is cut short."""
     busy: asyncio.Event = field(default_factory=_set_event)
     """Cleared: nothing is answered meanwhile, as by a server with one thread that works."""
+    overloaded: bool = False
+    """True: it answers 503 to ready, as a server that has too much to do."""
     before_answer: Callable[[], None] = lambda: None
     repository: bool = True
     """False: the repository paths are not there."""
@@ -88,7 +90,7 @@ class FakeServer:
         if word == "index" and self.has_index:
             return httpx2.Response(200, json=[])
         if word in {"live", "alive", "ready"}:
-            ready = self.loaded and self.becomes_ready
+            ready = self.loaded and self.becomes_ready and not self.overloaded
             return httpx2.Response(200 if (ready if word == "ready" else self.alive) else 503)
         if word == "load":
             return await self._load()

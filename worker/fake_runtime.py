@@ -7,7 +7,7 @@ container's address (through `FakeRuntime.transport`), and may exit.
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -82,6 +82,8 @@ class FakeContainer:
     """Set by programs: it wrote so much that the beginning of its log was dropped."""
     disk: int = 0
     """Bytes that it has written to the disk."""
+    immeasurable: bool = False
+    """True: measuring what it has written fails."""
     files: dict[str, bytes] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it stops running or is removed; a new one for each start."""
@@ -155,6 +157,10 @@ class FakeRuntime:
         """Set: the registry refuses with these words."""
         self.volumes: dict[str, VolumeFacts] = {}
         """By name."""
+        self.volumes_immeasurable = False
+        """True: measuring volumes fails."""
+        self.volume_bytes: dict[str, int] = {}
+        """What is in them, by name."""
         self.image_facts: dict[str, ImageFacts] = {}
         """Of the images that bring something with them, by full reference."""
         self.links: dict[str, set[str]] = {}
@@ -215,10 +221,18 @@ class FakeRuntime:
         self._reach()
         return self.volumes.get(name)
 
-    async def disk_used(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
+    async def written(self, container_id: str) -> int:
         self._reach()
-        asked = [self.containers.get(facts.id) for facts in containers]
-        return {it.id: it.disk for it in asked if it is not None}
+        container = self._get(container_id)
+        if container.immeasurable:
+            raise EngineUnavailableError("Docker did not answer within 60 s (tried to measure).")
+        return container.disk
+
+    async def volume_sizes(self) -> dict[str, int]:
+        self._reach()
+        if self.volumes_immeasurable:
+            raise EngineUnavailableError("Docker failed to measure volumes.")
+        return dict(self.volume_bytes)
 
     def add_volume(self, name: str, driver: str = "local", **options: str) -> None:
         """Make a named volume."""

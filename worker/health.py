@@ -31,8 +31,11 @@ class Health:
         self._put: set[str] = set()
         self._out: set[str] = set()
         self._misses: dict[str, _Misses] = {}
-        self.over_disk: set[str] = set()
-        """Containers that were ended for what they wrote to the disk."""
+        self.over_disk: dict[str, str] = {}
+        """Containers that were ended for what they wrote to the disk, each with a sentence why."""
+        self.stopped: set[str] = set()
+        """Containers that were stopped because their servers can't unload: an UNLOAD whose engine
+        did not answer comes again, and must not take that for a death."""
 
     def was_loaded(self, container_id: str) -> None:
         """Note that this process has put the container's model into memory."""
@@ -44,8 +47,14 @@ class Health:
         self.forget(container_id)
         self._out.add(container_id)
 
+    def is_gone(self, container_id: str) -> None:
+        """Note that a container was removed."""
+        self.forget(container_id)
+        self.over_disk.pop(container_id, None)
+        self.stopped.discard(container_id)
+
     def forget(self, container_id: str) -> None:
-        """Know nothing of a container any more: it is gone or does not run."""
+        """Know nothing of a container's memory any more: it does not run."""
         self._put.discard(container_id)
         self._out.discard(container_id)
         self._misses.pop(container_id, None)
@@ -53,6 +62,10 @@ class Health:
     def put_into_memory(self, container_id: str) -> bool:
         """Tell whether this process has put it there: for servers that can't be asked."""
         return container_id in self._put
+
+    def taken_out(self, container_id: str) -> bool:
+        """Tell whether this process knows that the model is not in memory."""
+        return container_id in self._out
 
     def looked(self, container_id: str, *, running: bool, answer: Answer | None) -> bool:
         """Note what a look has seen; return whether the model is unhealthy.
@@ -80,4 +93,5 @@ class Health:
     @property
     def known(self) -> frozenset[str]:
         """The containers of which anything is remembered."""
-        return frozenset(self._put | self._out | self._misses.keys())
+        remembered = (self._put, self._out, self._misses, self.over_disk, self.stopped)
+        return frozenset().union(*remembered)

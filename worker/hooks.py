@@ -6,39 +6,37 @@ host, so it can't be sent anywhere else.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
 from modelyard.contract.catalog import Hook
-from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
-from modelyard.contract.strict_json import dump_json, parse_json
-from worker.http_exchange import BoundedTransport, RefusedError
+from worker.http_exchange import BoundedTransport, RefusedError, to_address
 from worker.placeholders import Fillings
 from worker.probes import NOBODY_LISTENS, Answer, Probe
+from worker.results import Reply, too_large
 from worker.runtime import Address
 
 PROBE_S = 2.0
 """Seconds that one readiness probe may take."""
-LARGE_RESULT_BYTES = 32 << 10
-"""From here on a result is read in a thread: the worker's heartbeats don't wait for it."""
 PROBES_AT_ONCE = 64
 """Probes that one worker has under way; the next ones wait for their turn."""
 EXCERPT_CHARS = 1_000
 """Characters of a refusal's body that are kept as the cause."""
-_FIRST_BYTES = 200
-"""Bytes of an answer that is no result which are kept as the cause."""
-_HEADER_CHARS = 200
+_PATH_CHARS = 200
+_PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f]*")
 # They frame the message; a hook that sets them would talk past what is sent.
 _FRAMING = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"}
 )
-_DID_NOT_ASK = frozenset({408, 429, 504})
-"""Request Timeout, Too Many Requests, Gateway Timeout: the model itself was not asked."""
+_DID_NOT_ASK = frozenset({408, 429, 502, 504})
+"""Request Timeout, Too Many Requests, Bad Gateway, Gateway Timeout: the model was not
+asked."""
 
 
 class NoAnswerError(ModelyardError):
@@ -67,18 +65,6 @@ class RefusedByServerError(ModelyardError):
         self.body = body
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A 2xx answer whose body is wanted."""
-
-    asked: str
-    status: int
-    content_type: str
-    encodings: tuple[str, ...]
-    """What the body is encoded with; empty if it is as the server made it."""
-    body: bytes
-
-
 def http_client(transport: httpx2.AsyncBaseTransport | None = None) -> httpx2.AsyncClient:
     """Return a client fit for model servers; time is bounded by the callers."""
     return httpx2.AsyncClient(
@@ -105,12 +91,17 @@ class ModelServer:
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
 
     async def probe(self, address: Address, path: str) -> Probe:
-        """Ask by a GET of `path` whether it holds now what a 2xx there means."""
+        """Ask by a GET of `path` whether it holds now what a 2xx there means.
+
+        Raises `spec_refused` for what is no path.
+        """
         async with self._probes:
             try:
                 async with (
                     asyncio.timeout(PROBE_S),
-                    self._client.stream("GET", _url(address, path)) as response,
+                    self._client.stream(
+                        "GET", _url(address, path), extensions=to_address(address)
+                    ) as response,
                 ):
                     return _heard(response.status_code)
             except RefusedError as error:
@@ -143,7 +134,7 @@ class ModelServer:
         async with self._sent(address, hook, fillings, failure) as response:
             body = await _read_capped(response, MAX_RESULT_BYTES + 1)
             if len(body) > MAX_RESULT_BYTES:
-                raise _too_large()
+                raise too_large()
             return Reply(
                 _asked(hook),
                 response.status_code,
@@ -169,9 +160,13 @@ class ModelServer:
                 headers["Content-Type"] = "application/json"
         asked = _asked(hook)
         try:
-            url = _url(address, fillings.in_path(hook.path))
+            url = _url(address, hook.path, fillings)
             async with self._client.stream(
-                hook.method, url, headers=_encoded(headers), content=content
+                hook.method,
+                url,
+                headers=_encoded(headers),
+                content=content,
+                extensions=to_address(address),
             ) as response:
                 if not response.is_success:
                     excerpt = await _excerpt(response)
@@ -184,58 +179,6 @@ class ModelServer:
             raise NoAnswerError(
                 failure, f"The model server gave no whole answer to {asked}: {reason}"
             ) from error
-
-
-async def read_result(body: bytes) -> str:
-    """Return an answer as `result_of` does; a large one is read in a thread."""
-    if len(body) < LARGE_RESULT_BYTES:
-        return result_of(body)
-    return await asyncio.to_thread(result_of, body)
-
-
-def result_of(body: bytes) -> str:
-    """Return an answer as compact JSON text; raises `bad_result` and `result_too_large`."""
-    try:
-        text = dump_json(parse_json(body, max_bytes=MAX_RESULT_BYTES))
-    except InvalidRequestError as error:
-        if error.code is ErrorCode.BODY_TOO_LARGE:
-            raise _too_large() from error
-        raise ModelyardError(ErrorCode.BAD_RESULT, error.message) from error
-    if len(text.encode()) > MAX_RESULT_BYTES:
-        raise _too_large()
-    return text
-
-
-def result_in(reply: Reply) -> str:
-    """Return the result in a server's answer as `result_of` does; an error says what came."""
-    detail = {
-        "asked": reply.asked,
-        "status": reply.status,
-        "content_type": reply.content_type[:_HEADER_CHARS],
-    }
-    if reply.encodings:
-        encoded = ", ".join(reply.encodings)[:_HEADER_CHARS]
-        raise ModelyardError(
-            ErrorCode.BAD_RESULT,
-            f"The model server encoded its answer to {reply.asked} with {encoded}. It was asked "
-            "for no encoding (Accept-Encoding: identity): have it send JSON as it is.",
-            **detail,
-        )
-    if not reply.body.strip():
-        raise ModelyardError(
-            ErrorCode.BAD_RESULT,
-            f"The model server answered {reply.status} to {reply.asked} without content. "
-            "A result in JSON was expected.",
-            **detail,
-        )
-    try:
-        return result_of(reply.body)
-    except ModelyardError as error:
-        if error.code is ErrorCode.BAD_RESULT:
-            error.detail.update(
-                detail, body=reply.body[:_FIRST_BYTES].decode("ascii", "backslashreplace")
-            )
-        raise
 
 
 def _heard(status: int) -> Probe:
@@ -272,18 +215,25 @@ async def _read_capped(
     return bytes(body[:most])
 
 
-def _too_large() -> ModelyardError:
-    return ModelyardError(ErrorCode.RESULT_TOO_LARGE, max_bytes=MAX_RESULT_BYTES)
-
-
 def _asked(hook: Hook) -> str:
     """Return what is asked, for errors; an input that goes into the path is not filled in."""
     return f"{hook.method} {hook.path}"
 
 
-def _url(address: Address, path: str) -> str:
+def _url(address: Address, path: str, fillings: Fillings | None = None) -> str:
+    """Return where a path is asked for; raises `spec_refused` for what is no path.
+
+    The rules of the catalog are not enough: what they did not judge comes here too, out of records
+    and labels that an older version or somebody else has written.
+    """
+    if _PATH.fullmatch(path) is None:
+        raise ModelyardError(
+            ErrorCode.SPEC_REFUSED,
+            f"{path[:_PATH_CHARS]!r} is no path of a hook: it has to begin with exactly one / and "
+            "to hold no control characters. Store the model anew, and create the job again.",
+        )
     host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"http://{host}:{address.port}{path}"
+    return f"http://{host}:{address.port}{fillings.in_path(path) if fillings else path}"
 
 
 def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

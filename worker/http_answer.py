@@ -113,11 +113,14 @@ class AnswerReader:
     def _body_of(self, head: Head) -> "_Length | _Chunked | _UntilClosed":
         if head.status in _NO_BODY:
             return _Length(0)
-        codings = b",".join(head.values(b"transfer-encoding")).strip().lower()
-        if codings:
-            if codings != b"chunked":
-                raise BadAnswerError(f"The transfer coding {codings[:40]!r} was not asked for.")
+        listed = b",".join(head.values(b"transfer-encoding")).lower().split(b",")
+        # Codings that change nothing are none; RFC 7230 has taken `identity` out of the list.
+        codings = [coding for each in listed if (coding := each.strip()) not in {b"", b"identity"}]
+        if codings == [b"chunked"]:
             return _Chunked(self._framing)
+        if codings:
+            named = b", ".join(codings)[:40]
+            raise BadAnswerError(f"The transfer coding {named!r} was not asked for.")
         lengths = {
             one.strip() for value in head.values(b"content-length") for one in value.split(b",")
         }

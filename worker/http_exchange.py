@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 import httpx2
 
 from worker.http_answer import AnswerReader, BadAnswerError, Head
+from worker.runtime import Address
 
 READ_BYTES = 16 << 10
 SMALL_READ_BYTES = 4 << 10
@@ -29,6 +30,9 @@ TRICKLE_PAUSE_S = 0.02
 """Seconds between two reads of an exchange that trickles, at the least."""
 _WANTED = frozenset({b"content-type", b"content-encoding"})
 """Headers of an answer that anybody looks at. Parsing 250 cookies for nothing takes 60 ms."""
+
+
+_ADDRESS = "modelyard_address"
 
 
 class RefusedError(httpx2.ConnectError):
@@ -179,8 +183,19 @@ class _Body(httpx2.AsyncByteStream):
         self._exchange.close()
 
 
+def to_address(address: Address) -> dict[str, Address]:
+    """Return the extensions of a request that say where it is to be sent.
+
+    What is connected to never comes out of a text that was parsed: a URL holds what others wrote.
+    """
+    return {_ADDRESS: address}
+
+
 async def _connected(request: httpx2.Request) -> socket.socket:
-    host, port = request.url.host, request.url.port or 80
+    address = request.extensions.get(_ADDRESS)
+    if not isinstance(address, Address):
+        raise httpx2.LocalProtocolError("The request does not say where to send it (to_address).")
+    host, port = address.host, address.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         connection = socket.socket(family, socket.SOCK_STREAM)

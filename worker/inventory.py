@@ -1,7 +1,9 @@
 """What a host says of its containers: one item for each, its server asked if it is ready."""
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
+from modelyard.contract.errors import ModelyardError
 from modelyard.contract.messages import InventoryItem
 from modelyard.together import TaskGroup
 from worker.hooks import ModelServer
@@ -36,7 +38,9 @@ async def _item(
 ) -> InventoryItem:
     answer: Answer | None = None
     if ask and facts.address is not None and labels.ready_path is not None:
-        answer = (await server.probe(facts.address, labels.ready_path)).answer
+        # A label that holds no path is no reason to say nothing of all other containers.
+        with suppress(ModelyardError):
+            answer = (await server.probe(facts.address, labels.ready_path)).answer
     return InventoryItem(
         container_id=facts.id,
         job_id=labels.job_id,

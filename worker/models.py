@@ -12,7 +12,7 @@ from worker.hooks import ModelServer
 from worker.probes import Answer
 from worker.profiles import InMemory, talk_of
 from worker.readiness import address_of, while_running
-from worker.result_turns import ResultTurns
+from worker.results import ResultReader
 from worker.runtime import ContainerFacts, ContainerRuntime
 from worker.server_memory import ServerMemory, fillings_of
 
@@ -24,15 +24,16 @@ class Models:
     """What operations do to the model in a container."""
 
     def __init__(
-        self, runtime: ContainerRuntime, containers: Containers, server: ModelServer
+        self,
+        runtime: ContainerRuntime,
+        containers: Containers,
+        server: ModelServer,
+        results: ResultReader,
     ) -> None:
         self._runtime = runtime
         self._containers = containers
         self._server = server
-        self._results = ResultTurns()
-        self._stopped: set[str] = set()
-        """Containers that were stopped because their servers can't unload: an UNLOAD whose engine
-        did not answer comes again, and must not take that for a death."""
+        self._results = results
 
     async def load(
         self, command: HostCommand, facts: ContainerFacts, account: Account
@@ -48,8 +49,9 @@ class Models:
             if not await self._is_loaded(facts, memory):
                 account.tell(Phase.LOADING, container_id=facts.id)
                 await account.may_go_on()
+                self._containers.health.forget(facts.id)  # it may be in memory, however this ends
                 await self._load_in_time(command, facts, memory)
-        self._stopped.discard(facts.id)
+        self._containers.health.stopped.discard(facts.id)
         crash_point("worker.after_load")
         self._containers.health.was_loaded(facts.id)
         return facts
@@ -60,16 +62,18 @@ class Models:
         if talk.in_memory is InMemory.PROCESS_RUNS:
             if facts.running:
                 await self._stop(command, facts, account)
-        elif facts.running or facts.id not in self._stopped:
+        elif facts.running or facts.id not in self._containers.health.stopped:
             memory = ServerMemory(self._server, command, facts)
-            if not await memory.says_it_is_out():
+            # A server that is busy may answer as if the model were out: its word is not enough.
+            known = self._containers.health.taken_out(facts.id)
+            if not (known and await memory.says_it_is_out()):
                 account.tell(Phase.UNLOADING, container_id=facts.id)
                 unloading = memory.unload()
                 if not await while_running(
                     self._runtime, facts.id, unloading, grace_s=WATCH_AFTER_S
                 ):
                     # It has no way to unload; a LOAD starts the container again.
-                    self._stopped.add(facts.id)
+                    self._containers.health.stopped.add(facts.id)
                     await self._stop(command, facts, account)
         crash_point("worker.after_unload")
         self._containers.health.was_unloaded(facts.id)
@@ -89,7 +93,7 @@ class Models:
         sending = self._server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
         reply = await while_running(self._runtime, facts.id, sending, grace_s=WATCH_AFTER_S)
         crash_point("worker.after_infer")
-        return await self._results.read(facts.id, reply)
+        return await self._results.read_reply(reply)
 
     async def _stop(self, command: HostCommand, facts: ContainerFacts, account: Account) -> None:
         account.tell(Phase.UNLOADING, container_id=facts.id)

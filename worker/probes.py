@@ -16,12 +16,12 @@ class Answer(StrEnum):
     """A 2xx came in time: it holds."""
     NO = "no"
     """It does not hold: another status came in time, or the kernel refused the connection, so that
-    nothing listens. Not counted as NO are 408, 429 and 504, with which a front says that it did not
-    ask the model."""
+    nothing listens. Not counted as NO are 408, 429, 502 and 504, with which a front says that it
+    did not ask the model."""
     SILENT = "silent"
     """Nothing is known: no answer in time, a connection that was taken and then closed or broken,
     something that is not HTTP, a flood that was cut off, a front that did not ask the model (408,
-    429, 504), a connection that we could not make. A server with one thread that works on a
+    429, 502, 504), a connection that we could not make. A server with one thread that works on a
     request which nobody waits for any more is silent and well; so is any server to a worker that
     is itself late. Docker's proxy for published ports closes a connection when nothing listens
     behind it: that can't be told from a server that closes it, and so proves nothing either."""

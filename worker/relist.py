@@ -103,7 +103,7 @@ class Relist:
                     self._discards.finish(facts.id, facts.labels.job_id)
             containers = [facts for facts in listed if not facts.dead]
             for gone in known - {facts.id for facts in containers}:
-                self._health.forget(gone)
+                self._health.is_gone(gone)
             items = await take_stock(self._server, containers, unasked=busy)
             judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
             self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))

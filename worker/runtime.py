@@ -8,7 +8,7 @@ no name is read as an id.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -277,11 +277,14 @@ class ContainerRuntime(Protocol):
     async def log_is_full(self, container_id: str) -> bool:
         """Return whether the log is so long that its beginning may have been dropped."""
 
-    async def disk_used(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
-        """Return the bytes that each has written to the disk, by id: root file system and volumes.
+    async def written(self, container_id: str) -> int:
+        """Return the bytes that a container has written to its root file system.
 
-        Those that are gone are left out. It may take seconds: the engine walks through the files.
+        It may take up to a minute: the engine walks through the files.
         """
+
+    async def volume_sizes(self) -> dict[str, int]:
+        """Return the bytes in each of the engine's volumes, by name; it may take as long."""
 
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
         """Return a regular file of an exited container.

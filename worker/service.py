@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import aclosing
 
 import structlog
 
@@ -24,6 +25,7 @@ from worker.models import Models
 from worker.operations import Operations
 from worker.recovery import ENGINE_WAIT_S
 from worker.references import AllowList
+from worker.results import ResultReader
 from worker.runtime import ContainerRuntime
 from worker.settings import WorkerSettings
 from worker.term import Standing, Term
@@ -51,9 +53,11 @@ class Service:
         """
         self._fence_s = fence_s
         self._on_renewal = on_renewal
+        self._results = ResultReader()
         operations = build_operations(
             runtime,
             server,
+            self._results,
             rules=settings.plan_rules(),
             allowed=AllowList(settings.worker_allowed_images),
             dataset_roots=settings.worker_dataset_roots,
@@ -76,6 +80,11 @@ class Service:
         Each lost lease ends a term, and the next one has a new incarnation. Raises what
         `Recovery.prepare` does. A side task that dies takes the process with it.
         """
+        async with aclosing(self._results):
+            await self._run_terms(stop)
+        log.info("worker.stopped")
+
+    async def _run_terms(self, stop: asyncio.Event) -> None:
         engine_wait_s = ENGINE_WAIT_S
         async with TaskGroup() as tasks:
             cleaning = tasks.create_task(self._standing.operations.clean_up())
@@ -87,12 +96,12 @@ class Service:
                 engine_wait_s = math.inf
             cleaning.cancel()
             measuring.cancel()
-        log.info("worker.stopped")
 
 
 def build_operations(  # noqa: PLR0913 - all that operations are wired from
     runtime: ContainerRuntime,
     server: ModelServer,
+    results: ResultReader,
     *,
     rules: PlanRules,
     allowed: AllowList,
@@ -106,8 +115,8 @@ def build_operations(  # noqa: PLR0913 - all that operations are wired from
     cleanup = Cleanup(containers, retry_s=cleanup_retry_s)
     return Operations(
         containers,
-        Models(runtime, containers, server),
-        Batch(runtime, containers),
+        Models(runtime, containers, server, results),
+        Batch(runtime, containers, results),
         Aftermath(runtime, containers, cleanup),
         cleanup,
     )

@@ -278,9 +278,12 @@ class Jobs:
         changes = {"move": move.model_dump(mode="json"), "highest_generation": move.generation}
         return await self._change(job, changes)
 
-    async def end_move(self, job: JobRecord, *, failed: bool) -> bool:
-        """Forget a move that came to nothing, if nobody changed the job meanwhile."""
-        failures = job.move_failures + 1 if failed else job.move_failures
+    async def end_move(self, job: JobRecord, *, failures: int) -> bool:
+        """Forget a move that came to nothing, if nobody changed the job meanwhile.
+
+        `failures` is how many failed moves it counts as.
+        """
+        failures += job.move_failures
         return await self._change(job, {"move": None, "move_failures": failures})
 
     async def arrive(self, job: JobRecord, move: MoveRecord, container_id: str | None) -> bool:

@@ -4,11 +4,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from dispatcher.moves import MOST_FAILURES
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import HostCommand, InventoryItem
 from modelyard.contract.states import Admission, JobState, OperationState, Verb
 from modelyard.store import Store
+from modelyard.store.records import JobRecord
 from tests.support.deployed import accepted, created, item, loaded, slots_used
 from tests.support.scripted_host import ScriptedHost, scripted_host
 from tests.support.waiting import eventually
@@ -116,6 +118,25 @@ async def test_a_move_that_fails_leaves_the_job_where_it_is_and_tries_a_new_cont
         again = await h2.command()
         assert (again.verb, again.generation) == (Verb.DEPLOY_CREATE, 3)
         job = await yard.job("job-1")
+        assert (job.state, job.host_id, job.generation) == (JobState.LOADED, "h1", 1)
+
+
+async def test_a_move_that_fails_for_good_is_not_begun_again(yard: Yard) -> None:
+    async with scripted_host(yard.broker, "h1") as h1, scripted_host(yard.broker, "h2") as h2:
+        leg = await first_leg(yard, h1, h2)
+        await h2.finish(
+            leg,
+            OperationState.FAILED,
+            job_state=JobState.FAILED,
+            error=ErrorInfo.of(ErrorCode.SPEC_REFUSED),
+        )
+
+        async def given_up() -> JobRecord | None:
+            job = await yard.job("job-1")
+            return job if job.move_failures else None
+
+        job = await eventually(given_up)
+        assert (job.move_failures, job.move) == (MOST_FAILURES, None)
         assert (job.state, job.host_id, job.generation) == (JobState.LOADED, "h1", 1)
 
 

@@ -50,15 +50,19 @@ class Lags:
 async def feeling() -> AsyncIterator[Lags]:
     """Let a heartbeat run on this event loop; what it has felt is in what this gives."""
     lags = Lags()
+    beaten = asyncio.Event()
 
     async def beat() -> None:
         while True:
             due = time.perf_counter() + BEAT_S
             await asyncio.sleep(BEAT_S)
             lags.all.append(max(0.0, time.perf_counter() - due))
+            beaten.set()
 
     beating = asyncio.create_task(beat())
     try:
         yield lags
+        beaten.clear()
+        await beaten.wait()  # the one that was due during a stall which lasted until just now
     finally:
         beating.cancel()

@@ -53,6 +53,18 @@ def test_an_answer_is_the_same_however_it_is_cut(cuts: list[int]) -> None:
         (b"HTTP/1.1 304 Not\r\nTransfer-Encoding: chunked\r\n\r\n", b"", True),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}", b"{}", False),
         (b"HTTP/1.1 200 OK\r\n\r\n{}", b"{}", False),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\n{}more",
+            b"{}",
+            True,
+        ),
+        (b"HTTP/1.0 200 OK\r\nTransfer-Encoding: Identity\r\n\r\n{}", b"{}", False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: , \r\n\r\n{}", b"{}", False),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+            b"{}",
+            True,
+        ),
     ],
 )
 def test_a_body_ends_where_its_framing_says(raw: bytes, body: bytes, *, done: bool) -> None:
@@ -94,6 +106,8 @@ def test_an_answer_that_is_not_whole_is_an_error(raw: bytes) -> None:
         b"HTTP/1.1 200 OK\r\nX Y: 1\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity, gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5_000 + b"\r\n\r\n",

@@ -7,13 +7,20 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import pytest
 
 from modelyard.contract.catalog import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
 from worker.hooks import ModelServer, NoAnswerError, http_client
-from worker.http_exchange import TRICKLE_PAUSE_S, TRICKLE_READS_PER_S, BoundedTransport, Pace
+from worker.http_exchange import (
+    TRICKLE_PAUSE_S,
+    TRICKLE_READS_PER_S,
+    BoundedTransport,
+    Pace,
+    to_address,
+)
 from worker.placeholders import Fillings
 from worker.runtime import Address
 
@@ -92,8 +99,20 @@ async def test_headers_that_nobody_looks_at_are_not_handed_on() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Type: x/y\r\nX: y\r\n\r\n")
 
     async with asyncio.timeout(20), served(serve) as address, http_client() as client:
-        answer = await client.get(f"http://{address.host}:{address.port}/")
+        answer = await client.get("http://127.0.0.1/", extensions=to_address(address))
     assert dict(answer.headers) == {"content-type": "x/y"}
+
+
+async def test_a_request_goes_to_the_given_address_whatever_its_url_says() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with asyncio.timeout(20), served(serve) as address, http_client() as client:
+        there = await client.get("http://127.0.0.9:1/", extensions=to_address(address))
+        assert there.status_code == 204
+        with pytest.raises(httpx2.LocalProtocolError, match="where to send it"):
+            await client.get(f"http://{address.host}:{address.port}/")
 
 
 async def test_a_server_that_trickles_is_read_less_often(

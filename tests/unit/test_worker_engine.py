@@ -102,6 +102,59 @@ async def test_many_waits_do_not_keep_a_stop_from_the_engine(both: Both) -> None
             wait.cancel()
 
 
+def writer() -> ContainerPlan:
+    """Return a container that may write 1000 bytes to its root file system."""
+    made = plan()
+    return replace(made, read_only=False, labels=replace(made.labels, disk=1000))
+
+
+def info_of(driver: str, backing: str) -> dict[str, object]:
+    return {"Driver": driver, "DriverStatus": [["Backing Filesystem", backing], ["x", "y"]]}
+
+
+@pytest.mark.parametrize(
+    ("driver", "backing", "limit"),
+    [
+        ("overlay2", "xfs", {"size": "1250"}),
+        ("zfs", "", {"size": "1250"}),
+        ("overlay2", "extfs", None),
+        ("overlayfs", "xfs", None),
+        ("btrfs", "xfs", None),
+        ("windowsfilter", "", None),
+    ],
+)
+async def test_the_storage_driver_limits_what_it_can(
+    both: Both, driver: str, backing: str, limit: object
+) -> None:
+    engine, runtime = both
+    engine.answers["GET /info"] = info_of(driver, backing)
+    engine.answers[CREATE] = {"Id": ID}
+    await runtime.facts()
+    await runtime.create(writer())
+    assert engine.bodies[CREATE]["HostConfig"].get("StorageOpt") == limit
+    await runtime.create(replace(writer(), read_only=True))
+    assert "StorageOpt" not in engine.bodies[CREATE]["HostConfig"]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_a_storage_driver_that_can_not_limit_is_asked_once(both: Both, status: int) -> None:
+    engine, runtime = both
+    engine.answers["GET /info"] = info_of("overlay2", "xfs")
+    said = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
+
+    async def create(request: web.Request) -> web.Response:
+        if "StorageOpt" in (await request.json())["HostConfig"]:
+            return web.json_response({"message": said}, status=status)
+        return web.json_response({"Id": ID})
+
+    engine.answers[CREATE] = create
+    await runtime.facts()
+    assert await runtime.create(writer()) == ID
+    await runtime.facts()
+    assert await runtime.create(writer()) == ID
+    assert engine.asked.count(CREATE) == 3
+
+
 @pytest.mark.parametrize(
     ("image", "full"),
     [

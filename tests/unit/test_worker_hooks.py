@@ -8,11 +8,13 @@ import pytest
 from pydantic import ValidationError
 
 from modelyard.contract.catalog import Hook
+from modelyard.contract.entry_rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
-from worker.hooks import ModelServer, NoAnswerError, Reply, http_client, result_in, result_of
+from worker.hooks import ModelServer, NoAnswerError, http_client
 from worker.placeholders import Fillings
 from worker.probes import Answer
+from worker.results import Reply, ResultReader, result_of
 from worker.runtime import Address
 
 
@@ -137,6 +139,28 @@ async def test_an_input_never_leaves_its_place_in_the_path(
     assert raw.seen[0].split(b" ")[1] == sent
 
 
+@pytest.mark.parametrize(
+    "path", ["@127.0.0.9:1/latest", "", "latest", "//127.0.0.9:1/", "/a\r\nX: y", "/a\x00", ":1/"]
+)
+async def test_what_is_no_path_is_refused_wherever_it_comes_from(
+    model_server: ModelServer, raw: Raw, path: str
+) -> None:
+    hook = Hook.model_validate({"path": path}, context=AS_RECORDED)
+    with pytest.raises(ModelyardError) as sent:
+        await send(model_server, raw, hook)
+    with pytest.raises(ModelyardError) as probed:
+        await model_server.probe(raw.address, path)
+    assert {sent.value.code, probed.value.code} == {ErrorCode.SPEC_REFUSED}
+    assert raw.seen == []
+
+
+async def test_an_empty_input_in_a_path_is_still_sent_to_the_container(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    await send(model_server, raw, Hook(path="/{input}/q"), "")
+    assert raw.seen[0].startswith(b"POST //q HTTP/1.1\r\n")
+
+
 async def test_an_input_never_ends_a_header(model_server: ModelServer, raw: Raw) -> None:
     await send(
         model_server, raw, Hook(path="/", headers={"X-In": "{input}"}), "a\r\nX-Evil: 1\u2028"
@@ -228,7 +252,7 @@ async def test_a_result_in_an_encoding_is_refused_and_the_encoding_named(
     reply = await ask(model_server, raw)
     last = encoding.lower().rpartition(",")[2].strip()
     with pytest.raises(ModelyardError, match=last) as caught:
-        result_in(reply)
+        await ResultReader().read_reply(reply)
     assert caught.value.code is ErrorCode.BAD_RESULT
 
 
@@ -237,7 +261,7 @@ async def test_an_encoding_that_changes_nothing_is_none(
     model_server: ModelServer, raw: Raw, encoding: str
 ) -> None:
     raw.answer = _encoded_answer(encoding, b"[1]")
-    assert result_in(await ask(model_server, raw)) == "[1]"
+    assert await ResultReader().read_reply(await ask(model_server, raw)) == "[1]"
 
 
 async def test_of_a_load_hook_only_the_status_is_judged(
@@ -268,7 +292,7 @@ async def test_an_answer_that_is_no_result_says_what_came(
     raw.answer = answer
     reply = await ask(model_server, raw)
     with pytest.raises(ModelyardError) as caught:
-        result_in(reply)
+        await ResultReader().read_reply(reply)
     assert caught.value.code is ErrorCode.BAD_RESULT
     assert says in f"{caught.value.message} {caught.value.detail}"
     assert caught.value.detail["asked"] == "POST /infer"
@@ -296,6 +320,7 @@ async def test_a_refused_connection_is_no_answer(model_server: ModelServer, raw:
         ("404 No", Answer.NO),
         ("408 Late", Answer.SILENT),
         ("429 Many", Answer.SILENT),
+        ("502 Gate", Answer.SILENT),
         ("504 Gate", Answer.SILENT),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -282,6 +283,19 @@ async def test_a_model_that_is_silent_is_never_unhealthy() -> None:
         it.bench.server.silent = True
         items = [await it.item() for _ in range(3 * MISSES)]
         assert {(item.answer, item.unhealthy) for item in items} == {("silent", False)}
+
+
+async def test_a_label_that_holds_no_path_hides_no_other_container() -> None:
+    async with lookout() as there:
+        for job in ("job-1", "job-2"):
+            for verb in (CREATE, LOAD):
+                assert (await there.bench.do(verb, job=job)).state is OperationState.SUCCEEDED
+        plan = there.bench.container.plan
+        assert plan is not None
+        labels = replace(plan.labels, ready_path="@127.0.0.9/")
+        there.bench.container.plan = replace(plan, labels=labels)
+        told = {item.job_id: item.answer for item in (await there.look()).items}
+    assert told == {"job-1": "not_asked", "job-2": "yes"}
 
 
 async def test_a_worker_that_lags_counts_no_probe_as_missed(

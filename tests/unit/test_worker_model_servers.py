@@ -9,7 +9,9 @@ import pytest
 from modelyard.contract.catalog import Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from modelyard.together import TaskGroup
 from tests.support.waiting import eventually
+from tests.unit.test_worker_inventory import Lookout
 from tests.unit.worker_bench import Bench, model
 from worker.account import Ending
 from worker.fake_programs import FakeServer
@@ -61,6 +63,32 @@ async def test_the_unload_of_a_busy_server_is_really_sent(profile: Profile) -> N
         assert bench.server.unloads == 0
         bench.server.busy.set()
     assert unloading.result().job_state is JobState.CREATED
+    assert (bench.server.unloads, bench.server.loaded) == (1, False)
+
+
+@pytest.mark.parametrize("profile", SERVERS)
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_the_unload_of_a_server_that_answers_503_is_really_sent(
+    profile: Profile,
+    restarted: bool,  # noqa: FBT001 - pytest names it
+) -> None:
+    bench = await loaded(Bench(model(profile)))
+    if restarted:
+        bench.restarted()
+    bench.server.overloaded = True
+    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
+    assert (bench.server.unloads, bench.server.loaded) == (1, False)
+
+
+async def test_a_model_whose_load_was_cut_short_is_not_taken_for_one_that_is_out() -> None:
+    bench = Bench()
+    assert (await bench.do(CREATE)).job_state is JobState.CREATED
+    bench.server.becomes_ready = False
+    async with underway(bench, LOAD, "/load") as loading:
+        loading.cancel()
+        await asyncio.wait((loading,))
+    assert bench.server.loaded
+    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
     assert (bench.server.unloads, bench.server.loaded) == (1, False)
 
 
@@ -193,6 +221,24 @@ async def test_the_unload_of_a_server_that_loads_itself_stops_it_and_load_starts
     assert (await bench.do(LOAD)).job_state is JobState.LOADED
     assert bench.container.running
     assert (await bench.do(INFER, input=1)).state is OperationState.SUCCEEDED
+
+
+@pytest.mark.parametrize("by", ["terminate", "somebody else"])
+async def test_of_a_container_that_is_gone_nothing_is_remembered(by: str) -> None:
+    bench = self_loading()
+    bench.server.becomes_ready = True
+    await loaded(bench)
+    health = bench.operations.containers.health
+    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
+    health.over_disk[bench.container.id] = "why"
+    assert health.known == {bench.container.id}
+    if by == "terminate":
+        assert (await bench.do(Verb.TERMINATE)).job_state is JobState.TERMINATED
+    else:
+        await bench.runtime.remove(bench.container.id)
+        async with TaskGroup() as tasks:
+            assert await Lookout(tasks, bench).relist.look()
+    assert (health.known, health.stopped, health.over_disk) == (frozenset(), set(), {})
 
 
 async def test_a_server_at_another_port_gets_a_hint() -> None:

@@ -15,6 +15,7 @@ from worker.fake_runtime import FakeContainer, FakeRuntime, Program
 from worker.hooks import ModelServer, http_client
 from worker.operations import Operations
 from worker.references import AllowList
+from worker.results import ResultReader
 from worker.service import build_operations
 
 HOST = "host-1"
@@ -68,6 +69,7 @@ class Bench:
         self.volumes = volumes
         self.reports: list[OperationReport] = []
         self._numbers = itertools.count(1)
+        self.results = ResultReader()
         self.operations = self.restarted()
 
     def restarted(self) -> Operations:
@@ -75,6 +77,7 @@ class Bench:
         self.operations = build_operations(
             self.runtime,
             ModelServer(http_client(self.runtime.transport)),
+            self.results,
             rules=PlanRules(host_id=HOST),
             allowed=AllowList(self.allowed),
             dataset_roots=self.dataset_roots,

@@ -1,0 +1,15 @@
+"""`python -m worker.body_child`: the process that reads a worker's large results."""
+
+from collections.abc import Iterator
+
+from modelyard.body_child import Part, serve
+from worker.results import pack
+
+
+def result(body: bytes) -> Iterator[Part]:
+    """Read the result of a model."""
+    yield pack(body)
+
+
+if __name__ == "__main__":
+    serve({"result": result})

@@ -1,0 +1,120 @@
+"""Results of models, read as JSON: small ones here, large ones in the body process.
+
+Parsing 1 MiB of JSON takes up to 0.15 s, with Python's lock held, and a hundred containers may
+answer at once: heartbeats and everybody else would wait for all of them.
+"""
+
+from dataclasses import dataclass
+
+from modelyard.body_child import Part
+from modelyard.body_process import LARGE_BODY_BYTES, BodyProcess, BodyProcessError
+from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError, ModelyardError
+from modelyard.contract.messages import MAX_RESULT_BYTES
+from modelyard.contract.strict_json import dump_json, parse_json
+
+MODULE = "worker.body_child"
+_FIRST_BYTES = 200
+"""Bytes of an answer that is no result which are kept as the cause."""
+_HEADER_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A 2xx answer whose body is wanted."""
+
+    asked: str
+    status: int
+    content_type: str
+    encodings: tuple[str, ...]
+    """What the body is encoded with; empty if it is as the server made it."""
+    body: bytes
+
+
+class ResultReader:
+    """Reads the results of one worker; large ones one after the other, in the order they came."""
+
+    def __init__(self) -> None:
+        self._process = BodyProcess(MODULE)
+
+    async def aclose(self) -> None:
+        """End the process."""
+        await self._process.close()
+
+    async def read(self, body: bytes) -> str:
+        """Return a result as `result_of` does.
+
+        Raises `worker_error` if the process failed: that says nothing of the result.
+        """
+        if len(body) < LARGE_BODY_BYTES:
+            return result_of(body)
+        try:
+            [part] = await self._process.ask("result", {}, body)
+        except BodyProcessError as error:
+            message = f"The worker could not read the result. {error.message}"
+            raise ModelyardError(ErrorCode.WORKER_ERROR, message) from error
+        return _unpacked(part)
+
+    async def read_reply(self, reply: Reply) -> str:
+        """Return the result in a server's answer as `read` does; an error says what came."""
+        detail = {
+            "asked": reply.asked,
+            "status": reply.status,
+            "content_type": reply.content_type[:_HEADER_CHARS],
+        }
+        if reply.encodings:
+            encoded = ", ".join(reply.encodings)[:_HEADER_CHARS]
+            raise ModelyardError(
+                ErrorCode.BAD_RESULT,
+                f"The model server encoded its answer to {reply.asked} with {encoded}. It was "
+                "asked for no encoding (Accept-Encoding: identity): have it send JSON as it is.",
+                **detail,
+            )
+        if not reply.body.strip():
+            raise ModelyardError(
+                ErrorCode.BAD_RESULT,
+                f"The model server answered {reply.status} to {reply.asked} without content. "
+                "A result in JSON was expected.",
+                **detail,
+            )
+        try:
+            return await self.read(reply.body)
+        except ModelyardError as error:
+            if error.code is ErrorCode.BAD_RESULT:
+                error.detail.update(
+                    detail, body=reply.body[:_FIRST_BYTES].decode("ascii", "backslashreplace")
+                )
+            raise
+
+
+def result_of(body: bytes) -> str:
+    """Return an answer as compact JSON text; raises `bad_result` and `result_too_large`."""
+    try:
+        text = dump_json(parse_json(body, max_bytes=MAX_RESULT_BYTES))
+    except InvalidRequestError as error:
+        if error.code is ErrorCode.BODY_TOO_LARGE:
+            raise too_large() from error
+        raise ModelyardError(ErrorCode.BAD_RESULT, error.message) from error
+    if len(text.encode()) > MAX_RESULT_BYTES:
+        raise too_large()
+    return text
+
+
+def too_large() -> ModelyardError:
+    """Return the error for a result of more than `MAX_RESULT_BYTES`."""
+    return ModelyardError(ErrorCode.RESULT_TOO_LARGE, max_bytes=MAX_RESULT_BYTES)
+
+
+def pack(body: bytes) -> Part:
+    """Read a result and return it, or its error, as what travels between the processes."""
+    try:
+        return b"{}", result_of(body).encode()
+    except ModelyardError as error:
+        return error.info().model_dump_json().encode(), b""
+
+
+def _unpacked(part: Part) -> str:
+    header, text = part
+    if header == b"{}":
+        return text.decode()
+    error = ErrorInfo.model_validate_json(header)
+    raise ModelyardError(error.code, error.message, **error.detail)
