@@ -1,7 +1,9 @@
 """Large and hostile messages at the AMQP door: they end, and nobody else waits for them."""
 
 import asyncio
+import struct
 
+import aiormq
 import pytest
 
 from dispatcher import decode
@@ -12,11 +14,13 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS, JOBS, REPORTS, SUBMIT_KEY
 from modelyard.store.records import DeadLetter
 from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names
+from tests.support.raw_properties import raw_headers
 from tests.support.scripted_host import scripted_host
 from tests.support.waiting import eventually
 from tests.support.yard import Yard
 
 HOSTILE = 30
+HOSTILE_HEADERS = 200
 
 
 async def letters(yard: Yard, count: int) -> list[DeadLetter]:
@@ -51,6 +55,50 @@ async def test_a_good_message_and_a_heartbeat_do_not_wait_for_hostile_ones(yard:
     found = await letters(yard, HOSTILE)
     assert {one.reason for one in found} == {"invalid_json"}
     assert "names" in found[0].detail
+
+
+async def test_200_messages_with_hostile_headers_hold_up_neither_a_good_one_nor_a_heartbeat(
+    yard: Yard,
+) -> None:
+    hostile = raw_headers(b"\x05voidsA" + struct.pack(">I", 120_000) + b"V" * 120_000)
+    connection = await aiormq.connect(yard.broker._url)
+    try:
+        channel = await connection.channel()
+        async with feeling() as lags:
+            for number in range(HOSTILE_HEADERS):
+                await channel.basic_publish(
+                    b"%d" % number, exchange=JOBS.name, routing_key=SUBMIT_KEY, properties=hostile
+                )
+            operation_id = await yard.submit(Verb.TERMINATE)
+            async with asyncio.timeout(20):
+                await yard.operation(operation_id, OperationState.SUCCEEDED)
+    finally:
+        await connection.close()
+    assert lags.worst < 1.0
+    found = await letters(yard, 100)
+    assert {one.reason for one in found} == {"invalid_request"}
+    assert "headers" in found[0].detail
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_the_key_of_a_message_with_many_headers_is_read_or_it_is_refused(
+    yard: Yard, *, large: bool
+) -> None:
+    """Never run under another key than its publisher's: it would run each time that it came."""
+    body = infer("j-1", FILLS["text"](MIB // 4)) if large else infer("j-1", b"{}")
+    few = {f"h{number}": "x" * 300 for number in range(250)}
+    for key, headers in ("few", few), ("many", {f"h{number}": "" for number in range(300)}):
+        for _ in range(2):
+            said = {**headers, "zz": "", "Idempotency-Key": key}
+            await yard.broker.publish(JOBS, SUBMIT_KEY, body, headers=said)
+    await yard.operation(operation_id_for_key("few"))
+    [first, *_] = await letters(yard, 1)
+    assert (first.reason, "headers" in first.detail) == ("invalid_request", True)
+    page = await yard.store.operations.page({}, after=None, limit=9)
+    assert {one.operation_id for one in page.items} <= {
+        operation_id_for_key("few"),
+        operation_id_for_key("many"),
+    }
 
 
 @pytest.mark.parametrize("fill", [fill for fill in FILLS if fill != "rows"])
