@@ -2,11 +2,14 @@
 
 import asyncio
 import struct
+from typing import Any
 
 import aiormq
 import pytest
+from structlog.testing import capture_logs
 
 from dispatcher import decode
+from modelyard import body_process
 from modelyard.broker.subscription import KEPT_OF_LARGER_BYTES
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import MAX_BATCH_BYTES
@@ -111,6 +114,73 @@ async def test_a_large_message_is_recorded_as_a_small_one_is(yard: Yard, fill: s
     assert record is not None
     assert record.payload_hash == wanted.payload_hash
     assert record.input_json == wanted.input_json
+
+
+@pytest.fixture
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the reader die less often before a message is buried, and the rests be short."""
+    monkeypatch.setattr("dispatcher.service.READER_DEATHS_BEFORE_BURYING", 2)
+    monkeypatch.setattr("dispatcher.service.MOST_REST_S", 0.05)
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let readers of large bodies be started from this program, if there is one in the list."""
+    programs: list[str] = []
+    real = asyncio.create_subprocess_exec
+
+    async def start(program: str, *arguments: str, **others: Any) -> asyncio.subprocess.Process:
+        return await real(programs[0] if programs else program, *arguments, **others)
+
+    monkeypatch.setattr("modelyard.body_process.asyncio.create_subprocess_exec", start)
+    return programs
+
+
+async def hears(event: str, times: int, logs: list[Any]) -> None:
+    async def heard() -> bool:
+        return [line["event"] for line in logs].count(event) >= times
+
+    await eventually(heard, what=f"{event}, {times} times", within_s=30)
+
+
+@pytest.mark.parametrize("program", ["/nowhere/python", "/bin/false"])
+async def test_a_large_message_waits_for_a_reader_that_cannot_be_started_for_a_while(
+    yard: Yard, reader: list[str], program: str
+) -> None:
+    reader.append(program)
+    with capture_logs() as logs:
+        await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k")
+        await hears("body_process.not_started", 3, logs)
+    reader.clear()
+    await yard.operation(operation_id_for_key("k"))
+    assert not (await yard.store.dead_letters.page({}, after=None, limit=1)).items
+
+
+@pytest.mark.usefixtures("short_rests")
+async def test_a_large_message_whose_reader_is_killed_for_a_while_is_taken_after_that(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths = 4
+    real = body_process._exchange
+
+    async def killed(process: asyncio.subprocess.Process, *given: bytes) -> Any:
+        nonlocal deaths
+        if deaths:
+            deaths -= 1
+            process.kill()
+        return await real(process, *given)
+
+    monkeypatch.setattr(body_process, "_exchange", killed)
+    await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k")
+    await yard.operation(operation_id_for_key("k"))
+    assert deaths == 0
+    assert not (await yard.store.dead_letters.page({}, after=None, limit=1)).items
+    deaths = 1_000
+    await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="deadly")
+    neighbour = await yard.submit(Verb.TERMINATE, "j-2")
+    [letter] = await letters(yard, 1)
+    assert letter.reason == "internal"
+    await yard.operation(neighbour)
 
 
 async def test_a_large_batch_is_taken_with_what_is_wrong_in_it(yard: Yard) -> None:
