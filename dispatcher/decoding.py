@@ -9,12 +9,19 @@ from dispatcher.decode import Unreadable, decode_arguments, decode_delivery
 from dispatcher.listed import Listed, listed
 from modelyard.body_child import Part
 from modelyard.body_process import LARGE_BODY_BYTES, BodyProcess
-from modelyard.broker import Delivery
+from modelyard.broker import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.store.records import NewOperation
 
 MODULE = "dispatcher.body_child"
+_HEADERS_NOT_READ = ErrorInfo(
+    code=ErrorCode.INVALID_REQUEST,
+    message=(
+        f"Not all headers of the message could be read. At most {MAX_HEADER_VALUES} values and"
+        f" {MAX_HEADER_BYTES} bytes of them are, all of AMQP's types."
+    ),
+)
 
 
 class Transfer(BaseModel):
@@ -41,6 +48,9 @@ class Decoder:
         """Return what a message of the jobs queue asks for, as `decode_delivery` does."""
         if delivery.cut:
             return Unreadable(too_large(delivery))
+        if delivery.headers_cut:
+            # What was not read may be its key: it would become another operation each time.
+            return Unreadable(_HEADERS_NOT_READ)
         if len(delivery.body) < LARGE_BODY_BYTES:
             return decode_delivery(delivery, fallback_key=fallback_key, trusted=trusted)
         given = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)

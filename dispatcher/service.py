@@ -27,6 +27,7 @@ from dispatcher.scheduler import Scheduler
 from dispatcher.senders import Senders
 from dispatcher.settings import Settings
 from dispatcher.sweep import Sweep
+from modelyard.body_process import BodyProcessEndedError, BodyProcessUnavailableError
 from modelyard.broker import Broker, Delivery, Subscription, backoff_s, bury, consume_forever
 from modelyard.contract.errors import (
     BrokerUnavailableError,
@@ -49,7 +50,15 @@ log = structlog.get_logger(__name__)
 
 QUEUES = (JOBS_QUEUE, REPORTS_QUEUE, HEARTBEATS_QUEUE, DEAD_QUEUE)
 
+READER_DEATHS_BEFORE_BURYING = 5
+"""So often the process that reads large bodies may end over one message, or be too slow for it."""
+MOST_REST_S = 30.0
+"""Between two of them: a machine that is out of memory has some time to recover."""
+
 Handle = Callable[[Subscription, list[Delivery]], Awaitable[None]]
+
+
+_AWAY = (StoreUnavailableError, BrokerUnavailableError, BodyProcessUnavailableError)
 
 
 class Dispatcher:
@@ -206,22 +215,30 @@ class Dispatcher:
     async def _patiently(
         self, handle: Handle, name: str, subscription: Subscription, batch: list[Delivery]
     ) -> None:
-        """Handle a batch, again and again while MongoDB or RabbitMQ can't take what it writes.
+        """Handle a batch, again and again while a part is away that it takes.
 
-        The deliveries stay unsettled meanwhile: RabbitMQ keeps them, and no delivery is counted
-        against them.
+        That is MongoDB, RabbitMQ or the process that reads large bodies. The deliveries stay
+        unsettled meanwhile: RabbitMQ keeps them, and no delivery is counted against them. A message
+        over which that process ends each time is buried in the end.
         """
-        tries = 0
+        tries = reader_deaths = 0
         while True:
             try:
                 await handle(subscription, batch)
-            except (StoreUnavailableError, BrokerUnavailableError) as error:
-                if subscription.is_lost:
-                    raise BrokerUnavailableError("The subscription was lost meanwhile.") from error
+            except _AWAY as error:
+                _ends_with(subscription, error)
                 tries += 1
                 if tries == 1:
                     log.warning("dispatcher.waiting", queue=name, error=str(error))
                 await asyncio.sleep(backoff_s(tries))
+            except BodyProcessEndedError as error:
+                _ends_with(subscription, error)
+                reader_deaths += 1
+                if len(batch) > 1 or reader_deaths > READER_DEATHS_BEFORE_BURYING:
+                    await self._one_by_one(handle, name, subscription, batch, error)
+                    return
+                log.warning("message.reader_ended", queue=name, error=str(error))
+                await asyncio.sleep(backoff_s(reader_deaths, first_s=1.0, most_s=MOST_REST_S))
             except Exception as error:  # noqa: BLE001 - the boundary: one message must not end us
                 await self._one_by_one(handle, name, subscription, batch, error)
                 return
@@ -245,3 +262,9 @@ class Dispatcher:
         reason = ErrorInfo(code=ErrorCode.INTERNAL, message=f"Handling it failed: {error!r}"[:500])
         await bury(self._broker, batch[0], reason, queue=name)
         await subscription.ack(batch)
+
+
+def _ends_with(subscription: Subscription, error: Exception) -> None:
+    """Raise `BrokerUnavailableError` if a subscription was lost: nothing of it can be settled."""
+    if subscription.is_lost:
+        raise BrokerUnavailableError("The subscription was lost meanwhile.") from error

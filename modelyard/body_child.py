@@ -40,6 +40,8 @@ def serve(tasks: Mapping[str, Task]) -> None:
     # Whoever prints does not talk into the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers.write(END)  # it reads from here on: who waits for it knows that it was started
+    answers.flush()
     while asked := _read(sys.stdin.buffer):
         header, body = asked
         for part in _answer(tasks, json.loads(header), body):

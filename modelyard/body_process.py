@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from modelyard.body_frames import FAILED, PREFIX, frame
+from modelyard.body_frames import END, FAILED, PREFIX, frame
 from modelyard.contract.errors import ErrorCode, ModelyardError
 
 log = structlog.get_logger(__name__)
@@ -41,6 +41,17 @@ class BodyProcessError(ModelyardError):
         super().__init__(ErrorCode.UNAVAILABLE, message)
 
 
+class BodyProcessUnavailableError(BodyProcessError):
+    """The process could not be started; that says nothing of the body."""
+
+
+class BodyProcessEndedError(BodyProcessError):
+    """The process ended over the body, or took too long.
+
+    Mostly the machine is out of memory or overloaded; but it may be because of the body.
+    """
+
+
 class BodyProcess:
     """One process that reads bodies, one after the other. It is started by the first one."""
 
@@ -55,25 +66,27 @@ class BodyProcess:
     ) -> list[tuple[bytes, bytes]]:
         """Return what the task makes of a body: JSON headers, each with bytes that belong to it.
 
-        Raises `BodyProcessError` if the process ended over it twice, took too long or failed.
+        Raises `BodyProcessUnavailableError` if there is no process, `BodyProcessEndedError` if it
+        ended over the body twice or took too long, and `BodyProcessError` if the task failed.
         """
         header = json.dumps({"task": task, "given": given}).encode()
         async with self._turn:
             for tries_left in reversed(range(_TRIES)):
                 try:
+                    process = await self._started()
                     async with asyncio.timeout(WITHIN_S):
-                        return await self._exchange(header, body)
+                        return await _exchange(process, header, body)
                 except TimeoutError as error:  # which is an OSError too
                     log.warning("body_process.too_slow", module=self._module)
                     await self._kill()
                     message = f"The body was not read within {WITHIN_S:.0f} s."
-                    raise BodyProcessError(message) from error
+                    raise BodyProcessEndedError(message) from error
                 except (EOFError, OSError) as error:
                     log.warning("body_process.ended", module=self._module, error=repr(error))
                     await self._kill()
                     if not tries_left:
                         message = "The process that reads bodies ended over this one."
-                        raise BodyProcessError(message) from error
+                        raise BodyProcessEndedError(message) from error
                 except asyncio.CancelledError:
                     # Half an answer may be on its way, and the next one must not get it.
                     await self._kill()
@@ -93,28 +106,23 @@ class BodyProcess:
             except TimeoutError:
                 process.kill()
 
-    async def _exchange(self, header: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
-        if self._process is None:
-            self._process = await self._start()
-        to, answers = self._process.stdin, self._process.stdout
-        if to is None or answers is None:
-            raise AssertionError
-        to.writelines(frame(header, body))
-        await to.drain()
-        parts: list[tuple[bytes, bytes]] = []
-        while True:
-            header_size, blob_size = PREFIX.unpack(await answers.readexactly(PREFIX.size))
-            if not header_size:
-                break
-            parts.append(
-                (await answers.readexactly(header_size), await answers.readexactly(blob_size))
-            )
-            if len(parts) % _PARTS_AT_A_STRETCH == 0:
-                await asyncio.sleep(0)  # what is there already is read without a pause
-        if parts and parts[-1][0].startswith(_FAILED):
-            said: dict[str, Any] = json.loads(parts[-1][0])
-            raise BodyProcessError(f"The body could not be read: {said[FAILED]}.")
-        return parts
+    async def _started(self) -> Process:
+        """Return the process once it reads; raises `BodyProcessUnavailableError`."""
+        if self._process is not None:
+            return self._process
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                self._process = await self._start()
+                if self._process.stdout is None:
+                    raise AssertionError
+                # One that ends before it says so has not ended over the body.
+                await self._process.stdout.readexactly(len(END))
+        except (EOFError, OSError) as error:  # a `TimeoutError` too
+            log.warning("body_process.not_started", module=self._module, error=repr(error))
+            await self._kill()
+            message = f"The process that reads large bodies can't be started: {error!r}."
+            raise BodyProcessUnavailableError(message) from error
+        return self._process
 
     async def _start(self) -> Process:
         kept = {
@@ -132,3 +140,23 @@ class BodyProcess:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+async def _exchange(process: Process, header: bytes, body: bytes) -> list[tuple[bytes, bytes]]:
+    to, answers = process.stdin, process.stdout
+    if to is None or answers is None:
+        raise AssertionError
+    to.writelines(frame(header, body))
+    await to.drain()
+    parts: list[tuple[bytes, bytes]] = []
+    while True:
+        header_size, blob_size = PREFIX.unpack(await answers.readexactly(PREFIX.size))
+        if not header_size:
+            break
+        parts.append((await answers.readexactly(header_size), await answers.readexactly(blob_size)))
+        if len(parts) % _PARTS_AT_A_STRETCH == 0:
+            await asyncio.sleep(0)  # what is there already is read without a pause
+    if parts and parts[-1][0].startswith(_FAILED):
+        said: dict[str, Any] = json.loads(parts[-1][0])
+        raise BodyProcessError(f"The body could not be read: {said[FAILED]}.")
+    return parts

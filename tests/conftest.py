@@ -16,7 +16,7 @@ from deploy.local.docker_engine import DockerEngine
 from deploy.local.errors import StackError
 from deploy.local.images import ensure_images
 from deploy.local.mongodb import MongoDB
-from deploy.local.rabbitmq import RabbitMQ
+from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
 from modelyard.broker import Broker
 from modelyard.store import Store
 
@@ -75,7 +75,7 @@ def _install() -> None:
 @pytest.fixture(scope="session")
 def rabbitmq(folder: Path, programs: None) -> Iterator[RabbitMQ]:  # noqa: ARG001
     """Start a RabbitMQ for the session."""
-    server = RabbitMQ(folder / "rabbitmq")
+    server = RabbitMQ(folder / "rabbitmq", max_message_bytes=LARGEST_MESSAGE_BYTES)
     server.start()
     yield server
     server.stop()

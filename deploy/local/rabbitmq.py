@@ -30,7 +30,12 @@ log.console = true
 log.console.level = info
 disk_free_limit.absolute = 50MB
 raft.wal_max_size_bytes = 67108864
+max_message_size = {max_message_bytes}
 """
+MAX_MESSAGE_BYTES = 8 << 20
+"""The largest message of Modelyard's that is valid."""
+LARGEST_MESSAGE_BYTES = 128 << 20
+"""RabbitMQ's own default, for whoever tests what larger messages do."""
 # One scheduler that does not spin: several nodes share a small machine.
 _ERLANG = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
 
@@ -43,8 +48,15 @@ class RabbitMQ:
     first start of this object.
     """
 
-    def __init__(self, folder: Path, *, logs: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        logs: Path | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
         self.folder = folder
+        self._max_message_bytes = max_message_bytes
         self.daemon = Daemon("rabbitmq", folder, log=logs / "rabbitmq.log" if logs else None)
         self.version = ""
         self._ports_file = folder / "ports.json"
@@ -152,7 +164,10 @@ class RabbitMQ:
     def _configure(self) -> None:
         for name in ("home", "log"):
             (self.folder / name).mkdir(exist_ok=True)
-        (self.folder / "rabbitmq.conf").write_text(_CONFIGURATION.format(port=self.port))
+        configuration = _CONFIGURATION.format(
+            port=self.port, max_message_bytes=self._max_message_bytes
+        )
+        (self.folder / "rabbitmq.conf").write_text(configuration)
         (self.folder / "enabled_plugins").write_text("[].\n")
         (self.folder / "environment").write_text("")  # in place of the system's settings
 

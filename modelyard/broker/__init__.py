@@ -6,16 +6,18 @@ subscription that loses anything (connection, channel, consumer) ends with
 about its consumers is never older than one connection.
 """
 
-from modelyard.broker.burying import (
+from modelyard.broker.burying import bury
+from modelyard.broker.connection import Broker
+from modelyard.broker.consuming import consume_forever
+from modelyard.broker.headers import (
     DETAIL_HEADER,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_VALUES,
     QUEUE_HEADER,
     REASON_HEADER,
     SENDER_HEADER,
     SIZE_HEADER,
-    bury,
 )
-from modelyard.broker.connection import Broker
-from modelyard.broker.consuming import consume_forever
 from modelyard.broker.lenient import decode_leniently
 from modelyard.broker.losses import (
     ConsumingFailedError,
@@ -29,6 +31,8 @@ decode_leniently()
 
 __all__ = [
     "DETAIL_HEADER",
+    "MAX_HEADER_BYTES",
+    "MAX_HEADER_VALUES",
     "QUEUE_HEADER",
     "REASON_HEADER",
     "SENDER_HEADER",

@@ -6,22 +6,24 @@ from collections.abc import Mapping
 import structlog
 
 from modelyard.broker.connection import Broker
+from modelyard.broker.headers import (
+    DETAIL_HEADER,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_VALUES,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    SENDER_HEADER,
+    SIZE_HEADER,
+)
 from modelyard.broker.subscription import Delivery
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.topology import DEAD, DEAD_QUEUE
 
 log = structlog.get_logger(__name__)
 
-REASON_HEADER = "x-modelyard-reason"
-DETAIL_HEADER = "x-modelyard-detail"
-QUEUE_HEADER = "x-modelyard-queue"
-SENDER_HEADER = "x-modelyard-sender"
-"""The user that RabbitMQ had verified on the buried message; empty if its sender did not say."""
-SIZE_HEADER = "x-modelyard-body-bytes"
-"""Size of the message before it was buried: of one that is too large only its beginning is."""
-
-_MOST_BYTES = 64_000
-"""Of a publisher's headers: with ours they have to fit into one frame of 131,072 bytes."""
+_MOST_BYTES = MAX_HEADER_BYTES * 2 // 3
+"""Of a publisher's headers: with ours, and what RabbitMQ adds, they have to be read again."""
+_MOST_HEADERS = MAX_HEADER_VALUES - 56
 _BESIDES = 6
 """Bytes of a header in its frame besides its name and its value."""
 _ROUTES_COPIES = ("cc", "bcc")
@@ -64,7 +66,7 @@ def _kept(headers: Mapping[str, object]) -> dict[str, str]:
         and not name.lower().startswith(_ADDED_BY_RABBITMQ)
     }
     sizes = {name: len(f"{name}{value}".encode()) + _BESIDES for name, value in said.items()}
-    shortest_first = sorted(said, key=lambda name: sizes[name])
+    shortest_first = sorted(said, key=lambda name: sizes[name])[:_MOST_HEADERS]
     up_to_here = itertools.accumulate(sizes[name] for name in shortest_first)
     return {
         name: said[name]

@@ -8,6 +8,7 @@ from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
 
+from modelyard.broker.headers import Headers
 from modelyard.broker.losses import losses
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES
@@ -18,8 +19,9 @@ MAX_BODY_BYTES = MAX_BATCH_BYTES
 before anyone can refuse it; of what is larger only its beginning is kept."""
 KEPT_OF_LARGER_BYTES = 64 << 10
 MAX_HELD_BYTES = 64 << 20
-"""Of deliveries that are not settled. RabbitMQ ignores AMQP's prefetch by bytes, so a subscription
-that was given more ends itself: everything goes back, and comes again one by one."""
+"""Of deliveries that are not settled, with their headers. RabbitMQ ignores AMQP's prefetch by
+bytes, so a subscription that was given more ends itself: everything goes back, and comes again one
+by one."""
 MAX_AT_A_TIME_BYTES = 8 << 20
 """Of deliveries in one batch; a larger one comes alone."""
 
@@ -48,6 +50,9 @@ class Delivery:
     """A key for this delivery alone, the same for as long as the process has it."""
     body_bytes: int = 0
     """Size of the whole body; 0 if `body` is the whole of it."""
+    header_bytes: int = 0
+    headers_cut: bool = False
+    """True if the message has more headers than are read, or some that can't be."""
 
     @property
     def size(self) -> int:
@@ -58,6 +63,11 @@ class Delivery:
     def cut(self) -> bool:
         """True if `body` is only the beginning."""
         return self.size > len(self.body)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are held because of it."""
+        return len(self.body) + self.header_bytes
 
     @property
     def returned(self) -> int:
@@ -88,10 +98,10 @@ class Subscription:
         """
         while True:
             batch = [await self._next()]
-            room = MAX_AT_A_TIME_BYTES - len(batch[0].body)
+            room = MAX_AT_A_TIME_BYTES - batch[0].held_bytes
             while len(batch) < max_items and not self._ready.empty():
                 one = self._ready.get_nowait()
-                room -= len(one.body)
+                room -= one.held_bytes
                 if room < 0:
                     self._set_aside = one
                     break
@@ -111,7 +121,7 @@ class Subscription:
                 for delivery in deliveries:
                     if not delivery.settled:
                         await delivery.raw.ack()
-                        self._held -= len(delivery.body)
+                        self._held -= delivery.held_bytes
 
     async def _next(self) -> Delivery:
         if not self._lost.done():
@@ -137,23 +147,26 @@ class Subscription:
         if whole > MAX_BODY_BYTES:
             # The library keeps the message until it is settled, and the body with it.
             message.body = message.body[:KEPT_OF_LARGER_BYTES]  # type: ignore[misc]
-        self._held += len(message.body)
+        headers = message.headers
+        known = headers if isinstance(headers, Headers) else Headers(headers)
+        one = Delivery(
+            body=message.body,
+            body_bytes=whole if whole > MAX_BODY_BYTES else 0,
+            message_id=message.message_id,
+            type=message.type,
+            routing_key=message.routing_key or "",
+            redelivered=bool(message.redelivered),
+            headers=known,
+            header_bytes=known.wire_bytes,
+            headers_cut=known.cut,
+            user_id=message.user_id,
+            raw=message,
+        )
+        self._held += one.held_bytes
         if self._held > MAX_HELD_BYTES:
             self._give_back()
             return
-        self._ready.put_nowait(
-            Delivery(
-                body=message.body,
-                body_bytes=whole if whole > MAX_BODY_BYTES else 0,
-                message_id=message.message_id,
-                type=message.type,
-                routing_key=message.routing_key or "",
-                redelivered=bool(message.redelivered),
-                headers=message.headers,
-                user_id=message.user_id,
-                raw=message,
-            ),
-        )
+        self._ready.put_nowait(one)
 
     @property
     def is_lost(self) -> bool:

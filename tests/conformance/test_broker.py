@@ -44,6 +44,7 @@ from modelyard.contract.topology import (
     host_queue,
 )
 from tests.support.memory_broker import MemoryBroker, MemoryRabbit
+from tests.support.raw_properties import RawProperties, raw_headers
 from tests.support.waiting import eventually
 
 QUEUES = [JOBS_QUEUE, REPORTS_QUEUE, HEARTBEATS_QUEUE, DEAD_QUEUE]
@@ -303,21 +304,6 @@ async def test_publishing_to_a_frozen_broker_ends_at_its_deadline(
         server.resume()
 
 
-class RawProperties(Basic.Properties):
-    """Properties as a client of another language may write them."""
-
-    def __init__(self, flags: int, content: bytes) -> None:
-        super().__init__()
-        self._raw = struct.pack(">H", flags) + content
-
-    def marshal(self) -> bytes:
-        return self._raw
-
-
-def _headers(content: bytes) -> RawProperties:
-    return RawProperties(0x2000, struct.pack(">I", len(content)) + content)
-
-
 def _nested(depth: int) -> bytes:
     inner = b""
     for _ in range(depth):
@@ -331,11 +317,11 @@ ODD = {
     "timestamp 2^64 - 1": RawProperties(0x0040, b"\xff" * 8),
     "message_id that is not UTF-8": RawProperties(0x0080, b"\x02\xff\xfe"),
     "type that is not UTF-8": RawProperties(0x0020, b"\x02\xff\xfe"),
-    "header key that is not UTF-8": _headers(b"\x02\xff\xfet\x01"),
-    "header value that is not UTF-8": _headers(b"\x01kS\x00\x00\x00\x02\xff\xfe"),
-    "header timestamp too large": _headers(b"\x01kT" + b"\xff" * 8),
-    "header table in a table": _headers(b"\x01kF\x00\x00\x00\x05\x02\xff\xfet\x01"),
-    "headers nested 5,000 deep": _headers(b"\x01k" + _nested(5_000)),
+    "header key that is not UTF-8": raw_headers(b"\x02\xff\xfet\x01"),
+    "header value that is not UTF-8": raw_headers(b"\x01kS\x00\x00\x00\x02\xff\xfe"),
+    "header timestamp too large": raw_headers(b"\x01kT" + b"\xff" * 8),
+    "header table in a table": raw_headers(b"\x01kF\x00\x00\x00\x05\x02\xff\xfet\x01"),
+    "headers nested 5,000 deep": raw_headers(b"\x01k" + _nested(5_000)),
 }
 
 
@@ -374,7 +360,7 @@ async def test_what_can_be_read_of_odd_properties_is_read(
 ) -> None:
     await real_broker.declare(QUEUES)
     content = b"\x02\xff\xfet\x01" + b"\x04whenT" + b"\xff" * 8 + b"\x03keyS\x00\x00\x00\x01v"
-    properties = RawProperties(0x2080, _headers(content).marshal()[2:] + b"\x03a\xffb")
+    properties = RawProperties(0x2080, raw_headers(content).marshal()[2:] + b"\x03a\xffb")
     async with raw_channel(amqp_url) as channel:
         await channel.basic_publish(
             b"odd", exchange=JOBS.name, routing_key=SUBMIT_KEY, properties=properties
@@ -565,6 +551,29 @@ async def test_more_bytes_than_may_be_held_go_back_and_come_one_by_one(
     assert list(dict.fromkeys(numbers)) == [b"%02d" % number for number in range(20)]
     assert sizes[-10:] == [1] * 10
     assert subscriptions[-1]._held == 0
+
+
+async def test_headers_count_among_the_bytes_that_are_held(
+    real_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelyard.broker.subscription.MAX_AT_A_TIME_BYTES", 250_000)
+    await real_broker.declare(QUEUES)
+    for _ in range(4):
+        await real_broker.publish(JOBS, SUBMIT_KEY, b"{}", headers={"big": "x" * 100_000})
+    async with asyncio.timeout(10), real_broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+
+        async def all_ready() -> bool:
+            return subscription._ready.qsize() == 4
+
+        await eventually(all_ready)
+        assert 400_000 < subscription._held < 401_000
+        batch = await anext(subscription.batches(max_items=9))
+        assert [one.headers_cut for one in batch] == [True, True]
+        await subscription.ack(batch)
+        assert 200_000 < subscription._held < 201_000
+    monkeypatch.setattr("modelyard.broker.subscription.MAX_HELD_BYTES", 150_000)
+    async with real_broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+        await eventually(lambda: _lost(subscription), what="the end: two are too many")
 
 
 async def test_a_batch_ends_where_its_bytes_do_and_nothing_is_left_out(

@@ -14,7 +14,7 @@ from deploy.local import packages
 from deploy.local.docker_engine import DockerEngine
 from deploy.local.mongodb import MongoDB
 from deploy.local.ports import free_port
-from deploy.local.rabbitmq import RabbitMQ
+from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
 from tests.e2e.catalog import PROBE
 from tests.faults.registry import SlowRegistry
 from tests.faults.wires import Wires, open_wires
@@ -40,7 +40,7 @@ def servers(
 ) -> Iterator[Servers]:
     """Start a RabbitMQ of our own and a MongoDB of three members."""
     packages.ensure(packages.CLOCKS, lambda line: print(line, file=sys.stderr))  # noqa: T201
-    rabbitmq = RabbitMQ(folder / "faults-rabbitmq")
+    rabbitmq = RabbitMQ(folder / "faults-rabbitmq", max_message_bytes=LARGEST_MESSAGE_BYTES)
     mongodb = MongoDB(folder / "faults-mongodb", members=MEMBERS)
     try:
         rabbitmq.start()

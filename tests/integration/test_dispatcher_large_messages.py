@@ -1,10 +1,15 @@
 """Large and hostile messages at the AMQP door: they end, and nobody else waits for them."""
 
 import asyncio
+import struct
+from typing import Any
 
+import aiormq
 import pytest
+from structlog.testing import capture_logs
 
 from dispatcher import decode
+from modelyard import body_process
 from modelyard.broker.subscription import KEPT_OF_LARGER_BYTES
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import MAX_BATCH_BYTES
@@ -12,11 +17,13 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS, JOBS, REPORTS, SUBMIT_KEY
 from modelyard.store.records import DeadLetter
 from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names
+from tests.support.raw_properties import raw_headers
 from tests.support.scripted_host import scripted_host
 from tests.support.waiting import eventually
 from tests.support.yard import Yard
 
 HOSTILE = 30
+HOSTILE_HEADERS = 200
 
 
 async def letters(yard: Yard, count: int) -> list[DeadLetter]:
@@ -53,6 +60,50 @@ async def test_a_good_message_and_a_heartbeat_do_not_wait_for_hostile_ones(yard:
     assert "names" in found[0].detail
 
 
+async def test_200_messages_with_hostile_headers_hold_up_neither_a_good_one_nor_a_heartbeat(
+    yard: Yard,
+) -> None:
+    hostile = raw_headers(b"\x05voidsA" + struct.pack(">I", 120_000) + b"V" * 120_000)
+    connection = await aiormq.connect(yard.broker._url)
+    try:
+        channel = await connection.channel()
+        async with feeling() as lags:
+            for number in range(HOSTILE_HEADERS):
+                await channel.basic_publish(
+                    b"%d" % number, exchange=JOBS.name, routing_key=SUBMIT_KEY, properties=hostile
+                )
+            operation_id = await yard.submit(Verb.TERMINATE)
+            async with asyncio.timeout(20):
+                await yard.operation(operation_id, OperationState.SUCCEEDED)
+    finally:
+        await connection.close()
+    assert lags.worst < 1.0
+    found = await letters(yard, 100)
+    assert {one.reason for one in found} == {"invalid_request"}
+    assert "headers" in found[0].detail
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_the_key_of_a_message_with_many_headers_is_read_or_it_is_refused(
+    yard: Yard, *, large: bool
+) -> None:
+    """Never run under another key than its publisher's: it would run each time that it came."""
+    body = infer("j-1", FILLS["text"](MIB // 4)) if large else infer("j-1", b"{}")
+    few = {f"h{number}": "x" * 300 for number in range(250)}
+    for key, headers in ("few", few), ("many", {f"h{number}": "" for number in range(300)}):
+        for _ in range(2):
+            said = {**headers, "zz": "", "Idempotency-Key": key}
+            await yard.broker.publish(JOBS, SUBMIT_KEY, body, headers=said)
+    await yard.operation(operation_id_for_key("few"))
+    [first, *_] = await letters(yard, 1)
+    assert (first.reason, "headers" in first.detail) == ("invalid_request", True)
+    page = await yard.store.operations.page({}, after=None, limit=9)
+    assert {one.operation_id for one in page.items} <= {
+        operation_id_for_key("few"),
+        operation_id_for_key("many"),
+    }
+
+
 @pytest.mark.parametrize("fill", [fill for fill in FILLS if fill != "rows"])
 async def test_a_large_message_is_recorded_as_a_small_one_is(yard: Yard, fill: str) -> None:
     body = infer("j-1", FILLS[fill](MIB - 256))
@@ -63,6 +114,73 @@ async def test_a_large_message_is_recorded_as_a_small_one_is(yard: Yard, fill: s
     assert record is not None
     assert record.payload_hash == wanted.payload_hash
     assert record.input_json == wanted.input_json
+
+
+@pytest.fixture
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the reader die less often before a message is buried, and the rests be short."""
+    monkeypatch.setattr("dispatcher.service.READER_DEATHS_BEFORE_BURYING", 2)
+    monkeypatch.setattr("dispatcher.service.MOST_REST_S", 0.05)
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let readers of large bodies be started from this program, if there is one in the list."""
+    programs: list[str] = []
+    real = asyncio.create_subprocess_exec
+
+    async def start(program: str, *arguments: str, **others: Any) -> asyncio.subprocess.Process:
+        return await real(programs[0] if programs else program, *arguments, **others)
+
+    monkeypatch.setattr("modelyard.body_process.asyncio.create_subprocess_exec", start)
+    return programs
+
+
+async def hears(event: str, times: int, logs: list[Any]) -> None:
+    async def heard() -> bool:
+        return [line["event"] for line in logs].count(event) >= times
+
+    await eventually(heard, what=f"{event}, {times} times", within_s=30)
+
+
+@pytest.mark.parametrize("program", ["/nowhere/python", "/bin/false"])
+async def test_a_large_message_waits_for_a_reader_that_cannot_be_started_for_a_while(
+    yard: Yard, reader: list[str], program: str
+) -> None:
+    reader.append(program)
+    with capture_logs() as logs:
+        await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k")
+        await hears("body_process.not_started", 3, logs)
+    reader.clear()
+    await yard.operation(operation_id_for_key("k"))
+    assert not (await yard.store.dead_letters.page({}, after=None, limit=1)).items
+
+
+@pytest.mark.usefixtures("short_rests")
+async def test_a_large_message_whose_reader_is_killed_for_a_while_is_taken_after_that(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths = 4
+    real = body_process._exchange
+
+    async def killed(process: asyncio.subprocess.Process, *given: bytes) -> Any:
+        nonlocal deaths
+        if deaths:
+            deaths -= 1
+            process.kill()
+        return await real(process, *given)
+
+    monkeypatch.setattr(body_process, "_exchange", killed)
+    await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k")
+    await yard.operation(operation_id_for_key("k"))
+    assert deaths == 0
+    assert not (await yard.store.dead_letters.page({}, after=None, limit=1)).items
+    deaths = 1_000
+    await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="deadly")
+    neighbour = await yard.submit(Verb.TERMINATE, "j-2")
+    [letter] = await letters(yard, 1)
+    assert letter.reason == "internal"
+    await yard.operation(neighbour)
 
 
 async def test_a_large_batch_is_taken_with_what_is_wrong_in_it(yard: Yard) -> None:

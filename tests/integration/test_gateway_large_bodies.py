@@ -64,6 +64,20 @@ async def test_the_worst_bodies_at_once_stop_neither_the_loop_nor_others(yard: B
     assert yard.gateway.reader.budget.used == 0
 
 
+@pytest.mark.parametrize("program", ["/nowhere/python", "/bin/false"])
+async def test_a_large_body_that_nobody_can_read_now_is_to_be_sent_again(
+    yard: Backstage, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    body = infer("j-1", FILLS["text"](MIB // 4))
+    with monkeypatch.context() as patch:
+        patch.setattr("modelyard.body_process.sys.executable", program)
+        refused = await post(yard, "/v1/jobs", body)
+    assert refused.status_code == 503
+    assert problem(refused)["code"] == "unavailable"
+    assert "Retry-After" in refused.headers
+    assert (await post(yard, "/v1/jobs", body)).status_code == 202
+
+
 async def test_an_object_of_many_names_is_refused_in_a_small_answer(yard: Backstage) -> None:
     body = many_names(600_000)
     async with feeling() as lags:

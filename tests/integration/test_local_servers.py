@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import ipaddress
 import json
@@ -14,8 +15,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aio_pika
 import httpx2
 import pytest
+from aio_pika.exceptions import ChannelPreconditionFailed
 from pymongo import MongoClient
 
 from deploy.local import engine_api, packages
@@ -27,6 +30,7 @@ from deploy.local.ports import accepts
 from deploy.local.processes import ProcessId
 from deploy.local.rabbitmq import RabbitMQ
 from deploy.local.waiting import wait_until
+from modelyard.contract.messages import MAX_BATCH_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +97,30 @@ def test_a_broker_keeps_its_port_through_restart_and_crash_and_leaves_nothing(fo
     broker.stop()
     assert not accepts(broker.port)
     assert traces(folder) == []
+
+
+async def test_a_broker_refuses_a_larger_message_than_is_valid_and_disturbs_nobody_else(
+    folder: Path,
+) -> None:
+    broker = RabbitMQ(folder / "rabbitmq")
+    try:
+        await asyncio.to_thread(broker.start)
+        others, hasty = [await aio_pika.connect(broker.url) for _ in range(2)]
+        async with others, hasty:
+            channel, large = await others.channel(), await hasty.channel()
+            queue = await channel.declare_queue("q")
+            most = bytes(MAX_BATCH_BYTES)
+            await large.default_exchange.publish(aio_pika.Message(most), queue.name)
+            with pytest.raises(ChannelPreconditionFailed, match="larger than"):
+                await large.default_exchange.publish(aio_pika.Message(most + b"x"), queue.name)
+            await channel.default_exchange.publish(aio_pika.Message(b"small"), queue.name)
+            taken = [await queue.get(no_ack=True) for _ in range(2)]
+            assert [len(one.body) for one in taken] == [len(most), 5]
+            assert await queue.get(fail=False) is None
+            again = await hasty.channel()
+            await again.default_exchange.publish(aio_pika.Message(b"again"), queue.name)
+    finally:
+        await asyncio.to_thread(broker.stop)
 
 
 def test_a_paused_broker_is_silent_until_it_is_resumed_and_can_be_stopped(folder: Path) -> None:

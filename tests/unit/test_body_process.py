@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from modelyard import body_process
-from modelyard.body_process import BodyProcess, BodyProcessError
+from modelyard.body_process import (
+    BodyProcess,
+    BodyProcessEndedError,
+    BodyProcessError,
+    BodyProcessUnavailableError,
+)
 from tests.support.large_bodies import MIB
 from tests.support.waiting import eventually
 
@@ -45,8 +50,9 @@ async def test_those_who_ask_at_once_get_each_their_own(process: BodyProcess) ->
 async def test_a_task_that_fails_says_so_and_the_next_one_is_done(
     process: BodyProcess, task: str, said: str
 ) -> None:
-    with pytest.raises(BodyProcessError, match=said):
+    with pytest.raises(BodyProcessError, match=said) as raised:
         await process.ask(task, {}, b"")
+    assert type(raised.value) is BodyProcessError
     assert await process.ask("echo", {"times": 1}, b"x") == [(b'{"number": 0}', b"x")]
 
 
@@ -58,8 +64,19 @@ async def test_a_process_that_was_killed_is_started_again(
 
 
 async def test_a_body_that_ends_it_twice_is_given_up(process: BodyProcess) -> None:
-    with pytest.raises(BodyProcessError, match="ended"):
+    with pytest.raises(BodyProcessEndedError, match="ended"):
         await process.ask("die", {}, b"")
+    assert await process.ask("echo", {"times": 1}, b"x")
+
+
+@pytest.mark.parametrize("program", ["/nowhere/python", "/bin/false"])
+async def test_a_process_that_cannot_be_started_is_not_taken_for_the_bodys_fault(
+    process: BodyProcess, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr("modelyard.body_process.sys.executable", program)
+    with pytest.raises(BodyProcessUnavailableError, match="started"):
+        await process.ask("echo", {"times": 1}, b"x")
+    monkeypatch.undo()
     assert await process.ask("echo", {"times": 1}, b"x")
 
 
@@ -68,7 +85,7 @@ async def test_a_body_that_takes_too_long_is_given_up(
 ) -> None:
     await process.ask("echo", {"times": 0}, b"")
     monkeypatch.setattr(body_process, "WITHIN_S", 0.05)
-    with pytest.raises(BodyProcessError, match="not read within"):
+    with pytest.raises(BodyProcessEndedError, match="not read within"):
         await process.ask("hang", {}, b"")
     monkeypatch.undo()
     assert await process.ask("echo", {"times": 1}, b"x")
