@@ -110,12 +110,12 @@ async def test_every_body_is_described_with_an_example(app: FastAPI) -> None:
     submit = document["paths"]["/v1/jobs"]["post"]
     assert {one["name"] for one in submit["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert set(submit["responses"]) == {
-        "200", "202", "400", "401", "403", "408", "413", "415", "422", "500", "503",
+        "200", "202", "400", "401", "403", "408", "413", "415", "422", "429", "500", "503",
     }  # fmt: skip
     retry = document["paths"]["/v1/operations/{operation_id}/retry"]["post"]
     names = {one["name"] for one in retry["parameters"]}
     assert names == {"operation_id", "Idempotency-Key", "Prefer"}
-    with_scope = {"401", "403"}
+    with_scope = {"401", "403", "429"}
     assert set(retry["responses"]) == {"200", "202", "404", "409", "422", "500", "503"} | with_scope
     drain = document["paths"]["/v1/hosts/{host_id}/drain"]["post"]
     assert {one["name"] for one in drain["parameters"]} == {"host_id", "move", "deadline_s"}
