@@ -143,7 +143,7 @@ class Consumer:
         """Return the commands for this boot; what can't be read is a dead letter by then."""
         envelope = read_envelope(delivery.body)
         if isinstance(envelope, Unreadable):
-            await self._return(envelope)
+            await self._return(delivery, envelope)
             return []
         if envelope.host_id != self._host_id or envelope.incarnation != self._incarnation:
             # For an earlier boot. The dispatcher's sweep sends what still counts again.
@@ -151,10 +151,10 @@ class Consumer:
             return []
         commands, unreadable = read_commands(envelope)
         for one in unreadable:
-            await self._return(one)
+            await self._return(delivery, one)
         return commands
 
-    async def _return(self, letter: Unreadable) -> None:
+    async def _return(self, delivery: Delivery, letter: Unreadable) -> None:
         """Hand what can't be read to a dispatcher, confirmed, for the dead letters."""
         log.warning("command.unreadable", code=letter.error.code, error=letter.error.message)
         await self._broker.publish(
@@ -162,6 +162,7 @@ class Consumer:
             self._host_id,
             letter.body,
             message_type=UNREADABLE_TYPE,
+            message_id=delivery.message_id,
             headers={
                 REASON_HEADER: letter.error.code,
                 DETAIL_HEADER: letter.error.message[:1_000],
