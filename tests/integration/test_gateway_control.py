@@ -362,12 +362,21 @@ async def test_a_replay_publishes_what_came_and_says_which_replay_it_is(yard: Ba
 async def test_what_a_client_called_its_message_is_not_said_again_in_our_name(
     yard: Backstage,
 ) -> None:
-    forged = letter(1, payload=b'{"requests": []}', message_type=SUBMISSION_TYPE, sender="web")
-    await yard.store.dead_letters.add([forged])
-    answer = await yard.client.post(f"/v1/dead-letters/{forged.dead_letter_id}/replay")
+    named = letter(1, message_type=CANCEL_TYPE, sender="web")
+    await yard.store.dead_letters.add([named])
+    answer = await yard.client.post(f"/v1/dead-letters/{named.dead_letter_id}/replay")
     assert answer.status_code == 202
     [message] = await yard.messages(1)
     assert message.type is None
+
+
+async def test_what_only_says_that_a_gateway_sent_it_is_not_replayed(yard: Backstage) -> None:
+    """A publisher has said so, or a version that did not note its senders has recorded it."""
+    forged = letter(1, payload=b'{"requests": []}', message_type=SUBMISSION_TYPE)
+    await yard.store.dead_letters.add([forged])
+    answer = await yard.client.post(f"/v1/dead-letters/{forged.dead_letter_id}/replay")
+    assert answer.status_code == 409
+    assert "not proven" in problem(answer)["detail"]
 
 
 async def test_a_letter_that_was_cut_is_not_replayed(yard: Backstage) -> None:
