@@ -71,20 +71,23 @@ class Live:
         """
         if self.full:
             return await read(operation_id)
-        return await _while_connected(self._until_end(operation_id, seconds, read), receive)
-
-    async def _until_end(
-        self, operation_id: str, seconds: float, read: Read
-    ) -> OperationRecord | None:
         deadline = asyncio.get_running_loop().time() + seconds
         with self._listening(operation_id) as woken:
             record = await read(operation_id)
-            waiting = True
-            while waiting and record is not None and not record.state.terminal:
-                waiting = not self.closing and await _set_before(deadline, woken)
-                woken.clear()
-                record = await read(operation_id)
-        return record
+            if record is None or record.state.terminal:
+                return record
+            waiting = self._wait_for_end(operation_id, deadline, woken, read)
+            return await _while_connected(waiting, receive)
+
+    async def _wait_for_end(
+        self, operation_id: str, deadline: float, woken: asyncio.Event, read: Read
+    ) -> OperationRecord | None:
+        while True:
+            waiting = not self.closing and await _set_before(deadline, woken)
+            woken.clear()
+            record = await read(operation_id)
+            if not waiting or record is None or record.state.terminal:
+                return record
 
     @contextmanager
     def _listening(self, operation_id: str) -> Iterator[asyncio.Event]:
