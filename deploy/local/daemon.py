@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+_STOPPED_S = 10.0
 _MARK = "MODELYARD_LOCAL_DAEMON"
 _LOG_LINES = 25
 
@@ -152,9 +153,13 @@ class Daemon:
             wait_until(lambda: self.process is None, 10, f"{self.name} killed")
 
     def pause(self) -> None:
-        """SIGSTOP: the process stays, its sockets stay open, and nobody answers on them."""
+        """SIGSTOP: the process stays, its sockets stay open, and nobody answers on them.
+
+        Returns when it has stopped: on a busy machine its other threads run on for a while.
+        """
         if process := self.process:
             process.send(signal.SIGSTOP)
+            wait_until(lambda: process.stopped, _STOPPED_S, f"{self.name} stopped running")
 
     def resume(self) -> None:
         if process := self.process:

@@ -21,6 +21,8 @@ _PROC = Path("/proc")
 _BOOT_ID = _PROC / "sys/kernel/random/boot_id"
 _KILL_S = 10.0
 _LISTEN = "0A"
+_NOT_RUNNING = frozenset("TtDZX")
+"""Stopped, traced, in the kernel for a disk, ended; see proc(5)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class ProcessId:
     @property
     def alive(self) -> bool:
         return ProcessId.of(self.pid) == self
+
+    @property
+    def stopped(self) -> bool:
+        """True if none of its threads runs any more: SIGSTOP reaches them one after the other."""
+        states = {stat.state for task in _tasks(self.pid) if (stat := _read_stat(task / "stat"))}
+        return states <= _NOT_RUNNING
 
     def listens_on(self, port: int) -> bool:
         """Tell whether this process itself has a listening TCP socket on this port.
@@ -141,8 +149,12 @@ class _Stat:
 
 
 def _stat(pid: int) -> _Stat | None:
+    return _read_stat(_PROC / str(pid) / "stat")
+
+
+def _read_stat(file: Path) -> _Stat | None:
     try:
-        text = (_PROC / str(pid) / "stat").read_text()
+        text = file.read_text()
     except OSError:
         return None
     # The second field is the program's name in parentheses and may itself contain both.
@@ -152,10 +164,14 @@ def _stat(pid: int) -> _Stat | None:
 
 def _has_threads(pid: int) -> bool:
     """Tell whether a zombie has other threads yet: they hold its sockets until they have ended."""
+    return len(_tasks(pid)) > 1
+
+
+def _tasks(pid: int) -> list[Path]:
     try:
-        return len(list((_PROC / str(pid) / "task").iterdir())) > 1
+        return list((_PROC / str(pid) / "task").iterdir())
     except OSError:
-        return False
+        return []
 
 
 def _pids() -> list[int]:

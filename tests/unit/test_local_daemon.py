@@ -77,6 +77,22 @@ def test_a_process_with_the_same_number_is_not_taken_for_the_recorded_one(daemon
     assert process.alive
 
 
+def test_a_paused_daemon_has_stopped_with_all_its_threads(daemon: Daemon) -> None:
+    spinning = """
+import threading
+for _ in range(8):
+    threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()
+"""
+    daemon.spawn((sys.executable, "-c", spinning), ENV)
+    process = daemon.process
+    assert process is not None
+    wait_until(lambda: not process.stopped, 10, "it runs")
+    daemon.pause()
+    assert process.stopped
+    daemon.resume()
+    wait_until(lambda: not process.stopped, 10, "it runs again")
+
+
 def test_only_the_process_that_listens_on_a_port_is_found_to() -> None:
     with socket.socket() as server:
         server.bind((LOOPBACK, 0))
