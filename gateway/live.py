@@ -5,9 +5,8 @@ Two things bound how many wait: a request whose client has gone ends at once, an
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -27,7 +26,6 @@ END_KEYS = sorted(f"operation.{state.lower()}" for state in TERMINAL_STATES)
 MAX_EVENTS = 1_000
 MAX_WAITING = 500
 
-T = TypeVar("T")
 Read = Callable[[str], Awaitable[OperationRecord | None]]
 
 
@@ -66,8 +64,7 @@ class Live:
         It is read at the beginning, at each wake and at the deadline, never in between. While
         as many wait as may, it is returned as it is now.
 
-        Raises `ClientDisconnect` as soon as `receive`, the request's own, says that its client
-        has gone.
+        Raises `ClientDisconnect` once `receive`, the request's own, says that its client has gone.
         """
         if self.full:
             return await read(operation_id)
@@ -76,18 +73,30 @@ class Live:
             record = await read(operation_id)
             if record is None or record.state.terminal:
                 return record
-            waiting = self._wait_for_end(operation_id, deadline, woken, read)
-            return await _while_connected(waiting, receive)
+            return await self._wait_for_end(operation_id, deadline, woken, read, receive)
 
     async def _wait_for_end(
-        self, operation_id: str, deadline: float, woken: asyncio.Event, read: Read
+        self,
+        operation_id: str,
+        deadline: float,
+        woken: asyncio.Event,
+        read: Read,
+        receive: Receive,
     ) -> OperationRecord | None:
-        while True:
-            waiting = not self.closing and await _set_before(deadline, woken)
-            woken.clear()
-            record = await read(operation_id)
-            if not waiting or record is None or record.state.terminal:
-                return record
+        watching = asyncio.ensure_future(_until_gone(receive))
+        watching.add_done_callback(lambda _: woken.set())
+        try:
+            while True:
+                waiting = not self.closing and await _set_before(deadline, woken)
+                woken.clear()
+                if watching.done():
+                    watching.result()
+                    raise ClientDisconnect
+                record = await read(operation_id)
+                if not waiting or record is None or record.state.terminal:
+                    return record
+        finally:
+            watching.cancel()
 
     @contextmanager
     def _listening(self, operation_id: str) -> Iterator[asyncio.Event]:
@@ -142,23 +151,6 @@ async def _set_before(deadline: float, woken: asyncio.Event) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def _while_connected(work: Coroutine[None, None, T], receive: Receive) -> T:
-    """Return what the work returns, or cancel it and raise `ClientDisconnect`."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_until_gone(receive))
-    tasks = (working, watching)
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            watching.result()
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _until_gone(receive: Receive) -> None:
