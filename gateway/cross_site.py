@@ -15,8 +15,9 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,12 +29,26 @@ from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardE
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_SITES = frozenset({"same-origin", "none"})
 """`Sec-Fetch-Site` of our own pages, of which there are none, and of what a person typed."""
+NAMES_REMEMBERED = 256
+"""Hosts of which is remembered what they are: nearly all requests come for the same few."""
 PREFLIGHT_AGE_S = 600
 CORS_METHODS = "GET, POST, PUT, DELETE"
 CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Prefer, X-Request-Id"
 CORS_ANSWER_HEADERS = (
     "Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Request-Id"
 )
+
+HEADERS = (
+    "host",
+    "origin",
+    "sec-fetch-site",
+    "content-type",
+    "content-length",
+    "transfer-encoding",
+    "access-control-request-method",
+)
+"""Of a request: all that is looked at here. ASGI gives names in lower case."""
+Given = dict[str, list[str]]
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
 
@@ -61,12 +76,18 @@ class WebRules:
             return True
         if arrived_at is not None and name == canonical_host(arrived_at):
             return True
-        try:
-            return ipaddress.ip_address(name).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(name)
 
 
+@lru_cache(maxsize=NAMES_REMEMBERED)
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=NAMES_REMEMBERED)
 def canonical_host(name: str) -> str:
     """Return the one way to write a host: lower case, no brackets, no dot at the end."""
     plain = name.strip("[]").rstrip(".").lower()
@@ -87,8 +108,9 @@ class CrossSiteGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        origin = self._allowed_origin(headers)
+        given = _read(scope)
+        origin = self._allowed_origin(given["origin"])
+        preflight = scope["method"] == "OPTIONS" and bool(given["access-control-request-method"])
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -98,21 +120,22 @@ class CrossSiteGuard:
             await send(message)
 
         app = self._app
-        refusal = self._refusal(scope, headers, origin)
+        refusal = self._refusal(scope, given, origin, preflight=preflight)
         if refusal is not None:
             app = respond(Request(scope), problem_of(refusal))
-        elif scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers:
+        elif preflight:
             app = _preflight()
         await app(scope, receive, send_marked)
 
-    def _allowed_origin(self, headers: Headers) -> str | None:
+    def _allowed_origin(self, given: Sequence[str]) -> str | None:
         """Return the other site whose page sends the request, if it may."""
-        given = headers.getlist("Origin")
         return given[0] if len(given) == 1 and given[0].lower() in self._rules.origins else None
 
-    def _refusal(self, scope: Scope, headers: Headers, origin: str | None) -> ModelyardError | None:
+    def _refusal(
+        self, scope: Scope, given: Given, origin: str | None, *, preflight: bool
+    ) -> ModelyardError | None:
         arrived_at = scope["server"][0] if scope.get("server") else None
-        hosts = headers.getlist("Host")
+        hosts = given["host"]
         if scope["path"] not in HEALTH and not all(
             self._rules.answers_for(host, arrived_at) for host in hosts
         ):
@@ -121,38 +144,48 @@ class CrossSiteGuard:
                 f"This gateway does not answer for the host {hosts[0][:255]!r}. If clients reach "
                 "it by this name, add it to MODELYARD_GATEWAY_ALLOWED_HOSTS.",
             )
-        preflight = scope["method"] == "OPTIONS" and "Access-Control-Request-Method" in headers
         if scope["method"] in READING and not preflight:
             return None
-        if origin is None and _is_foreign(headers, hosts):
+        if origin is None and _is_foreign(given):
             return ModelyardError(
                 ErrorCode.CROSS_SITE,
                 "A web page of another site may not do this. If it should, add its origin to "
                 "MODELYARD_GATEWAY_ALLOWED_ORIGINS.",
             )
-        return None if preflight else _wrong_media_type(headers)
+        return None if preflight else _wrong_media_type(given)
 
 
-def _is_foreign(headers: Headers, hosts: Sequence[str]) -> bool:
+def _read(scope: Scope) -> Given:
+    """Return all values of each header that counts here, in one pass."""
+    given: Given = {name: [] for name in HEADERS}
+    for name, value in scope["headers"]:
+        values = given.get(name.decode("latin-1"))
+        if values is not None:
+            values.append(value.decode("latin-1"))
+    return given
+
+
+def _is_foreign(given: Given) -> bool:
     """Tell whether a browser says that a page of another origin sends the request."""
-    if any(site.lower() not in OWN_SITES for site in headers.getlist("Sec-Fetch-Site")):
+    if any(site.lower() not in OWN_SITES for site in given["sec-fetch-site"]):
         return True
-    ours = {f"{scheme}://{host.lower()}" for host in hosts for scheme in ("http", "https")}
-    return any(origin.lower() not in ours for origin in headers.getlist("Origin"))
+    ours = {f"{scheme}://{host.lower()}" for host in given["host"] for scheme in ("http", "https")}
+    return any(origin.lower() not in ours for origin in given["origin"])
 
 
-def _wrong_media_type(headers: Headers) -> InvalidRequestError | None:
+def _wrong_media_type(given: Given) -> InvalidRequestError | None:
     """Refuse what a form or a simple request could send: any other body than JSON."""
-    types = headers.getlist("Content-Type")
-    if not types and not _has_body(headers):
+    types = given["content-type"]
+    if not types and not _has_body(given):
         return None
     if len(types) == 1 and types[0].split(";")[0].strip().lower() == "application/json":
         return None
     return InvalidRequestError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
 
 
-def _has_body(headers: Headers) -> bool:
-    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+def _has_body(given: Given) -> bool:
+    lengths = given["content-length"]
+    return bool(given["transfer-encoding"]) or (bool(lengths) and lengths[0] != "0")
 
 
 def _mark(headers: MutableHeaders, origin: str | None) -> None:
