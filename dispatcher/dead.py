@@ -51,7 +51,7 @@ _BROKER_REASONS = {
     "expired": ErrorCode.EXPIRED_MESSAGE,
     "delivery_limit": ErrorCode.DELIVERY_LIMIT,
 }
-_HOST_QUEUE_PREFIX, _HOST_QUEUE_SUFFIX = host_queue("|").name.split("|")
+_HOST_QUEUE_PREFIX, _ = host_queue("|").name.split("|")
 
 
 @dataclass(frozen=True, slots=True)
