@@ -1,6 +1,8 @@
 """What a container writes to the disk, over the fake engine: measured, ended, and told why."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -10,6 +12,7 @@ from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
+from worker.account import Ending
 from worker.disk import MISSES, DiskWatch
 from worker.fake_programs import FakeBatch
 from worker.fake_runtime import FakeContainer
@@ -53,7 +56,9 @@ async def test_an_operation_whose_container_writes_too_much_ends_with_the_cause(
     assert not is_retried(Verb.INFER, ended.error.code)
 
 
-async def test_a_batch_that_writes_too_much_ends_with_the_cause_and_is_removed() -> None:
+@asynccontextmanager
+async def batch_at_work() -> AsyncIterator[tuple[Bench, asyncio.Task[Ending]]]:
+    """Have a batch run that ends only if somebody ends it."""
     spec = model(Profile.BATCH, result_file="/out/r.json", resources={"disk": LIMIT})
     bench = Bench(spec, FakeBatch(exit_code=None))
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
@@ -63,6 +68,11 @@ async def test_a_batch_that_writes_too_much_ends_with_the_cause_and_is_removed()
             return Phase.INFERRING in bench.phases
 
         await eventually(at_it)
+        yield bench, running
+
+
+async def test_a_batch_that_writes_too_much_ends_with_the_cause_and_is_removed() -> None:
+    async with batch_at_work() as (bench, running):
         bench.container.disk = LIMIT + 1
         await watch_of(bench).look()
     ended = running.result()
@@ -149,15 +159,7 @@ async def test_a_container_that_can_not_be_measured_hides_none_of_the_others(
 
 
 async def test_volumes_that_can_not_be_measured_do_not_hide_the_root_file_system() -> None:
-    spec = model(Profile.BATCH, result_file="/out/r.json", resources={"disk": LIMIT})
-    bench = Bench(spec, FakeBatch(exit_code=None))
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(bench.do(Verb.TEMP))
-
-        async def at_it() -> bool:
-            return Phase.INFERRING in bench.phases
-
-        await eventually(at_it)
+    async with batch_at_work() as (bench, running):
         bench.runtime.volumes_immeasurable = True
         for _ in range(2 * MISSES):
             with pytest.raises(EngineUnavailableError):
@@ -171,15 +173,7 @@ async def test_volumes_that_can_not_be_measured_do_not_hide_the_root_file_system
 
 
 async def test_what_is_in_a_volume_counts_with_the_root_file_system() -> None:
-    spec = model(Profile.BATCH, result_file="/out/r.json", resources={"disk": LIMIT})
-    bench = Bench(spec, FakeBatch(exit_code=None))
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(bench.do(Verb.TEMP))
-
-        async def at_it() -> bool:
-            return Phase.INFERRING in bench.phases
-
-        await eventually(at_it)
+    async with batch_at_work() as (bench, running):
         [volume] = [it for it in bench.container.facts().mounts if it.on_disk]
         bench.container.disk = LIMIT // 2
         bench.runtime.volume_bytes[volume.source] = LIMIT // 2
