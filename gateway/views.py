@@ -5,10 +5,8 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from modelyard.contract.answers import Accepted, DeadLetterSummary, DeadLetterView
-from modelyard.contract.api_keys import ApiKeyView
 from modelyard.contract.messages import DrainView, HostView, JobView, Links, OperationView
 from modelyard.contract.states import OperationState, Verb
-from modelyard.store.api_keys import ApiKeyRecord
 from modelyard.store.records import (
     DeadLetter,
     DrainRecord,
@@ -28,21 +26,6 @@ def operation_path(operation_id: str) -> str:
 def job_path(job_id: str) -> str:
     """Return where a job is read."""
     return f"/v1/jobs/{quote(job_id, safe='')}"
-
-
-def api_key_view(record: ApiKeyRecord) -> ApiKeyView:
-    """Return what is told of an API key; of its secret not even the hash."""
-    return ApiKeyView(
-        key_id=record.key_id,
-        name=record.name,
-        tenant=record.tenant,
-        scopes=tuple(sorted(record.scopes)),
-        created_by=record.created_by,
-        created_at=record.created_at,
-        expires_at=record.expires_at,
-        revoked_at=record.revoked_at,
-        last_used_at=record.last_used_at,
-    )
 
 
 def accepted(

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from modelyard.contract.access import Role, Scope
-from modelyard.contract.api_keys import ApiKey, ApiKeyView, CreatedApiKey, NewApiKey
+from modelyard.contract.api_keys import ApiKey, CreatedApiKey, NewApiKey
 from modelyard.contract.validation import first_errors
 from modelyard.store import Store
 from modelyard.store.api_keys import NewApiKeyRecord
@@ -29,15 +29,7 @@ async def bootstrap_key(
         if valid and not force:
             return [record.key_id for record in valid]
         key = ApiKey.new()
-        new = NewApiKeyRecord(
-            key_id=key.key_id,
-            secret_hash=key.secret_hash,
-            name=asked.name,
-            scopes=asked.granted,
-            expires_in_s=asked.expires_in_s,
-        )
-        record = await store.api_keys.add(new)
+        record = await store.api_keys.add(NewApiKeyRecord.of(key, asked))
     finally:
         store.close()
-    view = ApiKeyView.model_validate({**record.model_dump(), "scopes": sorted(record.scopes)})
-    return CreatedApiKey(api_key=key.text, key=view)
+    return CreatedApiKey(api_key=key.text, key=record.view())

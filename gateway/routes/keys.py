@@ -10,7 +10,6 @@ from gateway import openapi
 from gateway.authentication import needs
 from gateway.requests import validated
 from gateway.routes.parts import Parts, answer
-from gateway.views import api_key_view
 from modelyard.contract.access import Principal, Scope
 from modelyard.contract.api_keys import ApiKey, ApiKeyList, ApiKeyView, CreatedApiKey, NewApiKey
 from modelyard.contract.errors import ErrorCode, ModelyardError
@@ -41,18 +40,15 @@ async def create_key(request: Request, gateway: Parts, admin: Admin) -> Response
     asked = validated(NewApiKey, await gateway.reader.entry(request))
     _refuse_more_than_own(asked, admin)
     key = ApiKey.new()
-    new = NewApiKeyRecord(
-        key_id=key.key_id,
-        secret_hash=key.secret_hash,
-        name=asked.name,
-        scopes=asked.granted,
+    new = NewApiKeyRecord.of(
+        key,
+        asked,
         tenant=admin.tenant,
         created_by=admin.key_id,
-        expires_in_s=asked.expires_in_s,
         expires_by=admin.expires_at,
     )
     record = await gateway.reading.ask(lambda: gateway.store.api_keys.add(new))
-    created = CreatedApiKey(api_key=key.text, key=api_key_view(record))
+    created = CreatedApiKey(api_key=key.text, key=record.view())
     return answer(created, 201, {"Cache-Control": "no-store"})
 
 
@@ -60,7 +56,7 @@ async def create_key(request: Request, gateway: Parts, admin: Admin) -> Response
 async def list_keys(gateway: Parts, _admin: Admin) -> Response:
     """Return every key, the oldest first, without its secret."""
     records = await gateway.reading.ask(gateway.store.api_keys.all)
-    return answer(ApiKeyList(keys=tuple(api_key_view(record) for record in records)))
+    return answer(ApiKeyList(keys=tuple(record.view() for record in records)))
 
 
 @router.delete(
@@ -75,7 +71,7 @@ async def revoke_key(key_id: Id, gateway: Parts, _admin: Admin) -> Response:
     gateway.keys.forget(key_id)
     if record is None:
         raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no API key {key_id}.")
-    return answer(api_key_view(record))
+    return answer(record.view())
 
 
 def _refuse_more_than_own(asked: NewApiKey, admin: Principal) -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Self
 
 from pydantic import Field, field_validator
 from pymongo import ReturnDocument, UpdateOne
 
 from modelyard.contract.access import Scope
+from modelyard.contract.api_keys import ApiKey, ApiKeyView, NewApiKey
 from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.store.connection import Connection
 from modelyard.store.records import Document, Record
@@ -32,6 +34,28 @@ class NewApiKeyRecord(Record):
     expires_by: datetime | None = None
     """It expires no later than this; null if it may last for ever."""
 
+    @classmethod
+    def of(
+        cls,
+        key: ApiKey,
+        asked: NewApiKey,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        created_by: str | None = None,
+        expires_by: datetime | None = None,
+    ) -> Self:
+        """Return what is recorded of a key that somebody asked for."""
+        return cls(
+            key_id=key.key_id,
+            secret_hash=key.secret_hash,
+            name=asked.name,
+            scopes=asked.granted,
+            tenant=tenant,
+            created_by=created_by,
+            expires_in_s=asked.expires_in_s,
+            expires_by=expires_by,
+        )
+
 
 class ApiKeyRecord(Record):
     """One key."""
@@ -54,6 +78,20 @@ class ApiKeyRecord(Record):
         if not isinstance(value, list | tuple):
             return value
         return [one for one in value if one in Scope.__members__.values()]
+
+    def view(self) -> ApiKeyView:
+        """Return what is told of a key; of its secret not even the hash."""
+        return ApiKeyView(
+            key_id=self.key_id,
+            name=self.name,
+            tenant=self.tenant,
+            scopes=tuple(sorted(self.scopes)),
+            created_by=self.created_by,
+            created_at=self.created_at,
+            expires_at=self.expires_at,
+            revoked_at=self.revoked_at,
+            last_used_at=self.last_used_at,
+        )
 
 
 class ApiKeys:
