@@ -29,12 +29,19 @@ class Accepting:
         self._listener = listener
         self._protocol = protocol
         self._failing = False
+        self._closing = False
+        self._may_be_cut_short = False
         listener.setblocking(False)
         self._task = asyncio.get_running_loop().create_task(self._accept_forever())
 
     def close(self) -> None:
-        """Accept nothing more."""
-        self._task.cancel()
+        """Accept nothing more; a connection that is being made is made first.
+
+        Cut short there, uvloop would close it and never tell the protocol that it is lost.
+        """
+        self._closing = True
+        if self._may_be_cut_short:
+            self._task.cancel()
 
     async def wait_closed(self) -> None:
         """Return once nothing is accepted any more, so that the socket may be closed."""
@@ -47,7 +54,8 @@ class Accepting:
 
     async def _accept_forever(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._closing:
+            self._may_be_cut_short = True
             try:
                 client, _ = await loop.sock_accept(self._listener)
             except OSError as error:
@@ -56,6 +64,7 @@ class Accepting:
                 self._failed(error)
                 await asyncio.sleep(PAUSE_S)
                 continue
+            self._may_be_cut_short = False
             self._works()
             try:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
