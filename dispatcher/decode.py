@@ -58,9 +58,11 @@ def replay_key(headers: Mapping[str, object]) -> str | None:
 
 
 def decode_delivery(
-    delivery: Delivery, *, fallback_key: str, trusted: bool
+    delivery: Delivery, *, fallback_key: str | None = None, trusted: bool
 ) -> list[NewOperation] | Unreadable:
     """Return what a message of the jobs queue asks for; `fallback_key` is for one without a key.
+
+    Without it such a delivery gets a key of its own.
 
     `trusted` is true if a gateway or a dispatcher sent it. Of any other sender neither the type
     nor our headers say anything: the body is read as a client's request.
@@ -77,11 +79,14 @@ class DecodeArguments(TypedDict):
     replay: str | None
 
 
-def decode_arguments(delivery: Delivery, *, fallback_key: str, trusted: bool) -> DecodeArguments:
+def decode_arguments(
+    delivery: Delivery, *, fallback_key: str | None, trusted: bool
+) -> DecodeArguments:
     """Return what `decode` has to know of a delivery; it may be called in another process."""
+    own = idempotency_key(delivery.headers, delivery.message_id)
     return DecodeArguments(
         message_type=delivery.type if trusted else None,
-        key=idempotency_key(delivery.headers, delivery.message_id) or fallback_key,
+        key=own or fallback_key or delivery.fallback_key,
         replay=replay_key(delivery.headers) if trusted else None,
     )
 

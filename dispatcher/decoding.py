@@ -43,7 +43,7 @@ class Decoder:
         await self._process.close()
 
     async def decode(
-        self, delivery: Delivery, *, fallback_key: str, trusted: bool
+        self, delivery: Delivery, *, fallback_key: str | None = None, trusted: bool
     ) -> list[NewOperation] | Unreadable:
         """Return what a message of the jobs queue asks for, as `decode_delivery` does."""
         if delivery.cut:

@@ -93,9 +93,7 @@ class Intake:
                 self._wishes()
                 read.append(delivery)
                 continue
-            decoded = await self._decoder.decode(
-                delivery, fallback_key=delivery.fallback_key, trusted=trusted
-            )
+            decoded = await self._decoder.decode(delivery, trusted=trusted)
             if isinstance(decoded, Unreadable):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 decoded = []

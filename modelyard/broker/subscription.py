@@ -3,7 +3,8 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -33,7 +34,7 @@ class TooManyBytesError(BrokerUnavailableError):
         super().__init__(f"More than {MAX_HELD_BYTES} bytes were delivered at once.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Delivery:
     """One message as it came, and the handle by which it is settled."""
 
@@ -46,13 +47,16 @@ class Delivery:
     headers: Mapping[str, Any]
     user_id: str | None
     raw: AbstractIncomingMessage
-    fallback_key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """A key for this delivery alone, the same for as long as the process has it."""
     body_bytes: int = 0
     """Size of the whole body; 0 if `body` is the whole of it."""
     header_bytes: int = 0
     headers_cut: bool = False
     """True if the message has more headers than are read, or some that can't be."""
+
+    @cached_property
+    def fallback_key(self) -> str:
+        """A key for this delivery alone, the same for as long as the process has it."""
+        return uuid.uuid4().hex
 
     @property
     def size(self) -> int:
