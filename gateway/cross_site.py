@@ -50,6 +50,11 @@ HEADERS = (
 """Of a request: all that is looked at here. ASGI gives names in lower case."""
 Given = dict[str, list[str]]
 
+_MARKS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+"""What every answer tells a browser about itself."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
 
 
@@ -114,9 +119,9 @@ class CrossSiteGuard:
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _mark(MutableHeaders(scope=message), origin)
+                message["headers"] = [*message["headers"], *_MARKS]
                 if self._rules.origins:
-                    MutableHeaders(scope=message).add_vary_header("Origin")
+                    _open_to(origin, MutableHeaders(scope=message))
             await send(message)
 
         app = self._app
@@ -188,10 +193,9 @@ def _has_body(given: Given) -> bool:
     return bool(given["transfer-encoding"]) or (bool(lengths) and lengths[0] != "0")
 
 
-def _mark(headers: MutableHeaders, origin: str | None) -> None:
-    """Say in an answer what a browser may do with it."""
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+def _open_to(origin: str | None, headers: MutableHeaders) -> None:
+    """Let the page of an allowed origin read the answer; null if none of those asks."""
+    headers.add_vary_header("Origin")
     if origin is not None:
         headers["Access-Control-Allow-Origin"] = origin
         headers["Access-Control-Expose-Headers"] = CORS_ANSWER_HEADERS

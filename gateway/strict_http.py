@@ -17,7 +17,6 @@ VERSIONS = frozenset({b"1.0", b"1.1"})
 
 _FOLDED = re.compile(rb"\n[ \t]")
 _CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _HEADER_END = b"\r\n\r\n"
 
 
@@ -60,7 +59,7 @@ def _check_raw(buffered: bytes) -> None:
         raise h11.RemoteProtocolError(
             f"The header has more than {MAX_HEADER_BYTES} bytes", error_status_hint=431
         )
-    if _BARE_LINE_FEED.search(header):
+    if header.count(b"\n") != header.count(b"\r\n"):
         raise h11.RemoteProtocolError("A line of the header does not end in CR LF")
     if _FOLDED.search(header):
         raise h11.RemoteProtocolError("A line of the header is folded")

@@ -30,14 +30,8 @@ class JobQuery(PageQuery):
     host_id: Id | None = None
 
 
-@router.post(
-    "/v1/jobs",
-    status_code=202,
-    responses=openapi.SUBMIT_ANSWERS,
-    openapi_extra=openapi.SUBMIT_BODY,
-    response_model=Accepted,
-    summary="Submit a request on a job",
-)
+# The lowest is looked at first when a request comes: the one that nearly all requests want.
+@router.post("/inference_router", include_in_schema=False)
 @router.post(
     "/inference_router/",
     status_code=202,
@@ -46,7 +40,14 @@ class JobQuery(PageQuery):
     response_model=Accepted,
     summary="Submit a request on a job, at the address of the original system",
 )
-@router.post("/inference_router", include_in_schema=False)
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    responses=openapi.SUBMIT_ANSWERS,
+    openapi_extra=openapi.SUBMIT_BODY,
+    response_model=Accepted,
+    summary="Submit a request on a job",
+)
 async def submit(request: Request, gateway: Parts, caller: Submitter) -> Response:
     """Make one request durable and answer with its operation."""
     key = bodies.idempotency_key(request)
