@@ -184,7 +184,7 @@ def _command(command: Any) -> object:
     parameters = [
         {
             "names": [*parameter.opts, *parameter.secondary_opts],
-            "type": str(parameter.type_descriptor.annotation),
+            "type": DOTTED.sub("", str(parameter.type_descriptor.annotation)),
             "repeated": parameter.multiple,
             "required": parameter.required,
             "default": repr(parameter.default),
