@@ -14,13 +14,13 @@ from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.exiting import Exit, find_error
 from modelyard.settings import give_up, start_process
 from modelyard.telemetry import setup_logging
-from worker.docker_runtime import DockerRuntime
-from worker.hooks import ModelServer, http_client
-from worker.lease import FENCE_S
-from worker.leash import WATCHDOG_S, Leash, shared_note
-from worker.runtime import EngineUnavailableError
+from worker.engine.docker.runtime import DockerRuntime
+from worker.engine.protocol import EngineUnavailableError
+from worker.model_server.client import ModelServer, http_client
 from worker.service import Service
+from worker.session.lease import FENCE_S
 from worker.settings import WorkerSettings
+from worker.watchdog.client import WATCHDOG_S, Leash, shared_note
 
 log = structlog.get_logger(__name__)
 

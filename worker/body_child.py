@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from modelyard.body_child import Part, serve
-from worker.results import pack
+from worker.execution.results import pack
 
 
 def result(body: bytes) -> Iterator[Part]:

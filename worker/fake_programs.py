@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from worker.engine.protocol import StartRefusedError
 from worker.fake_runtime import FakeContainer
-from worker.http_exchange import RefusedError
-from worker.runtime import StartRefusedError
+from worker.model_server.http_exchange import RefusedError
 
 TERMINATED = 143
 """128 + SIGTERM."""

@@ -16,12 +16,11 @@ import httpx2
 from modelyard.contract.messages import EngineFacts, Progress
 from modelyard.contract.mounts import TMP, normal
 from modelyard.together import TaskGroup
-from worker.container_plan import ContainerPlan, ImageFacts
-from worker.docker_config import engine_config
-from worker.http_exchange import RefusedError
-from worker.labels import ContainerLabels
-from worker.references import full_reference
-from worker.runtime import (
+from worker.engine.docker.config import engine_config
+from worker.engine.image_references import full_reference
+from worker.engine.labels import ContainerLabels
+from worker.engine.plan import ContainerPlan, ImageFacts
+from worker.engine.protocol import (
     Address,
     ContainerFacts,
     EngineUnavailableError,
@@ -38,6 +37,7 @@ from worker.runtime import (
     VolumeFacts,
     checked_ref,
 )
+from worker.model_server.http_exchange import RefusedError
 
 KILLED = 137
 """128 + SIGKILL, as the engine reports it."""

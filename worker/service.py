@@ -10,25 +10,25 @@ import structlog
 from modelyard.broker import Broker
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.together import TaskGroup
-from worker.aftermath import Aftermath
-from worker.batch import Batch
-from worker.cleanup import RETRY_S, Cleanup
-from worker.container_plan import PlanRules
-from worker.containers import Containers
-from worker.datasets import Datasets
-from worker.disk import DiskWatch
-from worker.hooks import ModelServer
-from worker.images import Images
-from worker.job_locks import JobLocks
-from worker.lease import FENCE_S, Lease
-from worker.models import Models
-from worker.operations import Operations
-from worker.recovery import ENGINE_WAIT_S
-from worker.references import AllowList
-from worker.results import ResultReader
-from worker.runtime import ContainerRuntime
+from worker.attempts.job_locks import JobLocks
+from worker.containers.datasets import Datasets
+from worker.containers.disk import DiskWatch
+from worker.containers.images import Images
+from worker.containers.lifecycle import Containers
+from worker.engine.image_references import AllowList
+from worker.engine.plan import PlanRules
+from worker.engine.protocol import ContainerRuntime
+from worker.execution.batch import Batch
+from worker.execution.cleanup import RETRY_S, Cleanup
+from worker.execution.failures import Aftermath
+from worker.execution.models import Models
+from worker.execution.results import ResultReader
+from worker.execution.verbs import Operations
+from worker.model_server.client import ModelServer
+from worker.session.boot import ENGINE_WAIT_S
+from worker.session.incarnation import Standing, Term
+from worker.session.lease import FENCE_S, Lease
 from worker.settings import WorkerSettings
-from worker.term import Standing, Term
 
 log = structlog.get_logger(__name__)
 

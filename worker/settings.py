@@ -13,8 +13,8 @@ from modelyard.contract.catalog_values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import Labels
 from modelyard.settings import JSON, Expects, ProcessSettings
-from worker.container_plan import PlanRules
-from worker.references import AllowList
+from worker.engine.image_references import AllowList
+from worker.engine.plan import PlanRules
 
 HostId = Annotated[
     Id,

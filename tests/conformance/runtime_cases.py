@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from worker.container_plan import ContainerPlan, DatasetMount
+from worker.engine.labels import ContainerLabels
+from worker.engine.plan import ContainerPlan, DatasetMount
+from worker.engine.protocol import StartRefusedError
 from worker.fake_programs import FakeBatch
 from worker.fake_runtime import FakeContainer, Program
-from worker.labels import ContainerLabels
-from worker.runtime import StartRefusedError
 
 IMAGE = "modelyard/probe:local"
 HOST = "conformance"

@@ -13,10 +13,9 @@ from deploy.local.docker_engine import DockerEngine
 from tests.conformance.runtime_cases import HOST, IMAGE, NETWORK, Case, Plans, as_json, cases
 from tests.support.engines import die_at_removing, image_with, memory_mounted_at, volume_on
 from tests.support.waiting import eventually
-from worker.container_plan import ContainerPlan, DatasetMount
-from worker.docker_runtime import DockerRuntime
-from worker.fake_runtime import FakeRuntime, Program
-from worker.runtime import (
+from worker.engine.docker.runtime import DockerRuntime
+from worker.engine.plan import ContainerPlan, DatasetMount
+from worker.engine.protocol import (
     ContainerRuntime,
     EngineRefusedError,
     EngineUnavailableError,
@@ -28,6 +27,7 @@ from worker.runtime import (
     NoSuchContainerError,
     StartRefusedError,
 )
+from worker.fake_runtime import FakeRuntime, Program
 
 _TIMEOUT_S = 30.0
 

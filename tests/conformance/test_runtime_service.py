@@ -17,8 +17,8 @@ from tests.support.engines import die_at_removing
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_host import Host
-from worker.docker_runtime import DockerRuntime
-from worker.hooks import ModelServer, http_client
+from worker.engine.docker.runtime import DockerRuntime
+from worker.model_server.client import ModelServer, http_client
 from worker.service import Service
 from worker.settings import WorkerSettings
 

@@ -12,7 +12,7 @@ from tests.e2e.catalog import PROBE
 from tests.faults.table import ORPHANS
 from tests.faults.yard import Yard
 from tests.support.waiting import eventually
-from worker.labels import ContainerLabels
+from worker.engine.labels import ContainerLabels
 
 HOST = "h1"
 BOTH = ("dispatcher", "dispatcher-2")

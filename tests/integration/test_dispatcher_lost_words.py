@@ -21,11 +21,11 @@ from tests.support.scripted_host import ScriptedHost, scripted_host
 from tests.support.yard import MODEL, Yard, running_dispatcher
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import reporter_on
-from worker.attempts import Attempts
-from worker.consumer import Consumer
-from worker.desk import Desk
-from worker.enrolment import Enrolment
-from worker.job_locks import JobLocks
+from worker.attempts.job_locks import JobLocks
+from worker.attempts.registry import Desk
+from worker.execution.executor import Attempts
+from worker.session.command_consumer import Consumer
+from worker.session.enrolment import Enrolment
 
 pytestmark = pytest.mark.usefixtures("quick")
 

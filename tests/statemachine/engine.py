@@ -13,9 +13,9 @@ from typing import Any
 import httpx2
 
 from tests.statemachine.loop import VirtualLoop
-from worker.container_plan import ContainerPlan
+from worker.engine.plan import ContainerPlan
+from worker.engine.protocol import CreateRefusedError, DiskFullError, EngineUnavailableError
 from worker.fake_runtime import FakeContainer, FakeRuntime, Program
-from worker.runtime import CreateRefusedError, DiskFullError, EngineUnavailableError
 
 _FINISHED_BY_THE_ENGINE = frozenset({"create", "start", "stop", "remove"})
 

@@ -23,15 +23,15 @@ from tests.statemachine.loop import Process, VirtualLoop
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_links import Link
 from tests.support.memory_store import MemoryStore
-from worker.hooks import ModelServer, http_client
+from worker.model_server.client import ModelServer, http_client
 from worker.service import Service
 from worker.settings import WorkerSettings
-from worker.watchdog import Watchdog
+from worker.watchdog.process import Watchdog
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker.runtime import ContainerRuntime
+    from worker.engine.protocol import ContainerRuntime
 
 WATCHDOG_S = LOST_AFTER_S * 5 / 6
 ANSWERED_WITHIN_S = 1.0

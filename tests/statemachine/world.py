@@ -23,9 +23,9 @@ from tests.support.memory_links import Link
 from tests.support.memory_mongo import MemoryDatabase
 from tests.support.memory_queues import Letter
 from tests.support.memory_store import MemoryStore
-from worker.container_plan import ContainerPlan
+from worker.engine.plan import ContainerPlan
+from worker.engine.protocol import EngineUnavailableError
 from worker.fake_runtime import FakeContainer
-from worker.runtime import EngineUnavailableError
 
 SLOTS = {"h1": 2, "h2": 1}
 CONNECTION_DIES_S = 25.0

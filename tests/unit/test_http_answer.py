@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.http_answer import (
+from worker.model_server.http_answer import (
     MAX_CHUNKS,
     MAX_FRAMING_BYTES,
     MAX_HEADERS,

@@ -13,16 +13,16 @@ import pytest
 from modelyard.contract.catalog import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
-from worker.hooks import ModelServer, NoAnswerError, http_client
-from worker.http_exchange import (
+from worker.engine.protocol import Address
+from worker.model_server.client import ModelServer, NoAnswerError, http_client
+from worker.model_server.http_exchange import (
     TRICKLE_PAUSE_S,
     TRICKLE_READS_PER_S,
     BoundedTransport,
     Pace,
     to_address,
 )
-from worker.placeholders import Fillings
-from worker.runtime import Address
+from worker.model_server.templates import Fillings
 
 AT_ONCE = 100
 FLOOD_CPU_S = 0.05
@@ -126,7 +126,7 @@ async def test_a_server_that_trickles_is_read_less_often(
             pauses.append(seconds)
         await sleep(seconds)
 
-    monkeypatch.setattr("worker.http_exchange.asyncio.sleep", noted)
+    monkeypatch.setattr("worker.model_server.http_exchange.asyncio.sleep", noted)
     body = b"[" + b"1," * 400 + b"1]"
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -22,8 +22,8 @@ from modelyard.store.records import JobRecord
 from tests.support.memory_mongo import MemoryDatabase
 from tests.support.memory_store import MemoryStore
 from tests.unit.worker_bench import HOST, Bench, model
-from worker.container_plan import PlanRules, plan_container, spec_hash
-from worker.intake import Envelope, read_commands, read_envelope
+from worker.engine.plan import PlanRules, plan_container, spec_hash
+from worker.session.command_decode import Envelope, read_commands, read_envelope
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/records_before_stricter_rules.json"
 RECORDS: dict[str, Any] = json.loads(FIXTURE.read_text())

@@ -13,8 +13,8 @@ from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_broker import delivery_of
 from tests.unit.worker_host import Host, running_host
-from worker.container_plan import PlanRules, plan_container
-from worker.desk import MAX_CANCELS, Decision, Desk
+from worker.attempts.registry import MAX_CANCELS, Decision, Desk
+from worker.engine.plan import PlanRules, plan_container
 from worker.fake_programs import FakeBatch, FakeServer
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (

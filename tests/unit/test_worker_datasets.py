@@ -13,13 +13,13 @@ from modelyard.contract.catalog import DatasetSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, model
-from worker.container_plan import DatasetMount
-from worker.datasets import Datasets, verify_mount
+from worker.containers.datasets import Datasets, verify_mount
+from worker.containers.images import Images
+from worker.engine.image_references import AllowList
+from worker.engine.plan import DatasetMount
+from worker.engine.protocol import MountFacts
 from worker.fake_programs import FakeServer
 from worker.fake_runtime import FakeRuntime
-from worker.images import Images
-from worker.references import AllowList
-from worker.runtime import MountFacts
 
 if TYPE_CHECKING:
     from modelyard.contract.messages import Progress
@@ -119,8 +119,8 @@ async def test_a_share_that_never_answers_holds_one_thread_and_nothing_else(
             answers.wait(10)
         return really(path)
 
-    monkeypatch.setattr("worker.datasets.PROBE_S", 0.05)
-    monkeypatch.setattr("worker.datasets.os.path.realpath", realpath)
+    monkeypatch.setattr("worker.containers.datasets.PROBE_S", 0.05)
+    monkeypatch.setattr("worker.containers.datasets.os.path.realpath", realpath)
     datasets, before = at(tmp_path), threading.active_count()
     try:
         async with asyncio.timeout(10):

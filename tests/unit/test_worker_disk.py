@@ -12,11 +12,11 @@ from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
-from worker.account import Ending
-from worker.disk import MISSES, DiskWatch
+from worker.attempts.attempt import Ending
+from worker.containers.disk import MISSES, DiskWatch
+from worker.engine.protocol import EngineUnavailableError
 from worker.fake_programs import FakeBatch
 from worker.fake_runtime import FakeContainer
-from worker.runtime import EngineUnavailableError
 
 LIMIT = 10 << 20
 

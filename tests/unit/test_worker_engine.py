@@ -14,11 +14,11 @@ from modelyard.contract.states import Verb
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_engine import ID, ScriptedEngine, document, scripted_engine
-from worker.container_plan import ContainerPlan, PlanRules, plan_container
-from worker.docker_documents import ICC_OPTION
-from worker.docker_runtime import DockerRuntime
-from worker.labels import ContainerLabels
-from worker.runtime import (
+from worker.engine.docker.documents import ICC_OPTION
+from worker.engine.docker.runtime import DockerRuntime
+from worker.engine.labels import ContainerLabels
+from worker.engine.plan import ContainerPlan, PlanRules, plan_container
+from worker.engine.protocol import (
     ContainerRuntime,
     DiskFullError,
     EngineRefusedError,
@@ -384,7 +384,7 @@ async def test_a_stream_that_stalls_is_left_after_a_while(
     both: Both, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, runtime = both
-    monkeypatch.setattr("worker.docker_runtime_events.WATCH_SLICE_S", 0.1)
+    monkeypatch.setattr("worker.engine.docker.events.WATCH_SLICE_S", 0.1)
     engine.answers[EVENTS] = engine.hang
     changes: list[None] = []
     await runtime.watch(lambda: changes.append(None))

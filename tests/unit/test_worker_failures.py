@@ -14,9 +14,9 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, OperationState, Verb
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import BLIND_HOOKS, IMAGE, Bench, model
-from worker.account import Ending
+from worker.attempts.attempt import Ending
+from worker.engine.protocol import DiskFullError, EngineUnavailableError, StartRefusedError
 from worker.fake_programs import FakeBatch, FakeServer
-from worker.runtime import DiskFullError, EngineUnavailableError, StartRefusedError
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,

@@ -11,11 +11,11 @@ from modelyard.contract.catalog import Hook
 from modelyard.contract.entry_rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
-from worker.hooks import ModelServer, NoAnswerError, http_client
-from worker.placeholders import Fillings
-from worker.probes import Answer
-from worker.results import Reply, ResultReader, result_of
-from worker.runtime import Address
+from worker.engine.protocol import Address
+from worker.execution.results import Reply, ResultReader, result_of
+from worker.model_server.client import ModelServer, NoAnswerError, http_client
+from worker.model_server.probes import Answer
+from worker.model_server.templates import Fillings
 
 
 class Raw:
@@ -347,7 +347,7 @@ async def test_a_probe_without_a_whole_answer_is_silence(
 async def test_a_server_that_does_not_answer_in_time_is_silent(
     model_server: ModelServer, raw: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.hooks.PROBE_S", 0.1)
+    monkeypatch.setattr("worker.model_server.client.PROBE_S", 0.1)
     raw.busy = asyncio.Event()
     probe = await model_server.probe(raw.address, "/ready")
     raw.busy.set()

@@ -23,16 +23,16 @@ from modelyard.together import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, Bench, model
 from tests.unit.worker_broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
-from worker.attempts import Attempts
-from worker.consumer import Consumer
-from worker.desk import Desk
-from worker.enrolment import Enrolment
+from worker.attempts.job_locks import JobLocks
+from worker.attempts.registry import Desk
+from worker.execution.executor import Attempts
 from worker.fake_programs import FakeServer
-from worker.heartbeat import HeartbeatSender
-from worker.hooks import ModelServer, http_client
-from worker.job_locks import JobLocks
-from worker.lease import Lease
-from worker.recovery import Recovery
+from worker.model_server.client import ModelServer, http_client
+from worker.session.boot import Recovery
+from worker.session.command_consumer import Consumer
+from worker.session.enrolment import Enrolment
+from worker.session.heartbeat import HeartbeatSender
+from worker.session.lease import Lease
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 

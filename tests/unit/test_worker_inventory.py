@@ -17,15 +17,15 @@ from modelyard.together import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import BLIND_HOOKS, Bench, model
 from tests.unit.worker_broker import FakeBroker, report, reporter_on
-from worker.account import Ending
-from worker.desk import Desk
-from worker.discards import Discards
-from worker.health import MISSES, SPACING_S, Health
-from worker.hooks import ModelServer, http_client
-from worker.job_locks import JobLocks
-from worker.probes import Answer
-from worker.relist import Relist
-from worker.runtime import EngineUnavailableError
+from worker.attempts.attempt import Ending
+from worker.attempts.job_locks import JobLocks
+from worker.attempts.registry import Desk
+from worker.containers.health import MISSES, SPACING_S, Health
+from worker.engine.protocol import EngineUnavailableError
+from worker.execution.discards import Discards
+from worker.model_server.client import ModelServer, http_client
+from worker.model_server.probes import Answer
+from worker.session.relist import Relist
 
 CREATE, LOAD, INFER, UNLOAD = (
     Verb.DEPLOY_CREATE,
@@ -301,7 +301,7 @@ async def test_a_label_that_holds_no_path_hides_no_other_container() -> None:
 async def test_a_worker_that_lags_counts_no_probe_as_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.hooks.PROBE_S", 0.05)
+    monkeypatch.setattr("worker.model_server.client.PROBE_S", 0.05)
     async with lookout() as it:
         await it.bench.do(CREATE)
         await it.bench.do(LOAD)
@@ -451,8 +451,8 @@ async def test_a_watch_that_ended_is_made_anew() -> None:
 async def test_however_much_changes_there_is_about_one_look_a_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.relist.HASTE_S", 0.3)
-    monkeypatch.setattr("worker.relist.REST_S", 0.1)
+    monkeypatch.setattr("worker.session.relist.HASTE_S", 0.3)
+    monkeypatch.setattr("worker.session.relist.REST_S", 0.1)
     async with looking_around(interval_s=60) as it:
         before, loop = len(inventories(it.broker)), asyncio.get_running_loop()
         began = loop.time()

@@ -10,11 +10,11 @@ from modelyard.contract.topology import HEARTBEAT_INTERVAL_S, HEARTBEATS, LOST_A
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_host import Host, running_host
-from worker.account import Account
-from worker.container_plan import PlanRules, plan_container
+from worker.attempts.attempt import Account
+from worker.engine.labels import ContainerLabels
+from worker.engine.plan import PlanRules, plan_container
 from worker.fake_programs import FakeServer
-from worker.labels import ContainerLabels
-from worker.lease import FENCE_S, Lease
+from worker.session.lease import FENCE_S, Lease
 
 CREATE, LOAD, INFER, TEMP = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.TEMP
 SHORT_S = 0.6

@@ -13,7 +13,7 @@ from modelyard.together import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.test_worker_inventory import Lookout
 from tests.unit.worker_bench import Bench, model
-from worker.account import Ending
+from worker.attempts.attempt import Ending
 from worker.fake_programs import FakeServer
 
 CREATE, LOAD, INFER, UNLOAD, TEMP = (
@@ -28,7 +28,7 @@ SERVERS = [Profile.HTTP, Profile.OPEN_INFERENCE]
 
 @pytest.fixture(autouse=True)
 def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.hooks.PROBE_S", 0.05)
+    monkeypatch.setattr("worker.model_server.client.PROBE_S", 0.05)
 
 
 async def loaded(bench: Bench) -> Bench:

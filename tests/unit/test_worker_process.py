@@ -22,7 +22,7 @@ from tests.support.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_engine import ScriptedEngine, scripted_engine
-from worker.labels import ContainerLabels
+from worker.engine.labels import ContainerLabels
 
 STRICT = "a" * 64
 CREATE = Verb.DEPLOY_CREATE

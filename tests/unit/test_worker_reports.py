@@ -19,9 +19,9 @@ from tests.support.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import FakeBroker, report, reporter_on
-from worker.account import Account, Ending
-from worker.desk import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Decision, Desk
-from worker.job_locks import JobLocks
+from worker.attempts.attempt import Account, Ending
+from worker.attempts.job_locks import JobLocks
+from worker.attempts.registry import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Decision, Desk
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 

@@ -13,10 +13,10 @@ from aiohttp import web
 
 from tests.support.waiting import eventually
 from tests.unit.worker_engine import ScriptedEngine, scripted_engine
-from worker.labels import ContainerLabels
-from worker.lease import uptime_s
-from worker.leash import Leash, shared_note
-from worker.watchdog import FAREWELL
+from worker.engine.labels import ContainerLabels
+from worker.session.lease import uptime_s
+from worker.watchdog.client import Leash, shared_note
+from worker.watchdog.process import FAREWELL
 
 LEASE_S = 0.8
 STRICT, OTHER, STOPPED = "a" * 64, "b" * 64, "c" * 64
@@ -78,7 +78,7 @@ class Yard:
 
     def start(self, lease_s: float = LEASE_S) -> subprocess.Popen[bytes]:
         command = (
-            *(sys.executable, "-m", "worker.watchdog", "--docker", self.url),
+            *(sys.executable, "-m", "worker.watchdog.process", "--docker", self.url),
             *("--host-id", "host-1", "--lease-s", str(lease_s)),
             *("--patience-s", "20", "--note", str(self.note)),
         )

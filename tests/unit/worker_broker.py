@@ -15,8 +15,8 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import REPORTS, Exchange, Queue, control_queue, host_queue
 from tests.unit.worker_bench import HOST
-from worker.enrolment import Enrolment
-from worker.reporter import Reporter
+from worker.session.enrolment import Enrolment
+from worker.session.reporter import Reporter
 
 
 class FakeSubscription(Subscription):

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from worker.docker_runtime import DockerRuntime
+from worker.engine.docker.runtime import DockerRuntime
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ID = "0123456789abcdef"

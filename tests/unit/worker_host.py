@@ -18,7 +18,7 @@ from modelyard.contract.states import OperationState, Phase, Verb
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import FakeBroker, delivery_of
-from worker.hooks import ModelServer, http_client
+from worker.model_server.client import ModelServer, http_client
 from worker.service import Service
 from worker.settings import WorkerSettings
 

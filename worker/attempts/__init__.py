@@ -1,0 +1,1 @@
+"""Attempts: what one run of an operation reports, which are known, and how they are cancelled."""

@@ -1,0 +1,197 @@
+"""Which commands this boot has taken: what comes twice, too late or for somebody else is told off.
+
+Pure bookkeeping. No refusal is an error: the dispatcher's record is what counts, and its sweep
+repairs.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+from modelyard.contract.messages import (
+    CancelOperation,
+    HostCommand,
+    OperationReport,
+    RepeatReport,
+)
+from worker.attempts.attempt import Account, always_held
+
+MAX_ENDED = 10_000
+"""Ended operations whose last report is kept."""
+MAX_RESULT_BYTES_KEPT = 64 << 20
+"""Bytes of results in them as UTF-8, all together."""
+MAX_CANCELS = 10_000
+"""Cancels that came before their commands and are remembered."""
+MAX_JOBS = 100_000
+"""Jobs whose newest generation is remembered."""
+
+
+class Decision(StrEnum):
+    """What becomes of a command."""
+
+    NEW = "new"
+    """An attempt that was not seen before."""
+    REPEATED = "repeated"
+    """Seen before: its latest report is sent again."""
+    STALE_EPOCH = "stale_epoch"
+    """A later attempt of the operation is known, or the record has moved on without one."""
+    STALE_GENERATION = "stale_generation"
+    """A later container of the job is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A decision, and what it is about."""
+
+    decision: Decision
+    account: Account | None = None
+    """The attempt that is to run, or runs already."""
+    superseded: Account | None = None
+    """The earlier attempt of the same operation, if it still runs."""
+    report: OperationReport | None = None
+    """The latest of the attempt; None for one that is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """All that is kept of an attempt that has ended: its input may be large."""
+
+    report: OperationReport
+    result_bytes: int
+
+
+class Desk:
+    """The attempts that this boot knows, by operation."""
+
+    def __init__(
+        self,
+        publish: Callable[[OperationReport], None],
+        *,
+        held: Callable[[], Awaitable[None]] = always_held,
+    ) -> None:
+        """`publish` is where the accounts report to, `held` what they stand at: the lease."""
+        self._held = held
+        self._publish = publish
+        self._open: dict[str, Account] = {}
+        self._ended: OrderedDict[str, _Ended] = OrderedDict()
+        self._ended_bytes = 0
+        self._generations: OrderedDict[str, int] = OrderedDict()
+        self._looks: dict[int, set[str]] = {}
+        self._cancels: OrderedDict[str, CancelOperation] = OrderedDict()
+
+    @property
+    def running(self) -> int:
+        return len(self._open)
+
+    @contextmanager
+    def busy_jobs(self) -> Iterator[set[str]]:
+        """Yield the jobs that have an open attempt, and those that get one inside of it."""
+        busy = {account.command.job_id for account in self._open.values()}
+        self._looks[id(busy)] = busy
+        try:
+            yield busy
+        finally:
+            del self._looks[id(busy)]
+
+    def saw_containers(self, containers: Iterable[tuple[str, int]]) -> None:
+        """Note the generations (job, generation) that were found on the engine."""
+        for job_id, generation in containers:
+            self._saw(job_id, generation)
+
+    def take(self, command: HostCommand) -> Taken:
+        """Decide about one command; if it is new, an account is opened for it."""
+        opened = self._open.get(command.operation_id)
+        latest = opened.latest if opened else self._last_report(command.operation_id)
+        if latest is not None and command.epoch < latest.epoch:
+            return Taken(Decision.STALE_EPOCH)
+        cancel = self._cancels.get(command.operation_id)
+        if cancel is not None and (
+            command.epoch < cancel.epoch
+            or (command.epoch == cancel.epoch and cancel.reason == "stale")
+        ):
+            return Taken(Decision.STALE_EPOCH)
+        if latest is not None and command.epoch == latest.epoch:
+            return Taken(Decision.REPEATED, opened, report=latest)
+        if command.generation < self._generations.get(command.job_id, 0):
+            return Taken(Decision.STALE_GENERATION)
+        self._saw(command.job_id, command.generation)
+        self._drop_ended(command.operation_id)
+        self._cancels.pop(command.operation_id, None)
+        account = Account(command, self._publish, held=self._held)
+        if cancel is not None and cancel.epoch == command.epoch:
+            account.interruption.ask(cancel.reason)
+        self._open[command.operation_id] = account
+        for busy in self._looks.values():
+            busy.add(command.job_id)
+        return Taken(Decision.NEW, account, superseded=opened, report=account.latest)
+
+    def cancel(self, cancel: CancelOperation) -> OperationReport | None:
+        """End the attempt that `cancel` names, now or when its command comes.
+
+        Returns the last report of an attempt that has ended already: it is to be sent again.
+        """
+        operation_id = cancel.operation_id
+        opened = self._open.get(operation_id)
+        latest = opened.latest if opened else self._last_report(operation_id)
+        known = latest.epoch if latest else 0
+        if cancel.epoch > known or (cancel.epoch == known and cancel.reason == "stale"):
+            self._remember(cancel)
+        if cancel.epoch != known or latest is None:
+            return None
+        if opened is not None and cancel.reason == "stale":
+            opened.silence()
+        if opened is not None and not opened.ended:
+            opened.interruption.ask(cancel.reason)
+            return None
+        return latest if cancel.reason != "stale" else None
+
+    def latest(self, asked: RepeatReport) -> OperationReport | None:
+        """Return the last report of an attempt; None if another one, or none, is known."""
+        opened = self._open.get(asked.operation_id)
+        latest = opened.latest if opened else self._last_report(asked.operation_id)
+        return latest if latest is not None and latest.epoch == asked.epoch else None
+
+    def works_on(self, job_id: str, generation: int) -> bool:
+        """Tell whether an attempt of the job with this generation is open."""
+        commands = (account.command for account in self._open.values())
+        return any((it.job_id, it.generation) == (job_id, generation) for it in commands)
+
+    def close(self, account: Account) -> None:
+        """Keep an ended account's last report for those who ask again."""
+        operation_id = account.command.operation_id
+        if self._open.get(operation_id) is account:
+            del self._open[operation_id]
+            if account.ended:
+                result = account.latest.result_json or ""
+                ended = _Ended(account.latest, len(result.encode()))
+                self._ended[operation_id] = ended
+                self._ended_bytes += ended.result_bytes
+        while self._ended and (
+            len(self._ended) > MAX_ENDED or self._ended_bytes > MAX_RESULT_BYTES_KEPT
+        ):
+            self._drop_ended(next(iter(self._ended)))
+
+    def _remember(self, cancel: CancelOperation) -> None:
+        remembered = self._cancels.get(cancel.operation_id)
+        if remembered is None or remembered.epoch <= cancel.epoch:
+            self._cancels[cancel.operation_id] = cancel
+            self._cancels.move_to_end(cancel.operation_id)
+        while len(self._cancels) > MAX_CANCELS:
+            self._cancels.popitem(last=False)
+
+    def _last_report(self, operation_id: str) -> OperationReport | None:
+        ended = self._ended.get(operation_id)
+        return ended.report if ended else None
+
+    def _saw(self, job_id: str, generation: int) -> None:
+        self._generations[job_id] = max(generation, self._generations.get(job_id, 0))
+        self._generations.move_to_end(job_id)
+        while len(self._generations) > MAX_JOBS:
+            self._generations.popitem(last=False)
+
+    def _drop_ended(self, operation_id: str) -> None:
+        ended = self._ended.pop(operation_id, None)
+        if ended is not None:
+            self._ended_bytes -= ended.result_bytes

@@ -1,0 +1,1 @@
+"""The containers of jobs on this host, from their plan to their removal."""

@@ -1,0 +1,190 @@
+"""Where a dataset lies on this host, whether it may be mounted, and whether it really was."""
+
+import asyncio
+import concurrent.futures
+import os
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.mounts import normal, overlap
+from worker.containers.polling import GrowingPauses
+from worker.engine.plan import DatasetMount
+from worker.engine.protocol import ContainerFacts, ContainerRuntime
+
+PROBE_S = 5.0
+"""Seconds that one look at a folder may take; a dead network share answers never."""
+MAX_LOOKS = 32
+"""Looks that may be under way; each that never ends holds a thread until the process does."""
+
+
+_HARMLESS = frozenset({"size"})
+"""Options of a volume that say nothing of where it is."""
+_OUTSIDE = "The dataset lies outside of the host's MODELYARD_WORKER_DATASET_ROOTS."
+
+
+class Datasets:
+    """The datasets of one host: volumes that it allows, and folders under its dataset roots."""
+
+    def __init__(
+        self, runtime: ContainerRuntime, roots: Sequence[str], volumes: Sequence[str] = ()
+    ) -> None:
+        """`roots` are absolute folders, `volumes` names that may have `*` in them.
+
+        Without any of one kind nothing of that kind is mounted.
+        """
+        self._runtime = runtime
+        self._roots = tuple(roots)
+        self._volumes = tuple(volumes)
+        self._looks: dict[tuple[str, str | None], asyncio.Future[_Look]] = {}
+        """Under way: whoever looks for the same shares it."""
+
+    async def locate(self, dataset: DatasetSpec | None, model: ModelSpec) -> DatasetMount | None:
+        """Return the mount that the model asks for, once the dataset is there.
+
+        Raises `dataset_refused` and, after the dataset's `wait_s`, `dataset_unavailable`.
+        """
+        target = mount_target(dataset, model)
+        if dataset is None or target is None:
+            return None
+        if dataset.volume is not None:
+            await self._check_volume(dataset, dataset.volume)
+            return DatasetMount("volume", dataset.volume, target)
+        source = await self._folder(dataset, dataset.path or "")
+        return DatasetMount("bind", source, target)
+
+    async def _check_volume(self, dataset: DatasetSpec, name: str) -> None:
+        """Check that a volume may be mounted and is there.
+
+        A volume can be any folder of the host, or of another one: its options say which. Only what
+        Docker keeps in its own folder is a dataset.
+        """
+        if not any(fnmatchcase(name, pattern) for pattern in self._volumes):
+            raise ModelyardError(
+                ErrorCode.DATASET_REFUSED,
+                f"This host may not mount the volume {name}: the setting "
+                "MODELYARD_WORKER_ALLOWED_VOLUMES of its worker does not hold it.",
+                volume=name,
+            )
+        volume = await self._runtime.volume(name)
+        if volume is None:  # the engine would create it, empty
+            raise _unavailable(dataset, f"There is no volume {name}.")
+        if volume.driver != "local" or not _HARMLESS.issuperset(volume.options):
+            raise ModelyardError(
+                ErrorCode.DATASET_REFUSED,
+                f"The volume {name} is not a plain one of Docker's driver local: with another "
+                "driver, or with options such as type, o and device, it can be any folder.",
+                volume=name,
+                driver=volume.driver,
+                options=sorted(volume.options),
+            )
+
+    async def _folder(self, dataset: DatasetSpec, path: str) -> str:
+        pauses = GrowingPauses(dataset.wait_s)
+        try:
+            async with asyncio.timeout(dataset.wait_s + PROBE_S):
+                while True:
+                    look = await self._look(path, dataset.ready_file)
+                    if look.refused is not None:
+                        raise ModelyardError(ErrorCode.DATASET_REFUSED, look.refused, path=path)
+                    if look.folder is not None:
+                        return look.folder
+                    if not await pauses.again():
+                        raise _unavailable(dataset, look.missing)
+        except TimeoutError as error:
+            raise _unavailable(dataset, f"{path} does not answer.") from error
+
+    async def _look(self, path: str, ready_file: str | None) -> "_Look":
+        key = (path, ready_file)
+        under_way = self._looks.get(key)
+        if under_way is None:
+            if len(self._looks) >= MAX_LOOKS:
+                return _Look(missing="Too many folders of this host do not answer.")
+            under_way = _in_daemon_thread(lambda: _look(path, self._roots, ready_file))
+            self._looks[key] = under_way
+            under_way.add_done_callback(lambda _: self._looks.pop(key))
+        return await asyncio.shield(under_way)
+
+
+def verify_mount(facts: ContainerFacts, target: str, expected: DatasetMount | None = None) -> None:
+    """Check that the container has the dataset, read-only and alone in its place.
+
+    `expected` None takes any source. An engine creates a container before it looks at a mount's
+    source, and a share may go away in between: what is said about a container is what was seen on
+    it. Raises `dataset_unavailable`.
+    """
+    there = [it for it in facts.mounts if overlap(normal(it.target), normal(target))]
+    seen = there[0] if len(there) == 1 else None
+    wanted = (expected.kind, expected.source) if expected else None
+    if (
+        seen is None
+        or seen.target != target
+        or seen.kind not in {"bind", "volume"}
+        or not seen.read_only
+        or wanted not in {None, (seen.kind, seen.source)}
+    ):
+        raise ModelyardError(
+            ErrorCode.DATASET_UNAVAILABLE,
+            "The container does not have its dataset, or something else is mounted in its place.",
+            expected=expected.source if expected else None,
+            seen=[f"{it.kind} {it.source} at {it.target}" for it in there],
+        )
+
+
+def mount_target(dataset: DatasetSpec | None, model: ModelSpec) -> str | None:
+    """Return where the dataset appears in the container; None if nothing is mounted."""
+    if dataset is None or model.dataset_mount is None:
+        return None
+    return os.path.normpath(model.dataset_mount)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look at a folder: where it really is, or what is missing, or why it is refused."""
+
+    folder: str | None = None
+    missing: str = ""
+    refused: str | None = None
+
+
+def _look(path: str, roots: Sequence[str], ready_file: str | None) -> _Look:
+    """Look once. Blocks, perhaps for ever."""
+    try:
+        real = Path(os.path.realpath(path))
+        if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+            return _Look(refused=_OUTSIDE)
+        if not stat.S_ISDIR(real.stat().st_mode):
+            return _Look(refused="The dataset is not a folder.")
+        if ready_file is not None:
+            whole = (real / ready_file).exists()
+            return _Look(str(real)) if whole else _Look(missing=f"{path} has no {ready_file} yet.")
+        with os.scandir(real) as entries:
+            return _Look(str(real)) if next(entries, None) else _Look(missing=f"{path} is empty.")
+    except OSError as error:
+        return _Look(missing=f"{path}: {error.strerror}.")
+
+
+def _in_daemon_thread(work: Callable[[], _Look]) -> asyncio.Future[_Look]:
+    """Run `work` in a thread of its own, which a process that ends does not wait for.
+
+    The loop's own threads are few and are joined at exit: stuck ones would stop both.
+    """
+    done: concurrent.futures.Future[_Look] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as fault:  # noqa: BLE001 - carried to whoever awaits it
+            done.set_exception(fault)
+
+    threading.Thread(target=run, name="dataset", daemon=True).start()
+    return asyncio.wrap_future(done)
+
+
+def _unavailable(dataset: DatasetSpec, message: str) -> ModelyardError:
+    return ModelyardError(ErrorCode.DATASET_UNAVAILABLE, message, dataset=dataset.name)

@@ -1,0 +1,160 @@
+"""Containers that write to the host's disk, measured again and again and ended over their limit.
+
+Docker bounds what a container writes only on some file systems, so it is watched everywhere. The
+limit is written on the container as a label: it holds for what an earlier worker has made too.
+
+Each container is measured and judged alone: one that can't be measured hides none of the others.
+It might be hiding itself, so after `MISSES` looks in a row it counts as over its limit. The sizes
+of volumes come all together or not at all, so that nobody is ended for want of them.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from modelyard.together import TaskGroup
+from worker.containers.health import Health
+from worker.engine.protocol import (
+    ContainerFacts,
+    ContainerRuntime,
+    NoSuchContainerError,
+    RuntimeFaultError,
+)
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 5.0
+"""Seconds between two looks."""
+SHARE = 5
+"""A look that takes long is followed by a rest of so many times that: it costs the host's disk."""
+REST_S = 60.0
+"""The longest rest."""
+AT_ONCE = 4
+"""Containers that are measured at the same time: the next ones don't wait for one that hangs."""
+MISSES = 3
+"""Looks in a row that could not measure a container, after which it is ended."""
+
+
+class DiskWatch:
+    """Ends what has written too much; why is noted for whoever finds it dead."""
+
+    def __init__(self, runtime: ContainerRuntime, health: Health) -> None:
+        self._runtime = runtime
+        self._health = health
+        self._silent = False
+        self._misses: dict[str, int] = {}
+        """By container id, the looks in a row that could not measure it."""
+
+    async def run(self) -> None:
+        """Look until cancelled; an engine that is away is asked again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await self.look()
+            except RuntimeFaultError as error:
+                if not self._silent:
+                    log.warning("disk.unmeasured", reason=error.message)
+                self._silent = True
+            else:
+                self._silent = False
+            await asyncio.sleep(min(REST_S, max(LOOK_S, SHARE * (loop.time() - began))))
+
+    async def look(self) -> None:
+        """Measure all own containers that run and could fill the disk.
+
+        Raises `EngineUnavailableError` if there is no engine, and if volumes can't be measured.
+        """
+        listed = await self._runtime.list_own()
+        growing = [it for it in listed if it.running and it.fills_disk and _limit(it) is not None]
+        known = {facts.id for facts in growing}
+        self._misses = {id_: count for id_, count in self._misses.items() if id_ in known}
+        written = await self._measure(growing)
+        left = [it for it in growing if not await self._is_over(it, written.get(it.id, 0))]
+        with_volumes = [it for it in left if any(mount.on_disk for mount in it.mounts)]
+        if with_volumes:
+            sizes = await self._runtime.volume_sizes()
+            for facts in with_volumes:
+                volumes = (mount.source for mount in facts.mounts if mount.on_disk)
+                in_volumes = sum(sizes.get(name, 0) for name in volumes)
+                await self._is_over(facts, written.get(facts.id, 0) + in_volumes)
+
+    async def _measure(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
+        """Return what was measured, by container id; end what could not be for too long."""
+        turns = asyncio.Semaphore(AT_ONCE)
+        written: dict[str, int] = {}
+        failed: dict[str, RuntimeFaultError] = {}
+
+        async def measure(container_id: str) -> None:
+            async with turns:
+                try:
+                    written[container_id] = await self._runtime.written(container_id)
+                except NoSuchContainerError:
+                    return
+                except RuntimeFaultError as error:
+                    failed[container_id] = error
+
+        async with TaskGroup() as tasks:
+            for facts in containers:
+                tasks.create_task(measure(facts.id))
+        for measured in written:
+            self._misses.pop(measured, None)
+        if failed:
+            await self._runtime.ping()  # of an engine that is away no container is guilty
+        for facts in containers:
+            if facts.id in failed:
+                await self._miss(facts, failed[facts.id])
+        return written
+
+    async def _miss(self, facts: ContainerFacts, error: RuntimeFaultError) -> None:
+        misses = self._misses[facts.id] = self._misses.get(facts.id, 0) + 1
+        log.warning(
+            "disk.container_unmeasured",
+            container_id=facts.id,
+            job_id=_job_id(facts),
+            in_a_row=misses,
+            reason=error.message,
+        )
+        if misses >= MISSES:
+            await self._end(
+                facts,
+                f"What the container wrote to the disk could not be measured {misses} times in a "
+                "row, so it counts as more than its limit (resources.disk). Have it write fewer "
+                "files.",
+            )
+
+    async def _is_over(self, facts: ContainerFacts, written: int) -> bool:
+        """Tell whether a container is over its limit; it is ended by then."""
+        limit = _limit(facts)
+        if limit is None or written <= limit:
+            return False
+        log.warning(
+            "disk.exceeded",
+            container_id=facts.id,
+            job_id=_job_id(facts),
+            bytes=written,
+            limit=limit,
+        )
+        await self._end(
+            facts, f"The container wrote more than {limit} bytes to the disk (resources.disk)."
+        )
+        return True
+
+    async def _end(self, facts: ContainerFacts, why: str) -> None:
+        # Noted first: whoever waits for its end wants to know why.
+        self._health.over_disk[facts.id] = why
+        try:
+            await self._runtime.stop(facts.id, 0.0)
+        except NoSuchContainerError:
+            return
+        except RuntimeFaultError as error:
+            log.warning("disk.not_ended", container_id=facts.id, reason=error.message)
+
+
+def _limit(facts: ContainerFacts) -> int | None:
+    return facts.labels.disk if facts.labels else None
+
+
+def _job_id(facts: ContainerFacts) -> str | None:
+    return facts.labels.job_id if facts.labels else None

@@ -1,0 +1,216 @@
+"""The containers of a job on this host: found, created, started, removed. All of it repeatable."""
+
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
+from modelyard.contract.states import Phase
+from modelyard.crash_points import crash_point
+from worker.attempts.attempt import Account
+from worker.containers.datasets import Datasets, mount_target, verify_mount
+from worker.containers.health import Health
+from worker.containers.images import Images
+from worker.containers.planning import judge
+from worker.containers.readiness import Question, while_running
+from worker.engine.labels import container_name
+from worker.engine.plan import ContainerPlan, PlanRules, plan_container, spec_hash
+from worker.engine.protocol import (
+    ContainerFacts,
+    ContainerRuntime,
+    NoSuchContainerError,
+)
+from worker.execution.trouble import trouble_is_logged
+from worker.model_server.client import ModelServer
+from worker.model_server.probes import Answer
+from worker.model_server.profiles import talk_of
+
+HALT_S = 8.0
+"""Seconds for stopping all that must not outlive the lease."""
+
+
+class Containers:
+    """What operations do to containers. Only this host's own are ever touched.
+
+    Its own are those that have its labels, and the name that belongs to them.
+    """
+
+    def __init__(
+        self,
+        runtime: ContainerRuntime,
+        images: Images,
+        datasets: Datasets,
+        server: ModelServer,
+        rules: PlanRules,
+    ) -> None:
+        self._runtime = runtime
+        self._images = images
+        self._datasets = datasets
+        self._server = server
+        self._rules = rules
+        self.health = Health()
+        """What is in the memory of which container, as far as this process knows."""
+
+    async def find(self, command: HostCommand) -> ContainerFacts | None:
+        """Return the container of the job's generation, None if it is gone or not ours."""
+        try:
+            facts = await self._runtime.inspect(container_name(command.job_id, command.generation))
+        except NoSuchContainerError:
+            return None
+        labels = facts.labels
+        ours = labels is not None and labels.host_id == self._rules.host_id
+        return facts if ours else None
+
+    async def demand(self, command: HostCommand) -> ContainerFacts:
+        """Return the container of the job's generation; raises `container_missing`."""
+        facts = await self.find(command)
+        if facts is None:
+            raise ModelyardError(ErrorCode.CONTAINER_MISSING)
+        return facts
+
+    async def ensure(self, command: HostCommand, account: Account) -> ContainerFacts:
+        """Return the job's container, created if it is not there, with its mounts checked."""
+        await self.remove_generations(command.job_id, up_to=command.generation - 1)
+        target = mount_target(command.dataset, command.model)
+        known = await self.find(command)
+        if known is not None and known.labels is not None:
+            if known.labels.spec == spec_hash(command.model):
+                if target is not None:
+                    verify_mount(known, target)
+                return known
+            # Made from another spec under the same generation: what was asked for counts.
+            await self._remove(known.id)
+        return await self._create(command, account)
+
+    async def _create(self, command: HostCommand, account: Account) -> ContainerFacts:
+        judge(command)
+        mount = await self._datasets.locate(command.dataset, command.model)
+
+        def on_pull() -> None:
+            account.tell(Phase.PULLING)
+
+        def on_progress(progress: Progress) -> None:
+            account.tell(Phase.PULLING, progress)
+
+        await self._images.ensure(command.model.image, on_pull, on_progress)
+        account.tell(Phase.CREATING)
+        # A pruned network would only be missed when the container starts.
+        await self._runtime.ensure_network()
+        image = await self._runtime.image(command.model.image)
+        plan = plan_container(command, mount, self._rules, image)
+        await account.may_go_on()
+        crash_point("worker.before_create")
+        created = await self._runtime.create(plan)
+        crash_point("worker.after_create")
+        facts = await self._runtime.inspect(created)
+        if mount is not None:
+            verify_mount(facts, mount.target, mount)
+        await self._no_link_leads_elsewhere(plan, facts)
+        return facts
+
+    async def _no_link_leads_elsewhere(self, plan: ContainerPlan, facts: ContainerFacts) -> None:
+        """Check that what is mounted lies where it was mounted, and not behind a link."""
+        dataset = plan.dataset.target if plan.dataset else None
+        for field, target in (("dataset_mount", dataset), ("result_file", plan.kept_folder)):
+            link = await self._runtime.link_at(facts.id, target) if target else None
+            if link is not None:
+                raise ModelyardError(
+                    ErrorCode.CREATE_FAILED,
+                    f"{link} is a link in the image, and {field} would lie behind it, perhaps on "
+                    f"another mount. Take the path that it leads to as {field}.",
+                )
+
+    async def serve(
+        self, command: HostCommand, facts: ContainerFacts, account: Account
+    ) -> ContainerFacts:
+        """Start the container unless it runs, and wait until its server answers alive."""
+        facts = await self.start(command, facts, account)
+        alive = talk_of(command.model).alive
+        if alive is not None:
+            await self.probe(facts, alive, command.model.start_timeout_s, "answer alive")
+        return facts
+
+    async def start(
+        self, command: HostCommand, facts: ContainerFacts, account: Account
+    ) -> ContainerFacts:
+        """Start the container unless it runs; its published port is another after each start.
+
+        The engine follows the mount's source anew each time, and so is it looked at each time:
+        what was a folder under the roots may be a link out of them by now.
+        """
+        if facts.running:
+            return facts
+        mount = await self._datasets.locate(command.dataset, command.model)
+        if mount is not None:
+            verify_mount(facts, mount.target, mount)
+        account.tell(Phase.STARTING, container_id=facts.id)
+        self.health.was_unloaded(facts.id)
+        self.health.over_disk.pop(facts.id, None)
+        await account.may_go_on()
+        await self._runtime.start(facts.id)
+        crash_point("worker.after_start")
+        return await self._runtime.inspect(facts.id)
+
+    async def probe(self, facts: ContainerFacts, path: str, seconds: float, what: str) -> None:
+        """Wait until `path` answers 2xx; raises `not_ready`, `exited` or `oom_killed`."""
+        question = Question(self._server, facts, path)
+        waiting = question.until({Answer.YES}, seconds, what)
+        await while_running(self._runtime, facts.id, waiting)
+
+    async def remove_generations(self, job_id: str, *, up_to: int, grace_s: float = 0.0) -> None:
+        """Remove the job's containers up to a generation."""
+        facts = await self._runtime.list_own(job_id)
+        doomed = [it for it in facts if it.labels and it.labels.generation <= up_to]
+        for it in doomed:
+            if it.running and grace_s:
+                await self._stop(it.id, grace_s)
+                crash_point("worker.stop.after_stop")
+            await self._remove(it.id)
+
+    async def halt(self, facts: ContainerFacts) -> None:
+        """Stop the container at once: what it holds in memory is of no use."""
+        await self._stop(facts.id, 0.0)
+        crash_point("worker.stop.after_halt")
+        self.health.was_unloaded(facts.id)
+
+    async def halt_strict(self) -> None:
+        """Stop at once all containers that must not outlive the lease; trouble is logged."""
+        async with trouble_is_logged("lease.not_halted", HALT_S):
+            for facts in await self._runtime.list_own():
+                if facts.running and facts.labels is not None and facts.labels.strict:
+                    await self.halt(facts)
+
+    async def discard(self, discard: DiscardContainer, *, grace_s: float) -> bool:
+        """Stop and remove the container if it is this host's, of that job and generation.
+
+        Gone already is success.
+        """
+        try:
+            facts = await self._runtime.inspect(discard.container_id)
+        except NoSuchContainerError:
+            return True
+        labels = facts.labels
+        if labels is None or (labels.host_id, labels.job_id, labels.generation) != (
+            self._rules.host_id,
+            discard.job_id,
+            discard.generation,
+        ):
+            return False
+        if facts.running:
+            await self._stop(facts.id, grace_s)
+            crash_point("worker.discard.after_stop")
+        await self._remove(facts.id)
+        return True
+
+    async def finish_removal(self, container_id: str) -> None:
+        """Remove a container of which `list_own` has said that it is dead."""
+        await self._remove(container_id)
+
+    async def _remove(self, container_id: str) -> None:
+        crash_point("worker.before_remove")
+        await self._runtime.remove(container_id)
+        crash_point("worker.after_remove")
+        self.health.is_gone(container_id)
+
+    async def _stop(self, container_id: str, grace_s: float) -> None:
+        try:
+            await self._runtime.stop(container_id, grace_s)
+        except NoSuchContainerError:
+            return  # that it is gone is what is wanted

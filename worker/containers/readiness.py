@@ -1,0 +1,143 @@
+"""Waiting for a container: probed until a deadline, given up at once when it exits."""
+
+import asyncio
+from collections.abc import Collection, Coroutine
+from typing import Any, TypeVar
+
+from modelyard.contract.deaths import death_of
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.together import TaskGroup
+from worker.containers.polling import GrowingPauses
+from worker.engine.protocol import (
+    Address,
+    ContainerFacts,
+    ContainerRuntime,
+    EngineUnavailableError,
+    Exit,
+    StartRefusedError,
+)
+from worker.model_server.client import ModelServer
+from worker.model_server.probes import NOBODY_LISTENS, Answer, Probe
+
+T = TypeVar("T")
+
+_SLOW_PROBE_S = 1.0
+_ENGINE_RETRY_S = 1.0
+
+
+class Question:
+    """One probe of one container, asked again and again; it keeps the last answer."""
+
+    def __init__(self, server: ModelServer, facts: ContainerFacts, path: str) -> None:
+        """Take a container that runs; raises `exited` or `oom_killed` for another."""
+        self._server = server
+        self._address = address_of(facts)
+        self._path = path
+        port = facts.labels.port if facts.labels else None
+        self._asked = f"GET {path} on the container's port {port or self._address.port}"
+        self.last: Probe | None = None
+
+    async def ask(self) -> Probe:
+        """Ask once."""
+        self.last = await self._server.probe(self._address, self._path)
+        return self.last
+
+    async def until(self, wanted: Collection[Answer], seconds: float, what: str) -> Probe:
+        """Ask until one of the `wanted` answers comes; raises `not_ready` after `seconds`.
+
+        `what` the container was to do is named in the error.
+        """
+        pauses = GrowingPauses(seconds)
+        limit = asyncio.timeout(seconds + _SLOW_PROBE_S)
+        try:
+            async with limit:
+                while True:
+                    heard = await self.ask()
+                    if heard.answer in wanted:
+                        return heard
+                    if not await pauses.again():
+                        break
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        raise self.not_ready(seconds, what)
+
+    def not_ready(self, seconds: float, what: str) -> ModelyardError:
+        """Return the error for a container that did not do `what` within `seconds`."""
+        message = f"The container did not {what} within {seconds:g} s. Asked was {self._asked}"
+        if self.last is None:
+            return ModelyardError(ErrorCode.NOT_READY, f"{message}.", asked=self._asked)
+        hint = f" {NOBODY_LISTENS}" if self.last.nobody_listens else ""
+        return ModelyardError(
+            ErrorCode.NOT_READY,
+            f"{message}, and the last answer was: {self.last.heard.removesuffix('.')}.{hint}",
+            asked=self._asked,
+            last_answer=self.last.heard,
+        )
+
+
+async def while_running(
+    runtime: ContainerRuntime,
+    container_id: str,
+    work: Coroutine[Any, Any, T],
+    *,
+    grace_s: float = 0.0,
+) -> T:
+    """Return what `work` does, or raise `exited` or `oom_killed` as soon as the container ends.
+
+    The engine is asked to watch only `grace_s` seconds later: short work needs no watching,
+    because a connection to a process that has died breaks by itself.
+    """
+    async with TaskGroup() as tasks:
+        working = tasks.create_task(_outcome(work))
+        await asyncio.wait((working,), timeout=grace_s)
+        watching = tasks.create_task(_end_of(runtime, container_id))
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()
+        watching.cancel()
+    if working.cancelled():
+        raise watching.result()
+    result = working.result()
+    if isinstance(result, _Fault):
+        raise result.error
+    return result
+
+
+def exited(end: Exit) -> ModelyardError:
+    """Return the error that says how a container ended."""
+    info = death_of(end.code, oom_killed=end.oom_killed)
+    return ModelyardError(info.code, info.message, **info.detail)
+
+
+def address_of(facts: ContainerFacts) -> Address:
+    """Return where the container's port is; raises what keeps it from having one."""
+    if not facts.running:
+        raise exited(Exit(facts.exit_code or 0, facts.oom_killed))
+    if facts.address is None:
+        raise StartRefusedError("The container runs without its port.")
+    return facts.address
+
+
+class _Fault:
+    """An expected error as a value: raised in a task group it would cancel the other task."""
+
+    def __init__(self, error: ModelyardError) -> None:
+        self.error = error
+
+
+async def _outcome(work: Coroutine[Any, Any, T]) -> T | _Fault:
+    try:
+        return await work
+    except ModelyardError as error:
+        return _Fault(error)
+
+
+async def _end_of(runtime: ContainerRuntime, container_id: str) -> ModelyardError:
+    """Return why the container does not run any more; an engine that is away says nothing."""
+    while True:
+        try:
+            return exited(await runtime.wait_exit(container_id))
+        except EngineUnavailableError:
+            await asyncio.sleep(_ENGINE_RETRY_S)
+        except ModelyardError as error:
+            return error

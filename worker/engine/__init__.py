@@ -1,0 +1,1 @@
+"""What a worker needs of a container engine: the protocol, and what containers are asked for."""

@@ -1,0 +1,1 @@
+"""The Docker Engine, through aiodocker: the only package that imports it."""

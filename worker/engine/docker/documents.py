@@ -1,0 +1,284 @@
+"""What Docker answers, as far as we read it. Source: Docker Engine API 1.41. Pure."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_pascal
+
+from modelyard.contract.messages import EngineFacts
+from worker.engine.labels import ContainerLabels
+from worker.engine.plan import ImageFacts
+from worker.engine.protocol import Address, ContainerFacts, MountFacts, VolumeFacts
+
+_NEVER = "0001-01-01"
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(alias_generator=to_pascal, extra="ignore", frozen=True)
+
+
+class _State(_Document):
+    status: str = ""
+    running: bool
+    exit_code: int = 0
+    oom_killed: bool = Field(default=False, alias="OOMKilled")
+    started_at: str = _NEVER
+
+
+class _Config(_Document):
+    labels: dict[str, str] | None = None
+
+
+class _HostConfig(_Document):
+    readonly_rootfs: bool = False
+    tmpfs: dict[str, str] | None = None
+
+
+class _Mount(_Document):
+    type: str
+    name: str = ""
+    source: str = ""
+    destination: str
+    rw: bool = Field(alias="RW")
+
+
+class _Binding(_Document):
+    host_port: str = ""
+
+
+class _Endpoint(_Document):
+    ip_address: str = Field(default="", alias="IPAddress")
+
+
+class _NetworkSettings(_Document):
+    ports: dict[str, list[_Binding] | None] | None = None
+    networks: dict[str, _Endpoint] | None = None
+
+
+class ContainerDocument(_Document):
+    """`GET /containers/{id}/json`."""
+
+    id: str
+    name: str
+    state: _State
+    config: _Config
+    host_config: _HostConfig = _HostConfig()
+    mounts: tuple[_Mount, ...] = ()
+    size_rw: int = 0
+    """Only where it was asked for."""
+    network_settings: _NetworkSettings = _NetworkSettings()
+
+    @property
+    def going(self) -> bool:
+        """True while it is being removed: it can't be used any more."""
+        return self.state.status == "removing"
+
+    @property
+    def dead(self) -> bool:
+        """True once its removal has failed, or the engine has died at it: nobody goes on with it.
+
+        The engine leaves that to its users, who alone know what else was to be removed: see
+        `daemon.restore` of Moby.
+        """
+        return self.state.status == "dead"
+
+    def facts(self, *, publish: bool, network: str) -> ContainerFacts:
+        """Return the same in our words."""
+        name = self.name.removeprefix("/")
+        labels = ContainerLabels.parse(self.config.labels or {}, name=name)
+        mounts = self._mounts()
+        state = self.state
+        started = not state.started_at.startswith(_NEVER)
+        return ContainerFacts(
+            id=self.id,
+            name=name,
+            running=state.running,
+            ever_started=started,
+            exit_code=state.exit_code if started and not state.running else None,
+            oom_killed=state.oom_killed,
+            dead=self.dead,
+            labels=labels,
+            mounts=mounts,
+            fills_disk=not self.host_config.readonly_rootfs or any(it.on_disk for it in mounts),
+            address=self._address(labels, publish=publish, network=network),
+        )
+
+    def _mounts(self) -> tuple[MountFacts, ...]:
+        found = [
+            MountFacts(
+                kind=mount.type,
+                source=mount.name if mount.type == "volume" else mount.source,
+                target=mount.destination,
+                read_only=not mount.rw,
+            )
+            for mount in self.mounts
+        ]
+        # Docker lists a tmpfs apart from its mounts.
+        found += [MountFacts("tmpfs", "", t, read_only=False) for t in self.host_config.tmpfs or ()]
+        return tuple(found)
+
+    def _address(
+        self, labels: ContainerLabels | None, *, publish: bool, network: str
+    ) -> Address | None:
+        if labels is None or labels.port is None or not self.state.running:
+            return None
+        if publish:
+            bound = (self.network_settings.ports or {}).get(f"{labels.port}/tcp") or []
+            ports = [int(binding.host_port) for binding in bound if binding.host_port]
+            return Address("127.0.0.1", ports[0]) if ports else None
+        endpoint = (self.network_settings.networks or {}).get(network)
+        if endpoint is None or not endpoint.ip_address:
+            return None
+        return Address(endpoint.ip_address, labels.port)
+
+
+class NetworkDocument(_Document):
+    """`GET /networks`, one entry."""
+
+    name: str
+    options: dict[str, str] | None = None
+
+    @property
+    def isolates(self) -> bool:
+        """True if its containers can't reach each other."""
+        return (self.options or {}).get(ICC_OPTION) == "false"
+
+
+class _ImageConfig(_Document):
+    volumes: dict[str, Any] | None = None
+    env: list[str] | None = None
+
+
+class ImageDocument(_Document):
+    """`GET /images/{name}/json`."""
+
+    config: _ImageConfig | None = None
+
+    def facts(self) -> ImageFacts:
+        """Return the same in our words."""
+        config = self.config or _ImageConfig()
+        return ImageFacts(
+            volumes=tuple(config.volumes or ()),
+            env=frozenset(line.partition("=")[0] for line in config.env or ()),
+        )
+
+
+class VolumeDocument(_Document):
+    """`GET /volumes/{name}`."""
+
+    driver: str = ""
+    options: dict[str, str] | None = None
+    mountpoint: str = ""
+
+    def facts(self) -> VolumeFacts:
+        """Return the same in our words."""
+        return VolumeFacts(self.driver, dict(self.options or {}), self.mountpoint)
+
+
+class _VolumeUsage(_Document):
+    size: int = -1
+
+
+class _UsedVolume(_Document):
+    name: str
+    usage_data: _VolumeUsage | None = None
+
+
+class DiskUsageDocument(_Document):
+    """`GET /system/df`."""
+
+    volumes: tuple[_UsedVolume, ...] | None = None
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each volume that was measured, by name."""
+        measured = [(it.name, it.usage_data.size) for it in self.volumes or () if it.usage_data]
+        return {name: size for name, size in measured if size >= 0}
+
+
+ICC_OPTION = "com.docker.network.bridge.enable_icc"
+
+
+class VersionDocument(_Document):
+    """`GET /version`."""
+
+    version: str
+    api_version: str
+
+
+class InfoDocument(_Document):
+    """`GET /info`."""
+
+    operating_system: str = ""
+    ncpu: int = Field(default=0, alias="NCPU")
+    mem_total: int = 0
+    driver: str = ""
+    driver_status: tuple[tuple[str, ...], ...] | None = None
+
+    @property
+    def may_limit_root(self) -> bool:
+        """True if the storage driver may be able to bound what a container writes to its root.
+
+        Overlay on XFS can if that is mounted with `pquota`, which only a try tells. Not counted are
+        drivers whose limit includes the image (btrfs: `max_referenced`; devicemapper).
+        """
+        if self.driver == "zfs":
+            return True
+        on_xfs = ("Backing Filesystem", "xfs") in (self.driver_status or ())
+        return self.driver == "overlay2" and on_xfs
+
+
+class _LayerBytes(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    current: int | None = None
+    total: int | None = None
+
+
+class PullLine(BaseModel):
+    """One line of `POST /images/create`."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    status: str = ""
+    id: str = ""
+    progress_detail: _LayerBytes | None = Field(default=None, alias="progressDetail")
+    error: str = ""
+    """Why the pull failed; the last line then."""
+
+
+class PullProgress:
+    """Bytes downloaded over all layers that were announced so far."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, tuple[int, int]] = {}
+
+    def take(self, line: PullLine) -> bool:
+        """Note one line; true if it changed the sums."""
+        detail = line.progress_detail
+        if line.status == "Downloading" and detail is not None and detail.total:
+            self._layers[line.id] = (min(detail.current or 0, detail.total), detail.total)
+            return True
+        if line.status in {"Download complete", "Pull complete"} and line.id in self._layers:
+            total = self._layers[line.id][1]
+            self._layers[line.id] = (total, total)
+            return True
+        return False
+
+    @property
+    def current(self) -> int:
+        return sum(current for current, _ in self._layers.values())
+
+    @property
+    def total(self) -> int:
+        return sum(total for _, total in self._layers.values())
+
+
+def engine_facts(version: VersionDocument, info: InfoDocument) -> EngineFacts:
+    """Return what an engine says of itself."""
+    return EngineFacts(
+        version=version.version,
+        api_version=version.api_version,
+        operating_system=info.operating_system,
+        cpus=info.ncpu,
+        memory=info.mem_total,
+    )

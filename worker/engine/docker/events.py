@@ -1,0 +1,39 @@
+"""Docker's events, as hints that something of ours has changed.
+
+Source: Docker Engine API 1.41, SystemEvents. The engine drops events that are not read in time,
+and its stream ends without a word: whoever needs the truth asks for the list.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import aiodocker
+
+from worker.engine.docker.calls import deadline, streamed
+from worker.engine.labels import HOST
+
+WATCH_SLICE_S = 120.0
+"""A stream is opened anew this often, so that one that died silently does not stay."""
+_OPEN_S = 30.0
+_TELLING = ("die", "oom", "stop", "destroy")
+
+
+async def watch(docker: aiodocker.Docker, host_id: str, on_change: Callable[[], None]) -> None:
+    """Call `on_change` once the stream is open and for all that it says of this host's containers.
+
+    Returns when it ends, and after `WATCH_SLICE_S`. Raises `EngineUnavailableError`.
+    """
+    filters = {"type": ["container"], "event": list(_TELLING), "label": [f"{HOST}={host_id}"]}
+    async with deadline("watch", _OPEN_S + WATCH_SLICE_S, ours=True):
+        try:
+            async with (
+                asyncio.timeout(_OPEN_S) as limit,
+                streamed(docker, "events", params={"filters": json.dumps(filters)}) as response,
+            ):
+                limit.reschedule(asyncio.get_running_loop().time() + WATCH_SLICE_S)
+                on_change()
+                async for _ in response.content.iter_any():
+                    on_change()
+        except TimeoutError:
+            return

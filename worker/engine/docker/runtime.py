@@ -1,0 +1,328 @@
+"""The Docker Engine as a `ContainerRuntime`, through aiodocker.
+
+Two clients: waits, pulls and logs hold their connections for long and keep apart from the short
+calls. Every call has a deadline (see `docker_runtime_calls`) but a pull, which its caller bounds;
+every id is checked before it gets into a URL, every image is named by its full reference. The API
+version is negotiated: 1.41 (Docker 20.10) and up.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import structlog
+from aiodocker.containers import DockerContainer
+from aiodocker.exceptions import DockerError
+
+from modelyard.contract.messages import EngineFacts
+from worker.engine.docker.calls import (
+    CALL_S,
+    CONFLICT,
+    NOT_FOUND,
+    SERVER_FAULT,
+    UNREACHABLE,
+    client_of,
+    deadline,
+    disk_is_full,
+    one_container,
+    refuses_storage_opt,
+)
+from worker.engine.docker.config import engine_config
+from worker.engine.docker.documents import (
+    ICC_OPTION,
+    ContainerDocument,
+    DiskUsageDocument,
+    ImageDocument,
+    InfoDocument,
+    NetworkDocument,
+    VersionDocument,
+    VolumeDocument,
+    engine_facts,
+)
+from worker.engine.docker.events import watch
+from worker.engine.docker.output import DockerOutput
+from worker.engine.docker.pull import pull
+from worker.engine.image_references import full_reference
+from worker.engine.labels import HOST, JOB
+from worker.engine.plan import ContainerPlan, ImageFacts
+from worker.engine.protocol import (
+    ContainerFacts,
+    CreateRefusedError,
+    EngineUnavailableError,
+    Exit,
+    ImageNotFoundError,
+    ImagePullFailedError,
+    NameConflictError,
+    NoSuchContainerError,
+    OnProgress,
+    StartRefusedError,
+    VolumeFacts,
+    checked_ref,
+)
+
+log = structlog.get_logger(__name__)
+
+PING_S = 5.0
+MEASURE_S = 60.0
+CLOSE_S = 2.0
+CREATE_S = 60.0
+REMOVE_S = 60.0
+PULL_S = 7 * 86_400.0
+"""No real bound: a pull may be slow. The operation's own timeout is the one that counts."""
+_REMOVAL_PROBE_S = 0.1
+
+_VOLUME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+class DockerRuntime:
+    """One engine, and of its containers only those of one host."""
+
+    def __init__(self, url: str, *, host_id: str, network: str, publish: bool) -> None:
+        """`url` begins with `unix://`, `tcp://`, `http://` or `https://`."""
+        self._host_id = host_id
+        self._network = network
+        self._publish = publish
+        self._docker = client_of(url)
+        self._streams = client_of(url)
+        self._output = DockerOutput(self._streams)
+        self._may_limit_root = False
+        """As far as the engine has told; see `InfoDocument.may_limit_root`."""
+        self._refused_root_limit = False
+
+    async def close(self) -> None:
+        async with asyncio.timeout(CLOSE_S):
+            await self._docker.close()
+            await self._streams.close()
+
+    async def ping(self) -> None:
+        async with deadline("ping", PING_S, ours=True):
+            await self._docker.version()
+
+    async def facts(self) -> EngineFacts:
+        async with deadline("describe itself", CALL_S, ours=True):
+            version = VersionDocument.model_validate(await self._docker.version())
+            info = InfoDocument.model_validate(await self._docker.system.info())
+        self._may_limit_root = info.may_limit_root and not self._refused_root_limit
+        return engine_facts(version, info)
+
+    async def ensure_network(self) -> None:
+        async with deadline("make the job network", CALL_S, ours=True):
+            known = await self._known_network()
+            if known is None:
+                try:
+                    await self._docker.networks.create(_network_config(self._network))
+                except DockerError as error:
+                    if error.status != CONFLICT:
+                        raise
+            elif not known.isolates:
+                raise EngineUnavailableError(
+                    f"The network {self._network} exists and lets containers reach each other: "
+                    f"remove it, or make it with the option {ICC_OPTION}=false."
+                )
+
+    async def _known_network(self) -> NetworkDocument | None:
+        found = await self._docker.networks.list(filters={"name": self._network})
+        networks = [NetworkDocument.model_validate(raw) for raw in found]
+        return next((known for known in networks if known.name == self._network), None)
+
+    async def has_image(self, image: str) -> bool:
+        async with deadline("look for an image", CALL_S):
+            try:
+                await self._docker.images.inspect(full_reference(image))
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    return False
+                raise
+            return True
+
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        if await self.has_image(image):
+            return
+        async with deadline(f"pull {image}", PULL_S):
+            await pull(self._streams, full_reference(image), on_progress)
+        # The progress stream ends without a word when its connection does.
+        if not await self.has_image(image):
+            raise ImagePullFailedError(f"{image}: the pull ended without the image.")
+
+    async def image(self, image: str) -> ImageFacts:
+        async with deadline("look at an image", CALL_S):
+            try:
+                found = await self._docker.images.inspect(full_reference(image))
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    raise ImageNotFoundError(f"{image}: {error.message}") from error
+                raise
+            return ImageDocument.model_validate(found).facts()
+
+    async def volume(self, name: str) -> VolumeFacts | None:
+        if _VOLUME.fullmatch(name) is None:
+            return None
+        async with deadline("look for a volume", CALL_S):
+            try:
+                found = await self._docker._query_json(f"volumes/{name}")  # noqa: SLF001 - its own
+            except DockerError as error:
+                if error.status == NOT_FOUND:
+                    return None
+                raise
+            return VolumeDocument.model_validate(found).facts()
+
+    async def written(self, container_id: str) -> int:
+        async with one_container(self._streams, container_id, "measure", MEASURE_S) as container:
+            return ContainerDocument.model_validate(await container.show(size="1")).size_rw
+
+    async def volume_sizes(self) -> dict[str, int]:
+        # Docker 20.10 measures all that it has for this; later ones only the volumes.
+        async with deadline("measure volumes", MEASURE_S, ours=True):
+            answer = await self._streams._query_json("system/df", params={"type": "volume"})  # noqa: SLF001 - aiodocker has no parameter for it
+            return DiskUsageDocument.model_validate(answer).sizes()
+
+    async def create(self, plan: ContainerPlan) -> str:
+        checked_ref(plan.name)
+        made = await self._create(plan)
+        if made is not None:
+            return made
+        try:
+            return await self._adopt(plan)
+        except NoSuchContainerError:
+            # The one that has the name is on its way out.
+            await self.remove(plan.name)
+        made = await self._create(plan)
+        if made is None:
+            raise NameConflictError(f"The name {plan.name} does not get free.")
+        return made
+
+    async def _create(self, plan: ContainerPlan) -> str | None:
+        """Return the new container's id; None if its name is taken."""
+        config = engine_config(plan, limit_root=self._may_limit_root)
+        config["Image"] = full_reference(plan.image)
+        async with deadline("create a container", CREATE_S):
+            try:
+                made = await self._docker.containers.create(config, name=plan.name)
+            except DockerError as error:
+                if error.status == CONFLICT:
+                    return None
+                if disk_is_full(error.message):
+                    raise
+                if "StorageOpt" in config["HostConfig"] and refuses_storage_opt(error.message):
+                    self._refused_root_limit, self._may_limit_root = True, False
+                    log.info("engine.no_root_limit", reason=error.message)
+                    return await self._create(plan)
+                if error.status == NOT_FOUND and "image" in (error.message or "").lower():
+                    raise ImageNotFoundError(f"{plan.image}: {error.message}") from error
+                if error.status < SERVER_FAULT:
+                    message = f"Docker refused the container: {error.message}"
+                    raise CreateRefusedError(message) from error
+                raise
+            return made.id
+
+    async def _adopt(self, plan: ContainerPlan) -> str:
+        """Return the container that has the planned name if it is the planned one."""
+        facts = await self.inspect(plan.name)
+        if facts.labels is None or not facts.labels.same_container(plan.labels):
+            raise NameConflictError(
+                f"The name {plan.name} is taken by another container.", container_id=facts.id
+            )
+        return facts.id
+
+    async def link_at(self, container_id: str, path: str) -> str | None:
+        return await self._output.link_at(container_id, path)
+
+    async def start(self, container_id: str) -> None:
+        async with self._container(container_id, "start", CALL_S) as container:
+            try:
+                await container.start()  # 304, it runs already, is no error to aiodocker
+            except DockerError as error:
+                if error.status in {NOT_FOUND, UNREACHABLE} or disk_is_full(error.message):
+                    raise
+                # A bad command is 400, a taken port 500: the message is all there is.
+                raise StartRefusedError(f"Docker: {error.message}") from error
+
+    async def stop(self, container_id: str, grace_s: float) -> None:
+        limit = grace_s + CALL_S
+        async with one_container(self._streams, container_id, "stop", limit) as container:
+            await container.stop(t=max(0, round(grace_s)))
+
+    async def remove(self, container_id: str) -> None:
+        async with deadline("remove a container", REMOVE_S):
+            container = self._docker.containers.container(checked_ref(container_id))
+            while True:
+                try:
+                    await container.delete(force=True, v=True)
+                except DockerError as error:
+                    if error.status == NOT_FOUND:
+                        return
+                    if error.status != CONFLICT:
+                        raise
+                    # Its removal is already under way; the next try finds it gone.
+                    await asyncio.sleep(_REMOVAL_PROBE_S)
+                else:
+                    return
+
+    async def inspect(self, ref: str) -> ContainerFacts:
+        facts = await self._look_at(ref)
+        if facts.dead:
+            raise NoSuchContainerError
+        return facts
+
+    async def _look_at(self, ref: str, *, ours: bool = False) -> ContainerFacts:
+        """Return what is true of a container, also of a dead one."""
+        async with one_container(self._docker, ref, "inspect", CALL_S, ours=ours) as container:
+            document = ContainerDocument.model_validate(await container.show())
+            if document.going:
+                raise NoSuchContainerError
+            return document.facts(publish=self._publish, network=self._network)
+
+    async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
+        labels = [f"{HOST}={self._host_id}", *([f"{JOB}={job_id}"] if job_id else [])]
+        filters = {"label": labels}
+        async with deadline("list containers", CALL_S, ours=True):
+            listed = await self._docker.containers.list(all=True, filters=json.dumps(filters))
+        found = []
+        for container in listed:
+            try:
+                facts = await self._look_at(container.id, ours=True)
+            except NoSuchContainerError:
+                continue  # removed in between
+            # A label may come from an image: only with the name of one of ours is it ours.
+            if facts.labels is not None:
+                found.append(facts)
+        return found
+
+    async def wait_exit(self, container_id: str) -> Exit:
+        while True:
+            await self._output.wait_a_while(container_id)
+            facts = await self.inspect(container_id)
+            if not facts.running:
+                return Exit(facts.exit_code or 0, facts.oom_killed)
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        await watch(self._streams, self._host_id, on_change)
+
+    async def log_tail(self, container_id: str, *, lines: int) -> str:
+        return await self._output.log_tail(container_id, lines=lines)
+
+    async def stdout_tail(self, container_id: str, *, max_bytes: int) -> bytes:
+        return await self._output.stdout_tail(container_id, max_bytes=max_bytes)
+
+    async def log_is_full(self, container_id: str) -> bool:
+        return await self._output.log_is_full(container_id)
+
+    async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
+        return await self._output.read_file(container_id, path, max_bytes=max_bytes)
+
+    def _container(
+        self, ref: str, what: str, seconds: float
+    ) -> AbstractAsyncContextManager[DockerContainer]:
+        return one_container(self._docker, ref, what, seconds)
+
+
+def _network_config(name: str) -> dict[str, object]:
+    return {
+        "Name": name,
+        "Driver": "bridge",
+        "CheckDuplicate": True,
+        "Options": {ICC_OPTION: "false"},
+        "Labels": {"modelyard.network": name},
+    }

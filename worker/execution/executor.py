@@ -1,0 +1,95 @@
+"""The operations that run: one task for each attempt, owned by the task group of the term."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+import structlog
+
+from modelyard.contract.messages import HostCommand
+from modelyard.contract.states import VERB_RULES
+from modelyard.together import TaskGroup
+from worker.attempts.attempt import Account
+from worker.attempts.cancellation import InterruptionError
+from worker.attempts.job_locks import JobLocks
+from worker.attempts.registry import Desk
+from worker.execution.verbs import Operations
+
+log = structlog.get_logger(__name__)
+
+
+class Attempts:
+    """Starts attempts, lets later ones take over from earlier ones, waits for them at the end."""
+
+    def __init__(
+        self, operations: Operations, desk: Desk, locks: JobLocks, tasks: TaskGroup
+    ) -> None:
+        self._operations = operations
+        self._desk = desk
+        self._tasks = tasks
+        self._locks = locks
+        self._running: dict[Account, asyncio.Task[None]] = {}
+        self._abandoned = False
+
+    def start(self, account: Account, superseded: Account | None = None) -> None:
+        """Run one attempt unless it runs; the one that it supersedes is stopped and silenced."""
+        if account in self._running or self._abandoned:
+            return
+        earlier = self._running.get(superseded) if superseded is not None else None
+        if superseded is not None:
+            superseded.silence()
+        if earlier is not None:
+            earlier.cancel()
+        task = self._tasks.create_task(self._run(account, earlier))
+        self._running[account] = task
+        task.add_done_callback(lambda _: self._running.pop(account, None))
+
+    async def drain(self, seconds: float) -> None:
+        """Let what runs end within `seconds`; then stop it, leaving containers as they are."""
+        if self._running:
+            await asyncio.wait(tuple(self._running.values()), timeout=seconds)
+        for account, task in tuple(self._running.items()):
+            log.info("operation.left", operation_id=account.command.operation_id)
+            task.cancel()
+
+    async def abandon(self) -> list[HostCommand]:
+        """Stop and silence all at once, leaving containers as they are; return what they were.
+
+        None is started after it.
+        """
+        self._abandoned = True
+        running = dict(self._running)
+        for account, task in running.items():
+            account.silence()
+            task.cancel()
+        if running:
+            await asyncio.wait(tuple(running.values()))
+        return [account.command for account in running]
+
+    async def _run(self, account: Account, earlier: asyncio.Task[None] | None) -> None:
+        command = account.command
+        async with AsyncExitStack() as held:
+            try:
+                async with account.interruption.scope():
+                    if earlier is not None:
+                        await asyncio.wait((earlier,))
+                    await held.enter_async_context(self._turn(command))
+            except InterruptionError as interruption:
+                ending = await self._operations.withdraw(account, interruption)
+            else:
+                ending = await self._operations.perform(account)
+            account.end(ending)
+            # Closed while the job is held: whoever comes next sees that this one has ended.
+            self._desk.close(account)
+        log.info(
+            "operation.ended",
+            operation_id=command.operation_id,
+            job_id=command.job_id,
+            epoch=command.epoch,
+            verb=command.verb.value,
+            state=ending.state.value,
+            code=ending.error.code.value if ending.error else None,
+        )
+
+    def _turn(self, command: HostCommand) -> AbstractAsyncContextManager[None]:
+        shared_by = command.model.max_concurrency if VERB_RULES[command.verb].shared else None
+        return self._locks.hold(command.job_id, shared_by=shared_by)

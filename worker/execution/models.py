@@ -1,0 +1,133 @@
+"""A model in the memory of a running container: loaded, asked, unloaded. All of it repeatable."""
+
+import asyncio
+
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import HostCommand
+from modelyard.contract.states import Phase
+from modelyard.crash_points import crash_point
+from worker.attempts.attempt import Account
+from worker.containers.lifecycle import Containers
+from worker.containers.readiness import address_of, while_running
+from worker.engine.protocol import ContainerFacts, ContainerRuntime
+from worker.execution.results import ResultReader
+from worker.model_server.client import ModelServer
+from worker.model_server.memory import ServerMemory, fillings_of
+from worker.model_server.probes import Answer
+from worker.model_server.profiles import InMemory, talk_of
+
+WATCH_AFTER_S = 1.0
+"""Requests that take longer than this also watch the container; most never do."""
+
+
+class Models:
+    """What operations do to the model in a container."""
+
+    def __init__(
+        self,
+        runtime: ContainerRuntime,
+        containers: Containers,
+        server: ModelServer,
+        results: ResultReader,
+    ) -> None:
+        self._runtime = runtime
+        self._containers = containers
+        self._server = server
+        self._results = results
+
+    async def load(
+        self, command: HostCommand, facts: ContainerFacts, account: Account
+    ) -> ContainerFacts:
+        """Bring the model into memory and wait until it answers ready."""
+        if talk_of(command.model).in_memory is InMemory.PROCESS_RUNS:
+            facts = await self._load_by_start(command, facts, account)
+        else:
+            if not facts.running:
+                # A CREATE was cut short, a LOAD was cancelled, or the container died.
+                facts = await self._containers.serve(command, facts, account)
+            memory = ServerMemory(self._server, command, facts)
+            if not await self._is_loaded(facts, memory):
+                account.tell(Phase.LOADING, container_id=facts.id)
+                await account.may_go_on()
+                self._containers.health.forget(facts.id)  # it may be in memory, however this ends
+                await self._load_in_time(command, facts, memory)
+        self._containers.health.stopped.discard(facts.id)
+        crash_point("worker.after_load")
+        self._containers.health.was_loaded(facts.id)
+        return facts
+
+    async def unload(self, command: HostCommand, facts: ContainerFacts, account: Account) -> None:
+        """Take the model out of memory."""
+        talk = talk_of(command.model)
+        if talk.in_memory is InMemory.PROCESS_RUNS:
+            if facts.running:
+                await self._stop(command, facts, account)
+        elif facts.running or facts.id not in self._containers.health.stopped:
+            memory = ServerMemory(self._server, command, facts)
+            # A server that is busy may answer as if the model were out: its word is not enough.
+            known = self._containers.health.taken_out(facts.id)
+            if not (known and await memory.says_it_is_out()):
+                account.tell(Phase.UNLOADING, container_id=facts.id)
+                unloading = memory.unload()
+                if not await while_running(
+                    self._runtime, facts.id, unloading, grace_s=WATCH_AFTER_S
+                ):
+                    # It has no way to unload; a LOAD starts the container again.
+                    self._containers.health.stopped.add(facts.id)
+                    await self._stop(command, facts, account)
+        crash_point("worker.after_unload")
+        self._containers.health.was_unloaded(facts.id)
+
+    async def infer(self, command: HostCommand, facts: ContainerFacts, account: Account) -> str:
+        """Send the input, or the word to run over the dataset; return the answer as JSON text."""
+        talk = talk_of(command.model)
+        fillings = fillings_of(command)
+        has_input = command.input_json is not None
+        hook = talk.inference(has_input=has_input)
+        nothing_to_say = not has_input and talk.infer_dataset is not None and not fillings.dataset
+        if hook is None or nothing_to_say:
+            raise ModelyardError(ErrorCode.MISSING_INPUT)
+        address = address_of(facts)
+        account.tell(Phase.INFERRING, container_id=facts.id)
+        await account.may_go_on()
+        sending = self._server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
+        reply = await while_running(self._runtime, facts.id, sending, grace_s=WATCH_AFTER_S)
+        crash_point("worker.after_infer")
+        return await self._results.read_reply(reply)
+
+    async def _stop(self, command: HostCommand, facts: ContainerFacts, account: Account) -> None:
+        account.tell(Phase.UNLOADING, container_id=facts.id)
+        await self._runtime.stop(facts.id, grace_s(command))
+
+    async def _load_by_start(
+        self, command: HostCommand, facts: ContainerFacts, account: Account
+    ) -> ContainerFacts:
+        facts = await self._containers.start(command, facts, account)
+        account.tell(Phase.LOADING, container_id=facts.id)
+        ready = talk_of(command.model).ready
+        if ready is not None:
+            seconds = command.model.load_timeout_s
+            await self._containers.probe(facts, ready, seconds, "answer ready")
+        return facts
+
+    async def _load_in_time(
+        self, command: HostCommand, facts: ContainerFacts, memory: ServerMemory
+    ) -> None:
+        limit = asyncio.timeout(command.model.load_timeout_s)
+        try:
+            async with limit:
+                await while_running(self._runtime, facts.id, memory.load())
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise memory.not_loaded() from error
+
+    async def _is_loaded(self, facts: ContainerFacts, memory: ServerMemory) -> bool:
+        if memory.ready is None:
+            return self._containers.health.put_into_memory(facts.id)
+        return (await memory.ready.ask()).answer is Answer.YES
+
+
+def grace_s(command: HostCommand) -> float:
+    """Return the seconds between SIGTERM and SIGKILL; never all of the operation's time."""
+    return min(command.model.stop_grace_s, command.timeout_s / 2)

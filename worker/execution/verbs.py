@@ -1,0 +1,174 @@
+"""The story of each verb: what one command does, and how it ended."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+import structlog
+
+from modelyard.contract.catalog import Profile
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import HostCommand
+from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from modelyard.together import TaskGroup
+from worker.attempts.attempt import Account, Ending
+from worker.attempts.cancellation import InterruptionError
+from worker.containers.lifecycle import Containers
+from worker.execution.batch import Batch
+from worker.execution.cleanup import Cleanup
+from worker.execution.failures import Aftermath
+from worker.execution.models import Models, grace_s
+from worker.execution.trouble import trouble_is_logged
+from worker.model_server.profiles import InMemory, talk_of
+
+log = structlog.get_logger(__name__)
+
+GIVE_UP_S = 8.0
+"""Seconds for ending what must not outlive the lease."""
+_GO_ON = frozenset({Verb.DEPLOY_UNLOAD, Verb.TERMINATE})
+
+Story = Callable[[HostCommand, Account], Awaitable[Ending]]
+
+
+class Operations:
+    """Performs commands, each on its own; order within a job is the caller's."""
+
+    def __init__(
+        self,
+        containers: Containers,
+        models: Models,
+        batch: Batch,
+        aftermath: Aftermath,
+        cleanup: Cleanup,
+    ) -> None:
+        self.containers = containers
+        self._models = models
+        self._batch = batch
+        self._aftermath = aftermath
+        self._cleanup = cleanup
+        self._stories: Mapping[Verb, Story] = {
+            Verb.DEPLOY_CREATE: self._create,
+            Verb.DEPLOY_LOAD: self._load,
+            Verb.INFER: self._infer,
+            Verb.DEPLOY_UNLOAD: self._unload,
+            Verb.TERMINATE: self._terminate,
+            Verb.TEMP: self._temp,
+        }
+
+    async def perform(self, account: Account) -> Ending:
+        """Do what the command says, within its `timeout_s`; errors become the ending.
+
+        An interruption ends all verbs but those that take away: UNLOAD and TERMINATE go on.
+
+        Cancellation passes through and leaves the container as it is: a worker that stops has not
+        failed at anything.
+        """
+        command = account.command
+        try:
+            async with _interruptible(account):
+                outcome = await self._attempt(command, account)
+                if not isinstance(outcome, Ending):
+                    outcome = await self._aftermath.of(command, outcome)
+        except InterruptionError as interruption:
+            return await self._aftermath.of_interruption(account, interruption)
+        if command.verb is Verb.TEMP and outcome.state is OperationState.SUCCEEDED:
+            # Killed: nothing that it could still write would be read.
+            account.tell(Phase.REMOVING)
+            try:
+                async with _interruptible(account):
+                    await self._cleanup.remove(command)
+            except InterruptionError:
+                self._cleanup.remove_later(command)  # it has its answer: that is how it ended
+        return outcome
+
+    async def withdraw(self, account: Account, interruption: InterruptionError) -> Ending:
+        """End an attempt that was interrupted before it was performed."""
+        return await self._aftermath.of_withdrawal(account.command, interruption)
+
+    async def give_up(self, commands: Iterable[HostCommand]) -> None:
+        """End what must not outlive the lease: these commands' TEMPs, and models that move.
+
+        What can't be ended now is tried again by `clean_up`, or by the watchdog.
+        """
+        temps = [command for command in commands if command.verb is Verb.TEMP]
+        for command in temps:
+            self._cleanup.remove_later(command)
+        async with trouble_is_logged("lease.not_cleaned", GIVE_UP_S), TaskGroup() as tasks:
+            for command in temps:
+                tasks.create_task(self._cleanup.remove(command))
+            tasks.create_task(self.containers.halt_strict())
+
+    async def clean_up(self) -> None:
+        """Remove what could not be removed at once; runs until cancelled, as a task of its own."""
+        await self._cleanup.run()
+
+    async def _attempt(self, command: HostCommand, account: Account) -> Ending | ModelyardError:
+        limit = asyncio.timeout(command.timeout_s)
+        try:
+            async with limit:
+                if command.verb not in talk_of(command.model).verbs:
+                    return ModelyardError(
+                        ErrorCode.UNSUPPORTED_VERB, profile=command.model.profile.value
+                    )
+                return await self._stories[command.verb](command, account)
+        except ModelyardError as error:
+            return error
+        except Exception as error:  # named boundary: one operation, its neighbours go on
+            if isinstance(error, TimeoutError) and limit.expired():
+                return ModelyardError(ErrorCode.TIMED_OUT, timeout_s=command.timeout_s)
+            log.exception(
+                "operation.fault",
+                operation_id=command.operation_id,
+                job_id=command.job_id,
+                epoch=command.epoch,
+                verb=command.verb.value,
+            )
+            return ModelyardError(ErrorCode.WORKER_ERROR, fault=type(error).__name__)
+
+    async def _create(self, command: HostCommand, account: Account) -> Ending:
+        await self._cleanup.claim(command)
+        facts = await self.containers.ensure(command, account)
+        if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
+            facts = await self.containers.serve(command, facts, account)
+        return Ending(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
+
+    async def _load(self, command: HostCommand, account: Account) -> Ending:
+        facts = await self.containers.demand(command)
+        facts = await self._models.load(command, facts, account)
+        return Ending(OperationState.SUCCEEDED, JobState.LOADED, facts.id)
+
+    async def _infer(self, command: HostCommand, account: Account) -> Ending:
+        facts = await self.containers.demand(command)
+        result = await self._models.infer(command, facts, account)
+        return Ending(OperationState.SUCCEEDED, None, facts.id, result_json=result)
+
+    async def _unload(self, command: HostCommand, account: Account) -> Ending:
+        facts = await self.containers.demand(command)
+        await self._models.unload(command, facts, account)
+        return Ending(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
+
+    async def _terminate(self, command: HostCommand, account: Account) -> Ending:
+        facts = await self.containers.find(command)
+        account.tell(Phase.REMOVING)
+        await self.containers.remove_generations(
+            command.job_id, up_to=command.generation, grace_s=grace_s(command)
+        )
+        return Ending(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id if facts else None)
+
+    async def _temp(self, command: HostCommand, account: Account) -> Ending:
+        # What an earlier attempt left is not adopted: nobody knows how far it came.
+        await self._cleanup.claim(command)
+        await self.containers.remove_generations(command.job_id, up_to=command.generation)
+        facts = await self.containers.ensure(command, account)
+        if command.model.profile is Profile.BATCH:
+            result = await self._batch.run(command, facts, account)
+        else:
+            if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
+                facts = await self.containers.serve(command, facts, account)
+            facts = await self._models.load(command, facts, account)
+            result = await self._models.infer(command, facts, account)
+        return Ending(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id, result_json=result)
+
+
+def _interruptible(account: Account) -> AbstractAsyncContextManager[None]:
+    return nullcontext() if account.command.verb in _GO_ON else account.interruption.scope()

@@ -1,0 +1,142 @@
+"""What one operation does to the model in a server's memory: asked, loaded, unloaded.
+
+For servers that say themselves what they hold (`InMemory.SERVER_SAYS_SO`). Nothing is concluded
+from silence: a server with one thread that is busy answers late, and a hook waits for its turn.
+"""
+
+from modelyard.contract.catalog import Hook
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import HostCommand
+from worker.containers.datasets import mount_target
+from worker.containers.readiness import Question, address_of
+from worker.engine.protocol import ContainerFacts
+from worker.model_server.client import ModelServer, RefusedByServerError
+from worker.model_server.probes import Answer
+from worker.model_server.profiles import talk_of
+from worker.model_server.templates import Fillings
+
+_NO_SUCH_PATH = 404
+_NO_SUCH_METHOD = frozenset({405, 501})
+_REPOSITORY_INDEX = Hook(path="/v2/repository/index", body={})
+_LOADS_BY_ITSELF = "explicit model load / unload is not allowed"
+"""What Triton says unless it runs with `--model-control-mode=explicit`; its status has changed."""
+
+
+class ServerMemory:
+    """The memory of one model server, for one operation."""
+
+    def __init__(self, server: ModelServer, command: HostCommand, facts: ContainerFacts) -> None:
+        """Take a container that runs; raises `exited` or `oom_killed` for another."""
+        self._server = server
+        self._talk = talk_of(command.model)
+        self._address = address_of(facts)
+        self._fillings = fillings_of(command)
+        self._seconds = command.model.load_timeout_s
+        self._waits_for = "be asked"
+        """What is waited for: for the error when time is over."""
+        self._refusal: RefusedByServerError | None = None
+        self.ready = None if self._talk.ready is None else Question(server, facts, self._talk.ready)
+
+    async def load(self) -> None:
+        """Have the model loaded, and return once it is ready. The caller sets the deadline."""
+        if self.ready is not None and await self._speaks(self.ready) is Answer.YES:
+            return
+        if self._talk.load is not None:
+            self._waits_for = f"answer {self._talk.load.method} {self._talk.load.path}"
+            try:
+                await self._tell(self._talk.load, ErrorCode.LOAD_FAILED)
+            except RefusedByServerError as refusal:
+                if not await self._manages_itself(refusal):
+                    raise
+                self._refusal = refusal
+        if self.ready is not None:
+            self._waits_for = "answer ready"
+            await self.ready.until({Answer.YES}, self._seconds, self._waits_for)
+
+    async def unload(self) -> bool:
+        """Have the model unloaded, and return once it is not ready any more.
+
+        False if the server has no way to do it: it manages its memory itself.
+        """
+        if self._talk.unload is None:
+            return True
+        try:
+            await self._tell(self._talk.unload, ErrorCode.UNLOAD_FAILED)
+        except RefusedByServerError as refusal:
+            if not await self._manages_itself(refusal):
+                raise
+            return False
+        if self.ready is not None:
+            try:
+                await self.ready.until({Answer.NO}, self._seconds, "stop to answer ready")
+            except ModelyardError as error:
+                raise ModelyardError(
+                    ErrorCode.UNLOAD_FAILED, error.message, **error.detail
+                ) from error
+        return True
+
+    async def says_it_is_out(self) -> bool:
+        """Tell whether the server itself says that there is nothing to unload.
+
+        One that can't be asked, is silent or refuses the connection has said nothing.
+        """
+        if self.ready is None:
+            return False
+        heard = await self.ready.ask()
+        return heard.answer is Answer.NO and heard.status is not None
+
+    def not_loaded(self) -> ModelyardError:
+        """Return the error for a model that did not get ready in time, with all that is known."""
+        what, asked = self._waits_for, self.ready
+        if asked is None:
+            error = ModelyardError(
+                ErrorCode.NOT_READY, f"The container did not {what} within {self._seconds:g} s."
+            )
+        else:
+            error = asked.not_ready(self._seconds, what)
+        if self._refusal is None:
+            return error
+        said = (
+            f"The server answered {self._refusal.status} to {self._refusal.asked}, so it has no "
+            "repository API and has to load the model by itself."
+        )
+        return ModelyardError(
+            error.code, f"{said} {error.message}", **error.detail, load_status=self._refusal.status
+        )
+
+    async def _speaks(self, ready: Question) -> Answer:
+        """Return the server's YES or NO; one that is silent is waited for."""
+        last = ready.last
+        if last is None or last.answer is Answer.SILENT:
+            last = await ready.until({Answer.YES, Answer.NO}, self._seconds, self._waits_for)
+        return last.answer
+
+    async def _manages_itself(self, refusal: RefusedByServerError) -> bool:
+        """Tell whether it was refused because the server loads and unloads by itself.
+
+        The repository extension of the Open Inference Protocol may be missing. A 404 is also
+        what a server that has it says of a model that it does not know; such a one has an index.
+        """
+        if not self._talk.may_manage_itself:
+            return False
+        if refusal.status in _NO_SUCH_METHOD or _LOADS_BY_ITSELF in refusal.body:
+            return True
+        if refusal.status != _NO_SUCH_PATH:
+            return False
+        try:
+            await self._tell(_REPOSITORY_INDEX, refusal.code)
+        except RefusedByServerError:
+            return True
+        return False
+
+    async def _tell(self, hook: Hook, failure: ErrorCode) -> None:
+        await self._server.tell(self._address, hook, self._fillings, failure=failure)
+
+
+def fillings_of(command: HostCommand) -> Fillings:
+    """Return what the placeholders in a command's hooks stand for."""
+    return Fillings(
+        model=command.model.served_name,
+        dataset=mount_target(command.dataset, command.model) or "",
+        input_json=command.input_json,
+    )

@@ -1,0 +1,115 @@
+"""How a model of each profile is talked to: the table of docs/models.md, as values.
+
+`open-inference` follows the Open Inference Protocol, version 2, with the model repository
+extension, as KServe, Triton and MLServer speak it.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import quote
+
+from modelyard.contract.catalog import Hook, ModelSpec, Profile
+from modelyard.contract.states import Verb
+from worker.model_server.templates import INPUT
+
+_ALL_VERBS = frozenset(Verb)
+_ONE_SHOT = frozenset({Verb.TEMP, Verb.TERMINATE})
+
+
+class InMemory(StrEnum):
+    """What it means that a model is in memory."""
+
+    PROCESS_RUNS = "process_runs"
+    SERVER_SAYS_SO = "server_says_so"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """What is asked of a container of one model, verb by verb."""
+
+    verbs: frozenset[Verb]
+    in_memory: InMemory
+    alive: str | None = None
+    """Path that answers 2xx once the server runs."""
+    ready: str | None = None
+    """Path that answers 2xx while the model is in memory; None: it can't be asked."""
+    load: Hook | None = None
+    unload: Hook | None = None
+    infer: Hook | None = None
+    infer_dataset: Hook | None = None
+    """Instead of `infer` when there is no input: run over the mounted dataset."""
+    may_manage_itself: bool = False
+    """True if the server may lack `load` and `unload`, and then loads its model by itself."""
+
+    def inference(self, *, has_input: bool) -> Hook | None:
+        """Return the request that runs the model."""
+        return self.infer if has_input else (self.infer_dataset or self.infer)
+
+
+def talk_of(spec: ModelSpec) -> Talk:
+    """Return how this model is talked to."""
+    return _TALKS[spec.profile](spec)
+
+
+def inventory_path(spec: ModelSpec) -> str | None:
+    """Return what a worker that has just booted asks to learn whether the model is in memory.
+
+    Without `hooks.ready` it is the alive path: taking a loaded model for an unloaded one would
+    cost a job, the other way round the next INFER says so.
+    """
+    talk = talk_of(spec)
+    return talk.ready or talk.alive
+
+
+def _process(spec: ModelSpec) -> Talk:
+    hooks = spec.hooks
+    return Talk(
+        verbs=_ALL_VERBS,
+        in_memory=InMemory.PROCESS_RUNS,
+        ready=hooks.ready or hooks.alive,
+        infer=hooks.infer,
+    )
+
+
+def _http(spec: ModelSpec) -> Talk:
+    hooks = spec.hooks
+    return Talk(
+        verbs=_ALL_VERBS,
+        in_memory=InMemory.SERVER_SAYS_SO,
+        alive=hooks.alive,
+        ready=hooks.ready,
+        load=hooks.load,
+        unload=hooks.unload,
+        infer=hooks.infer,
+    )
+
+
+def _open_inference(spec: ModelSpec) -> Talk:
+    name = quote(spec.served_name, safe="")
+    return Talk(
+        verbs=_ALL_VERBS,
+        in_memory=InMemory.SERVER_SAYS_SO,
+        alive="/v2/health/live",
+        ready=f"/v2/models/{name}/ready",
+        load=Hook(path=f"/v2/repository/models/{name}/load"),
+        unload=Hook(path=f"/v2/repository/models/{name}/unload"),
+        infer=Hook(path=f"/v2/models/{name}/infer", body=INPUT),
+        infer_dataset=Hook(
+            path=f"/v2/models/{name}/infer",
+            body={"parameters": {"dataset": "{dataset}"}, "inputs": []},
+        ),
+        may_manage_itself=True,
+    )
+
+
+def _batch(_: ModelSpec) -> Talk:
+    return Talk(verbs=_ONE_SHOT, in_memory=InMemory.NEVER)
+
+
+_TALKS = {
+    Profile.PROCESS: _process,
+    Profile.HTTP: _http,
+    Profile.OPEN_INFERENCE: _open_inference,
+    Profile.BATCH: _batch,
+}

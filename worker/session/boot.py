@@ -1,0 +1,125 @@
+"""The boot of a worker: look at what is there, say so, and only then take commands."""
+
+import asyncio
+import time
+
+import structlog
+
+from modelyard.broker import Broker, backoff_s
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
+from modelyard.contract.topology import REPORTS
+from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
+from worker.model_server.client import ModelServer
+from worker.session.enrolment import Enrolment
+from worker.session.inventory import take_stock
+from worker.session.lease import Lease
+from worker.session.reporter import REPORTS_TYPE
+
+log = structlog.get_logger(__name__)
+
+ENGINE_WAIT_S = 30.0
+"""Seconds that a booting worker waits for its engine, unless it is told to wait longer."""
+_ENGINE_RETRY_S = 0.5
+
+
+class Recovery:
+    """One boot."""
+
+    def __init__(  # noqa: PLR0913 - what one boot says of itself
+        self,
+        *,
+        broker: Broker,
+        enrolment: Enrolment,
+        runtime: ContainerRuntime,
+        server: ModelServer,
+        lease: Lease,
+        host_id: str,
+        incarnation: str,
+        slots: int,
+        labels: dict[str, str],
+    ) -> None:
+        self._broker = broker
+        self._enrolment = enrolment
+        self._runtime = runtime
+        self._server = server
+        self._lease = lease
+        self._host_id = host_id
+        self._incarnation = incarnation
+        self._slots = slots
+        self._labels = labels
+        self._engine_facts: EngineFacts | None = None
+
+    async def prepare(self, *, engine_wait_s: float = ENGINE_WAIT_S) -> None:
+        """Wait for the engine, the broker, and a dispatcher that has this host's queues declared.
+
+        Raises `EngineUnavailableError` if the engine does not answer for `engine_wait_s` seconds.
+        The others are waited for: they come back by themselves.
+        """
+        self._engine_facts = await self._engine(engine_wait_s)
+        failures = 0
+        while not await self._is_enrolled(first=failures == 0):
+            failures += 1
+            await asyncio.sleep(backoff_s(failures))
+
+    async def _is_enrolled(self, *, first: bool) -> bool:
+        """Say hello; tell whether this host has its queues."""
+        try:
+            await self._enrolment.say_hello()
+            enrolled = await self._enrolment.is_enrolled()
+        except BrokerUnavailableError as error:
+            if first:
+                log.warning("broker.waiting", error=str(error))
+            return False
+        if not enrolled and first:
+            log.info("enrolment.waiting", hint="a dispatcher declares this host's queues")
+        return enrolled
+
+    async def announce(self) -> list[ContainerFacts]:
+        """Publish what this host offers and holds, confirmed; return its containers.
+
+        The lease begins with it.
+        The engine is waited for: it has answered once, and comes back by itself.
+        Raises `BrokerUnavailableError`; what was published may be published again.
+        """
+        containers = await self._containers()
+        online = HostOnline(
+            slots=self._slots,
+            labels=self._labels,
+            engine=self._engine_facts or await self._runtime.facts(),
+            inventory=tuple(await take_stock(self._server, containers)),
+        )
+        body = WorkerReports(
+            host_id=self._host_id, incarnation=self._incarnation, online=online
+        ).model_dump_json()
+        sent_at = self._lease.clock()
+        await self._broker.publish(REPORTS, self._host_id, body.encode(), message_type=REPORTS_TYPE)
+        self._lease.renew(sent_at)
+        log.info("host.online", incarnation=self._incarnation, containers=len(containers))
+        return containers
+
+    async def _containers(self) -> list[ContainerFacts]:
+        failures = 0
+        while True:
+            try:
+                listed = await self._runtime.list_own()
+                return [facts for facts in listed if facts.labels and not facts.dead]
+            except EngineUnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("engine.waiting", error=error.message)
+                await asyncio.sleep(_ENGINE_RETRY_S)
+
+    async def _engine(self, wait_s: float) -> EngineFacts:
+        """Return what the engine says of itself, once it has the job network."""
+        ends_at = time.monotonic() + wait_s
+        while True:
+            try:
+                facts = await self._runtime.facts()
+                await self._runtime.ensure_network()
+            except EngineUnavailableError:
+                if time.monotonic() >= ends_at:
+                    raise
+                await asyncio.sleep(_ENGINE_RETRY_S)
+            else:
+                return facts

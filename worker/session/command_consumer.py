@@ -1,0 +1,170 @@
+"""Commands from the host's queue: parsed, refused or accepted, settled, and only then begun."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+
+from modelyard.broker import (
+    DETAIL_HEADER,
+    REASON_HEADER,
+    Broker,
+    Delivery,
+    QueueHeldError,
+    Subscription,
+    consume_forever,
+)
+from modelyard.contract.messages import UNREADABLE_TYPE, HostCommand
+from modelyard.contract.topology import REPORTS, host_queue
+from modelyard.crash_points import crash_point
+from worker.attempts.registry import Decision, Desk
+from worker.execution.executor import Attempts
+from worker.session.command_decode import Unreadable, read_commands, read_envelope
+from worker.session.enrolment import Enrolment
+from worker.session.reporter import Reporter
+
+log = structlog.get_logger(__name__)
+
+PREFETCH = 64
+MAX_DELIVERIES = 64
+
+
+class Consumer:
+    """The one consumer of a host's queue; a second worker of the same host id is refused."""
+
+    def __init__(  # noqa: PLR0913 - what a command passes on its way in
+        self,
+        *,
+        broker: Broker,
+        enrolment: Enrolment,
+        reporter: Reporter,
+        desk: Desk,
+        attempts: Attempts,
+        announce: Callable[[], Awaitable[None]],
+        held: Callable[[], Awaitable[None]],
+        host_id: str,
+        incarnation: str,
+    ) -> None:
+        """Prepare; `announce` says that this boot is here, before its first command is read.
+
+        `held` returns at once while the lease is held, and never after it is lost: nothing is
+        taken then, and what was delivered goes back to its queue.
+        """
+        self._broker = broker
+        self._enrolment = enrolment
+        self._reporter = reporter
+        self._desk = desk
+        self._attempts = attempts
+        self._announce = announce
+        self._announced = False
+        self._held = held
+        self._host_id = host_id
+        self._incarnation = incarnation
+        self._refused = False
+        self.attached = False
+        """True while the broker has our consumer."""
+
+    async def run(self) -> None:
+        """Consume until cancelled."""
+        await consume_forever(
+            self._subscribe,
+            self._handle,
+            name="commands",
+            max_items=MAX_DELIVERIES,
+            # The queue itself may be what went away.
+            prepare=self._enrolment.say_hello,
+        )
+
+    @asynccontextmanager
+    async def _subscribe(self) -> AsyncIterator[Subscription]:
+        try:
+            async with self._broker.subscribe(
+                host_queue(self._host_id), prefetch=PREFETCH, exclusive=True
+            ) as subscription:
+                self._refused = False
+                await self._announce_once()
+                self.attached = True
+                log.info("consumer.attached")
+                yield subscription
+        except QueueHeldError:
+            if not self._refused:
+                log.warning("host.taken", hint="another worker already runs with this host id")
+            self._refused = True
+            raise
+        finally:
+            self.attached = False
+
+    async def _announce_once(self) -> None:
+        """Announce this boot, once it has the queue for itself.
+
+        Not before: a second worker of the same host id would take the host's commands away from
+        the first by its incarnation alone. What is delivered meanwhile waits unread.
+        """
+        if not self._announced:
+            await self._announce()
+            self._announced = True
+
+    async def _handle(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
+        commands: list[HostCommand] = []
+        for delivery in deliveries:
+            commands += await self._read(delivery)
+        await self._held()
+        # Taken only now, all at once: what is taken and not begun would never be.
+        taken = [(command, self._desk.take(command)) for command in commands]
+        for command, it in taken:
+            if it.decision is not Decision.NEW:
+                log.info(
+                    "command.not_new",
+                    decision=it.decision.value,
+                    operation_id=command.operation_id,
+                    epoch=command.epoch,
+                    generation=command.generation,
+                )
+            if it.decision is Decision.REPEATED and it.report is not None:
+                self._reporter.put(it.report)
+        new = [it.report for _, it in taken if it.decision is Decision.NEW and it.report]
+        # Confirmed before the delivery is settled: from here the record and this process carry
+        # the work. Once confirmed it is begun, whatever becomes of the delivery: it would be
+        # recognised if it came again.
+        if new:
+            crash_point("worker.before_accept")
+        await self._reporter.deliver(new)
+        if new:
+            crash_point("worker.after_accept")
+        try:
+            crash_point("worker.before_ack")
+            await subscription.ack(deliveries)
+        finally:
+            for _, it in taken:
+                if it.account is not None:
+                    self._attempts.start(it.account, it.superseded)
+
+    async def _read(self, delivery: Delivery) -> list[HostCommand]:
+        """Return the commands for this boot; what can't be read is a dead letter by then."""
+        envelope = read_envelope(delivery.body)
+        if isinstance(envelope, Unreadable):
+            await self._return(delivery, envelope)
+            return []
+        if envelope.host_id != self._host_id or envelope.incarnation != self._incarnation:
+            # For an earlier boot. The dispatcher's sweep sends what still counts again.
+            log.info("commands.other_incarnation", incarnation=envelope.incarnation)
+            return []
+        commands, unreadable = read_commands(envelope)
+        for one in unreadable:
+            await self._return(delivery, one)
+        return commands
+
+    async def _return(self, delivery: Delivery, letter: Unreadable) -> None:
+        """Hand what can't be read to a dispatcher, confirmed, for the dead letters."""
+        log.warning("command.unreadable", code=letter.error.code, error=letter.error.message)
+        await self._broker.publish(
+            REPORTS,
+            self._host_id,
+            letter.body,
+            message_type=UNREADABLE_TYPE,
+            message_id=delivery.message_id,
+            headers={
+                REASON_HEADER: letter.error.code,
+                DETAIL_HEADER: letter.error.message[:1_000],
+            },
+        )

@@ -1,0 +1,105 @@
+"""What must not wait behind a host's commands: cancels, discards, lost reports, giving up.
+
+It waits for a few seconds in a queue of its own, and is for one boot; the dispatcher repeats it
+until it sees that it is done.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from pydantic import ValidationError
+
+from modelyard.broker import (
+    Broker,
+    Delivery,
+    Subscription,
+    TopologyMismatchError,
+    consume_forever,
+)
+from modelyard.contract.messages import HostControl
+from modelyard.contract.topology import control_queue
+from worker.attempts.registry import Desk
+from worker.execution.discards import Discards
+from worker.session.enrolment import Enrolment
+from worker.session.lease import Lease
+from worker.session.reporter import Reporter
+
+log = structlog.get_logger(__name__)
+
+MAX_DELIVERIES = 64
+
+
+class Control:
+    """Reads `HostControl` for one boot of one host's worker."""
+
+    def __init__(  # noqa: PLR0913 - what a word of control reaches
+        self,
+        *,
+        broker: Broker,
+        enrolment: Enrolment,
+        reporter: Reporter,
+        desk: Desk,
+        discards: Discards,
+        lease: Lease,
+        host_id: str,
+        incarnation: str,
+    ) -> None:
+        self._broker = broker
+        self._enrolment = enrolment
+        self._reporter = reporter
+        self._desk = desk
+        self._discards = discards
+        self._lease = lease
+        self._host_id = host_id
+        self._incarnation = incarnation
+        self.attached = False
+        """True while the broker has our consumer."""
+
+    async def run(self) -> None:
+        """Listen until cancelled; raises `TopologyMismatchError` if this host can't be used."""
+        await consume_forever(
+            self._subscribe,
+            self._handle,
+            name="control",
+            max_items=MAX_DELIVERIES,
+            # The queue itself may be what went away.
+            prepare=self._enrolment.say_hello,
+        )
+
+    @asynccontextmanager
+    async def _subscribe(self) -> AsyncIterator[Subscription]:
+        queue = control_queue(self._host_id)
+        try:
+            async with self._broker.subscribe(queue, prefetch=MAX_DELIVERIES) as subscription:
+                self.attached = True
+                yield subscription
+        finally:
+            self.attached = False
+
+    async def _handle(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            try:
+                word = HostControl.model_validate_json(delivery.body)
+            except ValidationError as error:
+                log.warning("control.malformed", errors=error.error_count())
+                continue
+            if (word.host_id, word.incarnation) == (self._host_id, self._incarnation):
+                self._obey(word)
+        await subscription.ack(deliveries)
+
+    def _obey(self, word: HostControl) -> None:
+        for cancel in word.cancels:
+            repeated = self._desk.cancel(cancel)
+            if repeated is not None:
+                self._reporter.put(repeated)
+        for repeat in word.repeats:
+            latest = self._desk.latest(repeat)
+            if latest is not None:
+                self._reporter.put(latest)
+        for discard in word.discards:
+            self._discards.begin(discard)
+        if word.renounce:
+            self._lease.renounce()
+        if word.unusable is not None:
+            raise TopologyMismatchError(word.unusable)

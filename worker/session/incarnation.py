@@ -1,0 +1,186 @@
+"""One incarnation of a host's worker: from its announcement to its shutdown, or its lease's end.
+
+What belongs to the incarnation lives here and ends with it: the lease, the desk and its attempts,
+what waits to be reported, the consumers, the heart. What outlives it is the service's: the broker's
+connection, the engine's client, the HTTP client, the locks of the jobs, and what is to be cleaned
+up still.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+import uuid_utils.compat
+
+from modelyard.broker import Broker
+from modelyard.contract.messages import Heartbeat
+from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
+from modelyard.together import TaskGroup
+from worker.attempts.job_locks import JobLocks
+from worker.attempts.registry import Desk
+from worker.engine.protocol import ContainerRuntime
+from worker.execution.discards import Discards
+from worker.execution.executor import Attempts
+from worker.execution.verbs import Operations
+from worker.model_server.client import ModelServer
+from worker.session.boot import Recovery
+from worker.session.command_consumer import Consumer
+from worker.session.control_consumer import Control
+from worker.session.enrolment import Enrolment
+from worker.session.heartbeat import HeartbeatSender
+from worker.session.lease import Lease
+from worker.session.relist import Relist
+from worker.session.reporter import Reporter
+from worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+DRAIN_S = 14.0
+"""Seconds that running operations get at shutdown, of the 25 that it may take in all."""
+LAST_REPORTS_S = 3.0
+"""Seconds that the last reports get after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a worker keeps over all of its terms."""
+
+    settings: WorkerSettings
+    broker: Broker
+    runtime: ContainerRuntime
+    server: ModelServer
+    operations: Operations
+    locks: JobLocks
+    beat_s: float = HEARTBEAT_INTERVAL_S
+
+
+class Term:
+    """One incarnation; `run` lasts as long as it does."""
+
+    def __init__(self, standing: Standing, lease: Lease) -> None:
+        self._standing = standing
+        self._lease = lease
+        self._host_id = standing.settings.host_id
+        self.incarnation = str(uuid_utils.compat.uuid7())
+        self._enrolment = Enrolment(standing.broker, self._host_id, self.incarnation)
+        self._reporter = Reporter(
+            standing.broker,
+            host_id=self._host_id,
+            incarnation=self.incarnation,
+            ask_for_way=self._enrolment.say_hello,
+        )
+        self._desk = Desk(self._reporter.put, held=lease.held)
+
+    async def run(self, stop: asyncio.Event, *, engine_wait_s: float) -> None:
+        """Work until `stop` is set or the lease is lost.
+
+        At a stop what runs may end, and containers are left running. At a lost lease all attempts
+        are stopped where they are and never heard of again, and what another host may be given is
+        ended here. Raises what `Recovery.prepare` does; a side task that dies takes all with it.
+        """
+        async with TaskGroup() as tasks:
+            attempts = Attempts(self._standing.operations, self._desk, self._standing.locks, tasks)
+            discards = Discards(
+                self._standing.operations.containers, self._desk, self._standing.locks, tasks
+            )
+            reporting = tasks.create_task(self._reporter.run())
+            serving = tasks.create_task(self._serve(attempts, discards, engine_wait_s))
+            ends = (
+                tasks.create_task(stop.wait()),
+                tasks.create_task(self._lease.until_lost()),
+            )
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in (*ends, serving):
+                end.cancel()
+            if not stop.is_set():
+                log.warning("lease.lost", incarnation=self.incarnation, running=self._desk.running)
+                await self._standing.operations.give_up(await attempts.abandon())
+            # What serves may begin something as long as it has not ended.
+            await asyncio.wait((serving,))
+            discards.stop()
+            if stop.is_set():
+                await self._drain(attempts)
+            reporting.cancel()
+
+    async def _drain(self, attempts: Attempts) -> None:
+        log.info("worker.stopping", running=self._desk.running)
+        await attempts.drain(DRAIN_S)
+        if not await self._reporter.drain(LAST_REPORTS_S):
+            log.warning("reports.lost_at_shutdown")
+
+    async def _serve(self, attempts: Attempts, discards: Discards, engine_wait_s: float) -> None:
+        """Boot, then take commands, beat and look around."""
+        standing, settings = self._standing, self._standing.settings
+        recovery = Recovery(
+            broker=standing.broker,
+            enrolment=self._enrolment,
+            runtime=standing.runtime,
+            server=standing.server,
+            lease=self._lease,
+            host_id=self._host_id,
+            incarnation=self.incarnation,
+            slots=settings.worker_slots,
+            labels=settings.worker_labels,
+        )
+        await recovery.prepare(engine_wait_s=engine_wait_s)
+        announced = asyncio.Event()
+
+        async def announce() -> None:
+            found = await recovery.announce()
+            self._desk.saw_containers(
+                (facts.labels.job_id, facts.labels.generation) for facts in found if facts.labels
+            )
+            announced.set()
+
+        consumer = Consumer(
+            broker=standing.broker,
+            enrolment=self._enrolment,
+            reporter=self._reporter,
+            desk=self._desk,
+            attempts=attempts,
+            announce=announce,
+            held=self._lease.held,
+            host_id=self._host_id,
+            incarnation=self.incarnation,
+        )
+        control = Control(
+            broker=standing.broker,
+            enrolment=self._enrolment,
+            reporter=self._reporter,
+            desk=self._desk,
+            discards=discards,
+            lease=self._lease,
+            host_id=self._host_id,
+            incarnation=self.incarnation,
+        )
+        heartbeat = HeartbeatSender(
+            broker=standing.broker,
+            runtime=standing.runtime,
+            lease=self._lease,
+            attached=lambda: consumer.attached and control.attached,
+            stuck_s=lambda: self._reporter.stuck_s,
+            compose=self._heartbeat,
+        )
+        relist = Relist(
+            runtime=standing.runtime,
+            server=standing.server,
+            health=standing.operations.containers.health,
+            desk=self._desk,
+            discards=discards,
+            reporter=self._reporter,
+        )
+        async with TaskGroup() as tasks:
+            tasks.create_task(control.run())
+            tasks.create_task(consumer.run())
+            tasks.create_task(heartbeat.run(interval_s=standing.beat_s))
+            await announced.wait()
+            tasks.create_task(relist.run())
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            host_id=self._host_id,
+            incarnation=self.incarnation,
+            slots=self._standing.settings.worker_slots,
+            labels=self._standing.settings.worker_labels,
+            running=self._desk.running,
+        )

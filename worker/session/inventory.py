@@ -1,0 +1,55 @@
+"""What a host says of its containers: one item for each, its server asked if it is ready."""
+
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+
+from modelyard.contract.errors import ModelyardError
+from modelyard.contract.messages import InventoryItem
+from modelyard.together import TaskGroup
+from worker.engine.labels import ContainerLabels
+from worker.engine.protocol import ContainerFacts
+from worker.model_server.client import ModelServer
+from worker.model_server.probes import Answer
+
+
+async def take_stock(
+    server: ModelServer, containers: Sequence[ContainerFacts], *, unasked: Collection[str] = ()
+) -> list[InventoryItem]:
+    """Return an item for each container that is ours; servers of the jobs `unasked` are not asked.
+
+    A server that works on an inference may not answer: what it does not say would mean nothing.
+    """
+    async with TaskGroup() as tasks:
+        items = [
+            tasks.create_task(_item(server, facts, labels, ask=labels.job_id not in unasked))
+            for facts in containers
+            if (labels := facts.labels) is not None
+        ]
+    return [item.result() for item in items]
+
+
+def answer_in(item: InventoryItem) -> Answer | None:
+    """Return what the server of an item has answered; None if it was not asked."""
+    return None if item.answer in {None, "not_asked"} else Answer(item.answer)
+
+
+async def _item(
+    server: ModelServer, facts: ContainerFacts, labels: ContainerLabels, *, ask: bool
+) -> InventoryItem:
+    answer: Answer | None = None
+    if ask and facts.address is not None and labels.ready_path is not None:
+        # A label that holds no path is no reason to say nothing of all other containers.
+        with suppress(ModelyardError):
+            answer = (await server.probe(facts.address, labels.ready_path)).answer
+    return InventoryItem(
+        container_id=facts.id,
+        job_id=labels.job_id,
+        generation=labels.generation,
+        operation_id=labels.operation_id,
+        running=facts.running,
+        loaded=answer is Answer.YES,
+        answer=answer.value if answer is not None else "not_asked",
+        ever_started=facts.ever_started,
+        exit_code=facts.exit_code,
+        oom_killed=facts.oom_killed,
+    )

@@ -1,0 +1,118 @@
+"""The look at all own containers, again and again: what a host holds, told to the dispatcher.
+
+The worker only tells; what follows from it the dispatcher decides, which has the record.
+"""
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+
+from modelyard.broker import backoff_s
+from modelyard.contract.messages import Inventory, InventoryItem
+from modelyard.contract.topology import INVENTORY_INTERVAL_S
+from modelyard.together import TaskGroup
+from worker.attempts.registry import Desk
+from worker.containers.health import Health
+from worker.engine.protocol import ContainerRuntime, EngineUnavailableError
+from worker.execution.discards import Discards
+from worker.model_server.client import ModelServer
+from worker.session.inventory import answer_in, take_stock
+from worker.session.reporter import Reporter
+
+log = structlog.get_logger(__name__)
+
+HASTE_S = 1.0
+"""Seconds between two looks at the least, however much changes."""
+REST_S = 0.2
+"""Seconds between the end of a look and the next one: looks may take longer than `HASTE_S`."""
+STEADY_S = 10.0
+"""Seconds that the engine has to tell of changes for its next failure to be the first one."""
+
+
+class Relist:
+    """Looks every `INVENTORY_INTERVAL_S`, and soon after the engine has told of a change."""
+
+    def __init__(  # noqa: PLR0913 - all whom one look concerns
+        self,
+        *,
+        runtime: ContainerRuntime,
+        server: ModelServer,
+        health: Health,
+        desk: Desk,
+        discards: Discards,
+        reporter: Reporter,
+    ) -> None:
+        self._runtime = runtime
+        self._server = server
+        self._health = health
+        self._desk = desk
+        self._discards = discards
+        self._reporter = reporter
+        self._silent = False
+        self._changed = asyncio.Event()
+
+    async def run(self, *, interval_s: float = INVENTORY_INTERVAL_S) -> None:
+        """Look until cancelled; looks are spaced from start to start."""
+        async with TaskGroup() as tasks:
+            tasks.create_task(self._watch())
+            tasks.create_task(self._keep_looking(interval_s))
+
+    async def _keep_looking(self, interval_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            self._changed.clear()
+            await self.look()
+            await asyncio.sleep(max(REST_S, began + HASTE_S - loop.time()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(began + interval_s):
+                    await self._changed.wait()
+
+    async def _watch(self) -> None:
+        """Have the engine tell of changes; while it can't be had, the interval is all there is."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            began = loop.time()
+            try:
+                await self._runtime.watch(self._changed.set)
+            except EngineUnavailableError as error:
+                log.debug("changes.unheard", error=error.message)
+            failures = failures + 1 if loop.time() - began < STEADY_S else 1
+            await asyncio.sleep(backoff_s(failures))
+
+    async def look(self) -> bool:
+        """Hand one inventory to the reporter; false if the engine does not answer.
+
+        A job that is worked on at any moment of the look is `busy`, whatever was seen of it. The
+        inventory is handed over at the moment at which it is composed: what is reported later
+        comes after it. A container that is dead is as good as gone: it is not told, and removed.
+        """
+        known = self._health.known
+        with self._desk.busy_jobs() as busy:
+            try:
+                listed = await self._runtime.list_own()
+            except EngineUnavailableError as error:
+                if not self._silent:
+                    log.warning("inventory.silent", reason=error.message)
+                self._silent = True
+                return False
+            for facts in listed:
+                if facts.dead and facts.labels is not None:
+                    self._discards.finish(facts.id, facts.labels.job_id)
+            containers = [facts for facts in listed if not facts.dead]
+            for gone in known - {facts.id for facts in containers}:
+                self._health.is_gone(gone)
+            items = await take_stock(self._server, containers, unasked=busy)
+            judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
+            self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))
+        self._silent = False
+        return True
+
+    def _judged(self, item: InventoryItem) -> InventoryItem:
+        unhealthy = self._health.looked(
+            item.container_id, running=item.running, answer=answer_in(item)
+        )
+        over_disk = item.container_id in self._health.over_disk
+        return item.model_copy(update={"unhealthy": unhealthy, "disk_exceeded": over_disk})

@@ -1,0 +1,1 @@
+"""The watchdog: a process that stops containers when their worker can't."""
