@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from tests.fakes.programs import FakeBatch
+from tests.fakes.runtime import FakeContainer, Program
 from worker.engine.labels import ContainerLabels
 from worker.engine.plan import ContainerPlan, DatasetMount
 from worker.engine.protocol import StartRefusedError
-from worker.fake_programs import FakeBatch
-from worker.fake_runtime import FakeContainer, Program
 
 IMAGE = "modelyard/probe:local"
 HOST = "conformance"

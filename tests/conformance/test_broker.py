@@ -43,7 +43,7 @@ from modelyard.contract.topology import (
     Queue,
     host_queue,
 )
-from tests.support.memory_broker import MemoryBroker, MemoryRabbit
+from tests.fakes.broker import MemoryBroker, MemoryRabbit
 from tests.support.raw_properties import RawProperties, raw_headers
 from tests.support.waiting import eventually
 

@@ -28,8 +28,8 @@ from modelyard.store.indexes import INDEXES
 from modelyard.store.jobs import Assignment, Effect
 from modelyard.store.operations import FRONT_OF_LINE, Claim, Ending
 from modelyard.store.records import NewOperation, OperationRecord
-from tests.support.memory_mongo import MemoryDatabase
-from tests.support.memory_store import MemoryStore
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.store import MemoryStore
 
 ONE, TWO = (f"0190c2f0-0000-7000-8000-00000000000{n}" for n in (1, 2))
 SPEC = ModelSpec(name="m", image="x/y", profile=Profile.BATCH, env={"A": "$x.y"})

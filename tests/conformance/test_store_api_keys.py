@@ -10,8 +10,8 @@ from modelyard.contract.access import SCOPES_OF, Role, Scope
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeyRecord, NewApiKeyRecord
-from tests.support.memory_mongo import MemoryDatabase
-from tests.support.memory_store import MemoryStore
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.store import MemoryStore
 
 HASH = "ab" * 32
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx2
 
+from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
 from tests.statemachine.loop import VirtualLoop
 from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import CreateRefusedError, DiskFullError, EngineUnavailableError
-from worker.fake_runtime import FakeContainer, FakeRuntime, Program
 
 _FINISHED_BY_THE_ENGINE = frozenset({"create", "start", "stop", "remove"})
 

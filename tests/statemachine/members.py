@@ -18,11 +18,11 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.topology import JOBS, LOST_AFTER_S, SUBMIT_KEY
 from modelyard.store.records import NewOperation, OperationRecord
+from tests.fakes.broker import MemoryBroker
+from tests.fakes.broker_links import Link
+from tests.fakes.store import MemoryStore
 from tests.statemachine.engine import EngineWay
 from tests.statemachine.loop import Process, VirtualLoop
-from tests.support.memory_broker import MemoryBroker
-from tests.support.memory_links import Link
-from tests.support.memory_store import MemoryStore
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Service
 from worker.settings import WorkerSettings

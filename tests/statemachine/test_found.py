@@ -12,10 +12,10 @@ from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest, Ope
 from modelyard.contract.states import OperationState
 from modelyard.store.operations import Claim
 from modelyard.store.records import NewOperation
+from tests.fakes.broker import MemoryBroker, MemoryRabbit
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.store import MemoryStore
 from tests.statemachine.catalog import MODELS
-from tests.support.memory_broker import MemoryBroker, MemoryRabbit
-from tests.support.memory_mongo import MemoryDatabase
-from tests.support.memory_store import MemoryStore
 
 ONE = "0190c2f0-0000-7000-8000-000000000001"
 ONLINE = HostOnline(slots=2, engine=EngineFacts(version="1", api_version="1"))

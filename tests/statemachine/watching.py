@@ -9,8 +9,8 @@ from modelyard.contract.states import (
     OperationState,
     job_sources,
 )
+from tests.fakes.mongodb_values import Document
 from tests.support.histories import Fact, wrong_between
-from tests.support.memory_values import Document
 from tests.support.sampler import over_capacity
 
 

@@ -13,19 +13,19 @@ from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import Admission
 from modelyard.contract.topology import HOSTS, JOBS, REPORTS, REPORTS_QUEUE
 from modelyard.crash_points import CRASH_POINTS
+from tests.fakes.broker import MemoryBroker, MemoryRabbit
+from tests.fakes.broker_links import Link
+from tests.fakes.broker_queues import Letter
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.runtime import FakeContainer
+from tests.fakes.store import MemoryStore
 from tests.statemachine.catalog import DATASETS, MANNERS, MODELS, PULLED
 from tests.statemachine.engine import Engine, EngineWay, ModelProgram, RunLog
 from tests.statemachine.loop import Process, VirtualLoop, current_process
 from tests.statemachine.members import FrontDoor, Member, run_dispatcher, run_worker
 from tests.statemachine.watching import Watching
-from tests.support.memory_broker import MemoryBroker, MemoryRabbit
-from tests.support.memory_links import Link
-from tests.support.memory_mongo import MemoryDatabase
-from tests.support.memory_queues import Letter
-from tests.support.memory_store import MemoryStore
 from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import EngineUnavailableError
-from worker.fake_runtime import FakeContainer
 
 SLOTS = {"h1": 2, "h2": 1}
 CONNECTION_DIES_S = 25.0

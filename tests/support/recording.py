@@ -22,10 +22,10 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import host_queue
 from modelyard.store.records import Document, OperationRecord
-from tests.support.memory_broker import MemoryBroker, MemoryRabbit
-from tests.support.memory_links import Link
-from tests.support.memory_mongo import MemoryDatabase
-from tests.support.memory_store import MemoryStore
+from tests.fakes.broker import MemoryBroker, MemoryRabbit
+from tests.fakes.broker_links import Link
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.store import MemoryStore
 
 HOST = "h1"
 INCARNATION = "boot-1"

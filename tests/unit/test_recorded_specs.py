@@ -19,8 +19,8 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import canonical_json
 from modelyard.store.catalog import read_spec
 from modelyard.store.records import JobRecord
-from tests.support.memory_mongo import MemoryDatabase
-from tests.support.memory_store import MemoryStore
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.store import MemoryStore
 from tests.unit.worker_bench import HOST, Bench, model
 from worker.engine.plan import PlanRules, plan_container, spec_hash
 from worker.session.command_decode import Envelope, read_commands, read_envelope

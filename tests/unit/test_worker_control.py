@@ -9,13 +9,13 @@ from modelyard.contract.catalog import Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import CancelOperation, CancelReason, HostCommand, OperationReport
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from tests.fakes.programs import FakeBatch, FakeServer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_broker import delivery_of
 from tests.unit.worker_host import Host, running_host
 from worker.attempts.registry import MAX_CANCELS, Decision, Desk
 from worker.engine.plan import PlanRules, plan_container
-from worker.fake_programs import FakeBatch, FakeServer
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,

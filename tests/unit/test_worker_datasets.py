@@ -11,6 +11,8 @@ import pytest
 
 from modelyard.contract.catalog import DatasetSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
+from tests.fakes.programs import FakeServer
+from tests.fakes.runtime import FakeRuntime
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, model
 from worker.containers.datasets import Datasets, verify_mount
@@ -18,8 +20,6 @@ from worker.containers.images import Images
 from worker.engine.image_references import AllowList
 from worker.engine.plan import DatasetMount
 from worker.engine.protocol import MountFacts
-from worker.fake_programs import FakeServer
-from worker.fake_runtime import FakeRuntime
 
 if TYPE_CHECKING:
     from modelyard.contract.messages import Progress

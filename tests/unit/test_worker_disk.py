@@ -10,13 +10,13 @@ from modelyard.contract.catalog import Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from tests.fakes.programs import FakeBatch
+from tests.fakes.runtime import FakeContainer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from worker.attempts.attempt import Ending
 from worker.containers.disk import MISSES, DiskWatch
 from worker.engine.protocol import EngineUnavailableError
-from worker.fake_programs import FakeBatch
-from worker.fake_runtime import FakeContainer
 
 LIMIT = 10 << 20
 

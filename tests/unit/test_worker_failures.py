@@ -12,11 +12,11 @@ import pytest
 from modelyard.contract.catalog import DatasetSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, OperationState, Verb
+from tests.fakes.programs import FakeBatch, FakeServer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import BLIND_HOOKS, IMAGE, Bench, model
 from worker.attempts.attempt import Ending
 from worker.engine.protocol import DiskFullError, EngineUnavailableError, StartRefusedError
-from worker.fake_programs import FakeBatch, FakeServer
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,

@@ -20,13 +20,13 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS, REPORTS
 from modelyard.together import TaskGroup
+from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, Bench, model
 from tests.unit.worker_broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import Desk
 from worker.execution.executor import Attempts
-from worker.fake_programs import FakeServer
 from worker.model_server.client import ModelServer, http_client
 from worker.session.boot import Recovery
 from worker.session.command_consumer import Consumer

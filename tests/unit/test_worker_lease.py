@@ -7,13 +7,13 @@ import pytest
 from modelyard.contract.catalog import ModelSpec, Profile
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S, HEARTBEATS, LOST_AFTER_S
+from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_host import Host, running_host
 from worker.attempts.attempt import Account
 from worker.engine.labels import ContainerLabels
 from worker.engine.plan import PlanRules, plan_container
-from worker.fake_programs import FakeServer
 from worker.session.lease import FENCE_S, Lease
 
 CREATE, LOAD, INFER, TEMP = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.TEMP

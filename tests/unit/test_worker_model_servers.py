@@ -10,11 +10,11 @@ from modelyard.contract.catalog import Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.together import TaskGroup
+from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.unit.test_worker_inventory import Lookout
 from tests.unit.worker_bench import Bench, model
 from worker.attempts.attempt import Ending
-from worker.fake_programs import FakeServer
 
 CREATE, LOAD, INFER, UNLOAD, TEMP = (
     Verb.DEPLOY_CREATE,

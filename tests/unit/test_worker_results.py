@@ -13,12 +13,12 @@ from modelyard.contract.catalog import Profile
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from modelyard.contract.states import JobState, OperationState, Verb
+from tests.fakes.programs import FakeBatch
 from tests.support.large_bodies import FILLS, MIB, feeling
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_host import running_host
 from worker.execution.results import ResultReader, result_of
-from worker.fake_programs import FakeBatch
 
 CONTAINERS, ANSWERS_EACH = 8, 2
 LARGE = b"[" + b",".join([b'{"a":1}'] * (MIB // 8 - 1)) + b"]"

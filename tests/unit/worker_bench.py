@@ -8,13 +8,13 @@ from modelyard.contract.catalog import DatasetSpec, Hook, Hooks, ModelSpec, Prof
 from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import HostCommand, OperationReport
 from modelyard.contract.states import Phase, Verb
+from tests.fakes.programs import FakeBatch, FakeServer
+from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
 from worker.attempts.attempt import Account, Ending
 from worker.engine.image_references import AllowList
 from worker.engine.plan import PlanRules
 from worker.execution.results import ResultReader
 from worker.execution.verbs import Operations
-from worker.fake_programs import FakeBatch, FakeServer
-from worker.fake_runtime import FakeContainer, FakeRuntime, Program
 from worker.model_server.client import ModelServer, http_client
 from worker.service import build_operations
 

@@ -1,10 +1,10 @@
 """What a worker needs of a container engine, and what can go wrong with it.
 
-Two implementations pass the same conformance suite: `docker_runtime` and `fake_runtime`. All
-calls are idempotent and bounded in time by the implementation; `ensure_image`, `wait_exit` and
+Two implementations pass the same conformance suite: the Docker runtime, and a fake of the tests.
+All calls are idempotent and bounded in time by the implementation; `ensure_image`, `wait_exit` and
 `watch` last as long as they last and are bounded by the caller, whose cancellation ends them on the
-engine too. An image is always named to the engine by its full reference (`references`), so that
-no name is read as an id.
+engine too. An image is always named to the engine by its full reference (`image_references`), so
+that no name is read as an id.
 """
 
 import re

@@ -1,9 +1,9 @@
 """The Docker Engine as a `ContainerRuntime`, through aiodocker.
 
 Two clients: waits, pulls and logs hold their connections for long and keep apart from the short
-calls. Every call has a deadline (see `docker_runtime_calls`) but a pull, which its caller bounds;
-every id is checked before it gets into a URL, every image is named by its full reference. The API
-version is negotiated: 1.41 (Docker 20.10) and up.
+calls. Every call has a deadline (see `worker.engine.docker.calls`) but a pull, which its caller
+bounds; every id is checked before it gets into a URL, every image is named by its full reference.
+The API version is negotiated: 1.41 (Docker 20.10) and up.
 """
 
 import asyncio

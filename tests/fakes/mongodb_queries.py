@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from tests.support.memory_expressions import evaluate, truth
-from tests.support.memory_values import (
+from tests.fakes.mongodb_expressions import evaluate, truth
+from tests.fakes.mongodb_values import (
     MISSING,
     Document,
     NotKnownError,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.support.memory_values import (
+from tests.fakes.mongodb_values import (
     MISSING,
     Document,
     NotKnownError,

@@ -21,11 +21,11 @@ from pymongo.results import (
 )
 
 from modelyard.store.connection import CODEC_OPTIONS
-from tests.support.memory_expressions import evaluate
-from tests.support.memory_links import Link
-from tests.support.memory_queries import in_order, matches, projected
-from tests.support.memory_updates import Update, seed_of, updated
-from tests.support.memory_values import Document, NotKnownError, value_at
+from tests.fakes.broker_links import Link
+from tests.fakes.mongodb_expressions import evaluate
+from tests.fakes.mongodb_queries import in_order, matches, projected
+from tests.fakes.mongodb_updates import Update, seed_of, updated
+from tests.fakes.mongodb_values import Document, NotKnownError, value_at
 
 T = TypeVar("T")
 Watcher = Callable[[str, Document | None, Document], None]

@@ -19,8 +19,8 @@ from modelyard.broker.connection import (
 )
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import EXCHANGES, Exchange, ExchangeType, Queue
-from tests.support.memory_links import Link
-from tests.support.memory_queues import Consumer, Letter, MemoryQueue
+from tests.fakes.broker_links import Link
+from tests.fakes.broker_queues import Consumer, Letter, MemoryQueue
 
 
 class MemoryRabbit:

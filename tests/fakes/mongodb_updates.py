@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from tests.support.memory_expressions import evaluate
-from tests.support.memory_values import MISSING, Document, NotKnownError, put_at, value_at
+from tests.fakes.mongodb_expressions import evaluate
+from tests.fakes.mongodb_values import MISSING, Document, NotKnownError, put_at, value_at
 
 Update = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 

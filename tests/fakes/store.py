@@ -15,8 +15,8 @@ from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
 from modelyard.store.operations import Operations
 from modelyard.store.results import Results
-from tests.support.memory_links import Link
-from tests.support.memory_mongo import MemoryCollection, MemoryDatabase
+from tests.fakes.broker_links import Link
+from tests.fakes.mongodb import MemoryCollection, MemoryDatabase
 
 if TYPE_CHECKING:
     from motor.motor_asyncio import AsyncIOMotorGridFSBucket

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import httpx2
 
+from tests.fakes.runtime import FakeContainer
 from worker.engine.protocol import StartRefusedError
-from worker.fake_runtime import FakeContainer
 from worker.model_server.http_exchange import RefusedError
 
 TERMINATED = 143
