@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator
 
-from dispatcher import listed as lists
-from dispatcher.decode import decode
-from dispatcher.decoding import pack
+from dispatcher.intake import listed as lists
+from dispatcher.intake.decode import decode
+from dispatcher.intake.decoder import pack
 from modelyard.body_child import Part, serve
 
 

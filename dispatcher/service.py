@@ -6,27 +6,27 @@ from functools import partial
 
 import structlog
 
-from dispatcher.attempts import Attempts
-from dispatcher.beats import Beats
-from dispatcher.cancels import Cancels
-from dispatcher.commands import Commands
 from dispatcher.control import Control
-from dispatcher.dead import DeadLetterRecorder
-from dispatcher.deadlines import Deadlines
-from dispatcher.decoding import Decoder
-from dispatcher.drains import Drains
 from dispatcher.enrolment import Enrolment
-from dispatcher.facts import Facts
-from dispatcher.intake import Intake
-from dispatcher.lost import LostHosts
-from dispatcher.moves import Moves
-from dispatcher.reconcile import Reconciler
-from dispatcher.recorder import Recorder
-from dispatcher.recovery import BringBack
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts
+from dispatcher.intake.consumer import Intake
+from dispatcher.intake.decoder import Decoder
+from dispatcher.maintenance.cancels import Cancels
+from dispatcher.maintenance.deadlines import Deadlines
+from dispatcher.maintenance.drains import Drains
+from dispatcher.maintenance.lost_hosts import LostHosts
+from dispatcher.maintenance.moves import Moves
+from dispatcher.maintenance.reconciler import Reconciler
+from dispatcher.maintenance.recovery import BringBack
+from dispatcher.maintenance.retries import Attempts
+from dispatcher.maintenance.sweep import Sweep
+from dispatcher.reports.dead_letters import DeadLetterRecorder
+from dispatcher.reports.heartbeats import Beats
+from dispatcher.reports.recorder import Recorder
+from dispatcher.scheduling.commands import Commands
+from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from dispatcher.settings import Settings
-from dispatcher.sweep import Sweep
 from modelyard.body_process import BodyProcessEndedError, BodyProcessUnavailableError
 from modelyard.broker import Broker, Delivery, Subscription, backoff_s, bury, consume_forever
 from modelyard.contract.errors import (

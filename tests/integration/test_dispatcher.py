@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.scheduler import WITHDRAWN
+from dispatcher.scheduling.scheduler import WITHDRAWN
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import new_operation_id, operation_id_for_key

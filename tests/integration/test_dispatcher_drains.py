@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dispatcher.moves import MOST_FAILURES
+from dispatcher.maintenance.moves import MOST_FAILURES
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import HostCommand, InventoryItem

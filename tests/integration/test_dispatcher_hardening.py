@@ -8,7 +8,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from dispatcher import intake
+from dispatcher.intake import consumer
 from modelyard.broker import Broker
 from modelyard.contract.catalog import Hook, Hooks, ModelSpec
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
@@ -190,7 +190,7 @@ async def test_a_flood_of_full_lists_gets_through_although_recording_fails_in_be
 async def test_a_backlog_in_the_broker_keeps_its_order_when_a_dispatcher_comes_late(
     store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "OVERDUE_S", 0.0)
+    monkeypatch.setattr(consumer, "OVERDUE_S", 0.0)
     await store.models.put(MODEL)
     await broker.declare([JOBS_QUEUE])
     yard = Yard(store, broker)
@@ -211,7 +211,7 @@ async def test_a_backlog_in_the_broker_keeps_its_order_when_a_dispatcher_comes_l
 async def test_what_a_frozen_dispatcher_has_in_hand_is_not_overtaken(
     store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "OVERDUE_S", 0.0)
+    monkeypatch.setattr(consumer, "OVERDUE_S", 0.0)
     await store.models.put(MODEL)
     await broker.declare([JOBS_QUEUE])
     yard = Yard(store, broker)
@@ -313,7 +313,7 @@ async def test_a_buried_message_keeps_what_its_publisher_said(yard: Yard, stone:
 async def test_what_is_recorded_goes_on_without_its_message_that_was_buried(
     yard: Yard, stone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "OVERDUE_S", 0.5)
+    monkeypatch.setattr(consumer, "OVERDUE_S", 0.5)
     request = JobRequest(job_id=stone, operation_type=Verb.TERMINATE)
     operation_id = new_operation_id()
     await yard.store.operations.record([NewOperation.of(operation_id, request, "http")])

@@ -8,7 +8,7 @@ import aiormq
 import pytest
 from structlog.testing import capture_logs
 
-from dispatcher import decode
+from dispatcher.intake import decode
 from modelyard import body_process
 from modelyard.broker.subscription import KEPT_OF_LARGER_BYTES
 from modelyard.contract.ids import operation_id_for_key

@@ -173,7 +173,7 @@ async def _unreadable(yard: Yard, host: ScriptedHost, command: HostCommand, **fi
 async def test_a_command_that_the_broker_gave_up_counts_as_an_attempt(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.deadlines.NOT_ACCEPTED_S", 0.5)
+    monkeypatch.setattr("dispatcher.maintenance.deadlines.NOT_ACCEPTED_S", 0.5)
     async with scripted_host(yard.broker, "h1") as host:
         operation_id = await yard.submit(Verb.DEPLOY_CREATE)
         command = await host.command()
@@ -248,7 +248,7 @@ async def _is_over(yard: Yard, command: HostCommand) -> None:
 async def test_what_no_worker_accepted_keeps_its_deadline_in_the_queue(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.deadlines.NOT_ACCEPTED_S", 0.2)
+    monkeypatch.setattr("dispatcher.maintenance.deadlines.NOT_ACCEPTED_S", 0.2)
     monkeypatch.setattr("modelyard.contract.retries.BASE_S", 60.0)
     async with scripted_host(yard.broker, "h1") as host:
         operation_id = await yard.submit(Verb.DEPLOY_CREATE, queue_timeout_s=1)

@@ -756,8 +756,8 @@ async def test_a_wish_that_comes_too_late_changes_nothing(yard: Yard) -> None:
 async def test_a_worker_that_goes_on_past_the_timeout_is_told_and_then_overruled(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.deadlines.REMIND_AFTER_S", 0.1)
-    monkeypatch.setattr("dispatcher.deadlines.GIVE_UP_AFTER_S", 1.0)
+    monkeypatch.setattr("dispatcher.maintenance.deadlines.REMIND_AFTER_S", 0.1)
+    monkeypatch.setattr("dispatcher.maintenance.deadlines.GIVE_UP_AFTER_S", 1.0)
     async with scripted_host(yard.broker, "h1") as host:
         operation_id = await yard.submit(Verb.DEPLOY_CREATE, timeout_s=0.1)
         await accepted(yard, host)
@@ -773,7 +773,7 @@ async def test_a_worker_that_goes_on_past_the_timeout_is_told_and_then_overruled
 async def test_a_host_that_lives_and_never_accepts_loses_the_operation(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.deadlines.NOT_ACCEPTED_S", 0.2)
+    monkeypatch.setattr("dispatcher.maintenance.deadlines.NOT_ACCEPTED_S", 0.2)
     async with scripted_host(yard.broker, "h1") as deaf:
         operation_id = await yard.submit(Verb.DEPLOY_CREATE)
         await deaf.command()
@@ -814,7 +814,7 @@ async def test_what_was_reported_in_time_counts_though_it_is_read_late(
 async def test_a_worker_whose_announcement_was_lost_is_told_to_begin_anew(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.beats.STRANGER_S", 0.2)
+    monkeypatch.setattr("dispatcher.reports.heartbeats.STRANGER_S", 0.2)
     async with scripted_host(yard.broker, "h1") as host:
         await created(yard, host)
         known, host.incarnation = host.incarnation, "never-announced"

@@ -12,7 +12,7 @@ from aio_pika.exceptions import AMQPError
 from structlog.testing import capture_logs
 
 from deploy.local.rabbitmq import RabbitMQ
-from dispatcher.deadlines import OVERDUE_REPORTS_TYPE
+from dispatcher.maintenance.deadlines import OVERDUE_REPORTS_TYPE
 from gateway.replays import refuse_unless_replayable
 from modelyard.broker import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER, SENDER_HEADER, Broker
 from modelyard.contract.errors import ErrorCode, ModelyardError

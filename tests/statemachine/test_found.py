@@ -5,9 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from dispatcher.commands import Commands
-from dispatcher.facts import Facts
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts
+from dispatcher.scheduling.commands import Commands
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest, OperationReport
 from modelyard.contract.states import OperationState
 from modelyard.store.operations import Claim

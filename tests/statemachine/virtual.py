@@ -72,7 +72,7 @@ def virtual_machine(loop: VirtualLoop, crash_point: Callable[[str], None]) -> It
         patched.enter_context(patch.object(uuid, "uuid4", made_uuid))
         patched.enter_context(patch.object(uuid_utils.compat, "uuid7", made_uuid))
         patched.enter_context(
-            patch("dispatcher.facts._now", lambda: _BEGINNING + timedelta(seconds=loop.time()))
+            patch("dispatcher.events._now", lambda: _BEGINNING + timedelta(seconds=loop.time()))
         )
         before = structlog.get_config()
         structlog.configure(processors=[note])

@@ -2,7 +2,7 @@
 
 import json
 
-from dispatcher.decode import Unreadable, decode, idempotency_key
+from dispatcher.intake.decode import Unreadable, decode, idempotency_key
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import (

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from dispatcher.facts import HostFact
+from dispatcher.events import HostFact
 from modelyard.contract.errors import SENTENCES
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.contract.topology import DEAD_QUEUE, EXCHANGES, HEARTBEATS_QUEUE, JOBS_QUEUE

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.fences import Accepted, fence, latest
+from dispatcher.reports.fencing import Accepted, fence, latest
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, Verb
 from modelyard.store.records import OperationRecord

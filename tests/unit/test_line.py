@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 
-from dispatcher.line import Catalog, EndedBy, Hold, Move, Place, Refuse, Send, next_moves
+from dispatcher.scheduling.ordering import (
+    Catalog,
+    EndedBy,
+    Hold,
+    Move,
+    Place,
+    Refuse,
+    Send,
+    next_moves,
+)
 from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Verb

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.placement import Need, Placed, Room, Unplaced
+from dispatcher.scheduling.placement import Need, Placed, Room, Unplaced
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.records import HostRecord
 

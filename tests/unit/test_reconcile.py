@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.reconcile import Looked, LookPlan, Orphans, plan_look
+from dispatcher.maintenance.reconciler import Looked, LookPlan, Orphans, plan_look
 from modelyard.contract.catalog import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import Inventory, InventoryItem
@@ -197,7 +197,9 @@ def test_containers_that_the_record_does_not_know_are_orphans() -> None:
 
 def test_orphans_are_left_alone_until_their_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr("dispatcher.reconcile.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(
+        "dispatcher.maintenance.reconciler.time.monotonic", lambda: float(next(clock))
+    )
     orphans = Orphans(grace_s=2)
     assert orphans.ripe("h", [container()]) == []
     assert orphans.ripe("h", [container()]) == []

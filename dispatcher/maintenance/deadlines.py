@@ -12,9 +12,9 @@ from contextlib import suppress
 
 import structlog
 
-from dispatcher.attempts import Attempts
-from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
+from dispatcher.maintenance.cancels import tell_to_cancel
+from dispatcher.maintenance.retries import Attempts
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState

@@ -6,12 +6,12 @@ by operations of our own at the front of each job's line.
 
 import structlog
 
-from dispatcher.attempts import Attempts
-from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
-from dispatcher.facts import Facts, host_event
-from dispatcher.recovery import record_in_front, system_operation
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts, host_event
+from dispatcher.maintenance.cancels import tell_to_cancel
+from dispatcher.maintenance.recovery import record_in_front, system_operation
+from dispatcher.maintenance.retries import Attempts
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import Admission, OperationState, Verb
 from modelyard.crash_points import crash_point

@@ -14,11 +14,11 @@ from typing import Any
 
 import structlog
 
-from dispatcher.attempts import Attempts
-from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
-from dispatcher.decode import Unreadable
-from dispatcher.decoding import Decoder
+from dispatcher.intake.decode import Unreadable
+from dispatcher.intake.decoder import Decoder
+from dispatcher.maintenance.cancels import tell_to_cancel
+from dispatcher.maintenance.retries import Attempts
 from dispatcher.senders import Senders
 from modelyard.body_process import LARGE_BODY_BYTES
 from modelyard.broker import (

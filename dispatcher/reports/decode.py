@@ -5,7 +5,7 @@ from enum import Enum
 
 from pydantic import ValidationError
 
-from dispatcher.deadlines import OVERDUE_REPORTS_TYPE
+from dispatcher.maintenance.deadlines import OVERDUE_REPORTS_TYPE
 from dispatcher.senders import Senders
 from modelyard.broker import DETAIL_HEADER, REASON_HEADER, Broker, Delivery, bury
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dispatcher.control import Control
 from dispatcher.enrolment import Enrolment
-from dispatcher.lost import LostHosts
+from dispatcher.maintenance.lost_hosts import LostHosts
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.messages import HELLO_TYPE, MAX_HEARTBEAT_BYTES, Heartbeat, HostHello

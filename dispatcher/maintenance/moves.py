@@ -19,14 +19,14 @@ from collections.abc import Sequence
 
 import structlog
 
-from dispatcher.attempts import Attempts
-from dispatcher.cancels import tell_to_cancel
-from dispatcher.commands import Commands
 from dispatcher.control import Control
-from dispatcher.facts import Facts, observed_event, operation_event
-from dispatcher.placement import Need, Room, Unplaced
-from dispatcher.recovery import system_operation
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts, observed_event, operation_event
+from dispatcher.maintenance.cancels import tell_to_cancel
+from dispatcher.maintenance.recovery import system_operation
+from dispatcher.maintenance.retries import Attempts
+from dispatcher.scheduling.commands import Commands
+from dispatcher.scheduling.placement import Need, Room, Unplaced
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb

@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
-from dispatcher.attempts import Attempts
-from dispatcher.commands import Commands
-from dispatcher.facts import Facts, host_event, operation_event
-from dispatcher.intake import Intake
-from dispatcher.lost import LostHosts
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts, host_event, operation_event
+from dispatcher.intake.consumer import Intake
+from dispatcher.maintenance.lost_hosts import LostHosts
+from dispatcher.maintenance.retries import Attempts
+from dispatcher.scheduling.commands import Commands
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.broker import Broker
 from modelyard.contract.errors import (
     BrokerUnavailableError,

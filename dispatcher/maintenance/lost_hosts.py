@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
-from dispatcher.attempts import Attempts
-from dispatcher.cancels import tell_to_cancel
 from dispatcher.control import Control
-from dispatcher.facts import Facts, host_event, observed_event
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts, host_event, observed_event
+from dispatcher.maintenance.cancels import tell_to_cancel
+from dispatcher.maintenance.retries import Attempts
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import VERB_RULES, JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import LOST_AFTER_S

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from dispatcher.attempts import Attempts
 from dispatcher.control import Control
-from dispatcher.facts import Facts, host_event, observed_event, stale_host_event
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts, host_event, observed_event, stale_host_event
+from dispatcher.maintenance.retries import Attempts
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.deaths import death_of
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import (

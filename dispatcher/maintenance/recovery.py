@@ -7,7 +7,7 @@ once.
 
 import structlog
 
-from dispatcher.scheduler import Scheduler
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import JobState, Verb

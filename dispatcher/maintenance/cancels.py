@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import structlog
 
 from dispatcher.control import Control
-from dispatcher.facts import Facts, operation_event
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts, operation_event
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import CancelOperation, CancelReason
 from modelyard.contract.states import VERB_RULES, OperationState

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from dispatcher.control import Control
-from dispatcher.facts import Facts, fact_id, stale_event
+from dispatcher.events import Facts, fact_id, stale_event
 from modelyard.contract.messages import CancelOperation, OperationReport
 from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store import Store

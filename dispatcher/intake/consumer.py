@@ -14,9 +14,9 @@ from contextlib import suppress
 
 import structlog
 
-from dispatcher.decode import Unreadable
-from dispatcher.decoding import Decoder
-from dispatcher.facts import Facts, operation_event
+from dispatcher.events import Facts, operation_event
+from dispatcher.intake.decode import Unreadable
+from dispatcher.intake.decoder import Decoder
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription, bury
 from modelyard.contract.errors import BrokerUnavailableError

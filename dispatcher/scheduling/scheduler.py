@@ -21,10 +21,19 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from dispatcher.commands import Commands
-from dispatcher.facts import Facts, operation_event
-from dispatcher.line import Catalog, EndedBy, Hold, Move, Place, Refuse, Send, next_moves
-from dispatcher.placement import Need, Placed, Room
+from dispatcher.events import Facts, operation_event
+from dispatcher.scheduling.commands import Commands
+from dispatcher.scheduling.ordering import (
+    Catalog,
+    EndedBy,
+    Hold,
+    Move,
+    Place,
+    Refuse,
+    Send,
+    next_moves,
+)
+from dispatcher.scheduling.placement import Need, Placed, Room
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.states import VERB_RULES, Liveness, OperationState
 from modelyard.crash_points import crash_point

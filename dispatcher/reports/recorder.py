@@ -10,14 +10,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from dispatcher.attempts import Attempts
 from dispatcher.control import Control
-from dispatcher.deadlines import Deadlines
-from dispatcher.facts import Facts, job_event, report_event
-from dispatcher.fences import Accepted, Fences, Stale, fence, latest
-from dispatcher.reconcile import Booted, Looked, Reconciler, recovery_of
-from dispatcher.reports import Question, read_reports
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts, job_event, report_event
+from dispatcher.maintenance.deadlines import Deadlines
+from dispatcher.maintenance.reconciler import Booted, Looked, Reconciler, recovery_of
+from dispatcher.maintenance.retries import Attempts
+from dispatcher.reports.decode import Question, read_reports
+from dispatcher.reports.fencing import Accepted, Fences, Stale, fence, latest
+from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.messages import OperationReport, WorkerReports

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from dispatcher.decode import Unreadable, decode_arguments, decode_delivery
-from dispatcher.listed import Listed, listed
+from dispatcher.intake.decode import Unreadable, decode_arguments, decode_delivery
+from dispatcher.intake.listed import Listed, listed
 from modelyard.body_child import Part
 from modelyard.body_process import LARGE_BODY_BYTES, BodyProcess
 from modelyard.broker import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Delivery

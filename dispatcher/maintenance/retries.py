@@ -6,8 +6,8 @@ two of them leaves the operation with its host, so whoever found the failure fin
 
 import structlog
 
-from dispatcher.facts import Facts, operation_event
-from dispatcher.scheduler import Scheduler
+from dispatcher.events import Facts, operation_event
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried, retry_delay_s
 from modelyard.contract.states import VERB_RULES, OperationState

@@ -1,0 +1,1 @@
+"""From the jobs queue into the record."""

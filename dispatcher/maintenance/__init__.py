@@ -1,0 +1,1 @@
+"""What repairs, retries and moves work: everything that is not the straight road."""

@@ -1,0 +1,1 @@
+"""From the workers' reports into the record, past the fences."""

@@ -1,0 +1,1 @@
+"""What goes next and where: order within a job, placement, commands to hosts."""
