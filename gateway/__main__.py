@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import structlog
 import uvloop
 
-from gateway.accepting import connections_within_file_limit
 from gateway.app import create_app
-from gateway.server import GatewayServer, listen
+from gateway.http.listener import connections_within_file_limit
+from gateway.http.server import GatewayServer, listen
 from gateway.service import Gateway
 from gateway.settings import AuthMethod, Settings
 from modelyard import __version__

@@ -3,11 +3,11 @@
 from fastapi import FastAPI
 
 from gateway import openapi, problems
-from gateway.cross_site import CrossSiteGuard, WebRules
-from gateway.last_resort import LastResort
-from gateway.leaving import Leaving
-from gateway.query_bounds import QueryBounds
-from gateway.request_ids import RequestIds
+from gateway.middleware.cross_site import CrossSiteGuard, WebRules
+from gateway.middleware.error_boundary import LastResort
+from gateway.middleware.query_bounds import QueryBounds
+from gateway.middleware.request_ids import RequestIds
+from gateway.middleware.shutdown import Leaving
 from gateway.routes import catalog, dead_letters, health, hosts, jobs, keys, operations
 from gateway.service import Gateway
 from modelyard import __version__

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from gateway import requests
-from gateway.accept import Asked
-from gateway.request_transfer import pack_asked, pack_error, pack_refused
-from gateway.retries import request_again
+from gateway.submission import requests
+from gateway.submission.acceptor import Asked
+from gateway.submission.request_transfer import pack_asked, pack_error, pack_refused
+from gateway.submission.retries import request_again
 from modelyard.body_child import Part, serve
 from modelyard.contract.errors import InvalidRequestError, ModelyardError
 from modelyard.contract.strict_json import JsonValue

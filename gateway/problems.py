@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from gateway.addresses import allowed_methods
-from gateway.request_ids import request_id_of
+from gateway.middleware.request_ids import request_id_of
+from gateway.routes.allowed_methods import allowed_methods
 from modelyard.contract import answers
 from modelyard.contract.access import Scope
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem

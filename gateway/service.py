@@ -4,17 +4,17 @@ import asyncio
 
 import structlog
 
-from gateway.accept import Acceptor
-from gateway.api_keys import KeyRing
-from gateway.authentication import Authentication
+from gateway.access.authentication import Authentication
+from gateway.access.key_ring import KeyRing
 from gateway.availability import Availability, Condition
 from gateway.cancels import Cancels
-from gateway.durable import Durable
-from gateway.known_names import Catalog
-from gateway.live import MAX_WAITING, Live
 from gateway.reading import Reading
-from gateway.replays import Replays
-from gateway.request_reader import RequestReader
+from gateway.submission.acceptor import Acceptor
+from gateway.submission.catalog_cache import Catalog
+from gateway.submission.dual_write import Durable
+from gateway.submission.replays import Replays
+from gateway.submission.request_reader import RequestReader
+from gateway.waiters import MAX_WAITING, Live
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 
-from gateway.connections import ConnectionLimits
-from gateway.cross_site import WebRules, canonical_host
+from gateway.http.connections import ConnectionLimits
+from gateway.middleware.cross_site import WebRules, canonical_host
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
 from modelyard.settings import JSON, Expects, StoreSettings
 

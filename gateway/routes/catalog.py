@@ -6,13 +6,13 @@ from typing import TypeVar
 from fastapi import APIRouter, Request, Response
 
 from gateway import openapi
-from gateway.authentication import needs
-from gateway.known_names import KnownNames
+from gateway.access.authentication import needs
 from gateway.problems import FaultyRequestError
 from gateway.reading import Reading
-from gateway.request_reader import RequestReader
-from gateway.requests import validated
-from gateway.routes.parts import Parts, answer
+from gateway.routes.dependencies import Parts, answer
+from gateway.submission.catalog_cache import KnownNames
+from gateway.submission.request_reader import RequestReader
+from gateway.submission.requests import validated
 from modelyard.contract.access import Scope
 from modelyard.contract.answers import DatasetList, Fault, ModelList
 from modelyard.contract.catalog import DatasetSpec, ModelSpec

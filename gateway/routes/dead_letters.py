@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field
 
 from gateway import openapi
-from gateway.authentication import needs
-from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway.access.authentication import needs
+from gateway.routes.dependencies import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.views import dead_letter_path, dead_letter_summary, dead_letter_view
 from modelyard.contract.access import Scope
 from modelyard.contract.answers import DeadLetterPage, DeadLetterSummary, DeadLetterView

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from gateway import openapi
 from gateway.availability import Condition
 from gateway.problems import problem_of, respond
-from gateway.routes.parts import Parts, answer
+from gateway.routes.dependencies import Parts, answer
 from modelyard.contract.answers import Health
 from modelyard.contract.errors import ErrorCode, ModelyardError
 

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import openapi
-from gateway.authentication import needs
-from gateway.routes.parts import Parts, answer, refuse_repeated
+from gateway.access.authentication import needs
+from gateway.routes.dependencies import Parts, answer, refuse_repeated
 from gateway.service import Gateway
 from gateway.views import host_view
 from modelyard.contract.access import Scope

@@ -4,11 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from gateway import bodies, openapi
-from gateway.authentication import needs, refuse_to_submit
-from gateway.batches import accept_batch
-from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway import openapi
+from gateway.access.authentication import needs, refuse_to_submit
+from gateway.routes.dependencies import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.routes.submitting import accepted, answered
+from gateway.submission import bodies
+from gateway.submission.batches import accept_batch
 from gateway.views import job_view
 from modelyard.contract.access import Principal, Scope
 from modelyard.contract.answers import Accepted, BatchAnswer, JobPage

@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Request, Response
 
 from gateway import openapi
-from gateway.authentication import needs
-from gateway.requests import validated
-from gateway.routes.parts import Parts, answer
+from gateway.access.authentication import needs
+from gateway.routes.dependencies import Parts, answer
+from gateway.submission.requests import validated
 from modelyard.contract.access import Principal, Scope
 from modelyard.contract.api_keys import ApiKey, ApiKeyList, ApiKeyView, CreatedApiKey, NewApiKey
 from modelyard.contract.errors import ErrorCode, ModelyardError

@@ -7,14 +7,15 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway import bodies, openapi
-from gateway.authentication import needs, refuse_to_submit
-from gateway.bodies import MOST_WAIT_S
+from gateway import openapi
+from gateway.access.authentication import needs, refuse_to_submit
 from gateway.problems import RETRY_AFTER_S
+from gateway.routes.dependencies import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.routes.jobs import Submitter
-from gateway.routes.parts import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.routes.submitting import accepted, answered
 from gateway.service import Gateway
+from gateway.submission import bodies
+from gateway.submission.bodies import MOST_WAIT_S
 from gateway.views import operation_view
 from modelyard.contract.access import Scope
 from modelyard.contract.answers import Accepted, OperationPage

@@ -3,10 +3,10 @@
 from fastapi import Response
 from starlette.types import Receive
 
-from gateway.accept import Asked
 from gateway.problems import RETRY_AFTER_S
-from gateway.routes.parts import answer
+from gateway.routes.dependencies import answer
 from gateway.service import Gateway
+from gateway.submission.acceptor import Asked
 from gateway.views import operation_path, operation_view
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import ModelyardError, StoreUnavailableError

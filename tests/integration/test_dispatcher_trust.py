@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from deploy.local.rabbitmq import RabbitMQ
 from dispatcher.maintenance.deadlines import OVERDUE_REPORTS_TYPE
-from gateway.replays import refuse_unless_replayable
+from gateway.submission.replays import refuse_unless_replayable
 from modelyard.broker import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER, SENDER_HEADER, Broker
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import new_operation_id, operation_id_for_key

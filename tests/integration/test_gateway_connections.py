@@ -20,8 +20,8 @@ import httpx2
 import pytest
 
 from deploy.local.ports import free_port
-from gateway import connections
-from gateway.connections import ConnectionLimits
+from gateway.http import connections
+from gateway.http.connections import ConnectionLimits
 from tests.support.gateway import Backstage, serving
 from tests.support.waiting import eventually
 

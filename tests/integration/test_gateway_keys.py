@@ -9,9 +9,9 @@ import httpx2
 import pytest
 from pymongo import MongoClient
 
-import gateway.api_keys
+import gateway.access.key_ring
 from deploy.local.mongodb import MongoDB
-from gateway import failed_authentications
+from gateway.access import failed_authentications
 from modelyard.contract.access import SCOPES_OF, Role, Scope
 from modelyard.contract.api_keys import ApiKey, ApiKeyView
 from modelyard.contract.states import OperationState
@@ -90,7 +90,7 @@ async def test_an_expired_key_is_refused(yard: Backstage) -> None:
 async def test_a_revoked_key_is_refused_at_once_here_and_soon_at_another_gateway(
     yard: Backstage, mongo_url: str, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway.api_keys, "FRESH_S", 1.0)
+    monkeypatch.setattr(gateway.access.key_ring, "FRESH_S", 1.0)
     admin = await make_key(yard.store, *SCOPES_OF[Role.ADMIN])
     key = await make_key(yard.store, Scope.JOBS_READ)
     async with serving(mongo_url, amqp_url, with_keys=True) as other:
@@ -108,7 +108,7 @@ async def test_a_revoked_key_is_refused_at_once_here_and_soon_at_another_gateway
 async def test_while_mongodb_is_away_known_keys_submit_and_unknown_ones_get_503(
     yard: Backstage, mongodb: MongoDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway.api_keys, "FRESH_S", 0.0)
+    monkeypatch.setattr(gateway.access.key_ring, "FRESH_S", 0.0)
     key = await make_key(yard.store, *SCOPES_OF[Role.USER])
     unknown = await make_key(yard.store, *SCOPES_OF[Role.USER])
     assert await status(yard, "/v1/jobs", key) == 200
@@ -118,7 +118,7 @@ async def test_while_mongodb_is_away_known_keys_submit_and_unknown_ones_get_503(
         assert (await yard.submit(LOAD, **bearing(unknown))).status_code == 503
         wrong = f"my_{key.key_id}_{unknown.secret}"
         assert (await yard.submit(LOAD, **bearing(wrong))).status_code == 401
-        monkeypatch.setattr(gateway.api_keys, "KEPT_S", -1.0)
+        monkeypatch.setattr(gateway.access.key_ring, "KEPT_S", -1.0)
         assert (await yard.submit(LOAD, **bearing(key))).status_code == 503
 
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from gateway import body_budget
 from gateway.availability import Condition
+from gateway.submission import body_budget
 from modelyard.contract.states import OperationState
 from tests.support.gateway import Backstage, fill_catalog, problem, serving
 from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names

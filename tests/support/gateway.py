@@ -17,11 +17,11 @@ import httpx2
 from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
 from gateway.app import create_app
-from gateway.connections import ConnectionLimits
-from gateway.cross_site import WebRules
-from gateway.live import MAX_WAITING
-from gateway.server import GatewayServer, listen
+from gateway.http.connections import ConnectionLimits
+from gateway.http.server import GatewayServer, listen
+from gateway.middleware.cross_site import WebRules
 from gateway.service import Gateway
+from gateway.waiters import MAX_WAITING
 from modelyard.broker import Broker, Delivery
 from modelyard.contract.access import Scope
 from modelyard.contract.api_keys import ApiKey

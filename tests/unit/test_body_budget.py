@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import body_budget
-from gateway.body_budget import BodyBudget, BudgetSpentError
+from gateway.submission import body_budget
+from gateway.submission.body_budget import BodyBudget, BudgetSpentError
 
 
 async def test_a_share_comes_back_whatever_happens() -> None:

@@ -11,15 +11,15 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from gateway.__main__ import main
-from gateway.accepting import connections_within_file_limit
-from gateway.app import create_app
-from gateway.authentication import Needs
-from gateway.failed_authentications import (
+from gateway.access.authentication import Needs
+from gateway.access.failed_authentications import (
     MAX_ADDRESSES,
     MOST_PAUSE_S,
     FailedAuthentications,
     pause_s,
 )
+from gateway.app import create_app
+from gateway.http.listener import connections_within_file_limit
 from gateway.service import Gateway
 from gateway.settings import Settings
 from modelyard.broker import Broker
@@ -132,7 +132,7 @@ def test_the_pause_after_a_failure_grows_and_is_bounded() -> None:
 
 
 async def test_failures_are_counted_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.failed_authentications.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("gateway.access.failed_authentications.FIRST_PAUSE_S", 0.0)
     failed = FailedAuthentications(clock=lambda: 0.0)
     for n in range(MAX_ADDRESSES + 10):
         await failed.hold_back(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", None)
@@ -141,7 +141,7 @@ async def test_failures_are_counted_in_bounded_memory(monkeypatch: pytest.Monkey
 
 
 async def test_one_ipv6_network_counts_as_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.failed_authentications.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("gateway.access.failed_authentications.FIRST_PAUSE_S", 0.0)
     failed = FailedAuthentications(clock=lambda: 0.0)
     for address in ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", None, "somewhere"):
         await failed.hold_back(address, None)

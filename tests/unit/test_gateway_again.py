@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.replays import refuse_unless_replayable
-from gateway.retries import request_again
+from gateway.submission.replays import refuse_unless_replayable
+from gateway.submission.retries import request_again
 from gateway.views import dead_letter_view
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import JobRequest

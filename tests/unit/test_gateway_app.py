@@ -12,12 +12,12 @@ from fastapi import FastAPI, Request
 
 from gateway.__main__ import main
 from gateway.app import create_app
-from gateway.bodies import preferred_wait
-from gateway.known_names import REMEMBERED_S, KnownNames
+from gateway.http.server import listen
 from gateway.problems import STATUS_OF
-from gateway.server import listen
 from gateway.service import Gateway
 from gateway.settings import Settings
+from gateway.submission.bodies import preferred_wait
+from gateway.submission.catalog_cache import REMEMBERED_S, KnownNames
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode
 from modelyard.store import Store

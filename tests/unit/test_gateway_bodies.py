@@ -198,7 +198,7 @@ async def test_a_media_type_may_have_parameters(client: httpx2.AsyncClient) -> N
 async def test_a_body_that_does_not_come_is_not_waited_for(
     client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.bodies.BODY_S", 0.05)
+    monkeypatch.setattr("gateway.submission.bodies.BODY_S", 0.05)
 
     async def stalled() -> AsyncIterator[bytes]:
         yield b"{"

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from gateway.accept import Asked
+from gateway.middleware.query_bounds import MAX_PARAMETERS
 from gateway.problems import FaultyRequestError, problem_of
-from gateway.query_bounds import MAX_PARAMETERS
-from gateway.request_transfer import pack_asked, pack_error, pack_refused, unpack
-from gateway.requests import Refused, read_batch, read_one, validated
+from gateway.submission.acceptor import Asked
+from gateway.submission.request_transfer import pack_asked, pack_error, pack_refused, unpack
+from gateway.submission.requests import Refused, read_batch, read_one, validated
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES, JobRequest

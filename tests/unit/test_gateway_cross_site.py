@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from gateway.app import create_app
-from gateway.cross_site import WebRules
+from gateway.middleware.cross_site import WebRules
 from gateway.service import Gateway
 from modelyard.broker import Broker
 from modelyard.store import Store

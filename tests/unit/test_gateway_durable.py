@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.availability import Availability
-from gateway.durable import Durable
+from gateway.submission.dual_write import Durable
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.ids import new_operation_id

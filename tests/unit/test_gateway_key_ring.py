@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from gateway import api_keys, failed_authentications
-from gateway.api_keys import KeyRing
-from gateway.authentication import Authentication
+from gateway.access import failed_authentications, key_ring
+from gateway.access.authentication import Authentication
+from gateway.access.failed_authentications import MAX_PAUSED_OF_ADDRESS
+from gateway.access.key_ring import KeyRing
 from gateway.availability import Availability
-from gateway.failed_authentications import MAX_PAUSED_OF_ADDRESS
 from gateway.problems import TooManyFailuresError, UnauthenticatedError
 from modelyard.contract.access import Scope
 from modelyard.contract.api_keys import ApiKey
@@ -91,8 +91,8 @@ async def running() -> AsyncIterator[Ring]:
 
 @pytest.fixture
 async def ring(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ring]:
-    monkeypatch.setattr(api_keys, "READ_S", SLOW_S)
-    monkeypatch.setattr(api_keys, "FIRST_READ_S", SLOW_S)
+    monkeypatch.setattr(key_ring, "READ_S", SLOW_S)
+    monkeypatch.setattr(key_ring, "FIRST_READ_S", SLOW_S)
     async with running() as made:
         yield made
 
@@ -100,7 +100,7 @@ async def ring(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ring]:
 async def test_a_slow_read_of_a_known_key_lets_it_in_and_leaves_mongodb_up(ring: Ring) -> None:
     key = ring.add()
     await ring.keys.principal(key)
-    ring.now += api_keys.FRESH_S + 1
+    ring.now += key_ring.FRESH_S + 1
     ring.slow.answers.clear()
     assert (await ring.keys.principal(key)).key_id == key.key_id
     assert not ring.availability.down
@@ -119,7 +119,7 @@ async def test_an_unknown_key_is_looked_up_once_in_a_while(ring: Ring) -> None:
         with pytest.raises(UnauthenticatedError):
             await ring.keys.principal(key)
     assert ring.slow.lookups == [key.key_id]
-    ring.now += api_keys.UNKNOWN_S + 1
+    ring.now += key_ring.UNKNOWN_S + 1
     with pytest.raises(UnauthenticatedError):
         await ring.keys.principal(key)
     assert len(ring.slow.lookups) == 2
@@ -128,7 +128,7 @@ async def test_an_unknown_key_is_looked_up_once_in_a_while(ring: Ring) -> None:
 async def test_unknown_keys_are_remembered_in_bounded_memory(
     ring: Ring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_keys, "MAX_REMEMBERED", 10)
+    monkeypatch.setattr(key_ring, "MAX_REMEMBERED", 10)
     for _ in range(30):
         with pytest.raises(UnauthenticatedError):
             await ring.keys.principal(ApiKey.new())
@@ -139,7 +139,7 @@ async def test_only_the_whole_key_is_remembered_as_valid(ring: Ring) -> None:
     key = ring.add()
     assert not ring.keys.remembers(key)
     await ring.keys.principal(key)
-    ring.now += api_keys.FRESH_S + 1
+    ring.now += key_ring.FRESH_S + 1
     assert ring.keys.remembers(key)
     assert not ring.keys.remembers(ApiKey(key.key_id, ApiKey.new().secret))
 
@@ -170,7 +170,7 @@ async def test_an_address_at_its_limit_causes_no_lookups_and_a_valid_key_works_f
     refusals = await asyncio.gather(*(fail() for _ in range(1_000)))
     assert set(refusals) == {TooManyFailuresError}
     assert len(ring.slow.lookups) == looked_up
-    ring.now += api_keys.FRESH_S + 1
+    ring.now += key_ring.FRESH_S + 1
     assert (await authentication.principal(right, address)).key_id == key.key_id
     assert authentication._failed.at_limit(address)
     assert await fail("192.0.2.2") is UnauthenticatedError

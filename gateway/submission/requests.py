@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from gateway.accept import Asked
 from gateway.problems import FaultyRequestError, faults_of
+from gateway.submission.acceptor import Asked
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import MAX_BATCH, JobRequest

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.body_budget import BodyBudget, Share
 from gateway.problems import FaultyRequestError, SlowRequestError
+from gateway.submission.body_budget import BodyBudget, Share
 from modelyard.body_process import LARGE_BODY_BYTES
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError

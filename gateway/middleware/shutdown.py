@@ -10,8 +10,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.live import Live
 from gateway.problems import problem_of, respond
+from gateway.waiters import Live
 from modelyard.contract.errors import ErrorCode, ModelyardError
 
 HEALTH = frozenset({"/livez", "/readyz"})

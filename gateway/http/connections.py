@@ -26,7 +26,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.strict_http import StrictConnection
+from gateway.http.strict_http import StrictConnection
 from modelyard.contract import answers
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE
 from modelyard.contract.errors import SENTENCES, ErrorCode

@@ -11,8 +11,8 @@ from fastapi import Request, Security
 from fastapi.openapi.models import HTTPBearer as BearerModel
 from fastapi.security.base import SecurityBase
 
-from gateway.api_keys import KeyRing
-from gateway.failed_authentications import FailedAuthentications
+from gateway.access.failed_authentications import FailedAuthentications
+from gateway.access.key_ring import KeyRing
 from gateway.problems import ForbiddenError, TooManyFailuresError, UnauthenticatedError
 from modelyard.contract.access import ANYONE, Principal, Scope, scopes_to_submit
 from modelyard.contract.api_keys import ApiKey

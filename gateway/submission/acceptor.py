@@ -13,9 +13,9 @@ import structlog
 
 from gateway import views
 from gateway.availability import Availability
-from gateway.durable import Durable
-from gateway.known_names import Catalog
 from gateway.problems import FaultyRequestError
+from gateway.submission.catalog_cache import Catalog
+from gateway.submission.dual_write import Durable
 from modelyard.contract.answers import Accepted, Fault
 from modelyard.contract.errors import (
     ErrorCode,

@@ -12,8 +12,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from gateway.accepting import Accepting
-from gateway.connections import Connection, ConnectionLimits, Connections
+from gateway.http.connections import Connection, ConnectionLimits, Connections
+from gateway.http.listener import Accepting
 from modelyard.exiting import Exit
 
 log = structlog.get_logger(__name__)

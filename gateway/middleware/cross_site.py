@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.leaving import HEALTH
+from gateway.middleware.shutdown import HEALTH
 from gateway.problems import problem_of, respond
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 

@@ -6,9 +6,9 @@ command, from here to the worker.
 
 from pydantic import BaseModel
 
-from gateway.accept import Asked
 from gateway.problems import FaultyRequestError
-from gateway.requests import Refused
+from gateway.submission.acceptor import Asked
+from gateway.submission.requests import Refused
 from modelyard.body_child import Part
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import Request
 
-from gateway.accept import Asked
-from gateway.bodies import receive
-from gateway.body_budget import BodyBudget
-from gateway.request_transfer import unpack
-from gateway.requests import Refused, read_batch, read_one
-from gateway.retries import request_again
+from gateway.submission.acceptor import Asked
+from gateway.submission.bodies import receive
+from gateway.submission.body_budget import BodyBudget
+from gateway.submission.request_transfer import unpack
+from gateway.submission.requests import Refused, read_batch, read_one
+from gateway.submission.retries import request_again
 from modelyard.body_child import Part
 from modelyard.body_process import LARGE_BODY_BYTES, BodyProcess
 from modelyard.contract.json_bounds import CATALOG_LIMITS

@@ -1,0 +1,1 @@
+"""uvicorn as the gateway serves with it: listening, bounded connections, strict HTTP."""

@@ -1,0 +1,1 @@
+"""From a body to operations that are durable in MongoDB or RabbitMQ."""
