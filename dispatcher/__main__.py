@@ -10,10 +10,10 @@ import uvloop
 from dispatcher.service import Dispatcher
 from dispatcher.settings import Settings
 from modelyard.broker import Broker, TopologyMismatchError
-from modelyard.exiting import Exit, find_error
-from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
+from modelyard.process.logging import setup_logging
+from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
+from modelyard.process.shutdown import Exit, find_error
 from modelyard.store import Store
-from modelyard.telemetry import setup_logging
 
 log = structlog.get_logger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dispatcher.intake import listed as lists
 from dispatcher.intake.decode import decode
 from dispatcher.intake.decoder import pack
-from modelyard.body_child import Part, serve
+from modelyard.process.body_child import Part, serve
 
 
 def decoded(

@@ -11,9 +11,9 @@ from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo
 from modelyard.contract.messages import Event, OperationReport
 from modelyard.contract.states import JobState
 from modelyard.contract.topology import EVENTS
+from modelyard.process.tasks import together
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, OperationRecord
-from modelyard.together import together
 
 log = structlog.get_logger(__name__)
 

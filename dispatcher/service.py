@@ -27,7 +27,6 @@ from dispatcher.scheduling.commands import Commands
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from dispatcher.settings import Settings
-from modelyard.body_process import BodyProcessEndedError, BodyProcessUnavailableError
 from modelyard.broker import Broker, Delivery, Subscription, backoff_s, bury, consume_forever
 from modelyard.contract.errors import (
     BrokerUnavailableError,
@@ -43,8 +42,9 @@ from modelyard.contract.topology import (
     REPORTS_QUEUE,
     Queue,
 )
+from modelyard.process.body_process import BodyProcessEndedError, BodyProcessUnavailableError
+from modelyard.process.tasks import TaskGroup, unending
 from modelyard.store import Store
-from modelyard.together import TaskGroup, unending
 
 log = structlog.get_logger(__name__)
 

@@ -7,8 +7,8 @@ from pydantic_settings import NoDecode
 
 from dispatcher.senders import HOST_PLACEHOLDER
 from modelyard.contract.messages import MAX_TIMEOUT_S
-from modelyard.contract.permissions import GATEWAY_USER, WORKER_USER
-from modelyard.settings import JSON, Expects, StoreSettings
+from modelyard.contract.rabbitmq.permissions import GATEWAY_USER, WORKER_USER
+from modelyard.process.settings import JSON, Expects, StoreSettings
 
 
 def _names_the_host(template: str) -> str:

@@ -15,11 +15,11 @@ from gateway.service import Gateway
 from gateway.settings import AuthMethod, Settings
 from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
-from modelyard.exiting import Exit, find_error
-from modelyard.settings import EXIT_WRONG_SETTINGS, give_up, start_process
+from modelyard.process.logging import setup_logging
+from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
+from modelyard.process.shutdown import Exit, find_error
+from modelyard.process.tasks import TaskGroup
 from modelyard.store import Store
-from modelyard.telemetry import setup_logging
-from modelyard.together import TaskGroup
 
 log = structlog.get_logger(__name__)
 

@@ -6,9 +6,9 @@ from gateway.submission import requests
 from gateway.submission.acceptor import Asked
 from gateway.submission.request_transfer import pack_asked, pack_error, pack_refused
 from gateway.submission.retries import request_again
-from modelyard.body_child import Part, serve
 from modelyard.contract.errors import InvalidRequestError, ModelyardError
 from modelyard.contract.strict_json import JsonValue
+from modelyard.process.body_child import Part, serve
 from modelyard.store.records import OperationRecord
 
 

@@ -6,11 +6,11 @@ import structlog
 
 from gateway.availability import Availability
 from gateway.reading import Reading
-from modelyard.batching import Coalescer, StoppedError
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import CANCEL_TYPE, MAX_BATCH, CancelWish
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
+from modelyard.process.batching import Coalescer, StoppedError
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
 

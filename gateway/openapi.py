@@ -5,9 +5,9 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from modelyard.contract.access.api_keys import NewApiKey
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
-from modelyard.contract.api_keys import NewApiKey
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.messages import JobRequest, OperationView
 
 Document = dict[str, Any]

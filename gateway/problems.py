@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from gateway.middleware.request_ids import request_id_of
 from gateway.routes.allowed_methods import allowed_methods
 from modelyard.contract import answers
-from modelyard.contract.access import Scope
+from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem
 from modelyard.contract.errors import SENTENCES, ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.validation import (

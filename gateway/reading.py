@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from gateway.availability import Availability
-from modelyard.batching import Coalescer
+from modelyard.process.batching import Coalescer
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
 

@@ -19,8 +19,8 @@ from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
 from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE
+from modelyard.process.tasks import TaskGroup, unending
 from modelyard.store import Store
-from modelyard.together import TaskGroup, unending
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode
 from gateway.http.connections import ConnectionLimits
 from gateway.middleware.cross_site import WebRules, canonical_host
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
-from modelyard.settings import JSON, Expects, StoreSettings
+from modelyard.process.settings import JSON, Expects, StoreSettings
 
 
 class AuthMethod(StrEnum):

@@ -11,9 +11,9 @@ import structlog
 
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
-from modelyard.exiting import Exit, find_error
-from modelyard.settings import give_up, start_process
-from modelyard.telemetry import setup_logging
+from modelyard.process.logging import setup_logging
+from modelyard.process.settings import give_up, start_process
+from modelyard.process.shutdown import Exit, find_error
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
 from worker.model_server.client import ModelServer, http_client

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from modelyard.body_child import Part, serve
+from modelyard.process.body_child import Part, serve
 from worker.execution.results import pack
 
 

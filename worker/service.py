@@ -9,7 +9,7 @@ import structlog
 
 from modelyard.broker import Broker
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
 from worker.containers.datasets import Datasets
 from worker.containers.disk import DiskWatch

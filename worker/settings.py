@@ -9,10 +9,10 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import NoDecode
 
-from modelyard.contract.catalog_values import AbsolutePath, Size
+from modelyard.contract.catalog.values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import Labels
-from modelyard.settings import JSON, Expects, ProcessSettings
+from modelyard.process.settings import JSON, Expects, ProcessSettings
 from worker.engine.image_references import AllowList
 from worker.engine.plan import PlanRules
 

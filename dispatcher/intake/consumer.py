@@ -23,11 +23,11 @@ from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import CANCEL_TYPE, OVERDUE_TYPE
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS, JOBS_QUEUE, SUBMIT_KEY
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
+from modelyard.process.tasks import together
 from modelyard.store import Store
 from modelyard.store.operation_queries import Known
 from modelyard.store.records import NewOperation, OperationRecord
-from modelyard.together import together
 
 log = structlog.get_logger(__name__)
 

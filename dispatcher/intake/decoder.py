@@ -7,11 +7,11 @@ from pydantic import BaseModel
 
 from dispatcher.intake.decode import Unreadable, decode_arguments, decode_delivery
 from dispatcher.intake.listed import Listed, listed
-from modelyard.body_child import Part
-from modelyard.body_process import LARGE_BODY_BYTES, BodyProcess
 from modelyard.broker import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import MAX_BATCH_BYTES
+from modelyard.process.body_child import Part
+from modelyard.process.body_process import LARGE_BODY_BYTES, BodyProcess
 from modelyard.store.records import NewOperation
 
 MODULE = "dispatcher.body_child"

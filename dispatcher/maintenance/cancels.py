@@ -17,7 +17,7 @@ from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import CancelOperation, CancelReason
 from modelyard.contract.states import VERB_RULES, OperationState
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import Ending
 from modelyard.store.records import OperationRecord

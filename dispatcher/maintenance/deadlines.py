@@ -19,7 +19,7 @@ from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import LEASE_S, REPORTS, REPORTS_QUEUE
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
 

@@ -14,7 +14,7 @@ from dispatcher.maintenance.retries import Attempts
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import Admission, OperationState, Verb
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import HostRecord
 

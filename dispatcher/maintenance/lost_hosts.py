@@ -20,7 +20,7 @@ from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import VERB_RULES, JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import LOST_AFTER_S
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import (
     HostRecord,

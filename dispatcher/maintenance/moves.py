@@ -30,7 +30,7 @@ from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import Claim, Ending
 from modelyard.store.records import HostRecord, JobRecord, MoveRecord, OperationRecord

@@ -27,7 +27,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.retries import retry_delay_s
 from modelyard.contract.states import VERB_RULES, JobState, OperationState
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, OperationRecord, Recovery
 

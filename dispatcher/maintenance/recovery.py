@@ -11,7 +11,7 @@ from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import JobState, Verb
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import FRONT_OF_LINE
 from modelyard.store.records import JobRecord, NewOperation, Recovery

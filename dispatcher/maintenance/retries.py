@@ -11,7 +11,7 @@ from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried, retry_delay_s
 from modelyard.contract.states import VERB_RULES, OperationState
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import Failure
 from modelyard.store.records import OperationRecord

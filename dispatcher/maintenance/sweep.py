@@ -31,7 +31,7 @@ from modelyard.contract.topology import (
     LOST_AFTER_S,
     SUSPECT_AFTER_S,
 )
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import Ending
 from modelyard.store.records import HostRecord, JobRecord, Reservation

@@ -20,7 +20,6 @@ from dispatcher.intake.decoder import Decoder
 from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.retries import Attempts
 from dispatcher.senders import Senders
-from modelyard.body_process import LARGE_BODY_BYTES
 from modelyard.broker import (
     DETAIL_HEADER,
     QUEUE_HEADER,
@@ -38,7 +37,8 @@ from modelyard.contract.errors import (
 from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS_QUEUE, REPORTS_QUEUE, host_queue
-from modelyard.crash_points import crash_point
+from modelyard.process.body_process import LARGE_BODY_BYTES
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter, NewOperation, OperationRecord
 

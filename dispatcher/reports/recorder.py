@@ -22,7 +22,7 @@ from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import VERB_RULES, JobState, OperationState, Verb
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import Coming, Effect
 from modelyard.store.operation_writes import ResultPlace

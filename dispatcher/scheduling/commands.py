@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from modelyard.batching import chunks_by_size
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import MAX_MESSAGE_BYTES, HostCommand, HostCommands
 from modelyard.contract.topology import HOSTS
+from modelyard.process.batching import chunks_by_size
+from modelyard.process.tasks import together
 from modelyard.store.records import JobRecord, OperationRecord
-from modelyard.together import together
 
 log = structlog.get_logger(__name__)
 

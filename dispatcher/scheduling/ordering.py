@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import VERB_RULES, OperationState, Verb, VerbRule
 from modelyard.store.records import JobLine, JobRecord, OperationRecord

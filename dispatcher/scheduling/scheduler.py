@@ -36,12 +36,12 @@ from dispatcher.scheduling.ordering import (
 from dispatcher.scheduling.placement import Need, Placed, Room
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.states import VERB_RULES, Liveness, OperationState
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
+from modelyard.process.tasks import together
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
 from modelyard.store.operations import Claim, Ending
 from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
-from modelyard.together import together
 
 log = structlog.get_logger(__name__)
 

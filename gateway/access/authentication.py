@@ -14,8 +14,8 @@ from fastapi.security.base import SecurityBase
 from gateway.access.failed_authentications import FailedAuthentications
 from gateway.access.key_ring import KeyRing
 from gateway.problems import ForbiddenError, TooManyFailuresError, UnauthenticatedError
-from modelyard.contract.access import ANYONE, Principal, Scope, scopes_to_submit
-from modelyard.contract.api_keys import ApiKey
+from modelyard.contract.access.api_keys import ApiKey
+from modelyard.contract.access.scopes import ANYONE, Principal, Scope, scopes_to_submit
 from modelyard.contract.states import Verb
 
 HEADER = "Authorization"

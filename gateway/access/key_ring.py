@@ -11,10 +11,10 @@ import structlog
 
 from gateway.availability import Availability
 from gateway.problems import UnauthenticatedError
-from modelyard.batching import Coalescer
-from modelyard.contract.access import Principal
-from modelyard.contract.api_keys import ApiKey
+from modelyard.contract.access.api_keys import ApiKey
+from modelyard.contract.access.scopes import Principal
 from modelyard.contract.errors import StoreUnavailableError
+from modelyard.process.batching import Coalescer
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeyRecord
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from gateway.http.connections import Connection, ConnectionLimits, Connections
 from gateway.http.listener import Accepting
-from modelyard.exiting import Exit
+from modelyard.process.shutdown import Exit
 
 log = structlog.get_logger(__name__)
 

@@ -13,9 +13,9 @@ from gateway.routes.dependencies import Parts, answer
 from gateway.submission.catalog_cache import KnownNames
 from gateway.submission.request_reader import RequestReader
 from gateway.submission.requests import validated
-from modelyard.contract.access import Scope
+from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import DatasetList, Fault, ModelList
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
 from modelyard.store.catalog import Shelf

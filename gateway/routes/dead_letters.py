@@ -9,7 +9,7 @@ from gateway import openapi
 from gateway.access.authentication import needs
 from gateway.routes.dependencies import PageQuery, Parts, answer, page_answer, refuse_repeated
 from gateway.views import dead_letter_path, dead_letter_summary, dead_letter_view
-from modelyard.contract.access import Scope
+from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import DeadLetterPage, DeadLetterSummary, DeadLetterView
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id

@@ -10,7 +10,7 @@ from gateway.access.authentication import needs
 from gateway.routes.dependencies import Parts, answer, refuse_repeated
 from gateway.service import Gateway
 from gateway.views import host_view
-from modelyard.contract.access import Scope
+from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import HostList
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id

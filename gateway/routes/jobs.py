@@ -11,7 +11,7 @@ from gateway.routes.submitting import accepted, answered
 from gateway.submission import bodies
 from gateway.submission.batches import accept_batch
 from gateway.views import job_view
-from modelyard.contract.access import Principal, Scope
+from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import Accepted, BatchAnswer, JobPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id

@@ -10,8 +10,14 @@ from gateway import openapi
 from gateway.access.authentication import needs
 from gateway.routes.dependencies import Parts, answer
 from gateway.submission.requests import validated
-from modelyard.contract.access import Principal, Scope
-from modelyard.contract.api_keys import ApiKey, ApiKeyList, ApiKeyView, CreatedApiKey, NewApiKey
+from modelyard.contract.access.api_keys import (
+    ApiKey,
+    ApiKeyList,
+    ApiKeyView,
+    CreatedApiKey,
+    NewApiKey,
+)
+from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
 from modelyard.store.api_keys import NewApiKeyRecord

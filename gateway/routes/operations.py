@@ -17,7 +17,7 @@ from gateway.service import Gateway
 from gateway.submission import bodies
 from gateway.submission.bodies import MOST_WAIT_S
 from gateway.views import operation_view
-from modelyard.contract.access import Scope
+from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import Accepted, OperationPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id, OperationId

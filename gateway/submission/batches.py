@@ -6,7 +6,7 @@ from gateway.access.authentication import refuse_to_submit
 from gateway.problems import bytes_of, problem_of
 from gateway.submission.acceptor import Acceptor, Asked
 from gateway.submission.requests import Refused
-from modelyard.contract.access import Principal
+from modelyard.contract.access.scopes import Principal
 from modelyard.contract.answers import Accepted, BatchAnswer, BatchItem, Problem
 from modelyard.contract.errors import ModelyardError
 

@@ -10,10 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway.problems import FaultyRequestError, SlowRequestError
 from gateway.submission.body_budget import BodyBudget, Share
-from modelyard.body_process import LARGE_BODY_BYTES
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.messages import Key
+from modelyard.process.body_process import LARGE_BODY_BYTES
 
 MOST_WAIT_S = 60.0
 """The longest that a request may wait for the end of its operation."""

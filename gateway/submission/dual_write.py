@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import structlog
 
 from gateway.availability import Availability
-from modelyard.batching import Coalescer, chunks_by_size
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.ids import DEFAULT_TENANT
@@ -19,10 +18,11 @@ from modelyard.contract.messages import (
     JobRequest,
 )
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
-from modelyard.crash_points import crash_point
+from modelyard.process.batching import Coalescer, chunks_by_size
+from modelyard.process.crash_points import crash_point
+from modelyard.process.tasks import TaskGroup, unending
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
-from modelyard.together import TaskGroup, unending
 
 log = structlog.get_logger(__name__)
 

@@ -12,11 +12,11 @@ from gateway.submission.body_budget import BodyBudget
 from gateway.submission.request_transfer import unpack
 from gateway.submission.requests import Refused, read_batch, read_one
 from gateway.submission.retries import request_again
-from modelyard.body_child import Part
-from modelyard.body_process import LARGE_BODY_BYTES, BodyProcess
 from modelyard.contract.json_bounds import CATALOG_LIMITS
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
 from modelyard.contract.strict_json import JsonValue, parse_json
+from modelyard.process.body_child import Part
+from modelyard.process.body_process import LARGE_BODY_BYTES, BodyProcess
 from modelyard.store.records import OperationRecord
 
 MODULE = "gateway.body_child"

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from gateway.problems import FaultyRequestError
 from gateway.submission.acceptor import Asked
 from gateway.submission.requests import Refused
-from modelyard.body_child import Part
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import JobRequest
+from modelyard.process.body_child import Part
 from modelyard.store.records import NewOperation
 
 

@@ -6,9 +6,15 @@ subscription that loses anything (connection, channel, consumer) ends with
 about its consumers is never older than one connection.
 """
 
-from modelyard.broker.burying import bury
 from modelyard.broker.connection import Broker
+from modelyard.broker.connection_loss import (
+    ConsumingFailedError,
+    QueueHeldError,
+    TopologyMismatchError,
+    backoff_s,
+)
 from modelyard.broker.consuming import consume_forever
+from modelyard.broker.dead_lettering import bury
 from modelyard.broker.headers import (
     DETAIL_HEADER,
     MAX_HEADER_BYTES,
@@ -18,13 +24,7 @@ from modelyard.broker.headers import (
     SENDER_HEADER,
     SIZE_HEADER,
 )
-from modelyard.broker.lenient import decode_leniently
-from modelyard.broker.losses import (
-    ConsumingFailedError,
-    QueueHeldError,
-    TopologyMismatchError,
-    backoff_s,
-)
+from modelyard.broker.lenient_decoding import decode_leniently
 from modelyard.broker.subscription import Delivery, Subscription
 
 decode_leniently()

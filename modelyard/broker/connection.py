@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp.commands import Queue as QueueFrames
 
-from modelyard.broker.losses import (
+from modelyard.broker.connection_loss import (
     ConsumingFailedError,
     QueueHeldError,
     TopologyMismatchError,

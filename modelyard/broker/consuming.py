@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 import structlog
 
 from modelyard.broker.connection import one_by_one
-from modelyard.broker.losses import ConsumingFailedError, backoff_s
+from modelyard.broker.connection_loss import ConsumingFailedError, backoff_s
 from modelyard.broker.subscription import Delivery, Subscription, TooManyBytesError
 from modelyard.contract.errors import BrokerUnavailableError
 

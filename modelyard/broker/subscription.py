@@ -9,8 +9,8 @@ from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
 
+from modelyard.broker.connection_loss import losses
 from modelyard.broker.headers import Headers
-from modelyard.broker.losses import losses
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES
 

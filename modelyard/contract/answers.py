@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import HostView, JobView, Links, OperationView
 from modelyard.contract.states import OperationState

@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.catalog_values import Label, Text
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.values import Label, Text
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.ids import DEFAULT_TENANT, Id, OperationId
 from modelyard.contract.states import (

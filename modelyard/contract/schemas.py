@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from modelyard.contract.answers import Problem
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.messages import (
     Event,
     HostView,

@@ -1,6 +1,6 @@
 """MongoDB: the records that count. The only package that imports motor."""
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.catalog import Shelf
 from modelyard.store.connection import Connection

@@ -7,8 +7,8 @@ from typing import Self
 from pydantic import Field, field_validator
 from pymongo import ReturnDocument, UpdateOne
 
-from modelyard.contract.access import Scope
-from modelyard.contract.api_keys import ApiKey, ApiKeyView, NewApiKey
+from modelyard.contract.access.api_keys import ApiKey, ApiKeyView, NewApiKey
+from modelyard.contract.access.scopes import Scope
 from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.store.connection import Connection
 from modelyard.store.records import Document, Record

@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 import structlog
 from pydantic import ValidationError
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.entry_rules import AS_RECORDED
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.validation import first_errors
 from modelyard.store.connection import Connection
 from modelyard.store.records import Document

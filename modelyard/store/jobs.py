@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pymongo import UpdateOne
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import JobState, job_sources
 from modelyard.store.connection import Connection

@@ -6,8 +6,8 @@ from typing import Any, Literal, Self, TypeVar
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.entry_rules import AS_RECORDED
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.messages import (

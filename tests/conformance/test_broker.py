@@ -27,7 +27,7 @@ from modelyard.broker import (
     TopologyMismatchError,
     consume_forever,
 )
-from modelyard.broker.losses import losses
+from modelyard.broker.connection_loss import losses
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import (
     DEAD,

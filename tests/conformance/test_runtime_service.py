@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.local.docker_engine import DockerEngine
-from modelyard.contract.catalog import Hook, Hooks, ModelSpec, Profile
+from modelyard.contract.catalog.entries import Hook, Hooks, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import InventoryItem
 from modelyard.contract.states import JobState, OperationState, Phase, Verb

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import (
     MAX_INLINE_RESULT_BYTES,

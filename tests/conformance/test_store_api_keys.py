@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from modelyard.contract.access import SCOPES_OF, Role, Scope
+from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeyRecord, NewApiKeyRecord

@@ -13,7 +13,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 from deploy.local.docker_engine import DockerEngine
 from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
-from modelyard.contract.rabbitmq_definitions import SHARED_QUEUES
+from modelyard.contract.rabbitmq.definitions import SHARED_QUEUES
 from modelyard.contract.topology import (
     DEAD,
     DEAD_QUEUE,

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import httpx2
 
+from modelyard.contract.catalog.mounts import TMP, normal
 from modelyard.contract.messages import EngineFacts, Progress
-from modelyard.contract.mounts import TMP, normal
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.engine.docker.config import engine_config
 from worker.engine.image_references import full_reference
 from worker.engine.labels import ContainerLabels

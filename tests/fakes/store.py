@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 from gridfs.errors import FileExists, NoFile
 from pymongo.errors import AutoReconnect
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.catalog import Shelf

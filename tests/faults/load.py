@@ -13,7 +13,7 @@ import aio_pika
 import httpx2
 from aio_pika.exceptions import AMQPError
 
-from modelyard.broker.losses import losses
+from modelyard.broker.connection_loss import losses
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.ids import operation_id_for_key
 from tests.support.ledger import Ledger

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from modelyard.crash_points import VARIABLE
+from modelyard.process.crash_points import VARIABLE
 from tests.faults.yard import Yard
 
 KILLED = "Worker killed at every Docker step"

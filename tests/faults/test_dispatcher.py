@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelyard.crash_points import VARIABLE
+from modelyard.process.crash_points import VARIABLE
 from tests.faults.conftest import Sites, measured
 from tests.faults.load import Mix, Request
 from tests.faults.wire import traced

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from modelyard.crash_points import VARIABLE
+from modelyard.process.crash_points import VARIABLE
 from tests.faults.casualties import only
 from tests.faults.load import Mix
 from tests.faults.wires import Wires

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.load import Mix, Request
 from tests.faults.wires import Wires
 from tests.faults.yard import Yard

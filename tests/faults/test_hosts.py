@@ -6,7 +6,7 @@ import time
 import pytest
 
 from deploy.local.processes import kill_all, with_descendants
-from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.casualties import (
     HOST,
     LOST_WITHIN_S,

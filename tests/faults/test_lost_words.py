@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from modelyard.contract.topology import REPORTS_QUEUE
-from modelyard.crash_points import VARIABLE
+from modelyard.process.crash_points import VARIABLE
 from tests.faults.casualties import HOST, tagged, works_again
 from tests.faults.wire import open_wire
 from tests.faults.yard import DISPATCHERS, Yard

@@ -10,7 +10,7 @@ import pytest
 
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.topology import JOBS_QUEUE
-from modelyard.crash_points import VARIABLE
+from modelyard.process.crash_points import VARIABLE
 from tests.faults.load import Request
 from tests.faults.wire import OURS, Wire, open_wire
 from tests.faults.yard import Yard

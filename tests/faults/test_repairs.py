@@ -7,7 +7,7 @@ import pytest
 
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.topology import JOBS_QUEUE
-from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.casualties import HOST, admit, only, tagged
 from tests.faults.load import Request
 from tests.faults.test_dispatcher import KILLED, POINTS

@@ -12,7 +12,7 @@ import pytest
 from dispatcher.maintenance.sweep import UNACCEPTED_S
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.topology import REPORTS_QUEUE
-from modelyard.crash_points import VARIABLE
+from modelyard.process.crash_points import VARIABLE
 from tests.faults.casualties import tagged
 from tests.faults.wire import open_wire
 from tests.faults.yard import DISPATCHERS, Json, Yard, lasts

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.errors import CannotProvide
-from modelyard.crash_points import CRASH_POINTS, VARIABLE
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.casualties import HOST, only
 from tests.faults.load import Mix
 from tests.faults.registry import SlowRegistry

@@ -21,7 +21,7 @@ from deploy.local.processes import ProcessId
 from deploy.local.rabbitmq import RabbitMQ
 from deploy.local.services import Service
 from modelyard.contract.states import JobState, OperationState
-from modelyard.crash_points import CRASH_POINTS, VARIABLE, told
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, told
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Fleet
 from tests.faults.holdings import Holdings

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from modelyard.broker import Broker
-from modelyard.contract.catalog import DatasetSpec
+from modelyard.contract.catalog.entries import DatasetSpec
 from modelyard.store import Store
 from tests.support.yard import MODEL, Yard, running_dispatcher
 

@@ -10,7 +10,7 @@ import pytest
 
 from dispatcher.intake import consumer
 from modelyard.broker import Broker
-from modelyard.contract.catalog import Hook, Hooks, ModelSpec
+from modelyard.contract.catalog.entries import Hook, Hooks, ModelSpec
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest

@@ -9,12 +9,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from dispatcher.intake import decode
-from modelyard import body_process
 from modelyard.broker.subscription import KEPT_OF_LARGER_BYTES
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS, JOBS, REPORTS, SUBMIT_KEY
+from modelyard.process import body_process
 from modelyard.store.records import DeadLetter
 from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names
 from tests.support.raw_properties import raw_headers
@@ -132,7 +132,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def start(program: str, *arguments: str, **others: Any) -> asyncio.subprocess.Process:
         return await real(programs[0] if programs else program, *arguments, **others)
 
-    monkeypatch.setattr("modelyard.body_process.asyncio.create_subprocess_exec", start)
+    monkeypatch.setattr("modelyard.process.body_process.asyncio.create_subprocess_exec", start)
     return programs
 
 

@@ -13,9 +13,9 @@ from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import HostCommand, HostCommands, WorkerReports
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.contract.topology import DEAD, HOSTS, REPORTS, REPORTS_QUEUE, host_queue
+from modelyard.process.tasks import TaskGroup
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
-from modelyard.together import TaskGroup
 from tests.support.deployed import accepted, created, slots_used
 from tests.support.scripted_host import ScriptedHost, scripted_host
 from tests.support.yard import MODEL, Yard, running_dispatcher

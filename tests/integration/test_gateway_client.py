@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.client import ApiError, AsyncModelyard, Modelyard, OperationFailed
-from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import EngineFacts, HostOnline

@@ -12,8 +12,8 @@ from pymongo import MongoClient
 import gateway.access.key_ring
 from deploy.local.mongodb import MongoDB
 from gateway.access import failed_authentications
-from modelyard.contract.access import SCOPES_OF, Role, Scope
-from modelyard.contract.api_keys import ApiKey, ApiKeyView
+from modelyard.contract.access.api_keys import ApiKey, ApiKeyView
+from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope
 from modelyard.contract.states import OperationState
 from tests.support.gateway import (
     Backstage,

@@ -70,7 +70,7 @@ async def test_a_large_body_that_nobody_can_read_now_is_to_be_sent_again(
 ) -> None:
     body = infer("j-1", FILLS["text"](MIB // 4))
     with monkeypatch.context() as patch:
-        patch.setattr("modelyard.body_process.sys.executable", program)
+        patch.setattr("modelyard.process.body_process.sys.executable", program)
         refused = await post(yard, "/v1/jobs", body)
     assert refused.status_code == 503
     assert problem(refused)["code"] == "unavailable"

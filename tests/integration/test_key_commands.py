@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from modelyard.client import ApiError, AsyncModelyard
-from modelyard.contract.access import Scope
-from modelyard.contract.api_keys import ApiKey
+from modelyard.contract.access.api_keys import ApiKey
+from modelyard.contract.access.scopes import Scope
 from tests.support.gateway import Backstage, serving
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from modelyard.contract.catalog import DatasetSpec, Hook, Hooks, ModelSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, Hook, Hooks, ModelSpec, Profile
 from tests.statemachine.engine import Manners
 
 _HOOKS = Hooks(

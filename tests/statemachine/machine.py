@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 
 from modelyard.contract.states import Admission, Verb
 from modelyard.contract.topology import HOSTS, JOBS, REPORTS
-from modelyard.crash_points import CRASH_POINTS as ALL_CRASH_POINTS
+from modelyard.process.crash_points import CRASH_POINTS as ALL_CRASH_POINTS
 from tests.statemachine.catalog import MODELS
 from tests.statemachine.checks import seen, wrong_at_the_end, wrong_now, wrong_when_quiet
 from tests.statemachine.loop import VirtualLoop

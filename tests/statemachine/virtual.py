@@ -14,6 +14,7 @@ from unittest.mock import patch
 import structlog
 import uuid_utils.compat
 
+from modelyard.process import crash_points
 from tests.statemachine.loop import VirtualLoop, current_process
 
 LOGGED = 400
@@ -62,7 +63,7 @@ def virtual_machine(loop: VirtualLoop, crash_point: Callable[[str], None]) -> It
         for module in _product():
             if getattr(module, "time", None) is time:
                 patched.enter_context(patch.object(module, "time", clock))
-            if hasattr(module, "crash_point") and module.__name__ != "modelyard.crash_points":
+            if hasattr(module, "crash_point") and module is not crash_points:
                 patched.enter_context(patch.object(module, "crash_point", crash_point))
             for kind in vars(module).values():
                 defaults = getattr(getattr(kind, "__init__", None), "__kwdefaults__", None) or {}

@@ -12,7 +12,7 @@ from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import Admission
 from modelyard.contract.topology import HOSTS, JOBS, REPORTS, REPORTS_QUEUE
-from modelyard.crash_points import CRASH_POINTS
+from modelyard.process.crash_points import CRASH_POINTS
 from tests.fakes.broker import MemoryBroker, MemoryRabbit
 from tests.fakes.broker_links import Link
 from tests.fakes.broker_queues import Letter
@@ -201,7 +201,7 @@ class World:
         self.loop.go_on(member.process)
 
     def crash_point(self, name: str) -> None:
-        """Stand in the place of `modelyard.crash_points.crash_point`."""
+        """Stand in the place of `modelyard.process.crash_points.crash_point`."""
         process = current_process()
         member = next((one for one in self.members if one.process is process), None)
         if name not in CRASH_POINTS:

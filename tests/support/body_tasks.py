@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelyard.body_child import Part, serve
+from modelyard.process.body_child import Part, serve
 
 
 def echo(body: bytes, *, times: int) -> Iterator[Part]:

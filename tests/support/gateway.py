@@ -23,9 +23,9 @@ from gateway.middleware.cross_site import WebRules
 from gateway.service import Gateway
 from gateway.waiters import MAX_WAITING
 from modelyard.broker import Broker, Delivery
-from modelyard.contract.access import Scope
-from modelyard.contract.api_keys import ApiKey
-from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.access.api_keys import ApiKey
+from modelyard.contract.access.scopes import Scope
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.messages import Event, OperationReport, Submission

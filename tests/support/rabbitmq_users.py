@@ -9,7 +9,7 @@ from urllib.parse import quote
 from typer.testing import CliRunner
 
 from deploy.local.rabbitmq import RabbitMQ
-from modelyard.cli_rabbitmq import rabbitmq as command
+from modelyard.cli.rabbitmq import rabbitmq as command
 
 
 class Users:

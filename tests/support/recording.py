@@ -8,7 +8,7 @@ from typing import Any, cast
 from dispatcher.service import Dispatcher
 from dispatcher.settings import Settings
 from modelyard.broker import Delivery, Subscription
-from modelyard.contract.catalog import ModelSpec
+from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.messages import (
     SUBMISSION_TYPE,
     EngineFacts,

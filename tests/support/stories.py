@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from modelyard.contract.catalog import ModelSpec, Profile
+from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import JobRequest, OperationReport, Progress
 from modelyard.contract.states import JobState, OperationState, Phase, Verb

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from gateway.app import create_app
 from gateway.service import Gateway
 from modelyard.broker import Broker
-from modelyard.cli import commands
+from modelyard.cli.main import commands
 from modelyard.client import AsyncModelyard, Modelyard
 from modelyard.contract.errors import ErrorCode
 from modelyard.store import Store

@@ -10,7 +10,7 @@ from typing import Any
 from dispatcher.service import Dispatcher
 from dispatcher.settings import Settings
 from modelyard.broker import Broker
-from modelyard.contract.catalog import ModelSpec, Profile
+from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import (
     SUBMISSION_TYPE,

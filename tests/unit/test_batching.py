@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from modelyard.batching import Coalescer, StoppedError
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
-from modelyard.together import together
+from modelyard.process.batching import Coalescer, StoppedError
+from modelyard.process.tasks import together
 
 
 async def double(items: Sequence[int]) -> list[int | Exception]:

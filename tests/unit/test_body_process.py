@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from modelyard import body_process
-from modelyard.body_process import (
+from modelyard.process import body_process
+from modelyard.process.body_process import (
     BodyProcess,
     BodyProcessEndedError,
     BodyProcessError,
@@ -73,7 +73,7 @@ async def test_a_body_that_ends_it_twice_is_given_up(process: BodyProcess) -> No
 async def test_a_process_that_cannot_be_started_is_not_taken_for_the_bodys_fault(
     process: BodyProcess, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    monkeypatch.setattr("modelyard.body_process.sys.executable", program)
+    monkeypatch.setattr("modelyard.process.body_process.sys.executable", program)
     with pytest.raises(BodyProcessUnavailableError, match="started"):
         await process.ask("echo", {"times": 1}, b"x")
     monkeypatch.undo()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelyard.contract.catalog import ModelSpec
+from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.validation import error_list
 
 OPEN = {"name": "m", "profile": "open-inference", "port": 8080, "image": "x/y"}

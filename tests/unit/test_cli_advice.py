@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelyard import cli
+from modelyard.cli import main as cli
 from modelyard.client import ApiError
 from modelyard.contract.errors import ErrorCode
 

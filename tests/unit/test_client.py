@@ -6,18 +6,18 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from modelyard import calls
-from modelyard.attempts import MOST_PAUSE_S, Attempts
 from modelyard.client import (
     ApiError,
     AsyncModelyard,
     Modelyard,
     OperationFailed,
     ServiceUnavailableError,
+    endpoints,
 )
-from modelyard.contract.access import Role
+from modelyard.client.retry import MOST_PAUSE_S, Attempts
+from modelyard.contract.access.scopes import Role
 from modelyard.contract.answers import Accepted
-from modelyard.contract.catalog import ModelSpec, Profile
+from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.messages import HostView, Links, OperationView
 from modelyard.contract.states import OperationState, Verb
 
@@ -68,8 +68,8 @@ class Script:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelyard.attempts.FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr("modelyard.attempts.MOST_PAUSE_S", 0.0)
+    monkeypatch.setattr("modelyard.client.retry.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("modelyard.client.retry.MOST_PAUSE_S", 0.0)
 
 
 def accepted() -> httpx2.Response:
@@ -147,7 +147,7 @@ def test_waiting_asks_again_until_the_end() -> None:
 
     script._answers.insert(0, held)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modelyard.calls.pause_after_poll", lambda *_: 0.0)
+        patch.setattr("modelyard.client.endpoints.pause_after_poll", lambda *_: 0.0)
         assert script.client().wait(ACCEPTED).state is OperationState.SUCCEEDED
     assert len(script.seen) == 3
 
@@ -197,12 +197,12 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
 def test_the_pause_is_what_the_gateway_asks_for_but_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("modelyard.attempts.MOST_PAUSE_S", MOST_PAUSE_S)
+    monkeypatch.setattr("modelyard.client.retry.MOST_PAUSE_S", MOST_PAUSE_S)
     asked = httpx2.Response(503, headers={"Retry-After": "2"})
-    assert Attempts(calls.hosts(), 3).after(asked) == 2
+    assert Attempts(endpoints.hosts(), 3).after(asked) == 2
     forever = httpx2.Response(503, headers={"Retry-After": "86400"})
-    assert Attempts(calls.hosts(), 3).after(forever) == MOST_PAUSE_S
-    assert Attempts(calls.hosts(), 3).after(httpx2.Response(404)) is None
+    assert Attempts(endpoints.hosts(), 3).after(forever) == MOST_PAUSE_S
+    assert Attempts(endpoints.hosts(), 3).after(httpx2.Response(404)) is None
 
 
 def test_a_cancel_and_a_retry_are_sent_again_and_a_retry_under_one_key() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from modelyard.contract.catalog import DatasetSpec, Hook, ModelSpec, Profile, Resources
+from modelyard.contract.catalog.entries import DatasetSpec, Hook, ModelSpec, Profile, Resources
 from modelyard.contract.errors import SENTENCES, ErrorCode, InvalidRequestError
 from modelyard.contract.ids import ID_PATTERN, new_operation_id, operation_id_for_key
 from modelyard.contract.json_bounds import MAX_DEPTH

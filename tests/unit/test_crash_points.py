@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelyard.crash_points import CRASH_POINTS, VARIABLE, Fates, armed, told
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, Fates, armed, told
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "dispatcher", "worker")
@@ -93,7 +93,7 @@ def test_an_armed_process_refuses_a_name_that_is_not_in_the_registry() -> None:
 def test_the_process_is_killed_and_no_handler_runs() -> None:
     script = (
         "import atexit\n"
-        "from modelyard.crash_points import crash_point\n"
+        "from modelyard.process.crash_points import crash_point\n"
         "atexit.register(print, 'a handler ran')\n"
         "try:\n"
         f"    crash_point({NAME!r})\n"
@@ -115,7 +115,7 @@ def test_the_process_is_killed_and_no_handler_runs() -> None:
 
 def test_a_process_freezes_itself_and_goes_on_once_it_is_thawed() -> None:
     script = (
-        "from modelyard.crash_points import crash_point\n"
+        "from modelyard.process.crash_points import crash_point\n"
         f"crash_point({NAME!r})\n"
         f"crash_point({NAME!r})\n"
         "print('went on')\n"

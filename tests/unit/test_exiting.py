@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from modelyard.exiting import find_error
+from modelyard.process.shutdown import find_error
 
 HANGING = """
 import threading

@@ -23,10 +23,10 @@ from gateway.http.listener import connections_within_file_limit
 from gateway.service import Gateway
 from gateway.settings import Settings
 from modelyard.broker import Broker
-from modelyard.contract.access import SCOPES_OF, Role, Scope, scopes_to_submit
-from modelyard.contract.api_keys import ApiKey, CreatedApiKey
+from modelyard.contract.access.api_keys import ApiKey, CreatedApiKey
+from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope, scopes_to_submit
 from modelyard.contract.states import Verb
-from modelyard.settings import WrongSettingsError, read_settings
+from modelyard.process.settings import WrongSettingsError, read_settings
 from modelyard.store import Store
 
 PUBLIC = {"/livez", "/readyz", "/openapi.json"}

@@ -14,8 +14,8 @@ from gateway.access.failed_authentications import MAX_PAUSED_OF_ADDRESS
 from gateway.access.key_ring import KeyRing
 from gateway.availability import Availability
 from gateway.problems import TooManyFailuresError, UnauthenticatedError
-from modelyard.contract.access import Scope
-from modelyard.contract.api_keys import ApiKey
+from modelyard.contract.access.api_keys import ApiKey
+from modelyard.contract.access.scopes import Scope
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store.api_keys import ApiKeyRecord
 from tests.support.waiting import eventually

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from modelyard.contract.catalog import Hook
+from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address

@@ -14,7 +14,7 @@ from dispatcher.scheduling.ordering import (
     Send,
     next_moves,
 )
-from modelyard.contract.catalog import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.records import CurrentOperation, JobLine, JobRecord, OperationRecord

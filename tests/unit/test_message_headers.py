@@ -11,7 +11,7 @@ from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
 from modelyard.broker import MAX_HEADER_BYTES, MAX_HEADER_VALUES, REASON_HEADER
-from modelyard.broker.burying import _kept
+from modelyard.broker.dead_lettering import _kept
 from modelyard.broker.headers import MAX_NAMES, Headers
 
 FRAME = 131_000

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dispatcher.maintenance.reconciler import Looked, LookPlan, Orphans, plan_look
-from modelyard.contract.catalog import ModelSpec, Profile
+from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.states import JobState, OperationState, Verb

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import OperationState, Verb

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from dispatcher.senders import Senders
 from modelyard.broker.connection import user_of
-from modelyard.cli_rabbitmq import rabbitmq
-from modelyard.contract import permissions
-from modelyard.contract.rabbitmq_definitions import definitions
+from modelyard.cli.rabbitmq import rabbitmq
+from modelyard.contract.rabbitmq import permissions
+from modelyard.contract.rabbitmq.definitions import definitions
 
 SENDERS = Senders("dispatcher", gateways=["gateway", "gateway-2"], workers="worker-{host_id}")
 

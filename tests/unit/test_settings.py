@@ -7,7 +7,7 @@ import pytest
 
 from dispatcher.settings import Settings as DispatcherSettings
 from gateway.settings import Settings as GatewaySettings
-from modelyard.settings import ProcessSettings, variable
+from modelyard.process.settings import ProcessSettings, variable
 from worker.settings import WorkerSettings
 
 PROCESSES: list[tuple[str, type[ProcessSettings]]] = [

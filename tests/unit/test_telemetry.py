@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from modelyard.telemetry import MAX_TRACEBACK_CHARS, MAX_VALUE_CHARS
+from modelyard.process.logging import MAX_TRACEBACK_CHARS, MAX_VALUE_CHARS
 
 FORGED = "ok\r\n2026-01-01 [info] host.online\x1b[31m\x1b]0;title\x07\x00\x9b2J\u2028\u202eback"
 """A new line, colours, a terminal's title, a cleared screen, a line that reads backwards."""
@@ -15,7 +15,7 @@ FORGED = "ok\r\n2026-01-01 [info] host.online\x1b[31m\x1b]0;title\x07\x00\x9b2J\
 PROGRAM = """
     import logging, sys
     import structlog
-    from modelyard.telemetry import setup_logging
+    from modelyard.process.logging import setup_logging
 
     class Odd:
         def __repr__(self):

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from modelyard.broker.losses import losses
+from modelyard.broker.connection_loss import losses
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
-from modelyard.together import TaskGroup, together, unending
+from modelyard.process.tasks import TaskGroup, together, unending
 
 
 async def fails() -> None:

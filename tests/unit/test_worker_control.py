@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from modelyard.contract.catalog import Profile
+from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import CancelOperation, CancelReason, HostCommand, OperationReport
 from modelyard.contract.states import JobState, OperationState, Phase, Verb

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from modelyard.contract.catalog import DatasetSpec
+from modelyard.contract.catalog.entries import DatasetSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.fakes.programs import FakeServer
 from tests.fakes.runtime import FakeRuntime

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from modelyard.contract.catalog import Profile
+from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Phase, Verb

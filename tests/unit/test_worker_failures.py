@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from modelyard.contract.catalog import DatasetSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, OperationState, Verb
 from tests.fakes.programs import FakeBatch, FakeServer

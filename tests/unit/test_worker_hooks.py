@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 from pydantic import ValidationError
 
-from modelyard.contract.catalog import Hook
-from modelyard.contract.entry_rules import AS_RECORDED
+from modelyard.contract.catalog.entries import Hook
+from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address

@@ -19,7 +19,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS, REPORTS
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, Bench, model

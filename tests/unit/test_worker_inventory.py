@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from modelyard.contract.catalog import Profile
+from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.states import OperationState, Verb
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import BLIND_HOOKS, Bench, model
 from tests.unit.worker_broker import FakeBroker, report, reporter_on

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from modelyard.contract.catalog import ModelSpec, Profile
+from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S, HEARTBEATS, LOST_AFTER_S
 from tests.fakes.programs import FakeServer

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from modelyard.contract.catalog import Profile
+from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.unit.test_worker_inventory import Lookout

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from modelyard.contract.catalog import DatasetSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.fakes.programs import FakeBatch

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelyard.contract.catalog import Profile, Resources
+from modelyard.contract.catalog.entries import Profile, Resources
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.states import Verb
 from tests.unit.worker_bench import HOST, Bench, model

@@ -9,7 +9,7 @@ from contextlib import suppress
 import httpx2
 import pytest
 
-from modelyard.contract.catalog import Profile
+from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from modelyard.contract.states import JobState, OperationState, Verb

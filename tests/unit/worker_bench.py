@@ -4,7 +4,7 @@ import itertools
 import json
 from typing import Any
 
-from modelyard.contract.catalog import DatasetSpec, Hook, Hooks, ModelSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, Hook, Hooks, ModelSpec, Profile
 from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import HostCommand, OperationReport
 from modelyard.contract.states import Phase, Verb

@@ -8,8 +8,8 @@ All else it reads from the environment, as a worker does.
 import asyncio
 import sys
 
-from modelyard import exiting
-from modelyard.telemetry import setup_logging
+from modelyard.process import shutdown as exiting
+from modelyard.process.logging import setup_logging
 from worker.__main__ import run
 from worker.settings import WorkerSettings
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import HostCommand, OperationReport, Progress
 from modelyard.contract.states import JobState, OperationState, Phase
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from worker.attempts.cancellation import Interruption
 
 

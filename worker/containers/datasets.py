@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.mounts import normal, overlap
 from modelyard.contract.errors import ErrorCode, ModelyardError
-from modelyard.contract.mounts import normal, overlap
 from worker.containers.polling import GrowingPauses
 from worker.engine.plan import DatasetMount
 from worker.engine.protocol import ContainerFacts, ContainerRuntime

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.containers.health import Health
 from worker.engine.protocol import (
     ContainerFacts,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import Progress
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from worker.engine.image_references import AllowList
 from worker.engine.protocol import ContainerRuntime, OnProgress
 

@@ -3,7 +3,7 @@
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from worker.attempts.attempt import Account
 from worker.containers.datasets import Datasets, mount_target, verify_mount
 from worker.containers.health import Health

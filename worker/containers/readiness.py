@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from modelyard.contract.deaths import death_of
 from modelyard.contract.errors import ErrorCode, ModelyardError
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.containers.polling import GrowingPauses
 from worker.engine.protocol import (
     Address,

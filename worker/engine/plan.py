@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from modelyard.contract.catalog import ModelSpec, Resources
+from modelyard.contract.catalog.entries import ModelSpec, Resources
+from modelyard.contract.catalog.mounts import kept_folder, normal, overlap
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
-from modelyard.contract.mounts import kept_folder, normal, overlap
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import canonical_json
 from worker.engine.labels import ContainerLabels, container_name

@@ -3,7 +3,7 @@
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES, HostCommand
 from modelyard.contract.states import Phase
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from worker.attempts.attempt import Account
 from worker.containers.lifecycle import Containers
 from worker.containers.readiness import exited

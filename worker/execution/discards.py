@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from modelyard.contract.messages import DiscardContainer
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import Desk
 from worker.containers.lifecycle import Containers

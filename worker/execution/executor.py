@@ -7,7 +7,7 @@ import structlog
 
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import VERB_RULES
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.attempt import Account
 from worker.attempts.cancellation import InterruptionError
 from worker.attempts.job_locks import JobLocks

@@ -6,7 +6,7 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.attempt import Account, Ending
 from worker.attempts.cancellation import InterruptionError
 from worker.containers.lifecycle import Containers

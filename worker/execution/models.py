@@ -5,7 +5,7 @@ import asyncio
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import Phase
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from worker.attempts.attempt import Account
 from worker.containers.lifecycle import Containers
 from worker.containers.readiness import address_of, while_running

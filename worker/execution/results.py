@@ -6,11 +6,11 @@ answer at once: heartbeats and everybody else would wait for all of them.
 
 from dataclasses import dataclass
 
-from modelyard.body_child import Part
-from modelyard.body_process import LARGE_BODY_BYTES, BodyProcess, BodyProcessError
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from modelyard.contract.strict_json import dump_json, parse_json
+from modelyard.process.body_child import Part
+from modelyard.process.body_process import LARGE_BODY_BYTES, BodyProcess, BodyProcessError
 
 MODULE = "worker.body_child"
 _FIRST_BYTES = 200

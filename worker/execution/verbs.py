@@ -6,11 +6,11 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 
 import structlog
 
-from modelyard.contract.catalog import Profile
+from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.attempt import Account, Ending
 from worker.attempts.cancellation import InterruptionError
 from worker.containers.lifecycle import Containers

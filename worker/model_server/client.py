@@ -13,7 +13,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
-from modelyard.contract.catalog import Hook
+from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address

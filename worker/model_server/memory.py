@@ -4,7 +4,7 @@ For servers that say themselves what they hold (`InMemory.SERVER_SAYS_SO`). Noth
 from silence: a server with one thread that is busy answers late, and a hook waits for its turn.
 """
 
-from modelyard.contract.catalog import Hook
+from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from worker.containers.datasets import mount_target

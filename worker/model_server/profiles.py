@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import quote
 
-from modelyard.contract.catalog import Hook, ModelSpec, Profile
+from modelyard.contract.catalog.entries import Hook, ModelSpec, Profile
 from modelyard.contract.states import Verb
 from worker.model_server.templates import INPUT
 

@@ -16,7 +16,7 @@ from modelyard.broker import (
 )
 from modelyard.contract.messages import UNREADABLE_TYPE, HostCommand
 from modelyard.contract.topology import REPORTS, host_queue
-from modelyard.crash_points import crash_point
+from modelyard.process.crash_points import crash_point
 from worker.attempts.registry import Decision, Desk
 from worker.execution.executor import Attempts
 from worker.session.command_decode import Unreadable, read_commands, read_envelope

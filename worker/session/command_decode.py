@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from modelyard.contract.entry_rules import AS_RECORDED
+from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import HostCommand, Message

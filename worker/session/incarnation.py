@@ -15,7 +15,7 @@ import uuid_utils.compat
 from modelyard.broker import Broker
 from modelyard.contract.messages import Heartbeat
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import Desk
 from worker.engine.protocol import ContainerRuntime

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from modelyard.contract.errors import ModelyardError
 from modelyard.contract.messages import InventoryItem
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.engine.labels import ContainerLabels
 from worker.engine.protocol import ContainerFacts
 from worker.model_server.client import ModelServer

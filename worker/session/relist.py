@@ -11,7 +11,7 @@ import structlog
 from modelyard.broker import backoff_s
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.topology import INVENTORY_INTERVAL_S
-from modelyard.together import TaskGroup
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.registry import Desk
 from worker.containers.health import Health
 from worker.engine.protocol import ContainerRuntime, EngineUnavailableError

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from modelyard.batching import chunks_by_size
 from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import (
@@ -21,6 +20,7 @@ from modelyard.contract.messages import (
     WorkerReports,
 )
 from modelyard.contract.topology import REPORTS
+from modelyard.process.batching import chunks_by_size
 
 log = structlog.get_logger(__name__)
 

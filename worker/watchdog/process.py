@@ -27,8 +27,8 @@ from pathlib import Path
 
 import structlog
 
-from modelyard.telemetry import setup_logging
-from modelyard.together import TaskGroup
+from modelyard.process.logging import setup_logging
+from modelyard.process.tasks import TaskGroup
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import (
     ContainerFacts,

@@ -11,7 +11,7 @@ import aiohttp
 from aiodocker.exceptions import DockerError
 from pydantic import BaseModel, ConfigDict, Field
 
-from modelyard.contract.mounts import normal
+from modelyard.contract.catalog.mounts import normal
 from worker.engine.docker.calls import (
     CALL_S,
     NOT_FOUND,

@@ -11,13 +11,12 @@ from typing import Annotated
 import typer
 
 from modelyard import __version__
-from modelyard.calls import OperationFilters, RequestOptions, request
-from modelyard.cli_catalog import datasets, models
-from modelyard.cli_dead_letters import dead_letters
-from modelyard.cli_keys import keys
-from modelyard.cli_output import Output
-from modelyard.cli_rabbitmq import rabbitmq
-from modelyard.cli_session import (
+from modelyard.cli.catalog import datasets, models
+from modelyard.cli.dead_letters import dead_letters
+from modelyard.cli.keys import keys
+from modelyard.cli.output import Output
+from modelyard.cli.rabbitmq import rabbitmq
+from modelyard.cli.session import (
     Context,
     File,
     Limit,
@@ -32,10 +31,11 @@ from modelyard.cli_session import (
     until_end,
 )
 from modelyard.client import ApiError, OperationFailed, ServiceUnavailableError
+from modelyard.client.credentials import VARIABLE
+from modelyard.client.endpoints import OperationFilters, RequestOptions, request
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import OPERATION_ID_PATTERN
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.credentials import VARIABLE
 
 FAILED, USAGE, UNAVAILABLE = 1, 2, 3
 
@@ -374,7 +374,3 @@ def _globals_first(args: list[str]) -> list[str]:
         else:
             rest.append(one)
     return [*front, *rest]
-
-
-if __name__ == "__main__":
-    app()

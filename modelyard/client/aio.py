@@ -1,17 +1,10 @@
-"""The client of the HTTP API: `Modelyard`, and `AsyncModelyard` for asyncio.
+"""The client of the HTTP API for asyncio; `modelyard.client.sync` has the same for everyone else.
 
-    with Modelyard("http://127.0.0.1:8080") as yard:
-        yard.wait(yard.create("j-1", "m-131", "ds-550"))
-        yard.wait(yard.load("j-1"))
-        asked = yard.infer("j-1", {"inputs": [...]})
-        yard.wait(asked)
-        print(yard.result(asked))
-
-Every call is sent again, a few times, after a lost connection or an answer of 503. That is safe:
-each submission has an idempotency key, by which a repeat is the same operation. The replay of a
-dead letter and a new API key, which have none, are sent once.
+The two classes have the same methods, which a test compares. Both send what
+`modelyard.client.endpoints` describes.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -19,24 +12,18 @@ from typing import Self, TypeVar, Unpack
 
 import httpx2
 
-from modelyard import calls
-from modelyard.async_client import AsyncModelyard
-from modelyard.attempts import (
-    ATTEMPTS,
-    ApiError,
-    Attempts,
-    Call,
-    ServiceUnavailableError,
-)
-from modelyard.calls import (
+from modelyard.client import endpoints
+from modelyard.client.credentials import authorization
+from modelyard.client.endpoints import (
     LONGEST_POLL_S,
-    OperationFailed,
     Request,
     RequestOptions,
     id_of,
     succeeded,
 )
-from modelyard.contract.access import Role, Scope
+from modelyard.client.retry import ATTEMPTS, Attempts, Call
+from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
+from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.answers import (
     Accepted,
     BatchItem,
@@ -46,19 +33,17 @@ from modelyard.contract.answers import (
     JobPage,
     OperationPage,
 )
-from modelyard.contract.api_keys import ApiKeyView, CreatedApiKey
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.messages import HostView, JobView, OperationView
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue
-from modelyard.credentials import authorization
 
 T = TypeVar("T")
 
 Operation = str | Accepted | OperationView
 
 
-class Modelyard:
+class AsyncModelyard:
     """A connection to a gateway. Every method raises `ApiError` for what it is refused."""
 
     def __init__(
@@ -68,49 +53,49 @@ class Modelyard:
         timeout_s: float = 10.0,
         attempts: int = ATTEMPTS,
         api_key: str | None = None,
-        transport: httpx2.BaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """`timeout_s` bounds one attempt; `attempts` how often a call is sent at the most.
 
         `api_key` is that of `MODELYARD_API_KEY` if it is not given; an empty one sends none.
         Raises `ValueError` if `url` is not one of HTTP, or if the key can't be sent.
         """
-        self._http = httpx2.Client(
-            base_url=calls.checked_url(url),
+        self._http = httpx2.AsyncClient(
+            base_url=endpoints.checked_url(url),
             headers=authorization(url, api_key),
             transport=transport,
         )
         self._timeout_s = timeout_s
         self._attempts = attempts
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        await self.close()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        await self._http.aclose()
 
     # --- submitting ---
 
-    def submit(self, request: Request, *, idempotency_key: str | None = None) -> Accepted:
+    async def submit(self, request: Request, *, idempotency_key: str | None = None) -> Accepted:
         """Submit a request; returns when it is durable, before it has run."""
-        return self._send(calls.submit(request, idempotency_key))
+        return await self._send(endpoints.submit(request, idempotency_key))
 
-    def submit_batch(
+    async def submit_batch(
         self, requests: Sequence[Request], *, idempotency_key: str | None = None
     ) -> tuple[BatchItem, ...]:
         """Submit up to 1,000 requests; each is answered on its own, in order."""
-        return self._send(calls.submit_batch(requests, idempotency_key))
+        return await self._send(endpoints.submit_batch(requests, idempotency_key))
 
-    def create(
+    async def create(
         self,
         job_id: str,
         model: str,
@@ -119,30 +104,30 @@ class Modelyard:
     ) -> Accepted:
         """Place the job on a host and create its container."""
         given = {"model": model, "dataset": dataset}
-        return self.submit(calls.request(Verb.DEPLOY_CREATE, job_id, options, **given))
+        return await self.submit(endpoints.request(Verb.DEPLOY_CREATE, job_id, options, **given))
 
-    def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+    async def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Bring the job's model into memory."""
-        return self.submit(calls.request(Verb.DEPLOY_LOAD, job_id, options))
+        return await self.submit(endpoints.request(Verb.DEPLOY_LOAD, job_id, options))
 
-    def infer(
+    async def infer(
         self,
         job_id: str,
         input: JsonValue,  # noqa: A002 - the word of the API
         **options: Unpack[RequestOptions],
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
-        return self.submit(calls.request(Verb.INFER, job_id, options, input=input))
+        return await self.submit(endpoints.request(Verb.INFER, job_id, options, input=input))
 
-    def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+    async def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Take the job's model out of memory."""
-        return self.submit(calls.request(Verb.DEPLOY_UNLOAD, job_id, options))
+        return await self.submit(endpoints.request(Verb.DEPLOY_UNLOAD, job_id, options))
 
-    def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+    async def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Remove the job's container."""
-        return self.submit(calls.request(Verb.TERMINATE, job_id, options))
+        return await self.submit(endpoints.request(Verb.TERMINATE, job_id, options))
 
-    def temp(
+    async def temp(
         self,
         job_id: str,
         model: str,
@@ -152,15 +137,15 @@ class Modelyard:
     ) -> Accepted:
         """Run the model once over the dataset, or the input, and remove it again."""
         given = {"model": model, "dataset": dataset, "input": input}
-        return self.submit(calls.request(Verb.TEMP, job_id, options, **given))
+        return await self.submit(endpoints.request(Verb.TEMP, job_id, options, **given))
 
     # --- operations ---
 
-    def operation(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
+    async def operation(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
         """Read an operation, after waiting for its end for up to `wait_s` seconds (60)."""
-        return self._send(calls.operation(id_of(operation), wait_s))
+        return await self._send(endpoints.operation(id_of(operation), wait_s))
 
-    def wait(self, operation: Operation, timeout_s: float | None = None) -> OperationView:
+    async def wait(self, operation: Operation, timeout_s: float | None = None) -> OperationView:
         """Return the operation once it has succeeded.
 
         Raises `OperationFailed` if it ended otherwise and `TimeoutError` if it has not ended
@@ -170,60 +155,60 @@ class Modelyard:
         while True:
             began = time.monotonic()
             left = LONGEST_POLL_S if deadline is None else max(deadline - began, 0.0)
-            view = self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
+            view = await self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
             if view.state.terminal:
                 return succeeded(view)
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{view.operation_id} is still {view.state}")
             # A gateway that stops answers early; the next one needs a moment to take over.
-            time.sleep(calls.pause_after_poll(time.monotonic() - began, left))
+            await asyncio.sleep(endpoints.pause_after_poll(time.monotonic() - began, left))
 
-    def cancel(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
+    async def cancel(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
         """Ask for the end of an operation; returns it CANCELLED, or still open.
 
         Waits for its end for up to `wait_s` seconds (60). Raises `ApiError` with `already_ended`
         if it ended otherwise.
         """
-        return self._send(calls.cancel(id_of(operation), wait_s))
+        return await self._send(endpoints.cancel(id_of(operation), wait_s))
 
-    def retry(self, operation: Operation, *, idempotency_key: str | None = None) -> Accepted:
+    async def retry(self, operation: Operation, *, idempotency_key: str | None = None) -> Accepted:
         """Submit the request of an operation that ended without success again, as a new one.
 
         Raises `ApiError` with `not_retryable` if it is open or has succeeded.
         """
-        return self._send(calls.retry(id_of(operation), idempotency_key))
+        return await self._send(endpoints.retry(id_of(operation), idempotency_key))
 
-    def result(self, operation: Operation) -> JsonValue:
+    async def result(self, operation: Operation) -> JsonValue:
         """Read the result of an operation that has ended."""
-        return self._send(calls.result(id_of(operation)))
+        return await self._send(endpoints.result(id_of(operation)))
 
-    def operations(self, **filters: Unpack[calls.OperationFilters]) -> OperationPage:
+    async def operations(self, **filters: Unpack[endpoints.OperationFilters]) -> OperationPage:
         """List operations, newest first; `cursor=page.next` reads on."""
-        return self._send(calls.operations(filters))
+        return await self._send(endpoints.operations(filters))
 
     # --- jobs and hosts ---
 
-    def job(self, job_id: str) -> JobView:
+    async def job(self, job_id: str) -> JobView:
         """Read a job."""
-        return self._send(calls.job(job_id))
+        return await self._send(endpoints.job(job_id))
 
-    def jobs(self, **filters: Unpack[calls.JobFilters]) -> JobPage:
+    async def jobs(self, **filters: Unpack[endpoints.JobFilters]) -> JobPage:
         """List jobs, newest first; `cursor=page.next` reads on."""
-        return self._send(calls.jobs(filters))
+        return await self._send(endpoints.jobs(filters))
 
-    def host(self, host_id: str) -> HostView:
+    async def host(self, host_id: str) -> HostView:
         """Read a host."""
-        return self._send(calls.host(host_id))
+        return await self._send(endpoints.host(host_id))
 
-    def cordon(self, host_id: str) -> HostView:
+    async def cordon(self, host_id: str) -> HostView:
         """Place nothing new on a host; what is there goes on."""
-        return self._send(calls.admit(host_id, "cordon"))
+        return await self._send(endpoints.admit(host_id, "cordon"))
 
-    def uncordon(self, host_id: str) -> HostView:
+    async def uncordon(self, host_id: str) -> HostView:
         """Place on a host again."""
-        return self._send(calls.admit(host_id, "uncordon"))
+        return await self._send(endpoints.admit(host_id, "uncordon"))
 
-    def drain(
+    async def drain(
         self, host_id: str, *, move: bool = False, deadline_s: float | None = None
     ) -> HostView:
         """Empty a host: nothing new is placed there, and what is there finishes.
@@ -231,37 +216,37 @@ class Modelyard:
         With `move` live jobs are brought to other hosts. After `deadline_s` seconds (up to 7
         days) what is left is ended. `cordon` and `uncordon` end a drain.
         """
-        return self._send(calls.drain(host_id, move=move, deadline_s=deadline_s))
+        return await self._send(endpoints.drain(host_id, move=move, deadline_s=deadline_s))
 
-    def hosts(self) -> tuple[HostView, ...]:
+    async def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
-        return self._send(calls.hosts())
+        return await self._send(endpoints.hosts())
 
     # --- dead letters ---
 
-    def dead_letters(self, **filters: Unpack[calls.DeadLetterFilters]) -> DeadLetterPage:
+    async def dead_letters(self, **filters: Unpack[endpoints.DeadLetterFilters]) -> DeadLetterPage:
         """List messages that could not be taken, newest first; `cursor=page.next` reads on."""
-        return self._send(calls.dead_letters(filters))
+        return await self._send(endpoints.dead_letters(filters))
 
-    def dead_letter(self, dead_letter_id: str) -> DeadLetterView:
+    async def dead_letter(self, dead_letter_id: str) -> DeadLetterView:
         """Read a dead letter with its headers and its payload."""
-        return self._send(calls.dead_letter(dead_letter_id))
+        return await self._send(endpoints.dead_letter(dead_letter_id))
 
-    def replay_dead_letter(self, dead_letter_id: str) -> DeadLetterSummary:
+    async def replay_dead_letter(self, dead_letter_id: str) -> DeadLetterSummary:
         """Publish a dead letter again; its requests become new operations.
 
         Each call is a replay of its own, so it is not sent again by itself: after a
         `ServiceUnavailableError` it may have been published all the same.
         """
-        return self._send(calls.replay_dead_letter(dead_letter_id))
+        return await self._send(endpoints.replay_dead_letter(dead_letter_id))
 
-    def delete_dead_letter(self, dead_letter_id: str) -> None:
+    async def delete_dead_letter(self, dead_letter_id: str) -> None:
         """Delete the record of a dead letter."""
-        self._send(calls.delete_dead_letter(dead_letter_id))
+        await self._send(endpoints.delete_dead_letter(dead_letter_id))
 
     # --- API keys ---
 
-    def create_key(
+    async def create_key(
         self,
         name: str,
         *,
@@ -274,70 +259,60 @@ class Modelyard:
         Each call makes another key, so it is not sent again by itself: after a
         `ServiceUnavailableError` one may have been made all the same.
         """
-        call = calls.create_key(name, role=role, scopes=scopes, expires_in_s=expires_in_s)
-        return self._send(call)
+        call = endpoints.create_key(name, role=role, scopes=scopes, expires_in_s=expires_in_s)
+        return await self._send(call)
 
-    def keys(self) -> tuple[ApiKeyView, ...]:
+    async def keys(self) -> tuple[ApiKeyView, ...]:
         """List all API keys, the oldest first, without their secrets."""
-        return self._send(calls.keys())
+        return await self._send(endpoints.keys())
 
-    def revoke_key(self, key_id: str) -> ApiKeyView:
+    async def revoke_key(self, key_id: str) -> ApiKeyView:
         """End an API key for ever."""
-        return self._send(calls.revoke_key(key_id))
+        return await self._send(endpoints.revoke_key(key_id))
 
     # --- catalog ---
 
-    def models(self) -> tuple[ModelSpec, ...]:
+    async def models(self) -> tuple[ModelSpec, ...]:
         """List the models of the catalog."""
-        return self._send(calls.models())
+        return await self._send(endpoints.models())
 
-    def model(self, name: str) -> ModelSpec:
+    async def model(self, name: str) -> ModelSpec:
         """Read a model."""
-        return self._send(calls.entry("models", ModelSpec, name))
+        return await self._send(endpoints.entry("models", ModelSpec, name))
 
-    def put_model(self, spec: ModelSpec | Mapping[str, JsonValue]) -> ModelSpec:
+    async def put_model(self, spec: ModelSpec | Mapping[str, JsonValue]) -> ModelSpec:
         """Store a model under its name."""
-        return self._send(calls.put_entry("models", ModelSpec, spec))
+        return await self._send(endpoints.put_entry("models", ModelSpec, spec))
 
-    def delete_model(self, name: str) -> None:
+    async def delete_model(self, name: str) -> None:
         """Delete a model; jobs that run keep it."""
-        self._send(calls.delete_entry("models", name))
+        await self._send(endpoints.delete_entry("models", name))
 
-    def datasets(self) -> tuple[DatasetSpec, ...]:
+    async def datasets(self) -> tuple[DatasetSpec, ...]:
         """List the datasets of the catalog."""
-        return self._send(calls.datasets())
+        return await self._send(endpoints.datasets())
 
-    def dataset(self, name: str) -> DatasetSpec:
+    async def dataset(self, name: str) -> DatasetSpec:
         """Read a dataset."""
-        return self._send(calls.entry("datasets", DatasetSpec, name))
+        return await self._send(endpoints.entry("datasets", DatasetSpec, name))
 
-    def put_dataset(self, spec: DatasetSpec | Mapping[str, JsonValue]) -> DatasetSpec:
+    async def put_dataset(self, spec: DatasetSpec | Mapping[str, JsonValue]) -> DatasetSpec:
         """Store a dataset under its name."""
-        return self._send(calls.put_entry("datasets", DatasetSpec, spec))
+        return await self._send(endpoints.put_entry("datasets", DatasetSpec, spec))
 
-    def delete_dataset(self, name: str) -> None:
+    async def delete_dataset(self, name: str) -> None:
         """Delete a dataset; jobs that run keep it."""
-        self._send(calls.delete_entry("datasets", name))
+        await self._send(endpoints.delete_entry("datasets", name))
 
-    def _send(self, call: Call[T]) -> T:
+    async def _send(self, call: Call[T]) -> T:
         attempts = Attempts(call, self._attempts)
         while True:
             try:
-                response = self._http.request(**call.arguments(self._timeout_s))
+                response = await self._http.request(**call.arguments(self._timeout_s))
             except httpx2.RequestError as error:
                 pause_s: float | None = attempts.after_error(error)
             else:
                 pause_s = attempts.after(response)
                 if pause_s is None:
                     return attempts.answer(response)
-            time.sleep(pause_s or 0.0)
-
-
-__all__ = [
-    "Accepted",
-    "ApiError",
-    "AsyncModelyard",
-    "Modelyard",
-    "OperationFailed",
-    "ServiceUnavailableError",
-]
+            await asyncio.sleep(pause_s or 0.0)

@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 
-from modelyard.body_frames import END, FAILED, PREFIX, frame
 from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.process.body_frames import END, FAILED, PREFIX, frame
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class BodyProcess:
     """One process that reads bodies, one after the other. It is started by the first one."""
 
     def __init__(self, module: str) -> None:
-        """Name the module that `python -m` runs; it calls `modelyard.body_child.serve`."""
+        """Name the module that `python -m` runs; it calls `modelyard.process.body_child.serve`."""
         self._module = module
         self._turn = asyncio.Lock()
         self._process: Process | None = None

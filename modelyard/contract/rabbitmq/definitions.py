@@ -9,7 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from modelyard.contract.permissions import Permissions
+from modelyard.contract.rabbitmq.permissions import Permissions
 from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.topology import (
     DEAD_QUEUE,

@@ -1,9 +1,5 @@
-"""The client of the HTTP API for asyncio; `modelyard.client` has the same for everyone else.
+"""The client for synchronous code; `modelyard.client.aio` has the same for asyncio."""
 
-The two classes have the same methods, which a test compares; both send `modelyard.calls`.
-"""
-
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -11,16 +7,22 @@ from typing import Self, TypeVar, Unpack
 
 import httpx2
 
-from modelyard import calls
-from modelyard.attempts import ATTEMPTS, Attempts, Call
-from modelyard.calls import (
+from modelyard.client import endpoints
+from modelyard.client.credentials import authorization
+from modelyard.client.endpoints import (
     LONGEST_POLL_S,
     Request,
     RequestOptions,
     id_of,
     succeeded,
 )
-from modelyard.contract.access import Role, Scope
+from modelyard.client.retry import (
+    ATTEMPTS,
+    Attempts,
+    Call,
+)
+from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
+from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.answers import (
     Accepted,
     BatchItem,
@@ -30,19 +32,17 @@ from modelyard.contract.answers import (
     JobPage,
     OperationPage,
 )
-from modelyard.contract.api_keys import ApiKeyView, CreatedApiKey
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.messages import HostView, JobView, OperationView
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue
-from modelyard.credentials import authorization
 
 T = TypeVar("T")
 
 Operation = str | Accepted | OperationView
 
 
-class AsyncModelyard:
+class Modelyard:
     """A connection to a gateway. Every method raises `ApiError` for what it is refused."""
 
     def __init__(
@@ -52,49 +52,49 @@ class AsyncModelyard:
         timeout_s: float = 10.0,
         attempts: int = ATTEMPTS,
         api_key: str | None = None,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """`timeout_s` bounds one attempt; `attempts` how often a call is sent at the most.
 
         `api_key` is that of `MODELYARD_API_KEY` if it is not given; an empty one sends none.
         Raises `ValueError` if `url` is not one of HTTP, or if the key can't be sent.
         """
-        self._http = httpx2.AsyncClient(
-            base_url=calls.checked_url(url),
+        self._http = httpx2.Client(
+            base_url=endpoints.checked_url(url),
             headers=authorization(url, api_key),
             transport=transport,
         )
         self._timeout_s = timeout_s
         self._attempts = attempts
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
+        self.close()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        self._http.close()
 
     # --- submitting ---
 
-    async def submit(self, request: Request, *, idempotency_key: str | None = None) -> Accepted:
+    def submit(self, request: Request, *, idempotency_key: str | None = None) -> Accepted:
         """Submit a request; returns when it is durable, before it has run."""
-        return await self._send(calls.submit(request, idempotency_key))
+        return self._send(endpoints.submit(request, idempotency_key))
 
-    async def submit_batch(
+    def submit_batch(
         self, requests: Sequence[Request], *, idempotency_key: str | None = None
     ) -> tuple[BatchItem, ...]:
         """Submit up to 1,000 requests; each is answered on its own, in order."""
-        return await self._send(calls.submit_batch(requests, idempotency_key))
+        return self._send(endpoints.submit_batch(requests, idempotency_key))
 
-    async def create(
+    def create(
         self,
         job_id: str,
         model: str,
@@ -103,30 +103,30 @@ class AsyncModelyard:
     ) -> Accepted:
         """Place the job on a host and create its container."""
         given = {"model": model, "dataset": dataset}
-        return await self.submit(calls.request(Verb.DEPLOY_CREATE, job_id, options, **given))
+        return self.submit(endpoints.request(Verb.DEPLOY_CREATE, job_id, options, **given))
 
-    async def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+    def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Bring the job's model into memory."""
-        return await self.submit(calls.request(Verb.DEPLOY_LOAD, job_id, options))
+        return self.submit(endpoints.request(Verb.DEPLOY_LOAD, job_id, options))
 
-    async def infer(
+    def infer(
         self,
         job_id: str,
         input: JsonValue,  # noqa: A002 - the word of the API
         **options: Unpack[RequestOptions],
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
-        return await self.submit(calls.request(Verb.INFER, job_id, options, input=input))
+        return self.submit(endpoints.request(Verb.INFER, job_id, options, input=input))
 
-    async def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+    def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Take the job's model out of memory."""
-        return await self.submit(calls.request(Verb.DEPLOY_UNLOAD, job_id, options))
+        return self.submit(endpoints.request(Verb.DEPLOY_UNLOAD, job_id, options))
 
-    async def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
+    def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Remove the job's container."""
-        return await self.submit(calls.request(Verb.TERMINATE, job_id, options))
+        return self.submit(endpoints.request(Verb.TERMINATE, job_id, options))
 
-    async def temp(
+    def temp(
         self,
         job_id: str,
         model: str,
@@ -136,15 +136,15 @@ class AsyncModelyard:
     ) -> Accepted:
         """Run the model once over the dataset, or the input, and remove it again."""
         given = {"model": model, "dataset": dataset, "input": input}
-        return await self.submit(calls.request(Verb.TEMP, job_id, options, **given))
+        return self.submit(endpoints.request(Verb.TEMP, job_id, options, **given))
 
     # --- operations ---
 
-    async def operation(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
+    def operation(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
         """Read an operation, after waiting for its end for up to `wait_s` seconds (60)."""
-        return await self._send(calls.operation(id_of(operation), wait_s))
+        return self._send(endpoints.operation(id_of(operation), wait_s))
 
-    async def wait(self, operation: Operation, timeout_s: float | None = None) -> OperationView:
+    def wait(self, operation: Operation, timeout_s: float | None = None) -> OperationView:
         """Return the operation once it has succeeded.
 
         Raises `OperationFailed` if it ended otherwise and `TimeoutError` if it has not ended
@@ -154,60 +154,60 @@ class AsyncModelyard:
         while True:
             began = time.monotonic()
             left = LONGEST_POLL_S if deadline is None else max(deadline - began, 0.0)
-            view = await self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
+            view = self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
             if view.state.terminal:
                 return succeeded(view)
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{view.operation_id} is still {view.state}")
             # A gateway that stops answers early; the next one needs a moment to take over.
-            await asyncio.sleep(calls.pause_after_poll(time.monotonic() - began, left))
+            time.sleep(endpoints.pause_after_poll(time.monotonic() - began, left))
 
-    async def cancel(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
+    def cancel(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
         """Ask for the end of an operation; returns it CANCELLED, or still open.
 
         Waits for its end for up to `wait_s` seconds (60). Raises `ApiError` with `already_ended`
         if it ended otherwise.
         """
-        return await self._send(calls.cancel(id_of(operation), wait_s))
+        return self._send(endpoints.cancel(id_of(operation), wait_s))
 
-    async def retry(self, operation: Operation, *, idempotency_key: str | None = None) -> Accepted:
+    def retry(self, operation: Operation, *, idempotency_key: str | None = None) -> Accepted:
         """Submit the request of an operation that ended without success again, as a new one.
 
         Raises `ApiError` with `not_retryable` if it is open or has succeeded.
         """
-        return await self._send(calls.retry(id_of(operation), idempotency_key))
+        return self._send(endpoints.retry(id_of(operation), idempotency_key))
 
-    async def result(self, operation: Operation) -> JsonValue:
+    def result(self, operation: Operation) -> JsonValue:
         """Read the result of an operation that has ended."""
-        return await self._send(calls.result(id_of(operation)))
+        return self._send(endpoints.result(id_of(operation)))
 
-    async def operations(self, **filters: Unpack[calls.OperationFilters]) -> OperationPage:
+    def operations(self, **filters: Unpack[endpoints.OperationFilters]) -> OperationPage:
         """List operations, newest first; `cursor=page.next` reads on."""
-        return await self._send(calls.operations(filters))
+        return self._send(endpoints.operations(filters))
 
     # --- jobs and hosts ---
 
-    async def job(self, job_id: str) -> JobView:
+    def job(self, job_id: str) -> JobView:
         """Read a job."""
-        return await self._send(calls.job(job_id))
+        return self._send(endpoints.job(job_id))
 
-    async def jobs(self, **filters: Unpack[calls.JobFilters]) -> JobPage:
+    def jobs(self, **filters: Unpack[endpoints.JobFilters]) -> JobPage:
         """List jobs, newest first; `cursor=page.next` reads on."""
-        return await self._send(calls.jobs(filters))
+        return self._send(endpoints.jobs(filters))
 
-    async def host(self, host_id: str) -> HostView:
+    def host(self, host_id: str) -> HostView:
         """Read a host."""
-        return await self._send(calls.host(host_id))
+        return self._send(endpoints.host(host_id))
 
-    async def cordon(self, host_id: str) -> HostView:
+    def cordon(self, host_id: str) -> HostView:
         """Place nothing new on a host; what is there goes on."""
-        return await self._send(calls.admit(host_id, "cordon"))
+        return self._send(endpoints.admit(host_id, "cordon"))
 
-    async def uncordon(self, host_id: str) -> HostView:
+    def uncordon(self, host_id: str) -> HostView:
         """Place on a host again."""
-        return await self._send(calls.admit(host_id, "uncordon"))
+        return self._send(endpoints.admit(host_id, "uncordon"))
 
-    async def drain(
+    def drain(
         self, host_id: str, *, move: bool = False, deadline_s: float | None = None
     ) -> HostView:
         """Empty a host: nothing new is placed there, and what is there finishes.
@@ -215,37 +215,37 @@ class AsyncModelyard:
         With `move` live jobs are brought to other hosts. After `deadline_s` seconds (up to 7
         days) what is left is ended. `cordon` and `uncordon` end a drain.
         """
-        return await self._send(calls.drain(host_id, move=move, deadline_s=deadline_s))
+        return self._send(endpoints.drain(host_id, move=move, deadline_s=deadline_s))
 
-    async def hosts(self) -> tuple[HostView, ...]:
+    def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
-        return await self._send(calls.hosts())
+        return self._send(endpoints.hosts())
 
     # --- dead letters ---
 
-    async def dead_letters(self, **filters: Unpack[calls.DeadLetterFilters]) -> DeadLetterPage:
+    def dead_letters(self, **filters: Unpack[endpoints.DeadLetterFilters]) -> DeadLetterPage:
         """List messages that could not be taken, newest first; `cursor=page.next` reads on."""
-        return await self._send(calls.dead_letters(filters))
+        return self._send(endpoints.dead_letters(filters))
 
-    async def dead_letter(self, dead_letter_id: str) -> DeadLetterView:
+    def dead_letter(self, dead_letter_id: str) -> DeadLetterView:
         """Read a dead letter with its headers and its payload."""
-        return await self._send(calls.dead_letter(dead_letter_id))
+        return self._send(endpoints.dead_letter(dead_letter_id))
 
-    async def replay_dead_letter(self, dead_letter_id: str) -> DeadLetterSummary:
+    def replay_dead_letter(self, dead_letter_id: str) -> DeadLetterSummary:
         """Publish a dead letter again; its requests become new operations.
 
         Each call is a replay of its own, so it is not sent again by itself: after a
         `ServiceUnavailableError` it may have been published all the same.
         """
-        return await self._send(calls.replay_dead_letter(dead_letter_id))
+        return self._send(endpoints.replay_dead_letter(dead_letter_id))
 
-    async def delete_dead_letter(self, dead_letter_id: str) -> None:
+    def delete_dead_letter(self, dead_letter_id: str) -> None:
         """Delete the record of a dead letter."""
-        await self._send(calls.delete_dead_letter(dead_letter_id))
+        self._send(endpoints.delete_dead_letter(dead_letter_id))
 
     # --- API keys ---
 
-    async def create_key(
+    def create_key(
         self,
         name: str,
         *,
@@ -258,60 +258,60 @@ class AsyncModelyard:
         Each call makes another key, so it is not sent again by itself: after a
         `ServiceUnavailableError` one may have been made all the same.
         """
-        call = calls.create_key(name, role=role, scopes=scopes, expires_in_s=expires_in_s)
-        return await self._send(call)
+        call = endpoints.create_key(name, role=role, scopes=scopes, expires_in_s=expires_in_s)
+        return self._send(call)
 
-    async def keys(self) -> tuple[ApiKeyView, ...]:
+    def keys(self) -> tuple[ApiKeyView, ...]:
         """List all API keys, the oldest first, without their secrets."""
-        return await self._send(calls.keys())
+        return self._send(endpoints.keys())
 
-    async def revoke_key(self, key_id: str) -> ApiKeyView:
+    def revoke_key(self, key_id: str) -> ApiKeyView:
         """End an API key for ever."""
-        return await self._send(calls.revoke_key(key_id))
+        return self._send(endpoints.revoke_key(key_id))
 
     # --- catalog ---
 
-    async def models(self) -> tuple[ModelSpec, ...]:
+    def models(self) -> tuple[ModelSpec, ...]:
         """List the models of the catalog."""
-        return await self._send(calls.models())
+        return self._send(endpoints.models())
 
-    async def model(self, name: str) -> ModelSpec:
+    def model(self, name: str) -> ModelSpec:
         """Read a model."""
-        return await self._send(calls.entry("models", ModelSpec, name))
+        return self._send(endpoints.entry("models", ModelSpec, name))
 
-    async def put_model(self, spec: ModelSpec | Mapping[str, JsonValue]) -> ModelSpec:
+    def put_model(self, spec: ModelSpec | Mapping[str, JsonValue]) -> ModelSpec:
         """Store a model under its name."""
-        return await self._send(calls.put_entry("models", ModelSpec, spec))
+        return self._send(endpoints.put_entry("models", ModelSpec, spec))
 
-    async def delete_model(self, name: str) -> None:
+    def delete_model(self, name: str) -> None:
         """Delete a model; jobs that run keep it."""
-        await self._send(calls.delete_entry("models", name))
+        self._send(endpoints.delete_entry("models", name))
 
-    async def datasets(self) -> tuple[DatasetSpec, ...]:
+    def datasets(self) -> tuple[DatasetSpec, ...]:
         """List the datasets of the catalog."""
-        return await self._send(calls.datasets())
+        return self._send(endpoints.datasets())
 
-    async def dataset(self, name: str) -> DatasetSpec:
+    def dataset(self, name: str) -> DatasetSpec:
         """Read a dataset."""
-        return await self._send(calls.entry("datasets", DatasetSpec, name))
+        return self._send(endpoints.entry("datasets", DatasetSpec, name))
 
-    async def put_dataset(self, spec: DatasetSpec | Mapping[str, JsonValue]) -> DatasetSpec:
+    def put_dataset(self, spec: DatasetSpec | Mapping[str, JsonValue]) -> DatasetSpec:
         """Store a dataset under its name."""
-        return await self._send(calls.put_entry("datasets", DatasetSpec, spec))
+        return self._send(endpoints.put_entry("datasets", DatasetSpec, spec))
 
-    async def delete_dataset(self, name: str) -> None:
+    def delete_dataset(self, name: str) -> None:
         """Delete a dataset; jobs that run keep it."""
-        await self._send(calls.delete_entry("datasets", name))
+        self._send(endpoints.delete_entry("datasets", name))
 
-    async def _send(self, call: Call[T]) -> T:
+    def _send(self, call: Call[T]) -> T:
         attempts = Attempts(call, self._attempts)
         while True:
             try:
-                response = await self._http.request(**call.arguments(self._timeout_s))
+                response = self._http.request(**call.arguments(self._timeout_s))
             except httpx2.RequestError as error:
                 pause_s: float | None = attempts.after_error(error)
             else:
                 pause_s = attempts.after(response)
                 if pause_s is None:
                     return attempts.answer(response)
-            await asyncio.sleep(pause_s or 0.0)
+            time.sleep(pause_s or 0.0)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from modelyard.calls import DeadLetterFilters
-from modelyard.cli_session import Context, Limit, session_of
+from modelyard.cli.session import Context, Limit, session_of
+from modelyard.client.endpoints import DeadLetterFilters
 
 dead_letters = typer.Typer(
     invoke_without_command=True, help="Messages that could not be taken, each with its reason."

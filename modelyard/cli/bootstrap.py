@@ -2,8 +2,8 @@
 
 from pydantic import ValidationError
 
-from modelyard.contract.access import Role, Scope
-from modelyard.contract.api_keys import ApiKey, CreatedApiKey, NewApiKey
+from modelyard.contract.access.api_keys import ApiKey, CreatedApiKey, NewApiKey
+from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.validation import first_errors
 from modelyard.store import Store
 from modelyard.store.api_keys import NewApiKeyRecord

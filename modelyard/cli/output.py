@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from modelyard.client.credentials import VARIABLE
+from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.answers import Accepted, BatchItem, DeadLetterSummary, Fault
-from modelyard.contract.api_keys import ApiKeyView, CreatedApiKey
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.messages import DrainView, HostView, JobView, OperationView
 from modelyard.contract.strict_json import JsonValue
-from modelyard.credentials import VARIABLE
 
 _STYLES = {
     "SUCCEEDED": "green",

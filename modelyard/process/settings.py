@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from modelyard import __version__
-from modelyard.telemetry import LogFormat, LogLevel
+from modelyard.process.logging import LogFormat, LogLevel
 
 PREFIX = "MODELYARD_"
 EXIT_WRONG_SETTINGS = 2

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
-from modelyard.body_frames import END, FAILED, PREFIX, frame
+from modelyard.process.body_frames import END, FAILED, PREFIX, frame
 
 Part = tuple[bytes, bytes]
 """A header, which is JSON, and the bytes that belong to it."""

@@ -7,9 +7,9 @@ from typing import Annotated, cast
 
 import typer
 
-from modelyard.calls import pause_after_poll, succeeded
-from modelyard.cli_output import Output, described
+from modelyard.cli.output import Output, described
 from modelyard.client import Modelyard
+from modelyard.client.endpoints import pause_after_poll, succeeded
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import InvalidRequestError
 from modelyard.contract.messages import MAX_BATCH_BYTES, OperationView

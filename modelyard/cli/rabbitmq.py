@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from modelyard.contract import permissions
 from modelyard.contract.ids import ID_PATTERN
-from modelyard.contract.permissions import Permissions
-from modelyard.contract.rabbitmq_definitions import definitions
+from modelyard.contract.rabbitmq import permissions
+from modelyard.contract.rabbitmq.definitions import definitions
+from modelyard.contract.rabbitmq.permissions import Permissions
 
 RESERVED = ("modelyard", "amq")
 """Beginnings of the names of queues that a subscriber may not have for its own."""

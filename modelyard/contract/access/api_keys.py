@@ -14,7 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from modelyard.contract.access import SCOPES_OF, Role, Scope
+from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope
 from modelyard.contract.answers import Answer
 
 MAX_EXPIRY_S = 10 * 366 * 86_400

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from modelyard.cli_session import Context, session_of
-from modelyard.contract.access import Role, Scope
-from modelyard.contract.api_keys import MAX_EXPIRY_S, CreatedApiKey
+from modelyard.cli.session import Context, session_of
+from modelyard.contract.access.api_keys import MAX_EXPIRY_S, CreatedApiKey
+from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
-from modelyard.settings import StoreSettings, WrongSettingsError, read_settings
+from modelyard.process.settings import StoreSettings, WrongSettingsError, read_settings
 
 FAILED, USAGE, UNAVAILABLE = 1, 2, 3
 
@@ -87,7 +87,7 @@ def bootstrap(
     It needs MODELYARD_MONGO_URL, as the dispatcher has it, and no gateway.
     """
     # Only this command needs MongoDB's driver, which takes a while to import.
-    from modelyard.bootstrap import bootstrap_key  # noqa: PLC0415
+    from modelyard.cli.bootstrap import bootstrap_key  # noqa: PLC0415
 
     session = session_of(ctx)
     try:

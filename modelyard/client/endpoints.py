@@ -1,6 +1,6 @@
 """Every call of the HTTP API as a value; no I/O.
 
-`modelyard.client` and `modelyard.async_client` send them. A call may be sent again: reads, puts,
+`modelyard.client.sync` and `modelyard.client.aio` send them. A call may be sent again: reads, puts,
 deletes and wishes by their nature, submissions and retries because each has an idempotency key.
 The exceptions are a replay and a new API key, of which each is another one.
 """
@@ -13,8 +13,9 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from pydantic import BaseModel
 
-from modelyard.attempts import Call, Headers
-from modelyard.contract.access import Role, Scope
+from modelyard.client.retry import Call, Headers
+from modelyard.contract.access.api_keys import ApiKeyList, ApiKeyView, CreatedApiKey
+from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.answers import (
     Accepted,
     BatchAnswer,
@@ -28,9 +29,8 @@ from modelyard.contract.answers import (
     ModelList,
     OperationPage,
 )
-from modelyard.contract.api_keys import ApiKeyList, ApiKeyView, CreatedApiKey
-from modelyard.contract.catalog import DatasetSpec, ModelSpec
-from modelyard.contract.entry_rules import AS_RECORDED
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.messages import HostView, JobRequest, JobView, OperationView
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json

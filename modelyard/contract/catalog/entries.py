@@ -13,7 +13,16 @@ from pydantic import (
     model_validator,
 )
 
-from modelyard.contract.catalog_values import (
+from modelyard.contract.catalog.mounts import (
+    ENGINES_OWN,
+    TMP,
+    in_the_way_of,
+    kept_folder,
+    normal,
+    overlap,
+)
+from modelyard.contract.catalog.rules import ON_ENTRY, Broken, Rule, follow_rules
+from modelyard.contract.catalog.values import (
     AbsolutePath,
     EnvName,
     FileInside,
@@ -29,16 +38,7 @@ from modelyard.contract.catalog_values import (
     User,
     VolumeName,
 )
-from modelyard.contract.entry_rules import ON_ENTRY, Broken, Rule, follow_rules
 from modelyard.contract.ids import Id
-from modelyard.contract.mounts import (
-    ENGINES_OWN,
-    TMP,
-    in_the_way_of,
-    kept_folder,
-    normal,
-    overlap,
-)
 
 _LEAST_MEMORY = 6 << 20
 _LEAST_SHM = 64 << 10

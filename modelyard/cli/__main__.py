@@ -1,0 +1,5 @@
+"""`python -m modelyard.cli` is `modelyard`."""
+
+from modelyard.cli import app
+
+app()

@@ -1,0 +1,1 @@
+"""Scopes, roles and API keys; no I/O."""

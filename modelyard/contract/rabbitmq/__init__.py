@@ -1,0 +1,1 @@
+"""RabbitMQ's users, their permissions, and the definitions document; no I/O."""

@@ -1,0 +1,1 @@
+"""What every process of Modelyard has: tasks, shutdown, logging, settings, helper processes."""
