@@ -8,11 +8,11 @@ import structlog
 import uvloop
 
 from dispatcher.service import Dispatcher
-from dispatcher.settings import Settings
+from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
-from modelyard.process.shutdown import Exit, find_error
+from modelyard.process.shutdown import ProcessExit, find_error
 from modelyard.store import Store
 
 log = structlog.get_logger(__name__)
@@ -23,7 +23,7 @@ PROG = "modelyard-dispatcher"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a dispatcher until SIGTERM or SIGINT; a second one exits at once."""
     purpose = "Takes requests in, places them on hosts, records what the hosts report."
-    settings = start_process(PROG, purpose, Settings, argv)
+    settings = start_process(PROG, purpose, DispatcherSettings, argv)
     setup_logging("dispatcher", level=settings.log_level, log_format=settings.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -35,14 +35,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         give_up(PROG, str(mismatch))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: DispatcherSettings) -> None:
     try:
         store = Store(settings.mongo_url.get_secret_value(), name="dispatcher")
     except ValueError as error:
         give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
     broker = Broker(settings.amqp_url.get_secret_value(), name="dispatcher")
     work = asyncio.create_task(Dispatcher(settings, store, broker).run())
-    process = Exit()
+    process = ProcessExit()
     _listen_for_signals(work, process)
     code = 1
     try:
@@ -57,7 +57,7 @@ async def _run(settings: Settings) -> None:
         process.soon(code)
 
 
-def _listen_for_signals(work: asyncio.Task[None], process: Exit) -> None:
+def _listen_for_signals(work: asyncio.Task[None], process: ProcessExit) -> None:
     """Stop at the first signal: what is unsettled goes back to its queue, the rest is recorded."""
 
     def on_signal() -> None:

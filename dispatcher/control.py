@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 CONTROL_TYPE = "modelyard.control.v1"
 
 
-class Control:
+class ControlPublisher:
     """Speaks to workers."""
 
     def __init__(self, broker: Broker) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import structlog
 
-from dispatcher.control import Control
+from dispatcher.control import ControlPublisher
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import HostHello
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 class Enrolment:
     """Answers hellos. Doing it again is harmless."""
 
-    def __init__(self, broker: Broker, control: Control) -> None:
+    def __init__(self, broker: Broker, control: ControlPublisher) -> None:
         self._broker = broker
         self._control = control
 

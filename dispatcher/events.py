@@ -23,7 +23,7 @@ HostFact = Literal["online", "suspect", "lost", "drained"]
 """What is told of hosts, as `host.<fact>`."""
 
 
-class Facts:
+class EventLog:
     """Appends events to the log in MongoDB and publishes them on `modelyard.events`."""
 
     def __init__(self, store: Store, broker: Broker) -> None:

@@ -6,27 +6,27 @@ from functools import partial
 
 import structlog
 
-from dispatcher.control import Control
+from dispatcher.control import ControlPublisher
 from dispatcher.enrolment import Enrolment
-from dispatcher.events import Facts
+from dispatcher.events import EventLog
 from dispatcher.intake.consumer import Intake
-from dispatcher.intake.decoder import Decoder
+from dispatcher.intake.decoder import MessageDecoder
 from dispatcher.maintenance.cancels import Cancels
 from dispatcher.maintenance.deadlines import Deadlines
 from dispatcher.maintenance.drains import Drains
 from dispatcher.maintenance.lost_hosts import LostHosts
-from dispatcher.maintenance.moves import Moves
+from dispatcher.maintenance.moves import Relocations
 from dispatcher.maintenance.reconciler import Reconciler
-from dispatcher.maintenance.recovery import BringBack
-from dispatcher.maintenance.retries import Attempts
+from dispatcher.maintenance.recovery import JobRestoration
+from dispatcher.maintenance.retries import Retries
 from dispatcher.maintenance.sweep import Sweep
 from dispatcher.reports.dead_letters import DeadLetterRecorder
-from dispatcher.reports.heartbeats import Beats
+from dispatcher.reports.heartbeats import Heartbeats
 from dispatcher.reports.recorder import Recorder
-from dispatcher.scheduling.commands import Commands
+from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
-from dispatcher.settings import Settings
+from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker, Delivery, Subscription, backoff_s, bury, consume_forever
 from modelyard.contract.errors import (
     BrokerUnavailableError,
@@ -64,7 +64,7 @@ _AWAY = (StoreUnavailableError, BrokerUnavailableError, BodyProcessUnavailableEr
 class Dispatcher:
     """All parts of one dispatcher; two may run on one broker and database."""
 
-    def __init__(self, settings: Settings, store: Store, broker: Broker) -> None:
+    def __init__(self, settings: DispatcherSettings, store: Store, broker: Broker) -> None:
         self._settings = settings
         self._store = store
         self._broker = broker
@@ -73,12 +73,12 @@ class Dispatcher:
             gateways=settings.dispatcher_gateway_users,
             workers=settings.dispatcher_worker_user,
         )
-        facts = Facts(store, broker)
-        commands = Commands(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
+        facts = EventLog(store, broker)
+        commands = CommandPublisher(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
         self.scheduler = Scheduler(store, facts, commands)
-        control = Control(broker)
+        control = ControlPublisher(broker)
         self.cancels = Cancels(store, facts, self.scheduler, control)
-        self._decoder = Decoder()
+        self._decoder = MessageDecoder()
         self.intake = Intake(
             store,
             broker,
@@ -88,7 +88,7 @@ class Dispatcher:
             wishes=self.cancels.wake,
             decoder=self._decoder,
         )
-        attempts = Attempts(
+        attempts = Retries(
             store, facts, self.scheduler, max_attempts=settings.dispatcher_max_attempts
         )
         reconciler = Reconciler(
@@ -119,7 +119,7 @@ class Dispatcher:
             deadlines=deadlines,
         )
         lost = LostHosts(store, facts, self.scheduler, control, attempts)
-        moves = Moves(
+        moves = Relocations(
             store,
             facts,
             scheduler=self.scheduler,
@@ -131,7 +131,7 @@ class Dispatcher:
         self.dead_letters = DeadLetterRecorder(
             store, senders, control=control, attempts=attempts, decoder=self._decoder
         )
-        self.beats = Beats(
+        self.beats = Heartbeats(
             store,
             broker,
             senders,
@@ -151,7 +151,7 @@ class Dispatcher:
             repairs=(
                 ("cancel", self.cancels.carry_out),
                 ("deadlines", deadlines.look),
-                ("bring_back", BringBack(store, self.scheduler).put_in_line),
+                ("bring_back", JobRestoration(store, self.scheduler).put_in_line),
                 ("move", moves.go_on),
                 ("drain", drains.look),
             ),

@@ -23,7 +23,7 @@ Users = Annotated[
 ]
 
 
-class Settings(StoreSettings):
+class DispatcherSettings(StoreSettings):
     """Each is read from the variable of the same name in upper case, after `MODELYARD_`."""
 
     dispatcher_gateway_users: Users = Field(

@@ -12,12 +12,12 @@ from gateway.app import create_app
 from gateway.http.listener import connections_within_file_limit
 from gateway.http.server import GatewayServer, listen
 from gateway.service import Gateway
-from gateway.settings import AuthMethod, Settings
+from gateway.settings import AuthMethod, GatewaySettings
 from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
-from modelyard.process.shutdown import Exit, find_error
+from modelyard.process.shutdown import ProcessExit, find_error
 from modelyard.process.tasks import TaskGroup
 from modelyard.store import Store
 
@@ -29,7 +29,7 @@ PROG = "modelyard-gateway"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the gateway until SIGTERM or SIGINT."""
-    settings = start_process(PROG, "Modelyard's HTTP door.", Settings, argv)
+    settings = start_process(PROG, "Modelyard's HTTP door.", GatewaySettings, argv)
     setup_logging("gateway", level=settings.log_level, log_format=settings.log_format)
     most = connections_within_file_limit(settings.gateway_max_connections)
     settings = settings.model_copy(update={"gateway_max_connections": most})
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         place = f"{settings.gateway_host}:{settings.gateway_port}"
         give_up(PROG, f"It can't listen on {place}: {_reason(error)}.")
-    process = Exit()
+    process = ProcessExit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, listener, process))
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         give_up(PROG, str(mismatch))
 
 
-async def _serve(settings: Settings, listener: socket.socket, process: Exit) -> None:
+async def _serve(settings: GatewaySettings, listener: socket.socket, process: ProcessExit) -> None:
     try:
         store = Store(
             settings.mongo_url.get_secret_value(), name="gateway", timeout_s=STORE_TIMEOUT_S

@@ -4,10 +4,10 @@ from fastapi import FastAPI
 
 from gateway import openapi, problems
 from gateway.middleware.cross_site import CrossSiteGuard, WebRules
-from gateway.middleware.error_boundary import LastResort
+from gateway.middleware.error_boundary import ErrorBoundary
 from gateway.middleware.query_bounds import QueryBounds
 from gateway.middleware.request_ids import RequestIds
-from gateway.middleware.shutdown import Leaving
+from gateway.middleware.shutdown import ShutdownMiddleware
 from gateway.routes import catalog, dead_letters, health, hosts, jobs, keys, operations
 from gateway.service import Gateway
 from modelyard import __version__
@@ -34,8 +34,8 @@ def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
         app.include_router(routes.router)
     problems.install(app)
     app.add_middleware(QueryBounds)
-    app.add_middleware(LastResort)
-    app.add_middleware(Leaving, live=gateway.live)
+    app.add_middleware(ErrorBoundary)
+    app.add_middleware(ShutdownMiddleware, live=gateway.live)
     app.add_middleware(CrossSiteGuard, rules=rules or WebRules())
     app.add_middleware(RequestIds)
     openapi.install(app)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gateway.submission import requests
-from gateway.submission.acceptor import Asked
+from gateway.submission.acceptor import PendingRequest
 from gateway.submission.request_transfer import pack_asked, pack_error, pack_refused
 from gateway.submission.retries import request_again
 from modelyard.contract.errors import InvalidRequestError, ModelyardError
@@ -36,7 +36,7 @@ def batch(
         yield pack_error(error)
         return
     for each in read:
-        yield pack_asked(each) if isinstance(each, Asked) else pack_refused(each)
+        yield pack_asked(each) if isinstance(each, PendingRequest) else pack_refused(each)
 
 
 def again(
@@ -45,7 +45,9 @@ def again(
     """Make the request of an operation anew; the body is its input."""
     before = OperationRecord.model_validate(record | {"input_json": body.decode()})
     try:
-        asked = Asked.of(request_again(before), key, retry_of=before.operation_id, tenant=tenant)
+        asked = PendingRequest.of(
+            request_again(before), key, retry_of=before.operation_id, tenant=tenant
+        )
         yield pack_asked(asked)
     except ModelyardError as error:
         yield pack_error(error)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import structlog
 
 from gateway.availability import Availability
-from gateway.reading import Reading
+from gateway.reading import BoundedReads
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import CANCEL_TYPE, MAX_BATCH, CancelWish
@@ -20,11 +20,11 @@ POKE_S = 1.0
 """How long a client waits for the dispatcher to be told; the wish is recorded by then."""
 
 
-class Cancels:
+class CancelRequests:
     """Takes wishes to cancel in."""
 
     def __init__(
-        self, store: Store, reading: Reading, broker: Broker, broker_up: Availability
+        self, store: Store, reading: BoundedReads, broker: Broker, broker_up: Availability
     ) -> None:
         self._store = store
         self._reading = reading

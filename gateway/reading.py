@@ -15,7 +15,7 @@ MAX_GROUP = 500
 T = TypeVar("T")
 
 
-class Reading:
+class BoundedReads:
     """What routes read with. Every method raises `StoreUnavailableError`."""
 
     def __init__(self, store: Store, availability: Availability) -> None:

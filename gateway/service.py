@@ -7,14 +7,14 @@ import structlog
 from gateway.access.authentication import Authentication
 from gateway.access.key_ring import KeyRing
 from gateway.availability import Availability, Condition
-from gateway.cancels import Cancels
-from gateway.reading import Reading
+from gateway.cancels import CancelRequests
+from gateway.reading import BoundedReads
 from gateway.submission.acceptor import Acceptor
-from gateway.submission.catalog_cache import Catalog
-from gateway.submission.dual_write import Durable
+from gateway.submission.catalog_cache import CatalogCache
+from gateway.submission.dual_write import DualWrite
 from gateway.submission.replays import Replays
 from gateway.submission.request_reader import RequestReader
-from gateway.waiters import MAX_WAITING, Live
+from gateway.waiters import MAX_WAITING, Waiters
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
@@ -54,13 +54,13 @@ class Gateway:
         self._broker = broker
         self._store_up = Availability("mongodb", self._probe_store, StoreUnavailableError)
         self._broker_up = Availability("rabbitmq", self._probe_broker, BrokerUnavailableError)
-        self._durable = Durable(store, self._store_up, broker, self._broker_up)
-        self.catalog = Catalog(store)
+        self._durable = DualWrite(store, self._store_up, broker, self._broker_up)
+        self.catalog = CatalogCache(store)
         self.acceptor = Acceptor(store, self._store_up, self._durable, self.catalog)
-        self.reading = Reading(store, self._store_up)
-        self.cancels = Cancels(store, self.reading, broker, self._broker_up)
+        self.reading = BoundedReads(store, self._store_up)
+        self.cancels = CancelRequests(store, self.reading, broker, self._broker_up)
         self.replays = Replays(store, self.reading, broker, self._broker_up)
-        self.live = Live(broker, max_waiting=max_waiting)
+        self.live = Waiters(broker, max_waiting=max_waiting)
         self.keys = KeyRing(store, self._store_up)
         self.authentication = Authentication(self.keys if with_keys else None)
 

@@ -69,7 +69,7 @@ Origins = Annotated[
 ]
 
 
-class Settings(StoreSettings):
+class GatewaySettings(StoreSettings):
     """Each is read from the variable of the same name in upper case, after `MODELYARD_`."""
 
     gateway_host: str = Field(

@@ -29,7 +29,7 @@ MAX_WAITING = 500
 Read = Callable[[str], Awaitable[OperationRecord | None]]
 
 
-class Live:
+class Waiters:
     """One tap on the events for the whole process, shared by all requests that wait."""
 
     def __init__(self, broker: Broker, *, max_waiting: int = MAX_WAITING) -> None:

@@ -13,14 +13,14 @@ from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import give_up, start_process
-from modelyard.process.shutdown import Exit, find_error
+from modelyard.process.shutdown import ProcessExit, find_error
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
 from worker.model_server.client import ModelServer, http_client
-from worker.service import Service
+from worker.service import Worker
 from worker.session.lease import FENCE_S
 from worker.settings import WorkerSettings
-from worker.watchdog.client import WATCHDOG_S, Leash, shared_note
+from worker.watchdog.client import WATCHDOG_S, WatchdogClient, shared_note
 
 log = structlog.get_logger(__name__)
 
@@ -55,14 +55,14 @@ async def run(
 ) -> None:
     """Build the clients and run the service; the times are the lease's, in seconds."""
     stop = asyncio.Event()
-    leash = Leash(
+    leash = WatchdogClient(
         settings.docker_url,
         host_id=settings.host_id,
         lease_s=watchdog_s,
         note=shared_note(Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url),
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
-    _listen_for_signals(stop, Exit())
+    _listen_for_signals(stop, ProcessExit())
     broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
     rules = settings.plan_rules()
     runtime = DockerRuntime(
@@ -72,7 +72,7 @@ async def run(
         closing.push_async_callback(broker.close)
         closing.push_async_callback(runtime.close)
         server = ModelServer(await closing.enter_async_context(http_client()))
-        await Service(
+        await Worker(
             settings,
             broker=broker,
             runtime=runtime,
@@ -86,7 +86,7 @@ async def run(
     leash.let_go()
 
 
-def _listen_for_signals(stop: asyncio.Event, process: Exit) -> None:
+def _listen_for_signals(stop: asyncio.Event, process: ProcessExit) -> None:
     """Stop in good order at the first signal, for as long as that may take.
 
     Whatever cuts it short, a second signal or `EXIT_S`, there is no farewell unless it was said

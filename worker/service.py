@@ -14,26 +14,26 @@ from worker.attempts.job_locks import JobLocks
 from worker.containers.datasets import Datasets
 from worker.containers.disk import DiskWatch
 from worker.containers.images import Images
-from worker.containers.lifecycle import Containers
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.engine.image_references import AllowList
 from worker.engine.plan import PlanRules
 from worker.engine.protocol import ContainerRuntime
 from worker.execution.batch import Batch
 from worker.execution.cleanup import RETRY_S, Cleanup
-from worker.execution.failures import Aftermath
+from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models
 from worker.execution.results import ResultReader
-from worker.execution.verbs import Operations
+from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer
 from worker.session.boot import ENGINE_WAIT_S
-from worker.session.incarnation import Standing, Term
+from worker.session.incarnation import Incarnation, WorkerParts
 from worker.session.lease import FENCE_S, Lease
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
 
-class Service:
+class Worker:
     """The worker of one host; `run` lasts as long as the process."""
 
     def __init__(  # noqa: PLR0913 - a process is built of its clients and its times
@@ -64,7 +64,7 @@ class Service:
             allowed_volumes=settings.worker_allowed_volumes,
         )
         self._disk = DiskWatch(runtime, operations.containers.health)
-        self._standing = Standing(
+        self._standing = WorkerParts(
             settings=settings,
             broker=broker,
             runtime=runtime,
@@ -91,7 +91,7 @@ class Service:
             measuring = tasks.create_task(self._disk.run())
             while not stop.is_set():
                 lease = Lease(seconds=self._fence_s, on_renewal=self._on_renewal)
-                await Term(self._standing, lease).run(stop, engine_wait_s=engine_wait_s)
+                await Incarnation(self._standing, lease).run(stop, engine_wait_s=engine_wait_s)
                 # An engine that was there once comes back by itself.
                 engine_wait_s = math.inf
             cleaning.cancel()
@@ -108,15 +108,15 @@ def build_operations(  # noqa: PLR0913 - all that operations are wired from
     dataset_roots: tuple[str, ...],
     allowed_volumes: tuple[str, ...] = (),
     cleanup_retry_s: float = RETRY_S,
-) -> Operations:
+) -> VerbRunner:
     """Wire what performs commands; also for tests, over a fake engine."""
     datasets = Datasets(runtime, dataset_roots, allowed_volumes)
-    containers = Containers(runtime, Images(runtime, allowed), datasets, server, rules)
+    containers = ContainerLifecycle(runtime, Images(runtime, allowed), datasets, server, rules)
     cleanup = Cleanup(containers, retry_s=cleanup_retry_s)
-    return Operations(
+    return VerbRunner(
         containers,
         Models(runtime, containers, server, results),
         Batch(runtime, containers, results),
-        Aftermath(runtime, containers, cleanup),
+        FailureOutcomes(runtime, containers, cleanup),
         cleanup,
     )

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 import structlog
 
-from dispatcher.events import Facts, operation_event
-from dispatcher.intake.decode import Unreadable
-from dispatcher.intake.decoder import Decoder
+from dispatcher.events import EventLog, operation_event
+from dispatcher.intake.decode import UnreadableMessage
+from dispatcher.intake.decoder import MessageDecoder
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription, bury
 from modelyard.contract.errors import BrokerUnavailableError
@@ -26,7 +26,7 @@ from modelyard.contract.topology import JOBS, JOBS_QUEUE, SUBMIT_KEY
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.store import Store
-from modelyard.store.operation_queries import Known
+from modelyard.store.operation_queries import KnownOperation
 from modelyard.store.records import NewOperation, OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ OVERDUE_S = 3.0
 _AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
 
 
-class Wanted:
+class IntakeBatch:
     """Operations to record with one write: the first of each id, and every payload it came with."""
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class Intake:
         self,
         store: Store,
         broker: Broker,
-        facts: Facts,
+        facts: EventLog,
         senders: Senders,
         wake: Callable[[Iterable[str]], None],
         *,
         wishes: Callable[[], None],
-        decoder: Decoder,
+        decoder: MessageDecoder,
     ) -> None:
         """`wake` is told the jobs with something new in line, `wishes` that someone cancels."""
         self._store = store
@@ -79,14 +79,14 @@ class Intake:
 
         Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
         """
-        read, wanted = list[Delivery](), Wanted()
+        read, wanted = list[Delivery](), IntakeBatch()
         for delivery in batch:
             if delivery.settled:  # with an earlier part of the batch, before something failed
                 continue
             trusted = self._senders.is_trusted(delivery.user_id)
             if trusted and delivery.type == OVERDUE_TYPE:
                 await self._settle(subscription, read, wanted)
-                read, wanted = [delivery], Wanted()
+                read, wanted = [delivery], IntakeBatch()
                 await self._take_overdue()
                 continue
             if trusted and delivery.type == CANCEL_TYPE:
@@ -94,19 +94,19 @@ class Intake:
                 read.append(delivery)
                 continue
             decoded = await self._decoder.decode(delivery, trusted=trusted)
-            if isinstance(decoded, Unreadable):
+            if isinstance(decoded, UnreadableMessage):
                 await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
                 decoded = []
             if len(wanted.first) + len(decoded) > AT_ONCE:
                 await self._settle(subscription, read, wanted)
-                read, wanted = [], Wanted()
+                read, wanted = [], IntakeBatch()
             read.append(delivery)
             for operation in decoded:
                 wanted.add(operation)
         await self._settle(subscription, read, wanted)
 
     async def _settle(
-        self, subscription: Subscription, read: Sequence[Delivery], wanted: Wanted
+        self, subscription: Subscription, read: Sequence[Delivery], wanted: IntakeBatch
     ) -> None:
         if wanted.first:
             await self._record(wanted)
@@ -139,7 +139,7 @@ class Intake:
             )
             self._wake(jobs)
 
-    async def _record(self, batch: Wanted) -> None:
+    async def _record(self, batch: IntakeBatch) -> None:
         wanted = list(batch.first.values())
         ids = list(batch.first)
         jobs = sorted({one.job_id for one in wanted if one.job_id and not one.rejection})
@@ -177,7 +177,9 @@ class Intake:
 
 
 def in_order(
-    brought: Mapping[str, str | None], known: Mapping[str, Known], unbrought: Sequence[Known]
+    brought: Mapping[str, str | None],
+    known: Mapping[str, KnownOperation],
+    unbrought: Sequence[KnownOperation],
 ) -> list[str]:
     """Return the ids that are to have places in line, in their order.
 

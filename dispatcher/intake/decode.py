@@ -34,7 +34,7 @@ _ID = re.compile(ID_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableMessage:
     """A message that holds no request at all; it becomes a dead letter."""
 
     error: ErrorInfo
@@ -59,7 +59,7 @@ def replay_key(headers: Mapping[str, object]) -> str | None:
 
 def decode_delivery(
     delivery: Delivery, *, fallback_key: str | None = None, trusted: bool
-) -> list[NewOperation] | Unreadable:
+) -> list[NewOperation] | UnreadableMessage:
     """Return what a message of the jobs queue asks for; `fallback_key` is for one without a key.
 
     Without it such a delivery gets a key of its own.
@@ -93,7 +93,7 @@ def decode_arguments(
 
 def decode(
     body: bytes, *, message_type: str | None, key: str, replay: str | None = None
-) -> list[NewOperation] | Unreadable:
+) -> list[NewOperation] | UnreadableMessage:
     """Return the operations that a message asks for, in its order.
 
     A request that breaks the rules is an operation too, with a `rejection`. The ids come from
@@ -108,7 +108,7 @@ def decode(
             return _from_client(body, replay, tenant=REPLAYS)
         return _from_client(body, key, tenant=DEFAULT_TENANT)
     except InvalidRequestError as error:
-        return Unreadable(error.info())
+        return UnreadableMessage(error.info())
 
 
 def _from_gateway(body: bytes) -> list[NewOperation]:

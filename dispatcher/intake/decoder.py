@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from dispatcher.intake.decode import Unreadable, decode_arguments, decode_delivery
+from dispatcher.intake.decode import UnreadableMessage, decode_arguments, decode_delivery
 from dispatcher.intake.listed import Listed, listed
 from modelyard.broker import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo
@@ -24,7 +24,7 @@ _HEADERS_NOT_READ = ErrorInfo(
 )
 
 
-class Transfer(BaseModel):
+class DecodedOperation(BaseModel):
     """One operation of a message, or why the whole of it can't be read."""
 
     operation: NewOperation | None = None
@@ -32,7 +32,7 @@ class Transfer(BaseModel):
     unreadable: ErrorInfo | None = None
 
 
-class Decoder:
+class MessageDecoder:
     """Reads the messages of one dispatcher."""
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class Decoder:
 
     async def decode(
         self, delivery: Delivery, *, fallback_key: str | None = None, trusted: bool
-    ) -> list[NewOperation] | Unreadable:
+    ) -> list[NewOperation] | UnreadableMessage:
         """Return what a message of the jobs queue asks for, as `decode_delivery` does."""
         if delivery.cut:
-            return Unreadable(too_large(delivery))
+            return UnreadableMessage(too_large(delivery))
         if delivery.headers_cut:
             # What was not read may be its key: it would become another operation each time.
-            return Unreadable(_HEADERS_NOT_READ)
+            return UnreadableMessage(_HEADERS_NOT_READ)
         if len(delivery.body) < LARGE_BODY_BYTES:
             return decode_delivery(delivery, fallback_key=fallback_key, trusted=trusted)
         given = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
@@ -71,13 +71,13 @@ def too_large(delivery: Delivery) -> ErrorInfo:
     return ErrorInfo(code=ErrorCode.BODY_TOO_LARGE, message=message)
 
 
-def pack(decoded: list[NewOperation] | Unreadable) -> Iterator[Part]:
+def pack(decoded: list[NewOperation] | UnreadableMessage) -> Iterator[Part]:
     """Return operations as what travels between the processes; inputs travel beside them."""
-    if isinstance(decoded, Unreadable):
-        yield Transfer(unreadable=decoded.error).model_dump_json().encode(), b""
+    if isinstance(decoded, UnreadableMessage):
+        yield DecodedOperation(unreadable=decoded.error).model_dump_json().encode(), b""
         return
     for operation in decoded:
-        transfer = Transfer(
+        transfer = DecodedOperation(
             operation=operation.model_copy(update={"input_json": None}),
             has_input=operation.input_json is not None,
         )
@@ -85,13 +85,13 @@ def pack(decoded: list[NewOperation] | Unreadable) -> Iterator[Part]:
         yield header, (operation.input_json or "").encode()
 
 
-def unpack(parts: list[Part]) -> list[NewOperation] | Unreadable:
+def unpack(parts: list[Part]) -> list[NewOperation] | UnreadableMessage:
     """Return what was packed."""
     operations: list[NewOperation] = []
     for header, input_json in parts:
-        transfer = Transfer.model_validate_json(header)
+        transfer = DecodedOperation.model_validate_json(header)
         if transfer.unreadable is not None:
-            return Unreadable(transfer.unreadable)
+            return UnreadableMessage(transfer.unreadable)
         if transfer.operation is not None:
             update = {"input_json": input_json.decode()} if transfer.has_input else {}
             operations.append(transfer.operation.model_copy(update=update))

@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 import structlog
 
-from dispatcher.control import Control
-from dispatcher.events import Facts, operation_event
+from dispatcher.control import ControlPublisher
+from dispatcher.events import EventLog, operation_event
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import CancelOperation, CancelReason
 from modelyard.contract.states import VERB_RULES, OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.operations import Ending
+from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,9 @@ LIMIT = 500
 class Cancels:
     """Carries out the wishes that are in the record."""
 
-    def __init__(self, store: Store, facts: Facts, scheduler: Scheduler, control: Control) -> None:
+    def __init__(
+        self, store: Store, facts: EventLog, scheduler: Scheduler, control: ControlPublisher
+    ) -> None:
         self._store = store
         self._facts = facts
         self._scheduler = scheduler
@@ -63,7 +65,7 @@ class Cancels:
     async def _end_queued(self, queued: Iterable[OperationRecord]) -> None:
         error = ErrorInfo.of(ErrorCode.CANCELLED)
         ended = await self._store.operations.end_queued(
-            [Ending(one.operation_id, OperationState.CANCELLED, error) for one in queued],
+            [QueuedEnding(one.operation_id, OperationState.CANCELLED, error) for one in queued],
             token=uuid.uuid4().hex,
         )
         if ended:
@@ -86,7 +88,7 @@ class Cancels:
 
 
 async def tell_to_cancel(
-    control: Control,
+    control: ControlPublisher,
     operations: Iterable[OperationRecord],
     reason: CancelReason = "cancelled",
 ) -> None:

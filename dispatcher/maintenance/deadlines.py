@@ -12,9 +12,9 @@ from contextlib import suppress
 
 import structlog
 
-from dispatcher.control import Control
+from dispatcher.control import ControlPublisher
 from dispatcher.maintenance.cancels import tell_to_cancel
-from dispatcher.maintenance.retries import Attempts
+from dispatcher.maintenance.retries import Retries
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState
@@ -43,8 +43,8 @@ class Deadlines:
         self,
         store: Store,
         broker: Broker,
-        control: Control,
-        attempts: Attempts,
+        control: ControlPublisher,
+        attempts: Retries,
         *,
         default_timeout_s: float,
     ) -> None:

@@ -6,11 +6,11 @@ by operations of our own at the front of each job's line.
 
 import structlog
 
-from dispatcher.control import Control
-from dispatcher.events import Facts, host_event
+from dispatcher.control import ControlPublisher
+from dispatcher.events import EventLog, host_event
 from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.recovery import record_in_front, system_operation
-from dispatcher.maintenance.retries import Attempts
+from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import Admission, OperationState, Verb
@@ -27,10 +27,10 @@ class Drains:
     def __init__(
         self,
         store: Store,
-        facts: Facts,
+        facts: EventLog,
         scheduler: Scheduler,
-        control: Control,
-        attempts: Attempts,
+        control: ControlPublisher,
+        attempts: Retries,
     ) -> None:
         self._store = store
         self._facts = facts

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
-from dispatcher.control import Control
-from dispatcher.events import Facts, host_event, observed_event
+from dispatcher.control import ControlPublisher
+from dispatcher.events import EventLog, host_event, observed_event
 from dispatcher.maintenance.cancels import tell_to_cancel
-from dispatcher.maintenance.retries import Attempts
+from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import VERB_RULES, JobState, Liveness, OperationState, Verb
@@ -27,7 +27,7 @@ from modelyard.store.records import (
     JobLine,
     JobRecord,
     OperationRecord,
-    Recovery,
+    RestorationRecord,
 )
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ MOST_IN_A_ROW = 3
 that takes its host down would else take down one after the other."""
 
 
-def recreation_of(job: JobRecord, line: Sequence[OperationRecord]) -> Recovery | None:
+def recreation_of(job: JobRecord, line: Sequence[OperationRecord]) -> RestorationRecord | None:
     """Return how a job that is about to lose its host comes back, with what stands in its line.
 
     Null if its model does not want it, if it was recreated too often in a row, or if it is to be
@@ -52,7 +52,7 @@ def recreation_of(job: JobRecord, line: Sequence[OperationRecord]) -> Recovery |
     in_a_row = 0 if job.steady else job.restarts
     if to is JobState.LOADED and in_a_row >= max(MOST_IN_A_ROW, spec.max_restarts):
         return None
-    return Recovery(to=to, key=job.version)
+    return RestorationRecord(to=to, key=job.version)
 
 
 def is_coming_back(line: JobLine) -> bool:
@@ -86,10 +86,10 @@ class LostHosts:
     def __init__(
         self,
         store: Store,
-        facts: Facts,
+        facts: EventLog,
         scheduler: Scheduler,
-        control: Control,
-        attempts: Attempts,
+        control: ControlPublisher,
+        attempts: Retries,
     ) -> None:
         self._store = store
         self._facts = facts
@@ -156,7 +156,7 @@ class LostHosts:
         self,
         host: HostRecord,
         jobs: Iterable[JobRecord],
-        recoveries: Mapping[str, Recovery | None],
+        recoveries: Mapping[str, RestorationRecord | None],
     ) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
         events = []

@@ -19,21 +19,21 @@ from collections.abc import Sequence
 
 import structlog
 
-from dispatcher.control import Control
-from dispatcher.events import Facts, observed_event, operation_event
+from dispatcher.control import ControlPublisher
+from dispatcher.events import EventLog, observed_event, operation_event
 from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.recovery import system_operation
-from dispatcher.maintenance.retries import Attempts
-from dispatcher.scheduling.commands import Commands
-from dispatcher.scheduling.placement import Need, Room, Unplaced
+from dispatcher.maintenance.retries import Retries
+from dispatcher.scheduling.commands import CommandPublisher
+from dispatcher.scheduling.placement import FreeCapacity, PlacementRequest, Unplaced
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.operations import Claim, Ending
-from modelyard.store.records import HostRecord, JobRecord, MoveRecord, OperationRecord
+from modelyard.store.operations import DispatchClaim, QueuedEnding
+from modelyard.store.records import HostRecord, JobRecord, OperationRecord, RelocationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -42,18 +42,18 @@ MOST_FAILURES = 3
 """Moves of a job that may fail in a row before it stays where it is."""
 
 
-class Moves:
+class Relocations:
     """A repair of the sweep: moves the jobs of hosts that are drained with `move`."""
 
     def __init__(  # noqa: PLR0913 - the parts that a move passes through
         self,
         store: Store,
-        facts: Facts,
+        facts: EventLog,
         *,
         scheduler: Scheduler,
-        commands: Commands,
-        control: Control,
-        attempts: Attempts,
+        commands: CommandPublisher,
+        control: ControlPublisher,
+        attempts: Retries,
     ) -> None:
         self._store = store
         self._facts = facts
@@ -74,7 +74,7 @@ class Moves:
                 await self._begin_all(host, hosts)
 
     async def _begin_all(self, host: HostRecord, hosts: Sequence[HostRecord]) -> None:
-        room = Room(hosts)
+        room = FreeCapacity(hosts)
         for job in await self._store.jobs.on_host(host.host_id):
             movable = job.state.live and job.move is None and job.move_failures < MOST_FAILURES
             if movable and await self._at_rest(job):
@@ -89,15 +89,17 @@ class Moves:
         current = await self._store.operations.get(job.current.operation_id)
         return current is None or current.state.terminal
 
-    async def _begin(self, job: JobRecord, room: Room) -> None:
+    async def _begin(self, job: JobRecord, room: FreeCapacity) -> None:
         if job.spec is None:
             return
-        chosen = room.place(Need(labels=job.spec.host_labels, job_id=job.job_id))
+        chosen = room.place(PlacementRequest(labels=job.spec.host_labels, job_id=job.job_id))
         if isinstance(chosen, Unplaced):
             log.info("move.no_room", job_id=job.job_id, reasons=chosen.reasons)
             return
         there = chosen.host
-        move = MoveRecord(host_id=there.host_id, generation=job.next_generation, state=job.state)
+        move = RelocationRecord(
+            host_id=there.host_id, generation=job.next_generation, state=job.state
+        )
         token = uuid.uuid4().hex
         if not await self._store.hosts.reserve(there, [(job.job_id, move.generation)], token=token):
             return
@@ -109,7 +111,9 @@ class Moves:
         else:
             await self._store.hosts.release_token(there.host_id, [job.job_id], token=token)
 
-    async def _step(self, job: JobRecord, move: MoveRecord, hosts: Sequence[HostRecord]) -> None:
+    async def _step(
+        self, job: JobRecord, move: RelocationRecord, hosts: Sequence[HostRecord]
+    ) -> None:
         """Go on with a move from what the record says of it."""
         there = next((one for one in hosts if one.host_id == move.host_id), None)
         lost = there is None or there.liveness is Liveness.LOST
@@ -118,7 +122,7 @@ class Moves:
         elif there is not None and there.liveness is Liveness.ONLINE:
             await self._step_to(job, move, there)
 
-    async def _step_to(self, job: JobRecord, move: MoveRecord, there: HostRecord) -> None:
+    async def _step_to(self, job: JobRecord, move: RelocationRecord, there: HostRecord) -> None:
         """Give out the next leg, or take over once the last one has succeeded."""
         verbs = [Verb.DEPLOY_CREATE]
         if move.state is JobState.LOADED:
@@ -140,21 +144,33 @@ class Moves:
             await self._take_over(job, move, leg)
 
     async def _dispatch(
-        self, job: JobRecord, move: MoveRecord, verb: Verb, host: HostRecord, *, epoch: int = 0
+        self,
+        job: JobRecord,
+        move: RelocationRecord,
+        verb: Verb,
+        host: HostRecord,
+        *,
+        epoch: int = 0,
     ) -> None:
         """Give one leg of a move to its host; a leg that is on its way is left alone."""
         new = system_operation(job, verb, _why(move)).model_copy(update={"aside": True})
         await self._store.operations.record([new])
         crash_point("dispatcher.move.after_record")
         claimed = await self._store.operations.claim(
-            [Claim(new.operation_id, epoch, move.host_id, host.incarnation or "", move.generation)],
+            [
+                DispatchClaim(
+                    new.operation_id, epoch, move.host_id, host.incarnation or "", move.generation
+                )
+            ],
             token=uuid.uuid4().hex,
         )
         crash_point("dispatcher.move.after_claim")
         await self._commands.publish(claimed, {job.job_id: job})
         await self._facts.tell([operation_event(one) for one in claimed])
 
-    async def _take_over(self, job: JobRecord, move: MoveRecord, leg: OperationRecord) -> None:
+    async def _take_over(
+        self, job: JobRecord, move: RelocationRecord, leg: OperationRecord
+    ) -> None:
         if not await self._store.jobs.arrive(job, move, leg.container_id):
             return
         crash_point("dispatcher.move.after_arrive")
@@ -173,7 +189,7 @@ class Moves:
         )
         await self._facts.tell([moved])
 
-    async def _give_up(self, job: JobRecord, move: MoveRecord, *, failures: int) -> None:
+    async def _give_up(self, job: JobRecord, move: RelocationRecord, *, failures: int) -> None:
         """End the legs of a move that is not wanted or can't be, and free what it held."""
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
             leg = await self._store.operations.get(_leg(job, move, verb))
@@ -189,7 +205,8 @@ class Moves:
         error = ErrorInfo.of(ErrorCode.CANCELLED, "The move that it was a part of was given up.")
         if leg.state is OperationState.QUEUED:
             ended = await self._store.operations.end_queued(
-                [Ending(leg.operation_id, OperationState.CANCELLED, error)], token=uuid.uuid4().hex
+                [QueuedEnding(leg.operation_id, OperationState.CANCELLED, error)],
+                token=uuid.uuid4().hex,
             )
             await self._facts.tell([operation_event(one) for one in ended])
             return
@@ -197,7 +214,7 @@ class Moves:
         await self._attempts.end(leg, error, OperationState.CANCELLED)
 
 
-def _is_unwanted(job: JobRecord, move: MoveRecord, there: HostRecord | None) -> bool:
+def _is_unwanted(job: JobRecord, move: RelocationRecord, there: HostRecord | None) -> bool:
     """Tell whether the job is not what was to be moved any more, or its target drains as well."""
     if job.state is not move.state or job.host_id is None or job.recovery is not None:
         return True
@@ -211,9 +228,9 @@ def _is_final(leg: OperationRecord, verb: Verb) -> bool:
     return not is_retried(verb, leg.error.code)
 
 
-def _why(move: MoveRecord) -> str:
+def _why(move: RelocationRecord) -> str:
     return f"move/{move.generation}"
 
 
-def _leg(job: JobRecord, move: MoveRecord, verb: Verb) -> str:
+def _leg(job: JobRecord, move: RelocationRecord, verb: Verb) -> str:
     return system_operation(job, verb, _why(move)).operation_id

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from dispatcher.control import Control
-from dispatcher.events import Facts, host_event, observed_event, stale_host_event
-from dispatcher.maintenance.retries import Attempts
+from dispatcher.control import ControlPublisher
+from dispatcher.events import EventLog, host_event, observed_event, stale_host_event
+from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.deaths import death_of
 from modelyard.contract.errors import ErrorCode, ErrorInfo
@@ -29,7 +29,7 @@ from modelyard.contract.retries import retry_delay_s
 from modelyard.contract.states import VERB_RULES, JobState, OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.records import JobRecord, OperationRecord, Recovery
+from modelyard.store.records import JobRecord, OperationRecord, RestorationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +38,7 @@ _FINAL = frozenset({ErrorCode.DISK_QUOTA_EXCEEDED})
 
 
 @dataclass(frozen=True, slots=True)
-class Booted:
+class BootReport:
     """A host's worker came online."""
 
     host_id: str
@@ -48,7 +48,7 @@ class Booted:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class InventoryReport:
     """A host's worker looked at all of its containers."""
 
     host_id: str
@@ -65,13 +65,13 @@ class Finding:
     job: JobRecord
     state: JobState
     error: ErrorInfo | None
-    recovery: Recovery | None = None
+    recovery: RestorationRecord | None = None
     container: InventoryItem | None = None
     """What is left of it and is of no more use."""
 
 
 @dataclass(slots=True)
-class LookPlan:
+class InventoryPlan:
     """What the containers of a host mean for its jobs."""
 
     findings: list[Finding] = field(default_factory=list)
@@ -82,18 +82,18 @@ class LookPlan:
 
 
 def plan_look(
-    look: Looked,
+    look: InventoryReport,
     jobs: Mapping[str, JobRecord],
     given: Sequence[OperationRecord],
     *,
     booted: bool = False,
-) -> LookPlan:
+) -> InventoryPlan:
     """Compare a host's containers with the jobs that the record has on it or they name; pure.
 
     A look may be judged again, or late, when the record has what was told after it: of a job that
     this concerns it says nothing.
     """
-    plan = LookPlan()
+    plan = InventoryPlan()
     host_id, inventory = look.host_id, look.inventory
     # A boot has no work of its own yet: whatever is given to the host was another boot's.
     worked_on = set(inventory.busy)
@@ -121,7 +121,9 @@ def plan_look(
     return plan
 
 
-def without_an_end(look: Looked, given: Sequence[OperationRecord]) -> list[OperationRecord]:
+def without_an_end(
+    look: InventoryReport, given: Sequence[OperationRecord]
+) -> list[OperationRecord]:
     """Return operations that run by the record, and that their worker had ended before the look.
 
     A look comes after the reports of all that ended before it, so these have been lost. Of a look
@@ -169,14 +171,14 @@ def _down(
     return Finding(job, JobState.FAILED, error, recovery, item)
 
 
-def recovery_of(job: JobRecord, *, to: JobState) -> Recovery | None:
+def recovery_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
     """Return how a job whose container died comes back, if its model wants it and may."""
     if job.spec is None or job.spec.restart != "on_failure":
         return None
     restarts = 0 if job.steady else job.restarts
     if restarts >= job.spec.max_restarts:
         return None
-    return Recovery(to=to, key=job.version, rest_s=retry_delay_s(restarts + 1))
+    return RestorationRecord(to=to, key=job.version, rest_s=retry_delay_s(restarts + 1))
 
 
 def _death_of(item: InventoryItem) -> ErrorInfo:
@@ -225,10 +227,10 @@ class Reconciler:
     def __init__(  # noqa: PLR0913 - all that a look may touch
         self,
         store: Store,
-        facts: Facts,
+        facts: EventLog,
         scheduler: Scheduler,
-        control: Control,
-        attempts: Attempts,
+        control: ControlPublisher,
+        attempts: Retries,
         *,
         orphan_grace_s: float,
         orphan_dry_run: bool,
@@ -241,7 +243,7 @@ class Reconciler:
         self._orphans = Orphans(grace_s=orphan_grace_s)
         self._dry_run = orphan_dry_run
 
-    async def boot(self, boot: Booted) -> None:
+    async def boot(self, boot: BootReport) -> None:
         """Record a boot and repair what it left open; raises `StoreUnavailableError`."""
         if not await self._store.hosts.come_online(boot.host_id, boot.incarnation, boot.online):
             await self._fence_off(boot, "announcement")
@@ -250,7 +252,7 @@ class Reconciler:
         given = await self._store.operations.on_host(boot.host_id)
         interrupted = [one for one in given if one.incarnation != boot.incarnation]
         inventory = Inventory(items=boot.online.inventory)
-        found = Looked(boot.host_id, boot.incarnation, inventory, boot.number)
+        found = InventoryReport(boot.host_id, boot.incarnation, inventory, boot.number)
         plan = await self._compare(found, interrupted, booted=True)
         plan.discards += await self._correct(boot.host_id, plan.findings)
         crash_point("dispatcher.boot.after_jobs")
@@ -270,7 +272,7 @@ class Reconciler:
         self._scheduler.wake_waiting()
         await self._facts.tell([host_event(boot.host_id, "online", boot.incarnation)])
 
-    async def look(self, look: Looked) -> None:
+    async def look(self, look: InventoryReport) -> None:
         """Repair what a look found; raises `StoreUnavailableError`."""
         host = await self._store.hosts.get(look.host_id)
         if host is None or host.incarnation != look.incarnation:
@@ -282,7 +284,7 @@ class Reconciler:
         await self._remove(look.host_id, look.incarnation, plan)
         await self._ask_again(look, given)
 
-    async def _ask_again(self, look: Looked, given: Sequence[OperationRecord]) -> None:
+    async def _ask_again(self, look: InventoryReport, given: Sequence[OperationRecord]) -> None:
         """Have reports repeated that never came, as when someone deleted their queue."""
         silent = without_an_end(look, given)
         if silent:
@@ -295,7 +297,7 @@ class Reconciler:
                 ],
             )
 
-    async def _fence_off(self, late: Booted | Looked, what: str) -> None:
+    async def _fence_off(self, late: BootReport | InventoryReport, what: str) -> None:
         """Note and count what an earlier boot still tells; each message once."""
         log.info("host.old_boot", host_id=late.host_id, incarnation=late.incarnation, what=what)
         note = stale_host_event(late.host_id, late.incarnation, late.number, what=what)
@@ -303,8 +305,8 @@ class Reconciler:
             await self._store.hosts.count_fenced_off({(late.host_id, "other_incarnation"): 1})
 
     async def _compare(
-        self, look: Looked, given: Sequence[OperationRecord], *, booted: bool
-    ) -> LookPlan:
+        self, look: InventoryReport, given: Sequence[OperationRecord], *, booted: bool
+    ) -> InventoryPlan:
         jobs = {job.job_id: job for job in await self._store.jobs.on_host(look.host_id)}
         elsewhere = {item.job_id for item in look.inventory.items} - jobs.keys()
         jobs |= await self._store.jobs.get_many(sorted(elsewhere))
@@ -349,7 +351,7 @@ class Reconciler:
         else:
             await self._attempts.again(operation, None, keeps_place=True)
 
-    async def _remove(self, host_id: str, incarnation: str, plan: LookPlan) -> None:
+    async def _remove(self, host_id: str, incarnation: str, plan: InventoryPlan) -> None:
         """Have the worker remove what nobody owns; it is said again after the next look."""
         ripe = self._orphans.ripe(host_id, plan.orphans)
         if ripe and self._dry_run:

@@ -14,7 +14,7 @@ from modelyard.contract.states import JobState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import FRONT_OF_LINE
-from modelyard.store.records import JobRecord, NewOperation, Recovery
+from modelyard.store.records import JobRecord, NewOperation, RestorationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +23,7 @@ SYSTEM = "~system"
 """No tenant can have this name, so that no client can take the id of a recovery beforehand."""
 
 
-class BringBack:
+class JobRestoration:
     """A repair of the sweep."""
 
     def __init__(self, store: Store, scheduler: Scheduler) -> None:
@@ -42,7 +42,7 @@ class BringBack:
                 self._scheduler.wake([job.job_id])
 
 
-def operations_for(job: JobRecord, recovery: Recovery) -> list[NewOperation]:
+def operations_for(job: JobRecord, recovery: RestorationRecord) -> list[NewOperation]:
     """Return what leads a job from where it is to where it was."""
     verbs = [] if job.state is JobState.CREATED else [Verb.DEPLOY_CREATE]
     if recovery.to is JobState.LOADED:

@@ -6,14 +6,14 @@ two of them leaves the operation with its host, so whoever found the failure fin
 
 import structlog
 
-from dispatcher.events import Facts, operation_event
+from dispatcher.events import EventLog, operation_event
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried, retry_delay_s
 from modelyard.contract.states import VERB_RULES, OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.operations import Failure
+from modelyard.store.operations import AttemptFailure
 from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -23,11 +23,11 @@ MOST_RETURNS = 10
 before it can say that it has begun would be given it for ever."""
 
 
-class Attempts:
+class Retries:
     """Ends attempts that can't end themselves, or that are made again."""
 
     def __init__(
-        self, store: Store, facts: Facts, scheduler: Scheduler, *, max_attempts: int
+        self, store: Store, facts: EventLog, scheduler: Scheduler, *, max_attempts: int
     ) -> None:
         self._store = store
         self._facts = facts
@@ -58,13 +58,13 @@ class Attempts:
         """
         if state is OperationState.FAILED and self.is_made_again(operation, error):
             rest_s = retry_delay_s(operation.failures + 1)
-            failure = Failure(error, operation.seq, rest_s)
+            failure = AttemptFailure(error, operation.seq, rest_s)
             await self.again(operation, failure, keeps_place=keeps_place)
         else:
             await self.end(operation, error, state)
 
     async def again(
-        self, operation: OperationRecord, failure: Failure | None, *, keeps_place: bool
+        self, operation: OperationRecord, failure: AttemptFailure | None, *, keeps_place: bool
     ) -> None:
         """Send an operation back to the queue; without `failure` it counts as never begun.
 

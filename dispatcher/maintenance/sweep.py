@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
-from dispatcher.events import Facts, host_event, operation_event
+from dispatcher.events import EventLog, host_event, operation_event
 from dispatcher.intake.consumer import Intake
 from dispatcher.maintenance.lost_hosts import LostHosts
-from dispatcher.maintenance.retries import Attempts
-from dispatcher.scheduling.commands import Commands
+from dispatcher.maintenance.retries import Retries
+from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.broker import Broker
 from modelyard.contract.errors import (
@@ -33,7 +33,7 @@ from modelyard.contract.topology import (
 )
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.operations import Ending
+from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import HostRecord, JobRecord, Reservation
 
 log = structlog.get_logger(__name__)
@@ -64,12 +64,12 @@ class Sweep:
         store: Store,
         broker: Broker,
         *,
-        facts: Facts,
-        commands: Commands,
+        facts: EventLog,
+        commands: CommandPublisher,
         intake: Intake,
         scheduler: Scheduler,
         lost: LostHosts,
-        attempts: Attempts,
+        attempts: Retries,
         repairs: Sequence[Repair] = (),
     ) -> None:
         """`repairs` are those of other modules; they run beside the sweep's own."""
@@ -120,7 +120,8 @@ class Sweep:
         late = await self._store.operations.expired(limit=LIMIT)
         error = ErrorInfo.of(ErrorCode.QUEUE_TIMEOUT)
         ended = await self._store.operations.end_queued(
-            [Ending(key, OperationState.EXPIRED, error) for key in late], token=uuid.uuid4().hex
+            [QueuedEnding(key, OperationState.EXPIRED, error) for key in late],
+            token=uuid.uuid4().hex,
         )
         if ended:
             crash_point("dispatcher.sweep.after_expire")

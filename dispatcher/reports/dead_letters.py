@@ -14,11 +14,11 @@ from typing import Any
 
 import structlog
 
-from dispatcher.control import Control
-from dispatcher.intake.decode import Unreadable
-from dispatcher.intake.decoder import Decoder
+from dispatcher.control import ControlPublisher
+from dispatcher.intake.decode import UnreadableMessage
+from dispatcher.intake.decoder import MessageDecoder
 from dispatcher.maintenance.cancels import tell_to_cancel
-from dispatcher.maintenance.retries import Attempts
+from dispatcher.maintenance.retries import Retries
 from dispatcher.senders import Senders
 from modelyard.broker import (
     DETAIL_HEADER,
@@ -55,7 +55,7 @@ _HOST_QUEUE_PREFIX, _ = host_queue("|").name.split("|")
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class AttemptKey:
     """One attempt of an operation."""
 
     host_id: str
@@ -78,9 +78,9 @@ class DeadLetterRecorder:
         store: Store,
         senders: Senders,
         *,
-        control: Control,
-        attempts: Attempts,
-        decoder: Decoder,
+        control: ControlPublisher,
+        attempts: Retries,
+        decoder: MessageDecoder,
     ) -> None:
         self._store = store
         self._senders = senders
@@ -90,7 +90,7 @@ class DeadLetterRecorder:
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
-        kept: list[tuple[DeadLetter, list[NewOperation], list[Attempt]]] = []
+        kept: list[tuple[DeadLetter, list[NewOperation], list[AttemptKey]]] = []
         for delivery in batch:
             letter = (
                 await asyncio.to_thread(letter_of, delivery, self._senders)
@@ -121,7 +121,7 @@ class DeadLetterRecorder:
         decoded = await self._decoder.decode(
             delivery, fallback_key=letter.dead_letter_id, trusted=letter.from_modelyard
         )
-        return [] if isinstance(decoded, Unreadable) else decoded
+        return [] if isinstance(decoded, UnreadableMessage) else decoded
 
     async def _is_command(self, letter: DeadLetter) -> bool:
         """Tell a command, which the record has: it is given again, and counted, until it is taken.
@@ -134,7 +134,7 @@ class DeadLetterRecorder:
             return True
         return bool(await self._decoder.listed(letter.payload, "commands"))
 
-    async def _ends(self, letter: DeadLetter) -> list[Attempt]:
+    async def _ends(self, letter: DeadLetter) -> list[AttemptKey]:
         """Return the attempts whose end a letter from the reports' queue tells, readable or not.
 
         Only if its sender may report on that host: what a forged report says ends nothing.
@@ -144,7 +144,7 @@ class DeadLetterRecorder:
         if not self._senders.may_speak_for(letter.sender, letter.routing_key):
             return []
         return [
-            Attempt(letter.routing_key, one["operation_id"], one["epoch"])
+            AttemptKey(letter.routing_key, one["operation_id"], one["epoch"])
             for one in await self._decoder.listed(letter.payload, "operations")
             if isinstance(one.get("operation_id"), str)
             and isinstance(one.get("epoch"), int)
@@ -159,7 +159,7 @@ class DeadLetterRecorder:
         states = [known[one.operation_id].state for one in requests if one.operation_id in known]
         return len(states) == len(requests) and OperationState.REJECTED not in states
 
-    async def _end(self, ends: Sequence[Attempt], letter: DeadLetter) -> None:
+    async def _end(self, ends: Sequence[AttemptKey], letter: DeadLetter) -> None:
         """End the operations whose end is in this letter and will not be recorded."""
         known = await self._store.operations.get_many([one.operation_id for one in ends])
         for attempt in ends:

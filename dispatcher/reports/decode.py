@@ -26,13 +26,13 @@ from modelyard.contract.topology import REPORTS_QUEUE, host_queue
 from modelyard.contract.validation import first_errors
 
 
-class Question(Enum):
+class Prompt(Enum):
     """What a dispatcher asks by way of the reports' queue."""
 
     OVERDUE = "overdue"
 
 
-class Envelope(Message):
+class ReportEnvelope(Message):
     """A message of reports, each of which is read by itself."""
 
     host_id: Id
@@ -45,14 +45,14 @@ class Envelope(Message):
 
 async def read_reports(
     broker: Broker, senders: Senders, delivery: Delivery
-) -> WorkerReports | Question | None:
+) -> WorkerReports | Prompt | None:
     """Read a message; what is wrong in it is buried, the rest is returned.
 
     What a sender may not report is a dead letter with `forbidden`, whatever it says.
     Raises `BrokerUnavailableError` if a dead letter was not confirmed.
     """
     if delivery.type == OVERDUE_REPORTS_TYPE and senders.is_dispatcher(delivery.user_id):
-        return Question.OVERDUE
+        return Prompt.OVERDUE
     refusal = _refusal(senders, delivery)
     if refusal is not None:
         await bury(broker, delivery, refusal, queue=REPORTS_QUEUE.name)
@@ -62,7 +62,7 @@ async def read_reports(
         await bury(broker, delivery, _reason_given(delivery), queue=queue)
         return None
     try:
-        envelope = Envelope.model_validate_json(delivery.body)
+        envelope = ReportEnvelope.model_validate_json(delivery.body)
     except ValidationError as error:
         await _bury(broker, delivery, first_errors(error))
         return None

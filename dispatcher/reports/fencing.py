@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import structlog
 
-from dispatcher.control import Control
-from dispatcher.events import Facts, fact_id, stale_event
+from dispatcher.control import ControlPublisher
+from dispatcher.events import EventLog, fact_id, stale_event
 from modelyard.contract.messages import CancelOperation, OperationReport
 from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store import Store
 from modelyard.store.operation_writes import GIVEN_STATES
-from modelyard.store.records import OperationRecord, Told
+from modelyard.store.records import LastReport, OperationRecord
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stale:
+class StaleReport:
     """A report that did not pass the fences."""
 
     host_id: str
@@ -32,12 +32,12 @@ class Stale:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class CurrentReport:
     """A report that passed the fences, with the operation as it was."""
 
     report: OperationReport
     operation: OperationRecord
-    told: Told | None = None
+    told: LastReport | None = None
     """The message that it came with, or a later one of the same boot that was read with it."""
 
     @property
@@ -58,7 +58,7 @@ def latest(reports: Iterable[tuple[str, OperationReport]]) -> list[tuple[str, Op
 
 def fence(
     host_id: str, report: OperationReport, operation: OperationRecord | None
-) -> Accepted | str:
+) -> CurrentReport | str:
     """Return the report as accepted, or the word for why it is stale."""
     if operation is None:
         return "unknown_operation"
@@ -75,19 +75,19 @@ def fence(
         return "older"
     repeated = report.seq == operation.seq and report.state == operation.state
     if repeated or operation.state in operation_sources(report.state) & GIVEN_STATES:
-        return Accepted(report, operation)
+        return CurrentReport(report, operation)
     return "illegal"
 
 
-class Fences:
+class Fencing:
     """Notes and counts what came too late."""
 
-    def __init__(self, store: Store, facts: Facts, control: Control) -> None:
+    def __init__(self, store: Store, facts: EventLog, control: ControlPublisher) -> None:
         self._store = store
         self._facts = facts
         self._control = control
 
-    async def keep_off(self, stale: Sequence[Stale], boots: Mapping[str, Told]) -> None:
+    async def keep_off(self, stale: Sequence[StaleReport], boots: Mapping[str, LastReport]) -> None:
         """Keep and count what came too late; tell whoever still works on it to stop."""
         await self.note(stale)
         for host_id, boot in boots.items():
@@ -101,7 +101,7 @@ class Fences:
             if futile:
                 await self._control.send(host_id, boot.incarnation, cancels=futile)
 
-    async def note(self, stale: Sequence[Stale]) -> None:
+    async def note(self, stale: Sequence[StaleReport]) -> None:
         """Note in the log what came too late, and count it by host and reason: each report once.
 
         What a host has told before and the log has as a fact is not late, it only came twice; nor
@@ -126,7 +126,7 @@ class Fences:
         )
 
 
-def _log_stale(one: Stale) -> None:
+def _log_stale(one: StaleReport) -> None:
     log.info(
         "report.stale",
         why=one.why,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import structlog
 from pydantic import ValidationError
 
-from dispatcher.control import Control
+from dispatcher.control import ControlPublisher
 from dispatcher.enrolment import Enrolment
 from dispatcher.maintenance.lost_hosts import LostHosts
 from dispatcher.senders import Senders
@@ -27,7 +27,7 @@ STRANGER_S = 30.0
 announcement goes ahead of its first beat, but may still be waiting to be read."""
 
 
-class Strangers:
+class UnrecordedBoots:
     """Boots that beat and are not recorded, and since when."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Strangers:
         self._since.pop((beat.host_id, beat.incarnation), None)
 
 
-class Beats:
+class Heartbeats:
     """Takes messages of `modelyard.heartbeats.v1` into the record."""
 
     def __init__(  # noqa: PLR0913 - all whom a sign of life concerns
@@ -60,7 +60,7 @@ class Beats:
         broker: Broker,
         senders: Senders,
         *,
-        control: Control,
+        control: ControlPublisher,
         enrolment: Enrolment,
         lost: LostHosts,
     ) -> None:
@@ -70,7 +70,7 @@ class Beats:
         self._control = control
         self._enrolment = enrolment
         self._lost = lost
-        self._strangers = Strangers()
+        self._strangers = UnrecordedBoots()
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`, `BrokerUnavailableError`.

@@ -10,13 +10,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from dispatcher.control import Control
-from dispatcher.events import Facts, job_event, report_event
+from dispatcher.control import ControlPublisher
+from dispatcher.events import EventLog, job_event, report_event
 from dispatcher.maintenance.deadlines import Deadlines
-from dispatcher.maintenance.reconciler import Booted, Looked, Reconciler, recovery_of
-from dispatcher.maintenance.retries import Attempts
-from dispatcher.reports.decode import Question, read_reports
-from dispatcher.reports.fencing import Accepted, Fences, Stale, fence, latest
+from dispatcher.maintenance.reconciler import BootReport, InventoryReport, Reconciler, recovery_of
+from dispatcher.maintenance.retries import Retries
+from dispatcher.reports.decode import Prompt, read_reports
+from dispatcher.reports.fencing import CurrentReport, Fencing, StaleReport, fence, latest
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
@@ -24,9 +24,9 @@ from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import VERB_RULES, JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.jobs import Coming, Effect
+from modelyard.store.jobs import JobEffect, PendingRestoration
 from modelyard.store.operation_writes import ResultPlace
-from modelyard.store.records import Told
+from modelyard.store.records import LastReport
 
 
 class Recorder:
@@ -36,13 +36,13 @@ class Recorder:
         self,
         store: Store,
         broker: Broker,
-        facts: Facts,
+        facts: EventLog,
         senders: Senders,
         *,
         scheduler: Scheduler,
         reconciler: Reconciler,
-        control: Control,
-        attempts: Attempts,
+        control: ControlPublisher,
+        attempts: Retries,
         deadlines: Deadlines,
     ) -> None:
         self._store = store
@@ -51,7 +51,7 @@ class Recorder:
         self._senders = senders
         self._scheduler = scheduler
         self._reconciler = reconciler
-        self._fences = Fences(store, facts, control)
+        self._fences = Fencing(store, facts, control)
         self._attempts = attempts
         self._deadlines = deadlines
 
@@ -61,7 +61,7 @@ class Recorder:
         Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
         """
         reports: list[tuple[str, OperationReport]] = []
-        boots: dict[str, Told] = {}
+        boots: dict[str, LastReport] = {}
         messages = [await read_reports(self._broker, self._senders, delivery) for delivery in batch]
         newest = {
             one.host_id: one
@@ -71,7 +71,7 @@ class Recorder:
         for message in messages:
             if message is None:
                 continue
-            if message is Question.OVERDUE:
+            if message is Prompt.OVERDUE:
                 # Whatever answers it was told before it was asked.
                 await self.record(latest(reports), boots)
                 reports = []
@@ -81,23 +81,23 @@ class Recorder:
             if message.online is not None:
                 await self.record(latest(reports), boots)
                 reports = []
-                boot = Booted(host_id, incarnation, message.online, message.number)
+                boot = BootReport(host_id, incarnation, message.online, message.number)
                 await self._reconciler.boot(boot)
-            boots[host_id] = Told(incarnation=incarnation, number=message.number)
+            boots[host_id] = LastReport(incarnation=incarnation, number=message.number)
             reports += [(host_id, report) for report in message.operations]
             # Of the looks that piled up only the newest says something.
             if message.inventory is not None and newest[host_id] is message:
                 # It is compared with all that was reported before it, and nothing after.
                 await self.record(latest(reports), boots)
                 reports = []
-                look = Looked(host_id, incarnation, message.inventory, message.number)
+                look = InventoryReport(host_id, incarnation, message.inventory, message.number)
                 await self._reconciler.look(look)
         await self.record(latest(reports), boots)
         crash_point("dispatcher.recorder.before_ack")
         await subscription.ack(batch)
 
     async def record(
-        self, reports: Sequence[tuple[str, OperationReport]], boots: Mapping[str, Told]
+        self, reports: Sequence[tuple[str, OperationReport]], boots: Mapping[str, LastReport]
     ) -> None:
         """Write the reports that pass the fences; raises `StoreUnavailableError`.
 
@@ -106,21 +106,21 @@ class Recorder:
         if not reports:
             return
         known = await self._store.operations.get_many([one.operation_id for _, one in reports])
-        accepted: list[Accepted] = []
-        stale: list[Stale] = []
+        accepted: list[CurrentReport] = []
+        stale: list[StaleReport] = []
         for host_id, report in reports:
             verdict = fence(host_id, report, known.get(report.operation_id))
-            if isinstance(verdict, Accepted):
+            if isinstance(verdict, CurrentReport):
                 accepted.append(replace(verdict, told=boots.get(host_id)))
             else:
-                stale.append(Stale(host_id, report, verdict))
+                stale.append(StaleReport(host_id, report, verdict))
         await self._fences.keep_off(stale, boots)
         again = [one for one in accepted if self._is_made_again(one)]
         for one in again:
             await self._make_again(one)
         await self._write([one for one in accepted if one not in again])
 
-    async def _write(self, accepted: list[Accepted]) -> None:
+    async def _write(self, accepted: list[CurrentReport]) -> None:
         if not accepted:
             return
         results = await self._keep_results(accepted)
@@ -142,7 +142,7 @@ class Recorder:
             ]
         )
 
-    def _is_made_again(self, one: Accepted) -> bool:
+    def _is_made_again(self, one: CurrentReport) -> bool:
         """Tell whether an attempt that failed is followed by another one.
 
         A worker that had to give up a container which the job still counts on has the last word.
@@ -155,12 +155,12 @@ class Recorder:
             one.operation, report.error
         )
 
-    async def _make_again(self, one: Accepted) -> None:
+    async def _make_again(self, one: CurrentReport) -> None:
         if one.report.error is not None:
             seen = one.operation.model_copy(update={"seq": one.report.seq})
             await self._attempts.failed(seen, one.report.error)
 
-    async def _keep_results(self, accepted: Sequence[Accepted]) -> Mapping[str, ResultPlace]:
+    async def _keep_results(self, accepted: Sequence[CurrentReport]) -> Mapping[str, ResultPlace]:
         places: dict[str, ResultPlace] = {}
         for one in accepted:
             if one.report.result_json is not None and one.new:
@@ -169,7 +169,7 @@ class Recorder:
                 )
         return places
 
-    async def _apply_to_jobs(self, accepted: Sequence[Accepted]) -> set[str]:
+    async def _apply_to_jobs(self, accepted: Sequence[CurrentReport]) -> set[str]:
         """Write what the reports say of jobs; return the jobs that are now as reported."""
         telling = [one for one in accepted if one.report.job_state is not None]
         if not telling:
@@ -203,7 +203,9 @@ class Recorder:
             and (job.state, job.generation) == (one.report.job_state, one.report.generation)
         }
 
-    async def _recoveries(self, telling: Sequence[Accepted]) -> Mapping[str, Coming]:
+    async def _recoveries(
+        self, telling: Sequence[CurrentReport]
+    ) -> Mapping[str, PendingRestoration]:
         """Return which jobs are to come back that these reports find down.
 
         Found by an inference, or by the load that was to bring the job back.
@@ -212,16 +214,16 @@ class Recorder:
         if not down:
             return {}
         return {
-            job.job_id: Coming(recovery, 1 if job.steady else job.restarts + 1)
+            job.job_id: PendingRestoration(recovery, 1 if job.steady else job.restarts + 1)
             for job in await self._store.jobs.with_age(sorted(down))
             if (recovery := recovery_of(job, to=JobState.LOADED)) is not None
         }
 
-    async def _still_valid(self, accepted: Sequence[Accepted]) -> list[Accepted]:
+    async def _still_valid(self, accepted: Sequence[CurrentReport]) -> list[CurrentReport]:
         """Read again after a write found less than expected: only facts may be told."""
         now = await self._store.operations.get_many([one.report.operation_id for one in accepted])
-        valid: list[Accepted] = []
-        overtaken: list[Stale] = []
+        valid: list[CurrentReport] = []
+        overtaken: list[StaleReport] = []
         for one in accepted:
             record = now.get(one.report.operation_id)
             written = record is not None and (record.epoch, record.state) == (
@@ -231,23 +233,23 @@ class Recorder:
             if written and record is not None and record.seq >= one.report.seq:
                 valid.append(one)
             elif one.new:
-                overtaken.append(Stale(one.operation.host_id or "", one.report, "overtaken"))
+                overtaken.append(StaleReport(one.operation.host_id or "", one.report, "overtaken"))
         await self._fences.note(overtaken)
         return valid
 
 
-def _found_down(one: Accepted) -> bool:
+def _found_down(one: CurrentReport) -> bool:
     if one.report.job_state is not JobState.FAILED or not one.new:
         return False
     verb, ours = one.operation.verb, one.operation.source == "system"
     return verb is Verb.INFER or (ours and verb is Verb.DEPLOY_LOAD)
 
 
-def _effect(one: Accepted, coming: Coming | None) -> Effect:
+def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
     report = one.report
     verb = one.operation.verb
     state = report.job_state
-    return Effect(
+    return JobEffect(
         job_id=report.job_id,
         operation_id=report.operation_id,
         epoch=report.epoch,

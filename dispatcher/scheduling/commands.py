@@ -21,14 +21,14 @@ MAX_COMMANDS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedCommand:
     """A command as JSON, written once."""
 
     operation_id: str
     json: bytes
 
 
-class Commands:
+class CommandPublisher:
     """Publishes the commands of operations that are DISPATCHED in the record."""
 
     def __init__(self, broker: Broker, *, default_timeout_s: float) -> None:
@@ -43,12 +43,12 @@ class Commands:
         What the broker does not take is published again by the sweep: the record says DISPATCHED,
         and workers know a command that they have had.
         """
-        by_boot: dict[tuple[str, str], list[Packed]] = defaultdict(list)
+        by_boot: dict[tuple[str, str], list[PackedCommand]] = defaultdict(list)
         for operation in operations:
             job = jobs.get(operation.job_id or "")
             command = self._command(operation, job)
             if command is not None and operation.host_id and operation.incarnation:
-                packed = Packed(command.operation_id, command.model_dump_json().encode())
+                packed = PackedCommand(command.operation_id, command.model_dump_json().encode())
                 by_boot[operation.host_id, operation.incarnation].append(packed)
         await together(
             *(
@@ -63,7 +63,7 @@ class Commands:
             )
         )
 
-    async def _send(self, host_id: str, incarnation: str, commands: list[Packed]) -> None:
+    async def _send(self, host_id: str, incarnation: str, commands: list[PackedCommand]) -> None:
         envelope = HostCommands(host_id=host_id, incarnation=incarnation, commands=())
         head, tail = envelope.model_dump_json().encode().rsplit(b"[]", 1)
         body = head + b"[" + b",".join(packed.json for packed in commands) + b"]" + tail

@@ -15,7 +15,7 @@ CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Catalog:
+class CatalogEntries:
     """The entries that the operations at hand name."""
 
     models: Mapping[str, ModelSpec]
@@ -23,7 +23,7 @@ class Catalog:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class Reject:
     """It could never run."""
 
     operation: OperationRecord
@@ -31,14 +31,14 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class SucceedAsIs:
     """The verb already holds and there is no container to ask: it succeeds as it is."""
 
     operation: OperationRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class Dispatch:
     """To the job's own host."""
 
     operation: OperationRecord
@@ -56,7 +56,7 @@ class EndedBy(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PlaceAndDispatch:
     """To a host that is still to be found, as a new generation."""
 
     operation: OperationRecord
@@ -67,10 +67,10 @@ class Place:
     """Set if a TERMINATE waits behind it."""
 
 
-Move = Refuse | Hold | Send | Place
+Move = Reject | SucceedAsIs | Dispatch | PlaceAndDispatch
 
 
-def next_moves(line: JobLine, catalog: Catalog) -> list[Move]:
+def next_moves(line: JobLine, catalog: CatalogEntries) -> list[Move]:
     """Return what may happen now in a job's line, in its order.
 
     An operation may go when all before it have ended. Inferences may go together, up to the
@@ -90,10 +90,10 @@ def next_moves(line: JobLine, catalog: Catalog) -> list[Move]:
         if shared and inferring >= _concurrency(line.job):
             break
         move = _move(line.job, operation, catalog)
-        if isinstance(move, Place):
+        if isinstance(move, PlaceAndDispatch):
             move = replace(move, ended_by=_ended_by(line, operation))
         moves.append(move)
-        if isinstance(move, Refuse):
+        if isinstance(move, Reject):
             continue  # it changes nothing, so the next one may be looked at
         if not shared:
             break
@@ -121,10 +121,10 @@ def _concurrency(job: JobRecord) -> int:
     return job.spec.max_concurrency if job.spec else 1
 
 
-def _move(job: JobRecord, operation: OperationRecord, catalog: Catalog) -> Move:
+def _move(job: JobRecord, operation: OperationRecord, catalog: CatalogEntries) -> Move:
     verb = operation.verb
     if verb is None:
-        return Refuse(operation, ErrorInfo.of(ErrorCode.INVALID_REQUEST))
+        return Reject(operation, ErrorInfo.of(ErrorCode.INVALID_REQUEST))
     rule = VERB_RULES[verb]
     error = (
         _state_error(job, verb)
@@ -132,14 +132,14 @@ def _move(job: JobRecord, operation: OperationRecord, catalog: Catalog) -> Move:
         or _other_container(job, operation, verb)
     )
     if error is not None:
-        return Refuse(operation, error)
+        return Reject(operation, error)
     if job.host_id is not None and (not rule.places or _is_placed(job, operation, rule)):
-        return Send(operation, job, job.host_id)
+        return Dispatch(operation, job, job.host_id)
     if rule.places:
         return _place(job, operation, verb, catalog)
     if job.state in rule.holds_in:
-        return Hold(operation)
-    return Refuse(operation, ErrorInfo.of(ErrorCode.CONTAINER_MISSING))
+        return SucceedAsIs(operation)
+    return Reject(operation, ErrorInfo.of(ErrorCode.CONTAINER_MISSING))
 
 
 def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bool:
@@ -150,20 +150,22 @@ def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bo
 
 
 def _place(
-    job: JobRecord, operation: OperationRecord, verb: Verb, catalog: Catalog
-) -> Place | Refuse:
+    job: JobRecord, operation: OperationRecord, verb: Verb, catalog: CatalogEntries
+) -> PlaceAndDispatch | Reject:
     if operation.source == "system" and job.spec is not None:
-        return Place(operation, job, job.spec, job.dataset_spec)  # as it was, to bring it back
+        return PlaceAndDispatch(
+            operation, job, job.spec, job.dataset_spec
+        )  # as it was, to bring it back
     spec = catalog.models.get(operation.model or "")
     if spec is None:
         message = f"The catalog has no model {operation.model!r}."
-        return Refuse(operation, ErrorInfo.of(ErrorCode.UNKNOWN_MODEL, message))
+        return Reject(operation, ErrorInfo.of(ErrorCode.UNKNOWN_MODEL, message))
     dataset = catalog.datasets.get(operation.dataset or "")
     if operation.dataset is not None and dataset is None:
         message = f"The catalog has no dataset {operation.dataset!r}."
-        return Refuse(operation, ErrorInfo.of(ErrorCode.UNKNOWN_DATASET, message))
+        return Reject(operation, ErrorInfo.of(ErrorCode.UNKNOWN_DATASET, message))
     error = _misfit(operation, verb, spec, dataset)
-    return Refuse(operation, error) if error else Place(operation, job, spec, dataset)
+    return Reject(operation, error) if error else PlaceAndDispatch(operation, job, spec, dataset)
 
 
 def _misfit(

@@ -9,7 +9,7 @@ from modelyard.store.records import HostRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class PlacementRequest:
     """What a job asks of its host."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Unplaced:
     """True if none would fit with all its room free: who waits, waits for another host."""
 
 
-class Room:
+class FreeCapacity:
     """The hosts of one snapshot, and what the decisions made so far leave free on them."""
 
     def __init__(self, hosts: Sequence[HostRecord]) -> None:
@@ -50,11 +50,11 @@ class Room:
     def any_left(self) -> bool:
         """True if some host could take one more slot."""
         return any(
-            free > 0 and _refusal(self._hosts[key], Need(), free) is None
+            free > 0 and _refusal(self._hosts[key], PlacementRequest(), free) is None
             for key, free in self._free.items()
         )
 
-    def place(self, need: Need) -> Placed | Unplaced:
+    def place(self, need: PlacementRequest) -> Placed | Unplaced:
         """Choose the host with the most free slots among those that fit, and take the room.
 
         One where an attempt failed is taken only if there is no other.
@@ -83,7 +83,7 @@ class Room:
         return Placed(best)
 
 
-def _refusal(host: HostRecord, need: Need, free: int) -> str | None:
+def _refusal(host: HostRecord, need: PlacementRequest, free: int) -> str | None:
     if host.liveness is not Liveness.ONLINE:
         return f"is {host.liveness}"
     if host.admission is not Admission.OPEN:
@@ -98,7 +98,7 @@ def _refusal(host: HostRecord, need: Need, free: int) -> str | None:
     return None
 
 
-def _may_fit(host: HostRecord, need: Need) -> bool:
+def _may_fit(host: HostRecord, need: PlacementRequest) -> bool:
     """Tell if a host would take this, were it online, open and empty."""
     return (
         host.liveness is not Liveness.LOST

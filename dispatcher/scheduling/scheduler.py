@@ -21,26 +21,26 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from dispatcher.events import Facts, operation_event
-from dispatcher.scheduling.commands import Commands
+from dispatcher.events import EventLog, operation_event
+from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.ordering import (
-    Catalog,
+    CatalogEntries,
+    Dispatch,
     EndedBy,
-    Hold,
     Move,
-    Place,
-    Refuse,
-    Send,
+    PlaceAndDispatch,
+    Reject,
+    SucceedAsIs,
     next_moves,
 )
-from dispatcher.scheduling.placement import Need, Placed, Room
+from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.states import VERB_RULES, Liveness, OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
-from modelyard.store.operations import Claim, Ending
+from modelyard.store.operations import DispatchClaim, QueuedEnding
 from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -55,30 +55,32 @@ WITHDRAWN = "It was withdrawn: no host could take it, and a TERMINATE came behin
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
+class PlannedDispatch:
     """One operation on its way to a host."""
 
     operation: OperationRecord
     job: JobRecord
     host: HostRecord
     generation: int
-    place: Place | None
+    place: PlaceAndDispatch | None
     """Set if it needs a new reservation."""
 
 
 @dataclass(slots=True)
-class Plan:
+class SchedulingPlan:
     """What one pass wants to do."""
 
-    endings: list[Ending] = field(default_factory=list)
+    endings: list[QueuedEnding] = field(default_factory=list)
     held_jobs: list[str] = field(default_factory=list)
-    dispatches: list[Dispatch] = field(default_factory=list)
+    dispatches: list[PlannedDispatch] = field(default_factory=list)
     waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def make_plan(lines: Sequence[JobLine], catalog: Catalog, room: Room) -> Plan:
+def make_plan(
+    lines: Sequence[JobLine], catalog: CatalogEntries, room: FreeCapacity
+) -> SchedulingPlan:
     """Decide over a snapshot. Places go by priority, then by order of acceptance."""
-    plan = Plan()
+    plan = SchedulingPlan()
     moves = [move for line in lines for move in next_moves(line, catalog)]
     for move in sorted(moves, key=_urgency):
         _decide(move, plan, room)
@@ -89,15 +91,17 @@ def _urgency(move: Move) -> tuple[int, int]:
     return -move.operation.priority, move.operation.line or 0
 
 
-def _decide(move: Move, plan: Plan, room: Room) -> None:
+def _decide(move: Move, plan: SchedulingPlan, room: FreeCapacity) -> None:
     operation = move.operation
     match move:
-        case Refuse(error=error):
-            plan.endings.append(Ending(operation.operation_id, OperationState.REJECTED, error))
-        case Hold():
-            plan.endings.append(Ending(operation.operation_id, OperationState.SUCCEEDED))
+        case Reject(error=error):
+            plan.endings.append(
+                QueuedEnding(operation.operation_id, OperationState.REJECTED, error)
+            )
+        case SucceedAsIs():
+            plan.endings.append(QueuedEnding(operation.operation_id, OperationState.SUCCEEDED))
             plan.held_jobs.append(operation.job_id or "")
-        case Send(job=job, host_id=host_id):
+        case Dispatch(job=job, host_id=host_id):
             host = room.host(host_id)
             if host is None or host.incarnation is None:
                 _wait(plan, operation, (f"host {host_id} is not known",))
@@ -105,10 +109,10 @@ def _decide(move: Move, plan: Plan, room: Room) -> None:
                 # Its commands would lie in its queue, past every cancel and every deadline.
                 _wait(plan, operation, (f"host {host_id} is {host.liveness}",))
             else:
-                plan.dispatches.append(Dispatch(operation, job, host, job.generation, None))
-        case Place(job=job, spec=spec, ended_by=ended_by):
+                plan.dispatches.append(PlannedDispatch(operation, job, host, job.generation, None))
+        case PlaceAndDispatch(job=job, spec=spec, ended_by=ended_by):
             chosen = room.place(
-                Need(
+                PlacementRequest(
                     labels=spec.host_labels,
                     job_id=job.job_id,
                     avoid=frozenset(operation.avoid),
@@ -116,15 +120,19 @@ def _decide(move: Move, plan: Plan, room: Room) -> None:
             )
             if isinstance(chosen, Placed):
                 generation = job.next_generation
-                plan.dispatches.append(Dispatch(operation, job, chosen.host, generation, move))
+                plan.dispatches.append(
+                    PlannedDispatch(operation, job, chosen.host, generation, move)
+                )
             elif ended_by is EndedBy.NEXT or (ended_by is not None and chosen.hopeless):
                 error = ErrorInfo.of(ErrorCode.CANCELLED, WITHDRAWN)
-                plan.endings.append(Ending(operation.operation_id, OperationState.CANCELLED, error))
+                plan.endings.append(
+                    QueuedEnding(operation.operation_id, OperationState.CANCELLED, error)
+                )
             else:
                 _wait(plan, operation, chosen.reasons)
 
 
-def _wait(plan: Plan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:
+def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:
     if operation.waiting_for != reasons:
         plan.waiting[operation.operation_id] = reasons
 
@@ -135,7 +143,7 @@ class Scheduler:
     The sweep's passes may run beside them, as another dispatcher's may: every write is guarded.
     """
 
-    def __init__(self, store: Store, facts: Facts, commands: Commands) -> None:
+    def __init__(self, store: Store, facts: EventLog, commands: CommandPublisher) -> None:
         self._store = store
         self._facts = facts
         self._commands = commands
@@ -192,7 +200,7 @@ class Scheduler:
             lines += urgent.lines
             moved |= urgent.moved
         self.wake(moved)
-        plan = make_plan(lines, await self._catalog(lines), Room(hosts))
+        plan = make_plan(lines, await self._catalog(lines), FreeCapacity(hosts))
         await self._end(plan)
         await self._store.operations.explain_waiting(plan.waiting)
         await self._dispatch(plan.dispatches)
@@ -214,7 +222,7 @@ class Scheduler:
         """
         page = await self._schedule_page(None)
         for _ in range(PAGES_AT_ONCE - 1):
-            if len(page) < WAITING_PAGE or not Room(await self._store.hosts.all()).any_left:
+            if len(page) < WAITING_PAGE or not FreeCapacity(await self._store.hosts.all()).any_left:
                 return
             page = await self._schedule_page(page[-1])
 
@@ -225,7 +233,7 @@ class Scheduler:
             await self.schedule(jobs[start : start + JOBS_IN_A_PASS])
         return page
 
-    async def _catalog(self, lines: Sequence[JobLine]) -> Catalog:
+    async def _catalog(self, lines: Sequence[JobLine]) -> CatalogEntries:
         queued = [
             operation for line in lines for operation in line.operations if _places(operation)
         ]
@@ -233,9 +241,9 @@ class Scheduler:
             self._store.models.get_many(one.model for one in queued if one.model),
             self._store.datasets.get_many(one.dataset for one in queued if one.dataset),
         )
-        return Catalog(models, datasets)
+        return CatalogEntries(models, datasets)
 
-    async def _end(self, plan: Plan) -> None:
+    async def _end(self, plan: SchedulingPlan) -> None:
         if not plan.endings:
             return
         await self._store.jobs.terminated_without_container(plan.held_jobs)
@@ -245,7 +253,7 @@ class Scheduler:
         self.wake(one.job_id for one in ended if one.job_id)
         await self._facts.tell([operation_event(one) for one in ended])
 
-    async def _dispatch(self, dispatches: Sequence[Dispatch]) -> None:
+    async def _dispatch(self, dispatches: Sequence[PlannedDispatch]) -> None:
         if not dispatches:
             return
         token = _token()
@@ -255,7 +263,7 @@ class Scheduler:
         crash_point("dispatcher.after_assign")
         claimed = await self._store.operations.claim(
             [
-                Claim(
+                DispatchClaim(
                     one.operation.operation_id,
                     one.operation.epoch,
                     one.host.host_id,
@@ -272,10 +280,12 @@ class Scheduler:
         crash_point("dispatcher.after_publish")
         await self._facts.tell([operation_event(one) for one in claimed])
 
-    async def _reserve(self, wanted: Sequence[Dispatch], token: str) -> list[Dispatch]:
+    async def _reserve(
+        self, wanted: Sequence[PlannedDispatch], token: str
+    ) -> list[PlannedDispatch]:
         """Reserve what needs it; return all that may go on. A host's share goes in one update."""
         ready = [one for one in wanted if one.place is None]
-        by_host: dict[str, list[Dispatch]] = defaultdict(list)
+        by_host: dict[str, list[PlannedDispatch]] = defaultdict(list)
         for one in wanted:
             if one.place is not None:
                 by_host[one.host.host_id].append(one)
@@ -291,12 +301,12 @@ class Scheduler:
                     self.wake([one.job.job_id])
         return ready
 
-    async def _reserve_together(self, shares: Sequence[Dispatch], token: str) -> bool:
+    async def _reserve_together(self, shares: Sequence[PlannedDispatch], token: str) -> bool:
         return await self._store.hosts.reserve(
             shares[0].host, [(one.job.job_id, one.generation) for one in shares], token=token
         )
 
-    async def _assign(self, ready: Sequence[Dispatch], token: str) -> list[Dispatch]:
+    async def _assign(self, ready: Sequence[PlannedDispatch], token: str) -> list[PlannedDispatch]:
         """Make the operations the current ones of their jobs; inferences share the job as it is."""
         exclusive = [one for one in ready if one.operation.verb and not _shared(one)]
         won = await self._store.jobs.assign([_assignment(one) for one in exclusive], token=token)
@@ -305,7 +315,7 @@ class Scheduler:
         await self._release_unused([one for one in lost if one.place is not None], token)
         return [one for one in ready if _shared(one) or one.job.job_id in won]
 
-    async def _release_unused(self, lost: Sequence[Dispatch], token: str) -> None:
+    async def _release_unused(self, lost: Sequence[PlannedDispatch], token: str) -> None:
         """Free what was reserved for jobs that someone else has assigned.
 
         Unless it goes on from our own assignment: then the job stands on what we reserved.
@@ -330,11 +340,11 @@ def _places(operation: OperationRecord) -> bool:
     return operation.verb is not None and VERB_RULES[operation.verb].places
 
 
-def _shared(one: Dispatch) -> bool:
+def _shared(one: PlannedDispatch) -> bool:
     return one.operation.verb is not None and VERB_RULES[one.operation.verb].shared
 
 
-def _assignment(one: Dispatch) -> Assignment:
+def _assignment(one: PlannedDispatch) -> Assignment:
     return Assignment(
         job_id=one.job.job_id,
         seen_version=one.job.version,

@@ -64,13 +64,13 @@ class Waiting(StrEnum):
     """The app, which has deadlines of its own."""
 
 
-class Connection(H11Protocol):
-    """uvicorn's connection, read strictly, refused cleanly and known to `Connections`."""
+class ClientConnection(H11Protocol):
+    """uvicorn's connection, read strictly, refused cleanly and known to `ClientConnections`."""
 
     conn: StrictConnection
 
     def __init__(
-        self, config: uvicorn.Config, server_state: ServerState, all_: "Connections"
+        self, config: uvicorn.Config, server_state: ServerState, all_: "ClientConnections"
     ) -> None:
         super().__init__(config, server_state, {})
         self.conn = StrictConnection()
@@ -163,7 +163,7 @@ class Connection(H11Protocol):
 
 
 @dataclass
-class Connections:
+class ClientConnections:
     """All connections of a server."""
 
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
@@ -173,9 +173,9 @@ class Connections:
     _gave_way: int = 0
     _told_at: float = 0.0
 
-    def of(self) -> list[Connection]:
+    def of(self) -> list[ClientConnection]:
         """Return those that are open."""
-        return [one for one in self.state.connections if isinstance(one, Connection)]
+        return [one for one in self.state.connections if isinstance(one, ClientConnection)]
 
     def sweep(self) -> None:
         """Close the connections that have waited for too long."""
@@ -189,7 +189,7 @@ class Connections:
         self._end_vanished()
         self._tell()
 
-    def make_room(self, new: Connection) -> bool:
+    def make_room(self, new: ClientConnection) -> bool:
         """Let idle connections give way to a new one, if there are too many; False: none did."""
         if len(self.state.connections) <= self.limits.max_open:
             return True
@@ -208,7 +208,7 @@ class Connections:
             self._refused += 1
         return bool(spare)
 
-    def _close_late(self, one: Connection) -> None:
+    def _close_late(self, one: ClientConnection) -> None:
         """End a request that did not come: with 408 if it has begun, else without a word."""
         if one.conn.has_part_of_header:
             one.refuse(
@@ -236,7 +236,7 @@ class Connections:
         for number, _ in poll.poll(0):
             self._cut(answering[number])
 
-    def _cut(self, one: Connection) -> None:
+    def _cut(self, one: ClientConnection) -> None:
         one.transport.abort()
         self.state.connections.discard(one)
 
@@ -265,7 +265,7 @@ def _problem(status: HTTPStatus, code: ErrorCode, detail: str) -> bytes:
         "Content-Type": PROBLEM_MEDIA_TYPE,
         "Content-Length": str(len(body)),
         "X-Request-Id": request_id,
-        "Connection": "close",
+        "ClientConnection": "close",
     }
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "1"

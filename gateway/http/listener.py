@@ -22,7 +22,7 @@ OTHER_FILES = 200
 _CLIENT_WENT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.ECONNRESET})
 
 
-class Accepting:
+class Listener:
     """Accepts on one listening socket until closed; what uvicorn expects of a server."""
 
     def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:

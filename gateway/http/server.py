@@ -12,9 +12,9 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from gateway.http.connections import Connection, ConnectionLimits, Connections
-from gateway.http.listener import Accepting
-from modelyard.process.shutdown import Exit
+from gateway.http.connections import ClientConnection, ClientConnections, ConnectionLimits
+from gateway.http.listener import Listener
+from modelyard.process.shutdown import ProcessExit
 
 log = structlog.get_logger(__name__)
 
@@ -36,10 +36,10 @@ class GatewayServer(uvicorn.Server):
         self,
         app: FastAPI,
         on_stop: Callable[[], None],
-        process: Exit | None = None,
+        process: ProcessExit | None = None,
         limits: ConnectionLimits | None = None,
     ) -> None:
-        self.connections = Connections(limits or ConnectionLimits())
+        self.connections = ClientConnections(limits or ConnectionLimits())
         super().__init__(
             uvicorn.Config(
                 app,
@@ -55,9 +55,9 @@ class GatewayServer(uvicorn.Server):
             )
         )
         self.connections.state = self.server_state
-        self._accepting: list[Accepting] = []
+        self._accepting: list[Listener] = []
         self._on_stop = on_stop
-        self._process = process or Exit()
+        self._process = process or ProcessExit()
 
     def stop(self) -> None:
         """Answer those who wait, finish what is in flight, take nothing new, end `serve`."""
@@ -71,10 +71,10 @@ class GatewayServer(uvicorn.Server):
         if not self.config.loaded:
             self.config.load()
 
-        def connection() -> Connection:
-            return Connection(self.config, self.server_state, self.connections)
+        def connection() -> ClientConnection:
+            return ClientConnection(self.config, self.server_state, self.connections)
 
-        self._accepting = [Accepting(one, connection) for one in sockets or ()]
+        self._accepting = [Listener(one, connection) for one in sockets or ()]
         self.servers: list[Any] = list(self._accepting)
         self.started = True
 

@@ -9,7 +9,7 @@ from gateway.problems import internal_problem
 log = structlog.get_logger(__name__)
 
 
-class LastResort:
+class ErrorBoundary:
     """Middleware: the boundary of one request, where whatever it raised ends."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.problems import problem_of, respond
-from gateway.waiters import Live
+from gateway.waiters import Waiters
 from modelyard.contract.errors import ErrorCode, ModelyardError
 
 HEALTH = frozenset({"/livez", "/readyz"})
@@ -19,10 +19,10 @@ BODY_S = 0.5
 """Seconds that the body of a refused request may take to come."""
 
 
-class Leaving:
+class ShutdownMiddleware:
     """Middleware: once the gateway stops, 503 to new requests and no connection used again."""
 
-    def __init__(self, app: ASGIApp, live: Live) -> None:
+    def __init__(self, app: ASGIApp, live: Waiters) -> None:
         self._app = app
         self._live = live
 

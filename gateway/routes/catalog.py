@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 from gateway import openapi
 from gateway.access.authentication import needs
 from gateway.problems import FaultyRequestError
-from gateway.reading import Reading
-from gateway.routes.dependencies import Parts, answer
-from gateway.submission.catalog_cache import KnownNames
+from gateway.reading import BoundedReads
+from gateway.routes.dependencies import GatewayDependencies, answer
+from gateway.submission.catalog_cache import NameCache
 from gateway.submission.request_reader import RequestReader
 from gateway.submission.requests import validated
 from modelyard.contract.access.scopes import Scope
@@ -18,7 +18,7 @@ from modelyard.contract.answers import DatasetList, Fault, ModelList
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
-from modelyard.store.catalog import Shelf
+from modelyard.store.catalog import CatalogCollection
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
@@ -32,7 +32,7 @@ S = TypeVar("S", ModelSpec, DatasetSpec)
     dependencies=[needs(Scope.CATALOG_READ)],
     summary="List models",
 )
-async def list_models(gateway: Parts) -> Response:
+async def list_models(gateway: GatewayDependencies) -> Response:
     """Return the models of the catalog, by name."""
     return answer(ModelList(models=tuple(await gateway.reading.ask(gateway.store.models.all))))
 
@@ -45,7 +45,7 @@ async def list_models(gateway: Parts) -> Response:
     dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Store a model",
 )
-async def put_model(name: Id, request: Request, gateway: Parts) -> Response:
+async def put_model(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
     """Store a model; jobs that run keep the one that they began with."""
     spec = await _spec(ModelSpec, name, request, gateway.reader)
     return await _put(gateway.reading, gateway.store.models, spec, f"/v1/models/{name}")
@@ -58,7 +58,7 @@ async def put_model(name: Id, request: Request, gateway: Parts) -> Response:
     dependencies=[needs(Scope.CATALOG_READ)],
     summary="Read a model",
 )
-async def read_model(name: Id, gateway: Parts) -> Response:
+async def read_model(name: Id, gateway: GatewayDependencies) -> Response:
     """Return one model."""
     return await _read(gateway.reading, gateway.store.models, name)
 
@@ -70,7 +70,7 @@ async def read_model(name: Id, gateway: Parts) -> Response:
     dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Delete a model",
 )
-async def delete_model(name: Id, gateway: Parts) -> Response:
+async def delete_model(name: Id, gateway: GatewayDependencies) -> Response:
     """Delete a model; jobs that run keep it."""
     return await _delete(gateway.reading, gateway.store.models, gateway.catalog.models, name)
 
@@ -82,7 +82,7 @@ async def delete_model(name: Id, gateway: Parts) -> Response:
     dependencies=[needs(Scope.CATALOG_READ)],
     summary="List datasets",
 )
-async def list_datasets(gateway: Parts) -> Response:
+async def list_datasets(gateway: GatewayDependencies) -> Response:
     """Return the datasets of the catalog, by name."""
     entries = await gateway.reading.ask(gateway.store.datasets.all)
     return answer(DatasetList(datasets=tuple(entries)))
@@ -96,7 +96,7 @@ async def list_datasets(gateway: Parts) -> Response:
     dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Store a dataset",
 )
-async def put_dataset(name: Id, request: Request, gateway: Parts) -> Response:
+async def put_dataset(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
     """Store a dataset; jobs that run keep the one that they began with."""
     spec = await _spec(DatasetSpec, name, request, gateway.reader)
     return await _put(gateway.reading, gateway.store.datasets, spec, f"/v1/datasets/{name}")
@@ -109,7 +109,7 @@ async def put_dataset(name: Id, request: Request, gateway: Parts) -> Response:
     dependencies=[needs(Scope.CATALOG_READ)],
     summary="Read a dataset",
 )
-async def read_dataset(name: Id, gateway: Parts) -> Response:
+async def read_dataset(name: Id, gateway: GatewayDependencies) -> Response:
     """Return one dataset."""
     return await _read(gateway.reading, gateway.store.datasets, name)
 
@@ -121,7 +121,7 @@ async def read_dataset(name: Id, gateway: Parts) -> Response:
     dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Delete a dataset",
 )
-async def delete_dataset(name: Id, gateway: Parts) -> Response:
+async def delete_dataset(name: Id, gateway: GatewayDependencies) -> Response:
     """Delete a dataset; jobs that run keep it."""
     return await _delete(gateway.reading, gateway.store.datasets, gateway.catalog.datasets, name)
 
@@ -138,19 +138,21 @@ async def _spec(kind: type[S], name: str, request: Request, reader: RequestReade
     return spec
 
 
-async def _put(reading: Reading, shelf: Shelf[S], spec: S, path: str) -> Response:
+async def _put(reading: BoundedReads, shelf: CatalogCollection[S], spec: S, path: str) -> Response:
     new = await reading.ask(lambda: shelf.put(spec))
     return answer(spec, 201 if new else 200, {"Location": path} if new else None)
 
 
-async def _read(reading: Reading, shelf: Shelf[S], name: str) -> Response:
+async def _read(reading: BoundedReads, shelf: CatalogCollection[S], name: str) -> Response:
     found = await reading.ask(lambda: shelf.get(name))
     if found is None:
         raise _no_such(name)
     return answer(found)
 
 
-async def _delete(reading: Reading, shelf: Shelf[S], known: KnownNames, name: str) -> Response:
+async def _delete(
+    reading: BoundedReads, shelf: CatalogCollection[S], known: NameCache, name: str
+) -> Response:
     known.forget(name)
     if not await reading.ask(lambda: shelf.delete(name)):
         raise _no_such(name)

@@ -7,7 +7,13 @@ from pydantic import Field
 
 from gateway import openapi
 from gateway.access.authentication import needs
-from gateway.routes.dependencies import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway.routes.dependencies import (
+    GatewayDependencies,
+    PageQuery,
+    answer,
+    page_answer,
+    refuse_repeated,
+)
 from gateway.views import dead_letter_path, dead_letter_summary, dead_letter_view
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import DeadLetterPage, DeadLetterSummary, DeadLetterView
@@ -34,7 +40,9 @@ class DeadLetterQuery(PageQuery):
     dependencies=[Depends(refuse_repeated)],
     summary="List dead letters, newest first",
 )
-async def list_dead_letters(gateway: Parts, query: Annotated[DeadLetterQuery, Query()]) -> Response:
+async def list_dead_letters(
+    gateway: GatewayDependencies, query: Annotated[DeadLetterQuery, Query()]
+) -> Response:
     """Return a page of dead letters, without what they say."""
     after = query.after()
     page = await gateway.reading.ask(
@@ -52,7 +60,7 @@ async def list_dead_letters(gateway: Parts, query: Annotated[DeadLetterQuery, Qu
     responses=openapi.ONE_ANSWERS,
     summary="Read a dead letter",
 )
-async def read_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
+async def read_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -> Response:
     """Return one dead letter with its headers and its payload."""
     record = await gateway.reading.ask(lambda: gateway.store.dead_letters.get(dead_letter_id))
     return answer(dead_letter_view(_found(record, dead_letter_id)))
@@ -65,7 +73,7 @@ async def read_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
     responses=openapi.REPLAY_ANSWERS,
     summary="Publish a dead letter again",
 )
-async def replay_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
+async def replay_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -> Response:
     """Publish the letter's requests again; they become new operations.
 
     Each call is a replay of its own. After a 503 it may have been published all the same.
@@ -81,7 +89,7 @@ async def replay_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
     responses=openapi.ONE_ANSWERS,
     summary="Delete a dead letter",
 )
-async def delete_dead_letter(dead_letter_id: Id, gateway: Parts) -> Response:
+async def delete_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -> Response:
     """Delete the record of a dead letter."""
     done = await gateway.reading.ask(lambda: gateway.store.dead_letters.delete(dead_letter_id))
     if not done:

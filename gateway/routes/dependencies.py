@@ -35,7 +35,7 @@ async def _gateway(request: Request) -> Gateway:
     return cast("Gateway", request.app.state.gateway)
 
 
-Parts = Annotated[Gateway, Depends(_gateway)]
+GatewayDependencies = Annotated[Gateway, Depends(_gateway)]
 
 
 class PageQuery(BaseModel):

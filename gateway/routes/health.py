@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request, Response
 from gateway import openapi
 from gateway.availability import Condition
 from gateway.problems import problem_of, respond
-from gateway.routes.dependencies import Parts, answer
+from gateway.routes.dependencies import GatewayDependencies, answer
 from modelyard.contract.answers import Health
 from modelyard.contract.errors import ErrorCode, ModelyardError
 
@@ -24,7 +24,7 @@ async def livez() -> Response:
     responses=openapi.UNAVAILABLE,
     summary="Could a request be accepted now?",
 )
-async def readyz(request: Request, gateway: Parts) -> Response:
+async def readyz(request: Request, gateway: GatewayDependencies) -> Response:
     """Answer 200 if at least one of RabbitMQ and MongoDB takes requests, 503 otherwise."""
     conditions = await gateway.conditions()
     up = [condition for condition in conditions.values() if condition is Condition.UP]

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import openapi
 from gateway.access.authentication import needs
-from gateway.routes.dependencies import Parts, answer, refuse_repeated
+from gateway.routes.dependencies import GatewayDependencies, answer, refuse_repeated
 from gateway.service import Gateway
 from gateway.views import host_view
 from modelyard.contract.access.scopes import Scope
@@ -45,7 +45,7 @@ class DrainQuery(BaseModel):
     dependencies=[needs(Scope.HOSTS_READ)],
     summary="List hosts",
 )
-async def list_hosts(gateway: Parts) -> Response:
+async def list_hosts(gateway: GatewayDependencies) -> Response:
     """Return every host that ever came online, by name."""
     records = await gateway.reading.ask(gateway.store.hosts.all)
     return answer(HostList(hosts=tuple(host_view(record) for record in records)))
@@ -58,7 +58,7 @@ async def list_hosts(gateway: Parts) -> Response:
     dependencies=[needs(Scope.HOSTS_READ)],
     summary="Read a host",
 )
-async def read_host(host_id: Id, gateway: Parts) -> Response:
+async def read_host(host_id: Id, gateway: GatewayDependencies) -> Response:
     """Return one host and what is reserved on it."""
     record = await gateway.reading.ask(lambda: gateway.store.hosts.get(host_id))
     return answer(host_view(_found(record, host_id)))
@@ -71,7 +71,7 @@ async def read_host(host_id: Id, gateway: Parts) -> Response:
     dependencies=[needs(Scope.HOSTS_ADMIN)],
     summary="Place nothing new on a host",
 )
-async def cordon(host_id: Id, gateway: Parts) -> Response:
+async def cordon(host_id: Id, gateway: GatewayDependencies) -> Response:
     """Take no new placements on the host; what is there goes on. Ends a drain.
 
     Doing it again changes nothing.
@@ -86,7 +86,7 @@ async def cordon(host_id: Id, gateway: Parts) -> Response:
     dependencies=[needs(Scope.HOSTS_ADMIN)],
     summary="Place on a host again",
 )
-async def uncordon(host_id: Id, gateway: Parts) -> Response:
+async def uncordon(host_id: Id, gateway: GatewayDependencies) -> Response:
     """Take placements on the host again. Ends a drain. Doing it again changes nothing."""
     return await _admit(host_id, Admission.OPEN, gateway)
 
@@ -98,7 +98,9 @@ async def uncordon(host_id: Id, gateway: Parts) -> Response:
     dependencies=[needs(Scope.HOSTS_ADMIN), Depends(refuse_repeated)],
     summary="Empty a host",
 )
-async def drain(host_id: Id, gateway: Parts, query: Annotated[DrainQuery, Query()]) -> Response:
+async def drain(
+    host_id: Id, gateway: GatewayDependencies, query: Annotated[DrainQuery, Query()]
+) -> Response:
     """Take no new placements on the host and bring what is there to its end, or elsewhere.
 
     It goes on until `drain.done` is true and stays so, until the host is cordoned or uncordoned.

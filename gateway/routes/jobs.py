@@ -6,7 +6,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from gateway import openapi
 from gateway.access.authentication import needs, refuse_to_submit
-from gateway.routes.dependencies import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway.routes.dependencies import (
+    GatewayDependencies,
+    PageQuery,
+    answer,
+    page_answer,
+    refuse_repeated,
+)
 from gateway.routes.submitting import accepted, answered
 from gateway.submission import bodies
 from gateway.submission.batches import accept_batch
@@ -49,7 +55,7 @@ class JobQuery(PageQuery):
     response_model=Accepted,
     summary="Submit a request on a job",
 )
-async def submit(request: Request, gateway: Parts, caller: Submitter) -> Response:
+async def submit(request: Request, gateway: GatewayDependencies, caller: Submitter) -> Response:
     """Make one request durable and answer with its operation."""
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
@@ -67,7 +73,9 @@ async def submit(request: Request, gateway: Parts, caller: Submitter) -> Respons
     response_model=BatchAnswer,
     summary="Submit up to 1,000 requests",
 )
-async def submit_batch(request: Request, gateway: Parts, caller: Submitter) -> Response:
+async def submit_batch(
+    request: Request, gateway: GatewayDependencies, caller: Submitter
+) -> Response:
     """Answer each request as if it had come alone; one that is refused does not stop the others."""
     key = bodies.idempotency_key(request)
     async with gateway.reader.batch(request, key, tenant=caller.tenant) as read:
@@ -81,7 +89,7 @@ async def submit_batch(request: Request, gateway: Parts, caller: Submitter) -> R
     dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="List jobs, newest first",
 )
-async def list_jobs(gateway: Parts, query: Annotated[JobQuery, Query()]) -> Response:
+async def list_jobs(gateway: GatewayDependencies, query: Annotated[JobQuery, Query()]) -> Response:
     """Return a page of jobs."""
     after = query.after()
     page = await gateway.reading.ask(
@@ -99,7 +107,7 @@ async def list_jobs(gateway: Parts, query: Annotated[JobQuery, Query()]) -> Resp
     dependencies=[needs(Scope.JOBS_READ)],
     summary="Read a job",
 )
-async def read_job(job_id: Id, gateway: Parts) -> Response:
+async def read_job(job_id: Id, gateway: GatewayDependencies) -> Response:
     """Return what is true of a job."""
     record = await gateway.reading.ask(lambda: gateway.store.jobs.get(job_id))
     if record is None:

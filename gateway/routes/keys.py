@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway import openapi
 from gateway.access.authentication import needs
-from gateway.routes.dependencies import Parts, answer
+from gateway.routes.dependencies import GatewayDependencies, answer
 from gateway.submission.requests import validated
 from modelyard.contract.access.api_keys import (
     ApiKey,
@@ -35,7 +35,7 @@ Admin = Annotated[Principal, needs(Scope.KEYS_ADMIN)]
     openapi_extra=openapi.KEY_BODY,
     summary="Create an API key",
 )
-async def create_key(request: Request, gateway: Parts, admin: Admin) -> Response:
+async def create_key(request: Request, gateway: GatewayDependencies, admin: Admin) -> Response:
     """Create a key with scopes that the caller's key has itself; its secret is told this once.
 
     It expires no later than the caller's key: `grant_too_large` refuses a longer time, and
@@ -59,7 +59,7 @@ async def create_key(request: Request, gateway: Parts, admin: Admin) -> Response
 
 
 @router.get("", response_model=ApiKeyList, responses=openapi.READ_ANSWERS, summary="List API keys")
-async def list_keys(gateway: Parts, _admin: Admin) -> Response:
+async def list_keys(gateway: GatewayDependencies, _admin: Admin) -> Response:
     """Return every key, the oldest first, without its secret."""
     records = await gateway.reading.ask(gateway.store.api_keys.all)
     return answer(ApiKeyList(keys=tuple(record.view() for record in records)))
@@ -71,7 +71,7 @@ async def list_keys(gateway: Parts, _admin: Admin) -> Response:
     responses=openapi.ONE_ANSWERS,
     summary="Revoke an API key",
 )
-async def revoke_key(key_id: Id, gateway: Parts, _admin: Admin) -> Response:
+async def revoke_key(key_id: Id, gateway: GatewayDependencies, _admin: Admin) -> Response:
     """End a key for ever: within seconds no gateway takes it any more. The record of it stays."""
     record = await gateway.reading.ask(lambda: gateway.store.api_keys.revoke(key_id))
     gateway.keys.forget(key_id)

@@ -10,7 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway import openapi
 from gateway.access.authentication import needs, refuse_to_submit
 from gateway.problems import RETRY_AFTER_S
-from gateway.routes.dependencies import PageQuery, Parts, answer, page_answer, refuse_repeated
+from gateway.routes.dependencies import (
+    GatewayDependencies,
+    PageQuery,
+    answer,
+    page_answer,
+    refuse_repeated,
+)
 from gateway.routes.jobs import Submitter
 from gateway.routes.submitting import accepted, answered
 from gateway.service import Gateway
@@ -68,7 +74,9 @@ class OperationQuery(PageQuery):
     dependencies=[needs(Scope.JOBS_READ), Depends(refuse_repeated)],
     summary="List operations, newest first",
 )
-async def list_operations(gateway: Parts, query: Annotated[OperationQuery, Query()]) -> Response:
+async def list_operations(
+    gateway: GatewayDependencies, query: Annotated[OperationQuery, Query()]
+) -> Response:
     """Return a page of operations."""
     after = query.after()
     page = await gateway.reading.ask(
@@ -90,7 +98,7 @@ async def list_operations(gateway: Parts, query: Annotated[OperationQuery, Query
 async def read_operation(
     operation_id: OperationId,
     request: Request,
-    gateway: Parts,
+    gateway: GatewayDependencies,
     query: Annotated[WaitQuery, Query()],
 ) -> Response:
     """Return the operation: at once, or when it has ended or `wait` seconds have passed.
@@ -115,7 +123,7 @@ async def read_operation(
     dependencies=[needs(Scope.JOBS_READ)],
     summary="Read the result of an operation",
 )
-async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
+async def read_result(operation_id: OperationId, gateway: GatewayDependencies) -> Response:
     """Return the stored result, as the model answered it."""
     record = _found(await gateway.reading.operation(operation_id), operation_id)
     if not record.state.terminal:
@@ -139,7 +147,7 @@ async def read_result(operation_id: OperationId, gateway: Parts) -> Response:
 async def cancel_operation(
     operation_id: OperationId,
     request: Request,
-    gateway: Parts,
+    gateway: GatewayDependencies,
     query: Annotated[WaitQuery, Query()],
 ) -> Response:
     """Ask for the end of an operation: 202 while it is open, 200 once it is CANCELLED.
@@ -168,7 +176,7 @@ async def cancel_operation(
     summary="Submit the request of an operation again",
 )
 async def retry_operation(
-    operation_id: OperationId, request: Request, gateway: Parts, caller: Submitter
+    operation_id: OperationId, request: Request, gateway: GatewayDependencies, caller: Submitter
 ) -> Response:
     """Submit the request of an operation that ended without success, as a new operation.
 

@@ -6,14 +6,14 @@ from starlette.types import Receive
 from gateway.problems import RETRY_AFTER_S
 from gateway.routes.dependencies import answer
 from gateway.service import Gateway
-from gateway.submission.acceptor import Asked
+from gateway.submission.acceptor import PendingRequest
 from gateway.views import operation_path, operation_view
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import ModelyardError, StoreUnavailableError
 from modelyard.contract.messages import OperationView
 
 
-async def accepted(gateway: Gateway, asked: Asked) -> Accepted:
+async def accepted(gateway: Gateway, asked: PendingRequest) -> Accepted:
     """Make a request durable; raises what it is refused for."""
     [outcome] = await gateway.acceptor.accept([asked])
     if isinstance(outcome, ModelyardError):

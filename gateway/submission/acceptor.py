@@ -14,8 +14,8 @@ import structlog
 from gateway import views
 from gateway.availability import Availability
 from gateway.problems import FaultyRequestError
-from gateway.submission.catalog_cache import Catalog
-from gateway.submission.dual_write import Durable
+from gateway.submission.catalog_cache import CatalogCache
+from gateway.submission.dual_write import DualWrite
 from modelyard.contract.answers import Accepted, Fault
 from modelyard.contract.errors import (
     ErrorCode,
@@ -37,7 +37,7 @@ Outcome = Accepted | ModelyardError
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PendingRequest:
     """A valid request under the id that its operation will have."""
 
     operation: NewOperation
@@ -84,7 +84,7 @@ class Acceptor:
     """Takes valid requests in."""
 
     def __init__(
-        self, store: Store, availability: Availability, durable: Durable, catalog: Catalog
+        self, store: Store, availability: Availability, durable: DualWrite, catalog: CatalogCache
     ) -> None:
         """`availability` is that of the store."""
         self._store = store
@@ -92,12 +92,12 @@ class Acceptor:
         self._durable = durable
         self._catalog = catalog
 
-    async def accept(self, asked: Sequence[Asked]) -> list[Outcome]:
+    async def accept(self, asked: Sequence[PendingRequest]) -> list[Outcome]:
         """Return what became of each request, in order; the errors are for clients."""
         outcomes = await self._known_before(asked)
         fresh = [one for one in asked if one.operation_id not in outcomes]
         taken = await self._durable.take([(one.operation, one.request) for one in fresh])
-        raced: list[Asked] = []
+        raced: list[PendingRequest] = []
         for one, place in zip(fresh, taken, strict=True):
             if not place.recorded and not place.published:
                 outcomes[one.operation_id] = _nobody_took_it()
@@ -108,7 +108,7 @@ class Acceptor:
         outcomes |= await self._lost_a_race(raced)
         return [outcomes[one.operation_id] for one in asked]
 
-    async def _known_before(self, asked: Sequence[Asked]) -> dict[str, Outcome]:
+    async def _known_before(self, asked: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer what needs no operation: repeats of a key, and names that the catalog lacks.
 
         While MongoDB does not say, both are left to the dispatcher, which sees every message.
@@ -118,7 +118,7 @@ class Acceptor:
         except StoreUnavailableError:
             return {}
 
-    async def _look(self, asked: Sequence[Asked]) -> dict[str, Outcome]:
+    async def _look(self, asked: Sequence[PendingRequest]) -> dict[str, Outcome]:
         requests = [one.request for one in asked]
         known, no_models, no_datasets = await asyncio.gather(
             self._existing([one for one in asked if one.keyed]),
@@ -136,7 +136,7 @@ class Acceptor:
                 outcomes[one.operation_id] = _unknown(one, "dataset", ErrorCode.UNKNOWN_DATASET)
         return outcomes
 
-    async def _lost_a_race(self, raced: Sequence[Asked]) -> dict[str, Outcome]:
+    async def _lost_a_race(self, raced: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer requests whose key was taken between the look and the write."""
         try:
             existing = await self._availability.ask(lambda: self._existing(raced), within_s=LOOK_S)
@@ -149,13 +149,13 @@ class Acceptor:
             for one in raced
         }
 
-    async def _existing(self, asked: Sequence[Asked]) -> dict[str, OperationRecord]:
+    async def _existing(self, asked: Sequence[PendingRequest]) -> dict[str, OperationRecord]:
         if not asked:
             return {}
         return await self._store.operations.get_many([one.operation_id for one in asked])
 
 
-def _unknown(one: Asked, field: str, code: ErrorCode) -> FaultyRequestError:
+def _unknown(one: PendingRequest, field: str, code: ErrorCode) -> FaultyRequestError:
     message = f"The catalog has no {field} of this name."
     return FaultyRequestError([Fault(pointer=f"{one.under}/{field}", message=message)], code)
 

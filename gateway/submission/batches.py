@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from gateway.access.authentication import refuse_to_submit
 from gateway.problems import bytes_of, problem_of
-from gateway.submission.acceptor import Acceptor, Asked
-from gateway.submission.requests import Refused
+from gateway.submission.acceptor import Acceptor, PendingRequest
+from gateway.submission.requests import RefusedRequest
 from modelyard.contract.access.scopes import Principal
 from modelyard.contract.answers import Accepted, BatchAnswer, BatchItem, Problem
 from modelyard.contract.errors import ModelyardError
@@ -17,17 +17,17 @@ MAX_BRIEF_CHARS = 200
 
 
 async def accept_batch(
-    acceptor: Acceptor, wanted: Sequence[Asked | Refused], caller: Principal
+    acceptor: Acceptor, wanted: Sequence[PendingRequest | RefusedRequest], caller: Principal
 ) -> BatchAnswer:
     """Accept what can be; the answers are in the order of the requests."""
     read = [_allowed(one, caller) for one in wanted]
-    outcomes = iter(await acceptor.accept([one for one in read if isinstance(one, Asked)]))
+    outcomes = iter(await acceptor.accept([one for one in read if isinstance(one, PendingRequest)]))
     items: list[BatchItem] = []
     room = MAX_LISTED_BYTES
     for one in read:
         outcome, job_id = (
             (one.error, one.job_id)
-            if isinstance(one, Refused)
+            if isinstance(one, RefusedRequest)
             else (next(outcomes), one.request.job_id)
         )
         if isinstance(outcome, Accepted):
@@ -39,9 +39,13 @@ async def accept_batch(
     return BatchAnswer(results=tuple(items))
 
 
-def _allowed(one: Asked | Refused, caller: Principal) -> Asked | Refused:
-    if isinstance(one, Asked) and (refusal := refuse_to_submit(caller, one.request.operation_type)):
-        return Refused(refusal, one.request.job_id)
+def _allowed(
+    one: PendingRequest | RefusedRequest, caller: Principal
+) -> PendingRequest | RefusedRequest:
+    if isinstance(one, PendingRequest) and (
+        refusal := refuse_to_submit(caller, one.request.operation_type)
+    ):
+        return RefusedRequest(refusal, one.request.job_id)
     return one
 
 

@@ -11,7 +11,7 @@ REMEMBERED_S = 5.0
 Lookup = Callable[[Iterable[str]], Awaitable[Mapping[str, object]]]
 
 
-class KnownNames:
+class NameCache:
     """A short memory of names of one shelf of the catalog.
 
     A name that was deleted meanwhile gets through; the dispatcher, which decides, refuses it.
@@ -37,9 +37,9 @@ class KnownNames:
         self._until.pop(name, None)
 
 
-class Catalog:
+class CatalogCache:
     """The memories of both shelves."""
 
     def __init__(self, store: Store) -> None:
-        self.models = KnownNames(store.models.get_many)
-        self.datasets = KnownNames(store.datasets.get_many)
+        self.models = NameCache(store.models.get_many)
+        self.datasets = NameCache(store.datasets.get_many)

@@ -46,7 +46,7 @@ _ENVELOPE_BYTES = sum(map(len, _ENVELOPE))
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Durability:
     """Where one operation is durable."""
 
     recorded: bool
@@ -59,7 +59,7 @@ Operations = tuple[NewOperation, ...]
 Messages = tuple[bytes, ...]
 
 
-class Durable:
+class DualWrite:
     """Group commit into both stores: what arrives together shares one write and one message."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Durable:
             tasks.create_task(unending(self._recording.run()))
             tasks.create_task(unending(self._publishing.run()))
 
-    async def take(self, new: Sequence[tuple[NewOperation, JobRequest]]) -> list[Place]:
+    async def take(self, new: Sequence[tuple[NewOperation, JobRequest]]) -> list[Durability]:
         """Write and publish; return where each is durable after about a second at the most."""
         if not new:
             return []
@@ -94,7 +94,7 @@ class Durable:
             self._recorded(operations, size), self._published(messages, size)
         )
         places = [
-            Place(
+            Durability(
                 recorded=first is not None,
                 published=index < published,
                 first=first is not None and first[index],

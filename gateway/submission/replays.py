@@ -1,7 +1,7 @@
 """Replays: the requests of a dead letter are published again."""
 
 from gateway.availability import Availability
-from gateway.reading import Reading
+from gateway.reading import BoundedReads
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ModelyardError
 from modelyard.contract.messages import SUBMISSION_TYPE
@@ -24,7 +24,7 @@ class Replays:
     """Publishes dead letters again."""
 
     def __init__(
-        self, store: Store, reading: Reading, broker: Broker, broker_up: Availability
+        self, store: Store, reading: BoundedReads, broker: Broker, broker_up: Availability
     ) -> None:
         self._store = store
         self._reading = reading

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import Request
 
-from gateway.submission.acceptor import Asked
+from gateway.submission.acceptor import PendingRequest
 from gateway.submission.bodies import receive
 from gateway.submission.body_budget import BodyBudget
 from gateway.submission.request_transfer import unpack
-from gateway.submission.requests import Refused, read_batch, read_one
+from gateway.submission.requests import RefusedRequest, read_batch, read_one
 from gateway.submission.retries import request_again
 from modelyard.contract.json_bounds import CATALOG_LIMITS
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
@@ -52,7 +52,9 @@ class RequestReader:
         await self._process.close()
 
     @asynccontextmanager
-    async def one(self, request: Request, key: str | None, *, tenant: str) -> AsyncIterator[Asked]:
+    async def one(
+        self, request: Request, key: str | None, *, tenant: str
+    ) -> AsyncIterator[PendingRequest]:
         """Read a body that is one request."""
         most = self.max_request_bytes
         async with receive(request, self.budget, max_bytes=most) as body:
@@ -67,7 +69,7 @@ class RequestReader:
     @asynccontextmanager
     async def batch(
         self, request: Request, key: str | None, *, tenant: str
-    ) -> AsyncIterator[list[Asked | Refused]]:
+    ) -> AsyncIterator[list[PendingRequest | RefusedRequest]]:
         """Read a body that is a batch."""
         most = self.max_batch_bytes
         limits = {"max_bytes": most, "max_request_bytes": self.max_request_bytes}
@@ -77,21 +79,25 @@ class RequestReader:
                 return
             given = {"key": key, "tenant": tenant, **limits}
             parts = await self._process.ask("batch", given, body)
-            read: list[Asked | Refused] = []
+            read: list[PendingRequest | RefusedRequest] = []
             for start in range(0, len(parts), _AT_A_STRETCH):
                 read += map(unpack, parts[start : start + _AT_A_STRETCH])
                 await asyncio.sleep(0)
             async with self._durable_turn:
                 yield read
 
-    async def again(self, record: OperationRecord, key: str | None, *, tenant: str) -> Asked:
+    async def again(
+        self, record: OperationRecord, key: str | None, *, tenant: str
+    ) -> PendingRequest:
         """Return the request of an operation, to be made anew; `record` is read with its input.
 
         Raises `ModelyardError` with `not_retryable`.
         """
         body = (record.input_json or "").encode()
         if len(body) < LARGE_BODY_BYTES:
-            return Asked.of(request_again(record), key, retry_of=record.operation_id, tenant=tenant)
+            return PendingRequest.of(
+                request_again(record), key, retry_of=record.operation_id, tenant=tenant
+            )
         fields = record.model_dump(mode="json", exclude={"input_json"}, by_alias=True)
         given = {"key": key, "tenant": tenant, "record": fields}
         [part] = await self._process.ask("again", given, body)
@@ -104,8 +110,8 @@ class RequestReader:
             return parse_json(body, max_bytes=most, limits=CATALOG_LIMITS)
 
 
-def _only(part: Part) -> Asked:
+def _only(part: Part) -> PendingRequest:
     asked = unpack(part)
-    if isinstance(asked, Refused):
+    if isinstance(asked, RefusedRequest):
         raise asked.error
     return asked

@@ -7,8 +7,8 @@ command, from here to the worker.
 from pydantic import BaseModel
 
 from gateway.problems import FaultyRequestError
-from gateway.submission.acceptor import Asked
-from gateway.submission.requests import Refused
+from gateway.submission.acceptor import PendingRequest
+from gateway.submission.requests import RefusedRequest
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import JobRequest
@@ -16,7 +16,7 @@ from modelyard.process.body_child import Part
 from modelyard.store.records import NewOperation
 
 
-class Transfer(BaseModel):
+class RequestTransfer(BaseModel):
     """One request of a body, or the error of the whole body: then `whole` is true."""
 
     operation: NewOperation | None = None
@@ -30,10 +30,10 @@ class Transfer(BaseModel):
     whole: bool = False
 
 
-def pack_asked(asked: Asked) -> Part:
+def pack_asked(asked: PendingRequest) -> Part:
     """Return a request as what travels; its input travels beside it."""
     input_json = asked.operation.input_json
-    transfer = Transfer(
+    transfer = RequestTransfer(
         operation=asked.operation.model_copy(update={"input_json": None}),
         has_input=input_json is not None,
         under=asked.under,
@@ -42,7 +42,7 @@ def pack_asked(asked: Asked) -> Part:
     return _packed(transfer), (input_json or "").encode()
 
 
-def pack_refused(refused: Refused) -> Part:
+def pack_refused(refused: RefusedRequest) -> Part:
     """Return a refused request of a batch as what travels."""
     return _packed(_error(refused.error).model_copy(update={"job_id": refused.job_id})), b""
 
@@ -52,18 +52,18 @@ def pack_error(error: ModelyardError) -> Part:
     return _packed(_error(error).model_copy(update={"whole": True})), b""
 
 
-def unpack(part: Part) -> Asked | Refused:
+def unpack(part: Part) -> PendingRequest | RefusedRequest:
     """Return what was packed; raises the error of a whole body."""
-    transfer = Transfer.model_validate_json(part[0])
+    transfer = RequestTransfer.model_validate_json(part[0])
     if transfer.operation is None:
         error = _unpacked_error(transfer)
         if transfer.whole:
             raise error
-        return Refused(error, transfer.job_id)
+        return RefusedRequest(error, transfer.job_id)
     operation = transfer.operation
     if transfer.has_input:
         operation = operation.model_copy(update={"input_json": part[1].decode()})
-    return Asked(operation, _request_of(operation), transfer.under, transfer.keyed)
+    return PendingRequest(operation, _request_of(operation), transfer.under, transfer.keyed)
 
 
 def _request_of(operation: NewOperation) -> JobRequest:
@@ -83,17 +83,17 @@ def _request_of(operation: NewOperation) -> JobRequest:
     )
 
 
-def _error(error: ModelyardError) -> Transfer:
+def _error(error: ModelyardError) -> RequestTransfer:
     faults = error.faults if isinstance(error, FaultyRequestError) else ()
-    return Transfer(code=error.code, message=error.message, faults=faults)
+    return RequestTransfer(code=error.code, message=error.message, faults=faults)
 
 
-def _unpacked_error(transfer: Transfer) -> InvalidRequestError:
+def _unpacked_error(transfer: RequestTransfer) -> InvalidRequestError:
     code = transfer.code or ErrorCode.INTERNAL
     if transfer.faults:
         return FaultyRequestError(transfer.faults, code)
     return InvalidRequestError(code, transfer.message)
 
 
-def _packed(transfer: Transfer) -> bytes:
+def _packed(transfer: RequestTransfer) -> bytes:
     return transfer.model_dump_json(exclude_defaults=True).encode()

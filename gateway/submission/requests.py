@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gateway.problems import FaultyRequestError, faults_of
-from gateway.submission.acceptor import Asked
+from gateway.submission.acceptor import PendingRequest
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import MAX_BATCH, JobRequest
@@ -21,36 +21,36 @@ M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedRequest:
     """A request of a batch that is not accepted, and the job that it named, if it named one."""
 
     error: ModelyardError
     job_id: str | None
 
 
-def read_one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> Asked:
+def read_one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> PendingRequest:
     """Return the one request in a body; raises `InvalidRequestError`."""
     request = validated(JobRequest, parse_json(body, max_bytes=max_bytes))
-    return Asked.of(request, key, tenant=tenant)
+    return PendingRequest.of(request, key, tenant=tenant)
 
 
 def read_batch(
     body: bytes, *, key: str | None, tenant: str, max_bytes: int, max_request_bytes: int
-) -> list[Asked | Refused]:
+) -> list[PendingRequest | RefusedRequest]:
     """Return the requests of a batch in their order; raises `InvalidRequestError` if it is none.
 
     With a key, the request at `index` has the key `KEY/index`.
     """
     values, under = _list_of(parse_json(body, max_bytes=max_bytes))
-    asked: list[Asked | Refused] = []
+    asked: list[PendingRequest | RefusedRequest] = []
     for index, value in enumerate(values):
         place, key_here = f"{under}/{index}", f"{key}/{index}" if key else None
         try:
             request = validated(JobRequest, value, under=place)
-            one = Asked.of(request, key_here, under=place, tenant=tenant)
+            one = PendingRequest.of(request, key_here, under=place, tenant=tenant)
             _check_size(one, max_request_bytes)
         except InvalidRequestError as error:
-            asked.append(Refused(error, _job_id_in(value)))
+            asked.append(RefusedRequest(error, _job_id_in(value)))
         else:
             asked.append(one)
     return asked
@@ -89,7 +89,7 @@ def _job_id_in(value: JsonValue) -> str | None:
     return named[:_MAX_JOB_ID_CHARS] if isinstance(named, str) else None
 
 
-def _check_size(asked: Asked, max_bytes: int) -> None:
+def _check_size(asked: PendingRequest, max_bytes: int) -> None:
     """Refuse a request that would be too large if it came alone, as compact JSON."""
     input_json = asked.operation.input_json
     if input_json is None:

@@ -21,7 +21,7 @@ from modelyard.client.endpoints import (
     id_of,
     succeeded,
 )
-from modelyard.client.retry import ATTEMPTS, Attempts, Call
+from modelyard.client.retry import ATTEMPTS, Call, CallAttempts
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.answers import (
@@ -305,7 +305,7 @@ class AsyncModelyard:
         await self._send(endpoints.delete_entry("datasets", name))
 
     async def _send(self, call: Call[T]) -> T:
-        attempts = Attempts(call, self._attempts)
+        attempts = CallAttempts(call, self._attempts)
         while True:
             try:
                 response = await self._http.request(**call.arguments(self._timeout_s))

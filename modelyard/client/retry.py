@@ -81,7 +81,7 @@ class Call(Generic[T]):
         }
 
 
-class Attempts(Generic[T]):
+class CallAttempts(Generic[T]):
     """How often one call is sent, the pauses in between, and what its last answer means."""
 
     def __init__(self, call: Call[T], most: int) -> None:

@@ -18,8 +18,8 @@ from modelyard.client.endpoints import (
 )
 from modelyard.client.retry import (
     ATTEMPTS,
-    Attempts,
     Call,
+    CallAttempts,
 )
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.access.scopes import Role, Scope
@@ -304,7 +304,7 @@ class Modelyard:
         self._send(endpoints.delete_entry("datasets", name))
 
     def _send(self, call: Call[T]) -> T:
-        attempts = Attempts(call, self._attempts)
+        attempts = CallAttempts(call, self._attempts)
         while True:
             try:
                 response = self._http.request(**call.arguments(self._timeout_s))

@@ -14,7 +14,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 PROBLEM_TYPE_PREFIX = "urn:modelyard:problem:"
 
 
-class Answer(BaseModel):
+class ApiAnswer(BaseModel):
     """What all answers share; a client ignores fields that a newer gateway has added."""
 
     model_config = ConfigDict(
@@ -22,7 +22,7 @@ class Answer(BaseModel):
     )
 
 
-class Fault(Answer):
+class Fault(ApiAnswer):
     """One thing that is wrong with a request. One of `pointer`, `parameter`, `header` says where.
 
     `pointer` is a JSON pointer (RFC 6901) into the body; `""` is the whole of it.
@@ -34,7 +34,7 @@ class Fault(Answer):
     message: str
 
 
-class Problem(Answer):
+class Problem(ApiAnswer):
     """An error as RFC 9457 means it; `code` is the stable name of what happened."""
 
     type: str
@@ -50,7 +50,7 @@ class Problem(Answer):
     """`/readyz` only: each part that the gateway leans on and whether it answers."""
 
 
-class Accepted(Answer):
+class Accepted(ApiAnswer):
     """A request that is durable; the operation that it became is read at `links.self`."""
 
     operation_id: str
@@ -59,7 +59,7 @@ class Accepted(Answer):
     links: Links
 
 
-class BatchItem(Answer):
+class BatchItem(ApiAnswer):
     """What became of one request of a batch: the status it would have had alone, and the rest."""
 
     status: int
@@ -70,45 +70,45 @@ class BatchItem(Answer):
     problem: Problem | None = None
 
 
-class BatchAnswer(Answer):
+class BatchAnswer(ApiAnswer):
     """The answers to a batch, in the order of its requests."""
 
     results: tuple[BatchItem, ...]
 
 
-class OperationPage(Answer):
+class OperationPage(ApiAnswer):
     """Operations, newest first; `next` is the cursor of the next page, null at the end."""
 
     operations: tuple[OperationView, ...]
     next: str | None = None
 
 
-class JobPage(Answer):
+class JobPage(ApiAnswer):
     """Jobs, newest first; `next` is the cursor of the next page, null at the end."""
 
     jobs: tuple[JobView, ...]
     next: str | None = None
 
 
-class HostList(Answer):
+class HostList(ApiAnswer):
     """Every host that ever came online."""
 
     hosts: tuple[HostView, ...]
 
 
-class ModelList(Answer):
+class ModelList(ApiAnswer):
     """The models of the catalog, by name."""
 
     models: tuple[ModelSpec, ...]
 
 
-class DatasetList(Answer):
+class DatasetList(ApiAnswer):
     """The datasets of the catalog, by name."""
 
     datasets: tuple[DatasetSpec, ...]
 
 
-class DeadLetterSummary(Answer):
+class DeadLetterSummary(ApiAnswer):
     """A message that could not be taken, without what it said."""
 
     dead_letter_id: str
@@ -140,14 +140,14 @@ class DeadLetterView(DeadLetterSummary):
     """True if only its beginning was kept."""
 
 
-class DeadLetterPage(Answer):
+class DeadLetterPage(ApiAnswer):
     """Dead letters, newest first; `next` is the cursor of the next page, null at the end."""
 
     dead_letters: tuple[DeadLetterSummary, ...]
     next: str | None = None
 
 
-class Health(Answer):
+class Health(ApiAnswer):
     """Whether the gateway can accept requests, and the state of what it leans on."""
 
     status: str

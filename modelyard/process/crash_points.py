@@ -114,7 +114,7 @@ def _freeze() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Fates:
+class CrashActions:
     """What a wish may do to the process."""
 
     die: Callable[[], object] = _die
@@ -127,7 +127,7 @@ def told(name: str, pid: int) -> str:
     return f"crash point {name} in process {pid}\n"
 
 
-def _wished(how: str, fates: Fates) -> tuple[Callable[[], object], int]:
+def _wished(how: str, fates: CrashActions) -> tuple[Callable[[], object], int]:
     """Return what is to happen, and at which time that the process comes there."""
     if how == "freeze":
         return fates.freeze, 1
@@ -139,7 +139,7 @@ def _wished(how: str, fates: Fates) -> tuple[Callable[[], object], int]:
     return fates.die, int(how or "1")
 
 
-def armed(environment: Mapping[str, str], fates: Fates | None = None) -> CrashPoint:
+def armed(environment: Mapping[str, str], fates: CrashActions | None = None) -> CrashPoint:
     """Return what `crash_point` is under this environment.
 
     Raises ValueError if the variable names no crash point, a count that is not 1 or more, or
@@ -150,7 +150,7 @@ def armed(environment: Mapping[str, str], fates: Fates | None = None) -> CrashPo
     if wish is None:
         return _do_nothing
     wanted, _, how = wish.partition(":")
-    fate, left = _wished(how, fates or Fates())
+    fate, left = _wished(how, fates or CrashActions())
     if wanted not in CRASH_POINTS or left < 1:
         raise ValueError(f"{VARIABLE}={wish} names no crash point")
 

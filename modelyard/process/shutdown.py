@@ -33,7 +33,7 @@ def find_error(error: BaseException, kind: type[E]) -> E | None:
     return None
 
 
-class Exit:
+class ProcessExit:
     """Sees to it that a process that is to stop does."""
 
     def begin(self) -> None:

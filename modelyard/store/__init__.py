@@ -2,8 +2,8 @@
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.store.api_keys import ApiKeys
-from modelyard.store.catalog import Shelf
-from modelyard.store.connection import Connection
+from modelyard.store.catalog import CatalogCollection
+from modelyard.store.connection import MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
@@ -17,12 +17,12 @@ class Store:
 
     def __init__(self, url: str, *, name: str, timeout_s: float = 5.0) -> None:
         """`url` is a MongoDB URI; every call ends within about `timeout_s` seconds."""
-        self._connection = Connection(url, name=name, timeout_s=timeout_s)
+        self._connection = MongoConnection(url, name=name, timeout_s=timeout_s)
         self.operations = Operations(self._connection)
         self.jobs = Jobs(self._connection)
         self.hosts = Hosts(self._connection)
-        self.models = Shelf(self._connection, "models", ModelSpec)
-        self.datasets = Shelf(self._connection, "datasets", DatasetSpec)
+        self.models = CatalogCollection(self._connection, "models", ModelSpec)
+        self.datasets = CatalogCollection(self._connection, "datasets", DatasetSpec)
         self.events = Events(self._connection)
         self.dead_letters = DeadLetters(self._connection)
         self.audit = Audit(self._connection)

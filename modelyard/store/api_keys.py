@@ -10,7 +10,7 @@ from pymongo import ReturnDocument, UpdateOne
 from modelyard.contract.access.api_keys import ApiKey, ApiKeyView, NewApiKey
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.ids import DEFAULT_TENANT
-from modelyard.store.connection import Connection
+from modelyard.store.connection import MongoConnection
 from modelyard.store.records import Document, Record
 
 NOTE_TIMEOUT_S = 20.0
@@ -97,7 +97,7 @@ class ApiKeyRecord(Record):
 class ApiKeys:
     """The collection `api_keys`. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("api_keys")
 

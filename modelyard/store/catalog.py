@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.validation import first_errors
-from modelyard.store.connection import Connection
+from modelyard.store.connection import MongoConnection
 from modelyard.store.records import Document
 
 log = structlog.get_logger(__name__)
@@ -26,10 +26,10 @@ def read_spec(kind: type[S], text: str) -> S:
     return kind.model_validate_json(text, context=AS_RECORDED, extra="ignore")
 
 
-class Shelf(Generic[S]):
+class CatalogCollection(Generic[S]):
     """One kind of catalog entry. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection, collection: str, kind: type[S]) -> None:
+    def __init__(self, connection: MongoConnection, collection: str, kind: type[S]) -> None:
         self._connection = connection
         self._collection = connection.collection(collection)
         self._kind: type[S] = kind

@@ -36,7 +36,7 @@ _UNUSABLE_URL = (
 )
 
 
-class Connection:
+class MongoConnection:
     """A client with majority writes and a deadline on every call."""
 
     def __init__(self, url: str, *, name: str, timeout_s: float) -> None:

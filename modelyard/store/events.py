@@ -7,7 +7,7 @@ from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from modelyard.contract.messages import Event
-from modelyard.store.connection import DUPLICATE_KEY, Connection
+from modelyard.store.connection import DUPLICATE_KEY, MongoConnection
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import DeadLetter, error_document
 
@@ -15,7 +15,7 @@ from modelyard.store.records import DeadLetter, error_document
 class Events:
     """The collection `events`. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("events")
 
@@ -66,7 +66,7 @@ class Events:
 class DeadLetters:
     """The collection `dead_letters`. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("dead_letters")
 
@@ -148,7 +148,7 @@ def _letter_document(letter: DeadLetter) -> dict[str, Any]:
 class Audit:
     """The collection `audit`: what someone should look at one day. Raises as the others do."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("audit")
 

@@ -7,7 +7,7 @@ from pymongo import ReturnDocument, UpdateOne
 
 from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
-from modelyard.store.connection import Connection
+from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
 from modelyard.store.records import Document, HostRecord, Reservation
 
@@ -17,7 +17,7 @@ KEPT_INCARNATIONS = 32
 class Hosts:
     """The collection `hosts`. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("hosts")
 

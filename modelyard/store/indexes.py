@@ -2,7 +2,7 @@
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from modelyard.store.connection import Connection
+from modelyard.store.connection import MongoConnection
 
 _OPEN = {"partialFilterExpression": {"open": True}}
 
@@ -79,7 +79,7 @@ INDEXES: dict[str, list[IndexModel]] = {
 }
 
 
-async def ensure_indexes(connection: Connection) -> None:
+async def ensure_indexes(connection: MongoConnection) -> None:
     """Create what is missing; raises `StoreUnavailableError`."""
     for collection, indexes in INDEXES.items():
         async with connection.answering(timeout_s=60.0):

@@ -8,17 +8,17 @@ from pymongo import UpdateOne
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import JobState, job_sources
-from modelyard.store.connection import Connection
+from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import (
     Document,
     JobLine,
     JobRecord,
-    MoveRecord,
+    LastReport,
     OperationRecord,
-    Recovery,
-    Told,
+    RelocationRecord,
+    RestorationRecord,
     error_document,
 )
 
@@ -45,15 +45,15 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
-class Coming:
+class PendingRestoration:
     """That a job which is found down is to come back, and how often in a row by then."""
 
-    recovery: Recovery
+    recovery: RestorationRecord
     restarts: int
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class JobEffect:
     """What a report says of its job. Only the job's current attempt may write it.
 
     With `shared` it comes from an operation that does not own the job (INFER); then only a live
@@ -70,12 +70,12 @@ class Effect:
     container_id: str | None
     error: ErrorInfo | None
     shared: bool = False
-    coming: Coming | None = None
-    told: Told | None = None
+    coming: PendingRestoration | None = None
+    told: LastReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class JobLines:
     """Jobs and the heads of their lines; and the jobs that changed while they were read."""
 
     lines: tuple[JobLine, ...]
@@ -85,7 +85,7 @@ class Lines:
 class Jobs:
     """The collection `jobs`. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("jobs")
 
@@ -136,7 +136,7 @@ class Jobs:
             )
         return to_page(found, JobRecord, "created_at", limit)
 
-    async def lines(self, job_ids: Sequence[str]) -> Lines:
+    async def lines(self, job_ids: Sequence[str]) -> JobLines:
         """Return the jobs, each with the head of its line, as they were at one moment.
 
         A $lookup has no snapshot, so each job is read before and after its operations, and is
@@ -144,7 +144,7 @@ class Jobs:
         than its line up to once in 2,500 looks; read only after, a stale line passed for fresh.
         """
         if not job_ids:
-            return Lines((), frozenset())
+            return JobLines((), frozenset())
         pipeline: list[Document] = [
             {"$match": {"_id": {"$in": list(job_ids)}}},
             {
@@ -168,7 +168,7 @@ class Jobs:
             found = await self._collection.aggregate(pipeline).to_list(None)
         jobs = await self.get_many(job_ids)
         still = [one for one in found if jobs[one["_id"]].version == one["version"]]
-        return Lines(
+        return JobLines(
             tuple(
                 JobLine(
                     job=jobs[document["_id"]],
@@ -231,7 +231,7 @@ class Jobs:
             ).to_list(None)
         return {document["_id"] for document in won}
 
-    async def apply(self, effects: Sequence[Effect]) -> int:
+    async def apply(self, effects: Sequence[JobEffect]) -> int:
         """Write what reports say of jobs; return how many found their job. Others are stale."""
         if not effects:
             return 0
@@ -247,7 +247,7 @@ class Jobs:
         state: JobState,
         error: ErrorInfo | None,
         *,
-        recovery: Recovery | None = None,
+        recovery: RestorationRecord | None = None,
         counts: bool = True,
     ) -> bool:
         """Write what was found out about a job, if nobody changed the job meanwhile.
@@ -273,7 +273,7 @@ class Jobs:
             )
         return [JobRecord.model_validate(document) for document in found]
 
-    async def begin_move(self, job: JobRecord, move: MoveRecord) -> bool:
+    async def begin_move(self, job: JobRecord, move: RelocationRecord) -> bool:
         """Note where a job is being made ready, if nobody changed it meanwhile."""
         changes = {"move": move.model_dump(mode="json"), "highest_generation": move.generation}
         return await self._change(job, changes)
@@ -286,7 +286,9 @@ class Jobs:
         failures += job.move_failures
         return await self._change(job, {"move": None, "move_failures": failures})
 
-    async def arrive(self, job: JobRecord, move: MoveRecord, container_id: str | None) -> bool:
+    async def arrive(
+        self, job: JobRecord, move: RelocationRecord, container_id: str | None
+    ) -> bool:
         """Make the prepared container the job's own, if nobody changed the job meanwhile."""
         return await self._change(
             job,
@@ -407,7 +409,7 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
     )
 
 
-def _effect_write(effect: Effect) -> UpdateOne:
+def _effect_write(effect: JobEffect) -> UpdateOne:
     changes: Document = {"state": effect.state, "error": error_document(effect.error)}
     sources = job_sources(effect.state)
     if effect.shared:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from modelyard.contract.states import OperationState
-from modelyard.store.connection import Connection
+from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import GIVEN_STATES, ResultPlace, older
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import Document, OperationRecord
@@ -15,7 +15,7 @@ WITHOUT_PAYLOAD = {"input_json": 0, "result_json": 0}
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownOperation:
     """What is recorded under an id that intake is about to record."""
 
     operation_id: str
@@ -37,15 +37,17 @@ _KNOWN_FIELDS = dict.fromkeys(
 class OperationQueries:
     """What is read of the collection `operations`; raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("operations")
 
-    async def known(self, operation_ids: Sequence[str]) -> dict[str, Known]:
+    async def known(self, operation_ids: Sequence[str]) -> dict[str, KnownOperation]:
         """Return which of these ids are recorded."""
         return await self._find_known({"_id": {"$in": list(operation_ids)}})
 
-    async def not_in_line(self, job_ids: Sequence[str], *, but: Sequence[str]) -> list[Known]:
+    async def not_in_line(
+        self, job_ids: Sequence[str], *, but: Sequence[str]
+    ) -> list[KnownOperation]:
         """Return recorded operations of these jobs that have no place in line, oldest first."""
         found = await self._find_known(
             {
@@ -58,7 +60,7 @@ class OperationQueries:
         )
         return list(found.values())
 
-    async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[Known]:
+    async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[KnownOperation]:
         """Return recorded operations whose message did not come within `older_than_s` seconds."""
         found = await self._find_known(
             {
@@ -200,7 +202,9 @@ class OperationQueries:
             found = await cursor.to_list(None)
         return [OperationRecord.model_validate(document) for document in found]
 
-    async def _find_known(self, criteria: Mapping[str, Any], *, limit: int = 0) -> dict[str, Known]:
+    async def _find_known(
+        self, criteria: Mapping[str, Any], *, limit: int = 0
+    ) -> dict[str, KnownOperation]:
         async with self._connection.answering():
             found = (
                 await self._collection.find(dict(criteria), _KNOWN_FIELDS)
@@ -209,7 +213,7 @@ class OperationQueries:
                 .to_list(None)
             )
         return {
-            document["_id"]: Known(
+            document["_id"]: KnownOperation(
                 document["_id"],
                 document.get("job_id"),
                 document.get("payload_hash", ""),

@@ -8,7 +8,7 @@ from pymongo import ReturnDocument, UpdateOne
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
-from modelyard.store.connection import Connection
+from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_queries import WITHOUT_PAYLOAD, OperationQueries
 from modelyard.store.operation_writes import (
     GIVEN_STATES,
@@ -26,7 +26,7 @@ FRONT_OF_LINE = -(1 << 62)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class DispatchClaim:
     """The scheduler's wish to dispatch one operation; it names the epoch it saw."""
 
     operation_id: str
@@ -37,7 +37,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class AttemptFailure:
     """Why an attempt failed that is followed by another one."""
 
     error: ErrorInfo
@@ -48,7 +48,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class QueuedEnding:
     """The end of an operation that is still QUEUED."""
 
     operation_id: str
@@ -59,7 +59,7 @@ class Ending:
 class Operations(OperationQueries):
     """The collection `operations`. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         super().__init__(connection)
         self._counters = connection.collection("counters")
 
@@ -111,7 +111,7 @@ class Operations(OperationQueries):
 
     # --- moving ---
 
-    async def claim(self, claims: Sequence[Claim], *, token: str) -> list[OperationRecord]:
+    async def claim(self, claims: Sequence[DispatchClaim], *, token: str) -> list[OperationRecord]:
         """Move operations from QUEUED to DISPATCHED under a new epoch; return those that were won.
 
         The returned ones carry their input. Another scheduler may have won the others.
@@ -155,7 +155,9 @@ class Operations(OperationQueries):
             {"token": token, "open": True, "state": OperationState.DISPATCHED}, with_input=True
         )
 
-    async def end_queued(self, endings: Sequence[Ending], *, token: str) -> list[OperationRecord]:
+    async def end_queued(
+        self, endings: Sequence[QueuedEnding], *, token: str
+    ) -> list[OperationRecord]:
         """End operations that are still QUEUED; return those that were."""
         if not endings:
             return []
@@ -236,7 +238,9 @@ class Operations(OperationQueries):
                 ordered=False,
             )
 
-    async def requeue(self, operation: OperationRecord, failure: Failure | None = None) -> bool:
+    async def requeue(
+        self, operation: OperationRecord, failure: AttemptFailure | None = None
+    ) -> bool:
         """Send an operation back to QUEUED; the next claim gives it a new epoch.
 
         With `failure` this attempt counts, its cause is kept, and the next one rests before.

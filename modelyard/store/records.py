@@ -190,7 +190,7 @@ class CurrentOperation(Record):
     seq: int = 0
 
 
-class Recovery(Record):
+class RestorationRecord(Record):
     """That a job is to be brought back, decided in the same write that found it down."""
 
     to: JobState
@@ -200,7 +200,7 @@ class Recovery(Record):
     rest_s: float = 0.0
 
 
-class MoveRecord(Record):
+class RelocationRecord(Record):
     """That a live job is being made ready on another host, while it goes on where it is."""
 
     host_id: str
@@ -209,7 +209,7 @@ class MoveRecord(Record):
     """What it was when the move began; a job that is something else by now is not moved."""
 
 
-class Told(Record):
+class LastReport(Record):
     """The message of a worker that changed a job last."""
 
     incarnation: str
@@ -236,16 +236,16 @@ class JobRecord(Record):
     current: CurrentOperation | None = None
     highest_generation: int = 0
     """The highest that was ever given out; a move that was given up leaves a gap."""
-    move: MoveRecord | None = None
+    move: RelocationRecord | None = None
     move_failures: int = 0
-    recovery: Recovery | None = None
+    recovery: RestorationRecord | None = None
     """Set from when the job was found down until the operations that bring it back are in line."""
     restarts: int = 0
     """Restarts in a row."""
     steady: bool = False
     """True if it was loaded long enough for its restarts to count anew; only read with its age."""
     error: ErrorInfo | None = None
-    told: Told | None = None
+    told: LastReport | None = None
     """What was told before it says nothing of the job any more."""
     created_at: datetime | None = None
     updated_at: datetime | None = None

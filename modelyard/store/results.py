@@ -9,7 +9,7 @@ from motor.motor_asyncio import AsyncIOMotorGridFSBucket
 
 from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES
-from modelyard.store.connection import Connection
+from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import ResultPlace
 from modelyard.store.operations import Operations
 
@@ -21,7 +21,7 @@ class Results:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: MongoConnection,
         operations: Operations,
         *,
         bucket: AsyncIOMotorGridFSBucket | None = None,

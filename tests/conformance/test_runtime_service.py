@@ -19,7 +19,7 @@ from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_host import Host
 from worker.engine.docker.runtime import DockerRuntime
 from worker.model_server.client import ModelServer, http_client
-from worker.service import Service
+from worker.service import Worker
 from worker.settings import WorkerSettings
 
 CREATE, LOAD, INFER, TEMP = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.TEMP
@@ -55,7 +55,7 @@ class RealHost(Host):
         )
         self.job = f"t{uuid.uuid4().hex[:10]}"
         self.http = http_client()
-        self.service = Service(
+        self.service = Worker(
             WorkerSettings(
                 host_id=HOST,
                 worker_network="modelyard-conformance",

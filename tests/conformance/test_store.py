@@ -25,8 +25,8 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store import Store
 from modelyard.store.indexes import INDEXES
-from modelyard.store.jobs import Assignment, Effect
-from modelyard.store.operations import FRONT_OF_LINE, Claim, Ending
+from modelyard.store.jobs import Assignment, JobEffect
+from modelyard.store.operations import FRONT_OF_LINE, DispatchClaim, QueuedEnding
 from modelyard.store.records import NewOperation, OperationRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
@@ -75,7 +75,7 @@ def new(operation_id: str | None = None, **fields: object) -> NewOperation:
 async def dispatched(store: Store, operation_id: str = ONE) -> OperationRecord:
     await store.operations.take_in([(new(operation_id), 1)])
     (won,) = await store.operations.claim(
-        [Claim(operation_id, 0, "h", "boot", 1)], token=uuid.uuid4().hex
+        [DispatchClaim(operation_id, 0, "h", "boot", 1)], token=uuid.uuid4().hex
     )
     return won
 
@@ -125,7 +125,7 @@ async def test_what_clients_send_is_never_an_expression(store: Store) -> None:
     odd = {"$ne": "", "a.b": "$$NOW", "$expr": {"$function": 1}, "": None}
     operation = new(ONE, input=odd, metadata={"k": "$$ROOT"})
     await store.operations.take_in([(operation, 1)])
-    (won,) = await store.operations.claim([Claim(ONE, 0, "$h", "$$NOW", 1)], token="t")
+    (won,) = await store.operations.claim([DispatchClaim(ONE, 0, "$h", "$$NOW", 1)], token="t")
     assert won.input_json == operation.input_json
     assert (won.metadata, won.host_id, won.incarnation) == ({"k": "$$ROOT"}, "$h", "$$NOW")
     error = ErrorInfo(code=ErrorCode.EXITED, message="$x", detail={"log_tail": "$y", "$z": 1})
@@ -151,7 +151,7 @@ async def test_only_one_of_many_claims_wins(store: Store) -> None:
     await store.operations.take_in([(new(ONE), 1)])
     claims = await asyncio.gather(
         *(
-            store.operations.claim([Claim(ONE, 0, f"h{n}", "boot", 1)], token=f"t{n}")
+            store.operations.claim([DispatchClaim(ONE, 0, f"h{n}", "boot", 1)], token=f"t{n}")
             for n in range(10)
         )
     )
@@ -179,13 +179,15 @@ async def test_requeueing_needs_the_epoch_and_the_next_claim_raises_it(store: St
     assert not await store.operations.requeue(first.model_copy(update={"epoch": 5}))
     assert await store.operations.requeue(first)
     assert await store.operations.apply([report(OperationState.RUNNING, seq=1)], {}) == 0
-    (second,) = await store.operations.claim([Claim(ONE, 1, "h", "boot", 1)], token="t")
+    (second,) = await store.operations.claim([DispatchClaim(ONE, 1, "h", "boot", 1)], token="t")
     assert second.epoch == 2
 
 
 async def test_only_what_is_queued_can_be_rejected(store: Store) -> None:
     await dispatched(store)
-    assert not await store.operations.end_queued([Ending(ONE, OperationState.REJECTED)], token="t")
+    assert not await store.operations.end_queued(
+        [QueuedEnding(ONE, OperationState.REJECTED)], token="t"
+    )
     assert await state_of(store) is OperationState.DISPATCHED
 
 
@@ -256,8 +258,8 @@ async def test_only_the_current_attempt_may_change_a_job(store: Store) -> None:
     assert await store.jobs.assign([assignment(ONE, job.version)], token="t1") == {"j"}
     assert await store.jobs.assign([assignment(TWO, job.version)], token="t2") == set()
 
-    def effect(operation_id: str, seq: int, state: JobState, generation: int = 1) -> Effect:
-        return Effect("j", operation_id, 1, seq, generation, "h", state, "c" * 64, None)
+    def effect(operation_id: str, seq: int, state: JobState, generation: int = 1) -> JobEffect:
+        return JobEffect("j", operation_id, 1, seq, generation, "h", state, "c" * 64, None)
 
     assert await store.jobs.apply([effect(TWO, 1, JobState.CREATED)]) == 0
     assert await store.jobs.apply([effect(ONE, 1, JobState.CREATED, generation=2)]) == 0
@@ -416,7 +418,7 @@ async def test_an_operation_that_is_seen_ended_has_left_its_mark_on_the_job_that
             step = Assignment("j", job.version + number - 1, ids[number - 1], 1, number, "h")
             assert await store.jobs.assign([step], token=f"t{number}") == {"j"}
             await store.operations.end_queued(
-                [Ending(ids[number - 1], OperationState.SUCCEEDED)], token=f"t{number}"
+                [QueuedEnding(ids[number - 1], OperationState.SUCCEEDED)], token=f"t{number}"
             )
 
     await asyncio.gather(write(), *(look() for _ in range(4)))

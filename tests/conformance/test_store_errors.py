@@ -22,7 +22,7 @@ from modelyard.contract.errors import (
 )
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES, JobRequest
 from modelyard.store import Store
-from modelyard.store.connection import Collection, Connection
+from modelyard.store.connection import Collection, MongoConnection
 from modelyard.store.records import NewOperation
 
 APP = "modelyard-failing"
@@ -66,15 +66,15 @@ def fail_point(failing_mongodb: MongoDB) -> Iterator[FailPoint]:
 
 
 @pytest.fixture
-async def connection(failing_mongodb: MongoDB) -> AsyncIterator[Connection]:
-    made = Connection(failing_mongodb.url, name="failing", timeout_s=10.0)
+async def connection(failing_mongodb: MongoDB) -> AsyncIterator[MongoConnection]:
+    made = MongoConnection(failing_mongodb.url, name="failing", timeout_s=10.0)
     await made.collection("things").drop()
     yield made
     made.close()
 
 
 @pytest.fixture
-def things(connection: Connection) -> Collection:
+def things(connection: MongoConnection) -> Collection:
     return connection.collection("things")
 
 
@@ -98,7 +98,7 @@ NOT_NOW = {
 
 @pytest.mark.parametrize("code", NOT_NOW, ids=NOT_NOW.get)
 async def test_a_read_that_fails_for_now_is_an_unavailable_store(
-    connection: Connection, things: Collection, fail_point: FailPoint, code: int
+    connection: MongoConnection, things: Collection, fail_point: FailPoint, code: int
 ) -> None:
     fail_point.fail("find", errorCode=code)
     with pytest.raises(StoreUnavailableError):
@@ -107,7 +107,7 @@ async def test_a_read_that_fails_for_now_is_an_unavailable_store(
 
 
 async def test_a_document_that_cant_be_decoded_is_an_error_of_ours(
-    connection: Connection, failing_mongodb: MongoDB
+    connection: MongoConnection, failing_mongodb: MongoDB
 ) -> None:
     broken = bson.encode({"_id": 1, "text": "xx"}).replace(b"xx", b"\xff\xff")
     with MongoClient[RawBSONDocument](failing_mongodb.url, document_class=RawBSONDocument) as raw:
@@ -119,7 +119,7 @@ async def test_a_document_that_cant_be_decoded_is_an_error_of_ours(
 
 @pytest.mark.parametrize("code", [43, 91, 112, 11601, 14031])
 async def test_a_write_that_fails_for_now_is_an_unavailable_store(
-    connection: Connection, things: Collection, fail_point: FailPoint, code: int
+    connection: MongoConnection, things: Collection, fail_point: FailPoint, code: int
 ) -> None:
     fail_point.fail("update", errorCode=code)
     with pytest.raises(StoreUnavailableError):
@@ -132,7 +132,7 @@ async def test_a_write_that_fails_for_now_is_an_unavailable_store(
 
 @pytest.mark.parametrize("code", [64, 91, 189, 11602])
 async def test_a_bulk_write_that_is_not_known_to_last_is_an_unavailable_store(
-    connection: Connection, things: Collection, fail_point: FailPoint, code: int
+    connection: MongoConnection, things: Collection, fail_point: FailPoint, code: int
 ) -> None:
     fail_point.fail("update", writeConcernError={"code": code, "errmsg": "not durable yet"})
     with pytest.raises(StoreUnavailableError):
@@ -140,7 +140,9 @@ async def test_a_bulk_write_that_is_not_known_to_last_is_an_unavailable_store(
             await things.bulk_write([UpdateOne({"_id": 1}, {"$set": {"a": 1}}, upsert=True)])
 
 
-async def test_duplicates_alone_are_an_answer(connection: Connection, things: Collection) -> None:
+async def test_duplicates_alone_are_an_answer(
+    connection: MongoConnection, things: Collection
+) -> None:
     await things.insert_one({"_id": 1})
     with pytest.raises(DuplicateKeyError):
         async with connection.answering():
@@ -151,7 +153,7 @@ async def test_duplicates_alone_are_an_answer(connection: Connection, things: Co
 
 
 async def test_duplicates_beside_a_write_that_may_not_last_are_an_unavailable_store(
-    connection: Connection, things: Collection, fail_point: FailPoint
+    connection: MongoConnection, things: Collection, fail_point: FailPoint
 ) -> None:
     await things.insert_one({"_id": 1})
     fail_point.fail("insert", writeConcernError={"code": 64, "errmsg": "timed out"})
@@ -171,7 +173,7 @@ async def test_duplicates_beside_a_write_that_may_not_last_are_an_unavailable_st
     ],
 )
 async def test_each_error_of_a_bulk_write_counts(
-    connection: Connection, errors: dict[str, Any], *, unavailable: bool
+    connection: MongoConnection, errors: dict[str, Any], *, unavailable: bool
 ) -> None:
     """No fail point fails a single statement: these are the driver's own errors."""
     with pytest.raises(StoreUnavailableError if unavailable else BulkWriteError):
@@ -180,7 +182,7 @@ async def test_each_error_of_a_bulk_write_counts(
 
 
 async def test_a_refusal_for_good_stays_what_it_is(
-    connection: Connection, things: Collection, fail_point: FailPoint
+    connection: MongoConnection, things: Collection, fail_point: FailPoint
 ) -> None:
     fail_point.fail("find", errorCode=2)  # BadValue
     with pytest.raises(OperationFailure):
@@ -188,7 +190,7 @@ async def test_a_refusal_for_good_stays_what_it_is(
             await things.find_one({})
 
 
-async def test_files_that_are_there_or_not_are_answers(connection: Connection) -> None:
+async def test_files_that_are_there_or_not_are_answers(connection: MongoConnection) -> None:
     bucket = AsyncIOMotorGridFSBucket(connection.database, bucket_name="files")
     await connection.collection("files.files").drop()
     await connection.collection("files.chunks").drop()

@@ -22,9 +22,9 @@ from worker.engine.labels import ContainerLabels
 from worker.engine.plan import ContainerPlan, ImageFacts
 from worker.engine.protocol import (
     Address,
+    ContainerExit,
     ContainerFacts,
     EngineUnavailableError,
-    Exit,
     FileTooLargeError,
     FileUnreadableError,
     ImageNotFoundError,
@@ -308,13 +308,13 @@ class FakeRuntime:
             and job_id in {None, facts.labels.job_id}
         ]
 
-    async def wait_exit(self, container_id: str) -> Exit:
+    async def wait_exit(self, container_id: str) -> ContainerExit:
         container = self._get(container_id)
         while container.running:
             await container.changed.wait()
         if container.removed:
             raise NoSuchContainerError
-        return Exit(container.exit_code or 0, container.oom_killed)
+        return ContainerExit(container.exit_code or 0, container.oom_killed)
 
     async def watch(self, on_change: Callable[[], None]) -> None:
         self._reach()

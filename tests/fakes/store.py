@@ -8,8 +8,8 @@ from pymongo.errors import AutoReconnect
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeys
-from modelyard.store.catalog import Shelf
-from modelyard.store.connection import Collection, Connection
+from modelyard.store.catalog import CatalogCollection
+from modelyard.store.connection import Collection, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FILES = "results.files"
 
 
-class MemoryConnection(Connection):
+class MemoryConnection(MongoConnection):
     """A connection to a `MemoryDatabase`; deadlines and errors are those of the real one."""
 
     def __init__(self, database: MemoryDatabase, link: Link, *, timeout_s: float) -> None:
@@ -101,8 +101,8 @@ class MemoryStore(Store):
         self.operations = Operations(connection)
         self.jobs = Jobs(connection)
         self.hosts = Hosts(connection)
-        self.models = Shelf(connection, "models", ModelSpec)
-        self.datasets = Shelf(connection, "datasets", DatasetSpec)
+        self.models = CatalogCollection(connection, "models", ModelSpec)
+        self.datasets = CatalogCollection(connection, "datasets", DatasetSpec)
         self.events = Events(connection)
         self.dead_letters = DeadLetters(connection)
         self.audit = Audit(connection)

@@ -17,7 +17,7 @@ from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.contract.topology import DEAD, HEARTBEATS, JOBS, JOBS_QUEUE, REPORTS, SUBMIT_KEY
 from modelyard.store import Store
-from modelyard.store.jobs import Assignment, Effect
+from modelyard.store.jobs import Assignment, JobEffect
 from modelyard.store.records import JobRecord, NewOperation
 from tests.support.scripted_host import scripted_host
 from tests.support.waiting import eventually
@@ -65,7 +65,7 @@ async def test_a_report_that_comes_twice_does_not_revive_a_job_without_its_conta
     store: Store,
 ) -> None:
     await store.jobs.assign([assignment(await a_job(store), "o")], token="t")
-    created = Effect("j", "o", 1, 5, 1, "h1", JobState.CREATED, "c" * 64, None)
+    created = JobEffect("j", "o", 1, 5, 1, "h1", JobState.CREATED, "c" * 64, None)
     assert await store.jobs.apply([created]) == 1
     job = await store.jobs.get("j")
     assert job is not None

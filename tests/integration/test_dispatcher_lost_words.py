@@ -22,10 +22,10 @@ from tests.support.yard import MODEL, Yard, running_dispatcher
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import reporter_on
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import Desk
-from worker.execution.executor import Attempts
-from worker.session.command_consumer import Consumer
-from worker.session.enrolment import Enrolment
+from worker.attempts.registry import AttemptRegistry
+from worker.execution.executor import AttemptRunner
+from worker.session.command_consumer import CommandConsumer
+from worker.session.enrolment import EnrolmentClient
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -138,20 +138,20 @@ async def test_a_command_that_its_worker_could_not_read_is_a_letter_that_says_wh
     assert json.loads(letter.payload)["commands"] == body["commands"]
 
 
-def _consumer(broker: Broker, tasks: TaskGroup) -> Consumer:
+def _consumer(broker: Broker, tasks: TaskGroup) -> CommandConsumer:
     """Return what a worker reads its commands with, over an engine that is faked."""
 
     async def at_once() -> None:
         return
 
     reporter = reporter_on(broker)
-    desk = Desk(reporter.put)
-    return Consumer(
+    desk = AttemptRegistry(reporter.put)
+    return CommandConsumer(
         broker=broker,
-        enrolment=Enrolment(broker, HOST, "i-1"),
+        enrolment=EnrolmentClient(broker, HOST, "i-1"),
         reporter=reporter,
         desk=desk,
-        attempts=Attempts(Bench().operations, desk, JobLocks(), tasks),
+        attempts=AttemptRunner(Bench().operations, desk, JobLocks(), tasks),
         announce=at_once,
         held=at_once,
         host_id=HOST,

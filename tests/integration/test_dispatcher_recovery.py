@@ -18,7 +18,7 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
 from modelyard.store import Store
-from modelyard.store.records import JobRecord, Recovery
+from modelyard.store.records import JobRecord, RestorationRecord
 from tests.support.deployed import (
     CONTAINER,
     accepted,
@@ -408,7 +408,10 @@ async def test_what_somebody_else_has_taken_from_a_lost_host_goes_on_where_it_co
         await accepted(yard, h1)
         async with held_pass(yard, monkeypatch, read=1):
             job = await yard.job("job-1")
-            error, recovery = ErrorInfo.of(ErrorCode.HOST_LOST), Recovery(to=job.state, key=1)
+            error, recovery = (
+                ErrorInfo.of(ErrorCode.HOST_LOST),
+                RestorationRecord(to=job.state, key=1),
+            )
             assert await yard.store.jobs.observe(job, JobState.LOST, error, recovery=recovery)
         async with scripted_host(yard.broker, "h2") as h2:
             for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):

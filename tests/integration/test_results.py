@@ -11,7 +11,7 @@ from modelyard.contract.messages import MAX_RESULT_BYTES, JobRequest, OperationR
 from modelyard.contract.states import OperationState, Verb
 from modelyard.store import Store
 from modelyard.store.operation_writes import ResultPlace
-from modelyard.store.operations import Claim
+from modelyard.store.operations import DispatchClaim
 from modelyard.store.records import NewOperation
 from modelyard.store.results import Results
 
@@ -76,7 +76,9 @@ async def recorded(store: Store, place: ResultPlace) -> None:
     """Record the operation's end with its result in this place."""
     request = JobRequest(job_id="j", operation_type=Verb.TERMINATE)
     await store.operations.take_in([(NewOperation.of(ONE, request, "http"), 1)])
-    assert await store.operations.claim([Claim(ONE, 0, "h", "boot", 1)], token=uuid.uuid4().hex)
+    assert await store.operations.claim(
+        [DispatchClaim(ONE, 0, "h", "boot", 1)], token=uuid.uuid4().hex
+    )
     end = OperationReport(
         operation_id=ONE,
         epoch=1,

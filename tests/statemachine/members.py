@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from dispatcher.service import Dispatcher
-from dispatcher.settings import Settings
+from dispatcher.settings import DispatcherSettings
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import (
     CANCEL_TYPE,
@@ -24,7 +24,7 @@ from tests.fakes.store import MemoryStore
 from tests.statemachine.engine import EngineWay
 from tests.statemachine.loop import Process, VirtualLoop
 from worker.model_server.client import ModelServer, http_client
-from worker.service import Service
+from worker.service import Worker
 from worker.settings import WorkerSettings
 from worker.watchdog.process import Watchdog
 
@@ -74,7 +74,7 @@ def run_dispatcher(
     loop: VirtualLoop, process: Process, store: MemoryStore, broker: MemoryBroker
 ) -> Member:
     """Begin a dispatcher."""
-    settings = Settings(dispatcher_orphan_grace_s=20.0, dispatcher_default_timeout_s=90.0)
+    settings = DispatcherSettings(dispatcher_orphan_grace_s=20.0, dispatcher_default_timeout_s=90.0)
     member = Member(process, broker, store, links=[store.link, broker.link])
 
     async def work() -> None:
@@ -105,7 +105,7 @@ def run_worker(
 
     async def work() -> None:
         server = ModelServer(http_client(way.engine.transport))
-        service = Service(
+        service = Worker(
             settings, broker=broker, runtime=runtime, server=server, on_renewal=on_renewal
         )
         await service.run(asyncio.Event())

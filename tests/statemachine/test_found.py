@@ -5,12 +5,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from dispatcher.events import Facts
-from dispatcher.scheduling.commands import Commands
+from dispatcher.events import EventLog
+from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest, OperationReport
 from modelyard.contract.states import OperationState
-from modelyard.store.operations import Claim
+from modelyard.store.operations import DispatchClaim
 from modelyard.store.records import NewOperation
 from tests.fakes.broker import MemoryBroker, MemoryRabbit
 from tests.fakes.mongodb import MemoryDatabase
@@ -41,7 +41,9 @@ class Interrupted:
 
 def scheduler_on(store: MemoryStore) -> Scheduler:
     broker = MemoryBroker(MemoryRabbit(), name="test")
-    return Scheduler(store, Facts(store, broker), Commands(broker, default_timeout_s=60.0))
+    return Scheduler(
+        store, EventLog(store, broker), CommandPublisher(broker, default_timeout_s=60.0)
+    )
 
 
 async def one_waits(store: MemoryStore) -> None:
@@ -74,7 +76,7 @@ async def test_a_reservation_stays_if_another_dispatcher_goes_on_from_the_assign
 async def test_an_operation_that_has_ended_is_not_published_again_in_the_record() -> None:
     store = MemoryStore(MemoryDatabase(itertools.count().__next__))
     await one_waits(store)
-    (given,) = await store.operations.claim([Claim(ONE, 0, "h", "boot", 1)], token="t")
+    (given,) = await store.operations.claim([DispatchClaim(ONE, 0, "h", "boot", 1)], token="t")
     report = OperationReport(
         operation_id=ONE,
         epoch=1,

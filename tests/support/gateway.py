@@ -33,7 +33,7 @@ from modelyard.contract.states import OperationState
 from modelyard.contract.topology import DEAD_QUEUE, EVENTS, JOBS_QUEUE
 from modelyard.store import Store
 from modelyard.store.api_keys import NewApiKeyRecord
-from modelyard.store.operations import Claim
+from modelyard.store.operations import DispatchClaim
 from tests.support.waiting import eventually
 
 Json = dict[str, Any]
@@ -82,7 +82,7 @@ class Backstage:
     ) -> None:
         """Take an operation to its end as the dispatcher does: record it, then say so."""
         operations = self.store.operations
-        claim = Claim(operation_id, 0, "h-1", "incarnation", 1)
+        claim = DispatchClaim(operation_id, 0, "h-1", "incarnation", 1)
         assert await operations.claim([claim], token=uuid.uuid4().hex)
         record = await operations.get(operation_id)
         assert record is not None

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from dispatcher.service import Dispatcher
-from dispatcher.settings import Settings
+from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Delivery, Subscription
 from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.messages import (
@@ -68,10 +68,10 @@ class Recording:
         """What was written and may never be."""
         self._broker = MemoryBroker(MemoryRabbit(), name="recording")
         self._store = MemoryStore(self.database)
-        self._dispatcher = Dispatcher(Settings(), self._store, self._broker)
+        self._dispatcher = Dispatcher(DispatcherSettings(), self._store, self._broker)
         self._frost = Frost()
         slow = MemoryStore(self.database, link=Link(pause=self._frost.pause))
-        self._other = Dispatcher(Settings(), slow, self._broker)
+        self._other = Dispatcher(DispatcherSettings(), slow, self._broker)
         self._frozen: asyncio.Task[None] | None = None
         self._subscription = cast("Subscription", _Acked())
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from dispatcher.service import Dispatcher
-from dispatcher.settings import Settings
+from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.ids import operation_id_for_key
@@ -98,7 +98,7 @@ async def running_dispatcher(
     store: Store, broker: Broker, **settings: Any
 ) -> AsyncIterator[Dispatcher]:
     settings.setdefault("dispatcher_sweep_interval_s", 0.2)
-    dispatcher = Dispatcher(Settings(**settings), store, broker)
+    dispatcher = Dispatcher(DispatcherSettings(**settings), store, broker)
     await dispatcher.prepare()
     work = asyncio.create_task(dispatcher.run())
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, Fates, armed, told
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, CrashActions, armed, told
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "dispatcher", "worker")
@@ -22,7 +22,7 @@ def fail(*_: object) -> None:
     pytest.fail("It came to a crash point that was not asked for.")
 
 
-NONE = Fates(die=fail, freeze=fail, block=fail)
+NONE = CrashActions(die=fail, freeze=fail, block=fail)
 
 
 def test_without_the_variable_nothing_happens() -> None:
@@ -31,7 +31,7 @@ def test_without_the_variable_nothing_happens() -> None:
 
 def test_only_the_armed_name_kills() -> None:
     killed: list[bool] = []
-    crash = armed({VARIABLE: NAME}, Fates(die=lambda: killed.append(True)))
+    crash = armed({VARIABLE: NAME}, CrashActions(die=lambda: killed.append(True)))
     crash("worker.before_ack")
     assert not killed
     crash(NAME)
@@ -40,7 +40,7 @@ def test_only_the_armed_name_kills() -> None:
 
 def test_a_count_arms_that_time_only() -> None:
     killed: list[bool] = []
-    crash = armed({VARIABLE: f"{NAME}:3"}, Fates(die=lambda: killed.append(True)))
+    crash = armed({VARIABLE: f"{NAME}:3"}, CrashActions(die=lambda: killed.append(True)))
     crash(NAME)
     crash(NAME)
     assert not killed
@@ -51,7 +51,7 @@ def test_a_count_arms_that_time_only() -> None:
 
 def test_a_process_blocks_once_for_as_long_as_was_asked() -> None:
     blocked: list[float] = []
-    crash = armed({VARIABLE: f"{NAME}:block=2.5"}, Fates(die=fail, block=blocked.append))
+    crash = armed({VARIABLE: f"{NAME}:block=2.5"}, CrashActions(die=fail, block=blocked.append))
     crash("worker.before_ack")
     assert not blocked
     crash(NAME)

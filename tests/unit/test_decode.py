@@ -2,7 +2,7 @@
 
 import json
 
-from dispatcher.intake.decode import Unreadable, decode, idempotency_key
+from dispatcher.intake.decode import UnreadableMessage, decode, idempotency_key
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import (
@@ -70,7 +70,7 @@ def test_a_submission_of_a_gateway_keeps_its_ids() -> None:
 def test_a_forged_submission_is_unreadable() -> None:
     forged = {"requests": [{"operation_id": "../x", "request": REQUEST}]}
     decoded = decode(json.dumps(forged).encode(), message_type=SUBMISSION_TYPE, key="k")
-    assert isinstance(decoded, Unreadable)
+    assert isinstance(decoded, UnreadableMessage)
     assert decoded.error.code is ErrorCode.INVALID_REQUEST
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.reports.fencing import Accepted, fence, latest
+from dispatcher.reports.fencing import CurrentReport, fence, latest
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, Verb
 from modelyard.store.records import OperationRecord
@@ -57,10 +57,10 @@ def test_an_operation_that_nobody_knows_is_not_heard_of() -> None:
 def test_a_terminal_state_never_changes() -> None:
     for state in OperationState:
         if state is not OperationState.SUCCEEDED:
-            assert not isinstance(fence("h", report(state, seq=9), ENDED), Accepted)
+            assert not isinstance(fence("h", report(state, seq=9), ENDED), CurrentReport)
 
 
 def test_the_last_report_again_is_taken_to_repair_what_a_crash_left() -> None:
     again = fence("h", STORY[-1], ENDED)
-    assert isinstance(again, Accepted)
+    assert isinstance(again, CurrentReport)
     assert not again.new

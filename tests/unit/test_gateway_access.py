@@ -21,7 +21,7 @@ from gateway.access.failed_authentications import (
 from gateway.app import create_app
 from gateway.http.listener import connections_within_file_limit
 from gateway.service import Gateway
-from gateway.settings import Settings
+from gateway.settings import GatewaySettings
 from modelyard.broker import Broker
 from modelyard.contract.access.api_keys import ApiKey, CreatedApiKey
 from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope, scopes_to_submit
@@ -151,10 +151,10 @@ async def test_one_ipv6_network_counts_as_one_address(monkeypatch: pytest.Monkey
 # --- settings ---
 
 
-def settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+def settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> GatewaySettings:
     for name, value in variables.items():
         monkeypatch.setenv(f"MODELYARD_{name}", value)
-    return read_settings(Settings)
+    return read_settings(GatewaySettings)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

@@ -15,9 +15,9 @@ from gateway.app import create_app
 from gateway.http.server import listen
 from gateway.problems import STATUS_OF
 from gateway.service import Gateway
-from gateway.settings import Settings
+from gateway.settings import GatewaySettings
 from gateway.submission.bodies import preferred_wait
-from gateway.submission.catalog_cache import REMEMBERED_S, KnownNames
+from gateway.submission.catalog_cache import REMEMBERED_S, NameCache
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode
 from modelyard.store import Store
@@ -208,7 +208,7 @@ async def test_a_known_name_is_remembered_for_a_while_and_an_unknown_one_never()
         asked.append(set(names))
         return {"a": 1} if "a" in asked[-1] else {}
 
-    names = KnownNames(lookup, clock=lambda: now)
+    names = NameCache(lookup, clock=lambda: now)
     assert await names.missing({"a", "b"}) == {"b"}
     assert await names.missing({"a", "b"}) == {"b"}
     assert await names.missing({"a"}) == set()
@@ -255,6 +255,6 @@ def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
 
 
 def test_a_secret_in_a_url_is_not_shown() -> None:
-    settings = Settings.model_validate({"mongo_url": "mongodb://u:canary@h/x"})
+    settings = GatewaySettings.model_validate({"mongo_url": "mongodb://u:canary@h/x"})
     assert "canary" not in repr(settings)
     assert "canary" not in json.dumps(settings.model_dump(mode="json"))

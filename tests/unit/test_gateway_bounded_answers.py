@@ -6,9 +6,9 @@ import pytest
 
 from gateway.middleware.query_bounds import MAX_PARAMETERS
 from gateway.problems import FaultyRequestError, problem_of
-from gateway.submission.acceptor import Asked
+from gateway.submission.acceptor import PendingRequest
 from gateway.submission.request_transfer import pack_asked, pack_error, pack_refused, unpack
-from gateway.submission.requests import Refused, read_batch, read_one, validated
+from gateway.submission.requests import RefusedRequest, read_batch, read_one, validated
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES, JobRequest
@@ -124,7 +124,7 @@ def test_a_request_is_the_same_wherever_it_was_read(
         json.dumps(request_).encode(), key=key, tenant="t", max_bytes=MAX_REQUEST_BYTES
     )
     other = unpack(pack_asked(asked))
-    assert isinstance(other, Asked)
+    assert isinstance(other, PendingRequest)
     assert other.operation == asked.operation
     assert (other.under, other.keyed) == (asked.under, asked.keyed)
     names = {"input"}
@@ -140,9 +140,9 @@ def test_an_error_is_the_same_wherever_it_was_found() -> None:
         max_bytes=MAX_BATCH_BYTES,
         max_request_bytes=MAX_REQUEST_BYTES,
     ):
-        assert isinstance(one, Refused)
+        assert isinstance(one, RefusedRequest)
         other = unpack(pack_refused(one))
-        assert isinstance(other, Refused)
+        assert isinstance(other, RefusedRequest)
         assert problem_of(other.error) == problem_of(one.error)
         assert other.job_id == one.job_id
     whole = InvalidRequestError(ErrorCode.BODY_TOO_LARGE, "too large")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.availability import Availability
-from gateway.submission.dual_write import Durable
+from gateway.submission.dual_write import DualWrite
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.ids import new_operation_id
@@ -39,7 +39,7 @@ class Stores:
         monkeypatch.setattr(broker, "publish", self._publish)
         self.store_up = Availability("mongodb", self._nothing, StoreUnavailableError)
         self.broker_up = Availability("rabbitmq", self._nothing, BrokerUnavailableError)
-        self.durable = Durable(store, self.store_up, broker, self.broker_up)
+        self.durable = DualWrite(store, self.store_up, broker, self.broker_up)
 
     async def _nothing(self) -> None:
         return
@@ -62,7 +62,7 @@ class Stores:
 
 
 @asynccontextmanager
-async def running(durable: Durable) -> AsyncIterator[None]:
+async def running(durable: DualWrite) -> AsyncIterator[None]:
     task = asyncio.create_task(durable.run())
     yield
     task.cancel()

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from dispatcher.intake.consumer import in_order
 from modelyard.contract.states import OperationState
-from modelyard.store.operation_queries import Known
+from modelyard.store.operation_queries import KnownOperation
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -16,9 +16,9 @@ def at(
     *,
     line: int | None = None,
     unpublished: bool = False,
-) -> Known:
+) -> KnownOperation:
     accepted = (START + timedelta(seconds=second), 0)
-    return Known(key, job_id, "", OperationState.QUEUED, line, accepted, unpublished)
+    return KnownOperation(key, job_id, "", OperationState.QUEUED, line, accepted, unpublished)
 
 
 def brought(*keys: str) -> dict[str, str | None]:

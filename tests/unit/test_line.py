@@ -5,13 +5,13 @@ import itertools
 import pytest
 
 from dispatcher.scheduling.ordering import (
-    Catalog,
+    CatalogEntries,
+    Dispatch,
     EndedBy,
-    Hold,
     Move,
-    Place,
-    Refuse,
-    Send,
+    PlaceAndDispatch,
+    Reject,
+    SucceedAsIs,
     next_moves,
 )
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
@@ -24,7 +24,7 @@ MODEL = ModelSpec(
 )
 BATCH = ModelSpec(name="b", image="img", profile=Profile.BATCH)
 DATASET = DatasetSpec(name="d", path="/data/d")
-CATALOG = Catalog({"m": MODEL, "b": BATCH}, {"d": DATASET})
+CATALOG = CatalogEntries({"m": MODEL, "b": BATCH}, {"d": DATASET})
 CONTAINER = "ab" * 32
 LIVE = {"host_id": "h", "spec": MODEL, "dataset_spec": DATASET, "container_id": CONTAINER}
 numbers = itertools.count(1)
@@ -71,7 +71,7 @@ def only(of: JobRecord, operation: OperationRecord) -> Move:
 
 def refusal(of: JobRecord, operation: OperationRecord) -> ErrorCode:
     move = only(of, operation)
-    assert isinstance(move, Refuse)
+    assert isinstance(move, Reject)
     return move.error.code
 
 
@@ -79,11 +79,11 @@ def refusal(of: JobRecord, operation: OperationRecord) -> ErrorCode:
     "state", [JobState.NONE, JobState.TERMINATED, JobState.FAILED, JobState.LOST]
 )
 def test_create_places_a_job_that_is_nowhere(state: JobState) -> None:
-    assert isinstance(only(job(state), op(Verb.DEPLOY_CREATE, model="m")), Place)
+    assert isinstance(only(job(state), op(Verb.DEPLOY_CREATE, model="m")), PlaceAndDispatch)
 
 
 def test_create_again_asks_the_jobs_own_host() -> None:
-    assert isinstance(only(job(JobState.CREATED), op(Verb.DEPLOY_CREATE, model="m")), Send)
+    assert isinstance(only(job(JobState.CREATED), op(Verb.DEPLOY_CREATE, model="m")), Dispatch)
 
 
 def test_create_of_a_loaded_job_is_refused() -> None:
@@ -108,17 +108,17 @@ def test_load_of_a_job_that_is_nowhere_is_refused() -> None:
 @pytest.mark.parametrize("state", [JobState.CREATED, JobState.LOADED])
 def test_verbs_on_a_live_job_go_to_its_host(verb: Verb, state: JobState) -> None:
     move = only(job(state), op(verb))
-    assert isinstance(move, Send)
+    assert isinstance(move, Dispatch)
     assert move.host_id == "h"
 
 
 def test_terminate_of_a_job_without_container_holds() -> None:
-    assert isinstance(only(job(JobState.TERMINATED), op(Verb.TERMINATE)), Hold)
+    assert isinstance(only(job(JobState.TERMINATED), op(Verb.TERMINATE)), SucceedAsIs)
 
 
 def test_terminate_again_with_the_old_container_id_holds() -> None:
     again = op(Verb.TERMINATE, container_id=CONTAINER)
-    assert isinstance(only(job(JobState.TERMINATED), again), Hold)
+    assert isinstance(only(job(JobState.TERMINATED), again), SucceedAsIs)
 
 
 @pytest.mark.parametrize("given", ["cd" * 6, "aa", "ASDF", "../x", CONTAINER[:11], CONTAINER + "a"])
@@ -135,7 +135,7 @@ def test_what_is_no_containers_id_is_refused_also_where_there_is_no_container(gi
 
 def test_a_shortened_container_id_is_the_jobs() -> None:
     assert isinstance(
-        only(job(JobState.CREATED), op(Verb.DEPLOY_LOAD, container_id=CONTAINER[:12])), Send
+        only(job(JobState.CREATED), op(Verb.DEPLOY_LOAD, container_id=CONTAINER[:12])), Dispatch
     )
 
 
@@ -169,9 +169,9 @@ def test_nothing_goes_while_an_exclusive_operation_is_under_way() -> None:
 def test_what_is_refused_does_not_hold_up_those_behind_it() -> None:
     bad, good = op(Verb.DEPLOY_CREATE, model="nope"), op(Verb.DEPLOY_CREATE, model="m")
     first, second = moves(job(JobState.NONE), bad, good)
-    assert isinstance(first, Refuse)
+    assert isinstance(first, Reject)
     assert first.error.code is ErrorCode.UNKNOWN_MODEL
-    assert isinstance(second, Place)
+    assert isinstance(second, PlaceAndDispatch)
 
 
 def test_an_unknown_dataset_is_refused() -> None:
@@ -183,7 +183,7 @@ def test_batch_models_know_only_temp() -> None:
     assert (
         refusal(job(JobState.NONE), op(Verb.DEPLOY_CREATE, model="b")) is ErrorCode.UNSUPPORTED_VERB
     )
-    assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="b")), Place)
+    assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="b")), PlaceAndDispatch)
 
 
 def test_a_batch_container_has_no_way_to_get_an_input() -> None:
@@ -193,8 +193,12 @@ def test_a_batch_container_has_no_way_to_get_an_input() -> None:
 
 def test_temp_of_a_server_needs_an_input_or_a_dataset() -> None:
     assert refusal(job(JobState.NONE), op(Verb.TEMP, model="m")) is ErrorCode.MISSING_INPUT
-    assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="m", dataset="d")), Place)
-    assert isinstance(only(job(JobState.NONE), op(Verb.TEMP, model="m", has_input=True)), Place)
+    assert isinstance(
+        only(job(JobState.NONE), op(Verb.TEMP, model="m", dataset="d")), PlaceAndDispatch
+    )
+    assert isinstance(
+        only(job(JobState.NONE), op(Verb.TEMP, model="m", has_input=True)), PlaceAndDispatch
+    )
 
 
 def test_temp_on_a_live_job_is_refused() -> None:
@@ -206,7 +210,7 @@ def test_an_operation_that_was_placed_before_goes_to_the_same_host_again() -> No
     create = op(Verb.DEPLOY_CREATE, model="m")
     current = CurrentOperation(operation_id=create.operation_id, epoch=1)
     placed = job(JobState.NONE, host_id="h", spec=MODEL, generation=1, current=current)
-    assert isinstance(only(placed, create), Send)
+    assert isinstance(only(placed, create), Dispatch)
 
 
 @pytest.mark.parametrize("verb", [Verb.DEPLOY_CREATE, Verb.TEMP])
@@ -220,7 +224,7 @@ def test_what_is_to_be_placed_knows_of_a_terminate_behind_it(verb: Verb) -> None
     ):
         first = op(verb, model="m", has_input=True)
         (move,) = moves(job(JobState.NONE), first, *map(op, behind))
-        assert isinstance(move, Place)
+        assert isinstance(move, PlaceAndDispatch)
         assert move.ended_by is ended_by
 
 

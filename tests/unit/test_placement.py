@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.scheduling.placement import Need, Placed, Room, Unplaced
+from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.records import HostRecord
 
@@ -29,37 +29,39 @@ def host(
     )
 
 
-def chosen(room: Room, **labels: str) -> str:
-    found = room.place(Need(labels=labels))
+def chosen(room: FreeCapacity, **labels: str) -> str:
+    found = room.place(PlacementRequest(labels=labels))
     assert isinstance(found, Placed)
     return found.host.host_id
 
 
 def test_the_host_with_the_most_free_slots_is_chosen() -> None:
-    assert chosen(Room([host("a", used=2), host("b", used=1), host("c", used=3)])) == "b"
+    assert chosen(FreeCapacity([host("a", used=2), host("b", used=1), host("c", used=3)])) == "b"
 
 
 def test_equal_hosts_are_taken_by_name() -> None:
-    assert chosen(Room([host("b"), host("a")])) == "a"
+    assert chosen(FreeCapacity([host("b"), host("a")])) == "a"
 
 
 def test_what_was_placed_before_in_the_same_pass_takes_room() -> None:
-    room = Room([host("a", slots=1), host("b", slots=1)])
+    room = FreeCapacity([host("a", slots=1), host("b", slots=1)])
     assert [chosen(room), chosen(room)] == ["a", "b"]
-    assert isinstance(room.place(Need()), Unplaced)
+    assert isinstance(room.place(PlacementRequest()), Unplaced)
 
 
 def test_labels_must_match_by_value() -> None:
-    room = Room([host("a", gpu="t4"), host("b", used=3, gpu="a100")])
+    room = FreeCapacity([host("a", gpu="t4"), host("b", used=3, gpu="a100")])
     assert chosen(room, gpu="a100") == "b"
 
 
 def test_without_hosts_the_reason_says_so() -> None:
-    assert Room([]).place(Need()) == Unplaced(("no host is registered",), hopeless=True)
+    assert FreeCapacity([]).place(PlacementRequest()) == Unplaced(
+        ("no host is registered",), hopeless=True
+    )
 
 
 def test_reasons_count_the_hosts_that_each_holds_for() -> None:
-    room = Room(
+    room = FreeCapacity(
         [
             host("a", slots=1, used=1),
             host("b", slots=2, used=2),
@@ -69,14 +71,14 @@ def test_reasons_count_the_hosts_that_each_holds_for() -> None:
         ]
     )
     for _ in range(4):
-        room.place(Need())
-    assert room.place(Need()) == Unplaced(
+        room.place(PlacementRequest())
+    assert room.place(PlacementRequest()) == Unplaced(
         ("3 hosts: each has no free slot", "1 host is CORDONED", "1 host is SUSPECT"),
     )
 
 
 def test_a_missing_label_is_named_with_its_value() -> None:
-    assert Room([host("a")]).place(Need(labels={"gpu": "a100"})) == Unplaced(
+    assert FreeCapacity([host("a")]).place(PlacementRequest(labels={"gpu": "a100"})) == Unplaced(
         ("1 host does not have the label gpu=a100",), hopeless=True
     )
 
@@ -95,7 +97,7 @@ def test_a_missing_label_is_named_with_its_value() -> None:
 def test_what_lacks_room_may_wait_and_what_lacks_a_host_is_hopeless(
     there: HostRecord, *, hopeless: bool
 ) -> None:
-    found = Room([there]).place(Need(labels={"gpu": "t4"}))
+    found = FreeCapacity([there]).place(PlacementRequest(labels={"gpu": "t4"}))
     assert isinstance(found, Unplaced)
     assert found.hopeless is hopeless
 
@@ -106,10 +108,10 @@ def test_what_lacks_room_may_wait_and_what_lacks_a_host_is_hopeless(
 )
 def test_no_host_is_ever_given_more_than_it_has(sizes: list[tuple[int, int]], jobs: int) -> None:
     hosts = [host(f"h{i}", slots=slots, used=used) for i, (slots, used) in enumerate(sizes)]
-    room = Room(hosts)
+    room = FreeCapacity(hosts)
     given_to: dict[str, int] = {}
     for _ in range(jobs):
-        found = room.place(Need())
+        found = room.place(PlacementRequest())
         if isinstance(found, Placed):
             given_to[found.host.host_id] = given_to.get(found.host.host_id, 0) + 1
     free = {one.host_id: max(0, one.slots - one.slots_used) for one in hosts}

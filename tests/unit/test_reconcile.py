@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from dispatcher.maintenance.reconciler import Looked, LookPlan, Orphans, plan_look
+from dispatcher.maintenance.reconciler import InventoryPlan, InventoryReport, Orphans, plan_look
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.store.records import JobRecord, OperationRecord, Told
+from modelyard.store.records import JobRecord, LastReport, OperationRecord
 
 SPEC = ModelSpec(name="m", image="x/y", profile=Profile.OPEN_INFERENCE, port=8080)
 RESTARTED = SPEC.model_copy(update={"restart": "on_failure", "max_restarts": 2})
@@ -39,8 +39,8 @@ def look(
     operations: tuple[OperationRecord, ...] = (),
     booted: bool = False,
     number: int = 0,
-) -> LookPlan:
-    looked = Looked("h", "i", Inventory(items=found, busy=busy), number)
+) -> InventoryPlan:
+    looked = InventoryReport("h", "i", Inventory(items=found, busy=busy), number)
     return plan_look(looked, {record.job_id: record}, operations, booted=booted)
 
 
@@ -210,10 +210,10 @@ def test_orphans_are_left_alone_until_their_grace_is_over(monkeypatch: pytest.Mo
 
 
 def test_what_was_told_after_a_look_counts_though_the_look_is_judged_again() -> None:
-    loaded = job(JobState.LOADED).model_copy(update={"told": Told(incarnation="i", number=5)})
+    loaded = job(JobState.LOADED).model_copy(update={"told": LastReport(incarnation="i", number=5)})
     idle = container(running=False)
     assert not look(loaded, idle, number=4).findings
     assert not look(loaded, booted=True, number=0).findings
     assert look(loaded, idle, number=6).findings
-    another_boot = loaded.model_copy(update={"told": Told(incarnation="former", number=5)})
+    another_boot = loaded.model_copy(update={"told": LastReport(incarnation="former", number=5)})
     assert look(another_boot, idle, number=4).findings

@@ -23,7 +23,7 @@ from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
 from tests.unit.worker_bench import HOST, Bench, model
 from worker.engine.plan import PlanRules, plan_container, spec_hash
-from worker.session.command_decode import Envelope, read_commands, read_envelope
+from worker.session.command_decode import CommandEnvelope, read_commands, read_envelope
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/records_before_stricter_rules.json"
 RECORDS: dict[str, Any] = json.loads(FIXTURE.read_text())
@@ -35,7 +35,7 @@ BROKEN = sorted(set(MODELS) - set(STILL_GOOD))
 def command_of(name: str) -> HostCommand:
     """Return the command of an older dispatcher that carries this model."""
     envelope = read_envelope(json.dumps(RECORDS["host_commands"]).encode())
-    assert isinstance(envelope, Envelope)
+    assert isinstance(envelope, CommandEnvelope)
     good, bad = read_commands(envelope)
     assert bad == []
     return next(one for one in good if one.model.name == name)

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from dispatcher.settings import Settings as DispatcherSettings
-from gateway.settings import Settings as GatewaySettings
+from dispatcher.settings import DispatcherSettings
+from gateway.settings import GatewaySettings
 from modelyard.process.settings import ProcessSettings, variable
 from worker.settings import WorkerSettings
 

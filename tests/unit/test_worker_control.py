@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_broker import delivery_of
 from tests.unit.worker_host import Host, running_host
-from worker.attempts.registry import MAX_CANCELS, Decision, Desk
+from worker.attempts.registry import MAX_CANCELS, Admission, AttemptRegistry
 from worker.engine.plan import PlanRules, plan_container
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
@@ -382,28 +382,28 @@ async def test_a_later_epoch_runs_after_the_earlier_one_was_stale() -> None:
 
 def test_an_open_attempt_that_is_stale_is_refused_when_its_command_comes_again() -> None:
     sent: list[OperationReport] = []
-    desk, command = Desk(sent.append), Bench().command(CREATE)
+    desk, command = AttemptRegistry(sent.append), Bench().command(CREATE)
     account = desk.take(command).account
     assert account is not None
     stale = CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
     assert desk.cancel(stale) is None
-    assert desk.take(command).decision is Decision.STALE_EPOCH
+    assert desk.take(command).decision is Admission.STALE_EPOCH
     account.tell(Phase.REMOVING)
     assert sent == []
 
 
 def test_remembered_cancels_are_bounded() -> None:
-    desk, bench = Desk(lambda _: None), Bench()
+    desk, bench = AttemptRegistry(lambda _: None), Bench()
     commands = [bench.command(CREATE) for _ in range(MAX_CANCELS + 1)]
     for command in commands:
         cancel = CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
         assert desk.cancel(cancel) is None
-    assert desk.take(commands[-1]).decision is Decision.STALE_EPOCH
-    assert desk.take(commands[0]).decision is Decision.NEW
+    assert desk.take(commands[-1]).decision is Admission.STALE_EPOCH
+    assert desk.take(commands[0]).decision is Admission.NEW
 
 
 def test_a_cancel_of_a_newer_epoch_does_not_touch_the_running_one() -> None:
-    desk, command = Desk(lambda _: None), Bench().command(INFER, input=1)
+    desk, command = AttemptRegistry(lambda _: None), Bench().command(INFER, input=1)
     running = desk.take(command).account
     assert running is not None
     assert desk.cancel(CancelOperation(operation_id=command.operation_id, epoch=2)) is None

@@ -14,7 +14,7 @@ from tests.fakes.programs import FakeBatch
 from tests.fakes.runtime import FakeContainer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
-from worker.attempts.attempt import Ending
+from worker.attempts.attempt import Outcome
 from worker.containers.disk import MISSES, DiskWatch
 from worker.engine.protocol import EngineUnavailableError
 
@@ -57,7 +57,7 @@ async def test_an_operation_whose_container_writes_too_much_ends_with_the_cause(
 
 
 @asynccontextmanager
-async def batch_at_work() -> AsyncIterator[tuple[Bench, asyncio.Task[Ending]]]:
+async def batch_at_work() -> AsyncIterator[tuple[Bench, asyncio.Task[Outcome]]]:
     """Have a batch run that ends only if somebody ends it."""
     spec = model(Profile.BATCH, result_file="/out/r.json", resources={"disk": LIMIT})
     bench = Bench(spec, FakeBatch(exit_code=None))

@@ -15,7 +15,7 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from tests.fakes.programs import FakeBatch, FakeServer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import BLIND_HOOKS, IMAGE, Bench, model
-from worker.attempts.attempt import Ending
+from worker.attempts.attempt import Outcome
 from worker.engine.protocol import DiskFullError, EngineUnavailableError, StartRefusedError
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
@@ -29,7 +29,7 @@ CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
 
 
 def failed(
-    ending: Ending,
+    ending: Outcome,
     code: ErrorCode,
     *,
     job: JobState | None = JobState.FAILED,

@@ -14,7 +14,7 @@ from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
 from worker.execution.results import Reply, ResultReader, result_of
 from worker.model_server.client import ModelServer, NoAnswerError, http_client
-from worker.model_server.probes import Answer
+from worker.model_server.probes import ProbeVerdict
 from worker.model_server.templates import Fillings
 
 
@@ -179,7 +179,7 @@ async def test_what_one_model_sets_as_a_cookie_no_model_is_sent(
     other = Raw()
     async with await asyncio.start_server(other.serve, "127.0.0.1", 0) as server:
         other.address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-        assert (await model_server.probe(raw.address, "/ready")).answer is Answer.YES
+        assert (await model_server.probe(raw.address, "/ready")).answer is ProbeVerdict.YES
         await send(model_server, raw)
         await send(model_server, other)
         await send(model_server, raw)
@@ -313,19 +313,19 @@ async def test_a_refused_connection_is_no_answer(model_server: ModelServer, raw:
 @pytest.mark.parametrize(
     ("status", "answer"),
     [
-        ("200 OK", Answer.YES),
-        ("204 No", Answer.YES),
-        ("302 F", Answer.NO),
-        ("503 No", Answer.NO),
-        ("404 No", Answer.NO),
-        ("408 Late", Answer.SILENT),
-        ("429 Many", Answer.SILENT),
-        ("502 Gate", Answer.SILENT),
-        ("504 Gate", Answer.SILENT),
+        ("200 OK", ProbeVerdict.YES),
+        ("204 No", ProbeVerdict.YES),
+        ("302 F", ProbeVerdict.NO),
+        ("503 No", ProbeVerdict.NO),
+        ("404 No", ProbeVerdict.NO),
+        ("408 Late", ProbeVerdict.SILENT),
+        ("429 Many", ProbeVerdict.SILENT),
+        ("502 Gate", ProbeVerdict.SILENT),
+        ("504 Gate", ProbeVerdict.SILENT),
     ],
 )
 async def test_2xx_is_yes_and_another_status_no_unless_the_model_was_not_asked(
-    model_server: ModelServer, raw: Raw, status: str, answer: Answer
+    model_server: ModelServer, raw: Raw, status: str, answer: ProbeVerdict
 ) -> None:
     raw.answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nLocation: /\r\n\r\n".encode()
     assert (await model_server.probe(raw.address, "/ready")).answer is answer
@@ -333,7 +333,7 @@ async def test_2xx_is_yes_and_another_status_no_unless_the_model_was_not_asked(
 
 async def test_a_refused_connection_is_no(model_server: ModelServer) -> None:
     probe = await model_server.probe(Address("127.0.0.1", 1), "/ready")
-    assert (probe.answer, probe.nobody_listens) == (Answer.NO, True)
+    assert (probe.answer, probe.nobody_listens) == (ProbeVerdict.NO, True)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", b"SSH-2.0-x\r\n", b"<html>hello</html>"])
@@ -341,7 +341,7 @@ async def test_a_probe_without_a_whole_answer_is_silence(
     model_server: ModelServer, raw: Raw, answer: bytes
 ) -> None:
     raw.answer = answer
-    assert (await model_server.probe(raw.address, "/ready")).answer is Answer.SILENT
+    assert (await model_server.probe(raw.address, "/ready")).answer is ProbeVerdict.SILENT
 
 
 async def test_a_server_that_does_not_answer_in_time_is_silent(
@@ -351,7 +351,7 @@ async def test_a_server_that_does_not_answer_in_time_is_silent(
     raw.busy = asyncio.Event()
     probe = await model_server.probe(raw.address, "/ready")
     raw.busy.set()
-    assert (probe.answer, probe.heard) == (Answer.SILENT, "nothing within 0.1 s")
+    assert (probe.answer, probe.heard) == (ProbeVerdict.SILENT, "nothing within 0.1 s")
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,12 @@ from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, IMAGE, Bench, model
 from tests.unit.worker_broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import Desk
-from worker.execution.executor import Attempts
+from worker.attempts.registry import AttemptRegistry
+from worker.execution.executor import AttemptRunner
 from worker.model_server.client import ModelServer, http_client
-from worker.session.boot import Recovery
-from worker.session.command_consumer import Consumer
-from worker.session.enrolment import Enrolment
+from worker.session.boot import BootRecovery
+from worker.session.command_consumer import CommandConsumer
+from worker.session.enrolment import EnrolmentClient
 from worker.session.heartbeat import HeartbeatSender
 from worker.session.lease import Lease
 
@@ -44,13 +44,13 @@ class Intake:
         self.broker = FakeBroker()
         self.bench = bench or Bench()
         self.reporter = reporter_on(self.broker)
-        self.desk = Desk(self.reporter.put)
-        self.attempts = Attempts(self.bench.operations, self.desk, JobLocks(), tasks)
+        self.desk = AttemptRegistry(self.reporter.put)
+        self.attempts = AttemptRunner(self.bench.operations, self.desk, JobLocks(), tasks)
         self.announced = 0
         self.lease = Lease()
-        self.consumer = Consumer(
+        self.consumer = CommandConsumer(
             broker=self.broker,
-            enrolment=Enrolment(self.broker, HOST, "i-1"),
+            enrolment=EnrolmentClient(self.broker, HOST, "i-1"),
             reporter=self.reporter,
             desk=self.desk,
             attempts=self.attempts,
@@ -374,9 +374,9 @@ async def test_a_boot_reports_what_it_found() -> None:
     await bench.do(CREATE, job="job-2")
     bench.runtime.named("modelyard-job-2-1").exit(1)
     bench.runtime.add_foreign("somebody-elses")
-    recovery = Recovery(
+    recovery = BootRecovery(
         broker=broker,
-        enrolment=Enrolment(broker, HOST, "i-2"),
+        enrolment=EnrolmentClient(broker, HOST, "i-2"),
         runtime=bench.runtime,
         server=ModelServer(http_client(bench.runtime.transport)),
         lease=Lease(),
@@ -398,9 +398,9 @@ async def test_a_boot_reports_what_it_found() -> None:
 
 async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() -> None:
     bench, broker = Bench(), FakeBroker()
-    recovery = Recovery(
+    recovery = BootRecovery(
         broker=broker,
-        enrolment=Enrolment(broker, HOST, "i-1"),
+        enrolment=EnrolmentClient(broker, HOST, "i-1"),
         runtime=bench.runtime,
         server=ModelServer(http_client(bench.runtime.transport)),
         lease=Lease(),

@@ -17,15 +17,15 @@ from modelyard.process.tasks import TaskGroup
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import BLIND_HOOKS, Bench, model
 from tests.unit.worker_broker import FakeBroker, report, reporter_on
-from worker.attempts.attempt import Ending
+from worker.attempts.attempt import Outcome
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import Desk
-from worker.containers.health import MISSES, SPACING_S, Health
+from worker.attempts.registry import AttemptRegistry
+from worker.containers.health import MISSES, SPACING_S, ModelHealth
 from worker.engine.protocol import EngineUnavailableError
 from worker.execution.discards import Discards
 from worker.model_server.client import ModelServer, http_client
-from worker.model_server.probes import Answer
-from worker.session.relist import Relist
+from worker.model_server.probes import ProbeVerdict
+from worker.session.relist import InventoryLoop
 
 CREATE, LOAD, INFER, UNLOAD = (
     Verb.DEPLOY_CREATE,
@@ -42,12 +42,12 @@ class Lookout:
         self.bench = bench or Bench()
         self.broker = FakeBroker()
         self.reporter = reporter_on(self.broker)
-        self.desk = Desk(self.reporter.put)
+        self.desk = AttemptRegistry(self.reporter.put)
         self.now = 0.0
         containers = self.bench.operations.containers
         health = containers.health
         health._clock = lambda: self.now
-        self.relist = Relist(
+        self.relist = InventoryLoop(
             runtime=self.bench.runtime,
             server=ModelServer(http_client(self.bench.runtime.transport)),
             health=health,
@@ -164,7 +164,7 @@ async def test_a_job_that_is_worked_on_is_busy_and_its_server_is_not_asked() -> 
         told = await it.look()
         assert told.busy == ("job-1",)
         assert len(it.bench.server.requests) == asked
-        account.end(Ending(OperationState.SUCCEEDED))
+        account.end(Outcome(OperationState.SUCCEEDED))
         it.desk.close(account)
         assert (await it.look()).busy == ()
 
@@ -178,7 +178,7 @@ async def test_a_job_that_gets_an_attempt_during_the_look_is_busy_although_it_en
             found = await really(job_id)
             account = it.desk.take(it.bench.command(CREATE, job="job-2")).account
             assert account is not None
-            account.end(Ending(OperationState.SUCCEEDED))
+            account.end(Outcome(OperationState.SUCCEEDED))
             it.desk.close(account)
             return found
 
@@ -361,19 +361,19 @@ async def test_a_server_that_can_not_be_asked_is_not_taken_for_loaded_by_a_look(
     assert it.bench.server.loads == 1
 
 
-def health_at(times: Callable[[], float]) -> Health:
-    return Health(clock=times)
+def health_at(times: Callable[[], float]) -> ModelHealth:
+    return ModelHealth(clock=times)
 
 
 def test_a_burst_of_looks_counts_as_one() -> None:
     now = 0.0
     health = health_at(lambda: now)
     health.was_loaded("c")
-    assert not any(health.looked("c", running=True, answer=Answer.NO) for _ in range(10))
+    assert not any(health.looked("c", running=True, answer=ProbeVerdict.NO) for _ in range(10))
     said = []
     for _ in range(MISSES - 1):
         now += SPACING_S
-        said.append(health.looked("c", running=True, answer=Answer.NO))
+        said.append(health.looked("c", running=True, answer=ProbeVerdict.NO))
     assert said == [False, True]
 
 

@@ -11,7 +11,7 @@ from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_host import Host, running_host
-from worker.attempts.attempt import Account
+from worker.attempts.attempt import Attempt
 from worker.engine.labels import ContainerLabels
 from worker.engine.plan import PlanRules, plan_container
 from worker.session.lease import FENCE_S, Lease
@@ -81,7 +81,7 @@ async def test_no_verb_begins_anything_new_after_the_lease(verb: Verb) -> None:
     lease.renew(now)
     now = 11.0
     before = (len(bench.runtime.created), bench.server.loads, bench.server.infers_now)
-    account = Account(bench.command(verb, input=1), bench.reports.append, held=lease.held)
+    account = Attempt(bench.command(verb, input=1), bench.reports.append, held=lease.held)
     performing = asyncio.create_task(bench.operations.perform(account))
     await asyncio.wait((performing,), timeout=0.1)
     assert not performing.done()

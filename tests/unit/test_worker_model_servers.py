@@ -14,7 +14,7 @@ from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.unit.test_worker_inventory import Lookout
 from tests.unit.worker_bench import Bench, model
-from worker.attempts.attempt import Ending
+from worker.attempts.attempt import Outcome
 
 CREATE, LOAD, INFER, UNLOAD, TEMP = (
     Verb.DEPLOY_CREATE,
@@ -40,7 +40,7 @@ async def loaded(bench: Bench) -> Bench:
 @asynccontextmanager
 async def underway(
     bench: Bench, verb: Verb, words: str, times: int = 1
-) -> AsyncIterator[asyncio.Task[Ending]]:
+) -> AsyncIterator[asyncio.Task[Outcome]]:
     """Give an operation under way that has asked `words` of the server so often."""
     before = len([it for it in bench.server.requests if it.endswith(words)])
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:

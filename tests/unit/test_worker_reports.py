@@ -19,9 +19,9 @@ from tests.support.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import FakeBroker, report, reporter_on
-from worker.attempts.attempt import Account, Ending
+from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Decision, Desk
+from worker.attempts.registry import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Admission, AttemptRegistry
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 
@@ -135,95 +135,95 @@ async def test_messages_are_bounded_and_a_large_report_travels_alone() -> None:
     assert len(broker.reports) == 7
 
 
-def taken(desk: Desk, command: HostCommand) -> Decision:
+def taken(desk: AttemptRegistry, command: HostCommand) -> Admission:
     return desk.take(command).decision
 
 
 def test_an_epoch_is_taken_once_and_repeats_its_latest_report() -> None:
     sent: list[OperationReport] = []
-    desk, bench = Desk(sent.append), Bench()
+    desk, bench = AttemptRegistry(sent.append), Bench()
     command = bench.command(CREATE)
     first = desk.take(command)
-    assert first.decision is Decision.NEW
+    assert first.decision is Admission.NEW
     assert first.account is not None
     first.account.tell(Phase.CREATING)
     again = desk.take(command)
-    assert (again.decision, again.account) == (Decision.REPEATED, first.account)
-    first.account.end(Ending(OperationState.SUCCEEDED))
+    assert (again.decision, again.account) == (Admission.REPEATED, first.account)
+    first.account.end(Outcome(OperationState.SUCCEEDED))
     desk.close(first.account)
     again = desk.take(command)
-    assert (again.decision, again.account) == (Decision.REPEATED, None)
+    assert (again.decision, again.account) == (Admission.REPEATED, None)
     assert again.report == sent[-1]
     assert (sent[-1].state, sent[-1].seq) == (OperationState.SUCCEEDED, 3)
 
 
 def test_a_lower_epoch_is_dropped() -> None:
-    desk, command = Desk(lambda _: None), Bench().command(CREATE, epoch=2)
-    assert taken(desk, command) is Decision.NEW
-    assert taken(desk, command.model_copy(update={"epoch": 1})) is Decision.STALE_EPOCH
+    desk, command = AttemptRegistry(lambda _: None), Bench().command(CREATE, epoch=2)
+    assert taken(desk, command) is Admission.NEW
+    assert taken(desk, command.model_copy(update={"epoch": 1})) is Admission.STALE_EPOCH
 
 
 def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
-    desk, command = Desk(lambda _: None), Bench().command(CREATE)
+    desk, command = AttemptRegistry(lambda _: None), Bench().command(CREATE)
     first = desk.take(command)
     second = desk.take(command.model_copy(update={"epoch": 2}))
-    assert second.decision is Decision.NEW
+    assert second.decision is Admission.NEW
     assert second.superseded is first.account
 
 
 def test_a_generation_older_than_one_seen_is_refused() -> None:
-    desk, bench = Desk(lambda _: None), Bench()
+    desk, bench = AttemptRegistry(lambda _: None), Bench()
     desk.saw_containers([("job-1", 3)])
-    assert taken(desk, bench.command(CREATE, generation=2)) is Decision.STALE_GENERATION
-    assert taken(desk, bench.command(CREATE, generation=3)) is Decision.NEW
-    assert taken(desk, bench.command(CREATE, job="job-2")) is Decision.NEW
+    assert taken(desk, bench.command(CREATE, generation=2)) is Admission.STALE_GENERATION
+    assert taken(desk, bench.command(CREATE, generation=3)) is Admission.NEW
+    assert taken(desk, bench.command(CREATE, job="job-2")) is Admission.NEW
 
 
 def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
-    desk, bench = Desk(lambda _: None), Bench()
+    desk, bench = AttemptRegistry(lambda _: None), Bench()
     commands = [bench.command(CREATE) for _ in range(MAX_ENDED + 1)]
     for command in commands:
         account = desk.take(command).account
         assert account is not None
-        account.end(Ending(OperationState.SUCCEEDED))
+        account.end(Outcome(OperationState.SUCCEEDED))
         desk.close(account)
     assert desk.running == 0
-    assert taken(desk, commands[1]) is Decision.REPEATED
-    assert taken(desk, commands[0]) is Decision.NEW
+    assert taken(desk, commands[1]) is Admission.REPEATED
+    assert taken(desk, commands[0]) is Admission.NEW
 
 
 def test_of_what_ended_only_the_last_report_is_kept() -> None:
-    desk, command = Desk(lambda _: None), Bench().command(INFER, input="x" * 1_000)
+    desk, command = AttemptRegistry(lambda _: None), Bench().command(INFER, input="x" * 1_000)
     account = desk.take(command).account
     assert account is not None
-    account.end(Ending(OperationState.SUCCEEDED, result_json="1"))
+    account.end(Outcome(OperationState.SUCCEEDED, result_json="1"))
     desk.close(account)
     kept = weakref.ref(account)
     del account
     gc.collect()
     assert kept() is None
-    assert taken(desk, command) is Decision.REPEATED
+    assert taken(desk, command) is Admission.REPEATED
 
 
 def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -> None:
-    desk, bench = Desk(lambda _: None), Bench()
+    desk, bench = AttemptRegistry(lambda _: None), Bench()
     commands = [bench.command(INFER, input=1) for _ in range(2)]
     half = '"' + "\u20ac" * (MAX_RESULT_BYTES_KEPT // 5) + '"'
     for command in commands:
         account = desk.take(command).account
         assert account is not None
-        account.end(Ending(OperationState.SUCCEEDED, result_json=half))
+        account.end(Outcome(OperationState.SUCCEEDED, result_json=half))
         desk.close(account)
-    assert taken(desk, commands[1]) is Decision.REPEATED
-    assert taken(desk, commands[0]) is Decision.NEW
+    assert taken(desk, commands[1]) is Admission.REPEATED
+    assert taken(desk, commands[0]) is Admission.NEW
 
 
 def test_an_account_says_nothing_after_its_end() -> None:
     sent: list[OperationReport] = []
-    account = Account(Bench().command(CREATE), sent.append)
-    account.end(Ending(OperationState.FAILED))
+    account = Attempt(Bench().command(CREATE), sent.append)
+    account.end(Outcome(OperationState.FAILED))
     account.tell(Phase.LOADING)
-    account.end(Ending(OperationState.SUCCEEDED))
+    account.end(Outcome(OperationState.SUCCEEDED))
     assert [it.state for it in sent] == [OperationState.FAILED]
 
 

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 from tests.unit.worker_engine import ScriptedEngine, scripted_engine
 from worker.engine.labels import ContainerLabels
 from worker.session.lease import uptime_s
-from worker.watchdog.client import Leash, shared_note
+from worker.watchdog.client import WatchdogClient, shared_note
 from worker.watchdog.process import FAREWELL
 
 LEASE_S = 0.8
@@ -275,7 +275,7 @@ async def test_a_signal_ends_it_at_once_and_nothing_is_stopped(yard: Yard) -> No
 
 
 async def test_a_watchdog_that_died_is_started_again_with_the_next_renewal(yard: Yard) -> None:
-    leash = Leash(yard.url, host_id="host-1", note=yard.note, lease_s=30.0)
+    leash = WatchdogClient(yard.url, host_id="host-1", note=yard.note, lease_s=30.0)
     leash.renewed(uptime_s())
     first = leash._process
     assert first is not None
@@ -289,7 +289,7 @@ async def test_a_watchdog_that_died_is_started_again_with_the_next_renewal(yard:
 
 
 async def test_a_watchdog_that_does_not_read_holds_nobody_up(yard: Yard) -> None:
-    leash = Leash(yard.url, host_id="host-1", note=None, lease_s=30.0)
+    leash = WatchdogClient(yard.url, host_id="host-1", note=None, lease_s=30.0)
     leash.renewed(uptime_s())
     assert leash._process is not None
     leash._process.send_signal(signal.SIGSTOP)
@@ -303,7 +303,7 @@ async def test_a_watchdog_that_does_not_read_holds_nobody_up(yard: Yard) -> None
 
 def test_a_watchdog_that_can_not_be_started_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    leash = Leash("unix:///nowhere", host_id="host-1", note=None)
+    leash = WatchdogClient("unix:///nowhere", host_id="host-1", note=None)
     leash.renewed(uptime_s())
     assert leash.pid is None
     leash.farewell()

@@ -10,11 +10,11 @@ from modelyard.contract.messages import HostCommand, OperationReport
 from modelyard.contract.states import Phase, Verb
 from tests.fakes.programs import FakeBatch, FakeServer
 from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
-from worker.attempts.attempt import Account, Ending
+from worker.attempts.attempt import Attempt, Outcome
 from worker.engine.image_references import AllowList
 from worker.engine.plan import PlanRules
 from worker.execution.results import ResultReader
-from worker.execution.verbs import Operations
+from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer, http_client
 from worker.service import build_operations
 
@@ -72,7 +72,7 @@ class Bench:
         self.results = ResultReader()
         self.operations = self.restarted()
 
-    def restarted(self) -> Operations:
+    def restarted(self) -> VerbRunner:
         """Return operations that know nothing of what was done before."""
         self.operations = build_operations(
             self.runtime,
@@ -112,9 +112,9 @@ class Bench:
             timeout_s=timeout_s,
         )
 
-    async def do(self, verb: Verb, **more: Any) -> Ending:
+    async def do(self, verb: Verb, **more: Any) -> Outcome:
         """Perform one verb and return how it ended; its reports are in `reports`."""
-        account = Account(self.command(verb, **more), self.reports.append)
+        account = Attempt(self.command(verb, **more), self.reports.append)
         ending = await self.operations.perform(account)
         account.end(ending)
         return ending

@@ -15,7 +15,7 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import REPORTS, Exchange, Queue, control_queue, host_queue
 from tests.unit.worker_bench import HOST
-from worker.session.enrolment import Enrolment
+from worker.session.enrolment import EnrolmentClient
 from worker.session.reporter import Reporter
 
 
@@ -128,7 +128,7 @@ def reporter_on(broker: Broker) -> Reporter:
         broker,
         host_id=HOST,
         incarnation="i-1",
-        ask_for_way=Enrolment(broker, HOST, "i-1").say_hello,
+        ask_for_way=EnrolmentClient(broker, HOST, "i-1").say_hello,
         backoff=lambda _: 0.0,
     )
 

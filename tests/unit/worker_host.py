@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import FakeBroker, delivery_of
 from worker.model_server.client import ModelServer, http_client
-from worker.service import Service
+from worker.service import Worker
 from worker.settings import WorkerSettings
 
 
@@ -30,7 +30,7 @@ class Host:
         self.bench = bench or Bench()
         self.broker = FakeBroker()
         self.stop = asyncio.Event()
-        self.service = Service(
+        self.service = Worker(
             WorkerSettings(host_id=HOST, worker_allowed_images=("*",)),
             broker=self.broker,
             runtime=self.bench.runtime,

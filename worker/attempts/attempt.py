@@ -7,11 +7,11 @@ from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import HostCommand, OperationReport, Progress
 from modelyard.contract.states import JobState, OperationState, Phase
 from modelyard.process.crash_points import crash_point
-from worker.attempts.cancellation import Interruption
+from worker.attempts.cancellation import Cancellation
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class Outcome:
     """How an attempt ended, and what is true of the job's container after it."""
 
     state: OperationState
@@ -26,7 +26,7 @@ async def always_held() -> None:
     """Stand for a lease that is never lost."""
 
 
-class Account:
+class Attempt:
     """The reports of one attempt. `publish` gets each one, in order, and must not block."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Account:
         self._publish = publish
         self._held = held
         self._silenced = False
-        self.interruption = Interruption()
+        self.interruption = Cancellation()
         self.latest = self._report(seq=1, state=OperationState.RUNNING)
         """At first `accepted`: RUNNING without a phase."""
 
@@ -67,7 +67,7 @@ class Account:
             )
         )
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: Outcome) -> None:
         """Report the end; a second one says nothing."""
         if not self.ended:
             crash_point("worker.before_end")

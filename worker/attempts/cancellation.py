@@ -8,7 +8,7 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import CancelReason
 
 
-class InterruptionError(ModelyardError):
+class AttemptCancelledError(ModelyardError):
     """An attempt was ended from outside."""
 
     def __init__(self, reason: CancelReason) -> None:
@@ -17,7 +17,7 @@ class InterruptionError(ModelyardError):
         super().__init__(ErrorCode.TIMED_OUT if timed_out else ErrorCode.CANCELLED)
 
 
-class Interruption:
+class Cancellation:
     """The handle by which one attempt is ended; it may be pulled at any time, and again."""
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class Interruption:
 
     @asynccontextmanager
     async def scope(self) -> AsyncIterator[None]:
-        """Let what is inside be ended; raises `InterruptionError` if it was.
+        """Let what is inside be ended; raises `AttemptCancelledError` if it was.
 
         A cancellation of the task itself passes as what it is.
         """
         if self.reason is not None:
-            raise InterruptionError(self.reason)
+            raise AttemptCancelledError(self.reason)
         limit = asyncio.timeout(None)
         try:
             async with limit:
@@ -51,4 +51,4 @@ class Interruption:
         except TimeoutError as error:
             if not limit.expired() or self.reason is None:
                 raise
-            raise InterruptionError(self.reason) from error
+            raise AttemptCancelledError(self.reason) from error

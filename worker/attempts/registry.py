@@ -16,7 +16,7 @@ from modelyard.contract.messages import (
     OperationReport,
     RepeatReport,
 )
-from worker.attempts.attempt import Account, always_held
+from worker.attempts.attempt import Attempt, always_held
 
 MAX_ENDED = 10_000
 """Ended operations whose last report is kept."""
@@ -28,7 +28,7 @@ MAX_JOBS = 100_000
 """Jobs whose newest generation is remembered."""
 
 
-class Decision(StrEnum):
+class Admission(StrEnum):
     """What becomes of a command."""
 
     NEW = "new"
@@ -42,13 +42,13 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class AdmittedCommand:
     """A decision, and what it is about."""
 
-    decision: Decision
-    account: Account | None = None
+    decision: Admission
+    account: Attempt | None = None
     """The attempt that is to run, or runs already."""
-    superseded: Account | None = None
+    superseded: Attempt | None = None
     """The earlier attempt of the same operation, if it still runs."""
     report: OperationReport | None = None
     """The latest of the attempt; None for one that is refused."""
@@ -62,7 +62,7 @@ class _Ended:
     result_bytes: int
 
 
-class Desk:
+class AttemptRegistry:
     """The attempts that this boot knows, by operation."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Desk:
         """`publish` is where the accounts report to, `held` what they stand at: the lease."""
         self._held = held
         self._publish = publish
-        self._open: dict[str, Account] = {}
+        self._open: dict[str, Attempt] = {}
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._ended_bytes = 0
         self._generations: OrderedDict[str, int] = OrderedDict()
@@ -100,32 +100,32 @@ class Desk:
         for job_id, generation in containers:
             self._saw(job_id, generation)
 
-    def take(self, command: HostCommand) -> Taken:
+    def take(self, command: HostCommand) -> AdmittedCommand:
         """Decide about one command; if it is new, an account is opened for it."""
         opened = self._open.get(command.operation_id)
         latest = opened.latest if opened else self._last_report(command.operation_id)
         if latest is not None and command.epoch < latest.epoch:
-            return Taken(Decision.STALE_EPOCH)
+            return AdmittedCommand(Admission.STALE_EPOCH)
         cancel = self._cancels.get(command.operation_id)
         if cancel is not None and (
             command.epoch < cancel.epoch
             or (command.epoch == cancel.epoch and cancel.reason == "stale")
         ):
-            return Taken(Decision.STALE_EPOCH)
+            return AdmittedCommand(Admission.STALE_EPOCH)
         if latest is not None and command.epoch == latest.epoch:
-            return Taken(Decision.REPEATED, opened, report=latest)
+            return AdmittedCommand(Admission.REPEATED, opened, report=latest)
         if command.generation < self._generations.get(command.job_id, 0):
-            return Taken(Decision.STALE_GENERATION)
+            return AdmittedCommand(Admission.STALE_GENERATION)
         self._saw(command.job_id, command.generation)
         self._drop_ended(command.operation_id)
         self._cancels.pop(command.operation_id, None)
-        account = Account(command, self._publish, held=self._held)
+        account = Attempt(command, self._publish, held=self._held)
         if cancel is not None and cancel.epoch == command.epoch:
             account.interruption.ask(cancel.reason)
         self._open[command.operation_id] = account
         for busy in self._looks.values():
             busy.add(command.job_id)
-        return Taken(Decision.NEW, account, superseded=opened, report=account.latest)
+        return AdmittedCommand(Admission.NEW, account, superseded=opened, report=account.latest)
 
     def cancel(self, cancel: CancelOperation) -> OperationReport | None:
         """End the attempt that `cancel` names, now or when its command comes.
@@ -158,7 +158,7 @@ class Desk:
         commands = (account.command for account in self._open.values())
         return any((it.job_id, it.generation) == (job_id, generation) for it in commands)
 
-    def close(self, account: Account) -> None:
+    def close(self, account: Attempt) -> None:
         """Keep an ended account's last report for those who ask again."""
         operation_id = account.command.operation_id
         if self._open.get(operation_id) is account:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import structlog
 
 from modelyard.process.tasks import TaskGroup
-from worker.containers.health import Health
+from worker.containers.health import ModelHealth
 from worker.engine.protocol import (
     ContainerFacts,
     ContainerRuntime,
@@ -39,7 +39,7 @@ MISSES = 3
 class DiskWatch:
     """Ends what has written too much; why is noted for whoever finds it dead."""
 
-    def __init__(self, runtime: ContainerRuntime, health: Health) -> None:
+    def __init__(self, runtime: ContainerRuntime, health: ModelHealth) -> None:
         self._runtime = runtime
         self._health = health
         self._silent = False

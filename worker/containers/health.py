@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelyard.contract.topology import INVENTORY_INTERVAL_S
-from worker.model_server.probes import Answer
+from worker.model_server.probes import ProbeVerdict
 
 MISSES = 3
 """Looks with the answer NO, and none with YES between them, after which a model is unhealthy."""
@@ -22,7 +22,7 @@ class _Misses:
     counted_at: float = float("-inf")
 
 
-class Health:
+class ModelHealth:
     """By container id, what was put into memory and what answered."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -67,7 +67,7 @@ class Health:
         """Tell whether this process knows that the model is not in memory."""
         return container_id in self._out
 
-    def looked(self, container_id: str, *, running: bool, answer: Answer | None) -> bool:
+    def looked(self, container_id: str, *, running: bool, answer: ProbeVerdict | None) -> bool:
         """Note what a look has seen; return whether the model is unhealthy.
 
         `answer` is None if the server was not asked. After a boot nothing is known of a container:
@@ -76,10 +76,10 @@ class Health:
         if not running:
             self.forget(container_id)  # one that has ended is no question of health
             return False
-        if answer is Answer.YES:
+        if answer is ProbeVerdict.YES:
             self._out.discard(container_id)
             self._misses.pop(container_id, None)
-        if answer is Answer.NO and container_id not in self._out:
+        if answer is ProbeVerdict.NO and container_id not in self._out:
             self._count(self._misses.setdefault(container_id, _Misses()))
         misses = self._misses.get(container_id)
         return misses is not None and misses.count >= MISSES

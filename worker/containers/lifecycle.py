@@ -4,12 +4,12 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
 from modelyard.process.crash_points import crash_point
-from worker.attempts.attempt import Account
+from worker.attempts.attempt import Attempt
 from worker.containers.datasets import Datasets, mount_target, verify_mount
-from worker.containers.health import Health
+from worker.containers.health import ModelHealth
 from worker.containers.images import Images
 from worker.containers.planning import judge
-from worker.containers.readiness import Question, while_running
+from worker.containers.readiness import RepeatedProbe, while_running
 from worker.engine.labels import container_name
 from worker.engine.plan import ContainerPlan, PlanRules, plan_container, spec_hash
 from worker.engine.protocol import (
@@ -19,14 +19,14 @@ from worker.engine.protocol import (
 )
 from worker.execution.trouble import trouble_is_logged
 from worker.model_server.client import ModelServer
-from worker.model_server.probes import Answer
+from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import talk_of
 
 HALT_S = 8.0
 """Seconds for stopping all that must not outlive the lease."""
 
 
-class Containers:
+class ContainerLifecycle:
     """What operations do to containers. Only this host's own are ever touched.
 
     Its own are those that have its labels, and the name that belongs to them.
@@ -45,7 +45,7 @@ class Containers:
         self._datasets = datasets
         self._server = server
         self._rules = rules
-        self.health = Health()
+        self.health = ModelHealth()
         """What is in the memory of which container, as far as this process knows."""
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
@@ -65,7 +65,7 @@ class Containers:
             raise ModelyardError(ErrorCode.CONTAINER_MISSING)
         return facts
 
-    async def ensure(self, command: HostCommand, account: Account) -> ContainerFacts:
+    async def ensure(self, command: HostCommand, account: Attempt) -> ContainerFacts:
         """Return the job's container, created if it is not there, with its mounts checked."""
         await self.remove_generations(command.job_id, up_to=command.generation - 1)
         target = mount_target(command.dataset, command.model)
@@ -79,7 +79,7 @@ class Containers:
             await self._remove(known.id)
         return await self._create(command, account)
 
-    async def _create(self, command: HostCommand, account: Account) -> ContainerFacts:
+    async def _create(self, command: HostCommand, account: Attempt) -> ContainerFacts:
         judge(command)
         mount = await self._datasets.locate(command.dataset, command.model)
 
@@ -118,7 +118,7 @@ class Containers:
                 )
 
     async def serve(
-        self, command: HostCommand, facts: ContainerFacts, account: Account
+        self, command: HostCommand, facts: ContainerFacts, account: Attempt
     ) -> ContainerFacts:
         """Start the container unless it runs, and wait until its server answers alive."""
         facts = await self.start(command, facts, account)
@@ -128,7 +128,7 @@ class Containers:
         return facts
 
     async def start(
-        self, command: HostCommand, facts: ContainerFacts, account: Account
+        self, command: HostCommand, facts: ContainerFacts, account: Attempt
     ) -> ContainerFacts:
         """Start the container unless it runs; its published port is another after each start.
 
@@ -150,8 +150,8 @@ class Containers:
 
     async def probe(self, facts: ContainerFacts, path: str, seconds: float, what: str) -> None:
         """Wait until `path` answers 2xx; raises `not_ready`, `exited` or `oom_killed`."""
-        question = Question(self._server, facts, path)
-        waiting = question.until({Answer.YES}, seconds, what)
+        question = RepeatedProbe(self._server, facts, path)
+        waiting = question.until({ProbeVerdict.YES}, seconds, what)
         await while_running(self._runtime, facts.id, waiting)
 
     async def remove_generations(self, job_id: str, *, up_to: int, grace_s: float = 0.0) -> None:

@@ -10,14 +10,14 @@ from modelyard.process.tasks import TaskGroup
 from worker.containers.polling import GrowingPauses
 from worker.engine.protocol import (
     Address,
+    ContainerExit,
     ContainerFacts,
     ContainerRuntime,
     EngineUnavailableError,
-    Exit,
     StartRefusedError,
 )
 from worker.model_server.client import ModelServer
-from worker.model_server.probes import NOBODY_LISTENS, Answer, Probe
+from worker.model_server.probes import NOBODY_LISTENS, ProbeResult, ProbeVerdict
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ _SLOW_PROBE_S = 1.0
 _ENGINE_RETRY_S = 1.0
 
 
-class Question:
+class RepeatedProbe:
     """One probe of one container, asked again and again; it keeps the last answer."""
 
     def __init__(self, server: ModelServer, facts: ContainerFacts, path: str) -> None:
@@ -35,14 +35,16 @@ class Question:
         self._path = path
         port = facts.labels.port if facts.labels else None
         self._asked = f"GET {path} on the container's port {port or self._address.port}"
-        self.last: Probe | None = None
+        self.last: ProbeResult | None = None
 
-    async def ask(self) -> Probe:
+    async def ask(self) -> ProbeResult:
         """Ask once."""
         self.last = await self._server.probe(self._address, self._path)
         return self.last
 
-    async def until(self, wanted: Collection[Answer], seconds: float, what: str) -> Probe:
+    async def until(
+        self, wanted: Collection[ProbeVerdict], seconds: float, what: str
+    ) -> ProbeResult:
         """Ask until one of the `wanted` answers comes; raises `not_ready` after `seconds`.
 
         `what` the container was to do is named in the error.
@@ -103,7 +105,7 @@ async def while_running(
     return result
 
 
-def exited(end: Exit) -> ModelyardError:
+def exited(end: ContainerExit) -> ModelyardError:
     """Return the error that says how a container ended."""
     info = death_of(end.code, oom_killed=end.oom_killed)
     return ModelyardError(info.code, info.message, **info.detail)
@@ -112,7 +114,7 @@ def exited(end: Exit) -> ModelyardError:
 def address_of(facts: ContainerFacts) -> Address:
     """Return where the container's port is; raises what keeps it from having one."""
     if not facts.running:
-        raise exited(Exit(facts.exit_code or 0, facts.oom_killed))
+        raise exited(ContainerExit(facts.exit_code or 0, facts.oom_killed))
     if facts.address is None:
         raise StartRefusedError("The container runs without its port.")
     return facts.address

@@ -172,7 +172,7 @@ class ContainerFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
+class ContainerExit:
     """How a container ended."""
 
     code: int
@@ -254,7 +254,7 @@ class ContainerRuntime(Protocol):
         Those too that are `dead`, and not those that are just being removed.
         """
 
-    async def wait_exit(self, container_id: str) -> Exit:
+    async def wait_exit(self, container_id: str) -> ContainerExit:
         """Return once it does not run. Raises `NoSuchContainerError`."""
 
     async def watch(self, on_change: Callable[[], None]) -> None:

@@ -4,8 +4,8 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES, HostCommand
 from modelyard.contract.states import Phase
 from modelyard.process.crash_points import crash_point
-from worker.attempts.attempt import Account
-from worker.containers.lifecycle import Containers
+from worker.attempts.attempt import Attempt
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
 from worker.execution.results import ResultReader
@@ -15,13 +15,13 @@ class Batch:
     """Runs one container to its end."""
 
     def __init__(
-        self, runtime: ContainerRuntime, containers: Containers, results: ResultReader
+        self, runtime: ContainerRuntime, containers: ContainerLifecycle, results: ResultReader
     ) -> None:
         self._runtime = runtime
         self._containers = containers
         self._results = results
 
-    async def run(self, command: HostCommand, facts: ContainerFacts, account: Account) -> str:
+    async def run(self, command: HostCommand, facts: ContainerFacts, account: Attempt) -> str:
         """Return the result as JSON text; raises `exited` or `oom_killed` if the code is not 0."""
         await self._containers.start(command, facts, account)
         account.tell(Phase.INFERRING, container_id=facts.id)

@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from modelyard.contract.messages import HostCommand
-from worker.containers.lifecycle import Containers
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.execution.trouble import trouble_is_logged
 
 log = structlog.get_logger(__name__)
@@ -22,7 +22,7 @@ class Cleanup:
     knows nothing of it: there the container is in the inventory, and the dispatcher decides.
     """
 
-    def __init__(self, containers: Containers, *, retry_s: float = RETRY_S) -> None:
+    def __init__(self, containers: ContainerLifecycle, *, retry_s: float = RETRY_S) -> None:
         self._containers = containers
         self._retry_s = retry_s
         self._left: dict[str, int] = {}

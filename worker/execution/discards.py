@@ -11,8 +11,8 @@ import structlog
 from modelyard.contract.messages import DiscardContainer
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import Desk
-from worker.containers.lifecycle import Containers
+from worker.attempts.registry import AttemptRegistry
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.execution.trouble import trouble_is_logged
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ class Discards:
     """Discards each container in a task of its own, once at a time."""
 
     def __init__(
-        self, containers: Containers, desk: Desk, locks: JobLocks, tasks: TaskGroup
+        self,
+        containers: ContainerLifecycle,
+        desk: AttemptRegistry,
+        locks: JobLocks,
+        tasks: TaskGroup,
     ) -> None:
         self._containers = containers
         self._desk = desk

@@ -8,29 +8,29 @@ import structlog
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import VERB_RULES
 from modelyard.process.tasks import TaskGroup
-from worker.attempts.attempt import Account
-from worker.attempts.cancellation import InterruptionError
+from worker.attempts.attempt import Attempt
+from worker.attempts.cancellation import AttemptCancelledError
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import Desk
-from worker.execution.verbs import Operations
+from worker.attempts.registry import AttemptRegistry
+from worker.execution.verbs import VerbRunner
 
 log = structlog.get_logger(__name__)
 
 
-class Attempts:
+class AttemptRunner:
     """Starts attempts, lets later ones take over from earlier ones, waits for them at the end."""
 
     def __init__(
-        self, operations: Operations, desk: Desk, locks: JobLocks, tasks: TaskGroup
+        self, operations: VerbRunner, desk: AttemptRegistry, locks: JobLocks, tasks: TaskGroup
     ) -> None:
         self._operations = operations
         self._desk = desk
         self._tasks = tasks
         self._locks = locks
-        self._running: dict[Account, asyncio.Task[None]] = {}
+        self._running: dict[Attempt, asyncio.Task[None]] = {}
         self._abandoned = False
 
-    def start(self, account: Account, superseded: Account | None = None) -> None:
+    def start(self, account: Attempt, superseded: Attempt | None = None) -> None:
         """Run one attempt unless it runs; the one that it supersedes is stopped and silenced."""
         if account in self._running or self._abandoned:
             return
@@ -65,7 +65,7 @@ class Attempts:
             await asyncio.wait(tuple(running.values()))
         return [account.command for account in running]
 
-    async def _run(self, account: Account, earlier: asyncio.Task[None] | None) -> None:
+    async def _run(self, account: Attempt, earlier: asyncio.Task[None] | None) -> None:
         command = account.command
         async with AsyncExitStack() as held:
             try:
@@ -73,7 +73,7 @@ class Attempts:
                     if earlier is not None:
                         await asyncio.wait((earlier,))
                     await held.enter_async_context(self._turn(command))
-            except InterruptionError as interruption:
+            except AttemptCancelledError as interruption:
                 ending = await self._operations.withdraw(account, interruption)
             else:
                 ending = await self._operations.perform(account)

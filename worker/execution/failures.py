@@ -7,11 +7,11 @@ from modelyard.contract.messages import HostCommand
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.tasks import TaskGroup
-from worker.attempts.attempt import Account, Ending
-from worker.attempts.cancellation import InterruptionError
-from worker.containers.lifecycle import Containers
+from worker.attempts.attempt import Attempt, Outcome
+from worker.attempts.cancellation import AttemptCancelledError
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
-from worker.engine.protocol import ContainerFacts, ContainerRuntime, Exit
+from worker.engine.protocol import ContainerExit, ContainerFacts, ContainerRuntime
 from worker.execution.cleanup import Cleanup
 from worker.execution.trouble import trouble_is_logged
 from worker.model_server.client import NoAnswerError
@@ -51,15 +51,17 @@ _MAY_BE_DEATHS = frozenset(
 """What a server that has died looks like from outside."""
 
 
-class Aftermath:
+class FailureOutcomes:
     """Turns the error of an attempt into its ending."""
 
-    def __init__(self, runtime: ContainerRuntime, containers: Containers, cleanup: Cleanup) -> None:
+    def __init__(
+        self, runtime: ContainerRuntime, containers: ContainerLifecycle, cleanup: Cleanup
+    ) -> None:
         self._runtime = runtime
         self._containers = containers
         self._cleanup = cleanup
 
-    async def of(self, command: HostCommand, error: ModelyardError) -> Ending:
+    async def of(self, command: HostCommand, error: ModelyardError) -> Outcome:
         """Return how the attempt ended, after cleaning up what the verb must not leave.
 
         Trouble on the way is logged and costs a detail at the most, never the ending.
@@ -87,7 +89,9 @@ class Aftermath:
         await self._cleanup.remove(command)
         return _ending(error, JobState.FAILED, facts)
 
-    async def of_interruption(self, account: Account, interruption: InterruptionError) -> Ending:
+    async def of_interruption(
+        self, account: Attempt, interruption: AttemptCancelledError
+    ) -> Outcome:
         """End an attempt that was interrupted while it ran; the caller holds the job.
 
         The end is reported after `REPORT_S` at the latest, and after the cleaning if that is
@@ -104,7 +108,9 @@ class Aftermath:
             account.end(ending)
         return ending
 
-    async def of_withdrawal(self, command: HostCommand, interruption: InterruptionError) -> Ending:
+    async def of_withdrawal(
+        self, command: HostCommand, interruption: AttemptCancelledError
+    ) -> Outcome:
         """End an attempt that was interrupted before it began; nobody holds the job for it."""
         job_state = _left_behind(command, interruption)
         if command.verb not in _MAKING or job_state is None:
@@ -123,7 +129,7 @@ class Aftermath:
         return _interrupted(interruption, job_state)
 
     async def _clean(
-        self, account: Account, interruption: InterruptionError, job_state: JobState
+        self, account: Attempt, interruption: AttemptCancelledError, job_state: JobState
     ) -> JobState | None:
         """Clean up after an interruption; return what is true of the job then."""
         command = account.command
@@ -143,7 +149,7 @@ class Aftermath:
             self._cleanup.remove_later(command)
         return job_state
 
-    async def _half_loaded(self, account: Account) -> JobState | None:
+    async def _half_loaded(self, account: Attempt) -> JobState | None:
         """Have nothing in memory of a model that was being loaded."""
         command = account.command
         if account.latest.phase is None:
@@ -171,7 +177,7 @@ class Aftermath:
         if isinstance(error, NoAnswerError):
             facts = await self._settled(facts)
         if facts.ever_started and not facts.running and _should_run(command):
-            return exited(Exit(facts.exit_code or 0, facts.oom_killed))
+            return exited(ContainerExit(facts.exit_code or 0, facts.oom_killed))
         return error
 
     def _of_our_hand(self, error: ModelyardError, facts: ContainerFacts | None) -> ModelyardError:
@@ -195,7 +201,7 @@ class Aftermath:
         error.detail.setdefault("log_tail", tail[-LOG_CHARS:])
 
 
-def _left_behind(command: HostCommand, interruption: InterruptionError) -> JobState | None:
+def _left_behind(command: HostCommand, interruption: AttemptCancelledError) -> JobState | None:
     """Return what becomes of a job whose attempt is interrupted; None if nothing does."""
     if command.verb not in _CLEANED:
         return None
@@ -209,9 +215,9 @@ def _made_by(command: HostCommand, facts: ContainerFacts | None) -> bool:
     return labels is not None and labels.operation_id == command.operation_id
 
 
-def _interrupted(interruption: InterruptionError, job_state: JobState | None) -> Ending:
+def _interrupted(interruption: AttemptCancelledError, job_state: JobState | None) -> Outcome:
     timed_out = interruption.reason == "timed_out"
-    return Ending(
+    return Outcome(
         state=OperationState.TIMED_OUT if timed_out else OperationState.CANCELLED,
         job_state=job_state,
         error=interruption.info(),
@@ -229,9 +235,9 @@ def _should_run(command: HostCommand) -> bool:
 
 def _ending(
     error: ModelyardError, job_state: JobState | None, facts: ContainerFacts | None = None
-) -> Ending:
+) -> Outcome:
     timed_out = error.code is ErrorCode.TIMED_OUT
-    return Ending(
+    return Outcome(
         state=OperationState.TIMED_OUT if timed_out else OperationState.FAILED,
         job_state=job_state,
         container_id=facts.id if facts else None,

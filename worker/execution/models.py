@@ -6,14 +6,14 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import Phase
 from modelyard.process.crash_points import crash_point
-from worker.attempts.attempt import Account
-from worker.containers.lifecycle import Containers
+from worker.attempts.attempt import Attempt
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import address_of, while_running
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
 from worker.execution.results import ResultReader
 from worker.model_server.client import ModelServer
 from worker.model_server.memory import ServerMemory, fillings_of
-from worker.model_server.probes import Answer
+from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import InMemory, talk_of
 
 WATCH_AFTER_S = 1.0
@@ -26,7 +26,7 @@ class Models:
     def __init__(
         self,
         runtime: ContainerRuntime,
-        containers: Containers,
+        containers: ContainerLifecycle,
         server: ModelServer,
         results: ResultReader,
     ) -> None:
@@ -36,7 +36,7 @@ class Models:
         self._results = results
 
     async def load(
-        self, command: HostCommand, facts: ContainerFacts, account: Account
+        self, command: HostCommand, facts: ContainerFacts, account: Attempt
     ) -> ContainerFacts:
         """Bring the model into memory and wait until it answers ready."""
         if talk_of(command.model).in_memory is InMemory.PROCESS_RUNS:
@@ -56,7 +56,7 @@ class Models:
         self._containers.health.was_loaded(facts.id)
         return facts
 
-    async def unload(self, command: HostCommand, facts: ContainerFacts, account: Account) -> None:
+    async def unload(self, command: HostCommand, facts: ContainerFacts, account: Attempt) -> None:
         """Take the model out of memory."""
         talk = talk_of(command.model)
         if talk.in_memory is InMemory.PROCESS_RUNS:
@@ -78,7 +78,7 @@ class Models:
         crash_point("worker.after_unload")
         self._containers.health.was_unloaded(facts.id)
 
-    async def infer(self, command: HostCommand, facts: ContainerFacts, account: Account) -> str:
+    async def infer(self, command: HostCommand, facts: ContainerFacts, account: Attempt) -> str:
         """Send the input, or the word to run over the dataset; return the answer as JSON text."""
         talk = talk_of(command.model)
         fillings = fillings_of(command)
@@ -95,12 +95,12 @@ class Models:
         crash_point("worker.after_infer")
         return await self._results.read_reply(reply)
 
-    async def _stop(self, command: HostCommand, facts: ContainerFacts, account: Account) -> None:
+    async def _stop(self, command: HostCommand, facts: ContainerFacts, account: Attempt) -> None:
         account.tell(Phase.UNLOADING, container_id=facts.id)
         await self._runtime.stop(facts.id, grace_s(command))
 
     async def _load_by_start(
-        self, command: HostCommand, facts: ContainerFacts, account: Account
+        self, command: HostCommand, facts: ContainerFacts, account: Attempt
     ) -> ContainerFacts:
         facts = await self._containers.start(command, facts, account)
         account.tell(Phase.LOADING, container_id=facts.id)
@@ -125,7 +125,7 @@ class Models:
     async def _is_loaded(self, facts: ContainerFacts, memory: ServerMemory) -> bool:
         if memory.ready is None:
             return self._containers.health.put_into_memory(facts.id)
-        return (await memory.ready.ask()).answer is Answer.YES
+        return (await memory.ready.ask()).answer is ProbeVerdict.YES
 
 
 def grace_s(command: HostCommand) -> float:

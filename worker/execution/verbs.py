@@ -11,12 +11,12 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.process.tasks import TaskGroup
-from worker.attempts.attempt import Account, Ending
-from worker.attempts.cancellation import InterruptionError
-from worker.containers.lifecycle import Containers
+from worker.attempts.attempt import Attempt, Outcome
+from worker.attempts.cancellation import AttemptCancelledError
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.execution.batch import Batch
 from worker.execution.cleanup import Cleanup
-from worker.execution.failures import Aftermath
+from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models, grace_s
 from worker.execution.trouble import trouble_is_logged
 from worker.model_server.profiles import InMemory, talk_of
@@ -27,18 +27,18 @@ GIVE_UP_S = 8.0
 """Seconds for ending what must not outlive the lease."""
 _GO_ON = frozenset({Verb.DEPLOY_UNLOAD, Verb.TERMINATE})
 
-Story = Callable[[HostCommand, Account], Awaitable[Ending]]
+Story = Callable[[HostCommand, Attempt], Awaitable[Outcome]]
 
 
-class Operations:
+class VerbRunner:
     """Performs commands, each on its own; order within a job is the caller's."""
 
     def __init__(
         self,
-        containers: Containers,
+        containers: ContainerLifecycle,
         models: Models,
         batch: Batch,
-        aftermath: Aftermath,
+        aftermath: FailureOutcomes,
         cleanup: Cleanup,
     ) -> None:
         self.containers = containers
@@ -55,7 +55,7 @@ class Operations:
             Verb.TEMP: self._temp,
         }
 
-    async def perform(self, account: Account) -> Ending:
+    async def perform(self, account: Attempt) -> Outcome:
         """Do what the command says, within its `timeout_s`; errors become the ending.
 
         An interruption ends all verbs but those that take away: UNLOAD and TERMINATE go on.
@@ -67,9 +67,9 @@ class Operations:
         try:
             async with _interruptible(account):
                 outcome = await self._attempt(command, account)
-                if not isinstance(outcome, Ending):
+                if not isinstance(outcome, Outcome):
                     outcome = await self._aftermath.of(command, outcome)
-        except InterruptionError as interruption:
+        except AttemptCancelledError as interruption:
             return await self._aftermath.of_interruption(account, interruption)
         if command.verb is Verb.TEMP and outcome.state is OperationState.SUCCEEDED:
             # Killed: nothing that it could still write would be read.
@@ -77,11 +77,11 @@ class Operations:
             try:
                 async with _interruptible(account):
                     await self._cleanup.remove(command)
-            except InterruptionError:
+            except AttemptCancelledError:
                 self._cleanup.remove_later(command)  # it has its answer: that is how it ended
         return outcome
 
-    async def withdraw(self, account: Account, interruption: InterruptionError) -> Ending:
+    async def withdraw(self, account: Attempt, interruption: AttemptCancelledError) -> Outcome:
         """End an attempt that was interrupted before it was performed."""
         return await self._aftermath.of_withdrawal(account.command, interruption)
 
@@ -102,7 +102,7 @@ class Operations:
         """Remove what could not be removed at once; runs until cancelled, as a task of its own."""
         await self._cleanup.run()
 
-    async def _attempt(self, command: HostCommand, account: Account) -> Ending | ModelyardError:
+    async def _attempt(self, command: HostCommand, account: Attempt) -> Outcome | ModelyardError:
         limit = asyncio.timeout(command.timeout_s)
         try:
             async with limit:
@@ -125,37 +125,37 @@ class Operations:
             )
             return ModelyardError(ErrorCode.WORKER_ERROR, fault=type(error).__name__)
 
-    async def _create(self, command: HostCommand, account: Account) -> Ending:
+    async def _create(self, command: HostCommand, account: Attempt) -> Outcome:
         await self._cleanup.claim(command)
         facts = await self.containers.ensure(command, account)
         if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
             facts = await self.containers.serve(command, facts, account)
-        return Ending(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
+        return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
 
-    async def _load(self, command: HostCommand, account: Account) -> Ending:
+    async def _load(self, command: HostCommand, account: Attempt) -> Outcome:
         facts = await self.containers.demand(command)
         facts = await self._models.load(command, facts, account)
-        return Ending(OperationState.SUCCEEDED, JobState.LOADED, facts.id)
+        return Outcome(OperationState.SUCCEEDED, JobState.LOADED, facts.id)
 
-    async def _infer(self, command: HostCommand, account: Account) -> Ending:
+    async def _infer(self, command: HostCommand, account: Attempt) -> Outcome:
         facts = await self.containers.demand(command)
         result = await self._models.infer(command, facts, account)
-        return Ending(OperationState.SUCCEEDED, None, facts.id, result_json=result)
+        return Outcome(OperationState.SUCCEEDED, None, facts.id, result_json=result)
 
-    async def _unload(self, command: HostCommand, account: Account) -> Ending:
+    async def _unload(self, command: HostCommand, account: Attempt) -> Outcome:
         facts = await self.containers.demand(command)
         await self._models.unload(command, facts, account)
-        return Ending(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
+        return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
 
-    async def _terminate(self, command: HostCommand, account: Account) -> Ending:
+    async def _terminate(self, command: HostCommand, account: Attempt) -> Outcome:
         facts = await self.containers.find(command)
         account.tell(Phase.REMOVING)
         await self.containers.remove_generations(
             command.job_id, up_to=command.generation, grace_s=grace_s(command)
         )
-        return Ending(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id if facts else None)
+        return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id if facts else None)
 
-    async def _temp(self, command: HostCommand, account: Account) -> Ending:
+    async def _temp(self, command: HostCommand, account: Attempt) -> Outcome:
         # What an earlier attempt left is not adopted: nobody knows how far it came.
         await self._cleanup.claim(command)
         await self.containers.remove_generations(command.job_id, up_to=command.generation)
@@ -167,8 +167,8 @@ class Operations:
                 facts = await self.containers.serve(command, facts, account)
             facts = await self._models.load(command, facts, account)
             result = await self._models.infer(command, facts, account)
-        return Ending(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id, result_json=result)
+        return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id, result_json=result)
 
 
-def _interruptible(account: Account) -> AbstractAsyncContextManager[None]:
+def _interruptible(account: Attempt) -> AbstractAsyncContextManager[None]:
     return nullcontext() if account.command.verb in _GO_ON else account.interruption.scope()

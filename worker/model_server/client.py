@@ -19,7 +19,7 @@ from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
 from worker.execution.results import Reply, too_large
 from worker.model_server.http_exchange import BoundedTransport, RefusedError, to_address
-from worker.model_server.probes import NOBODY_LISTENS, Answer, Probe
+from worker.model_server.probes import NOBODY_LISTENS, ProbeResult, ProbeVerdict
 from worker.model_server.templates import Fillings
 
 PROBE_S = 2.0
@@ -90,7 +90,7 @@ class ModelServer:
         self._client = client
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
 
-    async def probe(self, address: Address, path: str) -> Probe:
+    async def probe(self, address: Address, path: str) -> ProbeResult:
         """Ask by a GET of `path` whether it holds now what a 2xx there means.
 
         Raises `spec_refused` for what is no path.
@@ -105,12 +105,12 @@ class ModelServer:
                 ):
                     return _heard(response.status_code)
             except RefusedError as error:
-                return Probe(Answer.NO, str(error), nobody_listens=True)
+                return ProbeResult(ProbeVerdict.NO, str(error), nobody_listens=True)
             except TimeoutError:
-                return Probe(Answer.SILENT, f"nothing within {PROBE_S:g} s")
+                return ProbeResult(ProbeVerdict.SILENT, f"nothing within {PROBE_S:g} s")
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 closed = isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError)
-                return Probe(Answer.SILENT, str(error), nobody_listens=closed)
+                return ProbeResult(ProbeVerdict.SILENT, str(error), nobody_listens=closed)
 
     async def tell(
         self, address: Address, hook: Hook, fillings: Fillings, *, failure: ErrorCode
@@ -181,11 +181,11 @@ class ModelServer:
             ) from error
 
 
-def _heard(status: int) -> Probe:
+def _heard(status: int) -> ProbeResult:
     if 200 <= status < 300:  # noqa: PLR2004 - the class of success
-        return Probe(Answer.YES, str(status), status)
-    answer = Answer.SILENT if status in _DID_NOT_ASK else Answer.NO
-    return Probe(answer, str(status), status)
+        return ProbeResult(ProbeVerdict.YES, str(status), status)
+    answer = ProbeVerdict.SILENT if status in _DID_NOT_ASK else ProbeVerdict.NO
+    return ProbeResult(answer, str(status), status)
 
 
 def _encodings(response: httpx2.Response) -> tuple[str, ...]:

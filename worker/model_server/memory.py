@@ -8,10 +8,10 @@ from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from worker.containers.datasets import mount_target
-from worker.containers.readiness import Question, address_of
+from worker.containers.readiness import RepeatedProbe, address_of
 from worker.engine.protocol import ContainerFacts
 from worker.model_server.client import ModelServer, RefusedByServerError
-from worker.model_server.probes import Answer
+from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import talk_of
 from worker.model_server.templates import Fillings
 
@@ -35,11 +35,13 @@ class ServerMemory:
         self._waits_for = "be asked"
         """What is waited for: for the error when time is over."""
         self._refusal: RefusedByServerError | None = None
-        self.ready = None if self._talk.ready is None else Question(server, facts, self._talk.ready)
+        self.ready = (
+            None if self._talk.ready is None else RepeatedProbe(server, facts, self._talk.ready)
+        )
 
     async def load(self) -> None:
         """Have the model loaded, and return once it is ready. The caller sets the deadline."""
-        if self.ready is not None and await self._speaks(self.ready) is Answer.YES:
+        if self.ready is not None and await self._speaks(self.ready) is ProbeVerdict.YES:
             return
         if self._talk.load is not None:
             self._waits_for = f"answer {self._talk.load.method} {self._talk.load.path}"
@@ -51,7 +53,7 @@ class ServerMemory:
                 self._refusal = refusal
         if self.ready is not None:
             self._waits_for = "answer ready"
-            await self.ready.until({Answer.YES}, self._seconds, self._waits_for)
+            await self.ready.until({ProbeVerdict.YES}, self._seconds, self._waits_for)
 
     async def unload(self) -> bool:
         """Have the model unloaded, and return once it is not ready any more.
@@ -68,7 +70,7 @@ class ServerMemory:
             return False
         if self.ready is not None:
             try:
-                await self.ready.until({Answer.NO}, self._seconds, "stop to answer ready")
+                await self.ready.until({ProbeVerdict.NO}, self._seconds, "stop to answer ready")
             except ModelyardError as error:
                 raise ModelyardError(
                     ErrorCode.UNLOAD_FAILED, error.message, **error.detail
@@ -83,7 +85,7 @@ class ServerMemory:
         if self.ready is None:
             return False
         heard = await self.ready.ask()
-        return heard.answer is Answer.NO and heard.status is not None
+        return heard.answer is ProbeVerdict.NO and heard.status is not None
 
     def not_loaded(self) -> ModelyardError:
         """Return the error for a model that did not get ready in time, with all that is known."""
@@ -104,11 +106,13 @@ class ServerMemory:
             error.code, f"{said} {error.message}", **error.detail, load_status=self._refusal.status
         )
 
-    async def _speaks(self, ready: Question) -> Answer:
+    async def _speaks(self, ready: RepeatedProbe) -> ProbeVerdict:
         """Return the server's YES or NO; one that is silent is waited for."""
         last = ready.last
-        if last is None or last.answer is Answer.SILENT:
-            last = await ready.until({Answer.YES, Answer.NO}, self._seconds, self._waits_for)
+        if last is None or last.answer is ProbeVerdict.SILENT:
+            last = await ready.until(
+                {ProbeVerdict.YES, ProbeVerdict.NO}, self._seconds, self._waits_for
+            )
         return last.answer
 
     async def _manages_itself(self, refusal: RefusedByServerError) -> bool:

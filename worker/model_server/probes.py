@@ -9,7 +9,7 @@ NOBODY_LISTENS = (
 )
 
 
-class Answer(StrEnum):
+class ProbeVerdict(StrEnum):
     """The three answers to a probe. Only the first two prove anything."""
 
     YES = "yes"
@@ -28,10 +28,10 @@ class Answer(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ProbeResult:
     """One answer."""
 
-    answer: Answer
+    answer: ProbeVerdict
     heard: str
     """What came back, for people: a status, or how nothing came."""
     status: int | None = None

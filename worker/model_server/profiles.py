@@ -25,7 +25,7 @@ class InMemory(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
+class ServerDialogue:
     """What is asked of a container of one model, verb by verb."""
 
     verbs: frozenset[Verb]
@@ -47,7 +47,7 @@ class Talk:
         return self.infer if has_input else (self.infer_dataset or self.infer)
 
 
-def talk_of(spec: ModelSpec) -> Talk:
+def talk_of(spec: ModelSpec) -> ServerDialogue:
     """Return how this model is talked to."""
     return _TALKS[spec.profile](spec)
 
@@ -62,9 +62,9 @@ def inventory_path(spec: ModelSpec) -> str | None:
     return talk.ready or talk.alive
 
 
-def _process(spec: ModelSpec) -> Talk:
+def _process(spec: ModelSpec) -> ServerDialogue:
     hooks = spec.hooks
-    return Talk(
+    return ServerDialogue(
         verbs=_ALL_VERBS,
         in_memory=InMemory.PROCESS_RUNS,
         ready=hooks.ready or hooks.alive,
@@ -72,9 +72,9 @@ def _process(spec: ModelSpec) -> Talk:
     )
 
 
-def _http(spec: ModelSpec) -> Talk:
+def _http(spec: ModelSpec) -> ServerDialogue:
     hooks = spec.hooks
-    return Talk(
+    return ServerDialogue(
         verbs=_ALL_VERBS,
         in_memory=InMemory.SERVER_SAYS_SO,
         alive=hooks.alive,
@@ -85,9 +85,9 @@ def _http(spec: ModelSpec) -> Talk:
     )
 
 
-def _open_inference(spec: ModelSpec) -> Talk:
+def _open_inference(spec: ModelSpec) -> ServerDialogue:
     name = quote(spec.served_name, safe="")
-    return Talk(
+    return ServerDialogue(
         verbs=_ALL_VERBS,
         in_memory=InMemory.SERVER_SAYS_SO,
         alive="/v2/health/live",
@@ -103,8 +103,8 @@ def _open_inference(spec: ModelSpec) -> Talk:
     )
 
 
-def _batch(_: ModelSpec) -> Talk:
-    return Talk(verbs=_ONE_SHOT, in_memory=InMemory.NEVER)
+def _batch(_: ModelSpec) -> ServerDialogue:
+    return ServerDialogue(verbs=_ONE_SHOT, in_memory=InMemory.NEVER)
 
 
 _TALKS = {

@@ -11,7 +11,7 @@ from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
 from modelyard.contract.topology import REPORTS
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
 from worker.model_server.client import ModelServer
-from worker.session.enrolment import Enrolment
+from worker.session.enrolment import EnrolmentClient
 from worker.session.inventory import take_stock
 from worker.session.lease import Lease
 from worker.session.reporter import REPORTS_TYPE
@@ -23,14 +23,14 @@ ENGINE_WAIT_S = 30.0
 _ENGINE_RETRY_S = 0.5
 
 
-class Recovery:
+class BootRecovery:
     """One boot."""
 
     def __init__(  # noqa: PLR0913 - what one boot says of itself
         self,
         *,
         broker: Broker,
-        enrolment: Enrolment,
+        enrolment: EnrolmentClient,
         runtime: ContainerRuntime,
         server: ModelServer,
         lease: Lease,

@@ -17,10 +17,10 @@ from modelyard.broker import (
 from modelyard.contract.messages import UNREADABLE_TYPE, HostCommand
 from modelyard.contract.topology import REPORTS, host_queue
 from modelyard.process.crash_points import crash_point
-from worker.attempts.registry import Decision, Desk
-from worker.execution.executor import Attempts
-from worker.session.command_decode import Unreadable, read_commands, read_envelope
-from worker.session.enrolment import Enrolment
+from worker.attempts.registry import Admission, AttemptRegistry
+from worker.execution.executor import AttemptRunner
+from worker.session.command_decode import UnreadableCommand, read_commands, read_envelope
+from worker.session.enrolment import EnrolmentClient
 from worker.session.reporter import Reporter
 
 log = structlog.get_logger(__name__)
@@ -29,17 +29,17 @@ PREFETCH = 64
 MAX_DELIVERIES = 64
 
 
-class Consumer:
+class CommandConsumer:
     """The one consumer of a host's queue; a second worker of the same host id is refused."""
 
     def __init__(  # noqa: PLR0913 - what a command passes on its way in
         self,
         *,
         broker: Broker,
-        enrolment: Enrolment,
+        enrolment: EnrolmentClient,
         reporter: Reporter,
-        desk: Desk,
-        attempts: Attempts,
+        desk: AttemptRegistry,
+        attempts: AttemptRunner,
         announce: Callable[[], Awaitable[None]],
         held: Callable[[], Awaitable[None]],
         host_id: str,
@@ -112,7 +112,7 @@ class Consumer:
         # Taken only now, all at once: what is taken and not begun would never be.
         taken = [(command, self._desk.take(command)) for command in commands]
         for command, it in taken:
-            if it.decision is not Decision.NEW:
+            if it.decision is not Admission.NEW:
                 log.info(
                     "command.not_new",
                     decision=it.decision.value,
@@ -120,9 +120,9 @@ class Consumer:
                     epoch=command.epoch,
                     generation=command.generation,
                 )
-            if it.decision is Decision.REPEATED and it.report is not None:
+            if it.decision is Admission.REPEATED and it.report is not None:
                 self._reporter.put(it.report)
-        new = [it.report for _, it in taken if it.decision is Decision.NEW and it.report]
+        new = [it.report for _, it in taken if it.decision is Admission.NEW and it.report]
         # Confirmed before the delivery is settled: from here the record and this process carry
         # the work. Once confirmed it is begun, whatever becomes of the delivery: it would be
         # recognised if it came again.
@@ -142,7 +142,7 @@ class Consumer:
     async def _read(self, delivery: Delivery) -> list[HostCommand]:
         """Return the commands for this boot; what can't be read is a dead letter by then."""
         envelope = read_envelope(delivery.body)
-        if isinstance(envelope, Unreadable):
+        if isinstance(envelope, UnreadableCommand):
             await self._return(delivery, envelope)
             return []
         if envelope.host_id != self._host_id or envelope.incarnation != self._incarnation:
@@ -154,7 +154,7 @@ class Consumer:
             await self._return(delivery, one)
         return commands
 
-    async def _return(self, delivery: Delivery, letter: Unreadable) -> None:
+    async def _return(self, delivery: Delivery, letter: UnreadableCommand) -> None:
         """Hand what can't be read to a dispatcher, confirmed, for the dead letters."""
         log.warning("command.unreadable", code=letter.error.code, error=letter.error.message)
         await self._broker.publish(

@@ -13,7 +13,7 @@ from modelyard.contract.messages import HostCommand, Message
 from modelyard.contract.validation import first_errors
 
 
-class Envelope(Message):
+class CommandEnvelope(Message):
     """`HostCommands` with its commands unread."""
 
     schema_version: Literal[1] = 1
@@ -23,25 +23,25 @@ class Envelope(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableCommand:
     """What goes to the dead letters, and why."""
 
     error: ErrorInfo
     body: bytes
 
 
-def read_envelope(body: bytes) -> Envelope | Unreadable:
+def read_envelope(body: bytes) -> CommandEnvelope | UnreadableCommand:
     """Return who the commands are for, and them unread."""
     try:
-        return Envelope.model_validate_json(body)
+        return CommandEnvelope.model_validate_json(body)
     except ValidationError as error:
         kinds = {detail["type"] for detail in error.errors(include_url=False, include_input=False)}
         not_json = "json_invalid" in kinds
         reason = ErrorCode.INVALID_JSON if not_json else ErrorCode.INVALID_REQUEST
-        return Unreadable(_told(reason, "a list of commands", error), body)
+        return UnreadableCommand(_told(reason, "a list of commands", error), body)
 
 
-def read_commands(envelope: Envelope) -> tuple[list[HostCommand], list[Unreadable]]:
+def read_commands(envelope: CommandEnvelope) -> tuple[list[HostCommand], list[UnreadableCommand]]:
     """Return the commands, and those that can't be read, each in an envelope of its own.
 
     Fields that are not known are ignored, in the specs of the catalog too: they are refused where
@@ -49,14 +49,16 @@ def read_commands(envelope: Envelope) -> tuple[list[HostCommand], list[Unreadabl
     catalog asked for here: what breaks them can be unloaded and terminated, but not created.
     """
     good: list[HostCommand] = []
-    bad: list[Unreadable] = []
+    bad: list[UnreadableCommand] = []
     for command in envelope.commands:
         try:
             good.append(HostCommand.model_validate(command, context=AS_RECORDED, extra="ignore"))
         except ValidationError as error:
             alone = {**envelope.model_dump(exclude={"commands"}), "commands": [command]}
             body = json.dumps(alone).encode()
-            bad.append(Unreadable(_told(ErrorCode.INVALID_REQUEST, "a command", error), body))
+            bad.append(
+                UnreadableCommand(_told(ErrorCode.INVALID_REQUEST, "a command", error), body)
+            )
     return good, bad
 
 

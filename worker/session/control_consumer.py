@@ -19,9 +19,9 @@ from modelyard.broker import (
 )
 from modelyard.contract.messages import HostControl
 from modelyard.contract.topology import control_queue
-from worker.attempts.registry import Desk
+from worker.attempts.registry import AttemptRegistry
 from worker.execution.discards import Discards
-from worker.session.enrolment import Enrolment
+from worker.session.enrolment import EnrolmentClient
 from worker.session.lease import Lease
 from worker.session.reporter import Reporter
 
@@ -30,16 +30,16 @@ log = structlog.get_logger(__name__)
 MAX_DELIVERIES = 64
 
 
-class Control:
+class ControlConsumer:
     """Reads `HostControl` for one boot of one host's worker."""
 
     def __init__(  # noqa: PLR0913 - what a word of control reaches
         self,
         *,
         broker: Broker,
-        enrolment: Enrolment,
+        enrolment: EnrolmentClient,
         reporter: Reporter,
-        desk: Desk,
+        desk: AttemptRegistry,
         discards: Discards,
         lease: Lease,
         host_id: str,

@@ -5,7 +5,7 @@ from modelyard.contract.messages import HELLO_TYPE, HostHello
 from modelyard.contract.topology import HEARTBEATS, queues_of_host
 
 
-class Enrolment:
+class EnrolmentClient:
     """One boot's hello, and what comes of it."""
 
     def __init__(self, broker: Broker, host_id: str, incarnation: str) -> None:

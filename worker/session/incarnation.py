@@ -17,19 +17,19 @@ from modelyard.contract.messages import Heartbeat
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import Desk
+from worker.attempts.registry import AttemptRegistry
 from worker.engine.protocol import ContainerRuntime
 from worker.execution.discards import Discards
-from worker.execution.executor import Attempts
-from worker.execution.verbs import Operations
+from worker.execution.executor import AttemptRunner
+from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer
-from worker.session.boot import Recovery
-from worker.session.command_consumer import Consumer
-from worker.session.control_consumer import Control
-from worker.session.enrolment import Enrolment
+from worker.session.boot import BootRecovery
+from worker.session.command_consumer import CommandConsumer
+from worker.session.control_consumer import ControlConsumer
+from worker.session.enrolment import EnrolmentClient
 from worker.session.heartbeat import HeartbeatSender
 from worker.session.lease import Lease
-from worker.session.relist import Relist
+from worker.session.relist import InventoryLoop
 from worker.session.reporter import Reporter
 from worker.settings import WorkerSettings
 
@@ -42,44 +42,46 @@ LAST_REPORTS_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WorkerParts:
     """What a worker keeps over all of its terms."""
 
     settings: WorkerSettings
     broker: Broker
     runtime: ContainerRuntime
     server: ModelServer
-    operations: Operations
+    operations: VerbRunner
     locks: JobLocks
     beat_s: float = HEARTBEAT_INTERVAL_S
 
 
-class Term:
+class Incarnation:
     """One incarnation; `run` lasts as long as it does."""
 
-    def __init__(self, standing: Standing, lease: Lease) -> None:
+    def __init__(self, standing: WorkerParts, lease: Lease) -> None:
         self._standing = standing
         self._lease = lease
         self._host_id = standing.settings.host_id
         self.incarnation = str(uuid_utils.compat.uuid7())
-        self._enrolment = Enrolment(standing.broker, self._host_id, self.incarnation)
+        self._enrolment = EnrolmentClient(standing.broker, self._host_id, self.incarnation)
         self._reporter = Reporter(
             standing.broker,
             host_id=self._host_id,
             incarnation=self.incarnation,
             ask_for_way=self._enrolment.say_hello,
         )
-        self._desk = Desk(self._reporter.put, held=lease.held)
+        self._desk = AttemptRegistry(self._reporter.put, held=lease.held)
 
     async def run(self, stop: asyncio.Event, *, engine_wait_s: float) -> None:
         """Work until `stop` is set or the lease is lost.
 
         At a stop what runs may end, and containers are left running. At a lost lease all attempts
         are stopped where they are and never heard of again, and what another host may be given is
-        ended here. Raises what `Recovery.prepare` does; a side task that dies takes all with it.
+        ended here. Raises what `BootRecovery.prepare` does; a side task that dies ends all of it.
         """
         async with TaskGroup() as tasks:
-            attempts = Attempts(self._standing.operations, self._desk, self._standing.locks, tasks)
+            attempts = AttemptRunner(
+                self._standing.operations, self._desk, self._standing.locks, tasks
+            )
             discards = Discards(
                 self._standing.operations.containers, self._desk, self._standing.locks, tasks
             )
@@ -102,16 +104,18 @@ class Term:
                 await self._drain(attempts)
             reporting.cancel()
 
-    async def _drain(self, attempts: Attempts) -> None:
+    async def _drain(self, attempts: AttemptRunner) -> None:
         log.info("worker.stopping", running=self._desk.running)
         await attempts.drain(DRAIN_S)
         if not await self._reporter.drain(LAST_REPORTS_S):
             log.warning("reports.lost_at_shutdown")
 
-    async def _serve(self, attempts: Attempts, discards: Discards, engine_wait_s: float) -> None:
+    async def _serve(
+        self, attempts: AttemptRunner, discards: Discards, engine_wait_s: float
+    ) -> None:
         """Boot, then take commands, beat and look around."""
         standing, settings = self._standing, self._standing.settings
-        recovery = Recovery(
+        recovery = BootRecovery(
             broker=standing.broker,
             enrolment=self._enrolment,
             runtime=standing.runtime,
@@ -132,7 +136,7 @@ class Term:
             )
             announced.set()
 
-        consumer = Consumer(
+        consumer = CommandConsumer(
             broker=standing.broker,
             enrolment=self._enrolment,
             reporter=self._reporter,
@@ -143,7 +147,7 @@ class Term:
             host_id=self._host_id,
             incarnation=self.incarnation,
         )
-        control = Control(
+        control = ControlConsumer(
             broker=standing.broker,
             enrolment=self._enrolment,
             reporter=self._reporter,
@@ -161,7 +165,7 @@ class Term:
             stuck_s=lambda: self._reporter.stuck_s,
             compose=self._heartbeat,
         )
-        relist = Relist(
+        relist = InventoryLoop(
             runtime=standing.runtime,
             server=standing.server,
             health=standing.operations.containers.health,

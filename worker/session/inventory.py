@@ -9,7 +9,7 @@ from modelyard.process.tasks import TaskGroup
 from worker.engine.labels import ContainerLabels
 from worker.engine.protocol import ContainerFacts
 from worker.model_server.client import ModelServer
-from worker.model_server.probes import Answer
+from worker.model_server.probes import ProbeVerdict
 
 
 async def take_stock(
@@ -28,15 +28,15 @@ async def take_stock(
     return [item.result() for item in items]
 
 
-def answer_in(item: InventoryItem) -> Answer | None:
+def answer_in(item: InventoryItem) -> ProbeVerdict | None:
     """Return what the server of an item has answered; None if it was not asked."""
-    return None if item.answer in {None, "not_asked"} else Answer(item.answer)
+    return None if item.answer in {None, "not_asked"} else ProbeVerdict(item.answer)
 
 
 async def _item(
     server: ModelServer, facts: ContainerFacts, labels: ContainerLabels, *, ask: bool
 ) -> InventoryItem:
-    answer: Answer | None = None
+    answer: ProbeVerdict | None = None
     if ask and facts.address is not None and labels.ready_path is not None:
         # A label that holds no path is no reason to say nothing of all other containers.
         with suppress(ModelyardError):
@@ -47,7 +47,7 @@ async def _item(
         generation=labels.generation,
         operation_id=labels.operation_id,
         running=facts.running,
-        loaded=answer is Answer.YES,
+        loaded=answer is ProbeVerdict.YES,
         answer=answer.value if answer is not None else "not_asked",
         ever_started=facts.ever_started,
         exit_code=facts.exit_code,

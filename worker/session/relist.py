@@ -12,8 +12,8 @@ from modelyard.broker import backoff_s
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.topology import INVENTORY_INTERVAL_S
 from modelyard.process.tasks import TaskGroup
-from worker.attempts.registry import Desk
-from worker.containers.health import Health
+from worker.attempts.registry import AttemptRegistry
+from worker.containers.health import ModelHealth
 from worker.engine.protocol import ContainerRuntime, EngineUnavailableError
 from worker.execution.discards import Discards
 from worker.model_server.client import ModelServer
@@ -30,7 +30,7 @@ STEADY_S = 10.0
 """Seconds that the engine has to tell of changes for its next failure to be the first one."""
 
 
-class Relist:
+class InventoryLoop:
     """Looks every `INVENTORY_INTERVAL_S`, and soon after the engine has told of a change."""
 
     def __init__(  # noqa: PLR0913 - all whom one look concerns
@@ -38,8 +38,8 @@ class Relist:
         *,
         runtime: ContainerRuntime,
         server: ModelServer,
-        health: Health,
-        desk: Desk,
+        health: ModelHealth,
+        desk: AttemptRegistry,
         discards: Discards,
         reporter: Reporter,
     ) -> None:

@@ -25,7 +25,7 @@ FAREWELL_S = 2.0
 """Seconds for a watchdog without anything to watch to be gone."""
 
 
-class Leash:
+class WatchdogClient:
     """One watchdog process, started with the first renewal and again whenever it is gone.
 
     No call here blocks: a watchdog that does not read its pipe is left to itself.

@@ -15,7 +15,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope
-from modelyard.contract.answers import Answer
+from modelyard.contract.answers import ApiAnswer
 
 MAX_EXPIRY_S = 10 * 366 * 86_400
 
@@ -83,7 +83,7 @@ class NewApiKey(BaseModel):
         return SCOPES_OF[self.role] if self.role is not None else frozenset(self.scopes or ())
 
 
-class ApiKeyView(Answer):
+class ApiKeyView(ApiAnswer):
     """What is told of a key: everything but its secret."""
 
     key_id: str
@@ -99,14 +99,14 @@ class ApiKeyView(Answer):
     """Written about once a minute."""
 
 
-class CreatedApiKey(Answer):
+class CreatedApiKey(ApiAnswer):
     """A key that was just created; `api_key` is told this once and never again."""
 
     api_key: str = Field(repr=False)
     key: ApiKeyView
 
 
-class ApiKeyList(Answer):
+class ApiKeyList(ApiAnswer):
     """All keys, the oldest first."""
 
     keys: tuple[ApiKeyView, ...]

@@ -21,7 +21,7 @@ from modelyard.contract.catalog.mounts import (
     normal,
     overlap,
 )
-from modelyard.contract.catalog.rules import ON_ENTRY, Broken, Rule, follow_rules
+from modelyard.contract.catalog.rules import ON_ENTRY, BrokenRule, Rule, follow_rules
 from modelyard.contract.catalog.values import (
     AbsolutePath,
     EnvName,
@@ -99,19 +99,21 @@ class Resources(CatalogModel):
         return follow_rules(value, handler(value), RESOURCE_RULES, info)
 
 
-def _memory_is_enough(resources: Resources) -> Iterator[Broken]:
+def _memory_is_enough(resources: Resources) -> Iterator[BrokenRule]:
     if resources.memory < _LEAST_MEMORY:
-        yield Broken(("memory",), "memory must be at least 6m, Docker's own minimum")
+        yield BrokenRule(("memory",), "memory must be at least 6m, Docker's own minimum")
 
 
-def _shm_is_a_part_of_memory(resources: Resources) -> Iterator[Broken]:
+def _shm_is_a_part_of_memory(resources: Resources) -> Iterator[BrokenRule]:
     if resources.shm is not None and not _LEAST_SHM <= resources.shm <= resources.memory:
-        yield Broken(("shm",), "shm must be at least 64k and not more than memory, of which it is")
+        yield BrokenRule(
+            ("shm",), "shm must be at least 64k and not more than memory, of which it is"
+        )
 
 
-def _disk_is_enough(resources: Resources) -> Iterator[Broken]:
+def _disk_is_enough(resources: Resources) -> Iterator[BrokenRule]:
     if resources.disk is not None and resources.disk < _LEAST_DISK:
-        yield Broken(("disk",), "disk must be at least 1m")
+        yield BrokenRule(("disk",), "disk must be at least 1m")
 
 
 RESOURCE_RULES: tuple[Rule[Resources], ...] = (
@@ -240,70 +242,70 @@ class DatasetSpec(CatalogModel):
         return follow_rules(value, handler(value), DATASET_RULES, info)
 
 
-def _profile_has_what_it_needs(spec: ModelSpec) -> Iterator[Broken]:
+def _profile_has_what_it_needs(spec: ModelSpec) -> Iterator[BrokenRule]:
     if spec.profile is not Profile.BATCH and spec.port is None:
-        yield Broken(("port",), f"the profile {spec.profile} needs a port")
+        yield BrokenRule(("port",), f"the profile {spec.profile} needs a port")
     if spec.profile is Profile.HTTP:
         missing = [n for n in ("load", "unload", "infer") if getattr(spec.hooks, n) is None]
         if missing:
-            yield Broken(("hooks",), f"the profile http needs the hooks {', '.join(missing)}")
+            yield BrokenRule(("hooks",), f"the profile http needs the hooks {', '.join(missing)}")
     if spec.profile is Profile.PROCESS and spec.hooks.infer is None:
-        yield Broken(("hooks",), "the profile process needs the hook infer")
+        yield BrokenRule(("hooks",), "the profile process needs the hook infer")
 
 
-def _only_a_batch_has_a_result_file(spec: ModelSpec) -> Iterator[Broken]:
+def _only_a_batch_has_a_result_file(spec: ModelSpec) -> Iterator[BrokenRule]:
     if spec.result_file is not None and spec.profile is not Profile.BATCH:
-        yield Broken(("result_file",), "result_file belongs to the profile batch")
+        yield BrokenRule(("result_file",), "result_file belongs to the profile batch")
 
 
-def _dataset_has_a_place_of_its_own(spec: ModelSpec) -> Iterator[Broken]:
+def _dataset_has_a_place_of_its_own(spec: ModelSpec) -> Iterator[BrokenRule]:
     if spec.dataset_mount is None:
         return
     mount = normal(spec.dataset_mount)
     if mount == mount.parent:
-        yield Broken(("dataset_mount",), "a dataset can't be mounted on the root")
+        yield BrokenRule(("dataset_mount",), "a dataset can't be mounted on the root")
     elif taken := in_the_way_of(mount, (TMP, *ENGINES_OWN)):
         message = (
             f"a dataset needs a place of its own: {mount} lies on, above or below {taken}, which "
             "every container has; take a folder such as /data"
         )
-        yield Broken(("dataset_mount",), message)
+        yield BrokenRule(("dataset_mount",), message)
 
 
-def _result_file_has_a_place_of_its_own(spec: ModelSpec) -> Iterator[Broken]:
+def _result_file_has_a_place_of_its_own(spec: ModelSpec) -> Iterator[BrokenRule]:
     folder = kept_folder(spec.result_file)
     if spec.result_file is None:
         return
     path = normal(spec.result_file)
     if path == path.parent:
-        yield Broken(("result_file",), "result_file is a file, not the root folder")
+        yield BrokenRule(("result_file",), "result_file is a file, not the root folder")
     elif taken := in_the_way_of(folder or path, ENGINES_OWN):
         message = (
             f"a volume is laid over the folder of result_file, and {folder or path} lies on, above "
             f"or below {taken}, which every container has; take a file in /tmp"
         )
-        yield Broken(("result_file",), message)
+        yield BrokenRule(("result_file",), message)
     if spec.dataset_mount is not None and folder is not None:
         mount = normal(spec.dataset_mount)
         if path.is_relative_to(mount):
             message = "result_file lies in dataset_mount, which is read-only"
-            yield Broken(("result_file",), message)
+            yield BrokenRule(("result_file",), message)
         elif overlap(folder, mount):
             message = (
                 f"a volume is laid over the folder of result_file, {folder}: dataset_mount can't "
                 "lie on, above or below it"
             )
-            yield Broken(("dataset_mount",), message)
+            yield BrokenRule(("dataset_mount",), message)
 
 
-def _dataset_has_one_source(dataset: DatasetSpec) -> Iterator[Broken]:
+def _dataset_has_one_source(dataset: DatasetSpec) -> Iterator[BrokenRule]:
     if (dataset.volume is None) == (dataset.path is None):
-        yield Broken((), "a dataset has either a volume or a path")
+        yield BrokenRule((), "a dataset has either a volume or a path")
 
 
-def _ready_file_stays_inside(dataset: DatasetSpec) -> Iterator[Broken]:
+def _ready_file_stays_inside(dataset: DatasetSpec) -> Iterator[BrokenRule]:
     if dataset.ready_file is not None and ".." in dataset.ready_file.split("/"):
-        yield Broken(("ready_file",), "ready_file stays inside of the dataset")
+        yield BrokenRule(("ready_file",), "ready_file stays inside of the dataset")
 
 
 MODEL_RULES: tuple[Rule[ModelSpec], ...] = (

@@ -54,14 +54,14 @@ ON_ENTRY: Final = _OnEntry()
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class BrokenRule:
     """A rule that an entry breaks."""
 
     field: tuple[str, ...]
     message: str
 
 
-Rule = Callable[[M], Iterator[Broken]]
+Rule = Callable[[M], Iterator[BrokenRule]]
 
 
 def follow_rules(value: object, entry: M, rules: Sequence[Rule[M]], info: ValidationInfo) -> M:
@@ -77,7 +77,7 @@ def follow_rules(value: object, entry: M, rules: Sequence[Rule[M]], info: Valida
     return entry
 
 
-def _details(broken: Iterable[Broken]) -> Iterator[InitErrorDetails]:
+def _details(broken: Iterable[BrokenRule]) -> Iterator[InitErrorDetails]:
     for one in broken:
         # The message is a value, not a template: it may hold braces.
         error = PydanticCustomError("rule", "{message}", {"message": one.message})

@@ -48,10 +48,10 @@ from worker.engine.image_references import full_reference
 from worker.engine.labels import HOST, JOB
 from worker.engine.plan import ContainerPlan, ImageFacts
 from worker.engine.protocol import (
+    ContainerExit,
     ContainerFacts,
     CreateRefusedError,
     EngineUnavailableError,
-    Exit,
     ImageNotFoundError,
     ImagePullFailedError,
     NameConflictError,
@@ -290,12 +290,12 @@ class DockerRuntime:
                 found.append(facts)
         return found
 
-    async def wait_exit(self, container_id: str) -> Exit:
+    async def wait_exit(self, container_id: str) -> ContainerExit:
         while True:
             await self._output.wait_a_while(container_id)
             facts = await self.inspect(container_id)
             if not facts.running:
-                return Exit(facts.exit_code or 0, facts.oom_killed)
+                return ContainerExit(facts.exit_code or 0, facts.oom_killed)
 
     async def watch(self, on_change: Callable[[], None]) -> None:
         await watch(self._streams, self._host_id, on_change)
