@@ -30,7 +30,7 @@ class EventLog:
         self._store = store
         self._broker = broker
 
-    async def tell(self, events: Sequence[Event]) -> None:
+    async def publish(self, events: Sequence[Event]) -> None:
         """Record and publish facts that are durable already.
 
         Raises `StoreUnavailableError` if the log can't be written. A broker that does not answer
@@ -41,7 +41,7 @@ class EventLog:
         lasting = [event for event in events if event.progress is None]
         await together(self._store.events.append(lasting), self._publish_all(events))
 
-    async def note(self, events: Sequence[Event]) -> frozenset[str]:
+    async def record(self, events: Sequence[Event]) -> frozenset[str]:
         """Keep events in the log alone: what was reported too late is no fact.
 
         Return the ids of those that were not there yet.

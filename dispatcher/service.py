@@ -73,27 +73,27 @@ class Dispatcher:
             gateways=settings.dispatcher_gateway_users,
             workers=settings.dispatcher_worker_user,
         )
-        facts = EventLog(store, broker)
+        event_log = EventLog(store, broker)
         commands = CommandPublisher(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
-        self.scheduler = Scheduler(store, facts, commands)
+        self.scheduler = Scheduler(store, event_log, commands)
         control = ControlPublisher(broker)
-        self.cancels = Cancels(store, facts, self.scheduler, control)
+        self.cancels = Cancels(store, event_log, self.scheduler, control)
         self._decoder = MessageDecoder()
         self.intake = Intake(
             store,
             broker,
-            facts,
+            event_log,
             senders,
             self.scheduler.wake,
             wishes=self.cancels.wake,
             decoder=self._decoder,
         )
         attempts = Retries(
-            store, facts, self.scheduler, max_attempts=settings.dispatcher_max_attempts
+            store, event_log, self.scheduler, max_attempts=settings.dispatcher_max_attempts
         )
         reconciler = Reconciler(
             store,
-            facts,
+            event_log,
             self.scheduler,
             control,
             attempts,
@@ -110,7 +110,7 @@ class Dispatcher:
         self.recorder = Recorder(
             store,
             broker,
-            facts,
+            event_log,
             senders,
             scheduler=self.scheduler,
             reconciler=reconciler,
@@ -118,20 +118,20 @@ class Dispatcher:
             attempts=attempts,
             deadlines=deadlines,
         )
-        lost = LostHosts(store, facts, self.scheduler, control, attempts)
+        lost = LostHosts(store, event_log, self.scheduler, control, attempts)
         moves = Relocations(
             store,
-            facts,
+            event_log,
             scheduler=self.scheduler,
             commands=commands,
             control=control,
             attempts=attempts,
         )
-        drains = Drains(store, facts, self.scheduler, control, attempts)
+        drains = Drains(store, event_log, self.scheduler, control, attempts)
         self.dead_letters = DeadLetterRecorder(
             store, senders, control=control, attempts=attempts, decoder=self._decoder
         )
-        self.beats = Heartbeats(
+        self.heartbeats = Heartbeats(
             store,
             broker,
             senders,
@@ -142,7 +142,7 @@ class Dispatcher:
         self.sweep = Sweep(
             store,
             broker,
-            facts=facts,
+            event_log=event_log,
             commands=commands,
             intake=self.intake,
             scheduler=self.scheduler,
@@ -174,7 +174,7 @@ class Dispatcher:
                 self._consume(JOBS_QUEUE, self.intake.handle, max_items=50),
                 self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200),
                 self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50),
-                self._consume(HEARTBEATS_QUEUE, self.beats.handle, max_items=100),
+                self._consume(HEARTBEATS_QUEUE, self.heartbeats.handle, max_items=100),
             ):
                 group.create_task(unending(work))
             self.scheduler.wake_waiting()

@@ -68,7 +68,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, process: Pr
     )
     server = GatewayServer(
         create_app(gateway, settings.web_rules),
-        on_stop=gateway.live.close,
+        on_stop=gateway.waiters.close,
         process=process,
         limits=settings.connection_limits,
     )

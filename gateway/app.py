@@ -35,7 +35,7 @@ def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
     problems.install(app)
     app.add_middleware(QueryBounds)
     app.add_middleware(ErrorBoundary)
-    app.add_middleware(ShutdownMiddleware, live=gateway.live)
+    app.add_middleware(ShutdownMiddleware, waiters=gateway.waiters)
     app.add_middleware(CrossSiteGuard, rules=rules or WebRules())
     app.add_middleware(RequestIds)
     openapi.install(app)

@@ -45,10 +45,10 @@ def again(
     """Make the request of an operation anew; the body is its input."""
     before = OperationRecord.model_validate(record | {"input_json": body.decode()})
     try:
-        asked = PendingRequest.of(
+        pending = PendingRequest.of(
             request_again(before), key, retry_of=before.operation_id, tenant=tenant
         )
-        yield pack_asked(asked)
+        yield pack_asked(pending)
     except ModelyardError as error:
         yield pack_error(error)
 

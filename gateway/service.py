@@ -54,13 +54,13 @@ class Gateway:
         self._broker = broker
         self._store_up = Availability("mongodb", self._probe_store, StoreUnavailableError)
         self._broker_up = Availability("rabbitmq", self._probe_broker, BrokerUnavailableError)
-        self._durable = DualWrite(store, self._store_up, broker, self._broker_up)
+        self._dual_write = DualWrite(store, self._store_up, broker, self._broker_up)
         self.catalog = CatalogCache(store)
-        self.acceptor = Acceptor(store, self._store_up, self._durable, self.catalog)
+        self.acceptor = Acceptor(store, self._store_up, self._dual_write, self.catalog)
         self.reading = BoundedReads(store, self._store_up)
         self.cancels = CancelRequests(store, self.reading, broker, self._broker_up)
         self.replays = Replays(store, self.reading, broker, self._broker_up)
-        self.live = Waiters(broker, max_waiting=max_waiting)
+        self.waiters = Waiters(broker, max_waiting=max_waiting)
         self.keys = KeyRing(store, self._store_up)
         self.authentication = Authentication(self.keys if with_keys else None)
 
@@ -73,10 +73,10 @@ class Gateway:
             for work in (
                 self._store_up.watch(),
                 self._broker_up.watch(),
-                self._durable.run(),
+                self._dual_write.run(),
                 self.reading.run(),
                 self.cancels.run(),
-                self.live.run(),
+                self.waiters.run(),
                 self.keys.run(),
                 self.keys.write_uses(),
             ):

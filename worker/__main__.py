@@ -55,7 +55,7 @@ async def run(
 ) -> None:
     """Build the clients and run the service; the times are the lease's, in seconds."""
     stop = asyncio.Event()
-    leash = WatchdogClient(
+    watchdog = WatchdogClient(
         settings.docker_url,
         host_id=settings.host_id,
         lease_s=watchdog_s,
@@ -77,13 +77,13 @@ async def run(
             broker=broker,
             runtime=runtime,
             server=server,
-            on_renewal=leash.renewed,
+            on_renewal=watchdog.renewed,
             fence_s=fence_s,
             beat_s=beat_s,
         ).run(stop)
         # Not after a fault: what it has left half done may go on in the engine.
-        leash.farewell()
-    leash.let_go()
+        watchdog.farewell()
+    watchdog.let_go()
 
 
 def _listen_for_signals(stop: asyncio.Event, process: ProcessExit) -> None:

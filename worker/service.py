@@ -64,7 +64,7 @@ class Worker:
             allowed_volumes=settings.worker_allowed_volumes,
         )
         self._disk = DiskWatch(runtime, operations.containers.health)
-        self._standing = WorkerParts(
+        self._parts = WorkerParts(
             settings=settings,
             broker=broker,
             runtime=runtime,
@@ -87,11 +87,11 @@ class Worker:
     async def _run_terms(self, stop: asyncio.Event) -> None:
         engine_wait_s = ENGINE_WAIT_S
         async with TaskGroup() as tasks:
-            cleaning = tasks.create_task(self._standing.operations.clean_up())
+            cleaning = tasks.create_task(self._parts.operations.clean_up())
             measuring = tasks.create_task(self._disk.run())
             while not stop.is_set():
                 lease = Lease(seconds=self._fence_s, on_renewal=self._on_renewal)
-                await Incarnation(self._standing, lease).run(stop, engine_wait_s=engine_wait_s)
+                await Incarnation(self._parts, lease).run(stop, engine_wait_s=engine_wait_s)
                 # An engine that was there once comes back by itself.
                 engine_wait_s = math.inf
             cleaning.cancel()

@@ -58,7 +58,7 @@ class Intake:
         self,
         store: Store,
         broker: Broker,
-        facts: EventLog,
+        event_log: EventLog,
         senders: Senders,
         wake: Callable[[Iterable[str]], None],
         *,
@@ -68,7 +68,7 @@ class Intake:
         """`wake` is told the jobs with something new in line, `wishes` that someone cancels."""
         self._store = store
         self._broker = broker
-        self._facts = facts
+        self._event_log = event_log
         self._senders = senders
         self._wake = wake
         self._wishes = wishes
@@ -173,7 +173,7 @@ class Intake:
             for one in wanted
             if one.operation_id not in known or known[one.operation_id].state in _AT_INTAKE
         ]
-        await self._facts.tell([operation_event(_as_recorded(one)) for one in standing])
+        await self._event_log.publish([operation_event(_as_recorded(one)) for one in standing])
 
 
 def in_order(

@@ -31,10 +31,10 @@ class Cancels:
     """Carries out the wishes that are in the record."""
 
     def __init__(
-        self, store: Store, facts: EventLog, scheduler: Scheduler, control: ControlPublisher
+        self, store: Store, event_log: EventLog, scheduler: Scheduler, control: ControlPublisher
     ) -> None:
         self._store = store
-        self._facts = facts
+        self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
         self._woken = asyncio.Event()
@@ -84,7 +84,7 @@ class Cancels:
                 await self._store.hosts.release({one.host_id: [(one.job_id, one.generation)]})
                 self._scheduler.wake_waiting()
         self._scheduler.wake(one.job_id for one in ended if one.job_id)
-        await self._facts.tell([operation_event(one) for one in ended])
+        await self._event_log.publish([operation_event(one) for one in ended])
 
 
 async def tell_to_cancel(

@@ -27,13 +27,13 @@ class Drains:
     def __init__(
         self,
         store: Store,
-        facts: EventLog,
+        event_log: EventLog,
         scheduler: Scheduler,
         control: ControlPublisher,
         attempts: Retries,
     ) -> None:
         self._store = store
-        self._facts = facts
+        self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
         self._attempts = attempts
@@ -62,7 +62,7 @@ class Drains:
             return False  # for a job that is on its way here, or for nobody: the sweep frees it
         if await self._store.hosts.drained(host.host_id):
             log.info("host.drained", host_id=host.host_id)
-            await self._facts.tell([host_event(host.host_id, "drained", host.incarnation)])
+            await self._event_log.publish([host_event(host.host_id, "drained", host.incarnation)])
         return True
 
     async def _end_what_is_left(self, host: HostRecord) -> None:

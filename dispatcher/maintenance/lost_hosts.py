@@ -86,13 +86,13 @@ class LostHosts:
     def __init__(
         self,
         store: Store,
-        facts: EventLog,
+        event_log: EventLog,
         scheduler: Scheduler,
         control: ControlPublisher,
         attempts: Retries,
     ) -> None:
         self._store = store
-        self._facts = facts
+        self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
         self._attempts = attempts
@@ -103,7 +103,7 @@ class LostHosts:
         """Mark hosts LOST whose lease is over; raises `StoreUnavailableError`."""
         for host_id in await self._store.hosts.lose_silent(after_s=LOST_AFTER_S):
             log.error("host.lost", host_id=host_id, after_s=LOST_AFTER_S)
-            await self._facts.tell([host_event(host_id, "lost", None)])
+            await self._event_log.publish([host_event(host_id, "lost", None)])
 
     async def take_away(self) -> None:
         """Take everything from LOST hosts that the record still has on them."""
@@ -167,7 +167,7 @@ class LostHosts:
                 job, JobState.LOST, error, recovery=recovery, counts=counts
             ):
                 events.append(observed_event(job, JobState.LOST, error, host.host_id))
-        await self._facts.tell(events)
+        await self._event_log.publish(events)
 
     async def _take_operation(self, operation: OperationRecord, *, comes_back: bool) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)

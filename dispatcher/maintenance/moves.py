@@ -48,7 +48,7 @@ class Relocations:
     def __init__(  # noqa: PLR0913 - the parts that a move passes through
         self,
         store: Store,
-        facts: EventLog,
+        event_log: EventLog,
         *,
         scheduler: Scheduler,
         commands: CommandPublisher,
@@ -56,7 +56,7 @@ class Relocations:
         attempts: Retries,
     ) -> None:
         self._store = store
-        self._facts = facts
+        self._event_log = event_log
         self._scheduler = scheduler
         self._commands = commands
         self._control = control
@@ -74,11 +74,11 @@ class Relocations:
                 await self._begin_all(host, hosts)
 
     async def _begin_all(self, host: HostRecord, hosts: Sequence[HostRecord]) -> None:
-        room = FreeCapacity(hosts)
+        capacity = FreeCapacity(hosts)
         for job in await self._store.jobs.on_host(host.host_id):
             movable = job.state.live and job.move is None and job.move_failures < MOST_FAILURES
             if movable and await self._at_rest(job):
-                await self._begin(job, room)
+                await self._begin(job, capacity)
 
     async def _at_rest(self, job: JobRecord) -> bool:
         """Tell whether no operation is changing the job; inferences do not."""
@@ -89,10 +89,10 @@ class Relocations:
         current = await self._store.operations.get(job.current.operation_id)
         return current is None or current.state.terminal
 
-    async def _begin(self, job: JobRecord, room: FreeCapacity) -> None:
+    async def _begin(self, job: JobRecord, capacity: FreeCapacity) -> None:
         if job.spec is None:
             return
-        chosen = room.place(PlacementRequest(labels=job.spec.host_labels, job_id=job.job_id))
+        chosen = capacity.place(PlacementRequest(labels=job.spec.host_labels, job_id=job.job_id))
         if isinstance(chosen, Unplaced):
             log.info("move.no_room", job_id=job.job_id, reasons=chosen.reasons)
             return
@@ -166,7 +166,7 @@ class Relocations:
         )
         crash_point("dispatcher.move.after_claim")
         await self._commands.publish(claimed, {job.job_id: job})
-        await self._facts.tell([operation_event(one) for one in claimed])
+        await self._event_log.publish([operation_event(one) for one in claimed])
 
     async def _take_over(
         self, job: JobRecord, move: RelocationRecord, leg: OperationRecord
@@ -187,7 +187,7 @@ class Relocations:
                 "detail": {"from": job.host_id},
             }
         )
-        await self._facts.tell([moved])
+        await self._event_log.publish([moved])
 
     async def _give_up(self, job: JobRecord, move: RelocationRecord, *, failures: int) -> None:
         """End the legs of a move that is not wanted or can't be, and free what it held."""
@@ -208,7 +208,7 @@ class Relocations:
                 [QueuedEnding(leg.operation_id, OperationState.CANCELLED, error)],
                 token=uuid.uuid4().hex,
             )
-            await self._facts.tell([operation_event(one) for one in ended])
+            await self._event_log.publish([operation_event(one) for one in ended])
             return
         await tell_to_cancel(self._control, [leg], "stale")
         await self._attempts.end(leg, error, OperationState.CANCELLED)

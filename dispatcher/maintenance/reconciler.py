@@ -227,7 +227,7 @@ class Reconciler:
     def __init__(  # noqa: PLR0913 - all that a look may touch
         self,
         store: Store,
-        facts: EventLog,
+        event_log: EventLog,
         scheduler: Scheduler,
         control: ControlPublisher,
         attempts: Retries,
@@ -236,7 +236,7 @@ class Reconciler:
         orphan_dry_run: bool,
     ) -> None:
         self._store = store
-        self._facts = facts
+        self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
         self._attempts = attempts
@@ -270,7 +270,7 @@ class Reconciler:
         )
         self._scheduler.wake(job.job_id for job in await self._store.jobs.on_host(boot.host_id))
         self._scheduler.wake_waiting()
-        await self._facts.tell([host_event(boot.host_id, "online", boot.incarnation)])
+        await self._event_log.publish([host_event(boot.host_id, "online", boot.incarnation)])
 
     async def look(self, look: InventoryReport) -> None:
         """Repair what a look found; raises `StoreUnavailableError`."""
@@ -301,7 +301,7 @@ class Reconciler:
         """Note and count what an earlier boot still tells; each message once."""
         log.info("host.old_boot", host_id=late.host_id, incarnation=late.incarnation, what=what)
         note = stale_host_event(late.host_id, late.incarnation, late.number, what=what)
-        if await self._facts.note([note]):
+        if await self._event_log.record([note]):
             await self._store.hosts.count_fenced_off({(late.host_id, "other_incarnation"): 1})
 
     async def _compare(
@@ -337,7 +337,7 @@ class Reconciler:
                 await self._store.hosts.release({host_id: [(job.job_id, job.generation)]})
                 self._scheduler.wake_waiting()
             self._scheduler.wake([job.job_id])
-            await self._facts.tell([observed_event(job, found.state, found.error, host_id)])
+            await self._event_log.publish([observed_event(job, found.state, found.error, host_id)])
         return useless
 
     async def _interrupted(self, operation: OperationRecord) -> None:

@@ -27,10 +27,10 @@ class Retries:
     """Ends attempts that can't end themselves, or that are made again."""
 
     def __init__(
-        self, store: Store, facts: EventLog, scheduler: Scheduler, *, max_attempts: int
+        self, store: Store, event_log: EventLog, scheduler: Scheduler, *, max_attempts: int
     ) -> None:
         self._store = store
-        self._facts = facts
+        self._event_log = event_log
         self._scheduler = scheduler
         self._max_attempts = max_attempts
 
@@ -124,7 +124,7 @@ class Retries:
         if operation.job_id:
             self._scheduler.wake([operation.job_id])
         if now is not None:
-            await self._facts.tell([operation_event(now)])
+            await self._event_log.publish([operation_event(now)])
 
 
 def _places(operation: OperationRecord) -> bool:

@@ -64,7 +64,7 @@ class Sweep:
         store: Store,
         broker: Broker,
         *,
-        facts: EventLog,
+        event_log: EventLog,
         commands: CommandPublisher,
         intake: Intake,
         scheduler: Scheduler,
@@ -75,7 +75,7 @@ class Sweep:
         """`repairs` are those of other modules; they run beside the sweep's own."""
         self._store = store
         self._broker = broker
-        self._facts = facts
+        self._event_log = event_log
         self._commands = commands
         self._intake = intake
         self._scheduler = scheduler
@@ -126,7 +126,7 @@ class Sweep:
         if ended:
             crash_point("dispatcher.sweep.after_expire")
         self._scheduler.wake(one.job_id for one in ended if one.job_id)
-        await self._facts.tell([operation_event(one) for one in ended])
+        await self._event_log.publish([operation_event(one) for one in ended])
 
     async def _wake_rested(self) -> None:
         """Have operations looked at whose rest after a failed attempt is over."""
@@ -145,7 +145,9 @@ class Sweep:
                     crash_point("dispatcher.sweep.after_suspect")
                 for host_id in silent:
                     log.warning("host.suspect", host_id=host_id, after_s=SUSPECT_AFTER_S)
-                await self._facts.tell([host_event(host_id, "suspect", None) for host_id in silent])
+                await self._event_log.publish(
+                    [host_event(host_id, "suspect", None) for host_id in silent]
+                )
             if hearing_s >= HEARING_BEFORE_LOST_S:
                 await self._lost.give_up()
         await self._lost.take_away()

@@ -82,14 +82,14 @@ def fence(
 class Fencing:
     """Notes and counts what came too late."""
 
-    def __init__(self, store: Store, facts: EventLog, control: ControlPublisher) -> None:
+    def __init__(self, store: Store, event_log: EventLog, control: ControlPublisher) -> None:
         self._store = store
-        self._facts = facts
+        self._event_log = event_log
         self._control = control
 
     async def keep_off(self, stale: Sequence[StaleReport], boots: Mapping[str, LastReport]) -> None:
         """Keep and count what came too late; tell whoever still works on it to stop."""
-        await self.note(stale)
+        await self.record(stale)
         for host_id, boot in boots.items():
             futile = [
                 CancelOperation(
@@ -101,7 +101,7 @@ class Fencing:
             if futile:
                 await self._control.send(host_id, boot.incarnation, cancels=futile)
 
-    async def note(self, stale: Sequence[StaleReport]) -> None:
+    async def record(self, stale: Sequence[StaleReport]) -> None:
         """Note in the log what came too late, and count it by host and reason: each report once.
 
         What a host has told before and the log has as a fact is not late, it only came twice; nor
@@ -116,7 +116,7 @@ class Fencing:
         told = await self._store.events.hosts_of(fact_id(one.report) for one in stale)
         late = [one for one in stale if told.get(fact_id(one.report)) != one.host_id]
         notes = [stale_event(one.report, one.host_id, one.why) for one in late]
-        new = await self._facts.note(notes)
+        new = await self._event_log.record(notes)
         await self._store.hosts.count_fenced_off(
             Counter(
                 (one.host_id, one.why)

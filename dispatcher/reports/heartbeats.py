@@ -34,11 +34,11 @@ class UnrecordedBoots:
         self._since: dict[tuple[str, str], float] = {}
 
     def overdue(
-        self, beats: Iterable[Heartbeat], recorded: Mapping[str, str], now: float
+        self, heartbeats: Iterable[Heartbeat], recorded: Mapping[str, str], now: float
     ) -> list[Heartbeat]:
         """Return those of the beats whose boots have been strangers for too long."""
         found: list[Heartbeat] = []
-        for beat in beats:
+        for beat in heartbeats:
             key = (beat.host_id, beat.incarnation)
             if recorded.get(beat.host_id) == beat.incarnation:
                 self._since = {one: at for one, at in self._since.items() if one[0] != key[0]}
@@ -114,9 +114,9 @@ class Heartbeats:
         return sign
 
     async def _meet_strangers(
-        self, beats: Iterable[Heartbeat], recorded: Mapping[str, str]
+        self, heartbeats: Iterable[Heartbeat], recorded: Mapping[str, str]
     ) -> None:
-        overdue = self._strangers.overdue(beats, recorded, time.monotonic())
+        overdue = self._strangers.overdue(heartbeats, recorded, time.monotonic())
         # As long as reports wait to be read an announcement may be among them.
         if not overdue or await self._broker.message_count(REPORTS_QUEUE.name):
             return

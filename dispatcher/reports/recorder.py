@@ -36,7 +36,7 @@ class Recorder:
         self,
         store: Store,
         broker: Broker,
-        facts: EventLog,
+        event_log: EventLog,
         senders: Senders,
         *,
         scheduler: Scheduler,
@@ -47,11 +47,11 @@ class Recorder:
     ) -> None:
         self._store = store
         self._broker = broker
-        self._facts = facts
+        self._event_log = event_log
         self._senders = senders
         self._scheduler = scheduler
         self._reconciler = reconciler
-        self._fences = Fencing(store, facts, control)
+        self._fencing = Fencing(store, event_log, control)
         self._attempts = attempts
         self._deadlines = deadlines
 
@@ -114,7 +114,7 @@ class Recorder:
                 accepted.append(replace(verdict, told=boots.get(host_id)))
             else:
                 stale.append(StaleReport(host_id, report, verdict))
-        await self._fences.keep_off(stale, boots)
+        await self._fencing.keep_off(stale, boots)
         again = [one for one in accepted if self._is_made_again(one)]
         for one in again:
             await self._make_again(one)
@@ -133,7 +133,7 @@ class Recorder:
             accepted = await self._still_valid(accepted)
         ended = [one for one in accepted if one.report.state.terminal]
         self._scheduler.wake(one.report.job_id for one in ended)
-        await self._facts.tell(
+        await self._event_log.publish(
             [report_event(one.report, one.operation) for one in accepted]
             + [
                 job_event(one.report, one.report.job_state, one.operation.host_id)
@@ -234,7 +234,7 @@ class Recorder:
                 valid.append(one)
             elif one.new:
                 overtaken.append(StaleReport(one.operation.host_id or "", one.report, "overtaken"))
-        await self._fences.note(overtaken)
+        await self._fencing.record(overtaken)
         return valid
 
 

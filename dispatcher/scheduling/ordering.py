@@ -67,16 +67,16 @@ class PlaceAndDispatch:
     """Set if a TERMINATE waits behind it."""
 
 
-Move = Reject | SucceedAsIs | Dispatch | PlaceAndDispatch
+Decision = Reject | SucceedAsIs | Dispatch | PlaceAndDispatch
 
 
-def next_moves(line: JobLine, catalog: CatalogEntries) -> list[Move]:
+def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
     """Return what may happen now in a job's line, in its order.
 
     An operation may go when all before it have ended. Inferences may go together, up to the
     model's `max_concurrency`; whatever comes behind them waits for all of them.
     """
-    moves: list[Move] = []
+    decisions: list[Decision] = []
     inferring = 0
     for operation in _heads(line):
         shared = _is_shared(operation)
@@ -89,16 +89,16 @@ def next_moves(line: JobLine, catalog: CatalogEntries) -> list[Move]:
             break
         if shared and inferring >= _concurrency(line.job):
             break
-        move = _move(line.job, operation, catalog)
-        if isinstance(move, PlaceAndDispatch):
-            move = replace(move, ended_by=_ended_by(line, operation))
-        moves.append(move)
-        if isinstance(move, Reject):
+        decision = _decide(line.job, operation, catalog)
+        if isinstance(decision, PlaceAndDispatch):
+            decision = replace(decision, ended_by=_ended_by(line, operation))
+        decisions.append(decision)
+        if isinstance(decision, Reject):
             continue  # it changes nothing, so the next one may be looked at
         if not shared:
             break
         inferring += 1
-    return moves
+    return decisions
 
 
 def _heads(line: JobLine) -> tuple[OperationRecord, ...]:
@@ -121,7 +121,7 @@ def _concurrency(job: JobRecord) -> int:
     return job.spec.max_concurrency if job.spec else 1
 
 
-def _move(job: JobRecord, operation: OperationRecord, catalog: CatalogEntries) -> Move:
+def _decide(job: JobRecord, operation: OperationRecord, catalog: CatalogEntries) -> Decision:
     verb = operation.verb
     if verb is None:
         return Reject(operation, ErrorInfo.of(ErrorCode.INVALID_REQUEST))

@@ -25,13 +25,13 @@ from dispatcher.events import EventLog, operation_event
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.ordering import (
     CatalogEntries,
+    Decision,
     Dispatch,
     EndedBy,
-    Move,
     PlaceAndDispatch,
     Reject,
     SucceedAsIs,
-    next_moves,
+    next_decisions,
 )
 from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
@@ -77,23 +77,23 @@ class SchedulingPlan:
 
 
 def make_plan(
-    lines: Sequence[JobLine], catalog: CatalogEntries, room: FreeCapacity
+    lines: Sequence[JobLine], catalog: CatalogEntries, capacity: FreeCapacity
 ) -> SchedulingPlan:
     """Decide over a snapshot. Places go by priority, then by order of acceptance."""
     plan = SchedulingPlan()
-    moves = [move for line in lines for move in next_moves(line, catalog)]
-    for move in sorted(moves, key=_urgency):
-        _decide(move, plan, room)
+    decisions = [decision for line in lines for decision in next_decisions(line, catalog)]
+    for decision in sorted(decisions, key=_urgency):
+        _apply(decision, plan, capacity)
     return plan
 
 
-def _urgency(move: Move) -> tuple[int, int]:
-    return -move.operation.priority, move.operation.line or 0
+def _urgency(decision: Decision) -> tuple[int, int]:
+    return -decision.operation.priority, decision.operation.line or 0
 
 
-def _decide(move: Move, plan: SchedulingPlan, room: FreeCapacity) -> None:
-    operation = move.operation
-    match move:
+def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> None:
+    operation = decision.operation
+    match decision:
         case Reject(error=error):
             plan.endings.append(
                 QueuedEnding(operation.operation_id, OperationState.REJECTED, error)
@@ -102,7 +102,7 @@ def _decide(move: Move, plan: SchedulingPlan, room: FreeCapacity) -> None:
             plan.endings.append(QueuedEnding(operation.operation_id, OperationState.SUCCEEDED))
             plan.held_jobs.append(operation.job_id or "")
         case Dispatch(job=job, host_id=host_id):
-            host = room.host(host_id)
+            host = capacity.host(host_id)
             if host is None or host.incarnation is None:
                 _wait(plan, operation, (f"host {host_id} is not known",))
             elif host.liveness is not Liveness.ONLINE:
@@ -111,7 +111,7 @@ def _decide(move: Move, plan: SchedulingPlan, room: FreeCapacity) -> None:
             else:
                 plan.dispatches.append(PlannedDispatch(operation, job, host, job.generation, None))
         case PlaceAndDispatch(job=job, spec=spec, ended_by=ended_by):
-            chosen = room.place(
+            chosen = capacity.place(
                 PlacementRequest(
                     labels=spec.host_labels,
                     job_id=job.job_id,
@@ -121,7 +121,7 @@ def _decide(move: Move, plan: SchedulingPlan, room: FreeCapacity) -> None:
             if isinstance(chosen, Placed):
                 generation = job.next_generation
                 plan.dispatches.append(
-                    PlannedDispatch(operation, job, chosen.host, generation, move)
+                    PlannedDispatch(operation, job, chosen.host, generation, decision)
                 )
             elif ended_by is EndedBy.NEXT or (ended_by is not None and chosen.hopeless):
                 error = ErrorInfo.of(ErrorCode.CANCELLED, WITHDRAWN)
@@ -143,9 +143,9 @@ class Scheduler:
     The sweep's passes may run beside them, as another dispatcher's may: every write is guarded.
     """
 
-    def __init__(self, store: Store, facts: EventLog, commands: CommandPublisher) -> None:
+    def __init__(self, store: Store, event_log: EventLog, commands: CommandPublisher) -> None:
         self._store = store
-        self._facts = facts
+        self._event_log = event_log
         self._commands = commands
         self._jobs: dict[str, None] = {}
         self._look_at_waiting = False
@@ -251,7 +251,7 @@ class Scheduler:
             crash_point("dispatcher.hold.after_jobs")
         ended = await self._store.operations.end_queued(plan.endings, token=_token())
         self.wake(one.job_id for one in ended if one.job_id)
-        await self._facts.tell([operation_event(one) for one in ended])
+        await self._event_log.publish([operation_event(one) for one in ended])
 
     async def _dispatch(self, dispatches: Sequence[PlannedDispatch]) -> None:
         if not dispatches:
@@ -278,7 +278,7 @@ class Scheduler:
         jobs = await self._store.jobs.get_many([one.job_id for one in claimed if one.job_id])
         await self._commands.publish(claimed, jobs)
         crash_point("dispatcher.after_publish")
-        await self._facts.tell([operation_event(one) for one in claimed])
+        await self._event_log.publish([operation_event(one) for one in claimed])
 
     async def _reserve(
         self, wanted: Sequence[PlannedDispatch], token: str

@@ -22,18 +22,18 @@ BODY_S = 0.5
 class ShutdownMiddleware:
     """Middleware: once the gateway stops, 503 to new requests and no connection used again."""
 
-    def __init__(self, app: ASGIApp, live: Waiters) -> None:
+    def __init__(self, app: ASGIApp, waiters: Waiters) -> None:
         self._app = app
-        self._live = live
+        self._waiters = waiters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_farewell(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._live.closing:
+            if message["type"] == "http.response.start" and self._waiters.closing:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         app = self._app
-        if scope["type"] == "http" and self._live.closing and scope["path"] not in HEALTH:
+        if scope["type"] == "http" and self._waiters.closing and scope["path"] not in HEALTH:
             error = ModelyardError(ErrorCode.UNAVAILABLE, "It is stopping and takes nothing new.")
             app = respond(Request(scope), problem_of(error))
             await _drop_body(receive)

@@ -138,23 +138,25 @@ async def _spec(kind: type[S], name: str, request: Request, reader: RequestReade
     return spec
 
 
-async def _put(reading: BoundedReads, shelf: CatalogCollection[S], spec: S, path: str) -> Response:
-    new = await reading.ask(lambda: shelf.put(spec))
+async def _put(
+    reading: BoundedReads, collection: CatalogCollection[S], spec: S, path: str
+) -> Response:
+    new = await reading.ask(lambda: collection.put(spec))
     return answer(spec, 201 if new else 200, {"Location": path} if new else None)
 
 
-async def _read(reading: BoundedReads, shelf: CatalogCollection[S], name: str) -> Response:
-    found = await reading.ask(lambda: shelf.get(name))
+async def _read(reading: BoundedReads, collection: CatalogCollection[S], name: str) -> Response:
+    found = await reading.ask(lambda: collection.get(name))
     if found is None:
         raise _no_such(name)
     return answer(found)
 
 
 async def _delete(
-    reading: BoundedReads, shelf: CatalogCollection[S], known: NameCache, name: str
+    reading: BoundedReads, collection: CatalogCollection[S], known: NameCache, name: str
 ) -> Response:
     known.forget(name)
-    if not await reading.ask(lambda: shelf.delete(name)):
+    if not await reading.ask(lambda: collection.delete(name)):
         raise _no_such(name)
     known.forget(name)
     return Response(status_code=204)

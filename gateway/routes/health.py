@@ -28,9 +28,11 @@ async def readyz(request: Request, gateway: GatewayDependencies) -> Response:
     """Answer 200 if at least one of RabbitMQ and MongoDB takes requests, 503 otherwise."""
     conditions = await gateway.conditions()
     up = [condition for condition in conditions.values() if condition is Condition.UP]
-    if up and not gateway.live.closing:
+    if up and not gateway.waiters.closing:
         status = "ready" if len(up) == len(conditions) else "degraded"
         return answer(Health(status=status, parts={k: v.value for k, v in conditions.items()}))
-    reason = "It is stopping." if gateway.live.closing else "Neither RabbitMQ nor MongoDB answers."
+    reason = (
+        "It is stopping." if gateway.waiters.closing else "Neither RabbitMQ nor MongoDB answers."
+    )
     problem = problem_of(ModelyardError(ErrorCode.UNAVAILABLE, reason))
     return respond(request, problem.model_copy(update={"parts": conditions}))

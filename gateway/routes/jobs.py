@@ -59,10 +59,10 @@ async def submit(request: Request, gateway: GatewayDependencies, caller: Submitt
     """Make one request durable and answer with its operation."""
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
-    async with gateway.reader.one(request, key, tenant=caller.tenant) as asked:
-        if refusal := refuse_to_submit(caller, asked.request.operation_type):
+    async with gateway.reader.one(request, key, tenant=caller.tenant) as pending:
+        if refusal := refuse_to_submit(caller, pending.request.operation_type):
             raise refusal
-        outcome = await accepted(gateway, asked)
+        outcome = await accepted(gateway, pending)
     return await answered(gateway, outcome, wait_s, request.receive)
 
 

@@ -43,12 +43,12 @@ async def create_key(request: Request, gateway: GatewayDependencies, admin: Admi
 
     Each call makes another key. After a 503 one may have been made all the same: revoke it.
     """
-    asked = validated(NewApiKey, await gateway.reader.entry(request))
-    _refuse_more_than_own(asked, admin)
+    pending = validated(NewApiKey, await gateway.reader.entry(request))
+    _refuse_more_than_own(pending, admin)
     key = ApiKey.new()
     new = NewApiKeyRecord.of(
         key,
-        asked,
+        pending,
         tenant=admin.tenant,
         created_by=admin.key_id,
         expires_by=admin.expires_at,
@@ -80,14 +80,14 @@ async def revoke_key(key_id: Id, gateway: GatewayDependencies, _admin: Admin) ->
     return answer(record.view())
 
 
-def _refuse_more_than_own(asked: NewApiKey, admin: Principal) -> None:
+def _refuse_more_than_own(pending: NewApiKey, admin: Principal) -> None:
     """Refuse a key that could do more than the one that creates it, or for longer."""
-    lacking = sorted(asked.granted - admin.scopes)
+    lacking = sorted(pending.granted - admin.scopes)
     if lacking:
         raise ModelyardError(ErrorCode.GRANT_TOO_LARGE, _sentence_of_lacking(lacking))
-    if admin.expires_at is None or asked.expires_in_s is None:
+    if admin.expires_at is None or pending.expires_in_s is None:
         return
-    if datetime.now(UTC) + timedelta(seconds=asked.expires_in_s) > admin.expires_at:
+    if datetime.now(UTC) + timedelta(seconds=pending.expires_in_s) > admin.expires_at:
         raise ModelyardError(
             ErrorCode.GRANT_TOO_LARGE,
             f"Your API key expires at {admin.expires_at.isoformat(timespec='seconds')}, so it "

@@ -106,7 +106,7 @@ async def read_operation(
     While too many requests wait already, the answer comes at once and asks for another poll.
     """
     if query.wait > 0:
-        record = await gateway.live.until_end(
+        record = await gateway.waiters.until_end(
             operation_id, query.wait, gateway.reading.operation, request.receive
         )
     else:
@@ -156,7 +156,7 @@ async def cancel_operation(
     """
     record = await gateway.cancels.request(operation_id)
     if record is not None and not record.state.terminal and query.wait > 0:
-        record = await gateway.live.until_end(
+        record = await gateway.waiters.until_end(
             operation_id, query.wait, gateway.reading.operation, request.receive
         )
     view = operation_view(_found(record, operation_id))

@@ -13,9 +13,9 @@ from modelyard.contract.errors import ModelyardError, StoreUnavailableError
 from modelyard.contract.messages import OperationView
 
 
-async def accepted(gateway: Gateway, asked: PendingRequest) -> Accepted:
+async def accepted(gateway: Gateway, pending: PendingRequest) -> Accepted:
     """Make a request durable; raises what it is refused for."""
-    [outcome] = await gateway.acceptor.accept([asked])
+    [outcome] = await gateway.acceptor.accept([pending])
     if isinstance(outcome, ModelyardError):
         raise outcome
     return outcome
@@ -30,7 +30,7 @@ async def answered(
     request itself is not held for so long: it may be large. While too many requests wait already
     the preference is not applied. Raises `ClientDisconnect` if the client goes while it waits.
     """
-    if gateway.live.full:
+    if gateway.waiters.full:
         wait_s = None
     ended = await _ended(gateway, outcome.operation_id, wait_s, receive) if wait_s else None
     headers = {"Location": operation_path(outcome.operation_id)}
@@ -48,7 +48,7 @@ async def _ended(
 ) -> OperationView | None:
     """Return the operation after waiting for its end; null if it can't be read now."""
     try:
-        record = await gateway.live.until_end(
+        record = await gateway.waiters.until_end(
             operation_id, wait_s, gateway.reading.operation, receive
         )
     except StoreUnavailableError:

@@ -74,8 +74,8 @@ class PendingRequest:
 
     def repeated(self, existing: OperationRecord) -> Outcome:
         """Return the answer to a key that is known: the same one, if the request is the same."""
-        asked = (self.operation.payload_hash, self.operation.retry_of)
-        if (existing.payload_hash, existing.retry_of) != asked:
+        pending = (self.operation.payload_hash, self.operation.retry_of)
+        if (existing.payload_hash, existing.retry_of) != pending:
             return InvalidRequestError(ErrorCode.IDEMPOTENCY_KEY_REUSED)
         return self.accepted(existing)
 
@@ -84,49 +84,49 @@ class Acceptor:
     """Takes valid requests in."""
 
     def __init__(
-        self, store: Store, availability: Availability, durable: DualWrite, catalog: CatalogCache
+        self, store: Store, availability: Availability, dual_write: DualWrite, catalog: CatalogCache
     ) -> None:
         """`availability` is that of the store."""
         self._store = store
         self._availability = availability
-        self._durable = durable
+        self._dual_write = dual_write
         self._catalog = catalog
 
-    async def accept(self, asked: Sequence[PendingRequest]) -> list[Outcome]:
+    async def accept(self, pending: Sequence[PendingRequest]) -> list[Outcome]:
         """Return what became of each request, in order; the errors are for clients."""
-        outcomes = await self._known_before(asked)
-        fresh = [one for one in asked if one.operation_id not in outcomes]
-        taken = await self._durable.take([(one.operation, one.request) for one in fresh])
-        raced: list[PendingRequest] = []
+        outcomes = await self._known_before(pending)
+        fresh = [one for one in pending if one.operation_id not in outcomes]
+        taken = await self._dual_write.take([(one.operation, one.request) for one in fresh])
+        lost_race: list[PendingRequest] = []
         for one, place in zip(fresh, taken, strict=True):
             if not place.recorded and not place.published:
                 outcomes[one.operation_id] = _nobody_took_it()
             elif one.keyed and place.recorded and not place.first:
-                raced.append(one)
+                lost_race.append(one)
             else:
                 outcomes[one.operation_id] = one.accepted()
-        outcomes |= await self._lost_a_race(raced)
-        return [outcomes[one.operation_id] for one in asked]
+        outcomes |= await self._lost_a_race(lost_race)
+        return [outcomes[one.operation_id] for one in pending]
 
-    async def _known_before(self, asked: Sequence[PendingRequest]) -> dict[str, Outcome]:
+    async def _known_before(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer what needs no operation: repeats of a key, and names that the catalog lacks.
 
         While MongoDB does not say, both are left to the dispatcher, which sees every message.
         """
         try:
-            return await self._availability.ask(lambda: self._look(asked), within_s=LOOK_S)
+            return await self._availability.ask(lambda: self._look(pending), within_s=LOOK_S)
         except StoreUnavailableError:
             return {}
 
-    async def _look(self, asked: Sequence[PendingRequest]) -> dict[str, Outcome]:
-        requests = [one.request for one in asked]
+    async def _look(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
+        requests = [one.request for one in pending]
         known, no_models, no_datasets = await asyncio.gather(
-            self._existing([one for one in asked if one.keyed]),
+            self._existing([one for one in pending if one.keyed]),
             self._catalog.models.missing({r.model for r in requests if r.model}),
             self._catalog.datasets.missing({r.dataset for r in requests if r.dataset}),
         )
         outcomes: dict[str, Outcome] = {}
-        for one in asked:
+        for one in pending:
             existing = known.get(one.operation_id)
             if existing is not None:
                 outcomes[one.operation_id] = one.repeated(existing)
@@ -136,23 +136,25 @@ class Acceptor:
                 outcomes[one.operation_id] = _unknown(one, "dataset", ErrorCode.UNKNOWN_DATASET)
         return outcomes
 
-    async def _lost_a_race(self, raced: Sequence[PendingRequest]) -> dict[str, Outcome]:
+    async def _lost_a_race(self, lost_race: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer requests whose key was taken between the look and the write."""
         try:
-            existing = await self._availability.ask(lambda: self._existing(raced), within_s=LOOK_S)
+            existing = await self._availability.ask(
+                lambda: self._existing(lost_race), within_s=LOOK_S
+            )
         except StoreUnavailableError:
             existing = {}
         return {
             one.operation_id: one.repeated(record)
             if (record := existing.get(one.operation_id))
             else one.accepted()
-            for one in raced
+            for one in lost_race
         }
 
-    async def _existing(self, asked: Sequence[PendingRequest]) -> dict[str, OperationRecord]:
-        if not asked:
+    async def _existing(self, pending: Sequence[PendingRequest]) -> dict[str, OperationRecord]:
+        if not pending:
             return {}
-        return await self._store.operations.get_many([one.operation_id for one in asked])
+        return await self._store.operations.get_many([one.operation_id for one in pending])
 
 
 def _unknown(one: PendingRequest, field: str, code: ErrorCode) -> FaultyRequestError:

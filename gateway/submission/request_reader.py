@@ -111,7 +111,7 @@ class RequestReader:
 
 
 def _only(part: Part) -> PendingRequest:
-    asked = unpack(part)
-    if isinstance(asked, RefusedRequest):
-        raise asked.error
-    return asked
+    pending = unpack(part)
+    if isinstance(pending, RefusedRequest):
+        raise pending.error
+    return pending

@@ -30,14 +30,14 @@ class RequestTransfer(BaseModel):
     whole: bool = False
 
 
-def pack_asked(asked: PendingRequest) -> Part:
+def pack_asked(pending: PendingRequest) -> Part:
     """Return a request as what travels; its input travels beside it."""
-    input_json = asked.operation.input_json
+    input_json = pending.operation.input_json
     transfer = RequestTransfer(
-        operation=asked.operation.model_copy(update={"input_json": None}),
+        operation=pending.operation.model_copy(update={"input_json": None}),
         has_input=input_json is not None,
-        under=asked.under,
-        keyed=asked.keyed,
+        under=pending.under,
+        keyed=pending.keyed,
     )
     return _packed(transfer), (input_json or "").encode()
 

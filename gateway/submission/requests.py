@@ -42,7 +42,7 @@ def read_batch(
     With a key, the request at `index` has the key `KEY/index`.
     """
     values, under = _list_of(parse_json(body, max_bytes=max_bytes))
-    asked: list[PendingRequest | RefusedRequest] = []
+    pending: list[PendingRequest | RefusedRequest] = []
     for index, value in enumerate(values):
         place, key_here = f"{under}/{index}", f"{key}/{index}" if key else None
         try:
@@ -50,10 +50,10 @@ def read_batch(
             one = PendingRequest.of(request, key_here, under=place, tenant=tenant)
             _check_size(one, max_request_bytes)
         except InvalidRequestError as error:
-            asked.append(RefusedRequest(error, _job_id_in(value)))
+            pending.append(RefusedRequest(error, _job_id_in(value)))
         else:
-            asked.append(one)
-    return asked
+            pending.append(one)
+    return pending
 
 
 def validated(kind: type[M], value: JsonValue, *, under: str = "") -> M:
@@ -89,12 +89,12 @@ def _job_id_in(value: JsonValue) -> str | None:
     return named[:_MAX_JOB_ID_CHARS] if isinstance(named, str) else None
 
 
-def _check_size(asked: PendingRequest, max_bytes: int) -> None:
+def _check_size(pending: PendingRequest, max_bytes: int) -> None:
     """Refuse a request that would be too large if it came alone, as compact JSON."""
-    input_json = asked.operation.input_json
+    input_json = pending.operation.input_json
     if input_json is None:
         return  # the other fields are bounded by themselves
-    fields = asked.request.model_dump_json(exclude_defaults=True, exclude={"input"})
+    fields = pending.request.model_dump_json(exclude_defaults=True, exclude={"input"})
     if len(fields.encode()) + len(',"input":') + len(input_json.encode()) > max_bytes:
         raise InvalidRequestError(
             ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are taken for one request."

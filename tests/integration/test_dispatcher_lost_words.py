@@ -145,13 +145,13 @@ def _consumer(broker: Broker, tasks: TaskGroup) -> CommandConsumer:
         return
 
     reporter = reporter_on(broker)
-    desk = AttemptRegistry(reporter.put)
+    registry = AttemptRegistry(reporter.put)
     return CommandConsumer(
         broker=broker,
         enrolment=EnrolmentClient(broker, HOST, "i-1"),
         reporter=reporter,
-        desk=desk,
-        attempts=AttemptRunner(Bench().operations, desk, JobLocks(), tasks),
+        registry=registry,
+        attempts=AttemptRunner(Bench().operations, registry, JobLocks(), tasks),
         announce=at_once,
         held=at_once,
         host_id=HOST,

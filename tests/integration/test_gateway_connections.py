@@ -225,7 +225,7 @@ async def test_requests_that_wait_end_as_soon_as_their_clients_have_gone(
             _reset(one)
 
         async def gone() -> bool:
-            return not patient.gateway.live.waiting and not patient.server.server_state.tasks
+            return not patient.gateway.waiters.waiting and not patient.server.server_state.tasks
 
         await eventually(gone, what="an end of the waiting", within_s=3)
 
@@ -246,7 +246,7 @@ async def test_beyond_the_limit_of_waiting_requests_the_answer_comes_at_once(
         assert submitted.status_code == cancelled.status_code == 202
         assert polled.headers["Retry-After"] == submitted.headers["Retry-After"] == "1"
         assert "Preference-Applied" not in submitted.headers
-        assert yard.gateway.live.waiting == 2
+        assert yard.gateway.waiters.waiting == 2
         for one in waiting:
             one.cancel()
         await asyncio.wait(waiting)

@@ -119,7 +119,7 @@ class Backstage:
         """Return once so many requests wait for an end."""
 
         async def enough() -> bool:
-            return self.gateway.live.waiting >= count
+            return self.gateway.waiters.waiting >= count
 
         await eventually(enough, what=f"{count} waiting requests")
 
@@ -156,7 +156,7 @@ async def serving(
     await hands.prepare()
     await other.declare([JOBS_QUEUE, DEAD_QUEUE])
     gateway = Gateway(store, broker, with_keys=with_keys, max_waiting=max_waiting)
-    server = GatewayServer(create_app(gateway, rules), on_stop=gateway.live.close, limits=limits)
+    server = GatewayServer(create_app(gateway, rules), on_stop=gateway.waiters.close, limits=limits)
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
@@ -164,7 +164,7 @@ async def serving(
             running = tasks.create_task(gateway.run())
             served = tasks.create_task(server.serve(sockets=[listener]))
             async with httpx2.AsyncClient(base_url=url, timeout=30.0) as client:
-                await gateway.live.attached.wait()
+                await gateway.waiters.attached.wait()
                 yield Backstage(url, client, gateway, server, hands, other)
             server.stop()
             await served

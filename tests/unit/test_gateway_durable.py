@@ -39,7 +39,7 @@ class Stores:
         monkeypatch.setattr(broker, "publish", self._publish)
         self.store_up = Availability("mongodb", self._nothing, StoreUnavailableError)
         self.broker_up = Availability("rabbitmq", self._nothing, BrokerUnavailableError)
-        self.durable = DualWrite(store, self.store_up, broker, self.broker_up)
+        self.dual_write = DualWrite(store, self.store_up, broker, self.broker_up)
 
     async def _nothing(self) -> None:
         return
@@ -62,8 +62,8 @@ class Stores:
 
 
 @asynccontextmanager
-async def running(durable: DualWrite) -> AsyncIterator[None]:
-    task = asyncio.create_task(durable.run())
+async def running(dual_write: DualWrite) -> AsyncIterator[None]:
+    task = asyncio.create_task(dual_write.run())
     yield
     task.cancel()
 
@@ -79,9 +79,9 @@ def new(count: int, job_id: str = "j-1", text: str = "") -> list[New]:
 
 
 async def test_what_arrives_together_shares_one_write_and_one_message(stores: Stores) -> None:
-    taking = [asyncio.create_task(stores.durable.take(new(1))) for _ in range(50)]
+    taking = [asyncio.create_task(stores.dual_write.take(new(1))) for _ in range(50)]
     await asyncio.sleep(0)  # all of them stand in line now
-    async with running(stores.durable):
+    async with running(stores.dual_write):
         places = await asyncio.gather(*taking)
     assert all(place.recorded and place.published and place.first for [place] in places)
     assert [len(ids) for ids in stores.recorded] == [50]
@@ -89,17 +89,17 @@ async def test_what_arrives_together_shares_one_write_and_one_message(stores: St
 
 
 async def test_a_job_is_made_readable_once(stores: Stores) -> None:
-    async with running(stores.durable):
-        await stores.durable.take(new(3))
-        await stores.durable.take(new(1))
+    async with running(stores.dual_write):
+        await stores.dual_write.take(new(3))
+        await stores.dual_write.take(new(1))
     assert stores.ensured == [{"j-1"}, set()]
 
 
 async def test_a_batch_is_cut_by_size_and_a_break_leaves_no_gap(stores: Stores) -> None:
     batch = new(10, text="x" * 60_000)
     stores.publish_from = 1
-    async with running(stores.durable):
-        places = await stores.durable.take(batch)
+    async with running(stores.dual_write):
+        places = await stores.dual_write.take(batch)
     assert [place.published for place in places] == [True] * 4 + [False] * 6
     assert stores.messages == [[operation.operation_id for operation, _ in batch[:4]]]
     assert all(place.recorded for place in places)
@@ -107,10 +107,10 @@ async def test_a_batch_is_cut_by_size_and_a_break_leaves_no_gap(stores: Stores) 
 
 async def test_a_break_is_told_to_those_behind_it_only(stores: Stores) -> None:
     stores.publish_from = 1
-    first = asyncio.create_task(stores.durable.take(new(4, text="x" * 60_000)))
-    second = asyncio.create_task(stores.durable.take(new(1, text="x" * 60_000)))
+    first = asyncio.create_task(stores.dual_write.take(new(4, text="x" * 60_000)))
+    second = asyncio.create_task(stores.dual_write.take(new(1, text="x" * 60_000)))
     await asyncio.sleep(0)
-    async with running(stores.durable):
+    async with running(stores.dual_write):
         assert [place.published for place in await first] == [True] * 4
         assert [place.published for place in await second] == [False]
     assert stores.broker_up.down
@@ -118,18 +118,18 @@ async def test_a_break_is_told_to_those_behind_it_only(stores: Stores) -> None:
 
 async def test_a_store_that_hangs_is_not_waited_for_by_the_next_one(stores: Stores) -> None:
     stores.store_goes_on.clear()
-    async with running(stores.durable):
-        [place] = await stores.durable.take(new(1))
+    async with running(stores.dual_write):
+        [place] = await stores.dual_write.take(new(1))
         assert (place.recorded, place.published) == (False, True)
         async with asyncio.timeout(0.5):
-            [place] = await stores.durable.take(new(1))
+            [place] = await stores.dual_write.take(new(1))
         assert (place.recorded, place.published) == (False, True)
 
 
 async def test_a_write_that_is_refused_leaves_the_message(stores: Stores) -> None:
     stores.record_error = RuntimeError("not authorised")
-    async with running(stores.durable):
-        [place] = await stores.durable.take(new(1))
+    async with running(stores.dual_write):
+        [place] = await stores.dual_write.take(new(1))
     assert (place.recorded, place.published) == (False, True)
     assert not stores.store_up.down
 
@@ -137,8 +137,8 @@ async def test_a_write_that_is_refused_leaves_the_message(stores: Stores) -> Non
 async def test_nothing_is_durable_when_both_refuse(stores: Stores) -> None:
     stores.record_error = StoreUnavailableError()
     stores.publish_from = 0
-    async with running(stores.durable):
-        [place] = await stores.durable.take(new(1))
+    async with running(stores.dual_write):
+        [place] = await stores.dual_write.take(new(1))
     assert (place.recorded, place.published) == (False, False)
     assert stores.store_up.down
     assert stores.broker_up.down

@@ -6,13 +6,13 @@ import pytest
 
 from dispatcher.scheduling.ordering import (
     CatalogEntries,
+    Decision,
     Dispatch,
     EndedBy,
-    Move,
     PlaceAndDispatch,
     Reject,
     SucceedAsIs,
-    next_moves,
+    next_decisions,
 )
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
@@ -60,19 +60,19 @@ def job(state: JobState, **fields: object) -> JobRecord:
     return JobRecord.model_validate(base | fields)
 
 
-def moves(of: JobRecord, *operations: OperationRecord) -> list[Move]:
-    return next_moves(JobLine(job=of, operations=operations), CATALOG)
+def decisions(of: JobRecord, *operations: OperationRecord) -> list[Decision]:
+    return next_decisions(JobLine(job=of, operations=operations), CATALOG)
 
 
-def only(of: JobRecord, operation: OperationRecord) -> Move:
-    (move,) = moves(of, operation)
-    return move
+def only(of: JobRecord, operation: OperationRecord) -> Decision:
+    (decision,) = decisions(of, operation)
+    return decision
 
 
 def refusal(of: JobRecord, operation: OperationRecord) -> ErrorCode:
-    move = only(of, operation)
-    assert isinstance(move, Reject)
-    return move.error.code
+    decision = only(of, operation)
+    assert isinstance(decision, Reject)
+    return decision.error.code
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_load_of_a_job_that_is_nowhere_is_refused() -> None:
 @pytest.mark.parametrize("verb", [Verb.DEPLOY_LOAD, Verb.DEPLOY_UNLOAD, Verb.TERMINATE])
 @pytest.mark.parametrize("state", [JobState.CREATED, JobState.LOADED])
 def test_verbs_on_a_live_job_go_to_its_host(verb: Verb, state: JobState) -> None:
-    move = only(job(state), op(verb))
-    assert isinstance(move, Dispatch)
-    assert move.host_id == "h"
+    decision = only(job(state), op(verb))
+    assert isinstance(decision, Dispatch)
+    assert decision.host_id == "h"
 
 
 def test_terminate_of_a_job_without_container_holds() -> None:
@@ -146,29 +146,29 @@ def test_infer_needs_a_loaded_job() -> None:
 
 def test_inferences_go_together_up_to_the_models_concurrency() -> None:
     three = [op(Verb.INFER, has_input=True) for _ in range(3)]
-    sent = moves(job(JobState.LOADED), *three)
-    assert [move.operation for move in sent] == three[:2]
+    sent = decisions(job(JobState.LOADED), *three)
+    assert [decision.operation for decision in sent] == three[:2]
 
 
 def test_unload_waits_for_running_inference() -> None:
     running = op(Verb.INFER, OperationState.RUNNING)
-    assert moves(job(JobState.LOADED), running, op(Verb.DEPLOY_UNLOAD)) == []
+    assert decisions(job(JobState.LOADED), running, op(Verb.DEPLOY_UNLOAD)) == []
 
 
 def test_inference_behind_an_unload_waits_for_it() -> None:
     unload = op(Verb.DEPLOY_UNLOAD)
-    sent = moves(job(JobState.LOADED), unload, op(Verb.INFER, has_input=True))
-    assert [move.operation for move in sent] == [unload]
+    sent = decisions(job(JobState.LOADED), unload, op(Verb.INFER, has_input=True))
+    assert [decision.operation for decision in sent] == [unload]
 
 
 def test_nothing_goes_while_an_exclusive_operation_is_under_way() -> None:
     creating = op(Verb.DEPLOY_CREATE, OperationState.DISPATCHED)
-    assert moves(job(JobState.NONE), creating, op(Verb.DEPLOY_LOAD)) == []
+    assert decisions(job(JobState.NONE), creating, op(Verb.DEPLOY_LOAD)) == []
 
 
 def test_what_is_refused_does_not_hold_up_those_behind_it() -> None:
     bad, good = op(Verb.DEPLOY_CREATE, model="nope"), op(Verb.DEPLOY_CREATE, model="m")
-    first, second = moves(job(JobState.NONE), bad, good)
+    first, second = decisions(job(JobState.NONE), bad, good)
     assert isinstance(first, Reject)
     assert first.error.code is ErrorCode.UNKNOWN_MODEL
     assert isinstance(second, PlaceAndDispatch)
@@ -223,11 +223,11 @@ def test_what_is_to_be_placed_knows_of_a_terminate_behind_it(verb: Verb) -> None
         ([Verb.DEPLOY_LOAD, Verb.INFER, Verb.TERMINATE], EndedBy.LATER),
     ):
         first = op(verb, model="m", has_input=True)
-        (move,) = moves(job(JobState.NONE), first, *map(op, behind))
-        assert isinstance(move, PlaceAndDispatch)
-        assert move.ended_by is ended_by
+        (decision,) = decisions(job(JobState.NONE), first, *map(op, behind))
+        assert isinstance(decision, PlaceAndDispatch)
+        assert decision.ended_by is ended_by
 
 
 def test_a_terminate_before_it_is_nothing_to_a_later_create() -> None:
     ending = op(Verb.TERMINATE, OperationState.RUNNING)
-    assert moves(job(JobState.NONE), ending, op(Verb.DEPLOY_CREATE, model="m")) == []
+    assert decisions(job(JobState.NONE), ending, op(Verb.DEPLOY_CREATE, model="m")) == []

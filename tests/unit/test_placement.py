@@ -29,8 +29,8 @@ def host(
     )
 
 
-def chosen(room: FreeCapacity, **labels: str) -> str:
-    found = room.place(PlacementRequest(labels=labels))
+def chosen(capacity: FreeCapacity, **labels: str) -> str:
+    found = capacity.place(PlacementRequest(labels=labels))
     assert isinstance(found, Placed)
     return found.host.host_id
 
@@ -44,14 +44,14 @@ def test_equal_hosts_are_taken_by_name() -> None:
 
 
 def test_what_was_placed_before_in_the_same_pass_takes_room() -> None:
-    room = FreeCapacity([host("a", slots=1), host("b", slots=1)])
-    assert [chosen(room), chosen(room)] == ["a", "b"]
-    assert isinstance(room.place(PlacementRequest()), Unplaced)
+    capacity = FreeCapacity([host("a", slots=1), host("b", slots=1)])
+    assert [chosen(capacity), chosen(capacity)] == ["a", "b"]
+    assert isinstance(capacity.place(PlacementRequest()), Unplaced)
 
 
 def test_labels_must_match_by_value() -> None:
-    room = FreeCapacity([host("a", gpu="t4"), host("b", used=3, gpu="a100")])
-    assert chosen(room, gpu="a100") == "b"
+    capacity = FreeCapacity([host("a", gpu="t4"), host("b", used=3, gpu="a100")])
+    assert chosen(capacity, gpu="a100") == "b"
 
 
 def test_without_hosts_the_reason_says_so() -> None:
@@ -61,7 +61,7 @@ def test_without_hosts_the_reason_says_so() -> None:
 
 
 def test_reasons_count_the_hosts_that_each_holds_for() -> None:
-    room = FreeCapacity(
+    capacity = FreeCapacity(
         [
             host("a", slots=1, used=1),
             host("b", slots=2, used=2),
@@ -71,8 +71,8 @@ def test_reasons_count_the_hosts_that_each_holds_for() -> None:
         ]
     )
     for _ in range(4):
-        room.place(PlacementRequest())
-    assert room.place(PlacementRequest()) == Unplaced(
+        capacity.place(PlacementRequest())
+    assert capacity.place(PlacementRequest()) == Unplaced(
         ("3 hosts: each has no free slot", "1 host is CORDONED", "1 host is SUSPECT"),
     )
 
@@ -108,10 +108,10 @@ def test_what_lacks_room_may_wait_and_what_lacks_a_host_is_hopeless(
 )
 def test_no_host_is_ever_given_more_than_it_has(sizes: list[tuple[int, int]], jobs: int) -> None:
     hosts = [host(f"h{i}", slots=slots, used=used) for i, (slots, used) in enumerate(sizes)]
-    room = FreeCapacity(hosts)
+    capacity = FreeCapacity(hosts)
     given_to: dict[str, int] = {}
     for _ in range(jobs):
-        found = room.place(PlacementRequest())
+        found = capacity.place(PlacementRequest())
         if isinstance(found, Placed):
             given_to[found.host.host_id] = given_to.get(found.host.host_id, 0) + 1
     free = {one.host_id: max(0, one.slots - one.slots_used) for one in hosts}

@@ -382,35 +382,35 @@ async def test_a_later_epoch_runs_after_the_earlier_one_was_stale() -> None:
 
 def test_an_open_attempt_that_is_stale_is_refused_when_its_command_comes_again() -> None:
     sent: list[OperationReport] = []
-    desk, command = AttemptRegistry(sent.append), Bench().command(CREATE)
-    account = desk.take(command).account
-    assert account is not None
+    registry, command = AttemptRegistry(sent.append), Bench().command(CREATE)
+    attempt = registry.take(command).attempt
+    assert attempt is not None
     stale = CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
-    assert desk.cancel(stale) is None
-    assert desk.take(command).decision is Admission.STALE_EPOCH
-    account.tell(Phase.REMOVING)
+    assert registry.cancel(stale) is None
+    assert registry.take(command).decision is Admission.STALE_EPOCH
+    attempt.report(Phase.REMOVING)
     assert sent == []
 
 
 def test_remembered_cancels_are_bounded() -> None:
-    desk, bench = AttemptRegistry(lambda _: None), Bench()
+    registry, bench = AttemptRegistry(lambda _: None), Bench()
     commands = [bench.command(CREATE) for _ in range(MAX_CANCELS + 1)]
     for command in commands:
         cancel = CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
-        assert desk.cancel(cancel) is None
-    assert desk.take(commands[-1]).decision is Admission.STALE_EPOCH
-    assert desk.take(commands[0]).decision is Admission.NEW
+        assert registry.cancel(cancel) is None
+    assert registry.take(commands[-1]).decision is Admission.STALE_EPOCH
+    assert registry.take(commands[0]).decision is Admission.NEW
 
 
 def test_a_cancel_of_a_newer_epoch_does_not_touch_the_running_one() -> None:
-    desk, command = AttemptRegistry(lambda _: None), Bench().command(INFER, input=1)
-    running = desk.take(command).account
+    registry, command = AttemptRegistry(lambda _: None), Bench().command(INFER, input=1)
+    running = registry.take(command).attempt
     assert running is not None
-    assert desk.cancel(CancelOperation(operation_id=command.operation_id, epoch=2)) is None
-    assert running.interruption.reason is None
-    later = desk.take(command.model_copy(update={"epoch": 2})).account
+    assert registry.cancel(CancelOperation(operation_id=command.operation_id, epoch=2)) is None
+    assert running.cancellation.reason is None
+    later = registry.take(command.model_copy(update={"epoch": 2})).attempt
     assert later is not None
-    assert later.interruption.reason == "cancelled"
+    assert later.cancellation.reason == "cancelled"
 
 
 async def test_a_container_that_nobody_owns_is_discarded() -> None:

@@ -44,15 +44,15 @@ class Intake:
         self.broker = FakeBroker()
         self.bench = bench or Bench()
         self.reporter = reporter_on(self.broker)
-        self.desk = AttemptRegistry(self.reporter.put)
-        self.attempts = AttemptRunner(self.bench.operations, self.desk, JobLocks(), tasks)
+        self.registry = AttemptRegistry(self.reporter.put)
+        self.attempts = AttemptRunner(self.bench.operations, self.registry, JobLocks(), tasks)
         self.announced = 0
         self.lease = Lease()
         self.consumer = CommandConsumer(
             broker=self.broker,
             enrolment=EnrolmentClient(self.broker, HOST, "i-1"),
             reporter=self.reporter,
-            desk=self.desk,
+            registry=self.registry,
             attempts=self.attempts,
             announce=self._announce,
             held=self._held,
@@ -265,7 +265,7 @@ async def test_a_command_is_begun_although_its_neighbour_could_not_be_buried_at_
 async def test_a_command_that_was_taken_and_not_begun_is_begun_when_it_comes_again() -> None:
     async with intake() as it:
         command = it.bench.command(CREATE)
-        assert it.desk.take(command).account is not None
+        assert it.registry.take(command).attempt is not None
         await it.send(command)
         assert (await it.ended(command)).state is OperationState.SUCCEEDED
 
@@ -275,7 +275,7 @@ async def test_nothing_is_taken_once_the_lease_is_lost() -> None:
         it.lease.renounce()
         await it.send(it.bench.command(CREATE))
         await asyncio.sleep(0.05)  # long enough for what must not happen
-        assert it.desk.running == 0
+        assert it.registry.running == 0
         assert it.broker.log == []
 
 

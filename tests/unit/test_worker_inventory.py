@@ -42,7 +42,7 @@ class Lookout:
         self.bench = bench or Bench()
         self.broker = FakeBroker()
         self.reporter = reporter_on(self.broker)
-        self.desk = AttemptRegistry(self.reporter.put)
+        self.registry = AttemptRegistry(self.reporter.put)
         self.now = 0.0
         containers = self.bench.operations.containers
         health = containers.health
@@ -51,8 +51,8 @@ class Lookout:
             runtime=self.bench.runtime,
             server=ModelServer(http_client(self.bench.runtime.transport)),
             health=health,
-            desk=self.desk,
-            discards=Discards(containers, self.desk, JobLocks(), tasks),
+            registry=self.registry,
+            discards=Discards(containers, self.registry, JobLocks(), tasks),
             reporter=self.reporter,
         )
 
@@ -158,14 +158,14 @@ async def test_a_job_that_is_worked_on_is_busy_and_its_server_is_not_asked() -> 
         await it.bench.do(CREATE)
         await it.bench.do(LOAD)
         command = it.bench.command(INFER, input=1)
-        account = it.desk.take(command).account
-        assert account is not None
+        attempt = it.registry.take(command).attempt
+        assert attempt is not None
         asked = len(it.bench.server.requests)
         told = await it.look()
         assert told.busy == ("job-1",)
         assert len(it.bench.server.requests) == asked
-        account.end(Outcome(OperationState.SUCCEEDED))
-        it.desk.close(account)
+        attempt.end(Outcome(OperationState.SUCCEEDED))
+        it.registry.close(attempt)
         assert (await it.look()).busy == ()
 
 
@@ -176,10 +176,10 @@ async def test_a_job_that_gets_an_attempt_during_the_look_is_busy_although_it_en
 
         async def list_own(job_id: str | None = None) -> Any:
             found = await really(job_id)
-            account = it.desk.take(it.bench.command(CREATE, job="job-2")).account
-            assert account is not None
-            account.end(Outcome(OperationState.SUCCEEDED))
-            it.desk.close(account)
+            attempt = it.registry.take(it.bench.command(CREATE, job="job-2")).attempt
+            assert attempt is not None
+            attempt.end(Outcome(OperationState.SUCCEEDED))
+            it.registry.close(attempt)
             return found
 
         it.bench.runtime.list_own = list_own  # type: ignore[method-assign]
@@ -324,11 +324,11 @@ async def test_looks_at_a_busy_job_neither_count_nor_reset() -> None:
         it.bench.server.loaded = False
         assert not (await it.item()).unhealthy
         assert not (await it.item()).unhealthy
-        account = it.desk.take(it.bench.command(INFER, input=1)).account
-        assert account is not None
+        attempt = it.registry.take(it.bench.command(INFER, input=1)).attempt
+        assert attempt is not None
         assert not (await it.item()).unhealthy
         assert not (await it.item()).unhealthy
-        it.desk.close(account)
+        it.registry.close(attempt)
         assert (await it.item()).unhealthy
 
 

@@ -81,8 +81,8 @@ async def test_no_verb_begins_anything_new_after_the_lease(verb: Verb) -> None:
     lease.renew(now)
     now = 11.0
     before = (len(bench.runtime.created), bench.server.loads, bench.server.infers_now)
-    account = Attempt(bench.command(verb, input=1), bench.reports.append, held=lease.held)
-    performing = asyncio.create_task(bench.operations.perform(account))
+    attempt = Attempt(bench.command(verb, input=1), bench.reports.append, held=lease.held)
+    performing = asyncio.create_task(bench.operations.perform(attempt))
     await asyncio.wait((performing,), timeout=0.1)
     assert not performing.done()
     assert (len(bench.runtime.created), bench.server.loads, bench.server.infers_now) == before

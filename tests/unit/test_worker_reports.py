@@ -135,95 +135,95 @@ async def test_messages_are_bounded_and_a_large_report_travels_alone() -> None:
     assert len(broker.reports) == 7
 
 
-def taken(desk: AttemptRegistry, command: HostCommand) -> Admission:
-    return desk.take(command).decision
+def taken(registry: AttemptRegistry, command: HostCommand) -> Admission:
+    return registry.take(command).decision
 
 
 def test_an_epoch_is_taken_once_and_repeats_its_latest_report() -> None:
     sent: list[OperationReport] = []
-    desk, bench = AttemptRegistry(sent.append), Bench()
+    registry, bench = AttemptRegistry(sent.append), Bench()
     command = bench.command(CREATE)
-    first = desk.take(command)
+    first = registry.take(command)
     assert first.decision is Admission.NEW
-    assert first.account is not None
-    first.account.tell(Phase.CREATING)
-    again = desk.take(command)
-    assert (again.decision, again.account) == (Admission.REPEATED, first.account)
-    first.account.end(Outcome(OperationState.SUCCEEDED))
-    desk.close(first.account)
-    again = desk.take(command)
-    assert (again.decision, again.account) == (Admission.REPEATED, None)
+    assert first.attempt is not None
+    first.attempt.report(Phase.CREATING)
+    again = registry.take(command)
+    assert (again.decision, again.attempt) == (Admission.REPEATED, first.attempt)
+    first.attempt.end(Outcome(OperationState.SUCCEEDED))
+    registry.close(first.attempt)
+    again = registry.take(command)
+    assert (again.decision, again.attempt) == (Admission.REPEATED, None)
     assert again.report == sent[-1]
     assert (sent[-1].state, sent[-1].seq) == (OperationState.SUCCEEDED, 3)
 
 
 def test_a_lower_epoch_is_dropped() -> None:
-    desk, command = AttemptRegistry(lambda _: None), Bench().command(CREATE, epoch=2)
-    assert taken(desk, command) is Admission.NEW
-    assert taken(desk, command.model_copy(update={"epoch": 1})) is Admission.STALE_EPOCH
+    registry, command = AttemptRegistry(lambda _: None), Bench().command(CREATE, epoch=2)
+    assert taken(registry, command) is Admission.NEW
+    assert taken(registry, command.model_copy(update={"epoch": 1})) is Admission.STALE_EPOCH
 
 
 def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
-    desk, command = AttemptRegistry(lambda _: None), Bench().command(CREATE)
-    first = desk.take(command)
-    second = desk.take(command.model_copy(update={"epoch": 2}))
+    registry, command = AttemptRegistry(lambda _: None), Bench().command(CREATE)
+    first = registry.take(command)
+    second = registry.take(command.model_copy(update={"epoch": 2}))
     assert second.decision is Admission.NEW
-    assert second.superseded is first.account
+    assert second.superseded is first.attempt
 
 
 def test_a_generation_older_than_one_seen_is_refused() -> None:
-    desk, bench = AttemptRegistry(lambda _: None), Bench()
-    desk.saw_containers([("job-1", 3)])
-    assert taken(desk, bench.command(CREATE, generation=2)) is Admission.STALE_GENERATION
-    assert taken(desk, bench.command(CREATE, generation=3)) is Admission.NEW
-    assert taken(desk, bench.command(CREATE, job="job-2")) is Admission.NEW
+    registry, bench = AttemptRegistry(lambda _: None), Bench()
+    registry.saw_containers([("job-1", 3)])
+    assert taken(registry, bench.command(CREATE, generation=2)) is Admission.STALE_GENERATION
+    assert taken(registry, bench.command(CREATE, generation=3)) is Admission.NEW
+    assert taken(registry, bench.command(CREATE, job="job-2")) is Admission.NEW
 
 
 def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
-    desk, bench = AttemptRegistry(lambda _: None), Bench()
+    registry, bench = AttemptRegistry(lambda _: None), Bench()
     commands = [bench.command(CREATE) for _ in range(MAX_ENDED + 1)]
     for command in commands:
-        account = desk.take(command).account
-        assert account is not None
-        account.end(Outcome(OperationState.SUCCEEDED))
-        desk.close(account)
-    assert desk.running == 0
-    assert taken(desk, commands[1]) is Admission.REPEATED
-    assert taken(desk, commands[0]) is Admission.NEW
+        attempt = registry.take(command).attempt
+        assert attempt is not None
+        attempt.end(Outcome(OperationState.SUCCEEDED))
+        registry.close(attempt)
+    assert registry.running == 0
+    assert taken(registry, commands[1]) is Admission.REPEATED
+    assert taken(registry, commands[0]) is Admission.NEW
 
 
 def test_of_what_ended_only_the_last_report_is_kept() -> None:
-    desk, command = AttemptRegistry(lambda _: None), Bench().command(INFER, input="x" * 1_000)
-    account = desk.take(command).account
-    assert account is not None
-    account.end(Outcome(OperationState.SUCCEEDED, result_json="1"))
-    desk.close(account)
-    kept = weakref.ref(account)
-    del account
+    registry, command = AttemptRegistry(lambda _: None), Bench().command(INFER, input="x" * 1_000)
+    attempt = registry.take(command).attempt
+    assert attempt is not None
+    attempt.end(Outcome(OperationState.SUCCEEDED, result_json="1"))
+    registry.close(attempt)
+    kept = weakref.ref(attempt)
+    del attempt
     gc.collect()
     assert kept() is None
-    assert taken(desk, command) is Admission.REPEATED
+    assert taken(registry, command) is Admission.REPEATED
 
 
 def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -> None:
-    desk, bench = AttemptRegistry(lambda _: None), Bench()
+    registry, bench = AttemptRegistry(lambda _: None), Bench()
     commands = [bench.command(INFER, input=1) for _ in range(2)]
     half = '"' + "\u20ac" * (MAX_RESULT_BYTES_KEPT // 5) + '"'
     for command in commands:
-        account = desk.take(command).account
-        assert account is not None
-        account.end(Outcome(OperationState.SUCCEEDED, result_json=half))
-        desk.close(account)
-    assert taken(desk, commands[1]) is Admission.REPEATED
-    assert taken(desk, commands[0]) is Admission.NEW
+        attempt = registry.take(command).attempt
+        assert attempt is not None
+        attempt.end(Outcome(OperationState.SUCCEEDED, result_json=half))
+        registry.close(attempt)
+    assert taken(registry, commands[1]) is Admission.REPEATED
+    assert taken(registry, commands[0]) is Admission.NEW
 
 
 def test_an_account_says_nothing_after_its_end() -> None:
     sent: list[OperationReport] = []
-    account = Attempt(Bench().command(CREATE), sent.append)
-    account.end(Outcome(OperationState.FAILED))
-    account.tell(Phase.LOADING)
-    account.end(Outcome(OperationState.SUCCEEDED))
+    attempt = Attempt(Bench().command(CREATE), sent.append)
+    attempt.end(Outcome(OperationState.FAILED))
+    attempt.report(Phase.LOADING)
+    attempt.end(Outcome(OperationState.SUCCEEDED))
     assert [it.state for it in sent] == [OperationState.FAILED]
 
 

@@ -275,39 +275,39 @@ async def test_a_signal_ends_it_at_once_and_nothing_is_stopped(yard: Yard) -> No
 
 
 async def test_a_watchdog_that_died_is_started_again_with_the_next_renewal(yard: Yard) -> None:
-    leash = WatchdogClient(yard.url, host_id="host-1", note=yard.note, lease_s=30.0)
-    leash.renewed(uptime_s())
-    first = leash._process
+    watchdog = WatchdogClient(yard.url, host_id="host-1", note=yard.note, lease_s=30.0)
+    watchdog.renewed(uptime_s())
+    first = watchdog._process
     assert first is not None
     first.kill()
     assert await code_of(first) == -signal.SIGKILL
-    leash.renewed(uptime_s())
-    assert leash.pid not in {None, first.pid}
-    leash.farewell()
-    leash.let_go()
-    assert leash.pid is None
+    watchdog.renewed(uptime_s())
+    assert watchdog.pid not in {None, first.pid}
+    watchdog.farewell()
+    watchdog.let_go()
+    assert watchdog.pid is None
 
 
 async def test_a_watchdog_that_does_not_read_holds_nobody_up(yard: Yard) -> None:
-    leash = WatchdogClient(yard.url, host_id="host-1", note=None, lease_s=30.0)
-    leash.renewed(uptime_s())
-    assert leash._process is not None
-    leash._process.send_signal(signal.SIGSTOP)
+    watchdog = WatchdogClient(yard.url, host_id="host-1", note=None, lease_s=30.0)
+    watchdog.renewed(uptime_s())
+    assert watchdog._process is not None
+    watchdog._process.send_signal(signal.SIGSTOP)
     began = uptime_s()
     for _ in range(20_000):
-        leash.renewed(began)
+        watchdog.renewed(began)
     assert uptime_s() - began < 10
-    leash._process.kill()
-    leash.let_go()
+    watchdog._process.kill()
+    watchdog.let_go()
 
 
 def test_a_watchdog_that_can_not_be_started_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    leash = WatchdogClient("unix:///nowhere", host_id="host-1", note=None)
-    leash.renewed(uptime_s())
-    assert leash.pid is None
-    leash.farewell()
-    leash.let_go()
+    watchdog = WatchdogClient("unix:///nowhere", host_id="host-1", note=None)
+    watchdog.renewed(uptime_s())
+    assert watchdog.pid is None
+    watchdog.farewell()
+    watchdog.let_go()
 
 
 def test_the_shared_note_lies_where_only_we_may_write(tmp_path: Path) -> None:

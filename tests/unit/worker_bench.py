@@ -114,9 +114,9 @@ class Bench:
 
     async def do(self, verb: Verb, **more: Any) -> Outcome:
         """Perform one verb and return how it ended; its reports are in `reports`."""
-        account = Attempt(self.command(verb, **more), self.reports.append)
-        ending = await self.operations.perform(account)
-        account.end(ending)
+        attempt = Attempt(self.command(verb, **more), self.reports.append)
+        ending = await self.operations.perform(attempt)
+        attempt.end(ending)
         return ending
 
     @property

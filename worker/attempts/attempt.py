@@ -41,7 +41,7 @@ class Attempt:
         self._publish = publish
         self._held = held
         self._silenced = False
-        self.interruption = Cancellation()
+        self.cancellation = Cancellation()
         self.latest = self._report(seq=1, state=OperationState.RUNNING)
         """At first `accepted`: RUNNING without a phase."""
 
@@ -53,11 +53,11 @@ class Attempt:
         """Stand here before anything new is begun in the job's name; see `Lease.held`."""
         await self._held()
 
-    def tell(
+    def report(
         self, phase: Phase, progress: Progress | None = None, *, container_id: str | None = None
     ) -> None:
         """Report that the attempt is at `phase`."""
-        self._say(
+        self._send(
             self._report(
                 seq=self.latest.seq + 1,
                 state=OperationState.RUNNING,
@@ -71,7 +71,7 @@ class Attempt:
         """Report the end; a second one says nothing."""
         if not self.ended:
             crash_point("worker.before_end")
-        self._say(
+        self._send(
             self._report(
                 seq=self.latest.seq + 1,
                 state=ending.state,
@@ -86,7 +86,7 @@ class Attempt:
         """Report nothing any more: the record has moved on."""
         self._silenced = True
 
-    def _say(self, report: OperationReport) -> None:
+    def _send(self, report: OperationReport) -> None:
         if self.ended or self._silenced:
             return
         self.latest = report

@@ -46,7 +46,7 @@ class AdmittedCommand:
     """A decision, and what it is about."""
 
     decision: Admission
-    account: Attempt | None = None
+    attempt: Attempt | None = None
     """The attempt that is to run, or runs already."""
     superseded: Attempt | None = None
     """The earlier attempt of the same operation, if it still runs."""
@@ -88,7 +88,7 @@ class AttemptRegistry:
     @contextmanager
     def busy_jobs(self) -> Iterator[set[str]]:
         """Yield the jobs that have an open attempt, and those that get one inside of it."""
-        busy = {account.command.job_id for account in self._open.values()}
+        busy = {attempt.command.job_id for attempt in self._open.values()}
         self._looks[id(busy)] = busy
         try:
             yield busy
@@ -119,13 +119,13 @@ class AttemptRegistry:
         self._saw(command.job_id, command.generation)
         self._drop_ended(command.operation_id)
         self._cancels.pop(command.operation_id, None)
-        account = Attempt(command, self._publish, held=self._held)
+        attempt = Attempt(command, self._publish, held=self._held)
         if cancel is not None and cancel.epoch == command.epoch:
-            account.interruption.ask(cancel.reason)
-        self._open[command.operation_id] = account
+            attempt.cancellation.ask(cancel.reason)
+        self._open[command.operation_id] = attempt
         for busy in self._looks.values():
             busy.add(command.job_id)
-        return AdmittedCommand(Admission.NEW, account, superseded=opened, report=account.latest)
+        return AdmittedCommand(Admission.NEW, attempt, superseded=opened, report=attempt.latest)
 
     def cancel(self, cancel: CancelOperation) -> OperationReport | None:
         """End the attempt that `cancel` names, now or when its command comes.
@@ -143,7 +143,7 @@ class AttemptRegistry:
         if opened is not None and cancel.reason == "stale":
             opened.silence()
         if opened is not None and not opened.ended:
-            opened.interruption.ask(cancel.reason)
+            opened.cancellation.ask(cancel.reason)
             return None
         return latest if cancel.reason != "stale" else None
 
@@ -155,17 +155,17 @@ class AttemptRegistry:
 
     def works_on(self, job_id: str, generation: int) -> bool:
         """Tell whether an attempt of the job with this generation is open."""
-        commands = (account.command for account in self._open.values())
+        commands = (attempt.command for attempt in self._open.values())
         return any((it.job_id, it.generation) == (job_id, generation) for it in commands)
 
-    def close(self, account: Attempt) -> None:
+    def close(self, attempt: Attempt) -> None:
         """Keep an ended account's last report for those who ask again."""
-        operation_id = account.command.operation_id
-        if self._open.get(operation_id) is account:
+        operation_id = attempt.command.operation_id
+        if self._open.get(operation_id) is attempt:
             del self._open[operation_id]
-            if account.ended:
-                result = account.latest.result_json or ""
-                ended = _Ended(account.latest, len(result.encode()))
+            if attempt.ended:
+                result = attempt.latest.result_json or ""
+                ended = _Ended(attempt.latest, len(result.encode()))
                 self._ended[operation_id] = ended
                 self._ended_bytes += ended.result_bytes
         while self._ended and (

@@ -65,7 +65,7 @@ class ContainerLifecycle:
             raise ModelyardError(ErrorCode.CONTAINER_MISSING)
         return facts
 
-    async def ensure(self, command: HostCommand, account: Attempt) -> ContainerFacts:
+    async def ensure(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
         """Return the job's container, created if it is not there, with its mounts checked."""
         await self.remove_generations(command.job_id, up_to=command.generation - 1)
         target = mount_target(command.dataset, command.model)
@@ -77,25 +77,25 @@ class ContainerLifecycle:
                 return known
             # Made from another spec under the same generation: what was asked for counts.
             await self._remove(known.id)
-        return await self._create(command, account)
+        return await self._create(command, attempt)
 
-    async def _create(self, command: HostCommand, account: Attempt) -> ContainerFacts:
+    async def _create(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
         judge(command)
         mount = await self._datasets.locate(command.dataset, command.model)
 
         def on_pull() -> None:
-            account.tell(Phase.PULLING)
+            attempt.report(Phase.PULLING)
 
         def on_progress(progress: Progress) -> None:
-            account.tell(Phase.PULLING, progress)
+            attempt.report(Phase.PULLING, progress)
 
         await self._images.ensure(command.model.image, on_pull, on_progress)
-        account.tell(Phase.CREATING)
+        attempt.report(Phase.CREATING)
         # A pruned network would only be missed when the container starts.
         await self._runtime.ensure_network()
         image = await self._runtime.image(command.model.image)
         plan = plan_container(command, mount, self._rules, image)
-        await account.may_go_on()
+        await attempt.may_go_on()
         crash_point("worker.before_create")
         created = await self._runtime.create(plan)
         crash_point("worker.after_create")
@@ -118,17 +118,17 @@ class ContainerLifecycle:
                 )
 
     async def serve(
-        self, command: HostCommand, facts: ContainerFacts, account: Attempt
+        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
         """Start the container unless it runs, and wait until its server answers alive."""
-        facts = await self.start(command, facts, account)
+        facts = await self.start(command, facts, attempt)
         alive = talk_of(command.model).alive
         if alive is not None:
             await self.probe(facts, alive, command.model.start_timeout_s, "answer alive")
         return facts
 
     async def start(
-        self, command: HostCommand, facts: ContainerFacts, account: Attempt
+        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
         """Start the container unless it runs; its published port is another after each start.
 
@@ -140,10 +140,10 @@ class ContainerLifecycle:
         mount = await self._datasets.locate(command.dataset, command.model)
         if mount is not None:
             verify_mount(facts, mount.target, mount)
-        account.tell(Phase.STARTING, container_id=facts.id)
+        attempt.report(Phase.STARTING, container_id=facts.id)
         self.health.was_unloaded(facts.id)
         self.health.over_disk.pop(facts.id, None)
-        await account.may_go_on()
+        await attempt.may_go_on()
         await self._runtime.start(facts.id)
         crash_point("worker.after_start")
         return await self._runtime.inspect(facts.id)

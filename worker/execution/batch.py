@@ -21,16 +21,16 @@ class Batch:
         self._containers = containers
         self._results = results
 
-    async def run(self, command: HostCommand, facts: ContainerFacts, account: Attempt) -> str:
+    async def run(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
         """Return the result as JSON text; raises `exited` or `oom_killed` if the code is not 0."""
-        await self._containers.start(command, facts, account)
-        account.tell(Phase.INFERRING, container_id=facts.id)
+        await self._containers.start(command, facts, attempt)
+        attempt.report(Phase.INFERRING, container_id=facts.id)
         end = await self._runtime.wait_exit(facts.id)
         crash_point("worker.after_infer")
         # A child that was killed for want of memory is the program's own affair.
         if end.code != 0:
             raise exited(end)
-        account.tell(Phase.SAVING)
+        attempt.report(Phase.SAVING)
         return await self._results.read(await self._written(command, facts))
 
     async def _written(self, command: HostCommand, facts: ContainerFacts) -> bytes:

@@ -32,12 +32,12 @@ class Discards:
     def __init__(
         self,
         containers: ContainerLifecycle,
-        desk: AttemptRegistry,
+        registry: AttemptRegistry,
         locks: JobLocks,
         tasks: TaskGroup,
     ) -> None:
         self._containers = containers
-        self._desk = desk
+        self._registry = registry
         self._locks = locks
         self._tasks = tasks
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -73,7 +73,7 @@ class Discards:
             self._locks.hold(discard.job_id),
             trouble_is_logged("discard.failed", DISCARD_S, container_id=discard.container_id),
         ):
-            if self._desk.works_on(discard.job_id, discard.generation):
+            if self._registry.works_on(discard.job_id, discard.generation):
                 told.warning("discard.refused", reason="its job is worked on")
             elif await self._containers.discard(discard, grace_s=GRACE_S):
                 told.info("discard.done")

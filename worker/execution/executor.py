@@ -21,34 +21,34 @@ class AttemptRunner:
     """Starts attempts, lets later ones take over from earlier ones, waits for them at the end."""
 
     def __init__(
-        self, operations: VerbRunner, desk: AttemptRegistry, locks: JobLocks, tasks: TaskGroup
+        self, operations: VerbRunner, registry: AttemptRegistry, locks: JobLocks, tasks: TaskGroup
     ) -> None:
         self._operations = operations
-        self._desk = desk
+        self._registry = registry
         self._tasks = tasks
         self._locks = locks
         self._running: dict[Attempt, asyncio.Task[None]] = {}
         self._abandoned = False
 
-    def start(self, account: Attempt, superseded: Attempt | None = None) -> None:
+    def start(self, attempt: Attempt, superseded: Attempt | None = None) -> None:
         """Run one attempt unless it runs; the one that it supersedes is stopped and silenced."""
-        if account in self._running or self._abandoned:
+        if attempt in self._running or self._abandoned:
             return
         earlier = self._running.get(superseded) if superseded is not None else None
         if superseded is not None:
             superseded.silence()
         if earlier is not None:
             earlier.cancel()
-        task = self._tasks.create_task(self._run(account, earlier))
-        self._running[account] = task
-        task.add_done_callback(lambda _: self._running.pop(account, None))
+        task = self._tasks.create_task(self._run(attempt, earlier))
+        self._running[attempt] = task
+        task.add_done_callback(lambda _: self._running.pop(attempt, None))
 
     async def drain(self, seconds: float) -> None:
         """Let what runs end within `seconds`; then stop it, leaving containers as they are."""
         if self._running:
             await asyncio.wait(tuple(self._running.values()), timeout=seconds)
-        for account, task in tuple(self._running.items()):
-            log.info("operation.left", operation_id=account.command.operation_id)
+        for attempt, task in tuple(self._running.items()):
+            log.info("operation.left", operation_id=attempt.command.operation_id)
             task.cancel()
 
     async def abandon(self) -> list[HostCommand]:
@@ -58,28 +58,28 @@ class AttemptRunner:
         """
         self._abandoned = True
         running = dict(self._running)
-        for account, task in running.items():
-            account.silence()
+        for attempt, task in running.items():
+            attempt.silence()
             task.cancel()
         if running:
             await asyncio.wait(tuple(running.values()))
-        return [account.command for account in running]
+        return [attempt.command for attempt in running]
 
-    async def _run(self, account: Attempt, earlier: asyncio.Task[None] | None) -> None:
-        command = account.command
+    async def _run(self, attempt: Attempt, earlier: asyncio.Task[None] | None) -> None:
+        command = attempt.command
         async with AsyncExitStack() as held:
             try:
-                async with account.interruption.scope():
+                async with attempt.cancellation.scope():
                     if earlier is not None:
                         await asyncio.wait((earlier,))
                     await held.enter_async_context(self._turn(command))
-            except AttemptCancelledError as interruption:
-                ending = await self._operations.withdraw(account, interruption)
+            except AttemptCancelledError as cancellation:
+                ending = await self._operations.withdraw(attempt, cancellation)
             else:
-                ending = await self._operations.perform(account)
-            account.end(ending)
+                ending = await self._operations.perform(attempt)
+            attempt.end(ending)
             # Closed while the job is held: whoever comes next sees that this one has ended.
-            self._desk.close(account)
+            self._registry.close(attempt)
         log.info(
             "operation.ended",
             operation_id=command.operation_id,

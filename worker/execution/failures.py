@@ -89,32 +89,32 @@ class FailureOutcomes:
         await self._cleanup.remove(command)
         return _ending(error, JobState.FAILED, facts)
 
-    async def of_interruption(
-        self, account: Attempt, interruption: AttemptCancelledError
+    async def of_cancellation(
+        self, attempt: Attempt, cancellation: AttemptCancelledError
     ) -> Outcome:
         """End an attempt that was interrupted while it ran; the caller holds the job.
 
         The end is reported after `REPORT_S` at the latest, and after the cleaning if that is
         quicker. Returns when both are done.
         """
-        command = account.command
-        job_state = _left_behind(command, interruption)
+        command = attempt.command
+        job_state = _left_behind(command, cancellation)
         if job_state is None:
-            return _interrupted(interruption, None)
+            return _interrupted(cancellation, None)
         async with TaskGroup() as tasks:
-            cleaning = tasks.create_task(self._clean(account, interruption, job_state))
+            cleaning = tasks.create_task(self._clean(attempt, cancellation, job_state))
             await asyncio.wait((cleaning,), timeout=REPORT_S)
-            ending = _interrupted(interruption, cleaning.result() if cleaning.done() else job_state)
-            account.end(ending)
+            ending = _interrupted(cancellation, cleaning.result() if cleaning.done() else job_state)
+            attempt.end(ending)
         return ending
 
     async def of_withdrawal(
-        self, command: HostCommand, interruption: AttemptCancelledError
+        self, command: HostCommand, cancellation: AttemptCancelledError
     ) -> Outcome:
         """End an attempt that was interrupted before it began; nobody holds the job for it."""
-        job_state = _left_behind(command, interruption)
+        job_state = _left_behind(command, cancellation)
         if command.verb not in _MAKING or job_state is None:
-            return _interrupted(interruption, None)
+            return _interrupted(cancellation, None)
         looked = False
         facts: ContainerFacts | None = None
         async with trouble_is_logged(
@@ -125,17 +125,17 @@ class FailureOutcomes:
         if not looked or _made_by(command, facts):
             self._cleanup.remove_later(command)
         elif facts is not None:
-            return _interrupted(interruption, None)  # it was there before this operation
-        return _interrupted(interruption, job_state)
+            return _interrupted(cancellation, None)  # it was there before this operation
+        return _interrupted(cancellation, job_state)
 
     async def _clean(
-        self, account: Attempt, interruption: AttemptCancelledError, job_state: JobState
+        self, attempt: Attempt, cancellation: AttemptCancelledError, job_state: JobState
     ) -> JobState | None:
         """Clean up after an interruption; return what is true of the job then."""
-        command = account.command
+        command = attempt.command
         if job_state is JobState.CREATED:
-            return await self._half_loaded(account)
-        if command.verb is Verb.DEPLOY_CREATE and interruption.reason != "timed_out":
+            return await self._half_loaded(attempt)
+        if command.verb is Verb.DEPLOY_CREATE and cancellation.reason != "timed_out":
             facts: ContainerFacts | None = None
             async with trouble_is_logged(
                 "aftermath.no_look", LOOK_S, operation_id=command.operation_id
@@ -149,10 +149,10 @@ class FailureOutcomes:
             self._cleanup.remove_later(command)
         return job_state
 
-    async def _half_loaded(self, account: Attempt) -> JobState | None:
+    async def _half_loaded(self, attempt: Attempt) -> JobState | None:
         """Have nothing in memory of a model that was being loaded."""
-        command = account.command
-        if account.latest.phase is None:
+        command = attempt.command
+        if attempt.latest.phase is None:
             return None  # it had not begun with it
         async with trouble_is_logged(
             "aftermath.not_stopped", LOOK_S, operation_id=command.operation_id
@@ -201,11 +201,11 @@ class FailureOutcomes:
         error.detail.setdefault("log_tail", tail[-LOG_CHARS:])
 
 
-def _left_behind(command: HostCommand, interruption: AttemptCancelledError) -> JobState | None:
+def _left_behind(command: HostCommand, cancellation: AttemptCancelledError) -> JobState | None:
     """Return what becomes of a job whose attempt is interrupted; None if nothing does."""
     if command.verb not in _CLEANED:
         return None
-    if interruption.reason == "timed_out":
+    if cancellation.reason == "timed_out":
         return JobState.FAILED
     return JobState.CREATED if command.verb is Verb.DEPLOY_LOAD else JobState.TERMINATED
 
@@ -215,12 +215,12 @@ def _made_by(command: HostCommand, facts: ContainerFacts | None) -> bool:
     return labels is not None and labels.operation_id == command.operation_id
 
 
-def _interrupted(interruption: AttemptCancelledError, job_state: JobState | None) -> Outcome:
-    timed_out = interruption.reason == "timed_out"
+def _interrupted(cancellation: AttemptCancelledError, job_state: JobState | None) -> Outcome:
+    timed_out = cancellation.reason == "timed_out"
     return Outcome(
         state=OperationState.TIMED_OUT if timed_out else OperationState.CANCELLED,
         job_state=job_state,
-        error=interruption.info(),
+        error=cancellation.info(),
     )
 
 

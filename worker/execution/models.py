@@ -36,19 +36,19 @@ class Models:
         self._results = results
 
     async def load(
-        self, command: HostCommand, facts: ContainerFacts, account: Attempt
+        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
         """Bring the model into memory and wait until it answers ready."""
         if talk_of(command.model).in_memory is InMemory.PROCESS_RUNS:
-            facts = await self._load_by_start(command, facts, account)
+            facts = await self._load_by_start(command, facts, attempt)
         else:
             if not facts.running:
                 # A CREATE was cut short, a LOAD was cancelled, or the container died.
-                facts = await self._containers.serve(command, facts, account)
+                facts = await self._containers.serve(command, facts, attempt)
             memory = ServerMemory(self._server, command, facts)
             if not await self._is_loaded(facts, memory):
-                account.tell(Phase.LOADING, container_id=facts.id)
-                await account.may_go_on()
+                attempt.report(Phase.LOADING, container_id=facts.id)
+                await attempt.may_go_on()
                 self._containers.health.forget(facts.id)  # it may be in memory, however this ends
                 await self._load_in_time(command, facts, memory)
         self._containers.health.stopped.discard(facts.id)
@@ -56,29 +56,29 @@ class Models:
         self._containers.health.was_loaded(facts.id)
         return facts
 
-    async def unload(self, command: HostCommand, facts: ContainerFacts, account: Attempt) -> None:
+    async def unload(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> None:
         """Take the model out of memory."""
         talk = talk_of(command.model)
         if talk.in_memory is InMemory.PROCESS_RUNS:
             if facts.running:
-                await self._stop(command, facts, account)
+                await self._stop(command, facts, attempt)
         elif facts.running or facts.id not in self._containers.health.stopped:
             memory = ServerMemory(self._server, command, facts)
             # A server that is busy may answer as if the model were out: its word is not enough.
             known = self._containers.health.taken_out(facts.id)
             if not (known and await memory.says_it_is_out()):
-                account.tell(Phase.UNLOADING, container_id=facts.id)
+                attempt.report(Phase.UNLOADING, container_id=facts.id)
                 unloading = memory.unload()
                 if not await while_running(
                     self._runtime, facts.id, unloading, grace_s=WATCH_AFTER_S
                 ):
                     # It has no way to unload; a LOAD starts the container again.
                     self._containers.health.stopped.add(facts.id)
-                    await self._stop(command, facts, account)
+                    await self._stop(command, facts, attempt)
         crash_point("worker.after_unload")
         self._containers.health.was_unloaded(facts.id)
 
-    async def infer(self, command: HostCommand, facts: ContainerFacts, account: Attempt) -> str:
+    async def infer(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
         """Send the input, or the word to run over the dataset; return the answer as JSON text."""
         talk = talk_of(command.model)
         fillings = fillings_of(command)
@@ -88,22 +88,22 @@ class Models:
         if hook is None or nothing_to_say:
             raise ModelyardError(ErrorCode.MISSING_INPUT)
         address = address_of(facts)
-        account.tell(Phase.INFERRING, container_id=facts.id)
-        await account.may_go_on()
+        attempt.report(Phase.INFERRING, container_id=facts.id)
+        await attempt.may_go_on()
         sending = self._server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
         reply = await while_running(self._runtime, facts.id, sending, grace_s=WATCH_AFTER_S)
         crash_point("worker.after_infer")
         return await self._results.read_reply(reply)
 
-    async def _stop(self, command: HostCommand, facts: ContainerFacts, account: Attempt) -> None:
-        account.tell(Phase.UNLOADING, container_id=facts.id)
+    async def _stop(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> None:
+        attempt.report(Phase.UNLOADING, container_id=facts.id)
         await self._runtime.stop(facts.id, grace_s(command))
 
     async def _load_by_start(
-        self, command: HostCommand, facts: ContainerFacts, account: Attempt
+        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
-        facts = await self._containers.start(command, facts, account)
-        account.tell(Phase.LOADING, container_id=facts.id)
+        facts = await self._containers.start(command, facts, attempt)
+        attempt.report(Phase.LOADING, container_id=facts.id)
         ready = talk_of(command.model).ready
         if ready is not None:
             seconds = command.model.load_timeout_s

@@ -38,13 +38,13 @@ class VerbRunner:
         containers: ContainerLifecycle,
         models: Models,
         batch: Batch,
-        aftermath: FailureOutcomes,
+        outcomes: FailureOutcomes,
         cleanup: Cleanup,
     ) -> None:
         self.containers = containers
         self._models = models
         self._batch = batch
-        self._aftermath = aftermath
+        self._outcomes = outcomes
         self._cleanup = cleanup
         self._stories: Mapping[Verb, Story] = {
             Verb.DEPLOY_CREATE: self._create,
@@ -55,7 +55,7 @@ class VerbRunner:
             Verb.TEMP: self._temp,
         }
 
-    async def perform(self, account: Attempt) -> Outcome:
+    async def perform(self, attempt: Attempt) -> Outcome:
         """Do what the command says, within its `timeout_s`; errors become the ending.
 
         An interruption ends all verbs but those that take away: UNLOAD and TERMINATE go on.
@@ -63,27 +63,27 @@ class VerbRunner:
         Cancellation passes through and leaves the container as it is: a worker that stops has not
         failed at anything.
         """
-        command = account.command
+        command = attempt.command
         try:
-            async with _interruptible(account):
-                outcome = await self._attempt(command, account)
+            async with _interruptible(attempt):
+                outcome = await self._attempt(command, attempt)
                 if not isinstance(outcome, Outcome):
-                    outcome = await self._aftermath.of(command, outcome)
-        except AttemptCancelledError as interruption:
-            return await self._aftermath.of_interruption(account, interruption)
+                    outcome = await self._outcomes.of(command, outcome)
+        except AttemptCancelledError as cancellation:
+            return await self._outcomes.of_cancellation(attempt, cancellation)
         if command.verb is Verb.TEMP and outcome.state is OperationState.SUCCEEDED:
             # Killed: nothing that it could still write would be read.
-            account.tell(Phase.REMOVING)
+            attempt.report(Phase.REMOVING)
             try:
-                async with _interruptible(account):
+                async with _interruptible(attempt):
                     await self._cleanup.remove(command)
             except AttemptCancelledError:
                 self._cleanup.remove_later(command)  # it has its answer: that is how it ended
         return outcome
 
-    async def withdraw(self, account: Attempt, interruption: AttemptCancelledError) -> Outcome:
+    async def withdraw(self, attempt: Attempt, cancellation: AttemptCancelledError) -> Outcome:
         """End an attempt that was interrupted before it was performed."""
-        return await self._aftermath.of_withdrawal(account.command, interruption)
+        return await self._outcomes.of_withdrawal(attempt.command, cancellation)
 
     async def give_up(self, commands: Iterable[HostCommand]) -> None:
         """End what must not outlive the lease: these commands' TEMPs, and models that move.
@@ -102,7 +102,7 @@ class VerbRunner:
         """Remove what could not be removed at once; runs until cancelled, as a task of its own."""
         await self._cleanup.run()
 
-    async def _attempt(self, command: HostCommand, account: Attempt) -> Outcome | ModelyardError:
+    async def _attempt(self, command: HostCommand, attempt: Attempt) -> Outcome | ModelyardError:
         limit = asyncio.timeout(command.timeout_s)
         try:
             async with limit:
@@ -110,7 +110,7 @@ class VerbRunner:
                     return ModelyardError(
                         ErrorCode.UNSUPPORTED_VERB, profile=command.model.profile.value
                     )
-                return await self._stories[command.verb](command, account)
+                return await self._stories[command.verb](command, attempt)
         except ModelyardError as error:
             return error
         except Exception as error:  # named boundary: one operation, its neighbours go on
@@ -125,50 +125,50 @@ class VerbRunner:
             )
             return ModelyardError(ErrorCode.WORKER_ERROR, fault=type(error).__name__)
 
-    async def _create(self, command: HostCommand, account: Attempt) -> Outcome:
+    async def _create(self, command: HostCommand, attempt: Attempt) -> Outcome:
         await self._cleanup.claim(command)
-        facts = await self.containers.ensure(command, account)
+        facts = await self.containers.ensure(command, attempt)
         if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
-            facts = await self.containers.serve(command, facts, account)
+            facts = await self.containers.serve(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
 
-    async def _load(self, command: HostCommand, account: Attempt) -> Outcome:
+    async def _load(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.demand(command)
-        facts = await self._models.load(command, facts, account)
+        facts = await self._models.load(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.LOADED, facts.id)
 
-    async def _infer(self, command: HostCommand, account: Attempt) -> Outcome:
+    async def _infer(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.demand(command)
-        result = await self._models.infer(command, facts, account)
+        result = await self._models.infer(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, None, facts.id, result_json=result)
 
-    async def _unload(self, command: HostCommand, account: Attempt) -> Outcome:
+    async def _unload(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.demand(command)
-        await self._models.unload(command, facts, account)
+        await self._models.unload(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
 
-    async def _terminate(self, command: HostCommand, account: Attempt) -> Outcome:
+    async def _terminate(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.find(command)
-        account.tell(Phase.REMOVING)
+        attempt.report(Phase.REMOVING)
         await self.containers.remove_generations(
             command.job_id, up_to=command.generation, grace_s=grace_s(command)
         )
         return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id if facts else None)
 
-    async def _temp(self, command: HostCommand, account: Attempt) -> Outcome:
+    async def _temp(self, command: HostCommand, attempt: Attempt) -> Outcome:
         # What an earlier attempt left is not adopted: nobody knows how far it came.
         await self._cleanup.claim(command)
         await self.containers.remove_generations(command.job_id, up_to=command.generation)
-        facts = await self.containers.ensure(command, account)
+        facts = await self.containers.ensure(command, attempt)
         if command.model.profile is Profile.BATCH:
-            result = await self._batch.run(command, facts, account)
+            result = await self._batch.run(command, facts, attempt)
         else:
             if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
-                facts = await self.containers.serve(command, facts, account)
-            facts = await self._models.load(command, facts, account)
-            result = await self._models.infer(command, facts, account)
+                facts = await self.containers.serve(command, facts, attempt)
+            facts = await self._models.load(command, facts, attempt)
+            result = await self._models.infer(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id, result_json=result)
 
 
-def _interruptible(account: Attempt) -> AbstractAsyncContextManager[None]:
-    return nullcontext() if account.command.verb in _GO_ON else account.interruption.scope()
+def _interruptible(attempt: Attempt) -> AbstractAsyncContextManager[None]:
+    return nullcontext() if attempt.command.verb in _GO_ON else attempt.cancellation.scope()

@@ -38,7 +38,7 @@ class CommandConsumer:
         broker: Broker,
         enrolment: EnrolmentClient,
         reporter: Reporter,
-        desk: AttemptRegistry,
+        registry: AttemptRegistry,
         attempts: AttemptRunner,
         announce: Callable[[], Awaitable[None]],
         held: Callable[[], Awaitable[None]],
@@ -53,7 +53,7 @@ class CommandConsumer:
         self._broker = broker
         self._enrolment = enrolment
         self._reporter = reporter
-        self._desk = desk
+        self._registry = registry
         self._attempts = attempts
         self._announce = announce
         self._announced = False
@@ -110,7 +110,7 @@ class CommandConsumer:
             commands += await self._read(delivery)
         await self._held()
         # Taken only now, all at once: what is taken and not begun would never be.
-        taken = [(command, self._desk.take(command)) for command in commands]
+        taken = [(command, self._registry.take(command)) for command in commands]
         for command, it in taken:
             if it.decision is not Admission.NEW:
                 log.info(
@@ -136,8 +136,8 @@ class CommandConsumer:
             await subscription.ack(deliveries)
         finally:
             for _, it in taken:
-                if it.account is not None:
-                    self._attempts.start(it.account, it.superseded)
+                if it.attempt is not None:
+                    self._attempts.start(it.attempt, it.superseded)
 
     async def _read(self, delivery: Delivery) -> list[HostCommand]:
         """Return the commands for this boot; what can't be read is a dead letter by then."""

@@ -39,7 +39,7 @@ class ControlConsumer:
         broker: Broker,
         enrolment: EnrolmentClient,
         reporter: Reporter,
-        desk: AttemptRegistry,
+        registry: AttemptRegistry,
         discards: Discards,
         lease: Lease,
         host_id: str,
@@ -48,7 +48,7 @@ class ControlConsumer:
         self._broker = broker
         self._enrolment = enrolment
         self._reporter = reporter
-        self._desk = desk
+        self._registry = registry
         self._discards = discards
         self._lease = lease
         self._host_id = host_id
@@ -90,11 +90,11 @@ class ControlConsumer:
 
     def _obey(self, word: HostControl) -> None:
         for cancel in word.cancels:
-            repeated = self._desk.cancel(cancel)
+            repeated = self._registry.cancel(cancel)
             if repeated is not None:
                 self._reporter.put(repeated)
         for repeat in word.repeats:
-            latest = self._desk.latest(repeat)
+            latest = self._registry.latest(repeat)
             if latest is not None:
                 self._reporter.put(latest)
         for discard in word.discards:

@@ -57,19 +57,19 @@ class WorkerParts:
 class Incarnation:
     """One incarnation; `run` lasts as long as it does."""
 
-    def __init__(self, standing: WorkerParts, lease: Lease) -> None:
-        self._standing = standing
+    def __init__(self, parts: WorkerParts, lease: Lease) -> None:
+        self._parts = parts
         self._lease = lease
-        self._host_id = standing.settings.host_id
+        self._host_id = parts.settings.host_id
         self.incarnation = str(uuid_utils.compat.uuid7())
-        self._enrolment = EnrolmentClient(standing.broker, self._host_id, self.incarnation)
+        self._enrolment = EnrolmentClient(parts.broker, self._host_id, self.incarnation)
         self._reporter = Reporter(
-            standing.broker,
+            parts.broker,
             host_id=self._host_id,
             incarnation=self.incarnation,
             ask_for_way=self._enrolment.say_hello,
         )
-        self._desk = AttemptRegistry(self._reporter.put, held=lease.held)
+        self._registry = AttemptRegistry(self._reporter.put, held=lease.held)
 
     async def run(self, stop: asyncio.Event, *, engine_wait_s: float) -> None:
         """Work until `stop` is set or the lease is lost.
@@ -80,10 +80,10 @@ class Incarnation:
         """
         async with TaskGroup() as tasks:
             attempts = AttemptRunner(
-                self._standing.operations, self._desk, self._standing.locks, tasks
+                self._parts.operations, self._registry, self._parts.locks, tasks
             )
             discards = Discards(
-                self._standing.operations.containers, self._desk, self._standing.locks, tasks
+                self._parts.operations.containers, self._registry, self._parts.locks, tasks
             )
             reporting = tasks.create_task(self._reporter.run())
             serving = tasks.create_task(self._serve(attempts, discards, engine_wait_s))
@@ -95,8 +95,10 @@ class Incarnation:
             for end in (*ends, serving):
                 end.cancel()
             if not stop.is_set():
-                log.warning("lease.lost", incarnation=self.incarnation, running=self._desk.running)
-                await self._standing.operations.give_up(await attempts.abandon())
+                log.warning(
+                    "lease.lost", incarnation=self.incarnation, running=self._registry.running
+                )
+                await self._parts.operations.give_up(await attempts.abandon())
             # What serves may begin something as long as it has not ended.
             await asyncio.wait((serving,))
             discards.stop()
@@ -105,7 +107,7 @@ class Incarnation:
             reporting.cancel()
 
     async def _drain(self, attempts: AttemptRunner) -> None:
-        log.info("worker.stopping", running=self._desk.running)
+        log.info("worker.stopping", running=self._registry.running)
         await attempts.drain(DRAIN_S)
         if not await self._reporter.drain(LAST_REPORTS_S):
             log.warning("reports.lost_at_shutdown")
@@ -114,12 +116,12 @@ class Incarnation:
         self, attempts: AttemptRunner, discards: Discards, engine_wait_s: float
     ) -> None:
         """Boot, then take commands, beat and look around."""
-        standing, settings = self._standing, self._standing.settings
+        parts, settings = self._parts, self._parts.settings
         recovery = BootRecovery(
-            broker=standing.broker,
+            broker=parts.broker,
             enrolment=self._enrolment,
-            runtime=standing.runtime,
-            server=standing.server,
+            runtime=parts.runtime,
+            server=parts.server,
             lease=self._lease,
             host_id=self._host_id,
             incarnation=self.incarnation,
@@ -131,16 +133,16 @@ class Incarnation:
 
         async def announce() -> None:
             found = await recovery.announce()
-            self._desk.saw_containers(
+            self._registry.saw_containers(
                 (facts.labels.job_id, facts.labels.generation) for facts in found if facts.labels
             )
             announced.set()
 
         consumer = CommandConsumer(
-            broker=standing.broker,
+            broker=parts.broker,
             enrolment=self._enrolment,
             reporter=self._reporter,
-            desk=self._desk,
+            registry=self._registry,
             attempts=attempts,
             announce=announce,
             held=self._lease.held,
@@ -148,35 +150,35 @@ class Incarnation:
             incarnation=self.incarnation,
         )
         control = ControlConsumer(
-            broker=standing.broker,
+            broker=parts.broker,
             enrolment=self._enrolment,
             reporter=self._reporter,
-            desk=self._desk,
+            registry=self._registry,
             discards=discards,
             lease=self._lease,
             host_id=self._host_id,
             incarnation=self.incarnation,
         )
         heartbeat = HeartbeatSender(
-            broker=standing.broker,
-            runtime=standing.runtime,
+            broker=parts.broker,
+            runtime=parts.runtime,
             lease=self._lease,
             attached=lambda: consumer.attached and control.attached,
             stuck_s=lambda: self._reporter.stuck_s,
             compose=self._heartbeat,
         )
         relist = InventoryLoop(
-            runtime=standing.runtime,
-            server=standing.server,
-            health=standing.operations.containers.health,
-            desk=self._desk,
+            runtime=parts.runtime,
+            server=parts.server,
+            health=parts.operations.containers.health,
+            registry=self._registry,
             discards=discards,
             reporter=self._reporter,
         )
         async with TaskGroup() as tasks:
             tasks.create_task(control.run())
             tasks.create_task(consumer.run())
-            tasks.create_task(heartbeat.run(interval_s=standing.beat_s))
+            tasks.create_task(heartbeat.run(interval_s=parts.beat_s))
             await announced.wait()
             tasks.create_task(relist.run())
 
@@ -184,7 +186,7 @@ class Incarnation:
         return Heartbeat(
             host_id=self._host_id,
             incarnation=self.incarnation,
-            slots=self._standing.settings.worker_slots,
-            labels=self._standing.settings.worker_labels,
-            running=self._desk.running,
+            slots=self._parts.settings.worker_slots,
+            labels=self._parts.settings.worker_labels,
+            running=self._registry.running,
         )

@@ -39,14 +39,14 @@ class InventoryLoop:
         runtime: ContainerRuntime,
         server: ModelServer,
         health: ModelHealth,
-        desk: AttemptRegistry,
+        registry: AttemptRegistry,
         discards: Discards,
         reporter: Reporter,
     ) -> None:
         self._runtime = runtime
         self._server = server
         self._health = health
-        self._desk = desk
+        self._registry = registry
         self._discards = discards
         self._reporter = reporter
         self._silent = False
@@ -90,7 +90,7 @@ class InventoryLoop:
         comes after it. A container that is dead is as good as gone: it is not told, and removed.
         """
         known = self._health.known
-        with self._desk.busy_jobs() as busy:
+        with self._registry.busy_jobs() as busy:
             try:
                 listed = await self._runtime.list_own()
             except EngineUnavailableError as error:
