@@ -10,6 +10,7 @@ import structlog
 
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.message_types import CONTROL_TYPE
 from modelyard.contract.messages import (
     CancelOperation,
     DiscardContainer,
@@ -19,8 +20,6 @@ from modelyard.contract.messages import (
 from modelyard.contract.topology import HOSTS, control_key
 
 log = structlog.get_logger(__name__)
-
-CONTROL_TYPE = "modelyard.control.v1"
 
 
 class ControlPublisher:

@@ -8,6 +8,7 @@ import structlog
 
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo
+from modelyard.contract.message_types import EVENT_TYPE
 from modelyard.contract.messages import Event, OperationReport
 from modelyard.contract.states import JobState
 from modelyard.contract.topology import EVENTS
@@ -59,7 +60,7 @@ class EventLog:
                 EVENTS,
                 event.type,
                 event.model_dump_json(exclude_none=True).encode(),
-                message_type="modelyard.event.v1",
+                message_type=EVENT_TYPE,
                 mandatory=False,
             )
         except BrokerUnavailableError as error:

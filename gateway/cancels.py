@@ -8,7 +8,8 @@ from gateway.availability import Availability
 from gateway.reading import BoundedReads
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.messages import CANCEL_TYPE, MAX_BATCH, CancelWish
+from modelyard.contract.message_types import CANCEL_TYPE
+from modelyard.contract.messages import MAX_BATCH, CancelWish
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.process.batching import Coalescer, StoppedError
 from modelyard.store import Store

@@ -20,7 +20,7 @@ from dispatcher.intake.decoder import MessageDecoder
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription, bury
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.messages import CANCEL_TYPE, OVERDUE_TYPE
+from modelyard.contract.message_types import CANCEL_TYPE, OVERDUE_TYPE
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS, JOBS_QUEUE, SUBMIT_KEY
 from modelyard.process.crash_points import crash_point

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from modelyard.broker import Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import DEFAULT_TENANT, ID_PATTERN, operation_id_for_key
+from modelyard.contract.message_types import SUBMISSION_TYPE
 from modelyard.contract.messages import (
     MAX_BATCH,
     MAX_BATCH_BYTES,
     MAX_REQUEST_BYTES,
-    SUBMISSION_TYPE,
     JobRequest,
     Submission,
 )

@@ -17,6 +17,7 @@ from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.retries import Retries
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ErrorInfo
+from modelyard.contract.message_types import OVERDUE_REPORTS_TYPE
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import LEASE_S, REPORTS, REPORTS_QUEUE
 from modelyard.process.crash_points import crash_point
@@ -33,7 +34,6 @@ worker may look for a cause before it reports."""
 NOT_ACCEPTED_S = 1.5 * LEASE_S
 """Seconds after which a command that nobody accepted counts as a failed attempt."""
 LIMIT = 200
-OVERDUE_REPORTS_TYPE = "modelyard.overdue-reports.v1"
 
 
 class Deadlines:

@@ -5,15 +5,14 @@ from enum import Enum
 
 from pydantic import ValidationError
 
-from dispatcher.maintenance.deadlines import OVERDUE_REPORTS_TYPE
 from dispatcher.senders import Senders
 from modelyard.broker import DETAIL_HEADER, REASON_HEADER, Broker, Delivery, bury
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import Id
 from modelyard.contract.json_bounds import REPORT_LIMITS, check_bounds
+from modelyard.contract.message_types import OVERDUE_REPORTS_TYPE, UNREADABLE_TYPE
 from modelyard.contract.messages import (
     MAX_REPORT_BYTES,
-    UNREADABLE_TYPE,
     Count,
     HostOnline,
     Inventory,

@@ -16,7 +16,8 @@ from dispatcher.enrolment import Enrolment
 from dispatcher.maintenance.lost_hosts import LostHosts
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
-from modelyard.contract.messages import HELLO_TYPE, MAX_HEARTBEAT_BYTES, Heartbeat, HostHello
+from modelyard.contract.message_types import HELLO_TYPE
+from modelyard.contract.messages import MAX_HEARTBEAT_BYTES, Heartbeat, HostHello
 from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.store import Store
 

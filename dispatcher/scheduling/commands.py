@@ -8,6 +8,7 @@ import structlog
 
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.message_types import COMMANDS_TYPE
 from modelyard.contract.messages import MAX_MESSAGE_BYTES, HostCommand, HostCommands
 from modelyard.contract.topology import HOSTS
 from modelyard.process.batching import chunks_by_size
@@ -16,7 +17,6 @@ from modelyard.store.records import JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
 
-COMMANDS_TYPE = "modelyard.commands.v1"
 MAX_COMMANDS = 100
 
 

@@ -11,12 +11,8 @@ from gateway.availability import Availability
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.ids import DEFAULT_TENANT
-from modelyard.contract.messages import (
-    MAX_BATCH,
-    MAX_MESSAGE_BYTES,
-    SUBMISSION_TYPE,
-    JobRequest,
-)
+from modelyard.contract.message_types import SUBMISSION_TYPE
+from modelyard.contract.messages import MAX_BATCH, MAX_MESSAGE_BYTES, JobRequest
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.process.batching import Coalescer, chunks_by_size
 from modelyard.process.crash_points import crash_point

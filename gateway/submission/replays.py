@@ -4,7 +4,7 @@ from gateway.availability import Availability
 from gateway.reading import BoundedReads
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ModelyardError
-from modelyard.contract.messages import SUBMISSION_TYPE
+from modelyard.contract.message_types import SUBMISSION_TYPE
 from modelyard.contract.topology import (
     JOBS,
     JOBS_QUEUE,

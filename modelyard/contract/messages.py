@@ -57,19 +57,6 @@ MAKING = (Verb.DEPLOY_CREATE, Verb.TEMP)
 """The verbs that make a container."""
 MAX_TIMEOUT_S = 7 * 86_400.0
 
-SUBMISSION_TYPE = "modelyard.submission.v1"
-"""AMQP `type` of what a gateway publishes; without it a body is read as a client's request."""
-OVERDUE_TYPE = "modelyard.overdue.v1"
-"""AMQP `type` of a message without content, by which a dispatcher asks itself through the jobs
-queue for what was recorded and is in no message: whatever was published before it has its turn."""
-CANCEL_TYPE = "modelyard.cancel.v1"
-"""AMQP `type` of a `CancelWish`."""
-UNREADABLE_TYPE = "modelyard.unreadable.v1"
-"""AMQP `type` of a command that its worker could not read, on its way to the dead letters. It goes
-by the exchange of the reports, where it is proven whose host's it is."""
-HELLO_TYPE = "modelyard.hello.v1"
-"""AMQP `type` of a `HostHello`, which comes by the exchange of the heartbeats."""
-
 
 def _empty_is_none(value: object) -> object:
     return None if value == "" else value

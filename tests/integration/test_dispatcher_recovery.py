@@ -10,11 +10,8 @@ import pytest
 
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.messages import (
-    CANCEL_TYPE,
-    CancelWish,
-    InventoryItem,
-)
+from modelyard.contract.message_types import CANCEL_TYPE
+from modelyard.contract.messages import CancelWish, InventoryItem
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
 from modelyard.store import Store

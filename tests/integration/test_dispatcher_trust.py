@@ -12,17 +12,19 @@ from aio_pika.exceptions import AMQPError
 from structlog.testing import capture_logs
 
 from deploy.local.rabbitmq import RabbitMQ
-from dispatcher.maintenance.deadlines import OVERDUE_REPORTS_TYPE
 from gateway.submission.replays import refuse_unless_replayable
 from modelyard.broker import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER, SENDER_HEADER, Broker
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
-from modelyard.contract.messages import (
+from modelyard.contract.message_types import (
     CANCEL_TYPE,
     HELLO_TYPE,
+    OVERDUE_REPORTS_TYPE,
     OVERDUE_TYPE,
     SUBMISSION_TYPE,
     UNREADABLE_TYPE,
+)
+from modelyard.contract.messages import (
     EngineFacts,
     Heartbeat,
     HostHello,

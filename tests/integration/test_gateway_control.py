@@ -12,14 +12,8 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
-from modelyard.contract.messages import (
-    CANCEL_TYPE,
-    SUBMISSION_TYPE,
-    CancelWish,
-    EngineFacts,
-    HostOnline,
-    JobRequest,
-)
+from modelyard.contract.message_types import CANCEL_TYPE, SUBMISSION_TYPE
+from modelyard.contract.messages import CancelWish, EngineFacts, HostOnline, JobRequest
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS_QUEUE, REPLAY_HEADER, REPORTS_QUEUE, host_queue
 from modelyard.store.records import DeadLetter, NewOperation

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from dispatcher.service import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
-from modelyard.contract.messages import (
-    CANCEL_TYPE,
-    SUBMISSION_TYPE,
-    CancelWish,
-    JobRequest,
-    Submission,
-    SubmittedRequest,
-)
+from modelyard.contract.message_types import CANCEL_TYPE, SUBMISSION_TYPE
+from modelyard.contract.messages import CancelWish, JobRequest, Submission, SubmittedRequest
 from modelyard.contract.topology import JOBS, LOST_AFTER_S, SUBMIT_KEY
 from modelyard.store.records import NewOperation, OperationRecord
 from tests.fakes.broker import MemoryBroker

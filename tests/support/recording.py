@@ -9,8 +9,8 @@ from dispatcher.service import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Delivery, Subscription
 from modelyard.contract.catalog.entries import ModelSpec
+from modelyard.contract.message_types import SUBMISSION_TYPE
 from modelyard.contract.messages import (
-    SUBMISSION_TYPE,
     EngineFacts,
     HostOnline,
     JobRequest,

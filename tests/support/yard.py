@@ -12,12 +12,8 @@ from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.ids import operation_id_for_key
-from modelyard.contract.messages import (
-    SUBMISSION_TYPE,
-    JobRequest,
-    Submission,
-    SubmittedRequest,
-)
+from modelyard.contract.message_types import SUBMISSION_TYPE
+from modelyard.contract.messages import JobRequest, Submission, SubmittedRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.store import Store

@@ -5,12 +5,8 @@ import json
 from dispatcher.intake.decode import UnreadableMessage, decode, idempotency_key
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
-from modelyard.contract.messages import (
-    SUBMISSION_TYPE,
-    JobRequest,
-    Submission,
-    SubmittedRequest,
-)
+from modelyard.contract.message_types import SUBMISSION_TYPE
+from modelyard.contract.messages import JobRequest, Submission, SubmittedRequest
 from modelyard.contract.states import Verb
 from modelyard.store.records import NewOperation
 

@@ -6,13 +6,8 @@ import weakref
 
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.broker import Broker
-from modelyard.contract.messages import (
-    HELLO_TYPE,
-    MAX_MESSAGE_BYTES,
-    HostCommand,
-    HostHello,
-    OperationReport,
-)
+from modelyard.contract.message_types import HELLO_TYPE
+from modelyard.contract.messages import MAX_MESSAGE_BYTES, HostCommand, HostHello, OperationReport
 from modelyard.contract.states import OperationState, Phase, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE, REPORTS_QUEUE
 from tests.support.enrolled import enrol

@@ -7,11 +7,8 @@ from typing import Any
 
 from modelyard.broker import REASON_HEADER, Broker, Delivery, QueueHeldError, Subscription
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.messages import (
-    HELLO_TYPE,
-    OperationReport,
-    WorkerReports,
-)
+from modelyard.contract.message_types import HELLO_TYPE
+from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import REPORTS, Exchange, Queue, control_queue, host_queue
 from tests.unit.worker_bench import HOST

@@ -7,6 +7,7 @@ import structlog
 
 from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.message_types import REPORTS_TYPE
 from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
 from modelyard.contract.topology import REPORTS
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
@@ -14,7 +15,6 @@ from worker.model_server.client import ModelServer
 from worker.session.enrolment import EnrolmentClient
 from worker.session.inventory import take_stock
 from worker.session.lease import Lease
-from worker.session.reporter import REPORTS_TYPE
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,8 @@ from modelyard.broker import (
     Subscription,
     consume_forever,
 )
-from modelyard.contract.messages import UNREADABLE_TYPE, HostCommand
+from modelyard.contract.message_types import UNREADABLE_TYPE
+from modelyard.contract.messages import HostCommand
 from modelyard.contract.topology import REPORTS, host_queue
 from modelyard.process.crash_points import crash_point
 from worker.attempts.registry import Admission, AttemptRegistry

@@ -1,7 +1,8 @@
 """Asking a dispatcher for this host's queues: a worker's user may declare nothing."""
 
 from modelyard.broker import Broker
-from modelyard.contract.messages import HELLO_TYPE, HostHello
+from modelyard.contract.message_types import HELLO_TYPE
+from modelyard.contract.messages import HostHello
 from modelyard.contract.topology import HEARTBEATS, queues_of_host
 
 

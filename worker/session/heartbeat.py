@@ -7,6 +7,7 @@ import structlog
 
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.message_types import HEARTBEATS_TYPE
 from modelyard.contract.messages import Heartbeat
 from modelyard.contract.topology import HEARTBEATS
 from worker.engine.protocol import ContainerRuntime, EngineUnavailableError
@@ -19,7 +20,6 @@ RETRY_S = 1.0
 """Seconds until a beat that could not be sent is tried again."""
 STUCK_S = 10.0
 """Seconds after which reports that nobody takes silence the heart: nothing is heard of the work."""
-HEARTBEATS_TYPE = "modelyard.heartbeat.v1"
 
 
 class HeartbeatSender:

@@ -13,6 +13,7 @@ import structlog
 
 from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.message_types import REPORTS_TYPE
 from modelyard.contract.messages import (
     MAX_MESSAGE_BYTES,
     Inventory,
@@ -24,7 +25,6 @@ from modelyard.process.batching import chunks_by_size
 
 log = structlog.get_logger(__name__)
 
-REPORTS_TYPE = "modelyard.reports.v1"
 MAX_REPORTS = 1_000
 ASK_EVERY = 3
 """Failures in a row after which a dispatcher is asked to declare the reports' way."""
