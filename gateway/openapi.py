@@ -8,7 +8,8 @@ from pydantic.json_schema import models_json_schema
 from modelyard.contract.access.api_keys import NewApiKey
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
-from modelyard.contract.messages import JobRequest, OperationView
+from modelyard.contract.messages import JobRequest
+from modelyard.contract.views import OperationView
 
 Document = dict[str, Any]
 Responses = dict[int | str, Document]

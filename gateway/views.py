@@ -5,8 +5,8 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from modelyard.contract.answers import Accepted, DeadLetterSummary, DeadLetterView
-from modelyard.contract.messages import DrainView, HostView, JobView, Links, OperationView
 from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.views import DrainView, HostView, JobView, Links, OperationView
 from modelyard.store.records import (
     DeadLetter,
     DrainRecord,

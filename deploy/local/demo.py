@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from modelyard.contract.messages import OperationView
+    from modelyard.contract.views import OperationView
 
 JOB = "demo-1"
 MODEL = "m-131"

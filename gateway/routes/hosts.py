@@ -14,8 +14,9 @@ from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import HostList
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
-from modelyard.contract.messages import MAX_TIMEOUT_S, HostView
+from modelyard.contract.messages import MAX_TIMEOUT_S
 from modelyard.contract.states import Admission
+from modelyard.contract.views import HostView
 from modelyard.store.records import HostRecord
 
 router = APIRouter(prefix="/v1/hosts", tags=["hosts"])

@@ -21,8 +21,8 @@ from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import Accepted, BatchAnswer, JobPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
-from modelyard.contract.messages import JobView
 from modelyard.contract.states import JobState
+from modelyard.contract.views import JobView
 
 router = APIRouter(tags=["jobs"])
 

@@ -27,8 +27,8 @@ from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import Accepted, OperationPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id, OperationId
-from modelyard.contract.messages import OperationView
 from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.views import OperationView
 from modelyard.store.records import OperationRecord
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"])

@@ -10,7 +10,7 @@ from gateway.submission.acceptor import PendingRequest
 from gateway.views import operation_path, operation_view
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import ModelyardError, StoreUnavailableError
-from modelyard.contract.messages import OperationView
+from modelyard.contract.views import OperationView
 
 
 async def accepted(gateway: Gateway, pending: PendingRequest) -> Accepted:

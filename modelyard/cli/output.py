@@ -15,8 +15,8 @@ from modelyard.client.credentials import VARIABLE
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.answers import Accepted, BatchItem, DeadLetterSummary, Fault
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
-from modelyard.contract.messages import DrainView, HostView, JobView, OperationView
 from modelyard.contract.strict_json import JsonValue
+from modelyard.contract.views import DrainView, HostView, JobView, OperationView
 
 _STYLES = {
     "SUCCEEDED": "green",

@@ -12,9 +12,10 @@ from modelyard.client import Modelyard
 from modelyard.client.endpoints import pause_after_poll, succeeded
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import InvalidRequestError
-from modelyard.contract.messages import MAX_BATCH_BYTES, OperationView
+from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState
 from modelyard.contract.strict_json import JsonValue, parse_json
+from modelyard.contract.views import OperationView
 
 Context = typer.Context
 File = Annotated[str, typer.Argument(help="A JSON file, or - for standard input.")]

@@ -31,9 +31,10 @@ from modelyard.contract.answers import (
 )
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
-from modelyard.contract.messages import HostView, JobRequest, JobView, OperationView
+from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
+from modelyard.contract.views import HostView, JobView, OperationView
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -33,9 +33,9 @@ from modelyard.contract.answers import (
     OperationPage,
 )
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
-from modelyard.contract.messages import HostView, JobView, OperationView
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue
+from modelyard.contract.views import HostView, JobView, OperationView
 
 T = TypeVar("T")
 

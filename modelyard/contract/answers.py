@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode
-from modelyard.contract.messages import HostView, JobView, Links, OperationView
 from modelyard.contract.states import OperationState
+from modelyard.contract.views import HostView, JobView, Links, OperationView
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 PROBLEM_TYPE_PREFIX = "urn:modelyard:problem:"

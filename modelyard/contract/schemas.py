@@ -14,14 +14,8 @@ from pydantic import BaseModel
 
 from modelyard.contract.answers import Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
-from modelyard.contract.messages import (
-    Event,
-    HostView,
-    JobRequest,
-    JobView,
-    OperationView,
-    Submission,
-)
+from modelyard.contract.messages import Event, JobRequest, Submission
+from modelyard.contract.views import HostView, JobView, OperationView
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "schemas"

@@ -18,8 +18,8 @@ from modelyard.client.retry import MOST_PAUSE_S, CallAttempts
 from modelyard.contract.access.scopes import Role
 from modelyard.contract.answers import Accepted
 from modelyard.contract.catalog.entries import ModelSpec, Profile
-from modelyard.contract.messages import HostView, Links, OperationView
 from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.views import HostView, Links, OperationView
 
 ID = "01890000-0000-7000-8000-000000000000"
 ACCEPTED = Accepted(

@@ -1,0 +1,118 @@
+"""What the HTTP API answers about operations, jobs and hosts: one view each."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import (
+    Field,
+)
+
+from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.messages import EngineFacts, Message, Progress
+from modelyard.contract.states import (
+    Admission,
+    JobState,
+    Liveness,
+    OperationState,
+    Phase,
+    Verb,
+)
+
+
+class Links(Message):
+    """Where to read on."""
+
+    self: str
+    job: str | None = None
+    result: str | None = None
+
+
+class OperationView(Message):
+    """An operation as clients see it."""
+
+    operation_id: str
+    job_id: str | None
+    operation_type: Verb | None
+    """Both are null only if a message was refused for them."""
+    state: OperationState
+    model: str | None = None
+    dataset: str | None = None
+    phase: Phase | None = None
+    progress: Progress | None = None
+    waiting_for: tuple[str, ...] = ()
+    """While QUEUED: why it has not been dispatched."""
+    host_id: str | None = None
+    container_id: str | None = None
+    generation: int | None = None
+    epoch: int = 0
+    priority: int = 0
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    source: Literal["http", "amqp", "system"] = "http"
+    """`system`: Modelyard's own, to bring a job back or to move it."""
+    retry_of: str | None = None
+    """The operation that this one runs again."""
+    cancel_requested: bool = False
+    not_before: datetime | None = None
+    """While QUEUED after an attempt that failed: the next one does not start earlier."""
+    error: ErrorInfo | None = None
+    """Why it ended; while QUEUED, why its last attempt failed."""
+    result_bytes: int | None = None
+    """Size of the stored result as JSON; null if there is none."""
+    accepted_at: datetime | None = None
+    dispatched_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    links: Links
+
+
+class JobView(Message):
+    """A job as clients see it."""
+
+    job_id: str
+    state: JobState
+    model: str | None = None
+    dataset: str | None = None
+    host_id: str | None = None
+    container_id: str | None = None
+    generation: int = 0
+    error: ErrorInfo | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    links: dict[str, str] = Field(default_factory=dict)
+
+
+class DrainView(Message):
+    """How far the drain of a host is."""
+
+    move: bool
+    """True if its live jobs are brought to other hosts."""
+    deadline: datetime | None = None
+    """When what is left is ended; null: it is waited for."""
+    done: bool = False
+    """True once no job and no operation is left on the host."""
+
+
+class HostView(Message):
+    """A host as clients see it."""
+
+    host_id: str
+    liveness: Liveness
+    admission: Admission
+    labels: dict[str, str] = Field(default_factory=dict)
+    drain: DrainView | None = None
+    """Set while `admission` is DRAINING."""
+    slots: int
+    slots_used: int
+    jobs: tuple[str, ...] = ()
+    running: int = 0
+    fenced_off: dict[str, int] = Field(default_factory=dict)
+    """Late writes of the host that had no effect, counted by reason since it first came online.
+
+    Reasons are `other_host`, `other_epoch`, `other_incarnation`, `overtaken`, `illegal`
+    and `unknown_operation`; there may be more.
+    """
+    incarnation: str | None = None
+    engine: EngineFacts | None = None
+    last_seen: datetime | None = None
