@@ -16,7 +16,7 @@ from dispatcher.events import EventLog, operation_event
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import CancelOperation, CancelReason
-from modelyard.contract.states import VERB_RULES, OperationState
+from modelyard.contract.states import OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding
@@ -76,8 +76,7 @@ class Cancels:
                 one.host_id
                 and one.generation
                 and one.job_id
-                and one.verb is not None
-                and VERB_RULES[one.verb].places
+                and one.places
                 and await self._store.jobs.let_go(one, error)
             ):
                 crash_point("dispatcher.cancel.after_let_go")

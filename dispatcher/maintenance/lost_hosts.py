@@ -18,7 +18,7 @@ from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.states import VERB_RULES, JobState, Liveness, OperationState, Verb
+from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import LOST_AFTER_S
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
@@ -172,9 +172,8 @@ class LostHosts:
     async def _take_operation(self, operation: OperationRecord, *, comes_back: bool) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
         begun = operation.state is OperationState.RUNNING
-        places = operation.verb is not None and VERB_RULES[operation.verb].places
         # Whoever brings the job back again loads it again.
-        goes_on = places or (comes_back and not _brings_back(operation))
+        goes_on = operation.places or (comes_back and not _brings_back(operation))
         if operation.verb is Verb.TERMINATE or (goes_on and not begun):
             # Nothing is left to remove: a TERMINATE holds by itself.
             await self._attempts.again(operation, None, keeps_place=False)

@@ -26,7 +26,7 @@ from modelyard.contract.messages import (
     RepeatReport,
 )
 from modelyard.contract.retries import retry_delay_s
-from modelyard.contract.states import VERB_RULES, JobState, OperationState
+from modelyard.contract.states import JobState, OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, OperationRecord, RestorationRecord
@@ -101,7 +101,7 @@ def plan_look(
     if not booted:
         # An inference may still run in the container that a job has moved away from.
         at_work = {one.job_id or "" for one in given}
-        worked_on |= {one.job_id or "" for one in given if not _shared(one)}
+        worked_on |= {one.job_id or "" for one in given if not one.shared}
     found = {(item.job_id, item.generation): item for item in inventory.items}
     for job in jobs.values():
         newer = job.told is not None and job.told.after(look.incarnation, look.number)
@@ -183,10 +183,6 @@ def recovery_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
 
 def _death_of(item: InventoryItem) -> ErrorInfo:
     return death_of(item.exit_code, oom_killed=item.oom_killed, disk_exceeded=item.disk_exceeded)
-
-
-def _shared(operation: OperationRecord) -> bool:
-    return operation.verb is not None and VERB_RULES[operation.verb].shared
 
 
 class Orphans:

@@ -10,7 +10,7 @@ from dispatcher.events import EventLog, operation_event
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried, retry_delay_s
-from modelyard.contract.states import VERB_RULES, OperationState
+from modelyard.contract.states import OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import AttemptFailure
@@ -79,7 +79,7 @@ class Retries:
             error = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
             await self.failed(operation, error, keeps_place=keeps_place)
             return
-        if _places(operation) and not keeps_place:
+        if operation.places and not keeps_place:
             await self._store.jobs.let_go(operation, failure.error if failure else None)
             crash_point("dispatcher.again.after_let_go")
             await self._release(operation)
@@ -101,7 +101,7 @@ class Retries:
         """End an operation, and the placing of its job if that is what it did."""
         if operation.cancel_requested:
             state, error = OperationState.CANCELLED, ErrorInfo.of(ErrorCode.CANCELLED)
-        if _places(operation):
+        if operation.places:
             await self._store.jobs.fail_attempt(operation, error)
             crash_point("dispatcher.end.after_job")
             await self._release(operation)
@@ -125,7 +125,3 @@ class Retries:
             self._scheduler.wake([operation.job_id])
         if now is not None:
             await self._event_log.publish([operation_event(now)])
-
-
-def _places(operation: OperationRecord) -> bool:
-    return operation.verb is not None and VERB_RULES[operation.verb].places

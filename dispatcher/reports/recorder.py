@@ -21,7 +21,7 @@ from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.messages import OperationReport, WorkerReports
-from modelyard.contract.states import VERB_RULES, JobState, OperationState, Verb
+from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import JobEffect, PendingRestoration
@@ -147,11 +147,10 @@ class Recorder:
 
         A worker that had to give up a container which the job still counts on has the last word.
         """
-        report, verb = one.report, one.operation.verb
+        report = one.report
         if report.state is not OperationState.FAILED or report.error is None or not one.new:
             return False
-        places = verb is not None and VERB_RULES[verb].places
-        return (places or report.job_state is None) and self._attempts.is_made_again(
+        return (one.operation.places or report.job_state is None) and self._attempts.is_made_again(
             one.operation, report.error
         )
 
@@ -247,7 +246,6 @@ def _found_down(one: CurrentReport) -> bool:
 
 def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
     report = one.report
-    verb = one.operation.verb
     state = report.job_state
     return JobEffect(
         job_id=report.job_id,
@@ -259,7 +257,7 @@ def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
         state=state or JobState.NONE,
         container_id=report.container_id,
         error=report.error if state is JobState.FAILED else None,
-        shared=verb is not None and VERB_RULES[verb].shared,
+        shared=one.operation.shared,
         coming=coming,
         told=one.told,
     )

@@ -79,7 +79,7 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
     decisions: list[Decision] = []
     inferring = 0
     for operation in _heads(line):
-        shared = _is_shared(operation)
+        shared = operation.shared
         if operation.state is not OperationState.QUEUED or operation.resting:
             if not shared:
                 break
@@ -111,10 +111,6 @@ def _ended_by(line: JobLine, first: OperationRecord) -> EndedBy | None:
     if Verb.TERMINATE not in behind:
         return None
     return EndedBy.NEXT if behind[0] is Verb.TERMINATE else EndedBy.LATER
-
-
-def _is_shared(operation: OperationRecord) -> bool:
-    return operation.verb is not None and VERB_RULES[operation.verb].shared
 
 
 def _concurrency(job: JobRecord) -> int:

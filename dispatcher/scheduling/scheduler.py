@@ -35,7 +35,7 @@ from dispatcher.scheduling.ordering import (
 )
 from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
-from modelyard.contract.states import VERB_RULES, Liveness, OperationState
+from modelyard.contract.states import Liveness, OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.store import Store
@@ -234,9 +234,7 @@ class Scheduler:
         return page
 
     async def _catalog(self, lines: Sequence[JobLine]) -> CatalogEntries:
-        queued = [
-            operation for line in lines for operation in line.operations if _places(operation)
-        ]
+        queued = [operation for line in lines for operation in line.operations if operation.places]
         models, datasets = await together(
             self._store.models.get_many(one.model for one in queued if one.model),
             self._store.datasets.get_many(one.dataset for one in queued if one.dataset),
@@ -308,12 +306,12 @@ class Scheduler:
 
     async def _assign(self, ready: Sequence[PlannedDispatch], token: str) -> list[PlannedDispatch]:
         """Make the operations the current ones of their jobs; inferences share the job as it is."""
-        exclusive = [one for one in ready if one.operation.verb and not _shared(one)]
+        exclusive = [one for one in ready if not one.operation.shared]
         won = await self._store.jobs.assign([_assignment(one) for one in exclusive], token=token)
         lost = [one for one in exclusive if one.job.job_id not in won]
         self.wake(one.job.job_id for one in lost)
         await self._release_unused([one for one in lost if one.place is not None], token)
-        return [one for one in ready if _shared(one) or one.job.job_id in won]
+        return [one for one in ready if one.operation.shared or one.job.job_id in won]
 
     async def _release_unused(self, lost: Sequence[PlannedDispatch], token: str) -> None:
         """Free what was reserved for jobs that someone else has assigned.
@@ -333,15 +331,7 @@ class Scheduler:
 
 
 def _may_place(line: JobLine) -> bool:
-    return any(_places(one) for one in line.operations)
-
-
-def _places(operation: OperationRecord) -> bool:
-    return operation.verb is not None and VERB_RULES[operation.verb].places
-
-
-def _shared(one: PlannedDispatch) -> bool:
-    return one.operation.verb is not None and VERB_RULES[one.operation.verb].shared
+    return any(operation.places for operation in line.operations)
 
 
 def _assignment(one: PlannedDispatch) -> Assignment:

@@ -17,6 +17,7 @@ from modelyard.contract.messages import (
     Progress,
 )
 from modelyard.contract.states import (
+    VERB_RULES,
     Admission,
     JobState,
     Liveness,
@@ -180,6 +181,16 @@ class OperationRecord(Record):
     dispatched_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+    @property
+    def places(self) -> bool:
+        """True if its verb needs a new reservation when it starts."""
+        return self.verb is not None and VERB_RULES[self.verb].places
+
+    @property
+    def shared(self) -> bool:
+        """True if it may run on its job beside others of its verb."""
+        return self.verb is not None and VERB_RULES[self.verb].shared
 
 
 class CurrentOperation(Record):
