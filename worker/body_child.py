@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from modelyard.process.body_child import Part, serve
-from worker.execution.results import pack
+from worker.model_server.results import pack
 
 
 def result(body: bytes) -> Iterator[Part]:

@@ -22,9 +22,9 @@ from worker.execution.batch import Batch
 from worker.execution.cleanup import RETRY_S, Cleanup
 from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models
-from worker.execution.results import ResultReader
 from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer
+from worker.model_server.results import ResultReader
 from worker.session.boot import ENGINE_WAIT_S
 from worker.session.incarnation import Incarnation, WorkerParts
 from worker.session.lease import FENCE_S, Lease

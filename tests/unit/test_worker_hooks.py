@@ -12,9 +12,9 @@ from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
-from worker.execution.results import Reply, ResultReader, result_of
 from worker.model_server.client import ModelServer, NoAnswerError, http_client
 from worker.model_server.probes import ProbeVerdict
+from worker.model_server.results import Reply, ResultReader, result_of
 from worker.model_server.templates import Fillings
 
 

@@ -18,7 +18,7 @@ from tests.support.large_bodies import FILLS, MIB, feeling
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_host import running_host
-from worker.execution.results import ResultReader, result_of
+from worker.model_server.results import ResultReader, result_of
 
 CONTAINERS, ANSWERS_EACH = 8, 2
 LARGE = b"[" + b",".join([b'{"a":1}'] * (MIB // 8 - 1)) + b"]"
@@ -104,7 +104,7 @@ async def test_what_is_wrong_with_a_large_result_is_said_as_of_a_small_one(
 async def test_a_process_that_fails_is_a_fault_of_the_worker_and_not_of_the_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.execution.results.MODULE", "tests.no_such_module")
+    monkeypatch.setattr("worker.model_server.results.MODULE", "tests.no_such_module")
     bench = Bench()
     bench.server.infer = lambda _: httpx2.Response(200, content=LARGE)
     for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
@@ -130,7 +130,7 @@ async def test_the_process_ends_with_its_worker() -> None:
 
 _READS_AND_WAITS = """
 import asyncio
-from worker.execution.results import ResultReader
+from worker.model_server.results import ResultReader
 async def main():
     reader = ResultReader()
     await reader.read(b"[" + b"1," * 40_000 + b"1]")

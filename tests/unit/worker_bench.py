@@ -13,9 +13,9 @@ from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
 from worker.attempts.attempt import Attempt, Outcome
 from worker.engine.image_references import AllowList
 from worker.engine.plan import PlanRules
-from worker.execution.results import ResultReader
 from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer, http_client
+from worker.model_server.results import ResultReader
 from worker.service import build_operations
 
 HOST = "host-1"

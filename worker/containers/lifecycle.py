@@ -5,6 +5,7 @@ from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
 from modelyard.process.crash_points import crash_point
 from worker.attempts.attempt import Attempt
+from worker.containers.best_effort import best_effort
 from worker.containers.datasets import Datasets, mount_target, verify_mount
 from worker.containers.health import ModelHealth
 from worker.containers.images import Images
@@ -17,7 +18,6 @@ from worker.engine.protocol import (
     ContainerRuntime,
     NoSuchContainerError,
 )
-from worker.execution.trouble import trouble_is_logged
 from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import talk_of
@@ -172,7 +172,7 @@ class ContainerLifecycle:
 
     async def halt_strict(self) -> None:
         """Stop at once all containers that must not outlive the lease; trouble is logged."""
-        async with trouble_is_logged("lease.not_halted", HALT_S):
+        async with best_effort("lease.not_halted", HALT_S):
             for facts in await self._runtime.list_own():
                 if facts.running and facts.labels is not None and facts.labels.strict:
                     await self.halt(facts)

@@ -8,7 +8,7 @@ from worker.attempts.attempt import Attempt
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
-from worker.execution.results import ResultReader
+from worker.model_server.results import ResultReader
 
 
 class Batch:

@@ -5,8 +5,8 @@ import asyncio
 import structlog
 
 from modelyard.contract.messages import HostCommand
+from worker.containers.best_effort import best_effort
 from worker.containers.lifecycle import ContainerLifecycle
-from worker.execution.trouble import trouble_is_logged
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Cleanup:
 
     async def _gone(self, job_id: str, up_to: int) -> bool:
         first_time = job_id not in self._left
-        async with trouble_is_logged(
+        async with best_effort(
             "cleanup.failed", CLEANUP_S, job_id=job_id, generation=up_to, quiet=not first_time
         ):
             await self._containers.remove_generations(job_id, up_to=up_to)

@@ -12,8 +12,8 @@ from modelyard.contract.messages import DiscardContainer
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
+from worker.containers.best_effort import best_effort
 from worker.containers.lifecycle import ContainerLifecycle
-from worker.execution.trouble import trouble_is_logged
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,7 +71,7 @@ class Discards:
         # Alone with the job: what runs in the container ends first.
         async with (
             self._locks.hold(discard.job_id),
-            trouble_is_logged("discard.failed", DISCARD_S, container_id=discard.container_id),
+            best_effort("discard.failed", DISCARD_S, container_id=discard.container_id),
         ):
             if self._registry.works_on(discard.job_id, discard.generation):
                 told.warning("discard.refused", reason="its job is worked on")
@@ -82,7 +82,7 @@ class Discards:
 
     async def _finish(self, container_id: str, job_id: str) -> None:
         """Not alone with the job: a dead container is not what anybody works with."""
-        async with trouble_is_logged(
+        async with best_effort(
             "removal.not_finished", DISCARD_S, container_id=container_id, job_id=job_id
         ):
             await self._containers.finish_removal(container_id)

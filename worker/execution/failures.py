@@ -9,11 +9,11 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.cancellation import AttemptCancelledError
+from worker.containers.best_effort import best_effort
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
 from worker.engine.protocol import ContainerExit, ContainerFacts, ContainerRuntime
 from worker.execution.cleanup import Cleanup
-from worker.execution.trouble import trouble_is_logged
 from worker.model_server.client import NoAnswerError
 from worker.model_server.profiles import InMemory, talk_of
 
@@ -72,9 +72,7 @@ class FailureOutcomes:
             # It says nothing of the container, which the next attempt needs.
             return _ending(error, None)
         facts: ContainerFacts | None = None
-        async with trouble_is_logged(
-            "aftermath.no_look", LOOK_S, operation_id=command.operation_id
-        ):
+        async with best_effort("aftermath.no_look", LOOK_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             error = self._of_our_hand(await self._cause(command, error, facts), facts)
         if command.verb not in _CLEANED and error.code not in _DEATHS:
@@ -82,9 +80,7 @@ class FailureOutcomes:
         if facts is not None and facts.ever_started:
             if facts.exit_code is not None:
                 error.detail.setdefault("exit_code", facts.exit_code)
-            async with trouble_is_logged(
-                "aftermath.no_log", LOG_S, operation_id=command.operation_id
-            ):
+            async with best_effort("aftermath.no_log", LOG_S, operation_id=command.operation_id):
                 await self._add_log(error, facts)
         await self._cleanup.remove(command)
         return _ending(error, JobState.FAILED, facts)
@@ -117,9 +113,7 @@ class FailureOutcomes:
             return _interrupted(cancellation, None)
         looked = False
         facts: ContainerFacts | None = None
-        async with trouble_is_logged(
-            "aftermath.no_look", REPORT_S, operation_id=command.operation_id
-        ):
+        async with best_effort("aftermath.no_look", REPORT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             looked = True
         if not looked or _made_by(command, facts):
@@ -137,9 +131,7 @@ class FailureOutcomes:
             return await self._half_loaded(attempt)
         if command.verb is Verb.DEPLOY_CREATE and cancellation.reason != "timed_out":
             facts: ContainerFacts | None = None
-            async with trouble_is_logged(
-                "aftermath.no_look", LOOK_S, operation_id=command.operation_id
-            ):
+            async with best_effort("aftermath.no_look", LOOK_S, operation_id=command.operation_id):
                 facts = await self._containers.find(command)
             if facts is not None and not _made_by(command, facts):
                 return None  # a CREATE of what was there already
@@ -154,9 +146,7 @@ class FailureOutcomes:
         command = attempt.command
         if attempt.latest.phase is None:
             return None  # it had not begun with it
-        async with trouble_is_logged(
-            "aftermath.not_stopped", LOOK_S, operation_id=command.operation_id
-        ):
+        async with best_effort("aftermath.not_stopped", LOOK_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             if facts is None:
                 return None

@@ -10,11 +10,11 @@ from worker.attempts.attempt import Attempt
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import address_of, while_running
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
-from worker.execution.results import ResultReader
+from worker.execution.server_memory import ServerMemory, fillings_of
 from worker.model_server.client import ModelServer
-from worker.model_server.memory import ServerMemory, fillings_of
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import InMemory, talk_of
+from worker.model_server.results import ResultReader
 
 WATCH_AFTER_S = 1.0
 """Requests that take longer than this also watch the container; most never do."""

@@ -17,9 +17,9 @@ from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
-from worker.execution.results import Reply, too_large
 from worker.model_server.http_exchange import BoundedTransport, RefusedError, to_address
 from worker.model_server.probes import NOBODY_LISTENS, ProbeResult, ProbeVerdict
+from worker.model_server.results import Reply, too_large
 from worker.model_server.templates import Fillings
 
 PROBE_S = 2.0

@@ -1,4 +1,4 @@
-"""Trouble in what follows on something, and may not change how that ended."""
+"""Best effort: work that follows an attempt and must not change how the attempt ended."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def trouble_is_logged(
+async def best_effort(
     event: str, seconds: float, *, quiet: bool = False, **ids: str | int
 ) -> AsyncIterator[None]:
     """Bound what is inside to `seconds`; log what goes wrong in it, and go on after it.
