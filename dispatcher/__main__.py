@@ -1,7 +1,6 @@
 """Start a dispatcher: `modelyard-dispatcher`, or `python -m dispatcher`."""
 
 import asyncio
-import signal
 from collections.abc import Sequence
 
 import structlog
@@ -12,7 +11,7 @@ from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
-from modelyard.process.shutdown import ProcessExit, find_error
+from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
 from modelyard.store import Store
 
 log = structlog.get_logger(__name__)
@@ -43,32 +42,19 @@ async def _run(settings: DispatcherSettings) -> None:
     broker = Broker(settings.amqp_url.get_secret_value(), name="dispatcher")
     work = asyncio.create_task(Dispatcher(settings, store, broker).run())
     process = ProcessExit()
-    _listen_for_signals(work, process)
     code = 1
-    try:
-        await work
-    except asyncio.CancelledError:
-        log.info("dispatcher.stopped")
-        code = 0
-    finally:
-        process.begin()
-        await broker.close()
-        store.close()
-        process.soon(code)
-
-
-def _listen_for_signals(work: asyncio.Task[None], process: ProcessExit) -> None:
-    """Stop at the first signal: what is unsettled goes back to its queue, the rest is recorded."""
-
-    def on_signal() -> None:
-        if work.cancelling():
-            process.now()
-        process.begin()
-        work.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    # What is unsettled goes back to its queue, the rest is recorded.
+    with stop_on_signals(work.cancel, process):
+        try:
+            await work
+        except asyncio.CancelledError:
+            log.info("dispatcher.stopped")
+            code = 0
+        finally:
+            process.begin()
+            await broker.close()
+            store.close()
+            process.soon(code)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """`modelyard-worker`: reads the settings, builds the clients, runs the service."""
 
 import asyncio
-import os
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,7 +11,7 @@ from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import give_up, start_process
-from modelyard.process.shutdown import ProcessExit, find_error
+from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
 from worker.model_server.client import ModelServer, http_client
@@ -25,7 +23,6 @@ from worker.watchdog.client import WATCHDOG_S, WatchdogClient, shared_note
 log = structlog.get_logger(__name__)
 
 _PROG = "modelyard-worker"
-_SECOND_SIGNAL = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,13 +59,15 @@ async def run(
         note=shared_note(Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url),
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
-    _listen_for_signals(stop, ProcessExit())
     broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
     rules = settings.plan_rules()
     runtime = DockerRuntime(
         settings.docker_url, host_id=rules.host_id, network=rules.network, publish=rules.publish
     )
     async with AsyncExitStack() as closing:  # each is closed, whatever the others do
+        # A second signal leaves the watchdog without a farewell: an attempt may still make a
+        # container, and the watchdog sees to that.
+        closing.enter_context(stop_on_signals(stop.set, ProcessExit()))
         closing.push_async_callback(broker.close)
         closing.push_async_callback(runtime.close)
         server = ModelServer(await closing.enter_async_context(http_client()))
@@ -84,24 +83,6 @@ async def run(
         # Not after a fault: what it has left half done may go on in the engine.
         watchdog.farewell()
     watchdog.let_go()
-
-
-def _listen_for_signals(stop: asyncio.Event, process: ProcessExit) -> None:
-    """Stop in good order at the first signal, for as long as that may take.
-
-    Whatever cuts it short, a second signal or `EXIT_S`, there is no farewell unless it was said
-    by then: what has begun may still come to its container, and the watchdog sees to that.
-    """
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(_SECOND_SIGNAL)
-        process.begin()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

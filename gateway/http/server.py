@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,7 @@ from fastapi import FastAPI
 
 from gateway.http.connections import ClientConnection, ClientConnections, ConnectionLimits
 from gateway.http.listener import Listener
-from modelyard.process.shutdown import ProcessExit
+from modelyard.process.shutdown import ProcessExit, stop_on_signals
 
 log = structlog.get_logger(__name__)
 
@@ -105,23 +104,11 @@ class GatewayServer(uvicorn.Server):
             await accepting.wait_closed()
         await super().shutdown(sockets)
 
-    def _signalled(self) -> None:
-        if self.should_exit:
-            self._process.now()
-        self._process.begin()
-        self.stop()
-
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take signals in on the event loop, so that `stop` may wake tasks; exit code 0 then."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-        try:
+        with stop_on_signals(self.stop, self._process):
             yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -4,9 +4,13 @@ A call of MongoDB's driver that waits for a dead server sits in a thread that no
 and Python waits for its threads before it exits: without this, for ever.
 """
 
+import asyncio
 import logging
 import os
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import structlog
@@ -18,6 +22,7 @@ EXIT_S = 24.0
 LEFT_OVERS_S = 2.0
 """Seconds that threads have once everything is answered and closed."""
 CUT_OFF = 1
+"""Exit code of a process that was cut off: by a second signal, or `EXIT_S` after the first."""
 
 
 E = TypeVar("E", bound=BaseException)
@@ -48,6 +53,34 @@ class ProcessExit:
     def soon(self, code: int) -> None:
         """End the process although threads hang: everything is closed, nothing depends on them."""
         _after(LEFT_OVERS_S, code)
+
+
+@contextmanager
+def stop_on_signals(stop: Callable[[], object], process: ProcessExit) -> Iterator[None]:
+    """Inside, call `stop` at the first SIGTERM or SIGINT, on the running event loop.
+
+    A second signal ends the process at once with `CUT_OFF`, and so does time, `EXIT_S` seconds
+    after the first. This holds for every process of Modelyard.
+    """
+    signalled = False
+
+    def on_signal() -> None:
+        nonlocal signalled
+        if signalled:
+            process.now()
+        signalled = True
+        process.begin()
+        stop()
+
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def _after(seconds: float, code: int) -> None:

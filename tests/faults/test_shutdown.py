@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 
 from deploy.local.ports import LOOPBACK
+from modelyard.process.shutdown import CUT_OFF
 from tests.faults.casualties import (
     HOST,
     LOST_WITHIN_S,
@@ -139,21 +140,20 @@ async def _an_inference_that_runs(yard: Yard) -> AsyncIterator[None]:
     yield
 
 
-CONDITIONS: dict[str, tuple[Callable[[Yard], AbstractAsyncContextManager[None]], int]] = {
-    "gateway": (_a_request_half_sent, 1),
-    "dispatcher": (_a_broker_that_is_silent, 1),
-    "worker": (_an_inference_that_runs, 130),
+CONDITIONS: dict[str, Callable[[Yard], AbstractAsyncContextManager[None]]] = {
+    "gateway": _a_request_half_sent,
+    "dispatcher": _a_broker_that_is_silent,
+    "worker": _an_inference_that_runs,
 }
-"""What each kind of process is kept busy by, and the code with which it is cut off."""
+"""What each kind of process is kept busy by."""
 
 
 @pytest.mark.parametrize("kind", sorted(CONDITIONS))
 async def test_a_second_sigterm_ends_a_process_that_is_still_busy_at_once(
     yard: Yard, kind: str
 ) -> None:
-    busy, code = CONDITIONS[kind]
     names = [name for name in yard.fleet.services if name.startswith(kind)]
-    async with busy(yard):
+    async with CONDITIONS[kind](yard):
         there = await _running_containers(yard)
         for name in names:
             yard.service(name).daemon.terminate()
@@ -164,7 +164,7 @@ async def test_a_second_sigterm_ends_a_process_that_is_still_busy_at_once(
             yard.service(name).daemon.terminate()
         await asyncio.gather(*(yard.gone(name, within_s=AT_ONCE_S) for name in names))
         assert time.monotonic() - began < AT_ONCE_S
-    assert {name: _exit_code(yard, name) for name in names} == dict.fromkeys(names, code)
+    assert {name: _exit_code(yard, name) for name in names} == dict.fromkeys(names, CUT_OFF)
     assert await _running_containers(yard) == there
     await _back_and_at_work(yard, names, there)
 

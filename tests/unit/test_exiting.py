@@ -9,11 +9,11 @@ from modelyard.process.shutdown import find_error
 
 HANGING = """
 import threading
-from modelyard import exiting
+from modelyard.process import shutdown
 
-exiting.EXIT_S = exiting.LEFT_OVERS_S = 0.1
+shutdown.EXIT_S = shutdown.LEFT_OVERS_S = 0.1
 threading.Thread(target=threading.Event().wait).start()  # as a driver's that nobody answers
-exiting.Exit().{how}
+shutdown.ProcessExit().{how}
 """
 
 

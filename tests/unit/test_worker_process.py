@@ -18,6 +18,7 @@ from modelyard.broker import Broker
 from modelyard.contract.messages import HostCommand, HostCommands, OperationReport, WorkerReports
 from modelyard.contract.states import Verb
 from modelyard.contract.topology import HOSTS, REPORTS_QUEUE
+from modelyard.process.shutdown import CUT_OFF
 from tests.support.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
@@ -253,7 +254,7 @@ async def test_a_second_signal_ends_a_worker_without_waiting(yard: Yard) -> None
     await eventually(stopping)
     began = time.monotonic()
     process.terminate()
-    assert await code_of(process) == 130
+    assert await code_of(process) == CUT_OFF
     assert time.monotonic() - began < 3
     await yard.strict_is_stopped()
     await ended(watchdog)
