@@ -39,5 +39,5 @@ class BoundedReads:
         return await self.ask(lambda: self._operations.submit(operation_id))
 
     async def _read_group(self, wanted: Sequence[str]) -> list[OperationRecord | None]:
-        found = await self._store.operations.get_many(sorted(set(wanted)))
+        found = await self._store.operation_queries.get_many(sorted(set(wanted)))
         return [found.get(operation_id) for operation_id in wanted]

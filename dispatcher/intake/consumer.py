@@ -121,13 +121,15 @@ class Intake:
         before has had its turn, also what a dispatcher has in hand that is frozen or gone. So
         nobody is overtaken whose message still lies there. Raises `StoreUnavailableError`.
         """
-        overdue = await self._store.operations.overdue_for_line(older_than_s=OVERDUE_S, limit=1)
+        overdue = await self._store.operation_queries.overdue_for_line(
+            older_than_s=OVERDUE_S, limit=1
+        )
         if overdue:
             with suppress(BrokerUnavailableError):  # it is asked again
                 await self._broker.publish(JOBS, SUBMIT_KEY, b"", message_type=OVERDUE_TYPE)
 
     async def _take_overdue(self) -> None:
-        overdue = await self._store.operations.overdue_for_line(
+        overdue = await self._store.operation_queries.overdue_for_line(
             older_than_s=OVERDUE_S, limit=AT_ONCE
         )
         if overdue:
@@ -144,8 +146,8 @@ class Intake:
         ids = list(batch.first)
         jobs = sorted({one.job_id for one in wanted if one.job_id and not one.rejection})
         known, earlier, _ = await together(
-            self._store.operations.known(ids),
-            self._store.operations.not_in_line(jobs, but=ids),
+            self._store.operation_queries.known(ids),
+            self._store.operation_queries.not_in_line(jobs, but=ids),
             self._store.jobs.ensure(jobs),
         )
         for key, hashes in batch.hashes.items():

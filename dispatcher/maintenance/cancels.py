@@ -55,7 +55,7 @@ class Cancels:
 
     async def carry_out(self) -> None:
         """Look at every wish once; raises `StoreUnavailableError`."""
-        wishes = await self._store.operations.cancel_wishes(limit=LIMIT)
+        wishes = await self._store.operation_queries.cancel_wishes(limit=LIMIT)
         if wishes:
             await self._end_queued([one for one in wishes if one.state is OperationState.QUEUED])
             await tell_to_cancel(

@@ -82,9 +82,11 @@ class Deadlines:
             await self._attempts.failed(one, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
 
     async def _too_long(self, slack_s: float) -> list[OperationRecord]:
-        return await self._store.operations.running_too_long(
+        return await self._store.operation_queries.running_too_long(
             default_timeout_s=self._default_timeout_s, slack_s=slack_s, limit=LIMIT
         )
 
     async def _ignored(self) -> list[OperationRecord]:
-        return await self._store.operations.never_accepted(older_than_s=NOT_ACCEPTED_S, limit=LIMIT)
+        return await self._store.operation_queries.never_accepted(
+            older_than_s=NOT_ACCEPTED_S, limit=LIMIT
+        )

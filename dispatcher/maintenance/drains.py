@@ -54,7 +54,7 @@ class Drains:
                 await self._end_what_is_left(host)
 
     async def _is_empty(self, host: HostRecord) -> bool:
-        if await self._store.operations.on_host(host.host_id):
+        if await self._store.operation_queries.on_host(host.host_id):
             return False
         if await self._store.jobs.on_host(host.host_id):
             return False
@@ -69,7 +69,7 @@ class Drains:
         error = ErrorInfo.of(ErrorCode.HOST_DRAINED)
         given = [
             one
-            for one in await self._store.operations.on_host(host.host_id)
+            for one in await self._store.operation_queries.on_host(host.host_id)
             if one.verb is not Verb.TERMINATE
         ]
         await tell_to_cancel(self._control, given, "stale")

@@ -115,7 +115,7 @@ class LostHosts:
 
     async def _take_away(self, host: HostRecord) -> None:
         jobs = await self._store.jobs.on_host(host.host_id)
-        given = await self._store.operations.on_host(host.host_id)
+        given = await self._store.operation_queries.on_host(host.host_id)
         if not jobs and not given and not host.reservations:
             return
         if not await self._is_still_lost(host):

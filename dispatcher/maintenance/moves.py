@@ -86,7 +86,7 @@ class Relocations:
             return False
         if job.current is None:
             return True
-        current = await self._store.operations.get(job.current.operation_id)
+        current = await self._store.operation_queries.get(job.current.operation_id)
         return current is None or current.state.terminal
 
     async def _begin(self, job: JobRecord, capacity: FreeCapacity) -> None:
@@ -129,7 +129,7 @@ class Relocations:
             verbs.append(Verb.DEPLOY_LOAD)
         leg: OperationRecord | None = None
         for verb in verbs:
-            leg = await self._store.operations.get(_leg(job, move, verb))
+            leg = await self._store.operation_queries.get(_leg(job, move, verb))
             if leg is None or leg.state is OperationState.QUEUED:
                 await self._dispatch(job, move, verb, there, epoch=leg.epoch if leg else 0)
                 return
@@ -192,7 +192,7 @@ class Relocations:
     async def _give_up(self, job: JobRecord, move: RelocationRecord, *, failures: int) -> None:
         """End the legs of a move that is not wanted or can't be, and free what it held."""
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
-            leg = await self._store.operations.get(_leg(job, move, verb))
+            leg = await self._store.operation_queries.get(_leg(job, move, verb))
             if leg is not None and not leg.state.terminal:
                 await self._end(leg)
         crash_point("dispatcher.move_given_up.after_legs")

@@ -245,7 +245,7 @@ class Reconciler:
             await self._fence_off(boot, "announcement")
             return
         crash_point("dispatcher.boot.after_online")
-        given = await self._store.operations.on_host(boot.host_id)
+        given = await self._store.operation_queries.on_host(boot.host_id)
         interrupted = [one for one in given if one.incarnation != boot.incarnation]
         inventory = Inventory(items=boot.online.inventory)
         found = InventoryReport(boot.host_id, boot.incarnation, inventory, boot.number)
@@ -274,7 +274,7 @@ class Reconciler:
         if host is None or host.incarnation != look.incarnation:
             await self._fence_off(look, "inventory")
             return
-        given = await self._store.operations.on_host(look.host_id)
+        given = await self._store.operation_queries.on_host(look.host_id)
         plan = await self._compare(look, given, booted=False)
         plan.discards += await self._correct(look.host_id, plan.findings)
         await self._remove(look.host_id, look.incarnation, plan)

@@ -120,7 +120,7 @@ class Retries:
             self._scheduler.wake_waiting()
 
     async def _tell(self, operation: OperationRecord) -> None:
-        now = await self._store.operations.get(operation.operation_id)
+        now = await self._store.operation_queries.get(operation.operation_id)
         if operation.job_id:
             self._scheduler.wake([operation.job_id])
         if now is not None:

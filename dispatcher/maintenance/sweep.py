@@ -181,7 +181,9 @@ class Sweep:
 
     async def _publish_again(self) -> None:
         """Publish commands that nobody accepted; those for a boot that is over are queued again."""
-        open_ones = await self._store.operations.unaccepted(older_than_s=UNACCEPTED_S, limit=LIMIT)
+        open_ones = await self._store.operation_queries.unaccepted(
+            older_than_s=UNACCEPTED_S, limit=LIMIT
+        )
         if not open_ones:
             return
         hosts = {host.host_id: host for host in await self._store.hosts.all()}
@@ -241,7 +243,7 @@ class Sweep:
     async def _idle(self, jobs: Iterable[JobRecord]) -> set[str]:
         """Return the jobs that are not live and whose current operation has ended."""
         resting = [job for job in jobs if not job.state.live]
-        current = await self._store.operations.get_many(
+        current = await self._store.operation_queries.get_many(
             [job.current.operation_id for job in resting if job.current]
         )
         return {

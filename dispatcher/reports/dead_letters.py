@@ -155,13 +155,13 @@ class DeadLetterRecorder:
         """Tell whether the record has all of them: they go on without their message."""
         if not requests:
             return False
-        known = await self._store.operations.known([one.operation_id for one in requests])
+        known = await self._store.operation_queries.known([one.operation_id for one in requests])
         states = [known[one.operation_id].state for one in requests if one.operation_id in known]
         return len(states) == len(requests) and OperationState.REJECTED not in states
 
     async def _end(self, ends: Sequence[AttemptKey], letter: DeadLetter) -> None:
         """End the operations whose end is in this letter and will not be recorded."""
-        known = await self._store.operations.get_many([one.operation_id for one in ends])
+        known = await self._store.operation_queries.get_many([one.operation_id for one in ends])
         for attempt in ends:
             operation = known.get(attempt.operation_id)
             if operation is None or not attempt.is_of(operation):

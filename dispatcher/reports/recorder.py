@@ -105,7 +105,9 @@ class Recorder:
         """
         if not reports:
             return
-        known = await self._store.operations.get_many([one.operation_id for _, one in reports])
+        known = await self._store.operation_queries.get_many(
+            [one.operation_id for _, one in reports]
+        )
         accepted: list[CurrentReport] = []
         stale: list[StaleReport] = []
         for host_id, report in reports:
@@ -220,7 +222,9 @@ class Recorder:
 
     async def _still_valid(self, accepted: Sequence[CurrentReport]) -> list[CurrentReport]:
         """Read again after a write found less than expected: only facts may be told."""
-        now = await self._store.operations.get_many([one.report.operation_id for one in accepted])
+        now = await self._store.operation_queries.get_many(
+            [one.report.operation_id for one in accepted]
+        )
         valid: list[CurrentReport] = []
         overtaken: list[StaleReport] = []
         for one in accepted:

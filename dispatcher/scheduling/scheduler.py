@@ -189,7 +189,7 @@ class Scheduler:
         read, hosts, waiting = await together(
             self._store.jobs.lines(job_ids),
             self._store.hosts.all(),
-            self._store.operations.without_host(limit=URGENT),
+            self._store.operation_queries.without_host(limit=URGENT),
         )
         lines = [*read.lines]
         moved = read.moved
@@ -227,7 +227,7 @@ class Scheduler:
             page = await self._schedule_page(page[-1])
 
     async def _schedule_page(self, after: OperationRecord | None) -> list[OperationRecord]:
-        page = await self._store.operations.waiting(after=after, limit=WAITING_PAGE)
+        page = await self._store.operation_queries.waiting(after=after, limit=WAITING_PAGE)
         jobs = list(dict.fromkeys(one.job_id for one in page if one.job_id))
         for start in range(0, len(jobs), JOBS_IN_A_PASS):
             await self.schedule(jobs[start : start + JOBS_IN_A_PASS])

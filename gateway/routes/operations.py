@@ -80,7 +80,9 @@ async def list_operations(
     """Return a page of operations."""
     after = query.after()
     page = await gateway.reading.ask(
-        lambda: gateway.store.operations.page(query.criteria(), after=after, limit=query.limit)
+        lambda: gateway.store.operation_queries.page(
+            query.criteria(), after=after, limit=query.limit
+        )
     )
     cursor = page.next.cursor() if page.next else None
     views = tuple(operation_view(record) for record in page.items)
@@ -184,7 +186,9 @@ async def retry_operation(
     """
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
-    record = await gateway.reading.ask(lambda: gateway.store.operations.with_input(operation_id))
+    record = await gateway.reading.ask(
+        lambda: gateway.store.operation_queries.with_input(operation_id)
+    )
     found = _found(record, operation_id)
     if found.verb is not None and (refusal := refuse_to_submit(caller, found.verb)):
         raise refusal

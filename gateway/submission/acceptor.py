@@ -154,7 +154,7 @@ class Acceptor:
     async def _existing(self, pending: Sequence[PendingRequest]) -> dict[str, OperationRecord]:
         if not pending:
             return {}
-        return await self._store.operations.get_many([one.operation_id for one in pending])
+        return await self._store.operation_queries.get_many([one.operation_id for one in pending])
 
 
 def _unknown(one: PendingRequest, field: str, code: ErrorCode) -> FaultyRequestError:

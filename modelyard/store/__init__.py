@@ -8,6 +8,7 @@ from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
 from modelyard.store.jobs import Jobs
+from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
 from modelyard.store.results import Results
 
@@ -18,7 +19,8 @@ class Store:
     def __init__(self, url: str, *, name: str, timeout_s: float = 5.0) -> None:
         """`url` is a MongoDB URI; every call ends within about `timeout_s` seconds."""
         self._connection = MongoConnection(url, name=name, timeout_s=timeout_s)
-        self.operations = Operations(self._connection)
+        self.operation_queries = OperationQueries(self._connection)
+        self.operations = Operations(self._connection, self.operation_queries)
         self.jobs = Jobs(self._connection)
         self.hosts = Hosts(self._connection)
         self.models = CatalogCollection(self._connection, "models", ModelSpec)
@@ -27,7 +29,7 @@ class Store:
         self.dead_letters = DeadLetters(self._connection)
         self.audit = Audit(self._connection)
         self.api_keys = ApiKeys(self._connection)
-        self.results = Results(self._connection, self.operations)
+        self.results = Results(self._connection, self.operation_queries)
 
     async def prepare(self) -> None:
         """Create the indexes that are missing; raises `StoreUnavailableError`."""

@@ -35,7 +35,7 @@ _KNOWN_FIELDS = dict.fromkeys(
 
 
 class OperationQueries:
-    """What is read of the collection `operations`; raises `StoreUnavailableError`."""
+    """The reads of the collection `operations`. Every method raises `StoreUnavailableError`."""
 
     def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
@@ -84,7 +84,7 @@ class OperationQueries:
         """Return those of the operations that exist, without inputs and results."""
         return {
             record.operation_id: record
-            for record in await self._find({"_id": {"$in": list(operation_ids)}})
+            for record in await self.find({"_id": {"$in": list(operation_ids)}})
         }
 
     async def result(self, operation_id: str) -> ResultPlace | None:
@@ -122,11 +122,11 @@ class OperationQueries:
                 {"priority": {"$lt": after.priority}},
                 {"priority": after.priority, "line": {"$gt": after.line}},
             ]
-        return await self._find(criteria, sort=[("priority", -1), ("line", 1)], limit=limit)
+        return await self.find(criteria, sort=[("priority", -1), ("line", 1)], limit=limit)
 
     async def without_host(self, *, limit: int) -> list[OperationRecord]:
         """Return operations that were looked at and found no host: the most urgent first."""
-        return await self._find(
+        return await self.find(
             {"state": OperationState.QUEUED, "waits": True},
             sort=[("priority", -1), ("line", 1)],
             limit=limit,
@@ -134,13 +134,13 @@ class OperationQueries:
 
     async def on_host(self, host_id: str) -> list[OperationRecord]:
         """Return the operations that a host has been given and that have not ended."""
-        return await self._find(
+        return await self.find(
             {"host_id": host_id, "open": True, "state": {"$in": sorted(GIVEN_STATES)}}
         )
 
     async def unaccepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
         """Return operations DISPATCHED for so long that their command may be lost."""
-        return await self._find(
+        return await self.find(
             {
                 "state": OperationState.DISPATCHED,
                 "open": True,
@@ -152,12 +152,12 @@ class OperationQueries:
 
     async def with_input(self, operation_id: str) -> OperationRecord | None:
         """Return one operation with its input."""
-        found = await self._find({"_id": operation_id}, with_input=True)
+        found = await self.find({"_id": operation_id}, with_input=True)
         return found[0] if found else None
 
     async def never_accepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
         """Return operations whose host has not accepted them for `older_than_s` seconds."""
-        return await self._find(
+        return await self.find(
             {
                 "state": OperationState.DISPATCHED,
                 "open": True,
@@ -173,7 +173,7 @@ class OperationQueries:
         milliseconds = {
             "$multiply": [{"$add": [{"$ifNull": ["$timeout_s", default_timeout_s]}, slack_s]}, 1000]
         }
-        return await self._find(
+        return await self.find(
             {
                 "state": OperationState.RUNNING,
                 "open": True,
@@ -184,9 +184,9 @@ class OperationQueries:
 
     async def cancel_wishes(self, *, limit: int) -> list[OperationRecord]:
         """Return operations that a client wants cancelled and that have not ended."""
-        return await self._find({"open": True, "cancel_requested": True}, limit=limit)
+        return await self.find({"open": True, "cancel_requested": True}, limit=limit)
 
-    async def _find(
+    async def find(
         self,
         criteria: Mapping[str, Any],
         *,
@@ -194,6 +194,7 @@ class OperationQueries:
         limit: int = 0,
         with_input: bool = False,
     ) -> list[OperationRecord]:
+        """Return what meets MongoDB `criteria`, for the other parts of the store."""
         without = {"result_json": 0} if with_input else WITHOUT_PAYLOAD
         async with self._connection.answering():
             cursor = self._collection.find(dict(criteria), without).limit(limit)

@@ -56,11 +56,13 @@ class QueuedEnding:
     error: ErrorInfo | None = None
 
 
-class Operations(OperationQueries):
-    """The collection `operations`. Every method raises `StoreUnavailableError`."""
+class Operations:
+    """The writes to the collection `operations`. Every method raises `StoreUnavailableError`."""
 
-    def __init__(self, connection: MongoConnection) -> None:
-        super().__init__(connection)
+    def __init__(self, connection: MongoConnection, queries: OperationQueries) -> None:
+        self._connection = connection
+        self._collection = connection.collection("operations")
+        self._queries = queries
         self._counters = connection.collection("counters")
 
     # --- recording ---
@@ -151,7 +153,7 @@ class Operations(OperationQueries):
             return []
         async with self._connection.answering():
             await self._collection.bulk_write(writes, ordered=False)
-        return await self._find(
+        return await self._queries.find(
             {"token": token, "open": True, "state": OperationState.DISPATCHED}, with_input=True
         )
 
@@ -185,7 +187,7 @@ class Operations(OperationQueries):
                 ],
                 ordered=False,
             )
-        return await self._find(
+        return await self._queries.find(
             {"_id": {"$in": [ending.operation_id for ending in endings]}, "token": token}
         )
 
@@ -312,7 +314,11 @@ class Operations(OperationQueries):
                 projection=WITHOUT_PAYLOAD,
                 return_document=ReturnDocument.AFTER,
             )
-        return OperationRecord.model_validate(found) if found else await self.get(operation_id)
+        return (
+            OperationRecord.model_validate(found)
+            if found
+            else await self._queries.get(operation_id)
+        )
 
     async def wake_rested(self, *, limit: int) -> list[str]:
         """End the rest of operations whose time has come; return their jobs."""

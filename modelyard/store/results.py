@@ -10,8 +10,8 @@ from motor.motor_asyncio import AsyncIOMotorGridFSBucket
 from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES
 from modelyard.store.connection import MongoConnection
+from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operation_writes import ResultPlace
-from modelyard.store.operations import Operations
 
 CHUNK_BYTES = 255 << 10
 
@@ -22,13 +22,13 @@ class Results:
     def __init__(
         self,
         connection: MongoConnection,
-        operations: Operations,
+        queries: OperationQueries,
         *,
         bucket: AsyncIOMotorGridFSBucket | None = None,
     ) -> None:
         """`bucket` is where files are kept, `results` if it is not given."""
         self._connection = connection
-        self._operations = operations
+        self._queries = queries
         self._writer = uuid.uuid4().hex[:12]
         """Two processes never write to the same file: a slow one can't spoil what is recorded."""
         self._bucket = bucket or AsyncIOMotorGridFSBucket(
@@ -64,7 +64,7 @@ class Results:
 
     async def get(self, operation_id: str) -> AsyncIterator[bytes] | None:
         """Return an operation's result as chunks of JSON text, or null if it has none."""
-        place = await self._operations.result(operation_id)
+        place = await self._queries.result(operation_id)
         if place is None:
             return None
         if place.inline_json is not None:

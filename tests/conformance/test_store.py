@@ -97,7 +97,7 @@ def report(
 
 
 async def state_of(store: Store, operation_id: str = ONE) -> OperationState:
-    found = await store.operations.get(operation_id)
+    found = await store.operation_queries.get(operation_id)
     assert found is not None
     return found.state
 
@@ -116,9 +116,9 @@ async def test_every_declared_index_is_there_on_the_real_server(mongo_url: str) 
 async def test_an_operation_is_recorded_once_however_often_it_comes(store: Store) -> None:
     results = await asyncio.gather(*(store.operations.record([new(ONE)]) for _ in range(20)))
     assert sum(made for (made,) in results) == 1
-    first = await store.operations.get(ONE)
+    first = await store.operation_queries.get(ONE)
     assert await store.operations.record([new(ONE, priority=9)]) == [False]
-    assert await store.operations.get(ONE) == first
+    assert await store.operation_queries.get(ONE) == first
 
 
 async def test_what_clients_send_is_never_an_expression(store: Store) -> None:
@@ -130,7 +130,7 @@ async def test_what_clients_send_is_never_an_expression(store: Store) -> None:
     assert (won.metadata, won.host_id, won.incarnation) == ({"k": "$$ROOT"}, "$h", "$$NOW")
     error = ErrorInfo(code=ErrorCode.EXITED, message="$x", detail={"log_tail": "$y", "$z": 1})
     await store.operations.apply([report(OperationState.FAILED, seq=1, error=error)], {})
-    ended = await store.operations.get(ONE)
+    ended = await store.operation_queries.get(ONE)
     assert ended is not None
     assert ended.error == error
 
@@ -142,7 +142,7 @@ async def test_a_place_in_line_is_given_once(store: Store) -> None:
     await store.operations.take_in([(new(ONE), 7)])
     await store.operations.take_in([(new(ONE), 9)])
     await store.operations.put_in_line({ONE: 11})
-    found = await store.operations.get(ONE)
+    found = await store.operation_queries.get(ONE)
     assert found is not None
     assert found.line == 7
 
@@ -157,7 +157,7 @@ async def test_only_one_of_many_claims_wins(store: Store) -> None:
     )
     won = [one for claim in claims for one in claim]
     assert len(won) == 1
-    found = await store.operations.get(ONE)
+    found = await store.operation_queries.get(ONE)
     assert found is not None
     assert (found.host_id, found.epoch) == (won[0].host_id, 1)
 
@@ -299,8 +299,8 @@ async def test_the_waiting_room_is_ordered_by_priority_then_line(store: Store) -
             (new("d", priority=9), 4),
         ]
     )
-    first = await store.operations.waiting(after=None, limit=3)
-    rest = await store.operations.waiting(after=first[-1], limit=3)
+    first = await store.operation_queries.waiting(after=None, limit=3)
+    rest = await store.operation_queries.waiting(after=first[-1], limit=3)
     assert [one.operation_id for one in (*first, *rest)] == ["d", "b", "c", "a"]
 
 
@@ -308,7 +308,7 @@ async def test_an_operation_may_go_before_all_those_of_clients(store: Store) -> 
     await store.jobs.ensure(["j"])
     lines = {"a": 1, "b": 2, "c": 3 + FRONT_OF_LINE}
     await store.operations.take_in([(new(key), line) for key, line in lines.items()])
-    room = await store.operations.waiting(after=None, limit=9)
+    room = await store.operation_queries.waiting(after=None, limit=9)
     assert [one.operation_id for one in room] == ["c", "a", "b"]
     (line,) = (await store.jobs.lines(["j"])).lines
     assert [one.line for one in line.operations] == [lines["c"], 1, 2]
@@ -320,7 +320,7 @@ async def test_pages_list_everything_once_newest_first(store: Store) -> None:
     seen: list[str] = []
     after = None
     while True:
-        page = await store.operations.page({"job_id": "j"}, after=after, limit=3)
+        page = await store.operation_queries.page({"job_id": "j"}, after=after, limit=3)
         seen += [one.operation_id for one in page.items]
         if page.next is None:
             break

@@ -13,6 +13,7 @@ from modelyard.store.connection import Collection, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
+from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
 from modelyard.store.results import Results
 from tests.fakes.broker_links import Link
@@ -98,7 +99,8 @@ class MemoryStore(Store):
         self.link.failure = AutoReconnect
         connection = MemoryConnection(database, self.link, timeout_s=timeout_s)
         self._connection = connection
-        self.operations = Operations(connection)
+        self.operation_queries = OperationQueries(connection)
+        self.operations = Operations(connection, self.operation_queries)
         self.jobs = Jobs(connection)
         self.hosts = Hosts(connection)
         self.models = CatalogCollection(connection, "models", ModelSpec)
@@ -109,6 +111,6 @@ class MemoryStore(Store):
         self.api_keys = ApiKeys(connection)
         self.results: Any = Results(
             connection,
-            self.operations,
+            self.operation_queries,
             bucket=cast("AsyncIOMotorGridFSBucket", MemoryBucket(connection)),
         )

@@ -86,7 +86,7 @@ async def test_the_same_message_many_times_is_one_operation(yard: Yard) -> None:
         (note,) = await eventually(audited)
         assert not host.has_command
     assert note["kind"] == "payload_mismatch"
-    page = await yard.store.operations.page({"job_id": "j"}, after=None, limit=10)
+    page = await yard.store.operation_queries.page({"job_id": "j"}, after=None, limit=10)
     assert [one.operation_id for one in page.items] == [operation_id]
 
 

@@ -158,7 +158,7 @@ async def test_a_message_without_a_key_is_one_operation_however_often_recording_
         await exchange.publish(aio_pika.Message(json.dumps(body).encode()), "job.submit")
     neighbour = await yard.submit(Verb.TERMINATE, "other")
     await yard.operation(neighbour, OperationState.SUCCEEDED)
-    page = await yard.store.operations.page({"job_id": "j"}, after=None, limit=10)
+    page = await yard.store.operation_queries.page({"job_id": "j"}, after=None, limit=10)
     assert len(page.items) == 1
 
 

@@ -97,7 +97,7 @@ async def test_the_key_of_a_message_with_many_headers_is_read_or_it_is_refused(
     await yard.operation(operation_id_for_key("few"))
     [first, *_] = await letters(yard, 1)
     assert (first.reason, "headers" in first.detail) == ("invalid_request", True)
-    page = await yard.store.operations.page({}, after=None, limit=9)
+    page = await yard.store.operation_queries.page({}, after=None, limit=9)
     assert {one.operation_id for one in page.items} <= {
         operation_id_for_key("few"),
         operation_id_for_key("many"),
@@ -110,7 +110,7 @@ async def test_a_large_message_is_recorded_as_a_small_one_is(yard: Yard, fill: s
     await yard.publish(body, key=fill)
     [wanted] = decode.decode(body, message_type=None, key=fill)  # type: ignore[misc]
     operation = await yard.operation(wanted.operation_id)
-    record = await yard.store.operations.with_input(operation.operation_id)
+    record = await yard.store.operation_queries.with_input(operation.operation_id)
     assert record is not None
     assert record.payload_hash == wanted.payload_hash
     assert record.input_json == wanted.input_json

@@ -246,7 +246,7 @@ async def test_what_may_run_elsewhere_does_when_its_host_is_lost(yard: Yard) -> 
             await h1.finish(late, result_json='"late"')
             await h2.finish(moved["job-temp"], result_json='"elsewhere"')
             await yard.operation(temp, OperationState.SUCCEEDED)
-            place = await yard.store.operations.result(temp)
+            place = await yard.store.operation_queries.result(temp)
             assert place is not None
             assert place.inline_json == '"elsewhere"'
             await h2.finish(moved["job-create"])
@@ -362,7 +362,7 @@ async def test_a_job_that_loses_its_host_while_it_is_brought_back_is_loaded_in_t
                 {"_id": "h2"}, {"$set": {"liveness": Liveness.SUSPECT}}
             )
             await h2.finish(create)
-            (load,) = await yard.store.operations.waiting(after=None, limit=9)
+            (load,) = await yard.store.operation_queries.waiting(after=None, limit=9)
             first = load.operation_id
         h3 = await hosts.enter_async_context(scripted_host(yard.broker, "h3"))
         await lose(yard, "h2")
@@ -846,7 +846,7 @@ async def test_a_dead_letter_that_is_replayed_is_an_operation_of_its_own(yard: Y
     )
 
     async def two() -> bool:
-        page = await yard.store.operations.page({"job_id": "job-1"}, after=None, limit=10)
+        page = await yard.store.operation_queries.page({"job_id": "job-1"}, after=None, limit=10)
         return sorted(one.state for one in page.items) == ["REJECTED", "SUCCEEDED"]
 
     await eventually(two, what="the first is rejected, the replay succeeds")

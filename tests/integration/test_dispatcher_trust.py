@@ -232,7 +232,7 @@ async def test_a_publisher_claims_no_operation_id(yard: Yard, publisher: Strange
     refused = await yard.operation(operation_id_for_key("mine"), OperationState.REJECTED)
     assert refused.error is not None
     assert refused.error.code is ErrorCode.INVALID_REQUEST
-    assert await yard.store.operations.get(claimed) is None
+    assert await yard.store.operation_queries.get(claimed) is None
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ async def test_a_publishers_message_is_a_request_whatever_it_calls_itself(
     await publisher.publish(JOBS.name, SUBMIT_KEY, body, message_id="mine", **said)
     made = await yard.operation(operation_id_for_key("mine"), OperationState.SUCCEEDED)
     assert made.retry_of is None
-    page = await yard.store.operations.page({}, after=None, limit=9)
+    page = await yard.store.operation_queries.page({}, after=None, limit=9)
     assert len(page.items) == 1
 
 
@@ -337,7 +337,7 @@ async def test_a_worker_makes_no_dead_letter(
             message_id="claimed",
             headers={"x-death": [death]},
         )
-    assert await yard.store.operations.get(operation_id_for_key("claimed")) is None
+    assert await yard.store.operation_queries.get(operation_id_for_key("claimed")) is None
 
 
 @pytest.mark.parametrize("reason", ["invalid_json", "no code of ours", None])

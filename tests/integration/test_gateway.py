@@ -81,7 +81,7 @@ async def test_what_was_accepted_is_published_with_the_same_meaning(yard: Backst
     [submitted] = submission.requests
     assert submitted.operation_id == operation_id
     assert submitted.request.payload_hash() == JobRequest.model_validate(request).payload_hash()
-    record = await yard.store.operations.get(operation_id)
+    record = await yard.store.operation_queries.get(operation_id)
     assert record is not None
     assert record.payload_hash == submitted.request.payload_hash()
 
@@ -166,7 +166,7 @@ async def test_of_concurrent_bodies_under_one_key_exactly_one_is_accepted(yard: 
     )
     assert sorted(answer.status_code for answer in answers) == [202] + [422] * 7
     [won] = [number for number, answer in enumerate(answers) if answer.status_code == 202]
-    record = await yard.store.operations.get(operation_id_for_key("k"))
+    record = await yard.store.operation_queries.get(operation_id_for_key("k"))
     assert record is not None
     assert record.priority == won
 

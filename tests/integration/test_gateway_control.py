@@ -51,7 +51,7 @@ async def test_a_cancel_is_recorded_and_the_dispatcher_is_told(yard: Backstage) 
     assert answer.headers["Retry-After"] == "1"
     view = answer.json()
     assert (view["state"], view["cancel_requested"]) == ("QUEUED", True)
-    record = await yard.store.operations.get(operation_id)
+    record = await yard.store.operation_queries.get(operation_id)
     assert record is not None
     assert record.cancel_requested
     [poke] = await yard.messages(1)

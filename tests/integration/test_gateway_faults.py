@@ -301,7 +301,7 @@ async def test_sigterm_under_load_loses_nothing_that_was_answered(
         await asyncio.gather(*asking)
     assert await ended(process, within_s=10) == 0
     assert set(refused) <= {503}
-    recorded = await store.operations.get_many(sorted(taken))
+    recorded = await store.operation_queries.get_many(sorted(taken))
     found = await messages(broker, await broker.message_count(JOBS_QUEUE.name))
     bodies = b"".join(one.body for one in found).decode()
     assert {one for one in taken - recorded.keys() if one not in bodies} == set()

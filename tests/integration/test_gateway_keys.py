@@ -220,7 +220,7 @@ async def test_an_inference_key_submits_inferences_and_nothing_else(yard: Backst
     assert results[1]["problem"]["code"] == "forbidden"
     many = await yard.client.post("/v1/jobs/batch", json=[LOAD] * 60, headers=key)
     assert {item["status"] for item in many.json()["results"]} == {403}
-    assert len((await yard.store.operations.page({}, after=None, limit=200)).items) == 4
+    assert len((await yard.store.operation_queries.page({}, after=None, limit=200)).items) == 4
 
 
 async def test_an_inference_key_retries_inferences_only_and_cancels_nothing(
@@ -245,7 +245,7 @@ async def test_an_inference_key_retries_inferences_only_and_cancels_nothing(
 async def test_what_a_key_submits_belongs_to_its_tenant(yard: Backstage) -> None:
     key = bearing(await make_key(yard.store, Scope.JOBS_SUBMIT, tenant="blue"))
     one = (await yard.submit(LOAD, **key)).json()["operation_id"]
-    record = await yard.store.operations.get(one)
+    record = await yard.store.operation_queries.get(one)
     assert record is not None
     assert record.tenant == "blue"
     [submission] = await yard.published(1)

@@ -98,7 +98,7 @@ async def test_what_was_large_is_the_same_in_the_record_and_in_the_message(
     )
     [submission] = await yard.published(1)
     [submitted] = submission.requests
-    record = await yard.store.operations.with_input(operation_id)
+    record = await yard.store.operation_queries.with_input(operation_id)
     assert record is not None
     assert submitted.operation_id == operation_id
     assert submitted.request.input == odd
@@ -115,8 +115,8 @@ async def test_a_large_request_is_retried_as_it_was(yard: Backstage) -> None:
     await yard.finish(operation_id, OperationState.FAILED)
     answer = await yard.client.post(f"/v1/operations/{operation_id}/retry")
     assert answer.status_code == 202, answer.text
-    first = await yard.store.operations.with_input(operation_id)
-    again = await yard.store.operations.with_input(answer.json()["operation_id"])
+    first = await yard.store.operation_queries.with_input(operation_id)
+    again = await yard.store.operation_queries.with_input(answer.json()["operation_id"])
     assert first is not None
     assert again is not None
     assert again.input_json == first.input_json

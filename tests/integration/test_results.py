@@ -58,7 +58,7 @@ async def halfway(
 ) -> tuple[Results, asyncio.Task[ResultPlace]]:
     """Return another process's results, and its upload that has stopped halfway."""
     slow = cast("AsyncIOMotorGridFSBucket", bucket)
-    results = Results(store._connection, store.operations, bucket=slow)
+    results = Results(store._connection, store.operation_queries, bucket=slow)
     storing = asyncio.create_task(results.put(ONE, 1, text))
     async with asyncio.timeout(10):
         await bucket.halfway.wait()

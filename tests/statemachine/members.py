@@ -151,7 +151,7 @@ class FrontDoor:
         found: list[OperationRecord | None] = []
 
         async def look() -> None:
-            found.append(await self.store.operations.with_input(operation_id))
+            found.append(await self.store.operation_queries.with_input(operation_id))
 
         await _confirmed(look())
         return found[0] if found else None

@@ -84,7 +84,7 @@ class Backstage:
         operations = self.store.operations
         claim = DispatchClaim(operation_id, 0, "h-1", "incarnation", 1)
         assert await operations.claim([claim], token=uuid.uuid4().hex)
-        record = await operations.get(operation_id)
+        record = await self.store.operation_queries.get(operation_id)
         assert record is not None
         assert record.job_id is not None
         report = OperationReport(

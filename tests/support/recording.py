@@ -95,7 +95,7 @@ class Recording:
             await self._dispatcher.intake.handle(self._subscription, [submission])
         await self._store.operations.wake_rested(limit=100)
         await self._dispatcher.scheduler.schedule_next_page()
-        given = await self._store.operations.on_host(HOST)
+        given = await self._store.operation_queries.on_host(HOST)
         assert all(one.state is OperationState.DISPATCHED for one in given)
         return sorted(given, key=lambda one: one.operation_id)
 

@@ -62,7 +62,7 @@ class Yard:
         """Return an operation once it is recorded, in one of the states if any are given."""
 
         async def there() -> OperationRecord | None:
-            found = await self.store.operations.get(operation_id)
+            found = await self.store.operation_queries.get(operation_id)
             fits = found and (not states or found.state in states) and where(found)
             return found if fits else None
 
