@@ -14,7 +14,12 @@ from modelyard.contract.topology import DEAD_QUEUE, EXCHANGES, HEARTBEATS_QUEUE,
 ROOT = Path(__file__).resolve().parents[2]
 STATES = (ROOT / "docs/states.md").read_text()
 AMQP = (ROOT / "docs/amqp.md").read_text()
-PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("deploy/**/*.md"),
+]
 
 
 @pytest.mark.parametrize("code", list(SENTENCES))
