@@ -53,7 +53,11 @@ async def run(
     fence_s: float = FENCE_S,
     watchdog_s: float = WATCHDOG_S,
 ) -> None:
-    """Build the clients and run the service; the times are the lease's, in seconds."""
+    """Build the clients and run the service.
+
+    The worker sends a heartbeat every `beat_s` seconds. Without a renewal the lease ends after
+    `fence_s` seconds for the worker itself, and after `watchdog_s` seconds for its watchdog.
+    """
     stop = asyncio.Event()
     watchdog = WatchdogClient(
         settings.docker_url,
@@ -68,7 +72,7 @@ async def run(
     runtime = DockerRuntime(
         settings.docker_url, host_id=rules.host_id, network=rules.network, publish=rules.publish
     )
-    async with AsyncExitStack() as closing:  # each is closed, whatever the others do
+    async with AsyncExitStack() as closing:  # closes every client, even if closing another fails
         closing.push_async_callback(broker.close)
         closing.push_async_callback(runtime.close)
         server = ModelServer(await closing.enter_async_context(http_client()))
@@ -81,16 +85,18 @@ async def run(
             fence_s=fence_s,
             beat_s=beat_s,
         ).run(stop)
-        # Not after a fault: what it has left half done may go on in the engine.
+        # Only after an orderly end: after a failure the engine may still execute a request that
+        # this worker sent, so the watchdog has to stay until the lease ends.
         watchdog.farewell()
     watchdog.let_go()
 
 
 def _listen_for_signals(stop: asyncio.Event, process: ProcessExit) -> None:
-    """Stop in good order at the first signal, for as long as that may take.
+    """Begin an orderly shutdown at the first signal; exit at once at the second.
 
-    Whatever cuts it short, a second signal or `EXIT_S`, there is no farewell unless it was said
-    by then: what has begun may still come to its container, and the watchdog sees to that.
+    An exit by a second signal, or by the time limit `EXIT_S`, usually comes before the watchdog was
+    told that this worker stopped in good order. The watchdog then stays, and stops containers that
+    the engine may still be starting.
     """
 
     def on_signal() -> None:
@@ -106,14 +112,14 @@ def _listen_for_signals(stop: asyncio.Event, process: ProcessExit) -> None:
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop  # noqa: PLC0415 - only where it exists
+        import uvloop  # noqa: PLC0415 - an optional dependency
     except ImportError:
         return None
     return uvloop.new_event_loop
 
 
 def _cannot_start(error: BaseException) -> str | None:
-    """Return one sentence for what an operator can mend; None for a fault of ours."""
+    """Return a sentence for an error that an operator can repair; None for a defect of our code."""
     if mismatch := find_error(error, TopologyMismatchError):
         return str(mismatch)
     if unusable := find_error(error, EngineUnavailableError):

@@ -1,6 +1,6 @@
-"""Per job: exclusive verbs alone, shared ones together, in the order in which they came.
+"""One lock a job: exclusive verbs run alone, shared ones together, first come, first served.
 
-The dispatcher already orders a job's operations; this is the second fence.
+The dispatcher already orders a job's operations. The lock also holds when it makes a mistake.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 class _Turn:
     granted: asyncio.Future[None]
     shared_by: int | None
-    """How many may hold it together; None: nobody else."""
+    """How many may hold the lock together; None: only this one."""
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class _Line:
         return not self.waiting and not self.sharing and not self.exclusive
 
     def admit(self) -> None:
-        """Grant from the head of the line as long as the head may go."""
+        """Grant the lock to the first in the queue for as long as the first may have it."""
         while self.waiting and self._may_go(self.waiting[0]):
             turn = self.waiting.popleft()
             if turn.granted.cancelled():
@@ -54,14 +54,14 @@ class _Line:
 
 
 class JobLocks:
-    """One fair lock for each job that anyone holds or waits for."""
+    """A fair lock for each job; it exists while someone holds it or waits for it."""
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
 
     @asynccontextmanager
     async def hold(self, job_id: str, *, shared_by: int | None = None) -> AsyncIterator[None]:
-        """Hold the job, alone or with up to `shared_by` in all."""
+        """Hold the job's lock: alone, or together with others up to `shared_by` in all."""
         line = self._lines.setdefault(job_id, _Line())
         turn = _Turn(asyncio.get_running_loop().create_future(), shared_by)
         line.waiting.append(turn)
