@@ -1,4 +1,4 @@
-"""What an attempt leaves behind: removed now, or as soon as it can be, in nobody's way."""
+"""Removes the containers that ended attempts left behind: at once, or later in the background."""
 
 import asyncio
 
@@ -15,40 +15,41 @@ RETRY_S = 5.0
 
 
 class Cleanup:
-    """Removes containers of attempts that have ended, for as long as it takes.
+    """Removes containers of ended attempts, and tries again until they are gone.
 
-    An attempt's end is reported whether or not its container is gone: what this boot could not
-    remove it remembers, and tries again until the engine says that it is not there. The next boot
-    knows nothing of it: there the container is in the inventory, and the dispatcher decides.
+    An attempt reports its outcome without waiting for its container to be gone. A container that
+    could not be removed is remembered, and removal is tried again until the engine says that it
+    does not exist. After a restart of the process nothing is remembered: then the container is in
+    the inventory, and the dispatcher decides.
     """
 
     def __init__(self, containers: ContainerLifecycle, *, retry_s: float = RETRY_S) -> None:
         self._containers = containers
         self._retry_s = retry_s
         self._left: dict[str, int] = {}
-        """By job: containers up to this generation are to go."""
+        """By job id, the generation up to which containers still have to be removed."""
         self._something = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
     async def remove(self, command: HostCommand) -> None:
-        """Remove the job's containers up to the command's generation; trouble is for later."""
+        """Remove the job's containers up to the command's generation; if that fails, try later."""
         if not await self._gone(command.job_id, command.generation):
             self.remove_later(command)
 
     def remove_later(self, command: HostCommand) -> None:
-        """Remove them some seconds from now: the engine may still be at making one."""
+        """Remove them after some seconds: the engine may still be creating one."""
         job_id = command.job_id
         self._left[job_id] = max(command.generation, self._left.get(job_id, 0))
         self._something.set()
 
     async def claim(self, command: HostCommand) -> None:
-        """Leave the command's generation alone from here on: it is about to be made anew."""
+        """Stop removing the command's generation: its container is about to be created again."""
         if self._left.get(command.job_id, 0) >= command.generation:
             async with self._one_at_a_time:
                 self._left.pop(command.job_id, None)
 
     async def run(self) -> None:
-        """Try again what is left, until cancelled."""
+        """Retry the pending removals until cancelled."""
         while True:
             await self._something.wait()
             await asyncio.sleep(self._retry_s)

@@ -1,4 +1,4 @@
-"""The operations that run: one task for each attempt, owned by the task group of the term."""
+"""Runs attempts: one task for each, owned by the task group of the incarnation."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class AttemptRunner:
-    """Starts attempts, lets later ones take over from earlier ones, waits for them at the end."""
+    """Starts attempts, replaces superseded ones, and waits for them or cancels them at the end."""
 
     def __init__(
         self, operations: VerbRunner, registry: AttemptRegistry, locks: JobLocks, tasks: TaskGroup
@@ -31,7 +31,7 @@ class AttemptRunner:
         self._abandoned = False
 
     def start(self, attempt: Attempt, superseded: Attempt | None = None) -> None:
-        """Run one attempt unless it runs; the one that it supersedes is stopped and silenced."""
+        """Start an attempt unless it runs; cancel and silence the one that it supersedes."""
         if attempt in self._running or self._abandoned:
             return
         earlier = self._running.get(superseded) if superseded is not None else None
@@ -44,7 +44,7 @@ class AttemptRunner:
         task.add_done_callback(lambda _: self._running.pop(attempt, None))
 
     async def drain(self, seconds: float) -> None:
-        """Let what runs end within `seconds`; then stop it, leaving containers as they are."""
+        """Wait up to `seconds` for running attempts; cancel the rest, leaving their containers."""
         if self._running:
             await asyncio.wait(tuple(self._running.values()), timeout=seconds)
         for attempt, task in tuple(self._running.items()):
@@ -52,9 +52,9 @@ class AttemptRunner:
             task.cancel()
 
     async def abandon(self) -> list[HostCommand]:
-        """Stop and silence all at once, leaving containers as they are; return what they were.
+        """Cancel all attempts without another report; return their commands.
 
-        None is started after it.
+        Containers stay as they are. No attempt can be started afterwards.
         """
         self._abandoned = True
         running = dict(self._running)
@@ -78,7 +78,8 @@ class AttemptRunner:
             else:
                 ending = await self._operations.perform(attempt)
             attempt.end(ending)
-            # Closed while the job is held: whoever comes next sees that this one has ended.
+            # Close before the lock is released, so the next attempt on this job sees this one as
+            # ended.
             self._registry.close(attempt)
         log.info(
             "operation.ended",

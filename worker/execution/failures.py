@@ -1,4 +1,4 @@
-"""After a failure: find the cause, keep the log's end, and have what is half-made removed."""
+"""Turns the error of an attempt into its outcome: find the cause, keep the log's end, clean up."""
 
 import asyncio
 
@@ -18,9 +18,9 @@ from worker.model_server.client import NoAnswerError
 from worker.model_server.profiles import InMemory, talk_of
 
 LOOK_S = 40.0
-"""Seconds to find out what is true of the container."""
+"""Seconds to inspect the container, or to stop it."""
 REPORT_S = 0.7
-"""Seconds after which an interrupted attempt is reported, however far the cleaning is."""
+"""Seconds after which a cancelled attempt reports its outcome, even if cleaning goes on."""
 LOG_S = 5.0
 DEATH_S = 2.0
 """Seconds for the engine to notice that a process whose connections broke has died."""
@@ -28,9 +28,9 @@ LOG_LINES = 20
 LOG_CHARS = 2_048
 
 _CLEANED = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP})
-"""Verbs whose failure ends the container: what they half made is of no use."""
+"""Verbs whose failure removes the container: one that is half ready is of no use."""
 _MAKING = frozenset({Verb.DEPLOY_CREATE, Verb.TEMP})
-"""Verbs that make a container."""
+"""Verbs that create a container."""
 _SPARED = frozenset({ErrorCode.UNSUPPORTED_VERB})
 _DEATHS = frozenset(
     {
@@ -48,11 +48,11 @@ _MAY_BE_DEATHS = frozenset(
         ErrorCode.INFERENCE_FAILED,
     }
 )
-"""What a server that has died looks like from outside."""
+"""Errors that a model server whose container has died may cause."""
 
 
 class FailureOutcomes:
-    """Turns the error of an attempt into its ending."""
+    """Determines the outcome of failed and of cancelled attempts, and cleans up after them."""
 
     def __init__(
         self, runtime: ContainerRuntime, containers: ContainerLifecycle, cleanup: Cleanup
@@ -62,14 +62,14 @@ class FailureOutcomes:
         self._cleanup = cleanup
 
     async def of(self, command: HostCommand, error: ModelyardError) -> Outcome:
-        """Return how the attempt ended, after cleaning up what the verb must not leave.
+        """Return the outcome of a failed attempt, after removing what the verb must not leave.
 
-        Trouble on the way is logged and costs a detail at the most, never the ending.
+        An error on the way is logged; at most a detail is missing in the outcome then.
         """
         if command.verb is Verb.TERMINATE or error.code in _SPARED:
             return _ending(error, None)
         if command.verb is Verb.DEPLOY_LOAD and is_retried(command.verb, error.code):
-            # It says nothing of the container, which the next attempt needs.
+            # The error is not the container's, and the next attempt needs the container.
             return _ending(error, None)
         facts: ContainerFacts | None = None
         async with trouble_is_logged(
@@ -92,10 +92,10 @@ class FailureOutcomes:
     async def of_cancellation(
         self, attempt: Attempt, cancellation: AttemptCancelledError
     ) -> Outcome:
-        """End an attempt that was interrupted while it ran; the caller holds the job.
+        """End an attempt that was cancelled while it ran; the caller holds the job's lock.
 
-        The end is reported after `REPORT_S` at the latest, and after the cleaning if that is
-        quicker. Returns when both are done.
+        The outcome is reported as soon as the cleaning is done, and after `REPORT_S` at the latest.
+        Returns when both are done.
         """
         command = attempt.command
         job_state = _left_behind(command, cancellation)
@@ -111,7 +111,7 @@ class FailureOutcomes:
     async def of_withdrawal(
         self, command: HostCommand, cancellation: AttemptCancelledError
     ) -> Outcome:
-        """End an attempt that was interrupted before it began; nobody holds the job for it."""
+        """End an attempt that was cancelled before it began; the job's lock is not held for it."""
         job_state = _left_behind(command, cancellation)
         if command.verb not in _MAKING or job_state is None:
             return _interrupted(cancellation, None)
@@ -125,13 +125,13 @@ class FailureOutcomes:
         if not looked or _made_by(command, facts):
             self._cleanup.remove_later(command)
         elif facts is not None:
-            return _interrupted(cancellation, None)  # it was there before this operation
+            return _interrupted(cancellation, None)  # another operation created the container
         return _interrupted(cancellation, job_state)
 
     async def _clean(
         self, attempt: Attempt, cancellation: AttemptCancelledError, job_state: JobState
     ) -> JobState | None:
-        """Clean up after an interruption; return what is true of the job then."""
+        """Clean up after a cancellation; return the job's state then, None if it is unchanged."""
         command = attempt.command
         if job_state is JobState.CREATED:
             return await self._half_loaded(attempt)
@@ -142,18 +142,18 @@ class FailureOutcomes:
             ):
                 facts = await self._containers.find(command)
             if facts is not None and not _made_by(command, facts):
-                return None  # a CREATE of what was there already
+                return None  # the container existed before this CREATE
         await self._cleanup.remove(command)
         if command.verb in _MAKING:
-            # The engine may have been asked to create it, and not have come to it yet.
+            # The engine may have a request to create the container that it has not executed yet.
             self._cleanup.remove_later(command)
         return job_state
 
     async def _half_loaded(self, attempt: Attempt) -> JobState | None:
-        """Have nothing in memory of a model that was being loaded."""
+        """Stop the container of a model that was being loaded, so nothing of it stays in memory."""
         command = attempt.command
         if attempt.latest.phase is None:
-            return None  # it had not begun with it
+            return None  # loading had not begun
         async with trouble_is_logged(
             "aftermath.not_stopped", LOOK_S, operation_id=command.operation_id
         ):
@@ -166,7 +166,7 @@ class FailureOutcomes:
     async def _cause(
         self, command: HostCommand, error: ModelyardError, facts: ContainerFacts | None
     ) -> ModelyardError:
-        """Return the death of the container if that is behind the error, else the error."""
+        """Return the error for the container's exit if that caused `error`, else `error`."""
         if error.code in _DEATHS or error.code is ErrorCode.ENGINE_UNAVAILABLE:
             return error
         if facts is None:
@@ -181,7 +181,7 @@ class FailureOutcomes:
         return error
 
     def _of_our_hand(self, error: ModelyardError, facts: ContainerFacts | None) -> ModelyardError:
-        """Return why this worker has ended the container, if it has, else the error."""
+        """Return `disk_quota_exceeded` if the worker ended the container for that, else `error`."""
         why = None if facts is None else self._containers.health.over_disk.get(facts.id)
         if facts is None or why is None or error.code not in _DEATHS:
             return error
@@ -202,7 +202,7 @@ class FailureOutcomes:
 
 
 def _left_behind(command: HostCommand, cancellation: AttemptCancelledError) -> JobState | None:
-    """Return what becomes of a job whose attempt is interrupted; None if nothing does."""
+    """Return the state of a job after its attempt was cancelled; None if it is unchanged."""
     if command.verb not in _CLEANED:
         return None
     if cancellation.reason == "timed_out":
@@ -225,7 +225,7 @@ def _interrupted(cancellation: AttemptCancelledError, job_state: JobState | None
 
 
 def _should_run(command: HostCommand) -> bool:
-    """Tell whether a container that does not run is a cause and not a consequence."""
+    """Return whether the container was meant to run, so that its end explains the error."""
     in_memory = talk_of(command.model).in_memory
     if in_memory is InMemory.NEVER:
         return False

@@ -1,4 +1,4 @@
-"""A model in the memory of a running container: loaded, asked, unloaded. All of it repeatable."""
+"""Loads, calls and unloads the model in a running container. Every step is idempotent."""
 
 import asyncio
 
@@ -17,11 +17,11 @@ from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import InMemory, talk_of
 
 WATCH_AFTER_S = 1.0
-"""Requests that take longer than this also watch the container; most never do."""
+"""Seconds after which a request to the model also watches the container; most end earlier."""
 
 
 class Models:
-    """What operations do to the model in a container."""
+    """The steps of verbs that concern the model in a container."""
 
     def __init__(
         self,
@@ -43,13 +43,14 @@ class Models:
             facts = await self._load_by_start(command, facts, attempt)
         else:
             if not facts.running:
-                # A CREATE was cut short, a LOAD was cancelled, or the container died.
+                # A CREATE did not finish, a LOAD was cancelled, or the container exited.
                 facts = await self._containers.serve(command, facts, attempt)
             memory = ServerMemory(self._server, command, facts)
             if not await self._is_loaded(facts, memory):
                 attempt.report(Phase.LOADING, container_id=facts.id)
                 await attempt.may_go_on()
-                self._containers.health.forget(facts.id)  # it may be in memory, however this ends
+                # If this attempt fails the model may be in memory or not.
+                self._containers.health.forget(facts.id)
                 await self._load_in_time(command, facts, memory)
         self._containers.health.stopped.discard(facts.id)
         crash_point("worker.after_load")
@@ -64,7 +65,8 @@ class Models:
                 await self._stop(command, facts, attempt)
         elif facts.running or facts.id not in self._containers.health.stopped:
             memory = ServerMemory(self._server, command, facts)
-            # A server that is busy may answer as if the model were out: its word is not enough.
+            # A busy server may answer as if its model were unloaded, so its answer alone is not
+            # enough.
             known = self._containers.health.taken_out(facts.id)
             if not (known and await memory.says_it_is_out()):
                 attempt.report(Phase.UNLOADING, container_id=facts.id)
@@ -72,14 +74,14 @@ class Models:
                 if not await while_running(
                     self._runtime, facts.id, unloading, grace_s=WATCH_AFTER_S
                 ):
-                    # It has no way to unload; a LOAD starts the container again.
+                    # The server can't unload, so the container is stopped; a LOAD starts it again.
                     self._containers.health.stopped.add(facts.id)
                     await self._stop(command, facts, attempt)
         crash_point("worker.after_unload")
         self._containers.health.was_unloaded(facts.id)
 
     async def infer(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
-        """Send the input, or the word to run over the dataset; return the answer as JSON text."""
+        """Send the input, or the request to run over the dataset; return the answer as JSON."""
         talk = talk_of(command.model)
         fillings = fillings_of(command)
         has_input = command.input_json is not None
@@ -129,5 +131,5 @@ class Models:
 
 
 def grace_s(command: HostCommand) -> float:
-    """Return the seconds between SIGTERM and SIGKILL; never all of the operation's time."""
+    """Return the seconds between SIGTERM and SIGKILL: at most half of the operation's time."""
     return min(command.model.stop_grace_s, command.timeout_s / 2)

@@ -1,4 +1,4 @@
-"""Trouble in what follows on something, and may not change how that ended."""
+"""Logs errors of follow-up work, such as cleaning up, that must not change an outcome."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,10 +15,10 @@ log = structlog.get_logger(__name__)
 async def trouble_is_logged(
     event: str, seconds: float, *, quiet: bool = False, **ids: str | int
 ) -> AsyncIterator[None]:
-    """Bound what is inside to `seconds`; log what goes wrong in it, and go on after it.
+    """Limit the code inside to `seconds`; log an error in it as `event` and continue after it.
 
-    For what follows on an attempt and may not change its end. `quiet` is for repetitions of what
-    was logged before. Cancellation passes.
+    For work that follows on an attempt and must not change its outcome. `quiet` logs nothing: for
+    a retry whose first failure was logged. A cancellation passes through.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -26,6 +26,6 @@ async def trouble_is_logged(
     except (ModelyardError, TimeoutError) as trouble:
         if not quiet:
             log.warning(event, error=repr(trouble), **ids)
-    except Exception:  # named boundary: what follows on one attempt
+    except Exception:  # named boundary: follow-up work of one attempt
         if not quiet:
             log.exception(event, **ids)

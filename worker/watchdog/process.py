@@ -1,21 +1,21 @@
-"""`python -m worker.watchdog.process`: ends what must not outlive a worker that could not end it.
+"""`python -m worker.watchdog.process`: stops containers that must not outlive their worker's lease.
 
-A worker that is frozen, hung or killed can't stop its containers when its lease ends, and another
-host may then be given the same work. So a worker starts this small process and tells it of each
-renewal through a pipe. As long as they come in time it does nothing. When the lease has not been
-renewed for `lease_s` seconds it stops the containers that are labelled `modelyard.lease=strict`,
-and waits for renewals again. The lease counts from when the worker sent its sign of life, by the
-machine's uptime, which both processes read alike.
+A worker that is frozen, hung or killed can't stop its containers when its lease ends, and the
+dispatcher may then give the same work to another host. So each worker starts this small process and
+sends it every renewal of the lease through a pipe. While renewals come in time the watchdog does
+nothing. After `lease_s` seconds without one it stops the containers with the label
+`modelyard.lease=strict`, and waits for renewals again. The lease counts from when the worker sent
+its heartbeat, by the machine's uptime, which both processes read from the same clock.
 
-When the pipe ends the worker is gone. Its watchdog stays until the lease is over, unless another
-worker of the same host has renewed its own lease by then: each watchdog notes the newest renewal in
-a small file that all of the host's share, and looks into it before it stops anything. So containers
-that a new worker has adopted survive. After its work it ends, and in any case `patience_s` seconds
-after the lease.
+When the pipe ends the worker is gone. The watchdog stays until the lease has ended. If another
+worker of the same host has renewed its own lease by then, the watchdog stops nothing: each watchdog
+writes the newest renewal to a small file that all watchdogs of the host share, and reads that file
+before it stops anything. So containers that a new worker has adopted survive. The watchdog exits
+after it has stopped the containers, and at the latest `patience_s` seconds after the lease.
 
-A worker that was told to stop leaves its containers running, and says farewell: nothing is created
-any more. Its watchdog stays for no longer than something of that runs, or is about to, that is
-strict, for the host is given up all the same if no worker comes back.
+A worker that stops in good order leaves its containers running and sends `FAREWELL`: it creates no
+more containers. If no worker comes back the dispatcher declares the host lost all the same, so the
+watchdog stays while a strict container runs or may still be starting.
 """
 
 import argparse
@@ -41,16 +41,16 @@ from worker.session.lease import uptime_s
 log = structlog.get_logger(__name__)
 
 FAREWELL = b"farewell"
-"""The last line of a worker that ends in good order: what runs is all that there will be."""
+"""The last line from a worker that ends in good order: it starts no more containers."""
 POLL_S = 0.5
 LOOK_S = 5.0
-"""Seconds between two looks at what a worker has left that said farewell."""
+"""Seconds between two checks of the containers that a worker left running after `FAREWELL`."""
 TRY_S = 20.0
-"""Seconds for one try at stopping what has to be stopped."""
+"""Seconds for one try at listing or stopping the containers."""
 
 
 class Watchdog:
-    """One worker's watchdog."""
+    """The watchdog of one worker; see this module's docstring."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class Watchdog:
         note: Path | None,
         clock: Callable[[], float] = uptime_s,
     ) -> None:
-        """`note` is the file that the host's watchdogs share; None: there is no other.
+        """`note` is the file that the host's watchdogs share; None: no file is shared.
 
-        What can't be stopped is tried again for `patience_s` seconds.
+        Stopping is tried again until `patience_s` seconds after the lease.
         """
         self._runtime = runtime
         self._lease_s = lease_s
@@ -71,16 +71,16 @@ class Watchdog:
         self._note = note
         self._clock = clock
         self._renewed_at: float | None = None
-        """None before the first renewal, and after the work is done."""
+        """Time of the newest renewal; None before the first, and when nothing is left to do."""
         self._farewell = False
         self._alone = False
         """True once the worker is gone."""
         self._look_at = 0.0
         self._left = frozenset[str]()
-        """Ids of what a worker has left that said farewell."""
+        """Ids of the strict containers that the worker left running after `FAREWELL`."""
         self._looked_once = False
         self._settled = False
-        """True once nothing is added to that any more; before, whatever is there counts."""
+        """True once no id is added to those; until then every running strict container counts."""
         self._news = asyncio.Event()
 
     async def run(self, pipe: asyncio.StreamReader) -> None:
@@ -121,9 +121,11 @@ class Watchdog:
         self._news.set()
 
     async def _look_around(self) -> None:
-        """Have nothing left to do if nothing is left, or another worker has the host by now.
+        """Check after `FAREWELL` whether strict containers still run.
 
-        Without a note that could not be told. An engine that does not answer is asked again.
+        Nothing is left to do if none runs, or if another worker has renewed its lease on this host.
+        Without the shared file the latter is unknown, so then the watchdog has nothing to do
+        either. If the engine does not answer, the next check asks it again.
         """
         if self._note is None or self._read_note() > (self._renewed_at or 0.0):
             self._renewed_at = None
@@ -135,7 +137,7 @@ class Watchdog:
                 self._left &= up
             else:
                 self._left |= up
-                # The engine may still be at the start of one that it was asked for.
+                # The engine may still be starting a container that the worker asked for.
                 self._settled = self._looked_once or len(up) == len(found)
                 self._looked_once = True
             if self._settled and not self._left:
@@ -143,7 +145,7 @@ class Watchdog:
         self._look_at = self._clock() + LOOK_S
 
     async def _do_its_work(self) -> None:
-        """Stop what is strict, unless another worker has the host by now."""
+        """Stop the strict containers, unless another worker has renewed its lease on this host."""
         renewed_at = self._renewed_at or 0.0
         elsewhere = self._read_note()
         if elsewhere > renewed_at:
@@ -160,7 +162,7 @@ class Watchdog:
     async def _try(
         self, work: Callable[[], Awaitable[list[ContainerFacts]]]
     ) -> list[ContainerFacts] | None:
-        """Return what the work does; None, and a line in the log, if the engine fails."""
+        """Return the result of `work`; if the engine fails, log that and return None."""
         try:
             async with asyncio.timeout(TRY_S):
                 return await work()
@@ -169,7 +171,7 @@ class Watchdog:
             return None
 
     async def _strict(self) -> list[ContainerFacts]:
-        """Return the containers that must not outlive the lease, also those that do not run."""
+        """Return the containers that must not outlive the lease, running or not."""
         return [
             facts
             for facts in await self._runtime.list_own()
@@ -228,13 +230,26 @@ async def _watch(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Watch until there is nothing to watch; SIGTERM ends it at once, and nothing is stopped."""
-    parser = argparse.ArgumentParser(prog="worker.watchdog.process")
-    parser.add_argument("--docker", required=True)
-    parser.add_argument("--host-id", required=True)
-    parser.add_argument("--lease-s", required=True, type=float)
-    parser.add_argument("--patience-s", required=True, type=float)
-    parser.add_argument("--note", default="")
+    """Run until there is nothing to watch; SIGTERM ends the process without stopping containers."""
+    parser = argparse.ArgumentParser(
+        prog="worker.watchdog.process",
+        description="Stops containers that must not outlive their worker's lease. A worker starts "
+        "this process and sends it renewals on stdin.",
+    )
+    parser.add_argument("--docker", required=True, help="URL of the Docker Engine")
+    parser.add_argument("--host-id", required=True, help="id of the worker's host")
+    parser.add_argument(
+        "--lease-s", required=True, type=float, help="seconds that the lease lasts after a renewal"
+    )
+    parser.add_argument(
+        "--patience-s",
+        required=True,
+        type=float,
+        help="seconds after the lease for which stopping is tried again",
+    )
+    parser.add_argument(
+        "--note", default="", help="file with the newest renewal, shared by the host's watchdogs"
+    )
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="auto")
     options = parser.parse_args(argv)
