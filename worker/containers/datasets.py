@@ -1,4 +1,4 @@
-"""Where a dataset lies on this host, whether it may be mounted, and whether it really was."""
+"""Finds datasets on this host, checks that they may be mounted, and that they really were."""
 
 import asyncio
 import concurrent.futures
@@ -18,13 +18,13 @@ from worker.engine.plan import DatasetMount
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
 
 PROBE_S = 5.0
-"""Seconds that one look at a folder may take; a dead network share answers never."""
+"""Seconds that one check of a folder may take; a dead network share never answers."""
 MAX_LOOKS = 32
-"""Looks that may be under way; each that never ends holds a thread until the process does."""
+"""Checks that may run at the same time; one that never returns keeps its thread until the exit."""
 
 
 _HARMLESS = frozenset({"size"})
-"""Options of a volume that say nothing of where it is."""
+"""Options of a volume that do not change where it is stored."""
 _OUTSIDE = "The dataset lies outside of the host's MODELYARD_WORKER_DATASET_ROOTS."
 
 
@@ -34,18 +34,18 @@ class Datasets:
     def __init__(
         self, runtime: ContainerRuntime, roots: Sequence[str], volumes: Sequence[str] = ()
     ) -> None:
-        """`roots` are absolute folders, `volumes` names that may have `*` in them.
+        """`roots` are absolute folders; `volumes` are names in which `*` stands for any letters.
 
-        Without any of one kind nothing of that kind is mounted.
+        Without roots no folder is mounted, and without volume names no volume.
         """
         self._runtime = runtime
         self._roots = tuple(roots)
         self._volumes = tuple(volumes)
         self._looks: dict[tuple[str, str | None], asyncio.Future[_Look]] = {}
-        """Under way: whoever looks for the same shares it."""
+        """The running checks; callers that check the same folder share one."""
 
     async def locate(self, dataset: DatasetSpec | None, model: ModelSpec) -> DatasetMount | None:
-        """Return the mount that the model asks for, once the dataset is there.
+        """Wait until the dataset exists; return its mount, None if the model mounts none.
 
         Raises `dataset_refused` and, after the dataset's `wait_s`, `dataset_unavailable`.
         """
@@ -59,16 +59,16 @@ class Datasets:
         return DatasetMount("bind", source, target)
 
     async def _check_volume(self, dataset: DatasetSpec, name: str) -> None:
-        """Check that a volume may be mounted and is there.
+        """Check that a volume may be mounted and exists.
 
-        A volume can be any folder of the host, or of another one: its options say which. Only what
-        Docker keeps in its own folder is a dataset.
+        By its options a volume can be any folder of this host or of another one. Only a volume that
+        Docker keeps in its own folder is accepted.
         """
         if not any(fnmatchcase(name, pattern) for pattern in self._volumes):
             raise ModelyardError(
                 ErrorCode.DATASET_REFUSED,
                 f"This host may not mount the volume {name}: the setting "
-                "MODELYARD_WORKER_ALLOWED_VOLUMES of its worker does not hold it.",
+                "MODELYARD_WORKER_ALLOWED_VOLUMES of its worker does not allow it.",
                 volume=name,
             )
         volume = await self._runtime.volume(name)
@@ -112,11 +112,11 @@ class Datasets:
 
 
 def verify_mount(facts: ContainerFacts, target: str, expected: DatasetMount | None = None) -> None:
-    """Check that the container has the dataset, read-only and alone in its place.
+    """Check on the container itself that the dataset is its only mount there, and read-only.
 
-    `expected` None takes any source. An engine creates a container before it looks at a mount's
-    source, and a share may go away in between: what is said about a container is what was seen on
-    it. Raises `dataset_unavailable`.
+    `expected` None accepts any source. The check is needed because an engine resolves a mount's
+    source after it has created the container, and a network share may go away in between. Raises
+    `dataset_unavailable`.
     """
     there = [it for it in facts.mounts if overlap(normal(it.target), normal(target))]
     seen = there[0] if len(there) == 1 else None
@@ -145,7 +145,7 @@ def mount_target(dataset: DatasetSpec | None, model: ModelSpec) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One look at a folder: where it really is, or what is missing, or why it is refused."""
+    """The result of one check of a folder: its real path, or what is missing, or why refused."""
 
     folder: str | None = None
     missing: str = ""
@@ -153,7 +153,7 @@ class _Look:
 
 
 def _look(path: str, roots: Sequence[str], ready_file: str | None) -> _Look:
-    """Look once. Blocks, perhaps for ever."""
+    """Check a folder. Blocks, perhaps for ever."""
     try:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
@@ -161,8 +161,8 @@ def _look(path: str, roots: Sequence[str], ready_file: str | None) -> _Look:
         if not stat.S_ISDIR(real.stat().st_mode):
             return _Look(refused="The dataset is not a folder.")
         if ready_file is not None:
-            whole = (real / ready_file).exists()
-            return _Look(str(real)) if whole else _Look(missing=f"{path} has no {ready_file} yet.")
+            ready = (real / ready_file).exists()
+            return _Look(str(real)) if ready else _Look(missing=f"{path} has no {ready_file} yet.")
         with os.scandir(real) as entries:
             return _Look(str(real)) if next(entries, None) else _Look(missing=f"{path} is empty.")
     except OSError as error:
@@ -170,16 +170,17 @@ def _look(path: str, roots: Sequence[str], ready_file: str | None) -> _Look:
 
 
 def _in_daemon_thread(work: Callable[[], _Look]) -> asyncio.Future[_Look]:
-    """Run `work` in a thread of its own, which a process that ends does not wait for.
+    """Run `work` in a thread of its own, for which the process does not wait when it exits.
 
-    The loop's own threads are few and are joined at exit: stuck ones would stop both.
+    The event loop's own threads are few and are joined at exit, so stuck checks would block other
+    work and the exit.
     """
     done: concurrent.futures.Future[_Look] = concurrent.futures.Future()
 
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as fault:  # noqa: BLE001 - carried to whoever awaits it
+        except Exception as fault:  # noqa: BLE001 - raised again where the future is awaited
             done.set_exception(fault)
 
     threading.Thread(target=run, name="dataset", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The containers of a job on this host: found, created, started, removed. All of it repeatable."""
+"""Finds, creates, starts, stops and removes the containers of jobs. Every step is idempotent."""
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
@@ -23,13 +23,13 @@ from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import talk_of
 
 HALT_S = 8.0
-"""Seconds for stopping all that must not outlive the lease."""
+"""Seconds for stopping all containers that must not outlive the lease."""
 
 
 class ContainerLifecycle:
-    """What operations do to containers. Only this host's own are ever touched.
+    """The steps of verbs that concern containers. Only this host's own containers are touched.
 
-    Its own are those that have its labels, and the name that belongs to them.
+    Its own containers have its labels, and the name that follows from these labels.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class ContainerLifecycle:
         self._server = server
         self._rules = rules
         self.health = ModelHealth()
-        """What is in the memory of which container, as far as this process knows."""
+        """What this process knows of the models in the containers."""
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
-        """Return the container of the job's generation, None if it is gone or not ours."""
+        """Return the container of the command's generation; None if there is none of ours."""
         try:
             facts = await self._runtime.inspect(container_name(command.job_id, command.generation))
         except NoSuchContainerError:
@@ -59,14 +59,17 @@ class ContainerLifecycle:
         return facts if ours else None
 
     async def demand(self, command: HostCommand) -> ContainerFacts:
-        """Return the container of the job's generation; raises `container_missing`."""
+        """Return the container of the command's generation; raises `container_missing`."""
         facts = await self.find(command)
         if facts is None:
             raise ModelyardError(ErrorCode.CONTAINER_MISSING)
         return facts
 
     async def ensure(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
-        """Return the job's container, created if it is not there, with its mounts checked."""
+        """Return the job's container with its mounts checked; create it if it does not exist.
+
+        Containers of lower generations are removed.
+        """
         await self.remove_generations(command.job_id, up_to=command.generation - 1)
         target = mount_target(command.dataset, command.model)
         known = await self.find(command)
@@ -75,7 +78,7 @@ class ContainerLifecycle:
                 if target is not None:
                     verify_mount(known, target)
                 return known
-            # Made from another spec under the same generation: what was asked for counts.
+            # It was created from another spec under the same generation: replace it.
             await self._remove(known.id)
         return await self._create(command, attempt)
 
@@ -91,7 +94,7 @@ class ContainerLifecycle:
 
         await self._images.ensure(command.model.image, on_pull, on_progress)
         attempt.report(Phase.CREATING)
-        # A pruned network would only be missed when the container starts.
+        # If the network was pruned, the engine would only notice when the container starts.
         await self._runtime.ensure_network()
         image = await self._runtime.image(command.model.image)
         plan = plan_container(command, mount, self._rules, image)
@@ -106,7 +109,10 @@ class ContainerLifecycle:
         return facts
 
     async def _no_link_leads_elsewhere(self, plan: ContainerPlan, facts: ContainerFacts) -> None:
-        """Check that what is mounted lies where it was mounted, and not behind a link."""
+        """Check that no mount's target lies behind a symbolic link of the image.
+
+        Raises `create_failed`.
+        """
         dataset = plan.dataset.target if plan.dataset else None
         for field, target in (("dataset_mount", dataset), ("result_file", plan.kept_folder)):
             link = await self._runtime.link_at(facts.id, target) if target else None
@@ -114,7 +120,7 @@ class ContainerLifecycle:
                 raise ModelyardError(
                     ErrorCode.CREATE_FAILED,
                     f"{link} is a link in the image, and {field} would lie behind it, perhaps on "
-                    f"another mount. Take the path that it leads to as {field}.",
+                    f"another mount. Use the path that the link leads to as {field}.",
                 )
 
     async def serve(
@@ -130,10 +136,10 @@ class ContainerLifecycle:
     async def start(
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
-        """Start the container unless it runs; its published port is another after each start.
+        """Start the container unless it runs; each start gives it another published port.
 
-        The engine follows the mount's source anew each time, and so is it looked at each time:
-        what was a folder under the roots may be a link out of them by now.
+        The dataset is located and checked before each start: the engine resolves the mount's source
+        at each start, and a folder under the roots may have become a link to somewhere else.
         """
         if facts.running:
             return facts
@@ -165,22 +171,26 @@ class ContainerLifecycle:
             await self._remove(it.id)
 
     async def halt(self, facts: ContainerFacts) -> None:
-        """Stop the container at once: what it holds in memory is of no use."""
+        """Stop the container without a grace period: what it has in memory is of no use."""
         await self._stop(facts.id, 0.0)
         crash_point("worker.stop.after_halt")
         self.health.was_unloaded(facts.id)
 
     async def halt_strict(self) -> None:
-        """Stop at once all containers that must not outlive the lease; trouble is logged."""
+        """Stop all containers that must not outlive the lease, without a grace period.
+
+        An error is logged and not raised.
+        """
         async with trouble_is_logged("lease.not_halted", HALT_S):
             for facts in await self._runtime.list_own():
                 if facts.running and facts.labels is not None and facts.labels.strict:
                     await self.halt(facts)
 
     async def discard(self, discard: DiscardContainer, *, grace_s: float) -> bool:
-        """Stop and remove the container if it is this host's, of that job and generation.
+        """Stop and remove the container; return false if it is not the one that was meant.
 
-        Gone already is success.
+        It must be this host's, and have the job and generation of `discard`. A container that is
+        gone already is success.
         """
         try:
             facts = await self._runtime.inspect(discard.container_id)
@@ -200,7 +210,7 @@ class ContainerLifecycle:
         return True
 
     async def finish_removal(self, container_id: str) -> None:
-        """Remove a container of which `list_own` has said that it is dead."""
+        """Remove a container that `list_own` has returned as dead."""
         await self._remove(container_id)
 
     async def _remove(self, container_id: str) -> None:
@@ -213,4 +223,4 @@ class ContainerLifecycle:
         try:
             await self._runtime.stop(container_id, grace_s)
         except NoSuchContainerError:
-            return  # that it is gone is what is wanted
+            return  # gone already is success

@@ -1,4 +1,4 @@
-"""Looking again and again until a deadline: often at first, then less."""
+"""Pauses for polling until a deadline: short ones at first, then longer ones."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ _GROWTH = 1.5
 
 
 class GrowingPauses:
-    """The pauses between two looks: 10 ms at first, growing to 250 ms, none past the deadline."""
+    """Pauses between two tries: 10 ms at first, growing to 250 ms, none beyond the deadline."""
 
     def __init__(self, seconds: float) -> None:
         """Set the deadline `seconds` from now."""
@@ -17,9 +17,9 @@ class GrowingPauses:
         self._next = FIRST_S
 
     async def again(self) -> bool:
-        """Sleep until the next look; false if the last one is over.
+        """Sleep until the next try; return false at once if the deadline has passed.
 
-        The last pause ends at the deadline, so that there is a look then.
+        The last pause ends at the deadline, so the last try comes then.
         """
         left = self._ends_at - time.monotonic()
         if left <= 0:

@@ -1,7 +1,7 @@
-"""What one operation does to the model in a server's memory: asked, loaded, unloaded.
+"""Loads and unloads the model of a server that itself says whether it is in memory.
 
-For servers that say themselves what they hold (`InMemory.SERVER_SAYS_SO`). Nothing is concluded
-from silence: a server with one thread that is busy answers late, and a hook waits for its turn.
+Only for `InMemory.SERVER_SAYS_SO`. Silence proves nothing: a busy server with one thread answers
+late, and a hook then waits until the server gets to it.
 """
 
 from modelyard.contract.catalog.entries import Hook
@@ -19,28 +19,31 @@ _NO_SUCH_PATH = 404
 _NO_SUCH_METHOD = frozenset({405, 501})
 _REPOSITORY_INDEX = Hook(path="/v2/repository/index", body={})
 _LOADS_BY_ITSELF = "explicit model load / unload is not allowed"
-"""What Triton says unless it runs with `--model-control-mode=explicit`; its status has changed."""
+"""Triton's message unless it runs with `--model-control-mode=explicit`.
+
+The message decides and not the status, which differs between its versions.
+"""
 
 
 class ServerMemory:
-    """The memory of one model server, for one operation."""
+    """The model in the memory of one server, as one operation uses it."""
 
     def __init__(self, server: ModelServer, command: HostCommand, facts: ContainerFacts) -> None:
-        """Take a container that runs; raises `exited` or `oom_killed` for another."""
+        """`facts` is a running container; raises `exited` or `oom_killed` if it does not run."""
         self._server = server
         self._talk = talk_of(command.model)
         self._address = address_of(facts)
         self._fillings = fillings_of(command)
         self._seconds = command.model.load_timeout_s
         self._waits_for = "be asked"
-        """What is waited for: for the error when time is over."""
+        """What the operation waits for; the error names it if the time is over."""
         self._refusal: RefusedByServerError | None = None
         self.ready = (
             None if self._talk.ready is None else RepeatedProbe(server, facts, self._talk.ready)
         )
 
     async def load(self) -> None:
-        """Have the model loaded, and return once it is ready. The caller sets the deadline."""
+        """Load the model and return once it is ready. The caller sets the deadline."""
         if self.ready is not None and await self._speaks(self.ready) is ProbeVerdict.YES:
             return
         if self._talk.load is not None:
@@ -56,9 +59,9 @@ class ServerMemory:
             await self.ready.until({ProbeVerdict.YES}, self._seconds, self._waits_for)
 
     async def unload(self) -> bool:
-        """Have the model unloaded, and return once it is not ready any more.
+        """Unload the model and return once it is not ready any more.
 
-        False if the server has no way to do it: it manages its memory itself.
+        Returns false if the server can't unload, because it manages its memory itself.
         """
         if self._talk.unload is None:
             return True
@@ -78,9 +81,9 @@ class ServerMemory:
         return True
 
     async def says_it_is_out(self) -> bool:
-        """Tell whether the server itself says that there is nothing to unload.
+        """Return whether the server answers that the model is not in memory.
 
-        One that can't be asked, is silent or refuses the connection has said nothing.
+        False if the server can't be asked, is silent or refuses the connection.
         """
         if self.ready is None:
             return False
@@ -88,7 +91,7 @@ class ServerMemory:
         return heard.answer is ProbeVerdict.NO and heard.status is not None
 
     def not_loaded(self) -> ModelyardError:
-        """Return the error for a model that did not get ready in time, with all that is known."""
+        """Return the error for a model that was not ready in time, with the last answers."""
         what, asked = self._waits_for, self.ready
         if asked is None:
             error = ModelyardError(
@@ -107,7 +110,7 @@ class ServerMemory:
         )
 
     async def _speaks(self, ready: RepeatedProbe) -> ProbeVerdict:
-        """Return the server's YES or NO; one that is silent is waited for."""
+        """Return the server's answer, YES or NO; while it is silent, ask again."""
         last = ready.last
         if last is None or last.answer is ProbeVerdict.SILENT:
             last = await ready.until(
@@ -116,10 +119,11 @@ class ServerMemory:
         return last.answer
 
     async def _manages_itself(self, refusal: RefusedByServerError) -> bool:
-        """Tell whether it was refused because the server loads and unloads by itself.
+        """Return whether the refusal means that the server loads and unloads by itself.
 
-        The repository extension of the Open Inference Protocol may be missing. A 404 is also
-        what a server that has it says of a model that it does not know; such a one has an index.
+        A server may lack the repository extension of the Open Inference Protocol; then it answers
+        404. A server with the extension also answers 404, for a model that it does not know, but
+        such a server has an index of models.
         """
         if not self._talk.may_manage_itself:
             return False
@@ -138,7 +142,7 @@ class ServerMemory:
 
 
 def fillings_of(command: HostCommand) -> Fillings:
-    """Return what the placeholders in a command's hooks stand for."""
+    """Return the values of the placeholders in a command's hooks."""
     return Fillings(
         model=command.model.served_name,
         dataset=mount_target(command.dataset, command.model) or "",
