@@ -20,7 +20,7 @@ from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker
 from worker.session.lease import FENCE_S
 from worker.settings import WorkerSettings
-from worker.watchdog.client import WATCHDOG_S, WatchdogClient, shared_note
+from worker.watchdog.client import WATCHDOG_S, WatchdogClient, shared_lease_file
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,9 @@ async def run(
         settings.docker_url,
         host_id=settings.host_id,
         lease_s=watchdog_s,
-        note=shared_note(Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url),
+        lease_file=shared_lease_file(
+            Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url
+        ),
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
     _listen_for_signals(stop, ProcessExit())
@@ -87,8 +89,8 @@ async def run(
         ).run(stop)
         # Only after an orderly end: after a failure the engine may still execute a request that
         # this worker sent, so the watchdog has to stay until the lease ends.
-        watchdog.farewell()
-    watchdog.let_go()
+        watchdog.announce_shutdown()
+    watchdog.close()
 
 
 def _listen_for_signals(stop: asyncio.Event, process: ProcessExit) -> None:

@@ -28,7 +28,7 @@ FAREWELL_S = 2.0
 class WatchdogClient:
     """One watchdog process: started with the first renewal, and again after it died.
 
-    `renewed` and `farewell` never block: a line that does not fit into the pipe is dropped.
+    `renewed` and `announce_shutdown` never block: a line for which the pipe has no room is dropped.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class WatchdogClient:
         docker_url: str,
         *,
         host_id: str,
-        note: Path | None,
+        lease_file: Path | None,
         lease_s: float = WATCHDOG_S,
         options: Sequence[str] = (),
     ) -> None:
-        """`note` is the file that this host's watchdogs share; `options` go on the command line."""
+        """`lease_file` is shared by the host's watchdogs; `options` go on the command line."""
         self._command = (
             *(sys.executable, "-m", "worker.watchdog.process"),
             *("--docker", docker_url),
             *("--host-id", host_id),
             *("--lease-s", str(lease_s)),
             *("--patience-s", str(PATIENCE_S)),
-            *("--note", "" if note is None else str(note)),
+            *("--note", "" if lease_file is None else str(lease_file)),
             *options,
         )
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,14 +65,14 @@ class WatchdogClient:
             self._start()
         self._write(f"{at}\n".encode())
 
-    def farewell(self) -> None:
+    def announce_shutdown(self) -> None:
         """Send that this worker ends in good order and starts no more containers.
 
         The watchdog then stays only while a `strict` container runs.
         """
         self._write(FAREWELL + b"\n")
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         """Close the pipe; leave the watchdog running if it does not exit within `FAREWELL_S`."""
         process, self._process = self._process, None
         if process is None:
@@ -109,7 +109,7 @@ class WatchdogClient:
             os.write(_pipe(self._process).fileno(), line)
 
 
-def shared_note(folder: Path, host_id: str, docker_url: str) -> Path | None:
+def shared_lease_file(folder: Path, host_id: str, docker_url: str) -> Path | None:
     """Return the file that a host's watchdogs share; None if others can write to the folder.
 
     Its name contains the host id and a hash of the engine's URL, because a host of the same id on

@@ -43,9 +43,9 @@ log = structlog.get_logger(__name__)
 FAREWELL = b"farewell"
 """The last line from a worker that ends in good order: it starts no more containers."""
 POLL_S = 0.5
-LOOK_S = 5.0
+CHECK_INTERVAL_S = 5.0
 """Seconds between two checks of the containers that a worker left running after `FAREWELL`."""
-TRY_S = 20.0
+ENGINE_CALL_S = 20.0
 """Seconds for one try at listing or stopping the containers."""
 
 
@@ -58,53 +58,53 @@ class Watchdog:
         *,
         lease_s: float,
         patience_s: float,
-        note: Path | None,
+        lease_file: Path | None,
         clock: Callable[[], float] = uptime_s,
     ) -> None:
-        """`note` is the file that the host's watchdogs share; None: no file is shared.
+        """`lease_file` is the file that the host's watchdogs share; None: no file is shared.
 
         Stopping is tried again until `patience_s` seconds after the lease.
         """
         self._runtime = runtime
         self._lease_s = lease_s
         self._patience_s = patience_s
-        self._note = note
+        self._lease_file = lease_file
         self._clock = clock
         self._renewed_at: float | None = None
         """Time of the newest renewal; None before the first, and when nothing is left to do."""
-        self._farewell = False
-        self._alone = False
+        self._worker_stopped = False
+        self._worker_gone = False
         """True once the worker is gone."""
-        self._look_at = 0.0
-        self._left = frozenset[str]()
+        self._next_check_at = 0.0
+        self._remaining = frozenset[str]()
         """Ids of the strict containers that the worker left running after `FAREWELL`."""
-        self._looked_once = False
-        self._settled = False
+        self._checked_once = False
+        self._remaining_final = False
         """True once no id is added to those; until then every running strict container counts."""
-        self._news = asyncio.Event()
+        self._pipe_read = asyncio.Event()
 
     async def run(self, pipe: asyncio.StreamReader) -> None:
         """Watch until the worker is gone and nothing is left to do."""
         async with TaskGroup() as tasks:
             reading = tasks.create_task(self._read(pipe))
-            while not (self._alone and self._renewed_at is None):
-                if self._left_s() <= 0:
-                    await self._do_its_work()
-                elif self._farewell and self._clock() >= self._look_at:
-                    await self._look_around()
+            while not (self._worker_gone and self._renewed_at is None):
+                if self._seconds_left() <= 0:
+                    await self._enforce_lease()
+                elif self._worker_stopped and self._clock() >= self._next_check_at:
+                    await self._check_remaining()
                     continue
-                self._news.clear()
-                await self._wait(min(max(self._left_s(), 0.0), POLL_S))
+                self._pipe_read.clear()
+                await self._wait(min(max(self._seconds_left(), 0.0), POLL_S))
             reading.cancel()
 
     async def _wait(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._news.wait()
+                await self._pipe_read.wait()
         except TimeoutError:
             return
 
-    def _left_s(self) -> float:
+    def _seconds_left(self) -> float:
         if self._renewed_at is None:
             return POLL_S
         return self._renewed_at + self._lease_s - self._clock()
@@ -112,49 +112,49 @@ class Watchdog:
     async def _read(self, pipe: asyncio.StreamReader) -> None:
         while line := await pipe.readline():
             if line.strip() == FAREWELL:
-                self._farewell = self._alone = True
+                self._worker_stopped = self._worker_gone = True
             else:
                 self._renewed_at = max(float(line), self._renewed_at or 0.0)
-                self._write_note(self._renewed_at)
-            self._news.set()
-        self._alone = True
-        self._news.set()
+                self._write_lease_file(self._renewed_at)
+            self._pipe_read.set()
+        self._worker_gone = True
+        self._pipe_read.set()
 
-    async def _look_around(self) -> None:
+    async def _check_remaining(self) -> None:
         """Check after `FAREWELL` whether strict containers still run.
 
         Nothing is left to do if none runs, or if another worker has renewed its lease on this host.
         Without the shared file the latter is unknown, so then the watchdog has nothing to do
         either. If the engine does not answer, the next check asks it again.
         """
-        if self._note is None or self._read_note() > (self._renewed_at or 0.0):
+        if self._lease_file is None or self._read_lease_file() > (self._renewed_at or 0.0):
             self._renewed_at = None
             return
-        found = await self._try(self._strict)
+        found = await self._try(self._strict_containers)
         if found is not None:
             up = frozenset(facts.id for facts in found if facts.running)
-            if self._settled:
-                self._left &= up
+            if self._remaining_final:
+                self._remaining &= up
             else:
-                self._left |= up
+                self._remaining |= up
                 # The engine may still be starting a container that the worker asked for.
-                self._settled = self._looked_once or len(up) == len(found)
-                self._looked_once = True
-            if self._settled and not self._left:
+                self._remaining_final = self._checked_once or len(up) == len(found)
+                self._checked_once = True
+            if self._remaining_final and not self._remaining:
                 self._renewed_at = None
-        self._look_at = self._clock() + LOOK_S
+        self._next_check_at = self._clock() + CHECK_INTERVAL_S
 
-    async def _do_its_work(self) -> None:
+    async def _enforce_lease(self) -> None:
         """Stop the strict containers, unless another worker has renewed its lease on this host."""
         renewed_at = self._renewed_at or 0.0
-        elsewhere = self._read_note()
-        if elsewhere > renewed_at:
+        other_renewal = self._read_lease_file()
+        if other_renewal > renewed_at:
             log.info("watchdog.relieved")
-            self._renewed_at = None if self._alone else elsewhere
+            self._renewed_at = None if self._worker_gone else other_renewal
             return
         log.warning("watchdog.lease_over", lease_s=self._lease_s)
-        done = await self._try(self._stop_all)
-        if done is None and self._left_s() > -self._patience_s:
+        done = await self._try(self._stop_strict)
+        if done is None and self._seconds_left() > -self._patience_s:
             await asyncio.sleep(POLL_S)
         elif self._renewed_at == renewed_at:
             self._renewed_at = None
@@ -164,13 +164,13 @@ class Watchdog:
     ) -> list[ContainerFacts] | None:
         """Return the result of `work`; if the engine fails, log that and return None."""
         try:
-            async with asyncio.timeout(TRY_S):
+            async with asyncio.timeout(ENGINE_CALL_S):
                 return await work()
         except (RuntimeFaultError, TimeoutError) as error:
             log.warning("watchdog.failed", error=repr(error))
             return None
 
-    async def _strict(self) -> list[ContainerFacts]:
+    async def _strict_containers(self) -> list[ContainerFacts]:
         """Return the containers that must not outlive the lease, running or not."""
         return [
             facts
@@ -178,10 +178,10 @@ class Watchdog:
             if facts.labels is not None and facts.labels.strict
         ]
 
-    async def _stop_all(self) -> list[ContainerFacts]:
-        found = await self._strict()
+    async def _stop_strict(self) -> list[ContainerFacts]:
+        found = await self._strict_containers()
         for facts in found:
-            if not facts.running or (self._settled and facts.id not in self._left):
+            if not facts.running or (self._remaining_final and facts.id not in self._remaining):
                 continue
             try:
                 await self._runtime.stop(facts.id, 0.0)
@@ -191,21 +191,21 @@ class Watchdog:
             log.warning("watchdog.stopped", container_id=facts.id, job_id=job_id)
         return found
 
-    def _write_note(self, renewed_at: float) -> None:
-        if self._note is None:
+    def _write_lease_file(self, renewed_at: float) -> None:
+        if self._lease_file is None:
             return
-        fresh = self._note.with_suffix(f".{os.getpid()}")
+        fresh = self._lease_file.with_suffix(f".{os.getpid()}")
         try:
             fresh.write_text(f"{renewed_at}\n")
-            fresh.replace(self._note)
+            fresh.replace(self._lease_file)
         except OSError as error:
             log.warning("watchdog.no_note", error=repr(error))
 
-    def _read_note(self) -> float:
-        if self._note is None:
+    def _read_lease_file(self) -> float:
+        if self._lease_file is None:
             return 0.0
         try:
-            return float(self._note.read_text())
+            return float(self._lease_file.read_text())
         except (OSError, ValueError):
             return 0.0
 
@@ -221,7 +221,7 @@ async def _watch(options: argparse.Namespace) -> None:
         runtime,
         lease_s=options.lease_s,
         patience_s=options.patience_s,
-        note=Path(options.note) if options.note else None,
+        lease_file=Path(options.note) if options.note else None,
     )
     try:
         await watchdog.run(pipe)
