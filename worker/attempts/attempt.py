@@ -22,7 +22,7 @@ class Outcome:
     result_json: str | None = None
 
 
-async def always_held() -> None:
+async def lease_always_held() -> None:
     """Return at once: the default for `held` where no lease can be lost."""
 
 
@@ -34,7 +34,7 @@ class Attempt:
         command: HostCommand,
         publish: Callable[[OperationReport], None],
         *,
-        held: Callable[[], Awaitable[None]] = always_held,
+        held: Callable[[], Awaitable[None]] = lease_always_held,
     ) -> None:
         """Open the attempt with its first report.
 
@@ -44,7 +44,7 @@ class Attempt:
         self.command = command
         self._publish = publish
         self._held = held
-        self._silenced = False
+        self._reporting_stopped = False
         self.cancellation = Cancellation()
         self.latest = self._report(seq=1, state=OperationState.RUNNING)
         """The newest report. The first one means `accepted`: RUNNING without a phase."""
@@ -53,7 +53,7 @@ class Attempt:
     def ended(self) -> bool:
         return self.latest.state.terminal
 
-    async def may_go_on(self) -> None:
+    async def require_lease(self) -> None:
         """Return at once while the lease is held; never return once it is lost.
 
         Verbs call this before each step with an effect, such as creating or starting a container,
@@ -75,27 +75,27 @@ class Attempt:
             )
         )
 
-    def end(self, ending: Outcome) -> None:
+    def end(self, outcome: Outcome) -> None:
         """Report the outcome; a second call does nothing."""
         if not self.ended:
             crash_point("worker.before_end")
         self._send(
             self._report(
                 seq=self.latest.seq + 1,
-                state=ending.state,
-                job_state=ending.job_state,
-                container_id=ending.container_id or self.latest.container_id,
-                error=ending.error,
-                result_json=ending.result_json,
+                state=outcome.state,
+                job_state=outcome.job_state,
+                container_id=outcome.container_id or self.latest.container_id,
+                error=outcome.error,
+                result_json=outcome.result_json,
             )
         )
 
-    def silence(self) -> None:
+    def stop_reporting(self) -> None:
         """Publish no more reports: the dispatcher no longer counts on this attempt."""
-        self._silenced = True
+        self._reporting_stopped = True
 
     def _send(self, report: OperationReport) -> None:
-        if self.ended or self._silenced:
+        if self.ended or self._reporting_stopped:
             return
         self.latest = report
         self._publish(report)

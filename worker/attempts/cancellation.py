@@ -25,7 +25,7 @@ class Cancellation:
         """Why the attempt was cancelled; None if it was not."""
         self._limit: asyncio.Timeout | None = None
 
-    def ask(self, reason: CancelReason) -> None:
+    def request(self, reason: CancelReason) -> None:
         """Cancel the scope that is active now, or the next one. The first reason is kept."""
         self.reason = self.reason or reason
         if self._limit is not None:

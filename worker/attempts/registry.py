@@ -16,7 +16,7 @@ from modelyard.contract.messages import (
     OperationReport,
     RepeatReport,
 )
-from worker.attempts.attempt import Attempt, always_held
+from worker.attempts.attempt import Attempt, lease_always_held
 
 MAX_ENDED = 10_000
 """Ended attempts whose last report is kept, to be sent again on request."""
@@ -69,7 +69,7 @@ class AttemptRegistry:
         self,
         publish: Callable[[OperationReport], None],
         *,
-        held: Callable[[], Awaitable[None]] = always_held,
+        held: Callable[[], Awaitable[None]] = lease_always_held,
     ) -> None:
         """Pass `publish` and `held`, the check of the lease, on to each attempt; see `Attempt`."""
         self._held = held
@@ -78,7 +78,7 @@ class AttemptRegistry:
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._ended_bytes = 0
         self._generations: OrderedDict[str, int] = OrderedDict()
-        self._looks: dict[int, set[str]] = {}
+        self._busy_views: dict[int, set[str]] = {}
         self._cancels: OrderedDict[str, CancelOperation] = OrderedDict()
 
     @property
@@ -89,16 +89,16 @@ class AttemptRegistry:
     def busy_jobs(self) -> Iterator[set[str]]:
         """Yield the ids of the jobs with an open attempt; attempts opened meanwhile are added."""
         busy = {attempt.command.job_id for attempt in self._open.values()}
-        self._looks[id(busy)] = busy
+        self._busy_views[id(busy)] = busy
         try:
             yield busy
         finally:
-            del self._looks[id(busy)]
+            del self._busy_views[id(busy)]
 
-    def saw_containers(self, containers: Iterable[tuple[str, int]]) -> None:
+    def record_generations(self, containers: Iterable[tuple[str, int]]) -> None:
         """Remember the generations of existing containers, given as (job id, generation)."""
         for job_id, generation in containers:
-            self._saw(job_id, generation)
+            self._record_generation(job_id, generation)
 
     def take(self, command: HostCommand) -> AdmittedCommand:
         """Decide about one command; open an attempt if it is new."""
@@ -116,14 +116,14 @@ class AttemptRegistry:
             return AdmittedCommand(Admission.REPEATED, opened, report=latest)
         if command.generation < self._generations.get(command.job_id, 0):
             return AdmittedCommand(Admission.STALE_GENERATION)
-        self._saw(command.job_id, command.generation)
+        self._record_generation(command.job_id, command.generation)
         self._drop_ended(command.operation_id)
         self._cancels.pop(command.operation_id, None)
         attempt = Attempt(command, self._publish, held=self._held)
         if cancel is not None and cancel.epoch == command.epoch:
-            attempt.cancellation.ask(cancel.reason)
+            attempt.cancellation.request(cancel.reason)
         self._open[command.operation_id] = attempt
-        for busy in self._looks.values():
+        for busy in self._busy_views.values():
             busy.add(command.job_id)
         return AdmittedCommand(Admission.NEW, attempt, superseded=opened, report=attempt.latest)
 
@@ -137,13 +137,13 @@ class AttemptRegistry:
         latest = opened.latest if opened else self._last_report(operation_id)
         known = latest.epoch if latest else 0
         if cancel.epoch > known or (cancel.epoch == known and cancel.reason == "stale"):
-            self._remember(cancel)
+            self._remember_cancel(cancel)
         if cancel.epoch != known or latest is None:
             return None
         if opened is not None and cancel.reason == "stale":
-            opened.silence()
+            opened.stop_reporting()
         if opened is not None and not opened.ended:
-            opened.cancellation.ask(cancel.reason)
+            opened.cancellation.request(cancel.reason)
             return None
         return latest if cancel.reason != "stale" else None
 
@@ -153,7 +153,7 @@ class AttemptRegistry:
         latest = opened.latest if opened else self._last_report(asked.operation_id)
         return latest if latest is not None and latest.epoch == asked.epoch else None
 
-    def works_on(self, job_id: str, generation: int) -> bool:
+    def has_open_attempt(self, job_id: str, generation: int) -> bool:
         """Return whether an attempt on this generation of the job is open."""
         commands = (attempt.command for attempt in self._open.values())
         return any((it.job_id, it.generation) == (job_id, generation) for it in commands)
@@ -173,7 +173,7 @@ class AttemptRegistry:
         ):
             self._drop_ended(next(iter(self._ended)))
 
-    def _remember(self, cancel: CancelOperation) -> None:
+    def _remember_cancel(self, cancel: CancelOperation) -> None:
         remembered = self._cancels.get(cancel.operation_id)
         if remembered is None or remembered.epoch <= cancel.epoch:
             self._cancels[cancel.operation_id] = cancel
@@ -185,7 +185,7 @@ class AttemptRegistry:
         ended = self._ended.get(operation_id)
         return ended.report if ended else None
 
-    def _saw(self, job_id: str, generation: int) -> None:
+    def _record_generation(self, job_id: str, generation: int) -> None:
         self._generations[job_id] = max(generation, self._generations.get(job_id, 0))
         self._generations.move_to_end(job_id)
         while len(self._generations) > MAX_JOBS:

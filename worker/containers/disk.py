@@ -25,13 +25,13 @@ from worker.engine.protocol import (
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 5.0
+INTERVAL_S = 5.0
 """Least seconds from the start of one round to the next."""
-SHARE = 5
+PAUSE_FACTOR = 5
 """The pause after a round lasts at least this many times the round, to spare the host's disk."""
-REST_S = 60.0
+MAX_PAUSE_S = 60.0
 """The longest pause, in seconds."""
-AT_ONCE = 4
+CONCURRENCY = 4
 """Containers that are measured at the same time, so that one that hangs does not delay the rest."""
 MISSES = 3
 """Failed measurements in a row after which a container is stopped."""
@@ -43,7 +43,7 @@ class DiskWatch:
     def __init__(self, runtime: ContainerRuntime, health: ModelHealth) -> None:
         self._runtime = runtime
         self._health = health
-        self._silent = False
+        self._engine_failing = False
         self._misses: dict[str, int] = {}
         """By container id, its failed measurements in a row."""
 
@@ -53,16 +53,18 @@ class DiskWatch:
         while True:
             began = loop.time()
             try:
-                await self.look()
+                await self.measure_all()
             except RuntimeFaultError as error:
-                if not self._silent:
+                if not self._engine_failing:
                     log.warning("disk.unmeasured", reason=error.message)
-                self._silent = True
+                self._engine_failing = True
             else:
-                self._silent = False
-            await asyncio.sleep(min(REST_S, max(LOOK_S, SHARE * (loop.time() - began))))
+                self._engine_failing = False
+            await asyncio.sleep(
+                min(MAX_PAUSE_S, max(INTERVAL_S, PAUSE_FACTOR * (loop.time() - began)))
+            )
 
-    async def look(self) -> None:
+    async def measure_all(self) -> None:
         """Measure this host's running containers that could fill the disk; stop those over a limit.
 
         Raises `EngineUnavailableError` if there is no engine, and if volumes can't be measured.
@@ -83,7 +85,7 @@ class DiskWatch:
 
     async def _measure(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
         """Return the measured bytes by container id; stop what failed `MISSES` times in a row."""
-        turns = asyncio.Semaphore(AT_ONCE)
+        turns = asyncio.Semaphore(CONCURRENCY)
         written: dict[str, int] = {}
         failed: dict[str, RuntimeFaultError] = {}
 
@@ -105,10 +107,10 @@ class DiskWatch:
             await self._runtime.ping()  # raises if the engine is away: no container is to blame
         for facts in containers:
             if facts.id in failed:
-                await self._miss(facts, failed[facts.id])
+                await self._count_failure(facts, failed[facts.id])
         return written
 
-    async def _miss(self, facts: ContainerFacts, error: RuntimeFaultError) -> None:
+    async def _count_failure(self, facts: ContainerFacts, error: RuntimeFaultError) -> None:
         misses = self._misses[facts.id] = self._misses.get(facts.id, 0) + 1
         log.warning(
             "disk.container_unmeasured",
@@ -118,7 +120,7 @@ class DiskWatch:
             reason=error.message,
         )
         if misses >= MISSES:
-            await self._end(
+            await self._stop(
                 facts,
                 f"What the container wrote to the disk could not be measured {misses} times in a "
                 "row, so it counts as over its limit (resources.disk). Make it write fewer files.",
@@ -136,12 +138,12 @@ class DiskWatch:
             bytes=written,
             limit=limit,
         )
-        await self._end(
+        await self._stop(
             facts, f"The container wrote more than {limit} bytes to the disk (resources.disk)."
         )
         return True
 
-    async def _end(self, facts: ContainerFacts, why: str) -> None:
+    async def _stop(self, facts: ContainerFacts, why: str) -> None:
         # Record the reason first: an attempt that sees the container exit reads it.
         self._health.over_disk[facts.id] = why
         try:

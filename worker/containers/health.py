@@ -28,8 +28,8 @@ class ModelHealth:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` counts seconds."""
         self._clock = clock
-        self._put: set[str] = set()
-        self._out: set[str] = set()
+        self._loaded: set[str] = set()
+        self._unloaded: set[str] = set()
         self._misses: dict[str, _Misses] = {}
         self.over_disk: dict[str, str] = {}
         """Containers that were stopped for what they wrote to the disk, each with the reason."""
@@ -37,17 +37,17 @@ class ModelHealth:
         """Containers that an UNLOAD stopped because their servers can't unload. If the engine did
         not answer, the UNLOAD is tried again and must not take the stop for a failure."""
 
-    def was_loaded(self, container_id: str) -> None:
+    def record_loaded(self, container_id: str) -> None:
         """Record that this process has loaded the container's model."""
         self.forget(container_id)
-        self._put.add(container_id)
+        self._loaded.add(container_id)
 
-    def was_unloaded(self, container_id: str) -> None:
+    def record_unloaded(self, container_id: str) -> None:
         """Record that the model is not in memory: it was unloaded, or its container starts."""
         self.forget(container_id)
-        self._out.add(container_id)
+        self._unloaded.add(container_id)
 
-    def is_gone(self, container_id: str) -> None:
+    def record_removed(self, container_id: str) -> None:
         """Record that a container was removed."""
         self.forget(container_id)
         self.over_disk.pop(container_id, None)
@@ -55,19 +55,21 @@ class ModelHealth:
 
     def forget(self, container_id: str) -> None:
         """Forget whether a container's model is in memory, and its answers."""
-        self._put.discard(container_id)
-        self._out.discard(container_id)
+        self._loaded.discard(container_id)
+        self._unloaded.discard(container_id)
         self._misses.pop(container_id, None)
 
-    def put_into_memory(self, container_id: str) -> bool:
+    def is_loaded(self, container_id: str) -> bool:
         """Return whether this process has loaded the model: for servers that can't be asked."""
-        return container_id in self._put
+        return container_id in self._loaded
 
-    def taken_out(self, container_id: str) -> bool:
+    def is_unloaded(self, container_id: str) -> bool:
         """Return whether this process knows that the model is not in memory."""
-        return container_id in self._out
+        return container_id in self._unloaded
 
-    def looked(self, container_id: str, *, running: bool, answer: ProbeVerdict | None) -> bool:
+    def record_answer(
+        self, container_id: str, *, running: bool, answer: ProbeVerdict | None
+    ) -> bool:
         """Record an inventory's result for a container; return whether its model is unhealthy.
 
         `answer` is None if the server was not asked. NO does not count while this process knows
@@ -78,9 +80,9 @@ class ModelHealth:
             self.forget(container_id)  # a stopped container is not unhealthy
             return False
         if answer is ProbeVerdict.YES:
-            self._out.discard(container_id)
+            self._unloaded.discard(container_id)
             self._misses.pop(container_id, None)
-        if answer is ProbeVerdict.NO and container_id not in self._out:
+        if answer is ProbeVerdict.NO and container_id not in self._unloaded:
             self._count(self._misses.setdefault(container_id, _Misses()))
         misses = self._misses.get(container_id)
         return misses is not None and misses.count >= MISSES
@@ -94,5 +96,5 @@ class ModelHealth:
     @property
     def known(self) -> frozenset[str]:
         """Ids of the containers of which anything is remembered."""
-        remembered = (self._put, self._out, self._misses, self.over_disk, self.stopped)
+        remembered = (self._loaded, self._unloaded, self._misses, self.over_disk, self.stopped)
         return frozenset().union(*remembered)

@@ -66,12 +66,12 @@ class Images:
         while True:
             pull = self._pulls.get(image)
             if pull is None:
-                await self._lead(image, throttled)
+                await self._pull(image, throttled)
                 return
-            if await _follow(pull, throttled):
+            if await _wait_for(pull, throttled):
                 return
 
-    async def _lead(self, image: str, on_progress: OnProgress) -> None:
+    async def _pull(self, image: str, on_progress: OnProgress) -> None:
         pull = self._pulls[image] = _Pull()
         pull.listeners.append(on_progress)
         try:
@@ -84,23 +84,23 @@ class Images:
             raise
         finally:
             del self._pulls[image]
-            # No result if the caller was cancelled or a defect raised: a follower pulls instead.
+            # No result means that this caller was cancelled or hit a defect: a waiting one pulls.
             pull.ended.cancel()
 
     def _throttled(self, on_progress: OnProgress) -> OnProgress:
-        told_at = float("-inf")
+        reported_at = float("-inf")
 
         def tell(progress: Progress) -> None:
-            nonlocal told_at
+            nonlocal reported_at
             now = self._clock()
-            if now - told_at >= PROGRESS_INTERVAL_S or progress.current == progress.total:
-                told_at = now
+            if now - reported_at >= PROGRESS_INTERVAL_S or progress.current == progress.total:
+                reported_at = now
                 on_progress(progress)
 
         return tell
 
 
-async def _follow(pull: _Pull, on_progress: OnProgress) -> bool:
+async def _wait_for(pull: _Pull, on_progress: OnProgress) -> bool:
     """Wait for another caller's pull; false if that caller stopped. Raises the pull's error."""
     pull.listeners.append(on_progress)
     try:

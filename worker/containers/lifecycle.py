@@ -8,7 +8,7 @@ from worker.attempts.attempt import Attempt
 from worker.containers.datasets import Datasets, mount_target, verify_mount
 from worker.containers.health import ModelHealth
 from worker.containers.images import Images
-from worker.containers.planning import judge
+from worker.containers.planning import check_catalog_rules
 from worker.containers.readiness import RepeatedProbe, while_running
 from worker.engine.labels import container_name
 from worker.engine.plan import ContainerPlan, PlanRules, plan_container, spec_hash
@@ -20,7 +20,7 @@ from worker.engine.protocol import (
 from worker.execution.trouble import trouble_is_logged
 from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
-from worker.model_server.profiles import talk_of
+from worker.model_server.profiles import dialogue_of
 
 HALT_S = 8.0
 """Seconds for stopping all containers that must not outlive the lease."""
@@ -58,7 +58,7 @@ class ContainerLifecycle:
         ours = labels is not None and labels.host_id == self._rules.host_id
         return facts if ours else None
 
-    async def demand(self, command: HostCommand) -> ContainerFacts:
+    async def require(self, command: HostCommand) -> ContainerFacts:
         """Return the container of the command's generation; raises `container_missing`."""
         facts = await self.find(command)
         if facts is None:
@@ -83,7 +83,7 @@ class ContainerLifecycle:
         return await self._create(command, attempt)
 
     async def _create(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
-        judge(command)
+        check_catalog_rules(command)
         mount = await self._datasets.locate(command.dataset, command.model)
 
         def on_pull() -> None:
@@ -98,17 +98,17 @@ class ContainerLifecycle:
         await self._runtime.ensure_network()
         image = await self._runtime.image(command.model.image)
         plan = plan_container(command, mount, self._rules, image)
-        await attempt.may_go_on()
+        await attempt.require_lease()
         crash_point("worker.before_create")
         created = await self._runtime.create(plan)
         crash_point("worker.after_create")
         facts = await self._runtime.inspect(created)
         if mount is not None:
             verify_mount(facts, mount.target, mount)
-        await self._no_link_leads_elsewhere(plan, facts)
+        await self._reject_links(plan, facts)
         return facts
 
-    async def _no_link_leads_elsewhere(self, plan: ContainerPlan, facts: ContainerFacts) -> None:
+    async def _reject_links(self, plan: ContainerPlan, facts: ContainerFacts) -> None:
         """Check that no mount's target lies behind a symbolic link of the image.
 
         Raises `create_failed`.
@@ -128,7 +128,7 @@ class ContainerLifecycle:
     ) -> ContainerFacts:
         """Start the container unless it runs, and wait until its server answers alive."""
         facts = await self.start(command, facts, attempt)
-        alive = talk_of(command.model).alive
+        alive = dialogue_of(command.model).alive
         if alive is not None:
             await self.probe(facts, alive, command.model.start_timeout_s, "answer alive")
         return facts
@@ -147,24 +147,24 @@ class ContainerLifecycle:
         if mount is not None:
             verify_mount(facts, mount.target, mount)
         attempt.report(Phase.STARTING, container_id=facts.id)
-        self.health.was_unloaded(facts.id)
+        self.health.record_unloaded(facts.id)
         self.health.over_disk.pop(facts.id, None)
-        await attempt.may_go_on()
+        await attempt.require_lease()
         await self._runtime.start(facts.id)
         crash_point("worker.after_start")
         return await self._runtime.inspect(facts.id)
 
     async def probe(self, facts: ContainerFacts, path: str, seconds: float, what: str) -> None:
         """Wait until `path` answers 2xx; raises `not_ready`, `exited` or `oom_killed`."""
-        question = RepeatedProbe(self._server, facts, path)
-        waiting = question.until({ProbeVerdict.YES}, seconds, what)
+        probe = RepeatedProbe(self._server, facts, path)
+        waiting = probe.until({ProbeVerdict.YES}, seconds, what)
         await while_running(self._runtime, facts.id, waiting)
 
     async def remove_generations(self, job_id: str, *, up_to: int, grace_s: float = 0.0) -> None:
         """Remove the job's containers up to a generation."""
         facts = await self._runtime.list_own(job_id)
-        doomed = [it for it in facts if it.labels and it.labels.generation <= up_to]
-        for it in doomed:
+        outdated = [it for it in facts if it.labels and it.labels.generation <= up_to]
+        for it in outdated:
             if it.running and grace_s:
                 await self._stop(it.id, grace_s)
                 crash_point("worker.stop.after_stop")
@@ -174,7 +174,7 @@ class ContainerLifecycle:
         """Stop the container without a grace period: what it has in memory is of no use."""
         await self._stop(facts.id, 0.0)
         crash_point("worker.stop.after_halt")
-        self.health.was_unloaded(facts.id)
+        self.health.record_unloaded(facts.id)
 
     async def halt_strict(self) -> None:
         """Stop all containers that must not outlive the lease, without a grace period.
@@ -217,7 +217,7 @@ class ContainerLifecycle:
         crash_point("worker.before_remove")
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
-        self.health.is_gone(container_id)
+        self.health.record_removed(container_id)
 
     async def _stop(self, container_id: str, grace_s: float) -> None:
         try:

@@ -12,14 +12,14 @@ from modelyard.contract.messages import HostCommand
 from modelyard.contract.validation import error_list, first_errors
 
 
-def judge(command: HostCommand) -> None:
+def check_catalog_rules(command: HostCommand) -> None:
     """Return if the model and the dataset follow the rules; raises `spec_refused`."""
-    _judge("model", command.model)
+    _check("model", command.model)
     if command.dataset is not None:
-        _judge("dataset", command.dataset)
+        _check("dataset", command.dataset)
 
 
-def _judge(what: str, entry: BaseModel) -> None:
+def _check(what: str, entry: BaseModel) -> None:
     try:
         type(entry).model_validate(entry.model_dump(mode="json"))
     except ValidationError as error:

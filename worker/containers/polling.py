@@ -3,8 +3,8 @@
 import asyncio
 import time
 
-FIRST_S = 0.01
-MOST_S = 0.25
+FIRST_PAUSE_S = 0.01
+MAX_PAUSE_S = 0.25
 _GROWTH = 1.5
 
 
@@ -14,9 +14,9 @@ class GrowingPauses:
     def __init__(self, seconds: float) -> None:
         """Set the deadline `seconds` from now."""
         self._ends_at = time.monotonic() + seconds
-        self._next = FIRST_S
+        self._next = FIRST_PAUSE_S
 
-    async def again(self) -> bool:
+    async def pause(self) -> bool:
         """Sleep until the next try; return false at once if the deadline has passed.
 
         The last pause ends at the deadline, so the last try comes then.
@@ -25,5 +25,5 @@ class GrowingPauses:
         if left <= 0:
             return False
         await asyncio.sleep(min(self._next, left))
-        self._next = min(self._next * _GROWTH, MOST_S)
+        self._next = min(self._next * _GROWTH, MAX_PAUSE_S)
         return True

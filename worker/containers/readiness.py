@@ -54,10 +54,10 @@ class RepeatedProbe:
         try:
             async with limit:
                 while True:
-                    heard = await self.ask()
-                    if heard.answer in wanted:
-                        return heard
-                    if not await pauses.again():
+                    result = await self.ask()
+                    if result.answer in wanted:
+                        return result
+                    if not await pauses.pause():
                         break
         except TimeoutError:
             if not limit.expired():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DEFAULT_REGISTRY = "docker.io"
-_ITS_OTHER_NAME = "index.docker.io"
+_DEFAULT_REGISTRY_ALIAS = "index.docker.io"
 _PATTERN = re.compile(r"[A-Za-z0-9._:/-]+(/\*)?")
 
 
@@ -96,7 +96,7 @@ def _is_registry(head: str) -> bool:
 
 def _registry(head: str) -> str:
     name = head.lower()
-    return _DEFAULT_REGISTRY if name == _ITS_OTHER_NAME else name
+    return _DEFAULT_REGISTRY if name == _DEFAULT_REGISTRY_ALIAS else name
 
 
 def _has_tag(pattern: str) -> bool:

@@ -17,7 +17,7 @@ from worker.model_server.templates import fill
 
 _SHM_BYTES = 64 << 20
 _HOME = "HOME"
-_SINCE_DISK = ("shm", "disk")
+_ADDED_LATER = ("shm", "disk")
 """Fields of the resources that were added after `spec_hash` was in use; see there."""
 
 
@@ -96,7 +96,7 @@ def spec_hash(spec: ModelSpec) -> str:
     older version created still matches its spec.
     """
     document = spec.model_dump(mode="json")
-    for name in _SINCE_DISK:
+    for name in _ADDED_LATER:
         if document["resources"][name] is None:
             del document["resources"][name]
     return hashlib.sha256(canonical_json(document).encode()).hexdigest()[:16]
@@ -113,7 +113,7 @@ def plan_container(
     Raises `create_failed` if the image or the host can't provide what the model asks for.
     """
     spec = command.model
-    _volumes_leave_room(spec, dataset, image)
+    _check_image_volumes(spec, dataset, image)
     values = {"model": spec.served_name, "dataset": dataset.target if dataset else ""}
     return ContainerPlan(
         name=container_name(command.job_id, command.generation),
@@ -174,7 +174,7 @@ def _disk(resources: Resources, rules: PlanRules) -> int:
     return resources.disk
 
 
-def _volumes_leave_room(spec: ModelSpec, dataset: DatasetMount | None, image: ImageFacts) -> None:
+def _check_image_volumes(spec: ModelSpec, dataset: DatasetMount | None, image: ImageFacts) -> None:
     """Check that no volume of the image lies above or below one of our mounts.
 
     On the same folder our mount replaces the volume. Raises `create_failed`.

@@ -45,8 +45,8 @@ class Batch:
         if await self._runtime.log_is_full(facts.id):
             raise ModelyardError(
                 ErrorCode.BAD_RESULT,
-                "The log no longer contains any stdout: it keeps the last 30 MB of stdout and "
-                "stderr together, and the older part was dropped. Write less, or use result_file.",
+                "The log no longer contains any stdout, because it was rotated: it keeps the last "
+                "30 MB of stdout and stderr together. Write less, or use result_file.",
             )
         raise ModelyardError(ErrorCode.BAD_RESULT, "The container wrote nothing to stdout.")
 

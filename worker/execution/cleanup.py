@@ -26,47 +26,51 @@ class Cleanup:
     def __init__(self, containers: ContainerLifecycle, *, retry_s: float = RETRY_S) -> None:
         self._containers = containers
         self._retry_s = retry_s
-        self._left: dict[str, int] = {}
+        self._pending: dict[str, int] = {}
         """By job id, the generation up to which containers still have to be removed."""
-        self._something = asyncio.Event()
+        self._work_waiting = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
     async def remove(self, command: HostCommand) -> None:
         """Remove the job's containers up to the command's generation; if that fails, try later."""
-        if not await self._gone(command.job_id, command.generation):
+        if not await self._try_remove(command.job_id, command.generation):
             self.remove_later(command)
 
     def remove_later(self, command: HostCommand) -> None:
         """Remove them after some seconds: the engine may still be creating one."""
         job_id = command.job_id
-        self._left[job_id] = max(command.generation, self._left.get(job_id, 0))
-        self._something.set()
+        self._pending[job_id] = max(command.generation, self._pending.get(job_id, 0))
+        self._work_waiting.set()
 
     async def claim(self, command: HostCommand) -> None:
         """Stop removing the command's generation: its container is about to be created again."""
-        if self._left.get(command.job_id, 0) >= command.generation:
+        if self._pending.get(command.job_id, 0) >= command.generation:
             async with self._one_at_a_time:
-                self._left.pop(command.job_id, None)
+                self._pending.pop(command.job_id, None)
 
     async def run(self) -> None:
         """Retry the pending removals until cancelled."""
         while True:
-            await self._something.wait()
+            await self._work_waiting.wait()
             await asyncio.sleep(self._retry_s)
-            for job_id in tuple(self._left):
+            for job_id in tuple(self._pending):
                 async with self._one_at_a_time:
-                    await self._again(job_id)
-            if not self._left:
-                self._something.clear()
+                    await self._retry(job_id)
+            if not self._pending:
+                self._work_waiting.clear()
 
-    async def _again(self, job_id: str) -> None:
-        up_to = self._left.get(job_id)
-        if up_to is not None and await self._gone(job_id, up_to) and self._left[job_id] == up_to:
-            del self._left[job_id]
+    async def _retry(self, job_id: str) -> None:
+        up_to = self._pending.get(job_id)
+        if (
+            up_to is not None
+            and await self._try_remove(job_id, up_to)
+            and self._pending[job_id] == up_to
+        ):
+            del self._pending[job_id]
             log.info("cleanup.done", job_id=job_id, generation=up_to)
 
-    async def _gone(self, job_id: str, up_to: int) -> bool:
-        first_time = job_id not in self._left
+    async def _try_remove(self, job_id: str, up_to: int) -> bool:
+        first_time = job_id not in self._pending
         async with trouble_is_logged(
             "cleanup.failed", CLEANUP_S, job_id=job_id, generation=up_to, quiet=not first_time
         ):

@@ -63,7 +63,7 @@ class Discards:
             task.cancel()
 
     async def _discard(self, discard: DiscardContainer) -> None:
-        told = log.bind(
+        logger = log.bind(
             container_id=discard.container_id,
             job_id=discard.job_id,
             generation=discard.generation,
@@ -73,12 +73,12 @@ class Discards:
             self._locks.hold(discard.job_id),
             trouble_is_logged("discard.failed", DISCARD_S, container_id=discard.container_id),
         ):
-            if self._registry.works_on(discard.job_id, discard.generation):
-                told.warning("discard.refused", reason="an attempt on its job is open")
+            if self._registry.has_open_attempt(discard.job_id, discard.generation):
+                logger.warning("discard.refused", reason="an attempt on its job is open")
             elif await self._containers.discard(discard, grace_s=GRACE_S):
-                told.info("discard.done")
+                logger.info("discard.done")
             else:
-                told.warning("discard.refused", reason="its labels do not match the request")
+                logger.warning("discard.refused", reason="its labels do not match the request")
 
     async def _finish(self, container_id: str, job_id: str) -> None:
         """Remove a dead container; no attempt works with one, so no job lock is needed."""

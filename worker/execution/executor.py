@@ -31,12 +31,12 @@ class AttemptRunner:
         self._abandoned = False
 
     def start(self, attempt: Attempt, superseded: Attempt | None = None) -> None:
-        """Start an attempt unless it runs; cancel and silence the one that it supersedes."""
+        """Start an attempt unless it runs; cancel the one it supersedes, which reports no more."""
         if attempt in self._running or self._abandoned:
             return
         earlier = self._running.get(superseded) if superseded is not None else None
         if superseded is not None:
-            superseded.silence()
+            superseded.stop_reporting()
         if earlier is not None:
             earlier.cancel()
         task = self._tasks.create_task(self._run(attempt, earlier))
@@ -59,7 +59,7 @@ class AttemptRunner:
         self._abandoned = True
         running = dict(self._running)
         for attempt, task in running.items():
-            attempt.silence()
+            attempt.stop_reporting()
             task.cancel()
         if running:
             await asyncio.wait(tuple(running.values()))
@@ -67,17 +67,17 @@ class AttemptRunner:
 
     async def _run(self, attempt: Attempt, earlier: asyncio.Task[None] | None) -> None:
         command = attempt.command
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as lock:
             try:
                 async with attempt.cancellation.scope():
                     if earlier is not None:
                         await asyncio.wait((earlier,))
-                    await held.enter_async_context(self._turn(command))
+                    await lock.enter_async_context(self._job_lock(command))
             except AttemptCancelledError as cancellation:
-                ending = await self._operations.withdraw(attempt, cancellation)
+                outcome = await self._operations.withdraw(attempt, cancellation)
             else:
-                ending = await self._operations.perform(attempt)
-            attempt.end(ending)
+                outcome = await self._operations.perform(attempt)
+            attempt.end(outcome)
             # Close before the lock is released, so the next attempt on this job sees this one as
             # ended.
             self._registry.close(attempt)
@@ -87,10 +87,10 @@ class AttemptRunner:
             job_id=command.job_id,
             epoch=command.epoch,
             verb=command.verb.value,
-            state=ending.state.value,
-            code=ending.error.code.value if ending.error else None,
+            state=outcome.state.value,
+            code=outcome.error.code.value if outcome.error else None,
         )
 
-    def _turn(self, command: HostCommand) -> AbstractAsyncContextManager[None]:
+    def _job_lock(self, command: HostCommand) -> AbstractAsyncContextManager[None]:
         shared_by = command.model.max_concurrency if VERB_RULES[command.verb].shared else None
         return self._locks.hold(command.job_id, shared_by=shared_by)

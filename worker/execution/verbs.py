@@ -19,15 +19,15 @@ from worker.execution.cleanup import Cleanup
 from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models, grace_s
 from worker.execution.trouble import trouble_is_logged
-from worker.model_server.profiles import InMemory, talk_of
+from worker.model_server.profiles import InMemory, dialogue_of
 
 log = structlog.get_logger(__name__)
 
 GIVE_UP_S = 8.0
 """Seconds for stopping what must not outlive the lease."""
-_GO_ON = frozenset({Verb.DEPLOY_UNLOAD, Verb.TERMINATE})
+_NOT_CANCELLABLE = frozenset({Verb.DEPLOY_UNLOAD, Verb.TERMINATE})
 
-Story = Callable[[HostCommand, Attempt], Awaitable[Outcome]]
+VerbMethod = Callable[[HostCommand, Attempt], Awaitable[Outcome]]
 
 
 class VerbRunner:
@@ -46,7 +46,7 @@ class VerbRunner:
         self._batch = batch
         self._outcomes = outcomes
         self._cleanup = cleanup
-        self._stories: Mapping[Verb, Story] = {
+        self._methods: Mapping[Verb, VerbMethod] = {
             Verb.DEPLOY_CREATE: self._create,
             Verb.DEPLOY_LOAD: self._load,
             Verb.INFER: self._infer,
@@ -65,7 +65,7 @@ class VerbRunner:
         """
         command = attempt.command
         try:
-            async with _interruptible(attempt):
+            async with _cancellable(attempt):
                 outcome = await self._attempt(command, attempt)
                 if not isinstance(outcome, Outcome):
                     outcome = await self._outcomes.of(command, outcome)
@@ -75,7 +75,7 @@ class VerbRunner:
             # Removed without a grace period: nothing more that the container writes is read.
             attempt.report(Phase.REMOVING)
             try:
-                async with _interruptible(attempt):
+                async with _cancellable(attempt):
                     await self._cleanup.remove(command)
             except AttemptCancelledError:
                 self._cleanup.remove_later(command)  # the result is there, so the outcome stays
@@ -106,11 +106,11 @@ class VerbRunner:
         limit = asyncio.timeout(command.timeout_s)
         try:
             async with limit:
-                if command.verb not in talk_of(command.model).verbs:
+                if command.verb not in dialogue_of(command.model).verbs:
                     return ModelyardError(
                         ErrorCode.UNSUPPORTED_VERB, profile=command.model.profile.value
                     )
-                return await self._stories[command.verb](command, attempt)
+                return await self._methods[command.verb](command, attempt)
         except ModelyardError as error:
             return error
         except Exception as error:  # named boundary: one attempt; the others go on
@@ -128,22 +128,22 @@ class VerbRunner:
     async def _create(self, command: HostCommand, attempt: Attempt) -> Outcome:
         await self._cleanup.claim(command)
         facts = await self.containers.ensure(command, attempt)
-        if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
+        if dialogue_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
             facts = await self.containers.serve(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
 
     async def _load(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        facts = await self.containers.demand(command)
+        facts = await self.containers.require(command)
         facts = await self._models.load(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.LOADED, facts.id)
 
     async def _infer(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        facts = await self.containers.demand(command)
+        facts = await self.containers.require(command)
         result = await self._models.infer(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, None, facts.id, result_json=result)
 
     async def _unload(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        facts = await self.containers.demand(command)
+        facts = await self.containers.require(command)
         await self._models.unload(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
 
@@ -163,12 +163,14 @@ class VerbRunner:
         if command.model.profile is Profile.BATCH:
             result = await self._batch.run(command, facts, attempt)
         else:
-            if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
+            if dialogue_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
                 facts = await self.containers.serve(command, facts, attempt)
             facts = await self._models.load(command, facts, attempt)
             result = await self._models.infer(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id, result_json=result)
 
 
-def _interruptible(attempt: Attempt) -> AbstractAsyncContextManager[None]:
-    return nullcontext() if attempt.command.verb in _GO_ON else attempt.cancellation.scope()
+def _cancellable(attempt: Attempt) -> AbstractAsyncContextManager[None]:
+    return (
+        nullcontext() if attempt.command.verb in _NOT_CANCELLABLE else attempt.cancellation.scope()
+    )

@@ -34,7 +34,7 @@ _PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f]*")
 _FRAMING = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"}
 )
-_DID_NOT_ASK = frozenset({408, 429, 502, 504})
+_MODEL_NOT_REACHED = frozenset({408, 429, 502, 504})
 """Request Timeout, Too Many Requests, Bad Gateway, Gateway Timeout: the request did not reach the
 model."""
 
@@ -101,7 +101,7 @@ class ModelServer:
                         "GET", _url(address, path), extensions=to_address(address)
                     ) as response,
                 ):
-                    return _heard(response.status_code)
+                    return _probe_result(response.status_code)
             except RefusedError as error:
                 return ProbeResult(ProbeVerdict.NO, str(error), nobody_listens=True)
             except TimeoutError:
@@ -179,10 +179,10 @@ class ModelServer:
             ) from error
 
 
-def _heard(status: int) -> ProbeResult:
+def _probe_result(status: int) -> ProbeResult:
     if 200 <= status < 300:  # noqa: PLR2004 - the class of success
         return ProbeResult(ProbeVerdict.YES, str(status), status)
-    answer = ProbeVerdict.SILENT if status in _DID_NOT_ASK else ProbeVerdict.NO
+    answer = ProbeVerdict.SILENT if status in _MODEL_NOT_REACHED else ProbeVerdict.NO
     return ProbeResult(answer, str(status), status)
 
 

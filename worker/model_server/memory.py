@@ -12,7 +12,7 @@ from worker.containers.readiness import RepeatedProbe, address_of
 from worker.engine.protocol import ContainerFacts
 from worker.model_server.client import ModelServer, RefusedByServerError
 from worker.model_server.probes import ProbeVerdict
-from worker.model_server.profiles import talk_of
+from worker.model_server.profiles import dialogue_of
 from worker.model_server.templates import Fillings
 
 _NO_SUCH_PATH = 404
@@ -31,7 +31,7 @@ class ServerMemory:
     def __init__(self, server: ModelServer, command: HostCommand, facts: ContainerFacts) -> None:
         """`facts` is a running container; raises `exited` or `oom_killed` if it does not run."""
         self._server = server
-        self._talk = talk_of(command.model)
+        self._dialogue = dialogue_of(command.model)
         self._address = address_of(facts)
         self._fillings = fillings_of(command)
         self._seconds = command.model.load_timeout_s
@@ -39,17 +39,19 @@ class ServerMemory:
         """What the operation waits for; the error names it if the time is over."""
         self._refusal: RefusedByServerError | None = None
         self.ready = (
-            None if self._talk.ready is None else RepeatedProbe(server, facts, self._talk.ready)
+            None
+            if self._dialogue.ready is None
+            else RepeatedProbe(server, facts, self._dialogue.ready)
         )
 
     async def load(self) -> None:
         """Load the model and return once it is ready. The caller sets the deadline."""
-        if self.ready is not None and await self._speaks(self.ready) is ProbeVerdict.YES:
+        if self.ready is not None and await self._first_answer(self.ready) is ProbeVerdict.YES:
             return
-        if self._talk.load is not None:
-            self._waits_for = f"answer {self._talk.load.method} {self._talk.load.path}"
+        if self._dialogue.load is not None:
+            self._waits_for = f"answer {self._dialogue.load.method} {self._dialogue.load.path}"
             try:
-                await self._tell(self._talk.load, ErrorCode.LOAD_FAILED)
+                await self._tell(self._dialogue.load, ErrorCode.LOAD_FAILED)
             except RefusedByServerError as refusal:
                 if not await self._manages_itself(refusal):
                     raise
@@ -63,10 +65,10 @@ class ServerMemory:
 
         Returns false if the server can't unload, because it manages its memory itself.
         """
-        if self._talk.unload is None:
+        if self._dialogue.unload is None:
             return True
         try:
-            await self._tell(self._talk.unload, ErrorCode.UNLOAD_FAILED)
+            await self._tell(self._dialogue.unload, ErrorCode.UNLOAD_FAILED)
         except RefusedByServerError as refusal:
             if not await self._manages_itself(refusal):
                 raise
@@ -80,7 +82,7 @@ class ServerMemory:
                 ) from error
         return True
 
-    async def says_it_is_out(self) -> bool:
+    async def reports_unloaded(self) -> bool:
         """Return whether the server answers that the model is not in memory.
 
         False if the server can't be asked, is silent or refuses the connection.
@@ -109,7 +111,7 @@ class ServerMemory:
             error.code, f"{said} {error.message}", **error.detail, load_status=self._refusal.status
         )
 
-    async def _speaks(self, ready: RepeatedProbe) -> ProbeVerdict:
+    async def _first_answer(self, ready: RepeatedProbe) -> ProbeVerdict:
         """Return the server's answer, YES or NO; while it is silent, ask again."""
         last = ready.last
         if last is None or last.answer is ProbeVerdict.SILENT:
@@ -125,7 +127,7 @@ class ServerMemory:
         404. A server with the extension also answers 404, for a model that it does not know, but
         such a server has an index of models.
         """
-        if not self._talk.may_manage_itself:
+        if not self._dialogue.may_manage_itself:
             return False
         if refusal.status in _NO_SUCH_METHOD or _LOADS_BY_ITSELF in refusal.body:
             return True

@@ -47,9 +47,9 @@ class ServerDialogue:
         return self.infer if has_input else (self.infer_dataset or self.infer)
 
 
-def talk_of(spec: ModelSpec) -> ServerDialogue:
+def dialogue_of(spec: ModelSpec) -> ServerDialogue:
     """Return the requests for this model."""
-    return _TALKS[spec.profile](spec)
+    return _DIALOGUES[spec.profile](spec)
 
 
 def inventory_path(spec: ModelSpec) -> str | None:
@@ -59,8 +59,8 @@ def inventory_path(spec: ModelSpec) -> str | None:
     an unloaded model counts as loaded the next INFER fails, but if a loaded one counted as unloaded
     the job would be lost.
     """
-    talk = talk_of(spec)
-    return talk.ready or talk.alive
+    dialogue = dialogue_of(spec)
+    return dialogue.ready or dialogue.alive
 
 
 def _process(spec: ModelSpec) -> ServerDialogue:
@@ -108,7 +108,7 @@ def _batch(_: ModelSpec) -> ServerDialogue:
     return ServerDialogue(verbs=_ONE_SHOT, in_memory=InMemory.NEVER)
 
 
-_TALKS = {
+_DIALOGUES = {
     Profile.PROCESS: _process,
     Profile.HTTP: _http,
     Profile.OPEN_INFERENCE: _open_inference,

@@ -38,7 +38,7 @@ def read_envelope(body: bytes) -> CommandEnvelope | UnreadableCommand:
         kinds = {detail["type"] for detail in error.errors(include_url=False, include_input=False)}
         not_json = "json_invalid" in kinds
         reason = ErrorCode.INVALID_JSON if not_json else ErrorCode.INVALID_REQUEST
-        return UnreadableCommand(_told(reason, "a list of commands", error), body)
+        return UnreadableCommand(_error_info(reason, "a list of commands", error), body)
 
 
 def read_commands(envelope: CommandEnvelope) -> tuple[list[HostCommand], list[UnreadableCommand]]:
@@ -58,10 +58,10 @@ def read_commands(envelope: CommandEnvelope) -> tuple[list[HostCommand], list[Un
             alone = {**envelope.model_dump(exclude={"commands"}), "commands": [command]}
             body = json.dumps(alone).encode()
             bad.append(
-                UnreadableCommand(_told(ErrorCode.INVALID_REQUEST, "a command", error), body)
+                UnreadableCommand(_error_info(ErrorCode.INVALID_REQUEST, "a command", error), body)
             )
     return good, bad
 
 
-def _told(reason: ErrorCode, wanted: str, error: ValidationError) -> ErrorInfo:
+def _error_info(reason: ErrorCode, wanted: str, error: ValidationError) -> ErrorInfo:
     return ErrorInfo(code=reason, message=f"Not {wanted}: {first_errors(error)}")

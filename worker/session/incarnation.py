@@ -133,7 +133,7 @@ class Incarnation:
 
         async def announce() -> None:
             found = await recovery.announce()
-            self._registry.saw_containers(
+            self._registry.record_generations(
                 (facts.labels.job_id, facts.labels.generation) for facts in found if facts.labels
             )
             announced.set()

@@ -103,7 +103,7 @@ class InventoryLoop:
                     self._discards.finish(facts.id, facts.labels.job_id)
             containers = [facts for facts in listed if not facts.dead]
             for gone in known - {facts.id for facts in containers}:
-                self._health.is_gone(gone)
+                self._health.record_removed(gone)
             items = await take_stock(self._server, containers, unasked=busy)
             judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
             self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))
@@ -111,7 +111,7 @@ class InventoryLoop:
         return True
 
     def _judged(self, item: InventoryItem) -> InventoryItem:
-        unhealthy = self._health.looked(
+        unhealthy = self._health.record_answer(
             item.container_id, running=item.running, answer=answer_in(item)
         )
         over_disk = item.container_id in self._health.over_disk

@@ -27,7 +27,7 @@ from modelyard.process.batching import chunks_by_size
 log = structlog.get_logger(__name__)
 
 MAX_REPORTS = 1_000
-ASK_EVERY = 3
+REDECLARE_EVERY = 3
 """Failures in a row after which a dispatcher is asked to declare queue and binding again."""
 
 _Key = tuple[str, int]
@@ -57,12 +57,12 @@ class Reporter:
         self._backoff = backoff
         self._stuck_since: float | None = None
         self._waiting: OrderedDict[_Key, OperationReport] = OrderedDict()
-        self._something = asyncio.Event()
+        self._work_waiting = asyncio.Event()
         self._confirmed = asyncio.Condition()
         self._in_flight: frozenset[_Key] = frozenset()
         self._number = 0
         self._inventory: Inventory | None = None
-        self._ahead: frozenset[_Key] = frozenset()
+        self._before_inventory: frozenset[_Key] = frozenset()
         """Keys of the reports that were waiting when the inventory came; they go before it."""
 
     @property
@@ -76,7 +76,7 @@ class Reporter:
         waiting = self._waiting.get(key)
         if waiting is None or waiting.seq <= report.seq:
             self._waiting[key] = report
-        self._something.set()
+        self._work_waiting.set()
         if self._stuck_since is None:
             self._stuck_since = time.monotonic()
 
@@ -87,14 +87,14 @@ class Reporter:
         out of order. A newer inventory replaces one that still waits.
         """
         self._inventory = inventory
-        self._ahead = self._unconfirmed()
-        self._something.set()
+        self._before_inventory = self._unconfirmed()
+        self._work_waiting.set()
 
     async def run(self) -> None:
         """Publish until cancelled; the caller runs this as a task."""
         failures = 0
         while True:
-            await self._something.wait()
+            await self._work_waiting.wait()
             chunk = self._take_chunk()
             inventory = None if chunk else self._take_inventory()
             if not chunk and inventory is None:
@@ -108,8 +108,8 @@ class Reporter:
                     log.warning("reports.waiting", error=str(error))
                 self._put_back([report for report, _ in chunk])
                 await asyncio.sleep(self._backoff(failures))
-                if failures % ASK_EVERY == 0:
-                    await self._ask()
+                if failures % REDECLARE_EVERY == 0:
+                    await self._ask_to_redeclare()
             else:
                 if failures:
                     log.info("reports.flowing", after_failures=failures)
@@ -136,7 +136,7 @@ class Reporter:
             return False
         return True
 
-    async def _ask(self) -> None:
+    async def _ask_to_redeclare(self) -> None:
         try:
             await self._ask_for_way()
         except BrokerUnavailableError as error:
@@ -147,11 +147,11 @@ class Reporter:
 
     def _take_chunk(self) -> list[tuple[OperationReport, str]]:
         """Take as many waiting reports as fit into one message."""
-        behind = self._inventory is not None
+        has_inventory = self._inventory is not None
         encoded = (
             (report, report.model_dump_json())
             for key, report in self._waiting.items()
-            if not behind or key in self._ahead
+            if not has_inventory or key in self._before_inventory
         )
         chunk = next(
             chunks_by_size(
@@ -164,18 +164,18 @@ class Reporter:
         )
         for report, _ in chunk:
             del self._waiting[_key(report)]
-        self._rest_if_empty()
+        self._clear_if_idle()
         self._in_flight = frozenset(_key(report) for report, _ in chunk)
         return chunk
 
     def _take_inventory(self) -> Inventory | None:
         inventory, self._inventory = self._inventory, None
-        self._rest_if_empty()
+        self._clear_if_idle()
         return inventory
 
-    def _rest_if_empty(self) -> None:
+    def _clear_if_idle(self) -> None:
         if not self._waiting and self._inventory is None:
-            self._something.clear()
+            self._work_waiting.clear()
 
     def _put_back(self, reports: Sequence[OperationReport]) -> None:
         """Put unconfirmed reports back at the front, except where a newer report waits already."""
@@ -184,7 +184,7 @@ class Reporter:
             if _key(report) not in self._waiting:
                 self._waiting[_key(report)] = report
                 self._waiting.move_to_end(_key(report), last=False)
-        self._something.set()
+        self._work_waiting.set()
 
     async def _publish(self, reports: Sequence[str], inventory: Inventory | None) -> None:
         self._number += 1  # for a repetition too: it carries the state of that moment

@@ -69,7 +69,7 @@ class ContainerDocument(_Document):
     network_settings: _NetworkSettings = _NetworkSettings()
 
     @property
-    def going(self) -> bool:
+    def being_removed(self) -> bool:
         """True while it is being removed."""
         return self.state.status == "removing"
 

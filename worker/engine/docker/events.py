@@ -16,7 +16,7 @@ from worker.engine.labels import HOST
 WATCH_SLICE_S = 120.0
 """Seconds after which the stream is opened again, because a broken one may show no error."""
 _OPEN_S = 30.0
-_TELLING = ("die", "oom", "stop", "destroy")
+_EVENTS = ("die", "oom", "stop", "destroy")
 
 
 async def watch(docker: aiodocker.Docker, host_id: str, on_change: Callable[[], None]) -> None:
@@ -24,7 +24,7 @@ async def watch(docker: aiodocker.Docker, host_id: str, on_change: Callable[[], 
 
     Returns when the stream ends, and after `WATCH_SLICE_S`. Raises `EngineUnavailableError`.
     """
-    filters = {"type": ["container"], "event": list(_TELLING), "label": [f"{HOST}={host_id}"]}
+    filters = {"type": ["container"], "event": list(_EVENTS), "label": [f"{HOST}={host_id}"]}
     async with deadline("watch", _OPEN_S + WATCH_SLICE_S, ours=True):
         try:
             async with (

@@ -265,16 +265,16 @@ class DockerRuntime:
                     return
 
     async def inspect(self, ref: str) -> ContainerFacts:
-        facts = await self._look_at(ref)
+        facts = await self._inspect(ref)
         if facts.dead:
             raise NoSuchContainerError
         return facts
 
-    async def _look_at(self, ref: str, *, ours: bool = False) -> ContainerFacts:
+    async def _inspect(self, ref: str, *, ours: bool = False) -> ContainerFacts:
         """Return the facts of a container, also of a dead one."""
         async with one_container(self._docker, ref, "inspect", CALL_S, ours=ours) as container:
             document = ContainerDocument.model_validate(await container.show())
-            if document.going:
+            if document.being_removed:
                 raise NoSuchContainerError
             return document.facts(publish=self._publish, network=self._network)
 
@@ -286,7 +286,7 @@ class DockerRuntime:
         found = []
         for container in listed:
             try:
-                facts = await self._look_at(container.id, ours=True)
+                facts = await self._inspect(container.id, ours=True)
             except NoSuchContainerError:
                 continue  # removed after it was listed
             # The labels may come from an image; they are None unless the name matches them.
