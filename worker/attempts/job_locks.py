@@ -1,6 +1,6 @@
-"""One lock a job: exclusive verbs run alone, shared ones together, first come, first served.
+"""One lock for each job: exclusive verbs run alone, shared ones together, first come, first served.
 
-The dispatcher already orders a job's operations. The lock also holds when it makes a mistake.
+The dispatcher already orders a job's operations. The lock protects the job even if it does not.
 """
 
 import asyncio

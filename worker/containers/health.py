@@ -59,11 +59,11 @@ class ModelHealth:
         self._unloaded.discard(container_id)
         self._misses.pop(container_id, None)
 
-    def is_loaded(self, container_id: str) -> bool:
+    def known_loaded(self, container_id: str) -> bool:
         """Return whether this process has loaded the model: for servers that can't be asked."""
         return container_id in self._loaded
 
-    def is_unloaded(self, container_id: str) -> bool:
+    def known_unloaded(self, container_id: str) -> bool:
         """Return whether this process knows that the model is not in memory."""
         return container_id in self._unloaded
 

@@ -22,7 +22,7 @@ class _Pull:
             asyncio.get_running_loop().create_future()
         )
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         for listener in self.listeners:
             listener(progress)
 
@@ -76,7 +76,7 @@ class Images:
         pull.listeners.append(on_progress)
         try:
             crash_point("worker.pull.before_pull")
-            await self._runtime.ensure_image(image, pull.tell)
+            await self._runtime.ensure_image(image, pull.report)
             crash_point("worker.pull.after_pull")
             pull.ended.set_result(None)
         except ModelyardError as error:
@@ -90,14 +90,14 @@ class Images:
     def _throttled(self, on_progress: OnProgress) -> OnProgress:
         reported_at = float("-inf")
 
-        def tell(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             nonlocal reported_at
             now = self._clock()
             if now - reported_at >= PROGRESS_INTERVAL_S or progress.current == progress.total:
                 reported_at = now
                 on_progress(progress)
 
-        return tell
+        return report
 
 
 async def _wait_for(pull: _Pull, on_progress: OnProgress) -> bool:

@@ -17,7 +17,7 @@ from worker.engine.protocol import (
     ContainerRuntime,
     NoSuchContainerError,
 )
-from worker.execution.trouble import trouble_is_logged
+from worker.execution.error_logging import log_errors
 from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import dialogue_of
@@ -181,7 +181,7 @@ class ContainerLifecycle:
 
         An error is logged and not raised.
         """
-        async with trouble_is_logged("lease.not_halted", HALT_S):
+        async with log_errors("lease.not_halted", HALT_S):
             for facts in await self._runtime.list_own():
                 if facts.running and facts.labels is not None and facts.labels.strict:
                     await self.halt(facts)

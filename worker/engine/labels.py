@@ -89,7 +89,7 @@ class ContainerLabels:
         the name that follows from the labels can't come from an image.
         """
         try:
-            made = cls(
+            parsed = cls(
                 host_id=labels[HOST],
                 job_id=labels[JOB],
                 operation_id=labels[OPERATION],
@@ -102,4 +102,4 @@ class ContainerLabels:
             )
         except (KeyError, ValueError):
             return None
-        return made if made.name == name else None
+        return parsed if parsed.name == name else None

@@ -179,8 +179,11 @@ def _check_image_volumes(spec: ModelSpec, dataset: DatasetMount | None, image: I
 
     On the same folder our mount replaces the volume. Raises `create_failed`.
     """
-    ours = {"dataset_mount": dataset.target if dataset else None, "result_file": _kept_folder(spec)}
-    for field, target in ours.items():
+    targets = {
+        "dataset_mount": dataset.target if dataset else None,
+        "result_file": _kept_folder(spec),
+    }
+    for field, target in targets.items():
         for volume in image.volumes if target is not None else ():
             one, other = normal(volume), normal(target or "")
             if one != other and overlap(one, other):

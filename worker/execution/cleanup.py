@@ -6,7 +6,7 @@ import structlog
 
 from modelyard.contract.messages import HostCommand
 from worker.containers.lifecycle import ContainerLifecycle
-from worker.execution.trouble import trouble_is_logged
+from worker.execution.error_logging import log_errors
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ class Cleanup:
 
     async def _try_remove(self, job_id: str, up_to: int) -> bool:
         first_time = job_id not in self._pending
-        async with trouble_is_logged(
+        async with log_errors(
             "cleanup.failed", CLEANUP_S, job_id=job_id, generation=up_to, quiet=not first_time
         ):
             await self._containers.remove_generations(job_id, up_to=up_to)

@@ -13,7 +13,7 @@ from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.containers.lifecycle import ContainerLifecycle
-from worker.execution.trouble import trouble_is_logged
+from worker.execution.error_logging import log_errors
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,7 +71,7 @@ class Discards:
         # Holds the job's lock alone, so that running attempts on the job end first.
         async with (
             self._locks.hold(discard.job_id),
-            trouble_is_logged("discard.failed", DISCARD_S, container_id=discard.container_id),
+            log_errors("discard.failed", DISCARD_S, container_id=discard.container_id),
         ):
             if self._registry.has_open_attempt(discard.job_id, discard.generation):
                 logger.warning("discard.refused", reason="an attempt on its job is open")
@@ -82,7 +82,7 @@ class Discards:
 
     async def _finish(self, container_id: str, job_id: str) -> None:
         """Remove a dead container; no attempt works with one, so no job lock is needed."""
-        async with trouble_is_logged(
+        async with log_errors(
             "removal.not_finished", DISCARD_S, container_id=container_id, job_id=job_id
         ):
             await self._containers.finish_removal(container_id)

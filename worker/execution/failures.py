@@ -13,7 +13,7 @@ from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
 from worker.engine.protocol import ContainerExit, ContainerFacts, ContainerRuntime
 from worker.execution.cleanup import Cleanup
-from worker.execution.trouble import trouble_is_logged
+from worker.execution.error_logging import log_errors
 from worker.model_server.client import NoAnswerError
 from worker.model_server.profiles import InMemory, dialogue_of
 
@@ -72,9 +72,7 @@ class FailureOutcomes:
             # The error is not the container's, and the next attempt needs the container.
             return _outcome(error, None)
         facts: ContainerFacts | None = None
-        async with trouble_is_logged(
-            "aftermath.no_look", INSPECT_S, operation_id=command.operation_id
-        ):
+        async with log_errors("aftermath.no_look", INSPECT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             error = self._disk_limit_error(await self._cause(command, error, facts), facts)
         if command.verb not in _REMOVED_ON_FAILURE and error.code not in _EXIT_ERRORS:
@@ -82,9 +80,7 @@ class FailureOutcomes:
         if facts is not None and facts.ever_started:
             if facts.exit_code is not None:
                 error.detail.setdefault("exit_code", facts.exit_code)
-            async with trouble_is_logged(
-                "aftermath.no_log", LOG_S, operation_id=command.operation_id
-            ):
+            async with log_errors("aftermath.no_log", LOG_S, operation_id=command.operation_id):
                 await self._add_log(error, facts)
         await self._cleanup.remove(command)
         return _outcome(error, JobState.FAILED, facts)
@@ -119,9 +115,7 @@ class FailureOutcomes:
             return _cancelled_outcome(cancellation, None)
         inspected = False
         facts: ContainerFacts | None = None
-        async with trouble_is_logged(
-            "aftermath.no_look", REPORT_S, operation_id=command.operation_id
-        ):
+        async with log_errors("aftermath.no_look", REPORT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             inspected = True
         if not inspected or _made_by(command, facts):
@@ -139,7 +133,7 @@ class FailureOutcomes:
             return await self._stop_half_loaded(attempt)
         if command.verb is Verb.DEPLOY_CREATE and cancellation.reason != "timed_out":
             facts: ContainerFacts | None = None
-            async with trouble_is_logged(
+            async with log_errors(
                 "aftermath.no_look", INSPECT_S, operation_id=command.operation_id
             ):
                 facts = await self._containers.find(command)
@@ -156,7 +150,7 @@ class FailureOutcomes:
         command = attempt.command
         if attempt.latest.phase is None:
             return None  # loading had not begun
-        async with trouble_is_logged(
+        async with log_errors(
             "aftermath.not_stopped", INSPECT_S, operation_id=command.operation_id
         ):
             facts = await self._containers.find(command)

@@ -67,7 +67,7 @@ class Models:
             memory = ServerMemory(self._server, command, facts)
             # A busy server may answer as if its model were unloaded, so its answer alone is not
             # enough.
-            known = self._containers.health.is_unloaded(facts.id)
+            known = self._containers.health.known_unloaded(facts.id)
             if not (known and await memory.reports_unloaded()):
                 attempt.report(Phase.UNLOADING, container_id=facts.id)
                 unloading = memory.unload()
@@ -128,7 +128,7 @@ class Models:
 
     async def _is_loaded(self, facts: ContainerFacts, memory: ServerMemory) -> bool:
         if memory.ready is None:
-            return self._containers.health.is_loaded(facts.id)
+            return self._containers.health.known_loaded(facts.id)
         return (await memory.ready.ask()).answer is ProbeVerdict.YES
 
 

@@ -16,9 +16,9 @@ from worker.attempts.cancellation import AttemptCancelledError
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.execution.batch import Batch
 from worker.execution.cleanup import Cleanup
+from worker.execution.error_logging import log_errors
 from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models, grace_s
-from worker.execution.trouble import trouble_is_logged
 from worker.model_server.profiles import InMemory, dialogue_of
 
 log = structlog.get_logger(__name__)
@@ -93,7 +93,7 @@ class VerbRunner:
         temps = [command for command in commands if command.verb is Verb.TEMP]
         for command in temps:
             self._cleanup.remove_later(command)
-        async with trouble_is_logged("lease.not_cleaned", GIVE_UP_S), TaskGroup() as tasks:
+        async with log_errors("lease.not_cleaned", GIVE_UP_S), TaskGroup() as tasks:
             for command in temps:
                 tasks.create_task(self._cleanup.remove(command))
             tasks.create_task(self.containers.halt_strict())

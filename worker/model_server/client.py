@@ -110,14 +110,14 @@ class ModelServer:
                 closed = isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError)
                 return ProbeResult(ProbeVerdict.SILENT, str(error), nobody_listens=closed)
 
-    async def tell(
+    async def send(
         self, address: Address, hook: Hook, fillings: Fillings, *, failure: ErrorCode
     ) -> None:
         """Send `hook` and return after a 2xx answer, whose content is ignored.
 
         The caller sets the deadline. Raises what `ask` raises.
         """
-        async with self._sent(address, hook, fillings, failure) as response:
+        async with self._exchange(address, hook, fillings, failure) as response:
             # Read to the end: a server may send the 2xx at once and end the body when it is done.
             await _read_capped(response, MAX_RESULT_BYTES)
 
@@ -129,7 +129,7 @@ class ModelServer:
         Raises `RefusedByServerError` for another status and `NoAnswerError` without an answer, both
         with the code `failure`, and `result_too_large`.
         """
-        async with self._sent(address, hook, fillings, failure) as response:
+        async with self._exchange(address, hook, fillings, failure) as response:
             body = await _read_capped(response, MAX_RESULT_BYTES + 1)
             if len(body) > MAX_RESULT_BYTES:
                 raise too_large()
@@ -142,7 +142,7 @@ class ModelServer:
             )
 
     @asynccontextmanager
-    async def _sent(
+    async def _exchange(
         self, address: Address, hook: Hook, fillings: Fillings, failure: ErrorCode
     ) -> AsyncIterator[httpx2.Response]:
         """Send `hook` and yield its 2xx answer, whose body is not read yet."""

@@ -51,7 +51,7 @@ class ServerMemory:
         if self._dialogue.load is not None:
             self._waits_for = f"answer {self._dialogue.load.method} {self._dialogue.load.path}"
             try:
-                await self._tell(self._dialogue.load, ErrorCode.LOAD_FAILED)
+                await self._send(self._dialogue.load, ErrorCode.LOAD_FAILED)
             except RefusedByServerError as refusal:
                 if not await self._manages_itself(refusal):
                     raise
@@ -68,7 +68,7 @@ class ServerMemory:
         if self._dialogue.unload is None:
             return True
         try:
-            await self._tell(self._dialogue.unload, ErrorCode.UNLOAD_FAILED)
+            await self._send(self._dialogue.unload, ErrorCode.UNLOAD_FAILED)
         except RefusedByServerError as refusal:
             if not await self._manages_itself(refusal):
                 raise
@@ -103,12 +103,15 @@ class ServerMemory:
             error = asked.not_ready(self._seconds, what)
         if self._refusal is None:
             return error
-        said = (
+        explanation = (
             f"The server answered {self._refusal.status} to {self._refusal.asked}, so it has no "
             "repository API and has to load the model by itself."
         )
         return ModelyardError(
-            error.code, f"{said} {error.message}", **error.detail, load_status=self._refusal.status
+            error.code,
+            f"{explanation} {error.message}",
+            **error.detail,
+            load_status=self._refusal.status,
         )
 
     async def _first_answer(self, ready: RepeatedProbe) -> ProbeVerdict:
@@ -134,13 +137,13 @@ class ServerMemory:
         if refusal.status != _NO_SUCH_PATH:
             return False
         try:
-            await self._tell(_REPOSITORY_INDEX, refusal.code)
+            await self._send(_REPOSITORY_INDEX, refusal.code)
         except RefusedByServerError:
             return True
         return False
 
-    async def _tell(self, hook: Hook, failure: ErrorCode) -> None:
-        await self._server.tell(self._address, hook, self._fillings, failure=failure)
+    async def _send(self, hook: Hook, failure: ErrorCode) -> None:
+        await self._server.send(self._address, hook, self._fillings, failure=failure)
 
 
 def fillings_of(command: HostCommand) -> Fillings:

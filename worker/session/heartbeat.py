@@ -73,14 +73,14 @@ class HeartbeatSender:
         if not self._attached():
             return "the consumer is not attached"
         if self._stuck_s() > STUCK_S:
-            return "the reports are not taken"
+            return "the broker does not confirm reports"
         try:
             async with asyncio.timeout(PING_S):
                 await self._runtime.ping()
         except (TimeoutError, EngineUnavailableError):
             return "the engine does not answer"
         if self._lease.lost:
-            return "the lease is over"
+            return "the lease is lost"
         sent_at = self._lease.clock()
         try:
             await self._broker.publish(

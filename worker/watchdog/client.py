@@ -122,8 +122,8 @@ def shared_lease_file(folder: Path, host_id: str, docker_url: str) -> Path | Non
     except OSError as error:
         log.warning("watchdog.no_folder", folder=str(folder), error=repr(error))
         return None
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not ours or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not owned or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         log.warning("watchdog.no_folder", folder=str(folder), error="others may write to it")
         return None
     engine = hashlib.sha256(docker_url.encode()).hexdigest()[:8]

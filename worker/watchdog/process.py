@@ -73,8 +73,9 @@ class Watchdog:
         self._renewed_at: float | None = None
         """Time of the newest renewal; None before the first, and when nothing is left to do."""
         self._worker_stopped = False
+        """True once the worker has sent `FAREWELL`."""
         self._worker_gone = False
-        """True once the worker is gone."""
+        """True once the worker has sent `FAREWELL` or the pipe has ended."""
         self._next_check_at = 0.0
         self._remaining = frozenset[str]()
         """Ids of the strict containers that the worker left running after `FAREWELL`."""

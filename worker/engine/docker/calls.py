@@ -38,8 +38,8 @@ def disk_is_full(message: str | None) -> bool:
 
 def refuses_storage_opt(message: str | None) -> bool:
     """Return whether the message means that the storage driver can't limit a container's writes."""
-    said = (message or "").lower()
-    return any(word in said for word in ("storage-opt", "pquota"))
+    text = (message or "").lower()
+    return any(mark in text for mark in ("storage-opt", "pquota"))
 
 
 def is_refusal(error: DockerError) -> bool:
@@ -59,14 +59,14 @@ def client_of(url: str) -> aiodocker.Docker:
 
 
 @asynccontextmanager
-async def deadline(what: str, seconds: float, *, ours: bool = False) -> AsyncIterator[None]:
+async def deadline(what: str, seconds: float, *, internal: bool = False) -> AsyncIterator[None]:
     """Limit the calls inside to `seconds`, because aiodocker has no timeouts of its own.
 
     Raises `EngineUnavailableError` if the engine does not answer in time, fails, or sends an answer
     that can't be parsed. A refusal (4xx) that the code inside does not handle becomes an
-    `EngineRefusedError`: the request is at fault. Set `ours` for calls without any argument from a
-    request: an engine that refuses such a call is as useless as one that is away, so the refusal
-    becomes `EngineUnavailableError` too.
+    `EngineRefusedError`: the request is at fault. Set `internal` for calls without any argument
+    from a request: an engine that refuses such a call is as useless as one that is away, so the
+    refusal becomes `EngineUnavailableError` too.
     """
     limit = asyncio.timeout(seconds)
     try:
@@ -80,7 +80,7 @@ async def deadline(what: str, seconds: float, *, ours: bool = False) -> AsyncIte
     except DockerError as error:
         if disk_is_full(error.message):
             raise DiskFullError(f"Docker failed to {what}: {error.message}") from error
-        if is_refusal(error) and not ours:
+        if is_refusal(error) and not internal:
             raise EngineRefusedError(f"Docker refused to {what}: {error.message}") from error
         raise EngineUnavailableError(f"Docker failed to {what}: {error.message}") from error
     except (aiohttp.ClientError, OSError) as error:
@@ -93,14 +93,14 @@ async def deadline(what: str, seconds: float, *, ours: bool = False) -> AsyncIte
 
 @asynccontextmanager
 async def one_container(
-    client: aiodocker.Docker, ref: str, what: str, seconds: float, *, ours: bool = False
+    client: aiodocker.Docker, ref: str, what: str, seconds: float, *, internal: bool = False
 ) -> AsyncIterator[DockerContainer]:
     """Yield the handle of a container for one bounded call.
 
     Raises `NoSuchContainerError` for 404, and for other failures what `deadline` raises.
     """
     container = client.containers.container(checked_ref(ref))
-    async with deadline(f"{what} a container", seconds, ours=ours):
+    async with deadline(f"{what} a container", seconds, internal=internal):
         try:
             yield container
         except DockerError as error:

@@ -25,7 +25,7 @@ async def watch(docker: aiodocker.Docker, host_id: str, on_change: Callable[[], 
     Returns when the stream ends, and after `WATCH_SLICE_S`. Raises `EngineUnavailableError`.
     """
     filters = {"type": ["container"], "event": list(_EVENTS), "label": [f"{HOST}={host_id}"]}
-    async with deadline("watch", _OPEN_S + WATCH_SLICE_S, ours=True):
+    async with deadline("watch", _OPEN_S + WATCH_SLICE_S, internal=True):
         try:
             async with (
                 asyncio.timeout(_OPEN_S) as limit,

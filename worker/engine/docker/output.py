@@ -123,7 +123,7 @@ class DockerOutput:
         place = f"containers/{checked_ref(container_id)}/archive"
         whole = normal(path)
         for part in (*reversed(whole.parents), whole)[1:]:
-            async with deadline("look at a path", CALL_S):
+            async with deadline("inspect a path", CALL_S):
                 try:
                     # Only the header is needed, but aiodocker can't read the errors of a HEAD.
                     asked = {"path": str(part)}

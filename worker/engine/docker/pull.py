@@ -64,14 +64,14 @@ async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) ->
 
 
 def _refusal(image: str, message: str, *, absent: bool = False) -> RuntimeFaultError:
-    words = message.lower()
-    if disk_is_full(words):
+    text = message.lower()
+    if disk_is_full(text):
         return DiskFullError(f"{image}: {message}")
     kind: type[RuntimeFaultError] = ImagePullFailedError
-    if not any(mark in words for mark in _AWAY):
+    if not any(mark in text for mark in _AWAY):
         # A denial comes first: its message often says as well that the image does not exist.
-        if any(mark in words for mark in _DENIED):
+        if any(mark in text for mark in _DENIED):
             kind = ImageDeniedError
-        elif absent or any(mark in words for mark in _ABSENT):
+        elif absent or any(mark in text for mark in _ABSENT):
             kind = ImageNotFoundError
     return kind(f"{image}: {message}")

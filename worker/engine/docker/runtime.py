@@ -97,18 +97,18 @@ class DockerRuntime:
             await self._streams.close()
 
     async def ping(self) -> None:
-        async with deadline("ping", PING_S, ours=True):
+        async with deadline("ping", PING_S, internal=True):
             await self._docker.version()
 
     async def facts(self) -> EngineFacts:
-        async with deadline("describe itself", CALL_S, ours=True):
+        async with deadline("describe itself", CALL_S, internal=True):
             version = VersionDocument.model_validate(await self._docker.version())
             info = InfoDocument.model_validate(await self._docker.system.info())
         self._may_limit_root = info.may_limit_root and not self._refused_root_limit
         return engine_facts(version, info)
 
     async def ensure_network(self) -> None:
-        async with deadline("make the job network", CALL_S, ours=True):
+        async with deadline("create the job network", CALL_S, internal=True):
             known = await self._known_network()
             if known is None:
                 try:
@@ -149,7 +149,7 @@ class DockerRuntime:
             )
 
     async def image(self, image: str) -> ImageFacts:
-        async with deadline("look at an image", CALL_S):
+        async with deadline("inspect an image", CALL_S):
             try:
                 found = await self._docker.images.inspect(full_reference(image))
             except DockerError as error:
@@ -176,26 +176,26 @@ class DockerRuntime:
 
     async def volume_sizes(self) -> dict[str, int]:
         # Docker 20.10 ignores `type` and measures everything; later versions only the volumes.
-        async with deadline("measure volumes", MEASURE_S, ours=True):
+        async with deadline("measure volumes", MEASURE_S, internal=True):
             answer = await self._streams._query_json("system/df", params={"type": "volume"})  # noqa: SLF001 - aiodocker has no parameter for it
             return DiskUsageDocument.model_validate(answer).sizes()
 
     async def create(self, plan: ContainerPlan) -> str:
         checked_ref(plan.name)
-        made = await self._create(plan)
-        if made is not None:
-            return made
+        created = await self._create(plan)
+        if created is not None:
+            return created
         try:
             return await self._adopt(plan)
         except NoSuchContainerError:
             # The container with this name is being removed, or is dead.
             await self.remove(plan.name)
-        made = await self._create(plan)
-        if made is None:
+        created = await self._create(plan)
+        if created is None:
             raise NameConflictError(
                 f"The name {plan.name} is still taken after its container was removed."
             )
-        return made
+        return created
 
     async def _create(self, plan: ContainerPlan) -> str | None:
         """Return the new container's id; None if its name is taken."""
@@ -203,7 +203,7 @@ class DockerRuntime:
         config["Image"] = full_reference(plan.image)
         async with deadline("create a container", CREATE_S):
             try:
-                made = await self._docker.containers.create(config, name=plan.name)
+                created = await self._docker.containers.create(config, name=plan.name)
             except DockerError as error:
                 if error.status == CONFLICT:
                     return None
@@ -219,7 +219,7 @@ class DockerRuntime:
                     message = f"Docker refused the container: {error.message}"
                     raise CreateRefusedError(message) from error
                 raise
-            return made.id
+            return created.id
 
     async def _adopt(self, plan: ContainerPlan) -> str:
         """Return the id of the container with the planned name if its labels match the plan."""
@@ -270,9 +270,11 @@ class DockerRuntime:
             raise NoSuchContainerError
         return facts
 
-    async def _inspect(self, ref: str, *, ours: bool = False) -> ContainerFacts:
+    async def _inspect(self, ref: str, *, internal: bool = False) -> ContainerFacts:
         """Return the facts of a container, also of a dead one."""
-        async with one_container(self._docker, ref, "inspect", CALL_S, ours=ours) as container:
+        async with one_container(
+            self._docker, ref, "inspect", CALL_S, internal=internal
+        ) as container:
             document = ContainerDocument.model_validate(await container.show())
             if document.being_removed:
                 raise NoSuchContainerError
@@ -281,12 +283,12 @@ class DockerRuntime:
     async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
         labels = [f"{HOST}={self._host_id}", *([f"{JOB}={job_id}"] if job_id else [])]
         filters = {"label": labels}
-        async with deadline("list containers", CALL_S, ours=True):
+        async with deadline("list containers", CALL_S, internal=True):
             listed = await self._docker.containers.list(all=True, filters=json.dumps(filters))
         found = []
         for container in listed:
             try:
-                facts = await self._inspect(container.id, ours=True)
+                facts = await self._inspect(container.id, internal=True)
             except NoSuchContainerError:
                 continue  # removed after it was listed
             # The labels may come from an image; they are None unless the name matches them.

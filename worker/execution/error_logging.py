@@ -12,7 +12,7 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def trouble_is_logged(
+async def log_errors(
     event: str, seconds: float, *, quiet: bool = False, **ids: str | int
 ) -> AsyncIterator[None]:
     """Limit the code inside to `seconds`; log an error in it as `event` and continue after it.
@@ -23,9 +23,9 @@ async def trouble_is_logged(
     try:
         async with asyncio.timeout(seconds):
             yield
-    except (ModelyardError, TimeoutError) as trouble:
+    except (ModelyardError, TimeoutError) as error:
         if not quiet:
-            log.warning(event, error=repr(trouble), **ids)
+            log.warning(event, error=repr(error), **ids)
     except Exception:  # named boundary: follow-up work of one attempt
         if not quiet:
             log.exception(event, **ids)
