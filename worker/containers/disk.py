@@ -25,12 +25,12 @@ from worker.engine.protocol import (
 
 log = structlog.get_logger(__name__)
 
-INTERVAL_S = 5.0
-"""Least seconds from the start of one round to the next."""
-PAUSE_FACTOR = 5
-"""The pause after a round lasts at least this many times the round, to spare the host's disk."""
+MIN_PAUSE_S = 5.0
+"""The shortest pause between two rounds, in seconds."""
 MAX_PAUSE_S = 60.0
-"""The longest pause, in seconds."""
+"""The longest pause between two rounds, in seconds."""
+PAUSE_FACTOR = 5
+"""Between these bounds a pause is this many times the round before it, to spare the host's disk."""
 CONCURRENCY = 4
 """Containers that are measured at the same time, so that one that hangs does not delay the rest."""
 MISSES = 3
@@ -61,7 +61,7 @@ class DiskWatch:
             else:
                 self._engine_failing = False
             await asyncio.sleep(
-                min(MAX_PAUSE_S, max(INTERVAL_S, PAUSE_FACTOR * (loop.time() - began)))
+                min(MAX_PAUSE_S, max(MIN_PAUSE_S, PAUSE_FACTOR * (loop.time() - began)))
             )
 
     async def measure_all(self) -> None:

@@ -19,7 +19,7 @@ PING_S = 5.0
 RETRY_S = 1.0
 """Seconds until a heartbeat that could not be sent is tried again."""
 STUCK_S = 10.0
-"""Seconds without a confirmed report after which heartbeats stop.
+"""Seconds for which reports may wait without a confirmation before heartbeats stop.
 
 A worker whose reports do not arrive is of no use to the dispatcher.
 """

@@ -56,7 +56,7 @@ class Lease:
         return self._lost
 
     def renew(self, sent_at: float) -> None:
-        """Extend the lease after the broker confirmed a message that was sent at `sent_at`."""
+        """Extend the lease: the broker has confirmed a message, sent at `sent_at` or later."""
         if not self.lost:
             self._ends_at = max(self._ends_at or 0.0, sent_at + self._seconds)
             self._on_renewal(sent_at)
