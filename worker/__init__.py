@@ -1,1 +1,1 @@
-"""A worker drives the containers of one host: it takes commands and reports what became of them."""
+"""A worker runs the containers of one host: it executes commands and reports their outcomes."""

@@ -18,7 +18,7 @@ from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker
 from worker.session.lease import FENCE_S
 from worker.settings import WorkerSettings
-from worker.watchdog.client import WATCHDOG_S, WatchdogClient, shared_note
+from worker.watchdog.client import WATCHDOG_S, WatchdogClient, shared_lease_file
 
 log = structlog.get_logger(__name__)
 
@@ -50,13 +50,19 @@ async def run(
     fence_s: float = FENCE_S,
     watchdog_s: float = WATCHDOG_S,
 ) -> None:
-    """Build the clients and run the service; the times are the lease's, in seconds."""
+    """Build the clients and run the service.
+
+    The worker sends a heartbeat every `beat_s` seconds. Without a renewal the lease ends after
+    `fence_s` seconds for the worker itself, and after `watchdog_s` seconds for its watchdog.
+    """
     stop = asyncio.Event()
     watchdog = WatchdogClient(
         settings.docker_url,
         host_id=settings.host_id,
         lease_s=watchdog_s,
-        note=shared_note(Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url),
+        lease_file=shared_lease_file(
+            Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url
+        ),
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
     broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
@@ -64,9 +70,9 @@ async def run(
     runtime = DockerRuntime(
         settings.docker_url, host_id=rules.host_id, network=rules.network, publish=rules.publish
     )
-    async with AsyncExitStack() as closing:  # each is closed, whatever the others do
-        # A second signal leaves the watchdog without a farewell: an attempt may still make a
-        # container, and the watchdog sees to that.
+    async with AsyncExitStack() as closing:  # closes every client, even if closing another fails
+        # A process that is cut off usually has not told the watchdog that it stopped in good order.
+        # The watchdog then stays, and stops containers that the engine may still be starting.
         closing.enter_context(stop_on_signals(stop.set, ProcessExit()))
         closing.push_async_callback(broker.close)
         closing.push_async_callback(runtime.close)
@@ -80,21 +86,22 @@ async def run(
             fence_s=fence_s,
             beat_s=beat_s,
         ).run(stop)
-        # Not after a fault: what it has left half done may go on in the engine.
-        watchdog.farewell()
-    watchdog.let_go()
+        # Only after an orderly end: after a failure the engine may still execute a request that
+        # this worker sent, so the watchdog has to stay until the lease ends.
+        watchdog.announce_shutdown()
+    watchdog.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop  # noqa: PLC0415 - only where it exists
+        import uvloop  # noqa: PLC0415 - an optional dependency
     except ImportError:
         return None
     return uvloop.new_event_loop
 
 
 def _cannot_start(error: BaseException) -> str | None:
-    """Return one sentence for what an operator can mend; None for a fault of ours."""
+    """Return a sentence for an error that an operator can repair; None for a defect of our code."""
     if mismatch := find_error(error, TopologyMismatchError):
         return str(mismatch)
     if unusable := find_error(error, EngineUnavailableError):

@@ -1,4 +1,4 @@
-"""`python -m worker.body_child`: the process that reads a worker's large results."""
+"""`python -m worker.body_child`: the process that parses large results for a worker."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from worker.model_server.results import pack
 
 
 def result(body: bytes) -> Iterator[Part]:
-    """Read the result of a model."""
+    """Parse the result of a model."""
     yield pack(body)
 
 

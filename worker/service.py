@@ -1,4 +1,4 @@
-"""The worker as a process: one term after another, until it is told to stop."""
+"""The worker process: it runs one incarnation after another until it is asked to stop."""
 
 import asyncio
 import math
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 class Worker:
     """The worker of one host; `run` lasts as long as the process."""
 
-    def __init__(  # noqa: PLR0913 - a process is built of its clients and its times
+    def __init__(  # noqa: PLR0913 - the clients and time limits of a process
         self,
         settings: WorkerSettings,
         *,
@@ -47,9 +47,10 @@ class Worker:
         fence_s: float = FENCE_S,
         beat_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
-        """Prepare; `on_renewal` is told of each renewal of the lease, by `uptime_s`.
+        """Wire the parts; nothing starts before `run`.
 
-        A lease lasts `fence_s` seconds, and every `beat_s` it is renewed.
+        A lease lasts `fence_s` seconds, and a heartbeat renews it every `beat_s` seconds. Each
+        renewal calls `on_renewal` with its time by `uptime_s`.
         """
         self._fence_s = fence_s
         self._on_renewal = on_renewal
@@ -75,10 +76,10 @@ class Worker:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, then end what runs; containers are left running.
+        """Work until `stop` is set, then end running attempts; containers keep running.
 
-        Each lost lease ends a term, and the next one has a new incarnation. Raises what
-        `Recovery.prepare` does. A side task that dies takes the process with it.
+        A lost lease ends the incarnation, and the worker begins a new one. Raises what
+        `BootRecovery.prepare` raises. A background task that fails ends the process.
         """
         async with aclosing(self._results):
             await self._run_terms(stop)
@@ -92,13 +93,13 @@ class Worker:
             while not stop.is_set():
                 lease = Lease(seconds=self._fence_s, on_renewal=self._on_renewal)
                 await Incarnation(self._parts, lease).run(stop, engine_wait_s=engine_wait_s)
-                # An engine that was there once comes back by itself.
+                # The engine has worked before, so the next incarnation waits until it is back.
                 engine_wait_s = math.inf
             cleaning.cancel()
             measuring.cancel()
 
 
-def build_operations(  # noqa: PLR0913 - all that operations are wired from
+def build_operations(  # noqa: PLR0913 - everything that a VerbRunner needs
     runtime: ContainerRuntime,
     server: ModelServer,
     results: ResultReader,
@@ -109,7 +110,7 @@ def build_operations(  # noqa: PLR0913 - all that operations are wired from
     allowed_volumes: tuple[str, ...] = (),
     cleanup_retry_s: float = RETRY_S,
 ) -> VerbRunner:
-    """Wire what performs commands; also for tests, over a fake engine."""
+    """Return a `VerbRunner` over this engine; tests pass a fake engine."""
     datasets = Datasets(runtime, dataset_roots, allowed_volumes)
     containers = ContainerLifecycle(runtime, Images(runtime, allowed), datasets, server, rules)
     cleanup = Cleanup(containers, retry_s=cleanup_retry_s)

@@ -47,8 +47,8 @@ NetworkName = Annotated[
     StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$"),
     Expects('1 to 64 letters, digits, "_", "." or "-", the first a letter or digit'),
 ]
-_ENGINES_OWN = frozenset({"host", "none", "bridge", "default"})
-"""Names that mean no network of ours to Docker; on none of them are containers kept apart."""
+_DOCKER_NETWORKS = frozenset({"host", "none", "bridge", "default"})
+"""Names of Docker's built-in networks, none of which isolates our containers from each other."""
 
 
 class Reach(StrEnum):
@@ -57,16 +57,16 @@ class Reach(StrEnum):
     PUBLISHED = "published"
     """Through a port that is published on 127.0.0.1."""
     NETWORK = "network"
-    """By its address on the job network; only from the engine's own network namespace."""
+    """By its address on the job network; the worker must share the engine's network namespace."""
 
 
 class WorkerSettings(ProcessSettings):
-    """Each field is `MODELYARD_` and its name in the environment, but for `DOCKER_HOST`."""
+    """The environment variable of a field is `MODELYARD_` and its name, except `DOCKER_HOST`."""
 
     host_id: HostId = Field(
         default_factory=platform.node,
-        description="This host's id, no other host's: 1 to 128 letters, digits, _, . or -; the "
-        "machine's name if not set. A second worker of this id waits until the first is gone.",
+        description="This host's id, unique among all hosts: 1 to 128 letters, digits, _, . or -; "
+        "the machine's name if not set. A second worker with this id waits until the first ends.",
     )
     docker_url: DockerUrl = Field(
         "unix:///var/run/docker.sock",
@@ -74,20 +74,23 @@ class WorkerSettings(ProcessSettings):
         description="The Docker Engine of this host: unix:///PATH, tcp://HOST:PORT, http:// or "
         "https://.",
     )
-    worker_slots: int = Field(4, ge=0, le=10_000, description="Jobs that this host takes at once.")
+    worker_slots: int = Field(
+        4, ge=0, le=10_000, description="Number of jobs that this host takes at the same time."
+    )
     worker_labels: HostLabels = Field(
         default_factory=dict,
-        description='Labels that models may ask for, as JSON such as {"gpu": "a100"}; up to 64.',
+        description="Labels of this host that models can require, as JSON such as "
+        '{"gpu": "a100"}; up to 64.',
     )
     worker_dataset_roots: Folders = Field(
         (),
-        description='Folders that datasets may lie in, as a JSON list such as ["/srv/datasets"]; '
-        "none if not set.",
+        description="Folders that may contain datasets, as a JSON list such as "
+        '["/srv/datasets"]; none if not set.',
     )
     worker_allowed_images: ImagePatterns = Field(
         (),
         description='Images that may run, as a JSON list such as ["registry.example/team/*"]; none '
-        'if not set, and ["*"] is any image of anybody.',
+        'if not set; ["*"] allows every image of every publisher.',
     )
     worker_allowed_volumes: VolumePatterns = Field(
         (),
@@ -96,30 +99,30 @@ class WorkerSettings(ProcessSettings):
     )
     worker_reach: Reach = Field(
         Reach.PUBLISHED,
-        description="How containers are reached: published (by a port on 127.0.0.1) or network (by "
-        "their address on the job network).",
+        description="How the worker reaches containers: published (by a port on 127.0.0.1) or "
+        "network (by their address on the job network).",
     )
     worker_network: NetworkName = Field("modelyard", description="The Docker network of all jobs.")
     worker_tmpfs_size: Size = Field(
         256 << 20,
-        description="Size of /tmp in a container, in memory: bytes, or such as 256m or 1g.",
+        description="Size of a container's /tmp, which is in memory: bytes, or such as 256m or 1g.",
     )
     worker_disk: Size = Field(
         10 << 30,
-        description="What a container may write to the disk if its model does not say: bytes, or "
-        "such as 10g.",
+        description="How much a container may write to the disk if its model sets no "
+        "resources.disk: bytes, or such as 10g.",
     )
     worker_max_disk: Size = Field(
-        100 << 30, description="The most that a model may ask for as its resources.disk."
+        100 << 30, description="The largest resources.disk that a model may ask for."
     )
     worker_pids_limit: int = Field(
-        256, ge=8, le=1 << 20, description="Processes and threads that a container may have."
+        256, ge=8, le=1 << 20, description="Most processes and threads that a container may have."
     )
 
     worker_runtime_dir: Folder = Field(
         default_factory=lambda: f"{tempfile.gettempdir()}/modelyard-{os.getuid()}",
-        description="Folder of small files that are of no use after a reboot; only this user may "
-        "write to it (default: modelyard-UID in the folder for temporary files).",
+        description="Folder for small files that a reboot may delete; only this user may write to "
+        "it (default: modelyard-UID in the folder for temporary files).",
     )
 
     @field_validator("worker_allowed_images")
@@ -134,8 +137,8 @@ class WorkerSettings(ProcessSettings):
 
     @field_validator("worker_network")
     @classmethod
-    def _network_is_of_our_making(cls, name: str) -> str:
-        if name in _ENGINES_OWN:
+    def _network_is_not_built_in(cls, name: str) -> str:
+        if name in _DOCKER_NETWORKS:
             raise ValueError("a network of its own, on which containers are kept apart")
         return name
 
@@ -148,15 +151,15 @@ class WorkerSettings(ProcessSettings):
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What whoever runs this worker should know about its settings: one sentence each."""
+        """Warnings about these settings for the operator, one sentence each."""
         if "*" in self.worker_allowed_images:
-            return ('MODELYARD_WORKER_ALLOWED_IMAGES holds "*": any image of anybody may run.',)
+            return ('MODELYARD_WORKER_ALLOWED_IMAGES contains "*": every image may run.',)
         if not self.worker_allowed_images:
             return ("MODELYARD_WORKER_ALLOWED_IMAGES is not set: no image may run here.",)
         return ()
 
     def plan_rules(self) -> PlanRules:
-        """Return what the host decides for all of its containers."""
+        """Return the settings that hold for all containers of this host."""
         return PlanRules(
             host_id=self.host_id,
             network=self.worker_network,

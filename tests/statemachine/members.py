@@ -108,7 +108,7 @@ def run_worker(
         cast("ContainerRuntime", way.engine),
         lease_s=WATCHDOG_S,
         patience_s=600.0,
-        note=cast("Path", way.engine.note),
+        lease_file=cast("Path", way.engine.note),
         clock=loop.time,
     )
     loop.serve(watchdog.run(pipe))

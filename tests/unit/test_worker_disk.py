@@ -47,7 +47,7 @@ async def test_an_operation_whose_container_writes_too_much_ends_with_the_cause(
 
         await eventually(at_it)
         bench.container.disk = LIMIT + 1
-        await watch_of(bench).look()
+        await watch_of(bench).measure_all()
     ended = asking.result()
     assert ended.error is not None
     assert (ended.state, ended.job_state) == (OperationState.FAILED, JobState.FAILED)
@@ -74,7 +74,7 @@ async def batch_at_work() -> AsyncIterator[tuple[Bench, asyncio.Task[Outcome]]]:
 async def test_a_batch_that_writes_too_much_ends_with_the_cause_and_is_removed() -> None:
     async with batch_at_work() as (bench, running):
         bench.container.disk = LIMIT + 1
-        await watch_of(bench).look()
+        await watch_of(bench).measure_all()
     ended = running.result()
     assert ended.error is not None
     assert ended.error.code is ErrorCode.DISK_QUOTA_EXCEEDED
@@ -89,7 +89,7 @@ async def test_what_stays_within_its_limit_or_can_not_write_is_left_alone() -> N
         bench = Bench(spec)
         await loaded(bench)
         bench.container.disk = written
-        await watch_of(bench).look()
+        await watch_of(bench).measure_all()
         assert bench.container.running
 
 
@@ -97,7 +97,7 @@ async def test_a_container_that_is_started_again_may_end_for_another_reason() ->
     bench = writer()
     await loaded(bench)
     bench.container.disk = LIMIT + 1
-    await watch_of(bench).look()
+    await watch_of(bench).measure_all()
     health = bench.operations.containers.health
     assert set(health.over_disk) == {bench.container.id}
     bench.container.disk = 0
@@ -154,7 +154,7 @@ async def test_a_container_that_can_not_be_measured_hides_none_of_the_others(
     first, second = await two_writers(bench)
     hidden, full = (first, second) if first_hides else (second, first)
     hidden.immeasurable, full.disk = True, LIMIT + 1
-    await watch_of(bench).look()
+    await watch_of(bench).measure_all()
     assert (hidden.running, full.running) == (True, False)
 
 
@@ -163,10 +163,10 @@ async def test_volumes_that_can_not_be_measured_do_not_hide_the_root_file_system
         bench.runtime.volumes_immeasurable = True
         for _ in range(2 * MISSES):
             with pytest.raises(EngineUnavailableError):
-                await watch_of(bench).look()
+                await watch_of(bench).measure_all()
         assert bench.container.running
         bench.container.disk = LIMIT + 1
-        await watch_of(bench).look()
+        await watch_of(bench).measure_all()
     ended = running.result()
     assert ended.error is not None
     assert ended.error.code is ErrorCode.DISK_QUOTA_EXCEEDED
@@ -177,10 +177,10 @@ async def test_what_is_in_a_volume_counts_with_the_root_file_system() -> None:
         [volume] = [it for it in bench.container.facts().mounts if it.on_disk]
         bench.container.disk = LIMIT // 2
         bench.runtime.volume_bytes[volume.source] = LIMIT // 2
-        await watch_of(bench).look()
+        await watch_of(bench).measure_all()
         assert bench.container.running
         bench.runtime.volume_bytes[volume.source] += 1
-        await watch_of(bench).look()
+        await watch_of(bench).measure_all()
     ended = running.result()
     assert ended.error is not None
     assert ended.error.code is ErrorCode.DISK_QUOTA_EXCEEDED
@@ -192,13 +192,13 @@ async def test_a_container_that_can_not_be_measured_again_and_again_is_ended() -
     watch = watch_of(bench)
     for _ in range(MISSES - 1):
         bench.container.immeasurable = True
-        await watch.look()
+        await watch.measure_all()
     bench.container.immeasurable = False
-    await watch.look()
+    await watch.measure_all()
     bench.container.immeasurable = True
     for _ in range(MISSES):
         assert bench.container.running
-        await watch.look()
+        await watch.measure_all()
     assert not bench.container.running
     ended = await bench.do(Verb.INFER, input={})
     assert ended.error is not None
@@ -218,7 +218,7 @@ async def test_of_an_engine_that_is_away_no_container_is_guilty() -> None:
     bench.runtime.ping = no_answer  # type: ignore[method-assign]
     for _ in range(2 * MISSES):
         with pytest.raises(EngineUnavailableError):
-            await watch.look()
+            await watch.measure_all()
     assert bench.container.running
 
 
@@ -234,8 +234,8 @@ async def test_a_container_that_can_not_be_ended_now_is_tried_again_and_hides_no
         await really(container_id, grace_s)
 
     bench.runtime.stop = stop  # type: ignore[method-assign]
-    await watch_of(bench).look()
+    await watch_of(bench).measure_all()
     assert (stubborn.running, full.running) == (True, False)
     refuses = False
-    await watch_of(bench).look()
+    await watch_of(bench).measure_all()
     assert not stubborn.running

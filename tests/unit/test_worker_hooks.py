@@ -78,7 +78,7 @@ async def ask(model_server: ModelServer, raw: Raw) -> Reply:
 
 async def tell(model_server: ModelServer, raw: Raw) -> None:
     async with asyncio.timeout(10):
-        await model_server.tell(
+        await model_server.send(
             raw.address, Hook(path="/load"), fillings(), failure=ErrorCode.LOAD_FAILED
         )
 

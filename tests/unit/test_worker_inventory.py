@@ -368,12 +368,14 @@ def health_at(times: Callable[[], float]) -> ModelHealth:
 def test_a_burst_of_looks_counts_as_one() -> None:
     now = 0.0
     health = health_at(lambda: now)
-    health.was_loaded("c")
-    assert not any(health.looked("c", running=True, answer=ProbeVerdict.NO) for _ in range(10))
+    health.record_loaded("c")
+    assert not any(
+        health.record_answer("c", running=True, answer=ProbeVerdict.NO) for _ in range(10)
+    )
     said = []
     for _ in range(MISSES - 1):
         now += SPACING_S
-        said.append(health.looked("c", running=True, answer=ProbeVerdict.NO))
+        said.append(health.record_answer("c", running=True, answer=ProbeVerdict.NO))
     assert said == [False, True]
 
 

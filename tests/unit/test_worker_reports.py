@@ -168,7 +168,7 @@ def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
 
 def test_a_generation_older_than_one_seen_is_refused() -> None:
     registry, bench = AttemptRegistry(lambda _: None), Bench()
-    registry.saw_containers([("job-1", 3)])
+    registry.record_generations([("job-1", 3)])
     assert taken(registry, bench.command(CREATE, generation=2)) is Admission.STALE_GENERATION
     assert taken(registry, bench.command(CREATE, generation=3)) is Admission.NEW
     assert taken(registry, bench.command(CREATE, job="job-2")) is Admission.NEW
@@ -237,7 +237,7 @@ async def test_shared_holders_go_together_up_to_their_number_and_exclusive_ones_
         for number in range(30):
             tasks.create_task(hold(str(number), None if number % 10 == 9 else 3))
     assert most["seen"] == 3
-    assert locks._lines == {}
+    assert locks._locks == {}
 
 
 async def test_a_job_is_held_in_the_order_of_asking_even_if_some_give_up() -> None:
@@ -253,4 +253,4 @@ async def test_a_job_is_held_in_the_order_of_asking_even_if_some_give_up() -> No
         await asyncio.sleep(0)
         asking[2].cancel()
     assert order == [0, 1, 3, 4]
-    assert locks._lines == {}
+    assert locks._locks == {}

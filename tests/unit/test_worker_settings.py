@@ -130,7 +130,7 @@ def test_help_lists_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("images", "caution"),
-    [((), "no image may run"), (("*",), "any image of anybody"), (("modelyard/*",), None)],
+    [((), "no image may run"), (("*",), "every image may run"), (("modelyard/*",), None)],
 )
 def test_which_images_may_run_is_said_where_nobody_has_chosen(
     images: tuple[str, ...], caution: str | None

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 from tests.unit.worker_engine import ScriptedEngine, scripted_engine
 from worker.engine.labels import ContainerLabels
 from worker.session.lease import uptime_s
-from worker.watchdog.client import WatchdogClient, shared_note
+from worker.watchdog.client import WatchdogClient, shared_lease_file
 from worker.watchdog.process import FAREWELL
 
 LEASE_S = 0.8
@@ -275,7 +275,7 @@ async def test_a_signal_ends_it_at_once_and_nothing_is_stopped(yard: Yard) -> No
 
 
 async def test_a_watchdog_that_died_is_started_again_with_the_next_renewal(yard: Yard) -> None:
-    watchdog = WatchdogClient(yard.url, host_id="host-1", note=yard.note, lease_s=30.0)
+    watchdog = WatchdogClient(yard.url, host_id="host-1", lease_file=yard.note, lease_s=30.0)
     watchdog.renewed(uptime_s())
     first = watchdog._process
     assert first is not None
@@ -283,13 +283,13 @@ async def test_a_watchdog_that_died_is_started_again_with_the_next_renewal(yard:
     assert await code_of(first) == -signal.SIGKILL
     watchdog.renewed(uptime_s())
     assert watchdog.pid not in {None, first.pid}
-    watchdog.farewell()
-    watchdog.let_go()
+    watchdog.announce_shutdown()
+    watchdog.close()
     assert watchdog.pid is None
 
 
 async def test_a_watchdog_that_does_not_read_holds_nobody_up(yard: Yard) -> None:
-    watchdog = WatchdogClient(yard.url, host_id="host-1", note=None, lease_s=30.0)
+    watchdog = WatchdogClient(yard.url, host_id="host-1", lease_file=None, lease_s=30.0)
     watchdog.renewed(uptime_s())
     assert watchdog._process is not None
     watchdog._process.send_signal(signal.SIGSTOP)
@@ -298,27 +298,27 @@ async def test_a_watchdog_that_does_not_read_holds_nobody_up(yard: Yard) -> None
         watchdog.renewed(began)
     assert uptime_s() - began < 10
     watchdog._process.kill()
-    watchdog.let_go()
+    watchdog.close()
 
 
 def test_a_watchdog_that_can_not_be_started_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    watchdog = WatchdogClient("unix:///nowhere", host_id="host-1", note=None)
+    watchdog = WatchdogClient("unix:///nowhere", host_id="host-1", lease_file=None)
     watchdog.renewed(uptime_s())
     assert watchdog.pid is None
-    watchdog.farewell()
-    watchdog.let_go()
+    watchdog.announce_shutdown()
+    watchdog.close()
 
 
 def test_the_shared_note_lies_where_only_we_may_write(tmp_path: Path) -> None:
-    note = shared_note(tmp_path / "own", "h", "unix:///a")
+    note = shared_lease_file(tmp_path / "own", "h", "unix:///a")
     assert note is not None
     assert note.parent == tmp_path / "own"
-    assert note == shared_note(tmp_path / "own", "h", "unix:///a")
-    assert note != shared_note(tmp_path / "own", "h", "unix:///b")
+    assert note == shared_lease_file(tmp_path / "own", "h", "unix:///a")
+    assert note != shared_lease_file(tmp_path / "own", "h", "unix:///b")
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "link").symlink_to(tmp_path / "own")
     (tmp_path / "file").touch()
     for name in ("open", "link", "file"):
-        assert shared_note(tmp_path / name, "h", "unix:///a") is None
+        assert shared_lease_file(tmp_path / name, "h", "unix:///a") is None

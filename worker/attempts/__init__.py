@@ -1,1 +1,1 @@
-"""Attempts: what one run of an operation reports, which are known, and how they are cancelled."""
+"""Attempts: their reports, the registry of the known ones, their cancellation, and job locks."""

@@ -1,4 +1,4 @@
-"""What one attempt of an operation reports: full state each time, numbered from 1."""
+"""One attempt of an operation and its reports: each carries the full state and a number from 1."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,45 +12,53 @@ from worker.attempts.cancellation import Cancellation
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended, and what is true of the job's container after it."""
+    """How an attempt ended, and the state of the job's container afterwards."""
 
     state: OperationState
     job_state: JobState | None = None
-    """None: it says nothing new of the job."""
+    """None: the job keeps its state."""
     container_id: str | None = None
     error: ErrorInfo | None = None
     result_json: str | None = None
 
 
-async def always_held() -> None:
-    """Stand for a lease that is never lost."""
+async def lease_always_held() -> None:
+    """Return at once: the default for `held` where no lease can be lost."""
 
 
 class Attempt:
-    """The reports of one attempt. `publish` gets each one, in order, and must not block."""
+    """One attempt of an operation: its command, its cancellation and its latest report."""
 
     def __init__(
         self,
         command: HostCommand,
         publish: Callable[[OperationReport], None],
         *,
-        held: Callable[[], Awaitable[None]] = always_held,
+        held: Callable[[], Awaitable[None]] = lease_always_held,
     ) -> None:
-        """`held` returns at once while the lease is held, and never after it is lost."""
+        """Open the attempt with its first report.
+
+        `publish` receives each later report, in order, and must not block. `held` returns at once
+        while the lease is held, and never returns once the lease is lost.
+        """
         self.command = command
         self._publish = publish
         self._held = held
-        self._silenced = False
+        self._reporting_stopped = False
         self.cancellation = Cancellation()
         self.latest = self._report(seq=1, state=OperationState.RUNNING)
-        """At first `accepted`: RUNNING without a phase."""
+        """The newest report. The first one means `accepted`: RUNNING without a phase."""
 
     @property
     def ended(self) -> bool:
         return self.latest.state.terminal
 
-    async def may_go_on(self) -> None:
-        """Stand here before anything new is begun in the job's name; see `Lease.held`."""
+    async def require_lease(self) -> None:
+        """Return at once while the lease is held; never return once it is lost.
+
+        Verbs call this before each step with an effect, such as creating or starting a container,
+        so that an attempt whose lease was lost begins nothing more. See `Lease.held`.
+        """
         await self._held()
 
     def report(
@@ -67,27 +75,27 @@ class Attempt:
             )
         )
 
-    def end(self, ending: Outcome) -> None:
-        """Report the end; a second one says nothing."""
+    def end(self, outcome: Outcome) -> None:
+        """Report the outcome; a second call does nothing."""
         if not self.ended:
             crash_point("worker.before_end")
         self._send(
             self._report(
                 seq=self.latest.seq + 1,
-                state=ending.state,
-                job_state=ending.job_state,
-                container_id=ending.container_id or self.latest.container_id,
-                error=ending.error,
-                result_json=ending.result_json,
+                state=outcome.state,
+                job_state=outcome.job_state,
+                container_id=outcome.container_id or self.latest.container_id,
+                error=outcome.error,
+                result_json=outcome.result_json,
             )
         )
 
-    def silence(self) -> None:
-        """Report nothing any more: the record has moved on."""
-        self._silenced = True
+    def stop_reporting(self) -> None:
+        """Publish no more reports: the dispatcher no longer counts on this attempt."""
+        self._reporting_stopped = True
 
     def _send(self, report: OperationReport) -> None:
-        if self.ended or self._silenced:
+        if self.ended or self._reporting_stopped:
             return
         self.latest = report
         self._publish(report)

@@ -1,4 +1,4 @@
-"""Ending one attempt from outside, wherever it waits."""
+"""Cancelling one attempt from outside, at whatever point it waits."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from modelyard.contract.messages import CancelReason
 
 
 class AttemptCancelledError(ModelyardError):
-    """An attempt was ended from outside."""
+    """The dispatcher cancelled the attempt, or ended it because its time was over."""
 
     def __init__(self, reason: CancelReason) -> None:
         self.reason = reason
@@ -18,25 +18,25 @@ class AttemptCancelledError(ModelyardError):
 
 
 class Cancellation:
-    """The handle by which one attempt is ended; it may be pulled at any time, and again."""
+    """The cancellation of one attempt; it can be requested at any time, and repeatedly."""
 
     def __init__(self) -> None:
         self.reason: CancelReason | None = None
-        """Why the attempt is to end; None as long as nobody wants it to."""
+        """Why the attempt was cancelled; None if it was not."""
         self._limit: asyncio.Timeout | None = None
 
-    def ask(self, reason: CancelReason) -> None:
-        """End what is in the scope now, or is about to enter it. The first reason counts."""
+    def request(self, reason: CancelReason) -> None:
+        """Cancel the scope that is active now, or the next one. The first reason is kept."""
         self.reason = self.reason or reason
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
-            self._limit = None  # once is enough
+            self._limit = None  # a scope is cancelled only once
 
     @asynccontextmanager
     async def scope(self) -> AsyncIterator[None]:
-        """Let what is inside be ended; raises `AttemptCancelledError` if it was.
+        """Make the code inside cancellable; raises `AttemptCancelledError` if it was cancelled.
 
-        A cancellation of the task itself passes as what it is.
+        A cancellation of the asyncio task itself passes through as `CancelledError`.
         """
         if self.reason is not None:
             raise AttemptCancelledError(self.reason)

@@ -1,6 +1,6 @@
-"""Per job: exclusive verbs alone, shared ones together, in the order in which they came.
+"""One lock for each job: exclusive verbs run alone, shared ones together, first come, first served.
 
-The dispatcher already orders a job's operations; this is the second fence.
+The dispatcher already orders a job's operations. The lock protects the job even if it does not.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class _Turn:
+class _Waiter:
     granted: asyncio.Future[None]
     shared_by: int | None
-    """How many may hold it together; None: nobody else."""
+    """How many may hold the lock together; None: only this one."""
 
 
 @dataclass(slots=True)
-class _Line:
-    waiting: deque[_Turn] = field(default_factory=deque)
+class _JobLock:
+    waiting: deque[_Waiter] = field(default_factory=deque)
     sharing: int = 0
     exclusive: bool = False
 
@@ -27,52 +27,52 @@ class _Line:
     def idle(self) -> bool:
         return not self.waiting and not self.sharing and not self.exclusive
 
-    def admit(self) -> None:
-        """Grant from the head of the line as long as the head may go."""
-        while self.waiting and self._may_go(self.waiting[0]):
-            turn = self.waiting.popleft()
-            if turn.granted.cancelled():
+    def grant_waiting(self) -> None:
+        """Grant the lock to the first in the queue for as long as the first may have it."""
+        while self.waiting and self._can_grant(self.waiting[0]):
+            waiter = self.waiting.popleft()
+            if waiter.granted.cancelled():
                 continue
-            if turn.shared_by is None:
+            if waiter.shared_by is None:
                 self.exclusive = True
             else:
                 self.sharing += 1
-            turn.granted.set_result(None)
+            waiter.granted.set_result(None)
 
-    def leave(self, turn: _Turn) -> None:
-        if turn.shared_by is None:
+    def release(self, waiter: _Waiter) -> None:
+        if waiter.shared_by is None:
             self.exclusive = False
         else:
             self.sharing -= 1
 
-    def _may_go(self, turn: _Turn) -> bool:
-        if turn.granted.cancelled():
+    def _can_grant(self, waiter: _Waiter) -> bool:
+        if waiter.granted.cancelled():
             return True
         if self.exclusive:
             return False
-        return not self.sharing if turn.shared_by is None else self.sharing < turn.shared_by
+        return not self.sharing if waiter.shared_by is None else self.sharing < waiter.shared_by
 
 
 class JobLocks:
-    """One fair lock for each job that anyone holds or waits for."""
+    """A fair lock for each job; it exists while someone holds it or waits for it."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, _Line] = {}
+        self._locks: dict[str, _JobLock] = {}
 
     @asynccontextmanager
     async def hold(self, job_id: str, *, shared_by: int | None = None) -> AsyncIterator[None]:
-        """Hold the job, alone or with up to `shared_by` in all."""
-        line = self._lines.setdefault(job_id, _Line())
-        turn = _Turn(asyncio.get_running_loop().create_future(), shared_by)
-        line.waiting.append(turn)
-        line.admit()
+        """Hold the job's lock: alone, or together with others up to `shared_by` in all."""
+        lock = self._locks.setdefault(job_id, _JobLock())
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), shared_by)
+        lock.waiting.append(waiter)
+        lock.grant_waiting()
         try:
-            await turn.granted
+            await waiter.granted
             yield
         finally:
-            if turn.granted.done() and not turn.granted.cancelled():
-                line.leave(turn)
-            turn.granted.cancel()
-            line.admit()
-            if line.idle:
-                self._lines.pop(job_id, None)
+            if waiter.granted.done() and not waiter.granted.cancelled():
+                lock.release(waiter)
+            waiter.granted.cancel()
+            lock.grant_waiting()
+            if lock.idle:
+                self._locks.pop(job_id, None)

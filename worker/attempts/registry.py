@@ -1,7 +1,7 @@
-"""Which commands this boot has taken: what comes twice, too late or for somebody else is told off.
+"""The attempts that this incarnation knows; it refuses repeated and stale commands.
 
-Pure bookkeeping. No refusal is an error: the dispatcher's record is what counts, and its sweep
-repairs.
+Pure: no I/O. A refused command is not an error: the dispatcher's record is authoritative, and its
+sweep sends again what is still needed.
 """
 
 from collections import OrderedDict
@@ -16,69 +16,69 @@ from modelyard.contract.messages import (
     OperationReport,
     RepeatReport,
 )
-from worker.attempts.attempt import Attempt, always_held
+from worker.attempts.attempt import Attempt, lease_always_held
 
 MAX_ENDED = 10_000
-"""Ended operations whose last report is kept."""
+"""Ended attempts whose last report is kept, to be sent again on request."""
 MAX_RESULT_BYTES_KEPT = 64 << 20
-"""Bytes of results in them as UTF-8, all together."""
+"""Bytes of all results in the kept reports, as UTF-8."""
 MAX_CANCELS = 10_000
-"""Cancels that came before their commands and are remembered."""
+"""Cancels that are remembered because they came before their commands."""
 MAX_JOBS = 100_000
-"""Jobs whose newest generation is remembered."""
+"""Jobs whose highest generation is remembered."""
 
 
 class Admission(StrEnum):
-    """What becomes of a command."""
+    """The registry's decision about a command."""
 
     NEW = "new"
-    """An attempt that was not seen before."""
+    """The command opens an attempt."""
     REPEATED = "repeated"
-    """Seen before: its latest report is sent again."""
+    """The attempt is known already: its latest report is sent again."""
     STALE_EPOCH = "stale_epoch"
-    """A later attempt of the operation is known, or the record has moved on without one."""
+    """A later attempt is known, or the dispatcher has sent a cancel that makes this epoch stale."""
     STALE_GENERATION = "stale_generation"
-    """A later container of the job is known."""
+    """A container of the job with a higher generation is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdmittedCommand:
-    """A decision, and what it is about."""
+    """The decision about a command, with the attempts concerned."""
 
     decision: Admission
     attempt: Attempt | None = None
-    """The attempt that is to run, or runs already."""
+    """The attempt that is to run or already runs; None if the command was refused."""
     superseded: Attempt | None = None
     """The earlier attempt of the same operation, if it still runs."""
     report: OperationReport | None = None
-    """The latest of the attempt; None for one that is refused."""
+    """The attempt's latest report; None if the command was refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """All that is kept of an attempt that has ended: its input may be large."""
+    """What is kept of an ended attempt. Its command is dropped: the input may be large."""
 
     report: OperationReport
     result_bytes: int
 
 
 class AttemptRegistry:
-    """The attempts that this boot knows, by operation."""
+    """The attempts of one incarnation, by operation id."""
 
     def __init__(
         self,
         publish: Callable[[OperationReport], None],
         *,
-        held: Callable[[], Awaitable[None]] = always_held,
+        held: Callable[[], Awaitable[None]] = lease_always_held,
     ) -> None:
-        """`publish` is where the accounts report to, `held` what they stand at: the lease."""
+        """Pass `publish` and `held`, the check of the lease, on to each attempt; see `Attempt`."""
         self._held = held
         self._publish = publish
         self._open: dict[str, Attempt] = {}
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._ended_bytes = 0
         self._generations: OrderedDict[str, int] = OrderedDict()
-        self._looks: dict[int, set[str]] = {}
+        self._busy_views: dict[int, set[str]] = {}
         self._cancels: OrderedDict[str, CancelOperation] = OrderedDict()
 
     @property
@@ -87,21 +87,21 @@ class AttemptRegistry:
 
     @contextmanager
     def busy_jobs(self) -> Iterator[set[str]]:
-        """Yield the jobs that have an open attempt, and those that get one inside of it."""
+        """Yield the ids of the jobs with an open attempt; attempts opened meanwhile are added."""
         busy = {attempt.command.job_id for attempt in self._open.values()}
-        self._looks[id(busy)] = busy
+        self._busy_views[id(busy)] = busy
         try:
             yield busy
         finally:
-            del self._looks[id(busy)]
+            del self._busy_views[id(busy)]
 
-    def saw_containers(self, containers: Iterable[tuple[str, int]]) -> None:
-        """Note the generations (job, generation) that were found on the engine."""
+    def record_generations(self, containers: Iterable[tuple[str, int]]) -> None:
+        """Remember the generations of existing containers, given as (job id, generation)."""
         for job_id, generation in containers:
-            self._saw(job_id, generation)
+            self._record_generation(job_id, generation)
 
     def take(self, command: HostCommand) -> AdmittedCommand:
-        """Decide about one command; if it is new, an account is opened for it."""
+        """Decide about one command; open an attempt if it is new."""
         opened = self._open.get(command.operation_id)
         latest = opened.latest if opened else self._last_report(command.operation_id)
         if latest is not None and command.epoch < latest.epoch:
@@ -116,50 +116,50 @@ class AttemptRegistry:
             return AdmittedCommand(Admission.REPEATED, opened, report=latest)
         if command.generation < self._generations.get(command.job_id, 0):
             return AdmittedCommand(Admission.STALE_GENERATION)
-        self._saw(command.job_id, command.generation)
+        self._record_generation(command.job_id, command.generation)
         self._drop_ended(command.operation_id)
         self._cancels.pop(command.operation_id, None)
         attempt = Attempt(command, self._publish, held=self._held)
         if cancel is not None and cancel.epoch == command.epoch:
-            attempt.cancellation.ask(cancel.reason)
+            attempt.cancellation.request(cancel.reason)
         self._open[command.operation_id] = attempt
-        for busy in self._looks.values():
+        for busy in self._busy_views.values():
             busy.add(command.job_id)
         return AdmittedCommand(Admission.NEW, attempt, superseded=opened, report=attempt.latest)
 
     def cancel(self, cancel: CancelOperation) -> OperationReport | None:
-        """End the attempt that `cancel` names, now or when its command comes.
+        """Cancel the attempt that `cancel` names, now or when its command comes.
 
-        Returns the last report of an attempt that has ended already: it is to be sent again.
+        Returns the last report of an attempt that has already ended: the caller sends it again.
         """
         operation_id = cancel.operation_id
         opened = self._open.get(operation_id)
         latest = opened.latest if opened else self._last_report(operation_id)
         known = latest.epoch if latest else 0
         if cancel.epoch > known or (cancel.epoch == known and cancel.reason == "stale"):
-            self._remember(cancel)
+            self._remember_cancel(cancel)
         if cancel.epoch != known or latest is None:
             return None
         if opened is not None and cancel.reason == "stale":
-            opened.silence()
+            opened.stop_reporting()
         if opened is not None and not opened.ended:
-            opened.cancellation.ask(cancel.reason)
+            opened.cancellation.request(cancel.reason)
             return None
         return latest if cancel.reason != "stale" else None
 
     def latest(self, asked: RepeatReport) -> OperationReport | None:
-        """Return the last report of an attempt; None if another one, or none, is known."""
+        """Return the latest report of the attempt asked for; None if it is not known."""
         opened = self._open.get(asked.operation_id)
         latest = opened.latest if opened else self._last_report(asked.operation_id)
         return latest if latest is not None and latest.epoch == asked.epoch else None
 
-    def works_on(self, job_id: str, generation: int) -> bool:
-        """Tell whether an attempt of the job with this generation is open."""
+    def has_open_attempt(self, job_id: str, generation: int) -> bool:
+        """Return whether an attempt on this generation of the job is open."""
         commands = (attempt.command for attempt in self._open.values())
         return any((it.job_id, it.generation) == (job_id, generation) for it in commands)
 
     def close(self, attempt: Attempt) -> None:
-        """Keep an ended account's last report for those who ask again."""
+        """Close an attempt; keep its last report, which may be asked for again."""
         operation_id = attempt.command.operation_id
         if self._open.get(operation_id) is attempt:
             del self._open[operation_id]
@@ -173,7 +173,7 @@ class AttemptRegistry:
         ):
             self._drop_ended(next(iter(self._ended)))
 
-    def _remember(self, cancel: CancelOperation) -> None:
+    def _remember_cancel(self, cancel: CancelOperation) -> None:
         remembered = self._cancels.get(cancel.operation_id)
         if remembered is None or remembered.epoch <= cancel.epoch:
             self._cancels[cancel.operation_id] = cancel
@@ -185,7 +185,7 @@ class AttemptRegistry:
         ended = self._ended.get(operation_id)
         return ended.report if ended else None
 
-    def _saw(self, job_id: str, generation: int) -> None:
+    def _record_generation(self, job_id: str, generation: int) -> None:
         self._generations[job_id] = max(generation, self._generations.get(job_id, 0))
         self._generations.move_to_end(job_id)
         while len(self._generations) > MAX_JOBS:

@@ -1,1 +1,1 @@
-"""The containers of jobs on this host, from their plan to their removal."""
+"""The containers of this host's jobs, from creation to removal, with their images and datasets."""

@@ -1,4 +1,4 @@
-"""Where a dataset lies on this host, whether it may be mounted, and whether it really was."""
+"""Finds datasets on this host, checks that they may be mounted, and that they really were."""
 
 import asyncio
 import concurrent.futures
@@ -18,13 +18,13 @@ from worker.engine.plan import DatasetMount
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
 
 PROBE_S = 5.0
-"""Seconds that one look at a folder may take; a dead network share answers never."""
-MAX_LOOKS = 32
-"""Looks that may be under way; each that never ends holds a thread until the process does."""
+"""Seconds that one check of a folder may take; a dead network share never answers."""
+MAX_CHECKS = 32
+"""Checks that may run at the same time; one that never returns keeps its thread until the exit."""
 
 
-_HARMLESS = frozenset({"size"})
-"""Options of a volume that say nothing of where it is."""
+_HARMLESS_OPTIONS = frozenset({"size"})
+"""Options of a volume that do not change where it is stored."""
 _OUTSIDE = "The dataset lies outside of the host's MODELYARD_WORKER_DATASET_ROOTS."
 
 
@@ -34,18 +34,18 @@ class Datasets:
     def __init__(
         self, runtime: ContainerRuntime, roots: Sequence[str], volumes: Sequence[str] = ()
     ) -> None:
-        """`roots` are absolute folders, `volumes` names that may have `*` in them.
+        """`roots` are absolute folders; `volumes` are names in which `*` stands for any letters.
 
-        Without any of one kind nothing of that kind is mounted.
+        Without roots no folder is mounted, and without volume names no volume.
         """
         self._runtime = runtime
         self._roots = tuple(roots)
         self._volumes = tuple(volumes)
-        self._looks: dict[tuple[str, str | None], asyncio.Future[_Look]] = {}
-        """Under way: whoever looks for the same shares it."""
+        self._checks: dict[tuple[str, str | None], asyncio.Future[_FolderCheck]] = {}
+        """The running checks; callers that check the same folder share one."""
 
     async def locate(self, dataset: DatasetSpec | None, model: ModelSpec) -> DatasetMount | None:
-        """Return the mount that the model asks for, once the dataset is there.
+        """Wait until the dataset exists; return its mount, None if the model mounts none.
 
         Raises `dataset_refused` and, after the dataset's `wait_s`, `dataset_unavailable`.
         """
@@ -59,22 +59,22 @@ class Datasets:
         return DatasetMount("bind", source, target)
 
     async def _check_volume(self, dataset: DatasetSpec, name: str) -> None:
-        """Check that a volume may be mounted and is there.
+        """Check that a volume may be mounted and exists.
 
-        A volume can be any folder of the host, or of another one: its options say which. Only what
-        Docker keeps in its own folder is a dataset.
+        By its options a volume can be any folder of this host or of another one. Only a volume that
+        Docker keeps in its own folder is accepted.
         """
         if not any(fnmatchcase(name, pattern) for pattern in self._volumes):
             raise ModelyardError(
                 ErrorCode.DATASET_REFUSED,
                 f"This host may not mount the volume {name}: the setting "
-                "MODELYARD_WORKER_ALLOWED_VOLUMES of its worker does not hold it.",
+                "MODELYARD_WORKER_ALLOWED_VOLUMES of its worker does not allow it.",
                 volume=name,
             )
         volume = await self._runtime.volume(name)
         if volume is None:  # the engine would create it, empty
             raise _unavailable(dataset, f"There is no volume {name}.")
-        if volume.driver != "local" or not _HARMLESS.issuperset(volume.options):
+        if volume.driver != "local" or not _HARMLESS_OPTIONS.issuperset(volume.options):
             raise ModelyardError(
                 ErrorCode.DATASET_REFUSED,
                 f"The volume {name} is not a plain one of Docker's driver local: with another "
@@ -89,34 +89,34 @@ class Datasets:
         try:
             async with asyncio.timeout(dataset.wait_s + PROBE_S):
                 while True:
-                    look = await self._look(path, dataset.ready_file)
-                    if look.refused is not None:
-                        raise ModelyardError(ErrorCode.DATASET_REFUSED, look.refused, path=path)
-                    if look.folder is not None:
-                        return look.folder
-                    if not await pauses.again():
-                        raise _unavailable(dataset, look.missing)
+                    check = await self._shared_check(path, dataset.ready_file)
+                    if check.refused is not None:
+                        raise ModelyardError(ErrorCode.DATASET_REFUSED, check.refused, path=path)
+                    if check.folder is not None:
+                        return check.folder
+                    if not await pauses.pause():
+                        raise _unavailable(dataset, check.missing)
         except TimeoutError as error:
             raise _unavailable(dataset, f"{path} does not answer.") from error
 
-    async def _look(self, path: str, ready_file: str | None) -> "_Look":
+    async def _shared_check(self, path: str, ready_file: str | None) -> "_FolderCheck":
         key = (path, ready_file)
-        under_way = self._looks.get(key)
-        if under_way is None:
-            if len(self._looks) >= MAX_LOOKS:
-                return _Look(missing="Too many folders of this host do not answer.")
-            under_way = _in_daemon_thread(lambda: _look(path, self._roots, ready_file))
-            self._looks[key] = under_way
-            under_way.add_done_callback(lambda _: self._looks.pop(key))
-        return await asyncio.shield(under_way)
+        running = self._checks.get(key)
+        if running is None:
+            if len(self._checks) >= MAX_CHECKS:
+                return _FolderCheck(missing="Too many folders of this host do not answer.")
+            running = _in_daemon_thread(lambda: _check_folder(path, self._roots, ready_file))
+            self._checks[key] = running
+            running.add_done_callback(lambda _: self._checks.pop(key))
+        return await asyncio.shield(running)
 
 
 def verify_mount(facts: ContainerFacts, target: str, expected: DatasetMount | None = None) -> None:
-    """Check that the container has the dataset, read-only and alone in its place.
+    """Check on the container itself that the dataset is its only mount there, and read-only.
 
-    `expected` None takes any source. An engine creates a container before it looks at a mount's
-    source, and a share may go away in between: what is said about a container is what was seen on
-    it. Raises `dataset_unavailable`.
+    `expected` None accepts any source. The check is needed because an engine resolves a mount's
+    source after it has created the container, and a network share may go away in between. Raises
+    `dataset_unavailable`.
     """
     there = [it for it in facts.mounts if overlap(normal(it.target), normal(target))]
     seen = there[0] if len(there) == 1 else None
@@ -144,42 +144,46 @@ def mount_target(dataset: DatasetSpec | None, model: ModelSpec) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """One look at a folder: where it really is, or what is missing, or why it is refused."""
+class _FolderCheck:
+    """The result of one check of a folder: its real path, or what is missing, or why refused."""
 
     folder: str | None = None
     missing: str = ""
     refused: str | None = None
 
 
-def _look(path: str, roots: Sequence[str], ready_file: str | None) -> _Look:
-    """Look once. Blocks, perhaps for ever."""
+def _check_folder(path: str, roots: Sequence[str], ready_file: str | None) -> _FolderCheck:
+    """Check a folder. Blocks, perhaps for ever."""
     try:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-            return _Look(refused=_OUTSIDE)
+            return _FolderCheck(refused=_OUTSIDE)
         if not stat.S_ISDIR(real.stat().st_mode):
-            return _Look(refused="The dataset is not a folder.")
+            return _FolderCheck(refused="The dataset is not a folder.")
         if ready_file is not None:
-            whole = (real / ready_file).exists()
-            return _Look(str(real)) if whole else _Look(missing=f"{path} has no {ready_file} yet.")
-        with os.scandir(real) as entries:
-            return _Look(str(real)) if next(entries, None) else _Look(missing=f"{path} is empty.")
+            if not (real / ready_file).exists():
+                return _FolderCheck(missing=f"{path} has no {ready_file} yet.")
+        else:
+            with os.scandir(real) as entries:
+                if next(entries, None) is None:
+                    return _FolderCheck(missing=f"{path} is empty.")
+        return _FolderCheck(str(real))
     except OSError as error:
-        return _Look(missing=f"{path}: {error.strerror}.")
+        return _FolderCheck(missing=f"{path}: {error.strerror}.")
 
 
-def _in_daemon_thread(work: Callable[[], _Look]) -> asyncio.Future[_Look]:
-    """Run `work` in a thread of its own, which a process that ends does not wait for.
+def _in_daemon_thread(work: Callable[[], _FolderCheck]) -> asyncio.Future[_FolderCheck]:
+    """Run `work` in a thread of its own, for which the process does not wait when it exits.
 
-    The loop's own threads are few and are joined at exit: stuck ones would stop both.
+    The event loop's own threads are few and are joined at exit, so stuck checks would block other
+    work and the exit.
     """
-    done: concurrent.futures.Future[_Look] = concurrent.futures.Future()
+    done: concurrent.futures.Future[_FolderCheck] = concurrent.futures.Future()
 
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as fault:  # noqa: BLE001 - carried to whoever awaits it
+        except Exception as fault:  # noqa: BLE001 - raised again where the future is awaited
             done.set_exception(fault)
 
     threading.Thread(target=run, name="dataset", daemon=True).start()

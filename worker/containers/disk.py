@@ -1,11 +1,12 @@
-"""Containers that write to the host's disk, measured again and again and ended over their limit.
+"""Measures regularly what containers write to the host's disk, and stops those over their limit.
 
-Docker bounds what a container writes only on some file systems, so it is watched everywhere. The
-limit is written on the container as a label: it holds for what an earlier worker has made too.
+Docker limits what a container writes only on some file systems, so the worker measures everywhere.
+The limit is in a label of the container, so it also holds for containers that an earlier worker
+created.
 
-Each container is measured and judged alone: one that can't be measured hides none of the others.
-It might be hiding itself, so after `MISSES` looks in a row it counts as over its limit. The sizes
-of volumes come all together or not at all, so that nobody is ended for want of them.
+Each container is measured on its own, so a failure affects no other container. A container could
+make its own measuring fail, so after `MISSES` failed measurements in a row it counts as over its
+limit. The engine measures all volumes together or fails for all, so a failure there stops none.
 """
 
 import asyncio
@@ -24,45 +25,47 @@ from worker.engine.protocol import (
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 5.0
-"""Seconds between two looks."""
-SHARE = 5
-"""A look that takes long is followed by a rest of so many times that: it costs the host's disk."""
-REST_S = 60.0
-"""The longest rest."""
-AT_ONCE = 4
-"""Containers that are measured at the same time: the next ones don't wait for one that hangs."""
+MIN_PAUSE_S = 5.0
+"""The shortest pause between two rounds, in seconds."""
+MAX_PAUSE_S = 60.0
+"""The longest pause between two rounds, in seconds."""
+PAUSE_FACTOR = 5
+"""Between these bounds a pause is this many times the round before it, to spare the host's disk."""
+CONCURRENCY = 4
+"""Containers that are measured at the same time, so that one that hangs does not delay the rest."""
 MISSES = 3
-"""Looks in a row that could not measure a container, after which it is ended."""
+"""Failed measurements in a row after which a container is stopped."""
 
 
 class DiskWatch:
-    """Ends what has written too much; why is noted for whoever finds it dead."""
+    """Stops containers that have written too much, and records the reason in `ModelHealth`."""
 
     def __init__(self, runtime: ContainerRuntime, health: ModelHealth) -> None:
         self._runtime = runtime
         self._health = health
-        self._silent = False
+        self._engine_failing = False
         self._misses: dict[str, int] = {}
-        """By container id, the looks in a row that could not measure it."""
+        """By container id, its failed measurements in a row."""
 
     async def run(self) -> None:
-        """Look until cancelled; an engine that is away is asked again."""
+        """Measure until cancelled; if the engine is away, try again in the next round."""
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
             try:
-                await self.look()
+                await self.measure_all()
             except RuntimeFaultError as error:
-                if not self._silent:
+                if not self._engine_failing:
                     log.warning("disk.unmeasured", reason=error.message)
-                self._silent = True
+                self._engine_failing = True
             else:
-                self._silent = False
-            await asyncio.sleep(min(REST_S, max(LOOK_S, SHARE * (loop.time() - began))))
+                self._engine_failing = False
+            await asyncio.sleep(
+                min(MAX_PAUSE_S, max(MIN_PAUSE_S, PAUSE_FACTOR * (loop.time() - began)))
+            )
 
-    async def look(self) -> None:
-        """Measure all own containers that run and could fill the disk.
+    async def measure_all(self) -> None:
+        """Measure this host's running containers that could fill the disk; stop those over a limit.
 
         Raises `EngineUnavailableError` if there is no engine, and if volumes can't be measured.
         """
@@ -81,8 +84,8 @@ class DiskWatch:
                 await self._is_over(facts, written.get(facts.id, 0) + in_volumes)
 
     async def _measure(self, containers: Sequence[ContainerFacts]) -> dict[str, int]:
-        """Return what was measured, by container id; end what could not be for too long."""
-        turns = asyncio.Semaphore(AT_ONCE)
+        """Return the measured bytes by container id; stop what failed `MISSES` times in a row."""
+        turns = asyncio.Semaphore(CONCURRENCY)
         written: dict[str, int] = {}
         failed: dict[str, RuntimeFaultError] = {}
 
@@ -101,13 +104,13 @@ class DiskWatch:
         for measured in written:
             self._misses.pop(measured, None)
         if failed:
-            await self._runtime.ping()  # of an engine that is away no container is guilty
+            await self._runtime.ping()  # raises if the engine is away: no container is to blame
         for facts in containers:
             if facts.id in failed:
-                await self._miss(facts, failed[facts.id])
+                await self._count_failure(facts, failed[facts.id])
         return written
 
-    async def _miss(self, facts: ContainerFacts, error: RuntimeFaultError) -> None:
+    async def _count_failure(self, facts: ContainerFacts, error: RuntimeFaultError) -> None:
         misses = self._misses[facts.id] = self._misses.get(facts.id, 0) + 1
         log.warning(
             "disk.container_unmeasured",
@@ -117,15 +120,14 @@ class DiskWatch:
             reason=error.message,
         )
         if misses >= MISSES:
-            await self._end(
+            await self._stop(
                 facts,
                 f"What the container wrote to the disk could not be measured {misses} times in a "
-                "row, so it counts as more than its limit (resources.disk). Have it write fewer "
-                "files.",
+                "row, so it counts as over its limit (resources.disk). Make it write fewer files.",
             )
 
     async def _is_over(self, facts: ContainerFacts, written: int) -> bool:
-        """Tell whether a container is over its limit; it is ended by then."""
+        """Return whether a container is over its limit; if so, stop it."""
         limit = _limit(facts)
         if limit is None or written <= limit:
             return False
@@ -136,13 +138,13 @@ class DiskWatch:
             bytes=written,
             limit=limit,
         )
-        await self._end(
+        await self._stop(
             facts, f"The container wrote more than {limit} bytes to the disk (resources.disk)."
         )
         return True
 
-    async def _end(self, facts: ContainerFacts, why: str) -> None:
-        # Noted first: whoever waits for its end wants to know why.
+    async def _stop(self, facts: ContainerFacts, why: str) -> None:
+        # Record the reason first: an attempt that sees the container exit reads it.
         self._health.over_disk[facts.id] = why
         try:
             await self._runtime.stop(facts.id, 0.0)

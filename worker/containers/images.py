@@ -1,4 +1,4 @@
-"""Getting an image onto the host: allowed, once for all who ask, and with its progress told."""
+"""Pulls allowed images onto the host; callers that want the same image share one pull."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ PROGRESS_INTERVAL_S = 0.5
 
 
 class _Pull:
-    """One pull that is under way, and who listens."""
+    """One running pull and the callers that receive its progress."""
 
     def __init__(self) -> None:
         self.listeners: list[OnProgress] = []
@@ -22,7 +22,7 @@ class _Pull:
             asyncio.get_running_loop().create_future()
         )
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         for listener in self.listeners:
             listener(progress)
 
@@ -37,7 +37,7 @@ class Images:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` counts seconds and only decides how often progress is told."""
+        """`clock` counts seconds; it only decides how often progress is reported."""
         self._runtime = runtime
         self._allowed = allowed
         self._clock = clock
@@ -46,17 +46,17 @@ class Images:
     async def ensure(
         self, image: str, on_pull: Callable[[], None], on_progress: OnProgress
     ) -> None:
-        """Return once the engine holds the image; `on_pull` is called first if it does not yet.
+        """Return once the engine has the image; if it has to be pulled, call `on_pull` first.
 
-        Raises `image_refused`, `image_not_found`, `image_denied`, `image_pull_failed` or
-        `disk_full`. Whoever asks while a pull of the same image is under way waits for that one,
-        and shares its failure.
+        A caller that comes while the same image is pulled waits for that pull and shares its
+        failure. Raises `image_refused`, `image_not_found`, `image_denied`, `image_pull_failed` or
+        `disk_full`.
         """
         if not self._allowed.allows(image):
             raise ModelyardError(
                 ErrorCode.IMAGE_REFUSED,
-                f"This host may not run {image}: MODELYARD_WORKER_ALLOWED_IMAGES of its "
-                "worker does not hold it.",
+                f"This host may not run {image}: the setting MODELYARD_WORKER_ALLOWED_IMAGES of "
+                "its worker does not allow it.",
                 image=image,
             )
         if image not in self._pulls and await self._runtime.has_image(image):
@@ -66,17 +66,17 @@ class Images:
         while True:
             pull = self._pulls.get(image)
             if pull is None:
-                await self._lead(image, throttled)
+                await self._pull(image, throttled)
                 return
-            if await _follow(pull, throttled):
+            if await _wait_for(pull, throttled):
                 return
 
-    async def _lead(self, image: str, on_progress: OnProgress) -> None:
+    async def _pull(self, image: str, on_progress: OnProgress) -> None:
         pull = self._pulls[image] = _Pull()
         pull.listeners.append(on_progress)
         try:
             crash_point("worker.pull.before_pull")
-            await self._runtime.ensure_image(image, pull.tell)
+            await self._runtime.ensure_image(image, pull.report)
             crash_point("worker.pull.after_pull")
             pull.ended.set_result(None)
         except ModelyardError as error:
@@ -84,24 +84,24 @@ class Images:
             raise
         finally:
             del self._pulls[image]
-            # Cancelled, or a fault of our own: one of the followers pulls instead.
+            # No result means that this caller was cancelled or hit a defect: a waiting one pulls.
             pull.ended.cancel()
 
     def _throttled(self, on_progress: OnProgress) -> OnProgress:
-        told_at = float("-inf")
+        reported_at = float("-inf")
 
-        def tell(progress: Progress) -> None:
-            nonlocal told_at
+        def report(progress: Progress) -> None:
+            nonlocal reported_at
             now = self._clock()
-            if now - told_at >= PROGRESS_INTERVAL_S or progress.current == progress.total:
-                told_at = now
+            if now - reported_at >= PROGRESS_INTERVAL_S or progress.current == progress.total:
+                reported_at = now
                 on_progress(progress)
 
-        return tell
+        return report
 
 
-async def _follow(pull: _Pull, on_progress: OnProgress) -> bool:
-    """Wait for another's pull; false if its leader went away. Raises what the pull did."""
+async def _wait_for(pull: _Pull, on_progress: OnProgress) -> bool:
+    """Wait for another caller's pull; false if that caller stopped. Raises the pull's error."""
     pull.listeners.append(on_progress)
     try:
         await asyncio.wait((pull.ended,))

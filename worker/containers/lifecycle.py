@@ -1,15 +1,15 @@
-"""The containers of a job on this host: found, created, started, removed. All of it repeatable."""
+"""Finds, creates, starts, stops and removes the containers of jobs. Every step is idempotent."""
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
 from modelyard.process.crash_points import crash_point
 from worker.attempts.attempt import Attempt
-from worker.containers.best_effort import best_effort
 from worker.containers.datasets import Datasets, mount_target, verify_mount
+from worker.containers.error_logging import log_errors
 from worker.containers.health import ModelHealth
 from worker.containers.images import Images
-from worker.containers.planning import judge
+from worker.containers.planning import check_catalog_rules
 from worker.containers.readiness import RepeatedProbe, while_running
 from worker.engine.labels import container_name
 from worker.engine.plan import ContainerPlan, PlanRules, plan_container, spec_hash
@@ -20,16 +20,16 @@ from worker.engine.protocol import (
 )
 from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
-from worker.model_server.profiles import talk_of
+from worker.model_server.profiles import dialogue_of
 
 HALT_S = 8.0
-"""Seconds for stopping all that must not outlive the lease."""
+"""Seconds for stopping all containers that must not outlive the lease."""
 
 
 class ContainerLifecycle:
-    """What operations do to containers. Only this host's own are ever touched.
+    """The steps of verbs that concern containers. Only this host's own containers are touched.
 
-    Its own are those that have its labels, and the name that belongs to them.
+    Its own containers have its labels, and the name that follows from these labels.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class ContainerLifecycle:
         self._server = server
         self._rules = rules
         self.health = ModelHealth()
-        """What is in the memory of which container, as far as this process knows."""
+        """What this process knows of the models in the containers."""
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
-        """Return the container of the job's generation, None if it is gone or not ours."""
+        """Return the container of the command's generation; None if there is none of ours."""
         try:
             facts = await self._runtime.inspect(container_name(command.job_id, command.generation))
         except NoSuchContainerError:
@@ -58,15 +58,18 @@ class ContainerLifecycle:
         ours = labels is not None and labels.host_id == self._rules.host_id
         return facts if ours else None
 
-    async def demand(self, command: HostCommand) -> ContainerFacts:
-        """Return the container of the job's generation; raises `container_missing`."""
+    async def require(self, command: HostCommand) -> ContainerFacts:
+        """Return the container of the command's generation; raises `container_missing`."""
         facts = await self.find(command)
         if facts is None:
             raise ModelyardError(ErrorCode.CONTAINER_MISSING)
         return facts
 
     async def ensure(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
-        """Return the job's container, created if it is not there, with its mounts checked."""
+        """Return the job's container with its mounts checked; create it if it does not exist.
+
+        Containers of lower generations are removed.
+        """
         await self.remove_generations(command.job_id, up_to=command.generation - 1)
         target = mount_target(command.dataset, command.model)
         known = await self.find(command)
@@ -75,12 +78,12 @@ class ContainerLifecycle:
                 if target is not None:
                     verify_mount(known, target)
                 return known
-            # Made from another spec under the same generation: what was asked for counts.
+            # It was created from another spec under the same generation: replace it.
             await self._remove(known.id)
         return await self._create(command, attempt)
 
     async def _create(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
-        judge(command)
+        check_catalog_rules(command)
         mount = await self._datasets.locate(command.dataset, command.model)
 
         def on_pull() -> None:
@@ -91,22 +94,25 @@ class ContainerLifecycle:
 
         await self._images.ensure(command.model.image, on_pull, on_progress)
         attempt.report(Phase.CREATING)
-        # A pruned network would only be missed when the container starts.
+        # If the network was pruned, the engine would only notice when the container starts.
         await self._runtime.ensure_network()
         image = await self._runtime.image(command.model.image)
         plan = plan_container(command, mount, self._rules, image)
-        await attempt.may_go_on()
+        await attempt.require_lease()
         crash_point("worker.before_create")
         created = await self._runtime.create(plan)
         crash_point("worker.after_create")
         facts = await self._runtime.inspect(created)
         if mount is not None:
             verify_mount(facts, mount.target, mount)
-        await self._no_link_leads_elsewhere(plan, facts)
+        await self._reject_links(plan, facts)
         return facts
 
-    async def _no_link_leads_elsewhere(self, plan: ContainerPlan, facts: ContainerFacts) -> None:
-        """Check that what is mounted lies where it was mounted, and not behind a link."""
+    async def _reject_links(self, plan: ContainerPlan, facts: ContainerFacts) -> None:
+        """Check that no mount's target lies behind a symbolic link of the image.
+
+        Raises `create_failed`.
+        """
         dataset = plan.dataset.target if plan.dataset else None
         for field, target in (("dataset_mount", dataset), ("result_file", plan.kept_folder)):
             link = await self._runtime.link_at(facts.id, target) if target else None
@@ -114,7 +120,7 @@ class ContainerLifecycle:
                 raise ModelyardError(
                     ErrorCode.CREATE_FAILED,
                     f"{link} is a link in the image, and {field} would lie behind it, perhaps on "
-                    f"another mount. Take the path that it leads to as {field}.",
+                    f"another mount. Use the path that the link leads to as {field}.",
                 )
 
     async def serve(
@@ -122,7 +128,7 @@ class ContainerLifecycle:
     ) -> ContainerFacts:
         """Start the container unless it runs, and wait until its server answers alive."""
         facts = await self.start(command, facts, attempt)
-        alive = talk_of(command.model).alive
+        alive = dialogue_of(command.model).alive
         if alive is not None:
             await self.probe(facts, alive, command.model.start_timeout_s, "answer alive")
         return facts
@@ -130,10 +136,10 @@ class ContainerLifecycle:
     async def start(
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
-        """Start the container unless it runs; its published port is another after each start.
+        """Start the container unless it runs; each start gives it another published port.
 
-        The engine follows the mount's source anew each time, and so is it looked at each time:
-        what was a folder under the roots may be a link out of them by now.
+        The dataset is located and checked before each start: the engine resolves the mount's source
+        at each start, and a folder under the roots may have become a link to somewhere else.
         """
         if facts.running:
             return facts
@@ -141,46 +147,50 @@ class ContainerLifecycle:
         if mount is not None:
             verify_mount(facts, mount.target, mount)
         attempt.report(Phase.STARTING, container_id=facts.id)
-        self.health.was_unloaded(facts.id)
+        self.health.record_unloaded(facts.id)
         self.health.over_disk.pop(facts.id, None)
-        await attempt.may_go_on()
+        await attempt.require_lease()
         await self._runtime.start(facts.id)
         crash_point("worker.after_start")
         return await self._runtime.inspect(facts.id)
 
     async def probe(self, facts: ContainerFacts, path: str, seconds: float, what: str) -> None:
         """Wait until `path` answers 2xx; raises `not_ready`, `exited` or `oom_killed`."""
-        question = RepeatedProbe(self._server, facts, path)
-        waiting = question.until({ProbeVerdict.YES}, seconds, what)
+        probe = RepeatedProbe(self._server, facts, path)
+        waiting = probe.until({ProbeVerdict.YES}, seconds, what)
         await while_running(self._runtime, facts.id, waiting)
 
     async def remove_generations(self, job_id: str, *, up_to: int, grace_s: float = 0.0) -> None:
         """Remove the job's containers up to a generation."""
         facts = await self._runtime.list_own(job_id)
-        doomed = [it for it in facts if it.labels and it.labels.generation <= up_to]
-        for it in doomed:
+        outdated = [it for it in facts if it.labels and it.labels.generation <= up_to]
+        for it in outdated:
             if it.running and grace_s:
                 await self._stop(it.id, grace_s)
                 crash_point("worker.stop.after_stop")
             await self._remove(it.id)
 
     async def halt(self, facts: ContainerFacts) -> None:
-        """Stop the container at once: what it holds in memory is of no use."""
+        """Stop the container without a grace period: what it has in memory is of no use."""
         await self._stop(facts.id, 0.0)
         crash_point("worker.stop.after_halt")
-        self.health.was_unloaded(facts.id)
+        self.health.record_unloaded(facts.id)
 
     async def halt_strict(self) -> None:
-        """Stop at once all containers that must not outlive the lease; trouble is logged."""
-        async with best_effort("lease.not_halted", HALT_S):
+        """Stop all containers that must not outlive the lease, without a grace period.
+
+        An error is logged and not raised.
+        """
+        async with log_errors("lease.not_halted", HALT_S):
             for facts in await self._runtime.list_own():
                 if facts.running and facts.labels is not None and facts.labels.strict:
                     await self.halt(facts)
 
     async def discard(self, discard: DiscardContainer, *, grace_s: float) -> bool:
-        """Stop and remove the container if it is this host's, of that job and generation.
+        """Stop and remove the container; return false if it is not the one that was meant.
 
-        Gone already is success.
+        It must be this host's, and have the job and generation of `discard`. A container that is
+        gone already is success.
         """
         try:
             facts = await self._runtime.inspect(discard.container_id)
@@ -200,17 +210,17 @@ class ContainerLifecycle:
         return True
 
     async def finish_removal(self, container_id: str) -> None:
-        """Remove a container of which `list_own` has said that it is dead."""
+        """Remove a container that `list_own` has returned as dead."""
         await self._remove(container_id)
 
     async def _remove(self, container_id: str) -> None:
         crash_point("worker.before_remove")
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
-        self.health.is_gone(container_id)
+        self.health.record_removed(container_id)
 
     async def _stop(self, container_id: str, grace_s: float) -> None:
         try:
             await self._runtime.stop(container_id, grace_s)
         except NoSuchContainerError:
-            return  # that it is gone is what is wanted
+            return  # gone already is success

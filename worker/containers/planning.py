@@ -1,7 +1,8 @@
-"""The last word on a model before a container is made of it: the rules of the catalog, once more.
+"""Checks the catalog's rules once more, right before a container is created.
 
-What a command carries came in through a door, but perhaps by the rules of an older version, or not
-by ours. What breaks a rule is not created; it can still be unloaded and terminated.
+The gateway has checked the model and the dataset of a command, but perhaps by the rules of an older
+version; or someone wrote the record directly. A model that breaks a rule gets no container; a job
+that has one can still be unloaded and terminated.
 """
 
 from pydantic import BaseModel, ValidationError
@@ -11,20 +12,20 @@ from modelyard.contract.messages import HostCommand
 from modelyard.contract.validation import error_list, first_errors
 
 
-def judge(command: HostCommand) -> None:
+def check_catalog_rules(command: HostCommand) -> None:
     """Return if the model and the dataset follow the rules; raises `spec_refused`."""
-    _judge("model", command.model)
+    _check("model", command.model)
     if command.dataset is not None:
-        _judge("dataset", command.dataset)
+        _check("dataset", command.dataset)
 
 
-def _judge(what: str, entry: BaseModel) -> None:
+def _check(what: str, entry: BaseModel) -> None:
     try:
         type(entry).model_validate(entry.model_dump(mode="json"))
     except ValidationError as error:
         raise ModelyardError(
             ErrorCode.SPEC_REFUSED,
-            f"The {what} breaks a rule of the catalog: {first_errors(error)}. Store it anew, and "
-            "create the job again.",
+            f"The {what} breaks a rule of the catalog: {first_errors(error)}. Store a corrected "
+            f"{what} in the catalog, and create the job again.",
             errors=error_list(error),
         ) from error

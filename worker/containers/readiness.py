@@ -1,4 +1,4 @@
-"""Waiting for a container: probed until a deadline, given up at once when it exits."""
+"""Waits for a container: probes it until a deadline, and stops waiting as soon as it exits."""
 
 import asyncio
 from collections.abc import Collection, Coroutine
@@ -26,10 +26,10 @@ _ENGINE_RETRY_S = 1.0
 
 
 class RepeatedProbe:
-    """One probe of one container, asked again and again; it keeps the last answer."""
+    """One probe of one container that can be repeated; it keeps the last result."""
 
     def __init__(self, server: ModelServer, facts: ContainerFacts, path: str) -> None:
-        """Take a container that runs; raises `exited` or `oom_killed` for another."""
+        """`facts` is a running container; raises `exited` or `oom_killed` if it does not run."""
         self._server = server
         self._address = address_of(facts)
         self._path = path
@@ -38,26 +38,26 @@ class RepeatedProbe:
         self.last: ProbeResult | None = None
 
     async def ask(self) -> ProbeResult:
-        """Ask once."""
+        """Send the probe once."""
         self.last = await self._server.probe(self._address, self._path)
         return self.last
 
     async def until(
         self, wanted: Collection[ProbeVerdict], seconds: float, what: str
     ) -> ProbeResult:
-        """Ask until one of the `wanted` answers comes; raises `not_ready` after `seconds`.
+        """Repeat the probe until it gives one of the `wanted` answers.
 
-        `what` the container was to do is named in the error.
+        Raises `not_ready` after `seconds`; `what` says in the error what the container should do.
         """
         pauses = GrowingPauses(seconds)
         limit = asyncio.timeout(seconds + _SLOW_PROBE_S)
         try:
             async with limit:
                 while True:
-                    heard = await self.ask()
-                    if heard.answer in wanted:
-                        return heard
-                    if not await pauses.again():
+                    result = await self.ask()
+                    if result.answer in wanted:
+                        return result
+                    if not await pauses.pause():
                         break
         except TimeoutError:
             if not limit.expired():
@@ -66,7 +66,7 @@ class RepeatedProbe:
 
     def not_ready(self, seconds: float, what: str) -> ModelyardError:
         """Return the error for a container that did not do `what` within `seconds`."""
-        message = f"The container did not {what} within {seconds:g} s. Asked was {self._asked}"
+        message = f"The container did not {what} within {seconds:g} s. The probe was {self._asked}"
         if self.last is None:
             return ModelyardError(ErrorCode.NOT_READY, f"{message}.", asked=self._asked)
         hint = f" {NOBODY_LISTENS}" if self.last.nobody_listens else ""
@@ -85,10 +85,10 @@ async def while_running(
     *,
     grace_s: float = 0.0,
 ) -> T:
-    """Return what `work` does, or raise `exited` or `oom_killed` as soon as the container ends.
+    """Return the result of `work`; raise `exited` or `oom_killed` as soon as the container exits.
 
-    The engine is asked to watch only `grace_s` seconds later: short work needs no watching,
-    because a connection to a process that has died breaks by itself.
+    The engine is asked to wait for the exit only after `grace_s` seconds. Shorter work does not
+    need it, because a connection to a process that has died breaks by itself.
     """
     async with TaskGroup() as tasks:
         working = tasks.create_task(_outcome(work))
@@ -112,7 +112,10 @@ def exited(end: ContainerExit) -> ModelyardError:
 
 
 def address_of(facts: ContainerFacts) -> Address:
-    """Return where the container's port is; raises what keeps it from having one."""
+    """Return the address of the container's port.
+
+    Raises `exited` or `oom_killed` if it does not run, and `StartRefusedError` without a port.
+    """
     if not facts.running:
         raise exited(ContainerExit(facts.exit_code or 0, facts.oom_killed))
     if facts.address is None:
@@ -121,7 +124,7 @@ def address_of(facts: ContainerFacts) -> Address:
 
 
 class _Fault:
-    """An expected error as a value: raised in a task group it would cancel the other task."""
+    """An expected error as a value: an error raised in a task group cancels the other task."""
 
     def __init__(self, error: ModelyardError) -> None:
         self.error = error
@@ -135,7 +138,7 @@ async def _outcome(work: Coroutine[Any, Any, T]) -> T | _Fault:
 
 
 async def _end_of(runtime: ContainerRuntime, container_id: str) -> ModelyardError:
-    """Return why the container does not run any more; an engine that is away says nothing."""
+    """Wait until the container exits; return the error that says how. Retry without an engine."""
     while True:
         try:
             return exited(await runtime.wait_exit(container_id))

@@ -1,1 +1,1 @@
-"""What a worker needs of a container engine: the protocol, and what containers are asked for."""
+"""The container engine: its protocol, container plans, labels and image references."""

@@ -1,8 +1,8 @@
-"""Which images a host runs: references in their full form, and the allow-list over them. Pure.
+"""Full image references, and the allow-list of the images that a host may run. Pure.
 
-The full form is that of the distribution reference grammar: `docker.io` and `library/` stand in
-for what is left out, and the first part is a registry only if it has a dot, a colon or is
-`localhost`. So `allowed.example.evil.example/x` never matches `allowed.example/*`.
+The full form follows the distribution reference grammar: a missing registry is `docker.io`, a
+missing folder there is `library/`, and the first part is a registry only if it has a dot or a colon
+or is `localhost`. So `allowed.example.evil.example/x` never matches `allowed.example/*`.
 """
 
 import re
@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DEFAULT_REGISTRY = "docker.io"
-_ITS_OTHER_NAME = "index.docker.io"
+_DEFAULT_REGISTRY_ALIAS = "index.docker.io"
 _PATTERN = re.compile(r"[A-Za-z0-9._:/-]+(/\*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Where an image comes from, without tag and digest."""
+    """An image's registry and its path there, without tag and digest."""
 
     registry: str
     path: str
 
 
 def repository_of(image: str) -> Repository:
-    """Return the full form of an image name that follows `ImageName`."""
+    """Return the repository of an image name, which follows `ImageName`, in its full form."""
     name = image.partition("@")[0]
     head, slash, rest = name.partition("/")
     if slash and _is_registry(head):
@@ -37,10 +37,11 @@ def repository_of(image: str) -> Repository:
 
 
 def full_reference(image: str) -> str:
-    """Return the one reference of an image name that follows `ImageName`: `registry/path:tag`.
+    """Return the full reference of an image name that follows `ImageName`: `registry/path:tag`.
 
-    Engines read a name such as `sha256:...` or twelve hexadecimal digits as the id of any image
-    that they hold; a full reference is only ever a name. With a digest the tag says nothing.
+    An engine takes a name such as `sha256:...`, or twelve hexadecimal digits, for the id of any
+    image that it has. It never takes a full reference for an id. With a digest the tag is dropped,
+    because it has no effect.
     """
     name, at, digest = image.partition("@")
     repository = repository_of(name)
@@ -61,7 +62,7 @@ class AllowList:
             self._add(pattern)
 
     def allows(self, image: str) -> bool:
-        """Return whether the host runs this image."""
+        """Return whether the host may run this image."""
         if self._any:
             return True
         asked = repository_of(image)
@@ -82,7 +83,7 @@ class AllowList:
         if folder != pattern and "/" not in folder and _is_registry(folder):
             self._folders.add(Repository(_registry(folder), ""))
         elif folder != pattern:
-            # The star stands for one part, so that the default registry is filled in alike.
+            # With one part in place of the star the default registry is filled in as for an image.
             place = repository_of(f"{pattern[:-1]}x")
             self._folders.add(Repository(place.registry, place.path[:-1]))
         else:
@@ -95,7 +96,7 @@ def _is_registry(head: str) -> bool:
 
 def _registry(head: str) -> str:
     name = head.lower()
-    return _DEFAULT_REGISTRY if name == _ITS_OTHER_NAME else name
+    return _DEFAULT_REGISTRY if name == _DEFAULT_REGISTRY_ALIAS else name
 
 
 def _has_tag(pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""The labels by which a worker knows its containers again, after whatever happened to it."""
+"""The labels by which a worker recognises its containers after a restart or a crash."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,41 +19,46 @@ STRICT = "strict"
 
 
 def container_name(job_id: str, generation: int) -> str:
-    """Return the one name that a job's container of this generation can have."""
+    """Return the name of a job's container of this generation; no other name is possible."""
     return f"{NAME_PREFIX}{job_id}-{generation}"
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerLabels:
-    """What is written on a container when it is created; labels never change afterwards."""
+    """The labels of one container. They are set when it is created and never change."""
 
     host_id: str
     job_id: str
     operation_id: str
     generation: int
     spec: str
-    """A short hash of the ModelSpec that it was made from."""
+    """A short hash of the ModelSpec from which the container was created."""
     port: int | None = None
-    """The port that the model server listens on, inside."""
+    """The port on which the model server listens inside the container."""
     ready_path: str | None = None
-    """Answers 2xx once the model is in memory; a worker that has just booted knows no ModelSpec."""
+    """The path that answers 2xx while the model is in memory.
+
+    It is a label because a worker that has just booted does not know the ModelSpec.
+    """
 
     strict: bool = False
-    """True if it must not outlive its worker's lease, for it may be made anew on another host."""
+    """True if the container must not outlive its worker's lease, because the dispatcher may give
+    its work to another host."""
 
     disk: int | None = None
-    """Bytes that it may write to the disk; None on one that was made before there was a limit."""
+    """Bytes that the container may write to the disk; None if it was created by a version without
+    that limit."""
 
     @property
     def name(self) -> str:
-        """The name that the container of these labels has."""
+        """The name of the container with these labels."""
         return container_name(self.job_id, self.generation)
 
     def as_labels(self) -> dict[str, str]:
-        """Return them as Docker stores them.
+        """Return the labels as Docker stores them.
 
-        All of them, empty where there is nothing to say: a container inherits what it is not given
-        from its image, and an image could say anything.
+        All labels are set, to an empty text where there is no value: a container inherits each
+        label that is not set from its image, and an image could set any value.
         """
         return {
             HOST: self.host_id,
@@ -68,7 +73,7 @@ class ContainerLabels:
         }
 
     def same_container(self, other: Self) -> bool:
-        """Tell whether both name one container made from one spec, by whatever operation."""
+        """Return whether host, job, generation and spec are equal; the operation may differ."""
         return (self.host_id, self.job_id, self.generation, self.spec) == (
             other.host_id,
             other.job_id,
@@ -78,13 +83,13 @@ class ContainerLabels:
 
     @classmethod
     def parse(cls, labels: Mapping[str, str], *, name: str) -> Self | None:
-        """Return what the labels say; None if they are not ours, or not whole.
+        """Parse a container's labels; None if they are incomplete or the container is not ours.
 
-        `name` is the container's own: labels come from images too, but the name of one of ours only
-        from us.
+        `name` is the container's name. Labels alone prove nothing, because an image can set them;
+        the name that follows from the labels can't come from an image.
         """
         try:
-            made = cls(
+            parsed = cls(
                 host_id=labels[HOST],
                 job_id=labels[JOB],
                 operation_id=labels[OPERATION],
@@ -97,4 +102,4 @@ class ContainerLabels:
             )
         except (KeyError, ValueError):
             return None
-        return made if made.name == name else None
+        return parsed if parsed.name == name else None

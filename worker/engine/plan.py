@@ -1,4 +1,4 @@
-"""What container a command asks for, decided field by field before it is made. Pure."""
+"""Plans the container for a command: every field is decided before it is created. Pure."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from worker.model_server.templates import fill
 
 _SHM_BYTES = 64 << 20
 _HOME = "HOME"
-_SINCE_DISK = ("shm", "disk")
-"""Fields that are younger than the hash over them; see `spec_hash`."""
+_ADDED_LATER = ("shm", "disk")
+"""Fields of the resources that were added after `spec_hash` was in use; see there."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRules:
-    """What the host decides for all of its containers."""
+    """The settings that hold for all containers of a host."""
 
     host_id: str
     network: str = "modelyard"
@@ -32,24 +32,24 @@ class PlanRules:
     tmpfs_bytes: int = 256 << 20
     pids_limit: int = 256
     disk_bytes: int = 10 << 30
-    """What a container may write to the disk if its model does not say."""
+    """What a container may write to the disk if its model sets no limit."""
     max_disk_bytes: int = 100 << 30
-    """The most that a model may ask for."""
+    """The highest disk limit that a model may ask for."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What an image brings with it that matters to its container."""
+    """The properties of an image that matter to a container's plan."""
 
     volumes: tuple[str, ...] = ()
-    """The folders that it declares as `VOLUME`; Docker lays an anonymous volume on each."""
+    """The folders that it declares as `VOLUME`; Docker mounts an anonymous volume on each."""
     env: frozenset[str] = frozenset()
     """Names of the environment variables that it sets."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetMount:
-    """The dataset in the container; always read-only."""
+    """The mount of the dataset; always read-only."""
 
     kind: Literal["bind", "volume"]
     source: str
@@ -58,10 +58,10 @@ class DatasetMount:
 
 @dataclass(frozen=True, slots=True)
 class ContainerPlan:
-    """Everything about a container that is not fixed for all of them.
+    """Everything about a container that differs between containers.
 
-    There is no field for privileges, capabilities, devices, namespaces or other binds, so no
-    request and no model can ask for them; `docker_config` adds what is fixed.
+    There is no field for privileges, capabilities, devices, namespaces or other bind mounts, so no
+    request and no model can ask for them. `docker.config` adds what is the same for all.
     """
 
     name: str
@@ -76,7 +76,10 @@ class ContainerPlan:
     read_only: bool
     tmpfs_bytes: int
     kept_folder: str | None
-    """A folder on an anonymous volume: a result file must outlive the process, tmpfs does not."""
+    """The folder of the result file, mounted as an anonymous volume.
+
+    The file must outlive the process, and a tmpfs does not.
+    """
     memory: int
     shm: int
     cpus: float
@@ -87,13 +90,13 @@ class ContainerPlan:
 
 
 def spec_hash(spec: ModelSpec) -> str:
-    """Return a short hash that is equal for equal specs, also those of an older version.
+    """Return a short hash of a spec; equal specs have equal hashes in all versions.
 
-    A field that is not set and that older versions do not know is left out: a container that one of
-    them has made is still the container of its spec.
+    A field that older versions do not know is left out while it is not set, so a container that an
+    older version created still matches its spec.
     """
     document = spec.model_dump(mode="json")
-    for name in _SINCE_DISK:
+    for name in _ADDED_LATER:
         if document["resources"][name] is None:
             del document["resources"][name]
     return hashlib.sha256(canonical_json(document).encode()).hexdigest()[:16]
@@ -105,12 +108,12 @@ def plan_container(
     rules: PlanRules,
     image: ImageFacts = ImageFacts(),
 ) -> ContainerPlan:
-    """Return the container that `command` asks for; `dataset` is already checked.
+    """Return the plan for `command`; the caller has checked `dataset`.
 
-    Raises `create_failed` for what this image or this host can't give to the model.
+    Raises `create_failed` if the image or the host can't provide what the model asks for.
     """
     spec = command.model
-    _volumes_leave_room(spec, dataset, image)
+    _check_image_volumes(spec, dataset, image)
     values = {"model": spec.served_name, "dataset": dataset.target if dataset else ""}
     return ContainerPlan(
         name=container_name(command.job_id, command.generation),
@@ -128,7 +131,7 @@ def plan_container(
         image=spec.image,
         command=tuple(fill(part, values) for part in spec.command) if spec.command else None,
         env=_home(spec, image) | {name: fill(value, values) for name, value in spec.env.items()},
-        # A uid alone would get group 0 from the engine.
+        # The engine would give a uid without a group the group 0.
         user=spec.user if ":" in spec.user else f"{spec.user}:{spec.user}",
         port=spec.port,
         publish=rules.publish,
@@ -152,9 +155,9 @@ def _kept_folder(spec: ModelSpec) -> str | None:
 
 
 def _home(spec: ModelSpec, image: ImageFacts) -> dict[str, str]:
-    """Return a home that can be written to, unless the model or its image names one.
+    """Set HOME to a writable folder, unless the model or its image sets it.
 
-    A numeric user has none, and what libraries keep in it would be refused.
+    A numeric user has no home, and libraries that write to it would fail.
     """
     return {} if _HOME in spec.env or _HOME in image.env else {_HOME: "/tmp"}  # noqa: S108 - inside
 
@@ -165,24 +168,27 @@ def _disk(resources: Resources, rules: PlanRules) -> int:
     if resources.disk > rules.max_disk_bytes:
         raise ModelyardError(
             ErrorCode.CREATE_FAILED,
-            f"resources.disk is {resources.disk} bytes, and this host gives a container at most "
+            f"resources.disk is {resources.disk} bytes, but this host allows a container at most "
             f"{rules.max_disk_bytes} (MODELYARD_WORKER_MAX_DISK).",
         )
     return resources.disk
 
 
-def _volumes_leave_room(spec: ModelSpec, dataset: DatasetMount | None, image: ImageFacts) -> None:
-    """Check that no volume of the image lies above or below a mount of ours.
+def _check_image_volumes(spec: ModelSpec, dataset: DatasetMount | None, image: ImageFacts) -> None:
+    """Check that no volume of the image lies above or below one of our mounts.
 
-    On the same folder ours takes its place.
+    On the same folder our mount replaces the volume. Raises `create_failed`.
     """
-    ours = {"dataset_mount": dataset.target if dataset else None, "result_file": _kept_folder(spec)}
-    for field, target in ours.items():
+    targets = {
+        "dataset_mount": dataset.target if dataset else None,
+        "result_file": _kept_folder(spec),
+    }
+    for field, target in targets.items():
         for volume in image.volumes if target is not None else ():
             one, other = normal(volume), normal(target or "")
             if one != other and overlap(one, other):
                 raise ModelyardError(
                     ErrorCode.CREATE_FAILED,
                     f"The image declares a volume at {one}, which lies above or below {other} of "
-                    f"{field}: one would hide the other. Take another {field}.",
+                    f"{field}: one would hide the other. Use another {field}.",
                 )

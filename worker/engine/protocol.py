@@ -1,10 +1,10 @@
-"""What a worker needs of a container engine, and what can go wrong with it.
+"""The protocol between a worker and its container engine, with the facts and errors it uses.
 
-Two implementations pass the same conformance suite: the Docker runtime, and a fake of the tests.
-All calls are idempotent and bounded in time by the implementation; `ensure_image`, `wait_exit` and
-`watch` last as long as they last and are bounded by the caller, whose cancellation ends them on the
-engine too. An image is always named to the engine by its full reference (`image_references`), so
-that no name is read as an id.
+Two implementations pass the same conformance suite: `DockerRuntime`, and a fake in the tests. All
+calls are idempotent. The implementation limits the time of each, except `ensure_image`, `wait_exit`
+and `watch`: their caller limits the time, and its cancellation ends the work on the engine too. An
+image is always named by its full reference (`image_references`), so the engine never takes a name
+for an id.
 """
 
 import re
@@ -19,34 +19,34 @@ from worker.engine.plan import ContainerPlan, ImageFacts
 
 OnProgress = Callable[[Progress], None]
 
-# A whole or shortened id, or a name that `container_plan` makes.
+# A whole or shortened id, or a name of `labels.container_name`.
 _REF = re.compile(r"[a-f0-9]{12,64}|modelyard-[A-Za-z0-9][A-Za-z0-9_.-]{0,159}")
 
 
 class RuntimeFaultError(ModelyardError):
-    """The root of what an engine can do to us; the subclass gives the code."""
+    """Any failure of the engine; each subclass has its error code."""
 
     default_code = ErrorCode.WORKER_ERROR
 
     def __init__(self, message: str | None = None, **detail: object) -> None:
-        """`message` is for people; `detail` is sent with the report."""
+        """`message` is text for people; `detail` is sent along in the report."""
         super().__init__(self.default_code, message, **detail)
 
 
 class EngineUnavailableError(RuntimeFaultError):
-    """The engine refused the connection, did not answer in time, or failed inside."""
+    """The engine refused the connection, did not answer in time, or had an internal error."""
 
     default_code = ErrorCode.ENGINE_UNAVAILABLE
 
 
 class EngineRefusedError(RuntimeFaultError):
-    """The engine answers, and does not do what it was asked: it would refuse it again."""
+    """The engine refused the request, and would refuse it again."""
 
     default_code = ErrorCode.ENGINE_REFUSED
 
 
 class DiskFullError(RuntimeFaultError):
-    """The engine has no space left for an image, a container or what it would write."""
+    """The engine has no disk space left for an image or a container."""
 
     default_code = ErrorCode.DISK_FULL
 
@@ -58,25 +58,25 @@ class ImageNotFoundError(RuntimeFaultError):
 
 
 class ImageDeniedError(RuntimeFaultError):
-    """The registry does not give the image to this engine; some deny what they do not have."""
+    """The registry denied the image; some registries answer so for images that do not exist."""
 
     default_code = ErrorCode.IMAGE_DENIED
 
 
 class ImagePullFailedError(RuntimeFaultError):
-    """The registry was away or failed, or the pull broke off."""
+    """The registry could not be reached or failed, or the pull broke off."""
 
     default_code = ErrorCode.IMAGE_PULL_FAILED
 
 
 class NameConflictError(RuntimeFaultError):
-    """The name is taken by a container that is not the planned one."""
+    """Another container already has the planned name."""
 
     default_code = ErrorCode.CREATE_FAILED
 
 
 class CreateRefusedError(RuntimeFaultError):
-    """The engine does not take the configuration."""
+    """The engine refused the container's configuration."""
 
     default_code = ErrorCode.CREATE_FAILED
 
@@ -88,13 +88,13 @@ class StartRefusedError(RuntimeFaultError):
 
 
 class NoSuchContainerError(RuntimeFaultError):
-    """There is no container of this id or name."""
+    """No container has this id or name."""
 
     default_code = ErrorCode.CONTAINER_MISSING
 
 
 class FileUnreadableError(RuntimeFaultError):
-    """The file is not there, or is not a regular file."""
+    """The file does not exist, or is not a regular file."""
 
     default_code = ErrorCode.BAD_RESULT
 
@@ -106,9 +106,9 @@ class FileTooLargeError(RuntimeFaultError):
 
 
 def checked_ref(ref: str) -> str:
-    """Return `ref` if it may travel into a URL of the engine.
+    """Return `ref` if it is safe in a URL of the engine.
 
-    Raises `NoSuchContainerError`: `../images/prune` names no container.
+    Raises `NoSuchContainerError`, for example for `../images/prune`, which would change the path.
     """
     if _REF.fullmatch(ref) is None:
         raise NoSuchContainerError(f"{ref[:80]!r} can't be the id or the name of a container.")
@@ -117,7 +117,7 @@ def checked_ref(ref: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a container's port can be reached from the worker."""
+    """The address at which the worker reaches a container's port."""
 
     host: str
     port: int
@@ -125,7 +125,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class MountFacts:
-    """One mount that a container really has."""
+    """One mount that the engine reports for a container."""
 
     kind: str
     source: str
@@ -135,7 +135,7 @@ class MountFacts:
 
     @property
     def on_disk(self) -> bool:
-        """True if what is written to it takes room on the disk."""
+        """True if writes to the mount take space on the host's disk."""
         return self.kind == "volume" and not self.read_only
 
 
@@ -145,35 +145,35 @@ class VolumeFacts:
 
     driver: str
     options: Mapping[str, str]
-    """What its driver was told; for `local` they may make it any folder of the host."""
+    """The options of its driver; with those of `local` it can be any folder of the host."""
     mountpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
-    """One container as the engine sees it now."""
+    """One container as the engine reports it."""
 
     id: str
     name: str
     running: bool
     ever_started: bool
     exit_code: int | None
-    """Null while it runs and before its first start."""
+    """None while it runs and before its first start."""
     oom_killed: bool
     labels: ContainerLabels | None
     """None on a container that is not ours."""
     mounts: tuple[MountFacts, ...]
     address: Address | None
-    """None without a port, and while it does not run."""
+    """None if it has no port or does not run."""
     fills_disk: bool = False
-    """True if there is anything in it by which it could fill the host's disk."""
+    """True if it can write to the host's disk."""
     dead: bool = False
-    """Its removal was begun and has not ended, and nobody is at it: it can only be removed."""
+    """True if its removal began and failed, so that all that can be done is to remove it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerExit:
-    """How a container ended."""
+    """How a container's main process ended."""
 
     code: int
     oom_killed: bool
@@ -182,52 +182,51 @@ class ContainerExit:
 class ContainerRuntime(Protocol):
     """A container engine.
 
-    Every method may raise `EngineUnavailableError`. Those that carry something of a request (an
-    image, a volume, a container) may raise `EngineRefusedError` too, which no repetition changes.
-
-    Those that pull, create and start may raise `DiskFullError`.
+    Every method may raise `EngineUnavailableError`. Methods with an argument that comes from a
+    request (an image, a volume, a container) may also raise `EngineRefusedError`; repeating the
+    call does not help then. Methods that pull, create and start may raise `DiskFullError`.
     """
 
     async def ping(self) -> None:
-        """Return if the engine answers at all."""
+        """Return if the engine answers, else raise."""
 
     async def facts(self) -> EngineFacts:
-        """Return what the engine says of itself."""
+        """Return the engine's description of itself."""
 
     async def ensure_network(self) -> None:
-        """Create the job network unless it exists.
+        """Create the network of all jobs unless it exists.
 
         Raises `EngineUnavailableError` if it exists and lets containers reach each other.
         """
 
     async def has_image(self, image: str) -> bool:
-        """Return whether the engine holds the image, without asking a registry."""
+        """Return whether the engine has the image; no registry is asked."""
 
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
-        """Pull the image unless the engine holds it; without a tag it is `latest`.
+        """Pull the image unless the engine has it; the default tag is `latest`.
 
         Raises `ImageNotFoundError`, `ImageDeniedError`, `ImagePullFailedError` and `DiskFullError`.
         """
 
     async def image(self, image: str) -> ImageFacts:
-        """Return what an image that the engine holds brings with it.
+        """Return the facts of an image that the engine has.
 
         Raises `ImageNotFoundError`.
         """
 
     async def volume(self, name: str) -> VolumeFacts | None:
-        """Return a named volume, None if there is none."""
+        """Return the volume of this name; None if there is none."""
 
     async def create(self, plan: ContainerPlan) -> str:
-        """Create the planned container, or adopt the one that is already there; return its id.
+        """Create the planned container, or adopt it if it already exists; return its id.
 
         Raises `NameConflictError`, `ImageNotFoundError` and `CreateRefusedError`.
         """
 
     async def link_at(self, container_id: str, path: str) -> str | None:
-        """Return the first part of a path that is a link in the container; None if none is.
+        """Return the shortest beginning of `path` that is a symbolic link there; None if none is.
 
-        What is mounted behind a link lies elsewhere, perhaps on another mount.
+        A mount whose target lies behind a link appears elsewhere, perhaps on another mount.
         """
 
     async def start(self, container_id: str) -> None:
@@ -243,48 +242,48 @@ class ContainerRuntime(Protocol):
         """Kill and remove it with its anonymous volumes; gone already is success."""
 
     async def inspect(self, ref: str) -> ContainerFacts:
-        """Return what is true of a container by id or name.
+        """Return the facts of a container by its id or name.
 
-        Raises `NoSuchContainerError`, also for one that is just being removed, or is `dead`.
+        Raises `NoSuchContainerError`, also for one that is being removed, or is `dead`.
         """
 
     async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
-        """Return this host's labelled containers, running or not, of one job or of all.
+        """Return this host's own containers, running or not, of one job or of all jobs.
 
-        Those too that are `dead`, and not those that are just being removed.
+        Includes `dead` containers; leaves out those that are being removed.
         """
 
     async def wait_exit(self, container_id: str) -> ContainerExit:
-        """Return once it does not run. Raises `NoSuchContainerError`."""
+        """Return once the container does not run. Raises `NoSuchContainerError`."""
 
     async def watch(self, on_change: Callable[[], None]) -> None:
-        """Call `on_change` after an own container has died, been stopped or been removed.
+        """Call `on_change` after one of this host's containers exited, was stopped or removed.
 
-        Also once at the beginning, for what happened before. Only hints: some changes may be
-        missed, some told twice. Returns when the engine tells no more, and after some minutes at
-        the latest: a stream that has died in silence can't be told from a quiet one.
+        Also called once at the beginning, for earlier changes. The calls are hints: a change may be
+        missed or reported twice. Returns when the engine's event stream ends, and after some
+        minutes at the latest, because a broken stream looks like one without events.
         """
 
     async def log_tail(self, container_id: str, *, lines: int) -> str:
         """Return the last lines of stdout and stderr."""
 
     async def stdout_tail(self, container_id: str, *, max_bytes: int) -> bytes:
-        """Return the end of what an exited container wrote to stdout; stderr is left out.
+        """Return the end of an exited container's stdout; stderr is left out.
 
-        It has at least `max_bytes`, if as many were written, and begins anywhere.
+        It has at least `max_bytes` if as many were written, and may begin in the middle of a line.
         """
 
     async def log_is_full(self, container_id: str) -> bool:
-        """Return whether the log is so long that its beginning may have been dropped."""
+        """Return whether the log is so long that the engine may have dropped its beginning."""
 
     async def written(self, container_id: str) -> int:
         """Return the bytes that a container has written to its root file system.
 
-        It may take up to a minute: the engine walks through the files.
+        This may take up to a minute, because the engine walks through the files.
         """
 
     async def volume_sizes(self) -> dict[str, int]:
-        """Return the bytes in each of the engine's volumes, by name; it may take as long."""
+        """Return the bytes in each of the engine's volumes, by name; takes up to a minute too."""
 
     async def read_file(self, container_id: str, path: str, *, max_bytes: int) -> bytes:
         """Return a regular file of an exited container.
@@ -293,4 +292,4 @@ class ContainerRuntime(Protocol):
         """
 
     async def close(self) -> None:
-        """Release connections."""
+        """Close the connections to the engine."""

@@ -1,1 +1,1 @@
-"""Carrying out commands: one attempt after the other, from its verb to its outcome."""
+"""Executes commands: one attempt each, from its verb to its outcome."""

@@ -1,4 +1,4 @@
-"""The profile `batch`: run to completion, the exit code decides, the result is what it wrote."""
+"""The profile `batch`: the container runs to completion and its exit code decides the outcome."""
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES, HostCommand
@@ -12,7 +12,7 @@ from worker.model_server.results import ResultReader
 
 
 class Batch:
-    """Runs one container to its end."""
+    """Runs a container to completion and reads its result from a file or from stdout."""
 
     def __init__(
         self, runtime: ContainerRuntime, containers: ContainerLifecycle, results: ResultReader
@@ -27,7 +27,7 @@ class Batch:
         attempt.report(Phase.INFERRING, container_id=facts.id)
         end = await self._runtime.wait_exit(facts.id)
         crash_point("worker.after_infer")
-        # A child that was killed for want of memory is the program's own affair.
+        # Only the exit code counts: a program may survive the OOM kill of one of its children.
         if end.code != 0:
             raise exited(end)
         attempt.report(Phase.SAVING)
@@ -37,7 +37,7 @@ class Batch:
         path = command.model.result_file
         if path is not None:
             return await self._runtime.read_file(facts.id, path, max_bytes=MAX_RESULT_BYTES)
-        # One byte more than is allowed, and the newline: then what is too large shows.
+        # One byte more than the limit, and the newline, so that a result that is too large is seen.
         output = await self._runtime.stdout_tail(facts.id, max_bytes=MAX_RESULT_BYTES + 2)
         last_line = _last_line(output)
         if last_line:
@@ -45,12 +45,12 @@ class Batch:
         if await self._runtime.log_is_full(facts.id):
             raise ModelyardError(
                 ErrorCode.BAD_RESULT,
-                "The log holds nothing of stdout any more: it was rotated, for it keeps the last "
+                "The log no longer contains any stdout, because it was rotated: it keeps the last "
                 "30 MB of stdout and stderr together. Write less, or use result_file.",
             )
         raise ModelyardError(ErrorCode.BAD_RESULT, "The container wrote nothing to stdout.")
 
 
 def _last_line(output: bytes) -> bytes:
-    """Return the last line as a terminal shows it: a carriage return begins it anew."""
+    """Return the last line as a terminal shows it: only what follows the last carriage return."""
     return output.rstrip().rpartition(b"\n")[2].rpartition(b"\r")[2]

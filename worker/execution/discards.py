@@ -1,6 +1,6 @@
-"""Containers that nobody owns, removed on the dispatcher's word, and only after a second look.
+"""Removes containers that the dispatcher wants discarded, after checking once more what they are.
 
-Also those that are dead: their removal was on somebody's word, and has not ended.
+It also finishes the removal of containers in state `dead`: someone ordered it, and it did not end.
 """
 
 from collections.abc import Coroutine
@@ -12,7 +12,7 @@ from modelyard.contract.messages import DiscardContainer
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
-from worker.containers.best_effort import best_effort
+from worker.containers.error_logging import log_errors
 from worker.containers.lifecycle import ContainerLifecycle
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 GRACE_S = 10.0
-"""Seconds between SIGTERM and SIGKILL; no ModelSpec is known that would say."""
+"""Seconds between SIGTERM and SIGKILL; the ModelSpec, which would give its own, is not known."""
 DISCARD_S = 90.0
-"""Seconds that one may take; the dispatcher asks again if it is still there."""
+"""Seconds that one discard may take; the dispatcher asks again while the container exists."""
 
 
 class Discards:
-    """Discards each container in a task of its own, once at a time."""
+    """Discards each container in a task of its own, one task a container at a time."""
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class Discards:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def begin(self, discard: DiscardContainer) -> None:
-        """Discard a container soon, unless that is under way."""
+        """Start a task that discards the container, unless one runs already."""
         if discard.container_id not in self._running:
             self._begin(discard.container_id, self._discard(discard))
 
     def finish(self, container_id: str, job_id: str) -> None:
-        """Remove a dead container soon, unless that is under way."""
+        """Start a task that removes a dead container, unless one runs already."""
         if container_id not in self._running:
             self._begin(container_id, self._finish(container_id, job_id))
 
@@ -58,31 +58,31 @@ class Discards:
         task.add_done_callback(lambda _: self._running.pop(container_id, None))
 
     def stop(self) -> None:
-        """Leave what is under way as it is."""
+        """Cancel the running tasks; their containers stay as they are."""
         for task in tuple(self._running.values()):
             task.cancel()
 
     async def _discard(self, discard: DiscardContainer) -> None:
-        told = log.bind(
+        logger = log.bind(
             container_id=discard.container_id,
             job_id=discard.job_id,
             generation=discard.generation,
         )
-        # Alone with the job: what runs in the container ends first.
+        # Holds the job's lock alone, so that running attempts on the job end first.
         async with (
             self._locks.hold(discard.job_id),
-            best_effort("discard.failed", DISCARD_S, container_id=discard.container_id),
+            log_errors("discard.failed", DISCARD_S, container_id=discard.container_id),
         ):
-            if self._registry.works_on(discard.job_id, discard.generation):
-                told.warning("discard.refused", reason="its job is worked on")
+            if self._registry.has_open_attempt(discard.job_id, discard.generation):
+                logger.warning("discard.refused", reason="an attempt on its job is open")
             elif await self._containers.discard(discard, grace_s=GRACE_S):
-                told.info("discard.done")
+                logger.info("discard.done")
             else:
-                told.warning("discard.refused", reason="it is not what it should be")
+                logger.warning("discard.refused", reason="its labels do not match the request")
 
     async def _finish(self, container_id: str, job_id: str) -> None:
-        """Not alone with the job: a dead container is not what anybody works with."""
-        async with best_effort(
+        """Remove a dead container; no attempt works with one, so no job lock is needed."""
+        async with log_errors(
             "removal.not_finished", DISCARD_S, container_id=container_id, job_id=job_id
         ):
             await self._containers.finish_removal(container_id)

@@ -1,4 +1,4 @@
-"""The operations that run: one task for each attempt, owned by the task group of the term."""
+"""Runs attempts: one task for each, owned by the task group of the incarnation."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class AttemptRunner:
-    """Starts attempts, lets later ones take over from earlier ones, waits for them at the end."""
+    """Starts attempts, replaces superseded ones, and waits for them or cancels them at the end."""
 
     def __init__(
         self, operations: VerbRunner, registry: AttemptRegistry, locks: JobLocks, tasks: TaskGroup
@@ -31,12 +31,12 @@ class AttemptRunner:
         self._abandoned = False
 
     def start(self, attempt: Attempt, superseded: Attempt | None = None) -> None:
-        """Run one attempt unless it runs; the one that it supersedes is stopped and silenced."""
+        """Start an attempt unless it runs; cancel the one it supersedes, which reports no more."""
         if attempt in self._running or self._abandoned:
             return
         earlier = self._running.get(superseded) if superseded is not None else None
         if superseded is not None:
-            superseded.silence()
+            superseded.stop_reporting()
         if earlier is not None:
             earlier.cancel()
         task = self._tasks.create_task(self._run(attempt, earlier))
@@ -44,7 +44,7 @@ class AttemptRunner:
         task.add_done_callback(lambda _: self._running.pop(attempt, None))
 
     async def drain(self, seconds: float) -> None:
-        """Let what runs end within `seconds`; then stop it, leaving containers as they are."""
+        """Wait up to `seconds` for running attempts; cancel the rest, leaving their containers."""
         if self._running:
             await asyncio.wait(tuple(self._running.values()), timeout=seconds)
         for attempt, task in tuple(self._running.items()):
@@ -52,14 +52,14 @@ class AttemptRunner:
             task.cancel()
 
     async def abandon(self) -> list[HostCommand]:
-        """Stop and silence all at once, leaving containers as they are; return what they were.
+        """Cancel all attempts without another report; return their commands.
 
-        None is started after it.
+        Containers stay as they are. No attempt can be started afterwards.
         """
         self._abandoned = True
         running = dict(self._running)
         for attempt, task in running.items():
-            attempt.silence()
+            attempt.stop_reporting()
             task.cancel()
         if running:
             await asyncio.wait(tuple(running.values()))
@@ -67,18 +67,19 @@ class AttemptRunner:
 
     async def _run(self, attempt: Attempt, earlier: asyncio.Task[None] | None) -> None:
         command = attempt.command
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as lock:
             try:
                 async with attempt.cancellation.scope():
                     if earlier is not None:
                         await asyncio.wait((earlier,))
-                    await held.enter_async_context(self._turn(command))
+                    await lock.enter_async_context(self._job_lock(command))
             except AttemptCancelledError as cancellation:
-                ending = await self._operations.withdraw(attempt, cancellation)
+                outcome = await self._operations.withdraw(attempt, cancellation)
             else:
-                ending = await self._operations.perform(attempt)
-            attempt.end(ending)
-            # Closed while the job is held: whoever comes next sees that this one has ended.
+                outcome = await self._operations.perform(attempt)
+            attempt.end(outcome)
+            # Close before the lock is released, so the next attempt on this job sees this one as
+            # ended.
             self._registry.close(attempt)
         log.info(
             "operation.ended",
@@ -86,10 +87,10 @@ class AttemptRunner:
             job_id=command.job_id,
             epoch=command.epoch,
             verb=command.verb.value,
-            state=ending.state.value,
-            code=ending.error.code.value if ending.error else None,
+            state=outcome.state.value,
+            code=outcome.error.code.value if outcome.error else None,
         )
 
-    def _turn(self, command: HostCommand) -> AbstractAsyncContextManager[None]:
+    def _job_lock(self, command: HostCommand) -> AbstractAsyncContextManager[None]:
         shared_by = command.model.max_concurrency if VERB_RULES[command.verb].shared else None
         return self._locks.hold(command.job_id, shared_by=shared_by)

@@ -1,4 +1,4 @@
-"""After a failure: find the cause, keep the log's end, and have what is half-made removed."""
+"""Turns the error of an attempt into its outcome: find the cause, keep the log's end, clean up."""
 
 import asyncio
 
@@ -9,30 +9,30 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.cancellation import AttemptCancelledError
-from worker.containers.best_effort import best_effort
+from worker.containers.error_logging import log_errors
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
 from worker.engine.protocol import ContainerExit, ContainerFacts, ContainerRuntime
 from worker.execution.cleanup import Cleanup
 from worker.model_server.client import NoAnswerError
-from worker.model_server.profiles import InMemory, talk_of
+from worker.model_server.profiles import InMemory, dialogue_of
 
-LOOK_S = 40.0
-"""Seconds to find out what is true of the container."""
+INSPECT_S = 40.0
+"""Seconds to inspect the container, or to stop it."""
 REPORT_S = 0.7
-"""Seconds after which an interrupted attempt is reported, however far the cleaning is."""
+"""Seconds after which a cancelled attempt reports its outcome, even if cleaning goes on."""
 LOG_S = 5.0
-DEATH_S = 2.0
+EXIT_NOTICE_S = 2.0
 """Seconds for the engine to notice that a process whose connections broke has died."""
 LOG_LINES = 20
 LOG_CHARS = 2_048
 
-_CLEANED = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP})
-"""Verbs whose failure ends the container: what they half made is of no use."""
-_MAKING = frozenset({Verb.DEPLOY_CREATE, Verb.TEMP})
-"""Verbs that make a container."""
-_SPARED = frozenset({ErrorCode.UNSUPPORTED_VERB})
-_DEATHS = frozenset(
+_REMOVED_ON_FAILURE = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP})
+"""Verbs whose failure removes the container: one that is half ready is of no use."""
+_CREATING = frozenset({Verb.DEPLOY_CREATE, Verb.TEMP})
+"""Verbs that create a container."""
+_WITHOUT_EFFECT = frozenset({ErrorCode.UNSUPPORTED_VERB})
+_EXIT_ERRORS = frozenset(
     {
         ErrorCode.EXITED,
         ErrorCode.OOM_KILLED,
@@ -40,7 +40,7 @@ _DEATHS = frozenset(
         ErrorCode.CONTAINER_MISSING,
     }
 )
-_MAY_BE_DEATHS = frozenset(
+_MAYBE_EXIT_ERRORS = frozenset(
     {
         ErrorCode.NOT_READY,
         ErrorCode.LOAD_FAILED,
@@ -48,11 +48,11 @@ _MAY_BE_DEATHS = frozenset(
         ErrorCode.INFERENCE_FAILED,
     }
 )
-"""What a server that has died looks like from outside."""
+"""Errors that a model server whose container has died may cause."""
 
 
 class FailureOutcomes:
-    """Turns the error of an attempt into its ending."""
+    """Determines the outcome of failed and of cancelled attempts, and cleans up after them."""
 
     def __init__(
         self, runtime: ContainerRuntime, containers: ContainerLifecycle, cleanup: Cleanup
@@ -62,91 +62,97 @@ class FailureOutcomes:
         self._cleanup = cleanup
 
     async def of(self, command: HostCommand, error: ModelyardError) -> Outcome:
-        """Return how the attempt ended, after cleaning up what the verb must not leave.
+        """Return the outcome of a failed attempt, after removing what the verb must not leave.
 
-        Trouble on the way is logged and costs a detail at the most, never the ending.
+        An error on the way is logged; at most a detail is missing in the outcome then.
         """
-        if command.verb is Verb.TERMINATE or error.code in _SPARED:
-            return _ending(error, None)
+        if command.verb is Verb.TERMINATE or error.code in _WITHOUT_EFFECT:
+            return _outcome(error, None)
         if command.verb is Verb.DEPLOY_LOAD and is_retried(command.verb, error.code):
-            # It says nothing of the container, which the next attempt needs.
-            return _ending(error, None)
+            # The error is not the container's, and the next attempt needs the container.
+            return _outcome(error, None)
         facts: ContainerFacts | None = None
-        async with best_effort("aftermath.no_look", LOOK_S, operation_id=command.operation_id):
+        async with log_errors("aftermath.no_look", INSPECT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
-            error = self._of_our_hand(await self._cause(command, error, facts), facts)
-        if command.verb not in _CLEANED and error.code not in _DEATHS:
-            return _ending(error, None, facts)
+            error = self._disk_limit_error(await self._cause(command, error, facts), facts)
+        if command.verb not in _REMOVED_ON_FAILURE and error.code not in _EXIT_ERRORS:
+            return _outcome(error, None, facts)
         if facts is not None and facts.ever_started:
             if facts.exit_code is not None:
                 error.detail.setdefault("exit_code", facts.exit_code)
-            async with best_effort("aftermath.no_log", LOG_S, operation_id=command.operation_id):
+            async with log_errors("aftermath.no_log", LOG_S, operation_id=command.operation_id):
                 await self._add_log(error, facts)
         await self._cleanup.remove(command)
-        return _ending(error, JobState.FAILED, facts)
+        return _outcome(error, JobState.FAILED, facts)
 
     async def of_cancellation(
         self, attempt: Attempt, cancellation: AttemptCancelledError
     ) -> Outcome:
-        """End an attempt that was interrupted while it ran; the caller holds the job.
+        """End an attempt that was cancelled while it ran; the caller holds the job's lock.
 
-        The end is reported after `REPORT_S` at the latest, and after the cleaning if that is
-        quicker. Returns when both are done.
+        The outcome is reported as soon as the cleaning is done, and after `REPORT_S` at the latest.
+        Returns when both are done.
         """
         command = attempt.command
-        job_state = _left_behind(command, cancellation)
+        job_state = _job_state_after(command, cancellation)
         if job_state is None:
-            return _interrupted(cancellation, None)
+            return _cancelled_outcome(cancellation, None)
         async with TaskGroup() as tasks:
             cleaning = tasks.create_task(self._clean(attempt, cancellation, job_state))
             await asyncio.wait((cleaning,), timeout=REPORT_S)
-            ending = _interrupted(cancellation, cleaning.result() if cleaning.done() else job_state)
-            attempt.end(ending)
-        return ending
+            outcome = _cancelled_outcome(
+                cancellation, cleaning.result() if cleaning.done() else job_state
+            )
+            attempt.end(outcome)
+        return outcome
 
     async def of_withdrawal(
         self, command: HostCommand, cancellation: AttemptCancelledError
     ) -> Outcome:
-        """End an attempt that was interrupted before it began; nobody holds the job for it."""
-        job_state = _left_behind(command, cancellation)
-        if command.verb not in _MAKING or job_state is None:
-            return _interrupted(cancellation, None)
-        looked = False
+        """End an attempt that was cancelled before it began; the job's lock is not held for it."""
+        job_state = _job_state_after(command, cancellation)
+        if command.verb not in _CREATING or job_state is None:
+            return _cancelled_outcome(cancellation, None)
+        inspected = False
         facts: ContainerFacts | None = None
-        async with best_effort("aftermath.no_look", REPORT_S, operation_id=command.operation_id):
+        async with log_errors("aftermath.no_look", REPORT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
-            looked = True
-        if not looked or _made_by(command, facts):
+            inspected = True
+        if not inspected or _made_by(command, facts):
             self._cleanup.remove_later(command)
         elif facts is not None:
-            return _interrupted(cancellation, None)  # it was there before this operation
-        return _interrupted(cancellation, job_state)
+            return _cancelled_outcome(cancellation, None)  # another operation created the container
+        return _cancelled_outcome(cancellation, job_state)
 
     async def _clean(
         self, attempt: Attempt, cancellation: AttemptCancelledError, job_state: JobState
     ) -> JobState | None:
-        """Clean up after an interruption; return what is true of the job then."""
+        """Clean up after a cancellation; return the job's state then, None if it is unchanged."""
         command = attempt.command
         if job_state is JobState.CREATED:
-            return await self._half_loaded(attempt)
+            return await self._stop_half_loaded(attempt)
         if command.verb is Verb.DEPLOY_CREATE and cancellation.reason != "timed_out":
             facts: ContainerFacts | None = None
-            async with best_effort("aftermath.no_look", LOOK_S, operation_id=command.operation_id):
+            async with log_errors(
+                "aftermath.no_look", INSPECT_S, operation_id=command.operation_id
+            ):
                 facts = await self._containers.find(command)
             if facts is not None and not _made_by(command, facts):
-                return None  # a CREATE of what was there already
+                return None  # the container existed before this CREATE
         await self._cleanup.remove(command)
-        if command.verb in _MAKING:
-            # The engine may have been asked to create it, and not have come to it yet.
+        if command.verb in _CREATING:
+            # The engine may have a request to create the container that it has not executed yet.
             self._cleanup.remove_later(command)
         return job_state
 
-    async def _half_loaded(self, attempt: Attempt) -> JobState | None:
-        """Have nothing in memory of a model that was being loaded."""
+    async def _stop_half_loaded(self, attempt: Attempt) -> JobState | None:
+        """Stop the container of a model that was being loaded, so nothing of it stays in memory."""
         command = attempt.command
         if attempt.latest.phase is None:
-            return None  # it had not begun with it
-        async with best_effort("aftermath.not_stopped", LOOK_S, operation_id=command.operation_id):
+            return None  # loading had not begun
+        async with log_errors(
+            "aftermath.not_stopped", INSPECT_S, operation_id=command.operation_id
+        ):
             facts = await self._containers.find(command)
             if facts is None:
                 return None
@@ -156,31 +162,33 @@ class FailureOutcomes:
     async def _cause(
         self, command: HostCommand, error: ModelyardError, facts: ContainerFacts | None
     ) -> ModelyardError:
-        """Return the death of the container if that is behind the error, else the error."""
-        if error.code in _DEATHS or error.code is ErrorCode.ENGINE_UNAVAILABLE:
+        """Return the error for the container's exit if that caused `error`, else `error`."""
+        if error.code in _EXIT_ERRORS or error.code is ErrorCode.ENGINE_UNAVAILABLE:
             return error
         if facts is None:
-            gone = command.verb not in _CLEANED
+            gone = command.verb not in _REMOVED_ON_FAILURE
             return ModelyardError(ErrorCode.CONTAINER_MISSING) if gone else error
-        if error.code not in _MAY_BE_DEATHS:
+        if error.code not in _MAYBE_EXIT_ERRORS:
             return error
         if isinstance(error, NoAnswerError):
-            facts = await self._settled(facts)
+            facts = await self._inspect_after_exit(facts)
         if facts.ever_started and not facts.running and _should_run(command):
             return exited(ContainerExit(facts.exit_code or 0, facts.oom_killed))
         return error
 
-    def _of_our_hand(self, error: ModelyardError, facts: ContainerFacts | None) -> ModelyardError:
-        """Return why this worker has ended the container, if it has, else the error."""
+    def _disk_limit_error(
+        self, error: ModelyardError, facts: ContainerFacts | None
+    ) -> ModelyardError:
+        """Return `disk_quota_exceeded` if the worker ended the container for that, else `error`."""
         why = None if facts is None else self._containers.health.over_disk.get(facts.id)
-        if facts is None or why is None or error.code not in _DEATHS:
+        if facts is None or why is None or error.code not in _EXIT_ERRORS:
             return error
         limit = facts.labels.disk if facts.labels else None
         return ModelyardError(ErrorCode.DISK_QUOTA_EXCEEDED, why, limit=limit)
 
-    async def _settled(self, facts: ContainerFacts) -> ContainerFacts:
+    async def _inspect_after_exit(self, facts: ContainerFacts) -> ContainerFacts:
         try:
-            async with asyncio.timeout(DEATH_S):
+            async with asyncio.timeout(EXIT_NOTICE_S):
                 await self._runtime.wait_exit(facts.id)
         except TimeoutError:
             pass
@@ -191,9 +199,9 @@ class FailureOutcomes:
         error.detail.setdefault("log_tail", tail[-LOG_CHARS:])
 
 
-def _left_behind(command: HostCommand, cancellation: AttemptCancelledError) -> JobState | None:
-    """Return what becomes of a job whose attempt is interrupted; None if nothing does."""
-    if command.verb not in _CLEANED:
+def _job_state_after(command: HostCommand, cancellation: AttemptCancelledError) -> JobState | None:
+    """Return the state of a job after its attempt was cancelled; None if it is unchanged."""
+    if command.verb not in _REMOVED_ON_FAILURE:
         return None
     if cancellation.reason == "timed_out":
         return JobState.FAILED
@@ -205,7 +213,7 @@ def _made_by(command: HostCommand, facts: ContainerFacts | None) -> bool:
     return labels is not None and labels.operation_id == command.operation_id
 
 
-def _interrupted(cancellation: AttemptCancelledError, job_state: JobState | None) -> Outcome:
+def _cancelled_outcome(cancellation: AttemptCancelledError, job_state: JobState | None) -> Outcome:
     timed_out = cancellation.reason == "timed_out"
     return Outcome(
         state=OperationState.TIMED_OUT if timed_out else OperationState.CANCELLED,
@@ -215,15 +223,15 @@ def _interrupted(cancellation: AttemptCancelledError, job_state: JobState | None
 
 
 def _should_run(command: HostCommand) -> bool:
-    """Tell whether a container that does not run is a cause and not a consequence."""
-    in_memory = talk_of(command.model).in_memory
+    """Return whether the container was meant to run, so that its end explains the error."""
+    in_memory = dialogue_of(command.model).in_memory
     if in_memory is InMemory.NEVER:
         return False
     stops = command.verb in {Verb.DEPLOY_UNLOAD, Verb.DEPLOY_CREATE}
     return not (in_memory is InMemory.PROCESS_RUNS and stops)
 
 
-def _ending(
+def _outcome(
     error: ModelyardError, job_state: JobState | None, facts: ContainerFacts | None = None
 ) -> Outcome:
     timed_out = error.code is ErrorCode.TIMED_OUT

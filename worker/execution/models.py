@@ -1,4 +1,4 @@
-"""A model in the memory of a running container: loaded, asked, unloaded. All of it repeatable."""
+"""Loads, calls and unloads the model in a running container. Every step is idempotent."""
 
 import asyncio
 
@@ -13,15 +13,15 @@ from worker.engine.protocol import ContainerFacts, ContainerRuntime
 from worker.execution.server_memory import ServerMemory, fillings_of
 from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
-from worker.model_server.profiles import InMemory, talk_of
+from worker.model_server.profiles import InMemory, dialogue_of
 from worker.model_server.results import ResultReader
 
 WATCH_AFTER_S = 1.0
-"""Requests that take longer than this also watch the container; most never do."""
+"""Seconds after which a request to the model also watches the container; most end earlier."""
 
 
 class Models:
-    """What operations do to the model in a container."""
+    """The steps of verbs that concern the model in a container."""
 
     def __init__(
         self,
@@ -39,57 +39,61 @@ class Models:
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
         """Bring the model into memory and wait until it answers ready."""
-        if talk_of(command.model).in_memory is InMemory.PROCESS_RUNS:
+        if dialogue_of(command.model).in_memory is InMemory.PROCESS_RUNS:
             facts = await self._load_by_start(command, facts, attempt)
         else:
             if not facts.running:
-                # A CREATE was cut short, a LOAD was cancelled, or the container died.
+                # A CREATE did not finish, a LOAD was cancelled, or the container exited.
                 facts = await self._containers.serve(command, facts, attempt)
             memory = ServerMemory(self._server, command, facts)
             if not await self._is_loaded(facts, memory):
                 attempt.report(Phase.LOADING, container_id=facts.id)
-                await attempt.may_go_on()
-                self._containers.health.forget(facts.id)  # it may be in memory, however this ends
+                await attempt.require_lease()
+                # If this attempt fails the model may be in memory or not.
+                self._containers.health.forget(facts.id)
                 await self._load_in_time(command, facts, memory)
         self._containers.health.stopped.discard(facts.id)
         crash_point("worker.after_load")
-        self._containers.health.was_loaded(facts.id)
+        self._containers.health.record_loaded(facts.id)
         return facts
 
     async def unload(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> None:
         """Take the model out of memory."""
-        talk = talk_of(command.model)
-        if talk.in_memory is InMemory.PROCESS_RUNS:
+        dialogue = dialogue_of(command.model)
+        if dialogue.in_memory is InMemory.PROCESS_RUNS:
             if facts.running:
                 await self._stop(command, facts, attempt)
         elif facts.running or facts.id not in self._containers.health.stopped:
             memory = ServerMemory(self._server, command, facts)
-            # A server that is busy may answer as if the model were out: its word is not enough.
-            known = self._containers.health.taken_out(facts.id)
-            if not (known and await memory.says_it_is_out()):
+            # A busy server may answer as if its model were unloaded, so its answer alone is not
+            # enough.
+            known = self._containers.health.known_unloaded(facts.id)
+            if not (known and await memory.reports_unloaded()):
                 attempt.report(Phase.UNLOADING, container_id=facts.id)
                 unloading = memory.unload()
                 if not await while_running(
                     self._runtime, facts.id, unloading, grace_s=WATCH_AFTER_S
                 ):
-                    # It has no way to unload; a LOAD starts the container again.
+                    # The server can't unload, so the container is stopped; a LOAD starts it again.
                     self._containers.health.stopped.add(facts.id)
                     await self._stop(command, facts, attempt)
         crash_point("worker.after_unload")
-        self._containers.health.was_unloaded(facts.id)
+        self._containers.health.record_unloaded(facts.id)
 
     async def infer(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
-        """Send the input, or the word to run over the dataset; return the answer as JSON text."""
-        talk = talk_of(command.model)
+        """Send the input, or the request to run over the dataset; return the answer as JSON."""
+        dialogue = dialogue_of(command.model)
         fillings = fillings_of(command)
         has_input = command.input_json is not None
-        hook = talk.inference(has_input=has_input)
-        nothing_to_say = not has_input and talk.infer_dataset is not None and not fillings.dataset
-        if hook is None or nothing_to_say:
+        hook = dialogue.inference(has_input=has_input)
+        has_no_request = (
+            not has_input and dialogue.infer_dataset is not None and not fillings.dataset
+        )
+        if hook is None or has_no_request:
             raise ModelyardError(ErrorCode.MISSING_INPUT)
         address = address_of(facts)
         attempt.report(Phase.INFERRING, container_id=facts.id)
-        await attempt.may_go_on()
+        await attempt.require_lease()
         sending = self._server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
         reply = await while_running(self._runtime, facts.id, sending, grace_s=WATCH_AFTER_S)
         crash_point("worker.after_infer")
@@ -104,7 +108,7 @@ class Models:
     ) -> ContainerFacts:
         facts = await self._containers.start(command, facts, attempt)
         attempt.report(Phase.LOADING, container_id=facts.id)
-        ready = talk_of(command.model).ready
+        ready = dialogue_of(command.model).ready
         if ready is not None:
             seconds = command.model.load_timeout_s
             await self._containers.probe(facts, ready, seconds, "answer ready")
@@ -124,10 +128,10 @@ class Models:
 
     async def _is_loaded(self, facts: ContainerFacts, memory: ServerMemory) -> bool:
         if memory.ready is None:
-            return self._containers.health.put_into_memory(facts.id)
+            return self._containers.health.known_loaded(facts.id)
         return (await memory.ready.ask()).answer is ProbeVerdict.YES
 
 
 def grace_s(command: HostCommand) -> float:
-    """Return the seconds between SIGTERM and SIGKILL; never all of the operation's time."""
+    """Return the seconds between SIGTERM and SIGKILL: at most half of the operation's time."""
     return min(command.model.stop_grace_s, command.timeout_s / 2)

@@ -1,7 +1,7 @@
-"""What one operation does to the model in a server's memory: asked, loaded, unloaded.
+"""Loads and unloads the model of a server that itself says whether it is in memory.
 
-For servers that say themselves what they hold (`InMemory.SERVER_SAYS_SO`). Nothing is concluded
-from silence: a server with one thread that is busy answers late, and a hook waits for its turn.
+Only for `InMemory.SERVER_SAYS_SO`. Silence proves nothing: a busy server with one thread answers
+late, and a hook then waits until the server gets to it.
 """
 
 from modelyard.contract.catalog.entries import Hook
@@ -12,41 +12,46 @@ from worker.containers.readiness import RepeatedProbe, address_of
 from worker.engine.protocol import ContainerFacts
 from worker.model_server.client import ModelServer, RefusedByServerError
 from worker.model_server.probes import ProbeVerdict
-from worker.model_server.profiles import talk_of
+from worker.model_server.profiles import dialogue_of
 from worker.model_server.templates import Fillings
 
 _NO_SUCH_PATH = 404
 _NO_SUCH_METHOD = frozenset({405, 501})
 _REPOSITORY_INDEX = Hook(path="/v2/repository/index", body={})
 _LOADS_BY_ITSELF = "explicit model load / unload is not allowed"
-"""What Triton says unless it runs with `--model-control-mode=explicit`; its status has changed."""
+"""Triton's message unless it runs with `--model-control-mode=explicit`.
+
+The message decides and not the status, which differs between its versions.
+"""
 
 
 class ServerMemory:
-    """The memory of one model server, for one operation."""
+    """The model in the memory of one server, as one operation uses it."""
 
     def __init__(self, server: ModelServer, command: HostCommand, facts: ContainerFacts) -> None:
-        """Take a container that runs; raises `exited` or `oom_killed` for another."""
+        """`facts` is a running container; raises `exited` or `oom_killed` if it does not run."""
         self._server = server
-        self._talk = talk_of(command.model)
+        self._dialogue = dialogue_of(command.model)
         self._address = address_of(facts)
         self._fillings = fillings_of(command)
         self._seconds = command.model.load_timeout_s
         self._waits_for = "be asked"
-        """What is waited for: for the error when time is over."""
+        """What the operation waits for; the error names it if the time is over."""
         self._refusal: RefusedByServerError | None = None
         self.ready = (
-            None if self._talk.ready is None else RepeatedProbe(server, facts, self._talk.ready)
+            None
+            if self._dialogue.ready is None
+            else RepeatedProbe(server, facts, self._dialogue.ready)
         )
 
     async def load(self) -> None:
-        """Have the model loaded, and return once it is ready. The caller sets the deadline."""
-        if self.ready is not None and await self._speaks(self.ready) is ProbeVerdict.YES:
+        """Load the model and return once it is ready. The caller sets the deadline."""
+        if self.ready is not None and await self._first_answer(self.ready) is ProbeVerdict.YES:
             return
-        if self._talk.load is not None:
-            self._waits_for = f"answer {self._talk.load.method} {self._talk.load.path}"
+        if self._dialogue.load is not None:
+            self._waits_for = f"answer {self._dialogue.load.method} {self._dialogue.load.path}"
             try:
-                await self._tell(self._talk.load, ErrorCode.LOAD_FAILED)
+                await self._send(self._dialogue.load, ErrorCode.LOAD_FAILED)
             except RefusedByServerError as refusal:
                 if not await self._manages_itself(refusal):
                     raise
@@ -56,14 +61,14 @@ class ServerMemory:
             await self.ready.until({ProbeVerdict.YES}, self._seconds, self._waits_for)
 
     async def unload(self) -> bool:
-        """Have the model unloaded, and return once it is not ready any more.
+        """Unload the model and return once it is not ready any more.
 
-        False if the server has no way to do it: it manages its memory itself.
+        Returns false if the server can't unload, because it manages its memory itself.
         """
-        if self._talk.unload is None:
+        if self._dialogue.unload is None:
             return True
         try:
-            await self._tell(self._talk.unload, ErrorCode.UNLOAD_FAILED)
+            await self._send(self._dialogue.unload, ErrorCode.UNLOAD_FAILED)
         except RefusedByServerError as refusal:
             if not await self._manages_itself(refusal):
                 raise
@@ -77,10 +82,10 @@ class ServerMemory:
                 ) from error
         return True
 
-    async def says_it_is_out(self) -> bool:
-        """Tell whether the server itself says that there is nothing to unload.
+    async def reports_unloaded(self) -> bool:
+        """Return whether the server answers that the model is not in memory.
 
-        One that can't be asked, is silent or refuses the connection has said nothing.
+        False if the server can't be asked, is silent or refuses the connection.
         """
         if self.ready is None:
             return False
@@ -88,7 +93,7 @@ class ServerMemory:
         return heard.answer is ProbeVerdict.NO and heard.status is not None
 
     def not_loaded(self) -> ModelyardError:
-        """Return the error for a model that did not get ready in time, with all that is known."""
+        """Return the error for a model that was not ready in time, with the last answers."""
         what, asked = self._waits_for, self.ready
         if asked is None:
             error = ModelyardError(
@@ -98,16 +103,19 @@ class ServerMemory:
             error = asked.not_ready(self._seconds, what)
         if self._refusal is None:
             return error
-        said = (
+        explanation = (
             f"The server answered {self._refusal.status} to {self._refusal.asked}, so it has no "
             "repository API and has to load the model by itself."
         )
         return ModelyardError(
-            error.code, f"{said} {error.message}", **error.detail, load_status=self._refusal.status
+            error.code,
+            f"{explanation} {error.message}",
+            **error.detail,
+            load_status=self._refusal.status,
         )
 
-    async def _speaks(self, ready: RepeatedProbe) -> ProbeVerdict:
-        """Return the server's YES or NO; one that is silent is waited for."""
+    async def _first_answer(self, ready: RepeatedProbe) -> ProbeVerdict:
+        """Return the server's answer, YES or NO; while it is silent, ask again."""
         last = ready.last
         if last is None or last.answer is ProbeVerdict.SILENT:
             last = await ready.until(
@@ -116,29 +124,30 @@ class ServerMemory:
         return last.answer
 
     async def _manages_itself(self, refusal: RefusedByServerError) -> bool:
-        """Tell whether it was refused because the server loads and unloads by itself.
+        """Return whether the refusal means that the server loads and unloads by itself.
 
-        The repository extension of the Open Inference Protocol may be missing. A 404 is also
-        what a server that has it says of a model that it does not know; such a one has an index.
+        A server may lack the repository extension of the Open Inference Protocol; then it answers
+        404. A server with the extension also answers 404, for a model that it does not know, but
+        such a server has an index of models.
         """
-        if not self._talk.may_manage_itself:
+        if not self._dialogue.may_manage_itself:
             return False
         if refusal.status in _NO_SUCH_METHOD or _LOADS_BY_ITSELF in refusal.body:
             return True
         if refusal.status != _NO_SUCH_PATH:
             return False
         try:
-            await self._tell(_REPOSITORY_INDEX, refusal.code)
+            await self._send(_REPOSITORY_INDEX, refusal.code)
         except RefusedByServerError:
             return True
         return False
 
-    async def _tell(self, hook: Hook, failure: ErrorCode) -> None:
-        await self._server.tell(self._address, hook, self._fillings, failure=failure)
+    async def _send(self, hook: Hook, failure: ErrorCode) -> None:
+        await self._server.send(self._address, hook, self._fillings, failure=failure)
 
 
 def fillings_of(command: HostCommand) -> Fillings:
-    """Return what the placeholders in a command's hooks stand for."""
+    """Return the values of the placeholders in a command's hooks."""
     return Fillings(
         model=command.model.served_name,
         dataset=mount_target(command.dataset, command.model) or "",

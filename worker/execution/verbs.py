@@ -1,4 +1,4 @@
-"""The story of each verb: what one command does, and how it ended."""
+"""One method for each verb: it executes a command and returns the outcome."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -13,25 +13,25 @@ from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.cancellation import AttemptCancelledError
-from worker.containers.best_effort import best_effort
+from worker.containers.error_logging import log_errors
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.execution.batch import Batch
 from worker.execution.cleanup import Cleanup
 from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models, grace_s
-from worker.model_server.profiles import InMemory, talk_of
+from worker.model_server.profiles import InMemory, dialogue_of
 
 log = structlog.get_logger(__name__)
 
 GIVE_UP_S = 8.0
-"""Seconds for ending what must not outlive the lease."""
-_GO_ON = frozenset({Verb.DEPLOY_UNLOAD, Verb.TERMINATE})
+"""Seconds for stopping what must not outlive the lease."""
+_NOT_CANCELLABLE = frozenset({Verb.DEPLOY_UNLOAD, Verb.TERMINATE})
 
-Story = Callable[[HostCommand, Attempt], Awaitable[Outcome]]
+VerbMethod = Callable[[HostCommand, Attempt], Awaitable[Outcome]]
 
 
 class VerbRunner:
-    """Performs commands, each on its own; order within a job is the caller's."""
+    """Executes commands independently of each other; the caller orders those of one job."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class VerbRunner:
         self._batch = batch
         self._outcomes = outcomes
         self._cleanup = cleanup
-        self._stories: Mapping[Verb, Story] = {
+        self._methods: Mapping[Verb, VerbMethod] = {
             Verb.DEPLOY_CREATE: self._create,
             Verb.DEPLOY_LOAD: self._load,
             Verb.INFER: self._infer,
@@ -56,64 +56,64 @@ class VerbRunner:
         }
 
     async def perform(self, attempt: Attempt) -> Outcome:
-        """Do what the command says, within its `timeout_s`; errors become the ending.
+        """Execute the attempt's command within its `timeout_s`; an error becomes the outcome.
 
-        An interruption ends all verbs but those that take away: UNLOAD and TERMINATE go on.
+        `Attempt.cancellation` ends every verb except UNLOAD and TERMINATE, which go on.
 
-        Cancellation passes through and leaves the container as it is: a worker that stops has not
-        failed at anything.
+        A cancellation of the asyncio task passes through and leaves the container as it is: the
+        worker stops, and the attempt has not failed.
         """
         command = attempt.command
         try:
-            async with _interruptible(attempt):
+            async with _cancellable(attempt):
                 outcome = await self._attempt(command, attempt)
                 if not isinstance(outcome, Outcome):
                     outcome = await self._outcomes.of(command, outcome)
         except AttemptCancelledError as cancellation:
             return await self._outcomes.of_cancellation(attempt, cancellation)
         if command.verb is Verb.TEMP and outcome.state is OperationState.SUCCEEDED:
-            # Killed: nothing that it could still write would be read.
+            # Removed without a grace period: nothing more that the container writes is read.
             attempt.report(Phase.REMOVING)
             try:
-                async with _interruptible(attempt):
+                async with _cancellable(attempt):
                     await self._cleanup.remove(command)
             except AttemptCancelledError:
-                self._cleanup.remove_later(command)  # it has its answer: that is how it ended
+                self._cleanup.remove_later(command)  # the result is there, so the outcome stays
         return outcome
 
     async def withdraw(self, attempt: Attempt, cancellation: AttemptCancelledError) -> Outcome:
-        """End an attempt that was interrupted before it was performed."""
+        """Return the outcome of an attempt that was cancelled before `perform`."""
         return await self._outcomes.of_withdrawal(attempt.command, cancellation)
 
     async def give_up(self, commands: Iterable[HostCommand]) -> None:
-        """End what must not outlive the lease: these commands' TEMPs, and models that move.
+        """Stop what must not outlive the lease: TEMPs among `commands`, and `strict` containers.
 
-        What can't be ended now is tried again by `clean_up`, or by the watchdog.
+        `clean_up` and the watchdog try again where this fails.
         """
         temps = [command for command in commands if command.verb is Verb.TEMP]
         for command in temps:
             self._cleanup.remove_later(command)
-        async with best_effort("lease.not_cleaned", GIVE_UP_S), TaskGroup() as tasks:
+        async with log_errors("lease.not_cleaned", GIVE_UP_S), TaskGroup() as tasks:
             for command in temps:
                 tasks.create_task(self._cleanup.remove(command))
             tasks.create_task(self.containers.halt_strict())
 
     async def clean_up(self) -> None:
-        """Remove what could not be removed at once; runs until cancelled, as a task of its own."""
+        """Retry pending removals until cancelled; the caller runs this as a task."""
         await self._cleanup.run()
 
     async def _attempt(self, command: HostCommand, attempt: Attempt) -> Outcome | ModelyardError:
         limit = asyncio.timeout(command.timeout_s)
         try:
             async with limit:
-                if command.verb not in talk_of(command.model).verbs:
+                if command.verb not in dialogue_of(command.model).verbs:
                     return ModelyardError(
                         ErrorCode.UNSUPPORTED_VERB, profile=command.model.profile.value
                     )
-                return await self._stories[command.verb](command, attempt)
+                return await self._methods[command.verb](command, attempt)
         except ModelyardError as error:
             return error
-        except Exception as error:  # named boundary: one operation, its neighbours go on
+        except Exception as error:  # named boundary: one attempt; the others go on
             if isinstance(error, TimeoutError) and limit.expired():
                 return ModelyardError(ErrorCode.TIMED_OUT, timeout_s=command.timeout_s)
             log.exception(
@@ -128,22 +128,22 @@ class VerbRunner:
     async def _create(self, command: HostCommand, attempt: Attempt) -> Outcome:
         await self._cleanup.claim(command)
         facts = await self.containers.ensure(command, attempt)
-        if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
+        if dialogue_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
             facts = await self.containers.serve(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
 
     async def _load(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        facts = await self.containers.demand(command)
+        facts = await self.containers.require(command)
         facts = await self._models.load(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.LOADED, facts.id)
 
     async def _infer(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        facts = await self.containers.demand(command)
+        facts = await self.containers.require(command)
         result = await self._models.infer(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, None, facts.id, result_json=result)
 
     async def _unload(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        facts = await self.containers.demand(command)
+        facts = await self.containers.require(command)
         await self._models.unload(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
 
@@ -156,19 +156,21 @@ class VerbRunner:
         return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id if facts else None)
 
     async def _temp(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        # What an earlier attempt left is not adopted: nobody knows how far it came.
+        # A container of an earlier attempt is not adopted: how far it came is unknown.
         await self._cleanup.claim(command)
         await self.containers.remove_generations(command.job_id, up_to=command.generation)
         facts = await self.containers.ensure(command, attempt)
         if command.model.profile is Profile.BATCH:
             result = await self._batch.run(command, facts, attempt)
         else:
-            if talk_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
+            if dialogue_of(command.model).in_memory is InMemory.SERVER_SAYS_SO:
                 facts = await self.containers.serve(command, facts, attempt)
             facts = await self._models.load(command, facts, attempt)
             result = await self._models.infer(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id, result_json=result)
 
 
-def _interruptible(attempt: Attempt) -> AbstractAsyncContextManager[None]:
-    return nullcontext() if attempt.command.verb in _GO_ON else attempt.cancellation.scope()
+def _cancellable(attempt: Attempt) -> AbstractAsyncContextManager[None]:
+    return (
+        nullcontext() if attempt.command.verb in _NOT_CANCELLABLE else attempt.cancellation.scope()
+    )

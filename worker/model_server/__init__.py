@@ -1,1 +1,1 @@
-"""Talking to the model server in a container."""
+"""The HTTP side of a container: requests to its model server, probes, profiles and templates."""

@@ -1,8 +1,8 @@
-"""Talking to a model server: one HTTP request to the container's own port, and nowhere else.
+"""HTTP requests to the model server in a container, and to nowhere else.
 
-No redirects, no proxies, no compression; the answer's size and the whole exchange's time are
-capped, and so is the work that an answer can make (`http_exchange`). A hook has a path and never a
-host, so it can't be sent anywhere else.
+There are no redirects, no proxies and no compression. The size of an answer, the time of an
+exchange, and the work that an answer can cause (`http_exchange`) are limited. A hook has a path and
+no host, so it can only be sent to the container's own port.
 """
 
 import asyncio
@@ -25,29 +25,29 @@ from worker.model_server.templates import Fillings
 PROBE_S = 2.0
 """Seconds that one readiness probe may take."""
 PROBES_AT_ONCE = 64
-"""Probes that one worker has under way; the next ones wait for their turn."""
+"""Probes that one worker sends at the same time; further ones wait."""
 EXCERPT_CHARS = 1_000
-"""Characters of a refusal's body that are kept as the cause."""
+"""Characters of an error answer's body that are quoted in the error."""
 _PATH_CHARS = 200
 _PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f]*")
-# They frame the message; a hook that sets them would talk past what is sent.
+# Headers that frame the message: set by a hook they could contradict what is really sent.
 _FRAMING = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"}
 )
-_DID_NOT_ASK = frozenset({408, 429, 502, 504})
-"""Request Timeout, Too Many Requests, Bad Gateway, Gateway Timeout: the model was not
-asked."""
+_MODEL_NOT_REACHED = frozenset({408, 429, 502, 504})
+"""Request Timeout, Too Many Requests, Bad Gateway, Gateway Timeout: the request did not reach the
+model."""
 
 
 class NoAnswerError(ModelyardError):
-    """No whole answer came: the connection was refused or broke, or what came was not HTTP.
+    """No complete HTTP answer came: the connection was refused or broke, or the answer was invalid.
 
-    Perhaps the container has just died.
+    Perhaps the container has just exited.
     """
 
 
 class RefusedByServerError(ModelyardError):
-    """The server answered, and not with 2xx."""
+    """The server answered with a status other than 2xx."""
 
     def __init__(self, code: ErrorCode, asked: str, status: int, body: str) -> None:
         """`asked` is method and path; `body` is an excerpt."""
@@ -66,13 +66,14 @@ class RefusedByServerError(ModelyardError):
 
 
 def http_client(transport: httpx2.AsyncBaseTransport | None = None) -> httpx2.AsyncClient:
-    """Return a client fit for model servers; time is bounded by the callers."""
+    """Return an HTTP client for model servers; its callers limit the time."""
     return httpx2.AsyncClient(
         transport=transport or BoundedTransport(),
         follow_redirects=False,
         trust_env=False,
-        timeout=None,  # every call below has a deadline over the whole exchange
-        # All containers are one address to a cookie jar: it would carry what one model sets to all.
+        timeout=None,  # each call has a deadline for the whole exchange
+        # To a cookie jar all containers are one host: it would send the cookies of one model to
+        # every other.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         headers={
             "Accept": "application/json",
@@ -91,10 +92,7 @@ class ModelServer:
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
 
     async def probe(self, address: Address, path: str) -> ProbeResult:
-        """Ask by a GET of `path` whether it holds now what a 2xx there means.
-
-        Raises `spec_refused` for what is no path.
-        """
+        """Send GET `path`; a 2xx means yes. Raises `spec_refused` if `path` is invalid."""
         async with self._probes:
             try:
                 async with (
@@ -103,7 +101,7 @@ class ModelServer:
                         "GET", _url(address, path), extensions=to_address(address)
                     ) as response,
                 ):
-                    return _heard(response.status_code)
+                    return _probe_result(response.status_code)
             except RefusedError as error:
                 return ProbeResult(ProbeVerdict.NO, str(error), nobody_listens=True)
             except TimeoutError:
@@ -112,15 +110,15 @@ class ModelServer:
                 closed = isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError)
                 return ProbeResult(ProbeVerdict.SILENT, str(error), nobody_listens=closed)
 
-    async def tell(
+    async def send(
         self, address: Address, hook: Hook, fillings: Fillings, *, failure: ErrorCode
     ) -> None:
-        """Send `hook` and return once it was answered with 2xx; what it says does not matter.
+        """Send `hook` and return after a 2xx answer, whose content is ignored.
 
-        The caller sets the deadline. Raises as `ask` does.
+        The caller sets the deadline. Raises what `ask` raises.
         """
-        async with self._sent(address, hook, fillings, failure) as response:
-            # A server may send its 2xx at once and take the time until the body's end.
+        async with self._exchange(address, hook, fillings, failure) as response:
+            # Read to the end: a server may send the 2xx at once and end the body when it is done.
             await _read_capped(response, MAX_RESULT_BYTES)
 
     async def ask(
@@ -128,10 +126,10 @@ class ModelServer:
     ) -> Reply:
         """Send `hook` and return its 2xx answer. The caller sets the deadline.
 
-        Raises `RefusedByServerError` for any other answer, `NoAnswerError` for none (both with
-        the code `failure`), and `result_too_large`.
+        Raises `RefusedByServerError` for another status and `NoAnswerError` without an answer, both
+        with the code `failure`, and `result_too_large`.
         """
-        async with self._sent(address, hook, fillings, failure) as response:
+        async with self._exchange(address, hook, fillings, failure) as response:
             body = await _read_capped(response, MAX_RESULT_BYTES + 1)
             if len(body) > MAX_RESULT_BYTES:
                 raise too_large()
@@ -144,10 +142,10 @@ class ModelServer:
             )
 
     @asynccontextmanager
-    async def _sent(
+    async def _exchange(
         self, address: Address, hook: Hook, fillings: Fillings, failure: ErrorCode
     ) -> AsyncIterator[httpx2.Response]:
-        """Send `hook` and give its 2xx answer, whose body is still unread."""
+        """Send `hook` and yield its 2xx answer, whose body is not read yet."""
         headers = {
             name: fillings.in_header(value)
             for name, value in hook.headers.items()
@@ -177,26 +175,26 @@ class ModelServer:
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             reason = str(error) or type(error).__name__
             raise NoAnswerError(
-                failure, f"The model server gave no whole answer to {asked}: {reason}"
+                failure, f"The model server gave no complete answer to {asked}: {reason}"
             ) from error
 
 
-def _heard(status: int) -> ProbeResult:
+def _probe_result(status: int) -> ProbeResult:
     if 200 <= status < 300:  # noqa: PLR2004 - the class of success
         return ProbeResult(ProbeVerdict.YES, str(status), status)
-    answer = ProbeVerdict.SILENT if status in _DID_NOT_ASK else ProbeVerdict.NO
+    answer = ProbeVerdict.SILENT if status in _MODEL_NOT_REACHED else ProbeVerdict.NO
     return ProbeResult(answer, str(status), status)
 
 
 def _encodings(response: httpx2.Response) -> tuple[str, ...]:
-    """Return the content codings that change a body; RFC 9110, 8.4: names in any case, a list."""
+    """Return the content codings that change a body; RFC 9110, 8.4: a list, in any case."""
     listed = ",".join(response.headers.get_list("Content-Encoding"))
     names = (name.strip().lower() for name in listed.split(","))
     return tuple(name for name in names if name not in {"", "identity"})
 
 
 async def _excerpt(response: httpx2.Response) -> str:
-    """Return the beginning of a refusal's body; one that breaks off is as long as it is."""
+    """Return the beginning of an error answer's body, or what came before it broke off."""
     body = bytearray()
     with suppress(httpx2.TransportError):
         await _read_capped(response, EXCERPT_CHARS * 4, into=body)
@@ -206,7 +204,7 @@ async def _excerpt(response: httpx2.Response) -> str:
 async def _read_capped(
     response: httpx2.Response, most: int, into: bytearray | None = None
 ) -> bytes:
-    """Return the body as it was sent, cut after `most` bytes."""
+    """Return the body, not decoded, cut after `most` bytes."""
     body = bytearray() if into is None else into
     async for piece in response.aiter_raw():
         body += piece
@@ -216,21 +214,22 @@ async def _read_capped(
 
 
 def _asked(hook: Hook) -> str:
-    """Return what is asked, for errors; an input that goes into the path is not filled in."""
+    """Return the method and path for error messages, without the input filled in."""
     return f"{hook.method} {hook.path}"
 
 
 def _url(address: Address, path: str, fillings: Fillings | None = None) -> str:
-    """Return where a path is asked for; raises `spec_refused` for what is no path.
+    """Return the URL of a path; raises `spec_refused` if the path is invalid.
 
-    The rules of the catalog are not enough: what they did not judge comes here too, out of records
-    and labels that an older version or somebody else has written.
+    The catalog checks paths too, but a path may also come from a record or a label that an older
+    version, or someone else, has written.
     """
     if _PATH.fullmatch(path) is None:
         raise ModelyardError(
             ErrorCode.SPEC_REFUSED,
-            f"{path[:_PATH_CHARS]!r} is no path of a hook: it has to begin with exactly one / and "
-            "to hold no control characters. Store the model anew, and create the job again.",
+            f"{path[:_PATH_CHARS]!r} is not a valid path of a hook: it has to begin with exactly "
+            "one / and to contain no control characters. Store a corrected model in the catalog, "
+            "and create the job again.",
         )
     host = f"[{address.host}]" if ":" in address.host else address.host
     return f"http://{host}:{address.port}{fillings.in_path(path) if fillings else path}"

@@ -1,10 +1,10 @@
-"""Reading one HTTP/1.1 answer from bytes that a model server chose. Pure: no sockets, no time.
+"""Parses one HTTP/1.1 answer from an untrusted model server. Pure: no sockets, no time.
 
-Written for this one use because every bound has to hold before the final head too: parsers at hand
-read interim answers, headers and chunk lines for as long as the server sends them. Everything that
-can make the reader work without bringing the answer nearer is counted here and ends in
-`BadAnswerError`. The body is handed on as it was sent: nothing is ever decompressed. How much of
-it is read is up to the caller, who stops to feed. RFC 9112 is the source of the grammar.
+This parser exists because common ones read interim answers, headers and chunk lines for as long as
+a server sends them. Here everything that costs work without bringing the answer nearer is counted,
+from the first byte on, and too much of it raises `BadAnswerError`. The body is returned as it was
+sent and never decompressed. The caller limits its size, by not feeding more bytes. Source of the
+grammar: RFC 9112.
 """
 
 import re
@@ -31,7 +31,7 @@ _NO_BODY = frozenset({204, 304})
 
 
 class BadAnswerError(Exception):
-    """What came is no HTTP/1.1 answer, or is more than is read of one."""
+    """The bytes are not an HTTP/1.1 answer, or exceed one of the limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,15 @@ class Head:
     headers: tuple[tuple[bytes, bytes], ...]
 
     def values(self, name: bytes) -> list[bytes]:
-        """Return the values of a header, whose `name` is given in lower case."""
+        """Return the values of a header; `name` is in lower case."""
         return [value for key, value in self.headers if key.lower() == name]
 
 
 class AnswerReader:
-    """Takes the bytes of one connection, and gives the final head and then the body."""
+    """Parses the bytes of one connection into the final head and the body."""
 
     def __init__(self) -> None:
-        """Begin before the first byte. A HEAD request, whose answer ends early, is never sent."""
+        """Begin before the first byte. Answers to HEAD, which have no body, are not supported."""
         self._buffer = bytearray()
         self._searched = 0
         self._framing = 0
@@ -60,11 +60,11 @@ class AnswerReader:
 
     @property
     def done(self) -> bool:
-        """True once the whole answer was read; what follows it is never looked at."""
+        """True once the whole answer was read; later bytes are ignored."""
         return self._body is not None and self._body.done
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came next and return what of it is body; raises `BadAnswerError`."""
+        """Parse the next bytes and return the part of the body in them; raises `BadAnswerError`."""
         self._buffer += data
         while self.head is None:
             if not self._next_head():
@@ -74,7 +74,7 @@ class AnswerReader:
         return self._body.take(self._buffer)
 
     def closed(self) -> None:
-        """Take the end of the connection; raises `BadAnswerError` if the answer is not whole."""
+        """Handle the end of the connection; raises `BadAnswerError` if the answer is incomplete."""
         if self.head is None:
             what = "in the middle of the answer's head" if self._buffer else "without an answer"
             raise BadAnswerError(f"The connection was closed {what}.")
@@ -84,10 +84,10 @@ class AnswerReader:
             raise BadAnswerError("The connection was closed in the middle of the answer's body.")
 
     def _next_head(self) -> bool:
-        """Read one head, interim or final; false if it is not whole yet."""
+        """Parse one head, interim or final; return false if it is incomplete."""
         buffer = self._buffer
         if buffer[: len(_START)] != _START[: len(buffer)]:
-            raise BadAnswerError(f"This is no HTTP/1.1 answer: {bytes(buffer[:40])!r}.")
+            raise BadAnswerError(f"The answer is not HTTP/1.1: {bytes(buffer[:40])!r}.")
         found = _HEAD_END.search(buffer, max(0, self._searched - _LONGEST_HEAD_END))
         size = found.end() if found else len(buffer)
         if self._framing + size > MAX_FRAMING_BYTES:
@@ -100,7 +100,7 @@ class AnswerReader:
         self._searched = 0
         self._framing += size
         if head.status == _SWITCHING_PROTOCOLS:
-            raise BadAnswerError("The server switched protocols (101), unasked.")
+            raise BadAnswerError("The server switched protocols (101) without a request to do so.")
         if head.status < _FIRST_FINAL:
             self._interim += 1
             if self._interim > MAX_INTERIM:
@@ -114,7 +114,7 @@ class AnswerReader:
         if head.status in _NO_BODY:
             return _Length(0)
         listed = b",".join(head.values(b"transfer-encoding")).lower().split(b",")
-        # Codings that change nothing are none; RFC 7230 has taken `identity` out of the list.
+        # `identity` changes nothing; RFC 7230 removed it from the codings.
         codings = [coding for each in listed if (coding := each.strip()) not in {b"", b"identity"}]
         if codings == [b"chunked"]:
             return _Chunked(self._framing)
@@ -128,7 +128,7 @@ class AnswerReader:
             return _UntilClosed()
         length = lengths.pop()
         if lengths or not re.fullmatch(rb"[0-9]{1,15}", length):
-            raise BadAnswerError("The Content-Length is no number, or there are several.")
+            raise BadAnswerError("The Content-Length is not a number, or has several values.")
         return _Length(int(length))
 
 
@@ -161,9 +161,9 @@ class _Chunked:
         self._framing = framing
         self._chunks = 0
         self._left = 0
-        """Bytes of the present chunk that are still to come."""
+        """Bytes of the current chunk that are still to come."""
         self._ends_chunk = False
-        """True: the line end behind a chunk's bytes is next."""
+        """True if the line end after a chunk's bytes comes next."""
         self._trailing = False
         self.done = False
 
@@ -191,7 +191,7 @@ class _Chunked:
         return b"".join(body)
 
     def _line(self, line: bytes) -> None:
-        """Take a line that is not body: the end of a chunk, the size of the next, a trailer."""
+        """Parse a line that is not body: the end of a chunk, the size of the next, a trailer."""
         if self._ends_chunk:
             if line:
                 raise BadAnswerError("A chunk of the body is longer than it says.")
@@ -201,7 +201,7 @@ class _Chunked:
         else:
             size = _CHUNK_SIZE.fullmatch(line)
             if size is None:
-                raise BadAnswerError(f"This is no size of a chunk: {line[:40]!r}.")
+                raise BadAnswerError(f"The size of a chunk is invalid: {line[:40]!r}.")
             self._chunks += 1
             if self._chunks > MAX_CHUNKS:
                 raise BadAnswerError(f"The body came in more than {MAX_CHUNKS} chunks.")
@@ -216,11 +216,11 @@ def _parse_head(raw: bytes) -> Head:
         raise BadAnswerError(f"The answer has more than {MAX_HEADERS} headers.")
     status = _STATUS_LINE.fullmatch(status_line.removesuffix(b"\r"))
     if status is None:
-        raise BadAnswerError(f"This is no status line of HTTP/1.1: {status_line[:40]!r}.")
+        raise BadAnswerError(f"The status line is not HTTP/1.1: {status_line[:40]!r}.")
     headers: list[tuple[bytes, bytes]] = []
     for line in lines:
         name, colon, value = line.removesuffix(b"\r").partition(b":")
         if not colon or not _HEADER_NAME.fullmatch(name):
-            raise BadAnswerError(f"This is no header: {line[:40]!r}.")
+            raise BadAnswerError(f"A header line is invalid: {line[:40]!r}.")
         headers.append((name, value.strip(b" \t")))
     return Head(int(status[1]), tuple(headers))

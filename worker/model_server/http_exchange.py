@@ -1,14 +1,14 @@
-"""One HTTP exchange with a model server over a connection of its own, bounded in work.
+"""One HTTP exchange with a model server, over a connection of its own, with limited work.
 
-A model server is not trusted. Time is bounded by the callers; here is bounded what an exchange
-costs the event loop, which is shared with the heartbeats and with all other containers:
+A model server is not trusted. The callers limit the time of an exchange. This module limits what an
+exchange costs the event loop, which also serves the heartbeats and all other containers:
 
-- what is read is read in pieces of `READ_BYTES`, and everybody else has a turn between two;
-- what does not bring the answer nearer is counted by `AnswerReader`;
-- a server that sends few bytes at a time is read less often: all such exchanges share
+- an answer is read in pieces of `READ_BYTES`, and other tasks run between two pieces;
+- `AnswerReader` counts the bytes that do not bring the answer nearer;
+- a server that sends few bytes at a time is read less often: all such exchanges together get
   `TRICKLE_READS_PER_S`, however many there are.
 
-The request is sent while the answer is read: a server may answer before it has read everything.
+The request is sent while the answer is read, because a server may answer before it has read all.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from worker.model_server.http_answer import AnswerReader, BadAnswerError, Head
 READ_BYTES = 16 << 10
 SMALL_READ_BYTES = 4 << 10
 FREE_SMALL_READS = 64
-"""Reads of an exchange that may bring less than `SMALL_READ_BYTES` before it is slowed down."""
+"""Reads of less than `SMALL_READ_BYTES` after which an exchange counts as trickling."""
 TRICKLE_READS_PER_S = 200.0
-"""Reads a second that all exchanges share which trickle."""
+"""Reads a second that all trickling exchanges share."""
 TRICKLE_PAUSE_S = 0.02
-"""Seconds between two reads of an exchange that trickles, at the least."""
+"""Least seconds between two reads of a trickling exchange."""
 _WANTED = frozenset({b"content-type", b"content-encoding"})
-"""Headers of an answer that anybody looks at. Parsing 250 cookies for nothing takes 60 ms."""
+"""The headers of an answer that are used; others are dropped: parsing 250 cookies takes 60 ms."""
 
 
 _ADDRESS = "modelyard_address"
@@ -40,31 +40,31 @@ class RefusedError(httpx2.ConnectError):
 
 
 class Pace:
-    """How often exchanges are read that bring little at a time."""
+    """How often trickling exchanges are read: those that bring few bytes at a time."""
 
     def __init__(self) -> None:
         self.trickling = 0
-        """Exchanges under way that trickle."""
+        """Number of trickling exchanges at this moment."""
 
     @property
     def pause_s(self) -> float:
-        """Seconds between two reads of one of them."""
+        """Seconds between two reads of one trickling exchange."""
         return max(TRICKLE_PAUSE_S, self.trickling / TRICKLE_READS_PER_S)
 
 
 class BoundedTransport(httpx2.AsyncBaseTransport):
-    """Sends each request over a new connection, which is closed with its response.
+    """Sends each request over a new connection, and closes it with the response.
 
-    On loopback a connection costs a fraction of a millisecond, and a server that closes an idle
-    one just as it is used again would look like one that died.
+    Connections are not reused: a server that closes an idle one at the moment of its next use would
+    look like a server that died. On loopback a new one costs a fraction of a millisecond.
     """
 
     def __init__(self) -> None:
-        """Have all exchanges of this transport share their pace."""
+        """All exchanges of this transport share one pace."""
         self.pace = Pace()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Return the final answer, its body still unread; raises `httpx2.TransportError`."""
+        """Return the final answer, its body not read yet; raises `httpx2.TransportError`."""
         message = _as_bytes(request, await request.aread())
         connection = await _connected(request)
         exchange = _Exchange(connection, message, self.pace)
@@ -87,14 +87,14 @@ class _Exchange:
         self._sender = _Sender(connection, message)
 
     async def head(self) -> tuple[Head, bytes]:
-        """Return the final head and what of the body came with it."""
+        """Return the final head and the part of the body that came with it."""
         while True:
             body = await self.more()
             if self._reader.head is not None:
                 return self._reader.head, body
 
     async def more(self) -> bytes:
-        """Read once; return what of it is body."""
+        """Read once; return the part of the body in what came."""
         try:
             data = await self._read()
             if data:
@@ -112,7 +112,7 @@ class _Exchange:
         if self._trickles:
             await asyncio.sleep(self._pace.pause_s)
         else:
-            await asyncio.sleep(0)  # what lies there already is read without a turn for others
+            await asyncio.sleep(0)  # `sock_recv` does not yield if bytes are there already
         try:
             data = await asyncio.get_running_loop().sock_recv(self._connection, READ_BYTES)
         except OSError as error:
@@ -137,9 +137,9 @@ class _Exchange:
 
 
 class _Sender:
-    """Sends a message as fast as the server takes it, beside the reading.
+    """Sends a message as fast as the server accepts it, while the answer is read.
 
-    A server that takes no more has perhaps answered already, so this is no error by itself.
+    A failure to send is not an error: the server may have answered without reading everything.
     """
 
     def __init__(self, connection: socket.socket, message: bytes) -> None:
@@ -184,9 +184,9 @@ class _Body(httpx2.AsyncByteStream):
 
 
 def to_address(address: Address) -> dict[str, Address]:
-    """Return the extensions of a request that say where it is to be sent.
+    """Return the request extensions with the address to connect to.
 
-    What is connected to never comes out of a text that was parsed: a URL holds what others wrote.
+    The address is never parsed from the URL, because a URL contains text that others wrote.
     """
     return {_ADDRESS: address}
 
@@ -217,7 +217,7 @@ async def _connected(request: httpx2.Request) -> socket.socket:
 
 
 def _as_bytes(request: httpx2.Request, content: bytes) -> bytes:
-    """Return the request as it is sent; raises `LocalProtocolError` for one that would lie."""
+    """Return the request as bytes; raises `LocalProtocolError` if a value contains a line end."""
     target = request.url.raw_path
     lines = [
         b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target),

@@ -1,11 +1,11 @@
-"""What a model server says when it is asked whether something holds, and what that proves."""
+"""The answer of a model server to a probe, and what it proves."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 NOBODY_LISTENS = (
-    "Nothing listens on that port of the container, or only on its loopback: the server has to "
-    "listen on 0.0.0.0 and on the port of the model's catalog entry."
+    "Nothing listens on that port of the container, or only on its loopback interface: the server "
+    "has to listen on 0.0.0.0 and on the port of the model's catalog entry."
 )
 
 
@@ -13,27 +13,27 @@ class ProbeVerdict(StrEnum):
     """The three answers to a probe. Only the first two prove anything."""
 
     YES = "yes"
-    """A 2xx came in time: it holds."""
+    """A 2xx came in time."""
     NO = "no"
-    """It does not hold: another status came in time, or the kernel refused the connection, so that
-    nothing listens. Not counted as NO are 408, 429, 502 and 504, with which a front says that it
-    did not ask the model."""
+    """Another status came in time, or the kernel refused the connection because nothing listens.
+    408, 429, 502 and 504 do not count as NO: with them a proxy says that it did not reach the
+    model."""
     SILENT = "silent"
-    """Nothing is known: no answer in time, a connection that was taken and then closed or broken,
-    something that is not HTTP, a flood that was cut off, a front that did not ask the model (408,
-    429, 502, 504), a connection that we could not make. A server with one thread that works on a
-    request which nobody waits for any more is silent and well; so is any server to a worker that
-    is itself late. Docker's proxy for published ports closes a connection when nothing listens
-    behind it: that can't be told from a server that closes it, and so proves nothing either."""
+    """Nothing is known. No answer came in time; or the connection could not be made, or was
+    accepted and then closed or broken; or the answer was not HTTP, or exceeded a limit; or a proxy
+    did not reach the model (408, 429, 502, 504). A healthy server is silent while its only thread
+    works on a request that nobody waits for any more, and to a worker that is itself slow. Docker's
+    proxy for published ports closes a connection if nothing listens behind it; a server may close
+    one too, so this proves nothing either."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """One answer."""
+    """The result of one probe."""
 
     answer: ProbeVerdict
     heard: str
-    """What came back, for people: a status, or how nothing came."""
+    """What came back, as text for people: the status, or why there was no answer."""
     status: int | None = None
     nobody_listens: bool = False
-    """True if it looks as if nothing listened behind the port."""
+    """True if it seems that nothing listens on the port."""

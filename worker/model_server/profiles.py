@@ -1,4 +1,4 @@
-"""How a model of each profile is talked to: the table of docs/models.md, as values.
+"""The requests that each profile sends to its model server: the table of docs/models.md as values.
 
 `open-inference` follows the Open Inference Protocol, version 2, with the model repository
 extension, as KServe, Triton and MLServer speak it.
@@ -17,7 +17,7 @@ _ONE_SHOT = frozenset({Verb.TEMP, Verb.TERMINATE})
 
 
 class InMemory(StrEnum):
-    """What it means that a model is in memory."""
+    """When a model counts as loaded."""
 
     PROCESS_RUNS = "process_runs"
     SERVER_SAYS_SO = "server_says_so"
@@ -26,19 +26,19 @@ class InMemory(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServerDialogue:
-    """What is asked of a container of one model, verb by verb."""
+    """The requests that a worker sends to the containers of one model."""
 
     verbs: frozenset[Verb]
     in_memory: InMemory
     alive: str | None = None
     """Path that answers 2xx once the server runs."""
     ready: str | None = None
-    """Path that answers 2xx while the model is in memory; None: it can't be asked."""
+    """Path that answers 2xx while the model is in memory; None if the server can't be asked."""
     load: Hook | None = None
     unload: Hook | None = None
     infer: Hook | None = None
     infer_dataset: Hook | None = None
-    """Instead of `infer` when there is no input: run over the mounted dataset."""
+    """Used in place of `infer` without an input: the model runs over its mounted dataset."""
     may_manage_itself: bool = False
     """True if the server may lack `load` and `unload`, and then loads its model by itself."""
 
@@ -47,19 +47,20 @@ class ServerDialogue:
         return self.infer if has_input else (self.infer_dataset or self.infer)
 
 
-def talk_of(spec: ModelSpec) -> ServerDialogue:
-    """Return how this model is talked to."""
-    return _TALKS[spec.profile](spec)
+def dialogue_of(spec: ModelSpec) -> ServerDialogue:
+    """Return the requests for this model."""
+    return _DIALOGUES[spec.profile](spec)
 
 
 def inventory_path(spec: ModelSpec) -> str | None:
-    """Return what a worker that has just booted asks to learn whether the model is in memory.
+    """Return the path that a worker probes after its boot to learn if the model is in memory.
 
-    Without `hooks.ready` it is the alive path: taking a loaded model for an unloaded one would
-    cost a job, the other way round the next INFER says so.
+    Without `hooks.ready` it is the alive path. The mistake that this allows is the smaller one: if
+    an unloaded model counts as loaded the next INFER fails, but if a loaded one counted as unloaded
+    the job would be lost.
     """
-    talk = talk_of(spec)
-    return talk.ready or talk.alive
+    dialogue = dialogue_of(spec)
+    return dialogue.ready or dialogue.alive
 
 
 def _process(spec: ModelSpec) -> ServerDialogue:
@@ -107,7 +108,7 @@ def _batch(_: ModelSpec) -> ServerDialogue:
     return ServerDialogue(verbs=_ONE_SHOT, in_memory=InMemory.NEVER)
 
 
-_TALKS = {
+_DIALOGUES = {
     Profile.PROCESS: _process,
     Profile.HTTP: _http,
     Profile.OPEN_INFERENCE: _open_inference,

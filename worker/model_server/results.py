@@ -1,7 +1,7 @@
-"""Results of models, read as JSON: small ones here, large ones in the body process.
+"""Parses the JSON results of models: small ones in this process, large ones in the body process.
 
-Parsing 1 MiB of JSON takes up to 0.15 s, with Python's lock held, and a hundred containers may
-answer at once: heartbeats and everybody else would wait for all of them.
+Parsing 1 MiB of JSON holds Python's lock for up to 0.15 s, and a hundred containers may answer at
+once: heartbeats and all other work would wait until every result is parsed.
 """
 
 from dataclasses import dataclass
@@ -14,36 +14,36 @@ from modelyard.process.body_process import LARGE_BODY_BYTES, BodyProcess, BodyPr
 
 MODULE = "worker.body_child"
 _FIRST_BYTES = 200
-"""Bytes of an answer that is no result which are kept as the cause."""
+"""Bytes of an invalid answer that are quoted in the error."""
 _HEADER_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A 2xx answer whose body is wanted."""
+    """A 2xx answer of a model server, with its whole body."""
 
     asked: str
     status: int
     content_type: str
     encodings: tuple[str, ...]
-    """What the body is encoded with; empty if it is as the server made it."""
+    """The content codings of the body; empty if it is not encoded."""
     body: bytes
 
 
 class ResultReader:
-    """Reads the results of one worker; large ones one after the other, in the order they came."""
+    """Parses the results of one worker; large ones one at a time, in the order of their arrival."""
 
     def __init__(self) -> None:
         self._process = BodyProcess(MODULE)
 
     async def aclose(self) -> None:
-        """End the process."""
+        """End the body process."""
         await self._process.close()
 
     async def read(self, body: bytes) -> str:
         """Return a result as `result_of` does.
 
-        Raises `worker_error` if the process failed: that says nothing of the result.
+        Raises `worker_error` if the body process failed; the result may still be valid.
         """
         if len(body) < LARGE_BODY_BYTES:
             return result_of(body)
@@ -55,7 +55,7 @@ class ResultReader:
         return _unpacked(part)
 
     async def read_reply(self, reply: Reply) -> str:
-        """Return the result in a server's answer as `read` does; an error says what came."""
+        """Return the result in a server's answer as `read` does; errors quote the answer."""
         detail = {
             "asked": reply.asked,
             "status": reply.status,
@@ -65,8 +65,8 @@ class ResultReader:
             encoded = ", ".join(reply.encodings)[:_HEADER_CHARS]
             raise ModelyardError(
                 ErrorCode.BAD_RESULT,
-                f"The model server encoded its answer to {reply.asked} with {encoded}. It was "
-                "asked for no encoding (Accept-Encoding: identity): have it send JSON as it is.",
+                f"The model server encoded its answer to {reply.asked} with {encoded}, although "
+                "the request forbade it (Accept-Encoding: identity). Make it send plain JSON.",
                 **detail,
             )
         if not reply.body.strip():
@@ -105,7 +105,7 @@ def too_large() -> ModelyardError:
 
 
 def pack(body: bytes) -> Part:
-    """Read a result and return it, or its error, as what travels between the processes."""
+    """Parse a result; return it, or its error, in the form that the body process sends back."""
     try:
         return b"{}", result_of(body).encode()
     except ModelyardError as error:

@@ -1,6 +1,6 @@
-"""Filling `{model}`, `{dataset}` and `{input}`: one pass, so what is filled in is never read again.
+"""Fills `{model}`, `{dataset}` and `{input}` in one pass, so a filled-in value is not filled again.
 
-Not `str.format`: a command may hold other braces, and attribute access has no place here.
+`str.format` is not used: a command may contain other braces, and must not access attributes.
 """
 
 import json
@@ -22,13 +22,13 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def _fill_by(text: str, value_of: Callable[[str], str]) -> str:
-    """Replace all placeholders; only what stands in `text` is asked for."""
+    """Replace all placeholders; `value_of` is called only for those in `text`."""
     return _PLACEHOLDER.sub(lambda match: value_of(match.group(1)), text)
 
 
 @dataclass(frozen=True)
 class Fillings:
-    """What one operation's placeholders stand for; the input is read only where it is asked for."""
+    """The values of one operation's placeholders; the input is parsed only if it is needed."""
 
     model: str
     dataset: str
@@ -50,7 +50,7 @@ class Fillings:
         return _fill_by(path, lambda name: _segment(self._text(name)))
 
     def in_header(self, value: str) -> str:
-        """Fill a header; the input is ASCII JSON there, so it can't end the line."""
+        """Fill a header; the input becomes ASCII JSON, which can't contain a line end."""
 
         def text_of(name: str) -> str:
             return json.dumps(self._input) if name == "input" else self._text(name)

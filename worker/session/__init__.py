@@ -1,1 +1,1 @@
-"""One incarnation of the worker: boot, commands in, reports out, heartbeats and lease."""
+"""One incarnation of the worker: boot, commands, reports, heartbeats, inventories and the lease."""

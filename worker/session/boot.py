@@ -1,4 +1,4 @@
-"""The boot of a worker: look at what is there, say so, and only then take commands."""
+"""The boot of an incarnation: list the containers, announce the host, only then take commands."""
 
 import asyncio
 import time
@@ -19,12 +19,12 @@ from worker.session.lease import Lease
 log = structlog.get_logger(__name__)
 
 ENGINE_WAIT_S = 30.0
-"""Seconds that a booting worker waits for its engine, unless it is told to wait longer."""
+"""Seconds that the first boot of a worker process waits for the engine."""
 _ENGINE_RETRY_S = 0.5
 
 
 class BootRecovery:
-    """One boot."""
+    """Prepares and announces one incarnation."""
 
     def __init__(  # noqa: PLR0913 - what one boot says of itself
         self,
@@ -51,10 +51,10 @@ class BootRecovery:
         self._engine_facts: EngineFacts | None = None
 
     async def prepare(self, *, engine_wait_s: float = ENGINE_WAIT_S) -> None:
-        """Wait for the engine, the broker, and a dispatcher that has this host's queues declared.
+        """Wait for the engine, for the broker, and until a dispatcher has declared our queues.
 
         Raises `EngineUnavailableError` if the engine does not answer for `engine_wait_s` seconds.
-        The others are waited for: they come back by themselves.
+        The wait for the broker and for a dispatcher has no limit.
         """
         self._engine_facts = await self._engine(engine_wait_s)
         failures = 0
@@ -63,7 +63,7 @@ class BootRecovery:
             await asyncio.sleep(backoff_s(failures))
 
     async def _is_enrolled(self, *, first: bool) -> bool:
-        """Say hello; tell whether this host has its queues."""
+        """Ask a dispatcher to declare this host's queues; return whether they exist."""
         try:
             await self._enrolment.say_hello()
             enrolled = await self._enrolment.is_enrolled()
@@ -76,11 +76,11 @@ class BootRecovery:
         return enrolled
 
     async def announce(self) -> list[ContainerFacts]:
-        """Publish what this host offers and holds, confirmed; return its containers.
+        """Publish this host's capacity and inventory, confirmed; return its containers.
 
-        The lease begins with it.
-        The engine is waited for: it has answered once, and comes back by itself.
-        Raises `BrokerUnavailableError`; what was published may be published again.
+        The lease begins with this message. An engine that does not answer is waited for without a
+        limit, because it has answered before. Raises `BrokerUnavailableError`; the caller may call
+        again, because a second announcement does no harm.
         """
         containers = await self._containers()
         online = HostOnline(
@@ -111,7 +111,7 @@ class BootRecovery:
                 await asyncio.sleep(_ENGINE_RETRY_S)
 
     async def _engine(self, wait_s: float) -> EngineFacts:
-        """Return what the engine says of itself, once it has the job network."""
+        """Return the engine's description of itself, after creating the job network."""
         ends_at = time.monotonic() + wait_s
         while True:
             try:

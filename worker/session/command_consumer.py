@@ -1,4 +1,4 @@
-"""Commands from the host's queue: parsed, refused or accepted, settled, and only then begun."""
+"""Consumes the host's queue: parse, admit, report the acceptance, ack, and only then start."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -46,10 +46,11 @@ class CommandConsumer:
         host_id: str,
         incarnation: str,
     ) -> None:
-        """Prepare; `announce` says that this boot is here, before its first command is read.
+        """Wire the consumer; `run` begins to consume.
 
-        `held` returns at once while the lease is held, and never after it is lost: nothing is
-        taken then, and what was delivered goes back to its queue.
+        `announce` announces this incarnation; it is called before the first command is read.
+        `held` returns at once while the lease is held, and never once it is lost: then no command
+        is admitted, and the broker returns the unsettled deliveries to the queue.
         """
         self._broker = broker
         self._enrolment = enrolment
@@ -63,7 +64,7 @@ class CommandConsumer:
         self._incarnation = incarnation
         self._refused = False
         self.attached = False
-        """True while the broker has our consumer."""
+        """True while the broker has this consumer registered."""
 
     async def run(self) -> None:
         """Consume until cancelled."""
@@ -72,7 +73,7 @@ class CommandConsumer:
             self._handle,
             name="commands",
             max_items=MAX_DELIVERIES,
-            # The queue itself may be what went away.
+            # The queue itself may be gone: ask a dispatcher to declare it again.
             prepare=self._enrolment.say_hello,
         )
 
@@ -96,10 +97,11 @@ class CommandConsumer:
             self.attached = False
 
     async def _announce_once(self) -> None:
-        """Announce this boot, once it has the queue for itself.
+        """Announce this incarnation, after it became the queue's exclusive consumer.
 
-        Not before: a second worker of the same host id would take the host's commands away from
-        the first by its incarnation alone. What is delivered meanwhile waits unread.
+        Not earlier: the announcement alone makes the dispatcher address all commands to the new
+        incarnation, so a second worker with the same host id would cut off the first one.
+        Deliveries that come meanwhile wait unread.
         """
         if not self._announced:
             await self._announce()
@@ -110,7 +112,8 @@ class CommandConsumer:
         for delivery in deliveries:
             commands += await self._read(delivery)
         await self._held()
-        # Taken only now, all at once: what is taken and not begun would never be.
+        # No await between the check of the lease and these admissions: the registry refuses an
+        # admitted command when it comes again, so one that is admitted and not started is lost.
         taken = [(command, self._registry.take(command)) for command in commands]
         for command, it in taken:
             if it.decision is not Admission.NEW:
@@ -124,9 +127,9 @@ class CommandConsumer:
             if it.decision is Admission.REPEATED and it.report is not None:
                 self._reporter.put(it.report)
         new = [it.report for _, it in taken if it.decision is Admission.NEW and it.report]
-        # Confirmed before the delivery is settled: from here the record and this process carry
-        # the work. Once confirmed it is begun, whatever becomes of the delivery: it would be
-        # recognised if it came again.
+        # The acceptance is confirmed before the ack: from here the dispatcher's record and this
+        # process carry the work. The attempt starts even if the ack fails, because the registry
+        # recognises the command when the broker redelivers it.
         if new:
             crash_point("worker.before_accept")
         await self._reporter.deliver(new)
@@ -141,13 +144,14 @@ class CommandConsumer:
                     self._attempts.start(it.attempt, it.superseded)
 
     async def _read(self, delivery: Delivery) -> list[HostCommand]:
-        """Return the commands for this boot; what can't be read is a dead letter by then."""
+        """Return the commands for this incarnation; send unreadable ones to the dead letters."""
         envelope = read_envelope(delivery.body)
         if isinstance(envelope, UnreadableCommand):
             await self._return(delivery, envelope)
             return []
         if envelope.host_id != self._host_id or envelope.incarnation != self._incarnation:
-            # For an earlier boot. The dispatcher's sweep sends what still counts again.
+            # Addressed to an earlier incarnation. The dispatcher's sweep sends again what is still
+            # needed.
             log.info("commands.other_incarnation", incarnation=envelope.incarnation)
             return []
         commands, unreadable = read_commands(envelope)
@@ -156,7 +160,7 @@ class CommandConsumer:
         return commands
 
     async def _return(self, delivery: Delivery, letter: UnreadableCommand) -> None:
-        """Hand what can't be read to a dispatcher, confirmed, for the dead letters."""
+        """Publish an unreadable command, confirmed; a dispatcher records it as a dead letter."""
         log.warning("command.unreadable", code=letter.error.code, error=letter.error.message)
         await self._broker.publish(
             REPORTS,

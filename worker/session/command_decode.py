@@ -1,4 +1,4 @@
-"""Reading a delivery: the envelope first, then each command, so that a bad one is bad alone."""
+"""Decodes a delivery: first the envelope, then each command, so a bad one affects no other."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from modelyard.contract.validation import first_errors
 
 
 class CommandEnvelope(Message):
-    """`HostCommands` with its commands unread."""
+    """`HostCommands` whose commands are not parsed yet."""
 
     schema_version: Literal[1] = 1
     host_id: Id
@@ -24,29 +24,30 @@ class CommandEnvelope(Message):
 
 @dataclass(frozen=True, slots=True)
 class UnreadableCommand:
-    """What goes to the dead letters, and why."""
+    """A message body for the dead letters, and the reason."""
 
     error: ErrorInfo
     body: bytes
 
 
 def read_envelope(body: bytes) -> CommandEnvelope | UnreadableCommand:
-    """Return who the commands are for, and them unread."""
+    """Parse the envelope, not its commands."""
     try:
         return CommandEnvelope.model_validate_json(body)
     except ValidationError as error:
         kinds = {detail["type"] for detail in error.errors(include_url=False, include_input=False)}
         not_json = "json_invalid" in kinds
         reason = ErrorCode.INVALID_JSON if not_json else ErrorCode.INVALID_REQUEST
-        return UnreadableCommand(_told(reason, "a list of commands", error), body)
+        return UnreadableCommand(_error_info(reason, "a list of commands", error), body)
 
 
 def read_commands(envelope: CommandEnvelope) -> tuple[list[HostCommand], list[UnreadableCommand]]:
-    """Return the commands, and those that can't be read, each in an envelope of its own.
+    """Return the readable commands, and each unreadable one in an envelope of its own.
 
-    Fields that are not known are ignored, in the specs of the catalog too: they are refused where
-    a client writes them, and a dispatcher may be newer than its workers. Nor are the rules of the
-    catalog asked for here: what breaks them can be unloaded and terminated, but not created.
+    Unknown fields are ignored, in catalog specs too: a dispatcher may be newer than its workers,
+    and the gateway has already refused unknown fields that a client sent. The rules of the catalog
+    are not checked here: a job whose model breaks one can still be unloaded and terminated. Before
+    a container is created `containers.planning` checks them.
     """
     good: list[HostCommand] = []
     bad: list[UnreadableCommand] = []
@@ -57,10 +58,10 @@ def read_commands(envelope: CommandEnvelope) -> tuple[list[HostCommand], list[Un
             alone = {**envelope.model_dump(exclude={"commands"}), "commands": [command]}
             body = json.dumps(alone).encode()
             bad.append(
-                UnreadableCommand(_told(ErrorCode.INVALID_REQUEST, "a command", error), body)
+                UnreadableCommand(_error_info(ErrorCode.INVALID_REQUEST, "a command", error), body)
             )
     return good, bad
 
 
-def _told(reason: ErrorCode, wanted: str, error: ValidationError) -> ErrorInfo:
+def _error_info(reason: ErrorCode, wanted: str, error: ValidationError) -> ErrorInfo:
     return ErrorInfo(code=reason, message=f"Not {wanted}: {first_errors(error)}")

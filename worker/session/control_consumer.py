@@ -1,7 +1,7 @@
-"""What must not wait behind a host's commands: cancels, discards, lost reports, giving up.
+"""Consumes control messages: cancels, discards, requests for reports, the end of an incarnation.
 
-It waits for a few seconds in a queue of its own, and is for one boot; the dispatcher repeats it
-until it sees that it is done.
+They have a queue of their own, so they never wait behind commands. A message lives there for a few
+seconds and is addressed to one incarnation; the dispatcher repeats it until it sees the effect.
 """
 
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ MAX_DELIVERIES = 64
 
 
 class ControlConsumer:
-    """Reads `HostControl` for one boot of one host's worker."""
+    """Consumes the `HostControl` messages that are addressed to one incarnation."""
 
     def __init__(  # noqa: PLR0913 - what a word of control reaches
         self,
@@ -54,16 +54,19 @@ class ControlConsumer:
         self._host_id = host_id
         self._incarnation = incarnation
         self.attached = False
-        """True while the broker has our consumer."""
+        """True while the broker has this consumer registered."""
 
     async def run(self) -> None:
-        """Listen until cancelled; raises `TopologyMismatchError` if this host can't be used."""
+        """Consume until cancelled.
+
+        Raises `TopologyMismatchError` if the dispatcher reports that this host can't be used.
+        """
         await consume_forever(
             self._subscribe,
             self._handle,
             name="control",
             max_items=MAX_DELIVERIES,
-            # The queue itself may be what went away.
+            # The queue itself may be gone: ask a dispatcher to declare it again.
             prepare=self._enrolment.say_hello,
         )
 

@@ -1,4 +1,4 @@
-"""Asking a dispatcher for this host's queues: a worker's user may declare nothing."""
+"""Asks a dispatcher to declare this host's queues: a worker's broker user may not declare any."""
 
 from modelyard.broker import Broker
 from modelyard.contract.message_types import HELLO_TYPE
@@ -7,7 +7,7 @@ from modelyard.contract.topology import HEARTBEATS, queues_of_host
 
 
 class EnrolmentClient:
-    """One boot's hello, and what comes of it."""
+    """Requests the queues of one host for one incarnation, and checks that they exist."""
 
     def __init__(self, broker: Broker, host_id: str, incarnation: str) -> None:
         self._broker = broker
@@ -15,7 +15,7 @@ class EnrolmentClient:
         self._hello = HostHello(host_id=host_id, incarnation=incarnation).model_dump_json().encode()
 
     async def say_hello(self) -> None:
-        """Ask for the queues; having them already is harmless. Raises `BrokerUnavailableError`."""
+        """Ask for the queues, which may exist already. Raises `BrokerUnavailableError`."""
         await self._broker.publish(
             HEARTBEATS,
             "",
@@ -26,5 +26,5 @@ class EnrolmentClient:
         )
 
     async def is_enrolled(self) -> bool:
-        """Tell whether this host has its queues; raises `BrokerUnavailableError`."""
+        """Return whether this host's queues exist; raises `BrokerUnavailableError`."""
         return await self._broker.has_queues([one.name for one in queues_of_host(self._host_id)])

@@ -1,4 +1,4 @@
-"""The sign of life: sent only by a worker that could do work now."""
+"""Heartbeats: a worker sends one only while it could execute a command."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,15 +17,18 @@ log = structlog.get_logger(__name__)
 
 PING_S = 5.0
 RETRY_S = 1.0
-"""Seconds until a beat that could not be sent is tried again."""
+"""Seconds until a heartbeat that could not be sent is tried again."""
 STUCK_S = 10.0
-"""Seconds after which reports that nobody takes silence the heart: nothing is heard of the work."""
+"""Seconds for which reports may wait without a confirmation before heartbeats stop.
+
+A worker whose reports do not arrive is of no use to the dispatcher.
+"""
 
 
 class HeartbeatSender:
-    """Beats if commands come in, reports go out and Docker answers."""
+    """Sends heartbeats while commands come in, reports go out and the engine answers."""
 
-    def __init__(  # noqa: PLR0913 - what has to be true for a beat
+    def __init__(  # noqa: PLR0913 - the conditions for a heartbeat
         self,
         *,
         broker: Broker,
@@ -41,13 +44,13 @@ class HeartbeatSender:
         self._attached = attached
         self._stuck_s = stuck_s
         self._compose = compose
-        self._silent = True  # until the first one
+        self._silent = True  # until the first heartbeat
 
     async def run(self, *, interval_s: float) -> None:
-        """Beat until cancelled; each beat renews the lease.
+        """Send heartbeats until cancelled; each one renews the lease.
 
-        Beats are spaced from start to start, not from end to start; one that could not be sent is
-        tried again soon.
+        `interval_s` is the time from start to start. A heartbeat that could not be sent is tried
+        again after `RETRY_S`.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -56,7 +59,7 @@ class HeartbeatSender:
             await asyncio.sleep(max(0.0, began + pause_s - loop.time()))
 
     async def beat(self) -> bool:
-        """Send one heartbeat if it would be true; return whether it was sent."""
+        """Send one heartbeat if all conditions hold; return whether it was sent."""
         why_not = await self._send()
         if why_not is not None and not self._silent:
             log.warning("heartbeat.silent", reason=why_not)
@@ -66,18 +69,18 @@ class HeartbeatSender:
         return why_not is None
 
     async def _send(self) -> str | None:
-        """Return why there was no heartbeat, or None if there was."""
+        """Send one heartbeat; return the reason if it was not sent, else None."""
         if not self._attached():
             return "the consumer is not attached"
         if self._stuck_s() > STUCK_S:
-            return "the reports are not taken"
+            return "the broker does not confirm reports"
         try:
             async with asyncio.timeout(PING_S):
                 await self._runtime.ping()
         except (TimeoutError, EngineUnavailableError):
             return "the engine does not answer"
         if self._lease.lost:
-            return "the lease is over"
+            return "the lease is lost"
         sent_at = self._lease.clock()
         try:
             await self._broker.publish(

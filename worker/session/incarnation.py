@@ -1,9 +1,8 @@
-"""One incarnation of a host's worker: from its announcement to its shutdown, or its lease's end.
+"""One incarnation of a host's worker: from its boot until it shuts down or loses its lease.
 
-What belongs to the incarnation lives here and ends with it: the lease, the desk and its attempts,
-what waits to be reported, the consumers, the heart. What outlives it is the service's: the broker's
-connection, the engine's client, the HTTP client, the locks of the jobs, and what is to be cleaned
-up still.
+The incarnation owns the lease, the registry and its attempts, the reporter, the consumers and the
+heartbeats; they end with it. `WorkerParts` outlives it: the broker connection, the clients of the
+engine and of the model servers, the job locks, and the containers that still have to be cleaned up.
 """
 
 import asyncio
@@ -36,14 +35,14 @@ from worker.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 DRAIN_S = 14.0
-"""Seconds that running operations get at shutdown, of the 25 that it may take in all."""
+"""Seconds that running attempts get at shutdown; the whole shutdown may take 25 seconds."""
 LAST_REPORTS_S = 3.0
-"""Seconds that the last reports get after that."""
+"""Seconds that the reporter then gets to deliver the last reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerParts:
-    """What a worker keeps over all of its terms."""
+    """The parts of a worker that outlive its incarnations."""
 
     settings: WorkerSettings
     broker: Broker
@@ -55,7 +54,7 @@ class WorkerParts:
 
 
 class Incarnation:
-    """One incarnation; `run` lasts as long as it does."""
+    """One incarnation; `run` returns when it is over."""
 
     def __init__(self, parts: WorkerParts, lease: Lease) -> None:
         self._parts = parts
@@ -74,9 +73,10 @@ class Incarnation:
     async def run(self, stop: asyncio.Event, *, engine_wait_s: float) -> None:
         """Work until `stop` is set or the lease is lost.
 
-        At a stop what runs may end, and containers are left running. At a lost lease all attempts
-        are stopped where they are and never heard of again, and what another host may be given is
-        ended here. Raises what `BootRecovery.prepare` does; a side task that dies ends all of it.
+        After `stop` the running attempts get time to end, and containers keep running. After a lost
+        lease all attempts are cancelled without another report, and containers whose work another
+        host may be given are stopped. Raises what `BootRecovery.prepare` raises. A background task
+        that fails ends the incarnation with its error.
         """
         async with TaskGroup() as tasks:
             attempts = AttemptRunner(
@@ -99,7 +99,7 @@ class Incarnation:
                     "lease.lost", incarnation=self.incarnation, running=self._registry.running
                 )
                 await self._parts.operations.give_up(await attempts.abandon())
-            # What serves may begin something as long as it has not ended.
+            # Until the consumers have ended they may still begin attempts and discards.
             await asyncio.wait((serving,))
             discards.stop()
             if stop.is_set():
@@ -115,7 +115,7 @@ class Incarnation:
     async def _serve(
         self, attempts: AttemptRunner, discards: Discards, engine_wait_s: float
     ) -> None:
-        """Boot, then take commands, beat and look around."""
+        """Boot, then consume commands, send heartbeats and publish inventories."""
         parts, settings = self._parts, self._parts.settings
         recovery = BootRecovery(
             broker=parts.broker,
@@ -133,7 +133,7 @@ class Incarnation:
 
         async def announce() -> None:
             found = await recovery.announce()
-            self._registry.saw_containers(
+            self._registry.record_generations(
                 (facts.labels.job_id, facts.labels.generation) for facts in found if facts.labels
             )
             announced.set()

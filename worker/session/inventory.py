@@ -1,4 +1,4 @@
-"""What a host says of its containers: one item for each, its server asked if it is ready."""
+"""The inventory: one item for each container, with the answer of its model server to a probe."""
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -15,9 +15,9 @@ from worker.model_server.probes import ProbeVerdict
 async def take_stock(
     server: ModelServer, containers: Sequence[ContainerFacts], *, unasked: Collection[str] = ()
 ) -> list[InventoryItem]:
-    """Return an item for each container that is ours; servers of the jobs `unasked` are not asked.
+    """Return an item for each of our containers; servers of the jobs `unasked` are not probed.
 
-    A server that works on an inference may not answer: what it does not say would mean nothing.
+    A server that works on an inference may not answer, and its silence would prove nothing.
     """
     async with TaskGroup() as tasks:
         items = [
@@ -29,7 +29,7 @@ async def take_stock(
 
 
 def answer_in(item: InventoryItem) -> ProbeVerdict | None:
-    """Return what the server of an item has answered; None if it was not asked."""
+    """Return the answer of the item's model server; None if it was not asked."""
     return None if item.answer in {None, "not_asked"} else ProbeVerdict(item.answer)
 
 
@@ -38,7 +38,7 @@ async def _item(
 ) -> InventoryItem:
     answer: ProbeVerdict | None = None
     if ask and facts.address is not None and labels.ready_path is not None:
-        # A label that holds no path is no reason to say nothing of all other containers.
+        # An invalid path in the label of one container must not hide the other containers.
         with suppress(ModelyardError):
             answer = (await server.probe(facts.address, labels.ready_path)).answer
     return InventoryItem(

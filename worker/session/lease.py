@@ -1,9 +1,9 @@
-"""How long this worker may believe that its host is its own.
+"""The worker's lease on its host.
 
-The dispatcher gives a host up `LOST_AFTER_S` after the last sign of life that it has recorded, and
-what may run elsewhere then does. A worker can't know when that was; it knows when it *sent* the
-last one that was confirmed, which is earlier, and gives itself up before that time is over. No
-clocks of two machines are compared.
+`LOST_AFTER_S` after the last heartbeat that it recorded, the dispatcher declares a host lost and
+lets other hosts run its jobs. The worker does not know when the dispatcher recorded a heartbeat. It
+knows when it *sent* the last confirmed one, which is earlier, and its lease ends before
+`LOST_AFTER_S` have passed from then. So no decision compares the clocks of two machines.
 """
 
 import asyncio
@@ -13,22 +13,23 @@ from collections.abc import Callable
 from modelyard.contract.topology import LOST_AFTER_S
 
 FENCE_S = LOST_AFTER_S * 0.8
-"""Seconds without a renewal after which a worker gives itself up.
+"""Seconds without a renewal after which a worker loses its lease.
 
-A loop that was blocked for 40 s right before a beat still has some seconds to send it, and what
-must not outlive the lease can be ended before the dispatcher places it anew.
+An event loop that was blocked for 40 s right before a heartbeat still has some seconds to send it.
+Containers that must not outlive the lease can be stopped before the dispatcher places their jobs on
+another host.
 """
 _POLL_S = 1.0
 
 
 def uptime_s() -> float:
-    """Return seconds that also pass while the process is stopped or the machine is asleep."""
+    """Return the machine's uptime; it advances while a process is stopped or the machine sleeps."""
     clock: int | None = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 class Lease:
-    """The lease of one incarnation. Once it is lost it stays lost."""
+    """The lease of one incarnation. A lost lease stays lost."""
 
     def __init__(
         self,
@@ -37,9 +38,9 @@ class Lease:
         clock: Callable[[], float] = uptime_s,
         on_renewal: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """Prepare one that begins with its first renewal.
+        """Make a lease that begins with its first renewal.
 
-        `on_renewal` is called at each, with the time from which it counts.
+        Each renewal calls `on_renewal` with the time, by `clock`, from which the lease counts.
         """
         self._seconds = seconds
         self._on_renewal = on_renewal
@@ -49,31 +50,32 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """True once it was not renewed in time."""
+        """True once the lease was not renewed in time, or was renounced."""
         if self._ends_at is not None and self.clock() >= self._ends_at:
             self._lost = True
         return self._lost
 
     def renew(self, sent_at: float) -> None:
-        """Note that a sign of life was confirmed, which was sent at `sent_at` or later."""
+        """Extend the lease: the broker has confirmed a message, sent at `sent_at` or later."""
         if not self.lost:
             self._ends_at = max(self._ends_at or 0.0, sent_at + self._seconds)
             self._on_renewal(sent_at)
 
     def renounce(self) -> None:
-        """Lose it at once: the dispatcher has given this incarnation up."""
+        """Lose the lease at once: the dispatcher no longer counts on this incarnation."""
         self._lost = True
 
     async def until_lost(self) -> None:
-        """Return once it is lost."""
+        """Return once the lease is lost."""
         while not self.lost:
             left = _POLL_S if self._ends_at is None else self._ends_at - self.clock()
             await asyncio.sleep(min(max(left, 0.01), _POLL_S))
 
     async def held(self) -> None:
-        """Return at once while it is held; never if it is lost, for its incarnation is ended then.
+        """Return at once while the lease is held; never return once it is lost.
 
-        Whoever was frozen stands here when it thaws, and does nothing more.
+        A process that was frozen past its lease stops here when it continues, and has no further
+        effect: the end of the incarnation cancels the waiting task.
         """
         if self.lost:
             await asyncio.Event().wait()

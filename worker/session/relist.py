@@ -1,6 +1,6 @@
-"""The look at all own containers, again and again: what a host holds, told to the dispatcher.
+"""The inventory loop: lists this host's containers again and again and reports them.
 
-The worker only tells; what follows from it the dispatcher decides, which has the record.
+The worker only reports. The dispatcher, which has the record, decides what follows from it.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from worker.session.reporter import Reporter
 log = structlog.get_logger(__name__)
 
 HASTE_S = 1.0
-"""Seconds between two looks at the least, however much changes."""
+"""Least seconds from the start of one inventory to the next, however much changes."""
 REST_S = 0.2
-"""Seconds between the end of a look and the next one: looks may take longer than `HASTE_S`."""
+"""Least seconds from the end of an inventory to the next: it may take longer than `HASTE_S`."""
 STEADY_S = 10.0
-"""Seconds that the engine has to tell of changes for its next failure to be the first one."""
+"""Seconds that the engine's event stream must last; a failure after that restarts the backoff."""
 
 
 class InventoryLoop:
-    """Looks every `INVENTORY_INTERVAL_S`, and soon after the engine has told of a change."""
+    """Takes an inventory every `INVENTORY_INTERVAL_S`, and soon after an event of the engine."""
 
     def __init__(  # noqa: PLR0913 - all whom one look concerns
         self,
@@ -53,7 +53,7 @@ class InventoryLoop:
         self._changed = asyncio.Event()
 
     async def run(self, *, interval_s: float = INVENTORY_INTERVAL_S) -> None:
-        """Look until cancelled; looks are spaced from start to start."""
+        """Take inventories until cancelled; `interval_s` is the time from start to start."""
         async with TaskGroup() as tasks:
             tasks.create_task(self._watch())
             tasks.create_task(self._keep_looking(interval_s))
@@ -70,7 +70,7 @@ class InventoryLoop:
                     await self._changed.wait()
 
     async def _watch(self) -> None:
-        """Have the engine tell of changes; while it can't be had, the interval is all there is."""
+        """Set `_changed` at each event of the engine; without events only the interval counts."""
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
@@ -83,11 +83,11 @@ class InventoryLoop:
             await asyncio.sleep(backoff_s(failures))
 
     async def look(self) -> bool:
-        """Hand one inventory to the reporter; false if the engine does not answer.
+        """Take one inventory and queue it in the reporter; return false if the engine is away.
 
-        A job that is worked on at any moment of the look is `busy`, whatever was seen of it. The
-        inventory is handed over at the moment at which it is composed: what is reported later
-        comes after it. A container that is dead is as good as gone: it is not told, and removed.
+        A job with an open attempt at any time during the inventory is listed as `busy`. The
+        inventory is queued at the moment it is composed, so every later report is sent after it.
+        A container in state `dead` is left out and removed.
         """
         known = self._health.known
         with self._registry.busy_jobs() as busy:
@@ -103,7 +103,7 @@ class InventoryLoop:
                     self._discards.finish(facts.id, facts.labels.job_id)
             containers = [facts for facts in listed if not facts.dead]
             for gone in known - {facts.id for facts in containers}:
-                self._health.is_gone(gone)
+                self._health.record_removed(gone)
             items = await take_stock(self._server, containers, unasked=busy)
             judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
             self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))
@@ -111,7 +111,7 @@ class InventoryLoop:
         return True
 
     def _judged(self, item: InventoryItem) -> InventoryItem:
-        unhealthy = self._health.looked(
+        unhealthy = self._health.record_answer(
             item.container_id, running=item.running, answer=answer_in(item)
         )
         over_disk = item.container_id in self._health.over_disk

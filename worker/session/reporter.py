@@ -1,6 +1,7 @@
-"""Reports to the dispatcher: what waits goes in one message, and is kept until it is confirmed.
+"""Publishes reports to the dispatcher: all waiting ones in one message, until it is confirmed.
 
-Only in memory: what a worker that ends has not delivered is repaired by the dispatcher's sweep.
+Reports are kept in memory only. If the worker ends before it has delivered them, the dispatcher's
+sweep repairs what is missing.
 """
 
 import asyncio
@@ -26,17 +27,17 @@ from modelyard.process.batching import chunks_by_size
 log = structlog.get_logger(__name__)
 
 MAX_REPORTS = 1_000
-ASK_EVERY = 3
-"""Failures in a row after which a dispatcher is asked to declare the reports' way."""
+REDECLARE_EVERY = 3
+"""Failures in a row after which a dispatcher is asked to declare queue and binding again."""
 
 _Key = tuple[str, int]
 
 
 class Reporter:
-    """Publishes reports in order for each operation, for as long as it takes.
+    """Publishes the reports of an attempt in order, and tries again until they are confirmed.
 
-    A report carries the full state of its attempt, so of an attempt only the newest waits: what
-    it supersedes would tell nobody anything.
+    A report carries the full state of its attempt, so only the newest one of an attempt waits; it
+    replaces an older one.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Reporter:
         ask_for_way: Callable[[], Awaitable[None]],
         backoff: Callable[[int], float] = backoff_s,
     ) -> None:
-        """`ask_for_way` has queue and binding declared anew: they may be what went away."""
+        """`ask_for_way` asks for queue and binding of the reports, which may have been deleted."""
         self._broker = broker
         self._host_id = host_id
         self._incarnation = incarnation
@@ -56,44 +57,44 @@ class Reporter:
         self._backoff = backoff
         self._stuck_since: float | None = None
         self._waiting: OrderedDict[_Key, OperationReport] = OrderedDict()
-        self._something = asyncio.Event()
+        self._work_waiting = asyncio.Event()
         self._confirmed = asyncio.Condition()
         self._in_flight: frozenset[_Key] = frozenset()
         self._number = 0
         self._inventory: Inventory | None = None
-        self._ahead: frozenset[_Key] = frozenset()
-        """What waited when the inventory came, and goes before it."""
+        self._before_inventory: frozenset[_Key] = frozenset()
+        """Keys of the reports that were waiting when the inventory came; they go before it."""
 
     @property
     def stuck_s(self) -> float:
-        """Seconds for which reports have waited and none was confirmed."""
+        """Seconds for which reports have been waiting without any confirmation."""
         return 0.0 if self._stuck_since is None else time.monotonic() - self._stuck_since
 
     def put(self, report: OperationReport) -> None:
-        """Send a report soon; it takes the place of an older one that still waits."""
+        """Queue a report; it replaces an older one of the same attempt that still waits."""
         key = _key(report)
         waiting = self._waiting.get(key)
         if waiting is None or waiting.seq <= report.seq:
             self._waiting[key] = report
-        self._something.set()
+        self._work_waiting.set()
         if self._stuck_since is None:
             self._stuck_since = time.monotonic()
 
     def put_inventory(self, inventory: Inventory) -> None:
-        """Send an inventory after all reports that wait now, and before those that come later.
+        """Queue an inventory, after all reports that wait now and before all later ones.
 
-        If that can't be, it is dropped: what it says would not be true at its place in the order.
-        Of two that wait the newer one is sent.
+        If its message can't be published the inventory is dropped, because sent later it would be
+        out of order. A newer inventory replaces one that still waits.
         """
         self._inventory = inventory
-        self._ahead = self._unconfirmed()
-        self._something.set()
+        self._before_inventory = self._unconfirmed()
+        self._work_waiting.set()
 
     async def run(self) -> None:
-        """Publish for ever, as a task of its own."""
+        """Publish until cancelled; the caller runs this as a task."""
         failures = 0
         while True:
-            await self._something.wait()
+            await self._work_waiting.wait()
             chunk = self._take_chunk()
             inventory = None if chunk else self._take_inventory()
             if not chunk and inventory is None:
@@ -107,8 +108,8 @@ class Reporter:
                     log.warning("reports.waiting", error=str(error))
                 self._put_back([report for report, _ in chunk])
                 await asyncio.sleep(self._backoff(failures))
-                if failures % ASK_EVERY == 0:
-                    await self._ask()
+                if failures % REDECLARE_EVERY == 0:
+                    await self._ask_to_redeclare()
             else:
                 if failures:
                     log.info("reports.flowing", after_failures=failures)
@@ -119,7 +120,7 @@ class Reporter:
                     self._confirmed.notify_all()
 
     async def deliver(self, reports: Sequence[OperationReport]) -> None:
-        """Return once the broker has confirmed these reports, however long it takes."""
+        """Queue these reports; return once the broker has confirmed them, without a time limit."""
         for report in reports:
             self.put(report)
         keys = {_key(report) for report in reports}
@@ -127,7 +128,7 @@ class Reporter:
             await self._confirmed.wait_for(lambda: not keys & self._unconfirmed())
 
     async def drain(self, seconds: float) -> bool:
-        """Wait until nothing waits; false if something still does after `seconds`."""
+        """Wait until all reports are confirmed; return false if some are not after `seconds`."""
         try:
             async with asyncio.timeout(seconds), self._confirmed:
                 await self._confirmed.wait_for(lambda: not self._unconfirmed())
@@ -135,7 +136,7 @@ class Reporter:
             return False
         return True
 
-    async def _ask(self) -> None:
+    async def _ask_to_redeclare(self) -> None:
         try:
             await self._ask_for_way()
         except BrokerUnavailableError as error:
@@ -145,12 +146,12 @@ class Reporter:
         return self._in_flight | self._waiting.keys()
 
     def _take_chunk(self) -> list[tuple[OperationReport, str]]:
-        """Take what fits into one message out of the line; the rest is next."""
-        behind = self._inventory is not None
+        """Take as many waiting reports as fit into one message."""
+        has_inventory = self._inventory is not None
         encoded = (
             (report, report.model_dump_json())
             for key, report in self._waiting.items()
-            if not behind or key in self._ahead
+            if not has_inventory or key in self._before_inventory
         )
         chunk = next(
             chunks_by_size(
@@ -163,30 +164,30 @@ class Reporter:
         )
         for report, _ in chunk:
             del self._waiting[_key(report)]
-        self._rest_if_empty()
+        self._clear_if_idle()
         self._in_flight = frozenset(_key(report) for report, _ in chunk)
         return chunk
 
     def _take_inventory(self) -> Inventory | None:
         inventory, self._inventory = self._inventory, None
-        self._rest_if_empty()
+        self._clear_if_idle()
         return inventory
 
-    def _rest_if_empty(self) -> None:
+    def _clear_if_idle(self) -> None:
         if not self._waiting and self._inventory is None:
-            self._something.clear()
+            self._work_waiting.clear()
 
     def _put_back(self, reports: Sequence[OperationReport]) -> None:
-        """Put what was not confirmed in front again, unless something newer waits already."""
+        """Put unconfirmed reports back at the front, except where a newer report waits already."""
         self._in_flight = frozenset()
         for report in reversed(reports):
             if _key(report) not in self._waiting:
                 self._waiting[_key(report)] = report
                 self._waiting.move_to_end(_key(report), last=False)
-        self._something.set()
+        self._work_waiting.set()
 
     async def _publish(self, reports: Sequence[str], inventory: Inventory | None) -> None:
-        self._number += 1  # also for what is published again: it says what is true by then
+        self._number += 1  # for a repetition too: it carries the state of that moment
         head = WorkerReports(
             host_id=self._host_id,
             incarnation=self._incarnation,
@@ -194,7 +195,7 @@ class Reporter:
             inventory=inventory,
         )
         fields = head.model_dump(mode="json", exclude={"operations"})
-        # Each report was encoded once, to be measured; it is not encoded again.
+        # Each report is JSON text already, because its size had to be known.
         body = f'{json.dumps(fields)[:-1]}, "operations": [{",".join(reports)}]}}'
         await self._broker.publish(REPORTS, self._host_id, body.encode(), message_type=REPORTS_TYPE)
 

@@ -1,1 +1,1 @@
-"""The watchdog: a process that stops containers when their worker can't."""
+"""The watchdog: a small process that stops containers when their worker can't do it."""

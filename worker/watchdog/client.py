@@ -1,4 +1,4 @@
-"""A worker's end of the pipe to its watchdog: starts it, tells it of renewals, takes leave."""
+"""The worker's side of its watchdog: starts the process and sends it the renewals of the lease."""
 
 import hashlib
 import os
@@ -18,17 +18,17 @@ from worker.watchdog.process import FAREWELL
 log = structlog.get_logger(__name__)
 
 WATCHDOG_S = LOST_AFTER_S * 5 / 6
-"""Seconds without a renewal after which the watchdog acts: after the worker itself would have."""
+"""Seconds without a renewal after which the watchdog acts: later than the worker itself."""
 PATIENCE_S = 120.0
-"""Seconds for which it tries to stop what it has to, if the engine does not answer."""
+"""Seconds for which the watchdog tries to stop containers if the engine does not answer."""
 FAREWELL_S = 2.0
-"""Seconds for a watchdog without anything to watch to be gone."""
+"""Seconds that a watchdog without anything to watch gets to exit."""
 
 
 class WatchdogClient:
-    """One watchdog process, started with the first renewal and again whenever it is gone.
+    """One watchdog process: started with the first renewal, and again after it died.
 
-    No call here blocks: a watchdog that does not read its pipe is left to itself.
+    `renewed` and `announce_shutdown` never block: a line for which the pipe has no room is dropped.
     """
 
     def __init__(
@@ -36,41 +36,44 @@ class WatchdogClient:
         docker_url: str,
         *,
         host_id: str,
-        note: Path | None,
+        lease_file: Path | None,
         lease_s: float = WATCHDOG_S,
         options: Sequence[str] = (),
     ) -> None:
-        """`note` is a file that this host's watchdogs share; `options` are passed on."""
+        """`lease_file` is shared by the host's watchdogs; `options` go on the command line."""
         self._command = (
             *(sys.executable, "-m", "worker.watchdog.process"),
             *("--docker", docker_url),
             *("--host-id", host_id),
             *("--lease-s", str(lease_s)),
             *("--patience-s", str(PATIENCE_S)),
-            *("--note", "" if note is None else str(note)),
+            *("--note", "" if lease_file is None else str(lease_file)),
             *options,
         )
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
-        """The watchdog's process id, if there is one."""
+        """The watchdog's process id; None before it was started."""
         return None if self._process is None else self._process.pid
 
     def renewed(self, at: float) -> None:
-        """Tell that the lease counts from `at`, by `uptime_s`."""
+        """Send a renewal, which counts from `at` by `uptime_s`; start the watchdog if needed."""
         if self._process is None or self._process.poll() is not None:
             if self._process is not None:
                 log.warning("watchdog.gone", code=self._process.returncode)
             self._start()
         self._write(f"{at}\n".encode())
 
-    def farewell(self) -> None:
-        """Tell it that nothing is begun any more: it need not stay if nothing strict runs."""
+    def announce_shutdown(self) -> None:
+        """Send that this worker ends in good order and starts no more containers.
+
+        The watchdog then stays only while a `strict` container runs.
+        """
         self._write(FAREWELL + b"\n")
 
-    def let_go(self) -> None:
-        """Close the pipe and see a watchdog out that has nothing to watch; others stay behind."""
+    def close(self) -> None:
+        """Close the pipe; leave the watchdog running if it does not exit within `FAREWELL_S`."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -87,7 +90,7 @@ class WatchdogClient:
                 _pipe(self._process).close()
         self._process = None
         try:
-            # A session of its own: what a terminal sends to the worker is not meant for it.
+            # A session of its own: signals of a terminal, such as Ctrl-C, reach only the worker.
             self._process = subprocess.Popen(  # noqa: S603 - our own module, and no shell
                 self._command,
                 stdin=subprocess.PIPE,
@@ -106,12 +109,12 @@ class WatchdogClient:
             os.write(_pipe(self._process).fileno(), line)
 
 
-def shared_note(folder: Path, host_id: str, docker_url: str) -> Path | None:
-    """Return the file that the watchdogs of a host share; None if the folder is not ours alone.
+def shared_lease_file(folder: Path, host_id: str, docker_url: str) -> Path | None:
+    """Return the file that a host's watchdogs share; None if others can write to the folder.
 
-    Hosts of the same id on other engines are other hosts.
-
-    Without it a new worker's containers are not told from those of the one that was killed.
+    Its name contains the host id and a hash of the engine's URL, because a host of the same id on
+    another engine is another host. Without the file a watchdog can't know that a new worker has
+    adopted the containers of the worker that was killed.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -119,8 +122,8 @@ def shared_note(folder: Path, host_id: str, docker_url: str) -> Path | None:
     except OSError as error:
         log.warning("watchdog.no_folder", folder=str(folder), error=repr(error))
         return None
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not ours or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    owned = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not owned or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         log.warning("watchdog.no_folder", folder=str(folder), error="others may write to it")
         return None
     engine = hashlib.sha256(docker_url.encode()).hexdigest()[:8]

@@ -1,21 +1,21 @@
-"""`python -m worker.watchdog.process`: ends what must not outlive a worker that could not end it.
+"""`python -m worker.watchdog.process`: stops containers that must not outlive their worker's lease.
 
-A worker that is frozen, hung or killed can't stop its containers when its lease ends, and another
-host may then be given the same work. So a worker starts this small process and tells it of each
-renewal through a pipe. As long as they come in time it does nothing. When the lease has not been
-renewed for `lease_s` seconds it stops the containers that are labelled `modelyard.lease=strict`,
-and waits for renewals again. The lease counts from when the worker sent its sign of life, by the
-machine's uptime, which both processes read alike.
+A worker that is frozen, hung or killed can't stop its containers when its lease ends, and the
+dispatcher may then give the same work to another host. So each worker starts this small process and
+sends it every renewal of the lease through a pipe. While renewals come in time the watchdog does
+nothing. After `lease_s` seconds without one it stops the containers with the label
+`modelyard.lease=strict`, and waits for renewals again. The lease counts from when the worker sent
+its heartbeat, by the machine's uptime, which both processes read from the same clock.
 
-When the pipe ends the worker is gone. Its watchdog stays until the lease is over, unless another
-worker of the same host has renewed its own lease by then: each watchdog notes the newest renewal in
-a small file that all of the host's share, and looks into it before it stops anything. So containers
-that a new worker has adopted survive. After its work it ends, and in any case `patience_s` seconds
-after the lease.
+When the pipe ends the worker is gone. The watchdog stays until the lease has ended. If another
+worker of the same host has renewed its own lease by then, the watchdog stops nothing: each watchdog
+writes the newest renewal to a small file that all watchdogs of the host share, and reads that file
+before it stops anything. So containers that a new worker has adopted survive. The watchdog exits
+after it has stopped the containers, and at the latest `patience_s` seconds after the lease.
 
-A worker that was told to stop leaves its containers running, and says farewell: nothing is created
-any more. Its watchdog stays for no longer than something of that runs, or is about to, that is
-strict, for the host is given up all the same if no worker comes back.
+A worker that stops in good order leaves its containers running and sends `FAREWELL`: it creates no
+more containers. If no worker comes back the dispatcher declares the host lost all the same, so the
+watchdog stays while a strict container runs or may still be starting.
 """
 
 import argparse
@@ -41,16 +41,16 @@ from worker.session.lease import uptime_s
 log = structlog.get_logger(__name__)
 
 FAREWELL = b"farewell"
-"""The last line of a worker that ends in good order: what runs is all that there will be."""
+"""The last line from a worker that ends in good order: it starts no more containers."""
 POLL_S = 0.5
-LOOK_S = 5.0
-"""Seconds between two looks at what a worker has left that said farewell."""
-TRY_S = 20.0
-"""Seconds for one try at stopping what has to be stopped."""
+CHECK_INTERVAL_S = 5.0
+"""Seconds between two checks of the containers that a worker left running after `FAREWELL`."""
+ENGINE_CALL_S = 20.0
+"""Seconds for one try at listing or stopping the containers."""
 
 
 class Watchdog:
-    """One worker's watchdog."""
+    """The watchdog of one worker; see this module's docstring."""
 
     def __init__(
         self,
@@ -58,53 +58,54 @@ class Watchdog:
         *,
         lease_s: float,
         patience_s: float,
-        note: Path | None,
+        lease_file: Path | None,
         clock: Callable[[], float] = uptime_s,
     ) -> None:
-        """`note` is the file that the host's watchdogs share; None: there is no other.
+        """`lease_file` is the file that the host's watchdogs share; None: no file is shared.
 
-        What can't be stopped is tried again for `patience_s` seconds.
+        Stopping is tried again until `patience_s` seconds after the lease.
         """
         self._runtime = runtime
         self._lease_s = lease_s
         self._patience_s = patience_s
-        self._note = note
+        self._lease_file = lease_file
         self._clock = clock
         self._renewed_at: float | None = None
-        """None before the first renewal, and after the work is done."""
-        self._farewell = False
-        self._alone = False
-        """True once the worker is gone."""
-        self._look_at = 0.0
-        self._left = frozenset[str]()
-        """Ids of what a worker has left that said farewell."""
-        self._looked_once = False
-        self._settled = False
-        """True once nothing is added to that any more; before, whatever is there counts."""
-        self._news = asyncio.Event()
+        """Time of the newest renewal; None before the first, and when nothing is left to do."""
+        self._worker_stopped = False
+        """True once the worker has sent `FAREWELL`."""
+        self._worker_gone = False
+        """True once the worker has sent `FAREWELL` or the pipe has ended."""
+        self._next_check_at = 0.0
+        self._remaining = frozenset[str]()
+        """Ids of the strict containers that the worker left running after `FAREWELL`."""
+        self._checked_once = False
+        self._remaining_final = False
+        """True once no id is added to those; until then every running strict container counts."""
+        self._pipe_read = asyncio.Event()
 
     async def run(self, pipe: asyncio.StreamReader) -> None:
         """Watch until the worker is gone and nothing is left to do."""
         async with TaskGroup() as tasks:
             reading = tasks.create_task(self._read(pipe))
-            while not (self._alone and self._renewed_at is None):
-                if self._left_s() <= 0:
-                    await self._do_its_work()
-                elif self._farewell and self._clock() >= self._look_at:
-                    await self._look_around()
+            while not (self._worker_gone and self._renewed_at is None):
+                if self._seconds_left() <= 0:
+                    await self._enforce_lease()
+                elif self._worker_stopped and self._clock() >= self._next_check_at:
+                    await self._check_remaining()
                     continue
-                self._news.clear()
-                await self._wait(min(max(self._left_s(), 0.0), POLL_S))
+                self._pipe_read.clear()
+                await self._wait(min(max(self._seconds_left(), 0.0), POLL_S))
             reading.cancel()
 
     async def _wait(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._news.wait()
+                await self._pipe_read.wait()
         except TimeoutError:
             return
 
-    def _left_s(self) -> float:
+    def _seconds_left(self) -> float:
         if self._renewed_at is None:
             return POLL_S
         return self._renewed_at + self._lease_s - self._clock()
@@ -112,47 +113,49 @@ class Watchdog:
     async def _read(self, pipe: asyncio.StreamReader) -> None:
         while line := await pipe.readline():
             if line.strip() == FAREWELL:
-                self._farewell = self._alone = True
+                self._worker_stopped = self._worker_gone = True
             else:
                 self._renewed_at = max(float(line), self._renewed_at or 0.0)
-                self._write_note(self._renewed_at)
-            self._news.set()
-        self._alone = True
-        self._news.set()
+                self._write_lease_file(self._renewed_at)
+            self._pipe_read.set()
+        self._worker_gone = True
+        self._pipe_read.set()
 
-    async def _look_around(self) -> None:
-        """Have nothing left to do if nothing is left, or another worker has the host by now.
+    async def _check_remaining(self) -> None:
+        """Check after `FAREWELL` whether strict containers still run.
 
-        Without a note that could not be told. An engine that does not answer is asked again.
+        Nothing is left to do if none runs, or if another worker has renewed its lease on this host.
+        Without the shared file the latter is unknown, so then the watchdog has nothing to do
+        either. If the engine does not answer, the next check asks it again.
         """
-        if self._note is None or self._read_note() > (self._renewed_at or 0.0):
+        if self._lease_file is None or self._read_lease_file() > (self._renewed_at or 0.0):
             self._renewed_at = None
             return
-        found = await self._try(self._strict)
+        found = await self._try(self._strict_containers)
         if found is not None:
             up = frozenset(facts.id for facts in found if facts.running)
-            if self._settled:
-                self._left &= up
+            if self._remaining_final:
+                self._remaining &= up
             else:
-                self._left |= up
-                # The engine may still be at the start of one that it was asked for.
-                self._settled = self._looked_once or len(up) == len(found)
-                self._looked_once = True
-            if self._settled and not self._left:
+                self._remaining |= up
+                # The engine may still be starting a container that the worker asked for.
+                self._remaining_final = self._checked_once or len(up) == len(found)
+                self._checked_once = True
+            if self._remaining_final and not self._remaining:
                 self._renewed_at = None
-        self._look_at = self._clock() + LOOK_S
+        self._next_check_at = self._clock() + CHECK_INTERVAL_S
 
-    async def _do_its_work(self) -> None:
-        """Stop what is strict, unless another worker has the host by now."""
+    async def _enforce_lease(self) -> None:
+        """Stop the strict containers, unless another worker has renewed its lease on this host."""
         renewed_at = self._renewed_at or 0.0
-        elsewhere = self._read_note()
-        if elsewhere > renewed_at:
+        other_renewal = self._read_lease_file()
+        if other_renewal > renewed_at:
             log.info("watchdog.relieved")
-            self._renewed_at = None if self._alone else elsewhere
+            self._renewed_at = None if self._worker_gone else other_renewal
             return
         log.warning("watchdog.lease_over", lease_s=self._lease_s)
-        done = await self._try(self._stop_all)
-        if done is None and self._left_s() > -self._patience_s:
+        done = await self._try(self._stop_strict)
+        if done is None and self._seconds_left() > -self._patience_s:
             await asyncio.sleep(POLL_S)
         elif self._renewed_at == renewed_at:
             self._renewed_at = None
@@ -160,26 +163,26 @@ class Watchdog:
     async def _try(
         self, work: Callable[[], Awaitable[list[ContainerFacts]]]
     ) -> list[ContainerFacts] | None:
-        """Return what the work does; None, and a line in the log, if the engine fails."""
+        """Return the result of `work`; if the engine fails, log that and return None."""
         try:
-            async with asyncio.timeout(TRY_S):
+            async with asyncio.timeout(ENGINE_CALL_S):
                 return await work()
         except (RuntimeFaultError, TimeoutError) as error:
             log.warning("watchdog.failed", error=repr(error))
             return None
 
-    async def _strict(self) -> list[ContainerFacts]:
-        """Return the containers that must not outlive the lease, also those that do not run."""
+    async def _strict_containers(self) -> list[ContainerFacts]:
+        """Return the containers that must not outlive the lease, running or not."""
         return [
             facts
             for facts in await self._runtime.list_own()
             if facts.labels is not None and facts.labels.strict
         ]
 
-    async def _stop_all(self) -> list[ContainerFacts]:
-        found = await self._strict()
+    async def _stop_strict(self) -> list[ContainerFacts]:
+        found = await self._strict_containers()
         for facts in found:
-            if not facts.running or (self._settled and facts.id not in self._left):
+            if not facts.running or (self._remaining_final and facts.id not in self._remaining):
                 continue
             try:
                 await self._runtime.stop(facts.id, 0.0)
@@ -189,21 +192,21 @@ class Watchdog:
             log.warning("watchdog.stopped", container_id=facts.id, job_id=job_id)
         return found
 
-    def _write_note(self, renewed_at: float) -> None:
-        if self._note is None:
+    def _write_lease_file(self, renewed_at: float) -> None:
+        if self._lease_file is None:
             return
-        fresh = self._note.with_suffix(f".{os.getpid()}")
+        fresh = self._lease_file.with_suffix(f".{os.getpid()}")
         try:
             fresh.write_text(f"{renewed_at}\n")
-            fresh.replace(self._note)
+            fresh.replace(self._lease_file)
         except OSError as error:
             log.warning("watchdog.no_note", error=repr(error))
 
-    def _read_note(self) -> float:
-        if self._note is None:
+    def _read_lease_file(self) -> float:
+        if self._lease_file is None:
             return 0.0
         try:
-            return float(self._note.read_text())
+            return float(self._lease_file.read_text())
         except (OSError, ValueError):
             return 0.0
 
@@ -219,7 +222,7 @@ async def _watch(options: argparse.Namespace) -> None:
         runtime,
         lease_s=options.lease_s,
         patience_s=options.patience_s,
-        note=Path(options.note) if options.note else None,
+        lease_file=Path(options.note) if options.note else None,
     )
     try:
         await watchdog.run(pipe)
@@ -228,13 +231,26 @@ async def _watch(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Watch until there is nothing to watch; SIGTERM ends it at once, and nothing is stopped."""
-    parser = argparse.ArgumentParser(prog="worker.watchdog.process")
-    parser.add_argument("--docker", required=True)
-    parser.add_argument("--host-id", required=True)
-    parser.add_argument("--lease-s", required=True, type=float)
-    parser.add_argument("--patience-s", required=True, type=float)
-    parser.add_argument("--note", default="")
+    """Run until there is nothing to watch; SIGTERM ends the process without stopping containers."""
+    parser = argparse.ArgumentParser(
+        prog="worker.watchdog.process",
+        description="Stops containers that must not outlive their worker's lease. A worker starts "
+        "this process and sends it renewals on stdin.",
+    )
+    parser.add_argument("--docker", required=True, help="URL of the Docker Engine")
+    parser.add_argument("--host-id", required=True, help="id of the worker's host")
+    parser.add_argument(
+        "--lease-s", required=True, type=float, help="seconds that the lease lasts after a renewal"
+    )
+    parser.add_argument(
+        "--patience-s",
+        required=True,
+        type=float,
+        help="seconds after the lease for which stopping is tried again",
+    )
+    parser.add_argument(
+        "--note", default="", help="file with the newest renewal, shared by the host's watchdogs"
+    )
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="auto")
     options = parser.parse_args(argv)

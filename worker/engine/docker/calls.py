@@ -1,4 +1,4 @@
-"""A deadline and a checked id on every call, and aiodocker's exceptions as ours."""
+"""Wraps calls of aiodocker: a deadline, a checked id, and our errors in place of its exceptions."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -22,35 +22,36 @@ NOT_FOUND = 404
 CONFLICT = 409
 TOO_MANY = 429
 SERVER_FAULT = 500
-"""From here on up it is the engine's trouble and not the request's."""
+"""From this status on the engine has failed; below it the request was refused."""
 UNREACHABLE = 900
 """aiodocker's status for a refused connection."""
 
 
 _DISK_FULL = "no space left on device"
-"""ENOSPC in the words of Go, which the engine passes on."""
+"""Go's text for ENOSPC, which the engine passes on."""
 
 
 def disk_is_full(message: str | None) -> bool:
-    """Tell whether the engine's words mean that its disk is full."""
+    """Return whether the engine's message means that its disk is full."""
     return _DISK_FULL in (message or "").lower()
 
 
 def refuses_storage_opt(message: str | None) -> bool:
-    """Tell whether the engine says that its storage can't bound what a container writes."""
-    said = (message or "").lower()
-    return any(word in said for word in ("storage-opt", "pquota"))
+    """Return whether the message means that the storage driver can't limit a container's writes."""
+    text = (message or "").lower()
+    return any(mark in text for mark in ("storage-opt", "pquota"))
 
 
 def is_refusal(error: DockerError) -> bool:
-    """Tell whether the engine found fault with the request, and not with itself."""
+    """Return whether the engine refused the request, in contrast to a failure of its own."""
     return error.status < SERVER_FAULT and error.status != TOO_MANY
 
 
 def client_of(url: str) -> aiodocker.Docker:
-    """Return a client that takes as many connections as there are calls.
+    """Return a client without a limit on its connections.
 
-    aiohttp's 100 would be shared by all waits: the call that ends them could wait behind them.
+    aiohttp's default is 100. Waits for containers could take all of them, and the call that stops a
+    container, and so ends a wait, would have to wait behind them.
     """
     client = aiodocker.Docker(url=url)
     client.connector._limit = 0  # noqa: SLF001 - aiodocker takes no limit, and TLS is its to set up
@@ -58,13 +59,14 @@ def client_of(url: str) -> aiodocker.Docker:
 
 
 @asynccontextmanager
-async def deadline(what: str, seconds: float, *, ours: bool = False) -> AsyncIterator[None]:
-    """Bound the calls inside to `seconds`; aiodocker has no timeouts of its own.
+async def deadline(what: str, seconds: float, *, internal: bool = False) -> AsyncIterator[None]:
+    """Limit the calls inside to `seconds`, because aiodocker has no timeouts of its own.
 
-    Raises `EngineUnavailableError` when there is no answer in time, one that can't be read, or the
-    engine's own failure. A refusal (4xx) that nobody inside has given another name is an
-    `EngineRefusedError`: what was asked for is at fault. `ours` is for calls that carry nothing of
-    a request: an engine that refuses these is of no use, as one that is away.
+    Raises `EngineUnavailableError` if the engine does not answer in time, fails, or sends an answer
+    that can't be parsed. A refusal (4xx) that the code inside does not handle becomes an
+    `EngineRefusedError`: the request is at fault. Set `internal` for calls without any argument
+    from a request: an engine that refuses such a call is as useless as one that is away, so the
+    refusal becomes `EngineUnavailableError` too.
     """
     limit = asyncio.timeout(seconds)
     try:
@@ -78,27 +80,27 @@ async def deadline(what: str, seconds: float, *, ours: bool = False) -> AsyncIte
     except DockerError as error:
         if disk_is_full(error.message):
             raise DiskFullError(f"Docker failed to {what}: {error.message}") from error
-        if is_refusal(error) and not ours:
+        if is_refusal(error) and not internal:
             raise EngineRefusedError(f"Docker refused to {what}: {error.message}") from error
         raise EngineUnavailableError(f"Docker failed to {what}: {error.message}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise EngineUnavailableError(f"Docker broke off (tried to {what}): {error!r}") from error
     except (ValueError, KeyError, TypeError) as error:
-        # aiodocker and our documents alike meet an answer that is cut off or of another form.
+        # The answer was cut off or has another form; aiodocker or our documents can't parse it.
         message = f"Docker's answer can't be read (tried to {what}): {type(error).__name__}."
         raise EngineUnavailableError(message) from error
 
 
 @asynccontextmanager
 async def one_container(
-    client: aiodocker.Docker, ref: str, what: str, seconds: float, *, ours: bool = False
+    client: aiodocker.Docker, ref: str, what: str, seconds: float, *, internal: bool = False
 ) -> AsyncIterator[DockerContainer]:
     """Yield the handle of a container for one bounded call.
 
-    Raises `NoSuchContainerError` for 404, and for all else what `deadline` does.
+    Raises `NoSuchContainerError` for 404, and for other failures what `deadline` raises.
     """
     container = client.containers.container(checked_ref(ref))
-    async with deadline(f"{what} a container", seconds, ours=ours):
+    async with deadline(f"{what} a container", seconds, internal=internal):
         try:
             yield container
         except DockerError as error:
@@ -111,10 +113,10 @@ async def one_container(
 async def streamed(
     client: aiodocker.Docker, path: str, *, params: Mapping[str, str | int], method: str = "GET"
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Yield an answer that is read bit by bit, and close its connection whatever happens.
+    """Yield a streamed answer, and always close its connection at the end.
 
-    aiodocker's own streams leave it open when their reader is cancelled: the engine would go on
-    pulling for nobody.
+    aiodocker's own streams keep the connection open when their reader is cancelled, and the engine
+    would go on with a pull that nobody waits for.
     """
     query = client._query(path, method, params=dict(params), timeout=None)  # noqa: SLF001
     async with query as response:

@@ -1,4 +1,4 @@
-"""A container plan as Docker's `POST /containers/create` takes it: an allow-list of fields. Pure.
+"""Turns a container plan into the body of `POST /containers/create`: an allow-list of fields. Pure.
 
 Source: Docker Engine API 1.41, ContainerCreate.
 """
@@ -9,16 +9,19 @@ from typing import Any
 from worker.engine.plan import ContainerPlan
 
 ROOT_SLACK = 1.25
-"""The storage driver's limit by the model's: within it the worker ends the container and says why,
-at it a write fails and the program says what it likes."""
+"""The storage driver's limit, as a multiple of the model's disk limit.
+
+At the model's limit the worker stops the container and reports the reason. At the storage driver's
+limit a write fails and the program only sees that error, so this limit is the higher one.
+"""
 _LOG_CONFIG = {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
 _TMP = "/tmp"  # noqa: S108 - inside of the container
 
 
 def engine_config(plan: ContainerPlan, *, limit_root: bool = False) -> dict[str, Any]:
-    """Return the whole configuration; what is not named here is never sent.
+    """Return the whole configuration; a field that is not named here is never sent.
 
-    `limit_root`: have the storage driver bound what is written to the root file system too.
+    With `limit_root` the storage driver also limits what is written to the root file system.
     """
     config: dict[str, Any] = {
         "Image": plan.image,
@@ -30,7 +33,7 @@ def engine_config(plan: ContainerPlan, *, limit_root: bool = False) -> dict[str,
         "AttachStdin": False,
         "AttachStdout": False,
         "AttachStderr": False,
-        # Readiness is probed from outside; an image's own check would only cost processes.
+        # The worker probes readiness; the image's own check would only start more processes.
         "Healthcheck": {"Test": ["NONE"]},
         "StopTimeout": int(plan.stop_grace_s),
         "HostConfig": _host_config(plan),
@@ -62,13 +65,13 @@ def _host_config(plan: ContainerPlan) -> dict[str, Any]:
         "OomKillDisable": False,
         "Init": True,
         "AutoRemove": False,
-        # Anything else would let the engine revive containers behind our back.
+        # With another policy the engine would restart containers without the worker's knowledge.
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "LogConfig": _LOG_CONFIG,
         "Mounts": _mounts(plan),
     }
     if plan.kept_folder != _TMP:
-        # Compilers and package caches run what they put there; Docker's own default is noexec.
+        # exec, unlike Docker's default: compilers and package caches run files from /tmp.
         options = f"rw,exec,nosuid,nodev,size={plan.tmpfs_bytes},mode=1777"
         host["Tmpfs"] = {_TMP: options}
     if plan.port is not None and plan.publish:
@@ -90,11 +93,10 @@ def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
             "ReadOnly": True,
         }
         if plan.dataset.kind == "volume":
-            # The image's own files never get into a dataset.
+            # Docker must not copy files of the image into an empty dataset volume.
             mount["VolumeOptions"] = {"NoCopy": True}
         else:
-            # What is or will be mounted below the folder stays outside of the container: it would
-            # not be read-only there.
+            # Keep out all that is or will be mounted below the folder: it would be writable.
             mount["BindOptions"] = {"Propagation": "rprivate", "NonRecursive": True}
         mounts.append(mount)
     if plan.kept_folder is not None:

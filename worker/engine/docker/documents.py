@@ -1,4 +1,4 @@
-"""What Docker answers, as far as we read it. Source: Docker Engine API 1.41. Pure."""
+"""Docker's answers, with the fields that we read. Source: Docker Engine API 1.41. Pure."""
 
 from typing import Any
 
@@ -65,25 +65,25 @@ class ContainerDocument(_Document):
     host_config: _HostConfig = _HostConfig()
     mounts: tuple[_Mount, ...] = ()
     size_rw: int = 0
-    """Only where it was asked for."""
+    """Bytes written to the root file system; set only if the request asked for sizes."""
     network_settings: _NetworkSettings = _NetworkSettings()
 
     @property
-    def going(self) -> bool:
-        """True while it is being removed: it can't be used any more."""
+    def being_removed(self) -> bool:
+        """True while it is being removed."""
         return self.state.status == "removing"
 
     @property
     def dead(self) -> bool:
-        """True once its removal has failed, or the engine has died at it: nobody goes on with it.
+        """True once its removal has failed, or the engine died during the removal.
 
-        The engine leaves that to its users, who alone know what else was to be removed: see
-        `daemon.restore` of Moby.
+        The engine does not go on with the removal by itself, because only its caller knows what
+        else was to be removed; see `daemon.restore` of Moby.
         """
         return self.state.status == "dead"
 
     def facts(self, *, publish: bool, network: str) -> ContainerFacts:
-        """Return the same in our words."""
+        """Return the container's facts as the protocol defines them."""
         name = self.name.removeprefix("/")
         labels = ContainerLabels.parse(self.config.labels or {}, name=name)
         mounts = self._mounts()
@@ -113,7 +113,7 @@ class ContainerDocument(_Document):
             )
             for mount in self.mounts
         ]
-        # Docker lists a tmpfs apart from its mounts.
+        # Docker does not list a tmpfs among the mounts.
         found += [MountFacts("tmpfs", "", t, read_only=False) for t in self.host_config.tmpfs or ()]
         return tuple(found)
 
@@ -140,7 +140,7 @@ class NetworkDocument(_Document):
 
     @property
     def isolates(self) -> bool:
-        """True if its containers can't reach each other."""
+        """True if containers on this network can't reach each other."""
         return (self.options or {}).get(ICC_OPTION) == "false"
 
 
@@ -155,7 +155,7 @@ class ImageDocument(_Document):
     config: _ImageConfig | None = None
 
     def facts(self) -> ImageFacts:
-        """Return the same in our words."""
+        """Return the image's facts as the plan needs them."""
         config = self.config or _ImageConfig()
         return ImageFacts(
             volumes=tuple(config.volumes or ()),
@@ -171,7 +171,7 @@ class VolumeDocument(_Document):
     mountpoint: str = ""
 
     def facts(self) -> VolumeFacts:
-        """Return the same in our words."""
+        """Return the volume's facts as the protocol defines them."""
         return VolumeFacts(self.driver, dict(self.options or {}), self.mountpoint)
 
 
@@ -190,7 +190,7 @@ class DiskUsageDocument(_Document):
     volumes: tuple[_UsedVolume, ...] | None = None
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of each volume that was measured, by name."""
+        """Return the bytes of each volume that Docker could measure, by name."""
         measured = [(it.name, it.usage_data.size) for it in self.volumes or () if it.usage_data]
         return {name: size for name, size in measured if size >= 0}
 
@@ -216,10 +216,11 @@ class InfoDocument(_Document):
 
     @property
     def may_limit_root(self) -> bool:
-        """True if the storage driver may be able to bound what a container writes to its root.
+        """True if the storage driver may be able to limit what a container writes to its root.
 
-        Overlay on XFS can if that is mounted with `pquota`, which only a try tells. Not counted are
-        drivers whose limit includes the image (btrfs: `max_referenced`; devicemapper).
+        Overlay on XFS can if the file system is mounted with `pquota`; the only way to know is to
+        try. Drivers whose limit includes the image do not count (btrfs: `max_referenced`;
+        devicemapper).
         """
         if self.driver == "zfs":
             return True
@@ -243,17 +244,17 @@ class PullLine(BaseModel):
     id: str = ""
     progress_detail: _LayerBytes | None = Field(default=None, alias="progressDetail")
     error: str = ""
-    """Why the pull failed; the last line then."""
+    """Why the pull failed; a line with an error is the last one."""
 
 
 class PullProgress:
-    """Bytes downloaded over all layers that were announced so far."""
+    """The sum of downloaded bytes over all layers that were announced so far."""
 
     def __init__(self) -> None:
         self._layers: dict[str, tuple[int, int]] = {}
 
     def take(self, line: PullLine) -> bool:
-        """Note one line; true if it changed the sums."""
+        """Add one line; return whether it changed the sums."""
         detail = line.progress_detail
         if line.status == "Downloading" and detail is not None and detail.total:
             self._layers[line.id] = (min(detail.current or 0, detail.total), detail.total)
@@ -274,7 +275,7 @@ class PullProgress:
 
 
 def engine_facts(version: VersionDocument, info: InfoDocument) -> EngineFacts:
-    """Return what an engine says of itself."""
+    """Return the engine's description of itself as the messages carry it."""
     return EngineFacts(
         version=version.version,
         api_version=version.api_version,

@@ -1,4 +1,4 @@
-"""What a container leaves behind: its exit, its logs, its files. Long streams, bounded memory."""
+"""Reads a container's exit, logs and files: long streams in bounded memory."""
 
 import asyncio
 import base64
@@ -28,14 +28,17 @@ from worker.engine.protocol import (
 )
 
 WAIT_SLICE_S = 30.0
-"""A wait is asked anew this often, so that one whose stream died silently is noticed."""
+"""Seconds after which a wait is sent again, because a broken stream may show no error."""
 WHOLE_LOG_S = 120.0
 _TAR_BYTES = 64 << 10
-"""Tar's own blocks and headers around one file, with room."""
+"""Bytes of tar headers and padding around one file, generously estimated."""
 FULL_LOG_BYTES = 19_000_000
-"""Less than two whole files of three: once a third is begun the first one is dropped next."""
+"""A little less than two whole log files of the three that the engine keeps.
+
+Once the log is longer the third file has begun, and the engine drops the first one next.
+"""
 _ENTRY_BYTES = 80
-"""What the engine's log file has around each entry, at the least."""
+"""Least number of bytes that the engine's log file adds to each entry."""
 _UNREADABLE = (
     "not a directory",
     "too many levels of symbolic links",
@@ -43,15 +46,15 @@ _UNREADABLE = (
     "file name too long",
     "permission denied",
 )
-"""What the operating system finds wrong with a path, in the words of Go."""
+"""Go's texts for the errors of the operating system that concern a path."""
 _STAT = "X-Docker-Container-Path-Stat"
 _FRAME_HEAD = 8
 _FRAME_BYTES = 1 << 20
-"""Far more than a log entry has: the engine cuts longer lines up into entries of 16 KiB."""
+"""Most bytes of a log entry; real ones are far smaller: the engine splits lines at 16 KiB."""
 
 
 class _PathStat(BaseModel):
-    """What is at a path, as Base64 JSON in a header of `GET /containers/{id}/archive`."""
+    """Facts of a path: Base64 JSON in a header of `GET /containers/{id}/archive`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -59,7 +62,7 @@ class _PathStat(BaseModel):
 
 
 class DockerOutput:
-    """Reads through a client of its own, whose connections may be held for long."""
+    """Reads from containers; its client's connections may be in use for long."""
 
     def __init__(self, client: aiodocker.Docker) -> None:
         self._client = client
@@ -89,8 +92,8 @@ class DockerOutput:
         return b"".join(pieces).decode(errors="replace")
 
     async def stdout_tail(self, container_id: str, *, max_bytes: int) -> bytes:
-        # `tail` would count lines of both streams, so all of the log is read (max-size bounds
-        # it) and its end kept.
+        # Docker's `tail` counts the lines of both streams. So read the whole log, which max-size
+        # limits, and keep its end.
         params = {"stdout": True, "stderr": False}
         kept: list[bytes] = []
         size = 0
@@ -120,17 +123,17 @@ class DockerOutput:
         place = f"containers/{checked_ref(container_id)}/archive"
         whole = normal(path)
         for part in (*reversed(whole.parents), whole)[1:]:
-            async with deadline("look at a path", CALL_S):
+            async with deadline("inspect a path", CALL_S):
                 try:
-                    # Not HEAD, though only the header counts: aiodocker can't read its refusals.
+                    # Only the header is needed, but aiodocker can't read the errors of a HEAD.
                     asked = {"path": str(part)}
                     async with streamed(self._client, place, params=asked) as response:
                         stat = response.headers.get(_STAT, "")
                 except DockerError as error:
                     if error.status == NOT_FOUND:
-                        return None  # the engine will make it, and all below it
+                        return None  # the engine will create this folder and all below it
                     if any(it in (error.message or "") for it in _UNREADABLE):
-                        # To look, the engine mounts what the container has, as it would to start.
+                        # For this call the engine mounts the container's mounts, as for a start.
                         raise StartRefusedError(f"Docker: {error.message}") from error
                     raise
                 if _PathStat.model_validate_json(base64.b64decode(stat)).link_target:
@@ -149,8 +152,8 @@ class DockerOutput:
                             raise FileTooLargeError(f"{path} is larger than {max_bytes} bytes.")
             except DockerError as error:
                 if error.status == NOT_FOUND:
-                    raise FileUnreadableError(f"{path} is not there.") from error
-                # The path itself is at fault: the engine says that with 500 as well.
+                    raise FileUnreadableError(f"{path} does not exist.") from error
+                # The path itself is at fault; the engine may report that with 500 too.
                 if is_refusal(error) or any(it in (error.message or "") for it in _UNREADABLE):
                     raise FileUnreadableError(f"{path}: {error.message}") from error
                 raise
@@ -158,10 +161,10 @@ class DockerOutput:
 
 
 async def _entries(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the log's entries as they were written; raises `ValueError` for another form.
+    """Yield the log's entries in order; raises `ValueError` if the stream has another form.
 
-    Source: Docker Engine API 1.41, ContainerAttach, "Stream format": a frame is one byte for the
-    stream, three of zero, the size as a big-endian uint32, and the entry.
+    Source: Docker Engine API 1.41, ContainerAttach, "Stream format": a frame is one byte that names
+    the stream, three zero bytes, the size as a big-endian uint32, and the entry.
     """
     while True:
         try:
@@ -180,7 +183,7 @@ def _only_file(archive: bytes, path: str, max_bytes: int) -> bytes:
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             member = tar.next()
-            # A link is not followed: it may point out of what the model wrote.
+            # A link is not followed: it may lead to files that the model did not write.
             file = tar.extractfile(member) if member is not None and member.isreg() else None
             if member is None or file is None:
                 raise FileUnreadableError(f"{path} is not a regular file.")

@@ -1,4 +1,4 @@
-"""Pulling an image and telling its failures apart."""
+"""Pulls an image and classifies the failures of a pull."""
 
 import aiodocker
 from aiodocker.exceptions import DockerError
@@ -21,8 +21,8 @@ from worker.engine.protocol import (
     RuntimeFaultError,
 )
 
-# The engine passes a registry's refusal on as text, in most cases inside of a stream that began
-# with status 200. These are the words of distribution registries and of the engine itself.
+# The engine passes a registry's refusal on as text, in most cases within a stream that began with
+# status 200. These texts come from distribution registries and from the engine itself.
 _ABSENT = ("manifest unknown", "does not exist", "not found", "name unknown")
 _DENIED = (
     "pull access denied",
@@ -37,9 +37,9 @@ _AWAY = ("lookup ", "dial tcp", "no such host")
 
 
 async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) -> None:
-    """Pull `image`, a full reference; the caller bounds the time and looks whether it is there.
+    """Pull `image`, a full reference. A cancellation ends the pull on the engine too.
 
-    A caller that is cancelled ends the pull on the engine too.
+    The caller limits the time, and checks afterwards that the engine has the image.
     Raises `ImageNotFoundError`, `ImageDeniedError`, `ImagePullFailedError` and `DiskFullError`.
     """
     progress = PullProgress()
@@ -59,19 +59,19 @@ async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) ->
         absent = error.status == NOT_FOUND
         refusal = _refusal(image, error.message or "", absent=absent)
         if type(refusal) is ImagePullFailedError and is_refusal(error):
-            raise  # the name itself, or the call: no registry was asked
+            raise  # the engine refused the name or the call, and asked no registry
         raise refusal from error
 
 
 def _refusal(image: str, message: str, *, absent: bool = False) -> RuntimeFaultError:
-    words = message.lower()
-    if disk_is_full(words):
+    text = message.lower()
+    if disk_is_full(text):
         return DiskFullError(f"{image}: {message}")
     kind: type[RuntimeFaultError] = ImagePullFailedError
-    if not any(mark in words for mark in _AWAY):
-        # What is denied is often said not to exist as well.
-        if any(mark in words for mark in _DENIED):
+    if not any(mark in text for mark in _AWAY):
+        # A denial comes first: its message often says as well that the image does not exist.
+        if any(mark in text for mark in _DENIED):
             kind = ImageDeniedError
-        elif absent or any(mark in words for mark in _ABSENT):
+        elif absent or any(mark in text for mark in _ABSENT):
             kind = ImageNotFoundError
     return kind(f"{image}: {message}")

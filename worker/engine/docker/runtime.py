@@ -1,9 +1,9 @@
 """The Docker Engine as a `ContainerRuntime`, through aiodocker.
 
-Two clients: waits, pulls and logs hold their connections for long and keep apart from the short
-calls. Every call has a deadline (see `worker.engine.docker.calls`) but a pull, which its caller
-bounds; every id is checked before it gets into a URL, every image is named by its full reference.
-The API version is negotiated: 1.41 (Docker 20.10) and up.
+There are two clients, because waits, pulls and logs use their connections for long and must not
+delay the short calls. Every call has a deadline (see `worker.engine.docker.calls`), except a pull,
+whose time the caller limits. Every id is checked before it is put into a URL, and every image is
+named by its full reference. The API version is negotiated: 1.41 (Docker 20.10) and up.
 """
 
 import asyncio
@@ -70,14 +70,14 @@ CLOSE_S = 2.0
 CREATE_S = 60.0
 REMOVE_S = 60.0
 PULL_S = 7 * 86_400.0
-"""No real bound: a pull may be slow. The operation's own timeout is the one that counts."""
+"""Practically no limit, because a pull may be slow; the operation's own timeout ends it."""
 _REMOVAL_PROBE_S = 0.1
 
 _VOLUME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
 class DockerRuntime:
-    """One engine, and of its containers only those of one host."""
+    """The engine of one host. It lists only the containers with that host's labels."""
 
     def __init__(self, url: str, *, host_id: str, network: str, publish: bool) -> None:
         """`url` begins with `unix://`, `tcp://`, `http://` or `https://`."""
@@ -88,7 +88,7 @@ class DockerRuntime:
         self._streams = client_of(url)
         self._output = DockerOutput(self._streams)
         self._may_limit_root = False
-        """As far as the engine has told; see `InfoDocument.may_limit_root`."""
+        """False until `facts` has asked the engine; see `InfoDocument.may_limit_root`."""
         self._refused_root_limit = False
 
     async def close(self) -> None:
@@ -97,18 +97,18 @@ class DockerRuntime:
             await self._streams.close()
 
     async def ping(self) -> None:
-        async with deadline("ping", PING_S, ours=True):
+        async with deadline("ping", PING_S, internal=True):
             await self._docker.version()
 
     async def facts(self) -> EngineFacts:
-        async with deadline("describe itself", CALL_S, ours=True):
+        async with deadline("describe itself", CALL_S, internal=True):
             version = VersionDocument.model_validate(await self._docker.version())
             info = InfoDocument.model_validate(await self._docker.system.info())
         self._may_limit_root = info.may_limit_root and not self._refused_root_limit
         return engine_facts(version, info)
 
     async def ensure_network(self) -> None:
-        async with deadline("make the job network", CALL_S, ours=True):
+        async with deadline("create the job network", CALL_S, internal=True):
             known = await self._known_network()
             if known is None:
                 try:
@@ -119,7 +119,7 @@ class DockerRuntime:
             elif not known.isolates:
                 raise EngineUnavailableError(
                     f"The network {self._network} exists and lets containers reach each other: "
-                    f"remove it, or make it with the option {ICC_OPTION}=false."
+                    f"remove it, or create it with the option {ICC_OPTION}=false."
                 )
 
     async def _known_network(self) -> NetworkDocument | None:
@@ -142,12 +142,14 @@ class DockerRuntime:
             return
         async with deadline(f"pull {image}", PULL_S):
             await pull(self._streams, full_reference(image), on_progress)
-        # The progress stream ends without a word when its connection does.
+        # The progress stream may end without an error when its connection breaks.
         if not await self.has_image(image):
-            raise ImagePullFailedError(f"{image}: the pull ended without the image.")
+            raise ImagePullFailedError(
+                f"{image}: the pull ended without an error, but the engine does not have the image."
+            )
 
     async def image(self, image: str) -> ImageFacts:
-        async with deadline("look at an image", CALL_S):
+        async with deadline("inspect an image", CALL_S):
             try:
                 found = await self._docker.images.inspect(full_reference(image))
             except DockerError as error:
@@ -161,7 +163,7 @@ class DockerRuntime:
             return None
         async with deadline("look for a volume", CALL_S):
             try:
-                found = await self._docker._query_json(f"volumes/{name}")  # noqa: SLF001 - its own
+                found = await self._docker._query_json(f"volumes/{name}")  # noqa: SLF001 - no wrapper object
             except DockerError as error:
                 if error.status == NOT_FOUND:
                     return None
@@ -173,25 +175,27 @@ class DockerRuntime:
             return ContainerDocument.model_validate(await container.show(size="1")).size_rw
 
     async def volume_sizes(self) -> dict[str, int]:
-        # Docker 20.10 measures all that it has for this; later ones only the volumes.
-        async with deadline("measure volumes", MEASURE_S, ours=True):
+        # Docker 20.10 ignores `type` and measures everything; later versions only the volumes.
+        async with deadline("measure volumes", MEASURE_S, internal=True):
             answer = await self._streams._query_json("system/df", params={"type": "volume"})  # noqa: SLF001 - aiodocker has no parameter for it
             return DiskUsageDocument.model_validate(answer).sizes()
 
     async def create(self, plan: ContainerPlan) -> str:
         checked_ref(plan.name)
-        made = await self._create(plan)
-        if made is not None:
-            return made
+        created = await self._create(plan)
+        if created is not None:
+            return created
         try:
             return await self._adopt(plan)
         except NoSuchContainerError:
-            # The one that has the name is on its way out.
+            # The container with this name is being removed, or is dead.
             await self.remove(plan.name)
-        made = await self._create(plan)
-        if made is None:
-            raise NameConflictError(f"The name {plan.name} does not get free.")
-        return made
+        created = await self._create(plan)
+        if created is None:
+            raise NameConflictError(
+                f"The name {plan.name} is still taken after its container was removed."
+            )
+        return created
 
     async def _create(self, plan: ContainerPlan) -> str | None:
         """Return the new container's id; None if its name is taken."""
@@ -199,7 +203,7 @@ class DockerRuntime:
         config["Image"] = full_reference(plan.image)
         async with deadline("create a container", CREATE_S):
             try:
-                made = await self._docker.containers.create(config, name=plan.name)
+                created = await self._docker.containers.create(config, name=plan.name)
             except DockerError as error:
                 if error.status == CONFLICT:
                     return None
@@ -215,10 +219,10 @@ class DockerRuntime:
                     message = f"Docker refused the container: {error.message}"
                     raise CreateRefusedError(message) from error
                 raise
-            return made.id
+            return created.id
 
     async def _adopt(self, plan: ContainerPlan) -> str:
-        """Return the container that has the planned name if it is the planned one."""
+        """Return the id of the container with the planned name if its labels match the plan."""
         facts = await self.inspect(plan.name)
         if facts.labels is None or not facts.labels.same_container(plan.labels):
             raise NameConflictError(
@@ -232,11 +236,11 @@ class DockerRuntime:
     async def start(self, container_id: str) -> None:
         async with self._container(container_id, "start", CALL_S) as container:
             try:
-                await container.start()  # 304, it runs already, is no error to aiodocker
+                await container.start()  # aiodocker takes 304, it runs already, for success
             except DockerError as error:
                 if error.status in {NOT_FOUND, UNREACHABLE} or disk_is_full(error.message):
                     raise
-                # A bad command is 400, a taken port 500: the message is all there is.
+                # The status does not help: a bad command gives 400, a taken port 500.
                 raise StartRefusedError(f"Docker: {error.message}") from error
 
     async def stop(self, container_id: str, grace_s: float) -> None:
@@ -255,37 +259,39 @@ class DockerRuntime:
                         return
                     if error.status != CONFLICT:
                         raise
-                    # Its removal is already under way; the next try finds it gone.
+                    # Another removal of it is running; try again until it is gone.
                     await asyncio.sleep(_REMOVAL_PROBE_S)
                 else:
                     return
 
     async def inspect(self, ref: str) -> ContainerFacts:
-        facts = await self._look_at(ref)
+        facts = await self._inspect(ref)
         if facts.dead:
             raise NoSuchContainerError
         return facts
 
-    async def _look_at(self, ref: str, *, ours: bool = False) -> ContainerFacts:
-        """Return what is true of a container, also of a dead one."""
-        async with one_container(self._docker, ref, "inspect", CALL_S, ours=ours) as container:
+    async def _inspect(self, ref: str, *, internal: bool = False) -> ContainerFacts:
+        """Return the facts of a container, also of a dead one."""
+        async with one_container(
+            self._docker, ref, "inspect", CALL_S, internal=internal
+        ) as container:
             document = ContainerDocument.model_validate(await container.show())
-            if document.going:
+            if document.being_removed:
                 raise NoSuchContainerError
             return document.facts(publish=self._publish, network=self._network)
 
     async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
         labels = [f"{HOST}={self._host_id}", *([f"{JOB}={job_id}"] if job_id else [])]
         filters = {"label": labels}
-        async with deadline("list containers", CALL_S, ours=True):
+        async with deadline("list containers", CALL_S, internal=True):
             listed = await self._docker.containers.list(all=True, filters=json.dumps(filters))
         found = []
         for container in listed:
             try:
-                facts = await self._look_at(container.id, ours=True)
+                facts = await self._inspect(container.id, internal=True)
             except NoSuchContainerError:
-                continue  # removed in between
-            # A label may come from an image: only with the name of one of ours is it ours.
+                continue  # removed after it was listed
+            # The labels may come from an image; they are None unless the name matches them.
             if facts.labels is not None:
                 found.append(facts)
         return found
