@@ -33,7 +33,7 @@ CHECK_S = 1.0
 class Gateway:
     """Everything that the routes call."""
 
-    def __init__(  # noqa: PLR0913 - its parts and its bounds
+    def __init__(
         self,
         store: Store,
         broker: Broker,

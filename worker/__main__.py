@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -16,7 +17,7 @@ from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker
-from worker.session.lease import FENCE_S
+from worker.session.lease import FENCE_S, Lease
 from worker.settings import WorkerSettings
 from worker.watchdog.client import WATCHDOG_S, WatchdogClient, shared_lease_file
 
@@ -82,8 +83,7 @@ async def run(
             broker=broker,
             runtime=runtime,
             server=server,
-            on_renewal=watchdog.renewed,
-            fence_s=fence_s,
+            new_lease=partial(Lease, seconds=fence_s, on_renewal=watchdog.renewed),
             beat_s=beat_s,
         ).run(stop)
         # Only after an orderly end: after a failure the engine may still execute a request that

@@ -27,7 +27,7 @@ from worker.model_server.client import ModelServer
 from worker.model_server.results import ResultReader
 from worker.session.boot import ENGINE_WAIT_S
 from worker.session.incarnation import Incarnation, WorkerParts
-from worker.session.lease import FENCE_S, Lease
+from worker.session.lease import Lease
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -36,41 +36,37 @@ log = structlog.get_logger(__name__)
 class Worker:
     """The worker of one host; `run` lasts as long as the process."""
 
-    def __init__(  # noqa: PLR0913 - the clients and time limits of a process
+    def __init__(
         self,
         settings: WorkerSettings,
         *,
         broker: Broker,
         runtime: ContainerRuntime,
         server: ModelServer,
-        on_renewal: Callable[[float], None] = lambda _: None,
-        fence_s: float = FENCE_S,
+        new_lease: Callable[[], Lease] = Lease,
         beat_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         """Wire the parts; nothing starts before `run`.
 
-        A lease lasts `fence_s` seconds, and a heartbeat renews it every `beat_s` seconds. Each
-        renewal calls `on_renewal` with its time by `uptime_s`.
+        Each incarnation gets a lease of its own, which a heartbeat renews every `beat_s` seconds.
         """
-        self._fence_s = fence_s
-        self._on_renewal = on_renewal
+        self._new_lease = new_lease
         self._results = ResultReader()
-        operations = build_operations(
+        containers = build_containers(
             runtime,
             server,
-            self._results,
+            Datasets(runtime, settings.worker_dataset_roots, settings.worker_allowed_volumes),
             rules=settings.plan_rules(),
             allowed=AllowList(settings.worker_allowed_images),
-            dataset_roots=settings.worker_dataset_roots,
-            allowed_volumes=settings.worker_allowed_volumes,
         )
-        self._disk = DiskWatch(runtime, operations.containers.health)
+        self._disk = DiskWatch(runtime, containers.health)
         self._parts = WorkerParts(
             settings=settings,
             broker=broker,
             runtime=runtime,
             server=server,
-            operations=operations,
+            containers=containers,
+            verbs=build_verbs(runtime, server, self._results, containers),
             locks=JobLocks(),
             beat_s=beat_s,
         )
@@ -82,37 +78,44 @@ class Worker:
         `BootRecovery.prepare` raises. A background task that fails ends the process.
         """
         async with aclosing(self._results):
-            await self._run_terms(stop)
+            await self._run_incarnations(stop)
         log.info("worker.stopped")
 
-    async def _run_terms(self, stop: asyncio.Event) -> None:
+    async def _run_incarnations(self, stop: asyncio.Event) -> None:
         engine_wait_s = ENGINE_WAIT_S
         async with TaskGroup() as tasks:
-            cleaning = tasks.create_task(self._parts.operations.clean_up())
+            cleaning = tasks.create_task(self._parts.verbs.clean_up())
             measuring = tasks.create_task(self._disk.run())
             while not stop.is_set():
-                lease = Lease(seconds=self._fence_s, on_renewal=self._on_renewal)
-                await Incarnation(self._parts, lease).run(stop, engine_wait_s=engine_wait_s)
+                incarnation = Incarnation(self._parts, self._new_lease())
+                await incarnation.run(stop, engine_wait_s=engine_wait_s)
                 # The engine has worked before, so the next incarnation waits until it is back.
                 engine_wait_s = math.inf
             cleaning.cancel()
             measuring.cancel()
 
 
-def build_operations(  # noqa: PLR0913 - everything that a VerbRunner needs
+def build_containers(
     runtime: ContainerRuntime,
     server: ModelServer,
-    results: ResultReader,
+    datasets: Datasets,
     *,
     rules: PlanRules,
     allowed: AllowList,
-    dataset_roots: tuple[str, ...],
-    allowed_volumes: tuple[str, ...] = (),
+) -> ContainerLifecycle:
+    """Return the container steps over this engine; tests pass a fake engine."""
+    return ContainerLifecycle(runtime, Images(runtime, allowed), datasets, server, rules)
+
+
+def build_verbs(
+    runtime: ContainerRuntime,
+    server: ModelServer,
+    results: ResultReader,
+    containers: ContainerLifecycle,
+    *,
     cleanup_retry_s: float = RETRY_S,
 ) -> VerbRunner:
-    """Return a `VerbRunner` over this engine; tests pass a fake engine."""
-    datasets = Datasets(runtime, dataset_roots, allowed_volumes)
-    containers = ContainerLifecycle(runtime, Images(runtime, allowed), datasets, server, rules)
+    """Return what executes commands over this engine; tests pass a fake engine."""
     cleanup = Cleanup(containers, retry_s=cleanup_retry_s)
     return VerbRunner(
         containers,

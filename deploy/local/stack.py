@@ -42,7 +42,7 @@ class LocalStack:
     stopped at the end of the block, also when Ctrl-C, SIGTERM or SIGHUP cut the block short.
     """
 
-    def __init__(  # noqa: PLR0913 - what a stack may differ in
+    def __init__(
         self,
         layout: Layout,
         given: Given | None = None,

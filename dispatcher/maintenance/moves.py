@@ -45,7 +45,7 @@ MOST_FAILURES = 3
 class Relocations:
     """A repair of the sweep: moves the jobs of hosts that are drained with `move`."""
 
-    def __init__(  # noqa: PLR0913 - the parts that a move passes through
+    def __init__(
         self,
         store: Store,
         event_log: EventLog,

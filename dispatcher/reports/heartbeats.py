@@ -55,7 +55,7 @@ class UnrecordedBoots:
 class Heartbeats:
     """Takes messages of `modelyard.heartbeats.v1` into the record."""
 
-    def __init__(  # noqa: PLR0913 - all whom a sign of life concerns
+    def __init__(
         self,
         store: Store,
         broker: Broker,

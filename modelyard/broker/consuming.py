@@ -20,7 +20,7 @@ RETURNS_BEFORE_CARE = 2
 """A message that came back so often may be what its consumers die of."""
 
 
-async def consume_forever(  # noqa: PLR0913 - the ways in which consumers differ
+async def consume_forever(
     subscribe: Callable[[], AbstractAsyncContextManager[Subscription]],
     handle: Callable[[Subscription, list[Delivery]], Awaitable[None]],
     *,

@@ -272,7 +272,7 @@ def jobs(
 
 
 @commands.command()
-def operations(  # noqa: PLR0913 - options
+def operations(
     ctx: Context,
     *,
     state: Annotated[OperationState | None, typer.Option(help="Only those in this state.")] = None,

@@ -25,7 +25,7 @@ from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.executor import AttemptRunner
 from worker.session.command_consumer import CommandConsumer
-from worker.session.enrolment import EnrolmentClient
+from worker.session.host_channel import HostChannel
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -147,15 +147,12 @@ def _consumer(broker: Broker, tasks: TaskGroup) -> CommandConsumer:
     reporter = reporter_on(broker)
     registry = AttemptRegistry(reporter.put)
     return CommandConsumer(
-        broker=broker,
-        enrolment=EnrolmentClient(broker, HOST, "i-1"),
+        HostChannel(broker, HOST, "i-1"),
         reporter=reporter,
         registry=registry,
         attempts=AttemptRunner(Bench().operations, registry, JobLocks(), tasks),
         announce=at_once,
         held=at_once,
-        host_id=HOST,
-        incarnation="i-1",
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from dispatcher.service import Dispatcher
@@ -19,6 +20,7 @@ from tests.statemachine.engine import EngineWay
 from tests.statemachine.loop import Process, VirtualLoop
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker
+from worker.session.lease import Lease
 from worker.settings import WorkerSettings
 from worker.watchdog.process import Watchdog
 
@@ -100,7 +102,11 @@ def run_worker(
     async def work() -> None:
         server = ModelServer(http_client(way.engine.transport))
         service = Worker(
-            settings, broker=broker, runtime=runtime, server=server, on_renewal=on_renewal
+            settings,
+            broker=broker,
+            runtime=runtime,
+            server=server,
+            new_lease=partial(Lease, on_renewal=on_renewal),
         )
         await service.run(asyncio.Event())
 

@@ -30,8 +30,8 @@ from worker.execution.executor import AttemptRunner
 from worker.model_server.client import ModelServer, http_client
 from worker.session.boot import BootRecovery
 from worker.session.command_consumer import CommandConsumer
-from worker.session.enrolment import EnrolmentClient
 from worker.session.heartbeat import HeartbeatSender
+from worker.session.host_channel import HostChannel
 from worker.session.lease import Lease
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
@@ -49,15 +49,12 @@ class Intake:
         self.announced = 0
         self.lease = Lease()
         self.consumer = CommandConsumer(
-            broker=self.broker,
-            enrolment=EnrolmentClient(self.broker, HOST, "i-1"),
+            HostChannel(self.broker, HOST, "i-1"),
             reporter=self.reporter,
             registry=self.registry,
             attempts=self.attempts,
             announce=self._announce,
             held=self._held,
-            host_id=HOST,
-            incarnation="i-1",
         )
         self._running = [
             tasks.create_task(self.reporter.run()),
@@ -343,7 +340,7 @@ def heart(
     broker: FakeBroker, bench: Bench, *, attached: bool = True, stuck_s: float = 0.0
 ) -> HeartbeatSender:
     return HeartbeatSender(
-        broker=broker,
+        HostChannel(broker, HOST, "i-1"),
         runtime=bench.runtime,
         lease=Lease(),
         attached=lambda: attached,
@@ -375,13 +372,10 @@ async def test_a_boot_reports_what_it_found() -> None:
     bench.runtime.named("modelyard-job-2-1").exit(1)
     bench.runtime.add_foreign("somebody-elses")
     recovery = BootRecovery(
-        broker=broker,
-        enrolment=EnrolmentClient(broker, HOST, "i-2"),
+        HostChannel(broker, HOST, "i-2"),
         runtime=bench.runtime,
         server=ModelServer(http_client(bench.runtime.transport)),
         lease=Lease(),
-        host_id=HOST,
-        incarnation="i-2",
         slots=3,
         labels={"zone": "a"},
     )
@@ -399,13 +393,10 @@ async def test_a_boot_reports_what_it_found() -> None:
 async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() -> None:
     bench, broker = Bench(), FakeBroker()
     recovery = BootRecovery(
-        broker=broker,
-        enrolment=EnrolmentClient(broker, HOST, "i-1"),
+        HostChannel(broker, HOST, "i-1"),
         runtime=bench.runtime,
         server=ModelServer(http_client(bench.runtime.transport)),
         lease=Lease(),
-        host_id=HOST,
-        incarnation="i-1",
         slots=1,
         labels={},
     )

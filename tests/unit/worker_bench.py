@@ -11,12 +11,13 @@ from modelyard.contract.states import Phase, Verb
 from tests.fakes.programs import FakeBatch, FakeServer
 from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
 from worker.attempts.attempt import Attempt, Outcome
+from worker.containers.datasets import Datasets
 from worker.engine.image_references import AllowList
 from worker.engine.plan import PlanRules
 from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer, http_client
 from worker.model_server.results import ResultReader
-from worker.service import build_operations
+from worker.service import build_containers, build_verbs
 
 HOST = "host-1"
 IMAGE = "modelyard/probe:local"
@@ -74,15 +75,16 @@ class Bench:
 
     def restarted(self) -> VerbRunner:
         """Return operations that know nothing of what was done before."""
-        self.operations = build_operations(
+        server = ModelServer(http_client(self.runtime.transport))
+        containers = build_containers(
             self.runtime,
-            ModelServer(http_client(self.runtime.transport)),
-            self.results,
+            server,
+            Datasets(self.runtime, self.dataset_roots, self.volumes),
             rules=PlanRules(host_id=HOST),
             allowed=AllowList(self.allowed),
-            dataset_roots=self.dataset_roots,
-            allowed_volumes=self.volumes,
-            cleanup_retry_s=0.01,
+        )
+        self.operations = build_verbs(
+            self.runtime, server, self.results, containers, cleanup_retry_s=0.01
         )
         return self.operations
 

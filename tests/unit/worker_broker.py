@@ -12,7 +12,7 @@ from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import REPORTS, Exchange, Queue, control_queue, host_queue
 from tests.unit.worker_bench import HOST
-from worker.session.enrolment import EnrolmentClient
+from worker.session.host_channel import HostChannel
 from worker.session.reporter import Reporter
 
 
@@ -122,10 +122,7 @@ def delivery_of(body: bytes) -> Delivery:
 
 def reporter_on(broker: Broker) -> Reporter:
     return Reporter(
-        broker,
-        host_id=HOST,
-        incarnation="i-1",
-        ask_for_way=EnrolmentClient(broker, HOST, "i-1").say_hello,
+        HostChannel(broker, HOST, "i-1"),
         backoff=lambda _: 0.0,
     )
 

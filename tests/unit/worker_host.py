@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from modelyard.contract.messages import (
@@ -20,13 +21,16 @@ from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import FakeBroker, delivery_of
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker
+from worker.session.lease import FENCE_S, Lease
 from worker.settings import WorkerSettings
 
 
 class Host:
     """One worker, and the words that a dispatcher says to it."""
 
-    def __init__(self, bench: Bench | None = None, **service: Any) -> None:
+    def __init__(
+        self, bench: Bench | None = None, *, fence_s: float = FENCE_S, **service: Any
+    ) -> None:
         self.bench = bench or Bench()
         self.broker = FakeBroker()
         self.stop = asyncio.Event()
@@ -35,6 +39,7 @@ class Host:
             broker=self.broker,
             runtime=self.bench.runtime,
             server=ModelServer(http_client(self.bench.runtime.transport)),
+            new_lease=partial(Lease, seconds=fence_s),
             **service,
         )
 

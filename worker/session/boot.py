@@ -5,14 +5,12 @@ import time
 
 import structlog
 
-from modelyard.broker import Broker, backoff_s
+from modelyard.broker import backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.message_types import REPORTS_TYPE
 from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
-from modelyard.contract.topology import REPORTS
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
 from worker.model_server.client import ModelServer
-from worker.session.enrolment import EnrolmentClient
+from worker.session.host_channel import HostChannel
 from worker.session.inventory import take_stock
 from worker.session.lease import Lease
 
@@ -26,26 +24,20 @@ _ENGINE_RETRY_S = 0.5
 class BootRecovery:
     """Prepares and announces one incarnation."""
 
-    def __init__(  # noqa: PLR0913 - what one boot says of itself
+    def __init__(
         self,
+        channel: HostChannel,
         *,
-        broker: Broker,
-        enrolment: EnrolmentClient,
         runtime: ContainerRuntime,
         server: ModelServer,
         lease: Lease,
-        host_id: str,
-        incarnation: str,
         slots: int,
         labels: dict[str, str],
     ) -> None:
-        self._broker = broker
-        self._enrolment = enrolment
+        self._channel = channel
         self._runtime = runtime
         self._server = server
         self._lease = lease
-        self._host_id = host_id
-        self._incarnation = incarnation
         self._slots = slots
         self._labels = labels
         self._engine_facts: EngineFacts | None = None
@@ -65,8 +57,8 @@ class BootRecovery:
     async def _is_enrolled(self, *, first: bool) -> bool:
         """Ask a dispatcher to declare this host's queues; return whether they exist."""
         try:
-            await self._enrolment.say_hello()
-            enrolled = await self._enrolment.is_enrolled()
+            await self._channel.say_hello()
+            enrolled = await self._channel.is_enrolled()
         except BrokerUnavailableError as error:
             if first:
                 log.warning("broker.waiting", error=str(error))
@@ -89,13 +81,14 @@ class BootRecovery:
             engine=self._engine_facts or await self._runtime.facts(),
             inventory=tuple(await take_stock(self._server, containers)),
         )
-        body = WorkerReports(
-            host_id=self._host_id, incarnation=self._incarnation, online=online
-        ).model_dump_json()
+        channel = self._channel
+        reports = WorkerReports(
+            host_id=channel.host_id, incarnation=channel.incarnation, online=online
+        )
         sent_at = self._lease.clock()
-        await self._broker.publish(REPORTS, self._host_id, body.encode(), message_type=REPORTS_TYPE)
+        await channel.publish_reports(reports.model_dump_json().encode())
         self._lease.renew(sent_at)
-        log.info("host.online", incarnation=self._incarnation, containers=len(containers))
+        log.info("host.online", incarnation=channel.incarnation, containers=len(containers))
         return containers
 
     async def _containers(self) -> list[ContainerFacts]:

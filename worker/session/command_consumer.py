@@ -6,22 +6,17 @@ from contextlib import asynccontextmanager
 import structlog
 
 from modelyard.broker import (
-    DETAIL_HEADER,
-    REASON_HEADER,
-    Broker,
     Delivery,
     QueueHeldError,
     Subscription,
     consume_forever,
 )
-from modelyard.contract.message_types import UNREADABLE_TYPE
 from modelyard.contract.messages import HostCommand
-from modelyard.contract.topology import REPORTS, host_queue
 from modelyard.process.crash_points import crash_point
 from worker.attempts.registry import Admission, AttemptRegistry
 from worker.execution.executor import AttemptRunner
 from worker.session.command_decode import UnreadableCommand, read_commands, read_envelope
-from worker.session.enrolment import EnrolmentClient
+from worker.session.host_channel import HostChannel
 from worker.session.reporter import Reporter
 
 log = structlog.get_logger(__name__)
@@ -33,18 +28,15 @@ MAX_DELIVERIES = 64
 class CommandConsumer:
     """The one consumer of a host's queue; a second worker of the same host id is refused."""
 
-    def __init__(  # noqa: PLR0913 - what a command passes on its way in
+    def __init__(
         self,
+        channel: HostChannel,
         *,
-        broker: Broker,
-        enrolment: EnrolmentClient,
         reporter: Reporter,
         registry: AttemptRegistry,
         attempts: AttemptRunner,
         announce: Callable[[], Awaitable[None]],
         held: Callable[[], Awaitable[None]],
-        host_id: str,
-        incarnation: str,
     ) -> None:
         """Wire the consumer; `run` begins to consume.
 
@@ -52,16 +44,13 @@ class CommandConsumer:
         `held` returns at once while the lease is held, and never once it is lost: then no command
         is admitted, and the broker returns the unsettled deliveries to the queue.
         """
-        self._broker = broker
-        self._enrolment = enrolment
+        self._channel = channel
         self._reporter = reporter
         self._registry = registry
         self._attempts = attempts
         self._announce = announce
         self._announced = False
         self._held = held
-        self._host_id = host_id
-        self._incarnation = incarnation
         self._refused = False
         self.attached = False
         """True while the broker has this consumer registered."""
@@ -74,15 +63,13 @@ class CommandConsumer:
             name="commands",
             max_items=MAX_DELIVERIES,
             # The queue itself may be gone: ask a dispatcher to declare it again.
-            prepare=self._enrolment.say_hello,
+            prepare=self._channel.say_hello,
         )
 
     @asynccontextmanager
     async def _subscribe(self) -> AsyncIterator[Subscription]:
         try:
-            async with self._broker.subscribe(
-                host_queue(self._host_id), prefetch=PREFETCH, exclusive=True
-            ) as subscription:
+            async with self._channel.commands(prefetch=PREFETCH) as subscription:
                 self._refused = False
                 await self._announce_once()
                 self.attached = True
@@ -149,7 +136,7 @@ class CommandConsumer:
         if isinstance(envelope, UnreadableCommand):
             await self._return(delivery, envelope)
             return []
-        if envelope.host_id != self._host_id or envelope.incarnation != self._incarnation:
+        if not self._channel.is_addressed_by(envelope.host_id, envelope.incarnation):
             # Addressed to an earlier incarnation. The dispatcher's sweep sends again what is still
             # needed.
             log.info("commands.other_incarnation", incarnation=envelope.incarnation)
@@ -162,14 +149,4 @@ class CommandConsumer:
     async def _return(self, delivery: Delivery, letter: UnreadableCommand) -> None:
         """Publish an unreadable command, confirmed; a dispatcher records it as a dead letter."""
         log.warning("command.unreadable", code=letter.error.code, error=letter.error.message)
-        await self._broker.publish(
-            REPORTS,
-            self._host_id,
-            letter.body,
-            message_type=UNREADABLE_TYPE,
-            message_id=delivery.message_id,
-            headers={
-                REASON_HEADER: letter.error.code,
-                DETAIL_HEADER: letter.error.message[:1_000],
-            },
-        )
+        await self._channel.return_command(delivery, letter.body, letter.error)

@@ -11,17 +11,15 @@ import structlog
 from pydantic import ValidationError
 
 from modelyard.broker import (
-    Broker,
     Delivery,
     Subscription,
     TopologyMismatchError,
     consume_forever,
 )
 from modelyard.contract.messages import HostControl
-from modelyard.contract.topology import control_queue
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.discards import Discards
-from worker.session.enrolment import EnrolmentClient
+from worker.session.host_channel import HostChannel
 from worker.session.lease import Lease
 from worker.session.reporter import Reporter
 
@@ -33,26 +31,20 @@ MAX_DELIVERIES = 64
 class ControlConsumer:
     """Consumes the `HostControl` messages that are addressed to one incarnation."""
 
-    def __init__(  # noqa: PLR0913 - what a word of control reaches
+    def __init__(
         self,
+        channel: HostChannel,
         *,
-        broker: Broker,
-        enrolment: EnrolmentClient,
         reporter: Reporter,
         registry: AttemptRegistry,
         discards: Discards,
         lease: Lease,
-        host_id: str,
-        incarnation: str,
     ) -> None:
-        self._broker = broker
-        self._enrolment = enrolment
+        self._channel = channel
         self._reporter = reporter
         self._registry = registry
         self._discards = discards
         self._lease = lease
-        self._host_id = host_id
-        self._incarnation = incarnation
         self.attached = False
         """True while the broker has this consumer registered."""
 
@@ -67,14 +59,13 @@ class ControlConsumer:
             name="control",
             max_items=MAX_DELIVERIES,
             # The queue itself may be gone: ask a dispatcher to declare it again.
-            prepare=self._enrolment.say_hello,
+            prepare=self._channel.say_hello,
         )
 
     @asynccontextmanager
     async def _subscribe(self) -> AsyncIterator[Subscription]:
-        queue = control_queue(self._host_id)
         try:
-            async with self._broker.subscribe(queue, prefetch=MAX_DELIVERIES) as subscription:
+            async with self._channel.control(prefetch=MAX_DELIVERIES) as subscription:
                 self.attached = True
                 yield subscription
         finally:
@@ -87,7 +78,7 @@ class ControlConsumer:
             except ValidationError as error:
                 log.warning("control.malformed", errors=error.error_count())
                 continue
-            if (word.host_id, word.incarnation) == (self._host_id, self._incarnation):
+            if self._channel.is_addressed_by(word.host_id, word.incarnation):
                 self._obey(word)
         await subscription.ack(deliveries)
 

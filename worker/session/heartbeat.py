@@ -5,12 +5,10 @@ from collections.abc import Callable
 
 import structlog
 
-from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.message_types import HEARTBEATS_TYPE
 from modelyard.contract.messages import Heartbeat
-from modelyard.contract.topology import HEARTBEATS
 from worker.engine.protocol import ContainerRuntime, EngineUnavailableError
+from worker.session.host_channel import HostChannel
 from worker.session.lease import Lease
 
 log = structlog.get_logger(__name__)
@@ -28,17 +26,17 @@ A worker whose reports do not arrive is of no use to the dispatcher.
 class HeartbeatSender:
     """Sends heartbeats while commands come in, reports go out and the engine answers."""
 
-    def __init__(  # noqa: PLR0913 - the conditions for a heartbeat
+    def __init__(
         self,
+        channel: HostChannel,
         *,
-        broker: Broker,
         runtime: ContainerRuntime,
         lease: Lease,
         attached: Callable[[], bool],
         stuck_s: Callable[[], float],
         compose: Callable[[], Heartbeat],
     ) -> None:
-        self._broker = broker
+        self._channel = channel
         self._runtime = runtime
         self._lease = lease
         self._attached = attached
@@ -83,14 +81,7 @@ class HeartbeatSender:
             return "the lease is lost"
         sent_at = self._lease.clock()
         try:
-            await self._broker.publish(
-                HEARTBEATS,
-                "",
-                self._compose().model_dump_json().encode(),
-                message_type=HEARTBEATS_TYPE,
-                mandatory=False,
-                persistent=False,
-            )
+            await self._channel.publish_heartbeat(self._compose())
         except BrokerUnavailableError:
             return "the broker does not answer"
         self._lease.renew(sent_at)

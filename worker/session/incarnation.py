@@ -17,6 +17,7 @@ from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.engine.protocol import ContainerRuntime
 from worker.execution.discards import Discards
 from worker.execution.executor import AttemptRunner
@@ -25,8 +26,8 @@ from worker.model_server.client import ModelServer
 from worker.session.boot import BootRecovery
 from worker.session.command_consumer import CommandConsumer
 from worker.session.control_consumer import ControlConsumer
-from worker.session.enrolment import EnrolmentClient
 from worker.session.heartbeat import HeartbeatSender
+from worker.session.host_channel import HostChannel
 from worker.session.lease import Lease
 from worker.session.relist import InventoryLoop
 from worker.session.reporter import Reporter
@@ -48,7 +49,8 @@ class WorkerParts:
     broker: Broker
     runtime: ContainerRuntime
     server: ModelServer
-    operations: VerbRunner
+    containers: ContainerLifecycle
+    verbs: VerbRunner
     locks: JobLocks
     beat_s: float = HEARTBEAT_INTERVAL_S
 
@@ -59,15 +61,9 @@ class Incarnation:
     def __init__(self, parts: WorkerParts, lease: Lease) -> None:
         self._parts = parts
         self._lease = lease
-        self._host_id = parts.settings.host_id
         self.incarnation = str(uuid_utils.compat.uuid7())
-        self._enrolment = EnrolmentClient(parts.broker, self._host_id, self.incarnation)
-        self._reporter = Reporter(
-            parts.broker,
-            host_id=self._host_id,
-            incarnation=self.incarnation,
-            ask_for_way=self._enrolment.say_hello,
-        )
+        self._channel = HostChannel(parts.broker, parts.settings.host_id, self.incarnation)
+        self._reporter = Reporter(self._channel)
         self._registry = AttemptRegistry(self._reporter.put, held=lease.held)
 
     async def run(self, stop: asyncio.Event, *, engine_wait_s: float) -> None:
@@ -79,12 +75,8 @@ class Incarnation:
         that fails ends the incarnation with its error.
         """
         async with TaskGroup() as tasks:
-            attempts = AttemptRunner(
-                self._parts.operations, self._registry, self._parts.locks, tasks
-            )
-            discards = Discards(
-                self._parts.operations.containers, self._registry, self._parts.locks, tasks
-            )
+            attempts = AttemptRunner(self._parts.verbs, self._registry, self._parts.locks, tasks)
+            discards = Discards(self._parts.containers, self._registry, self._parts.locks, tasks)
             reporting = tasks.create_task(self._reporter.run())
             serving = tasks.create_task(self._serve(attempts, discards, engine_wait_s))
             ends = (
@@ -98,7 +90,7 @@ class Incarnation:
                 log.warning(
                     "lease.lost", incarnation=self.incarnation, running=self._registry.running
                 )
-                await self._parts.operations.give_up(await attempts.abandon())
+                await self._parts.verbs.give_up(await attempts.abandon())
             # Until the consumers have ended they may still begin attempts and discards.
             await asyncio.wait((serving,))
             discards.stop()
@@ -118,13 +110,10 @@ class Incarnation:
         """Boot, then consume commands, send heartbeats and publish inventories."""
         parts, settings = self._parts, self._parts.settings
         recovery = BootRecovery(
-            broker=parts.broker,
-            enrolment=self._enrolment,
+            self._channel,
             runtime=parts.runtime,
             server=parts.server,
             lease=self._lease,
-            host_id=self._host_id,
-            incarnation=self.incarnation,
             slots=settings.worker_slots,
             labels=settings.worker_labels,
         )
@@ -139,28 +128,22 @@ class Incarnation:
             announced.set()
 
         consumer = CommandConsumer(
-            broker=parts.broker,
-            enrolment=self._enrolment,
+            self._channel,
             reporter=self._reporter,
             registry=self._registry,
             attempts=attempts,
             announce=announce,
             held=self._lease.held,
-            host_id=self._host_id,
-            incarnation=self.incarnation,
         )
         control = ControlConsumer(
-            broker=parts.broker,
-            enrolment=self._enrolment,
+            self._channel,
             reporter=self._reporter,
             registry=self._registry,
             discards=discards,
             lease=self._lease,
-            host_id=self._host_id,
-            incarnation=self.incarnation,
         )
         heartbeat = HeartbeatSender(
-            broker=parts.broker,
+            self._channel,
             runtime=parts.runtime,
             lease=self._lease,
             attached=lambda: consumer.attached and control.attached,
@@ -170,7 +153,7 @@ class Incarnation:
         relist = InventoryLoop(
             runtime=parts.runtime,
             server=parts.server,
-            health=parts.operations.containers.health,
+            health=parts.containers.health,
             registry=self._registry,
             discards=discards,
             reporter=self._reporter,
@@ -184,7 +167,7 @@ class Incarnation:
 
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(
-            host_id=self._host_id,
+            host_id=self._channel.host_id,
             incarnation=self.incarnation,
             slots=self._parts.settings.worker_slots,
             labels=self._parts.settings.worker_labels,

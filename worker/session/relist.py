@@ -33,7 +33,7 @@ STEADY_S = 10.0
 class InventoryLoop:
     """Takes an inventory every `INVENTORY_INTERVAL_S`, and soon after an event of the engine."""
 
-    def __init__(  # noqa: PLR0913 - all whom one look concerns
+    def __init__(
         self,
         *,
         runtime: ContainerRuntime,

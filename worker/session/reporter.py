@@ -8,21 +8,20 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from modelyard.broker import Broker, backoff_s
+from modelyard.broker import backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.message_types import REPORTS_TYPE
 from modelyard.contract.messages import (
     MAX_MESSAGE_BYTES,
     Inventory,
     OperationReport,
     WorkerReports,
 )
-from modelyard.contract.topology import REPORTS
 from modelyard.process.batching import chunks_by_size
+from worker.session.host_channel import HostChannel
 
 log = structlog.get_logger(__name__)
 
@@ -42,18 +41,11 @@ class Reporter:
 
     def __init__(
         self,
-        broker: Broker,
+        channel: HostChannel,
         *,
-        host_id: str,
-        incarnation: str,
-        ask_for_way: Callable[[], Awaitable[None]],
         backoff: Callable[[int], float] = backoff_s,
     ) -> None:
-        """`ask_for_way` asks for queue and binding of the reports, which may have been deleted."""
-        self._broker = broker
-        self._host_id = host_id
-        self._incarnation = incarnation
-        self._ask_for_way = ask_for_way
+        self._channel = channel
         self._backoff = backoff
         self._stuck_since: float | None = None
         self._waiting: OrderedDict[_Key, OperationReport] = OrderedDict()
@@ -138,7 +130,7 @@ class Reporter:
 
     async def _ask_to_redeclare(self) -> None:
         try:
-            await self._ask_for_way()
+            await self._channel.say_hello()
         except BrokerUnavailableError as error:
             log.debug("reports.way_not_asked_for", error=str(error))
 
@@ -189,15 +181,15 @@ class Reporter:
     async def _publish(self, reports: Sequence[str], inventory: Inventory | None) -> None:
         self._number += 1  # for a repetition too: it carries the state of that moment
         head = WorkerReports(
-            host_id=self._host_id,
-            incarnation=self._incarnation,
+            host_id=self._channel.host_id,
+            incarnation=self._channel.incarnation,
             number=self._number,
             inventory=inventory,
         )
         fields = head.model_dump(mode="json", exclude={"operations"})
         # Each report is JSON text already, because its size had to be known.
         body = f'{json.dumps(fields)[:-1]}, "operations": [{",".join(reports)}]}}'
-        await self._broker.publish(REPORTS, self._host_id, body.encode(), message_type=REPORTS_TYPE)
+        await self._channel.publish_reports(body.encode())
 
 
 def _key(report: OperationReport) -> _Key:
