@@ -15,8 +15,8 @@ from worker.containers.datasets import Datasets
 from worker.containers.disk import DiskWatch
 from worker.containers.images import Images
 from worker.containers.lifecycle import ContainerLifecycle
+from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
-from worker.engine.plan import PlanRules
 from worker.engine.protocol import ContainerRuntime
 from worker.execution.batch import Batch
 from worker.execution.cleanup import RETRY_S, Cleanup

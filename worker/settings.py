@@ -13,8 +13,8 @@ from modelyard.contract.catalog.values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import Labels
 from modelyard.process.settings import JSON, Expects, ProcessSettings
+from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
-from worker.engine.plan import PlanRules
 
 HostId = Annotated[
     Id,

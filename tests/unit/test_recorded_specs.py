@@ -22,7 +22,7 @@ from modelyard.store.records import JobRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
 from tests.unit.worker_bench import HOST, Bench, model
-from worker.engine.plan import PlanRules, plan_container, spec_hash
+from worker.containers.planning import PlanRules, plan_container, spec_hash
 from worker.session.command_decode import CommandEnvelope, read_commands, read_envelope
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/records_before_stricter_rules.json"

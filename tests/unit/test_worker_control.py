@@ -15,7 +15,7 @@ from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_broker import delivery_of
 from tests.unit.worker_host import Host, running_host
 from worker.attempts.registry import MAX_CANCELS, Admission, AttemptRegistry
-from worker.engine.plan import PlanRules, plan_container
+from worker.containers.planning import PlanRules, plan_container
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,

@@ -14,10 +14,11 @@ from modelyard.contract.states import Verb
 from tests.support.waiting import eventually
 from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_engine import ID, ScriptedEngine, document, scripted_engine
+from worker.containers.planning import PlanRules, plan_container
 from worker.engine.docker.documents import ICC_OPTION
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.labels import ContainerLabels
-from worker.engine.plan import ContainerPlan, PlanRules, plan_container
+from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import (
     ContainerRuntime,
     DiskFullError,

@@ -12,8 +12,8 @@ from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_host import Host, running_host
 from worker.attempts.attempt import Attempt
+from worker.containers.planning import PlanRules, plan_container
 from worker.engine.labels import ContainerLabels
-from worker.engine.plan import PlanRules, plan_container
 from worker.session.lease import FENCE_S, Lease
 
 CREATE, LOAD, INFER, TEMP = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.TEMP

@@ -9,8 +9,9 @@ from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.fakes.programs import FakeBatch
 from tests.unit.worker_bench import BLIND_HOOKS, HOST, IMAGE, Bench, model
+from worker.containers.planning import PlanRules, plan_container
 from worker.engine.image_references import full_reference
-from worker.engine.plan import ImageFacts, PlanRules, plan_container
+from worker.engine.plan import ImageFacts
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,

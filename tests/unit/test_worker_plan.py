@@ -9,17 +9,12 @@ from modelyard.contract.catalog.entries import Profile, Resources
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.states import Verb
 from tests.unit.worker_bench import HOST, Bench, model
+from worker.containers.planning import PlanRules, plan_container
 from worker.engine.docker.config import engine_config
 from worker.engine.docker.documents import ContainerDocument, ImageDocument, PullLine, PullProgress
 from worker.engine.image_references import AllowList, Repository, full_reference, repository_of
 from worker.engine.labels import ContainerLabels
-from worker.engine.plan import (
-    ContainerPlan,
-    DatasetMount,
-    ImageFacts,
-    PlanRules,
-    plan_container,
-)
+from worker.engine.plan import ContainerPlan, DatasetMount, ImageFacts
 
 # What Docker may ever be told. A field that is added to the configuration must be added here, by
 # somebody who thought about it.

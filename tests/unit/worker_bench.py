@@ -12,8 +12,8 @@ from tests.fakes.programs import FakeBatch, FakeServer
 from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
 from worker.attempts.attempt import Attempt, Outcome
 from worker.containers.datasets import Datasets
+from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
-from worker.engine.plan import PlanRules
 from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer, http_client
 from worker.model_server.results import ResultReader

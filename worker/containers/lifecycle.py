@@ -5,14 +5,15 @@ from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
 from modelyard.process.crash_points import crash_point
 from worker.attempts.attempt import Attempt
+from worker.containers.catalog_check import check_catalog_rules
 from worker.containers.datasets import Datasets, mount_target, verify_mount
 from worker.containers.error_logging import log_errors
 from worker.containers.health import ModelHealth
 from worker.containers.images import Images
-from worker.containers.planning import check_catalog_rules
+from worker.containers.planning import PlanRules, plan_container, spec_hash
 from worker.containers.readiness import RepeatedProbe, while_running
 from worker.engine.labels import container_name
-from worker.engine.plan import ContainerPlan, PlanRules, plan_container, spec_hash
+from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import (
     ContainerFacts,
     ContainerRuntime,

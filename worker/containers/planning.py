@@ -1,31 +1,142 @@
-"""Checks the catalog's rules once more, right before a container is created.
+"""Plans the container for a command: every field is decided before it is created. Pure."""
 
-The gateway has checked the model and the dataset of a command, but perhaps by the rules of an older
-version; or someone wrote the record directly. A model that breaks a rule gets no container; a job
-that has one can still be unloaded and terminated.
-"""
+import hashlib
+from dataclasses import dataclass
 
-from pydantic import BaseModel, ValidationError
-
+from modelyard.contract.catalog.entries import ModelSpec, Resources
+from modelyard.contract.catalog.mounts import kept_folder, normal, overlap
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
-from modelyard.contract.validation import error_list, first_errors
+from modelyard.contract.states import Verb
+from modelyard.contract.strict_json import canonical_json
+from worker.engine.labels import ContainerLabels, container_name
+from worker.engine.plan import ContainerPlan, DatasetMount, ImageFacts
+from worker.model_server.profiles import inventory_path
+from worker.model_server.templates import fill
+
+_SHM_BYTES = 64 << 20
+_HOME = "HOME"
+_NO_FACTS = ImageFacts()
+_ADDED_LATER = ("shm", "disk")
+"""Fields of the resources that were added after `spec_hash` was in use; see there."""
 
 
-def check_catalog_rules(command: HostCommand) -> None:
-    """Return if the model and the dataset follow the rules; raises `spec_refused`."""
-    _check("model", command.model)
-    if command.dataset is not None:
-        _check("dataset", command.dataset)
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    """The settings that hold for all containers of a host."""
+
+    host_id: str
+    network: str = "modelyard"
+    publish: bool = True
+    """True: the port is published on loopback; False: reached by its address on the network."""
+    tmpfs_bytes: int = 256 << 20
+    pids_limit: int = 256
+    disk_bytes: int = 10 << 30
+    """What a container may write to the disk if its model sets no limit."""
+    max_disk_bytes: int = 100 << 30
+    """The highest disk limit that a model may ask for."""
 
 
-def _check(what: str, entry: BaseModel) -> None:
-    try:
-        type(entry).model_validate(entry.model_dump(mode="json"))
-    except ValidationError as error:
+def spec_hash(spec: ModelSpec) -> str:
+    """Return a short hash of a spec; equal specs have equal hashes in all versions.
+
+    A field that older versions do not know is left out while it is not set, so a container that an
+    older version created still matches its spec.
+    """
+    document = spec.model_dump(mode="json")
+    for name in _ADDED_LATER:
+        if document["resources"][name] is None:
+            del document["resources"][name]
+    return hashlib.sha256(canonical_json(document).encode()).hexdigest()[:16]
+
+
+def plan_container(
+    command: HostCommand,
+    dataset: DatasetMount | None,
+    rules: PlanRules,
+    image: ImageFacts = _NO_FACTS,
+) -> ContainerPlan:
+    """Return the plan for `command`; the caller has checked `dataset`.
+
+    Raises `create_failed` if the image or the host can't provide what the model asks for.
+    """
+    spec = command.model
+    _check_image_volumes(spec, dataset, image)
+    values = {"model": spec.served_name, "dataset": dataset.target if dataset else ""}
+    return ContainerPlan(
+        name=container_name(command.job_id, command.generation),
+        labels=ContainerLabels(
+            host_id=rules.host_id,
+            job_id=command.job_id,
+            operation_id=command.operation_id,
+            generation=command.generation,
+            spec=spec_hash(spec),
+            port=spec.port,
+            ready_path=inventory_path(spec),
+            strict=command.verb is Verb.TEMP or spec.on_host_lost == "recreate",
+            disk=_disk(spec.resources, rules),
+        ),
+        image=spec.image,
+        command=tuple(fill(part, values) for part in spec.command) if spec.command else None,
+        env=_home(spec, image) | {name: fill(value, values) for name, value in spec.env.items()},
+        # The engine would give a uid without a group the group 0.
+        user=spec.user if ":" in spec.user else f"{spec.user}:{spec.user}",
+        port=spec.port,
+        publish=rules.publish,
+        network=rules.network,
+        read_only=spec.read_only,
+        tmpfs_bytes=rules.tmpfs_bytes,
+        kept_folder=_kept_folder(spec),
+        memory=spec.resources.memory,
+        shm=min(spec.resources.shm or _SHM_BYTES, spec.resources.memory),
+        cpus=spec.resources.cpus,
+        gpus=spec.resources.gpus,
+        pids_limit=rules.pids_limit,
+        stop_grace_s=spec.stop_grace_s,
+        dataset=dataset,
+    )
+
+
+def _kept_folder(spec: ModelSpec) -> str | None:
+    folder = kept_folder(spec.result_file)
+    return str(folder) if folder else None
+
+
+def _home(spec: ModelSpec, image: ImageFacts) -> dict[str, str]:
+    """Set HOME to a writable folder, unless the model or its image sets it.
+
+    A numeric user has no home, and libraries that write to it would fail.
+    """
+    return {} if _HOME in spec.env or _HOME in image.env else {_HOME: "/tmp"}  # noqa: S108 - inside
+
+
+def _disk(resources: Resources, rules: PlanRules) -> int:
+    if resources.disk is None:
+        return min(rules.disk_bytes, rules.max_disk_bytes)
+    if resources.disk > rules.max_disk_bytes:
         raise ModelyardError(
-            ErrorCode.SPEC_REFUSED,
-            f"The {what} breaks a rule of the catalog: {first_errors(error)}. Store a corrected "
-            f"{what} in the catalog, and create the job again.",
-            errors=error_list(error),
-        ) from error
+            ErrorCode.CREATE_FAILED,
+            f"resources.disk is {resources.disk} bytes, but this host allows a container at most "
+            f"{rules.max_disk_bytes} (MODELYARD_WORKER_MAX_DISK).",
+        )
+    return resources.disk
+
+
+def _check_image_volumes(spec: ModelSpec, dataset: DatasetMount | None, image: ImageFacts) -> None:
+    """Check that no volume of the image lies above or below one of our mounts.
+
+    On the same folder our mount replaces the volume. Raises `create_failed`.
+    """
+    targets = {
+        "dataset_mount": dataset.target if dataset else None,
+        "result_file": _kept_folder(spec),
+    }
+    for field, target in targets.items():
+        for volume in image.volumes if target is not None else ():
+            one, other = normal(volume), normal(target or "")
+            if one != other and overlap(one, other):
+                raise ModelyardError(
+                    ErrorCode.CREATE_FAILED,
+                    f"The image declares a volume at {one}, which lies above or below {other} of "
+                    f"{field}: one would hide the other. Use another {field}.",
+                )
