@@ -21,8 +21,8 @@ PROG = "modelyard-dispatcher"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a dispatcher until SIGTERM or SIGINT; a second one exits at once."""
-    purpose = "Takes requests in, places them on hosts, records what the hosts report."
+    """Run a dispatcher until SIGTERM or SIGINT; a second signal exits at once."""
+    purpose = "Records requests, places them on hosts, records the workers' reports."
     settings = start_process(PROG, purpose, DispatcherSettings, argv)
     setup_logging("dispatcher", level=settings.log_level, log_format=settings.log_format)
     try:
@@ -58,7 +58,7 @@ async def _run(settings: DispatcherSettings) -> None:
 
 
 def _listen_for_signals(work: asyncio.Task[None], process: ProcessExit) -> None:
-    """Stop at the first signal: what is unsettled goes back to its queue, the rest is recorded."""
+    """Stop at the first signal: RabbitMQ requeues the messages that are not settled yet."""
 
     def on_signal() -> None:
         if work.cancelling():
