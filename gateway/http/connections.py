@@ -265,7 +265,7 @@ def _problem(status: HTTPStatus, code: ErrorCode, detail: str) -> bytes:
         "Content-Type": PROBLEM_MEDIA_TYPE,
         "Content-Length": str(len(body)),
         "X-Request-Id": request_id,
-        "ClientConnection": "close",
+        "Connection": "close",
     }
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "1"
