@@ -4,8 +4,8 @@ A page of any site can make its user's browser send requests to every address th
 reach. Three rules stop it, without a cookie or a token:
 
 - A request for a host name that is not the gateway's is refused. Otherwise an attacker could point
-  a name of his own at the gateway's address (DNS rebinding), and his page's requests would look
-  like requests of the gateway's own origin.
+  another name at the gateway's address (DNS rebinding), and the requests of the attacker's page
+  would look like requests of the gateway's own origin.
 - A request that changes something is refused if the browser says that another site sent it.
 - A request that changes something has to be JSON or have no body. A form can't send that.
 
@@ -114,11 +114,11 @@ class CrossSiteGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = _read(scope)
-        origin = self._allowed_origin(given["origin"])
-        preflight = scope["method"] == "OPTIONS" and bool(given["access-control-request-method"])
+        headers = _read(scope)
+        origin = self._allowed_origin(headers["origin"])
+        preflight = scope["method"] == "OPTIONS" and bool(headers["access-control-request-method"])
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_ANSWER_HEADERS]
                 if self._rules.origins:
@@ -126,22 +126,23 @@ class CrossSiteGuard:
             await send(message)
 
         app = self._app
-        refusal = self._refusal(scope, given, origin, preflight=preflight)
+        refusal = self._refusal(scope, headers, origin, preflight=preflight)
         if refusal is not None:
             app = respond(Request(scope), problem_of(refusal))
         elif preflight:
             app = _preflight()
-        await app(scope, receive, send_marked)
+        await app(scope, receive, send_with_headers)
 
-    def _allowed_origin(self, given: Sequence[str]) -> str | None:
+    def _allowed_origin(self, origins: Sequence[str]) -> str | None:
         """Return the request's origin if its pages may use the gateway, else null."""
-        return given[0] if len(given) == 1 and given[0].lower() in self._rules.origins else None
+        allowed = len(origins) == 1 and origins[0].lower() in self._rules.origins
+        return origins[0] if allowed else None
 
     def _refusal(
-        self, scope: Scope, given: HeaderValues, origin: str | None, *, preflight: bool
+        self, scope: Scope, headers: HeaderValues, origin: str | None, *, preflight: bool
     ) -> ModelyardError | None:
         arrived_at = scope["server"][0] if scope.get("server") else None
-        hosts = given["host"]
+        hosts = headers["host"]
         if scope["path"] not in HEALTH and not all(
             self._rules.answers_for(host, arrived_at) for host in hosts
         ):
@@ -152,46 +153,47 @@ class CrossSiteGuard:
             )
         if scope["method"] in READING and not preflight:
             return None
-        if origin is None and _is_foreign(given):
+        if origin is None and _is_foreign(headers):
             return ModelyardError(
                 ErrorCode.CROSS_SITE,
                 "A web page of another site may not do this. To allow it, add its origin to "
                 "MODELYARD_GATEWAY_ALLOWED_ORIGINS.",
             )
-        return None if preflight else _wrong_media_type(given)
+        return None if preflight else _wrong_media_type(headers)
 
 
 def _read(scope: Scope) -> HeaderValues:
     """Return all values of each header in `HEADERS`, in one pass."""
-    given: HeaderValues = {name: [] for name in HEADERS}
+    headers: HeaderValues = {name: [] for name in HEADERS}
     for name, value in scope["headers"]:
-        values = given.get(name.decode("latin-1"))
+        values = headers.get(name.decode("latin-1"))
         if values is not None:
             values.append(value.decode("latin-1"))
-    return given
+    return headers
 
 
-def _is_foreign(given: HeaderValues) -> bool:
+def _is_foreign(headers: HeaderValues) -> bool:
     """Tell whether the browser says that a page of another origin sent the request."""
-    if any(site.lower() not in OWN_SITES for site in given["sec-fetch-site"]):
+    if any(site.lower() not in OWN_SITES for site in headers["sec-fetch-site"]):
         return True
-    ours = {f"{scheme}://{host.lower()}" for host in given["host"] for scheme in ("http", "https")}
-    return any(origin.lower() not in ours for origin in given["origin"])
+    hosts = [host.lower() for host in headers["host"]]
+    own = {f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")}
+    return any(origin.lower() not in own for origin in headers["origin"])
 
 
-def _wrong_media_type(given: HeaderValues) -> InvalidRequestError | None:
+def _wrong_media_type(headers: HeaderValues) -> InvalidRequestError | None:
     """Return an error for a body that is not JSON: a form or a simple request could send it."""
-    types = given["content-type"]
-    if not types and not _has_body(given):
+    types = headers["content-type"]
+    if not types and not _has_body(headers):
         return None
     if len(types) == 1 and types[0].split(";")[0].strip().lower() == "application/json":
         return None
     return InvalidRequestError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
 
 
-def _has_body(given: HeaderValues) -> bool:
-    lengths = given["content-length"]
-    return bool(given["transfer-encoding"]) or (bool(lengths) and lengths[0] != "0")
+def _has_body(headers: HeaderValues) -> bool:
+    lengths = headers["content-length"]
+    return bool(headers["transfer-encoding"]) or (bool(lengths) and lengths[0] != "0")
 
 
 def _add_cors_headers(origin: str | None, headers: MutableHeaders) -> None:

@@ -27,8 +27,8 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if _VALID.fullmatch(given) else _new_id()
+        client_id = Headers(scope=scope).get(HEADER, "")
+        request_id = client_id if _VALID.fullmatch(client_id) else _new_id()
         scope.setdefault("state", {})[_STATE_KEY] = request_id
         status = 0
         began = time.monotonic()

@@ -267,7 +267,7 @@ async def test_a_worker_reports_on_no_other_host(yard: Yard, thief: Stranger, ke
         letter = await yard.dead_letter()
         expected = ErrorCode.FORBIDDEN if key == OWNER else ErrorCode.INVALID_REQUEST
         assert (letter.reason, letter.sender) == (expected, f"worker-{THIEF}")
-        with pytest.raises(ModelyardError, match="asked for lost reports again"):
+        with pytest.raises(ModelyardError, match="asks workers for lost reports again"):
             refuse_unless_replayable(letter)
         await _goes_on(yard, owner, command)
 
