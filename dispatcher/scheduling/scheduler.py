@@ -62,7 +62,7 @@ class PlannedDispatch:
     job: JobRecord
     host: HostRecord
     generation: int
-    place: PlaceAndDispatch | None
+    placement: PlaceAndDispatch | None
     """Set if the operation needs a new reservation."""
 
 
@@ -71,9 +71,11 @@ class SchedulingPlan:
     """The outcome of one pass, before any of it is written."""
 
     endings: list[QueuedEnding] = field(default_factory=list)
-    held_jobs: list[str] = field(default_factory=list)
+    terminated_jobs: list[str] = field(default_factory=list)
+    """Jobs whose TERMINATE succeeds as it is, because they have no container."""
     dispatches: list[PlannedDispatch] = field(default_factory=list)
     waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By operation id: the new reasons of operations that stay QUEUED."""
 
 
 def make_plan(
@@ -100,7 +102,7 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
             )
         case SucceedAsIs():
             plan.endings.append(QueuedEnding(operation.operation_id, OperationState.SUCCEEDED))
-            plan.held_jobs.append(operation.job_id or "")
+            plan.terminated_jobs.append(operation.job_id or "")
         case Dispatch(job=job, host_id=host_id):
             host = capacity.host(host_id)
             if host is None or host.incarnation is None:
@@ -244,8 +246,8 @@ class Scheduler:
     async def _end(self, plan: SchedulingPlan) -> None:
         if not plan.endings:
             return
-        await self._store.jobs.terminated_without_container(plan.held_jobs)
-        if plan.held_jobs:
+        await self._store.jobs.terminated_without_container(plan.terminated_jobs)
+        if plan.terminated_jobs:
             crash_point("dispatcher.hold.after_jobs")
         ended = await self._store.operations.end_queued(plan.endings, token=_token())
         self.wake(one.job_id for one in ended if one.job_id)
@@ -282,10 +284,10 @@ class Scheduler:
         self, wanted: Sequence[PlannedDispatch], token: str
     ) -> list[PlannedDispatch]:
         """Reserve capacity, with one update for each host; return the dispatches that may go on."""
-        ready = [one for one in wanted if one.place is None]
+        ready = [one for one in wanted if one.placement is None]
         by_host: dict[str, list[PlannedDispatch]] = defaultdict(list)
         for one in wanted:
-            if one.place is not None:
+            if one.placement is not None:
                 by_host[one.host.host_id].append(one)
         for shares in by_host.values():
             if await self._reserve_together(shares, token):
@@ -310,7 +312,7 @@ class Scheduler:
         won = await self._store.jobs.assign([_assignment(one) for one in exclusive], token=token)
         lost = [one for one in exclusive if one.job.job_id not in won]
         self.wake(one.job.job_id for one in lost)
-        await self._release_unused([one for one in lost if one.place is not None], token)
+        await self._release_unused([one for one in lost if one.placement is not None], token)
         return [one for one in ready if one.operation.shared or one.job.job_id in won]
 
     async def _release_unused(self, lost: Sequence[PlannedDispatch], token: str) -> None:
@@ -342,9 +344,9 @@ def _assignment(one: PlannedDispatch) -> Assignment:
         epoch=one.operation.epoch + 1,
         generation=one.generation,
         host_id=one.host.host_id,
-        spec=one.place.spec if one.place else None,
-        dataset_spec=one.place.dataset if one.place else None,
-        anew=one.place is not None and one.operation.source != "system",
+        spec=one.placement.spec if one.placement else None,
+        dataset_spec=one.placement.dataset if one.placement else None,
+        anew=one.placement is not None and one.operation.source != "system",
     )
 
 
