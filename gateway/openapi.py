@@ -146,7 +146,8 @@ RETRY_ANSWERS: Responses = {
     200: SUBMIT_ANSWERS[200],
     404: ONE_ANSWERS[404],
     409: _problem(
-        "`not_retryable`: the operation is open or has succeeded, or its request was invalid."
+        "`not_retryable`: the operation is open or has succeeded, or its request was not recorded "
+        "completely."
     ),
     422: SUBMIT_ANSWERS[422],
     **UNAVAILABLE,

@@ -190,7 +190,7 @@ def in_order(
 
     - It has a place already (a redelivery): it keeps it, and nothing goes before it.
     - The gateway has recorded it: unbrought operations of its job that were recorded earlier go
-      before it. Their publishes must have failed, else the broker had delivered them first.
+      before it. They were not published before it, or the broker would have delivered them first.
     - The gateway has not recorded it yet, so its age is unknown: unbrought operations of its job
       whose publish was never confirmed go before it.
 

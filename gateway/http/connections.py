@@ -65,7 +65,7 @@ class Waiting(StrEnum):
 
 
 class ClientConnection(H11Protocol):
-    """uvicorn's connection with strict parsing and clean refusals, bound by `ClientConnections`."""
+    """uvicorn's connection, with strict parsing and clean refusals; see `ClientConnections`."""
 
     conn: StrictConnection
 

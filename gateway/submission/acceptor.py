@@ -1,7 +1,7 @@
 """The acceptor: checks requests, then makes them durable in MongoDB and RabbitMQ at the same time.
 
 A request is accepted when either store has it. Clients read the record; the message is the fast
-way to the dispatcher. If one of the two is missing, the dispatcher restores it from the other.
+way to the dispatcher. If one of the two is missing, the dispatcher works from the other.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ def request_again(record: OperationRecord) -> JobRequest:
         raise _not_retryable("The operation has succeeded.")
     request = _rebuilt(record)
     if request is None or request.payload_hash() != record.payload_hash:
-        raise _not_retryable("The request was invalid, so it was not recorded: submit a new one.")
+        raise _not_retryable("The request was not recorded completely: submit it as a new one.")
     return request
 
 
