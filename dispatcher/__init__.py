@@ -1,1 +1,1 @@
-"""The dispatcher takes requests in, places them on hosts and records what the hosts report."""
+"""The dispatcher records requests, places them on hosts and records the workers' reports."""

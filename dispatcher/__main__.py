@@ -20,8 +20,8 @@ PROG = "modelyard-dispatcher"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a dispatcher until SIGTERM or SIGINT; a second one exits at once."""
-    purpose = "Takes requests in, places them on hosts, records what the hosts report."
+    """Run a dispatcher until SIGTERM or SIGINT; a second signal exits at once."""
+    purpose = "Records requests, places them on hosts, records the workers' reports."
     settings = start_process(PROG, purpose, DispatcherSettings, argv)
     setup_logging("dispatcher", level=settings.log_level, log_format=settings.log_format)
     try:
@@ -43,7 +43,7 @@ async def _run(settings: DispatcherSettings) -> None:
     work = asyncio.create_task(Dispatcher(settings, store, broker).run())
     process = ProcessExit()
     code = 1
-    # What is unsettled goes back to its queue, the rest is recorded.
+    # RabbitMQ requeues the messages that are not settled yet.
     with stop_on_signals(work.cancel, process):
         try:
             await work

@@ -1,4 +1,7 @@
-"""`python -m dispatcher.body_child`: the process that reads a dispatcher's large messages."""
+"""`python -m dispatcher.body_child`: the child process that parses a dispatcher's large messages.
+
+Parsing a large body takes long enough to stall the event loop, so another process does it.
+"""
 
 import json
 from collections.abc import Iterator
@@ -12,12 +15,12 @@ from modelyard.process.body_child import Part, serve
 def decoded(
     body: bytes, *, message_type: str | None, key: str, replay: str | None
 ) -> Iterator[Part]:
-    """Read a message of the jobs queue."""
+    """Yield the operations in a message of the jobs queue."""
     yield from pack(decode(body, message_type=message_type, key=key, replay=replay))
 
 
 def listed(body: bytes, *, name: str) -> Iterator[Part]:
-    """Read the objects in one list of a message."""
+    """Yield the objects in the list `name` of a message."""
     yield json.dumps({"listed": lists.listed(body, name)}).encode(), b""
 
 

@@ -1,7 +1,7 @@
-"""Control: what a host's worker is told past the commands that wait in its queue.
+"""Control messages: the dispatcher sends them to a worker ahead of the commands in its queue.
 
-Nothing of it is kept by the broker: a worker that is not there hears nothing. Whoever sends it
-sends it again for as long as the record says so.
+The broker does not keep them: a worker that is not connected misses them. Each sender therefore
+repeats its message for as long as the record still calls for it.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ log = structlog.get_logger(__name__)
 
 
 class ControlPublisher:
-    """Speaks to workers."""
+    """Publishes control messages to workers."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def send(  # noqa: PLR0913 - the kinds of words
+    async def send(  # noqa: PLR0913 - one argument for each kind of order
         self,
         host_id: str,
         incarnation: str,
@@ -39,7 +39,10 @@ class ControlPublisher:
         renounce: bool = False,
         unusable: str | None = None,
     ) -> None:
-        """Tell one boot of a host's worker; a broker that is away is no failure."""
+        """Send one message to one incarnation of a host's worker.
+
+        An unavailable broker is only logged: the caller sends again later.
+        """
         message = HostControl(
             host_id=host_id,
             incarnation=incarnation,

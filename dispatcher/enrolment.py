@@ -1,8 +1,7 @@
-"""Enrolment: a host's queues are declared for its worker, which may declare nothing itself.
+"""Enrolment: the dispatcher declares a host's queues, because its worker may not declare any.
 
-A worker says hello when it boots, and again whenever it misses its queues. A broker on which an
-operator has declared them (`modelyard rabbitmq`) has them already, and declaring them again
-changes nothing.
+A worker sends a `HostHello` when it boots, and again whenever its queues are missing. If an
+operator has already declared them (`modelyard rabbitmq`), declaring them again changes nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 class Enrolment:
-    """Answers hellos. Doing it again is harmless."""
+    """Declares the queues of the hosts whose workers say hello. Doing so twice is harmless."""
 
     def __init__(self, broker: Broker, control: ControlPublisher) -> None:
         self._broker = broker
@@ -29,9 +28,9 @@ class Enrolment:
     async def enrol(self, hellos: Iterable[HostHello]) -> None:
         """Declare the queues of these hosts.
 
-        What goes wrong is told in the log: a worker says hello again for as long as it waits. A
-        queue that exists with other arguments concerns its own host alone: that worker is told,
-        and ends with a sentence for its operator.
+        Failures are only logged, because a worker repeats its hello until its queues exist. If a
+        queue exists with other arguments, only the worker of that host is affected: the dispatcher
+        tells it, and the worker exits with a message for its operator.
         """
         waiting = list(hellos)
         if not waiting:
@@ -56,11 +55,11 @@ class Enrolment:
             log.warning("enrolment.failed", host_id=hello.host_id, error=str(error))
 
     async def _bind_even_if_it_differs(self, queue: Queue) -> None:
-        """Bind a queue also if its arguments differ, so that the worker can be told of it."""
+        """Bind a queue even if its arguments differ: control messages must reach the worker."""
         try:
             await self._broker.declare([queue])
         except TopologyMismatchError:
-            with suppress(BrokerUnavailableError):  # it is not there: something else is wrong
+            with suppress(BrokerUnavailableError):  # the queue does not exist: another problem
                 await self._broker.declare([], extra_bindings=[(queue, queue.routing_key)])
         except BrokerUnavailableError as error:
             log.warning("enrolment.failed", queue=queue.name, error=str(error))

@@ -1,4 +1,4 @@
-"""Events: facts that are recorded, appended to the log and told to whoever listens."""
+"""Events: recorded facts, appended to the event log and published to subscribers."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -21,21 +21,21 @@ log = structlog.get_logger(__name__)
 PUBLISHED_AT_ONCE = 200
 
 HostFact = Literal["online", "suspect", "lost", "drained"]
-"""What is told of hosts, as `host.<fact>`."""
+"""The events about hosts, each published as `host.<fact>`."""
 
 
 class EventLog:
-    """Appends events to the log in MongoDB and publishes them on `modelyard.events`."""
+    """Appends events to the event log in MongoDB and publishes them to `modelyard.events`."""
 
     def __init__(self, store: Store, broker: Broker) -> None:
         self._store = store
         self._broker = broker
 
     async def publish(self, events: Sequence[Event]) -> None:
-        """Record and publish facts that are durable already.
+        """Append and publish events about facts that are already durable.
 
-        Raises `StoreUnavailableError` if the log can't be written. A broker that does not answer
-        is no failure: whoever waits for an event reads the record at the end of its wait.
+        Raises `StoreUnavailableError` if the log can't be written. An unavailable broker is only
+        logged: a client that waits for an event reads the record when its wait ends.
         """
         if not events:
             return
@@ -43,16 +43,16 @@ class EventLog:
         await together(self._store.events.append(lasting), self._publish_all(events))
 
     async def record(self, events: Sequence[Event]) -> frozenset[str]:
-        """Keep events in the log alone: what was reported too late is no fact.
+        """Append events to the log without publishing them: a stale report is not a fact.
 
-        Return the ids of those that were not there yet.
+        Return the ids of the events that the log did not have yet.
         """
         return await self._store.events.append(events)
 
     async def _publish_all(self, events: Sequence[Event]) -> None:
         for start in range(0, len(events), PUBLISHED_AT_ONCE):
-            some = events[start : start + PUBLISHED_AT_ONCE]
-            await together(*(self._publish(event) for event in some))
+            chunk = events[start : start + PUBLISHED_AT_ONCE]
+            await together(*(self._publish(event) for event in chunk))
 
     async def _publish(self, event: Event) -> None:
         try:
@@ -67,13 +67,13 @@ class EventLog:
             log.warning("event.not_published", event_type=event.type, error=str(error))
 
 
-def fact_id(told: OperationRecord | OperationReport) -> str:
-    """Return the id of the event that tells of an operation's state, or of a report recorded."""
-    return f"{told.operation_id}:{told.epoch}:{told.seq}:{told.state}"
+def fact_id(source: OperationRecord | OperationReport) -> str:
+    """Return the id of the event about an operation's state, from its record or from a report."""
+    return f"{source.operation_id}:{source.epoch}:{source.seq}:{source.state}"
 
 
 def operation_event(operation: OperationRecord) -> Event:
-    """Return the fact that an operation is in the state that its record says."""
+    """Return the event that an operation is in the state of its record."""
     return Event(
         event_id=fact_id(operation),
         type=f"operation.{operation.state.lower()}",
@@ -92,7 +92,7 @@ def operation_event(operation: OperationRecord) -> Event:
 
 
 def report_event(report: OperationReport, operation: OperationRecord) -> Event:
-    """Return the fact that a worker's report was recorded."""
+    """Return the event that a worker's report was recorded."""
     reported = operation.model_copy(
         update={
             "job_id": report.job_id,
@@ -110,7 +110,7 @@ def report_event(report: OperationReport, operation: OperationRecord) -> Event:
 
 
 def job_event(report: OperationReport, state: JobState, host_id: str | None) -> Event:
-    """Return the fact that a job is in another state, because of a report."""
+    """Return the event that a report moved a job to another state."""
     return Event(
         event_id=f"job:{report.job_id}:{report.operation_id}:{report.epoch}:{state}",
         type=f"job.{state.lower()}",
@@ -126,7 +126,7 @@ def job_event(report: OperationReport, state: JobState, host_id: str | None) -> 
 
 
 def stale_event(report: OperationReport, host_id: str, why: str) -> Event:
-    """Return the note that a report was fenced off; only for the log."""
+    """Return the event that a report was fenced off as stale; it goes only into the log."""
     return Event(
         event_id=f"{fact_id(report)}:stale:{host_id}",
         type="operation.stale_report",
@@ -144,7 +144,10 @@ def stale_event(report: OperationReport, host_id: str, why: str) -> Event:
 
 
 def stale_host_event(host_id: str, incarnation: str, number: int, *, what: str) -> Event:
-    """Return the note that an announcement or a look of an earlier boot came; only for the log."""
+    """Return the event that an earlier incarnation sent a boot or inventory report.
+
+    It goes only into the log.
+    """
     return Event(
         event_id=f"host:{host_id}:{incarnation}:{number}:{what}:stale",
         type="host.stale_report",
@@ -157,7 +160,7 @@ def stale_host_event(host_id: str, incarnation: str, number: int, *, what: str) 
 def observed_event(
     job: JobRecord, state: JobState, error: ErrorInfo | None, host_id: str | None
 ) -> Event:
-    """Return the fact that a job was found in another state than the record had."""
+    """Return the event that a job was found in a state other than its recorded one."""
     return Event(
         event_id=f"job:{job.job_id}:{job.generation}:{job.version}:{state}",
         type=f"job.{state.lower()}",
@@ -172,7 +175,7 @@ def observed_event(
 
 
 def host_event(host_id: str, fact: HostFact, incarnation: str | None) -> Event:
-    """Return a fact about a host."""
+    """Return an event about a host."""
     now = _now()
     return Event(
         event_id=f"host:{host_id}:{fact}:{incarnation}:{now.timestamp()}",
@@ -184,5 +187,5 @@ def host_event(host_id: str, fact: HostFact, incarnation: str | None) -> Event:
 
 
 def _now() -> datetime:
-    """For people who read the log; nothing is decided by it."""
+    """Return the time for people who read the log; no decision uses it."""
     return datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""The dispatcher's loops, wired and kept running until it is told to stop."""
+"""The dispatcher: wires its components and runs their loops until it is cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -51,9 +51,9 @@ log = structlog.get_logger(__name__)
 QUEUES = (JOBS_QUEUE, REPORTS_QUEUE, HEARTBEATS_QUEUE, DEAD_QUEUE)
 
 READER_DEATHS_BEFORE_BURYING = 5
-"""So often the process that reads large bodies may end over one message, or be too slow for it."""
+"""How often the body process may die or time out on one message before it is dead-lettered."""
 MOST_REST_S = 30.0
-"""Between two of them: a machine that is out of memory has some time to recover."""
+"""Longest pause between two such tries: a machine that is out of memory gets time to recover."""
 
 Handle = Callable[[Subscription, list[Delivery]], Awaitable[None]]
 
@@ -62,7 +62,7 @@ _AWAY = (StoreUnavailableError, BrokerUnavailableError, BodyProcessUnavailableEr
 
 
 class Dispatcher:
-    """All parts of one dispatcher; two may run on one broker and database."""
+    """All components of one dispatcher; two dispatchers may share a broker and a database."""
 
     def __init__(self, settings: DispatcherSettings, store: Store, broker: Broker) -> None:
         self._settings = settings
@@ -181,9 +181,9 @@ class Dispatcher:
             log.info("dispatcher.ready")
 
     async def prepare(self) -> None:
-        """Declare queues and indexes, waiting for as long as a server takes to come.
+        """Declare queues and indexes; wait for as long as RabbitMQ or MongoDB is unavailable.
 
-        Raises `TopologyMismatchError` if the broker has a queue of ours with other arguments.
+        Raises `TopologyMismatchError` if the broker has a Modelyard queue with other arguments.
         """
         tries = 0
         while True:
@@ -207,7 +207,7 @@ class Dispatcher:
             partial(self._patiently, handle, queue.name),
             name=queue.name,
             max_items=max_items,
-            # Someone may have deleted a queue; whoever consumes it brings it back.
+            # An operator may have deleted the queue: declare it again before consuming.
             prepare=self._declare,
             first_alone=True,
         )
@@ -215,11 +215,10 @@ class Dispatcher:
     async def _patiently(
         self, handle: Handle, name: str, subscription: Subscription, batch: list[Delivery]
     ) -> None:
-        """Handle a batch, again and again while a part is away that it takes.
+        """Handle a batch; retry while MongoDB, RabbitMQ or the body process is unavailable.
 
-        That is MongoDB, RabbitMQ or the process that reads large bodies. The deliveries stay
-        unsettled meanwhile: RabbitMQ keeps them, and no delivery is counted against them. A message
-        over which that process ends each time is buried in the end.
+        The deliveries stay unsettled meanwhile: RabbitMQ keeps them, and their delivery counts do
+        not grow. A message on which the body process dies each time is dead-lettered in the end.
         """
         tries = reader_deaths = 0
         while True:
@@ -239,7 +238,7 @@ class Dispatcher:
                     return
                 log.warning("message.reader_ended", queue=name, error=str(error))
                 await asyncio.sleep(backoff_s(reader_deaths, first_s=1.0, most_s=MOST_REST_S))
-            except Exception as error:  # noqa: BLE001 - the boundary: one message must not end us
+            except Exception as error:  # noqa: BLE001 - the boundary: no message may end the loop
                 await self._one_by_one(handle, name, subscription, batch, error)
                 return
             else:
@@ -253,7 +252,7 @@ class Dispatcher:
         batch: list[Delivery],
         error: Exception,
     ) -> None:
-        """Find the message that nobody foresaw, and bury it; its neighbours get through."""
+        """Handle each message alone, so that only the one that fails is dead-lettered."""
         if len(batch) > 1:
             for delivery in batch:
                 await self._patiently(handle, name, subscription, [delivery])
@@ -265,6 +264,6 @@ class Dispatcher:
 
 
 def _ends_with(subscription: Subscription, error: Exception) -> None:
-    """Raise `BrokerUnavailableError` if a subscription was lost: nothing of it can be settled."""
+    """Raise `BrokerUnavailableError` if the subscription is lost: it can't settle deliveries."""
     if subscription.is_lost:
         raise BrokerUnavailableError("The subscription was lost meanwhile.") from error

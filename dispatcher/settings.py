@@ -1,4 +1,4 @@
-"""The dispatcher's settings. The only place of the dispatcher that reads the environment."""
+"""The dispatcher's settings. No other module of the dispatcher reads the environment."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from modelyard.process.settings import JSON, Expects, StoreSettings
 
 def _names_the_host(template: str) -> str:
     if template.count(HOST_PLACEHOLDER) != 1:
-        raise ValueError(f"a user name with {HOST_PLACEHOLDER} in it, once")
+        raise ValueError(f"a user name that contains {HOST_PLACEHOLDER} exactly once")
     return template
 
 
@@ -24,42 +24,42 @@ Users = Annotated[
 
 
 class DispatcherSettings(StoreSettings):
-    """Each is read from the variable of the same name in upper case, after `MODELYARD_`."""
+    """Each setting is read from the variable `MODELYARD_` plus its name in upper case."""
 
     dispatcher_gateway_users: Users = Field(
         default=(GATEWAY_USER,),
-        description="RabbitMQ's users of the gateways, as a JSON list: only their messages, and "
-        "those of the dispatchers' own user, are taken for a gateway's.",
+        description="The gateways' RabbitMQ users, as a JSON list. A message is trusted as a "
+        "gateway's only if one of these users, or the dispatchers' own, sent it.",
     )
     dispatcher_worker_user: WorkerUser = Field(
         default=WORKER_USER,
-        description="RabbitMQ's user of the worker of a host, with {host_id} in it: reports on a "
-        "host count only from this user, or from the dispatchers' own.",
+        description="The RabbitMQ user of a host's worker, with {host_id} in it. A report on a "
+        "host is accepted only from this user, or from the dispatchers' own.",
     )
     dispatcher_default_timeout_s: float = Field(
         default=3_600.0,
         gt=0,
         le=MAX_TIMEOUT_S,
-        description="Seconds an operation may run if its request does not say.",
+        description="Seconds that an operation may run if its request has no `timeout_s`.",
     )
     dispatcher_sweep_interval_s: float = Field(
-        default=2.0, gt=0, le=60, description="Seconds between two repairs of what was left open."
+        default=2.0, gt=0, le=60, description="Seconds between two rounds of the sweep's repairs."
     )
     dispatcher_max_attempts: int = Field(
         default=3,
         ge=1,
         le=100,
-        description="How often an operation is given to a host before it fails.",
+        description="How many attempts an operation gets before it fails.",
     )
     dispatcher_orphan_grace_s: float = Field(
         default=120.0,
         ge=0,
         le=86_400,
-        description="Seconds for which a container that the record knows nothing of is left alone; "
-        "they begin anew with each dispatcher.",
+        description="Seconds before an orphan (a container that is not in the record) is removed. "
+        "The count starts again whenever a dispatcher starts.",
     )
     dispatcher_orphan_dry_run: Annotated[bool, Expects("true or false")] = Field(
         default=False,
-        description="true or false: only log containers that the record knows nothing of. Those "
-        "that it has moved on from are removed all the same.",
+        description="true or false: whether orphans are only logged, not removed. Containers of "
+        "an earlier generation of a job are removed in any case.",
     )

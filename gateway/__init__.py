@@ -1,1 +1,1 @@
-"""The HTTP door: validates requests, makes them durable, answers what became of them."""
+"""The gateway: the HTTP API. It validates requests, makes them durable and reports their state."""

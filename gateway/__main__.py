@@ -1,4 +1,4 @@
-"""`python -m gateway`: read the settings, build the parts, serve until told to stop."""
+"""`python -m gateway`: read the settings, wire the gateway, serve until SIGTERM or SIGINT."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ PROG = "modelyard-gateway"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the gateway until SIGTERM or SIGINT."""
-    settings = start_process(PROG, "Modelyard's HTTP door.", GatewaySettings, argv)
+    settings = start_process(PROG, "Modelyard's HTTP API.", GatewaySettings, argv)
     setup_logging("gateway", level=settings.log_level, log_format=settings.log_format)
     most = connections_within_file_limit(settings.gateway_max_connections)
     settings = settings.model_copy(update={"gateway_max_connections": most})
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         listener = listen(settings.gateway_host, settings.gateway_port)
     except OSError as error:
         place = f"{settings.gateway_host}:{settings.gateway_port}"
-        give_up(PROG, f"It can't listen on {place}: {_reason(error)}.")
+        give_up(PROG, f"The gateway can't listen on {place}: {_reason(error)}.")
     process = ProcessExit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -63,7 +63,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, process: Pr
         max_request_bytes=settings.max_request_bytes,
         max_batch_bytes=settings.max_batch_bytes,
         with_keys=AuthMethod.KEYS in settings.auth,
-        # The other half of the connections is for requests that are answered at once.
+        # The other half of the connections stays free for requests that are answered at once.
         max_waiting=settings.gateway_max_connections // 2,
     )
     server = GatewayServer(
@@ -89,7 +89,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, process: Pr
 
 
 def _reason(error: OSError) -> str:
-    # asyncio and socket lengthen `strerror` with what the sentence says already.
+    # asyncio and socket add the address to `strerror`, which the sentence has already.
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 

@@ -14,16 +14,16 @@ from modelyard import __version__
 
 
 def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
-    """Return the app that serves a gateway. Whoever serves it also runs `gateway.run()`.
+    """Return the app that serves a gateway. The caller also has to run `gateway.run()`.
 
-    `rules` say for which hosts it answers and which web pages may use it; without any it answers
-    for loopback and for the address at which a connection arrives.
+    `rules` say for which hosts it answers and which web pages may use it. Without rules it answers
+    only for loopback and for the address at which a connection arrives.
     """
     app = FastAPI(
         title="Modelyard",
         version=__version__,
         description=openapi.DESCRIPTION,
-        # The usual page loads its scripts from elsewhere and is blank without the internet.
+        # FastAPI's pages load their scripts from a CDN, so they are blank without the internet.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

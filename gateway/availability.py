@@ -1,4 +1,4 @@
-"""What the gateway knows of the things it leans on, so that no request waits for a dead one."""
+"""The availability of RabbitMQ and MongoDB: while one is down, no request waits for it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,23 +13,23 @@ from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableEr
 log = structlog.get_logger(__name__)
 
 PROBE_MOST_S = 2.0
-"""The longest pause between two probes of a part that is down."""
+"""The longest pause between two probes of a dependency that is down."""
 
 T = TypeVar("T")
 
 
 class Condition(StrEnum):
-    """What is known of one part."""
+    """The known condition of one dependency."""
 
     UNKNOWN = "unknown"
-    """Not asked yet: requests try it."""
+    """It has not been called yet: requests call it."""
     UP = "up"
     DOWN = "down"
-    """It failed a moment ago: requests don't try it, `watch` does."""
+    """Its last call failed: requests don't call it, `watch` probes it."""
 
 
 class Availability:
-    """One part: calls go through `ask`, which stops asking while the part is down."""
+    """A circuit breaker for one dependency: `ask` makes no calls while it is down."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Availability:
         probe: Callable[[], Awaitable[None]],
         error: type[StoreUnavailableError | BrokerUnavailableError],
     ) -> None:
-        """`probe` returns if the part answers, and raises `error` if it does not."""
+        """`probe` returns if the dependency answers, and raises `error` if it does not."""
         self.name = name
         self.condition = Condition.UNKNOWN
         self._probe = probe
@@ -47,15 +47,15 @@ class Availability:
 
     @property
     def down(self) -> bool:
-        """True if it failed a moment ago."""
+        """True from a failed call until a probe succeeds."""
         return self.condition is Condition.DOWN
 
     async def ask(self, call: Callable[[], Awaitable[T]], *, within_s: float) -> T:
-        """Return what the call returns.
+        """Return the result of `call`.
 
-        Raises the part's own unavailable error: at once while the part is down, otherwise when
-        the call raises one or takes longer than `within_s` seconds; then the part is down. Its
-        message is for clients and names no address.
+        Raises the dependency's error (`error` of the constructor): at once while it is down,
+        otherwise if the call raises that error or takes longer than `within_s` seconds. Either
+        marks it as down. The error's message is for clients and names no address.
         """
         if self.down:
             raise self._error()
@@ -70,21 +70,21 @@ class Availability:
             raise self._error() from error
 
     def failed(self, reason: str) -> None:
-        """Note that it did not answer; requests leave it alone until a probe gets through."""
+        """Mark the dependency as down: requests don't call it until a probe succeeds."""
         if not self.down:
             log.warning("part.down", part=self.name, reason=reason)
         self.condition = Condition.DOWN
         self._unsure.set()
 
     def answered(self) -> None:
-        """Note that a probe got through."""
+        """Mark the dependency as up."""
         if self.down:
             log.info("part.up", part=self.name)
         self.condition = Condition.UP
         self._unsure.clear()
 
     async def check(self, ping: Callable[[], Awaitable[None]], *, within_s: float) -> Condition:
-        """Ask it now, unless it is known to be down, and return what is known then."""
+        """Ping the dependency, unless it is known to be down; return its condition then."""
         try:
             await self.ask(ping, within_s=within_s)
         except self._error:
@@ -92,7 +92,7 @@ class Availability:
         return Condition.UP
 
     async def watch(self) -> None:
-        """Probe at start and whenever it is down, until it answers. Runs until cancelled."""
+        """Probe at start, and while the dependency is down. Runs until cancelled."""
         failures = 0
         while True:
             await self._unsure.wait()

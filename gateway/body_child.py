@@ -1,4 +1,7 @@
-"""`python -m gateway.body_child`: the process that reads a gateway's large bodies."""
+"""`python -m gateway.body_child`: the child process that parses a gateway's large bodies.
+
+Parsing a large body takes long enough to stall the event loop, so another process does it.
+"""
 
 from collections.abc import Iterator
 
@@ -13,7 +16,7 @@ from modelyard.store.records import OperationRecord
 
 
 def one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> Iterator[Part]:
-    """Read a body that is one request."""
+    """Yield the one request in a body."""
     try:
         yield pack_asked(requests.read_one(body, key=key, tenant=tenant, max_bytes=max_bytes))
     except InvalidRequestError as error:
@@ -23,7 +26,7 @@ def one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> Iterato
 def batch(
     body: bytes, *, key: str | None, tenant: str, max_bytes: int, max_request_bytes: int
 ) -> Iterator[Part]:
-    """Read a body that is a batch."""
+    """Yield the requests in the body of a batch."""
     try:
         read = requests.read_batch(
             body,
@@ -42,7 +45,7 @@ def batch(
 def again(
     body: bytes, *, key: str | None, tenant: str, record: dict[str, JsonValue]
 ) -> Iterator[Part]:
-    """Make the request of an operation anew; the body is its input."""
+    """Yield the request of a recorded operation again; the body is the operation's input."""
     before = OperationRecord.model_validate(record | {"input_json": body.decode()})
     try:
         pending = PendingRequest.of(

@@ -1,4 +1,4 @@
-"""Cancelling: the wish goes into the record, and the dispatcher is told that it is there."""
+"""Cancelling: the gateway records a cancel request, then notifies the dispatcher of it."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
 
-POKE_S = 1.0
-"""How long a client waits for the dispatcher to be told; the wish is recorded by then."""
+NOTIFY_S = 1.0
+"""How long a client waits for the notification to be sent; the request is recorded before."""
 
 
 class CancelRequests:
-    """Takes wishes to cancel in."""
+    """Records cancel requests and notifies the dispatcher of them."""
 
     def __init__(
         self, store: Store, reading: BoundedReads, broker: Broker, broker_up: Availability
@@ -31,41 +31,43 @@ class CancelRequests:
         self._reading = reading
         self._broker = broker
         self._broker_up = broker_up
-        self._pokes: Coalescer[str, None] = Coalescer(self._publish, max_items=MAX_BATCH)
+        self._notifications: Coalescer[str, None] = Coalescer(self._publish, max_items=MAX_BATCH)
 
     async def run(self) -> None:
-        """Publish until cancelled."""
-        await self._pokes.run()
+        """Publish notifications until cancelled."""
+        await self._notifications.run()
 
     async def request(self, operation_id: str) -> OperationRecord | None:
-        """Record the wish to cancel an operation and return it as it is after; null if unknown.
+        """Record that an operation is to be cancelled; return its new record, null if unknown.
 
-        One that has ended is returned unchanged. Raises `StoreUnavailableError`; the wish may be
-        recorded all the same, and repeating it is harmless.
+        An operation that has ended is returned unchanged. Raises `StoreUnavailableError`; the
+        request may be recorded nevertheless, and repeating it is harmless.
         """
         record = await self._reading.ask(
             lambda: self._store.operations.request_cancel(operation_id)
         )
         if record is not None and not record.state.terminal:
-            await self._poke(operation_id)
+            await self._notify_dispatcher(operation_id)
         return record
 
-    async def _poke(self, operation_id: str) -> None:
-        """Tell the dispatcher at once; where that fails, its sweep finds the wish."""
+    async def _notify_dispatcher(self, operation_id: str) -> None:
+        """Notify the dispatcher at once; if that fails, its sweep finds the recorded request."""
         try:
-            await self._broker_up.ask(lambda: self._pokes.submit(operation_id), within_s=POKE_S)
+            await self._broker_up.ask(
+                lambda: self._notifications.submit(operation_id), within_s=NOTIFY_S
+            )
         except (BrokerUnavailableError, StoppedError) as error:
             log.info("cancel.not_told", operation_id=operation_id, error=str(error))
 
     async def _publish(self, operation_ids: Sequence[str]) -> list[None]:
-        wish = CancelWish(operation_ids=tuple(dict.fromkeys(operation_ids)))
+        message = CancelWish(operation_ids=tuple(dict.fromkeys(operation_ids)))
         await self._broker.publish(
             JOBS,
             SUBMIT_KEY,
-            wish.model_dump_json().encode(),
+            message.model_dump_json().encode(),
             message_type=CANCEL_TYPE,
             mandatory=False,
             persistent=False,
-            timeout_s=POKE_S,
+            timeout_s=NOTIFY_S,
         )
         return [None] * len(operation_ids)

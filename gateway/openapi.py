@@ -1,4 +1,4 @@
-"""The OpenAPI document: the parts that FastAPI can't see, because we read bodies ourselves."""
+"""The OpenAPI document: adds the bodies and errors that FastAPI can't derive from the routes."""
 
 from typing import Any
 
@@ -75,68 +75,68 @@ _MODEL = {
 
 _KEY = _header(
     "Idempotency-Key",
-    "1 to 255 printable ASCII characters. The same key with the same request is the same "
-    "operation, with another request 422 `idempotency_key_reused`. In a batch the request at "
-    "`index` has the key `KEY/index`.",
+    "1 to 255 printable ASCII characters. Sending the same key with the same request again returns "
+    "the same operation; with another request it is 422 `idempotency_key_reused`. In a batch the "
+    "request at `index` has the key `KEY/index`.",
 )
-_PREFER = _header("Prefer", "`wait=N` holds the answer for the end, or N seconds (at most 60).")
+_PREFER = _header("Prefer", "`wait=N` waits up to N seconds (at most 60) for the operation to end.")
 
 EVERYWHERE: Responses = {
-    500: _problem("`internal`: something went wrong that should not have."),
+    500: _problem("`internal`: an unexpected error in the gateway."),
 }
 UNAVAILABLE: Responses = {503: _problem("`unavailable`, with `Retry-After`.")}
 READ_ANSWERS: Responses = UNAVAILABLE
 ONE_ANSWERS: Responses = {
     404: _problem("`not_found`."),
-    422: _problem("`invalid_request`: a parameter is wrong."),
+    422: _problem("`invalid_request`: a parameter is invalid."),
     **UNAVAILABLE,
 }
 CANCEL_ANSWERS: Responses = {
-    200: {"model": OperationView, "description": "It is cancelled."},
-    409: _problem("`already_ended`: it ended otherwise."),
+    200: {"model": OperationView, "description": "The operation is CANCELLED."},
+    409: _problem("`already_ended`: the operation had already ended in another state."),
     **ONE_ANSWERS,
 }
 REPLAY_ANSWERS: Responses = {
-    409: _problem("`not_replayable`: from another queue, or not kept whole."),
+    409: _problem("`not_replayable`: it holds no requests, or was not recorded whole."),
     **ONE_ANSWERS,
 }
 LIST_ANSWERS: Responses = {
-    422: _problem("`invalid_request`: a parameter is unknown, repeated or wrong."),
+    422: _problem("`invalid_request`: a parameter is unknown, repeated or invalid."),
     **UNAVAILABLE,
 }
 _BODY_ANSWERS: Responses = {
     400: _problem("`invalid_json`."),
-    408: _problem("`invalid_request`: the body did not come in time."),
+    408: _problem("`invalid_request`: the body did not arrive in time."),
     413: _problem("`body_too_large`."),
     415: _problem("`unsupported_media_type`."),
     **UNAVAILABLE,
 }
-WHO_ASKS: Responses = {
+ACCESS_ANSWERS: Responses = {
     "401": _problem("`unauthenticated`: there is no valid API key; with `WWW-Authenticate`."),
-    "429": _problem("`too_many_failures`, with `Retry-After`: the key was not looked up."),
+    "429": _problem("`too_many_failures`, with `Retry-After`: the key was not checked."),
     "403": _problem("`forbidden`: the API key lacks the scope that the detail names."),
 }
 CREATE_KEY_ANSWERS: Responses = {
     403: _problem(
-        "`forbidden`: the API key lacks `keys:admin`. `grant_too_large`: the new key could do more "
-        "than the one that creates it, or for longer."
+        "`forbidden`: the API key lacks `keys:admin`. `grant_too_large`: the new key would have "
+        "more scopes, or be valid for longer, than the key that creates it."
     ),
     422: _problem("`invalid_request`, with JSON pointers."),
     **_BODY_ANSWERS,
 }
 PUT_ANSWERS: Responses = {
-    201: {"description": "The name is new."},
+    201: {"description": "Created: the name is new."},
     422: _problem("`invalid_request`, with JSON pointers."),
     **_BODY_ANSWERS,
 }
 RESULT_ANSWERS: Responses = {
-    200: {"description": "What the model answered.", "content": {"application/json": {}}},
+    200: {"description": "The model's answer.", "content": {"application/json": {}}},
     409: _problem("`result_not_ready`, with `Retry-After`."),
     **ONE_ANSWERS,
-    404: _problem("`not_found`, or `no_result` if it ended without one."),
+    404: _problem("`not_found`, or `no_result` if the operation ended without a result."),
 }
 SUBMIT_ANSWERS: Responses = {
-    200: {"model": OperationView, "description": "With `Prefer: wait=N`: it has ended."},
+    200: {"model": OperationView, "description": "With `Prefer: wait=N`: the operation has ended."},
     422: _problem(
         "`invalid_request`, `unknown_model`, `unknown_dataset` or `idempotency_key_reused`."
     ),
@@ -145,7 +145,10 @@ SUBMIT_ANSWERS: Responses = {
 RETRY_ANSWERS: Responses = {
     200: SUBMIT_ANSWERS[200],
     404: ONE_ANSWERS[404],
-    409: _problem("`not_retryable`: it is open, has succeeded, or was never a whole request."),
+    409: _problem(
+        "`not_retryable`: the operation is open or has succeeded, or its request was not recorded "
+        "completely."
+    ),
     422: SUBMIT_ANSWERS[422],
     **UNAVAILABLE,
 }
@@ -158,7 +161,7 @@ SUBMIT_BODY = {
     **_body(
         "JobRequest",
         {
-            "create": {"summary": "The original system's call", "value": _CREATE},
+            "create": {"summary": "A call of the original system", "value": _CREATE},
             "infer": {"summary": "An inference", "value": _INFER},
         },
     ),
@@ -206,7 +209,7 @@ KEY_BODY = _body(
 
 
 def install(app: FastAPI) -> None:
-    """Complete the app's OpenAPI document with the schemas of what it reads."""
+    """Complete the app's OpenAPI document with the schemas of request bodies and problems."""
     from_routes = app.openapi
 
     def complete() -> Document:
@@ -214,21 +217,21 @@ def install(app: FastAPI) -> None:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         if _INPUT.format(model=JobRequest.__name__) not in schemas:
             schemas |= _schemas_of_bodies()
-            # FastAPI's own shape of validation errors, which we never answer with.
+            # FastAPI's own validation errors, which the gateway never sends.
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
-            _tell_who_may(document)
+            _add_access_answers(document)
         return document
 
     app.openapi = complete  # type: ignore[method-assign]
 
 
-def _tell_who_may(document: Document) -> None:
-    """Add the answers of operations that need a scope; FastAPI describes the scheme itself."""
+def _add_access_answers(document: Document) -> None:
+    """Add 401, 403 and 429 to operations that need a scope; FastAPI adds the scheme itself."""
     for methods in document["paths"].values():
         for operation in methods.values():
             if "security" in operation:
-                operation["responses"] |= WHO_ASKS
+                operation["responses"] |= ACCESS_ANSWERS
 
 
 def _schemas_of_bodies() -> Document:

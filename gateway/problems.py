@@ -1,4 +1,4 @@
-"""Errors as clients see them: RFC 9457 documents with a stable code."""
+"""Problem documents: how clients see errors (RFC 9457, with a stable code)."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 RETRY_AFTER_S = 1
 
 MAX_ERRORS_BYTES = 12 << 10
-"""Of the list in one problem; with everything else a document has at most 16 KiB."""
+"""Most bytes of the `errors` in one problem; with the rest, a document has at most 16 KiB."""
 MAX_DETAIL_CHARS = 800
 MAX_INSTANCE_CHARS = 256
 
@@ -63,12 +63,12 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.INTERNAL: 500,
     },
 )
-"""The HTTP status of each code that the gateway answers with."""
+"""The HTTP status of each error code that the gateway sends."""
 
 _TRY_AGAIN = frozenset(
     {ErrorCode.UNAVAILABLE, ErrorCode.RESULT_NOT_READY, ErrorCode.TOO_MANY_FAILURES}
 )
-"""Answers with `Retry-After`."""
+"""Errors that are sent with `Retry-After`."""
 
 SLOW_STATUS = 408
 
@@ -85,7 +85,7 @@ _CODE_OF_STATUS: Mapping[int, ErrorCode] = MappingProxyType(
 
 
 class FaultyRequestError(InvalidRequestError):
-    """A request that does not follow its schema, with every place where it does not."""
+    """A request that violates its schema, with the place of each violation."""
 
     def __init__(
         self, faults: Sequence[Fault], code: ErrorCode = ErrorCode.INVALID_REQUEST
@@ -97,44 +97,44 @@ class FaultyRequestError(InvalidRequestError):
 
 
 class SlowRequestError(InvalidRequestError):
-    """A request that was not there in time; told with 408, for it may be sent again."""
+    """A request that did not arrive in time; answered with 408, so the client may send it again."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.INVALID_REQUEST, message)
 
 
 class UnauthenticatedError(ModelyardError):
-    """Nobody known asks; answered with 401 and `WWW-Authenticate`."""
+    """The request has no valid API key; answered with 401 and `WWW-Authenticate`."""
 
-    def __init__(self, message: str, *, hang_up: bool = False) -> None:
+    def __init__(self, message: str, *, close_connection: bool = False) -> None:
         super().__init__(ErrorCode.UNAUTHENTICATED, message)
-        self.hang_up = hang_up
+        self.close_connection = close_connection
         """True if the connection should be closed after the answer."""
 
 
 class TooManyFailuresError(ModelyardError):
-    """The key was not looked up: too many failures of its sender's address are held back."""
+    """The key was not looked up, because too many requests from its address have failed."""
 
     def __init__(self) -> None:
         super().__init__(
             ErrorCode.TOO_MANY_FAILURES,
-            "Too many requests with invalid API keys come from your address, so this gateway did "
-            "not look up yours. If it is valid, try again in a few seconds.",
+            "Too many requests with invalid API keys come from your address, so the gateway did "
+            "not check yours. If it is valid, try again in a few seconds.",
         )
 
 
 class ForbiddenError(ModelyardError):
-    """Whoever asks is known, and may not do this."""
+    """The API key is valid but lacks the scope for this request."""
 
     def __init__(self, *any_of: Scope) -> None:
         needed = " or ".join(any_of)
         super().__init__(
-            ErrorCode.FORBIDDEN, f"It takes the scope {needed}, which the API key does not have."
+            ErrorCode.FORBIDDEN, f"This needs the scope {needed}, which the API key does not have."
         )
 
 
 def faults_of(error: ValidationError, *, under: str = "") -> list[Fault]:
-    """Return what pydantic found, as JSON pointers under the pointer `under`; no value of it."""
+    """Return pydantic's errors with JSON pointers below `under`; they quote no values."""
     return [
         Fault(
             pointer=(under + found["pointer"])[:MAX_POINTER_CHARS],
@@ -145,7 +145,7 @@ def faults_of(error: ValidationError, *, under: str = "") -> list[Fault]:
 
 
 def problem_of(error: ModelyardError) -> Problem:
-    """Return the document that tells a client of an error."""
+    """Return the problem document for an error."""
     return answers.problem(
         error.code,
         SENTENCES[error.code],
@@ -156,7 +156,7 @@ def problem_of(error: ModelyardError) -> Problem:
 
 
 def bytes_of(faults: Iterable[Fault]) -> int:
-    """Return about how many bytes a list of faults takes in an answer; never too few."""
+    """Return an upper bound of the bytes that a list of faults takes in an answer."""
     return sum(len(fault.model_dump_json().encode()) + 1 for fault in faults)
 
 
@@ -175,7 +175,7 @@ def respond(
     request: Request, problem: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a problem as the answer to a request."""
-    told = problem.model_copy(
+    completed = problem.model_copy(
         update={
             "instance": request.url.path[:MAX_INSTANCE_CHARS],
             "request_id": request_id_of(request),
@@ -187,9 +187,11 @@ def respond(
     if problem.code == ErrorCode.UNAUTHENTICATED:
         sent["WWW-Authenticate"] = "Bearer"
     if problem.status == SLOW_STATUS:
-        sent["Connection"] = "close"  # nobody waits for the rest
+        sent["Connection"] = "close"  # the gateway does not read the rest of the request
     return Response(
-        told.model_dump_json(exclude_none=True, exclude=None if told.errors else {"errors"}),
+        completed.model_dump_json(
+            exclude_none=True, exclude=None if completed.errors else {"errors"}
+        ),
         status_code=problem.status,
         headers=sent,
         media_type=PROBLEM_MEDIA_TYPE,
@@ -197,39 +199,39 @@ def respond(
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app a problem document."""
+    """Answer every error of the app with a problem document."""
 
-    async def ours(request: Request, error: Exception) -> Response:
+    async def on_modelyard_error(request: Request, error: Exception) -> Response:
         known = _expect(ModelyardError, error)
-        hang_up = isinstance(known, TooManyFailuresError) or (
-            isinstance(known, UnauthenticatedError) and known.hang_up
+        close = isinstance(known, TooManyFailuresError) or (
+            isinstance(known, UnauthenticatedError) and known.close_connection
         )
-        return respond(request, problem_of(known), {"Connection": "close"} if hang_up else None)
+        return respond(request, problem_of(known), {"Connection": "close"} if close else None)
 
-    async def parameters(request: Request, error: Exception) -> Response:
+    async def on_invalid_parameters(request: Request, error: Exception) -> Response:
         return _refused_parameters(request, _expect(RequestValidationError, error).errors())
 
-    async def protocol(request: Request, error: Exception) -> Response:
+    async def on_router_error(request: Request, error: Exception) -> Response:
         return _refused_by_router(request, _expect(HTTPException, error))
 
-    async def gone(_request: Request, _error: Exception) -> Response:
-        return Response(status_code=400)  # nobody reads it: the client hung up
+    async def on_disconnect(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=400)  # no one reads it: the client has disconnected
 
-    app.add_exception_handler(ModelyardError, ours)
-    app.add_exception_handler(RequestValidationError, parameters)
-    app.add_exception_handler(HTTPException, protocol)
-    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(ModelyardError, on_modelyard_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_parameters)
+    app.add_exception_handler(HTTPException, on_router_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
 
 
 def internal_problem(request: Request) -> Response:
-    """Return what a client learns of a fault of ours: the request id, and nothing else."""
+    """Return the answer to an unexpected error: it tells the client only the request id."""
     return respond(request, problem_of(ModelyardError(ErrorCode.INTERNAL)))
 
 
 def _refused_parameters(request: Request, found: Sequence[Mapping[str, Any]]) -> Response:
     where = {one["loc"][0] for one in found}
     if where == {"path"} and request.method != "PUT":
-        # No such id can exist, so there is nothing at this address.
+        # The id in the path is not well-formed, so nothing can exist at this address.
         return respond(request, problem_of(ModelyardError(ErrorCode.NOT_FOUND)))
     faults = [
         Fault(

@@ -1,4 +1,4 @@
-"""Reads of MongoDB: bounded in time, refused at once while it is away, single ones grouped."""
+"""Reads of MongoDB: bounded in time, refused at once while it is down, grouped into one query."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -9,33 +9,33 @@ from modelyard.store import Store
 from modelyard.store.records import OperationRecord
 
 READ_S = 1.8
-"""A read that takes longer is answered with 503."""
+"""Longest time of a read in seconds; a slower one is answered with 503."""
 MAX_GROUP = 500
 
 T = TypeVar("T")
 
 
 class BoundedReads:
-    """What routes read with. Every method raises `StoreUnavailableError`."""
+    """Reads the store for the routes. Every method raises `StoreUnavailableError`."""
 
     def __init__(self, store: Store, availability: Availability) -> None:
         self._store = store
         self._availability = availability
-        # Requests that ask at the same time share one query.
+        # Concurrent reads of single operations share one query.
         self._operations: Coalescer[str, OperationRecord | None] = Coalescer(
             self._read_group, max_items=MAX_GROUP
         )
 
     async def run(self) -> None:
-        """Read groups until cancelled."""
+        """Run the grouped reads until cancelled."""
         await self._operations.run()
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return what a read of the store returns."""
+        """Return the result of a read of the store."""
         return await self._availability.ask(call, within_s=READ_S)
 
     async def operation(self, operation_id: str) -> OperationRecord | None:
-        """Return one operation."""
+        """Return one operation; null if it is unknown."""
         return await self.ask(lambda: self._operations.submit(operation_id))
 
     async def _read_group(self, wanted: Sequence[str]) -> list[OperationRecord | None]:

@@ -1,4 +1,4 @@
-"""The gateway's parts, put together, and the tasks that keep them alive."""
+"""The gateway: wires its components and runs their background tasks."""
 
 import asyncio
 
@@ -25,13 +25,13 @@ from modelyard.store import Store
 log = structlog.get_logger(__name__)
 
 PROBE_KEY = "gateway.probe"
-"""No queue of ours is bound to it: the broker confirms the message and drops it."""
+"""A routing key to which no queue is bound: the broker confirms the message and drops it."""
 PROBE_S = 2.0
 CHECK_S = 1.0
 
 
 class Gateway:
-    """Everything that the routes call."""
+    """All components that the routes call."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Gateway:
         with_keys: bool = False,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        """Without `with_keys` everyone who reaches the gateway may do everything.
+        """Without `with_keys` every client that reaches the gateway may do everything.
 
         At most `max_waiting` requests wait for an operation's end at the same time.
         """
@@ -65,7 +65,7 @@ class Gateway:
         self.authentication = Authentication(self.keys if with_keys else None)
 
     async def run(self) -> None:
-        """Keep the gateway going until cancelled; a task that dies takes the process with it.
+        """Run the background tasks until cancelled; if one of them fails, the process ends.
 
         Raises `TopologyMismatchError`, in a group, if a queue exists with other arguments.
         """
@@ -83,13 +83,13 @@ class Gateway:
                 tasks.create_task(unending(work))
 
     async def close(self) -> None:
-        """Close the connections and end the process that reads large bodies."""
+        """Close the connections and end the body process."""
         await self.reader.close()
         await self._broker.close()
         self.store.close()
 
     async def conditions(self) -> dict[str, Condition]:
-        """Return what is known of each part, after asking those that are not known to be down."""
+        """Return the condition of RabbitMQ and MongoDB; ping each that is not known to be down."""
         broker, store = await asyncio.gather(
             self._broker_up.check(lambda: self._broker.ping(timeout_s=CHECK_S), within_s=CHECK_S),
             self._store_up.check(self.store.ping, within_s=CHECK_S),
@@ -98,18 +98,18 @@ class Gateway:
 
     async def _probe_store(self) -> None:
         await self.store.ping()
-        # It serves from here on, even while indexes are being built.
+        # Requests may use MongoDB from here on, even while indexes are being built.
         self._store_up.answered()
         await self.store.prepare()
 
     async def _probe_broker(self) -> None:
         try:
             await self._broker.declare([JOBS_QUEUE, DEAD_QUEUE])
-            # A broker under a memory alarm takes declarations and connections, but no messages.
+            # A broker under a memory alarm accepts connections and declarations, but no messages.
             await self._broker.publish(
                 JOBS, PROBE_KEY, b"", mandatory=False, persistent=False, timeout_s=PROBE_S
             )
         except BrokerUnavailableError:
-            # The connection may be a dead one that the heartbeat has not found out yet.
+            # The connection may be dead before its heartbeat has noticed: open a new one.
             await self._broker.close()
             raise

@@ -1,4 +1,4 @@
-"""The gateway's settings. The only place of the gateway that reads the environment."""
+"""The gateway's settings. No other module of the gateway reads the environment."""
 
 import ipaddress
 from enum import StrEnum
@@ -15,17 +15,17 @@ from modelyard.process.settings import JSON, Expects, StoreSettings
 
 
 class AuthMethod(StrEnum):
-    """How clients prove who they are."""
+    """How clients authenticate."""
 
     KEYS = "keys"
-    """By API keys."""
+    """With API keys."""
 
 
 NO_AUTH = "none"
 
 
 def _methods(value: object) -> object:
-    """Read a list with commas; `none` is the empty one."""
+    """Return the methods in a list with commas; `none` stands for the empty list."""
     if not isinstance(value, str):
         return value
     names = [name.strip() for name in value.split(",")]
@@ -70,13 +70,13 @@ Origins = Annotated[
 
 
 class GatewaySettings(StoreSettings):
-    """Each is read from the variable of the same name in upper case, after `MODELYARD_`."""
+    """Each setting is read from the variable `MODELYARD_` plus its name in upper case."""
 
     gateway_host: str = Field(
         default="127.0.0.1",
         min_length=1,
-        description="The address to listen on; 0.0.0.0 is every one. Another one than loopback "
-        "takes MODELYARD_AUTH=keys.",
+        description="The address to listen on; 0.0.0.0 is all addresses. Any address but loopback "
+        "requires MODELYARD_AUTH=keys.",
     )
     gateway_port: int = Field(
         default=8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one."
@@ -84,8 +84,8 @@ class GatewaySettings(StoreSettings):
     auth: AuthMethods = Field(
         default=NO_AUTH,
         validate_default=True,
-        description="How clients prove who they are: keys (API keys), or none: then whoever "
-        "reaches the gateway may do everything, so none is only taken on a loopback address.",
+        description="How clients authenticate: keys (API keys), or none. With none every client "
+        "that reaches the gateway may do everything, so it is allowed only on a loopback address.",
     )
     gateway_allowed_hosts: HostNames = Field(
         default=(),
@@ -101,8 +101,8 @@ class GatewaySettings(StoreSettings):
         default=1_000,
         ge=10,
         le=100_000,
-        description="Connections that are open at the most; beyond, idle ones are closed, and if "
-        "there are none new ones refused.",
+        description="Most connections that may be open. Beyond that, idle ones are closed; if "
+        "none is idle, new ones are refused.",
     )
     gateway_header_timeout_s: float = Field(
         default=10.0,
@@ -114,45 +114,45 @@ class GatewaySettings(StoreSettings):
         default=65,
         ge=1,
         le=3_600,
-        description="Seconds that a connection may wait for its next request; longer than the "
-        "reverse proxy keeps it.",
+        description="Seconds that a connection may wait for its next request. It should be longer "
+        "than a reverse proxy keeps idle connections.",
     )
     gateway_write_timeout_s: float = Field(
         default=30.0,
         gt=0,
         le=600,
-        description="Seconds within which a client must read on in an answer.",
+        description="Seconds that a client may pause while it reads an answer.",
     )
     max_request_bytes: int = Field(
         default=MAX_REQUEST_BYTES,
         ge=1 << 10,
         le=MAX_REQUEST_BYTES,
-        description="Bytes of the largest body of one request.",
+        description="Most bytes in the body of one request.",
     )
     max_batch_bytes: int = Field(
         default=MAX_BATCH_BYTES,
         ge=1 << 10,
         le=MAX_BATCH_BYTES,
-        description="Bytes of the largest body of a batch.",
+        description="Most bytes in the body of a batch.",
     )
 
     @field_validator("auth")
     @classmethod
-    def _no_open_door(
+    def _require_keys_beyond_loopback(
         cls, methods: frozenset[AuthMethod], info: ValidationInfo
     ) -> frozenset[AuthMethod]:
         host = info.data.get("gateway_host")
         if methods or host is None or _is_loopback(host):
             return methods
         raise ValueError(
-            "keys, because MODELYARD_GATEWAY_HOST is not a loopback address and whoever reaches "
-            "the gateway could do everything. Set MODELYARD_AUTH=keys and create the first key "
-            "with `modelyard keys bootstrap`, or listen on 127.0.0.1"
+            "keys, because MODELYARD_GATEWAY_HOST is not a loopback address and every client that "
+            "reaches the gateway could do everything. Set MODELYARD_AUTH=keys and create the first "
+            "key with `modelyard keys bootstrap`, or listen on 127.0.0.1"
         )
 
     @property
     def web_rules(self) -> WebRules:
-        """Which names the gateway answers for, and which web pages may use it."""
+        """The names that the gateway answers for, and the web pages that may use it."""
         return WebRules(
             hosts=frozenset(canonical_host(name) for name in self.gateway_allowed_hosts),
             origins=frozenset(self.gateway_allowed_origins),
@@ -160,7 +160,7 @@ class GatewaySettings(StoreSettings):
 
     @property
     def connection_limits(self) -> ConnectionLimits:
-        """How many connections may be open, and for how long each may wait for what."""
+        """How many connections may be open, and how long each may wait."""
         return ConnectionLimits(
             max_open=self.gateway_max_connections,
             header_s=self.gateway_header_timeout_s,
@@ -170,7 +170,7 @@ class GatewaySettings(StoreSettings):
 
 
 def _is_loopback(host: str) -> bool:
-    """Tell whether nobody outside of this machine can reach the address; a name may be anything."""
+    """Tell whether only this machine can reach the address; false for a name but `localhost`."""
     if host == "localhost":
         return True
     try:

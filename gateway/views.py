@@ -1,4 +1,4 @@
-"""Records as clients see them."""
+"""Views: turns records into the answers that clients get."""
 
 import base64
 from typing import Any, Literal
@@ -19,19 +19,19 @@ _WITH_RESULT = frozenset({Verb.INFER, Verb.TEMP})
 
 
 def operation_path(operation_id: str) -> str:
-    """Return where an operation is read."""
+    """Return the URL path of an operation."""
     return f"/v1/operations/{quote(operation_id, safe='')}"
 
 
 def job_path(job_id: str) -> str:
-    """Return where a job is read."""
+    """Return the URL path of a job."""
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
 def accepted(
     operation_id: str, job_id: str, verb: Verb, state: OperationState = OperationState.QUEUED
 ) -> Accepted:
-    """Return the answer to a request that is durable."""
+    """Return the answer to a request that has been made durable."""
     return Accepted(
         operation_id=operation_id,
         job_id=job_id,
@@ -119,17 +119,17 @@ def host_view(record: HostRecord) -> HostView:
 
 
 def dead_letter_path(dead_letter_id: str) -> str:
-    """Return where a dead letter is read."""
+    """Return the URL path of a dead letter."""
     return f"/v1/dead-letters/{quote(dead_letter_id, safe='')}"
 
 
 def dead_letter_summary(record: DeadLetter) -> DeadLetterSummary:
-    """Return a dead letter as it stands in lists."""
+    """Return a dead letter as lists show it: without headers and payload."""
     return DeadLetterSummary(**_dead_letter_fields(record))
 
 
 def dead_letter_view(record: DeadLetter) -> DeadLetterView:
-    """Return a dead letter with what it said, as far as that was kept."""
+    """Return a dead letter with its headers and as much of its payload as was recorded."""
     text, encoding = _readable(record.payload)
     return DeadLetterView(
         **_dead_letter_fields(record),

@@ -1,7 +1,7 @@
-"""Requests that wait for the end of an operation, woken by `modelyard.events`.
+"""Waiters: requests that wait for an operation to end; events of `modelyard.events` wake them.
 
-Two things bound how many wait: a request whose client has gone ends at once, and beyond
-`max_waiting` a request gets the operation as it is now, as if it had not asked to wait.
+Two rules bound their number: if the client disconnects, its request stops waiting at once; and
+beyond `max_waiting` a request does not wait but gets the operation in its present state.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from modelyard.store.records import OperationRecord
 log = structlog.get_logger(__name__)
 
 END_KEYS = sorted(f"operation.{state.lower()}" for state in TERMINAL_STATES)
-"""Only ends wake anyone, so only ends are subscribed to."""
+"""The routing keys to subscribe to: only events of terminal states wake a waiter."""
 MAX_EVENTS = 1_000
 MAX_WAITING = 500
 
@@ -30,7 +30,7 @@ Read = Callable[[str], Awaitable[OperationRecord | None]]
 
 
 class Waiters:
-    """One tap on the events for the whole process, shared by all requests that wait."""
+    """All waiting requests of the process; they share one subscription to the events."""
 
     def __init__(self, broker: Broker, *, max_waiting: int = MAX_WAITING) -> None:
         self._broker = broker
@@ -39,32 +39,33 @@ class Waiters:
         self.waiting = 0
         """How many requests wait now."""
         self.attached = asyncio.Event()
-        """Set while events come in."""
+        """Set while the subscription to the events is active."""
         self.closing = False
 
     @property
     def full(self) -> bool:
-        """True if no more requests may wait: a client is told the state as it is now instead."""
+        """True if no more requests may wait: further clients get the present state at once."""
         return self.waiting >= self._max_waiting
 
     async def run(self) -> None:
-        """Take events in until cancelled; a lost connection is made anew."""
+        """Consume events until cancelled; a lost connection is opened again."""
         await consume_forever(self._subscribe, self._wake, name="events", max_items=MAX_EVENTS)
 
     def close(self) -> None:
-        """Send everyone who waits home with the state as it is now; nobody waits any more."""
+        """Answer all waiting requests with the present state; from now on no request waits."""
         self.closing = True
         self._wake_all()
 
     async def until_end(
         self, operation_id: str, seconds: float, read: Read, receive: Receive
     ) -> OperationRecord | None:
-        """Return the operation once it has ended, or as it is after `seconds`; null if unknown.
+        """Return the operation once it has ended, or its state after `seconds`; null if unknown.
 
-        It is read at the beginning, at each wake and at the deadline, never in between. While
-        as many wait as may, it is returned as it is now.
+        The operation is read at the beginning, at each event and at the deadline, never in between.
+        If too many requests wait already (`full`), its present state is returned at once.
 
-        Raises `ClientDisconnect` once `receive`, the request's own, says that its client has gone.
+        Raises `ClientDisconnect` as soon as `receive`, which belongs to the request, reports that
+        the client has disconnected.
         """
         if self.full:
             return await read(operation_id)
@@ -83,20 +84,20 @@ class Waiters:
         read: Read,
         receive: Receive,
     ) -> OperationRecord | None:
-        watching = asyncio.ensure_future(_until_gone(receive))
-        watching.add_done_callback(lambda _: woken.set())
+        disconnect = asyncio.ensure_future(_until_disconnect(receive))
+        disconnect.add_done_callback(lambda _: woken.set())
         try:
             while True:
                 waiting = not self.closing and await _set_before(deadline, woken)
                 woken.clear()
-                if watching.done():
-                    watching.result()
+                if disconnect.done():
+                    disconnect.result()
                     raise ClientDisconnect
                 record = await read(operation_id)
                 if not waiting or record is None or record.state.terminal:
                     return record
         finally:
-            watching.cancel()
+            disconnect.cancel()
 
     @contextmanager
     def _listening(self, operation_id: str) -> Iterator[asyncio.Event]:
@@ -115,7 +116,7 @@ class Waiters:
     @asynccontextmanager
     async def _subscribe(self) -> AsyncIterator[Subscription]:
         async with self._broker.tap(EVENTS, END_KEYS) as subscription:
-            # What was published while we were away is gone: everyone looks for himself.
+            # Events published before the subscription are lost: let every waiter read the record.
             self._wake_all()
             self.attached.set()
             try:
@@ -153,7 +154,7 @@ async def _set_before(deadline: float, woken: asyncio.Event) -> bool:
     return True
 
 
-async def _until_gone(receive: Receive) -> None:
-    """Return once the client has gone; what it still sends of its body is dropped."""
+async def _until_disconnect(receive: Receive) -> None:
+    """Return once the client has disconnected; drop what it still sends of its body."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,1 +1,1 @@
-"""From the jobs queue into the record."""
+"""Intake: records the requests that arrive in the jobs queue."""

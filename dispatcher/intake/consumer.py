@@ -1,12 +1,12 @@
-"""Intake: from the jobs queue into the record.
+"""Intake: records the requests of the jobs queue as operations.
 
-One active consumer (the broker sees to it) takes whatever is ready, records it in the order in
-which it came, and settles it. What can crash between two lines:
+A single active consumer (RabbitMQ ensures that) takes whatever is ready, records it in the order
+of delivery, and settles it. What a crash leaves behind:
 
-- before the record: the broker delivers again, nothing happened;
-- after the record, before the ack: the broker delivers again, the upsert finds it and its place
-  in line stays (without an idempotency key it is recorded anew: see docs/amqp.md);
-- after the ack: the scheduler's sweep finds the operation in the record.
+- before the record: nothing happened; the broker redelivers;
+- after the record, before the ack: the broker redelivers; the upsert finds the operation, which
+  keeps its place in line (without an idempotency key it is recorded again: see docs/amqp.md);
+- after the ack: the sweep finds the operation in the record and has it scheduled.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,29 +32,29 @@ from modelyard.store.records import NewOperation, OperationRecord
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 1_000
-"""Operations that are recorded with one write; a message holds no more."""
+"""Most operations recorded with one write; no message holds more."""
 OVERDUE_S = 3.0
-"""Seconds after which a recorded operation may get its place in line without its message."""
+"""Age in seconds at which a recorded operation may get a place in line without its message."""
 _AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
 
 
 class IntakeBatch:
-    """Operations to record with one write: the first of each id, and every payload it came with."""
+    """Operations to record with one write: the first of each id, and all payload hashes of it."""
 
     def __init__(self) -> None:
         self.first: dict[str, NewOperation] = {}
         self.hashes: dict[str, set[str]] = {}
 
     def add(self, operation: NewOperation) -> None:
-        """Add an operation, which may be a repetition."""
+        """Add an operation; its id may be in the batch already."""
         self.first.setdefault(operation.operation_id, operation)
         self.hashes.setdefault(operation.operation_id, set()).add(operation.payload_hash)
 
 
 class Intake:
-    """Takes messages of `modelyard.jobs.v1` into the record."""
+    """Records the messages of `modelyard.jobs.v1` as operations."""
 
-    def __init__(  # noqa: PLR0913 - all that a message may touch
+    def __init__(  # noqa: PLR0913 - all that a message may affect
         self,
         store: Store,
         broker: Broker,
@@ -65,7 +65,7 @@ class Intake:
         wishes: Callable[[], None],
         decoder: MessageDecoder,
     ) -> None:
-        """`wake` is told the jobs with something new in line, `wishes` that someone cancels."""
+        """Call `wake` with jobs that have new operations, `wishes` on a cancel request."""
         self._store = store
         self._broker = broker
         self._event_log = event_log
@@ -115,17 +115,18 @@ class Intake:
         await subscription.ack(read)
 
     async def ask_for_overdue(self) -> None:
-        """Have recorded operations looked at whose message never came, if there are any.
+        """Ask through the jobs queue to put operations in line whose message has not come.
 
-        The question goes through the jobs queue: when its answer is due, all that was published
-        before has had its turn, also what a dispatcher has in hand that is frozen or gone. So
-        nobody is overtaken whose message still lies there. Raises `StoreUnavailableError`.
+        Such an operation is in the record, but its message has not reached intake (yet). The
+        request goes through the jobs queue, so intake handles it after every message published
+        before it, including those that a frozen or dead dispatcher held. So no operation whose
+        message is still in the queue is overtaken. Raises `StoreUnavailableError`.
         """
         overdue = await self._store.operation_queries.overdue_for_line(
             older_than_s=OVERDUE_S, limit=1
         )
         if overdue:
-            with suppress(BrokerUnavailableError):  # it is asked again
+            with suppress(BrokerUnavailableError):  # the next sweep asks again
                 await self._broker.publish(JOBS, SUBMIT_KEY, b"", message_type=OVERDUE_TYPE)
 
     async def _take_overdue(self) -> None:
@@ -169,7 +170,7 @@ class Intake:
             [(one, places[one.operation_id]) for one in wanted if one.operation_id in places]
         )
         self._wake(jobs)
-        # Told again if it comes again before it moved on: a crash may have swallowed the first.
+        # Publish the event again on redelivery: a crash may have lost the first one.
         standing = [
             one
             for one in wanted
@@ -183,15 +184,19 @@ def in_order(
     known: Mapping[str, KnownOperation],
     unbrought: Sequence[KnownOperation],
 ) -> list[str]:
-    """Return the ids that are to have places in line, in their order.
+    """Return the ids of the operations that get places in line now, in their order.
 
-    `brought` are the operations of this batch and their jobs, in the broker's order. `unbrought`
-    are recorded ones of the same jobs that no message has brought. One of those that was recorded
-    before a brought one was not published before it (else the broker had brought it first): a
-    gateway took it in while the broker was away, and it goes ahead. Of a brought one that is not
-    recorded yet nobody knows since when it waits; ahead of it goes what the broker did not confirm.
-    One that has its place already was brought before, and when it was recorded may be the moment
-    of that; nothing can go ahead of it any more. The others' own messages are still to come.
+    `brought` maps the operations of this batch to their jobs, in the broker's order. `unbrought`
+    are recorded operations of the same jobs whose messages intake has not received. For each
+    operation of the batch:
+
+    - It has a place already (a redelivery): it keeps it, and nothing goes before it.
+    - The gateway has recorded it: unbrought operations of its job that were recorded earlier go
+      before it. They were not published before it, or the broker would have delivered them first.
+    - The gateway has not recorded it yet, so its age is unknown: unbrought operations of its job
+      whose publish was never confirmed go before it.
+
+    All other unbrought operations wait for their own messages.
     """
     order: list[str] = []
     left = sorted(unbrought, key=lambda one: one.accepted)

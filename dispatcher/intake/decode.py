@@ -1,4 +1,4 @@
-"""Reading what comes from the jobs queue: a pure function from one message to what it asks for."""
+"""Decodes a message of the jobs queue into the operations that it requests; pure functions."""
 
 import hashlib
 import re
@@ -26,22 +26,22 @@ from modelyard.contract.validation import error_list, parse_request, size_errors
 from modelyard.store.records import NewOperation, Source
 
 IDEMPOTENCY_HEADER = "idempotency-key"
-REPLAYS = "~replays"
-"""Keys of replays are apart from those that clients choose, as no tenant can have this name:
-nobody can take one beforehand."""
+REPLAY_TENANT = "~replays"
+"""The tenant of replayed dead letters. No client's tenant can have this name, so no client can
+choose an idempotency key that takes the operation id of a replay beforehand."""
 
 _ID = re.compile(ID_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadableMessage:
-    """A message that holds no request at all; it becomes a dead letter."""
+    """A message in which no request can be found; it becomes a dead letter."""
 
     error: ErrorInfo
 
 
 def idempotency_key(headers: Mapping[str, object], message_id: str | None) -> str | None:
-    """Return a message's key: its header `Idempotency-Key` (in any case), else its `message_id`.
+    """Return the key in a message's header `Idempotency-Key` (in any case), else its `message_id`.
 
     The header is for tools that can't set the property, such as `amqp-publish`.
     """
@@ -52,7 +52,7 @@ def idempotency_key(headers: Mapping[str, object], message_id: str | None) -> st
 
 
 def replay_key(headers: Mapping[str, object]) -> str | None:
-    """Return what names the replay of a dead letter; null for any other message."""
+    """Return the key of a replay if the message replays a dead letter, else null."""
     value = headers.get(REPLAY_HEADER)
     return value if isinstance(value, str) and value else None
 
@@ -60,19 +60,20 @@ def replay_key(headers: Mapping[str, object]) -> str | None:
 def decode_delivery(
     delivery: Delivery, *, fallback_key: str | None = None, trusted: bool
 ) -> list[NewOperation] | UnreadableMessage:
-    """Return what a message of the jobs queue asks for; `fallback_key` is for one without a key.
+    """Return the operations that a message of the jobs queue requests.
 
-    Without it such a delivery gets a key of its own.
+    `fallback_key` is used if the message has no idempotency key; if it is null as well, the
+    delivery gets a key of its own.
 
-    `trusted` is true if a gateway or a dispatcher sent it. Of any other sender neither the type
-    nor our headers say anything: the body is read as a client's request.
+    `trusted` is true if a gateway or a dispatcher sent the message. From any other sender, the
+    message type and Modelyard's own headers are ignored: the body is read as a client's request.
     """
-    given = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
-    return decode(delivery.body, **given)
+    arguments = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
+    return decode(delivery.body, **arguments)
 
 
 class DecodeArguments(TypedDict):
-    """What `decode` has to know of a message beside its body: all of it is JSON."""
+    """The arguments of `decode` beside the body. All are JSON, to go to another process."""
 
     message_type: str | None
     key: str
@@ -82,7 +83,7 @@ class DecodeArguments(TypedDict):
 def decode_arguments(
     delivery: Delivery, *, fallback_key: str | None, trusted: bool
 ) -> DecodeArguments:
-    """Return what `decode` has to know of a delivery; it may be called in another process."""
+    """Return the arguments of `decode` for a delivery."""
     own = idempotency_key(delivery.headers, delivery.message_id)
     return DecodeArguments(
         message_type=delivery.type if trusted else None,
@@ -94,18 +95,20 @@ def decode_arguments(
 def decode(
     body: bytes, *, message_type: str | None, key: str, replay: str | None = None
 ) -> list[NewOperation] | UnreadableMessage:
-    """Return the operations that a message asks for, in its order.
+    """Return the operations that a message requests, in the order of its requests.
 
-    A request that breaks the rules is an operation too, with a `rejection`. The ids come from
-    `key`: with the publisher's own they are the same however often the message comes. With
-    `replay` they are others than those of the first time, which have ended.
+    An invalid request becomes an operation too, with a `rejection`. The operation ids derive from
+    `key`: with the publisher's own key they are the same on every redelivery. With `replay` the
+    ids are new ones, because the first operations have ended.
     """
     try:
         if message_type == SUBMISSION_TYPE:
-            made = _from_gateway(body)
-            return made if replay is None else [_replayed(one, replay) for one in made]
+            operations = _from_gateway(body)
+            if replay is None:
+                return operations
+            return [_replayed(one, replay) for one in operations]
         if replay is not None:
-            return _from_client(body, replay, tenant=REPLAYS)
+            return _from_client(body, replay, tenant=REPLAY_TENANT)
         return _from_client(body, key, tenant=DEFAULT_TENANT)
     except InvalidRequestError as error:
         return UnreadableMessage(error.info())
@@ -119,29 +122,33 @@ def _from_gateway(body: bytes) -> list[NewOperation]:
     except ValidationError as error:
         raise InvalidRequestError(
             ErrorCode.INVALID_REQUEST,
-            "It says it is a submission and is not.",
+            "Its type says that it is a submission, but its body is not.",
             errors=error_list(error),
         ) from error
     return [
-        _named(one.operation_id, one.request, "http", retry_of=one.retry_of, tenant=one.tenant)
+        _from_request(
+            one.operation_id, one.request, "http", retry_of=one.retry_of, tenant=one.tenant
+        )
         for one in submission.requests
     ]
 
 
 def _check_sizes(value: JsonValue) -> None:
-    """Refuse a submission with a request that is too much to be validated."""
+    """Refuse a submission with a request that is too large to validate."""
     requests = value.get("requests") if isinstance(value, dict) else None
     for one in requests if isinstance(requests, list) else []:
         errors = size_errors(JobRequest, one.get("request")) if isinstance(one, dict) else []
         if errors:
             raise InvalidRequestError(
-                ErrorCode.INVALID_REQUEST, "It says it is a submission and is not.", errors=errors
+                ErrorCode.INVALID_REQUEST,
+                "Its type says that it is a submission, but its body is not.",
+                errors=errors,
             )
 
 
 def _replayed(operation: NewOperation, replay: str) -> NewOperation:
     first = operation.operation_id
-    key = operation_id_for_key(f"{replay}/{first}", tenant=REPLAYS)
+    key = operation_id_for_key(f"{replay}/{first}", tenant=REPLAY_TENANT)
     return operation.model_copy(update={"operation_id": key, "retry_of": first})
 
 
@@ -151,7 +158,7 @@ def _from_client(body: bytes, key: str, *, tenant: str) -> list[NewOperation]:
         if len(body) > MAX_REQUEST_BYTES:
             raise InvalidRequestError(
                 ErrorCode.BODY_TOO_LARGE,
-                f"The request has {len(body)} bytes; at most {MAX_REQUEST_BYTES} are taken.",
+                f"The request has {len(body)} bytes; at most {MAX_REQUEST_BYTES} are allowed.",
             )
         return [_operation(value, operation_id_for_key(key, tenant=tenant))]
     if not value:
@@ -159,7 +166,7 @@ def _from_client(body: bytes, key: str, *, tenant: str) -> list[NewOperation]:
     if len(value) > MAX_BATCH:
         raise InvalidRequestError(
             ErrorCode.BATCH_TOO_LARGE,
-            f"The list holds {len(value)} requests, not 1 to {MAX_BATCH}.",
+            f"The list holds {len(value)} requests; it may hold 1 to {MAX_BATCH}.",
         )
     return [
         _operation(item, operation_id_for_key(f"{key}/{index}", tenant=tenant))
@@ -169,12 +176,12 @@ def _from_client(body: bytes, key: str, *, tenant: str) -> list[NewOperation]:
 
 def _operation(value: JsonValue, operation_id: str) -> NewOperation:
     try:
-        return _named(operation_id, parse_request(value), "amqp")
+        return _from_request(operation_id, parse_request(value), "amqp")
     except InvalidRequestError as error:
         return _rejected(value, operation_id, error)
 
 
-def _named(
+def _from_request(
     operation_id: str,
     request: JobRequest,
     source: Source,

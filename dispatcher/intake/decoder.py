@@ -1,4 +1,7 @@
-"""Reading messages: small ones here, large ones in the body process, so that none holds us up."""
+"""Decodes messages: small ones here, large ones in the body process.
+
+A large message would block the event loop while it is parsed.
+"""
 
 import json
 from collections.abc import Iterator
@@ -18,14 +21,17 @@ MODULE = "dispatcher.body_child"
 _HEADERS_NOT_READ = ErrorInfo(
     code=ErrorCode.INVALID_REQUEST,
     message=(
-        f"Not all headers of the message could be read. At most {MAX_HEADER_VALUES} values and"
-        f" {MAX_HEADER_BYTES} bytes of them are, all of AMQP's types."
+        "Not all headers of the message could be read. The headers may hold at most"
+        f" {MAX_HEADER_VALUES} values and {MAX_HEADER_BYTES} bytes, of AMQP's types only."
     ),
 )
 
 
 class DecodedOperation(BaseModel):
-    """One operation of a message, or why the whole of it can't be read."""
+    """One operation of a message, or the reason why the whole message can't be read.
+
+    The body process returns it to the dispatcher.
+    """
 
     operation: NewOperation | None = None
     has_input: bool = False
@@ -33,31 +39,31 @@ class DecodedOperation(BaseModel):
 
 
 class MessageDecoder:
-    """Reads the messages of one dispatcher."""
+    """Decodes the messages of one dispatcher."""
 
     def __init__(self) -> None:
         self._process = BodyProcess(MODULE)
 
     async def close(self) -> None:
-        """End the process."""
+        """End the body process."""
         await self._process.close()
 
     async def decode(
         self, delivery: Delivery, *, fallback_key: str | None = None, trusted: bool
     ) -> list[NewOperation] | UnreadableMessage:
-        """Return what a message of the jobs queue asks for, as `decode_delivery` does."""
+        """Return the operations that a message requests, as `decode_delivery` does."""
         if delivery.cut:
             return UnreadableMessage(too_large(delivery))
         if delivery.headers_cut:
-            # What was not read may be its key: it would become another operation each time.
+            # The idempotency key may be missing: each redelivery would become a new operation.
             return UnreadableMessage(_HEADERS_NOT_READ)
         if len(delivery.body) < LARGE_BODY_BYTES:
             return decode_delivery(delivery, fallback_key=fallback_key, trusted=trusted)
-        given = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
-        return unpack(await self._process.ask("decode", given, delivery.body))
+        arguments = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
+        return unpack(await self._process.ask("decode", arguments, delivery.body))
 
     async def listed(self, payload: bytes, name: str) -> Listed:
-        """Return the objects in this list of a message; none if it can't be read."""
+        """Return the objects in the list `name` of a message; none if it can't be read."""
         if len(payload) < LARGE_BODY_BYTES:
             return listed(payload, name)
         [(found, _)] = await self._process.ask("listed", {"name": name}, payload)
@@ -66,13 +72,13 @@ class MessageDecoder:
 
 
 def too_large(delivery: Delivery) -> ErrorInfo:
-    """Return what is wrong with a message of which only the beginning was kept."""
-    message = f"The message has {delivery.size} bytes; at most {MAX_BATCH_BYTES} are taken."
+    """Return the error for a message that was cut off because it is too large."""
+    message = f"The message has {delivery.size} bytes; at most {MAX_BATCH_BYTES} are allowed."
     return ErrorInfo(code=ErrorCode.BODY_TOO_LARGE, message=message)
 
 
 def pack(decoded: list[NewOperation] | UnreadableMessage) -> Iterator[Part]:
-    """Return operations as what travels between the processes; inputs travel beside them."""
+    """Yield operations in the form that the body process returns; inputs go beside them."""
     if isinstance(decoded, UnreadableMessage):
         yield DecodedOperation(unreadable=decoded.error).model_dump_json().encode(), b""
         return
@@ -86,7 +92,7 @@ def pack(decoded: list[NewOperation] | UnreadableMessage) -> Iterator[Part]:
 
 
 def unpack(parts: list[Part]) -> list[NewOperation] | UnreadableMessage:
-    """Return what was packed."""
+    """Return what `pack` was given."""
     operations: list[NewOperation] = []
     for header, input_json in parts:
         transfer = DecodedOperation.model_validate_json(header)

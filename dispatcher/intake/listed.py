@@ -1,4 +1,4 @@
-"""The objects that a message of ours lists: all that matters of one that is a dead letter."""
+"""Reads which attempts a dead-lettered message of a worker or a dispatcher names."""
 
 from modelyard.contract.errors import InvalidRequestError
 from modelyard.contract.messages import MAX_BATCH_BYTES
@@ -9,9 +9,9 @@ _FIELDS = ("operation_id", "epoch", "state")
 
 
 def listed(payload: bytes, name: str) -> Listed:
-    """Return the objects in the list `name` of a message, with the fields that name an attempt.
+    """Return the objects in the list `name` of a message, reduced to the fields of an attempt.
 
-    None if the message can't be read.
+    The result is empty if the message can't be read.
     """
     try:
         message = parse_json(payload, max_bytes=MAX_BATCH_BYTES)

@@ -1,1 +1,1 @@
-"""What repairs, retries and moves work: everything that is not the straight road."""
+"""Maintenance: repairs, retries and relocations, all that keeps work going after a failure."""

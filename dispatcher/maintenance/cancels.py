@@ -1,7 +1,7 @@
-"""Cancelling: what waits is ended in the record, what a host has is ended by its worker.
+"""Cancelling: the dispatcher ends QUEUED operations in the record, a worker those that it runs.
 
-The wish is in the record before anything else happens, so it may be looked at again and again:
-until the operation has ended, whoever has it is told every few seconds.
+The gateway records a cancel request before anything else happens, so the dispatcher can process it
+repeatedly: it tells the worker every few seconds until the operation has ended.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ LIMIT = 500
 
 
 class Cancels:
-    """Carries out the wishes that are in the record."""
+    """Carries out the cancel requests that are in the record."""
 
     def __init__(
         self, store: Store, event_log: EventLog, scheduler: Scheduler, control: ControlPublisher
@@ -40,11 +40,11 @@ class Cancels:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Have the wishes looked at now."""
+        """Process the cancel requests now."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Look at the wishes whenever woken; the sweep does it too, and repairs what fails here."""
+        """Process the cancel requests whenever woken; the sweep retries those that fail here."""
         while True:
             await self._woken.wait()
             self._woken.clear()
@@ -54,12 +54,12 @@ class Cancels:
                 log.warning("cancels.store_unavailable", error=str(error))
 
     async def carry_out(self) -> None:
-        """Look at every wish once; raises `StoreUnavailableError`."""
-        wishes = await self._store.operation_queries.cancel_wishes(limit=LIMIT)
-        if wishes:
-            await self._end_queued([one for one in wishes if one.state is OperationState.QUEUED])
+        """Process every open cancel request once; raises `StoreUnavailableError`."""
+        requested = await self._store.operation_queries.cancel_wishes(limit=LIMIT)
+        if requested:
+            await self._end_queued([one for one in requested if one.state is OperationState.QUEUED])
             await tell_to_cancel(
-                self._control, [one for one in wishes if one.state is not OperationState.QUEUED]
+                self._control, [one for one in requested if one.state is not OperationState.QUEUED]
             )
 
     async def _end_queued(self, queued: Iterable[OperationRecord]) -> None:
@@ -71,7 +71,7 @@ class Cancels:
         if ended:
             crash_point("dispatcher.cancel.after_end")
         for one in ended:
-            # After an attempt that was interrupted it may still have its place on a host.
+            # After an interrupted attempt, its job may still hold a place on a host.
             if (
                 one.host_id
                 and one.generation
@@ -91,7 +91,7 @@ async def tell_to_cancel(
     operations: Iterable[OperationRecord],
     reason: CancelReason = "cancelled",
 ) -> None:
-    """Tell the workers that have these operations to end them."""
+    """Tell the workers that run these operations to cancel them."""
     by_boot: dict[tuple[str, str], list[CancelOperation]] = defaultdict(list)
     for one in operations:
         if one.host_id and one.incarnation and one.epoch:

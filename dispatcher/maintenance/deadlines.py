@@ -1,11 +1,11 @@
-"""Deadlines that hold even where a worker does not keep them.
+"""Deadlines: the dispatcher enforces them where a worker does not.
 
-The worker ends what runs for too long; here is who ends it when the worker hangs, and who gives up
-on a host that never accepts what it is given.
+A worker ends an operation that exceeds its timeout. If the worker hangs, the dispatcher ends it; it
+also fails the attempt if the worker never accepts the command.
 
-A worker's word may lie unread in the reports' queue: while MongoDB or the dispatchers were away,
-time went by and nothing was recorded. So what looks overdue is judged by way of that queue, when
-all that was told before has been read.
+An operation may only look overdue: while MongoDB or the dispatchers were down, its worker's report
+may have waited in the reports' queue. So `look` sends a request through that queue, and `enforce`
+runs when every report before the request has been recorded.
 """
 
 from contextlib import suppress
@@ -27,17 +27,17 @@ from modelyard.store.records import OperationRecord
 log = structlog.get_logger(__name__)
 
 REMIND_AFTER_S = 5.0
-"""Seconds past its timeout after which the worker is told to end an operation."""
+"""Seconds past an operation's timeout after which its worker is told to end it."""
 GIVE_UP_AFTER_S = 30.0
-"""Seconds past its timeout after which an operation ends without the worker's word: longer than a
-worker may look for a cause before it reports."""
+"""Seconds past its timeout after which the dispatcher ends an operation without a report. It is
+longer than a worker may take to find the cause of a timeout before it reports."""
 NOT_ACCEPTED_S = 1.5 * LEASE_S
-"""Seconds after which a command that nobody accepted counts as a failed attempt."""
+"""Seconds after which a command that its worker has not accepted is a failed attempt."""
 LIMIT = 200
 
 
 class Deadlines:
-    """A repair of the sweep, in two parts. Both raise `StoreUnavailableError`."""
+    """A repair of the sweep, in two steps. Both raise `StoreUnavailableError`."""
 
     def __init__(
         self,
@@ -55,38 +55,38 @@ class Deadlines:
         self._default_timeout_s = default_timeout_s
 
     async def look(self) -> None:
-        """Remind workers of what runs for too long; ask for a judgement if something is overdue."""
-        late = await self._too_long(REMIND_AFTER_S)
+        """Remind workers of operations past their timeout; request `enforce` if any is overdue."""
+        late = await self._running_too_long(REMIND_AFTER_S)
         await tell_to_cancel(self._control, late, "timed_out")
-        too_late = bool(late) and await self._too_long(GIVE_UP_AFTER_S)
-        if too_late or await self._ignored():
-            with suppress(BrokerUnavailableError):  # it is asked again
+        too_late = bool(late) and await self._running_too_long(GIVE_UP_AFTER_S)
+        if too_late or await self._never_accepted():
+            with suppress(BrokerUnavailableError):  # the next sweep requests it again
                 await self._broker.publish(
                     REPORTS, REPORTS_QUEUE.routing_key, b"", message_type=OVERDUE_REPORTS_TYPE
                 )
 
     async def enforce(self) -> None:
-        """End what goes on past its time, and take away what no worker accepts.
+        """End operations far past their timeout, and fail attempts that no worker accepted.
 
-        All that was reported before has to be recorded by now.
+        The caller has recorded all earlier reports.
         """
-        for one in await self._too_long(GIVE_UP_AFTER_S):
+        for one in await self._running_too_long(GIVE_UP_AFTER_S):
             log.warning("operation.overran", operation_id=one.operation_id, host_id=one.host_id)
             await self._attempts.end(
                 one, ErrorInfo.of(ErrorCode.TIMED_OUT), OperationState.TIMED_OUT
             )
             crash_point("dispatcher.deadlines.after_end")
-        for one in await self._ignored():
+        for one in await self._never_accepted():
             log.warning("operation.not_accepted", operation_id=one.operation_id, host=one.host_id)
             await tell_to_cancel(self._control, [one], "stale")
             await self._attempts.failed(one, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
 
-    async def _too_long(self, slack_s: float) -> list[OperationRecord]:
+    async def _running_too_long(self, slack_s: float) -> list[OperationRecord]:
         return await self._store.operation_queries.running_too_long(
             default_timeout_s=self._default_timeout_s, slack_s=slack_s, limit=LIMIT
         )
 
-    async def _ignored(self) -> list[OperationRecord]:
+    async def _never_accepted(self) -> list[OperationRecord]:
         return await self._store.operation_queries.never_accepted(
             older_than_s=NOT_ACCEPTED_S, limit=LIMIT
         )

@@ -1,7 +1,7 @@
-"""Draining: a host takes nothing new, and what is there finishes until a deadline.
+"""Draining: a host gets no new work, and its present work may finish until a deadline.
 
-At the deadline what still runs is ended (`host_drained`) and what is still loaded is terminated,
-by operations of our own at the front of each job's line.
+At the deadline the dispatcher fails the operations that still run (`host_drained`), and terminates
+the jobs that are still live: it puts a TERMINATE at the front of each job's line.
 """
 
 import structlog
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 class Drains:
-    """A repair of the sweep."""
+    """A repair of the sweep: finishes drains."""
 
     def __init__(
         self,
@@ -39,7 +39,10 @@ class Drains:
         self._attempts = attempts
 
     async def look(self) -> None:
-        """See how far the draining hosts are; raises `StoreUnavailableError`."""
+        """Check every draining host, and end its work at the deadline.
+
+        Raises `StoreUnavailableError`.
+        """
         hosts = await self._store.hosts.all()
         draining = [
             host
@@ -50,36 +53,37 @@ class Drains:
             return
         overdue = set(await self._store.hosts.past_drain_deadline())
         for host in draining:
-            if not await self._is_empty(host) and host.host_id in overdue:
-                await self._end_what_is_left(host)
+            if not await self._is_drained(host) and host.host_id in overdue:
+                await self._end_remaining_work(host)
 
-    async def _is_empty(self, host: HostRecord) -> bool:
+    async def _is_drained(self, host: HostRecord) -> bool:
+        """Tell whether the host has no work left, and record the first time that this is so."""
         if await self._store.operation_queries.on_host(host.host_id):
             return False
         if await self._store.jobs.on_host(host.host_id):
             return False
         if host.reservations:
-            return False  # for a job that is on its way here, or for nobody: the sweep frees it
+            return False  # of a job that moves here, or a leaked one, which the sweep frees
         if await self._store.hosts.drained(host.host_id):
             log.info("host.drained", host_id=host.host_id)
             await self._event_log.publish([host_event(host.host_id, "drained", host.incarnation)])
         return True
 
-    async def _end_what_is_left(self, host: HostRecord) -> None:
+    async def _end_remaining_work(self, host: HostRecord) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_DRAINED)
-        given = [
+        active = [
             one
             for one in await self._store.operation_queries.on_host(host.host_id)
             if one.verb is not Verb.TERMINATE
         ]
-        await tell_to_cancel(self._control, given, "stale")
+        await tell_to_cancel(self._control, active, "stale")
         crash_point("dispatcher.drain.after_tell")
-        for operation in given:
+        for operation in active:
             await self._attempts.end(operation, error, OperationState.FAILED)
         crash_point("dispatcher.drain.after_operations")
         for job in await self._store.jobs.on_host(host.host_id):
             if job.state.live:
-                # One for each container: whatever happens to it, it is asked for once.
-                why = f"drained/{host.host_id}/{job.generation}"
-                await record_in_front(self._store, [system_operation(job, Verb.TERMINATE, why)])
+                # The key names the generation, so each container gets one TERMINATE at most.
+                key = f"drained/{host.host_id}/{job.generation}"
+                await record_in_front(self._store, [system_operation(job, Verb.TERMINATE, key)])
                 self._scheduler.wake([job.job_id])

@@ -1,17 +1,18 @@
-"""Moving a live job: made ready on another host while it goes on where it is, then taken over.
+"""Relocations: a live job gets a container on another host and then switches over to it.
 
-The steps, each in the record before the next: reserve there, note the move, create there, load
-there, take over; then the old container is one that the job has moved on from, and the next look
-at its host discards it, after the inferences that still run in it. The operations that prepare a
-move are `aside`: they never stand in the job's line.
+The job stays in use on its old host meanwhile. The steps, each recorded before the next one starts:
+reserve on the new host, record the move, create there, load there, switch the job over. The old
+container then belongs to an earlier generation: after the next inventory report of its host, and
+after the inferences that still run in it, the worker discards it. The operations of a move are
+marked `aside`: they are never in the job's line.
 
-What can crash between two lines:
+What a crash leaves behind:
 
-- after reserve: the reservation is nobody's; the sweep frees it;
-- after the move is noted, or a leg has ended: the next round goes on from the record;
-- after the takeover: the old reservation is not the job's; the sweep frees it.
+- after reserve: no job owns the reservation; the sweep frees it;
+- after the move is recorded, or a step has ended: the next round continues from the record;
+- after the switch: the job does not own the old reservation any more; the sweep frees it.
 
-A job that something else happens to meanwhile is not moved: every write compares its version.
+If the job changes meanwhile, the move is given up: every write compares the job's version.
 """
 
 import uuid
@@ -39,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 LIMIT = 100
 MOST_FAILURES = 3
-"""Moves of a job that may fail in a row before it stays where it is."""
+"""How many moves of a job may fail in a row before the job stays where it is."""
 
 
 class Relocations:
@@ -63,7 +64,7 @@ class Relocations:
         self._attempts = attempts
 
     async def go_on(self) -> None:
-        """Begin what is to be moved and go on with what is; raises `StoreUnavailableError`."""
+        """Continue all moves and begin those that are due; raises `StoreUnavailableError`."""
         hosts = await self._store.hosts.all()
         for job in await self._store.jobs.moving(limit=LIMIT):
             if job.move is not None:
@@ -81,7 +82,7 @@ class Relocations:
                 await self._begin(job, capacity)
 
     async def _at_rest(self, job: JobRecord) -> bool:
-        """Tell whether no operation is changing the job; inferences do not."""
+        """Tell whether no operation is changing the job; inferences do not change it."""
         if job.recovery is not None:
             return False
         if job.current is None:
@@ -114,7 +115,7 @@ class Relocations:
     async def _step(
         self, job: JobRecord, move: RelocationRecord, hosts: Sequence[HostRecord]
     ) -> None:
-        """Go on with a move from what the record says of it."""
+        """Continue a move from its recorded state, or give it up."""
         there = next((one for one in hosts if one.host_id == move.host_id), None)
         lost = there is None or there.liveness is Liveness.LOST
         if lost or _is_unwanted(job, move, there):
@@ -123,7 +124,7 @@ class Relocations:
             await self._step_to(job, move, there)
 
     async def _step_to(self, job: JobRecord, move: RelocationRecord, there: HostRecord) -> None:
-        """Give out the next leg, or take over once the last one has succeeded."""
+        """Dispatch the next operation of the move, or switch over once the last has succeeded."""
         verbs = [Verb.DEPLOY_CREATE]
         if move.state is JobState.LOADED:
             verbs.append(Verb.DEPLOY_LOAD)
@@ -152,7 +153,7 @@ class Relocations:
         *,
         epoch: int = 0,
     ) -> None:
-        """Give one leg of a move to its host; a leg that is on its way is left alone."""
+        """Dispatch one operation of a move to its host, unless it is dispatched already."""
         new = system_operation(job, verb, _why(move)).model_copy(update={"aside": True})
         await self._store.operations.record([new])
         crash_point("dispatcher.move.after_record")
@@ -190,7 +191,7 @@ class Relocations:
         await self._event_log.publish([moved])
 
     async def _give_up(self, job: JobRecord, move: RelocationRecord, *, failures: int) -> None:
-        """End the legs of a move that is not wanted or can't be, and free what it held."""
+        """End the operations of a move that is unwanted or impossible; free its reservation."""
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
             leg = await self._store.operation_queries.get(_leg(job, move, verb))
             if leg is not None and not leg.state.terminal:
@@ -202,7 +203,7 @@ class Relocations:
             self._scheduler.wake_waiting()
 
     async def _end(self, leg: OperationRecord) -> None:
-        error = ErrorInfo.of(ErrorCode.CANCELLED, "The move that it was a part of was given up.")
+        error = ErrorInfo.of(ErrorCode.CANCELLED, "The move that it belonged to was given up.")
         if leg.state is OperationState.QUEUED:
             ended = await self._store.operations.end_queued(
                 [QueuedEnding(leg.operation_id, OperationState.CANCELLED, error)],
@@ -215,14 +216,14 @@ class Relocations:
 
 
 def _is_unwanted(job: JobRecord, move: RelocationRecord, there: HostRecord | None) -> bool:
-    """Tell whether the job is not what was to be moved any more, or its target drains as well."""
+    """Tell whether the job has changed since the move began, or its new host is draining too."""
     if job.state is not move.state or job.host_id is None or job.recovery is not None:
         return True
     return there is not None and there.admission is Admission.DRAINING
 
 
 def _is_final(leg: OperationRecord, verb: Verb) -> bool:
-    """Tell whether a leg failed for a reason that the next move would meet again."""
+    """Tell whether an operation of the move failed for a reason that would fail every move."""
     if leg.state is not OperationState.FAILED or leg.error is None:
         return False
     return not is_retried(verb, leg.error.code)

@@ -1,9 +1,9 @@
-"""Reconciling: what the record expects against what a host found on itself.
+"""Reconciling: compares the containers that a worker reports with the record, and repairs.
 
-A worker tells what is there: once when it boots, and then every few seconds. A host's messages are
-taken in their order, and an inventory says nothing of jobs that were worked on while it was made,
-nor of those that were told of since; so what differs from the record did change by itself. The
-plans are pure, carrying them out may be repeated.
+A worker reports all of its containers when it boots, and then every few seconds. A host's messages
+are handled in their order. An inventory says nothing about jobs that were worked on while it was
+made, nor about jobs with a later report. So any other difference from the record means that a
+container changed by itself. The plans are pure; carrying them out twice is harmless.
 """
 
 import time
@@ -34,12 +34,12 @@ from modelyard.store.records import JobRecord, OperationRecord, RestorationRecor
 log = structlog.get_logger(__name__)
 
 _FINAL = frozenset({ErrorCode.DISK_QUOTA_EXCEEDED})
-"""Ends from which no job is brought back: its container would end the same way again."""
+"""Errors after which no job is restored: its container would fail the same way again."""
 
 
 @dataclass(frozen=True, slots=True)
 class BootReport:
-    """A host's worker came online."""
+    """A worker came online with a new incarnation."""
 
     host_id: str
     incarnation: str
@@ -49,36 +49,36 @@ class BootReport:
 
 @dataclass(frozen=True, slots=True)
 class InventoryReport:
-    """A host's worker looked at all of its containers."""
+    """A worker listed all of its containers."""
 
     host_id: str
     incarnation: str
     inventory: Inventory
     number: int = 0
-    """Of the message that brought it."""
+    """The number of the message with the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A job that is not as the record says."""
+    """A job that differs from its record, and what its record should be."""
 
     job: JobRecord
     state: JobState
     error: ErrorInfo | None
     recovery: RestorationRecord | None = None
     container: InventoryItem | None = None
-    """What is left of it and is of no more use."""
+    """Its dead or useless container, which is to be removed."""
 
 
 @dataclass(slots=True)
 class InventoryPlan:
-    """What the containers of a host mean for its jobs."""
+    """The repairs that follow from the containers of a host."""
 
     findings: list[Finding] = field(default_factory=list)
     discards: list[InventoryItem] = field(default_factory=list)
-    """Containers that the record has moved on from."""
+    """Containers of earlier generations, or of jobs that ended or are on another host."""
     orphans: list[InventoryItem] = field(default_factory=list)
-    """Containers that the record knows nothing of."""
+    """Containers that are not in the record."""
 
 
 def plan_look(
@@ -88,18 +88,18 @@ def plan_look(
     *,
     booted: bool = False,
 ) -> InventoryPlan:
-    """Compare a host's containers with the jobs that the record has on it or they name; pure.
+    """Compare a host's containers with the jobs that are on it or that they name; pure.
 
-    A look may be judged again, or late, when the record has what was told after it: of a job that
-    this concerns it says nothing.
+    `given` are the host's active operations. An inventory report may be handled twice or late, so
+    the record may be newer: jobs with a later report are left out.
     """
     plan = InventoryPlan()
     host_id, inventory = look.host_id, look.inventory
-    # A boot has no work of its own yet: whatever is given to the host was another boot's.
+    # A new incarnation has no work yet: all active operations belong to an earlier one.
     worked_on = set(inventory.busy)
     at_work = set[str]()
     if not booted:
-        # An inference may still run in the container that a job has moved away from.
+        # An inference may still run in the old container of a job that has moved to another host.
         at_work = {one.job_id or "" for one in given}
         worked_on |= {one.job_id or "" for one in given if not one.shared}
     found = {(item.job_id, item.generation): item for item in inventory.items}
@@ -124,10 +124,11 @@ def plan_look(
 def without_an_end(
     look: InventoryReport, given: Sequence[OperationRecord]
 ) -> list[OperationRecord]:
-    """Return operations that run by the record, and that their worker had ended before the look.
+    """Return operations that are RUNNING in the record but not at their worker; pure.
 
-    A look comes after the reports of all that ended before it, so these have been lost. Of a look
-    that is judged late the answer may be wrong, and costs a report that changes nothing. Pure.
+    An inventory report follows the reports of all operations that ended before it, so theirs have
+    been lost. If the inventory report is handled late the result may be wrong, which costs only a
+    repeated report that changes nothing.
     """
     return [
         one
@@ -139,7 +140,7 @@ def without_an_end(
 
 
 def _look_at(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Finding | None:
-    """Return what is wrong with a live job's container; null if nothing is."""
+    """Return the finding for a live job's container; null if it is as recorded."""
     if item is None:
         return _down(job, ErrorInfo.of(ErrorCode.CONTAINER_MISSING), None, in_place=False)
     if job.state is not JobState.LOADED:
@@ -154,9 +155,10 @@ def _look_at(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Fin
 
 
 def _says_it_is_out(item: InventoryItem) -> bool:
-    """Tell whether the server says that its model is not in memory; silence says nothing.
+    """Tell whether the model server says that its model is not in memory.
 
-    A worker of an earlier version tells no answer, and does not tell silence from a no.
+    No answer does not count as a no. A worker of an earlier version sends no `answer`, and can't
+    tell the two apart.
     """
     return not item.loaded if item.answer is None else item.answer == "no"
 
@@ -166,13 +168,16 @@ def _down(
 ) -> Finding:
     recovery = None if error.code in _FINAL else recovery_of(job, to=job.state)
     if recovery is not None and in_place:
-        # The container is still there: the job keeps its place, and only has to be loaded.
+        # The container still exists: the job stays on its host and only has to be loaded.
         return Finding(job, JobState.CREATED, error, recovery)
     return Finding(job, JobState.FAILED, error, recovery, item)
 
 
 def recovery_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
-    """Return how a job whose container died comes back, if its model wants it and may."""
+    """Return the restoration of a job whose container died.
+
+    Null if its model does not ask for one (`restart`), or has used up its `max_restarts`.
+    """
     if job.spec is None or job.spec.restart != "on_failure":
         return None
     restarts = 0 if job.steady else job.restarts
@@ -186,9 +191,9 @@ def _death_of(item: InventoryItem) -> ErrorInfo:
 
 
 class Orphans:
-    """Containers that nobody owns, and since when they are known.
+    """The orphans (containers that are not in the record) of all hosts, and when each was found.
 
-    Only in memory: a dispatcher that has just started waits the whole grace again.
+    They are kept only in memory: a dispatcher that restarts waits the whole grace period again.
     """
 
     def __init__(self, *, grace_s: float) -> None:
@@ -196,7 +201,7 @@ class Orphans:
         self._since: dict[tuple[str, str], float] = {}
 
     def ripe(self, host_id: str, items: Sequence[InventoryItem]) -> list[InventoryItem]:
-        """Return those of a host's orphans whose grace is over."""
+        """Return the host's orphans whose grace period is over."""
         now = time.monotonic()
         known = {item.container_id for item in items}
         self._since = {
@@ -218,9 +223,9 @@ class Orphans:
 
 
 class Reconciler:
-    """Carries out what boots and looks mean. Everything it does may be done again."""
+    """Handles boot and inventory reports. Handling one again is harmless."""
 
-    def __init__(  # noqa: PLR0913 - all that a look may touch
+    def __init__(  # noqa: PLR0913 - all that an inventory report may affect
         self,
         store: Store,
         event_log: EventLog,
@@ -240,7 +245,10 @@ class Reconciler:
         self._dry_run = orphan_dry_run
 
     async def boot(self, boot: BootReport) -> None:
-        """Record a boot and repair what it left open; raises `StoreUnavailableError`."""
+        """Record a new incarnation and recover the interrupted work of the one before.
+
+        Raises `StoreUnavailableError`.
+        """
         if not await self._store.hosts.come_online(boot.host_id, boot.incarnation, boot.online):
             await self._fence_off(boot, "announcement")
             return
@@ -269,7 +277,7 @@ class Reconciler:
         await self._event_log.publish([host_event(boot.host_id, "online", boot.incarnation)])
 
     async def look(self, look: InventoryReport) -> None:
-        """Repair what a look found; raises `StoreUnavailableError`."""
+        """Repair what an inventory report shows; raises `StoreUnavailableError`."""
         host = await self._store.hosts.get(look.host_id)
         if host is None or host.incarnation != look.incarnation:
             await self._fence_off(look, "inventory")
@@ -281,7 +289,7 @@ class Reconciler:
         await self._ask_again(look, given)
 
     async def _ask_again(self, look: InventoryReport, given: Sequence[OperationRecord]) -> None:
-        """Have reports repeated that never came, as when someone deleted their queue."""
+        """Ask the worker to repeat reports that were lost, for example with a deleted queue."""
         silent = without_an_end(look, given)
         if silent:
             log.warning("reports.lost", host_id=look.host_id, count=len(silent))
@@ -294,7 +302,7 @@ class Reconciler:
             )
 
     async def _fence_off(self, late: BootReport | InventoryReport, what: str) -> None:
-        """Note and count what an earlier boot still tells; each message once."""
+        """Log and count a report of an earlier incarnation, each message once."""
         log.info("host.old_boot", host_id=late.host_id, incarnation=late.incarnation, what=what)
         note = stale_host_event(late.host_id, late.incarnation, late.number, what=what)
         if await self._event_log.record([note]):
@@ -309,7 +317,7 @@ class Reconciler:
         return plan_look(look, jobs, given, booted=booted)
 
     async def _correct(self, host_id: str, findings: Sequence[Finding]) -> list[InventoryItem]:
-        """Write what was found; return the containers that are of no more use."""
+        """Write the findings; return the containers that are to be removed."""
         useless: list[InventoryItem] = []
         for found in findings:
             job = found.job
@@ -337,9 +345,9 @@ class Reconciler:
         return useless
 
     async def _interrupted(self, operation: OperationRecord) -> None:
-        """Give an operation of an earlier boot another attempt, or end it.
+        """Retry an operation of an earlier incarnation, or end it.
 
-        Every verb but INFER may be given again, because the worker first looks at what holds.
+        Every verb but INFER may be retried, because the worker first checks what already holds.
         """
         if operation.state is OperationState.RUNNING:
             error = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
@@ -348,7 +356,10 @@ class Reconciler:
             await self._attempts.again(operation, None, keeps_place=True)
 
     async def _remove(self, host_id: str, incarnation: str, plan: InventoryPlan) -> None:
-        """Have the worker remove what nobody owns; it is said again after the next look."""
+        """Tell the worker to remove stale containers and orphans.
+
+        The next inventory report causes the same message again if they are still there.
+        """
         ripe = self._orphans.ripe(host_id, plan.orphans)
         if ripe and self._dry_run:
             for item in ripe:

@@ -1,8 +1,8 @@
-"""Bringing jobs back: operations of our own, at the front of the job's line.
+"""Job restoration: puts the dispatcher's own operations at the front of a job's line.
 
-That a job is to be brought back is written together with the fact that it is down; here it gets
-its operations. Their ids follow from the job and that write, so that doing it twice is doing it
-once.
+The write that records a job as down also records that it is to be restored. `JobRestoration` then
+adds the operations for that. Their ids derive from the job and that write, so adding them twice
+changes nothing.
 """
 
 import structlog
@@ -20,18 +20,19 @@ log = structlog.get_logger(__name__)
 
 LIMIT = 200
 SYSTEM = "~system"
-"""No tenant can have this name, so that no client can take the id of a recovery beforehand."""
+"""The tenant of the dispatcher's own operations. No client's tenant can have this name, so no
+client can take the id of such an operation beforehand."""
 
 
 class JobRestoration:
-    """A repair of the sweep."""
+    """A repair of the sweep: adds the operations that restore jobs."""
 
     def __init__(self, store: Store, scheduler: Scheduler) -> None:
         self._store = store
         self._scheduler = scheduler
 
     async def put_in_line(self) -> None:
-        """Put what brings jobs back in their lines; raises `StoreUnavailableError`."""
+        """Put the operations of restorations in line; raises `StoreUnavailableError`."""
         for job in await self._store.jobs.to_bring_back(limit=LIMIT):
             if job.recovery is None or job.spec is None:
                 continue
@@ -43,16 +44,18 @@ class JobRestoration:
 
 
 def operations_for(job: JobRecord, recovery: RestorationRecord) -> list[NewOperation]:
-    """Return what leads a job from where it is to where it was."""
+    """Return the operations that bring a job back to the state of `recovery.to`."""
     verbs = [] if job.state is JobState.CREATED else [Verb.DEPLOY_CREATE]
     if recovery.to is JobState.LOADED:
         verbs.append(Verb.DEPLOY_LOAD)
-    made = [system_operation(job, verb, f"recovery/{recovery.key}") for verb in verbs]
-    return [made[0].model_copy(update={"rest_s": recovery.rest_s}), *made[1:]] if made else []
+    if not verbs:
+        return []
+    first, *others = (system_operation(job, verb, f"recovery/{recovery.key}") for verb in verbs)
+    return [first.model_copy(update={"rest_s": recovery.rest_s}), *others]
 
 
-def system_operation(job: JobRecord, verb: Verb, why: str) -> NewOperation:
-    """Return an operation of ours on a job; the same `why` gives the same operation."""
+def system_operation(job: JobRecord, verb: Verb, key: str) -> NewOperation:
+    """Return an operation of the dispatcher itself; the same job, verb and key give the same id."""
     places = verb is Verb.DEPLOY_CREATE
     request = JobRequest(
         job_id=job.job_id,
@@ -60,12 +63,12 @@ def system_operation(job: JobRecord, verb: Verb, why: str) -> NewOperation:
         model=job.spec.name if job.spec and places else None,
         dataset=job.dataset_spec.name if job.dataset_spec and places else None,
     )
-    key = operation_id_for_key(f"{job.job_id}/{why}/{verb}", tenant=SYSTEM)
-    return NewOperation.of(key, request, "system")
+    operation_id = operation_id_for_key(f"{job.job_id}/{key}/{verb}", tenant=SYSTEM)
+    return NewOperation.of(operation_id, request, "system")
 
 
 async def record_in_front(store: Store, operations: list[NewOperation]) -> None:
-    """Record operations before all that clients have in line; known ones stay as they are."""
+    """Record operations ahead of all client operations in line; recorded ones stay unchanged."""
     if operations:
         lines = await store.operations.next_lines(len(operations))
         await store.operations.take_in(

@@ -1,7 +1,7 @@
-"""What becomes of an attempt that failed: another one, or the operation's end.
+"""Retries: after a failed attempt, an operation is queued again or ends.
 
-The order of the writes is that of the recorder: job, reservation, operation, event. A crash between
-two of them leaves the operation with its host, so whoever found the failure finds it again.
+The writes come in the same order as the recorder's: job, reservation, operation, event. A crash
+between two of them leaves the operation assigned to its host, so the failure is detected again.
 """
 
 import structlog
@@ -19,12 +19,12 @@ from modelyard.store.records import OperationRecord
 log = structlog.get_logger(__name__)
 
 MOST_RETURNS = 10
-"""Times that an operation may come back unbegun and for nothing: a worker that dies of a command
-before it can say that it has begun would be given it for ever."""
+"""How often an operation that no worker began may be queued again without counting as a failure.
+Otherwise a command that kills its worker before the worker can report would run for ever."""
 
 
 class Retries:
-    """Ends attempts that can't end themselves, or that are made again."""
+    """Queues operations again after a failed or interrupted attempt, or ends them."""
 
     def __init__(
         self, store: Store, event_log: EventLog, scheduler: Scheduler, *, max_attempts: int
@@ -35,7 +35,7 @@ class Retries:
         self._max_attempts = max_attempts
 
     def is_made_again(self, operation: OperationRecord, error: ErrorInfo) -> bool:
-        """Tell whether an attempt that failed with `error` is followed by another one."""
+        """Tell whether an operation is retried after an attempt that failed with `error`."""
         return (
             not operation.cancel_requested
             and not operation.aside
@@ -51,9 +51,9 @@ class Retries:
         keeps_place: bool = False,
         state: OperationState = OperationState.FAILED,
     ) -> None:
-        """Make the attempt again after a rest, or end the operation with `state`.
+        """Queue the operation again after a delay, or end it with `state`.
 
-        With `keeps_place` a job that was being placed goes on where it was. Raises
+        With `keeps_place` the job stays on its host for the next attempt. Raises
         `StoreUnavailableError`.
         """
         if state is OperationState.FAILED and self.is_made_again(operation, error):
@@ -66,10 +66,10 @@ class Retries:
     async def again(
         self, operation: OperationRecord, failure: AttemptFailure | None, *, keeps_place: bool
     ) -> None:
-        """Send an operation back to the queue; without `failure` it counts as never begun.
+        """Queue an operation again; without `failure` the attempt counts as never begun.
 
-        After `MOST_RETURNS` of those each one is a failure. One that prepares a move ends: whoever
-        moves begins anew.
+        After `MOST_RETURNS` such attempts, each further one counts as a failure. An operation of a
+        move is not retried but ends: `Relocations` begins a new move.
         """
         if operation.aside:
             error = failure.error if failure else ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
@@ -93,12 +93,12 @@ class Retries:
                 code=failure.error.code if failure else None,
                 rest_s=round(failure.rest_s, 1) if failure else 0,
             )
-        await self._tell(operation)
+        await self._publish_outcome(operation)
 
     async def end(
         self, operation: OperationRecord, error: ErrorInfo, state: OperationState
     ) -> None:
-        """End an operation, and the placing of its job if that is what it did."""
+        """End an operation; if it was placing its job, the job gives up its host too."""
         if operation.cancel_requested:
             state, error = OperationState.CANCELLED, ErrorInfo.of(ErrorCode.CANCELLED)
         if operation.places:
@@ -107,10 +107,10 @@ class Retries:
             await self._release(operation)
             crash_point("dispatcher.end.after_release")
         await self._store.operations.end_given(operation, state, error)
-        await self._tell(operation)
+        await self._publish_outcome(operation)
 
     async def _release(self, operation: OperationRecord) -> None:
-        """Free what was reserved for the attempt, once its job has let go of it."""
+        """Free the attempt's reservation, unless its job still owns it."""
         job_id, host_id, generation = operation.job_id, operation.host_id, operation.generation
         if job_id is None or host_id is None or generation is None:
             return
@@ -119,7 +119,8 @@ class Retries:
             await self._store.hosts.release({host_id: [(job_id, generation)]})
             self._scheduler.wake_waiting()
 
-    async def _tell(self, operation: OperationRecord) -> None:
+    async def _publish_outcome(self, operation: OperationRecord) -> None:
+        """Wake the scheduler for the job, and publish the operation's new state."""
         now = await self._store.operation_queries.get(operation.operation_id)
         if operation.job_id:
             self._scheduler.wake([operation.job_id])

@@ -1,7 +1,7 @@
-"""The sweep: repairs what a crash left open between two steps, from the record alone.
+"""The sweep: repairs what a crash left half done, from the record alone.
 
-Each repair is a guarded write that may find nothing to do, so it may run beside everything else
-and in two dispatchers at once.
+Each repair is a guarded write that may find nothing to do, so it may run concurrently with
+everything else, also in two dispatchers at once.
 """
 
 import asyncio
@@ -41,25 +41,25 @@ log = structlog.get_logger(__name__)
 UNACCEPTED_S = 5.0
 """Seconds after which a command that no worker accepted is published again."""
 LEAK_GRACE_S = 10.0
-"""Seconds that a reservation may look leaked: a pass between two steps looks the same."""
+"""Seconds for which a reservation must look leaked: a running scheduling pass looks the same."""
 HEARING_BEFORE_SUSPECT_S = SUSPECT_AFTER_S
 HEARING_BEFORE_LOST_S = 30.0
-"""Seconds for which this dispatcher must have been able to hear before it gives a host up: longer
-than workers take to come back to a broker that was away."""
+"""Seconds for which this dispatcher must have received heartbeats before it marks a host LOST:
+longer than workers take to reconnect to a broker that was down."""
 PROBE_KEY = "dispatcher.probe"
-"""No queue of ours is bound to it: the broker confirms the message and drops it."""
+"""A routing key to which no queue is bound: the broker confirms the message and drops it."""
 PROBE_S = 3.0
 LIMIT = 200
 
 
 Repair = tuple[str, Callable[[], Awaitable[object]]]
-"""A name for the logs, and what may be done again and again."""
+"""A name for the logs and a function that may run repeatedly."""
 
 
 class Sweep:
     """Runs all repairs at an interval, for ever."""
 
-    def __init__(  # noqa: PLR0913 - the parts that it repairs
+    def __init__(  # noqa: PLR0913 - the components that it calls
         self,
         store: Store,
         broker: Broker,
@@ -72,7 +72,7 @@ class Sweep:
         attempts: Retries,
         repairs: Sequence[Repair] = (),
     ) -> None:
-        """`repairs` are those of other modules; they run beside the sweep's own."""
+        """`repairs` are those of other modules; they run between the sweep's own."""
         self._store = store
         self._broker = broker
         self._event_log = event_log
@@ -87,7 +87,7 @@ class Sweep:
         self._online: set[str] = set()
 
     async def run(self, *, interval_s: float) -> None:
-        """Sweep for ever; one line is logged for each streak of failures."""
+        """Sweep for ever; log one line for each streak of failures of a repair."""
         failing: set[str] = set()
         while True:
             for name, repair in self._repairs():
@@ -99,12 +99,12 @@ class Sweep:
                         log.warning("sweep.store_unavailable", repair=name, error=str(error))
                     failing.add(name)
             if failing:
-                # Heartbeats could not be recorded either: nobody was silent but us.
+                # Heartbeats could not be recorded either, so no host may be marked as silent.
                 self._hearing_since = time.monotonic()
             await asyncio.sleep(interval_s)
 
     def _repairs(self) -> Sequence[Repair]:
-        """Return the repairs; one that fails does not keep the others from being tried."""
+        """Return the repairs of one round, in order; a failed one does not stop the others."""
         return (
             ("overdue", self._intake.ask_for_overdue),
             ("expire", self._expire),
@@ -129,11 +129,11 @@ class Sweep:
         await self._event_log.publish([operation_event(one) for one in ended])
 
     async def _wake_rested(self) -> None:
-        """Have operations looked at whose rest after a failed attempt is over."""
+        """Schedule operations whose delay after a failed attempt is over."""
         self._scheduler.wake(await self._store.operations.wake_rested(limit=LIMIT))
 
     async def _watch_hosts(self) -> None:
-        """Mark silent hosts SUSPECT and LOST, and look at the waiting room when one is back."""
+        """Mark silent hosts SUSPECT and LOST; wake the waiting operations when a host is back."""
         hosts = self._store.hosts
         if await hosts.any_silent(suspect_s=SUSPECT_AFTER_S, lost_s=LOST_AFTER_S):
             if not await self._hears():
@@ -154,10 +154,10 @@ class Sweep:
         await self._note_online()
 
     async def _hears(self) -> bool:
-        """Tell whether a heartbeat could have reached the record: else the silence is ours.
+        """Tell whether heartbeats can reach the record; if not, the hosts are not to blame.
 
-        A broker under a memory alarm takes nothing from anyone; one whose heartbeats lie in their
-        queue has nobody who listens.
+        A broker under a memory alarm accepts no messages from anyone. If heartbeats wait in their
+        queue, no dispatcher consumes them.
         """
         try:
             await self._broker.publish(
@@ -180,7 +180,10 @@ class Sweep:
         self._online = online
 
     async def _publish_again(self) -> None:
-        """Publish commands that nobody accepted; those for a boot that is over are queued again."""
+        """Publish commands again that no worker accepted.
+
+        If the host has a new incarnation, the operation is queued again instead.
+        """
         open_ones = await self._store.operation_queries.unaccepted(
             older_than_s=UNACCEPTED_S, limit=LIMIT
         )
@@ -231,10 +234,10 @@ class Sweep:
             self._scheduler.wake_waiting()
 
     async def _take_back(self, job: JobRecord, held: Reservation, idle: set[str]) -> bool:
-        """Make sure that nobody who looked at the job before goes on with this reservation.
+        """Change the job's version, so that no earlier scheduling pass can use this reservation.
 
-        A dispatcher may have been frozen between reserving and assigning: the job's new version
-        makes its assignment lose.
+        A dispatcher may have been frozen between reserving and assigning: with the new version, its
+        assignment loses.
         """
         if job.job_id in idle and job.generation == held.generation:
             return await self._store.jobs.observe(job, job.state, job.error)

@@ -1,1 +1,1 @@
-"""From the workers' reports into the record, past the fences."""
+"""Reports: fences off the workers' stale reports and records the current ones."""

@@ -1,8 +1,8 @@
-"""Dead letters: from their queue into the record, each with its reason.
+"""Dead letters: records each one with its reason, and ends the operations that wait for it.
 
-What waits for a message that is dead has its end as well: a request is REJECTED, and an operation
-whose end could not be recorded has FAILED. A command that the broker took away is not kept, for
-the record has it; one that its worker could not read is.
+If a request is dead-lettered, its operation is recorded as REJECTED. If a report that an operation
+has ended is dead-lettered, the operation has FAILED. A command that the broker dead-lettered is
+not recorded, because its operation is in the record; one that its worker could not read is.
 """
 
 import asyncio
@@ -45,8 +45,8 @@ from modelyard.store.records import DeadLetter, NewOperation, OperationRecord
 log = structlog.get_logger(__name__)
 
 MAX_KEPT_PAYLOAD = MAX_BATCH_BYTES
-"""Bytes of a payload that are kept; a MongoDB document holds 16 MiB."""
-_A_SIZE = re.compile(r"[0-9]{1,12}")
+"""Most bytes of a payload that are recorded; a MongoDB document holds 16 MiB."""
+_SIZE = re.compile(r"[0-9]{1,12}")
 _BROKER_REASONS = {
     "expired": ErrorCode.EXPIRED_MESSAGE,
     "delivery_limit": ErrorCode.DELIVERY_LIMIT,
@@ -56,14 +56,14 @@ _HOST_QUEUE_PREFIX, _ = host_queue("|").name.split("|")
 
 @dataclass(frozen=True, slots=True)
 class AttemptKey:
-    """One attempt of an operation."""
+    """Names one attempt of an operation."""
 
     host_id: str
     operation_id: str
     epoch: int
 
-    def is_of(self, operation: OperationRecord) -> bool:
-        """Tell whether it is what this operation is at."""
+    def is_current_of(self, operation: OperationRecord) -> bool:
+        """Tell whether this is the operation's current attempt and is still open."""
         return (operation.host_id, operation.epoch) == (
             self.host_id,
             self.epoch,
@@ -71,7 +71,7 @@ class AttemptKey:
 
 
 class DeadLetterRecorder:
-    """Takes messages of `modelyard.dead.v1` into the record."""
+    """Records the messages of `modelyard.dead.v1`."""
 
     def __init__(
         self,
@@ -98,15 +98,15 @@ class DeadLetterRecorder:
                 else letter_of(delivery, self._senders)
             )
             requests = await self._requests(delivery, letter)
-            if await self._is_command(letter) or await self._are_carried_on(requests):
+            if await self._is_known_command(letter) or await self._are_recorded(requests):
                 log.info("dead_letter.not_needed", reason=letter.reason, queue=letter.queue)
             else:
-                kept.append((letter, requests, await self._ends(letter)))
+                kept.append((letter, requests, await self._ended_attempts(letter)))
         await self._store.dead_letters.add([letter for letter, _, _ in kept])
         crash_point("dispatcher.dead.after_letters")
-        for letter, requests, ends in kept:
+        for letter, requests, ended in kept:
             await self._reject(requests, letter)
-            await self._end(ends, letter)
+            await self._end(ended, letter)
             log.warning(
                 "dead_letter", reason=letter.reason, queue=letter.queue, detail=letter.detail
             )
@@ -114,7 +114,7 @@ class DeadLetterRecorder:
         await subscription.ack(batch)
 
     async def _requests(self, delivery: Delivery, letter: DeadLetter) -> list[NewOperation]:
-        """Return the requests in a letter of the jobs queue, unless their text is what is wrong."""
+        """Return the requests in a letter of the jobs queue; none if they were unreadable."""
         unreadable = letter.buried and letter.reason != ErrorCode.INTERNAL
         if letter.queue != JOBS_QUEUE.name or unreadable:
             return []
@@ -123,10 +123,11 @@ class DeadLetterRecorder:
         )
         return [] if isinstance(decoded, UnreadableMessage) else decoded
 
-    async def _is_command(self, letter: DeadLetter) -> bool:
-        """Tell a command, which the record has: it is given again, and counted, until it is taken.
+    async def _is_known_command(self, letter: DeadLetter) -> bool:
+        """Tell whether the letter is a command whose operation the record has.
 
-        Not one that its worker buried: what is wrong with it is told nowhere else.
+        Such a command is published again, and counted, until a worker accepts it. A command that
+        its worker could not read does not count: only the dead letter says what is wrong with it.
         """
         if not letter.queue.startswith(_HOST_QUEUE_PREFIX) or letter.buried:
             return False
@@ -134,10 +135,10 @@ class DeadLetterRecorder:
             return True
         return bool(await self._decoder.listed(letter.payload, "commands"))
 
-    async def _ends(self, letter: DeadLetter) -> list[AttemptKey]:
-        """Return the attempts whose end a letter from the reports' queue tells, readable or not.
+    async def _ended_attempts(self, letter: DeadLetter) -> list[AttemptKey]:
+        """Return the attempts whose end a letter from the reports' queue reports.
 
-        Only if its sender may report on that host: what a forged report says ends nothing.
+        There are none if its sender may not report on that host: a forged report ends nothing.
         """
         if letter.queue != REPORTS_QUEUE.name or letter.reason == ErrorCode.FORBIDDEN:
             return []
@@ -151,27 +152,27 @@ class DeadLetterRecorder:
             and one.get("state") != OperationState.RUNNING
         ]
 
-    async def _are_carried_on(self, requests: Sequence[NewOperation]) -> bool:
-        """Tell whether the record has all of them: they go on without their message."""
+    async def _are_recorded(self, requests: Sequence[NewOperation]) -> bool:
+        """Tell whether all the requests are recorded operations: they need no message any more."""
         if not requests:
             return False
         known = await self._store.operation_queries.known([one.operation_id for one in requests])
         states = [known[one.operation_id].state for one in requests if one.operation_id in known]
         return len(states) == len(requests) and OperationState.REJECTED not in states
 
-    async def _end(self, ends: Sequence[AttemptKey], letter: DeadLetter) -> None:
-        """End the operations whose end is in this letter and will not be recorded."""
-        known = await self._store.operation_queries.get_many([one.operation_id for one in ends])
-        for attempt in ends:
+    async def _end(self, attempts: Sequence[AttemptKey], letter: DeadLetter) -> None:
+        """Fail the operations of these attempts: the report of their end can't be recorded."""
+        known = await self._store.operation_queries.get_many([one.operation_id for one in attempts])
+        for attempt in attempts:
             operation = known.get(attempt.operation_id)
-            if operation is None or not attempt.is_of(operation):
+            if operation is None or not attempt.is_current_of(operation):
                 continue
             await tell_to_cancel(self._control, [operation], "stale")
             error = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
             await self._attempts.end(operation, error, OperationState.FAILED)
 
     async def _reject(self, requests: Sequence[NewOperation], letter: DeadLetter) -> None:
-        """Record what a dead letter asks for as REJECTED: it would be nowhere else."""
+        """Record the requests of a dead letter as REJECTED, so that clients find them."""
         if not requests:
             return
         reason = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
@@ -185,25 +186,25 @@ class DeadLetterRecorder:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """Where a letter came from, as far as that is proven."""
+    """What is proven about where a dead letter comes from."""
 
     queue: str
     reason: str
     detail: str
     sender: str | None
     buried: bool
-    """True if a process of ours has put it here and says why."""
+    """True if a Modelyard process dead-lettered the message and gave the reason."""
     payload_bytes: int
-    """Of the message before it was buried: of one that was too large only the beginning is kept."""
+    """Size of the original message: if it was too large, the letter holds only its beginning."""
 
 
 def _origin(delivery: Delivery, senders: Senders) -> _Origin:
-    """Tell what is proven of a letter.
+    """Return what is proven about the origin of a dead letter.
 
-    A process that buries a message says why and where from in headers: they are believed of
-    gateways and dispatchers. RabbitMQ says it in the first entry of `x-death`, for messages that it
-    takes out of a queue itself. Nobody else may publish to `modelyard.dead`, so that every letter
-    without our headers comes from there.
+    A Modelyard process that dead-letters a message gives the reason and the queue in headers; they
+    are trusted if a gateway or a dispatcher set them. For messages that RabbitMQ dead-letters
+    itself, the first entry of `x-death` has both. No other user may publish to `modelyard.dead`,
+    so every letter without Modelyard's headers comes from RabbitMQ.
     """
     headers, user = delivery.headers, delivery.user_id
     if REASON_HEADER in headers and senders.is_trusted(user):
@@ -230,10 +231,10 @@ def _origin(delivery: Delivery, senders: Senders) -> _Origin:
 
 
 def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:
-    """Return a dead letter as it is recorded, with what is proven of its origin."""
+    """Return the record of a dead letter, with what is proven about its origin."""
     origin = _origin(delivery, senders)
     content = hashlib.sha256(delivery.body)
-    # A command that can't be read is published again and again, each time as another message.
+    # An unreadable command is published again and again with new message ids: record it once.
     command = origin.queue.startswith(_HOST_QUEUE_PREFIX)
     message_id = None if command else delivery.message_id
     content.update(f"\n{message_id}\n{origin.reason}\n{origin.queue}".encode())
@@ -243,7 +244,7 @@ def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:
         detail=origin.detail,
         queue=origin.queue,
         routing_key=delivery.routing_key,
-        headers={_name(key): str(value)[:1_000] for key, value in delivery.headers.items()},
+        headers={_field_name(key): str(value)[:1_000] for key, value in delivery.headers.items()},
         sender=origin.sender,
         from_modelyard=senders.is_trusted(origin.sender),
         buried=origin.buried,
@@ -255,13 +256,13 @@ def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:
 
 
 def _buried_bytes(headers: Mapping[str, Any]) -> int:
-    """Return how many bytes a message had before it was buried, if only its beginning was."""
-    said = headers.get(SIZE_HEADER)
-    return int(said) if isinstance(said, str) and _A_SIZE.fullmatch(said) else 0
+    """Return the size of the original message if it was dead-lettered cut off, else 0."""
+    size = headers.get(SIZE_HEADER)
+    return int(size) if isinstance(size, str) and _SIZE.fullmatch(size) else 0
 
 
-def _name(header: str) -> str:
-    """Return a header's name as MongoDB takes it for a field."""
+def _field_name(header: str) -> str:
+    """Return a header's name as a valid MongoDB field name."""
     return header.replace("\0", "\ufffd")
 
 

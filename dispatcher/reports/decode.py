@@ -1,4 +1,4 @@
-"""Reading what comes from the reports' queue; what can't be read goes to the dead letters."""
+"""Decodes the messages of the reports' queue; unreadable ones become dead letters."""
 
 from dataclasses import replace
 from enum import Enum
@@ -26,13 +26,13 @@ from modelyard.contract.validation import first_errors
 
 
 class Prompt(Enum):
-    """What a dispatcher asks by way of the reports' queue."""
+    """A request that a dispatcher sends to itself through the reports' queue."""
 
     OVERDUE = "overdue"
 
 
 class ReportEnvelope(Message):
-    """A message of reports, each of which is read by itself."""
+    """A message of reports, each of which is validated separately."""
 
     host_id: Id
     incarnation: str
@@ -45,10 +45,10 @@ class ReportEnvelope(Message):
 async def read_reports(
     broker: Broker, senders: Senders, delivery: Delivery
 ) -> WorkerReports | Prompt | None:
-    """Read a message; what is wrong in it is buried, the rest is returned.
+    """Return the valid reports of a message; dead-letter the invalid ones.
 
-    What a sender may not report is a dead letter with `forbidden`, whatever it says.
-    Raises `BrokerUnavailableError` if a dead letter was not confirmed.
+    If the sender may not report on the host, the whole message becomes a dead letter with
+    `forbidden`. Raises `BrokerUnavailableError` if a dead letter was not confirmed.
     """
     if delivery.type == OVERDUE_REPORTS_TYPE and senders.is_dispatcher(delivery.user_id):
         return Prompt.OVERDUE
@@ -58,7 +58,7 @@ async def read_reports(
         return None
     if delivery.type == UNREADABLE_TYPE:
         queue = host_queue(delivery.routing_key).name
-        await bury(broker, delivery, _reason_given(delivery), queue=queue)
+        await bury(broker, delivery, _worker_reason(delivery), queue=queue)
         return None
     try:
         envelope = ReportEnvelope.model_validate_json(delivery.body)
@@ -66,25 +66,25 @@ async def read_reports(
         await _bury(broker, delivery, first_errors(error))
         return None
     if envelope.host_id != delivery.routing_key:
-        said = f"{envelope.host_id} said it by the key {delivery.routing_key!r}."
-        await _bury(broker, delivery, said)
+        mismatch = f"{envelope.host_id} sent it with the routing key {delivery.routing_key!r}."
+        await _bury(broker, delivery, mismatch)
         return None
     reports: list[OperationReport] = []
     unreadable: list[JsonValue] = []
-    wrong: ValidationError | None = None
+    last_error: ValidationError | None = None
     for raw in envelope.operations:
         try:
             reports.append(OperationReport.model_validate(raw))
         except ValidationError as error:
-            wrong = error
+            last_error = error
             unreadable.append(raw)
-    if wrong is not None:
-        # Without its neighbours: they are recorded, and a letter's operations are given up.
+    if last_error is not None:
+        # Only the unreadable reports: operations in a dead letter fail, the others are recorded.
         rest = envelope.model_copy(
             update={"operations": tuple(unreadable), "online": None, "inventory": None}
         )
         letter = replace(delivery, body=rest.model_dump_json().encode())
-        await _bury(broker, letter, first_errors(wrong))
+        await _bury(broker, letter, first_errors(last_error))
     return WorkerReports(
         host_id=envelope.host_id,
         incarnation=envelope.incarnation,
@@ -96,7 +96,7 @@ async def read_reports(
 
 
 def _refusal(senders: Senders, delivery: Delivery) -> ErrorInfo | None:
-    """Return why a message is not even read: nobody may say it, or it is too much."""
+    """Return why a message is refused unread: its sender may not send it, or it is too large."""
     if not senders.may_speak_for(delivery.user_id, delivery.routing_key):
         sender = delivery.user_id or "a sender without a verified user"
         message = f"{sender} may not report on {delivery.routing_key!r}."
@@ -104,8 +104,7 @@ def _refusal(senders: Senders, delivery: Delivery) -> ErrorInfo | None:
     if delivery.type == UNREADABLE_TYPE:
         return None
     if delivery.cut or len(delivery.body) > MAX_REPORT_BYTES:
-        said = f"it has {delivery.size} bytes; at most {MAX_REPORT_BYTES} are taken."
-        return _not_a_report(said)
+        return _not_a_report(f"it has {delivery.size} bytes; at most {MAX_REPORT_BYTES} allowed.")
     try:
         check_bounds(delivery.body, REPORT_LIMITS)
     except InvalidRequestError as error:
@@ -113,17 +112,17 @@ def _refusal(senders: Senders, delivery: Delivery) -> ErrorInfo | None:
     return None
 
 
-def _reason_given(delivery: Delivery) -> ErrorInfo:
-    """Return why a worker could not read a command, in its own words."""
-    said = str(delivery.headers.get(REASON_HEADER))
-    known = said in ErrorCode.__members__.values()
-    detail = str(delivery.headers.get(DETAIL_HEADER) or "The worker did not say why.")
-    return ErrorInfo(code=ErrorCode(said) if known else ErrorCode.INVALID_REQUEST, message=detail)
+def _worker_reason(delivery: Delivery) -> ErrorInfo:
+    """Return the worker's reason why it could not read a command."""
+    code = str(delivery.headers.get(REASON_HEADER))
+    known = code in ErrorCode.__members__.values()
+    detail = str(delivery.headers.get(DETAIL_HEADER) or "The worker gave no reason.")
+    return ErrorInfo(code=ErrorCode(code) if known else ErrorCode.INVALID_REQUEST, message=detail)
 
 
-async def _bury(broker: Broker, delivery: Delivery, why: str) -> None:
-    await bury(broker, delivery, _not_a_report(why), queue=REPORTS_QUEUE.name)
+async def _bury(broker: Broker, delivery: Delivery, reason: str) -> None:
+    await bury(broker, delivery, _not_a_report(reason), queue=REPORTS_QUEUE.name)
 
 
-def _not_a_report(why: str) -> ErrorInfo:
-    return ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {why}")
+def _not_a_report(reason: str) -> ErrorInfo:
+    return ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=f"Not a report: {reason}")

@@ -1,4 +1,8 @@
-"""Fences: which reports are taken, and what becomes of those that come too late."""
+"""Fencing: tells current reports from stale ones, and counts and logs the stale ones.
+
+A report is stale if its attempt (host, epoch, generation) is not the operation's current one any
+more, or if a later report of the attempt is recorded. Stale reports change no state.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,35 +23,35 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StaleReport:
-    """A report that did not pass the fences."""
+    """A report that was fenced off, and why."""
 
     host_id: str
     report: OperationReport
     why: str
 
     @property
-    def ghost(self) -> bool:
-        """True if its sender works on what is not its own any more."""
+    def sender_still_works(self) -> bool:
+        """True if its worker still runs an attempt that was superseded, so it has to stop."""
         return not self.report.state.terminal and self.why != "older"
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentReport:
-    """A report that passed the fences, with the operation as it was."""
+    """A report that was not fenced off, with the operation as it was before the report."""
 
     report: OperationReport
     operation: OperationRecord
     told: LastReport | None = None
-    """The message that it came with, or a later one of the same boot that was read with it."""
+    """The message with the report, or a later one of the same incarnation in the same batch."""
 
     @property
     def new(self) -> bool:
-        """False if it is recorded already, and only repairs what a crash left half done."""
+        """False if the report is recorded already: it only repairs what a crash left half done."""
         return self.report.seq > self.operation.seq
 
 
 def latest(reports: Iterable[tuple[str, OperationReport]]) -> list[tuple[str, OperationReport]]:
-    """Keep the newest report of each operation from each host: each one carries full state."""
+    """Return the newest report of each host on each operation: every report has the full state."""
     kept: dict[tuple[str, str], OperationReport] = {}
     for host_id, report in reports:
         held = kept.get((host_id, report.operation_id))
@@ -59,7 +63,7 @@ def latest(reports: Iterable[tuple[str, OperationReport]]) -> list[tuple[str, Op
 def fence(
     host_id: str, report: OperationReport, operation: OperationRecord | None
 ) -> CurrentReport | str:
-    """Return the report as accepted, or the word for why it is stale."""
+    """Return the report as current, or the reason why it is stale."""
     if operation is None:
         return "unknown_operation"
     for differs, why in (
@@ -70,8 +74,8 @@ def fence(
     ):
         if differs:
             return why
-    made_again = operation.state is OperationState.QUEUED and report.state.terminal
-    if report.seq < operation.seq or (made_again and report.seq == operation.seq):
+    requeued = operation.state is OperationState.QUEUED and report.state.terminal
+    if report.seq < operation.seq or (requeued and report.seq == operation.seq):
         return "older"
     repeated = report.seq == operation.seq and report.state == operation.state
     if repeated or operation.state in operation_sources(report.state) & GIVEN_STATES:
@@ -80,7 +84,7 @@ def fence(
 
 
 class Fencing:
-    """Notes and counts what came too late."""
+    """Logs and counts stale reports, and cancels the attempts that still send them."""
 
     def __init__(self, store: Store, event_log: EventLog, control: ControlPublisher) -> None:
         self._store = store
@@ -88,40 +92,43 @@ class Fencing:
         self._control = control
 
     async def keep_off(self, stale: Sequence[StaleReport], boots: Mapping[str, LastReport]) -> None:
-        """Keep and count what came too late; tell whoever still works on it to stop."""
+        """Log and count stale reports; tell workers to cancel the attempts that still run.
+
+        `boots` are the incarnations that reported in this batch, by host.
+        """
         await self.record(stale)
         for host_id, boot in boots.items():
-            futile = [
+            cancels = [
                 CancelOperation(
                     operation_id=one.report.operation_id, epoch=one.report.epoch, reason="stale"
                 )
                 for one in stale
-                if one.host_id == host_id and one.ghost
+                if one.host_id == host_id and one.sender_still_works
             ]
-            if futile:
-                await self._control.send(host_id, boot.incarnation, cancels=futile)
+            if cancels:
+                await self._control.send(host_id, boot.incarnation, cancels=cancels)
 
     async def record(self, stale: Sequence[StaleReport]) -> None:
-        """Note in the log what came too late, and count it by host and reason: each report once.
+        """Append stale reports to the event log and count them by host and reason, each once.
 
-        What a host has told before and the log has as a fact is not late, it only came twice; nor
-        is what the same attempt has gone on from. The note goes first, so a crash before the count
-        loses that count and nothing else.
+        A duplicate of a report that the log already has as a fact is not counted, nor is a report
+        that a later one of the same attempt overtook (`older`). The event is written before the
+        count, so a crash between the two loses one count and nothing else.
         """
         for one in stale:
             _log_stale(one)
         stale = [one for one in stale if one.why != "older"]
         if not stale:
             return
-        told = await self._store.events.hosts_of(fact_id(one.report) for one in stale)
-        late = [one for one in stale if told.get(fact_id(one.report)) != one.host_id]
-        notes = [stale_event(one.report, one.host_id, one.why) for one in late]
-        new = await self._event_log.record(notes)
+        recorded = await self._store.events.hosts_of(fact_id(one.report) for one in stale)
+        late = [one for one in stale if recorded.get(fact_id(one.report)) != one.host_id]
+        events = [stale_event(one.report, one.host_id, one.why) for one in late]
+        new = await self._event_log.record(events)
         await self._store.hosts.count_fenced_off(
             Counter(
                 (one.host_id, one.why)
-                for one, note in zip(late, notes, strict=True)
-                if note.event_id in new
+                for one, event in zip(late, events, strict=True)
+                if event.event_id in new
             )
         )
 

@@ -1,8 +1,9 @@
-"""Heartbeats, and the workers whose word that they are here was lost on its way.
+"""Heartbeats: renew the hosts' leases, and reveal workers whose boot report was lost.
 
-A worker announces each of its boots once, by way of the reports' queue. If that message is lost to
-the record (the queue was deleted, or the message could not be read), the worker beats for a boot
-that nobody knows, and would be left outside for ever.
+A worker reports each of its boots once, through the reports' queue. If that report is lost (the
+queue was deleted, or the report could not be read), the worker sends heartbeats for an incarnation
+that is not in the record. It would get no work for ever, so the dispatcher tells it to renounce
+that incarnation and to begin a new one.
 """
 
 import time
@@ -24,12 +25,12 @@ from modelyard.store import Store
 log = structlog.get_logger(__name__)
 
 STRANGER_S = 30.0
-"""Seconds for which a boot beats that is not recorded until its worker is told to begin anew: its
-announcement goes ahead of its first beat, but may still be waiting to be read."""
+"""Seconds of heartbeats of an unrecorded incarnation before its worker has to begin a new one: the
+boot report is sent before the first heartbeat, but may still wait in its queue."""
 
 
 class UnrecordedBoots:
-    """Boots that beat and are not recorded, and since when."""
+    """Incarnations that send heartbeats but are not recorded, and since when."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str], float] = {}
@@ -37,7 +38,7 @@ class UnrecordedBoots:
     def overdue(
         self, heartbeats: Iterable[Heartbeat], recorded: Mapping[str, str], now: float
     ) -> list[Heartbeat]:
-        """Return those of the beats whose boots have been strangers for too long."""
+        """Return the heartbeats whose incarnations have been unrecorded for too long."""
         found: list[Heartbeat] = []
         for beat in heartbeats:
             key = (beat.host_id, beat.incarnation)
@@ -48,12 +49,12 @@ class UnrecordedBoots:
         return found
 
     def forget(self, beat: Heartbeat) -> None:
-        """Give it its time again: it was told."""
+        """Start the time of this incarnation again: its worker was told to renounce it."""
         self._since.pop((beat.host_id, beat.incarnation), None)
 
 
 class Heartbeats:
-    """Takes messages of `modelyard.heartbeats.v1` into the record."""
+    """Records the messages of `modelyard.heartbeats.v1`: heartbeats and hellos."""
 
     def __init__(
         self,
@@ -76,7 +77,8 @@ class Heartbeats:
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`, `BrokerUnavailableError`.
 
-        A worker that was given up, or that nobody knows, is told to begin anew.
+        A worker whose host is LOST, or whose incarnation is not recorded for too long, is told to
+        begin a new incarnation.
         """
         newest: dict[str, Heartbeat] = {}
         hellos: dict[str, HostHello] = {}
@@ -92,14 +94,14 @@ class Heartbeats:
             recorded = await self._store.hosts.incarnations(newest)
         for beat in newest.values():
             if (beat.host_id, beat.incarnation) in self._lost.boots:
-                # What it had was given to others.
+                # Its jobs may run on other hosts by now.
                 await self._renounce(beat)
         await self._meet_strangers(newest.values(), recorded)
         await self._enrolment.enrol(hellos.values())
         await subscription.ack(batch)
 
     def _read(self, delivery: Delivery) -> Heartbeat | HostHello | None:
-        """Read a sign of life; what its sender may not say, or can't be read, is dropped."""
+        """Return the heartbeat or hello; null (and a log line) if it is invalid or forbidden."""
         if delivery.size > MAX_HEARTBEAT_BYTES:
             log.warning("heartbeat.too_large", sender=delivery.user_id)
             return None
@@ -118,7 +120,7 @@ class Heartbeats:
         self, heartbeats: Iterable[Heartbeat], recorded: Mapping[str, str]
     ) -> None:
         overdue = self._strangers.overdue(heartbeats, recorded, time.monotonic())
-        # As long as reports wait to be read an announcement may be among them.
+        # As long as reports wait in their queue, the boot report may be among them.
         if not overdue or await self._broker.message_count(REPORTS_QUEUE.name):
             return
         for beat in overdue:

@@ -1,9 +1,10 @@
-"""The recorder: from the workers' reports into the record, and only then to those who listen.
+"""The recorder: records the workers' reports, and only then publishes them as events.
 
-Reports carry full state and `(operation_id, epoch, seq)`, so order and doubling do not matter. The
-order of the writes is: result, job, reservation, operation, event, ack. A crash between any two of
-them means that the report comes again; each write finds what is done and goes on from there. The
-operation comes late on purpose: whoever sees it ended sees its job as it left it.
+Reports carry `(operation_id, epoch, seq)` and the full state, so lost order and duplicates do not
+matter. The writes come in the order result, job, reservation, operation, event, ack. After a crash
+between any two of them the report is redelivered; each write finds what is done and continues from
+there. The operation is written after its job, so that a client that sees the operation ended also
+sees the job in the state that the operation left.
 """
 
 from collections import defaultdict
@@ -30,9 +31,9 @@ from modelyard.store.records import LastReport
 
 
 class Recorder:
-    """Takes messages of `modelyard.reports.v1` into the record."""
+    """Records the messages of `modelyard.reports.v1`."""
 
-    def __init__(  # noqa: PLR0913 - all that a report may touch
+    def __init__(  # noqa: PLR0913 - all that a report may affect
         self,
         store: Store,
         broker: Broker,
@@ -72,7 +73,7 @@ class Recorder:
             if message is None:
                 continue
             if message is Prompt.OVERDUE:
-                # Whatever answers it was told before it was asked.
+                # Record the reports that arrived before the request, then enforce the deadlines.
                 await self.record(latest(reports), boots)
                 reports = []
                 await self._deadlines.enforce()
@@ -85,9 +86,9 @@ class Recorder:
                 await self._reconciler.boot(boot)
             boots[host_id] = LastReport(incarnation=incarnation, number=message.number)
             reports += [(host_id, report) for report in message.operations]
-            # Of the looks that piled up only the newest says something.
+            # Only the newest of a host's inventory reports in this batch still matters.
             if message.inventory is not None and newest[host_id] is message:
-                # It is compared with all that was reported before it, and nothing after.
+                # It is compared with everything reported before it, and nothing after it.
                 await self.record(latest(reports), boots)
                 reports = []
                 look = InventoryReport(host_id, incarnation, message.inventory, message.number)
@@ -99,9 +100,9 @@ class Recorder:
     async def record(
         self, reports: Sequence[tuple[str, OperationReport]], boots: Mapping[str, LastReport]
     ) -> None:
-        """Write the reports that pass the fences; raises `StoreUnavailableError`.
+        """Write the reports that are not fenced off; raises `StoreUnavailableError`.
 
-        `boots` are the boots that reported, by host, and the number of each one's last message.
+        `boots` has each reporting host's incarnation and the number of its last message.
         """
         if not reports:
             return
@@ -145,9 +146,10 @@ class Recorder:
         )
 
     def _is_made_again(self, one: CurrentReport) -> bool:
-        """Tell whether an attempt that failed is followed by another one.
+        """Tell whether a failed attempt is retried.
 
-        A worker that had to give up a container which the job still counts on has the last word.
+        It is not if the worker reports that the job's existing container is lost (a job state with
+        a verb that does not place the job).
         """
         report = one.report
         if report.state is not OperationState.FAILED or report.error is None or not one.new:
@@ -171,7 +173,7 @@ class Recorder:
         return places
 
     async def _apply_to_jobs(self, accepted: Sequence[CurrentReport]) -> set[str]:
-        """Write what the reports say of jobs; return the jobs that are now as reported."""
+        """Write the job states of the reports; return the jobs that now are in these states."""
         telling = [one for one in accepted if one.report.job_state is not None]
         if not telling:
             return set()
@@ -187,7 +189,7 @@ class Recorder:
         freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for one in telling:
             job = jobs.get(one.report.job_id)
-            # A reservation goes only when the job has let go of that generation, whoever wrote it.
+            # Free a reservation only when the job has given up that generation, whoever wrote it.
             gone = job is None or job.host_id is None or job.generation > one.report.generation
             if gone and not (one.report.job_state or JobState.NONE).live:
                 freed[one.operation.host_id or ""].append(
@@ -207,9 +209,9 @@ class Recorder:
     async def _recoveries(
         self, telling: Sequence[CurrentReport]
     ) -> Mapping[str, PendingRestoration]:
-        """Return which jobs are to come back that these reports find down.
+        """Return the restorations of jobs that these reports found down, if they get one.
 
-        Found by an inference, or by the load that was to bring the job back.
+        An inference found the job down, or the load of an earlier restoration did.
         """
         down = {one.report.job_id for one in telling if _found_down(one)}
         if not down:
@@ -221,7 +223,10 @@ class Recorder:
         }
 
     async def _still_valid(self, accepted: Sequence[CurrentReport]) -> list[CurrentReport]:
-        """Read again after a write found less than expected: only facts may be told."""
+        """Return the reports that are in the record now: only these may be published as events.
+
+        Needed if a write matched fewer operations than expected, because another writer was first.
+        """
         now = await self._store.operation_queries.get_many(
             [one.report.operation_id for one in accepted]
         )

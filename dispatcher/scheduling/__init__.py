@@ -1,1 +1,1 @@
-"""What goes next and where: order within a job, placement, commands to hosts."""
+"""Scheduling: order within a job, placement on a host, commands to workers."""

@@ -1,4 +1,4 @@
-"""Commands: what a dispatched operation says to its host, published to the host's own queue."""
+"""Commands: each dispatched operation becomes a message in its host's queue."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ MAX_COMMANDS = 100
 
 @dataclass(frozen=True, slots=True)
 class PackedCommand:
-    """A command as JSON, written once."""
+    """A command that is already serialized as JSON."""
 
     operation_id: str
     json: bytes
@@ -38,10 +38,10 @@ class CommandPublisher:
     async def publish(
         self, operations: Iterable[OperationRecord], jobs: Mapping[str, JobRecord]
     ) -> None:
-        """Publish each operation's command to its host's queue, what is for one host together.
+        """Publish each operation's command to its host's queue; one host's commands share messages.
 
-        What the broker does not take is published again by the sweep: the record says DISPATCHED,
-        and workers know a command that they have had.
+        If the broker does not confirm a message, the sweep publishes its commands again: they are
+        DISPATCHED in the record, and workers ignore a command that they already have.
         """
         by_boot: dict[tuple[str, str], list[PackedCommand]] = defaultdict(list)
         for operation in operations:

@@ -1,4 +1,7 @@
-"""A job's line: which of its operations may go now. Pure: the rules of order and of each verb."""
+"""Order within a job: which of its open operations may start now, and how.
+
+A job's line holds its open operations in the order of acceptance. The rules are pure functions.
+"""
 
 import re
 from collections.abc import Mapping
@@ -11,12 +14,12 @@ from modelyard.contract.states import VERB_RULES, OperationState, Verb, VerbRule
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
 CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
-"""A container's id, or its beginning: Docker shows 12 characters of it."""
+"""A container's id or a prefix of it: Docker's short form has 12 characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntries:
-    """The entries that the operations at hand name."""
+    """The catalog entries that the operations of this pass name."""
 
     models: Mapping[str, ModelSpec]
     datasets: Mapping[str, DatasetSpec]
@@ -24,7 +27,7 @@ class CatalogEntries:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """It could never run."""
+    """The operation can never run: reject it."""
 
     operation: OperationRecord
     error: ErrorInfo
@@ -32,14 +35,14 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class SucceedAsIs:
-    """The verb already holds and there is no container to ask: it succeeds as it is."""
+    """The verb already holds and the job has no host: the operation succeeds without a command."""
 
     operation: OperationRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """To the job's own host."""
+    """Dispatch the operation to the host that the job is on."""
 
     operation: OperationRecord
     job: JobRecord
@@ -47,34 +50,34 @@ class Dispatch:
 
 
 class EndedBy(Enum):
-    """What a TERMINATE makes of an operation before it that has no host yet."""
+    """How close a TERMINATE waits behind an operation that needs a placement."""
 
     NEXT = "next"
-    """Nothing would use the container: without a host there is no need to make it."""
+    """It is next, so nothing would use the container: if no host has room, cancel the operation."""
     LATER = "later"
-    """There is work in between, which may wait for room; not for a host that is not there."""
+    """Other operations come between: wait for room, but cancel if no known host could ever fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceAndDispatch:
-    """To a host that is still to be found, as a new generation."""
+    """Place the job on a host as a new generation, and dispatch the operation there."""
 
     operation: OperationRecord
     job: JobRecord
     spec: ModelSpec
     dataset: DatasetSpec | None
     ended_by: EndedBy | None = None
-    """Set if a TERMINATE waits behind it."""
+    """Set if a TERMINATE waits behind the operation."""
 
 
 Decision = Reject | SucceedAsIs | Dispatch | PlaceAndDispatch
 
 
 def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
-    """Return what may happen now in a job's line, in its order.
+    """Return the decisions for the operations of a line that may start now, in their order.
 
-    An operation may go when all before it have ended. Inferences may go together, up to the
-    model's `max_concurrency`; whatever comes behind them waits for all of them.
+    An operation may start when all operations before it have ended. Inferences may run together,
+    up to the model's `max_concurrency`; any other operation behind them waits for all of them.
     """
     decisions: list[Decision] = []
     inferring = 0
@@ -83,7 +86,7 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
         if operation.state is not OperationState.QUEUED or operation.resting:
             if not shared:
                 break
-            inferring += 1  # one that rests keeps its place in the order, too
+            inferring += 1  # one that waits for its retry keeps its place in the order, too
             continue
         if inferring and not shared:
             break
@@ -94,7 +97,7 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
             decision = replace(decision, ended_by=_ended_by(line, operation))
         decisions.append(decision)
         if isinstance(decision, Reject):
-            continue  # it changes nothing, so the next one may be looked at
+            continue  # a rejection changes nothing, so the next operation may start
         if not shared:
             break
         inferring += 1
@@ -102,7 +105,7 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
 
 
 def _heads(line: JobLine) -> tuple[OperationRecord, ...]:
-    """Return the line, or nothing while what brings the job back is about to stand in front."""
+    """Return the line, or nothing while a restoration is about to put its operations in front."""
     return () if line.job.recovery is not None else line.operations
 
 
@@ -139,7 +142,7 @@ def _decide(job: JobRecord, operation: OperationRecord, catalog: CatalogEntries)
 
 
 def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bool:
-    """Tell if a verb that places has its place: it holds already, or it is given once more."""
+    """Tell whether a placing verb needs no new placement: it holds, or it is dispatched again."""
     if job.state in rule.holds_in:
         return True
     return job.current is not None and job.current.operation_id == operation.operation_id
@@ -149,9 +152,8 @@ def _place(
     job: JobRecord, operation: OperationRecord, verb: Verb, catalog: CatalogEntries
 ) -> PlaceAndDispatch | Reject:
     if operation.source == "system" and job.spec is not None:
-        return PlaceAndDispatch(
-            operation, job, job.spec, job.dataset_spec
-        )  # as it was, to bring it back
+        # A restoration uses the specs that the job had, whatever the catalog says now.
+        return PlaceAndDispatch(operation, job, job.spec, job.dataset_spec)
     spec = catalog.models.get(operation.model or "")
     if spec is None:
         message = f"The catalog has no model {operation.model!r}."
@@ -210,19 +212,19 @@ def _mismatch(job: JobRecord, operation: OperationRecord) -> ErrorInfo | None:
 
 
 def _other_container(job: JobRecord, operation: OperationRecord, verb: Verb) -> ErrorInfo | None:
-    """Return what is wrong with the container that a client named, if it named one.
+    """Return an error if the client named a container that is not the job's.
 
-    Docker's short form will do. Of a job without a container any id that could be one is taken:
-    it may have been the job's.
+    Docker's short form is enough. If the job has no container, any well-formed id is accepted: it
+    may have been the job's.
     """
-    given = operation.wanted_container_id
-    if given is None or VERB_RULES[verb].places:
+    wanted = operation.wanted_container_id
+    if wanted is None or VERB_RULES[verb].places:
         return None
-    possible = CONTAINER_ID.fullmatch(given) is not None
-    if possible and (not job.state.live or (job.container_id or "").startswith(given)):
+    well_formed = CONTAINER_ID.fullmatch(wanted) is not None
+    if well_formed and (not job.state.live or (job.container_id or "").startswith(wanted)):
         return None
     return ErrorInfo(
         code=ErrorCode.CONTAINER_MISMATCH,
-        message=f"Container {given!r} is not the one of job {job.job_id!r}.",
+        message=f"Container {wanted!r} is not the one of job {job.job_id!r}.",
         detail={"container_id": job.container_id},
     )

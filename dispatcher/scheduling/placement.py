@@ -1,4 +1,4 @@
-"""Placement: which host a job goes to. Pure: a snapshot in, a decision with its reasons out."""
+"""Placement: chooses a host for a job. Pure: a snapshot in, a decision with its reasons out."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from modelyard.store.records import HostRecord
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """What a job asks of its host."""
+    """What a job needs of its host."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     slots: int = 1
     job_id: str = ""
     avoid: frozenset[str] = frozenset()
-    """Hosts that are taken only if there is no other."""
+    """Hosts that are chosen only if no other fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,15 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Unplaced:
-    """No host fits now; why, for people."""
+    """No host fits now; the reasons are for people."""
 
     reasons: tuple[str, ...]
     hopeless: bool = False
-    """True if none would fit with all its room free: who waits, waits for another host."""
+    """True if no known host would fit even when empty: only another host would help."""
 
 
 class FreeCapacity:
-    """The hosts of one snapshot, and what the decisions made so far leave free on them."""
+    """The hosts of one snapshot and the slots that earlier decisions of this pass left free."""
 
     def __init__(self, hosts: Sequence[HostRecord]) -> None:
         self._hosts = {host.host_id: host for host in hosts}
@@ -48,17 +48,17 @@ class FreeCapacity:
 
     @property
     def any_left(self) -> bool:
-        """True if some host could take one more slot."""
+        """True if some host has a slot free for a job without label requirements."""
         return any(
             free > 0 and _refusal(self._hosts[key], PlacementRequest(), free) is None
             for key, free in self._free.items()
         )
 
     def place(self, need: PlacementRequest) -> Placed | Unplaced:
-        """Choose the host with the most free slots among those that fit, and take the room.
+        """Choose the host with the most free slots among those that fit, and take its slots.
 
-        One where an attempt failed is taken only if there is no other.
-        Ties go to the name, so that the same snapshot always gives the same answer.
+        Hosts in `need.avoid`, where an attempt has failed, are chosen only if no other fits.
+        Ties go to the first host id, so that the same snapshot always gives the same answer.
         """
         refusals: Counter[str] = Counter()
         fitting: list[HostRecord] = []
@@ -99,7 +99,7 @@ def _refusal(host: HostRecord, need: PlacementRequest, free: int) -> str | None:
 
 
 def _may_fit(host: HostRecord, need: PlacementRequest) -> bool:
-    """Tell if a host would take this, were it online, open and empty."""
+    """Tell whether the host would fit if it were ONLINE, OPEN and empty."""
     return (
         host.liveness is not Liveness.LOST
         and host.slots >= need.slots
@@ -111,6 +111,6 @@ def _explain(refusals: Counter[str]) -> tuple[str, ...]:
     if not refusals:
         return ("no host is registered",)
     return tuple(
-        f"1 host {why}" if count == 1 else f"{count} hosts: each {why}"
-        for why, count in sorted(refusals.items())
+        f"1 host {reason}" if count == 1 else f"{count} hosts: each {reason}"
+        for reason, count in sorted(refusals.items())
     )

@@ -1,12 +1,12 @@
-"""Scheduling: what may go now goes, what can't be placed waits in the record with its reasons.
+"""Scheduling: dispatches the operations that may start now; the others stay QUEUED with reasons.
 
-One pass over some jobs reads as: look, decide, end what can't run, reserve, assign, claim, publish,
-tell. What can crash between two lines:
+One pass over some jobs: read a snapshot, decide, end the operations that can't run, reserve,
+assign, claim, publish the commands, publish the events. What a crash leaves behind:
 
 - after reserve: the reservation names a job that is not assigned to the host; the sweep frees it;
 - after assign: the job names its host and next generation while the operation is still QUEUED;
-  the next pass finds it placed already and goes on from there;
-- after claim: the record says DISPATCHED and no command is out; the sweep publishes it;
+  the next pass finds the job placed and continues from there;
+- after claim: the operation is DISPATCHED and no command is published; the sweep publishes it;
 - after publish: only the event is missing.
 
 Two dispatchers may run passes over the same jobs: reservations are guarded by the host document,
@@ -49,37 +49,39 @@ JOBS_IN_A_PASS = 200
 WAITING_PAGE = 500
 PAGES_AT_ONCE = 4
 URGENT = 50
-"""Operations of the waiting room that are looked at beside those that want room now."""
+"""Most urgent operations without a host that join a pass in which some job needs a placement."""
 RETRY_AFTER_S = 0.5
-WITHDRAWN = "It was withdrawn: no host could take it, and a TERMINATE came behind it."
+WITHDRAWN = "It was withdrawn: no host could take it, and a TERMINATE waited behind it."
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedDispatch:
-    """One operation on its way to a host."""
+    """One operation that this pass will dispatch to a host."""
 
     operation: OperationRecord
     job: JobRecord
     host: HostRecord
     generation: int
-    place: PlaceAndDispatch | None
-    """Set if it needs a new reservation."""
+    placement: PlaceAndDispatch | None
+    """Set if the operation needs a new reservation."""
 
 
 @dataclass(slots=True)
 class SchedulingPlan:
-    """What one pass wants to do."""
+    """The outcome of one pass, before any of it is written."""
 
     endings: list[QueuedEnding] = field(default_factory=list)
-    held_jobs: list[str] = field(default_factory=list)
+    terminated_jobs: list[str] = field(default_factory=list)
+    """Jobs whose TERMINATE succeeds as it is, because they have no container."""
     dispatches: list[PlannedDispatch] = field(default_factory=list)
     waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By operation id: the new reasons of operations that stay QUEUED."""
 
 
 def make_plan(
     lines: Sequence[JobLine], catalog: CatalogEntries, capacity: FreeCapacity
 ) -> SchedulingPlan:
-    """Decide over a snapshot. Places go by priority, then by order of acceptance."""
+    """Decide over a snapshot. Capacity goes by priority, then by order of acceptance."""
     plan = SchedulingPlan()
     decisions = [decision for line in lines for decision in next_decisions(line, catalog)]
     for decision in sorted(decisions, key=_urgency):
@@ -100,13 +102,13 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
             )
         case SucceedAsIs():
             plan.endings.append(QueuedEnding(operation.operation_id, OperationState.SUCCEEDED))
-            plan.held_jobs.append(operation.job_id or "")
+            plan.terminated_jobs.append(operation.job_id or "")
         case Dispatch(job=job, host_id=host_id):
             host = capacity.host(host_id)
             if host is None or host.incarnation is None:
                 _wait(plan, operation, (f"host {host_id} is not known",))
             elif host.liveness is not Liveness.ONLINE:
-                # Its commands would lie in its queue, past every cancel and every deadline.
+                # A command in its queue could not be cancelled, and no deadline would apply to it.
                 _wait(plan, operation, (f"host {host_id} is {host.liveness}",))
             else:
                 plan.dispatches.append(PlannedDispatch(operation, job, host, job.generation, None))
@@ -138,9 +140,9 @@ def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, 
 
 
 class Scheduler:
-    """Runs passes over the jobs that it is woken for.
+    """Runs passes over the jobs for which it is woken.
 
-    The sweep's passes may run beside them, as another dispatcher's may: every write is guarded.
+    The sweep or another dispatcher may run passes at the same time: every write is guarded.
     """
 
     def __init__(self, store: Store, event_log: EventLog, commands: CommandPublisher) -> None:
@@ -148,29 +150,29 @@ class Scheduler:
         self._event_log = event_log
         self._commands = commands
         self._jobs: dict[str, None] = {}
-        self._look_at_waiting = False
-        self._last_looked_at: OperationRecord | None = None
+        self._waiting_woken = False
+        self._swept_up_to: OperationRecord | None = None
         self._woken = asyncio.Event()
 
     def wake(self, job_ids: Iterable[str]) -> None:
-        """Have these jobs looked at soon: something is new in their lines."""
+        """Schedule these jobs soon: something has changed in their lines."""
         self._jobs.update(dict.fromkeys(job_ids))
         self._woken.set()
 
     def wake_waiting(self) -> None:
-        """Have the waiting room looked at soon: there is room that was not there before."""
-        self._look_at_waiting = True
+        """Schedule the waiting operations soon: capacity has become free."""
+        self._waiting_woken = True
         self._woken.set()
 
     async def run(self) -> None:
-        """Run passes for ever. While MongoDB is away nothing is forgotten."""
+        """Run passes for ever. While MongoDB is unavailable, woken jobs are kept and retried."""
         while True:
             await self._woken.wait()
             self._woken.clear()
             jobs = list(self._jobs)[:JOBS_IN_A_PASS]
             for job_id in jobs:
                 del self._jobs[job_id]
-            waiting, self._look_at_waiting = self._look_at_waiting, False
+            waiting, self._waiting_woken = self._waiting_woken, False
             try:
                 if waiting:
                     await self._schedule_waiting()
@@ -179,9 +181,9 @@ class Scheduler:
             except StoreUnavailableError as error:
                 log.warning("scheduler.store_unavailable", error=str(error))
                 self.wake(jobs)
-                self._look_at_waiting |= waiting
+                self._waiting_woken |= waiting
                 await asyncio.sleep(RETRY_AFTER_S)
-            if self._jobs or self._look_at_waiting:
+            if self._jobs or self._waiting_woken:
                 self._woken.set()
 
     async def schedule(self, job_ids: Sequence[str]) -> None:
@@ -194,7 +196,7 @@ class Scheduler:
         lines = [*read.lines]
         moved = read.moved
         if waiting and any(_may_place(line) for line in lines):
-            # Room goes to the most urgent, not to who happens to be looked at now.
+            # Capacity goes to the most urgent operations, not only to those of this pass.
             others = {one.job_id for one in waiting if one.job_id} - set(job_ids)
             urgent = await self._store.jobs.lines(sorted(others))
             lines += urgent.lines
@@ -206,19 +208,19 @@ class Scheduler:
         await self._dispatch(plan.dispatches)
 
     async def schedule_next_page(self) -> None:
-        """Look at the next part of the waiting room, from the start again after its end.
+        """Schedule the next page of waiting operations; after the last page start again.
 
-        The sweep calls it: in time every operation is looked at, whoever was to be woken for it
-        and died before. Raises `StoreUnavailableError`.
+        The sweep calls it, so that every operation is scheduled in time, even if the dispatcher
+        that was woken for it has crashed. Raises `StoreUnavailableError`.
         """
-        page = await self._schedule_page(self._last_looked_at)
-        self._last_looked_at = page[-1] if len(page) == WAITING_PAGE else None
+        page = await self._schedule_page(self._swept_up_to)
+        self._swept_up_to = page[-1] if len(page) == WAITING_PAGE else None
 
     async def _schedule_waiting(self) -> None:
-        """Look at the waiting room page by page, as far as there is room.
+        """Schedule the waiting operations page by page, as long as there is free capacity.
 
-        At most some pages: room that nobody in them can use must not hold up everything else.
-        What lies behind comes up in the sweep's round.
+        At most `PAGES_AT_ONCE`: capacity that none of them can use must not delay everything else.
+        The sweep schedules the rest (`schedule_next_page`).
         """
         page = await self._schedule_page(None)
         for _ in range(PAGES_AT_ONCE - 1):
@@ -244,8 +246,8 @@ class Scheduler:
     async def _end(self, plan: SchedulingPlan) -> None:
         if not plan.endings:
             return
-        await self._store.jobs.terminated_without_container(plan.held_jobs)
-        if plan.held_jobs:
+        await self._store.jobs.terminated_without_container(plan.terminated_jobs)
+        if plan.terminated_jobs:
             crash_point("dispatcher.hold.after_jobs")
         ended = await self._store.operations.end_queued(plan.endings, token=_token())
         self.wake(one.job_id for one in ended if one.job_id)
@@ -281,17 +283,17 @@ class Scheduler:
     async def _reserve(
         self, wanted: Sequence[PlannedDispatch], token: str
     ) -> list[PlannedDispatch]:
-        """Reserve what needs it; return all that may go on. A host's share goes in one update."""
-        ready = [one for one in wanted if one.place is None]
+        """Reserve capacity, with one update for each host; return the dispatches that may go on."""
+        ready = [one for one in wanted if one.placement is None]
         by_host: dict[str, list[PlannedDispatch]] = defaultdict(list)
         for one in wanted:
-            if one.place is not None:
+            if one.placement is not None:
                 by_host[one.host.host_id].append(one)
         for shares in by_host.values():
             if await self._reserve_together(shares, token):
                 ready += shares
                 continue
-            # The snapshot was stale. One by one, the most urgent still get what there is.
+            # The snapshot was stale. Reserve one by one, so that the most urgent come first.
             for one in shares:
                 if await self._reserve_together([one], token):
                     ready.append(one)
@@ -305,18 +307,18 @@ class Scheduler:
         )
 
     async def _assign(self, ready: Sequence[PlannedDispatch], token: str) -> list[PlannedDispatch]:
-        """Make the operations the current ones of their jobs; inferences share the job as it is."""
+        """Make each operation its job's current one; inferences share the job unchanged."""
         exclusive = [one for one in ready if not one.operation.shared]
         won = await self._store.jobs.assign([_assignment(one) for one in exclusive], token=token)
         lost = [one for one in exclusive if one.job.job_id not in won]
         self.wake(one.job.job_id for one in lost)
-        await self._release_unused([one for one in lost if one.place is not None], token)
+        await self._release_unused([one for one in lost if one.placement is not None], token)
         return [one for one in ready if one.operation.shared or one.job.job_id in won]
 
     async def _release_unused(self, lost: Sequence[PlannedDispatch], token: str) -> None:
-        """Free what was reserved for jobs that someone else has assigned.
+        """Free the reservations of jobs that another writer has assigned meanwhile.
 
-        Unless it goes on from our own assignment: then the job stands on what we reserved.
+        If that assignment uses this very reservation (same host and generation), it is kept.
         """
         if not lost:
             return
@@ -342,12 +344,12 @@ def _assignment(one: PlannedDispatch) -> Assignment:
         epoch=one.operation.epoch + 1,
         generation=one.generation,
         host_id=one.host.host_id,
-        spec=one.place.spec if one.place else None,
-        dataset_spec=one.place.dataset if one.place else None,
-        anew=one.place is not None and one.operation.source != "system",
+        spec=one.placement.spec if one.placement else None,
+        dataset_spec=one.placement.dataset if one.placement else None,
+        anew=one.placement is not None and one.operation.source != "system",
     )
 
 
 def _token() -> str:
-    """Return what marks the writes of one pass, so that it can read back which of them won."""
+    """Return a mark for the writes of one pass, so that it can read back which of them won."""
     return uuid.uuid4().hex

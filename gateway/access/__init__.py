@@ -1,1 +1,1 @@
-"""Who asks, and whether they may."""
+"""Access: authenticates clients by API keys and checks their scopes."""

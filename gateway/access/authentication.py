@@ -1,7 +1,7 @@
-"""Who asks, and whether he may: found out before a route runs, stated at every route.
+"""Authentication and authorization: both happen before a route runs.
 
-`needs` is the dependency with which a route says which scopes it takes. A route without one is a
-mistake, which a test finds.
+Each route declares with the dependency `needs` which scopes it requires. A test fails if a route
+declares none.
 """
 
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ from modelyard.contract.states import Verb
 HEADER = "Authorization"
 SCHEME = "Bearer"
 
-_HOW = f"Send an API key in the header `{HEADER}: {SCHEME} my_...`."
+_ADVICE = f"Send an API key in the header `{HEADER}: {SCHEME} my_...`."
 
 
 class Authentication:
-    """Tells who asks; null keys if nobody has to say who he is."""
+    """Authenticates requests by their API key; with null keys every client may do everything."""
 
     def __init__(self, keys: KeyRing | None) -> None:
         self._keys = keys
         self._failed = FailedAuthentications()
 
     async def principal(self, authorization: Sequence[str], address: str | None) -> Principal:
-        """Return who asks, by the `Authorization` headers of his request.
+        """Return the principal that the `Authorization` headers of a request authenticate.
 
-        Raises `UnauthenticatedError`, after a pause if he tried, `TooManyFailuresError` and
-        `StoreUnavailableError`.
+        Raises `UnauthenticatedError` (after a pause, if the request has such a header),
+        `TooManyFailuresError` and `StoreUnavailableError`.
         """
         if self._keys is None:
             return ANYONE
         if not authorization:
-            raise UnauthenticatedError(f"There is no API key. {_HOW}")
+            raise UnauthenticatedError(f"The request has no API key. {_ADVICE}")
         key: ApiKey | None = None
         try:
             key = _key_in(authorization)
@@ -52,23 +52,23 @@ class Authentication:
             waited = await self._failed.hold_back(address, key.key_id if key else None)
             if waited:
                 raise
-            raise UnauthenticatedError(error.message, hang_up=True) from error
+            raise UnauthenticatedError(error.message, close_connection=True) from error
 
 
 class Needs(SecurityBase):
-    """The dependency that lets a request through if its sender has one of the scopes."""
+    """The dependency that admits a request if its principal has one of the scopes."""
 
     def __init__(self, *any_of: Scope) -> None:
         self.scopes = any_of
         self.scheme_name = "apiKey"
         self.model = BearerModel(
             bearerFormat="my_<id>_<secret>",
-            description="An API key, where the gateway runs with `MODELYARD_AUTH=keys`. The list "
-            "at each operation names the scopes of which one is enough.",
+            description="An API key, required if the gateway runs with `MODELYARD_AUTH=keys`. "
+            "Each operation lists the scopes of which one is enough.",
         )
 
     async def __call__(self, request: Request) -> Principal:
-        """Return who asks; raises `UnauthenticatedError` and `ForbiddenError`."""
+        """Return the principal of a request; raises as `principal` does, and `ForbiddenError`."""
         authentication = cast("Authentication", request.app.state.gateway.authentication)
         address = request.client.host if request.client else None
         principal = await authentication.principal(request.headers.getlist(HEADER), address)
@@ -78,12 +78,12 @@ class Needs(SecurityBase):
 
 
 def needs(*any_of: Scope) -> Any:  # noqa: ANN401 - FastAPI's own type of it
-    """Return the dependency of a route that takes one of these scopes."""
+    """Return the dependency of a route that requires one of these scopes."""
     return Security(Needs(*any_of), scopes=[scope.value for scope in any_of])
 
 
 def refuse_to_submit(principal: Principal, verb: Verb) -> ForbiddenError | None:
-    """Return why a principal may not submit a request of this verb; null if he may."""
+    """Return an error if a principal may not submit requests of this verb, else null."""
     scopes = scopes_to_submit(verb)
     return None if principal.may(*scopes) else ForbiddenError(*scopes)
 
@@ -94,5 +94,5 @@ def _key_in(authorization: Sequence[str]) -> ApiKey:
     scheme, _, text = authorization[0].partition(" ")
     key = ApiKey.parse(text.strip()) if scheme.lower() == SCHEME.lower() else None
     if key is None:
-        raise UnauthenticatedError(f"The header {HEADER} holds no API key. {_HOW}")
+        raise UnauthenticatedError(f"The header {HEADER} holds no API key. {_ADVICE}")
     return key

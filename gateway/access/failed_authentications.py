@@ -1,8 +1,8 @@
-"""Failed authentications: counted for each address, told in the log, and answered slowly.
+"""Failed authentications: counted for each address, logged, and answered slowly.
 
-Only those who fail are slowed. Whoever comes with a key that the gateway has seen to be valid is
-answered at once, also from an address from which others fail: many may stand behind one proxy.
-While an address is at its limit of held answers, other keys from it are not looked up.
+Only failed requests are slowed. A request with a key that the gateway has seen to be valid is
+answered at once, even if other requests from the same address fail: many clients may share a proxy.
+While an address has its maximum of delayed answers, other keys from it are not looked up.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_S = 0.1
 MOST_PAUSE_S = 2.0
 FORGOTTEN_S = 300.0
-"""An address that did not fail for so long begins anew."""
+"""Seconds without a failure after which an address's count starts at zero again."""
 MAX_ADDRESSES = 10_000
 MAX_PAUSED = 200
 MAX_PAUSED_OF_ADDRESS = 8
-"""Answers that are held back at the same time; the ones beyond lose their connection instead."""
+"""Most delayed answers at the same time; beyond that, the connection is closed instead."""
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class _Failures:
 
 
 class FailedAuthentications:
-    """Counts and slows those who fail; its memory is bounded."""
+    """Counts failed authentications and delays their answers; its memory is bounded."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -41,7 +41,7 @@ class FailedAuthentications:
         self._paused: Counter[str] = Counter()
 
     async def hold_back(self, address: str | None, key_id: str | None) -> bool:
-        """Count a failure and wait; False if too many wait already: then hang up."""
+        """Count a failure and wait; false if too many answers wait: then close the connection."""
         group = _group(address)
         count = self.count(address, key_id)
         if self._paused.total() >= MAX_PAUSED or self._paused[group] >= MAX_PAUSED_OF_ADDRESS:
@@ -56,13 +56,13 @@ class FailedAuthentications:
         return True
 
     def at_limit(self, address: str | None) -> bool:
-        """Tell whether as many answers to this address are held back as may be."""
+        """Tell whether this address has its maximum of delayed answers."""
         return self._paused[_group(address)] >= MAX_PAUSED_OF_ADDRESS
 
     def count(self, address: str | None, key_id: str | None) -> int:
-        """Count a failure, tell the log, and return how many there were."""
+        """Count a failure, log it, and return the count of its address."""
         count = self._counted(_group(address))
-        if count & (count - 1) == 0:  # 1, 2, 4, 8: a flood of failures is no flood of lines
+        if count & (count - 1) == 0:  # log 1, 2, 4, 8, ..., so that failures can't flood the log
             log.warning("authentication.failed", address=address, key_id=key_id, failures=count)
         return count
 
@@ -80,12 +80,12 @@ class FailedAuthentications:
 
 
 def pause_s(failures: int) -> float:
-    """Return how long the answer to a failure is held back."""
+    """Return for how many seconds the answer is delayed after so many failures."""
     return min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), MOST_PAUSE_S)
 
 
 def _group(address: str | None) -> str:
-    """Return what is counted together: an IPv4 address, or the /64 that one has with IPv6."""
+    """Return the key to count by: an IPv4 address, or the /64 network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""API keys as the gateway knows them: read from MongoDB, and remembered for a while."""
+"""The key ring: a cache of the API keys in MongoDB."""
 
 import asyncio
 import time
@@ -21,17 +21,17 @@ from modelyard.store.api_keys import ApiKeyRecord
 log = structlog.get_logger(__name__)
 
 FRESH_S = 5.0
-"""How long a key counts as it was read: after so long, one that was revoked is refused."""
+"""How long a cached key is used without reading it again: a revoked key is refused after it."""
 UNKNOWN_S = 5.0
-"""How long a key that MongoDB does not know is refused without asking again."""
+"""How long a key that is not in MongoDB is refused without reading again."""
 KEPT_S = 3_600.0
-"""How long a key that was read still counts while MongoDB is away."""
+"""How long a cached key stays valid while MongoDB is down."""
 READ_S = 0.5
-"""How long a request waits for a key that was read before; then what was read still counts."""
+"""How long a request waits for a cached key to be read again; then it uses the cached one."""
 FIRST_READ_S = 1.8
-"""How long a request waits for a key that was never read; then it gets 503."""
+"""How long a request waits for a key that is not cached; then it gets 503."""
 NOTE_EVERY_S = 60.0
-"""How often the last uses of keys are written."""
+"""Seconds between two writes of the keys' last uses."""
 MAX_REMEMBERED = 10_000
 MAX_GROUP = 500
 
@@ -42,11 +42,11 @@ NOT_VALID = "The API key is not valid: it is unknown, revoked or expired."
 class _Remembered:
     record: ApiKeyRecord
     read_at: float
-    """By the gateway's own clock."""
+    """By the gateway's monotonic clock."""
 
 
 class KeyRing:
-    """Tells whose key it is. Run `run`, which reads keys and writes when they were used."""
+    """Authenticates API keys. It needs `run` (reads keys) and `write_uses` to be running."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class KeyRing:
         self._clock = clock
         self._remembered: dict[str, _Remembered] = {}
         self._unknown: dict[str, float] = {}
-        """When MongoDB said that it does not know the key."""
+        """When a key was not found in MongoDB."""
         self._uses: dict[str, datetime] = {}
-        # Requests that come with unknown keys at the same time share one query.
+        # Concurrent reads of keys share one query.
         self._reading: Coalescer[str, ApiKeyRecord | None] = Coalescer(
             self._read_group, max_items=MAX_GROUP
         )
@@ -73,15 +73,15 @@ class KeyRing:
         await self._reading.run()
 
     async def write_uses(self) -> None:
-        """Write from time to time when keys were used last. Runs until cancelled."""
+        """Write the keys' last uses every `NOTE_EVERY_S` seconds. Runs until cancelled."""
         while True:
             await asyncio.sleep(NOTE_EVERY_S)
             await self.note_uses()
 
     async def note_uses(self) -> None:
-        """Write when keys were used last; what can't be written now is written the next time.
+        """Write the keys' last uses; if that fails, the next call writes them.
 
-        A large write may be slow, so its failure says nothing about MongoDB.
+        A large write may be slow, so its failure does not mark MongoDB as down.
         """
         if self._availability.down:
             return
@@ -93,10 +93,10 @@ class KeyRing:
             self._uses = uses | self._uses
 
     async def principal(self, key: ApiKey) -> Principal:
-        """Return who has the key.
+        """Return the principal of a key.
 
-        Raises `UnauthenticatedError`, and `StoreUnavailableError` if the key is not one that was
-        read within `KEPT_S` and MongoDB does not say.
+        Raises `UnauthenticatedError`, and `StoreUnavailableError` if MongoDB does not answer and
+        the key was not read within the last `KEPT_S` seconds.
         """
         record = await self._record(key.key_id)
         now = datetime.now(UTC)
@@ -112,12 +112,12 @@ class KeyRing:
         )
 
     def remembers(self, key: ApiKey) -> bool:
-        """Tell whether the key was valid when it was read last, however long ago."""
+        """Tell whether the key is cached as valid, however long ago it was read."""
         known = self._remembered.get(key.key_id)
         return known is not None and _is_valid(known.record, key, datetime.now(UTC))
 
     def forget(self, key_id: str) -> None:
-        """Read the key anew the next time."""
+        """Drop the key from the cache, so that the next request reads it."""
         self._remembered.pop(key_id, None)
         self._unknown.pop(key_id, None)
 
@@ -140,7 +140,7 @@ class KeyRing:
         """Read a key; raises `StoreUnavailableError`.
 
         Anyone may send keys. If slow reads of them marked MongoDB as down, anyone could cause
-        503s for every client, so this looks at `down` and never sets it.
+        503s for every client. So this method checks `down` but never sets it.
         """
         if self._availability.down:
             raise StoreUnavailableError
@@ -154,7 +154,7 @@ class KeyRing:
         asked_at = self._clock()
         found = await self._store.api_keys.get_many(wanted)
         for key_id in wanted:
-            # At its end, so that those that are not used are the first ones to be dropped.
+            # Move the key to the end, so that the keys read longest ago are dropped first.
             self._remembered.pop(key_id, None)
             self._unknown.pop(key_id, None)
             if key_id in found:

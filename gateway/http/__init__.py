@@ -1,1 +1,1 @@
-"""uvicorn as the gateway serves with it: listening, bounded connections, strict HTTP."""
+"""HTTP serving on top of uvicorn: listening, bounded connections, strict parsing, shutdown."""

@@ -1,13 +1,13 @@
-"""Open connections: how many there may be, and for how long each may wait for what.
+"""Bounds on client connections: how many may be open, and how long each may wait.
 
-uvicorn bounds the time between two requests only. Here every wait for a client ends: for its
-first byte, for the rest of a header, for its reading on in an answer. `sweep`, called twice a
-second, looks at what each connection waits for; that is simpler than a timer for every wait, and
-cheap for thousands of them.
+uvicorn bounds only the time between two requests. Here every wait for a client has a limit: for
+its first byte, for the rest of a header, and for it to read on in an answer. `sweep`, called twice
+a second, checks what each connection waits for; that is simpler than a timer for every wait, and
+cheap for thousands of connections.
 
-When there are too many, idle ones give way to new ones, those of the address with the most
-connections first. So does a client that has stopped reading its answer, but none that reads. Only
-if all of them are being served is a new one refused, with 503.
+If too many connections are open, idle ones are closed for new ones, beginning with the address that
+has the most. A client that has stopped reading its answer loses its connection too; one that still
+reads does not. A new connection is refused (503) only if all the others are being served.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from modelyard.contract.errors import SENTENCES, ErrorCode
 
 log = structlog.get_logger(__name__)
 
-TELL_EVERY_S = 10.0
-"""How often the log says that connections are refused or give way."""
+LOG_EVERY_S = 10.0
+"""Least seconds between two log lines about refused or closed connections."""
 STALLED_S = 5.0
-"""A client that took nothing of its answer for so long may give way to a new one."""
-ROOM = 20
-"""When there are too many, one of so many of all gives way at once."""
+"""Seconds after which a client that reads nothing of its answer may lose its connection."""
+CLOSED_SHARE = 20
+"""If too many connections are open, one in so many is closed at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How many connections may be open, and for how many seconds each may wait for what."""
+    """How many connections may be open, and how many seconds each may wait."""
 
     max_open: int = 1_000
     header_s: float = 10.0
@@ -59,13 +59,13 @@ class Waiting(StrEnum):
     HEADER = "header"
     """The first byte or the rest of a request's header, or the rest of a refused body."""
     READER = "reader"
-    """The client, to read what was written."""
+    """The client, which has to read what was written."""
     ANSWER = "answer"
-    """The app, which has deadlines of its own."""
+    """The app, which has its own deadlines."""
 
 
 class ClientConnection(H11Protocol):
-    """uvicorn's connection, read strictly, refused cleanly and known to `ClientConnections`."""
+    """uvicorn's connection, with strict parsing and clean refusals; see `ClientConnections`."""
 
     conn: StrictConnection
 
@@ -77,20 +77,20 @@ class ClientConnection(H11Protocol):
         self.waiting = Waiting.HEADER
         self.since = all_.now()
         self.read_on_at = all_.now()
-        """When the client had read all, or enough for more to be written."""
+        """When the client had last read all that was written, or enough for more to be written."""
         self.took_at = all_.now()
-        """When the client had taken anything of what was written."""
+        """When the client had last read anything of what was written."""
         self._all = all_
         self._unsent = 0
         self._seen: object = None
 
     @property
     def address(self) -> str:
-        """Who is at the other end."""
+        """The client's address."""
         return self.client[0] if self.client else "unknown"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a new connection, if there is room for it or some can be made."""
+        """Accept a new connection, if there is room for it or idle ones can be closed."""
         super().connection_made(transport)  # type: ignore[arg-type]
         if not self._all.make_room(self):
             self.refuse(
@@ -100,38 +100,38 @@ class ClientConnection(H11Protocol):
             )
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of a client; those behind a refusal are of no interest."""
+        """Handle bytes of the client; those that follow a refusal are dropped."""
         if not self.transport.is_closing():
             super().data_received(data)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own words
-        """Refuse what is not HTTP, or not such that all would read it alike."""
-        detail = "This is not a request of HTTP/1.1 that every server would read alike."
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Refuse a request that is not HTTP, or that another server might parse differently."""
+        detail = "This is not a valid HTTP/1.1 request, or servers might parse it differently."
         self.refuse(self.conn.refused_with, ErrorCode.INVALID_REQUEST, detail)
 
     def refuse(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:
-        """Answer without the app and close; in the middle of an answer only close."""
+        """Answer without the app and close; if an answer has begun, only close."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(_problem(status, code, detail))
         if cycle is not None and not cycle.response_complete:
-            # The app learns it as the client's hanging up: nothing that it sends goes out.
+            # To the app this looks like a disconnect of the client: uvicorn drops what it sends.
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
 
     def shutdown(self) -> None:
-        """Close once what is in flight is answered."""
+        """Close as soon as the request in flight is answered."""
         if not self.transport.is_closing():
             super().shutdown()
 
     def resume_writing(self) -> None:
-        """Write on: the client has read."""
+        """Continue to write, because the client has read."""
         self.read_on_at = self.took_at = self._all.now()
         super().resume_writing()
 
-    def look(self) -> None:
-        """Note what the connection waits for by now, and since when."""
+    def update(self) -> None:
+        """Update what the connection waits for, and since when."""
         now = self._all.now()
         unsent = self.transport.get_write_buffer_size()
         if not unsent:
@@ -144,8 +144,8 @@ class ClientConnection(H11Protocol):
             self.waiting, self._seen, self.since = waiting, self.cycle, now
 
     @property
-    def may_give_way(self) -> bool:
-        """True if nobody loses an answer that it is waiting for or reading."""
+    def may_be_closed(self) -> bool:
+        """True if the client is neither waiting for an answer nor reading one."""
         if self.waiting is Waiting.READER:
             return self._all.now() - self.took_at > STALLED_S
         return self.waiting is not Waiting.ANSWER
@@ -164,66 +164,66 @@ class ClientConnection(H11Protocol):
 
 @dataclass
 class ClientConnections:
-    """All connections of a server."""
+    """All client connections of a server."""
 
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     now: Callable[[], float] = time.monotonic
     state: ServerState = field(default_factory=ServerState)
     _refused: int = 0
-    _gave_way: int = 0
-    _told_at: float = 0.0
+    _closed: int = 0
+    _logged_at: float = 0.0
 
     def of(self) -> list[ClientConnection]:
-        """Return those that are open."""
+        """Return the open connections."""
         return [one for one in self.state.connections if isinstance(one, ClientConnection)]
 
     def sweep(self) -> None:
         """Close the connections that have waited for too long."""
         now = self.now()
         for one in self.of():
-            one.look()
+            one.update()
             if one.waiting is Waiting.READER and now - one.read_on_at > self.limits.write_s:
-                self._cut(one)
+                self._abort(one)
             elif one.waiting is Waiting.HEADER and now - one.since > self.limits.header_s:
                 self._close_late(one)
-        self._end_vanished()
-        self._tell()
+        self._abort_reset()
+        self._log_too_many()
 
     def make_room(self, new: ClientConnection) -> bool:
-        """Let idle connections give way to a new one, if there are too many; False: none did."""
+        """Close idle connections if too many are open; return false if none could be closed."""
         if len(self.state.connections) <= self.limits.max_open:
             return True
         others = [one for one in self.of() if one is not new]
         for one in others:
-            one.look()
+            one.update()
         of_address = Counter(one.address for one in others)
-        spare = sorted(
-            (one for one in others if one.may_give_way),
+        closable = sorted(
+            (one for one in others if one.may_be_closed),
             key=lambda one: (one.waiting is Waiting.READER, -of_address[one.address], one.since),
         )
-        for one in spare[: max(1, self.limits.max_open // ROOM)]:
-            self._gave_way += 1
-            self._cut(one)
-        if not spare:
+        for one in closable[: max(1, self.limits.max_open // CLOSED_SHARE)]:
+            self._closed += 1
+            self._abort(one)
+        if not closable:
             self._refused += 1
-        return bool(spare)
+        return bool(closable)
 
     def _close_late(self, one: ClientConnection) -> None:
-        """End a request that did not come: with 408 if it has begun, else without a word."""
+        """Close a connection whose header is late: with 408 if part of it came, else silently."""
         if one.conn.has_part_of_header:
             one.refuse(
                 HTTPStatus.REQUEST_TIMEOUT,
                 ErrorCode.INVALID_REQUEST,
-                f"The header did not come within {self.limits.header_s:g} s.",
+                f"The header did not arrive within {self.limits.header_s:g} s.",
             )
         else:
             one.transport.close()
 
-    def _end_vanished(self) -> None:
-        """End requests whose client has reset the connection.
+    def _abort_reset(self) -> None:
+        """Abort requests whose client has reset the connection.
 
-        uvicorn notices it by reading, and reads no further once the client has sent its next
-        request.
+        uvicorn notices a reset only while it reads, and it stops reading once the client has sent
+        its next request.
         """
         answering = {
             one.transport.get_extra_info("socket").fileno(): one
@@ -232,30 +232,30 @@ class ClientConnections:
         }
         poll = select.poll()
         for number in answering:
-            poll.register(number, 0)  # errors are always told
+            poll.register(number, 0)  # poll always reports errors
         for number, _ in poll.poll(0):
-            self._cut(answering[number])
+            self._abort(answering[number])
 
-    def _cut(self, one: ClientConnection) -> None:
+    def _abort(self, one: ClientConnection) -> None:
         one.transport.abort()
         self.state.connections.discard(one)
 
-    def _tell(self) -> None:
-        if not (self._refused or self._gave_way) or self.now() - self._told_at < TELL_EVERY_S:
+    def _log_too_many(self) -> None:
+        if not (self._refused or self._closed) or self.now() - self._logged_at < LOG_EVERY_S:
             return
         log.warning(
             "connections.too_many",
             open=len(self.state.connections),
             most=self.limits.max_open,
-            gave_way=self._gave_way,
+            gave_way=self._closed,
             refused=self._refused,
         )
-        self._refused = self._gave_way = 0
-        self._told_at = self.now()
+        self._refused = self._closed = 0
+        self._logged_at = self.now()
 
 
 def _problem(status: HTTPStatus, code: ErrorCode, detail: str) -> bytes:
-    """Return a whole answer of HTTP/1.1 with a problem document."""
+    """Return the bytes of an HTTP/1.1 answer with a problem document."""
     request_id = uuid.uuid4().hex
     problem = answers.problem(code, SENTENCES[code], status, detail).model_copy(
         update={"request_id": request_id}
@@ -265,7 +265,7 @@ def _problem(status: HTTPStatus, code: ErrorCode, detail: str) -> bytes:
         "Content-Type": PROBLEM_MEDIA_TYPE,
         "Content-Length": str(len(body)),
         "X-Request-Id": request_id,
-        "ClientConnection": "close",
+        "Connection": "close",
     }
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "1"

@@ -1,7 +1,7 @@
-"""Taking connections in: a loop of our own, which says when it runs out of file descriptors.
+"""The accept loop: it logs when the process runs out of file descriptors.
 
-uvloop's own server takes connections for which it has no file descriptor and closes them at once,
-without a line in the log (tried with 0.23). Here they wait in the backlog, and the log says why.
+uvloop's own server accepts connections for which it has no file descriptor and closes them at once,
+without a log line (seen with 0.23). Here they wait in the backlog, and the log says why.
 """
 
 import asyncio
@@ -15,76 +15,77 @@ import structlog
 log = structlog.get_logger(__name__)
 
 PAUSE_S = 0.2
-"""How long nothing is accepted after it failed; those who come wait in the backlog."""
+"""Pause after a failed accept; new connections wait in the backlog meanwhile."""
 OTHER_FILES = 200
 """File descriptors for everything but the clients' connections."""
 
-_CLIENT_WENT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.ECONNRESET})
+_CLIENT_LEFT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.ECONNRESET})
 
 
 class Listener:
-    """Accepts on one listening socket until closed; what uvicorn expects of a server."""
+    """Accepts on one listening socket until closed; implements what uvicorn needs of a server."""
 
     def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
         self._listener = listener
         self._protocol = protocol
         self._failing = False
         self._closing = False
-        self._may_be_cut_short = False
+        self._may_cancel = False
         listener.setblocking(False)
         self._task = asyncio.get_running_loop().create_task(self._accept_forever())
 
     def close(self) -> None:
-        """Accept nothing more; a connection that is being made is made first.
+        """Stop accepting, after a connection that is just being set up.
 
-        Cut short there, uvloop would close it and never tell the protocol that it is lost.
+        If that were cancelled, uvloop would close the connection without calling the protocol's
+        `connection_lost`.
         """
         self._closing = True
-        if self._may_be_cut_short:
+        if self._may_cancel:
             self._task.cancel()
 
     async def wait_closed(self) -> None:
-        """Return once nothing is accepted any more, so that the socket may be closed."""
+        """Return once the loop has stopped, so that the socket may be closed."""
         await asyncio.wait([self._task])
 
     def check(self) -> None:
-        """Raise what the loop failed of, if it has ended by itself."""
+        """Raise the loop's error, if it has failed."""
         if self._task.done() and not self._task.cancelled():
             self._task.result()
 
     async def _accept_forever(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._closing:
-            self._may_be_cut_short = True
+            self._may_cancel = True
             try:
                 client, _ = await loop.sock_accept(self._listener)
             except OSError as error:
-                if error.errno in _CLIENT_WENT:
+                if error.errno in _CLIENT_LEFT:
                     continue
                 self._failed(error)
                 await asyncio.sleep(PAUSE_S)
                 continue
-            self._may_be_cut_short = False
-            self._works()
+            self._may_cancel = False
+            self._succeeded()
             try:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await loop.connect_accepted_socket(self._protocol, client)
             except OSError:
-                client.close()  # the client has gone again
+                client.close()  # the client has disconnected already
 
     def _failed(self, error: OSError) -> None:
         if not self._failing:
             log.error("accept.failed", reason=str(error))
         self._failing = True
 
-    def _works(self) -> None:
+    def _succeeded(self) -> None:
         if self._failing:
             log.info("accept.works_again")
         self._failing = False
 
 
 def connections_within_file_limit(wanted: int) -> int:
-    """Return how many connections may be open, after asking for enough file descriptors."""
+    """Raise the limit of file descriptors; return how many connections may be open with it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -1,4 +1,7 @@
-"""uvicorn, stopped in our order: the door closes last, when those who were inside are answered."""
+"""The uvicorn server with another shutdown order: it stops listening last.
+
+Requests in flight are answered first. New requests are refused by the app meanwhile.
+"""
 
 import asyncio
 import contextlib
@@ -18,17 +21,17 @@ from modelyard.process.shutdown import ProcessExit, stop_on_signals
 log = structlog.get_logger(__name__)
 
 GRACE_S = 18.0
-"""Seconds that requests in flight have after SIGTERM; then they are cut off."""
+"""Seconds that requests in flight have after SIGTERM; then they are aborted."""
 REFUSED_S = 1
-"""Seconds that the last refusals have at least to get out once the door is closed."""
+"""Least seconds for the last refusals to reach their clients once the server stops listening."""
 SWEEP_EVERY_TICKS = 5
 """uvicorn ticks ten times a second."""
 
 
 class GatewayServer(uvicorn.Server):
-    """A server that calls `on_stop` first when SIGTERM or SIGINT comes.
+    """A server that first calls `on_stop` when it gets SIGTERM or SIGINT.
 
-    A second signal ends the process at once, and what is still in flight with it.
+    A second signal ends the process at once, with all requests in flight.
     """
 
     def __init__(
@@ -44,64 +47,65 @@ class GatewayServer(uvicorn.Server):
                 app,
                 lifespan="off",
                 log_config=None,
-                log_level="error",  # a request that is not HTTP is no reason for a line
+                log_level="error",  # no log line for a request that is not HTTP
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,  # anyone could claim any address
+                proxy_headers=False,  # any client could claim any address with them
                 http="h11",
                 ws="none",
                 timeout_keep_alive=self.connections.limits.idle_s,
             )
         )
         self.connections.state = self.server_state
-        self._accepting: list[Listener] = []
+        self._listeners: list[Listener] = []
         self._on_stop = on_stop
         self._process = process or ProcessExit()
 
     def stop(self) -> None:
-        """Answer those who wait, finish what is in flight, take nothing new, end `serve`."""
+        """Answer waiting requests, finish those in flight, refuse new ones, end `serve`."""
         if not self.should_exit:
             log.info("gateway.stopping")
         self.should_exit = True
         self._on_stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept on the sockets, by a loop of ours."""
+        """Accept on the sockets with `Listener` instead of uvicorn's own servers."""
         if not self.config.loaded:
             self.config.load()
 
         def connection() -> ClientConnection:
             return ClientConnection(self.config, self.server_state, self.connections)
 
-        self._accepting = [Listener(one, connection) for one in sockets or ()]
-        self.servers: list[Any] = list(self._accepting)
+        self._listeners = [Listener(one, connection) for one in sockets or ()]
+        self.servers: list[Any] = list(self._listeners)
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Do what is due from time to time; True if it is time to stop."""
+        """Sweep connections and check the listeners; return true if the server has to stop."""
         if counter % SWEEP_EVERY_TICKS == 0:
             self.connections.sweep()
-        for one in self._accepting:
+        for one in self._listeners:
             one.check()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the door and end what is left, once the requests in flight are answered.
+        """Wait for the requests in flight, then stop listening and close what is left.
 
-        uvicorn by itself closes it first. Then whoever comes while we still answer others is told
-        nothing; like this it is the app that refuses, and says when to ask again. What the app has
-        answered may not have reached a slow client yet: that has the rest of the time.
+        uvicorn itself would stop listening first, so a new client would only see a refused
+        connection while others are still answered. In this order the app refuses it with a 503 and
+        `Retry-After`. An answer may not have reached a slow client yet: that client has the rest of
+        `GRACE_S` to read it.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + GRACE_S
         in_flight = set(self.server_state.tasks)
         if in_flight:
             await asyncio.wait(in_flight, timeout=GRACE_S)
-        left_s = math.ceil(until - loop.time())
-        self.config.timeout_graceful_shutdown = max(REFUSED_S, left_s)
-        for accepting in self._accepting:
-            accepting.close()
-            await accepting.wait_closed()
+        remaining_s = math.ceil(until - loop.time())
+        self.config.timeout_graceful_shutdown = max(REFUSED_S, remaining_s)
+        for listener in self._listeners:
+            listener.close()
+            await listener.wait_closed()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -114,8 +118,8 @@ class GatewayServer(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; raises `OSError`. Port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named, for asyncio switches Nagle's algorithm off only where it is: without
-    # that every answer of two parts waits 40 ms for the client's delayed acknowledgement.
+    # asyncio switches Nagle's algorithm off only if the protocol is named. With the algorithm on,
+    # every answer of two parts waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

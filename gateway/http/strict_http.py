@@ -1,8 +1,8 @@
-"""HTTP/1.1 read strictly: what a proxy before us might read otherwise is refused.
+"""Strict HTTP/1.1 parsing: refuses requests that a proxy in front might parse differently.
 
-h11 joins folded header lines, takes bare line feeds for ends of lines and lets
-`Transfer-Encoding` win over `Content-Length`. Each of these was used to smuggle a request past a
-proxy (RFC 9112, sections 2.2, 5.2, 6.1 and 6.3, let a server refuse all of them).
+h11 joins folded header lines, accepts bare line feeds as line ends and lets `Transfer-Encoding` win
+over `Content-Length`. Each of these has been used to smuggle a request past a proxy (RFC 9112,
+sections 2.2, 5.2, 6.1 and 6.3, let a server refuse all of them).
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 import h11
 
 MAX_HEADER_BYTES = 16 << 10
-"""Of one request, its first line included."""
+"""Most bytes in the header of one request, including its first line."""
 VERSIONS = frozenset({b"1.0", b"1.1"})
 
 _FOLDED = re.compile(rb"\n[ \t]")
@@ -26,14 +26,14 @@ class StrictConnection(h11.Connection):
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEADER_BYTES)
         self.refused_with = HTTPStatus.BAD_REQUEST
-        """The status that tells the client of what was raised."""
+        """The status with which the gateway answers a request that was refused."""
 
     @property
     def has_part_of_header(self) -> bool:
-        """True while the header of a request has come in part."""
+        """True while only a part of a request's header has arrived."""
         return self.their_state is h11.IDLE and bool(self.trailing_data[0])
 
-    def next_event(self) -> Any:  # noqa: ANN401 - h11's own type of it
+    def next_event(self) -> Any:  # noqa: ANN401 - h11's own type
         """Return the next event; raises `h11.RemoteProtocolError`."""
         try:
             return self._next_event()
@@ -42,7 +42,7 @@ class StrictConnection(h11.Connection):
                 self.refused_with = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise
 
-    def _next_event(self) -> Any:  # noqa: ANN401 - h11's own type of it
+    def _next_event(self) -> Any:  # noqa: ANN401 - h11's own type
         if self.their_state is not h11.IDLE:
             return super().next_event()
         _check_raw(self.trailing_data[0])

@@ -1,1 +1,1 @@
-"""What every request passes before its route."""
+"""Middleware: every request passes it before its route."""

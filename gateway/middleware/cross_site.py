@@ -1,14 +1,15 @@
-"""What a web page in somebody's browser may not do with a gateway that this browser can reach.
+"""Cross-site protection: web pages of other sites can't use the gateway through a user's browser.
 
-A page of another site can send requests to any address, with the names and the place in the
-network of whoever looks at it. Three things keep it out, each without a cookie or a token:
+A page of any site can make its user's browser send requests to every address that the browser can
+reach. Three rules stop it, without a cookie or a token:
 
-- a request for a host that is not ours is refused: a name that its owner pointed at our address
-  (DNS rebinding) makes the page's requests look like those of our own origin;
-- a request that changes something is refused if the browser says that another site sent it;
-- a request that changes something is JSON or has no body, which a form can't send.
+- A request for a host name that is not the gateway's is refused. Otherwise an attacker could point
+  another name at the gateway's address (DNS rebinding), and the requests of the attacker's page
+  would look like requests of the gateway's own origin.
+- A request that changes something is refused if the browser says that another site sent it.
+- A request that changes something has to be JSON or have no body. A form can't send that.
 
-Reads are answered without CORS headers, so the page does not get to see the answer.
+Reads are answered without CORS headers, so the browser does not show the answer to the page.
 """
 
 import ipaddress
@@ -28,9 +29,9 @@ from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardE
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_SITES = frozenset({"same-origin", "none"})
-"""`Sec-Fetch-Site` of our own pages, of which there are none, and of what a person typed."""
+"""`Sec-Fetch-Site` of the gateway's own origin (which has no pages) and of typed addresses."""
 NAMES_REMEMBERED = 256
-"""Hosts of which is remembered what they are: nearly all requests come for the same few."""
+"""Cache size for host names: nearly all requests use the same few."""
 PREFLIGHT_AGE_S = 600
 CORS_METHODS = "GET, POST, PUT, DELETE"
 CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Prefer, X-Request-Id"
@@ -47,31 +48,31 @@ HEADERS = (
     "transfer-encoding",
     "access-control-request-method",
 )
-"""Of a request: all that is looked at here. ASGI gives names in lower case."""
-Given = dict[str, list[str]]
+"""The request headers that are checked here. ASGI gives names in lower case."""
+HeaderValues = dict[str, list[str]]
 
-_MARKS = (
+_ANSWER_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-"""What every answer tells a browser about itself."""
+"""Headers of every answer, for browsers."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
 class WebRules:
-    """Which names the gateway answers for, and which sites' pages may use it."""
+    """The host names that the gateway answers for, and the origins whose pages may use it."""
 
     hosts: frozenset[str] = frozenset()
-    """Names and addresses beside loopback and the address at which a connection arrived."""
+    """Names and addresses, in addition to loopback and the address of the connection itself."""
     origins: frozenset[str] = frozenset()
     """Such as `https://app.example`."""
 
     def answers_for(self, host: str, arrived_at: str | None) -> bool:
         """Tell whether a `Host` header names this gateway; its port does not count.
 
-        The address at which the connection arrived is always ours. Nobody can point a name at us
-        and have a browser send our address as the host.
+        `arrived_at`, the address at which the connection arrived, is always accepted: after DNS
+        rebinding a browser sends the attacker's name as the host, never the address.
         """
         match = _HOST.fullmatch(host)
         if match is None:
@@ -94,7 +95,7 @@ def _is_loopback(name: str) -> bool:
 
 @lru_cache(maxsize=NAMES_REMEMBERED)
 def canonical_host(name: str) -> str:
-    """Return the one way to write a host: lower case, no brackets, no dot at the end."""
+    """Return a host in its canonical form: lower case, no brackets, no trailing dot."""
     plain = name.strip("[]").rstrip(".").lower()
     try:
         return str(ipaddress.ip_address(plain))
@@ -103,7 +104,7 @@ def canonical_host(name: str) -> str:
 
 
 class CrossSiteGuard:
-    """Middleware: keeps out what a page of another site sends."""
+    """Middleware: refuses requests that a page of another site makes a browser send."""
 
     def __init__(self, app: ASGIApp, rules: WebRules) -> None:
         self._app = app
@@ -113,34 +114,35 @@ class CrossSiteGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = _read(scope)
-        origin = self._allowed_origin(given["origin"])
-        preflight = scope["method"] == "OPTIONS" and bool(given["access-control-request-method"])
+        headers = _read(scope)
+        origin = self._allowed_origin(headers["origin"])
+        preflight = scope["method"] == "OPTIONS" and bool(headers["access-control-request-method"])
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_MARKS]
+                message["headers"] = [*message["headers"], *_ANSWER_HEADERS]
                 if self._rules.origins:
-                    _open_to(origin, MutableHeaders(scope=message))
+                    _add_cors_headers(origin, MutableHeaders(scope=message))
             await send(message)
 
         app = self._app
-        refusal = self._refusal(scope, given, origin, preflight=preflight)
+        refusal = self._refusal(scope, headers, origin, preflight=preflight)
         if refusal is not None:
             app = respond(Request(scope), problem_of(refusal))
         elif preflight:
             app = _preflight()
-        await app(scope, receive, send_marked)
+        await app(scope, receive, send_with_headers)
 
-    def _allowed_origin(self, given: Sequence[str]) -> str | None:
-        """Return the other site whose page sends the request, if it may."""
-        return given[0] if len(given) == 1 and given[0].lower() in self._rules.origins else None
+    def _allowed_origin(self, origins: Sequence[str]) -> str | None:
+        """Return the request's origin if its pages may use the gateway, else null."""
+        allowed = len(origins) == 1 and origins[0].lower() in self._rules.origins
+        return origins[0] if allowed else None
 
     def _refusal(
-        self, scope: Scope, given: Given, origin: str | None, *, preflight: bool
+        self, scope: Scope, headers: HeaderValues, origin: str | None, *, preflight: bool
     ) -> ModelyardError | None:
         arrived_at = scope["server"][0] if scope.get("server") else None
-        hosts = given["host"]
+        hosts = headers["host"]
         if scope["path"] not in HEALTH and not all(
             self._rules.answers_for(host, arrived_at) for host in hosts
         ):
@@ -151,50 +153,51 @@ class CrossSiteGuard:
             )
         if scope["method"] in READING and not preflight:
             return None
-        if origin is None and _is_foreign(given):
+        if origin is None and _is_foreign(headers):
             return ModelyardError(
                 ErrorCode.CROSS_SITE,
-                "A web page of another site may not do this. If it should, add its origin to "
+                "A web page of another site may not do this. To allow it, add its origin to "
                 "MODELYARD_GATEWAY_ALLOWED_ORIGINS.",
             )
-        return None if preflight else _wrong_media_type(given)
+        return None if preflight else _wrong_media_type(headers)
 
 
-def _read(scope: Scope) -> Given:
-    """Return all values of each header that counts here, in one pass."""
-    given: Given = {name: [] for name in HEADERS}
+def _read(scope: Scope) -> HeaderValues:
+    """Return all values of each header in `HEADERS`, in one pass."""
+    headers: HeaderValues = {name: [] for name in HEADERS}
     for name, value in scope["headers"]:
-        values = given.get(name.decode("latin-1"))
+        values = headers.get(name.decode("latin-1"))
         if values is not None:
             values.append(value.decode("latin-1"))
-    return given
+    return headers
 
 
-def _is_foreign(given: Given) -> bool:
-    """Tell whether a browser says that a page of another origin sends the request."""
-    if any(site.lower() not in OWN_SITES for site in given["sec-fetch-site"]):
+def _is_foreign(headers: HeaderValues) -> bool:
+    """Tell whether the browser says that a page of another origin sent the request."""
+    if any(site.lower() not in OWN_SITES for site in headers["sec-fetch-site"]):
         return True
-    ours = {f"{scheme}://{host.lower()}" for host in given["host"] for scheme in ("http", "https")}
-    return any(origin.lower() not in ours for origin in given["origin"])
+    hosts = [host.lower() for host in headers["host"]]
+    own = {f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")}
+    return any(origin.lower() not in own for origin in headers["origin"])
 
 
-def _wrong_media_type(given: Given) -> InvalidRequestError | None:
-    """Refuse what a form or a simple request could send: any other body than JSON."""
-    types = given["content-type"]
-    if not types and not _has_body(given):
+def _wrong_media_type(headers: HeaderValues) -> InvalidRequestError | None:
+    """Return an error for a body that is not JSON: a form or a simple request could send it."""
+    types = headers["content-type"]
+    if not types and not _has_body(headers):
         return None
     if len(types) == 1 and types[0].split(";")[0].strip().lower() == "application/json":
         return None
     return InvalidRequestError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
 
 
-def _has_body(given: Given) -> bool:
-    lengths = given["content-length"]
-    return bool(given["transfer-encoding"]) or (bool(lengths) and lengths[0] != "0")
+def _has_body(headers: HeaderValues) -> bool:
+    lengths = headers["content-length"]
+    return bool(headers["transfer-encoding"]) or (bool(lengths) and lengths[0] != "0")
 
 
-def _open_to(origin: str | None, headers: MutableHeaders) -> None:
-    """Let the page of an allowed origin read the answer; null if none of those asks."""
+def _add_cors_headers(origin: str | None, headers: MutableHeaders) -> None:
+    """Let the pages of an allowed origin read the answer; null for any other request."""
     headers.add_vary_header("Origin")
     if origin is not None:
         headers["Access-Control-Allow-Origin"] = origin

@@ -1,4 +1,4 @@
-"""The last resort: an error that nobody expected is logged and answered without its details."""
+"""The error boundary: logs unexpected errors and answers them without details."""
 
 import structlog
 from starlette.requests import Request
@@ -10,7 +10,7 @@ log = structlog.get_logger(__name__)
 
 
 class ErrorBoundary:
-    """Middleware: the boundary of one request, where whatever it raised ends."""
+    """Middleware: catches every exception that a request raises."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -30,5 +30,5 @@ class ErrorBoundary:
                 raise
             log.exception("request.failed", method=scope["method"], path=scope["path"])
             if started:
-                raise  # half an answer is out: only a broken connection says so truthfully
+                raise  # a part of the answer is sent: only a broken connection shows the error
             await internal_problem(Request(scope))(scope, receive, send)

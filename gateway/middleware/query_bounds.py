@@ -1,4 +1,4 @@
-"""Bounds of what may stand behind the question mark, checked before anyone takes it apart."""
+"""Bounds on the query string, checked before it is parsed."""
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -8,7 +8,7 @@ from modelyard.contract.answers import Fault
 
 MAX_QUERY_BYTES = 8 << 10
 MAX_PARAMETERS = 64
-"""Parameters in one query; no address takes ten. Each unknown one would be an error of its own."""
+"""Most parameters in one query; no route takes ten. Each unknown one would be an error to list."""
 
 
 class QueryBounds:
@@ -21,9 +21,9 @@ class QueryBounds:
         query: bytes = scope.get("query_string", b"")
         message = ""
         if len(query) > MAX_QUERY_BYTES:
-            message = f"The query has {len(query)} bytes; at most {MAX_QUERY_BYTES} are taken."
+            message = f"The query has {len(query)} bytes; at most {MAX_QUERY_BYTES} are allowed."
         elif (count := query.count(b"&") + 1) > MAX_PARAMETERS:
-            message = f"The query has {count} parameters; at most {MAX_PARAMETERS} are taken."
+            message = f"The query has {count} parameters; at most {MAX_PARAMETERS} are allowed."
         if not message:
             await self._app(scope, receive, send)
             return

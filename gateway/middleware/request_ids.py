@@ -1,4 +1,4 @@
-"""One id for every request: in its answer, in its logs, in its problem document."""
+"""Request ids: each request has one, in its answer, its log lines and its problem document."""
 
 import random
 import re
@@ -13,12 +13,12 @@ log = structlog.get_logger(__name__)
 
 HEADER = "X-Request-Id"
 _STATE_KEY = "request_id"
-_TAKEN = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
-"""What is taken over from a client; anything else gets an id of ours."""
+_VALID = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
+"""Ids that are accepted from a client; for any other the gateway makes an id of its own."""
 
 
 class RequestIds:
-    """Middleware: names the request, binds the name to the logs, sends it back."""
+    """Middleware: gives the request an id, binds it to the log, and returns it in a header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -27,8 +27,8 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if _TAKEN.fullmatch(given) else _new_id()
+        client_id = Headers(scope=scope).get(HEADER, "")
+        request_id = client_id if _VALID.fullmatch(client_id) else _new_id()
         scope.setdefault("state", {})[_STATE_KEY] = request_id
         status = 0
         began = time.monotonic()
@@ -52,7 +52,7 @@ class RequestIds:
 
 
 def _new_id() -> str:
-    """Return 32 hex digits. They must be unique, not secret: `uuid4` would cost a system call."""
+    """Return 32 hex digits: unique, but not secret, because `uuid4` would cost a system call."""
     return f"{random.getrandbits(128):032x}"
 
 

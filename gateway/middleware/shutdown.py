@@ -1,6 +1,6 @@
-"""A gateway that stops: it refuses what comes, and tells clients not to use the connection again.
+"""Shutdown: a stopping gateway refuses new requests and asks clients to close their connections.
 
-What was in flight is still answered, and so are `/livez` and `/readyz` to the end.
+Requests in flight are still answered, and so are `/livez` and `/readyz` until the end.
 """
 
 import asyncio
@@ -16,34 +16,36 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 
 HEALTH = frozenset({"/livez", "/readyz"})
 BODY_S = 0.5
-"""Seconds that the body of a refused request may take to come."""
+"""Seconds that the body of a refused request may take to arrive."""
 
 
 class ShutdownMiddleware:
-    """Middleware: once the gateway stops, 503 to new requests and no connection used again."""
+    """Middleware: while the gateway stops, new requests get 503 and each answer closes."""
 
     def __init__(self, app: ASGIApp, waiters: Waiters) -> None:
         self._app = app
         self._waiters = waiters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_farewell(message: Message) -> None:
+        async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start" and self._waiters.closing:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         app = self._app
         if scope["type"] == "http" and self._waiters.closing and scope["path"] not in HEALTH:
-            error = ModelyardError(ErrorCode.UNAVAILABLE, "It is stopping and takes nothing new.")
+            error = ModelyardError(
+                ErrorCode.UNAVAILABLE, "The gateway is stopping and accepts no new requests."
+            )
             app = respond(Request(scope), problem_of(error))
             await _drop_body(receive)
-        await app(scope, receive, send_with_farewell)
+        await app(scope, receive, send_and_close)
 
 
 async def _drop_body(receive: Receive) -> None:
-    """Read what a refused request still sends.
+    """Read and drop the rest of a refused request.
 
-    A connection that is closed with unread bytes is reset, and the refusal on it may get lost.
+    If a connection is closed with unread bytes, TCP resets it and the refusal may get lost.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(BODY_S):

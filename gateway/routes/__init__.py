@@ -1,1 +1,1 @@
-"""The addresses of the HTTP API. Routes parse, call one thing and answer."""
+"""The routes of the HTTP API. Each parses its request, makes one call and answers."""

@@ -1,4 +1,4 @@
-"""Which methods an address takes, for `Allow`: read from the same routes that answer."""
+"""The methods of a path, for the header `Allow`; they come from the app's own routes."""
 
 import re
 
@@ -6,12 +6,12 @@ from fastapi import FastAPI
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """Return the methods that a path takes, in upper case and in order."""
+    """Return the methods that a path supports, in upper case and sorted."""
     found: set[str] = set()
     for template, methods in app.openapi()["paths"].items():
-        if re.fullmatch(_PLACE.sub("[^/]+", template), path):
+        if re.fullmatch(_PARAMETER.sub("[^/]+", template), path):
             found |= {method.upper() for method in methods}
     return sorted(found)
 
 
-_PLACE = re.compile(r"\{[^}]+\}")
+_PARAMETER = re.compile(r"\{[^}]+\}")

@@ -46,7 +46,7 @@ async def list_models(gateway: GatewayDependencies) -> Response:
     summary="Store a model",
 )
 async def put_model(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
-    """Store a model; jobs that run keep the one that they began with."""
+    """Store a model. Jobs that have a container keep the version with which it was created."""
     spec = await _spec(ModelSpec, name, request, gateway.reader)
     return await _put(gateway.reading, gateway.store.models, spec, f"/v1/models/{name}")
 
@@ -71,7 +71,7 @@ async def read_model(name: Id, gateway: GatewayDependencies) -> Response:
     summary="Delete a model",
 )
 async def delete_model(name: Id, gateway: GatewayDependencies) -> Response:
-    """Delete a model; jobs that run keep it."""
+    """Delete a model. Jobs that have a container keep using it."""
     return await _delete(gateway.reading, gateway.store.models, gateway.catalog.models, name)
 
 
@@ -97,7 +97,7 @@ async def list_datasets(gateway: GatewayDependencies) -> Response:
     summary="Store a dataset",
 )
 async def put_dataset(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
-    """Store a dataset; jobs that run keep the one that they began with."""
+    """Store a dataset. Jobs that have a container keep the version with which it was created."""
     spec = await _spec(DatasetSpec, name, request, gateway.reader)
     return await _put(gateway.reading, gateway.store.datasets, spec, f"/v1/datasets/{name}")
 
@@ -122,18 +122,18 @@ async def read_dataset(name: Id, gateway: GatewayDependencies) -> Response:
     summary="Delete a dataset",
 )
 async def delete_dataset(name: Id, gateway: GatewayDependencies) -> Response:
-    """Delete a dataset; jobs that run keep it."""
+    """Delete a dataset. Jobs that have a container keep using it."""
     return await _delete(gateway.reading, gateway.store.datasets, gateway.catalog.datasets, name)
 
 
 async def _spec(kind: type[S], name: str, request: Request, reader: RequestReader) -> S:
-    """Read an entry; its name may be left out, for the address says it."""
+    """Return the catalog entry in a body; it may lack the name, which is in the path."""
     value = await reader.entry(request)
     if isinstance(value, Mapping):
         value = {"name": name, **value}
     spec = validated(kind, value)
     if spec.name != name:
-        message = "The name is not the one in the address."
+        message = "The name differs from the one in the path."
         raise FaultyRequestError([Fault(pointer="/name", message=message)])
     return spec
 

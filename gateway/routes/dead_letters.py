@@ -1,4 +1,4 @@
-"""`/v1/dead-letters`: messages that could not be taken, to be looked at, sent again or deleted."""
+"""`/v1/dead-letters`: messages that could not be handled; list, read, replay and delete them."""
 
 from typing import Annotated
 
@@ -43,7 +43,7 @@ class DeadLetterQuery(PageQuery):
 async def list_dead_letters(
     gateway: GatewayDependencies, query: Annotated[DeadLetterQuery, Query()]
 ) -> Response:
-    """Return a page of dead letters, without what they say."""
+    """Return a page of dead letters, without their headers and payloads."""
     after = query.after()
     page = await gateway.reading.ask(
         lambda: gateway.store.dead_letters.page(query.criteria(), after=after, limit=query.limit)
@@ -74,9 +74,9 @@ async def read_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -> 
     summary="Publish a dead letter again",
 )
 async def replay_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -> Response:
-    """Publish the letter's requests again; they become new operations.
+    """Publish the requests of a dead letter again; they become new operations.
 
-    Each call is a replay of its own. After a 503 it may have been published all the same.
+    Each call publishes them once more. After a 503 they may have been published nevertheless.
     """
     record = _found(await gateway.replays.replay(dead_letter_id), dead_letter_id)
     headers = {"Location": dead_letter_path(dead_letter_id)}

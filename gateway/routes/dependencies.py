@@ -1,4 +1,4 @@
-"""What the routes share: how they get at the gateway, and how they answer."""
+"""Shared by the routes: access to the gateway, pages of lists, and JSON answers."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ DEFAULT_PAGE = 50
 MAX_PAGE = 200
 MAX_CURSOR_CHARS = 512
 
-# A cursor is only ours if it could be: what a query is made of is checked like everything else.
+# The parts of a cursor go into a database query, so they are validated like any other input.
 _NAME: TypeAdapter[str] = TypeAdapter(Id)
 _MOMENT: TypeAdapter[datetime] = TypeAdapter(
     Annotated[
@@ -39,23 +39,23 @@ GatewayDependencies = Annotated[Gateway, Depends(_gateway)]
 
 
 class PageQuery(BaseModel):
-    """What every list takes. A filter that is not known is refused, never ignored."""
+    """The parameters of every list. An unknown filter is refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE, description="Entries on a page.")
+    limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE, description="Entries per page.")
     cursor: str | None = Field(
         default=None,
         max_length=MAX_CURSOR_CHARS,
-        description="`next` of the page before; everything else must be the same as there.",
+        description="`next` of the previous page; all other parameters must be the same as there.",
     )
 
     def criteria(self) -> dict[str, str]:
-        """Return the filters by field of the record."""
+        """Return the filters, keyed by field of the record."""
         return self.model_dump(mode="json", exclude={"limit", "cursor"}, exclude_none=True)
 
     def after(self) -> Position | None:
-        """Return where the page starts; raises `InvalidRequestError`."""
+        """Return the position after which the page starts; raises `InvalidRequestError`."""
         if self.cursor is None:
             return None
         try:
@@ -63,22 +63,22 @@ class PageQuery(BaseModel):
             _MOMENT.validate_python(position.at)
             _NAME.validate_python(position.key)
         except (InvalidRequestError, ValidationError, RecursionError) as error:
-            message = "It is not one that a page gave."
+            message = "It is not the cursor of a page."
             raise FaultyRequestError([Fault(parameter="cursor", message=message)]) from error
         return position
 
     def next_url(self, path: str, cursor: str) -> str:
-        """Return the address of the next page."""
+        """Return the URL of the next page."""
         query = {**self.criteria_as_given(), "limit": str(self.limit), "cursor": cursor}
         return f"{path}?{urlencode(query)}"
 
     def criteria_as_given(self) -> dict[str, str]:
-        """Return the filters by parameter."""
+        """Return the filters, keyed by query parameter."""
         return self.criteria()
 
 
 async def refuse_repeated(request: Request) -> None:
-    """Refuse a parameter that was sent twice: which one counts would be a guess."""
+    """Refuse a parameter that was sent twice: the gateway would have to guess which one counts."""
     counts = Counter(name for name, _ in request.query_params.multi_items())
     repeated = sorted(name for name, count in counts.items() if count > 1)
     if repeated:
@@ -93,7 +93,7 @@ async def refuse_repeated(request: Request) -> None:
 def answer(
     content: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return a message as JSON."""
+    """Return a JSON answer."""
     return Response(
         content.model_dump_json(),
         status_code=status,
@@ -103,6 +103,6 @@ def answer(
 
 
 def page_answer(content: BaseModel, query: PageQuery, path: str, cursor: str | None) -> Response:
-    """Return a page with a link to the next one."""
+    """Return the answer for a page, with a `Link` to the next one."""
     link = f'<{query.next_url(path, cursor)}>; rel="next"' if cursor else None
     return answer(content, headers={"Link": link} if link else None)

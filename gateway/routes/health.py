@@ -14,7 +14,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez", response_model=Health, summary="Does the process run?")
 async def livez() -> Response:
-    """Answer as long as the event loop turns, whatever the rest of the world does."""
+    """Answer 200 as long as the event loop runs, whatever RabbitMQ and MongoDB do."""
     return answer(Health(status="alive"))
 
 
@@ -25,14 +25,16 @@ async def livez() -> Response:
     summary="Could a request be accepted now?",
 )
 async def readyz(request: Request, gateway: GatewayDependencies) -> Response:
-    """Answer 200 if at least one of RabbitMQ and MongoDB takes requests, 503 otherwise."""
+    """Answer 200 if at least one of RabbitMQ and MongoDB is available, 503 otherwise."""
     conditions = await gateway.conditions()
     up = [condition for condition in conditions.values() if condition is Condition.UP]
     if up and not gateway.waiters.closing:
         status = "ready" if len(up) == len(conditions) else "degraded"
         return answer(Health(status=status, parts={k: v.value for k, v in conditions.items()}))
     reason = (
-        "It is stopping." if gateway.waiters.closing else "Neither RabbitMQ nor MongoDB answers."
+        "The gateway is stopping."
+        if gateway.waiters.closing
+        else "Neither RabbitMQ nor MongoDB answers."
     )
     problem = problem_of(ModelyardError(ErrorCode.UNAVAILABLE, reason))
     return respond(request, problem.model_copy(update={"parts": conditions}))

@@ -28,14 +28,16 @@ class DrainQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     move: bool = Field(
-        default=False, description="Bring live jobs to other hosts; without, they may finish here."
+        default=False,
+        description="Move live jobs to other hosts. Without it they stay until they end.",
     )
     deadline_s: float | None = Field(
         default=None,
         gt=0,
         le=MAX_TIMEOUT_S,
         allow_inf_nan=False,
-        description="Seconds from now until what is left is ended; without, it is waited for.",
+        description="Seconds from now after which the remaining work is ended. Without it the "
+        "drain waits for the work to end.",
     )
 
 
@@ -47,7 +49,7 @@ class DrainQuery(BaseModel):
     summary="List hosts",
 )
 async def list_hosts(gateway: GatewayDependencies) -> Response:
-    """Return every host that ever came online, by name."""
+    """Return all hosts that have ever been online, by name."""
     records = await gateway.reading.ask(gateway.store.hosts.all)
     return answer(HostList(hosts=tuple(host_view(record) for record in records)))
 
@@ -60,7 +62,7 @@ async def list_hosts(gateway: GatewayDependencies) -> Response:
     summary="Read a host",
 )
 async def read_host(host_id: Id, gateway: GatewayDependencies) -> Response:
-    """Return one host and what is reserved on it."""
+    """Return one host and the reservations on it."""
     record = await gateway.reading.ask(lambda: gateway.store.hosts.get(host_id))
     return answer(host_view(_found(record, host_id)))
 
@@ -70,12 +72,12 @@ async def read_host(host_id: Id, gateway: GatewayDependencies) -> Response:
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
     dependencies=[needs(Scope.HOSTS_ADMIN)],
-    summary="Place nothing new on a host",
+    summary="Cordon a host",
 )
 async def cordon(host_id: Id, gateway: GatewayDependencies) -> Response:
-    """Take no new placements on the host; what is there goes on. Ends a drain.
+    """Stop placing jobs on the host; its present jobs continue. This also ends a drain.
 
-    Doing it again changes nothing.
+    Repeating the call changes nothing.
     """
     return await _admit(host_id, Admission.CORDONED, gateway)
 
@@ -85,10 +87,10 @@ async def cordon(host_id: Id, gateway: GatewayDependencies) -> Response:
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
     dependencies=[needs(Scope.HOSTS_ADMIN)],
-    summary="Place on a host again",
+    summary="Uncordon a host",
 )
 async def uncordon(host_id: Id, gateway: GatewayDependencies) -> Response:
-    """Take placements on the host again. Ends a drain. Doing it again changes nothing."""
+    """Place jobs on the host again. This also ends a drain. Repeating the call changes nothing."""
     return await _admit(host_id, Admission.OPEN, gateway)
 
 
@@ -97,15 +99,16 @@ async def uncordon(host_id: Id, gateway: GatewayDependencies) -> Response:
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
     dependencies=[needs(Scope.HOSTS_ADMIN), Depends(refuse_repeated)],
-    summary="Empty a host",
+    summary="Drain a host",
 )
 async def drain(
     host_id: Id, gateway: GatewayDependencies, query: Annotated[DrainQuery, Query()]
 ) -> Response:
-    """Take no new placements on the host and bring what is there to its end, or elsewhere.
+    """Stop placing jobs on the host; let its present jobs end, or move them to other hosts.
 
-    It goes on until `drain.done` is true and stays so, until the host is cordoned or uncordoned.
-    Doing it again changes how: the deadline counts from the last call.
+    The drain is complete when `drain.done` is true. The host gets no new jobs until it is
+    uncordoned; cordoning it ends the drain as well. Another call replaces `move` and the deadline,
+    which counts from that call.
     """
     record = await gateway.reading.ask(
         lambda: gateway.store.hosts.drain(host_id, move=query.move, deadline_s=query.deadline_s)

@@ -1,4 +1,4 @@
-"""`/inference_router/` and `/v1/jobs`: submitting requests, one or many; reading jobs."""
+"""`/inference_router/` and `/v1/jobs`: submit one request or a batch; list and read jobs."""
 
 from typing import Annotated
 
@@ -37,7 +37,8 @@ class JobQuery(PageQuery):
     host_id: Id | None = None
 
 
-# The lowest is looked at first when a request comes: the one that nearly all requests want.
+# The route that nearly all requests use comes last: decorators apply from the bottom, so it is
+# registered, and matched, first.
 @router.post("/inference_router", include_in_schema=False)
 @router.post(
     "/inference_router/",
@@ -45,7 +46,7 @@ class JobQuery(PageQuery):
     responses=openapi.SUBMIT_ANSWERS,
     openapi_extra=openapi.SUBMIT_BODY,
     response_model=Accepted,
-    summary="Submit a request on a job, at the address of the original system",
+    summary="Submit a request on a job, at the path of the original system",
 )
 @router.post(
     "/v1/jobs",
@@ -56,7 +57,7 @@ class JobQuery(PageQuery):
     summary="Submit a request on a job",
 )
 async def submit(request: Request, gateway: GatewayDependencies, caller: Submitter) -> Response:
-    """Make one request durable and answer with its operation."""
+    """Accept one request and answer with its operation, as soon as it is durable."""
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
     async with gateway.reader.one(request, key, tenant=caller.tenant) as pending:
@@ -76,7 +77,7 @@ async def submit(request: Request, gateway: GatewayDependencies, caller: Submitt
 async def submit_batch(
     request: Request, gateway: GatewayDependencies, caller: Submitter
 ) -> Response:
-    """Answer each request as if it had come alone; one that is refused does not stop the others."""
+    """Accept or refuse each request on its own; a refused one does not affect the others."""
     key = bodies.idempotency_key(request)
     async with gateway.reader.batch(request, key, tenant=caller.tenant) as read:
         return answer(await accept_batch(gateway.acceptor, read, caller))
@@ -108,7 +109,7 @@ async def list_jobs(gateway: GatewayDependencies, query: Annotated[JobQuery, Que
     summary="Read a job",
 )
 async def read_job(job_id: Id, gateway: GatewayDependencies) -> Response:
-    """Return what is true of a job."""
+    """Return the state of a job."""
     record = await gateway.reading.ask(lambda: gateway.store.jobs.get(job_id))
     if record is None:
         raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no job {job_id}.")

@@ -1,4 +1,4 @@
-"""`/v1/keys`: API keys, their making and their end."""
+"""`/v1/keys`: create, list and revoke API keys."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -36,12 +36,12 @@ Admin = Annotated[Principal, needs(Scope.KEYS_ADMIN)]
     summary="Create an API key",
 )
 async def create_key(request: Request, gateway: GatewayDependencies, admin: Admin) -> Response:
-    """Create a key with scopes that the caller's key has itself; its secret is told this once.
+    """Create a key with some of the scopes of the caller's key.
 
-    It expires no later than the caller's key: `grant_too_large` refuses a longer time, and
-    without one it expires at the same moment.
+    Only this answer contains the key's secret. The key expires no later than the caller's: a longer
+    time is refused with `grant_too_large`, and without a time both expire together.
 
-    Each call makes another key. After a 503 one may have been made all the same: revoke it.
+    Each call creates another key. After a 503 one may exist nevertheless: list the keys, revoke it.
     """
     pending = validated(NewApiKey, await gateway.reader.entry(request))
     _refuse_more_than_own(pending, admin)
@@ -60,7 +60,7 @@ async def create_key(request: Request, gateway: GatewayDependencies, admin: Admi
 
 @router.get("", response_model=ApiKeyList, responses=openapi.READ_ANSWERS, summary="List API keys")
 async def list_keys(gateway: GatewayDependencies, _admin: Admin) -> Response:
-    """Return every key, the oldest first, without its secret."""
+    """Return all keys without their secrets, the oldest first."""
     records = await gateway.reading.ask(gateway.store.api_keys.all)
     return answer(ApiKeyList(keys=tuple(record.view() for record in records)))
 
@@ -72,7 +72,7 @@ async def list_keys(gateway: GatewayDependencies, _admin: Admin) -> Response:
     summary="Revoke an API key",
 )
 async def revoke_key(key_id: Id, gateway: GatewayDependencies, _admin: Admin) -> Response:
-    """End a key for ever: within seconds no gateway takes it any more. The record of it stays."""
+    """Revoke a key for ever: within seconds every gateway refuses it. Its record remains."""
     record = await gateway.reading.ask(lambda: gateway.store.api_keys.revoke(key_id))
     gateway.keys.forget(key_id)
     if record is None:
@@ -81,7 +81,7 @@ async def revoke_key(key_id: Id, gateway: GatewayDependencies, _admin: Admin) ->
 
 
 def _refuse_more_than_own(pending: NewApiKey, admin: Principal) -> None:
-    """Refuse a key that could do more than the one that creates it, or for longer."""
+    """Refuse a key with more scopes, or a longer life, than the key that creates it."""
     lacking = sorted(pending.granted - admin.scopes)
     if lacking:
         raise ModelyardError(ErrorCode.GRANT_TOO_LARGE, _sentence_of_lacking(lacking))
@@ -91,7 +91,7 @@ def _refuse_more_than_own(pending: NewApiKey, admin: Principal) -> None:
         raise ModelyardError(
             ErrorCode.GRANT_TOO_LARGE,
             f"Your API key expires at {admin.expires_at.isoformat(timespec='seconds')}, so it "
-            "can't create a key that is valid for longer. Ask for a shorter time, or for none: "
+            "can't create a key that is valid for longer. Request a shorter time, or none: "
             "then the new key expires when yours does.",
         )
 

@@ -1,4 +1,4 @@
-"""`/v1/operations`: the status of operations, waiting for their end, their results."""
+"""`/v1/operations`: read operations, wait for their end, read results, cancel and retry."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -35,7 +35,7 @@ router = APIRouter(prefix="/v1/operations", tags=["operations"])
 
 
 class WaitQuery(BaseModel):
-    """How long to wait for the end."""
+    """How long to wait for the operation to end."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class WaitQuery(BaseModel):
         ge=0.0,
         le=MOST_WAIT_S,
         allow_inf_nan=False,
-        description="Seconds to wait for a terminal state; the answer comes at once when it has.",
+        description="Seconds to wait for a terminal state; the gateway answers once it is reached.",
     )
 
 
@@ -58,12 +58,12 @@ class OperationQuery(PageQuery):
     host_id: Id | None = None
 
     def criteria(self) -> dict[str, str]:
-        """Return the filters by field of the record."""
-        given = super().criteria()
-        return {"verb" if name == "operation_type" else name: given[name] for name in given}
+        """Return the filters, keyed by field of the record."""
+        filters = super().criteria()
+        return {"verb" if name == "operation_type" else name: filters[name] for name in filters}
 
     def criteria_as_given(self) -> dict[str, str]:
-        """Return the filters by parameter."""
+        """Return the filters, keyed by query parameter."""
         return super().criteria()
 
 
@@ -105,7 +105,7 @@ async def read_operation(
 ) -> Response:
     """Return the operation: at once, or when it has ended or `wait` seconds have passed.
 
-    While too many requests wait already, the answer comes at once and asks for another poll.
+    If too many requests wait already, the answer comes at once, with `Retry-After`.
     """
     if query.wait > 0:
         record = await gateway.waiters.until_end(
@@ -126,7 +126,7 @@ async def read_operation(
     summary="Read the result of an operation",
 )
 async def read_result(operation_id: OperationId, gateway: GatewayDependencies) -> Response:
-    """Return the stored result, as the model answered it."""
+    """Return the stored result, exactly as the model answered."""
     record = _found(await gateway.reading.operation(operation_id), operation_id)
     if not record.state.terminal:
         raise ModelyardError(ErrorCode.RESULT_NOT_READY, f"The operation is {record.state}.")
@@ -152,9 +152,9 @@ async def cancel_operation(
     gateway: GatewayDependencies,
     query: Annotated[WaitQuery, Query()],
 ) -> Response:
-    """Ask for the end of an operation: 202 while it is open, 200 once it is CANCELLED.
+    """Request the cancellation of an operation: 202 while it is open, 200 once it is CANCELLED.
 
-    What runs is stopped, which takes a moment; what has ended meanwhile stays as it is.
+    A running operation takes a moment to stop. An operation that has ended does not change.
     """
     record = await gateway.cancels.request(operation_id)
     if record is not None and not record.state.terminal and query.wait > 0:
@@ -182,7 +182,7 @@ async def retry_operation(
 ) -> Response:
     """Submit the request of an operation that ended without success, as a new operation.
 
-    Without an `Idempotency-Key` each call is an operation of its own.
+    Without an `Idempotency-Key` each call creates another operation.
     """
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
@@ -204,15 +204,15 @@ def _found(record: OperationRecord | None, operation_id: str) -> OperationRecord
 
 
 async def _content(gateway: Gateway, record: OperationRecord) -> AsyncIterator[bytes]:
-    """Return the result's bytes, the first of them read already: from there on it exists."""
+    """Return the result's bytes. The first chunk is read before, so that errors come in time."""
     chunks = await gateway.reading.ask(lambda: gateway.store.results.get(record.operation_id))
     if chunks is None or record.result_bytes is None:
         raise ModelyardError(ErrorCode.NO_RESULT, f"The operation ended {record.state}.")
     first = await gateway.reading.ask(lambda: anext(chunks))
 
-    async def every() -> AsyncIterator[bytes]:
+    async def all_chunks() -> AsyncIterator[bytes]:
         yield first
         async for chunk in chunks:
             yield chunk
 
-    return every()
+    return all_chunks()

@@ -1,4 +1,4 @@
-"""The answer to a request that was submitted alone: by itself, or as the retry of another."""
+"""Accepting and answering a single request: a new one, or the retry of an operation."""
 
 from fastapi import Response
 from starlette.types import Receive
@@ -14,7 +14,7 @@ from modelyard.contract.views import OperationView
 
 
 async def accepted(gateway: Gateway, pending: PendingRequest) -> Accepted:
-    """Make a request durable; raises what it is refused for."""
+    """Make a request durable; raises the `ModelyardError` with which it is refused."""
     [outcome] = await gateway.acceptor.accept([pending])
     if isinstance(outcome, ModelyardError):
         raise outcome
@@ -24,11 +24,12 @@ async def accepted(gateway: Gateway, pending: PendingRequest) -> Accepted:
 async def answered(
     gateway: Gateway, outcome: Accepted, wait_s: float | None, receive: Receive
 ) -> Response:
-    """Answer 202 with the operation that a request became.
+    """Answer 202 with the operation of an accepted request.
 
-    With `wait_s` the answer is held for so many seconds, and is 200 if it has ended by then. The
-    request itself is not held for so long: it may be large. While too many requests wait already
-    the preference is not applied. Raises `ClientDisconnect` if the client goes while it waits.
+    With `wait_s` the answer waits up to so many seconds, and is 200 if the operation has ended by
+    then. The request, which may be large, is not kept in memory meanwhile. If too many requests
+    wait already, the preference is not applied. Raises `ClientDisconnect` if the client disconnects
+    while it waits.
     """
     if gateway.waiters.full:
         wait_s = None
@@ -46,11 +47,11 @@ async def answered(
 async def _ended(
     gateway: Gateway, operation_id: str, wait_s: float, receive: Receive
 ) -> OperationView | None:
-    """Return the operation after waiting for its end; null if it can't be read now."""
+    """Wait for the operation to end and return it; null if it can't be read now."""
     try:
         record = await gateway.waiters.until_end(
             operation_id, wait_s, gateway.reading.operation, receive
         )
     except StoreUnavailableError:
-        return None  # it is accepted all the same
+        return None  # the request is accepted nevertheless
     return operation_view(record) if record else None

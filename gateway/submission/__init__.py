@@ -1,1 +1,1 @@
-"""From a body to operations that are durable in MongoDB or RabbitMQ."""
+"""Submission: turns request bodies into operations that are durable in MongoDB or RabbitMQ."""

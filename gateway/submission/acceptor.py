@@ -1,7 +1,7 @@
-"""The accepting of requests: named, looked up, made durable in MongoDB and RabbitMQ at once.
+"""The acceptor: checks requests, then makes them durable in MongoDB and RabbitMQ at the same time.
 
-A request is accepted when either store has it. The record is what clients read; the message is
-the fast way to the dispatcher; each repairs the other's absence.
+A request is accepted when either store has it. Clients read the record; the message is the fast
+way to the dispatcher. If one of the two is missing, the dispatcher works from the other.
 """
 
 import asyncio
@@ -30,22 +30,23 @@ from modelyard.store.records import NewOperation, OperationRecord
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 0.5
-"""How long a request waits for what MongoDB knows of its key and its names."""
+LOOKUP_S = 0.5
+"""How long a request waits for MongoDB to look up its key, its model and its dataset."""
 
 Outcome = Accepted | ModelyardError
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
-    """A valid request under the id that its operation will have."""
+    """A valid request and its operation, which is not durable yet."""
 
     operation: NewOperation
     request: JobRequest
-    """Its input may be left out: `operation.input_json` holds it."""
+    """Its `input` may be missing: `operation.input_json` has it."""
     under: str
     """The JSON pointer to the request in its body."""
     keyed: bool
+    """True if the request has an idempotency key."""
 
     @classmethod
     def of(
@@ -57,7 +58,7 @@ class PendingRequest:
         retry_of: str | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> Self:
-        """Name a request: by its idempotency key, or anew."""
+        """Give a request its operation id: from its idempotency key, or a new one."""
         operation_id = operation_id_for_key(key, tenant=tenant) if key else new_operation_id()
         operation = NewOperation.of(operation_id, request, "http", retry_of=retry_of, tenant=tenant)
         return cls(operation, request, under, keyed=key is not None)
@@ -68,20 +69,20 @@ class PendingRequest:
         return self.operation.operation_id
 
     def accepted(self, existing: OperationRecord | None = None) -> Accepted:
-        """Return the answer: the operation is durable, in the state that it has by now."""
+        """Return the answer for a durable operation, with its state if it existed before."""
         fresh = views.accepted(self.operation_id, self.request.job_id, self.request.operation_type)
         return fresh.model_copy(update={"state": existing.state}) if existing else fresh
 
     def repeated(self, existing: OperationRecord) -> Outcome:
-        """Return the answer to a key that is known: the same one, if the request is the same."""
-        pending = (self.operation.payload_hash, self.operation.retry_of)
-        if (existing.payload_hash, existing.retry_of) != pending:
+        """Return the answer to a repeated key: the existing operation, if the request is equal."""
+        wanted = (self.operation.payload_hash, self.operation.retry_of)
+        if (existing.payload_hash, existing.retry_of) != wanted:
             return InvalidRequestError(ErrorCode.IDEMPOTENCY_KEY_REUSED)
         return self.accepted(existing)
 
 
 class Acceptor:
-    """Takes valid requests in."""
+    """Accepts valid requests."""
 
     def __init__(
         self, store: Store, availability: Availability, dual_write: DualWrite, catalog: CatalogCache
@@ -93,32 +94,32 @@ class Acceptor:
         self._catalog = catalog
 
     async def accept(self, pending: Sequence[PendingRequest]) -> list[Outcome]:
-        """Return what became of each request, in order; the errors are for clients."""
-        outcomes = await self._known_before(pending)
+        """Return the outcome of each request, in order; the errors are for clients."""
+        outcomes = await self._answer_without_write(pending)
         fresh = [one for one in pending if one.operation_id not in outcomes]
-        taken = await self._dual_write.take([(one.operation, one.request) for one in fresh])
+        written = await self._dual_write.take([(one.operation, one.request) for one in fresh])
         lost_race: list[PendingRequest] = []
-        for one, place in zip(fresh, taken, strict=True):
-            if not place.recorded and not place.published:
-                outcomes[one.operation_id] = _nobody_took_it()
-            elif one.keyed and place.recorded and not place.first:
+        for one, durability in zip(fresh, written, strict=True):
+            if not durability.recorded and not durability.published:
+                outcomes[one.operation_id] = _not_durable()
+            elif one.keyed and durability.recorded and not durability.first:
                 lost_race.append(one)
             else:
                 outcomes[one.operation_id] = one.accepted()
-        outcomes |= await self._lost_a_race(lost_race)
+        outcomes |= await self._answer_lost_races(lost_race)
         return [outcomes[one.operation_id] for one in pending]
 
-    async def _known_before(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
-        """Answer what needs no operation: repeats of a key, and names that the catalog lacks.
+    async def _answer_without_write(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
+        """Answer requests that repeat a key, or name a model or dataset the catalog lacks.
 
-        While MongoDB does not say, both are left to the dispatcher, which sees every message.
+        If MongoDB does not answer, the dispatcher checks both: it gets every message.
         """
         try:
-            return await self._availability.ask(lambda: self._look(pending), within_s=LOOK_S)
+            return await self._availability.ask(lambda: self._look_up(pending), within_s=LOOKUP_S)
         except StoreUnavailableError:
             return {}
 
-    async def _look(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
+    async def _look_up(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
         requests = [one.request for one in pending]
         known, no_models, no_datasets = await asyncio.gather(
             self._existing([one for one in pending if one.keyed]),
@@ -136,11 +137,11 @@ class Acceptor:
                 outcomes[one.operation_id] = _unknown(one, "dataset", ErrorCode.UNKNOWN_DATASET)
         return outcomes
 
-    async def _lost_a_race(self, lost_race: Sequence[PendingRequest]) -> dict[str, Outcome]:
-        """Answer requests whose key was taken between the look and the write."""
+    async def _answer_lost_races(self, lost_race: Sequence[PendingRequest]) -> dict[str, Outcome]:
+        """Answer requests whose key another request used between the lookup and the write."""
         try:
             existing = await self._availability.ask(
-                lambda: self._existing(lost_race), within_s=LOOK_S
+                lambda: self._existing(lost_race), within_s=LOOKUP_S
             )
         except StoreUnavailableError:
             existing = {}
@@ -162,9 +163,9 @@ def _unknown(one: PendingRequest, field: str, code: ErrorCode) -> FaultyRequestE
     return FaultyRequestError([Fault(pointer=f"{one.under}/{field}", message=message)], code)
 
 
-def _nobody_took_it() -> ModelyardError:
+def _not_durable() -> ModelyardError:
     return ModelyardError(
         ErrorCode.UNAVAILABLE,
-        "Neither RabbitMQ nor MongoDB has confirmed it; whether it was taken is unknown. "
-        "With the same Idempotency-Key it is safe to try again.",
+        "Neither RabbitMQ nor MongoDB has confirmed the request, so it is unknown whether it was "
+        "accepted. It is safe to try again with the same Idempotency-Key.",
     )

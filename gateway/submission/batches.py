@@ -1,4 +1,4 @@
-"""Batches: each request is accepted or refused on its own, all of them in one go."""
+"""Batches: each request is accepted or refused on its own, but all of them in one write."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from modelyard.contract.answers import Accepted, BatchAnswer, BatchItem, Problem
 from modelyard.contract.errors import ModelyardError
 
 MAX_LISTED_BYTES = 256 << 10
-"""Of what the problems of one answer list. Once they are spent the next ones list nothing."""
+"""Most bytes of `errors` in one answer, over all problems; any further problem lists none."""
 MAX_BRIEF_CHARS = 200
-"""Of the detail of a problem that lists nothing."""
+"""Most characters in the detail of a problem that lists no errors."""
 
 
 async def accept_batch(
     acceptor: Acceptor, wanted: Sequence[PendingRequest | RefusedRequest], caller: Principal
 ) -> BatchAnswer:
-    """Accept what can be; the answers are in the order of the requests."""
+    """Accept or refuse each request; the answers are in the order of the requests."""
     read = [_allowed(one, caller) for one in wanted]
     outcomes = iter(await acceptor.accept([one for one in read if isinstance(one, PendingRequest)]))
     items: list[BatchItem] = []

@@ -1,4 +1,4 @@
-"""Bodies and headers of requests, read as what they are: not trusted yet."""
+"""Reads the bodies and headers of requests within bounds, because they are not trusted."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ from modelyard.process.body_process import LARGE_BODY_BYTES
 MOST_WAIT_S = 60.0
 """The longest that a request may wait for the end of its operation."""
 BODY_S = 30.0
-"""How long a client may take to send a body: what it has sent is kept for it so long."""
+"""How long a client may take to send a body; what it has sent uses memory meanwhile."""
 
 KEY_HEADER = "Idempotency-Key"
 _KEY: TypeAdapter[str] = TypeAdapter(Key)
@@ -27,7 +27,7 @@ _WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?:;.*)?", re.IGNORECASE)
 
 @asynccontextmanager
 async def receive(request: Request, budget: BodyBudget, *, max_bytes: int) -> AsyncIterator[bytes]:
-    """Receive the body of a request; it has its share of the budget for as long as this lasts.
+    """Receive the body of a request; it has its share of the budget while the context lasts.
 
     Raises `InvalidRequestError` with `unsupported_media_type` or `body_too_large`,
     `SlowRequestError` and `BudgetSpentError`. No more than `max_bytes` bytes are kept, whatever
@@ -44,28 +44,28 @@ async def receive(request: Request, budget: BodyBudget, *, max_bytes: int) -> As
             async with asyncio.timeout(BODY_S):
                 body = await _read_capped(request, share, max_bytes)
         except TimeoutError as error:
-            raise SlowRequestError(f"The body did not come within {BODY_S:.0f} s.") from error
+            raise SlowRequestError(f"The body did not arrive within {BODY_S:.0f} s.") from error
         yield body
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Return the request's idempotency key; raises `FaultyRequestError` if it is not one."""
-    given = request.headers.getlist(KEY_HEADER)
-    if not given:
+    """Return the request's idempotency key, if any; raises `FaultyRequestError` if invalid."""
+    values = request.headers.getlist(KEY_HEADER)
+    if not values:
         return None
-    if len(given) > 1:
+    if len(values) > 1:
         raise FaultyRequestError([Fault(header=KEY_HEADER, message="It was sent twice.")])
     try:
-        return _KEY.validate_python(given[0])
+        return _KEY.validate_python(values[0])
     except ValidationError as error:
         message = "A key is 1 to 255 printable ASCII characters without spaces."
         raise FaultyRequestError([Fault(header=KEY_HEADER, message=message)]) from error
 
 
 def preferred_wait(request: Request) -> float | None:
-    """Return the seconds of `Prefer: wait=N` (RFC 7240), at most 60; null if there are none.
+    """Return the seconds of `Prefer: wait=N` (RFC 7240), at most 60; null without it.
 
-    What is not understood is ignored, as that standard asks.
+    Other preferences are ignored, as the RFC demands.
     """
     for header in request.headers.getlist("Prefer"):
         for preference in header.split(","):
@@ -86,7 +86,7 @@ def _check_media_type(request: Request) -> None:
 
 
 def _announced(request: Request) -> int:
-    """Return the announced size of the body; 0 if none is, or if it is no number."""
+    """Return the body size that `Content-Length` announces; 0 if it is missing or no number."""
     announced = request.headers.get("Content-Length", "")
     return int(announced[:20]) if announced.isascii() and announced.isdigit() else 0
 
@@ -104,5 +104,5 @@ async def _read_capped(request: Request, share: Share, max_bytes: int) -> bytes:
 
 def _too_large(max_bytes: int) -> InvalidRequestError:
     return InvalidRequestError(
-        ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are taken.", max_bytes=max_bytes
+        ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are allowed.", max_bytes=max_bytes
     )

@@ -1,6 +1,6 @@
-"""A budget of memory for large bodies: one that does not fit in waits, or is refused for now.
+"""A memory budget for large bodies: a body that does not fit waits, or is refused for now.
 
-Small bodies pass freely: each is smaller than what a connection takes anyway.
+Small bodies do not count: each is smaller than the memory that a connection needs anyway.
 """
 
 import asyncio
@@ -16,50 +16,52 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 log = structlog.get_logger(__name__)
 
 BUDGET_BYTES = 64 << 20
-"""Of large bodies that one gateway holds at once: eight batches of the largest size. While a body
-is made durable it stands there up to four times, as it came and as text for either store."""
+"""Most bytes of large bodies that one gateway holds at once: eight batches of the largest size.
+While a body is made durable, memory holds it up to four times: as received, and as text for each
+store."""
 WAIT_S = 5.0
-"""How long a body waits for room; then its client is asked to come back."""
+"""How long a body waits for its share; then its client is asked to try again."""
 MAX_WAITING = 64
-"""Bodies that wait for room; the next one is refused at once."""
-TELL_EVERY_S = 10.0
-"""How often the log says that bodies are refused."""
+"""Most bodies that may wait for their share; any further one is refused at once."""
+LOG_EVERY_S = 10.0
+"""Least seconds between two log lines about refused bodies."""
 
 
 class BudgetSpentError(ModelyardError):
-    """There is no room for one more large body now."""
+    """The budget has no room for another large body now."""
 
     def __init__(self) -> None:
         super().__init__(
-            ErrorCode.UNAVAILABLE, "Too many large bodies are in work; send it again in a moment."
+            ErrorCode.UNAVAILABLE,
+            "Too many large bodies are being handled; send the request again in a moment.",
         )
 
 
 class BodyBudget:
-    """Bytes that bodies may take at once, given out in the order in which they are asked for."""
+    """The bytes that large bodies may use at once; requests for shares are served in order."""
 
     def __init__(self, total: int = BUDGET_BYTES) -> None:
         self._free = self._total = total
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._refused = 0
-        self._told_at = float("-inf")
+        self._logged_at = float("-inf")
 
     @property
     def used(self) -> int:
-        """Bytes that are given out now."""
+        """The bytes that are in use now."""
         return self._total - self._free
 
     @contextmanager
     def share(self) -> Iterator["Share"]:
-        """Give an empty share; whatever it has grown to comes back at the end."""
+        """Yield an empty share that may grow; return all of it to the budget at the end."""
         share = Share(self)
         try:
             yield share
         finally:
-            self._give(share.held)
+            self._return(share.held)
 
     async def take(self, amount: int) -> None:
-        """Take so many bytes out of the budget; raises `BudgetSpentError`."""
+        """Take bytes out of the budget, or wait for them; raises `BudgetSpentError`."""
         if not self._waiting and amount <= self._free:
             self._free -= amount
             return
@@ -74,9 +76,9 @@ class BodyBudget:
         except BaseException as error:
             if entry in self._waiting:
                 self._waiting.remove(entry)
-                self._admit()  # it may have stood in the way of a smaller one
+                self._admit()  # a smaller one behind it may fit
             else:
-                self._give(amount)  # its turn came in the very moment in which it left
+                self._return(amount)  # it got its bytes in the moment in which it gave up
             if isinstance(error, TimeoutError):
                 raise self._refusal() from error
             raise
@@ -84,14 +86,14 @@ class BodyBudget:
     def _refusal(self) -> BudgetSpentError:
         self._refused += 1
         now = time.monotonic()
-        if now - self._told_at >= TELL_EVERY_S:
+        if now - self._logged_at >= LOG_EVERY_S:
             log.warning(
                 "bodies.refused", count=self._refused, held=self.used, waiting=len(self._waiting)
             )
-            self._refused, self._told_at = 0, now
+            self._refused, self._logged_at = 0, now
         return BudgetSpentError()
 
-    def _give(self, amount: int) -> None:
+    def _return(self, amount: int) -> None:
         self._free += amount
         self._admit()
 
@@ -104,14 +106,14 @@ class BodyBudget:
 
 
 class Share:
-    """What one body has of the budget."""
+    """The part of the budget that one body uses."""
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
         self.held = 0
 
     async def grow_to(self, size: int) -> None:
-        """Make it so large; raises `BudgetSpentError`, and then it is as large as it was."""
+        """Grow to `size` bytes; raises `BudgetSpentError`, which leaves the share unchanged."""
         if size > self.held:
             await self._budget.take(size - self.held)
             self.held = size

@@ -1,4 +1,4 @@
-"""Which models and datasets the catalog has, so that a wrong name is told at the door."""
+"""A cache of the catalog's names, so that the gateway can refuse an unknown model or dataset."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from modelyard.store import Store
 
 REMEMBERED_S = 5.0
-"""How long a name counts as known; a name that is not known is always looked up."""
+"""How long a name stays in the cache; a name that is not in it is always looked up."""
 
 Lookup = Callable[[Iterable[str]], Awaitable[Mapping[str, object]]]
 
 
 class NameCache:
-    """A short memory of names of one shelf of the catalog.
+    """A short-lived cache of the names of one kind of catalog entry.
 
-    A name that was deleted meanwhile gets through; the dispatcher, which decides, refuses it.
+    A name that was deleted meanwhile may pass; the dispatcher checks it again and rejects it.
     """
 
     def __init__(self, lookup: Lookup, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,7 +23,7 @@ class NameCache:
         self._until: dict[str, float] = {}
 
     async def missing(self, names: Iterable[str]) -> set[str]:
-        """Return those of the names that the catalog does not have."""
+        """Return the names that the catalog does not have."""
         now = self._clock()
         unsure = {name for name in names if self._until.get(name, 0.0) <= now}
         if not unsure:
@@ -33,12 +33,12 @@ class NameCache:
         return unsure - set(found)
 
     def forget(self, name: str) -> None:
-        """Look the name up the next time."""
+        """Remove the name from the cache, so that it is looked up the next time."""
         self._until.pop(name, None)
 
 
 class CatalogCache:
-    """The memories of both shelves."""
+    """The caches of model names and of dataset names."""
 
     def __init__(self, store: Store) -> None:
         self.models = NameCache(store.models.get_many)

@@ -1,4 +1,4 @@
-"""Making operations durable: written to MongoDB and published to RabbitMQ at the same time."""
+"""The dual write: records operations in MongoDB and publishes them to RabbitMQ at the same time."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,18 +23,17 @@ from modelyard.store.records import NewOperation
 log = structlog.get_logger(__name__)
 
 DURABLE_S = 1.0
-"""How long a store may take; what the other one has confirmed is answered then."""
+"""How long either store may take; after that, the other one's confirmation alone counts."""
 NOTE_S = 0.8
-"""How long the note may take that an operation could not be published."""
+"""How long it may take to record that an operation was not published."""
 BYTES_PER_S = 4 << 20
-"""What a store takes in a second, at the least: so much longer a large body may take."""
+"""Least bytes that a store accepts in a second: a large body gets that much more time."""
 LARGE_BYTES = MAX_MESSAGE_BYTES
-"""Inputs of one body from which on it goes into the stores by itself: who shared a write with it
-would wait for it."""
+"""Bytes of inputs from which on a body is written alone: smaller ones would have to wait for it."""
 MAX_WRITE_BYTES = 2 << 20
-"""Of inputs in one write to MongoDB; encoding them holds up everything else in the process."""
+"""Most bytes of inputs in one write to MongoDB: encoding them blocks the event loop."""
 MAX_GROUP = 1_000
-"""Requests, or batches of them, that share one flush."""
+"""Most requests or batches that share one write."""
 MAX_ENSURED = 10_000
 
 _ENVELOPE = (b'{"schema_version":1,"requests":[', b"]}")
@@ -48,7 +47,7 @@ class Durability:
     recorded: bool
     published: bool
     first: bool
-    """True if this very write recorded it; False if its id was there before."""
+    """True if this write created the record; false if the id was recorded before."""
 
 
 Operations = tuple[NewOperation, ...]
@@ -56,7 +55,7 @@ Messages = tuple[bytes, ...]
 
 
 class DualWrite:
-    """Group commit into both stores: what arrives together shares one write and one message."""
+    """Group commit into both stores: concurrent requests share one write and one message."""
 
     def __init__(
         self, store: Store, store_up: Availability, broker: Broker, broker_up: Availability
@@ -74,13 +73,13 @@ class DualWrite:
         self._ensured: dict[str, None] = {}
 
     async def run(self) -> None:
-        """Flush until cancelled."""
+        """Write groups until cancelled."""
         async with TaskGroup() as tasks:
             tasks.create_task(unending(self._recording.run()))
             tasks.create_task(unending(self._publishing.run()))
 
     async def take(self, new: Sequence[tuple[NewOperation, JobRequest]]) -> list[Durability]:
-        """Write and publish; return where each is durable after about a second at the most."""
+        """Record and publish operations; return where each is durable after about a second."""
         if not new:
             return []
         operations = tuple(operation for operation, _ in new)
@@ -89,7 +88,7 @@ class DualWrite:
         first, published = await asyncio.gather(
             self._recorded(operations, size), self._published(messages, size)
         )
-        places = [
+        durabilities = [
             Durability(
                 recorded=first is not None,
                 published=index < published,
@@ -100,14 +99,14 @@ class DualWrite:
         await self._note_unpublished(
             [
                 operation.operation_id
-                for (operation, _), place in zip(new, places, strict=True)
-                if place.recorded and not place.published
+                for (operation, _), durability in zip(new, durabilities, strict=True)
+                if durability.recorded and not durability.published
             ]
         )
-        return places
+        return durabilities
 
     async def _note_unpublished(self, operation_ids: Sequence[str]) -> None:
-        """Keep that only the record has them: what is published later may not overtake them."""
+        """Record that they were not published, so that intake puts them before later messages."""
         if operation_ids:
             with suppress(StoreUnavailableError):
                 await self._store_up.ask(
@@ -116,7 +115,7 @@ class DualWrite:
                 )
 
     async def _recorded(self, operations: Operations, size: int) -> tuple[bool, ...] | None:
-        """Return which of the operations are new, null if MongoDB did not take them."""
+        """Return which of the operations are new; null if MongoDB did not record them."""
         try:
             return await self._store_up.ask(
                 lambda: self._record(operations, alone=size >= LARGE_BYTES),
@@ -125,13 +124,13 @@ class DualWrite:
         except StoreUnavailableError:
             return None
         except Exception:
-            # The boundary between the two stores: whatever one of them has against the write,
-            # the other may take it.
+            # The boundary between the two stores: if MongoDB refuses the write for any reason,
+            # RabbitMQ may still accept it.
             log.exception("record.failed", operations=[one.operation_id for one in operations[:8]])
             return None
 
     async def _published(self, messages: Messages, size: int) -> int:
-        """Return how many of the messages RabbitMQ has confirmed, from the first on."""
+        """Return how many messages RabbitMQ has confirmed, counted from the first."""
         try:
             return await self._broker_up.ask(
                 lambda: self._publish(messages, alone=size >= LARGE_BYTES),
@@ -143,8 +142,8 @@ class DualWrite:
     async def _record(self, operations: Operations, *, alone: bool) -> tuple[bool, ...]:
         if not alone:
             return await self._recording.submit(operations)
-        [news] = await self._record_groups([operations])
-        return news
+        [are_new] = await self._record_groups([operations])
+        return are_new
 
     async def _publish(self, messages: Messages, *, alone: bool) -> int:
         if not alone:
@@ -156,18 +155,18 @@ class DualWrite:
 
     async def _record_groups(self, groups: Sequence[Operations]) -> list[tuple[bool, ...]]:
         every = [operation for group in groups for operation in group]
-        news: list[bool] = []
+        are_new: list[bool] = []
         for part in chunks_by_size(every, _size, max_bytes=MAX_WRITE_BYTES, max_items=MAX_BATCH):
             recorded, _ = await asyncio.gather(
                 self._store.operations.record(part), self._ensure_jobs(part)
             )
-            news += recorded
+            are_new += recorded
             crash_point("gateway.after_record")
-        answers = iter(news)
+        answers = iter(are_new)
         return [tuple(next(answers) for _ in group) for group in groups]
 
     async def _ensure_jobs(self, operations: Iterable[NewOperation]) -> None:
-        """Make a new job readable at once; jobs are never deleted, so once is enough."""
+        """Create missing jobs, so that clients can read them; jobs are never deleted."""
         named = {one.job_id for one in operations if one.job_id}
         unseen = named - self._ensured.keys()
         await self._store.jobs.ensure(unseen)
@@ -176,7 +175,7 @@ class DualWrite:
             del self._ensured[next(iter(self._ensured))]
 
     async def _publish_groups(self, groups: Sequence[Messages]) -> list[int | Exception]:
-        """Publish all in order, one message after the other: a gap would change a job's order."""
+        """Publish the messages one by one and in order: a gap would change the order in a job."""
         done = 0
         failure: BrokerUnavailableError | None = None
         for chunk in _chunks(message for group in groups for message in group):
@@ -201,7 +200,7 @@ class DualWrite:
 
 
 def _size(operation: NewOperation) -> int:
-    """Return about how many bytes an operation has: its input's, for nothing else is large."""
+    """Return the approximate size of an operation: that of its input, all else is small."""
     return len(operation.input_json or "")
 
 
@@ -218,7 +217,7 @@ async def _messages(new: Sequence[tuple[NewOperation, JobRequest]]) -> Messages:
 
 
 def _message(operation: NewOperation, request: JobRequest) -> bytes:
-    """Return a `SubmittedRequest`; the input, which may be large, is text already."""
+    """Return a `SubmittedRequest` as JSON; the input may be large, and is JSON text already."""
     fields = request.model_dump_json(exclude_defaults=True, exclude={"input"})
     if operation.input_json is not None:
         fields = f'{fields[:-1]},"input":{operation.input_json}}}'
@@ -238,7 +237,7 @@ def _chunks(messages: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _shares(done: int, sizes: Sequence[int]) -> Iterator[int]:
-    """Split the number of confirmed messages over the groups, in their order."""
+    """Yield for each group how many of its messages are among the first `done` ones."""
     for size in sizes:
         share = min(size, done)
         done -= share

@@ -1,4 +1,4 @@
-"""Replays: the requests of a dead letter are published again."""
+"""Replays: publishes the requests of a dead letter again."""
 
 from gateway.availability import Availability
 from gateway.reading import BoundedReads
@@ -32,11 +32,11 @@ class Replays:
         self._broker_up = broker_up
 
     async def replay(self, dead_letter_id: str) -> DeadLetter | None:
-        """Publish a dead letter again and return it as it is after; null if it is unknown.
+        """Publish a dead letter again and return its new record; null if it is unknown.
 
-        It is counted before it is published: the count tells one replay from the next, so that
-        each of them makes operations of its own. Raises `ModelyardError` with `not_replayable`
-        or `unavailable`, after which it may have been published all the same.
+        The replay is counted before it is published: each replay's number gives its operations ids
+        of their own. Raises `ModelyardError` with `not_replayable` or `unavailable`; after the
+        latter the letter may have been published nevertheless.
         """
         letter = await self._reading.ask(lambda: self._store.dead_letters.get(dead_letter_id))
         if letter is None:
@@ -54,14 +54,14 @@ class Replays:
                 JOBS,
                 SUBMIT_KEY,
                 letter.payload,
-                # What a client called its message counts for nothing, and less so in our name.
+                # A client may have sent any message type: the gateway must not vouch for it.
                 message_type=letter.message_type if letter.from_modelyard else None,
                 headers={REPLAY_HEADER: f"{dead_letter_id}:{marked.replays}"},
                 timeout_s=REPLAY_S,
             )
         except BrokerUnavailableError as error:
-            # A queue that is gone is not RabbitMQ's absence, so nothing is concluded from it.
-            message = "RabbitMQ has not confirmed it, or nothing takes messages of its queue now."
+            # The queue may be missing while RabbitMQ is up, so RabbitMQ is not marked as down.
+            message = "RabbitMQ has not confirmed the message, or its queue is missing."
             raise BrokerUnavailableError(message) from error
         return marked
 
@@ -69,26 +69,27 @@ class Replays:
 def refuse_unless_replayable(letter: DeadLetter) -> None:
     """Raise `ModelyardError` with `not_replayable` for a letter that may not be published again.
 
-    Only requests may, and only if they were kept whole. A command is for one attempt on one boot,
-    and the dispatcher gives it again by itself while it counts. Reports are asked for again, too:
-    published from here they would count as nobody's.
+    Only requests may, and only if they were recorded whole. A command belongs to one attempt on one
+    incarnation; the dispatcher publishes it again itself while the attempt is current. It also asks
+    workers for lost reports again; a report from a gateway would be refused as forged.
     """
     if letter.payload_bytes > len(letter.payload):
         raise _not_replayable(
-            f"Of its {letter.payload_bytes} bytes only the first {len(letter.payload)} were kept."
+            f"Of its {letter.payload_bytes} bytes only the first {len(letter.payload)} were "
+            "recorded."
         )
     if letter.queue == JOBS_QUEUE.name:
         if letter.message_type == SUBMISSION_TYPE and not letter.from_modelyard:
             raise _not_replayable(
-                "It says that a gateway sent it, and that is not proven: RabbitMQ has not verified "
-                "its sender, or an older version recorded it."
+                "Its type says that a gateway sent it, but that is not proven: RabbitMQ has not "
+                "verified its sender, or an older version of Modelyard recorded it."
             )
         return
     if letter.queue == REPORTS_QUEUE.name:
-        raise _not_replayable("Workers are asked for lost reports again, never from here.")
+        raise _not_replayable("The dispatcher asks workers for lost reports again by itself.")
     if letter.queue == host_queue(letter.routing_key).name:
-        raise _not_replayable("Commands are given again by the dispatcher, never from here.")
-    raise _not_replayable("It was taken out of a queue that nothing is sent to again.")
+        raise _not_replayable("The dispatcher publishes commands again by itself.")
+    raise _not_replayable("It comes from a queue that does not hold requests.")
 
 
 def _not_replayable(message: str) -> ModelyardError:

@@ -1,4 +1,7 @@
-"""Reading bodies of requests: small ones here, large ones in the body process."""
+"""Reads request bodies: small ones here, large ones in the body process.
+
+A large body would block the event loop while it is parsed.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,16 +24,16 @@ from modelyard.store.records import OperationRecord
 
 MODULE = "gateway.body_child"
 MAX_CATALOG_BYTES = 256 << 10
-"""A model or a dataset. It is read where it comes in: it may hold few values, so it is fast."""
-_AT_A_STRETCH = 32
-"""Requests that are unpacked before others have their turn."""
+"""Most bytes of a model or a dataset. It holds few values, so it is parsed in this process."""
+_UNPACKED_AT_ONCE = 32
+"""Requests that are unpacked before the event loop may run other tasks."""
 
 
 class RequestReader:
-    """Reads the bodies of one gateway, within one budget of memory.
+    """Reads the request bodies of one gateway, within one memory budget.
 
-    What is read stays in the budget for as long as the context lasts: until it is durable.
-    Each raises `InvalidRequestError` for what is wrong with a body, and `BudgetSpentError`.
+    A body counts against the budget while its context lasts, which is until it is durable. Each
+    method raises `InvalidRequestError` for an invalid body, and `BudgetSpentError`.
     """
 
     def __init__(
@@ -44,25 +47,25 @@ class RequestReader:
         self.budget = BodyBudget()
         self._process = BodyProcess(MODULE)
         self._durable_turn = asyncio.Lock()
-        """Large bodies go into the stores one after the other, so that none of them waits there for
-        the others, and is taken for a store that does not answer."""
+        """Large bodies are made durable one after the other. Otherwise they would delay each other
+        so much that a store looks as if it did not answer."""
 
     async def close(self) -> None:
-        """End the process."""
+        """End the body process."""
         await self._process.close()
 
     @asynccontextmanager
     async def one(
         self, request: Request, key: str | None, *, tenant: str
     ) -> AsyncIterator[PendingRequest]:
-        """Read a body that is one request."""
+        """Yield the one request in a body."""
         most = self.max_request_bytes
         async with receive(request, self.budget, max_bytes=most) as body:
             if len(body) < LARGE_BODY_BYTES:
                 yield read_one(body, key=key, tenant=tenant, max_bytes=most)
                 return
-            given = {"key": key, "tenant": tenant, "max_bytes": most}
-            [part] = await self._process.ask("one", given, body)
+            arguments = {"key": key, "tenant": tenant, "max_bytes": most}
+            [part] = await self._process.ask("one", arguments, body)
             async with self._durable_turn:
                 yield _only(part)
 
@@ -70,18 +73,18 @@ class RequestReader:
     async def batch(
         self, request: Request, key: str | None, *, tenant: str
     ) -> AsyncIterator[list[PendingRequest | RefusedRequest]]:
-        """Read a body that is a batch."""
+        """Yield the requests in the body of a batch."""
         most = self.max_batch_bytes
         limits = {"max_bytes": most, "max_request_bytes": self.max_request_bytes}
         async with receive(request, self.budget, max_bytes=most) as body:
             if len(body) < LARGE_BODY_BYTES:
                 yield read_batch(body, key=key, tenant=tenant, **limits)
                 return
-            given = {"key": key, "tenant": tenant, **limits}
-            parts = await self._process.ask("batch", given, body)
+            arguments = {"key": key, "tenant": tenant, **limits}
+            parts = await self._process.ask("batch", arguments, body)
             read: list[PendingRequest | RefusedRequest] = []
-            for start in range(0, len(parts), _AT_A_STRETCH):
-                read += map(unpack, parts[start : start + _AT_A_STRETCH])
+            for start in range(0, len(parts), _UNPACKED_AT_ONCE):
+                read += map(unpack, parts[start : start + _UNPACKED_AT_ONCE])
                 await asyncio.sleep(0)
             async with self._durable_turn:
                 yield read
@@ -89,7 +92,7 @@ class RequestReader:
     async def again(
         self, record: OperationRecord, key: str | None, *, tenant: str
     ) -> PendingRequest:
-        """Return the request of an operation, to be made anew; `record` is read with its input.
+        """Return the request of an operation as a new request; `record` includes its input.
 
         Raises `ModelyardError` with `not_retryable`.
         """
@@ -99,12 +102,12 @@ class RequestReader:
                 request_again(record), key, retry_of=record.operation_id, tenant=tenant
             )
         fields = record.model_dump(mode="json", exclude={"input_json"}, by_alias=True)
-        given = {"key": key, "tenant": tenant, "record": fields}
-        [part] = await self._process.ask("again", given, body)
+        arguments = {"key": key, "tenant": tenant, "record": fields}
+        [part] = await self._process.ask("again", arguments, body)
         return _only(part)
 
     async def entry(self, request: Request) -> JsonValue:
-        """Return the JSON of a body that is an entry of the catalog, or as small as one."""
+        """Return the JSON of a body that is a catalog entry or similarly small."""
         most = min(self.max_request_bytes, MAX_CATALOG_BYTES)
         async with receive(request, self.budget, max_bytes=most) as body:
             return parse_json(body, max_bytes=most, limits=CATALOG_LIMITS)

@@ -1,7 +1,7 @@
-"""How requests that were read in the body process come back: all of them as text and short fields.
+"""How the body process returns the requests that it has read: short fields, and inputs as text.
 
-An input is never parsed again on this side: it is text in the message, in the record and in the
-command, from here to the worker.
+The gateway does not parse an input again: it stays JSON text in the message, in the record and in
+the command, all the way to the worker.
 """
 
 from pydantic import BaseModel
@@ -17,7 +17,7 @@ from modelyard.store.records import NewOperation
 
 
 class RequestTransfer(BaseModel):
-    """One request of a body, or the error of the whole body: then `whole` is true."""
+    """One request of a body, its error, or the error of the whole body (then `whole` is true)."""
 
     operation: NewOperation | None = None
     has_input: bool = False
@@ -31,7 +31,7 @@ class RequestTransfer(BaseModel):
 
 
 def pack_asked(pending: PendingRequest) -> Part:
-    """Return a request as what travels; its input travels beside it."""
+    """Return a request in transfer form; its input goes beside it."""
     input_json = pending.operation.input_json
     transfer = RequestTransfer(
         operation=pending.operation.model_copy(update={"input_json": None}),
@@ -43,17 +43,17 @@ def pack_asked(pending: PendingRequest) -> Part:
 
 
 def pack_refused(refused: RefusedRequest) -> Part:
-    """Return a refused request of a batch as what travels."""
+    """Return a refused request of a batch in transfer form."""
     return _packed(_error(refused.error).model_copy(update={"job_id": refused.job_id})), b""
 
 
 def pack_error(error: ModelyardError) -> Part:
-    """Return the error of a whole body as what travels."""
+    """Return the error of a whole body in transfer form."""
     return _packed(_error(error).model_copy(update={"whole": True})), b""
 
 
 def unpack(part: Part) -> PendingRequest | RefusedRequest:
-    """Return what was packed; raises the error of a whole body."""
+    """Return the request or refusal that was packed; raise the error of a whole body."""
     transfer = RequestTransfer.model_validate_json(part[0])
     if transfer.operation is None:
         error = _unpacked_error(transfer)
@@ -67,7 +67,7 @@ def unpack(part: Part) -> PendingRequest | RefusedRequest:
 
 
 def _request_of(operation: NewOperation) -> JobRequest:
-    """Return the request without its input. It was validated where the body was read."""
+    """Return the request without its input. The body process has validated it already."""
     if operation.job_id is None or operation.verb is None:
         raise ValueError("a valid request names a job and a verb")
     return JobRequest.model_construct(

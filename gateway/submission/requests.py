@@ -1,4 +1,4 @@
-"""From a body to the requests in it: a pure function, the same here and in the body process."""
+"""Parses a body into requests: pure functions, for the gateway and for its body process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class RefusedRequest:
-    """A request of a batch that is not accepted, and the job that it named, if it named one."""
+    """A request of a batch that is refused, and the job that it names, if any."""
 
     error: ModelyardError
     job_id: str | None
@@ -37,17 +37,17 @@ def read_one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> Pe
 def read_batch(
     body: bytes, *, key: str | None, tenant: str, max_bytes: int, max_request_bytes: int
 ) -> list[PendingRequest | RefusedRequest]:
-    """Return the requests of a batch in their order; raises `InvalidRequestError` if it is none.
+    """Return the requests of a batch in order; raises `InvalidRequestError` if it is no batch.
 
     With a key, the request at `index` has the key `KEY/index`.
     """
     values, under = _list_of(parse_json(body, max_bytes=max_bytes))
     pending: list[PendingRequest | RefusedRequest] = []
     for index, value in enumerate(values):
-        place, key_here = f"{under}/{index}", f"{key}/{index}" if key else None
+        pointer, item_key = f"{under}/{index}", f"{key}/{index}" if key else None
         try:
-            request = validated(JobRequest, value, under=place)
-            one = PendingRequest.of(request, key_here, under=place, tenant=tenant)
+            request = validated(JobRequest, value, under=pointer)
+            one = PendingRequest.of(request, item_key, under=pointer, tenant=tenant)
             _check_size(one, max_request_bytes)
         except InvalidRequestError as error:
             pending.append(RefusedRequest(error, _job_id_in(value)))
@@ -57,10 +57,10 @@ def read_batch(
 
 
 def validated(kind: type[M], value: JsonValue, *, under: str = "") -> M:
-    """Return the value as a message; raises `FaultyRequestError` with pointers below `under`."""
-    too_much = size_errors(kind, value)
-    if too_much:
-        raise FaultyRequestError([_fault(one, under) for one in too_much])
+    """Return the value as a model; raises `FaultyRequestError` with pointers below `under`."""
+    too_large = size_errors(kind, value)
+    if too_large:
+        raise FaultyRequestError([_fault(one, under) for one in too_large])
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -68,7 +68,7 @@ def validated(kind: type[M], value: JsonValue, *, under: str = "") -> M:
 
 
 def _list_of(body: JsonValue) -> tuple[list[JsonValue], str]:
-    """Return the requests and the pointer to their list: a bare one, or in `requests`."""
+    """Return the requests and the pointer to their list: the body itself, or its `requests`."""
     values, under = body, ""
     if isinstance(body, Mapping):
         unknown = unknown_names(body, (_LIST_NAME,))
@@ -79,7 +79,7 @@ def _list_of(body: JsonValue) -> tuple[list[JsonValue], str]:
         message = 'A batch is a list of requests, bare or as {"requests": [...]}.'
         raise FaultyRequestError([Fault(pointer=under, message=message)])
     if not 1 <= len(values) <= MAX_BATCH:
-        message = f"It holds {len(values)} requests."
+        message = f"The batch holds {len(values)} requests; it may hold 1 to {MAX_BATCH}."
         raise FaultyRequestError([Fault(pointer=under, message=message)], ErrorCode.BATCH_TOO_LARGE)
     return values, under
 
@@ -90,14 +90,14 @@ def _job_id_in(value: JsonValue) -> str | None:
 
 
 def _check_size(pending: PendingRequest, max_bytes: int) -> None:
-    """Refuse a request that would be too large if it came alone, as compact JSON."""
+    """Refuse a request whose compact JSON is larger than a single request may be."""
     input_json = pending.operation.input_json
     if input_json is None:
-        return  # the other fields are bounded by themselves
+        return  # the schema bounds all other fields
     fields = pending.request.model_dump_json(exclude_defaults=True, exclude={"input"})
     if len(fields.encode()) + len(',"input":') + len(input_json.encode()) > max_bytes:
         raise InvalidRequestError(
-            ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are taken for one request."
+            ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are allowed for one request."
         )
 
 

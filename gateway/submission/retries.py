@@ -1,4 +1,7 @@
-"""Retries: the request of an operation that ended without success, as a new operation."""
+"""Retries: rebuilds the request of an operation that ended without success.
+
+The client asks for them; retries of failed attempts are the dispatcher's.
+"""
 
 import json
 
@@ -11,11 +14,10 @@ from modelyard.store.records import OperationRecord
 
 
 def request_again(record: OperationRecord) -> JobRequest:
-    """Return the request that became an operation; `record` is read with its input.
+    """Return the request of an operation; `record` includes its input.
 
     Raises `ModelyardError` with `not_retryable` if the operation is open or has succeeded, or if
-    its record does not hold the whole of what was asked for: of a message that broke the schema
-    only the names were kept.
+    its record is incomplete: of a request that violated the schema only the names were recorded.
     """
     if not record.state.terminal:
         raise _not_retryable(f"The operation is {record.state}.")
@@ -23,12 +25,12 @@ def request_again(record: OperationRecord) -> JobRequest:
         raise _not_retryable("The operation has succeeded.")
     request = _rebuilt(record)
     if request is None or request.payload_hash() != record.payload_hash:
-        raise _not_retryable("The request was not one that could be kept: submit it anew.")
+        raise _not_retryable("The request was not recorded completely: submit it as a new one.")
     return request
 
 
 def _rebuilt(record: OperationRecord) -> JobRequest | None:
-    given = {
+    fields = {
         "job_id": record.job_id,
         "operation_type": record.verb,
         "model": record.model,
@@ -41,7 +43,7 @@ def _rebuilt(record: OperationRecord) -> JobRequest | None:
         "metadata": record.metadata,
     }
     try:
-        return JobRequest.model_validate(given)
+        return JobRequest.model_validate(fields)
     except ValidationError:
         return None
 

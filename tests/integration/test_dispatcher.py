@@ -403,7 +403,7 @@ async def test_a_host_cannot_finish_another_hosts_operation(yard: Yard) -> None:
             operations=(owner.made(command, OperationState.FAILED, seq=6),),
         )
         await yard.broker.publish(REPORTS, "h2", forged.model_dump_json().encode())
-        assert "said it by the key 'h2'" in (await yard.dead_letter()).detail
+        assert "sent it with the routing key 'h2'" in (await yard.dead_letter()).detail
         await owner.report(command, OperationState.RUNNING, seq=1)
         await yard.operation(operation_id, OperationState.RUNNING)
         await owner.finish(command, OperationState.FAILED, job_state=JobState.FAILED)

@@ -267,7 +267,7 @@ async def test_a_worker_reports_on_no_other_host(yard: Yard, thief: Stranger, ke
         letter = await yard.dead_letter()
         expected = ErrorCode.FORBIDDEN if key == OWNER else ErrorCode.INVALID_REQUEST
         assert (letter.reason, letter.sender) == (expected, f"worker-{THIEF}")
-        with pytest.raises(ModelyardError, match="asked for lost reports again"):
+        with pytest.raises(ModelyardError, match="asks workers for lost reports again"):
             refuse_unless_replayable(letter)
         await _goes_on(yard, owner, command)
 
@@ -354,7 +354,7 @@ async def test_a_command_that_its_worker_could_not_read_is_a_dead_letter(
     assert (letter.queue, letter.sender) == (host_queue(OWNER).name, user)
     assert not letter.from_modelyard
     assert letter.reason == (reason if reason == "invalid_json" else "invalid_request")
-    assert letter.detail == ("It has no commands." if reason else "The worker did not say why.")
+    assert letter.detail == ("It has no commands." if reason else "The worker gave no reason.")
 
 
 async def test_a_worker_returns_no_command_of_another_host(yard: Yard, thief: Stranger) -> None:

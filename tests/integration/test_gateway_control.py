@@ -391,7 +391,7 @@ async def test_a_command_is_not_replayed_and_it_is_said_who_gives_it_again(yard:
     assert answer.status_code == 409
     refused = problem(answer)
     assert refused["code"] == "not_replayable"
-    assert "given again by the dispatcher" in refused["detail"]
+    assert "publishes commands again" in refused["detail"]
 
 
 async def test_reports_are_never_published_by_a_gateway(yard: Backstage) -> None:
@@ -401,7 +401,7 @@ async def test_reports_are_never_published_by_a_gateway(yard: Backstage) -> None
     assert answer.status_code == 409
     refused = problem(answer)
     assert refused["code"] == "not_replayable"
-    assert "asked for lost reports" in refused["detail"]
+    assert "asks workers for lost reports" in refused["detail"]
 
 
 async def test_a_replay_to_a_queue_that_is_gone_is_503_and_concludes_nothing_else(

@@ -230,7 +230,8 @@ async def stopping(port: int) -> None:
 
     async def refuses() -> bool:
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as stranger:
-            return bool((await stranger.get("/readyz")).json().get("detail") == "It is stopping.")
+            detail = (await stranger.get("/readyz")).json().get("detail")
+            return bool(detail == "The gateway is stopping.")
 
     await eventually(refuses, what="a gateway that says that it is stopping")
 
@@ -324,7 +325,9 @@ async def test_what_comes_after_sigterm_while_others_are_answered_gets_503(start
         new = await client.get("/v1/operations")
         for answer in (after, new):
             assert answer.status_code == 503
-            assert problem(answer)["detail"] == "It is stopping and takes nothing new."
+            assert problem(answer)["detail"] == (
+                "The gateway is stopping and accepts no new requests."
+            )
             assert answer.headers["Retry-After"] == "1"
             assert answer.headers["Connection"] == "close"
         assert (await client.get("/livez")).status_code == 200
@@ -416,5 +419,5 @@ async def test_a_port_that_is_taken_ends_it_with_a_sentence(start: Start, yard: 
     _, told = await process.communicate()
     assert process.returncode == 1
     assert told.decode().splitlines() == [
-        f"modelyard-gateway: It can't listen on 127.0.0.1:{port}: Address already in use."
+        f"modelyard-gateway: The gateway can't listen on 127.0.0.1:{port}: Address already in use."
     ]

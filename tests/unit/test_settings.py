@@ -42,8 +42,8 @@ def test_help_lists_every_setting_by_its_variable(
 def test_help_tells_ranges_and_defaults() -> None:
     said = run("dispatcher", "--help").stdout
     assert "before it fails. (1 to 100; default: 3)\n" in said
-    assert "left open. (above 0 to 60; default: 2.0)\n" in said
-    assert "all the same. (default: false)\n" in said
+    assert "sweep's repairs. (above 0 to 60; default: 2.0)\n" in said
+    assert "in any case. (default: false)\n" in said
 
 
 @pytest.mark.parametrize(("module", "_settings"), PROCESSES)
