@@ -11,18 +11,26 @@ from dispatcher.enrolment import Enrolment
 from dispatcher.events import EventLog
 from dispatcher.intake.consumer import Intake
 from dispatcher.intake.decoder import MessageDecoder
+from dispatcher.intake.overdue import OverdueOperations
+from dispatcher.intake.reader import JobsReader
 from dispatcher.maintenance.cancels import Cancels
 from dispatcher.maintenance.deadlines import Deadlines
 from dispatcher.maintenance.drains import Drains
+from dispatcher.maintenance.host_watch import HostWatch
 from dispatcher.maintenance.lost_hosts import LostHosts
 from dispatcher.maintenance.moves import Relocations
+from dispatcher.maintenance.open_operations import OpenOperations
+from dispatcher.maintenance.orphans import Orphans
 from dispatcher.maintenance.reconciler import Reconciler
 from dispatcher.maintenance.recovery import JobRestoration
+from dispatcher.maintenance.reservation_leaks import ReservationLeaks
 from dispatcher.maintenance.retries import Retries
-from dispatcher.maintenance.sweep import Sweep
+from dispatcher.maintenance.sweep import Repair, Sweep
 from dispatcher.reports.dead_letters import DeadLetterRecorder
+from dispatcher.reports.fencing import Fencing
 from dispatcher.reports.heartbeats import Heartbeats
 from dispatcher.reports.recorder import Recorder
+from dispatcher.reports.report_writer import ReportWriter
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
@@ -79,14 +87,14 @@ class Dispatcher:
         control = ControlPublisher(broker)
         self.cancels = Cancels(store, event_log, self.scheduler, control)
         self._decoder = MessageDecoder()
+        overdue = OverdueOperations(store, broker, self.scheduler.wake)
         self.intake = Intake(
             store,
-            broker,
             event_log,
-            senders,
-            self.scheduler.wake,
-            wishes=self.cancels.wake,
-            decoder=self._decoder,
+            JobsReader(broker, senders, self._decoder),
+            overdue,
+            wake=self.scheduler.wake,
+            on_cancel=self.cancels.wake,
         )
         attempts = Retries(
             store, event_log, self.scheduler, max_attempts=settings.dispatcher_max_attempts
@@ -97,8 +105,10 @@ class Dispatcher:
             self.scheduler,
             control,
             attempts,
-            orphan_grace_s=settings.dispatcher_orphan_grace_s,
-            orphan_dry_run=settings.dispatcher_orphan_dry_run,
+            Orphans(
+                grace_s=settings.dispatcher_orphan_grace_s,
+                dry_run=settings.dispatcher_orphan_dry_run,
+            ),
         )
         deadlines = Deadlines(
             store,
@@ -107,15 +117,12 @@ class Dispatcher:
             attempts,
             default_timeout_s=settings.dispatcher_default_timeout_s,
         )
+        fencing = Fencing(store, event_log, control)
         self.recorder = Recorder(
-            store,
             broker,
-            event_log,
             senders,
-            scheduler=self.scheduler,
+            writer=ReportWriter(store, event_log, self.scheduler, attempts, fencing),
             reconciler=reconciler,
-            control=control,
-            attempts=attempts,
             deadlines=deadlines,
         )
         lost = LostHosts(store, event_log, self.scheduler, control, attempts)
@@ -139,23 +146,26 @@ class Dispatcher:
             enrolment=Enrolment(broker, control),
             lost=lost,
         )
-        self.sweep = Sweep(
-            store,
-            broker,
-            event_log=event_log,
-            commands=commands,
-            intake=self.intake,
-            scheduler=self.scheduler,
-            lost=lost,
-            attempts=attempts,
-            repairs=(
-                ("cancel", self.cancels.carry_out),
-                ("deadlines", deadlines.look),
-                ("bring_back", JobRestoration(store, self.scheduler).put_in_line),
-                ("move", moves.go_on),
-                ("drain", drains.look),
-            ),
+        watch = HostWatch(store, broker, event_log, self.scheduler, lost)
+        open_ones = OpenOperations(store, event_log, self.scheduler, commands, attempts)
+        restoration = JobRestoration(store, self.scheduler)
+        # All periodic repairs, in the order of a round; docs/architecture.md says what each mends.
+        repairs = (
+            Repair("overdue", overdue.ask),
+            Repair("expire", open_ones.expire),
+            Repair("hosts", watch.watch),
+            Repair("rested", open_ones.wake_rested),
+            Repair("cancel", self.cancels.carry_out),
+            Repair("deadlines", deadlines.look),
+            Repair("bring_back", restoration.put_in_line),
+            Repair("move", moves.go_on),
+            Repair("drain", drains.look),
+            Repair("publish", open_ones.publish_again),
+            Repair("leaks", ReservationLeaks(store, self.scheduler).free),
+            Repair("schedule", self.scheduler.schedule_next_page),
         )
+        # Without the store no heartbeat is recorded either: then no silence is a host's.
+        self.sweep = Sweep(repairs, on_failure=watch.restart_hearing)
 
     async def run(self) -> None:
         """Run until cancelled; raises as `prepare` does."""

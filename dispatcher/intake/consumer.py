@@ -10,19 +10,14 @@ of delivery, and settles it. What a crash leaves behind:
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 
 import structlog
 
 from dispatcher.events import EventLog, operation_event
-from dispatcher.intake.decode import UnreadableMessage
-from dispatcher.intake.decoder import MessageDecoder
-from dispatcher.senders import Senders
-from modelyard.broker import Broker, Delivery, Subscription, bury
-from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.message_types import CANCEL_TYPE, OVERDUE_TYPE
+from dispatcher.intake.overdue import OverdueOperations
+from dispatcher.intake.reader import JobsReader, Signal
+from modelyard.broker import Delivery, Subscription
 from modelyard.contract.states import OperationState
-from modelyard.contract.topology import JOBS, JOBS_QUEUE, SUBMIT_KEY
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.store import Store
@@ -33,8 +28,6 @@ log = structlog.get_logger(__name__)
 
 AT_ONCE = 1_000
 """Most operations recorded with one write; no message holds more."""
-OVERDUE_S = 3.0
-"""Age in seconds at which a recorded operation may get a place in line without its message."""
 _AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
 
 
@@ -54,25 +47,23 @@ class IntakeBatch:
 class Intake:
     """Records the messages of `modelyard.jobs.v1` as operations."""
 
-    def __init__(  # noqa: PLR0913 - all that a message may affect
+    def __init__(
         self,
         store: Store,
-        broker: Broker,
         event_log: EventLog,
-        senders: Senders,
-        wake: Callable[[Iterable[str]], None],
+        reader: JobsReader,
+        overdue: OverdueOperations,
         *,
-        wishes: Callable[[], None],
-        decoder: MessageDecoder,
+        wake: Callable[[Iterable[str]], None],
+        on_cancel: Callable[[], None],
     ) -> None:
-        """Call `wake` with jobs that have new operations, `wishes` on a cancel request."""
+        """Call `wake` with jobs that have new operations, `on_cancel` on a cancel request."""
         self._store = store
-        self._broker = broker
         self._event_log = event_log
-        self._senders = senders
+        self._reader = reader
+        self._overdue = overdue
         self._wake = wake
-        self._wishes = wishes
-        self._decoder = decoder
+        self._on_cancel = on_cancel
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch, settle it, wake the scheduler.
@@ -83,25 +74,21 @@ class Intake:
         for delivery in batch:
             if delivery.settled:  # with an earlier part of the batch, before something failed
                 continue
-            trusted = self._senders.is_trusted(delivery.user_id)
-            if trusted and delivery.type == OVERDUE_TYPE:
+            message = await self._reader.read(delivery)
+            if message is Signal.OVERDUE:
                 await self._settle(subscription, read, wanted)
                 read, wanted = [delivery], IntakeBatch()
-                await self._take_overdue()
+                await self._overdue.put_in_line()
                 continue
-            if trusted and delivery.type == CANCEL_TYPE:
-                self._wishes()
+            if message is Signal.CANCEL:
+                self._on_cancel()
                 read.append(delivery)
                 continue
-            decoded = await self._decoder.decode(delivery, trusted=trusted)
-            if isinstance(decoded, UnreadableMessage):
-                await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
-                decoded = []
-            if len(wanted.first) + len(decoded) > AT_ONCE:
+            if len(wanted.first) + len(message) > AT_ONCE:
                 await self._settle(subscription, read, wanted)
                 read, wanted = [], IntakeBatch()
             read.append(delivery)
-            for operation in decoded:
+            for operation in message:
                 wanted.add(operation)
         await self._settle(subscription, read, wanted)
 
@@ -113,34 +100,6 @@ class Intake:
             crash_point("dispatcher.intake.after_record")
         crash_point("dispatcher.intake.before_ack")
         await subscription.ack(read)
-
-    async def ask_for_overdue(self) -> None:
-        """Ask through the jobs queue to put operations in line whose message has not come.
-
-        Such an operation is in the record, but its message has not reached intake (yet). The
-        request goes through the jobs queue, so intake handles it after every message published
-        before it, including those that a frozen or dead dispatcher held. So no operation whose
-        message is still in the queue is overtaken. Raises `StoreUnavailableError`.
-        """
-        overdue = await self._store.operation_queries.overdue_for_line(
-            older_than_s=OVERDUE_S, limit=1
-        )
-        if overdue:
-            with suppress(BrokerUnavailableError):  # the next sweep asks again
-                await self._broker.publish(JOBS, SUBMIT_KEY, b"", message_type=OVERDUE_TYPE)
-
-    async def _take_overdue(self) -> None:
-        overdue = await self._store.operation_queries.overdue_for_line(
-            older_than_s=OVERDUE_S, limit=AT_ONCE
-        )
-        if overdue:
-            jobs = [one.job_id for one in overdue if one.job_id]
-            await self._store.jobs.ensure(jobs)
-            lines = await self._store.operations.next_lines(len(overdue))
-            await self._store.operations.put_in_line(
-                {one.operation_id: line for one, line in zip(overdue, lines, strict=True)}
-            )
-            self._wake(jobs)
 
     async def _record(self, batch: IntakeBatch) -> None:
         wanted = list(batch.first.values())

@@ -6,7 +6,6 @@ made, nor about jobs with a later report. So any other difference from the recor
 container changed by itself. The plans are pure; carrying them out twice is harmless.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ import structlog
 
 from dispatcher.control import ControlPublisher
 from dispatcher.events import EventLog, host_event, observed_event, stale_host_event
+from dispatcher.maintenance.orphans import Orphans
 from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.deaths import death_of
@@ -190,59 +190,24 @@ def _death_of(item: InventoryItem) -> ErrorInfo:
     return death_of(item.exit_code, oom_killed=item.oom_killed, disk_exceeded=item.disk_exceeded)
 
 
-class Orphans:
-    """The orphans (containers that are not in the record) of all hosts, and when each was found.
-
-    They are kept only in memory: a dispatcher that restarts waits the whole grace period again.
-    """
-
-    def __init__(self, *, grace_s: float) -> None:
-        self._grace_s = grace_s
-        self._since: dict[tuple[str, str], float] = {}
-
-    def ripe(self, host_id: str, items: Sequence[InventoryItem]) -> list[InventoryItem]:
-        """Return the host's orphans whose grace period is over."""
-        now = time.monotonic()
-        known = {item.container_id for item in items}
-        self._since = {
-            key: since for key, since in self._since.items() if key[0] != host_id or key[1] in known
-        }
-        for item in items:
-            if (host_id, item.container_id) not in self._since:
-                log.warning(
-                    "orphan.found",
-                    host_id=host_id,
-                    job_id=item.job_id,
-                    generation=item.generation,
-                    container_id=item.container_id,
-                )
-                self._since[host_id, item.container_id] = now
-        return [
-            item for item in items if now - self._since[host_id, item.container_id] >= self._grace_s
-        ]
-
-
 class Reconciler:
     """Handles boot and inventory reports. Handling one again is harmless."""
 
-    def __init__(  # noqa: PLR0913 - all that an inventory report may affect
+    def __init__(
         self,
         store: Store,
         event_log: EventLog,
         scheduler: Scheduler,
         control: ControlPublisher,
         attempts: Retries,
-        *,
-        orphan_grace_s: float,
-        orphan_dry_run: bool,
+        orphans: Orphans,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
         self._attempts = attempts
-        self._orphans = Orphans(grace_s=orphan_grace_s)
-        self._dry_run = orphan_dry_run
+        self._orphans = orphans
 
     async def boot(self, boot: BootReport) -> None:
         """Record a new incarnation and recover the interrupted work of the one before.
@@ -360,18 +325,12 @@ class Reconciler:
 
         The next inventory report causes the same message again if they are still there.
         """
-        ripe = self._orphans.ripe(host_id, plan.orphans)
-        if ripe and self._dry_run:
-            for item in ripe:
-                log.warning(
-                    "orphan.kept_by_dry_run", host_id=host_id, container_id=item.container_id
-                )
-            ripe = []
+        orphans = self._orphans.due(host_id, plan.orphans)
         doomed = [
             DiscardContainer(
                 container_id=item.container_id, job_id=item.job_id, generation=item.generation
             )
-            for item in (*plan.discards, *ripe)
+            for item in (*plan.discards, *orphans)
         ]
         if doomed:
             log.info("containers.discarded", host_id=host_id, count=len(doomed))

@@ -91,7 +91,7 @@ class Fencing:
         self._event_log = event_log
         self._control = control
 
-    async def keep_off(self, stale: Sequence[StaleReport], boots: Mapping[str, LastReport]) -> None:
+    async def reject(self, stale: Sequence[StaleReport], boots: Mapping[str, LastReport]) -> None:
         """Log and count stale reports; tell workers to cancel the attempts that still run.
 
         `boots` are the incarnations that reported in this batch, by host.

@@ -1,59 +1,49 @@
-"""The recorder: records the workers' reports, and only then publishes them as events.
+"""The recorder: takes the workers' reports in their order, and has each part of them handled.
 
-Reports carry `(operation_id, epoch, seq)` and the full state, so lost order and duplicates do not
-matter. The writes come in the order result, job, reservation, operation, event, ack. After a crash
-between any two of them the report is redelivered; each write finds what is done and continues from
-there. The operation is written after its job, so that a client that sees the operation ended also
-sees the job in the state that the operation left.
+A message may say that a host came online, what became of operations, and which containers the host
+has. Each of these is compared with everything that was reported before it.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 
-from dispatcher.control import ControlPublisher
-from dispatcher.events import EventLog, job_event, report_event
 from dispatcher.maintenance.deadlines import Deadlines
-from dispatcher.maintenance.reconciler import BootReport, InventoryReport, Reconciler, recovery_of
-from dispatcher.maintenance.retries import Retries
+from dispatcher.maintenance.reconciler import BootReport, InventoryReport, Reconciler
 from dispatcher.reports.decode import Prompt, read_reports
-from dispatcher.reports.fencing import CurrentReport, Fencing, StaleReport, fence, latest
-from dispatcher.scheduling.scheduler import Scheduler
+from dispatcher.reports.fencing import latest
+from dispatcher.reports.report_writer import ReportWriter
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.messages import OperationReport, WorkerReports
-from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
-from modelyard.store import Store
-from modelyard.store.jobs import JobEffect, PendingRestoration
-from modelyard.store.operation_writes import ResultPlace
 from modelyard.store.records import LastReport
+
+
+@dataclass(slots=True)
+class _Unrecorded:
+    """Reports of a batch that were read and are not recorded yet."""
+
+    reports: list[tuple[str, OperationReport]] = field(default_factory=list)
+    """Host and report, in the order of arrival."""
+    senders: dict[str, LastReport] = field(default_factory=dict)
+    """By host: the incarnation that reported, and the number of its last message."""
 
 
 class Recorder:
     """Records the messages of `modelyard.reports.v1`."""
 
-    def __init__(  # noqa: PLR0913 - all that a report may affect
+    def __init__(
         self,
-        store: Store,
         broker: Broker,
-        event_log: EventLog,
         senders: Senders,
         *,
-        scheduler: Scheduler,
+        writer: ReportWriter,
         reconciler: Reconciler,
-        control: ControlPublisher,
-        attempts: Retries,
         deadlines: Deadlines,
     ) -> None:
-        self._store = store
         self._broker = broker
-        self._event_log = event_log
         self._senders = senders
-        self._scheduler = scheduler
+        self._writer = writer
         self._reconciler = reconciler
-        self._fencing = Fencing(store, event_log, control)
-        self._attempts = attempts
         self._deadlines = deadlines
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
@@ -61,212 +51,41 @@ class Recorder:
 
         Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
         """
-        reports: list[tuple[str, OperationReport]] = []
-        boots: dict[str, LastReport] = {}
         messages = [await read_reports(self._broker, self._senders, delivery) for delivery in batch]
         newest = {
             one.host_id: one
             for one in messages
             if isinstance(one, WorkerReports) and one.inventory is not None
         }
+        unrecorded = _Unrecorded()
         for message in messages:
-            if message is None:
-                continue
             if message is Prompt.OVERDUE:
-                # Record the reports that arrived before the request, then enforce the deadlines.
-                await self.record(latest(reports), boots)
-                reports = []
+                await self._barrier(unrecorded)
                 await self._deadlines.enforce()
-                continue
-            host_id, incarnation = message.host_id, message.incarnation
-            if message.online is not None:
-                await self.record(latest(reports), boots)
-                reports = []
-                boot = BootReport(host_id, incarnation, message.online, message.number)
-                await self._reconciler.boot(boot)
-            boots[host_id] = LastReport(incarnation=incarnation, number=message.number)
-            reports += [(host_id, report) for report in message.operations]
-            # Only the newest of a host's inventory reports in this batch still matters.
-            if message.inventory is not None and newest[host_id] is message:
-                # It is compared with everything reported before it, and nothing after it.
-                await self.record(latest(reports), boots)
-                reports = []
-                look = InventoryReport(host_id, incarnation, message.inventory, message.number)
-                await self._reconciler.look(look)
-        await self.record(latest(reports), boots)
+            elif message is not None:
+                is_newest = newest.get(message.host_id) is message
+                await self._take(message, unrecorded, with_inventory=is_newest)
+        await self._barrier(unrecorded)
         crash_point("dispatcher.recorder.before_ack")
         await subscription.ack(batch)
 
-    async def record(
-        self, reports: Sequence[tuple[str, OperationReport]], boots: Mapping[str, LastReport]
+    async def _take(
+        self, message: WorkerReports, unrecorded: _Unrecorded, *, with_inventory: bool
     ) -> None:
-        """Write the reports that are not fenced off; raises `StoreUnavailableError`.
+        """Handle one message; only the newest of a host's inventories in a batch still matters."""
+        host_id, incarnation, number = message.host_id, message.incarnation, message.number
+        if message.online is not None:
+            await self._barrier(unrecorded)
+            boot = BootReport(host_id, incarnation, message.online, number)
+            await self._reconciler.boot(boot)
+        unrecorded.senders[host_id] = LastReport(incarnation=incarnation, number=number)
+        unrecorded.reports += [(host_id, report) for report in message.operations]
+        if message.inventory is not None and with_inventory:
+            await self._barrier(unrecorded)
+            inventory = InventoryReport(host_id, incarnation, message.inventory, number)
+            await self._reconciler.look(inventory)
 
-        `boots` has each reporting host's incarnation and the number of its last message.
-        """
-        if not reports:
-            return
-        known = await self._store.operation_queries.get_many(
-            [one.operation_id for _, one in reports]
-        )
-        accepted: list[CurrentReport] = []
-        stale: list[StaleReport] = []
-        for host_id, report in reports:
-            verdict = fence(host_id, report, known.get(report.operation_id))
-            if isinstance(verdict, CurrentReport):
-                accepted.append(replace(verdict, told=boots.get(host_id)))
-            else:
-                stale.append(StaleReport(host_id, report, verdict))
-        await self._fencing.keep_off(stale, boots)
-        again = [one for one in accepted if self._is_made_again(one)]
-        for one in again:
-            await self._make_again(one)
-        await self._write([one for one in accepted if one not in again])
-
-    async def _write(self, accepted: list[CurrentReport]) -> None:
-        if not accepted:
-            return
-        results = await self._keep_results(accepted)
-        crash_point("dispatcher.recorder.after_results")
-        told_of_jobs = await self._apply_to_jobs(accepted)
-        new = [one.report for one in accepted if one.new]
-        found = await self._store.operations.apply(new, results)
-        crash_point("dispatcher.recorder.after_operations")
-        if found < len(new):
-            accepted = await self._still_valid(accepted)
-        ended = [one for one in accepted if one.report.state.terminal]
-        self._scheduler.wake(one.report.job_id for one in ended)
-        await self._event_log.publish(
-            [report_event(one.report, one.operation) for one in accepted]
-            + [
-                job_event(one.report, one.report.job_state, one.operation.host_id)
-                for one in accepted
-                if one.report.job_state is not None and one.report.job_id in told_of_jobs
-            ]
-        )
-
-    def _is_made_again(self, one: CurrentReport) -> bool:
-        """Tell whether a failed attempt is retried.
-
-        It is not if the worker reports that the job's existing container is lost (a job state with
-        a verb that does not place the job).
-        """
-        report = one.report
-        if report.state is not OperationState.FAILED or report.error is None or not one.new:
-            return False
-        return (one.operation.places or report.job_state is None) and self._attempts.is_made_again(
-            one.operation, report.error
-        )
-
-    async def _make_again(self, one: CurrentReport) -> None:
-        if one.report.error is not None:
-            seen = one.operation.model_copy(update={"seq": one.report.seq})
-            await self._attempts.failed(seen, one.report.error)
-
-    async def _keep_results(self, accepted: Sequence[CurrentReport]) -> Mapping[str, ResultPlace]:
-        places: dict[str, ResultPlace] = {}
-        for one in accepted:
-            if one.report.result_json is not None and one.new:
-                places[one.report.operation_id] = await self._store.results.put(
-                    one.report.operation_id, one.report.epoch, one.report.result_json
-                )
-        return places
-
-    async def _apply_to_jobs(self, accepted: Sequence[CurrentReport]) -> set[str]:
-        """Write the job states of the reports; return the jobs that now are in these states."""
-        telling = [one for one in accepted if one.report.job_state is not None]
-        if not telling:
-            return set()
-        coming = await self._recoveries(telling)
-        await self._store.jobs.apply(
-            [
-                _effect(one, coming.get(one.report.job_id) if _found_down(one) else None)
-                for one in telling
-            ]
-        )
-        crash_point("dispatcher.recorder.after_jobs")
-        jobs = await self._store.jobs.get_many([one.report.job_id for one in telling])
-        freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for one in telling:
-            job = jobs.get(one.report.job_id)
-            # Free a reservation only when the job has given up that generation, whoever wrote it.
-            gone = job is None or job.host_id is None or job.generation > one.report.generation
-            if gone and not (one.report.job_state or JobState.NONE).live:
-                freed[one.operation.host_id or ""].append(
-                    (one.report.job_id, one.report.generation)
-                )
-        if freed:
-            await self._store.hosts.release(freed)
-            crash_point("dispatcher.recorder.after_release")
-            self._scheduler.wake_waiting()
-        return {
-            one.report.job_id
-            for one in telling
-            if (job := jobs.get(one.report.job_id)) is not None
-            and (job.state, job.generation) == (one.report.job_state, one.report.generation)
-        }
-
-    async def _recoveries(
-        self, telling: Sequence[CurrentReport]
-    ) -> Mapping[str, PendingRestoration]:
-        """Return the restorations of jobs that these reports found down, if they get one.
-
-        An inference found the job down, or the load of an earlier restoration did.
-        """
-        down = {one.report.job_id for one in telling if _found_down(one)}
-        if not down:
-            return {}
-        return {
-            job.job_id: PendingRestoration(recovery, 1 if job.steady else job.restarts + 1)
-            for job in await self._store.jobs.with_age(sorted(down))
-            if (recovery := recovery_of(job, to=JobState.LOADED)) is not None
-        }
-
-    async def _still_valid(self, accepted: Sequence[CurrentReport]) -> list[CurrentReport]:
-        """Return the reports that are in the record now: only these may be published as events.
-
-        Needed if a write matched fewer operations than expected, because another writer was first.
-        """
-        now = await self._store.operation_queries.get_many(
-            [one.report.operation_id for one in accepted]
-        )
-        valid: list[CurrentReport] = []
-        overtaken: list[StaleReport] = []
-        for one in accepted:
-            record = now.get(one.report.operation_id)
-            written = record is not None and (record.epoch, record.state) == (
-                one.report.epoch,
-                one.report.state,
-            )
-            if written and record is not None and record.seq >= one.report.seq:
-                valid.append(one)
-            elif one.new:
-                overtaken.append(StaleReport(one.operation.host_id or "", one.report, "overtaken"))
-        await self._fencing.record(overtaken)
-        return valid
-
-
-def _found_down(one: CurrentReport) -> bool:
-    if one.report.job_state is not JobState.FAILED or not one.new:
-        return False
-    verb, ours = one.operation.verb, one.operation.source == "system"
-    return verb is Verb.INFER or (ours and verb is Verb.DEPLOY_LOAD)
-
-
-def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
-    report = one.report
-    state = report.job_state
-    return JobEffect(
-        job_id=report.job_id,
-        operation_id=report.operation_id,
-        epoch=report.epoch,
-        seq=report.seq,
-        generation=report.generation,
-        host_id=one.operation.host_id or "",
-        state=state or JobState.NONE,
-        container_id=report.container_id,
-        error=report.error if state is JobState.FAILED else None,
-        shared=one.operation.shared,
-        coming=coming,
-        told=one.told,
-    )
+    async def _barrier(self, unrecorded: _Unrecorded) -> None:
+        """Record everything that was reported so far, so that what comes next can rely on it."""
+        reports, unrecorded.reports = unrecorded.reports, []
+        await self._writer.write(latest(reports), unrecorded.senders)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aio_pika
 import pytest
 
-from dispatcher.maintenance.sweep import UNACCEPTED_S
+from dispatcher.maintenance.open_operations import UNACCEPTED_S
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.process.crash_points import VARIABLE

@@ -23,5 +23,5 @@ async def yard(store: Store, broker: Broker) -> AsyncIterator[Yard]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let rests and graces pass quickly; what follows from them stays the same."""
     monkeypatch.setattr("modelyard.contract.retries.BASE_S", 0.2)
-    monkeypatch.setattr("dispatcher.maintenance.sweep.HEARING_BEFORE_SUSPECT_S", 0.0)
-    monkeypatch.setattr("dispatcher.maintenance.sweep.HEARING_BEFORE_LOST_S", 0.0)
+    monkeypatch.setattr("dispatcher.maintenance.host_watch.HEARING_BEFORE_SUSPECT_S", 0.0)
+    monkeypatch.setattr("dispatcher.maintenance.host_watch.HEARING_BEFORE_LOST_S", 0.0)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher.maintenance.reconciler import InventoryPlan, InventoryReport, Orphans, plan_look
+from dispatcher.maintenance.orphans import Orphans
+from dispatcher.maintenance.reconciler import InventoryPlan, InventoryReport, plan_look
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import Inventory, InventoryItem
@@ -197,16 +198,14 @@ def test_containers_that_the_record_does_not_know_are_orphans() -> None:
 
 def test_orphans_are_left_alone_until_their_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(
-        "dispatcher.maintenance.reconciler.time.monotonic", lambda: float(next(clock))
-    )
+    monkeypatch.setattr("dispatcher.maintenance.orphans.time.monotonic", lambda: float(next(clock)))
     orphans = Orphans(grace_s=2)
-    assert orphans.ripe("h", [container()]) == []
-    assert orphans.ripe("h", [container()]) == []
-    assert orphans.ripe("other", []) == []
-    assert orphans.ripe("h", [container()]) == [container()]
-    assert orphans.ripe("h", []) == []
-    assert orphans.ripe("h", [container()]) == []
+    assert orphans.due("h", [container()]) == []
+    assert orphans.due("h", [container()]) == []
+    assert orphans.due("other", []) == []
+    assert orphans.due("h", [container()]) == [container()]
+    assert orphans.due("h", []) == []
+    assert orphans.due("h", [container()]) == []
 
 
 def test_what_was_told_after_a_look_counts_though_the_look_is_judged_again() -> None:

@@ -1,0 +1,217 @@
+"""Writes reports to the record, and only then publishes them as events.
+
+Reports carry `(operation_id, epoch, seq)` and the full state, so lost order and duplicates do not
+matter. The writes come in the order result, job, reservation, operation, event. After a crash
+between any two of them the report is redelivered; each write finds what is done and continues from
+there. The operation is written after its job, so that a client that sees the operation ended also
+sees the job in the state that the operation left.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from dispatcher.events import EventLog, job_event, report_event
+from dispatcher.maintenance.reconciler import recovery_of
+from dispatcher.maintenance.retries import Retries
+from dispatcher.reports.fencing import CurrentReport, Fencing, StaleReport, fence
+from dispatcher.scheduling.scheduler import Scheduler
+from modelyard.contract.messages import OperationReport
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.process.crash_points import crash_point
+from modelyard.store import Store
+from modelyard.store.jobs import JobEffect, PendingRestoration
+from modelyard.store.operation_writes import ResultPlace
+from modelyard.store.records import LastReport
+
+
+class ReportWriter:
+    """Writes the reports that are not fenced off."""
+
+    def __init__(
+        self,
+        store: Store,
+        event_log: EventLog,
+        scheduler: Scheduler,
+        attempts: Retries,
+        fencing: Fencing,
+    ) -> None:
+        self._store = store
+        self._event_log = event_log
+        self._scheduler = scheduler
+        self._attempts = attempts
+        self._fencing = fencing
+
+    async def write(
+        self, reports: Sequence[tuple[str, OperationReport]], boots: Mapping[str, LastReport]
+    ) -> None:
+        """Write the reports that are not fenced off; raises `StoreUnavailableError`.
+
+        `boots` has each reporting host's incarnation and the number of its last message.
+        """
+        if not reports:
+            return
+        known = await self._store.operation_queries.get_many(
+            [one.operation_id for _, one in reports]
+        )
+        accepted: list[CurrentReport] = []
+        stale: list[StaleReport] = []
+        for host_id, report in reports:
+            verdict = fence(host_id, report, known.get(report.operation_id))
+            if isinstance(verdict, CurrentReport):
+                accepted.append(replace(verdict, told=boots.get(host_id)))
+            else:
+                stale.append(StaleReport(host_id, report, verdict))
+        await self._fencing.reject(stale, boots)
+        again = [one for one in accepted if self._is_made_again(one)]
+        for one in again:
+            await self._make_again(one)
+        await self._write([one for one in accepted if one not in again])
+
+    async def _write(self, accepted: list[CurrentReport]) -> None:
+        if not accepted:
+            return
+        results = await self._keep_results(accepted)
+        crash_point("dispatcher.recorder.after_results")
+        told_of_jobs = await self._apply_to_jobs(accepted)
+        new = [one.report for one in accepted if one.new]
+        found = await self._store.operations.apply(new, results)
+        crash_point("dispatcher.recorder.after_operations")
+        if found < len(new):
+            accepted = await self._still_valid(accepted)
+        ended = [one for one in accepted if one.report.state.terminal]
+        self._scheduler.wake(one.report.job_id for one in ended)
+        await self._event_log.publish(
+            [report_event(one.report, one.operation) for one in accepted]
+            + [
+                job_event(one.report, one.report.job_state, one.operation.host_id)
+                for one in accepted
+                if one.report.job_state is not None and one.report.job_id in told_of_jobs
+            ]
+        )
+
+    def _is_made_again(self, one: CurrentReport) -> bool:
+        """Tell whether a failed attempt is retried.
+
+        It is not if the worker reports that the job's existing container is lost (a job state with
+        a verb that does not place the job).
+        """
+        report = one.report
+        if report.state is not OperationState.FAILED or report.error is None or not one.new:
+            return False
+        return (one.operation.places or report.job_state is None) and self._attempts.is_made_again(
+            one.operation, report.error
+        )
+
+    async def _make_again(self, one: CurrentReport) -> None:
+        if one.report.error is not None:
+            seen = one.operation.model_copy(update={"seq": one.report.seq})
+            await self._attempts.failed(seen, one.report.error)
+
+    async def _keep_results(self, accepted: Sequence[CurrentReport]) -> Mapping[str, ResultPlace]:
+        places: dict[str, ResultPlace] = {}
+        for one in accepted:
+            if one.report.result_json is not None and one.new:
+                places[one.report.operation_id] = await self._store.results.put(
+                    one.report.operation_id, one.report.epoch, one.report.result_json
+                )
+        return places
+
+    async def _apply_to_jobs(self, accepted: Sequence[CurrentReport]) -> set[str]:
+        """Write the job states of the reports; return the jobs that now are in these states."""
+        telling = [one for one in accepted if one.report.job_state is not None]
+        if not telling:
+            return set()
+        coming = await self._recoveries(telling)
+        await self._store.jobs.apply(
+            [
+                _effect(one, coming.get(one.report.job_id) if _found_down(one) else None)
+                for one in telling
+            ]
+        )
+        crash_point("dispatcher.recorder.after_jobs")
+        jobs = await self._store.jobs.get_many([one.report.job_id for one in telling])
+        freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for one in telling:
+            job = jobs.get(one.report.job_id)
+            # Free a reservation only when the job has given up that generation, whoever wrote it.
+            gone = job is None or job.host_id is None or job.generation > one.report.generation
+            if gone and not (one.report.job_state or JobState.NONE).live:
+                freed[one.operation.host_id or ""].append(
+                    (one.report.job_id, one.report.generation)
+                )
+        if freed:
+            await self._store.hosts.release(freed)
+            crash_point("dispatcher.recorder.after_release")
+            self._scheduler.wake_waiting()
+        return {
+            one.report.job_id
+            for one in telling
+            if (job := jobs.get(one.report.job_id)) is not None
+            and (job.state, job.generation) == (one.report.job_state, one.report.generation)
+        }
+
+    async def _recoveries(
+        self, telling: Sequence[CurrentReport]
+    ) -> Mapping[str, PendingRestoration]:
+        """Return the restorations of jobs that these reports found down, if they get one.
+
+        An inference found the job down, or the load of an earlier restoration did.
+        """
+        down = {one.report.job_id for one in telling if _found_down(one)}
+        if not down:
+            return {}
+        return {
+            job.job_id: PendingRestoration(recovery, 1 if job.steady else job.restarts + 1)
+            for job in await self._store.jobs.with_age(sorted(down))
+            if (recovery := recovery_of(job, to=JobState.LOADED)) is not None
+        }
+
+    async def _still_valid(self, accepted: Sequence[CurrentReport]) -> list[CurrentReport]:
+        """Return the reports that are in the record now: only these may be published as events.
+
+        Needed if a write matched fewer operations than expected, because another writer was first.
+        """
+        now = await self._store.operation_queries.get_many(
+            [one.report.operation_id for one in accepted]
+        )
+        valid: list[CurrentReport] = []
+        overtaken: list[StaleReport] = []
+        for one in accepted:
+            record = now.get(one.report.operation_id)
+            written = record is not None and (record.epoch, record.state) == (
+                one.report.epoch,
+                one.report.state,
+            )
+            if written and record is not None and record.seq >= one.report.seq:
+                valid.append(one)
+            elif one.new:
+                overtaken.append(StaleReport(one.operation.host_id or "", one.report, "overtaken"))
+        await self._fencing.record(overtaken)
+        return valid
+
+
+def _found_down(one: CurrentReport) -> bool:
+    if one.report.job_state is not JobState.FAILED or not one.new:
+        return False
+    verb, ours = one.operation.verb, one.operation.source == "system"
+    return verb is Verb.INFER or (ours and verb is Verb.DEPLOY_LOAD)
+
+
+def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
+    report = one.report
+    state = report.job_state
+    return JobEffect(
+        job_id=report.job_id,
+        operation_id=report.operation_id,
+        epoch=report.epoch,
+        seq=report.seq,
+        generation=report.generation,
+        host_id=one.operation.host_id or "",
+        state=state or JobState.NONE,
+        container_id=report.container_id,
+        error=report.error if state is JobState.FAILED else None,
+        shared=one.operation.shared,
+        coming=coming,
+        told=one.told,
+    )
