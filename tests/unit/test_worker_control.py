@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 from tests.unit.worker_bench import Bench, model
 from tests.unit.worker_broker import delivery_of
 from tests.unit.worker_host import Host, running_host
-from worker.attempts.registry import MAX_CANCELS, Admission, AttemptRegistry
+from worker.attempts.registry import MAX_CANCELS, AttemptRegistry, CommandDecision
 from worker.containers.planning import PlanRules, plan_container
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
@@ -387,7 +387,7 @@ def test_an_open_attempt_that_is_stale_is_refused_when_its_command_comes_again()
     assert attempt is not None
     stale = CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
     assert registry.cancel(stale) is None
-    assert registry.take(command).decision is Admission.STALE_EPOCH
+    assert registry.take(command).decision is CommandDecision.STALE_EPOCH
     attempt.report(Phase.REMOVING)
     assert sent == []
 
@@ -398,8 +398,8 @@ def test_remembered_cancels_are_bounded() -> None:
     for command in commands:
         cancel = CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
         assert registry.cancel(cancel) is None
-    assert registry.take(commands[-1]).decision is Admission.STALE_EPOCH
-    assert registry.take(commands[0]).decision is Admission.NEW
+    assert registry.take(commands[-1]).decision is CommandDecision.STALE_EPOCH
+    assert registry.take(commands[0]).decision is CommandDecision.NEW
 
 
 def test_a_cancel_of_a_newer_epoch_does_not_touch_the_running_one() -> None:

@@ -16,7 +16,12 @@ from tests.unit.worker_bench import HOST, Bench
 from tests.unit.worker_broker import FakeBroker, report, reporter_on
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Admission, AttemptRegistry
+from worker.attempts.registry import (
+    MAX_ENDED,
+    MAX_RESULT_BYTES_KEPT,
+    AttemptRegistry,
+    CommandDecision,
+)
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 
@@ -130,7 +135,7 @@ async def test_messages_are_bounded_and_a_large_report_travels_alone() -> None:
     assert len(broker.reports) == 7
 
 
-def taken(registry: AttemptRegistry, command: HostCommand) -> Admission:
+def taken(registry: AttemptRegistry, command: HostCommand) -> CommandDecision:
     return registry.take(command).decision
 
 
@@ -139,39 +144,39 @@ def test_an_epoch_is_taken_once_and_repeats_its_latest_report() -> None:
     registry, bench = AttemptRegistry(sent.append), Bench()
     command = bench.command(CREATE)
     first = registry.take(command)
-    assert first.decision is Admission.NEW
+    assert first.decision is CommandDecision.NEW
     assert first.attempt is not None
     first.attempt.report(Phase.CREATING)
     again = registry.take(command)
-    assert (again.decision, again.attempt) == (Admission.REPEATED, first.attempt)
+    assert (again.decision, again.attempt) == (CommandDecision.REPEATED, first.attempt)
     first.attempt.end(Outcome(OperationState.SUCCEEDED))
     registry.close(first.attempt)
     again = registry.take(command)
-    assert (again.decision, again.attempt) == (Admission.REPEATED, None)
+    assert (again.decision, again.attempt) == (CommandDecision.REPEATED, None)
     assert again.report == sent[-1]
     assert (sent[-1].state, sent[-1].seq) == (OperationState.SUCCEEDED, 3)
 
 
 def test_a_lower_epoch_is_dropped() -> None:
     registry, command = AttemptRegistry(lambda _: None), Bench().command(CREATE, epoch=2)
-    assert taken(registry, command) is Admission.NEW
-    assert taken(registry, command.model_copy(update={"epoch": 1})) is Admission.STALE_EPOCH
+    assert taken(registry, command) is CommandDecision.NEW
+    assert taken(registry, command.model_copy(update={"epoch": 1})) is CommandDecision.STALE_EPOCH
 
 
 def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
     registry, command = AttemptRegistry(lambda _: None), Bench().command(CREATE)
     first = registry.take(command)
     second = registry.take(command.model_copy(update={"epoch": 2}))
-    assert second.decision is Admission.NEW
+    assert second.decision is CommandDecision.NEW
     assert second.superseded is first.attempt
 
 
 def test_a_generation_older_than_one_seen_is_refused() -> None:
     registry, bench = AttemptRegistry(lambda _: None), Bench()
     registry.record_generations([("job-1", 3)])
-    assert taken(registry, bench.command(CREATE, generation=2)) is Admission.STALE_GENERATION
-    assert taken(registry, bench.command(CREATE, generation=3)) is Admission.NEW
-    assert taken(registry, bench.command(CREATE, job="job-2")) is Admission.NEW
+    assert taken(registry, bench.command(CREATE, generation=2)) is CommandDecision.STALE_GENERATION
+    assert taken(registry, bench.command(CREATE, generation=3)) is CommandDecision.NEW
+    assert taken(registry, bench.command(CREATE, job="job-2")) is CommandDecision.NEW
 
 
 def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
@@ -183,8 +188,8 @@ def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
         attempt.end(Outcome(OperationState.SUCCEEDED))
         registry.close(attempt)
     assert registry.running == 0
-    assert taken(registry, commands[1]) is Admission.REPEATED
-    assert taken(registry, commands[0]) is Admission.NEW
+    assert taken(registry, commands[1]) is CommandDecision.REPEATED
+    assert taken(registry, commands[0]) is CommandDecision.NEW
 
 
 def test_of_what_ended_only_the_last_report_is_kept() -> None:
@@ -197,7 +202,7 @@ def test_of_what_ended_only_the_last_report_is_kept() -> None:
     del attempt
     gc.collect()
     assert kept() is None
-    assert taken(registry, command) is Admission.REPEATED
+    assert taken(registry, command) is CommandDecision.REPEATED
 
 
 def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -> None:
@@ -209,8 +214,8 @@ def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -
         assert attempt is not None
         attempt.end(Outcome(OperationState.SUCCEEDED, result_json=half))
         registry.close(attempt)
-    assert taken(registry, commands[1]) is Admission.REPEATED
-    assert taken(registry, commands[0]) is Admission.NEW
+    assert taken(registry, commands[1]) is CommandDecision.REPEATED
+    assert taken(registry, commands[0]) is CommandDecision.NEW
 
 
 def test_an_account_says_nothing_after_its_end() -> None:

@@ -28,7 +28,7 @@ MAX_JOBS = 100_000
 """Jobs whose highest generation is remembered."""
 
 
-class Admission(StrEnum):
+class CommandDecision(StrEnum):
     """The registry's decision about a command."""
 
     NEW = "new"
@@ -42,10 +42,10 @@ class Admission(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class AdmittedCommand:
+class DecidedCommand:
     """The decision about a command, with the attempts concerned."""
 
-    decision: Admission
+    decision: CommandDecision
     attempt: Attempt | None = None
     """The attempt that is to run or already runs; None if the command was refused."""
     superseded: Attempt | None = None
@@ -100,22 +100,22 @@ class AttemptRegistry:
         for job_id, generation in containers:
             self._record_generation(job_id, generation)
 
-    def take(self, command: HostCommand) -> AdmittedCommand:
+    def take(self, command: HostCommand) -> DecidedCommand:
         """Decide about one command; open an attempt if it is new."""
         opened = self._open.get(command.operation_id)
         latest = opened.latest if opened else self._last_report(command.operation_id)
         if latest is not None and command.epoch < latest.epoch:
-            return AdmittedCommand(Admission.STALE_EPOCH)
+            return DecidedCommand(CommandDecision.STALE_EPOCH)
         cancel = self._cancels.get(command.operation_id)
         if cancel is not None and (
             command.epoch < cancel.epoch
             or (command.epoch == cancel.epoch and cancel.reason == "stale")
         ):
-            return AdmittedCommand(Admission.STALE_EPOCH)
+            return DecidedCommand(CommandDecision.STALE_EPOCH)
         if latest is not None and command.epoch == latest.epoch:
-            return AdmittedCommand(Admission.REPEATED, opened, report=latest)
+            return DecidedCommand(CommandDecision.REPEATED, opened, report=latest)
         if command.generation < self._generations.get(command.job_id, 0):
-            return AdmittedCommand(Admission.STALE_GENERATION)
+            return DecidedCommand(CommandDecision.STALE_GENERATION)
         self._record_generation(command.job_id, command.generation)
         self._drop_ended(command.operation_id)
         self._cancels.pop(command.operation_id, None)
@@ -125,7 +125,9 @@ class AttemptRegistry:
         self._open[command.operation_id] = attempt
         for busy in self._busy_views.values():
             busy.add(command.job_id)
-        return AdmittedCommand(Admission.NEW, attempt, superseded=opened, report=attempt.latest)
+        return DecidedCommand(
+            CommandDecision.NEW, attempt, superseded=opened, report=attempt.latest
+        )
 
     def cancel(self, cancel: CancelOperation) -> OperationReport | None:
         """Cancel the attempt that `cancel` names, now or when its command comes.

@@ -13,7 +13,7 @@ from modelyard.broker import (
 )
 from modelyard.contract.messages import HostCommand
 from modelyard.process.crash_points import crash_point
-from worker.attempts.registry import Admission, AttemptRegistry
+from worker.attempts.registry import AttemptRegistry, CommandDecision
 from worker.execution.executor import AttemptRunner
 from worker.session.command_decode import UnreadableCommand, read_commands, read_envelope
 from worker.session.host_channel import HostChannel
@@ -103,7 +103,7 @@ class CommandConsumer:
         # admitted command when it comes again, so one that is admitted and not started is lost.
         taken = [(command, self._registry.take(command)) for command in commands]
         for command, it in taken:
-            if it.decision is not Admission.NEW:
+            if it.decision is not CommandDecision.NEW:
                 log.info(
                     "command.not_new",
                     decision=it.decision.value,
@@ -111,9 +111,9 @@ class CommandConsumer:
                     epoch=command.epoch,
                     generation=command.generation,
                 )
-            if it.decision is Admission.REPEATED and it.report is not None:
+            if it.decision is CommandDecision.REPEATED and it.report is not None:
                 self._reporter.put(it.report)
-        new = [it.report for _, it in taken if it.decision is Admission.NEW and it.report]
+        new = [it.report for _, it in taken if it.decision is CommandDecision.NEW and it.report]
         # The acceptance is confirmed before the ack: from here the dispatcher's record and this
         # process carry the work. The attempt starts even if the ack fails, because the registry
         # recognises the command when the broker redelivers it.
