@@ -27,7 +27,7 @@ ACCEPTED = Accepted(
 )
 PROBLEM = {
     "type": "urn:modelyard:problem:unavailable",
-    "title": "A part that is needed does not answer; try again.",
+    "title": "A service that the request needs does not answer; try again.",
     "status": 503,
     "detail": "Neither has confirmed it.",
     "code": "unavailable",

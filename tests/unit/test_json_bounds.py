@@ -61,7 +61,7 @@ def test_exactly_what_stands_outside_of_strings_is_counted(value: object) -> Non
     names, containers = names_in(value), containers_in(value)
     check_bounds(body, JsonLimits(names=names, containers=max(containers, MAX_DEPTH)))
     if names:
-        with pytest.raises(InvalidRequestError, match=f"holds {names} names"):
+        with pytest.raises(InvalidRequestError, match=f"has {names} names"):
             check_bounds(body, JsonLimits(names=names - 1))
 
 
