@@ -176,7 +176,9 @@ class Broker:
                 return await channel.get_queue(queue.name, ensure=False)
             found = await channel.declare_queue(queue.name, passive=True)
             if found.declaration_result.consumer_count:
-                raise QueueHeldError(f"{queue.name} has a consumer already and must have only one.")
+                raise QueueHeldError(
+                    f"{queue.name} has a consumer already, so an exclusive one is refused."
+                )
             return found
 
         async with (

@@ -49,8 +49,8 @@ def create(  # noqa: PLR0913 - options
 
     Use `submit` to give timeouts or metadata.
     """
-    made = request(Verb.DEPLOY_CREATE, job, _options(priority), model=model, dataset=dataset)
-    submitted(session_of(ctx), made, wait=wait, key=key)
+    body = request(Verb.DEPLOY_CREATE, job, _options(priority), model=model, dataset=dataset)
+    submitted(session_of(ctx), body, wait=wait, key=key)
 
 
 def load(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
@@ -70,8 +70,8 @@ def infer(
 
     Use `submit` to give timeouts, a priority or metadata.
     """
-    made = request(Verb.INFER, job, {}, input=json_text(input))
-    submitted(session_of(ctx), made, wait=wait, key=key)
+    body = request(Verb.INFER, job, {}, input=json_text(input))
+    submitted(session_of(ctx), body, wait=wait, key=key)
 
 
 def unload(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
@@ -101,8 +101,8 @@ def temp(  # noqa: PLR0913 - options
     """
     given = None if input is None else json_text(input)
     options = _options(priority)
-    made = request(Verb.TEMP, job, options, model=model, dataset=dataset, input=given)
-    submitted(session_of(ctx), made, wait=wait, key=key)
+    body = request(Verb.TEMP, job, options, model=model, dataset=dataset, input=given)
+    submitted(session_of(ctx), body, wait=wait, key=key)
 
 
 def list_jobs(

@@ -123,7 +123,7 @@ class CrashActions:
     block: Callable[[float], object] = time.sleep
 
 
-def told(name: str, pid: int) -> str:
+def crash_line(name: str, pid: int) -> str:
     """Return the line that a process writes when it reaches the point that it is armed with."""
     return f"crash point {name} in process {pid}\n"
 
@@ -162,7 +162,7 @@ def armed(environment: Mapping[str, str], actions: CrashActions | None = None) -
         if name == wanted:
             left -= 1
             if left == 0:
-                os.write(2, told(name, os.getpid()).encode())
+                os.write(2, crash_line(name, os.getpid()).encode())
                 action()
 
     return crash

@@ -187,7 +187,9 @@ class MemoryBroker(Broker):
         def attach() -> MemoryQueue:
             found = self._queue(queue.name)
             if exclusive and found.consumers:
-                raise QueueHeldError(f"{queue.name} has a consumer already and is to be exclusive.")
+                raise QueueHeldError(
+                    f"{queue.name} has a consumer already, so an exclusive one is refused."
+                )
             return found
 
         async with self._attached(attach, prefetch) as subscription:
