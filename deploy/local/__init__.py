@@ -1,4 +1,4 @@
 """Starts Modelyard on one machine: private RabbitMQ, MongoDB and Docker, and the services.
 
-For programs: `LocalStack` in `stack.py`, and each server alone in its own file.
+Programs use `LocalStack` in `stack.py`; each server can also be started alone, from its own file.
 """

@@ -33,13 +33,13 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """Stop the stack and whatever a crashed one has left."""
+    """Stop the stack, and remove what a crashed one has left."""
     background.down(ROOT, Progress())
 
 
 @app.command()
 def status() -> None:
-    """Show the processes of the stack and where it answers."""
+    """Show the processes and the address of the stack."""
     state = State.load(ROOT)
     if state is None:
         Progress().say("No stack is up.")
@@ -62,7 +62,7 @@ def env() -> None:
 
 @app.command()
 def demo() -> None:
-    """Run the demonstration on a stack of its own, and stop it again."""
+    """Run the demonstration on a private stack, and stop the stack."""
     raise typer.Exit(demonstration.main())
 
 
@@ -75,7 +75,7 @@ def _table(state: State) -> Table:
 
 
 def main() -> None:
-    """Run a command; what went wrong is said in plain words, with exit status 1."""
+    """Run a command; print a `StackError` as a message and exit with status 1."""
     try:
         app()
     except StackError as error:

@@ -1,6 +1,6 @@
-"""A few synchronous words of AMQP 0-9-1, enough to ask a broker whether it really serves.
+"""A small synchronous AMQP 0-9-1 client, enough to check whether a broker serves clients.
 
-Frames are made and read by pamqp, which the project's AMQP client brings along.
+pamqp, a dependency of the project's AMQP client, encodes and decodes the frames.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pamqp.exceptions import UnmarshalingException
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 _CHANNEL = 1
 _AMQP_PORT = 5672
 
@@ -31,19 +31,19 @@ class QueueCounts:
     consumers: int
 
 
-def broker_version(url: str, *, patience_s: float = _PATIENCE_S) -> str | None:
-    """Log in, open a channel and close; the broker's version, or None if any of it fails."""
+def broker_version(url: str, *, timeout_s: float = _TIMEOUT_S) -> str | None:
+    """Log in, open a channel and close; return the broker's version, None if that fails."""
     try:
-        with _session(url, patience_s) as session:
+        with _session(url, timeout_s) as session:
             return session.version
     except (OSError, EOFError, UnmarshalingException):
         return None
 
 
 def queue_counts(url: str, queue: str) -> QueueCounts | None:
-    """Ready messages and consumers of a queue, by a passive declare; None if there is no such.
+    """Return the ready messages and consumers of a queue; None if the queue does not exist.
 
-    Raises OSError or EOFError when the broker cannot be asked.
+    Raises OSError or EOFError if the broker does not answer.
     """
     with _session(url) as session:
         session.send(commands.Queue.Declare(queue=queue, passive=True), _CHANNEL)
@@ -87,7 +87,7 @@ class _Session:
         return answer
 
     def receive(self) -> Frame:
-        """Read the next method frame; heartbeats are passed over. EOFError at the end."""
+        """Read the next method frame and skip heartbeats; raises EOFError at the end."""
         while True:
             try:
                 length, _channel, value = frame.unmarshal(self._unread)
@@ -103,10 +103,10 @@ class _Session:
 
 
 @contextmanager
-def _session(url: str, patience_s: float = _PATIENCE_S) -> Iterator[_Session]:
+def _session(url: str, timeout_s: float = _TIMEOUT_S) -> Iterator[_Session]:
     parts = urlsplit(url)
     address = (parts.hostname or "127.0.0.1", parts.port or _AMQP_PORT)
-    with socket.create_connection(address, patience_s) as wire:
+    with socket.create_connection(address, timeout_s) as wire:
         session = _Session(wire)
         user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
         session.log_in(user, password, unquote(parts.path.removeprefix("/")) or "/")

@@ -1,4 +1,4 @@
-"""The first API key of a stack, made as an operator makes it: by `modelyard keys bootstrap`."""
+"""The first API key of a stack, created as an operator does it: by `modelyard keys bootstrap`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 
 from deploy.local.errors import StartFailed
 
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 _VALID_FOR = "1h"
-"""Longer than any demonstration. On a MongoDB that was given the key outlives the stack."""
+"""Longer than any demonstration. In a MongoDB that the user provided the key outlives the stack."""
 
 
 def bootstrap_key(mongo_url: str) -> str:
-    """Return a new admin key that the database at `mongo_url` knows.
+    """Create an admin key in the database at `mongo_url`, and return it.
 
-    Raises `StartFailed` with what the command said.
+    Raises `StartFailed` with the output of the command.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MODELYARD_")}
     command = ["keys", "bootstrap", "--name", "local stack", "--expires", _VALID_FOR, "--force"]
@@ -26,8 +26,8 @@ def bootstrap_key(mongo_url: str) -> str:
         capture_output=True,
         check=False,
         text=True,
-        timeout=_PATIENCE_S,
+        timeout=_TIMEOUT_S,
     )
     if done.returncode:
-        raise StartFailed(f"The first API key could not be made: {done.stderr.strip()}")
+        raise StartFailed(f"The first API key could not be created: {done.stderr.strip()}")
     return done.stdout.strip()

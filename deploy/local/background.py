@@ -1,4 +1,4 @@
-"""The stack of `make up`: it stays in the background until `make down`."""
+"""The stack of `make up`: it runs in the background until `make down`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GATEWAY_PORT = 8080
 
 
 def up(root: Path, given: Given, progress: Progress) -> State:
-    """Start the stack and leave it running; nothing to do if it is up. Raises `StackError`."""
+    """Start the stack, unless it is up, and leave it running. Raises `StackError`."""
     with exclusive(_lock(root)), signals.raised(), ExitStack() as undo:
         state = State.load(root)
         if state and state.alive and gateway_ready(state.endpoints.url):
@@ -41,7 +41,7 @@ def up(root: Path, given: Given, progress: Progress) -> State:
 
 
 def down(root: Path, progress: Progress) -> None:
-    """Stop the stack and all that a crashed one may have left."""
+    """Stop the stack, and remove what a crashed one may have left."""
     with exclusive(_lock(root)), progress.step("Stopping the stack") as step:
         state = State.load(root)
         _stop(root, state)

@@ -1,4 +1,4 @@
-"""One background process with a record on disk, so that any later command can find and end it."""
+"""A background process with a record on disk, so that a later command can find and stop it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LOG_LINES = 25
 
 
 class Daemon:
-    """A process that runs in its own session and outlives the command which started it.
+    """A process that runs in its own session and may outlive the command that started it.
 
-    `folder/NAME.json` records the process and its owner, the command which started it. A daemon
-    whose owner died without stopping it is ended before the next one starts in the same folder;
-    one whose owner lives, or was let go with `release`, is `InUse`.
+    `folder/NAME.json` records the process and its owner, which is the command that started it. If
+    the owner died without stopping the process, the next start in the same folder kills it. If the
+    owner lives, or has called `release`, the next start raises `InUse`.
 
-    The process carries a mark in its environment. `stop` ends everything that carries it, and
-    the children of those, so that nothing which left the session stays behind.
+    The process has a variable in its environment that marks it. `stop` ends every process with that
+    mark, and their children, so that processes which left the session are ended too.
     """
 
     def __init__(self, name: str, folder: Path, *, log: Path | None = None) -> None:
@@ -44,7 +44,7 @@ class Daemon:
 
     @property
     def process(self) -> ProcessId | None:
-        """The running process; None if there is none, whoever started it."""
+        """The running process, whichever command started it; None if there is none."""
         if self._child:
             self._child.poll()  # reaps it, if it has exited
         process = self._recorded("process")
@@ -52,12 +52,12 @@ class Daemon:
 
     @property
     def ours(self) -> bool:
-        """Whether this very object started the process, and it still runs."""
+        """Whether this object started the process, and it still runs."""
         return self._child is not None and self.process is not None
 
     @property
     def released(self) -> bool:
-        """Whether the process runs on without an owner, until somebody stops it."""
+        """Whether the process runs without an owner, until a command stops it."""
         return self.process is not None and self._recorded("owner") is None
 
     @property
@@ -67,7 +67,7 @@ class Daemon:
         return owner if owner and owner.alive else None
 
     def claim(self) -> None:
-        """End what a dead owner has left running; `InUse` if it lives or let the process go."""
+        """Kill what a dead owner has left; raises `InUse` if the owner lives or has released it."""
         process = self.process
         owner = self.owner
         if process and (owner or self.released):
@@ -121,19 +121,19 @@ class Daemon:
             raise StartFailed(self._failure("exited while it was starting"))
 
     def release(self) -> None:
-        """Let the daemon run on after the command which started it has ended."""
+        """Keep the daemon running after the command that started it has ended."""
         if process := self.process:
             self._write_record(process, owner=None)
 
     def terminate(self) -> ProcessId | None:
-        """SIGTERM, without waiting for its effect; the process it went to."""
+        """Send SIGTERM without waiting for its effect; return the process that it went to."""
         if process := self.process:
             process.send(signal.SIGTERM)
             process.send(signal.SIGCONT)  # a paused process would not see the first one
         return process
 
     def stop(self, grace: float) -> None:
-        """SIGTERM, SIGKILL after `grace` seconds, then the end of all it left behind."""
+        """Send SIGTERM, and SIGKILL after `grace` seconds; then kill what the process has left."""
         family = self._family()
         if process := self.terminate():
             try:
@@ -147,15 +147,15 @@ class Daemon:
         self._record.unlink(missing_ok=True)
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would; what the process leaves behind is left for `stop`."""
+        """Send SIGKILL, as in a crash; `stop` ends what the process leaves behind."""
         if process := self.process:
             process.send(signal.SIGKILL)
             wait_until(lambda: self.process is None, 10, f"{self.name} killed")
 
     def pause(self) -> None:
-        """SIGSTOP: the process stays, its sockets stay open, and nobody answers on them.
+        """Send SIGSTOP: the process and its sockets stay, but it answers nobody.
 
-        Returns when it has stopped: on a busy machine its other threads run on for a while.
+        Returns when all of its threads have stopped, which takes a while on a busy machine.
         """
         if process := self.process:
             process.send(signal.SIGSTOP)

@@ -1,10 +1,10 @@
-"""`make demo`: the original system's five calls and an inference, on a stack of their own.
+"""`make demo`: the original system's five calls and an inference, on a private stack.
 
-The first call creates a container; its id goes into those that follow, as the original's users
-pasted it. These are sent at once, and run in their order because they belong to one job. Beside
-what the original's clients send each has an API key: here the gateway takes nobody in without one.
-The exit status is 0 only if every state, the predicted digit and the accuracy over the held-out
-digits are right.
+The first call creates a container. The calls that follow have its id, as the original's users
+pasted it. They are sent at once, and run in their order because they belong to one job. In addition
+to what the original's clients send, each has an API key, because this gateway requires one. The
+exit status is 0 only if every state, the predicted digit and the accuracy on the held-out digits
+are right.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 JOB = "demo-1"
 MODEL = "m-131"
 CONTAINER_OF_NOTHING = {Verb.DEPLOY_CREATE: "aa", Verb.TEMP: "ASDF"}
-"""What the original's clients send as a container's id where there is none yet: it is ignored."""
-STORY = (
+"""What the original's clients send as container id before there is a container; it is ignored."""
+LATER_CALLS = (
     Verb.DEPLOY_LOAD,
     Verb.INFER,
     Verb.DEPLOY_UNLOAD,
     Verb.TERMINATE,
     Verb.TEMP,
 )
-_PATIENCE_S = 180.0
-_LOOK_EVERY_S = 0.1
+_TIMEOUT_S = 180.0
+_POLL_S = 0.1
 _GOOD_ACCURACY = 0.95
 _UNAUTHENTICATED = 401
 _COLORS = {
@@ -58,20 +58,20 @@ _COLORS = {
 
 @dataclass(frozen=True)
 class Digit:
-    """One held-out digit: its 64 pixels, and what it shows."""
+    """One held-out digit: its 64 pixels, and the digit that they show."""
 
     pixels: list[float]
     label: int
 
     def request(self) -> dict[str, Any]:
-        """Ask for it as the Open Inference Protocol does."""
+        """Return the input for its inference in the Open Inference Protocol."""
         tensor = {"name": "pixels", "shape": [1, 64], "datatype": "FP64", "data": self.pixels}
         return {"inputs": [tensor]}
 
 
 @dataclass
 class Step:
-    """One call of the story, as far as it is."""
+    """One call of the demonstration, with its operation and its outcome so far."""
 
     verb: Verb
     operation_id: str
@@ -98,16 +98,16 @@ def main() -> int:
                 progress.say(f"\nSent the first request for job {JOB}:\n")
                 watch(yard, steps, progress)
                 container_id = (steps[0].view and steps[0].view.container_id) or ""
-                steps += [send(http, verb, container_id, digits[0]) for verb in STORY]
-            progress.say(f"\nSent the other {len(STORY)} at once, with the container's id:\n")
+                steps += [send(http, verb, container_id, digits[0]) for verb in LATER_CALLS]
+            progress.say(f"\nSent the other {len(LATER_CALLS)} at once, with the container's id:\n")
             watch(yard, steps, progress)
             check(yard, steps, digits)
     progress.console.print(table(steps))
     wrong = [step.verb for step in steps if not step.right]
     if wrong:
-        progress.say(f"Not as it should be: {', '.join(wrong)}")
+        progress.say(f"Wrong: {', '.join(wrong)}")
         return 1
-    progress.say("All as it should be. Next: make up, and the README.")
+    progress.say("All results are right. Next: make up, and the README.")
     return 0
 
 
@@ -119,7 +119,7 @@ def read_digits(folder: Path) -> list[Digit]:
 
 
 def register(yard: Modelyard, folder: Path) -> None:
-    """Put the model and its data into the catalog."""
+    """Put the model and its dataset into the catalog."""
     yard.put_model(
         {
             "name": MODEL,
@@ -134,9 +134,9 @@ def register(yard: Modelyard, folder: Path) -> None:
 
 
 def caller(url: str, key: str) -> httpx2.Client:
-    """Return a client with a key; raises `RuntimeError` if the gateway takes calls without one."""
+    """Return a client with a key; raises `RuntimeError` if the gateway accepts calls without."""
     if httpx2.post(f"{url}/inference_router/", trust_env=False).status_code != _UNAUTHENTICATED:
-        raise RuntimeError("The gateway takes calls without an API key.")
+        raise RuntimeError("The gateway accepts calls without an API key.")
     headers = {"Authorization": f"Bearer {key}"}
     return httpx2.Client(base_url=url, headers=headers, trust_env=False)
 
@@ -144,7 +144,7 @@ def caller(url: str, key: str) -> httpx2.Client:
 def send(
     http: httpx2.Client, verb: Verb, container_id: str = "", digit: Digit | None = None
 ) -> Step:
-    """Send a call just as the original system's clients do; INFER has an input besides."""
+    """Send a call as the original system's clients do; INFER has an input in addition."""
     body: dict[str, Any] = {
         "job_id": JOB,
         "model": MODEL,
@@ -162,7 +162,7 @@ def watch(yard: Modelyard, steps: Sequence[Step], progress: Progress) -> None:
     """Follow the operations until all have ended, or for three minutes."""
     console = progress.console
     live = Live(table(steps), console=console, transient=True) if console.is_terminal else None
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     with live or nullcontext():
         while not all(step.ended for step in steps) and time.monotonic() < deadline:
             for step in steps:
@@ -173,35 +173,37 @@ def watch(yard: Modelyard, steps: Sequence[Step], progress: Progress) -> None:
                         progress.say(f"  {step.verb:<14} {_state(step)}")
             if live is not None:
                 live.update(table(steps))
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_S)
 
 
 def check(yard: Modelyard, steps: Sequence[Step], digits: Sequence[Digit]) -> None:
-    """Look at every end, and at what the model said."""
+    """Check the final state of every operation, and the answers of the model."""
     for step in steps:
         if step.view is None or step.view.state is not OperationState.SUCCEEDED:
             step.answer = step.view.error.message if step.view and step.view.error else "no end"
             continue
         step.right = True
         if step.verb is Verb.INFER:
-            said = _output(yard.result(step.operation_id), "label")[0]
-            step.right = said == digits[0].label
-            step.answer = f"digit {said} (it is {digits[0].label})"
+            predicted = _output(yard.result(step.operation_id), "label")[0]
+            step.right = predicted == digits[0].label
+            step.answer = f"digit {predicted} (it is {digits[0].label})"
         elif step.verb is Verb.TEMP:
             labels = _output(yard.result(step.operation_id), "label")
-            hits = sum(said == digit.label for said, digit in zip(labels, digits, strict=True))
+            hits = sum(
+                predicted == digit.label for predicted, digit in zip(labels, digits, strict=True)
+            )
             accuracy = hits / len(digits)
             step.right = accuracy > _GOOD_ACCURACY
             step.answer = f"{hits} of {len(digits)} digits right ({accuracy:.1%})"
 
 
 def table(steps: Sequence[Step]) -> Table:
-    """Return the story so far."""
-    made = Table("verb", "state", "host", "container", "time", "answer")
+    """Return a table of the calls and their outcomes so far."""
+    rows = Table("verb", "state", "host", "container", "time", "answer")
     for step in steps:
         view = step.view
         color = _COLORS.get(view.state, "red") if view else "dim"
-        made.add_row(
+        rows.add_row(
             step.verb,
             f"[{color}]{_state(step)}[/{color}]",
             (view.host_id if view else None) or "",
@@ -209,7 +211,7 @@ def table(steps: Sequence[Step]) -> Table:
             _seconds(view) if view else "",
             step.answer,
         )
-    return made
+    return rows
 
 
 def _state(step: Step) -> str:

@@ -25,11 +25,11 @@ _STOP_S = 30.0
 
 
 class DockerEngine:
-    """A dockerd with its images and containers under `folder` and all else its own, too.
+    """A dockerd with its images and containers under `folder`, separate from other engines.
 
-    The socket and the engine's transient state are in a short path under `/run`, because the
-    path of a socket is limited to 108 bytes. Mounts are made in a mount namespace that ends
-    with the engine. Only root can start one.
+    The socket and the engine's transient state are in a short path under `/run`, because the path
+    of a socket is limited to 108 bytes. The engine mounts in a mount namespace that ends with it.
+    Only root can start one.
     """
 
     def __init__(self, folder: Path, *, logs: Path | None = None) -> None:
@@ -59,8 +59,8 @@ class DockerEngine:
     def start(self) -> None:
         """Start the engine and return when it answers. Raises `StartFailed`, `CannotProvide`.
 
-        Engines start one after the other, also across processes: they would race for the packet
-        filter's chains, and for a free address block.
+        Engines start one after the other, even those of different processes. Otherwise they would
+        race for the packet filter's chains and for a free address block.
         """
         if not self.daemon.ours:
             if os.geteuid() != 0:
@@ -99,7 +99,7 @@ class DockerEngine:
         self.start()
 
     def kill(self) -> None:
-        """SIGKILL the engine alone; its containers run on, as they do on a real host."""
+        """SIGKILL the engine alone; its containers keep running, as they do on a real host."""
         self.daemon.kill()
 
     def pause(self) -> None:
@@ -109,7 +109,7 @@ class DockerEngine:
         self.daemon.resume()
 
     def release(self) -> None:
-        """Let the engine run on after the command which started it has ended."""
+        """Keep the engine running after the command that started it has ended."""
         self.daemon.release()
 
     def _launch(self) -> None:
@@ -137,11 +137,11 @@ class DockerEngine:
         )
 
     def _claim_network(self) -> EngineNetwork:
-        """Take the block of the last time, because networks of users may have addresses in it."""
+        """Reuse the block of the last start, because users' networks may have addresses in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         known = self.network
         if known:
-            known.remove()  # what a crash has left
+            known.remove()  # a crash may have left its bridges and rules
             if is_free(known.block):
                 return known
             shutil.rmtree(self.folder / "engine" / "network", ignore_errors=True)
@@ -150,7 +150,7 @@ class DockerEngine:
         return network
 
     def _remove_shim_sockets(self) -> None:
-        """Remove what killed shims of containers have left outside our own folders.
+        """Remove the sockets that killed container shims have left outside of our folders.
 
         The naming is that of containerd 1.4 and newer, `SocketAddress` in its runtime v2 shim.
         """
@@ -163,7 +163,7 @@ class DockerEngine:
         try:
             engine_api.kill_containers(self.url)
         except httpx2.HTTPError:
-            return  # a paused or broken engine; the end of its processes ends them as well
+            return  # a paused or broken engine; `daemon.stop` kills the containers' processes too
 
 
 def _program(name: str) -> Path:

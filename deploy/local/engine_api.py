@@ -1,4 +1,4 @@
-"""The few questions that the local stack puts to a Docker engine."""
+"""The few calls of the Docker API that the local stack needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEFAULT = "unix:///var/run/docker.sock"
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 _REMOVAL_S = 60.0
 _GONE = (404, 409)  # no such container; or it is being removed, or not running, already
 
 
 def version(docker_host: str) -> str | None:
-    """Version of the engine; None if it does not answer."""
+    """Return the version of the engine; None if it does not answer."""
     try:
         with _client(docker_host) as client:
             answer = client.get("/version").raise_for_status()
@@ -31,7 +31,7 @@ def version(docker_host: str) -> str | None:
 
 
 def kill_containers(docker_host: str) -> None:
-    """SIGKILL every running container; an engine takes its time to stop them politely."""
+    """SIGKILL every running container, because stopping them in an orderly way takes long."""
     with _client(docker_host) as client:
         for container in _containers(client, {"status": ["running", "paused"]}):
             answer = client.post(f"/containers/{container}/kill", timeout=_REMOVAL_S)
@@ -39,7 +39,7 @@ def kill_containers(docker_host: str) -> None:
 
 
 def remove_containers(docker_host: str, label: str) -> int:
-    """Remove the containers with a `name=value` label, running or not; how many they were."""
+    """Remove the containers with a `name=value` label, running or not; return their number."""
     with _client(docker_host) as client:
         containers = _containers(client, {"label": [label]})
         for container in containers:
@@ -68,9 +68,9 @@ def _client(docker_host: str) -> Iterator[httpx2.Client]:
     elif parts.scheme in {"tcp", "http"}:
         transport, address = httpx2.HTTPTransport(), f"http://{parts.netloc}"
     else:
-        message = f"DOCKER_HOST={docker_host}: only unix:// and tcp:// are understood here"
+        message = f"DOCKER_HOST={docker_host}: only unix:// and tcp:// are supported"
         raise CannotProvide(message)
     with httpx2.Client(
-        transport=transport, base_url=address, timeout=_PATIENCE_S, trust_env=False
+        transport=transport, base_url=address, timeout=_TIMEOUT_S, trust_env=False
     ) as client:
         yield client

@@ -1,9 +1,9 @@
 """The network of one private Docker engine: its address block, its bridges, its packet rules.
 
 Several engines share one network namespace, so each gets a block of its own out of 10.0.0.0/8.
-The lower half of the block holds the engine's default bridge, the upper half the networks that
-its users create. Whatever has an address in the block therefore belongs to this engine, also
-when the engine has crashed and can no longer be asked.
+The lower half of the block is for the engine's default bridge, the upper half for the networks that
+its users create. So everything with an address in the block belongs to this engine. That is known
+even after the engine has crashed and does not answer any more.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EngineNetwork:
         return ipaddress.IPv4Interface(f"{lowest[1]}/24")
 
     def create(self) -> None:
-        """Make the default bridge, unless it is there already."""
+        """Create the default bridge, unless it exists."""
         if self.bridge not in self._bridges():
             _ip("link", "add", self.bridge, "type", "bridge")
             _ip("address", "add", str(self.gateway), "dev", self.bridge)
@@ -55,8 +55,8 @@ class EngineNetwork:
     def remove(self) -> None:
         """Delete the bridges in the block and all packet rules that name them.
 
-        Without the default bridge there is nothing of ours: an engine that was stopped leaves its
-        block to whoever takes it next, and that is then somebody else's.
+        Without the default bridge it deletes nothing: the block of a stopped engine is free, and
+        another engine may use it by now.
         """
         bridges = self._bridges()
         if self.bridge not in bridges:

@@ -1,5 +1,5 @@
-# ruff: noqa: N818 - the common base says that they are errors
-"""What can go wrong while the local stack starts, one sentence each."""
+# ruff: noqa: N818 - the name of the base class says that they are errors
+"""Errors of the local stack."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class InUse(StackError):
 
 
 class CannotProvide(StackError):
-    """Something is missing that this machine or user cannot install by itself."""
+    """A program is missing that this command cannot install on this machine or as this user."""
 
 
 class InstallFailed(StackError):
-    """The package manager refused; the message ends with the end of its output."""
+    """The package manager failed; the message ends with the end of its output."""

@@ -1,13 +1,13 @@
-"""Builds the reference images on an engine, also where no container registry can be reached.
+"""Builds the reference images on an engine, even where no container registry can be reached.
 
-`ensure_images` does only what is missing: every image carries a label with a hash of what it was
-made from, and what took long to make is kept as a tarball below `var/images`, so that a second
-engine, or the same after its data was wiped, only reads it in.
+`ensure_images` builds only missing images. Every image has a label with a hash of its inputs.
+Images that take long to build are kept as tarballs in `var/images`, so that a second engine, or the
+same one after its data was removed, only loads them.
 
-The base image: the one that is asked for (MODELYARD_BASE_IMAGE), else the local one if it was
-made before, else the Dockerfiles' default if the engine has it or a registry answers within
-`_REGISTRY_ANSWERS_WITHIN`, else a local one made with debootstrap (root on Debian or Ubuntu).
-What is on this machine always comes first, so nothing waits for a network that is not there.
+The base image is the first of these: the one in MODELYARD_BASE_IMAGE; the local one, if it was made
+before; the Dockerfiles' default, if the engine has it or a registry answers within
+`_REGISTRY_ANSWERS_WITHIN`; a local one, made with debootstrap (root on Debian or Ubuntu). Images on
+this machine come first, so a machine without a network does not wait for one.
 """
 
 import hashlib
@@ -58,13 +58,15 @@ _TURN = 3600.0
 
 
 class ImagesError(StackError):
-    """An image could not be made; the message says why and what would help."""
+    """An image could not be built; the message says why and what would help."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Base:
     image: str
-    identity: str  # what images made from it hash; equal on every engine, unlike the image's id
+    identity: (
+        str  # hashed into images built from it; the same on every engine, unlike the image's id
+    )
 
 
 def ensure_images(
@@ -75,10 +77,10 @@ def ensure_images(
     base_image: str | None = None,
     cache: Path = _CACHE,
 ) -> None:
-    """Have the images `which` (of `IMAGES`) on the engine, as this checkout describes them.
+    """Build or load the images `which` (of `IMAGES`), unless the engine has them up to date.
 
-    `base_image` is MODELYARD_BASE_IMAGE; None takes it from the environment. Blocks: seconds
-    when all is there or in `cache`, else some minutes. Raises `ImagesError`.
+    `base_image` is MODELYARD_BASE_IMAGE; None takes it from the environment. Blocks for seconds if
+    all images are on the engine or in `cache`, else for some minutes. Raises `ImagesError`.
     """
     unknown = set(which) - set(IMAGES)
     if unknown:
@@ -93,9 +95,9 @@ def ensure_images(
 
 
 def export_dataset(docker_host: str, target: Path) -> None:
-    """Copy the held-out digits out of the digits image: `target`/held_out.csv, for all to read.
+    """Copy the held-out digits out of the digits image to `target`/held_out.csv, readable by all.
 
-    `target` is replaced in one step, and left alone when it already holds the same.
+    `target` is replaced in one step, unless it has the same contents already.
     """
     engine = _Engine(docker_host)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def export_dataset(docker_host: str, target: Path) -> None:
 
 
 class _Engine:
-    """One Docker engine, spoken to through the `docker` client."""
+    """One Docker engine, used through the `docker` command."""
 
     def __init__(self, docker_host: str) -> None:
         self._host = docker_host
@@ -128,7 +130,7 @@ class _Engine:
         deadline: float = _SHORT,
         on_line: Progress | None = None,
     ) -> str:
-        # The classic builder: engine 20.10 has it and the newer one needs a plugin.
+        # The classic builder, which engine 20.10 has; the newer one needs a plugin.
         env = {**os.environ, "DOCKER_BUILDKIT": "0"}
         return _run(["docker", "-H", self._host, *arguments], deadline, on_line, env)
 
@@ -136,7 +138,7 @@ class _Engine:
         return self._labels(image) is not None
 
     def made_from(self, image: str) -> str | None:
-        """Return the hash of what the image was made from, as its label says."""
+        """Return the hash of the image's inputs, from its label."""
         return (self._labels(image) or {}).get(_INPUTS_LABEL)
 
     def _labels(self, image: str) -> dict[str, str] | None:
@@ -150,23 +152,23 @@ class _Engine:
         return labels or {}
 
     def pull(self, image: str) -> bool:
-        """Pull; False when no registry answered in time or it does not give the image."""
+        """Pull an image; False if no registry answers in time or it does not have the image."""
         command = ["docker", "-H", self._host, "pull", image]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as pull:
             assert pull.stdout is not None  # noqa: S101 - for the type checker: it is a pipe
-            impatient = threading.Timer(_REGISTRY_ANSWERS_WITHIN, pull.kill)
-            patient = threading.Timer(_PULL, pull.kill)
-            impatient.start()
-            patient.start()
+            first_line_timer = threading.Timer(_REGISTRY_ANSWERS_WITHIN, pull.kill)
+            pull_timer = threading.Timer(_PULL, pull.kill)
+            first_line_timer.start()
+            pull_timer.start()
             try:
-                # The first line comes when the registry has given the manifest.
+                # The first line appears when the registry has sent the manifest.
                 for _line in pull.stdout:
-                    impatient.cancel()
+                    first_line_timer.cancel()
             finally:
-                impatient.cancel()
-                patient.cancel()
+                first_line_timer.cancel()
+                pull_timer.cancel()
         return pull.returncode == 0
 
 
@@ -187,7 +189,7 @@ def _ensure_base(engine: _Engine, progress: Progress, cache: Path, asked: str | 
         progress(f"{_REGISTRY_BASE}: asking the registry")
         if engine.pull(_REGISTRY_BASE):
             return _Base(_REGISTRY_BASE, _REGISTRY_BASE)
-        progress("no registry answers; making a base image here with debootstrap")
+        progress("no registry answers; making a base image with debootstrap")
         _make_base(tarball, progress)
     progress(f"{BASE}: importing")
     engine.run(
@@ -201,8 +203,8 @@ def _make_base(tarball: Path, progress: Progress) -> None:
     """Make a minimal Debian with Python as a tarball."""
     if os.geteuid() != 0 or find_program("apt-get") is None:
         raise ImagesError(
-            "There is no base image to build on: no container registry answers, and making one "
-            "here takes root on Debian or Ubuntu. Set MODELYARD_BASE_IMAGE to an image with "
+            "There is no base image to build on: no container registry answers, and only root on "
+            "Debian or Ubuntu can make one. Set MODELYARD_BASE_IMAGE to an image with "
             "Python 3.11 or later that this engine has, or make a registry reachable."
         )
     ensure((_DEBOOTSTRAP,), progress)
@@ -241,26 +243,26 @@ def _ensure_built(engine: _Engine, progress: Progress, cache: Path, base: _Base,
             shutil.copyfile(_CA_BUNDLE, context / "build-ca.crt")
         engine.run(
             "build", "--network=host", "--tag", tag, "--label", f"{_INPUTS_LABEL}={inputs}",
-            "--build-arg", f"BASE_IMAGE={base.image}", *_passed_on(), str(context),
+            "--build-arg", f"BASE_IMAGE={base.image}", *_network_arguments(), str(context),
             deadline=_BUILD,
             on_line=lambda line: progress(f"{tag}: {line[:80]}") if line[:5] == "Step " else None,
         )  # fmt: skip
-        if tag == DIGITS:  # the probe is built faster than it is read in
+        if tag == DIGITS:  # building the probe is faster than loading it
             partial = Path(scratch) / "image.tar"
             engine.run("save", "--output", str(partial), tag, deadline=_COPY)
             _put(partial, tarball)
     progress(f"{tag}: built in {time.monotonic() - started:.0f} s")
 
 
-def _passed_on() -> list[str]:
-    """Build arguments whose values docker takes from our environment: how to reach the network."""
+def _network_arguments() -> list[str]:
+    """Return build arguments about the network; docker takes their values from our environment."""
     names = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
              "PIP_INDEX_URL")  # fmt: skip
     return [word for name in names if name in os.environ for word in ("--build-arg", name)]
 
 
 def _put(partial: Path, tarball: Path) -> None:
-    """Move into the cache whole, then drop what it replaces."""
+    """Move a complete tarball into the cache, then remove the tarballs that it replaces."""
     partial.replace(tarball)
     name = tarball.name.partition("-")[0]
     for old in tarball.parent.glob(f"{name}-*.tar"):
@@ -274,7 +276,7 @@ def _run(
     on_line: Progress | None = None,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """Run to the end and return the output (both streams); raises `ImagesError` with its end."""
+    """Run a command and return its output (both streams); raises `ImagesError` with its end."""
     try:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
@@ -308,7 +310,7 @@ def _run(
 
 
 def _every(seconds: float, progress: Progress) -> Progress:
-    """Pass on at most one line in so many seconds."""
+    """Return a progress function that passes on at most one line in `seconds`."""
     last = time.monotonic()
 
     def say(line: str) -> None:
@@ -330,7 +332,7 @@ def _hash_folder(folder: Path) -> str:
 
 
 def _digest(*parts: str | bytes) -> str:
-    """Hash parts so that moving a boundary between two changes the hash."""
+    """Hash the parts with their lengths, so that moving text between parts changes the hash."""
     whole = hashlib.sha256()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part

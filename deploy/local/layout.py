@@ -1,4 +1,4 @@
-"""Where a local stack keeps its things, and which servers it was given."""
+"""The folders of a local stack, and the servers that the user provides."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Layout:
 
     @classmethod
     def private(cls, root: Path = ROOT) -> Self:
-        """Lay out a stack that lives as long as one command, on the same images and datasets."""
+        """Lay out a stack that lives as long as one command, with the same images and datasets."""
         var = root / "var"
         logs = var / "log" / "demo"
         return cls(root, var / "demo", var / "docker", logs, var / "datasets", transient=True)
@@ -44,7 +44,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Given:
-    """Addresses of servers that run already and are used as they are; None: start one."""
+    """Addresses of running servers that the user provides; None: the stack starts its own."""
 
     amqp_url: str | None = None
     mongo_url: str | None = None
@@ -52,7 +52,7 @@ class Given:
 
     @classmethod
     def by(cls, environment: Mapping[str, str]) -> Self:
-        """Take them from environment variables; an empty one counts as not given."""
+        """Read them from environment variables; an empty one counts as not set."""
         return cls(
             amqp_url=environment.get("MODELYARD_AMQP_URL") or None,
             mongo_url=environment.get("MODELYARD_MONGO_URL") or None,
@@ -62,7 +62,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The addresses of a stack that runs."""
+    """The addresses of a running stack."""
 
     url: str
     amqp_url: str
@@ -70,7 +70,7 @@ class Endpoints:
     docker_host: str
 
     def variables(self) -> dict[str, str]:
-        """As the environment variables that clients and tests read."""
+        """Return them as the environment variables that clients and tests read."""
         return {
             "MODELYARD_URL": self.url,
             "MODELYARD_AMQP_URL": self.amqp_url,

@@ -1,4 +1,4 @@
-"""Exclusive sections across processes, released by the kernel when a process dies."""
+"""Locks across processes; the kernel releases them when a process dies."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
-PATIENCE_S = 120.0
+LOCK_TIMEOUT_S = 120.0
 
 
 @contextmanager
-def exclusive(path: Path, seconds: float = PATIENCE_S) -> Iterator[None]:
-    """Hold the lock file `path`, waiting up to `seconds` for another holder; then `InUse`."""
+def exclusive(path: Path, seconds: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Hold the lock file `path`; raises `InUse` if another command holds it for `seconds`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             wait_until(lambda: _try_lock(file), seconds, f"lock {path}")
         except TimeoutError:
-            message = f"{path} is held by another command that still runs; try again after it"
+            message = (
+                f"{path} is held by another command that still runs; try again when it has ended"
+            )
             raise InUse(message) from None
         yield
 

@@ -23,13 +23,13 @@ _OPTIONS = (
     ("--wiredTigerCacheSizeGB", "0.25"),
     ("--oplogSize", "128"),
     ("--setParameter", "diagnosticDataCollectionEnabled=false"),
-    # By default a primary lingers for up to 15 s after SIGTERM, for clients of a bigger set.
+    # By default a primary waits up to 15 s after SIGTERM, for the clients of a larger set.
     ("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"),
 )
 
 
 def find_mongod() -> Path:
-    """Find the server: on the PATH, else in the package that `make setup` installs.
+    """Find the server on the PATH, else in the package that `make setup` installs.
 
     Raises `CannotProvide`.
     """
@@ -50,8 +50,8 @@ def find_mongod() -> Path:
 class MongoDB:
     """A replica set of `members` mongod processes on loopback, with its data under `folder`.
 
-    The members keep their ports from one start to the next; when another program has taken one
-    meanwhile, the set is led to new ports. A single member can be killed, paused, resumed,
+    The members keep their ports from one start to the next. If another program uses one of them by
+    then, the set is reconfigured to new ports. A single member can be killed, paused, resumed,
     stopped and launched again through `members` and `launch_member`.
     """
 
@@ -74,7 +74,7 @@ class MongoDB:
         return all(member.process for member in self.members)
 
     def start(self) -> None:
-        """Start all members and return when a primary takes writes. Raises `StartFailed`."""
+        """Start all members and return when a primary accepts writes. Raises `StartFailed`."""
         with ExitStack() as undo:
             undo.callback(self.stop)
             self.launch()
@@ -82,7 +82,7 @@ class MongoDB:
             undo.pop_all()
 
     def launch(self) -> None:
-        """Start the members without waiting for them; those that we started are left alone."""
+        """Start the members that this object has not started, without waiting for them."""
         for member in self.members:
             if not member.ours:
                 member.claim()
@@ -96,7 +96,7 @@ class MongoDB:
             self.launch_member(index)
 
     def launch_member(self, index: int) -> None:
-        """Start one member on its port and its data; nothing to do if we did already."""
+        """Start one member on its port and data, unless this object has started it already."""
         member = self.members[index]
         if member.ours:
             return
@@ -142,7 +142,7 @@ class MongoDB:
             member.resume()
 
     def release(self) -> None:
-        """Let the members run on after the command which started them has ended."""
+        """Keep the members running after the command that started them has ended."""
         for member in self.members:
             member.release()
 

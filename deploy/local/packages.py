@@ -1,4 +1,4 @@
-"""The system packages that the local stack needs, and how they get onto the machine."""
+"""The system packages that the local stack needs, and their installation."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _install(packages: list[str]) -> None:
 
 @contextmanager
 def _services_kept_off() -> Iterator[None]:
-    """Deny packages to start their services; what was there before is put back.
+    """Keep packages from starting their services; restore the earlier policy at the end.
 
     The file is an interface of Debian's invoke-rc.d: exit status 101 forbids the action.
     """

@@ -34,10 +34,9 @@ def accepts(port: int) -> bool:
 def free_port() -> int:
     """Find a port that is free now and that no outgoing connection will be given.
 
-    It lies below the ephemeral range. Inside that range, a client which keeps knocking at the
-    port of a stopped server is sooner or later given this very port as its own, connects to
-    itself, and the server cannot come back. No port is given twice: whoever got it may not listen
-    yet.
+    It lies below the ephemeral range. Inside of that range, a client that keeps connecting to the
+    port of a stopped server sooner or later gets this port as its own, connects to itself, and the
+    server cannot come back. No port is returned twice, because the first caller may not listen yet.
     """
     lowest = _lowest_ephemeral()
     for _ in range(_ATTEMPTS):

@@ -1,6 +1,6 @@
-"""Processes as the kernel sees them: who is who, and who came from whom.
+"""Processes in `/proc`: their identity, their state, their sockets and their descendants.
 
-Everything here reads `/proc`, so it is for Linux.
+Works on Linux only.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NOT_RUNNING = frozenset("TtDZX")
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process that cannot be mistaken for a later one with the same number.
+    """Identifies a process, also after its number was given to a later one.
 
-    `started` is in clock ticks since boot (field 22 of `/proc/PID/stat`, see proc(5)); `boot`
-    names the boot, so that a record from before a reboot fits nobody.
+    `started` is in clock ticks since boot (field 22 of `/proc/PID/stat`, see proc(5)). `boot`
+    identifies the boot, so that a record from before a reboot matches no process.
     """
 
     pid: int
@@ -51,7 +51,7 @@ class ProcessId:
 
     @property
     def stopped(self) -> bool:
-        """True if none of its threads runs any more: SIGSTOP reaches them one after the other."""
+        """True once all of its threads have stopped; SIGSTOP reaches them one after the other."""
         states = {stat.state for task in _tasks(self.pid) if (stat := _read_stat(task / "stat"))}
         return states <= _NOT_RUNNING
 
@@ -69,7 +69,7 @@ class ProcessId:
         return self.alive and any(_target(one) in wanted for one in descriptors)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal; a process that is gone already is no error."""
+        """Send a signal, unless the process has ended."""
         if self.alive:
             try:
                 os.kill(self.pid, number)
@@ -99,10 +99,10 @@ def _target(link: Path) -> str | None:
 
 
 def carrying(variable: str, value: str) -> set[ProcessId]:
-    """Find the processes with this variable in the environment that they were started with.
+    """Find the processes that were started with this variable in their environment.
 
-    Daemons that left their parent and their session (epmd, container shims) still carry it.
-    Processes of other users are passed over, unless we are root.
+    Daemons that left their parent and their session (epmd, container shims) still have it.
+    Processes of other users are skipped, unless we are root.
     """
     wanted = f"{variable}={value}".encode()
     found = set()
@@ -134,7 +134,7 @@ def with_descendants(roots: Iterable[ProcessId]) -> set[ProcessId]:
 
 
 def kill_all(processes: Iterable[ProcessId]) -> None:
-    """Kill these processes and wait until the kernel has taken them away."""
+    """Kill these processes and wait until they have ended."""
     doomed = list(processes)
     for process in doomed:
         process.send(signal.SIGKILL)
@@ -163,7 +163,7 @@ def _read_stat(file: Path) -> _Stat | None:
 
 
 def _has_threads(pid: int) -> bool:
-    """Tell whether a zombie has other threads yet: they hold its sockets until they have ended."""
+    """Tell whether a zombie has other threads, which hold its sockets until they have ended."""
     return len(_tasks(pid)) > 1
 
 

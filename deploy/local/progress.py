@@ -1,4 +1,4 @@
-"""What a person sees while the stack starts: one line for every step, with the time it took."""
+"""Output while the stack starts: one line for each step, with the time it took."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Progress:
 
     @contextmanager
     def step(self, title: str, *, since: float | None = None) -> Iterator[Step]:
-        """Show that `title` goes on, then how it ended.
+        """Show the step `title` while it runs, then its result.
 
-        `since` is the `time.monotonic()` of a beginning that lies further back.
+        `since` is the `time.monotonic()` of its beginning, if it began before this call.
         """
         began = since or time.monotonic()
         with self.console.status(escape(title)) as status:
@@ -43,7 +43,7 @@ class Progress:
 
 
 class Step:
-    """A step under way; `result` is the line that stays when it has ended well."""
+    """A running step; `result` is the line that is printed when it succeeds."""
 
     def __init__(self, title: str, progress: Progress, status: Status) -> None:
         self.title = title
@@ -52,7 +52,7 @@ class Step:
         self._status = status
 
     def note(self, text: str) -> None:
-        """Say what the step is at: beside the spinner on a terminal, else as a line."""
+        """Show what the step is doing: beside the spinner on a terminal, else as a line."""
         if self._progress.console.is_terminal:
             self._status.update(escape(f"{self.title}: {text}"))
         else:

@@ -35,7 +35,7 @@ max_message_size = {max_message_bytes}
 MAX_MESSAGE_BYTES = 8 << 20
 """The largest message of Modelyard's that is valid."""
 LARGEST_MESSAGE_BYTES = 128 << 20
-"""RabbitMQ's own default, for whoever tests what larger messages do."""
+"""RabbitMQ's own default, for tests of larger messages."""
 # One scheduler that does not spin: several nodes share a small machine.
 _ERLANG = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
 
@@ -43,9 +43,9 @@ _ERLANG = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
 class RabbitMQ:
     """One node on loopback, with its data, log and own epmd under `folder`.
 
-    As root it runs under the account `rabbitmq`, provided that this account can enter the
-    folder. It keeps its port from one start to the next, unless somebody else has taken it by the
-    first start of this object.
+    If root starts it, it runs under the account `rabbitmq`, provided that this account can enter
+    the folder. It keeps its port from one start to the next, unless another program uses the port
+    when this object starts it for the first time.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RabbitMQ:
         self._ports_file = folder / "ports.json"
         self._ports = self._known_ports()
         self._settled = False
-        """True once clients may know the ports."""
+        """True once the node was started, so that clients may know its ports."""
 
     @property
     def port(self) -> int:
@@ -70,7 +70,7 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        # Without a slash at its end: some clients read that as a virtual host without a name.
+        # No slash at the end: some clients would read it as a virtual host with an empty name.
         return f"amqp://guest:guest@{LOOPBACK}:{self.port}"
 
     @property
@@ -86,7 +86,7 @@ class RabbitMQ:
             undo.pop_all()
 
     def launch(self) -> None:
-        """Start the node without waiting for it; nothing to do if we did already."""
+        """Start the node without waiting for it, unless this object has started it already."""
         if self.daemon.ours:
             return
         self.daemon.claim()
@@ -100,20 +100,20 @@ class RabbitMQ:
         self._configure()
         account = self._account()
         if account:
-            self._hand_over(account)
+            self._change_owner(account)
         self.daemon.spawn([_program("rabbitmq-server")], self._environment(), user=account)
 
     def wait_ready(self) -> None:
         """Wait until a client can log in and open a channel."""
 
-        def serves() -> bool:
+        def answers() -> bool:
             self.version = broker_version(self.url) or ""
             return bool(self.version)
 
-        self.daemon.wait_ready(serves, _READY_S)
+        self.daemon.wait_ready(answers, _READY_S)
 
     def queue_counts(self, queue: str) -> QueueCounts | None:
-        """Ready messages and consumers of a queue; None if there is no such queue."""
+        """Return the ready messages and consumers of a queue; None if it does not exist."""
         return queue_counts(self.url, queue)
 
     def ctl(self, *arguments: str, seconds: float = 60.0) -> str:
@@ -152,7 +152,7 @@ class RabbitMQ:
         self.daemon.resume()
 
     def release(self) -> None:
-        """Let the node run on after the command which started it has ended."""
+        """Keep the node running after the command that started it has ended."""
         self.daemon.release()
 
     def _known_ports(self) -> dict[str, int]:
@@ -196,7 +196,7 @@ class RabbitMQ:
         }
 
     def _account(self) -> str | None:
-        """Name the account to run as; None is our own."""
+        """Return the account to run the node as; None for our own."""
         if os.geteuid() != 0:
             return None
         try:
@@ -207,7 +207,7 @@ class RabbitMQ:
         open_to_all = all(folder.stat().st_mode & stat.S_IXOTH for folder in above)
         return _ACCOUNT if open_to_all else None
 
-    def _hand_over(self, account: str) -> None:
+    def _change_owner(self, account: str) -> None:
         for path in [self.folder, *self.folder.rglob("*")]:
             if path.owner() != account:
                 shutil.chown(path, account, account)

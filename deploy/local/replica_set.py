@@ -1,7 +1,7 @@
-"""What is asked of mongod itself: to form a replica set, and whether it takes writes.
+"""Commands to mongod: forming a replica set, and checking whether it accepts writes.
 
-Every question is asked with a client of its own, which is thrown away: a client that connected
-before the set was initiated goes on saying that sessions are not supported.
+Every command uses a new client, because a client that connected before the set was initiated keeps
+reporting that sessions are not supported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deploy.local.ports import LOOPBACK
 
 NAME = "rs0"
 DATABASE = "modelyard"
-_PATIENCE_MS = 2_000
+_TIMEOUT_MS = 2_000
 _NOT_YET_INITIALIZED = 94
 _SETTINGS = {"electionTimeoutMillis": 2_000, "heartbeatIntervalMillis": 500}
 
@@ -29,7 +29,7 @@ def url(ports: list[int]) -> str:
 
 
 def version(port: int) -> str | None:
-    """Version of the mongod behind this port; None if it does not answer."""
+    """Return the version of the mongod on this port; None if it does not answer."""
     try:
         return str(_ask(port, "buildInfo")["version"])
     except PyMongoError:
@@ -37,7 +37,7 @@ def version(port: int) -> str | None:
 
 
 def form(ports: list[int]) -> None:
-    """Initiate the set, or lead one that was on other ports to these."""
+    """Initiate the set, or reconfigure an existing one to these ports."""
     members = [{"_id": index, "host": f"{LOOPBACK}:{port}"} for index, port in enumerate(ports)]
     try:
         config = _ask(ports[0], "replSetGetConfig")["config"]
@@ -54,10 +54,10 @@ def form(ports: list[int]) -> None:
 
 
 def takes_writes(mongo_url: str) -> bool:
-    """Tell whether a primary takes a write that the majority confirms."""
-    patience: dict[str, Any] = {"serverSelectionTimeoutMS": _PATIENCE_MS, "timeoutMS": _PATIENCE_MS}
+    """Tell whether a primary accepts a write that the majority confirms."""
+    timeouts: dict[str, Any] = {"serverSelectionTimeoutMS": _TIMEOUT_MS, "timeoutMS": _TIMEOUT_MS}
     try:
-        with MongoClient[dict[str, Any]](mongo_url, w="majority", **patience) as client:
+        with MongoClient[dict[str, Any]](mongo_url, w="majority", **timeouts) as client:
             client["local_stack"]["probes"].replace_one({"_id": "probe"}, {}, upsert=True)
     except PyMongoError:
         return False
@@ -75,7 +75,7 @@ def answers(mongo_url: str) -> bool:
 
 
 def primary(ports: list[int]) -> int | None:
-    """Index of the member that is the primary now; None while there is none."""
+    """Return the index of the present primary; None while there is none."""
     for index, port in enumerate(ports):
         try:
             if _ask(port, "hello").get("isWritablePrimary"):
@@ -88,6 +88,6 @@ def primary(ports: list[int]) -> int | None:
 def _ask(port: int, command: str, value: object = 1, **more: object) -> dict[str, Any]:
     """Run an admin command on the member behind `port`, whatever its role in the set."""
     with MongoClient[dict[str, Any]](
-        LOOPBACK, port, directConnection=True, serverSelectionTimeoutMS=_PATIENCE_MS
+        LOOPBACK, port, directConnection=True, serverSelectionTimeoutMS=_TIMEOUT_MS
     ) as client:
         return client.admin.command({command: value, **more})

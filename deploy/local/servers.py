@@ -1,4 +1,4 @@
-"""RabbitMQ, MongoDB and Docker for one stack: those that were given, and our own for the rest."""
+"""RabbitMQ, MongoDB and Docker for one stack: servers that the user provides, or our own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Servers:
-    """The servers of a stack. What was given is asked for a sign of life and never stopped."""
+    """The servers of a stack. Provided servers are only checked for an answer, never stopped."""
 
     def __init__(self, layout: Layout, given: Given, progress: Progress) -> None:
         self.given = given
@@ -47,9 +47,9 @@ class Servers:
         return [self.rabbitmq.daemon, *self.mongodb.members, self.docker.daemon]
 
     def start(self) -> None:
-        """Start what was not given and return when all of it serves.
+        """Start the servers that were not provided and return when all of them are ready.
 
-        Whoever calls this stops the servers, also when it raises.
+        The caller has to stop the servers, even if this raises.
         """
         self.given = replace(self.given, docker_host=self._existing_engine())
         self._provide_programs()
@@ -72,17 +72,17 @@ class Servers:
             self.mongodb.stop()
         if not self.given.amqp_url:
             self.rabbitmq.stop()
-        of_another = self.docker.daemon.owner and not self.docker.daemon.ours
-        if not self.given.docker_host and not of_another:
+        belongs_to_other_command = self.docker.daemon.owner and not self.docker.daemon.ours
+        if not self.given.docker_host and not belongs_to_other_command:
             self.docker.stop()
 
     def release(self) -> None:
-        """Let our own servers run on after the command which started them has ended."""
+        """Keep our own servers running after the command that started them has ended."""
         for daemon in self.daemons():
             daemon.release()
 
     def _existing_engine(self) -> str | None:
-        """Find the engine that was given, else the default one, else the background stack's."""
+        """Find the provided engine, else the default one, else that of the background stack."""
         if self.given.docker_host:
             return self.given.docker_host
         if engine_api.version(engine_api.DEFAULT):
@@ -112,9 +112,9 @@ class Servers:
 
     def _report(self, name: str, origin: str, answers: bool) -> None:  # noqa: FBT001
         if not answers:
-            message = f"{name} was given by {origin}, and it does not answer."
+            message = f"{name} does not answer; its address comes from {origin}."
             raise StackError(message)
-        self._progress.say(f"Using {name} as given: {origin}")
+        self._progress.say(f"Using {name} from {origin}")
 
     def _start_docker(self) -> None:
         with self._progress.step("Docker Engine") as step:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _READY_S = 60.0
 _STOP_S = 15.0
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 2.0
 _WORKER_SLOTS = 4
 
 
 class Service:
-    """One process of Modelyard, `python -m MODULE`; `name` tells several of a kind apart."""
+    """One process of Modelyard, `python -m MODULE`; `name` distinguishes several of a kind."""
 
     def __init__(
         self, module: str, *, root: Path, folder: Path, logs: Path | None = None, name: str = ""
@@ -45,14 +45,14 @@ class Service:
     def launch(self, settings: Mapping[str, str]) -> None:
         """Start the process, without waiting for it, with `settings` in its environment.
 
-        Of this command's own environment, all but `MODELYARD_*` is passed on.
+        It also gets this command's own environment, except `MODELYARD_*`.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MODELYARD_")}
         self._environment = {**inherited, **settings}
         self.daemon.spawn(self._argv, self._environment, cwd=self._root)
 
     def restart(self) -> None:
-        """Stop the process if it runs, and start it with the settings of the last time."""
+        """Stop the process if it runs, and start it with the same settings again."""
         self.stop()
         self.daemon.spawn(self._argv, self._environment, cwd=self._root)
 
@@ -84,12 +84,12 @@ class Services:
         return [self.gateway.daemon, self.dispatcher.daemon, self.worker.daemon]
 
     def start(self, endpoints: Endpoints, api_key: str | None = None) -> None:
-        """Start all three and return when the gateway knows the host as online.
+        """Start all three and return when the gateway shows the host as ONLINE.
 
-        With a key, which may read hosts, the gateway takes nobody in without one.
+        If there is a key, which must be able to read hosts, the gateway requires keys.
 
-        Raises `StartFailed` with the end of the log of the one that exited. Whoever calls this
-        stops the services, also when it raises.
+        Raises `StartFailed` with the end of the log of the process that exited. The caller has to
+        stop the services, even if this raises.
         """
         address = httpx2.URL(endpoints.url)
         broker = {"MODELYARD_AMQP_URL": endpoints.amqp_url}
@@ -102,24 +102,24 @@ class Services:
             "MODELYARD_HOST_ID": self._host_id,
             "MODELYARD_WORKER_SLOTS": str(_WORKER_SLOTS),
             "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self._layout.datasets)]),
-            # One's own machine, and only this machine's users reach the gateway.
+            # Only users of this machine can reach the gateway.
             "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',
             "DOCKER_HOST": endpoints.docker_host,
         }
-        asking = {"MODELYARD_AUTH": "keys" if api_key else "none"}
-        self.gateway.launch({**stores, **listening, **asking})
+        authentication = {"MODELYARD_AUTH": "keys" if api_key else "none"}
+        self.gateway.launch({**stores, **listening, **authentication})
         self.dispatcher.launch(stores)
         self.worker.launch({**broker, **host})
         self._await_ready(endpoints.url, api_key)
 
     def stop(self) -> None:
-        """Stop worker, dispatcher and gateway, of this run or an earlier one."""
+        """Stop worker, dispatcher and gateway of this run, or of an earlier one."""
         self.worker.stop()
         self.dispatcher.stop()
         self.gateway.stop()
 
     def release(self) -> None:
-        """Let the services run on after the command which started them has ended."""
+        """Keep the services running after the command that started them has ended."""
         for daemon in self.daemons():
             daemon.release()
 
@@ -139,18 +139,18 @@ class Services:
             raise StartFailed(message) from None
 
     def _is_ours(self, url: str) -> bool:
-        """Tell whether it is our gateway that answers there, and not that of another stack.
+        """Tell whether our gateway answers at this URL, and not that of another stack.
 
-        Ours can't listen where another one does and ends, but only some time after its start.
+        If another one listens there, ours exits, but only some time after its start.
         """
         process, port = self.gateway.daemon.process, httpx2.URL(url).port
         return process is not None and port is not None and process.listens_on(port)
 
 
 def gateway_ready(url: str) -> bool:
-    """Tell whether the gateway at `url` says that it can do its work."""
+    """Tell whether the gateway at `url` reports that it is ready."""
     try:
-        return httpx2.get(f"{url}/readyz", timeout=_PATIENCE_S, trust_env=False).is_success
+        return httpx2.get(f"{url}/readyz", timeout=_TIMEOUT_S, trust_env=False).is_success
     except httpx2.HTTPError:
         return False
 
@@ -159,9 +159,7 @@ def host_online(url: str, host_id: str, api_key: str | None = None) -> bool:
     """Tell whether the gateway at `url` lists the host with liveness ONLINE."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        answer = httpx2.get(
-            f"{url}/v1/hosts", headers=headers, timeout=_PATIENCE_S, trust_env=False
-        )
+        answer = httpx2.get(f"{url}/v1/hosts", headers=headers, timeout=_TIMEOUT_S, trust_env=False)
         hosts = answer.raise_for_status().json()["hosts"]
     except httpx2.HTTPError:
         return False

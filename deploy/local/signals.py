@@ -1,4 +1,4 @@
-"""Signals that end a command become exceptions, so that what it started is stopped."""
+"""Turns signals that end a command into exceptions, so that the command stops its processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Let a second Ctrl-C not interrupt the cleaning up after the first."""
+    """Ignore further signals, so that a second Ctrl-C does not interrupt the cleanup."""
     with _handled(_ALL, signal.SIG_IGN):
         yield
 
@@ -36,7 +36,7 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 @contextmanager
 def _handled(numbers: tuple[signal.Signals, ...], handler: signal._HANDLER) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread receives signals, and may say what they do
+        yield  # only the main thread may set signal handlers
         return
     before = {number: signal.signal(number, handler) for number in numbers}
     try:

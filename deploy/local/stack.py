@@ -29,7 +29,7 @@ PRIVATE_HOST_ID = "demo"
 
 
 def provide_images(docker_host: str, datasets: Path, note: Callable[[str], None]) -> None:
-    """Have the images on the engine, and the digits' held-out data where workers may mount it."""
+    """Build or load the images, and copy the held-out digits to where workers may mount them."""
     ensure_images(docker_host, note)
     datasets.mkdir(parents=True, exist_ok=True)
     export_dataset(docker_host, datasets / DIGITS_DATASET)
@@ -38,8 +38,8 @@ def provide_images(docker_host: str, datasets: Path, note: Callable[[str], None]
 class LocalStack:
     """Starts a stack and stops it; as a context manager, for the lifetime of a `with` block.
 
-    `with LocalStack.private() as stack:` gives a stack of one's own at `stack.endpoints`. It is
-    stopped at the end of the block, also when Ctrl-C, SIGTERM or SIGHUP cut the block short.
+    `with LocalStack.private() as stack:` gives a private stack at `stack.endpoints`. It is stopped
+    at the end of the block, even if Ctrl-C, SIGTERM or SIGHUP ends the block early.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class LocalStack:
         progress: Progress | None = None,
         with_keys: bool = False,
     ) -> None:
-        """With `with_keys` the gateway takes nobody in without a key; `api_key` is an admin's."""
+        """With `with_keys` the gateway requires API keys; `api_key` is then an admin key."""
         self.layout = layout
         self.host_id = host_id
         self._progress = progress or Progress()
@@ -71,7 +71,7 @@ class LocalStack:
         *,
         with_keys: bool = False,
     ) -> Self:
-        """Make a stack that leaves only images and logs, apart from that of `make up`."""
+        """Return a stack separate from that of `make up`; it leaves only images and logs."""
         return cls(
             Layout.private(),
             given,
@@ -94,9 +94,9 @@ class LocalStack:
         return [*self.servers.daemons(), *self.services.daemons()]
 
     def start(self) -> None:
-        """Start everything and return when the host is online; nothing is left if it fails.
+        """Start everything and return when the host is ONLINE.
 
-        Raises `StackError`.
+        Raises `StackError`; everything is stopped then.
         """
         with ExitStack() as undo:
             undo.callback(self.stop)
@@ -116,7 +116,7 @@ class LocalStack:
     def stop(self) -> None:
         """Stop everything of this layout, whether this object or an earlier command started it.
 
-        Removes the containers of the stack's host, also from an engine that was given.
+        Removes the containers of the stack's host, even from an engine that the user provided.
         """
         with signals.ignored():
             self.services.stop()
@@ -126,7 +126,7 @@ class LocalStack:
                 self._forget_data()
 
     def release(self) -> None:
-        """Let the stack run on after the command which started it has ended."""
+        """Keep the stack running after the command that started it has ended."""
         self.services.release()
         self.servers.release()
 
@@ -153,7 +153,7 @@ class LocalStack:
             engine_api.remove_containers(docker_host, f"modelyard.host={self.host_id}")
 
     def _forget_data(self) -> None:
-        """Remove the data of this run, or of an earlier one that was cut down."""
+        """Remove the data of this run, or of an earlier run that was killed."""
         self.services.stop()
         self.servers.mongodb.stop()
         self.servers.rabbitmq.stop()

@@ -28,7 +28,7 @@ class Process:
 
 @dataclass(frozen=True)
 class State:
-    """What was started, and where it answers."""
+    """The addresses and processes of a stack."""
 
     endpoints: Endpoints
     processes: tuple[Process, ...]
@@ -66,7 +66,7 @@ class State:
         file.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     def shell(self) -> str:
-        """Lines for a shell to source."""
+        """Return the addresses as lines for a shell to source."""
         variables = self.endpoints.variables().items()
         return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables)
 

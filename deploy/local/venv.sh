@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the virtual environment $1 with Modelyard in it, at the versions of requirements.lock.
+# Creates the virtual environment $1 with Modelyard in it, at the versions of requirements.lock.
 set -euo pipefail
 venv=$1
 

@@ -1,4 +1,4 @@
-"""The one loop that waits: a probe, a deadline, and no sleep anywhere else."""
+"""The only loop that sleeps while it waits: a probe with a deadline."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ INTERVAL_S = 0.05
 def wait_until(probe: Callable[[], bool], seconds: float, what: str) -> None:
     """Call `probe` about every 50 ms until it is true.
 
-    Raises TimeoutError, naming `what`, when `seconds` have passed. What the probe itself
-    raises is passed on at once, so that a probe can say that waiting has become pointless.
+    Raises TimeoutError, naming `what`, when `seconds` have passed. Exceptions of the probe pass
+    through at once, so that a probe can end the wait.
     """
     deadline = time.monotonic() + seconds
     while not probe():

@@ -1,9 +1,9 @@
 """RabbitMQ: publishing with confirms, consuming in batches, declaring the topology.
 
-The only package that imports aio_pika. Connections are plain ones that we rebuild ourselves: a
-subscription that loses anything (connection, channel, consumer) ends with
-`BrokerUnavailableError`, and `consume_forever` makes a whole new one. So what a process believes
-about its consumers is never older than one connection.
+The only package that imports aio_pika. It uses plain connections, not robust ones, and rebuilds
+them itself: a subscription that loses its connection, channel or consumer ends with
+`BrokerUnavailableError`, and `consume_forever` makes a new one. So a process never relies on a
+consumer of an earlier connection.
 """
 
 from modelyard.broker.connection import Broker

@@ -27,14 +27,14 @@ from modelyard.contract.topology import EXCHANGES, Exchange, Queue
 HEARTBEAT_S = 10
 """AMQP heartbeat: a dead peer is noticed after about three of them."""
 CONNECT_TIMEOUT_S = 10.0
-"""For a connection and what is asked on it at once."""
-LOOK_TIMEOUT_S = 5.0
+"""For opening a connection together with the first requests on it."""
+INSPECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 5.0
 WATCH_S = 20.0
-"""Seconds between two questions to the broker whether it knows the consumer that we believe in."""
+"""Seconds between two checks whether the broker still knows a subscription's consumer."""
 
 one_by_one: ContextVar[bool] = ContextVar("one_by_one", default=False)
-"""Set by `consume_forever` around its own subscribing: prefetch 1, whatever the caller asks for."""
+"""`consume_forever` sets it to subscribe with prefetch 1, whatever the caller asks for."""
 
 
 class Broker:
@@ -45,12 +45,12 @@ class Broker:
         self._url = url
         self._name = name
         self.user = user_of(url)
-        """Who this process is to RabbitMQ, which verifies it on every message (`user_id`)."""
+        """The RabbitMQ user of this process. RabbitMQ verifies it on every message (`user_id`)."""
         self._tls = tls
         self._lock = asyncio.Lock()
         self._publishing: tuple[AbstractConnection, AbstractChannel] | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        """Of connections whose asker went away; kept, or they might be collected."""
+        """Tasks that close connections nobody waits for any more; kept from garbage collection."""
         self._exchanges: dict[str, aio_pika.abc.AbstractExchange] = {}
 
     async def close(self) -> None:
@@ -74,8 +74,8 @@ class Broker:
         """Publish and wait for the broker's confirmation.
 
         Raises `BrokerUnavailableError` if it did not come within `timeout_s` seconds or, with
-        `mandatory`, no queue took the message. Whether it was taken is then unknown: publish the
-        same again, the reader dedups.
+        `mandatory`, no queue took the message. Whether the broker has the message is then unknown:
+        publish the same one again, because readers ignore repetitions.
         """
         mode = (
             aio_pika.DeliveryMode.PERSISTENT if persistent else aio_pika.DeliveryMode.NOT_PERSISTENT
@@ -84,8 +84,8 @@ class Broker:
             body,
             content_type="application/json",
             delivery_mode=mode,
-            # Returned messages are matched by it, so no two attempts may share one; a client's
-            # own id is the exception, it is what dedups.
+            # The library matches returned messages by id, so no two attempts share one. An id that
+            # the caller gives is the exception: readers recognise repetitions by it.
             message_id=message_id or uuid.uuid4().hex,
             type=message_type,
             headers=dict(headers or {}),
@@ -123,10 +123,10 @@ class Broker:
     async def has_queues(self, names: Sequence[str]) -> bool:
         """Tell whether all of these queues exist; raises `BrokerUnavailableError`.
 
-        Asking takes no permission, so it is also for those who may declare nothing.
+        It needs no permission, so users that may declare nothing can call it too.
         """
         with losses():
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
+            async with asyncio.timeout(INSPECT_TIMEOUT_S):
                 connection = await self._connect("look")
                 async with connection:
                     channel = await connection.channel()
@@ -139,15 +139,15 @@ class Broker:
 
     async def message_count(self, queue_name: str) -> int:
         """Return how many messages are ready in a queue; raises `BrokerUnavailableError`."""
-        return (await self._look_at(queue_name)).message_count or 0
+        return (await self._inspect(queue_name)).message_count or 0
 
     async def consumer_count(self, queue_name: str) -> int:
         """Return how many consumers a queue has; raises `BrokerUnavailableError`."""
-        return (await self._look_at(queue_name)).consumer_count or 0
+        return (await self._inspect(queue_name)).consumer_count or 0
 
-    async def _look_at(self, queue_name: str) -> QueueFrames.DeclareOk:
+    async def _inspect(self, queue_name: str) -> QueueFrames.DeclareOk:
         with losses():
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
+            async with asyncio.timeout(INSPECT_TIMEOUT_S):
                 connection = await self._connect("look")
                 async with connection:
                     channel = await connection.channel()
@@ -166,9 +166,9 @@ class Broker:
     ) -> AsyncIterator[Subscription]:
         """Consume a queue that exists. Unsettled deliveries go back to it at the end.
 
-        With `exclusive` a queue that has a consumer already is refused. Quorum queues take AMQP's
-        own exclusive flag without a word and ignore it (seen on 3.10), so we look for ourselves.
-        Raises `BrokerUnavailableError`.
+        Raises `BrokerUnavailableError`; with `exclusive` it is `QueueHeldError` if the queue has a
+        consumer already. Quorum queues accept AMQP's own exclusive flag and silently ignore it
+        (seen on 3.10), so this method checks the count of consumers itself.
         """
 
         async def attach(channel: AbstractChannel) -> AbstractQueue:
@@ -176,7 +176,9 @@ class Broker:
                 return await channel.get_queue(queue.name, ensure=False)
             found = await channel.declare_queue(queue.name, passive=True)
             if found.declaration_result.consumer_count:
-                raise QueueHeldError(f"{queue.name} has a consumer already and is to be exclusive.")
+                raise QueueHeldError(
+                    f"{queue.name} has a consumer already, so an exclusive one is refused."
+                )
             return found
 
         async with (
@@ -189,7 +191,7 @@ class Broker:
     async def tap(
         self, exchange: Exchange, routing_keys: Sequence[str], *, prefetch: int = 1_000
     ) -> AsyncIterator[Subscription]:
-        """Consume a copy of what passes an exchange, through a queue that dies with this process.
+        """Consume copies of an exchange's messages, from a queue that ends with this process.
 
         Raises `BrokerUnavailableError`.
         """
@@ -213,7 +215,7 @@ class Broker:
         attach: Callable[[AbstractChannel], Awaitable[AbstractQueue]],
         prefetch: int,
     ) -> AsyncIterator[tuple[Subscription, AbstractConnection, AbstractQueue]]:
-        """Attach on a connection of its own; yield what came of it."""
+        """Subscribe on a new connection; yield the subscription, its connection and its queue."""
         subscription = Subscription()
         with losses():
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -241,11 +243,11 @@ class Broker:
             await close_quietly(connection)
 
     async def _connect(self, purpose: str) -> AbstractConnection:
-        """Connect, for as long as the caller's own deadline lets us.
+        """Connect within the caller's own deadline.
 
-        In a task of its own: a cancellation that comes in the moment of success would leave a
-        connection behind that nobody knows. The library's own `timeout` even loses it, for it goes
-        to `asyncio.wait_for` of Python 3.11, and a consumer would go on for ever.
+        A task of its own connects: if a cancellation came at the moment of success, the connection
+        would stay open without an owner. The library's own `timeout` has this fault: it uses
+        `asyncio.wait_for` of Python 3.11, and a consumer on such a connection would never end.
         """
         connecting = asyncio.create_task(self._open(purpose))
         try:
@@ -324,7 +326,7 @@ def user_of(url: str) -> str:
 
 
 def _exchanges_of(queues: Sequence[Queue]) -> list[Exchange]:
-    """Return the exchanges that lead into these queues, and those that their letters go to."""
+    """Return the exchanges of these queues, and their dead-letter exchanges."""
     names = {queue.exchange.name for queue in queues} | {
         str(queue.arguments.get("x-dead-letter-exchange")) for queue in queues
     }
@@ -335,15 +337,15 @@ def _exchanges_of(queues: Sequence[Queue]) -> list[Exchange]:
 async def _watched(
     subscription: Subscription, queue_name: str, count: Callable[[], Awaitable[int]]
 ) -> AsyncIterator[None]:
-    """End a subscription meanwhile whose consumer the broker does not know any more.
+    """End the subscription if the broker does not know its consumer any more.
 
-    A consumer can get lost without a word, with its channel open: then nothing would ever come.
+    The broker can lose a consumer without closing its channel: no delivery would ever come then.
     """
 
     async def watch() -> None:
         while not subscription.is_lost:
             await asyncio.sleep(WATCH_S)
-            with suppress(BrokerUnavailableError):  # of that it hears by itself
+            with suppress(BrokerUnavailableError):  # the subscription notices that itself
                 if await count() == 0:
                     subscription.on_lost(f"The broker knows no consumer of {queue_name}.")
 
@@ -355,13 +357,14 @@ async def _watched(
 
 
 async def _own_consumer_count(connection: AbstractConnection, queue_name: str) -> int:
-    """Return how many consumers a queue has that only its own connection may look at.
+    """Return how many consumers an exclusive queue has, asked on the connection that owns it.
 
-    One that is gone has none: it went with its last consumer. On a throw-away channel, which a
-    queue that is gone closes. Raises `BrokerUnavailableError`.
+    A queue that is gone has none: the broker deletes it with its last consumer. The broker closes
+    the channel on which we ask for such a queue, so a throw-away channel is used. Raises
+    `BrokerUnavailableError`.
     """
     with losses():
-        async with asyncio.timeout(LOOK_TIMEOUT_S):
+        async with asyncio.timeout(INSPECT_TIMEOUT_S):
             channel = await connection.channel()
             try:
                 queue = await channel.declare_queue(queue_name, passive=True)

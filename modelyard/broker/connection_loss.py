@@ -1,4 +1,4 @@
-"""The ways in which the client libraries say that a connection is gone, and our one error."""
+"""Turns the many exceptions of the client libraries for a lost connection into one of ours."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from modelyard.contract.errors import BrokerUnavailableError
 log = structlog.get_logger(__name__)
 
 _LOST = (
-    # The library's list names every RuntimeError: a programming error would pass for a loss.
+    # The library lists RuntimeError too: with it a programming error would pass for a loss.
     *(one for one in CONNECTION_EXCEPTIONS if one is not RuntimeError),
     ChannelInvalidStateError,
     asyncio.InvalidStateError,
@@ -23,49 +23,50 @@ _LOST = (
 
 
 class TopologyMismatchError(Exception):
-    """A queue or exchange exists with other arguments; what it says is for an operator."""
+    """A queue or exchange exists with other arguments; the message is for an operator."""
 
     def __init__(self, told: str) -> None:
-        """`told` are the broker's words, which name both values."""
+        """`told` is the broker's message, which names both values."""
         self.told = told
         super().__init__(f"RabbitMQ has a queue or an exchange that differs from ours: {told}")
 
 
 class QueueHeldError(BrokerUnavailableError):
-    """A queue that is to be exclusive has a consumer already."""
+    """The queue already has a consumer, and the caller wants to be the only one."""
 
 
 class ConsumingFailedError(BrokerUnavailableError):
-    """The connection was lost over consuming; what was delivered meanwhile counts as delivered."""
+    """The connection was lost while the consumer started; the broker may count deliveries."""
 
 
 @contextmanager
-def losses(said: str = "RabbitMQ does not answer") -> Iterator[None]:
-    """Turn the client libraries' ways to say that a connection is gone into our one error.
+def losses(failure: str = "RabbitMQ does not answer") -> Iterator[None]:
+    """Turn the client libraries' exceptions for a lost connection into `BrokerUnavailableError`.
 
-    In a task that was cancelled they stay a cancellation: closing what is broken fails too, and
-    a caller that tries again after our error would never end.
+    In a cancelled task they become `CancelledError`: closing a broken connection fails too, and a
+    caller that retries after `BrokerUnavailableError` would never end.
     """
     try:
         yield
     except _LOST as error:
-        raise _lost(said, error) from error
+        raise _lost(failure, error) from error
     except RuntimeError as error:
         if not _says_closed(error):
             raise
-        raise _lost(said, error) from error
+        raise _lost(failure, error) from error
     except asyncio.CancelledError as error:
         if _is_cancelled():
             raise
-        # Nobody cancelled us: when heartbeats stay out, aiormq cancels its own reader and hands
-        # that on to whoever waits. A task group would take it for an orderly end of the task.
-        raise BrokerUnavailableError(f"{said}: the connection is dead.") from error
+        # Nobody cancelled this task: when heartbeats stop, aiormq cancels its own reader, and every
+        # task that waits for it gets the cancellation. A task group would take that for an orderly
+        # end of the task.
+        raise BrokerUnavailableError(f"{failure}: the connection is dead.") from error
 
 
-def _lost(said: str, error: Exception) -> BaseException:
+def _lost(failure: str, error: Exception) -> BaseException:
     if _is_cancelled():
         return asyncio.CancelledError()
-    return BrokerUnavailableError(f"{said}: {error!r}")
+    return BrokerUnavailableError(f"{failure}: {error!r}")
 
 
 def _is_cancelled() -> bool:
@@ -88,7 +89,7 @@ def _says_closed(error: RuntimeError) -> bool:
 
 
 async def close_quietly(connection: AbstractConnection) -> None:
-    """Close a connection that may be broken already; what it says then is of no use."""
+    """Close a connection that may be broken already; errors are only logged."""
     try:
         with losses():
             async with asyncio.timeout(2.0):

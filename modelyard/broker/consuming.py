@@ -1,4 +1,4 @@
-"""Consuming for ever: a new subscription whenever one ends, with care after losses."""
+"""Consuming for ever: a new subscription whenever one ends; after losses one message at a time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,10 +14,10 @@ from modelyard.contract.errors import BrokerUnavailableError
 log = structlog.get_logger(__name__)
 
 STEADY_S = 10.0
-"""A subscription that held for so long ends a streak of losses, also when nothing came."""
-LOSSES_BEFORE_CARE = 2
-RETURNS_BEFORE_CARE = 2
-"""A message that came back so often may be what its consumers die of."""
+"""A subscription that lasted so long ends a streak of losses, even if no message came."""
+LOSSES_BEFORE_SINGLE = 2
+RETURNS_BEFORE_SINGLE = 2
+"""A message that was returned so often may be what crashes its consumers."""
 
 
 async def consume_forever(
@@ -31,25 +31,26 @@ async def consume_forever(
 ) -> None:
     """Hand every batch to `handle`, which settles it; make a new subscription whenever one ends.
 
-    `handle` raising `BrokerUnavailableError` ends the subscription too: what it had not settled
-    is delivered again. `prepare` is awaited before every subscription but the first: the queue
-    itself may be what went away. One line is logged for each streak of losses, which ends when a
-    batch was handled. Runs until cancelled.
+    If `handle` raises `BrokerUnavailableError`, the subscription ends too, and the broker delivers
+    again what was not settled. `prepare` is awaited before every subscription but the first,
+    because the queue itself may have been deleted. One line is logged for each streak of losses; a
+    streak ends when a batch was handled. Runs until cancelled.
 
-    Each delivery that a loss leaves unsettled counts against its limit, and one of them may be
-    what the connection, or the whole process, dies of. So after two subscriptions in a row that
-    handled nothing, or when one has come back twice already, they come one by one, until about as
-    many were handled as might have been prefetched. With `first_alone` the very first one comes
-    alone too: what a process dies of at its every start then takes no neighbour with it.
+    The broker counts each delivery that a loss leaves unsettled against the delivery limit. One of
+    these messages may be what crashes the connection or the whole process. So messages come one by
+    one after two subscriptions in a row that handled nothing, or when a message has been returned
+    twice, until about as many were handled as might have been prefetched. With `first_alone` the
+    very first message comes alone too: if it crashes the process at each start, no other message
+    is counted with it.
     """
-    losses = _Losses(name, care_for=2 * max_items, care_first=int(first_alone))
+    losses = _Losses(name, alone_after_loss=2 * max_items, alone_at_start=int(first_alone))
     subscribed_before = False
     while True:
         try:
             if subscribed_before and prepare is not None:
                 await prepare()
             subscribed_before = True
-            one_by_one.set(losses.careful)
+            one_by_one.set(losses.one_by_one_now)
             async with subscribe() as subscription:
                 with losses.while_subscribed():
                     await _consume(subscription, handle, losses, max_items)
@@ -64,70 +65,70 @@ async def _consume(
     losses: "_Losses",
     max_items: int,
 ) -> None:
-    """Handle batches until the subscription is lost, or care begins or is over."""
-    careful = losses.careful
+    """Handle batches until the subscription is lost, or the prefetch has to change."""
+    started_one_by_one = losses.one_by_one_now
     async for batch in subscription.batches(max_items=max_items):
-        losses.came(batch)
-        if losses.careful and not careful:
-            return  # they all go back, and come one by one
+        losses.check_returned(batch)
+        if losses.one_by_one_now and not started_one_by_one:
+            return  # the broker takes them back and delivers them one by one
         await handle(subscription, batch)
         losses.handled(len(batch))
-        if careful and not losses.careful:
+        if started_one_by_one and not losses.one_by_one_now:
             return
 
 
 class _Losses:
-    """What one consumer has lost in a row, and how careful it has become."""
+    """Counts the losses of one consumer, and decides whether messages come one by one."""
 
-    def __init__(self, name: str, *, care_for: int, care_first: int) -> None:
-        """`care_for` is how many deliveries come one by one, once it is careful.
+    def __init__(self, name: str, *, alone_after_loss: int, alone_at_start: int) -> None:
+        """`alone_after_loss` is how many deliveries come one by one after losses.
 
-        `care_first` is how many do so at the beginning.
+        `alone_at_start` is how many do so at the beginning.
         """
         self._name = name
-        self._care_for = care_for
-        self._care_left = care_first
+        self._alone_after_loss = alone_after_loss
+        self._alone_left = alone_at_start
         self._unhandled = 0
         self._subscribed = False
         self.in_a_row = 0
 
     @property
-    def careful(self) -> bool:
+    def one_by_one_now(self) -> bool:
         """True while deliveries are to come one by one."""
-        return self._care_left > 0
+        return self._alone_left > 0
 
     def add(self, error: BrokerUnavailableError) -> None:
-        """Note that there is no subscription (any more)."""
+        """Count a subscription that ended or could not be made."""
         self.in_a_row += 1
         if self.in_a_row == 1:
             log.warning("consumer.lost", consumer=self._name, error=str(error))
-        # A broker that is not there at all takes no delivery back.
+        # Without a connection the broker has delivered nothing, so it counts no delivery.
         self._unhandled += self._subscribed or isinstance(error, ConsumingFailedError)
-        if self._unhandled >= LOSSES_BEFORE_CARE or isinstance(error, TooManyBytesError):
-            self._care_left = self._care_for
+        if self._unhandled >= LOSSES_BEFORE_SINGLE or isinstance(error, TooManyBytesError):
+            self._alone_left = self._alone_after_loss
         self._subscribed = False
 
-    def came(self, batch: list[Delivery]) -> None:
-        """Become careful if one of a batch has come back too often to be like any other."""
-        if any(delivery.returned >= RETURNS_BEFORE_CARE for delivery in batch):
-            self._care_left = self._care_for
+    def check_returned(self, batch: list[Delivery]) -> None:
+        """Ask for single deliveries if one of a batch has been returned too often."""
+        if any(delivery.returned >= RETURNS_BEFORE_SINGLE for delivery in batch):
+            self._alone_left = self._alone_after_loss
 
     def handled(self, deliveries: int) -> None:
-        """Note that a batch was handled."""
-        self._care_left = max(0, self._care_left - deliveries)
-        self._over()
+        """Count handled deliveries, which ends a streak of losses."""
+        self._alone_left = max(0, self._alone_left - deliveries)
+        self._end_streak()
 
     @contextmanager
     def while_subscribed(self) -> Iterator[None]:
-        """Note that there is a subscription; one that holds ends the streak."""
+        """Mark the consumer as subscribed; after `STEADY_S` seconds the streak of losses ends."""
         self._subscribed = True
-        steady = asyncio.get_running_loop().call_later(STEADY_S, self._over)
+        steady = asyncio.get_running_loop().call_later(STEADY_S, self._end_streak)
         try:
             yield
         finally:
             steady.cancel()
 
-    def _over(self) -> None:
+    def _end_streak(self) -> None:
         if self.in_a_row:
             log.info("consumer.back", consumer=self._name, after_failures=self.in_a_row)
         self.in_a_row = self._unhandled = 0

@@ -1,4 +1,4 @@
-"""Burying: a message that can't be taken goes to the dead letters, and says why and where from."""
+"""Sends a message that can't be processed to the dead letters, with its reason and its queue."""
 
 import itertools
 from collections.abc import Mapping
@@ -22,20 +22,22 @@ from modelyard.contract.topology import DEAD, DEAD_QUEUE
 log = structlog.get_logger(__name__)
 
 _MOST_BYTES = MAX_HEADER_BYTES * 2 // 3
-"""Of a publisher's headers: with ours, and what RabbitMQ adds, they have to be read again."""
+"""Kept of a publisher's headers. With our headers, and those that RabbitMQ adds, the total must
+stay below the limit for reading them again."""
 _MOST_HEADERS = MAX_HEADER_VALUES - 56
-_BESIDES = 6
-"""Bytes of a header in its frame besides its name and its value."""
+_HEADER_OVERHEAD = 6
+"""Bytes of a header in its frame in addition to its name and its value."""
 _ROUTES_COPIES = ("cc", "bcc")
 _ADDED_BY_RABBITMQ = ("x-death", "x-delivery-", "x-first-death-", "x-last-death-")
 
 
 async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: str) -> None:
-    """Send a message that can't be taken to the dead letters, with its reason and its headers.
+    """Send a message that can't be processed to the dead letters, with its reason and headers.
 
     Raises `BrokerUnavailableError`; the caller settles the delivery only after this returned.
     """
-    # A letter that can't be recorded comes here again: nothing that it says may make that a circle.
+    # A dead letter that can't be recorded is sent again: without its headers they can't make it
+    # fail for ever.
     kept = {} if queue == DEAD_QUEUE.name else _kept(delivery.headers)
     log.warning("message.buried", queue=queue, code=error.code, reason=error.message)
     await broker.publish(
@@ -43,7 +45,8 @@ async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: s
         delivery.routing_key,
         delivery.body,
         message_type=delivery.type,
-        # Without one, what it was read by: its requests are found again under the same ids.
+        # A message without an id keeps the key that it was read with, so that a replay finds the
+        # same operation ids.
         message_id=delivery.message_id or delivery.fallback_key,
         headers={
             **kept,
@@ -57,19 +60,21 @@ async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: s
 
 
 def _kept(headers: Mapping[str, object]) -> dict[str, str]:
-    """Return what the publisher said; if it said much, the shortest headers: one may be its key."""
-    said = {
+    """Return the publisher's headers; the shortest if there are too many, as keys are short."""
+    texts = {
         name: value if isinstance(value, str) else value.decode(errors="replace")
         for name, value in headers.items()
         if isinstance(value, str | bytes)
         and name.lower() not in _ROUTES_COPIES
         and not name.lower().startswith(_ADDED_BY_RABBITMQ)
     }
-    sizes = {name: len(f"{name}{value}".encode()) + _BESIDES for name, value in said.items()}
-    shortest_first = sorted(said, key=lambda name: sizes[name])[:_MOST_HEADERS]
+    sizes = {
+        name: len(f"{name}{value}".encode()) + _HEADER_OVERHEAD for name, value in texts.items()
+    }
+    shortest_first = sorted(texts, key=lambda name: sizes[name])[:_MOST_HEADERS]
     up_to_here = itertools.accumulate(sizes[name] for name in shortest_first)
     return {
-        name: said[name]
+        name: texts[name]
         for name, size in zip(shortest_first, up_to_here, strict=True)
         if size <= _MOST_BYTES
     }

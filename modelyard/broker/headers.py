@@ -1,8 +1,8 @@
-"""The headers of a message, read within a bound: RabbitMQ takes 128 KiB of them.
+"""Reads the headers of a message within limits: RabbitMQ accepts 128 KiB of them.
 
-They are read on the event loop, by the client library and before anybody can refuse the message.
-So only so many values and bytes are read, and of the rest nothing is made: every value says how
-long it is, and is skipped.
+The client library reads headers on the event loop, before a consumer can refuse the message. So
+only a limited number of values and bytes is decoded. The rest is skipped without building objects,
+because every value states its length.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ REASON_HEADER = "x-modelyard-reason"
 DETAIL_HEADER = "x-modelyard-detail"
 QUEUE_HEADER = "x-modelyard-queue"
 SENDER_HEADER = "x-modelyard-sender"
-"""The user that RabbitMQ had verified on the buried message; empty if its sender did not say."""
+"""The user that RabbitMQ had verified on the dead-lettered message; empty if it had none."""
 SIZE_HEADER = "x-modelyard-body-bytes"
-"""Size of the message before it was buried: of one that is too large only its beginning is."""
+"""Size of the whole message; of one that is too large a dead letter has only the beginning."""
 
 MAX_HEADER_VALUES = 256
-"""In the headers of one message, also inside of lists and tables."""
+"""Values in the headers of one message, those inside of lists and tables included."""
 MAX_HEADER_BYTES = 96 << 10
 MAX_DEPTH = 16
 MAX_NAMES = 1_024
-"""Names that are looked at for the ones that always count, once the rest is not read any more."""
+"""Names that are checked for the headers that are always read, after the limits are reached."""
 MAX_VALUES_OF_OURS = 100
-"""In each of these: one entry of `x-death` has about eight."""
+"""Values in each header that is always read; one entry of `x-death` has about eight."""
 
 _ALWAYS_READ = frozenset(
     name.encode()
@@ -48,25 +48,25 @@ _ALWAYS_READ = frozenset(
 )
 _TABLE, _ARRAY = b"FA"
 _SIZES = dict(zip(b"tbBsuIilLfdDTV\0", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, 0), strict=True))
-_SAYS_ITS_SIZE = frozenset(b"SxAF")
+_SIZED_BY_PREFIX = frozenset(b"SxAF")
 _LENGTH = 4
 
 
 class Headers(dict[str, Any]):
-    """The headers of one message, or those of them that were read."""
+    """The headers of one message that were read."""
 
     cut = False
     """True if not all of them were read."""
     wire_bytes = 0
-    """Bytes of all of them, as they came."""
+    """Bytes of all headers in the message."""
 
     def __bool__(self) -> bool:
-        """Return true also if none could be read: the library replaces what is false."""
+        """Return true even if none could be read: the library replaces false headers by `{}`."""
         return self.cut or len(self) > 0
 
 
-class _Room:
-    """How much more is read."""
+class _Budget:
+    """How many more values and bytes may be read."""
 
     def __init__(self, values: int) -> None:
         self.values = values
@@ -84,29 +84,29 @@ class _Room:
 def read_headers(data: bytes) -> tuple[int, Headers]:
     """Return how long the table at the beginning of `data` is, and what is in it.
 
-    Never raises: a message that can't be read would end the connection and come again. Of two
-    headers of one name the first counts, as it does for RabbitMQ.
+    Never raises: an exception would end the connection, and the message would be delivered again.
+    Of two headers of one name the first counts, as it does for RabbitMQ.
     """
     length = _LENGTH + int.from_bytes(data[:_LENGTH])
     headers = Headers()
     headers.wire_bytes = length
-    theirs = _Room(MAX_HEADER_VALUES)
+    shared_budget = _Budget(MAX_HEADER_VALUES)
     why = "it has more headers than are read"
     try:
         if length > len(data):
-            raise ValueError("the table ends behind its frame")  # noqa: TRY301 - told below
+            raise ValueError("the table ends behind its frame")  # noqa: TRY301 - logged below
         entries = _entries(data, _LENGTH, length)
         for raw, at, end in islice(entries, MAX_NAMES):
             always = raw in _ALWAYS_READ
-            if theirs.spent and not always:
+            if shared_budget.spent and not always:
                 continue
             name = raw.decode(errors="replace")
             if name in headers:
                 continue
-            room = _Room(MAX_VALUES_OF_OURS) if always else theirs
-            if room.take(len(raw) + end - at):
-                headers[name] = _value(data, at, end, room, MAX_DEPTH)
-            headers.cut = headers.cut or room.spent
+            budget = _Budget(MAX_VALUES_OF_OURS) if always else shared_budget
+            if budget.take(len(raw) + end - at):
+                headers[name] = _value(data, at, end, budget, MAX_DEPTH)
+            headers.cut = headers.cut or budget.spent
         headers.cut = headers.cut or next(entries, None) is not None
     except (ValueError, LookupError, ArithmeticError) as error:
         headers.cut, why = True, repr(error)
@@ -129,35 +129,35 @@ def _end(data: bytes, at: int, limit: int) -> int:
     """Return where the value ends that begins at `at`, without reading it."""
     kind = data[at]
     at += 1
-    if kind in _SAYS_ITS_SIZE:
+    if kind in _SIZED_BY_PREFIX:
         end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH])
     elif kind in _SIZES:
         end = at + _SIZES[kind]
     else:
         raise ValueError(f"a value is of the unknown type {kind}")
     if end > limit:
-        raise ValueError("a value ends behind what it is in")
+        raise ValueError("a value ends behind its table or array")
     return end
 
 
-def _value(data: bytes, at: int, end: int, room: _Room, depth: int) -> Any:  # noqa: ANN401 - any of AMQP's types
+def _value(data: bytes, at: int, end: int, budget: _Budget, depth: int) -> Any:  # noqa: ANN401 - any of AMQP's types
     kind, at = data[at], at + 1
     if kind not in (_TABLE, _ARRAY):
         return decode.TABLE_MAPPING[bytes((kind,))](data[at:end])[1]
     at += _LENGTH
     if depth == 0:
-        room.spent = True
+        budget.spent = True
         return None
     if kind == _TABLE:
         table: dict[str, Any] = {}
         for raw, start, after in _entries(data, at, end):
-            if not room.take(0):
+            if not budget.take(0):
                 break
-            table[raw.decode(errors="replace")] = _value(data, start, after, room, depth - 1)
+            table[raw.decode(errors="replace")] = _value(data, start, after, budget, depth - 1)
         return table
     array: list[Any] = []
-    while at < end and room.take(0):
+    while at < end and budget.take(0):
         after = _end(data, at, end)
-        array.append(_value(data, at, after, room, depth - 1))
+        array.append(_value(data, at, after, budget, depth - 1))
         at = after
     return array

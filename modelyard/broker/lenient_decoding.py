@@ -1,4 +1,4 @@
-"""Decoding what RabbitMQ takes and pamqp would not."""
+"""Decodes messages that RabbitMQ accepts and pamqp would fail on."""
 
 from datetime import datetime
 
@@ -8,14 +8,14 @@ from modelyard.broker.headers import read_headers
 
 
 def decode_leniently() -> None:
-    """Make pamqp 4.0.1 take every message that RabbitMQ takes, in little time.
+    """Make pamqp 4.0.1 decode every message that RabbitMQ accepts, in little time.
 
-    What it can't decode (a short string or a header's name that is not UTF-8, a timestamp beyond
-    the year 9999, headers nested too deep) it raises in aiormq's reader, which is the end of the
-    connection: everything prefetched comes back with one delivery less to go, and the message
-    itself comes first. It decodes by two tables, `METHODS` for properties and arguments and
-    `TABLE_MAPPING` for what is in headers; ours replace its entries there. The
-    package calls it once.
+    pamqp can't decode a short string or a header name that is not UTF-8, a timestamp beyond the
+    year 9999, or headers that nest too deep. It raises in aiormq's reader, which ends the
+    connection: the broker takes back all prefetched messages, counts a delivery for each, and
+    delivers the bad message first again. pamqp decodes by two tables, `METHODS` for properties and
+    arguments and `TABLE_MAPPING` for headers; this function replaces entries of both. The package
+    calls it once, when it is imported.
     """
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = _timestamp

@@ -16,19 +16,19 @@ from modelyard.contract.messages import MAX_BATCH_BYTES
 
 SETTLE_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = MAX_BATCH_BYTES
-"""No message of Modelyard's is larger. RabbitMQ may let 128 MiB through, and all of it is here
-before anyone can refuse it; of what is larger only its beginning is kept."""
+"""No message of Modelyard's is larger. RabbitMQ may deliver up to 128 MiB, which is in memory
+before a consumer can refuse it; of a larger body only the beginning is kept."""
 KEPT_OF_LARGER_BYTES = 64 << 10
 MAX_HELD_BYTES = 64 << 20
-"""Of deliveries that are not settled, with their headers. RabbitMQ ignores AMQP's prefetch by
-bytes, so a subscription that was given more ends itself: everything goes back, and comes again one
-by one."""
+"""Total of unsettled deliveries, with their headers. RabbitMQ ignores AMQP's prefetch by bytes, so
+a subscription that was given more ends itself. The broker takes everything back, and the messages
+come again one by one."""
 MAX_AT_A_TIME_BYTES = 8 << 20
-"""Of deliveries in one batch; a larger one comes alone."""
+"""Total of the deliveries in one batch; a larger delivery comes alone."""
 
 
 class TooManyBytesError(BrokerUnavailableError):
-    """More bytes were delivered at once than may be held; what was delivered goes back."""
+    """More bytes were delivered at once than may be held; the broker takes the deliveries back."""
 
     def __init__(self) -> None:
         super().__init__(f"More than {MAX_HELD_BYTES} bytes were delivered at once.")
@@ -36,7 +36,7 @@ class TooManyBytesError(BrokerUnavailableError):
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message as it came, and the handle by which it is settled."""
+    """One delivered message, and the handle to settle it with."""
 
     body: bytes
     """The whole body, or its beginning if it has more than `MAX_BODY_BYTES`."""
@@ -55,7 +55,7 @@ class Delivery:
 
     @cached_property
     def fallback_key(self) -> str:
-        """A key for this delivery alone, the same for as long as the process has it."""
+        """A random key of this delivery, for a message without an id; it never changes."""
         return uuid.uuid4().hex
 
     @property
@@ -65,23 +65,23 @@ class Delivery:
 
     @property
     def cut(self) -> bool:
-        """True if `body` is only the beginning."""
+        """True if `body` is only the beginning of the body."""
         return self.size > len(self.body)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that are held because of it."""
+        """Bytes of memory that this delivery holds."""
         return len(self.body) + self.header_bytes
 
     @property
     def returned(self) -> int:
-        """How often it came before and went back unsettled, as its quorum queue has counted."""
+        """How often it was delivered before and returned unsettled, as its quorum queue counts."""
         count = self.headers.get("x-delivery-count", 0)
         return count if isinstance(count, int) else 0
 
     @property
     def settled(self) -> bool:
-        """True once it was acked; a batch that is handled again may hold such ones."""
+        """True once it was acked; a batch that is handled again may contain such deliveries."""
         return bool(self.raw.processed)
 
 
@@ -91,12 +91,12 @@ class Subscription:
     def __init__(self) -> None:
         self._ready: asyncio.Queue[Delivery] = asyncio.Queue()
         self._set_aside: Delivery | None = None
-        """The next one, if it did not fit into the last batch."""
+        """The next delivery, if it did not fit into the last batch."""
         self._held = 0
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def batches(self, *, max_items: int) -> AsyncIterator[list[Delivery]]:
-        """Yield whatever is ready now: at least one delivery and at most `max_items`.
+        """Yield the deliveries that are ready: at least one and at most `max_items`.
 
         Together they have at most `MAX_AT_A_TIME_BYTES`, unless one alone has more.
         """
@@ -113,12 +113,12 @@ class Subscription:
             yield batch
 
     async def ack(self, deliveries: Iterable[Delivery]) -> None:
-        """Take the deliveries off the queue.
+        """Acknowledge deliveries, so that the broker removes them from the queue.
 
-        Nothing confirms it: a quorum queue settles in its own time, and a connection that closes
-        within some milliseconds may have its last deliveries come again (about 1 of 100 on 3.10,
-        also after a clean close of the channel). So whoever consumes has to know a repetition.
-        Raises `BrokerUnavailableError`; the broker then delivers them again.
+        The broker does not confirm it. If the connection closes within some milliseconds, a quorum
+        queue may deliver the last messages again (about 1 of 100 on 3.10, even after a clean close
+        of the channel). So every consumer must recognise repetitions. Raises
+        `BrokerUnavailableError`; the broker then delivers them again.
         """
         with losses("The deliveries could not be settled"):
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
@@ -144,9 +144,9 @@ class Subscription:
             getter.cancel()
 
     async def on_message(self, message: AbstractIncomingMessage) -> None:
-        """Take one message from the client library."""
+        """Queue one message that the client library has received."""
         if self._lost.done():
-            return  # it goes back with the others
+            return  # the broker takes it back with the others
         whole = len(message.body)
         if whole > MAX_BODY_BYTES:
             # The library keeps the message until it is settled, and the body with it.
@@ -168,21 +168,21 @@ class Subscription:
         )
         self._held += one.held_bytes
         if self._held > MAX_HELD_BYTES:
-            self._give_back()
+            self._end_as_too_large()
             return
         self._ready.put_nowait(one)
 
     @property
     def is_lost(self) -> bool:
-        """True once the deliveries at hand can't be settled any more."""
+        """True once open deliveries can't be settled any more."""
         return self._lost.done()
 
     def on_lost(self, reason: str) -> None:
-        """Note that this subscription is over; whoever iterates is told."""
+        """End this subscription; its iterator raises `BrokerUnavailableError`."""
         self._end(BrokerUnavailableError(reason))
 
-    def _give_back(self) -> None:
-        """End it because of what it was given, and keep none of that."""
+    def _end_as_too_large(self) -> None:
+        """End the subscription because it holds too many bytes, and drop all deliveries."""
         self._set_aside = None
         while not self._ready.empty():
             self._ready.get_nowait()
@@ -191,5 +191,5 @@ class Subscription:
     def _end(self, error: BrokerUnavailableError) -> None:
         if not self._lost.done():
             self._lost.set_exception(error)
-            # The iterating task may have gone; an unread exception is not worth a warning.
+            # If no task iterates any more, asyncio would warn about an unread exception.
             self._lost.exception()

@@ -1,4 +1,4 @@
-"""The first API key, straight in MongoDB: whoever can write there may make one."""
+"""The first API key, written directly to MongoDB: whoever can write there may create one."""
 
 from pydantic import ValidationError
 
@@ -14,13 +14,13 @@ STORE_TIMEOUT_S = 5.0
 async def bootstrap_key(
     mongo_url: str, name: str, expires_in_s: float | None, *, force: bool
 ) -> CreatedApiKey | list[str]:
-    """Return a new admin key, or without `force` the ids of the valid ones that there are.
+    """Return a new admin key, or the ids of valid keys that may create others, unless `force`.
 
     Raises `ValueError` for a URL, a name or an expiry that can't be used, `StoreUnavailableError`
     and `StoreUnreadableError`.
     """
     try:
-        asked = NewApiKey(name=name, role=Role.ADMIN, expires_in_s=expires_in_s)
+        request = NewApiKey(name=name, role=Role.ADMIN, expires_in_s=expires_in_s)
     except ValidationError as error:
         raise ValueError(f"The key was not created. {first_errors(error)}") from error
     store = Store(mongo_url, name="keys", timeout_s=STORE_TIMEOUT_S)
@@ -29,7 +29,7 @@ async def bootstrap_key(
         if valid and not force:
             return [record.key_id for record in valid]
         key = ApiKey.new()
-        record = await store.api_keys.add(NewApiKeyRecord.of(key, asked))
+        record = await store.api_keys.add(NewApiKeyRecord.of(key, request))
     finally:
         store.close()
     return CreatedApiKey(api_key=key.text, key=record.view())

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from modelyard.cli.session import Context, File, json_file, named, session_of
+from modelyard.cli.options import Context, File
+from modelyard.cli.session import json_file, named, session_of
 
 models = typer.Typer(no_args_is_help=True, help="The models of the catalog.")
 datasets = typer.Typer(no_args_is_help=True, help="The datasets of the catalog.")

@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from modelyard.cli.session import Context, Limit, session_of
+from modelyard.cli.options import Context, Limit
+from modelyard.cli.session import session_of
 from modelyard.client.endpoints import DeadLetterFilters
 
 dead_letters = typer.Typer(
-    invoke_without_command=True, help="Messages that could not be taken, each with its reason."
+    invoke_without_command=True, help="Messages that could not be processed, each with its reason."
 )
 
 DeadLetterId = Annotated[str, typer.Argument(help="The dead letter.")]
@@ -16,7 +17,7 @@ DeadLetterId = Annotated[str, typer.Argument(help="The dead letter.")]
 
 @dead_letters.callback()
 def _list_by_default(ctx: Context) -> None:
-    """List messages that could not be taken, or show, replay or delete one."""
+    """List messages that could not be processed, or show, replay or delete one."""
     if ctx.invoked_subcommand is None:
         list_dead_letters(ctx)
 
@@ -26,7 +27,7 @@ def list_dead_letters(
     ctx: Context,
     *,
     reason: Annotated[str | None, typer.Option(help="A code, such as invalid_json.")] = None,
-    queue: Annotated[str | None, typer.Option(help="Where they were taken out of.")] = None,
+    queue: Annotated[str | None, typer.Option(help="The queue that they were taken from.")] = None,
     limit: Limit = 50,
 ) -> None:
     """List dead letters, newest first."""
@@ -37,7 +38,7 @@ def list_dead_letters(
 
 @dead_letters.command("show")
 def show_dead_letter(ctx: Context, dead_letter: DeadLetterId) -> None:
-    """Show a dead letter with its headers and what it says."""
+    """Show a dead letter with its headers and its payload."""
     session = session_of(ctx)
     session.out.one(session.yard.dead_letter(dead_letter))
 

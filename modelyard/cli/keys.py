@@ -6,22 +6,22 @@ from typing import Annotated
 
 import typer
 
-from modelyard.cli.session import Context, session_of
+from modelyard.cli.exit_codes import FAILED, UNAVAILABLE, USAGE
+from modelyard.cli.options import Context
+from modelyard.cli.session import session_of
 from modelyard.contract.access.api_keys import MAX_EXPIRY_S, CreatedApiKey
 from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
 from modelyard.process.settings import StoreSettings, WrongSettingsError, read_settings
 
-FAILED, USAGE, UNAVAILABLE = 1, 2, 3
-
-keys = typer.Typer(no_args_is_help=True, help="API keys: who may do what.")
+keys = typer.Typer(no_args_is_help=True, help="API keys and what each may do.")
 
 Name = Annotated[str, typer.Argument(help="What people call the key: 1 to 64 characters.")]
 Expires = Annotated[
     str | None,
     typer.Option(
-        help="How long it is valid, such as 90d, 12h or 30m. Without it, until it is "
-        "revoked or the key that creates it expires."
+        help="How long the key is valid, such as 90d, 12h or 30m. Without it the key is valid "
+        "until it is revoked or the key that creates it expires."
     ),
 ]
 
@@ -36,13 +36,13 @@ def create_key(
     *,
     role: Annotated[Role | None, typer.Option(help="A name for a set of scopes.")] = None,
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="One thing that it may do; may be repeated.")
+        list[Scope] | None, typer.Option(help="One scope of the key; may be repeated.")
     ] = None,
     expires: Expires = None,
 ) -> None:
-    """Create a key and print it, this once, on standard output.
+    """Create a key and print it on standard output, this once only.
 
-    Give a role or scopes. You can only give scopes that your own key has.
+    Give a role or scopes. You can give only scopes that your own key has.
     """
     if (role is None) == (not scope):
         raise typer.BadParameter("give either --role or --scope", param_hint="--role")
@@ -64,7 +64,7 @@ def list_keys(ctx: Context) -> None:
 def revoke_key(
     ctx: Context, key_id: Annotated[str, typer.Argument(help="The id of the key.")]
 ) -> None:
-    """End a key for ever; within seconds no gateway takes it any more."""
+    """Revoke a key for ever; within seconds no gateway accepts it any more."""
     session = session_of(ctx)
     session.out.one(session.yard.revoke_key(key_id))
 
@@ -82,9 +82,9 @@ def bootstrap(
     ] = False,
     expires: Expires = None,
 ) -> None:
-    """Create the first admin key, straight in MongoDB, and print it, this once.
+    """Create the first admin key directly in MongoDB and print it, this once only.
 
-    It needs MODELYARD_MONGO_URL, as the dispatcher has it, and no gateway.
+    The command needs the dispatcher's MODELYARD_MONGO_URL, and no gateway.
     """
     # Only this command needs MongoDB's driver, which takes a while to import.
     from modelyard.cli.bootstrap import bootstrap_key  # noqa: PLC0415
@@ -107,7 +107,7 @@ def bootstrap(
         return
     ids = ", ".join(created)
     session.out.error(
-        f"There is a valid key that may create others already: {ids}. Use it, or add another one "
+        f"A valid key that may create others exists already: {ids}. Use it, or add another one "
         "with --force."
     )
     raise typer.Exit(FAILED)

@@ -34,9 +34,10 @@ _STYLES = {
 }
 
 _IDS = {"key", "operation", "container", "host", "dead letter"}
-_TOLD_IF_TRUE = {"cancel_requested"}
+_SHOWN_IF_TRUE = {"cancel_requested"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What a terminal may take for a command: all of it is written by others. Not tab and newline."""
+"""Characters that a terminal may take for commands; other people wrote the texts that are printed.
+Tab and newline are harmless."""
 
 
 class Output:
@@ -51,29 +52,29 @@ class Output:
         """Print JSON: a result, or anything for machines."""
         indent = 2 if sys.stdout.isatty() else None
         text = json.dumps(value, ensure_ascii=False, indent=indent)
-        # JSON escapes the others by itself, and what is left of them stands in strings only.
+        # JSON escapes most control characters itself; the others can stand in strings only.
         sys.stdout.write(_CONTROL.sub(lambda one: f"\\u{ord(one.group()):04x}", text) + "\n")
 
     def note(self, text: str) -> None:
-        """Tell a person what happens."""
+        """Print a line for people on stderr."""
         self._err.print(_plain(text), soft_wrap=True)
 
     def error(self, text: str, faults: Iterable[Fault] = ()) -> None:
-        """Tell what went wrong, and where in the request."""
+        """Print what went wrong, and where in the request."""
         self._err.print(f"[red]error:[/red] {_plain(text)}", soft_wrap=True)
         for fault in faults:
-            where = fault.pointer or fault.parameter or fault.header or "(the whole of it)"
+            where = fault.pointer or fault.parameter or fault.header or "(the whole request)"
             self._err.print(f"  {_plain(where)}: {_plain(fault.message)}", soft_wrap=True)
 
     def accepted(self, accepted: Accepted) -> None:
-        """Print what a request became."""
+        """Print the operation of a request."""
         if self.as_json:
             self.value(accepted.model_dump(mode="json"))
         else:
             self._out.print(accepted.operation_id)
 
     def batch(self, items: Sequence[BatchItem]) -> None:
-        """Print what the requests of a batch became."""
+        """Print the outcome of each request of a batch."""
         if self.as_json:
             self.value([item.model_dump(mode="json", exclude_none=True) for item in items])
             return
@@ -197,20 +198,20 @@ class Output:
         self._many(found, ("dataset", "source"), rows)
 
     def one(self, view: BaseModel) -> None:
-        """Print one thing with everything that is known of it."""
+        """Print all fields of one thing."""
         fields = view.model_dump(mode="json", exclude={"links"})
         if self.as_json:
             self.value(view.model_dump(mode="json"))
             return
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, value in fields.items():
-            if value not in (None, "", [], {}) and (value or name not in _TOLD_IF_TRUE):
+            if value not in (None, "", [], {}) and (value or name not in _SHOWN_IF_TRUE):
                 shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
                 table.add_row(f"[bold]{name}[/bold]", _styled(shown))
         self._out.print(table)
 
     def phase(self, view: OperationView) -> None:
-        """Tell a person where an operation stands; one line for each change."""
+        """Print a line about an operation's state for people."""
         self.note(described(view))
 
     def _many(
@@ -224,7 +225,7 @@ class Output:
     def _table(self, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for name in names:
-            # An id is there to be copied: it is never broken, what is beside it is.
+            # People copy ids, so an id is never wrapped; the other columns are.
             table.add_column(name, overflow="fold", no_wrap=name in _IDS)
         for row in rows:
             table.add_row(*(_styled(cell) for cell in row))
@@ -232,7 +233,7 @@ class Output:
 
 
 def described(view: OperationView) -> str:
-    """Return where an operation stands, in a few words."""
+    """Return the state and progress of an operation in a few words."""
     words = [str(view.operation_type or "?"), str(view.job_id or "?"), view.state.value]
     if view.phase is not None:
         words.append(view.phase.value)
@@ -241,9 +242,9 @@ def described(view: OperationView) -> str:
     if view.host_id is not None:
         words.append(f"on {view.host_id}")
     if view.cancel_requested and not view.state.terminal:
-        words.append("to be cancelled")
+        words.append("cancel requested")
     if view.not_before is not None:
-        words.append(f"again at {_when(view.not_before)}")
+        words.append(f"next attempt at {_when(view.not_before)}")
     if view.waiting_for:
         words.append("waiting for " + ", ".join(view.waiting_for))
     return " ".join(words)
@@ -255,12 +256,12 @@ def _styled(cell: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that is neither markup nor a command to the terminal."""
+    """Escape markup and the characters that a terminal may take for commands."""
     return escape(_CONTROL.sub(lambda one: f"\\x{ord(one.group()):02x}", text))
 
 
 def _drained(drain: DrainView | None) -> str:
-    """Return how far a drain is, in a few words."""
+    """Return the progress of a drain in a few words."""
     if drain is None:
         return ""
     if drain.done:

@@ -17,9 +17,11 @@ from modelyard.contract.rabbitmq.definitions import definitions
 from modelyard.contract.rabbitmq.permissions import Permissions
 
 RESERVED = ("modelyard", "amq")
-"""Beginnings of the names of queues that a subscriber may not have for its own."""
+"""A subscriber's own queues may not have names that begin with these."""
 
-rabbitmq = typer.Typer(no_args_is_help=True, help="What RabbitMQ has to know of a fleet.")
+rabbitmq = typer.Typer(
+    no_args_is_help=True, help="RabbitMQ's users, permissions and queues for a fleet."
+)
 
 
 @rabbitmq.callback()
@@ -31,10 +33,10 @@ def _group() -> None:
 def print_definitions(
     *,
     host: Annotated[
-        list[str] | None, typer.Option(help="A host: its queues, and its worker's user.")
+        list[str] | None, typer.Option(help="A host: prints its queues and its worker's user.")
     ] = None,
     publisher: Annotated[
-        list[str] | None, typer.Option(help="A user that sends requests by AMQP.")
+        list[str] | None, typer.Option(help="A user that sends requests over AMQP.")
     ] = None,
     subscriber: Annotated[
         list[str] | None,
@@ -44,15 +46,15 @@ def print_definitions(
     passwords: Annotated[
         Path,
         typer.Option(
-            help="A JSON file of passwords by user. Users that it lacks get a password of 256 "
-            "random bits, which is added to it; nobody else may read it."
+            help="A JSON file of passwords by user. The command adds a password of 256 random bits "
+            "for each user that the file lacks. Only you can read the file."
         ),
     ] = Path("rabbitmq-passwords.json"),
 ) -> None:
     """Print users, permissions and queues, for `rabbitmqctl import_definitions`.
 
-    There are always the users `gateway` and `dispatcher`. Run it again with more hosts, publishers
-    and subscribers to add them: who is in the file of passwords keeps its password.
+    The users `gateway` and `dispatcher` are always included. Run it again with more hosts,
+    publishers and subscribers to add them: users in the file of passwords keep their passwords.
     """
     hosts = host or []
     _check("--host", hosts)
@@ -60,7 +62,7 @@ def print_definitions(
     _check("--subscriber", subscriber or [])
     for name in subscriber or []:
         if name.partition(".")[0] in RESERVED:
-            message = f"{name!r} can't be a subscriber: queues that begin so are not its own"
+            message = f"{name!r} can't be a subscriber: queue names that begin so are reserved"
             raise typer.BadParameter(message, param_hint="--subscriber")
     users = [
         permissions.gateway(),
@@ -71,7 +73,7 @@ def print_definitions(
     ]
     twice = [name for name, count in Counter(one.user for one in users).items() if count > 1]
     if twice:
-        raise typer.BadParameter(f"there would be twice a user {', '.join(twice)}")
+        raise typer.BadParameter(f"these users are given twice: {', '.join(twice)}")
     known = _with_new_passwords(passwords, users)
     typer.echo(json.dumps(definitions(vhost, users, known, host_ids=hosts), indent=2))
 
@@ -84,7 +86,7 @@ def _check(option: str, names: Iterable[str]) -> None:
 
 
 def _with_new_passwords(file: Path, users: Iterable[Permissions]) -> dict[str, str]:
-    """Return the passwords of a file, with new ones for users that it lacks; they are added."""
+    """Return the passwords in a file; add new ones to it for users that it lacks."""
     known = _read(file)
     missing = [one.user for one in users if one.user not in known]
     if missing:

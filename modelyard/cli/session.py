@@ -1,12 +1,13 @@
-"""What the commands share: the connection, options, following an operation, reading JSON."""
+"""Code that the commands share: the connection, following an operation, reading JSON."""
 
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 import typer
 
+from modelyard.cli.options import Context
 from modelyard.cli.output import Output, described
 from modelyard.client import Modelyard
 from modelyard.client.endpoints import pause_after_poll, succeeded
@@ -17,21 +18,12 @@ from modelyard.contract.states import OperationState
 from modelyard.contract.strict_json import JsonValue, parse_json
 from modelyard.contract.views import OperationView
 
-Context = typer.Context
-File = Annotated[str, typer.Argument(help="A JSON file, or - for standard input.")]
-Limit = Annotated[
-    int,
-    typer.Option(
-        min=1, max=200, help="Entries at the most; older ones are had by HTTP, with its cursor."
-    ),
-]
-
 POLL_S = 1.0
-"""How often `--wait` looks for another phase; an end is seen at once."""
+"""Seconds between two polls for another phase; the end of an operation is seen at once."""
 
 
 class Session:
-    """What every command works with."""
+    """The client and the output of one command."""
 
     def __init__(self, url: str, *, as_json: bool) -> None:
         self.yard = Modelyard(url)
@@ -39,13 +31,15 @@ class Session:
 
 
 def session_of(ctx: Context) -> Session:
-    """Return what a command works with."""
+    """Return the session that the callback of `modelyard` has put into the context."""
     return cast("Session", ctx.obj)
 
 
-def submitted(session: Session, made: dict[str, JsonValue], *, wait: bool, key: str | None) -> None:
-    """Submit, and print what it became, or with `wait` its end."""
-    finish(session, session.yard.submit(made, idempotency_key=key), wait=wait)
+def submitted(
+    session: Session, request: dict[str, JsonValue], *, wait: bool, key: str | None
+) -> None:
+    """Submit a request and print its operation; with `wait` follow it to its end."""
+    finish(session, session.yard.submit(request, idempotency_key=key), wait=wait)
 
 
 def finish(session: Session, accepted: Accepted, *, wait: bool) -> None:
@@ -61,7 +55,7 @@ def finish(session: Session, accepted: Accepted, *, wait: bool) -> None:
 
 
 def followed(session: Session, operation_id: str, timeout_s: float | None) -> OperationView:
-    """Tell the phases of an operation until it has succeeded.
+    """Print the phases of an operation until it has succeeded.
 
     Raises `OperationFailed` and `TimeoutError`.
     """
@@ -72,17 +66,17 @@ def followed(session: Session, operation_id: str, timeout_s: float | None) -> Op
 
 
 def until_end(session: Session, operation_id: str, timeout_s: float | None) -> OperationView:
-    """Tell the phases of an operation until it has ended; raises `TimeoutError`."""
+    """Print the phases of an operation until it has ended; raises `TimeoutError`."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    told = ""
+    printed = ""
     while True:
         began = time.monotonic()
         left = POLL_S if deadline is None else max(min(deadline - began, POLL_S), 0.0)
-        left = left if told else 0.0  # the first look is told at once
+        left = left if printed else 0.0  # the first state is printed at once
         view = session.yard.operation(operation_id, wait_s=left)
-        if (now := described(view)) != told:
-            session.out.note(now)
-            told = now
+        if (line := described(view)) != printed:
+            session.out.note(line)
+            printed = line
         if view.state.terminal:
             return view
         if deadline is not None and time.monotonic() >= deadline:
@@ -91,7 +85,7 @@ def until_end(session: Session, operation_id: str, timeout_s: float | None) -> O
 
 
 def json_text(text: str) -> JsonValue:
-    """Read an option that is JSON, names a file with it, or says that it comes on stdin."""
+    """Read an option: JSON, `@` and the name of a file, or `-` for standard input."""
     if text == "-" or text.startswith("@"):
         return json_file(text.removeprefix("@"))
     return _parsed(text.encode(), "the option --input")
@@ -115,14 +109,14 @@ def _parsed(content: bytes, source: str) -> JsonValue:
 
 
 def mapping(value: JsonValue) -> dict[str, JsonValue]:
-    """Return a request that is an object, as each must be."""
+    """Return a request; raises `typer.BadParameter` if it is not a JSON object."""
     if not isinstance(value, dict):
         raise typer.BadParameter("a request is a JSON object, or a list of them")
     return value
 
 
 def named(value: JsonValue) -> dict[str, JsonValue]:
-    """Return a catalog entry that has a name, as each must have."""
+    """Return a catalog entry; raises `typer.BadParameter` if it is not an object with a name."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise typer.BadParameter("the file must hold a JSON object with a name")
     return value

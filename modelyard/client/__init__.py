@@ -7,9 +7,9 @@
         yard.wait(asked)
         print(yard.result(asked))
 
-Every call is sent again, a few times, after a lost connection or an answer of 503. That is safe:
-each submission has an idempotency key, by which a repeat is the same operation. The replay of a
-dead letter and a new API key, which have none, are sent once.
+The client sends a call again, a few times, after a lost connection or an answer of 503. That is
+safe: each submission has an idempotency key, so a repetition is the same operation. The replay of a
+dead letter and the creation of an API key have no such key and are sent once.
 """
 
 from modelyard.client.aio import AsyncModelyard

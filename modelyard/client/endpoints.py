@@ -1,8 +1,9 @@
 """Every call of the HTTP API as a value; no I/O.
 
-`modelyard.client.sync` and `modelyard.client.aio` send them. A call may be sent again: reads, puts,
-deletes and wishes by their nature, submissions and retries because each has an idempotency key.
-The exceptions are a replay and a new API key, of which each is another one.
+`modelyard.client.sync` and `modelyard.client.aio` send them. A call may be sent again: repeating a
+read, put, delete, cancel, cordon or drain changes nothing more, and submissions and retries have an
+idempotency key. The exceptions are replays and new API keys, where each call has an effect of its
+own.
 """
 
 import uuid
@@ -40,11 +41,11 @@ M = TypeVar("M", bound=BaseModel)
 
 Request = JobRequest | Mapping[str, JsonValue]
 LONGEST_POLL_S = 30.0
-"""How long one request waits on the gateway; shorter than most proxies' patience."""
+"""How long one request waits at the gateway; shorter than the timeouts of most proxies."""
 
 
 class OperationFailed(Exception):  # noqa: N818 - named as the state that it reports
-    """An operation that was waited for ended, and not in SUCCEEDED; `operation` says how."""
+    """The operation that a caller waited for did not succeed; `operation` is its final view."""
 
     def __init__(self, operation: OperationView) -> None:
         self.operation = operation
@@ -53,7 +54,7 @@ class OperationFailed(Exception):  # noqa: N818 - named as the state that it rep
 
 
 class RequestOptions(TypedDict, total=False):
-    """What any request may carry; see `JobRequest`."""
+    """Optional fields of every request; see `JobRequest`."""
 
     container_id: str
     priority: int
@@ -63,7 +64,7 @@ class RequestOptions(TypedDict, total=False):
 
 
 class PageFilters(TypedDict, total=False):
-    """What every list takes."""
+    """Options of every list."""
 
     limit: int
     cursor: str | None
@@ -99,7 +100,7 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # of the address in brackets, or of the port
+    except ValueError:  # the address in brackets, or the port, is not valid
         usable = False
     if not usable:
         raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8080")
@@ -107,19 +108,19 @@ def checked_url(url: str) -> str:
 
 
 def succeeded(operation: OperationView) -> OperationView:
-    """Return an operation that ended well; raises `OperationFailed` for any other end."""
+    """Return the operation if it has SUCCEEDED; raises `OperationFailed` for any other end."""
     if operation.state is not OperationState.SUCCEEDED:
         raise OperationFailed(operation)
     return operation
 
 
 def id_of(operation: "str | Accepted | OperationView") -> str:
-    """Return the id of an operation that was given as itself or as what named it."""
+    """Return the id of an operation that is given as an id, an acceptance or a view."""
     return operation if isinstance(operation, str) else operation.operation_id
 
 
 def pause_after_poll(took_s: float, asked_s: float) -> float:
-    """Return the seconds to wait before the next poll: none if the last one waited by itself."""
+    """Return the seconds to wait before the next poll: 0 if the gateway held the last one."""
     return 0.0 if took_s >= min(asked_s, LONGEST_POLL_S) / 2 else 1.0
 
 
@@ -129,18 +130,18 @@ def pause_after_poll(took_s: float, asked_s: float) -> float:
 def request(
     verb: Verb, job_id: str, options: RequestOptions, **given: JsonValue
 ) -> dict[str, JsonValue]:
-    """Return a request as JSON; what is null is left out."""
-    made = {name: value for name, value in given.items() if value is not None}
-    return {"job_id": job_id, "operation_type": verb.value, **made, **options}
+    """Return a request as JSON, without the fields that are None."""
+    fields = {name: value for name, value in given.items() if value is not None}
+    return {"job_id": job_id, "operation_type": verb.value, **fields, **options}
 
 
 def submit(request: Request, key: str | None) -> Call[Accepted]:
-    """Submit one request; without a key of the caller's it gets a new one."""
+    """Submit one request; if the caller gives no key, it gets a random one."""
     return Call("POST", "/v1/jobs", _reader(Accepted), body=_dumped(request), headers=_key(key))
 
 
 def submit_batch(requests: Sequence[Request], key: str | None) -> Call[tuple[BatchItem, ...]]:
-    """Submit up to 1,000 requests, each answered on its own."""
+    """Submit up to 1,000 requests; the gateway answers each of them separately."""
     body = "[" + ",".join(_dumped(one) for one in requests) + "]"
     read = _reader(BatchAnswer)
     return Call("POST", "/v1/jobs/batch", lambda r: read(r).results, body=body, headers=_key(key))
@@ -154,14 +155,14 @@ def operation(operation_id: str, wait_s: float = 0.0) -> Call[OperationView]:
 
 
 def cancel(operation_id: str, wait_s: float = 0.0) -> Call[OperationView]:
-    """Ask for the end of an operation, and wait for it for up to `wait_s` seconds."""
+    """Ask to cancel an operation, and wait for its end for up to `wait_s` seconds."""
     params = {"wait": f"{wait_s:.3f}"} if wait_s > 0 else {}
     path = f"/v1/operations/{_quoted(operation_id)}/cancel"
     return Call("POST", path, _reader(OperationView), params=params, patience_s=wait_s)
 
 
 def retry(operation_id: str, key: str | None) -> Call[Accepted]:
-    """Submit the request of an operation again; without a key of the caller's it gets a new one."""
+    """Submit the request of an operation again, with a random key if the caller gives none."""
     path = f"/v1/operations/{_quoted(operation_id)}/retry"
     return Call("POST", path, _reader(Accepted), headers=_key(key))
 
@@ -192,7 +193,7 @@ def host(host_id: str) -> Call[HostView]:
 
 
 def admit(host_id: str, action: Literal["cordon", "uncordon"]) -> Call[HostView]:
-    """Change what is allowed on a host."""
+    """Cordon or uncordon a host."""
     return Call("POST", f"/v1/hosts/{_quoted(host_id)}/{action}", _reader(HostView))
 
 
@@ -234,15 +235,15 @@ def create_key(
     expires_in_s: float | None,
 ) -> Call[CreatedApiKey]:
     """Create an API key."""
-    asked: dict[str, JsonValue] = {"name": name}
+    body: dict[str, JsonValue] = {"name": name}
     if role is not None:
-        asked["role"] = role
+        body["role"] = role
     if scopes is not None:
-        asked["scopes"] = list(scopes)
+        body["scopes"] = list(scopes)
     if expires_in_s is not None:
-        asked["expires_in_s"] = expires_in_s
+        body["expires_in_s"] = expires_in_s
     read = _reader(CreatedApiKey)
-    return Call("POST", "/v1/keys", read, body=_dumped(asked), repeatable=False)
+    return Call("POST", "/v1/keys", read, body=_dumped(body), repeatable=False)
 
 
 def keys() -> Call[tuple[ApiKeyView, ...]]:
@@ -274,25 +275,25 @@ def datasets() -> Call[tuple[DatasetSpec, ...]]:
     return Call("GET", "/v1/datasets", lambda r: read(r).datasets)
 
 
-def entry(shelf: str, kind: type[M], name: str) -> Call[M]:
+def entry(collection: str, kind: type[M], name: str) -> Call[M]:
     """Read a catalog entry."""
-    return Call("GET", f"/v1/{shelf}/{_quoted(name)}", _reader(kind))
+    return Call("GET", f"/v1/{collection}/{_quoted(name)}", _reader(kind))
 
 
-def put_entry(shelf: str, kind: type[M], spec: M | Mapping[str, JsonValue]) -> Call[M]:
+def put_entry(collection: str, kind: type[M], spec: M | Mapping[str, JsonValue]) -> Call[M]:
     """Store a catalog entry under its name."""
     name = spec.get("name", "") if isinstance(spec, Mapping) else getattr(spec, "name", "")
-    path = f"/v1/{shelf}/{_quoted(str(name))}"
+    path = f"/v1/{collection}/{_quoted(str(name))}"
     return Call("PUT", path, _reader(kind), body=_dumped(spec))
 
 
-def delete_entry(shelf: str, name: str) -> Call[None]:
+def delete_entry(collection: str, name: str) -> Call[None]:
     """Delete a catalog entry."""
-    return Call("DELETE", f"/v1/{shelf}/{_quoted(name)}", lambda _: None, deletes=True)
+    return Call("DELETE", f"/v1/{collection}/{_quoted(name)}", lambda _: None, deletes=True)
 
 
 def _reader(kind: type[M]) -> Callable[[httpx2.Response], M]:
-    # A gateway of another version has other rules, and fields that this one does not know.
+    # A gateway of another version may have other rules, and fields that this client does not know.
     return lambda response: kind.model_validate_json(
         response.content, context=AS_RECORDED, extra="ignore"
     )

@@ -1,4 +1,4 @@
-"""One call of the HTTP API: how often it is sent, and what its last answer means; no I/O."""
+"""One call of the HTTP API: how often it is sent, and how its last answer is read; no I/O."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ class ApiError(Exception):
     ) -> None:
         self.code = code
         self.status = status
-        """The HTTP status, null if no answer came at all."""
+        """The HTTP status; None if no answer came."""
         self.detail = detail
         self.faults = tuple(faults)
         self.request_id = request_id
@@ -46,12 +46,12 @@ class ApiError(Exception):
 
 
 class ServiceUnavailableError(ApiError):
-    """The gateway did not answer, or not now, and went on so through all attempts."""
+    """The gateway did not answer any attempt, or answered each with "try again later"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request to the API and the reading of its answer."""
+    """One request to the API, and the function that reads its answer."""
 
     method: str
     path: str
@@ -62,9 +62,9 @@ class Call(Generic[T]):
     patience_s: float = 0.0
     """Seconds that the gateway may hold the answer on purpose."""
     repeatable: bool = True
-    """False: it is sent again only if it can't have arrived."""
+    """False: it is sent again only if the gateway can't have received it."""
     deletes: bool = False
-    """True: that there is nothing (any more) is what a repetition wants."""
+    """True: an answer of 404 to a repetition is success, because the first call has deleted it."""
 
     def arguments(self, timeout_s: float) -> dict[str, Any]:
         """Return the arguments of httpx's `request`."""
@@ -82,7 +82,7 @@ class Call(Generic[T]):
 
 
 class CallAttempts(Generic[T]):
-    """How often one call is sent, the pauses in between, and what its last answer means."""
+    """Decides how often one call is sent, how long to pause, and what its last answer means."""
 
     def __init__(self, call: Call[T], most: int) -> None:
         self._call = call
@@ -91,7 +91,7 @@ class CallAttempts(Generic[T]):
         self._may_be_done = False
 
     def after_error(self, error: httpx2.RequestError) -> float:
-        """Return the seconds to wait; raises `ServiceUnavailableError` if it was the last one."""
+        """Return the seconds to wait; raises `ServiceUnavailableError` after the last attempt."""
         arrived = not isinstance(error, _NEVER_ARRIVED)
         self._left -= 1
         if self._left <= 0 or (arrived and not self._call.repeatable):
@@ -103,7 +103,7 @@ class CallAttempts(Generic[T]):
         return self._next_pause()
 
     def after(self, response: httpx2.Response) -> float | None:
-        """Return the seconds to wait, null if this answer is the final one."""
+        """Return the seconds to wait; None if this answer is the final one."""
         if response.status_code not in _TRY_AGAIN or not self._call.repeatable:
             return None
         self._left -= 1
@@ -115,13 +115,13 @@ class CallAttempts(Generic[T]):
         return min(max(self._next_pause(), least), MOST_PAUSE_S)
 
     def answer(self, response: httpx2.Response) -> T:
-        """Return what the final answer means; raises `ApiError` for a refusal."""
+        """Read the final answer; raises `ApiError` if the gateway refused the request."""
         deleted = self._call.deletes and self._may_be_done and response.status_code == _NOT_FOUND
         try:
             if response.is_success or deleted:
                 return self._call.read(response)
         except ValueError as error:
-            detail = "The answer is not one that a gateway gives."
+            detail = "The answer does not come from a gateway."
             raise ApiError(ErrorCode.INTERNAL, response.status_code, detail) from error
         raise _refusal(response)
 
@@ -131,8 +131,11 @@ class CallAttempts(Generic[T]):
         return pause
 
 
-class _Told(BaseModel):
-    """What counts of a problem document; a newer gateway may know codes that we don't."""
+class _ProblemFields(BaseModel):
+    """The fields of a problem document that the client reads.
+
+    `code` is any text, because a newer gateway may have new codes.
+    """
 
     code: str
     detail: str
@@ -144,8 +147,14 @@ def _refusal(response: httpx2.Response) -> ApiError:
     status = response.status_code
     kind = ServiceUnavailableError if status in _TRY_AGAIN else ApiError
     try:
-        told = _Told.model_validate_json(response.content)
+        problem = _ProblemFields.model_validate_json(response.content)
     except ValidationError:
         code = ErrorCode.UNAVAILABLE if kind is ServiceUnavailableError else ErrorCode.INTERNAL
-        return kind(code, status, f"The answer was {status} and no problem document.")
-    return kind(told.code, status, told.detail, faults=told.errors, request_id=told.request_id)
+        return kind(code, status, f"The answer was {status} without a problem document.")
+    return kind(
+        problem.code,
+        status,
+        problem.detail,
+        faults=problem.errors,
+        request_id=problem.request_id,
+    )

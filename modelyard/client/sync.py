@@ -1,4 +1,4 @@
-"""The client for synchronous code; `modelyard.client.aio` has the same for asyncio."""
+"""The synchronous client of the HTTP API; `modelyard.client.aio` is the one for asyncio."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ Operation = str | Accepted | OperationView
 
 
 class Modelyard:
-    """A connection to a gateway. Every method raises `ApiError` for what it is refused."""
+    """A connection to a gateway. Every method raises `ApiError` if the gateway refuses it."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class Modelyard:
         api_key: str | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        """`timeout_s` bounds one attempt; `attempts` how often a call is sent at the most.
+        """`timeout_s` bounds one attempt; a call is sent at most `attempts` times.
 
-        `api_key` is that of `MODELYARD_API_KEY` if it is not given; an empty one sends none.
-        Raises `ValueError` if `url` is not one of HTTP, or if the key can't be sent.
+        Without `api_key` the client sends the key in `MODELYARD_API_KEY`; with an empty one it
+        sends none. Raises `ValueError` if `url` is not an HTTP URL, or if the key can't be sent.
         """
         self._http = httpx2.Client(
             base_url=endpoints.checked_url(url),
@@ -85,13 +85,13 @@ class Modelyard:
     # --- submitting ---
 
     def submit(self, request: Request, *, idempotency_key: str | None = None) -> Accepted:
-        """Submit a request; returns when it is durable, before it has run."""
+        """Submit a request; returns once the gateway has stored it durably, before it runs."""
         return self._send(endpoints.submit(request, idempotency_key))
 
     def submit_batch(
         self, requests: Sequence[Request], *, idempotency_key: str | None = None
     ) -> tuple[BatchItem, ...]:
-        """Submit up to 1,000 requests; each is answered on its own, in order."""
+        """Submit up to 1,000 requests; returns an answer for each, in order."""
         return self._send(endpoints.submit_batch(requests, idempotency_key))
 
     def create(
@@ -112,7 +112,7 @@ class Modelyard:
     def infer(
         self,
         job_id: str,
-        input: JsonValue,  # noqa: A002 - the word of the API
+        input: JsonValue,  # noqa: A002 - the name in the API
         **options: Unpack[RequestOptions],
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
@@ -131,10 +131,10 @@ class Modelyard:
         job_id: str,
         model: str,
         dataset: str | None = None,
-        input: JsonValue = None,  # noqa: A002 - the word of the API
+        input: JsonValue = None,  # noqa: A002 - the name in the API
         **options: Unpack[RequestOptions],
     ) -> Accepted:
-        """Run the model once over the dataset, or the input, and remove it again."""
+        """Run the model once on the dataset or the input, and remove its container."""
         given = {"model": model, "dataset": dataset, "input": input}
         return self.submit(endpoints.request(Verb.TEMP, job_id, options, **given))
 
@@ -148,7 +148,7 @@ class Modelyard:
         """Return the operation once it has succeeded.
 
         Raises `OperationFailed` if it ended otherwise and `TimeoutError` if it has not ended
-        within `timeout_s` seconds; null waits for ever.
+        within `timeout_s` seconds; None waits for ever.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -159,11 +159,11 @@ class Modelyard:
                 return succeeded(view)
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{view.operation_id} is still {view.state}")
-            # A gateway that stops answers early; the next one needs a moment to take over.
+            # A gateway that stops answers early; the next gateway needs a moment to start.
             time.sleep(endpoints.pause_after_poll(time.monotonic() - began, left))
 
     def cancel(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
-        """Ask for the end of an operation; returns it CANCELLED, or still open.
+        """Ask to cancel an operation; returns it CANCELLED, or still open.
 
         Waits for its end for up to `wait_s` seconds (60). Raises `ApiError` with `already_ended`
         if it ended otherwise.
@@ -182,7 +182,7 @@ class Modelyard:
         return self._send(endpoints.result(id_of(operation)))
 
     def operations(self, **filters: Unpack[endpoints.OperationFilters]) -> OperationPage:
-        """List operations, newest first; `cursor=page.next` reads on."""
+        """List operations, newest first; `cursor=page.next` gives the next page."""
         return self._send(endpoints.operations(filters))
 
     # --- jobs and hosts ---
@@ -192,7 +192,7 @@ class Modelyard:
         return self._send(endpoints.job(job_id))
 
     def jobs(self, **filters: Unpack[endpoints.JobFilters]) -> JobPage:
-        """List jobs, newest first; `cursor=page.next` reads on."""
+        """List jobs, newest first; `cursor=page.next` gives the next page."""
         return self._send(endpoints.jobs(filters))
 
     def host(self, host_id: str) -> HostView:
@@ -200,20 +200,20 @@ class Modelyard:
         return self._send(endpoints.host(host_id))
 
     def cordon(self, host_id: str) -> HostView:
-        """Place nothing new on a host; what is there goes on."""
+        """Place no new jobs on a host; the jobs on it go on."""
         return self._send(endpoints.admit(host_id, "cordon"))
 
     def uncordon(self, host_id: str) -> HostView:
-        """Place on a host again."""
+        """Allow new jobs on a host again."""
         return self._send(endpoints.admit(host_id, "uncordon"))
 
     def drain(
         self, host_id: str, *, move: bool = False, deadline_s: float | None = None
     ) -> HostView:
-        """Empty a host: nothing new is placed there, and what is there finishes.
+        """Empty a host: it gets no new jobs, and its operations finish.
 
-        With `move` live jobs are brought to other hosts. After `deadline_s` seconds (up to 7
-        days) what is left is ended. `cordon` and `uncordon` end a drain.
+        With `move` its live jobs are moved to other hosts. After `deadline_s` seconds (up to 7
+        days) the operations and jobs that are left are ended. `cordon` and `uncordon` end a drain.
         """
         return self._send(endpoints.drain(host_id, move=move, deadline_s=deadline_s))
 
@@ -224,7 +224,7 @@ class Modelyard:
     # --- dead letters ---
 
     def dead_letters(self, **filters: Unpack[endpoints.DeadLetterFilters]) -> DeadLetterPage:
-        """List messages that could not be taken, newest first; `cursor=page.next` reads on."""
+        """List dead letters, newest first; `cursor=page.next` gives the next page."""
         return self._send(endpoints.dead_letters(filters))
 
     def dead_letter(self, dead_letter_id: str) -> DeadLetterView:
@@ -234,8 +234,8 @@ class Modelyard:
     def replay_dead_letter(self, dead_letter_id: str) -> DeadLetterSummary:
         """Publish a dead letter again; its requests become new operations.
 
-        Each call is a replay of its own, so it is not sent again by itself: after a
-        `ServiceUnavailableError` it may have been published all the same.
+        Each call is another replay, so the client does not send it again by itself. After a
+        `ServiceUnavailableError` the dead letter may have been published.
         """
         return self._send(endpoints.replay_dead_letter(dead_letter_id))
 
@@ -255,8 +255,8 @@ class Modelyard:
     ) -> CreatedApiKey:
         """Create an API key with a role or scopes; its secret is in this answer only.
 
-        Each call makes another key, so it is not sent again by itself: after a
-        `ServiceUnavailableError` one may have been made all the same.
+        Each call creates another key, so the client does not send it again by itself. After a
+        `ServiceUnavailableError` a key may have been created.
         """
         call = endpoints.create_key(name, role=role, scopes=scopes, expires_in_s=expires_in_s)
         return self._send(call)
@@ -266,7 +266,7 @@ class Modelyard:
         return self._send(endpoints.keys())
 
     def revoke_key(self, key_id: str) -> ApiKeyView:
-        """End an API key for ever."""
+        """Revoke an API key for ever."""
         return self._send(endpoints.revoke_key(key_id))
 
     # --- catalog ---
@@ -284,7 +284,7 @@ class Modelyard:
         return self._send(endpoints.put_entry("models", ModelSpec, spec))
 
     def delete_model(self, name: str) -> None:
-        """Delete a model; jobs that run keep it."""
+        """Delete a model; existing jobs keep their copy of it."""
         self._send(endpoints.delete_entry("models", name))
 
     def datasets(self) -> tuple[DatasetSpec, ...]:
@@ -300,7 +300,7 @@ class Modelyard:
         return self._send(endpoints.put_entry("datasets", DatasetSpec, spec))
 
     def delete_dataset(self, name: str) -> None:
-        """Delete a dataset; jobs that run keep it."""
+        """Delete a dataset; existing jobs keep their copy of it."""
         self._send(endpoints.delete_entry("datasets", name))
 
     def _send(self, call: Call[T]) -> T:

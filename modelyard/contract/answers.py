@@ -1,4 +1,4 @@
-"""What the HTTP API answers beside the views: problems, acceptances, lists and pages."""
+"""Response bodies of the HTTP API other than the views: problems, acceptances, lists and pages."""
 
 from datetime import datetime
 from typing import Literal
@@ -15,7 +15,7 @@ PROBLEM_TYPE_PREFIX = "urn:modelyard:problem:"
 
 
 class ApiAnswer(BaseModel):
-    """What all answers share; a client ignores fields that a newer gateway has added."""
+    """What all response bodies share; a client ignores fields that a newer gateway has added."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", protected_namespaces=(), use_attribute_docstrings=True
@@ -25,7 +25,7 @@ class ApiAnswer(BaseModel):
 class Fault(ApiAnswer):
     """One thing that is wrong with a request. One of `pointer`, `parameter`, `header` says where.
 
-    `pointer` is a JSON pointer (RFC 6901) into the body; `""` is the whole of it.
+    `pointer` is a JSON pointer (RFC 6901) into the body; `""` is the whole body.
     """
 
     pointer: str | None = None
@@ -35,7 +35,7 @@ class Fault(ApiAnswer):
 
 
 class Problem(ApiAnswer):
-    """An error as RFC 9457 means it; `code` is the stable name of what happened."""
+    """An error as an RFC 9457 problem document; `code` is its stable name."""
 
     type: str
     title: str
@@ -45,13 +45,13 @@ class Problem(ApiAnswer):
     code: ErrorCode
     errors: tuple[Fault, ...] = ()
     request_id: str | None = None
-    """What the logs call this request; the same as in the header `X-Request-Id`."""
+    """The id of this request in the gateway's logs, and in the header `X-Request-Id`."""
     parts: dict[str, str] | None = None
-    """`/readyz` only: each part that the gateway leans on and whether it answers."""
+    """`/readyz` only: each service that the gateway depends on, and whether it answers."""
 
 
 class Accepted(ApiAnswer):
-    """A request that is durable; the operation that it became is read at `links.self`."""
+    """The gateway has stored the request durably; read its operation at `links.self`."""
 
     operation_id: str
     job_id: str
@@ -60,7 +60,7 @@ class Accepted(ApiAnswer):
 
 
 class BatchItem(ApiAnswer):
-    """What became of one request of a batch: the status it would have had alone, and the rest."""
+    """The outcome of one request of a batch; `status` is what it would have got if sent alone."""
 
     status: int
     operation_id: str | None = None
@@ -109,14 +109,14 @@ class DatasetList(ApiAnswer):
 
 
 class DeadLetterSummary(ApiAnswer):
-    """A message that could not be taken, without what it said."""
+    """A message that could not be processed, without its payload."""
 
     dead_letter_id: str
     reason: str
-    """Usually one of the stable codes; what the broker or another program said, otherwise."""
+    """Usually one of the stable codes; else the reason that the broker or another program gave."""
     detail: str = ""
     queue: str = ""
-    """Where it was taken out of."""
+    """The queue that the message was taken from."""
     routing_key: str = ""
     message_id: str | None = None
     message_type: str | None = None
@@ -130,14 +130,14 @@ class DeadLetterSummary(ApiAnswer):
 
 
 class DeadLetterView(DeadLetterSummary):
-    """A message that could not be taken, as it came."""
+    """A message that could not be processed, with its headers and payload."""
 
     headers: dict[str, str] = Field(default_factory=dict)
     payload: str = ""
     payload_encoding: Literal["utf-8", "base64"] = "utf-8"
-    """`utf-8`: `payload` is its text; `base64` (RFC 4648, section 4): it was not UTF-8."""
+    """`utf-8`: `payload` is text; `base64` (RFC 4648, section 4): the message was not UTF-8."""
     payload_truncated: bool = False
-    """True if only its beginning was kept."""
+    """True if only the beginning of the payload was stored."""
 
 
 class DeadLetterPage(ApiAnswer):
@@ -148,7 +148,7 @@ class DeadLetterPage(ApiAnswer):
 
 
 class Health(ApiAnswer):
-    """Whether the gateway can accept requests, and the state of what it leans on."""
+    """Whether the gateway can accept requests, and the state of the services it depends on."""
 
     status: str
     parts: dict[str, str] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the end of a container's main process says: the process's own exit decides."""
+"""Why a container stopped, as an error; the exit code of its main process decides."""
 
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 
@@ -7,11 +7,12 @@ _KILLED = 137
 
 
 def death_of(exit_code: int | None, *, oom_killed: bool, disk_exceeded: bool = False) -> ErrorInfo:
-    """Return why a container does not run any more.
+    """Return the error that says why a container has stopped.
 
-    Docker's flag `OOMKilled` says that some process in the container was killed for want of memory.
-    It was the main one if that was killed; else the main one has ended as its exit code says, and
-    the flag is a detail. `disk_exceeded`: the worker has ended it for what it wrote.
+    Docker's flag `OOMKilled` says that some process in the container was killed because memory ran
+    out. If the main process was killed, it was that one. Otherwise the main process exited by
+    itself, and the flag is only a detail. `disk_exceeded`: the worker stopped the container because
+    it wrote too much to the disk.
     """
     if disk_exceeded:
         return ErrorInfo.of(ErrorCode.DISK_QUOTA_EXCEEDED)

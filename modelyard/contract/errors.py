@@ -1,7 +1,7 @@
-"""Every reason why something does not end well: one stable code and one sentence each.
+"""Every error that Modelyard reports: one stable code and one sentence each.
 
-`ErrorCode` is what machines read: in `error.code` of an operation, in `code` of an HTTP problem
-and in the reason of a dead letter. A code, once released, is never renamed or reused.
+Machines read the `ErrorCode`: in `error.code` of an operation, in `code` of an HTTP problem and in
+the reason of a dead letter. A released code is never renamed or reused.
 """
 
 import json
@@ -14,9 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class ErrorCode(StrEnum):
-    """Stable codes. The comment headings say who answers with them."""
+    """Stable codes. The comments say which part of Modelyard reports them."""
 
-    # The request itself: both doors.
+    # Validation of requests, over HTTP and AMQP.
     INVALID_JSON = "invalid_json"
     INVALID_REQUEST = "invalid_request"
     BODY_TOO_LARGE = "body_too_large"
@@ -26,7 +26,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_DATASET = "unknown_dataset"
 
-    # Who may do what.
+    # Authentication and authorization.
     UNAUTHENTICATED = "unauthenticated"
     TOO_MANY_FAILURES = "too_many_failures"
     FORBIDDEN = "forbidden"
@@ -45,7 +45,7 @@ class ErrorCode(StrEnum):
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
 
-    # The scheduler: it could never run, or did not in time.
+    # The scheduler: the operation can never run, or did not start in time.
     INVALID_JOB_STATE = "invalid_job_state"
     CONTAINER_MISMATCH = "container_mismatch"
     MODEL_MISMATCH = "model_mismatch"
@@ -80,7 +80,7 @@ class ErrorCode(StrEnum):
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
 
-    # The infrastructure between them.
+    # The infrastructure: Docker engines, workers and hosts.
     ENGINE_UNAVAILABLE = "engine_unavailable"
     ENGINE_REFUSED = "engine_refused"
     WORKER_INTERRUPTED = "worker_interrupted"
@@ -97,80 +97,96 @@ class ErrorCode(StrEnum):
 
 SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
     {
-        ErrorCode.INVALID_JSON: "The body is not JSON as RFC 8259 means it.",
+        ErrorCode.INVALID_JSON: "The body is not valid JSON (RFC 8259).",
         ErrorCode.INVALID_REQUEST: "The request does not follow its schema.",
         ErrorCode.BODY_TOO_LARGE: "The body is larger than the limit.",
         ErrorCode.UNSUPPORTED_MEDIA_TYPE: "The body must be sent as application/json.",
         ErrorCode.BATCH_TOO_LARGE: "A batch holds 1 to 1,000 requests.",
-        ErrorCode.IDEMPOTENCY_KEY_REUSED: "This key was used before with another request.",
+        ErrorCode.IDEMPOTENCY_KEY_REUSED: (
+            "This idempotency key was already used for a different request."
+        ),
         ErrorCode.UNKNOWN_MODEL: "The catalog has no model of this name.",
         ErrorCode.UNKNOWN_DATASET: "The catalog has no dataset of this name.",
         ErrorCode.UNAUTHENTICATED: "The request carries no valid API key.",
         ErrorCode.TOO_MANY_FAILURES: (
-            "Too many requests with invalid API keys come from this address; try again."
+            "This address sent too many requests with invalid API keys; try again later."
         ),
-        ErrorCode.FORBIDDEN: "The sender may not do this.",
+        ErrorCode.FORBIDDEN: "The sender has no permission to do this.",
         ErrorCode.GRANT_TOO_LARGE: "An API key can't give another key more than it has itself.",
-        ErrorCode.CROSS_SITE: "A web page of another site may not do this.",
-        ErrorCode.MISDIRECTED: "This gateway does not answer for the host of the request.",
+        ErrorCode.CROSS_SITE: "A web page of another site may not send this request.",
+        ErrorCode.MISDIRECTED: "This gateway does not serve the host name of the request.",
         ErrorCode.NOT_FOUND: "There is nothing at this address.",
-        ErrorCode.METHOD_NOT_ALLOWED: "This address does not take this method.",
+        ErrorCode.METHOD_NOT_ALLOWED: "This address does not support this method.",
         ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",
         ErrorCode.NO_RESULT: "The operation ended without a result.",
         ErrorCode.ALREADY_ENDED: "The operation has ended and can't be cancelled any more.",
         ErrorCode.NOT_RETRYABLE: "Only an operation that ended without success can be retried.",
         ErrorCode.NOT_REPLAYABLE: "The dead letter can't be published again as it is.",
-        ErrorCode.UNAVAILABLE: "A part that is needed does not answer; try again.",
-        ErrorCode.INTERNAL: "Something went wrong that should not have.",
+        ErrorCode.UNAVAILABLE: "A service that the request needs does not answer; try again.",
+        ErrorCode.INTERNAL: "Modelyard failed with an unexpected error.",
         ErrorCode.INVALID_JOB_STATE: "The verb cannot start from the state the job is in.",
         ErrorCode.CONTAINER_MISMATCH: "The container id given is not the job's container.",
         ErrorCode.MODEL_MISMATCH: "The model given is not the one the job was created with.",
         ErrorCode.DATASET_MISMATCH: "The dataset given is not the one the job was created with.",
-        ErrorCode.UNSUPPORTED_VERB: "The model's profile does not know this verb.",
+        ErrorCode.UNSUPPORTED_VERB: "The model's profile does not support this verb.",
         ErrorCode.MISSING_INPUT: "The verb needs an input and the request has none.",
         ErrorCode.UNEXPECTED_INPUT: "The request has an input and the model's profile takes none.",
-        ErrorCode.QUEUE_TIMEOUT: "It waited in the queue for longer than its queue_timeout_s.",
+        ErrorCode.QUEUE_TIMEOUT: (
+            "The operation waited in the queue for longer than its queue_timeout_s."
+        ),
         ErrorCode.SPEC_REFUSED: "The model or the dataset breaks a rule of the catalog.",
-        ErrorCode.IMAGE_REFUSED: "The host's allow-list does not hold this image.",
+        ErrorCode.IMAGE_REFUSED: "The host's allow-list does not include this image.",
         ErrorCode.IMAGE_NOT_FOUND: "The image exists neither on the host nor in its registry.",
         ErrorCode.IMAGE_DENIED: (
-            "The registry denies the image: it wants credentials, or has no such repository."
+            "The registry denies access to the image: it requires credentials, or has no such "
+            "repository."
         ),
         ErrorCode.IMAGE_PULL_FAILED: "The image could not be pulled.",
-        ErrorCode.DATASET_REFUSED: "The host's settings do not let this dataset be mounted.",
-        ErrorCode.DATASET_UNAVAILABLE: "The dataset is not there, or not readable, on the host.",
+        ErrorCode.DATASET_REFUSED: "The host's settings do not allow this dataset to be mounted.",
+        ErrorCode.DATASET_UNAVAILABLE: (
+            "The dataset does not exist on the host, or is not readable there."
+        ),
         ErrorCode.CREATE_FAILED: "The engine refused to create the container.",
         ErrorCode.DISK_FULL: "The host has no space left on its disk.",
         ErrorCode.START_FAILED: "The engine could not start the container.",
         ErrorCode.CONTAINER_MISSING: "The job's container is not on its host any more.",
-        ErrorCode.EXITED: "The container exited before its time.",
-        ErrorCode.DISK_QUOTA_EXCEEDED: "The container wrote more to the disk than it may.",
-        ErrorCode.OOM_KILLED: "The container was killed for using more memory than it may.",
+        ErrorCode.EXITED: "The container exited unexpectedly.",
+        ErrorCode.DISK_QUOTA_EXCEEDED: (
+            "The container wrote more to the disk than its limit allows."
+        ),
+        ErrorCode.OOM_KILLED: (
+            "The container was killed for using more memory than its limit allows."
+        ),
         ErrorCode.UNHEALTHY: "The server in the container says that its model is not ready.",
         ErrorCode.NOT_READY: "The container did not answer ready before its deadline.",
         ErrorCode.LOAD_FAILED: "The model server refused to load the model.",
         ErrorCode.UNLOAD_FAILED: "The model server refused to unload the model.",
         ErrorCode.INFERENCE_FAILED: "The model server answered the inference with an error.",
-        ErrorCode.BAD_RESULT: "What the model answered is not JSON.",
+        ErrorCode.BAD_RESULT: "The model's answer is not JSON.",
         ErrorCode.RESULT_TOO_LARGE: "The result is larger than a worker may report.",
-        ErrorCode.TIMED_OUT: "It ran for longer than its timeout_s.",
-        ErrorCode.CANCELLED: "A client cancelled it.",
+        ErrorCode.TIMED_OUT: "The operation ran for longer than its timeout_s.",
+        ErrorCode.CANCELLED: "A client cancelled the operation.",
         ErrorCode.ENGINE_UNAVAILABLE: "The host's Docker engine does not answer.",
         ErrorCode.ENGINE_REFUSED: "The host's Docker engine refused the request.",
-        ErrorCode.WORKER_INTERRUPTED: "The host's worker went away while it ran.",
-        ErrorCode.WORKER_ERROR: "The worker met a fault of its own.",
-        ErrorCode.NOT_ACCEPTED: "The host did not take the command in time.",
-        ErrorCode.HOST_LOST: "The host was not heard of for longer than its lease.",
-        ErrorCode.HOST_DRAINED: "The host was drained, and its deadline passed.",
-        ErrorCode.DELIVERY_LIMIT: "It was delivered too often without being settled.",
-        ErrorCode.EXPIRED_MESSAGE: "It waited in a queue for longer than the queue allows.",
-        ErrorCode.DEAD_LETTERED: "The broker took it out of its queue.",
+        ErrorCode.WORKER_INTERRUPTED: "The host's worker stopped while the operation ran.",
+        ErrorCode.WORKER_ERROR: "The worker failed with an error of its own.",
+        ErrorCode.NOT_ACCEPTED: "The host's worker did not accept the command in time.",
+        ErrorCode.HOST_LOST: "The host sent no heartbeat for longer than its lease.",
+        ErrorCode.HOST_DRAINED: "The host was being drained, and the drain's deadline passed.",
+        ErrorCode.DELIVERY_LIMIT: "The message was delivered too often without being settled.",
+        ErrorCode.EXPIRED_MESSAGE: (
+            "The message waited in a queue for longer than the queue allows."
+        ),
+        ErrorCode.DEAD_LETTERED: "The broker moved the message from its queue to the dead letters.",
     },
 )
 
 
 def _known_code(value: object) -> object:
-    """Read a code that only a newer process knows as the worker's own fault: the rest counts."""
+    """Read a code that only a newer process knows as `worker_error`.
+
+    The rest of the message stays readable that way.
+    """
     known = not isinstance(value, str) or value in ErrorCode.__members__.values()
     return value if known else ErrorCode.WORKER_ERROR
 
@@ -180,7 +196,7 @@ def _parsed(value: object) -> object:
 
 
 class ErrorInfo(BaseModel):
-    """Why an operation did not succeed: for machines the code, for people the message."""
+    """Why an operation did not succeed: the code is for machines, the message for people."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -189,12 +205,12 @@ class ErrorInfo(BaseModel):
     detail: Annotated[dict[str, Any], BeforeValidator(_parsed)] = Field(default_factory=dict)
     """Facts that help, such as `exit_code`, `log_tail`, `pointer`; small and free of secrets.
 
-    Stored as JSON text, and read as either.
+    Stored as JSON text; read from JSON text or from an object.
     """
 
     @classmethod
     def of(cls, code: ErrorCode, message: str | None = None) -> Self:
-        """Return an error with its code's own sentence, if there is nothing more to say."""
+        """Return an error with `message`, or with the code's own sentence if there is none."""
         return cls(code=code, message=message or SENTENCES[code])
 
 
@@ -213,25 +229,25 @@ class ModelyardError(Exception):
 
 
 class InvalidRequestError(ModelyardError):
-    """The request can't be taken; nothing was stored."""
+    """The request is invalid; nothing was stored."""
 
 
 class StoreUnavailableError(ModelyardError):
-    """MongoDB did not answer in time, or refused; whether the write took effect is unknown."""
+    """MongoDB did not answer in time, or failed; whether the write took effect is unknown."""
 
     def __init__(self, message: str = "MongoDB does not answer.") -> None:
         super().__init__(ErrorCode.UNAVAILABLE, message)
 
 
 class StoreUnreadableError(ModelyardError):
-    """MongoDB holds a document that is not readable as BSON; asking again does not help."""
+    """MongoDB holds a document that is not readable as BSON; trying again does not help."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.INTERNAL, message)
 
 
 class BrokerUnavailableError(ModelyardError):
-    """RabbitMQ did not confirm in time; whether the message was taken is unknown."""
+    """RabbitMQ did not confirm in time; whether it has the message is unknown."""
 
     def __init__(self, message: str = "RabbitMQ does not answer.") -> None:
         super().__init__(ErrorCode.UNAVAILABLE, message)

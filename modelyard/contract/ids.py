@@ -1,4 +1,4 @@
-"""Names that travel into URLs, container names and database keys, and what they may look like."""
+"""Ids, which become parts of URLs, container names and database keys, and their grammar."""
 
 import uuid
 from typing import Annotated
@@ -31,7 +31,8 @@ def new_operation_id() -> str:
 def operation_id_for_key(key: str, *, tenant: str = DEFAULT_TENANT) -> str:
     """Return the operation id that belongs to an idempotency key: a UUIDv5 of tenant and key.
 
-    HTTP's `Idempotency-Key` and AMQP's `message_id` both lead here, so one key is one operation
-    through either door. In a batch the key of the request at `index` is `"{key}/{index}"`.
+    HTTP's `Idempotency-Key` and AMQP's `message_id` both become an id this way, so one key is one
+    operation, whether it comes over HTTP or AMQP. In a batch the key of the request at `index` is
+    `"{key}/{index}"`.
     """
     return str(uuid.uuid5(_KEY_NAMESPACE, f"{tenant}\n{key}"))

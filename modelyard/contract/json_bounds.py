@@ -1,8 +1,9 @@
-"""How much may stand in one JSON text: counted in its bytes, before any object is made of it.
+"""Limits on the contents of a JSON text, checked on its bytes before the parser builds any object.
 
-A byte of JSON can become a hundred bytes of Python objects, and a name that no schema knows becomes
-an error of its own. So what a text holds is counted first. The counts are of structural characters
-outside of strings; all of it runs in C (`bytes.count`, one regular expression, `bytes.translate`).
+A byte of JSON can become a hundred bytes of Python objects, and each name that no schema knows
+becomes a validation error. So names, containers and values are counted first, by the structural
+characters outside of strings. The counting runs in C (`bytes.count`, one regular expression,
+`bytes.translate`).
 """
 
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 
 MAX_DEPTH = 64
-"""Containers within each other; MongoDB's own limit is 100."""
+"""Levels of nested objects and lists; MongoDB's own limit is 100."""
 MAX_NAMES = 250_000
 """Names in all objects of one body. More than one request of 1 MiB can hold, for each needs five
 bytes or more; in a batch of 8 MiB it is one name for every 33 bytes. A name costs about 200 bytes
@@ -25,7 +26,7 @@ MAX_VALUES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
-    """How much may stand in one text."""
+    """The most that one text may contain."""
 
     names: int = MAX_NAMES
     containers: int = MAX_CONTAINERS
@@ -33,13 +34,13 @@ class JsonLimits:
 
 
 REQUEST_LIMITS = JsonLimits()
-"""For requests, alone or in batches, and for what models answer."""
+"""For requests, alone or in batches, and for the answers of models."""
 CATALOG_LIMITS = JsonLimits(names=2_000, containers=2_000, values=10_000)
-"""For a model or a dataset: each name of it may be wrong in a way of its own, and be reported."""
+"""For a model or a dataset; low, because validation may report an error for each name."""
 REPORT_LIMITS = JsonLimits(names=MAX_NAMES, containers=50_000, values=500_000)
-"""For what workers report: an inventory has one object for each container on the host."""
+"""For reports of workers: an inventory has one object for each container on the host."""
 
-# Possessive, so that it never goes back: its time is linear in the text.
+# Possessive quantifiers never backtrack, so the time is linear in the length of the text.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -49,13 +50,13 @@ _LARGE_EXPONENT = re.compile(rb"[eE]\+?0*[1-9][0-9]{2}")
 
 
 def check_bounds(body: bytes, limits: JsonLimits = REQUEST_LIMITS) -> None:
-    """Raise `InvalidRequestError` with `invalid_json` if `body` holds more than the limits allow.
+    """Raise `InvalidRequestError` with `invalid_json` if `body` has more than the limits allow.
 
-    A text that is not JSON is counted as far as it is, and is left to the parser.
+    A text that is not JSON may pass; the parser rejects it.
     """
     containers, names, values = _count(body)
     if containers <= MAX_DEPTH and names <= limits.names and values <= limits.values:
-        return  # as much as there can be; what stands in strings may even have been counted too
+        return  # an upper bound: characters inside of strings were counted too
     structure = _STRING.sub(b'"', body)
     containers, names, values = _count(structure)
     for count, most, what in (
@@ -65,37 +66,37 @@ def check_bounds(body: bytes, limits: JsonLimits = REQUEST_LIMITS) -> None:
     ):
         if count > most:
             raise InvalidRequestError(
-                ErrorCode.INVALID_JSON, f"It holds {count} {what}; at most {most} are taken."
+                ErrorCode.INVALID_JSON, f"It has {count} {what}; at most {most} are allowed."
             )
     _check_depth(structure)
 
 
 def too_deep() -> InvalidRequestError:
-    """Return the error of a text that nests too deep."""
+    """Return the error for a text that nests too deep."""
     return InvalidRequestError(ErrorCode.INVALID_JSON, f"It nests deeper than {MAX_DEPTH} levels.")
 
 
 def may_hold_unusual_numbers(body: bytes) -> bool:
     """Return False if no number in `body` has 200 characters, or an exponent of 100 or more.
 
-    All numbers of such a text fit into a double, so the parser need not look at each of them.
+    All numbers of such a text fit into a double, so the parser need not check each of them.
     """
     long = len(body) >= len(_LONG_NUMBER) and _LONG_NUMBER in body.translate(_NUMBER)
     return long or _LARGE_EXPONENT.search(body) is not None
 
 
 def _count(text: bytes) -> tuple[int, int, int]:
-    """Return the containers, names and values of a text without strings; too many with strings."""
+    """Count the containers, names and values of a text; strings in it may raise the counts."""
     containers = text.count(b"[") + text.count(b"{")
     return containers, text.count(b":"), containers + text.count(b",") + 1
 
 
 def _check_depth(structure: bytes) -> None:
-    """Take the innermost pairs of brackets away, level by level: what is left is too deep."""
+    """Remove the innermost pairs of brackets, level by level; raise if a pair is left at last."""
     brackets = structure.translate(_ONE_KIND_OF_BRACKET, _NO_BRACKETS)
     for _ in range(MAX_DEPTH):
         if b"[]" not in brackets:
-            return  # nothing is left, or it is not balanced, which the parser will say
+            return  # nothing is left, or the brackets are unbalanced, which the parser reports
         brackets = brackets.replace(b"[]", b"")
     if b"[]" in brackets:
         raise too_deep()

@@ -1,8 +1,8 @@
 """The messages between clients, gateway, dispatcher, workers and subscribers.
 
-All are frozen. Every message on a queue carries `schema_version`; a reader takes the version it
-knows and ignores fields that it does not (what comes from clients is the exception: there an
-unknown field is an error). Times are UTC, durations are seconds.
+All are frozen. Every message on a queue carries `schema_version`; a reader accepts the version it
+knows and ignores fields that it does not know. A client's request is the exception: there an
+unknown field is an error. Times are UTC, durations are seconds.
 """
 
 import hashlib
@@ -32,27 +32,27 @@ from modelyard.contract.states import (
 from modelyard.contract.strict_json import canonical_json, dump_json
 
 MAX_REQUEST_BYTES = 1 << 20
-"""One request as JSON, through either door."""
+"""One request as JSON, over HTTP or AMQP."""
 MAX_BATCH = 1_000
 """Requests in one batch or one AMQP message."""
 MAX_BATCH_BYTES = 8 << 20
 """A whole batch as JSON."""
 MAX_MESSAGE_BYTES = 256 << 10
-"""A list message between our own processes; a single larger item travels alone."""
+"""A message with a list between our own processes; a larger item is sent alone."""
 MAX_RESULT_BYTES = 1 << 20
 """A result that a worker may report."""
 MAX_INLINE_RESULT_BYTES = 256 << 10
 """A result that stays in the operation's document; larger ones go to GridFS."""
 MAX_REPORT_BYTES = 4 << 20
-"""A message of a worker: a result as JSON text within JSON may take twice its room."""
+"""A message of a worker. A result in it is JSON text inside of JSON, which may double its size."""
 MAX_HEARTBEAT_BYTES = 64 << 10
 MAX_METADATA = 32
 """Entries of a request's metadata."""
 MAX_PRIORITY = 9
 MAX_CONTAINER_CLAIM = 128
-"""Characters of what a request calls the job's container; an id has 64."""
+"""Characters of a request's `container_id`; a whole id has 64."""
 MAKING = (Verb.DEPLOY_CREATE, Verb.TEMP)
-"""The verbs that make a container."""
+"""The verbs that create a container."""
 MAX_TIMEOUT_S = 7 * 86_400.0
 
 
@@ -63,12 +63,12 @@ def _empty_is_none(value: object) -> object:
 OptionalId = Annotated[
     Id | None, BeforeValidator(_empty_is_none, json_schema_input_type=Id | Literal[""] | None)
 ]
-"""The original system's clients send `""` for what they leave out."""
+"""An id that may be left out; the original system's clients send `""` then."""
 ContainerClaim = Annotated[
     Annotated[str, StringConstraints(strict=True, max_length=MAX_CONTAINER_CLAIM)] | None,
     BeforeValidator(_empty_is_none, json_schema_input_type=Any),
 ]
-"""What a client takes for a container's id."""
+"""A container's id as a client gives it; it may be wrong."""
 MetadataKey = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)]
@@ -77,7 +77,7 @@ Key = Annotated[str, StringConstraints(strict=True, pattern=r"^[\x21-\x7e]{1,255
 
 
 Count = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
-"""A number that counts; it fits into 64 bits, as MongoDB's do."""
+"""A counter that fits into MongoDB's 64-bit integers."""
 Positive = Annotated[int, Field(ge=1, le=(1 << 63) - 1)]
 Slots = Annotated[int, Field(ge=0, le=100_000)]
 Labels = Annotated[dict[Label, Text], Field(max_length=64)]
@@ -92,7 +92,7 @@ class Message(BaseModel):
 
 
 class JobRequest(BaseModel):
-    """One request on a job: the same schema through HTTP and AMQP."""
+    """One request on a job: the same schema over HTTP and AMQP."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
@@ -101,28 +101,30 @@ class JobRequest(BaseModel):
     job_id: Id
     operation_type: Verb = Field(strict=False)
     model: OptionalId = None
-    """Required for DEPLOY_CREATE and TEMP; elsewhere it is checked against the job's."""
+    """Required for DEPLOY_CREATE and TEMP; for the other verbs it must be the job's model."""
     dataset: OptionalId = None
     container_id: ContainerClaim = None
-    """Optional. DEPLOY_CREATE and TEMP ignore it, whatever it is; for the other verbs it is the id
-    of the job's container, whole or its first 12 and more characters, or they are REJECTED."""
+    """Optional. DEPLOY_CREATE and TEMP ignore it. The other verbs are REJECTED unless it is the id
+    of the job's container, in full or at least its first 12 characters."""
     input: Any = None
-    """Any JSON; what INFER or TEMP sends to the model."""
+    """Any JSON; INFER and TEMP send it to the model."""
     priority: int = Field(default=0, ge=0, le=MAX_PRIORITY, strict=True)
-    """Higher goes first among operations that wait for a host; it never changes a job's order."""
+    """Higher goes first among operations that wait for a host. It never changes the order within a
+    job."""
     timeout_s: Seconds | None = None
-    """Seconds from the worker's start of it until TIMED_OUT; null: the dispatcher's default."""
+    """Seconds that the operation may run on a worker until it is TIMED_OUT; null: the dispatcher's
+    default."""
     queue_timeout_s: Seconds | None = None
-    """Seconds it may stay QUEUED until EXPIRED; null: for ever."""
+    """Seconds that the operation may stay QUEUED until it is EXPIRED; null: no limit."""
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default_factory=dict, max_length=MAX_METADATA
     )
-    """The client's own notes; kept and given back, never read."""
+    """The client's own notes. Modelyard stores and returns them, and never reads them."""
 
     @model_validator(mode="before")
     @classmethod
-    def _what_makes_a_container_names_none(cls, value: object) -> object:
-        """Drop what the original system's clients send before there is a container: `"aa"`."""
+    def _drop_container_id_of_creating_verbs(cls, value: object) -> object:
+        """Drop it: the original system's clients send `"aa"` before there is a container."""
         if isinstance(value, dict) and value.get("operation_type") in MAKING:
             return {name: one for name, one in value.items() if name != "container_id"}
         return value
@@ -142,12 +144,12 @@ class JobRequest(BaseModel):
     def payload_hash(self, input_json: str | None = None) -> str:
         """Return a SHA-256 that is equal for requests that mean the same.
 
-        `input_json` is what `input_json()` returned, if the caller has it: often it is canonical
-        already, and the input, which may be large, needs not be written out once more.
+        `input_json` is what `input_json()` returned, if the caller has it. It is often canonical
+        already; then the input, which may be large, is not serialized again.
         """
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"input"})
         if input_json is None or not _is_canonical(input_json):
-            # As it is: what was parsed from JSON needs no other form to be written as JSON.
+            # The input came from JSON, so it is serialized as it is.
             whole = fields if self.input is None else fields | {"input": self.input}
             canonical = canonical_json(whole)
         else:
@@ -159,35 +161,37 @@ class JobRequest(BaseModel):
 
 
 def _is_canonical(json_text: str) -> bool:
-    """Return True if `canonical_json` would write the same.
+    """Return True if `canonical_json` would write the same text.
 
-    Without objects there are no keys to sort, and of ASCII only DEL is written as an escape.
+    Without objects there are no keys to sort, and DEL is the only ASCII character that only
+    `canonical_json` escapes.
     """
     return json_text.isascii() and "{" not in json_text and "\x7f" not in json_text
 
 
 class SubmittedRequest(Message):
-    """A request that a gateway has validated and named."""
+    """A request that a gateway has validated and given an operation id."""
 
     operation_id: OperationId
     request: JobRequest
     retry_of: OperationId | None = None
-    """The operation that failed and is run again as this one."""
+    """The operation that ended without success and that this one runs again."""
     tenant: Id = DEFAULT_TENANT
-    """Whose operation it is, as the gateway found out."""
+    """The tenant that owns the operation, as the gateway found out."""
 
 
 class Submission(Message):
-    """Gateway to dispatcher: requests that arrived together."""
+    """Gateway to dispatcher: requests that arrived in one batch."""
 
     schema_version: Literal[1] = 1
     requests: Annotated[tuple[SubmittedRequest, ...], FailFast()] = Field(max_length=MAX_BATCH)
 
 
 class CancelWish(Message):
-    """Gateway to dispatcher: look at these operations, a client wants them cancelled.
+    """Gateway to dispatcher: a client has asked to cancel these operations.
 
-    Only the fast way: the wish itself is in the record, and without one there this does nothing.
+    The request to cancel is in each operation's record. This message only makes the dispatcher read
+    it sooner; it has no effect on an operation whose record has no such request.
     """
 
     schema_version: Literal[1] = 1
@@ -205,7 +209,7 @@ class HostCommand(Message):
     model: ModelSpec
     dataset: DatasetSpec | None = None
     container_id: str | None = None
-    """What MongoDB knows of the job's container; the worker finds it by name all the same."""
+    """The id of the job's container in MongoDB. The worker finds the container by name."""
     input_json: str | None = None
     """The request's input as JSON text, untouched."""
     timeout_s: float = Field(gt=0)
@@ -224,16 +228,16 @@ CancelReason = Literal["cancelled", "timed_out", "stale"]
 
 
 class CancelOperation(Message):
-    """Dispatcher to worker: end this attempt now, whatever it is at. Repeating it is harmless."""
+    """Dispatcher to worker: stop this attempt now, in any phase. Repeating it is harmless."""
 
     operation_id: OperationId
     epoch: Positive
     reason: CancelReason = "cancelled"
-    """`stale`: the record has moved on; nothing of it is to be reported any more."""
+    """`stale`: the attempt was superseded, and the worker reports nothing more about it."""
 
 
 class RepeatReport(Message):
-    """Dispatcher to worker: say the last report of this attempt again, for it was lost."""
+    """Dispatcher to worker: send the last report of this attempt again, because it was lost."""
 
     operation_id: OperationId
     epoch: Positive
@@ -248,7 +252,7 @@ class DiscardContainer(Message):
 
 
 class HostControl(Message):
-    """What one boot of one host's worker is told past the commands that wait in its queue."""
+    """Dispatcher to one boot of one host's worker: what must not wait behind the commands."""
 
     schema_version: Literal[1] = 1
     host_id: Id
@@ -257,13 +261,13 @@ class HostControl(Message):
     discards: tuple[DiscardContainer, ...] = ()
     repeats: tuple[RepeatReport, ...] = ()
     renounce: bool = False
-    """True if this boot was given up as LOST and has to announce itself anew."""
+    """True if the dispatcher declared this boot LOST; the worker must announce itself again."""
     unusable: str | None = None
-    """Why this host can't be used, in a sentence for its operator; the worker ends with it."""
+    """Why this host can't be used, in a sentence for its operator; the worker exits with it."""
 
 
 class Progress(Message):
-    """How far a phase is. `total` is null while it is not known."""
+    """The progress of a phase. `total` is null while it is not known."""
 
     current: Count
     total: Count | None = None
@@ -273,8 +277,8 @@ class Progress(Message):
 class OperationReport(Message):
     """Worker to dispatcher: the full state of one attempt as the worker sees it.
 
-    `(operation_id, epoch, seq)` orders and dedups it. `job_state` is what is true of the job's
-    container after it, null if it says nothing new of it.
+    `(operation_id, epoch, seq)` orders and deduplicates reports. `job_state` is the state of the
+    job after this report; null if the report does not change it.
     """
 
     operation_id: OperationId
@@ -301,38 +305,38 @@ class InventoryItem(Message):
     operation_id: str
     running: bool
     loaded: bool = False
-    """True if its model is in memory and answers. A reader that knows `answer` goes by that."""
+    """True if its model is in memory and answers. Readers that know `answer` use that instead."""
     ever_started: bool = True
     exit_code: int | None = None
     """Null while it runs, and before its first start."""
     oom_killed: bool = False
-    """True if any process in it was killed for want of memory; not always the main one."""
+    """True if any process in it was killed because memory ran out; not always the main one."""
     disk_exceeded: bool = False
-    """True if its worker has ended it for what it wrote to the disk."""
+    """True if the worker stopped it because it wrote too much to the disk."""
     unhealthy: bool = False
-    """True if it has answered for several looks that it is not ready, and never that it is."""
+    """True if it answered several checks with "not ready", and none of them with "ready"."""
     answer: Literal["yes", "no", "silent", "not_asked"] | None = None
-    """What its server answered when it was asked if it is ready; null from workers before 0.2.
+    """The server's answer when the worker asked if it is ready; null from workers before 0.2.
 
-    `silent`: no answer came in time, which proves nothing. `not_asked`: it is worked on, does not
-    run, or has nothing that can be asked.
+    `silent`: no answer came in time, which proves nothing. `not_asked`: an operation works on the
+    container, it does not run, or its model has no check of readiness.
     """
 
 
 class Inventory(Message):
-    """All labelled containers of a host, as they were between two moments.
+    """All labelled containers of a host, as the worker found them in one check.
 
-    Published after all reports of what ended before it was begun, so that a reader who takes a
-    host's messages in their order may compare it with the record.
+    The worker publishes it after the reports of all operations that ended before the check began.
+    So a reader that takes a host's messages in order may compare it with the records.
     """
 
     items: Annotated[tuple[InventoryItem, ...], FailFast()] = ()
     busy: Annotated[tuple[str, ...], FailFast()] = ()
-    """Jobs that were worked on meanwhile: nothing can be concluded about them."""
+    """Jobs that an operation worked on during the check; it proves nothing about them."""
 
 
 class EngineFacts(Message):
-    """What a Docker engine says of itself."""
+    """What a Docker engine reports about itself."""
 
     version: str
     api_version: str
@@ -342,7 +346,7 @@ class EngineFacts(Message):
 
 
 class HostOnline(Message):
-    """A worker has booted: what it offers and what it found."""
+    """A worker has booted: the capacity it offers and the containers it found."""
 
     slots: Slots
     labels: Labels = Field(default_factory=dict)
@@ -351,20 +355,20 @@ class HostOnline(Message):
 
 
 class WorkerReports(Message):
-    """What one boot of a host's worker reports; `online` counts first, `inventory` last."""
+    """Reports of one boot of a host's worker; readers take `online` first, `inventory` last."""
 
     schema_version: Literal[1] = 1
     host_id: Id
     incarnation: str
     number: Count = 0
-    """Grows with each message of this boot: what is told later has a higher one."""
+    """Increases with each message of this boot."""
     online: HostOnline | None = None
     operations: tuple[OperationReport, ...] = ()
     inventory: Inventory | None = None
 
 
 class HostHello(Message):
-    """A worker asks a dispatcher for its host's queues: it may declare none itself."""
+    """A worker asks a dispatcher to declare its host's queues, for it may not do so itself."""
 
     schema_version: Literal[1] = 1
     host_id: Id
@@ -372,7 +376,7 @@ class HostHello(Message):
 
 
 class Heartbeat(Message):
-    """Sent only if Docker answered and the consumer is attached."""
+    """A worker's sign of life, sent only if Docker answered and its consumer is attached."""
 
     schema_version: Literal[1] = 1
     host_id: Id

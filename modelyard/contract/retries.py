@@ -1,8 +1,9 @@
-"""Which failures are tried again by Modelyard itself, and after how long.
+"""Which failures Modelyard retries by itself, and after how long.
 
-A failure of the infrastructure is; the user's own errors are not: they would fail again. An
-inference that was interrupted is neither: it may still run in its container, and nobody asked for
-it to run twice. Its owner may (`POST /v1/operations/{id}/retry`).
+It retries failures of the infrastructure. It does not retry the user's own errors: they would fail
+again. It does not retry an interrupted inference either: the inference may still run in its
+container, and nobody asked for it to run twice. Its owner may retry it
+(`POST /v1/operations/{id}/retry`).
 """
 
 import random
@@ -23,7 +24,7 @@ RETRIED_CODES = frozenset(
         ErrorCode.WORKER_INTERRUPTED,
     }
 )
-"""Causes that may be gone at the next try, or on another host."""
+"""Causes that may be gone at the next attempt, or on another host."""
 
 _INTERRUPTIONS = frozenset(
     {ErrorCode.HOST_LOST, ErrorCode.WORKER_ERROR, ErrorCode.WORKER_INTERRUPTED}
@@ -44,7 +45,7 @@ def retry_delay_s(
     """Return the seconds to wait after the `failures`-th failure in a row, 1 and up.
 
     Exponential with "equal jitter": half of 1, 2, 4 ... 60 s is fixed, the other half is random,
-    so that those who failed together do not come back together.
+    so that operations that failed together are not retried together.
     """
     whole = min(MOST_S, BASE_S * 2.0 ** (min(failures, 16) - 1))
     return uniform(whole / 2, whole)

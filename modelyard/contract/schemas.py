@@ -1,7 +1,7 @@
 """JSON Schemas of the public messages: `python -m modelyard.contract.schemas [--check]`.
 
-They are written to `docs/schemas/`, for clients in other languages. Draft 2020-12, the same text
-for the same code, so that a difference is a change of the contract.
+They are written to `docs/schemas/`, for clients in other languages. They follow draft 2020-12. The
+same code always gives the same text, so a difference is a change of the contract.
 """
 
 import argparse
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 
 Mode = Literal["validation", "serialization"]
 
-# What we read is described as it may come, what only we write as it goes out.
+# Messages that Modelyard reads are described as input, those that only it writes as output.
 PUBLIC: dict[str, tuple[type[BaseModel], Mode]] = {
     "job-request": (JobRequest, "validation"),
     "submission": (Submission, "validation"),
@@ -53,7 +53,7 @@ def rendered() -> dict[str, str]:
 
 
 def drifted(folder: Path) -> list[str]:
-    """Return the files that are missing, differ, or describe nothing any more."""
+    """Return the files that are missing, differ, or belong to no message any more."""
     expected = rendered()
     found = {path.name: path.read_text("utf-8") for path in folder.glob("*.json")}
     names = expected.keys() | found.keys()
@@ -61,7 +61,7 @@ def drifted(folder: Path) -> list[str]:
 
 
 def write(folder: Path) -> None:
-    """Write all schemas and remove those that describe nothing any more."""
+    """Write all schemas and remove those that belong to no message any more."""
     folder.mkdir(parents=True, exist_ok=True)
     expected = rendered()
     for path in folder.glob("*.json"):
@@ -82,9 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     names = drifted(given.folder)
     for name in names:
-        sys.stderr.write(f"{given.folder / name} is not what the contract says.\n")
+        sys.stderr.write(f"{given.folder / name} differs from the contract.\n")
     if names:
-        sys.stderr.write("Run `python -m modelyard.contract.schemas` and look at the change.\n")
+        sys.stderr.write("Run `python -m modelyard.contract.schemas` and review the change.\n")
     return 1 if names else 0
 
 

@@ -1,7 +1,7 @@
 """The states of operations, jobs and hosts, and the tables of their legal transitions.
 
-A state changes only through a write that names the states it may come from; these tables are
-where those names come from.
+A state changes only through a write that names the states it may come from. The tables in this file
+say which states those are.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Verb(StrEnum):
     """Send the request's input into the container and store the answer."""
 
     DEPLOY_UNLOAD = "DEPLOY_UNLOAD"
-    """Take the model out of memory, after the inference that is running."""
+    """Take the model out of memory, after the running inference has ended."""
 
     TERMINATE = "TERMINATE"
     """Remove the container and free its reservation."""
@@ -36,9 +36,9 @@ class OperationState(StrEnum):
     """Where one operation stands. Terminal states never change."""
 
     QUEUED = "QUEUED"
-    """Recorded and waiting: for its turn in the job's line, or for a host with room.
+    """Recorded and waiting for its turn among the job's operations, or for a host with room.
 
-    The dispatcher's intake moves it here; the scheduler moves it on.
+    The dispatcher's intake records it in this state; the scheduler moves it on.
     """
 
     DISPATCHED = "DISPATCHED"
@@ -48,14 +48,14 @@ class OperationState(StrEnum):
     """
 
     RUNNING = "RUNNING"
-    """The worker has accepted the command and works on it; `phase` says at what.
+    """The worker has accepted the command and works on it; `phase` says at which step.
 
-    The worker moves it to its end.
+    The worker's reports move it to a terminal state.
     """
 
     SUCCEEDED = "SUCCEEDED"
-    """The verb holds; a result is stored if there is one. Set on the worker's report, or by the
-    scheduler where a verb already holds and there is no container to ask."""
+    """The verb has taken effect; a result is stored if there is one. Set on the worker's report, or
+    by the scheduler where a verb already holds and there is no container to ask."""
 
     FAILED = "FAILED"
     """It was tried and did not work; `error` says why. Set on the worker's report, or by the
@@ -65,7 +65,7 @@ class OperationState(StrEnum):
     """It ran for longer than its `timeout_s`. Set on the worker's report, or by the sweep."""
 
     CANCELLED = "CANCELLED"
-    """A client took it back before it ended. Set by the sweep or on the worker's report."""
+    """A client cancelled it before it ended. Set by the sweep or on the worker's report."""
 
     REJECTED = "REJECTED"
     """It could never run: the request or the job's state forbids it. Set by intake or scheduler."""
@@ -96,7 +96,7 @@ class JobState(StrEnum):
     """What is true of a job's container and its model."""
 
     NONE = "NONE"
-    """Named by a request, never placed."""
+    """A request named the job, but it was never placed on a host."""
 
     CREATED = "CREATED"
     """It has a container on a host; the model is not in memory."""
@@ -120,13 +120,14 @@ class JobState(StrEnum):
 
 
 class Liveness(StrEnum):
-    """What heartbeats say of a host."""
+    """What the heartbeats of a host say about it."""
 
     ONLINE = "ONLINE"
     SUSPECT = "SUSPECT"
-    """No heartbeat for 15 seconds: no new placements, nothing is taken away."""
+    """No heartbeat for 15 seconds: the host gets no new placements and keeps its work."""
     LOST = "LOST"
-    """No heartbeat for 60 seconds: what may run elsewhere does, its live jobs are LOST."""
+    """No heartbeat for 60 seconds: operations that may run on other hosts go there, and the host's
+    live jobs are LOST."""
 
 
 class Admission(StrEnum):
@@ -134,9 +135,9 @@ class Admission(StrEnum):
 
     OPEN = "OPEN"
     CORDONED = "CORDONED"
-    """Takes no new jobs; what is there goes on."""
+    """Takes no new jobs; the jobs on it go on."""
     DRAINING = "DRAINING"
-    """Takes no new jobs, and those that are there finish, move or, past a deadline, are ended."""
+    """Takes no new jobs; the jobs on it finish, move or, past a deadline, are ended."""
 
 
 _ENDS_OF_WORK = frozenset(
@@ -159,8 +160,9 @@ OPERATION_TRANSITIONS: Mapping[OperationState, frozenset[OperationState]] = Mapp
                 OperationState.EXPIRED,
             },
         ),
-        # Back to QUEUED only with epoch + 1, after a failure of the infrastructure. Straight to
-        # an end because reports may overtake or replace each other: each carries full state.
+        # Back to QUEUED only with epoch + 1, after a failure of the infrastructure. DISPATCHED may
+        # go straight to a terminal state, because a report may overtake or replace an earlier one:
+        # each report carries the full state.
         OperationState.DISPATCHED: _ENDS_OF_WORK | {OperationState.RUNNING, OperationState.QUEUED},
         OperationState.RUNNING: _ENDS_OF_WORK | {OperationState.RUNNING, OperationState.QUEUED},
         OperationState.SUCCEEDED: frozenset(),
@@ -174,7 +176,7 @@ OPERATION_TRANSITIONS: Mapping[OperationState, frozenset[OperationState]] = Mapp
 
 JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
-        # To TERMINATED also by a TEMP, whose container comes and goes within one operation.
+        # A TEMP leads to TERMINATED: its container is created and removed within one operation.
         JobState.NONE: frozenset({JobState.CREATED, JobState.TERMINATED, JobState.FAILED}),
         JobState.CREATED: frozenset(
             {JobState.LOADED, JobState.TERMINATED, JobState.FAILED, JobState.LOST},
@@ -191,7 +193,7 @@ JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class VerbRule:
-    """From where a verb may start, where it leads, and what it needs on the way."""
+    """The job states that a verb may start from, the one it leads to, and what it needs."""
 
     starts_from: frozenset[JobState]
     """Job states in which the verb has work to do."""
@@ -257,7 +259,7 @@ def operation_sources(target: OperationState) -> frozenset[OperationState]:
 def job_sources(target: JobState) -> frozenset[JobState]:
     """Return the job states from which `target` may be written, itself among them.
 
-    Itself, because a report that comes twice writes the same state twice.
+    `target` itself is included because a report that arrives twice writes the same state twice.
     """
     return frozenset({target} | {s for s, ends in JOB_TRANSITIONS.items() if target in ends})
 

@@ -1,8 +1,8 @@
-"""Strict JSON: what both doors take, and nothing that another parser would read differently.
+"""Strict JSON: the form that HTTP and AMQP requests must have, which all parsers read alike.
 
 RFC 8259, narrowed as RFC 7493 (I-JSON) recommends: UTF-8 only, no duplicate names, no NaN or
-Infinity, no lone surrogates; depth and the length of numbers are bounded, because what comes
-in is not trusted yet.
+Infinity, no lone surrogates. Depth and the length of numbers are limited, because the input is not
+trusted.
 """
 
 import json
@@ -23,19 +23,20 @@ MAX_NUMBER_DIGITS = 400
 _MAYBE_LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 JsonValue = Any
-"""A parsed JSON value. JSON has no closed Python type that checks well; it stays at the doors."""
+"""A parsed JSON value. Python has no closed type for JSON that mypy checks well, so this type is
+used only where JSON enters or leaves."""
 
 
 def parse_json(body: bytes, *, max_bytes: int, limits: JsonLimits = REQUEST_LIMITS) -> JsonValue:
-    """Parse `body` strictly. What it holds is counted before anything is made of it.
+    """Parse `body` strictly, after its contents were checked against `limits`.
 
     Raises `InvalidRequestError` with `body_too_large` for more than `max_bytes` bytes and with
-    `invalid_json` for everything else that is wrong, naming what.
+    `invalid_json` for every other fault; its message says which.
     """
     if len(body) > max_bytes:
         raise InvalidRequestError(
             ErrorCode.BODY_TOO_LARGE,
-            f"The body has {len(body)} bytes; at most {max_bytes} are taken.",
+            f"The body has {len(body)} bytes; at most {max_bytes} are allowed.",
             max_bytes=max_bytes,
         )
     try:
@@ -43,7 +44,7 @@ def parse_json(body: bytes, *, max_bytes: int, limits: JsonLimits = REQUEST_LIMI
     except UnicodeDecodeError as error:
         raise _invalid(f"It is not UTF-8 (byte {error.start}).") from error
     check_bounds(body, limits)
-    each_number = may_hold_unusual_numbers(body)  # to look at every one of them is slow
+    each_number = may_hold_unusual_numbers(body)  # checking each of them is slow
     try:
         value = json.loads(
             text,
@@ -74,7 +75,7 @@ def dump_json(value: JsonValue) -> str:
 
 
 def canonical_json(value: JsonValue) -> str:
-    """Return one text for all equal values: keys sorted, no spaces. For hashes."""
+    """Return the same text for equal values: keys sorted, no spaces. For hashes."""
     return _CANONICAL.encode(value)
 
 
@@ -83,14 +84,14 @@ def _invalid(message: str) -> InvalidRequestError:
 
 
 def _object_without_duplicates(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _invalid(f"The name {key[:64]!r} stands twice in one object.")
+                raise _invalid(f"The name {key[:64]!r} appears twice in one object.")
             seen.add(key)
-    return made
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

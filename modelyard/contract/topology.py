@@ -13,16 +13,17 @@ from types import MappingProxyType
 Argument = str | int | bool
 
 LEASE_S = 60
-"""Seconds a worker's lease lasts, and a command's life in a host's queue."""
+"""Seconds that a worker's lease lasts, and that a command may wait in its host's queue."""
 HEARTBEAT_INTERVAL_S = 5.0
 SUSPECT_AFTER_S = 15.0
 LOST_AFTER_S = float(LEASE_S)
-"""Seconds without a heartbeat after which a host is given up, and what may run elsewhere does."""
+"""Seconds without a heartbeat after which a host is LOST, and operations that may run on other
+hosts go there."""
 INVENTORY_INTERVAL_S = 10.0
-"""Seconds between two looks of a worker at all of its containers."""
+"""Seconds between two checks of all containers by a worker."""
 
 CONTROL_SUFFIX = ":control"
-"""Ends a routing key of `modelyard.hosts`; no host id has a colon, so none is such a key."""
+"""The end of a control queue's routing key. No host id has a colon, so none equals such a key."""
 CONTROL_TTL_S = 15
 """Seconds that a control message waits for its worker."""
 
@@ -65,14 +66,14 @@ EXCHANGES = (JOBS, HOSTS, REPORTS, EVENTS, HEARTBEATS, DEAD)
 SUBMIT_KEY = "job.submit"
 REPLAY_HEADER = "x-modelyard-replay"
 """On a dead letter of the jobs queue that is published again: `<dead_letter_id>:<times>`. Its
-requests become operations of their own, for those of the first time have ended."""
+requests become new operations each time, because the earlier ones have ended."""
 
 _QUORUM: Mapping[str, Argument] = {"x-queue-type": "quorum"}
 _DEAD_LETTERED: Mapping[str, Argument] = {
     **_QUORUM,
     "x-dead-letter-exchange": DEAD.name,
-    # The letter leaves its queue only when the dead-letter queue has confirmed it. The broker
-    # wants reject-publish with it; without a length limit that never refuses anything.
+    # A message leaves its queue only when the dead-letter queue has confirmed it. The broker
+    # requires reject-publish with this strategy; without a length limit it never rejects anything.
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",
 }
@@ -81,9 +82,9 @@ JOBS_QUEUE = Queue(
     "modelyard.jobs.v1",
     JOBS,
     SUBMIT_KEY,
-    # One active consumer keeps the order of acceptance; failover to a second dispatcher is the
-    # broker's. 20 deliveries: a message that crashes its consumer must end, a dispatcher that is
-    # restarted now and then must not lose one.
+    # One active consumer keeps the order of acceptance; the broker fails over to a second
+    # dispatcher. 20 deliveries: a message that crashes its consumer must become a dead letter, but
+    # a few restarts of the dispatcher must not turn a good message into one.
     MappingProxyType({**_DEAD_LETTERED, "x-delivery-limit": 20, "x-single-active-consumer": True}),
 )
 REPORTS_QUEUE = Queue(
@@ -91,33 +92,33 @@ REPORTS_QUEUE = Queue(
     REPORTS,
     "",  # bound once for each host, when the host is first declared
     # One active consumer here too: two boots of a host are recorded in the order in which they
-    # were reported, whoever of two dispatchers is slow.
+    # were reported, even if one of two dispatchers is slow.
     MappingProxyType({**_DEAD_LETTERED, "x-delivery-limit": 20, "x-single-active-consumer": True}),
 )
 HEARTBEATS_QUEUE = Queue(
     "modelyard.heartbeats.v1",
     HEARTBEATS,
     "",
-    # No dead-letter exchange: a heartbeat that nobody took in time is worth nothing.
+    # No dead-letter exchange: an old heartbeat is worthless.
     MappingProxyType({**_QUORUM, "x-delivery-limit": 3, "x-message-ttl": 15_000}),
 )
 DEAD_QUEUE = Queue(
     "modelyard.dead.v1",
     DEAD,
     "",
-    # The last stop: a dead-letter exchange of its own would be a circle.
+    # No dead-letter exchange: it would send this queue's own messages back to it.
     MappingProxyType({**_QUORUM, "x-delivery-limit": 1_000}),
 )
 
 
 def host_queue(host_id: str) -> Queue:
-    """Return the queue that holds one host's commands; they live no longer than the lease."""
+    """Return the queue of one host's commands; they wait there no longer than its lease lasts."""
     return Queue(
         f"modelyard.host.{host_id}.v1",
         HOSTS,
         host_id,
-        # One active consumer, should two workers ever carry the same name: the second one looks
-        # before it consumes, but two may look at the same moment.
+        # One active consumer, in case two workers use the same host id: each checks for another
+        # consumer before it consumes, but both may check at the same moment.
         MappingProxyType(
             {
                 **_DEAD_LETTERED,
@@ -130,21 +131,22 @@ def host_queue(host_id: str) -> Queue:
 
 
 def control_key(host_id: str) -> str:
-    """Return the routing key of what must not wait behind a host's commands: `HostControl`."""
+    """Return the routing key of a host's control messages, `HostControl`."""
     return f"{host_id}{CONTROL_SUFFIX}"
 
 
 def control_queue(host_id: str) -> Queue:
     """Return the queue of one host's control messages.
 
-    Nobody misses a message that the worker did not take in time: its sender repeats it for as long
-    as the record asks for it.
+    Control messages must not wait behind the host's commands. One that expires unread is no loss:
+    the dispatcher sends it again for as long as the records require it.
     """
     return Queue(
         f"modelyard.control.{host_id}.v1",
         HOSTS,
         control_key(host_id),
-        # One active consumer: a second worker of this host id must not take the first one's.
+        # One active consumer: a second worker of this host id must not take the messages of the
+        # first one.
         MappingProxyType(
             {
                 **_QUORUM,
@@ -159,6 +161,6 @@ def control_queue(host_id: str) -> Queue:
 def queues_of_host(host_id: str) -> tuple[Queue, Queue]:
     """Return the two queues that a host's worker reads; a dispatcher declares them.
 
-    The one for control comes first: by it the worker hears what is wrong with the other one.
+    The control queue comes first: through it the worker learns what is wrong with the other one.
     """
     return control_queue(host_id), host_queue(host_id)

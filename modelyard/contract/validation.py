@@ -1,4 +1,4 @@
-"""Reading a client's request, with errors that point at what is wrong: the same by both doors."""
+"""Validation of a client's request, the same over HTTP and AMQP; errors point at each fault."""
 
 import itertools
 from collections.abc import Collection, Mapping
@@ -11,10 +11,10 @@ from modelyard.contract.strict_json import JsonValue
 
 MAX_LISTED_ERRORS = 20
 MAX_POINTER_CHARS = 256
-"""A name that a client chose is part of a pointer; a pointer is for people."""
+"""Pointers are for people to read, and may contain long names that a client chose."""
 MAX_NAMES_OF_A_MESSAGE = 64
-"""No message of ours has so many fields. What has more is not given to pydantic at all, which would
-make an error for each of them."""
+"""No message of Modelyard has so many fields. An object with more is not given to pydantic, which
+would build an error for each of them."""
 MAX_MESSAGE_CHARS = 500
 _UNKNOWN_NAME = "Extra inputs are not permitted"
 _OUR_PREFIX = "Value error, "
@@ -24,7 +24,8 @@ def parse_request(value: JsonValue) -> JobRequest:
     """Validate parsed JSON as one request.
 
     Raises `InvalidRequestError` with `invalid_request`; `detail["errors"]` lists what is wrong as
-    `{"pointer": RFC 6901, "message": text}`. What the client sent is never repeated in it.
+    `{"pointer": RFC 6901, "message": text}`. They never repeat
+    the values that the client sent.
     """
     if not isinstance(value, dict):
         raise InvalidRequestError(
@@ -34,18 +35,18 @@ def parse_request(value: JsonValue) -> JobRequest:
         )
     listed = size_errors(JobRequest, value)
     if listed:
-        raise _does_not_follow(listed)
+        raise _schema_error(listed)
     try:
         return JobRequest.model_validate(value)
     except ValidationError as error:
-        raise _does_not_follow(error_list(error)) from error
+        raise _schema_error(error_list(error)) from error
 
 
 def size_errors(kind: type[BaseModel], value: JsonValue) -> list[dict[str, str]]:
-    """Return what is too much in `value` to be validated as `kind`; nothing if it may be.
+    """Return errors if `value` has too many names to be validated as `kind`; else an empty list.
 
-    pydantic makes an error for each unknown name and for each wrong entry of a map, without end.
-    So the names at the top of a message, and those of a request's metadata, are counted before.
+    pydantic builds an error for each unknown name and for each wrong entry of a map, without limit.
+    So the names at the top of a message, and those of a request's metadata, are counted first.
     """
     if not isinstance(value, Mapping):
         return []
@@ -53,7 +54,7 @@ def size_errors(kind: type[BaseModel], value: JsonValue) -> list[dict[str, str]]
         return unknown_names(value, kind.model_fields.keys())
     metadata = value.get("metadata")
     if kind is JobRequest and isinstance(metadata, Mapping) and len(metadata) > MAX_METADATA:
-        message = f"has {len(metadata)} entries; at most {MAX_METADATA} are taken"
+        message = f"has {len(metadata)} entries; at most {MAX_METADATA} are allowed"
         return [{"pointer": "/metadata", "message": message}]
     return []
 
@@ -64,7 +65,7 @@ def unknown_names(value: Mapping[str, JsonValue], known: Collection[str]) -> lis
     return [{"pointer": pointer((name,)), "message": _message(_UNKNOWN_NAME)} for name in unknown]
 
 
-def _does_not_follow(listed: list[dict[str, str]]) -> InvalidRequestError:
+def _schema_error(listed: list[dict[str, str]]) -> InvalidRequestError:
     first = listed[0]
     where = f"`{first['pointer'].lstrip('/')}` " if first["pointer"] else ""
     return InvalidRequestError(
@@ -77,7 +78,7 @@ def _does_not_follow(listed: list[dict[str, str]]) -> InvalidRequestError:
 def error_list(error: ValidationError) -> list[dict[str, str]]:
     """Return pydantic's findings as JSON pointers and messages, at most 20 of them.
 
-    pydantic builds the whole list first, so what is validated has to be bounded before.
+    pydantic builds the whole list, so callers limit the input first (`size_errors`).
     """
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [
@@ -94,7 +95,7 @@ def first_errors(error: ValidationError) -> str:
 def pointer(location: tuple[int | str, ...]) -> str:
     """Return an RFC 6901 JSON pointer to a place in a document.
 
-    pydantic's mark for "the key itself is wrong" is left out: it is no place.
+    pydantic's mark for "the key itself is wrong" is left out: it is not part of the path.
     """
     places = (str(step) for step in location if step != "[key]")
     steps = (place.replace("~", "~0").replace("/", "~1") for place in places)
@@ -102,6 +103,6 @@ def pointer(location: tuple[int | str, ...]) -> str:
 
 
 def _message(text: str) -> str:
-    ours = text.removeprefix(_OUR_PREFIX)
-    said = ours if ours != text else text[:1].lower() + text[1:]
-    return said[:MAX_MESSAGE_CHARS]
+    our_message = text.removeprefix(_OUR_PREFIX)
+    message = our_message if our_message != text else text[:1].lower() + text[1:]
+    return message[:MAX_MESSAGE_CHARS]

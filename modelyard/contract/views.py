@@ -1,4 +1,4 @@
-"""What the HTTP API answers about operations, jobs and hosts: one view each."""
+"""How the HTTP API shows operations, jobs and hosts: one view each."""
 
 from datetime import datetime
 from typing import Literal
@@ -20,7 +20,7 @@ from modelyard.contract.states import (
 
 
 class Links(Message):
-    """Where to read on."""
+    """Addresses of related resources."""
 
     self: str
     job: str | None = None
@@ -33,7 +33,7 @@ class OperationView(Message):
     operation_id: str
     job_id: str | None
     operation_type: Verb | None
-    """Both are null only if a message was refused for them."""
+    """This and `job_id` are null only if a message was rejected because they were not valid."""
     state: OperationState
     model: str | None = None
     dataset: str | None = None
@@ -50,12 +50,12 @@ class OperationView(Message):
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     source: Literal["http", "amqp", "system"] = "http"
-    """`system`: Modelyard's own, to bring a job back or to move it."""
+    """`system`: Modelyard itself submitted it, to restore a job or to move it."""
     retry_of: str | None = None
     """The operation that this one runs again."""
     cancel_requested: bool = False
     not_before: datetime | None = None
-    """While QUEUED after an attempt that failed: the next one does not start earlier."""
+    """While QUEUED after a failed attempt: the earliest time of the next attempt."""
     error: ErrorInfo | None = None
     """Why it ended; while QUEUED, why its last attempt failed."""
     result_bytes: int | None = None
@@ -84,12 +84,12 @@ class JobView(Message):
 
 
 class DrainView(Message):
-    """How far the drain of a host is."""
+    """The progress of a host's drain."""
 
     move: bool
-    """True if its live jobs are brought to other hosts."""
+    """True if Modelyard moves the host's live jobs to other hosts."""
     deadline: datetime | None = None
-    """When what is left is ended; null: it is waited for."""
+    """When Modelyard ends the operations and jobs that are left; null: it lets them finish."""
     done: bool = False
     """True once no job and no operation is left on the host."""
 
@@ -108,7 +108,7 @@ class HostView(Message):
     jobs: tuple[str, ...] = ()
     running: int = 0
     fenced_off: dict[str, int] = Field(default_factory=dict)
-    """Late writes of the host that had no effect, counted by reason since it first came online.
+    """Late reports of the host that had no effect, counted by reason since it first came online.
 
     Reasons are `other_host`, `other_epoch`, `other_incarnation`, `overtaken`, `illegal`
     and `unknown_operation`; there may be more.

@@ -1,1 +1,1 @@
-"""What every process of Modelyard has: tasks, shutdown, logging, settings, helper processes."""
+"""Shared by all processes: tasks, shutdown, logging, settings and the body process."""

@@ -1,4 +1,4 @@
-"""Carrying what is ready now in one go, without ever lingering to fill a batch."""
+"""Batches of the items that are ready; no item waits for a batch to fill."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 class StoppedError(ModelyardError):
-    """Nothing flushes any more; whether a flush that was under way took effect is unknown."""
+    """The flushing has ended; whether a flush that was under way took effect is unknown."""
 
     def __init__(self) -> None:
         super().__init__(ErrorCode.UNAVAILABLE, "This process is stopping.")
@@ -36,7 +36,7 @@ class Coalescer(Generic[T, R]):
         self._stopped = False
 
     async def submit(self, item: T) -> R:
-        """Return the item's result once a flush has carried it; raises what the flush did.
+        """Return the item's result once a flush has handled it; raises what the flush raises.
 
         Raises `StoppedError` once `run` has ended.
         """
@@ -47,14 +47,14 @@ class Coalescer(Generic[T, R]):
         return await future
 
     async def run(self) -> None:
-        """Flush for ever; the owner runs it as a task of its own. Who waits at its end is told."""
+        """Flush for ever; the owner runs it as a task. At its end waiting callers get an error."""
         batch: list[tuple[T, asyncio.Future[R]]] = []
         try:
             while True:
                 batch = [await self._waiting.get()]
                 while len(batch) < self._max_items and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
-                await self._carry(batch)
+                await self._flush_batch(batch)
         finally:
             self._stopped = True
             while not self._waiting.empty():
@@ -63,7 +63,7 @@ class Coalescer(Generic[T, R]):
                 if not future.done():
                     future.set_exception(StoppedError())
 
-    async def _carry(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _flush_batch(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         results: Sequence[R | Exception]
         try:
             results = await self._flush([item for item, _ in batch])
@@ -73,7 +73,7 @@ class Coalescer(Generic[T, R]):
             wrong = ValueError(f"A flush of {len(batch)} items returned {len(results)} results.")
             results = [wrong] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
-            if future.done():  # its caller went away
+            if future.done():  # the caller was cancelled
                 continue
             if isinstance(result, Exception):
                 future.set_exception(result)
@@ -84,7 +84,7 @@ class Coalescer(Generic[T, R]):
 def chunks_by_size(
     items: Iterable[T], size_of: Callable[[T], int], *, max_bytes: int, max_items: int
 ) -> Iterator[list[T]]:
-    """Split `items` in order into lists of at most `max_bytes`; a larger item travels alone."""
+    """Split `items` in order into lists of at most `max_bytes`; a larger item goes alone."""
     chunk: list[T] = []
     room = max_bytes
     for item in items:

@@ -1,7 +1,7 @@
-"""The body process itself: it takes one body after the other from its standard input.
+"""The main loop of a body process: it reads one body after the other from its standard input.
 
-It holds nothing between two bodies and opens no connection. It ends when its input does, which is
-when the service has ended, however that came.
+The process keeps nothing between two bodies and opens no connection. It ends when its input does,
+which happens whenever the service ends, even by a crash.
 """
 
 import gc
@@ -21,42 +21,43 @@ Task = Callable[..., Iterable[Part]]
 """Called with the body and with the named arguments that the service gave."""
 
 MAX_MEMORY_BYTES = 2 << 30
-"""Of address space. The worst body that the limits of JSON allow takes about a fifth of it."""
+"""Limit of the address space. The worst body that the JSON limits allow needs about a fifth."""
 NICENESS = 5
-"""The service itself goes first where they share a CPU: it answers everyone else."""
+"""Gives the service precedence where both share a CPU, because it serves all other requests."""
 
 
 def serve(tasks: Mapping[str, Task]) -> None:
     """Carry out tasks until the input ends."""
-    # A terminal sends Ctrl-C, and systemd SIGTERM, to this process too: the service decides when.
+    # A terminal sends SIGINT, and systemd SIGTERM, to this process too. It ignores both, because
+    # the service decides when it ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_MEMORY_BYTES)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    # JSON holds no cycles, and looking for them takes more time than parsing does.
+    # Parsed JSON has no reference cycles, and searching for them takes longer than parsing.
     gc.disable()
-    # Whoever prints does not talk into the answers.
+    # Output of `print` goes to stderr, so that it can't mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    answers.write(END)  # it reads from here on: who waits for it knows that it was started
+    answers.write(END)  # tells the service that this process has started
     answers.flush()
-    while asked := _read(sys.stdin.buffer):
-        header, body = asked
+    while request := _read(sys.stdin.buffer):
+        header, body = request
         for part in _answer(tasks, json.loads(header), body):
             answers.writelines(frame(*part))
         answers.write(END)
         answers.flush()
-        del asked, header, body
+        del request, header, body
         gc.collect(0)
 
 
-def _answer(tasks: Mapping[str, Task], asked: dict[str, Any], body: bytes) -> Iterable[Part]:
+def _answer(tasks: Mapping[str, Task], request: dict[str, Any], body: bytes) -> Iterable[Part]:
     try:
-        yield from tasks[asked["task"]](body, **asked["given"])
+        yield from tasks[request["task"]](body, **request["given"])
     except MemoryError:
-        yield json.dumps({FAILED: "it takes too much memory"}).encode(), b""
+        yield json.dumps({FAILED: "it needs too much memory"}).encode(), b""
     except Exception as error:  # noqa: BLE001 - the boundary of one task; the service raises it
         yield json.dumps({FAILED: repr(error)[:500]}).encode(), b""
 

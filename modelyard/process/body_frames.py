@@ -1,12 +1,12 @@
-"""How a service and its body process talk: frames of a JSON header and bytes that belong to it."""
+"""The protocol between a service and its body process: frames of a JSON header and raw bytes."""
 
 import struct
 
 PREFIX = struct.Struct(">II")
-"""Bytes of the header and of what belongs to it. An answer ends with a frame that has neither."""
+"""The lengths of the header and of the raw bytes. An answer ends with a frame without either."""
 
 FAILED = "failed"
-"""The only name in the header of an answer that says that the process could not do it."""
+"""The only name in the header of a part that reports an error; its value is the reason."""
 
 
 def frame(header: bytes, blob: bytes) -> tuple[bytes, bytes, bytes]:

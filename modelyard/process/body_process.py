@@ -1,8 +1,8 @@
-"""Large bodies are read in a process of their own, so that no body holds up the event loop.
+"""Parses large bodies in a second process, so that no body blocks the event loop.
 
-A thread would not do: the parser holds Python's lock for as long as it takes. What a service needs
-of a body is text (the input as JSON, a hash) and a few short fields, and that is all that comes
-back; the objects that the body was parsed into stay in the other process.
+A thread would not help, because the parser holds Python's global lock while it works. The service
+needs only texts of a body (the input as JSON, a hash) and a few short fields. Only those come back;
+the parsed objects stay in the second process.
 """
 
 import asyncio
@@ -22,41 +22,41 @@ from modelyard.process.body_frames import END, FAILED, PREFIX, frame
 log = structlog.get_logger(__name__)
 
 LARGE_BODY_BYTES = 32 << 10
-"""From here on a body is read in the process; a smaller one takes a few milliseconds at most, and
-the way there and back takes one."""
+"""Bodies of this size or more are parsed in the second process. A smaller one takes a few
+milliseconds at most; sending it there and back takes one."""
 WITHIN_S = 30.0
-"""For one body: several times what the worst one takes."""
+"""Deadline for one body: several times as long as the worst body takes."""
 CLOSE_S = 2.0
 _TRIES = 2
-_PARTS_AT_A_STRETCH = 16
+_PARTS_BEFORE_YIELD = 16
 _FAILED = json.dumps({FAILED: ""}).encode()[:-2]
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-"""It needs nothing else of the environment, which holds the service's passwords. `PYTHON*` too."""
+"""Variables that the second process gets, and `PYTHON*`. Others may contain passwords."""
 
 
 class BodyProcessError(ModelyardError):
-    """A body could not be read, for a reason that lies in our process and not in the body."""
+    """A body could not be parsed; the reason is the process and not the body."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.UNAVAILABLE, message)
 
 
 class BodyProcessUnavailableError(BodyProcessError):
-    """The process could not be started; that says nothing of the body."""
+    """The process could not be started, which says nothing about the body."""
 
 
 class BodyProcessEndedError(BodyProcessError):
-    """The process ended over the body, or took too long.
+    """The process ended while it parsed the body, or took too long.
 
-    Mostly the machine is out of memory or overloaded; but it may be because of the body.
+    Usually the machine is out of memory or overloaded, but the body may be the cause.
     """
 
 
 class BodyProcess:
-    """One process that reads bodies, one after the other. It is started by the first one."""
+    """One process that parses bodies, one after the other. The first body starts it."""
 
     def __init__(self, module: str) -> None:
-        """Name the module that `python -m` runs; it calls `modelyard.process.body_child.serve`."""
+        """Name the module for `python -m`; it calls `modelyard.process.body_child.serve`."""
         self._module = module
         self._turn = asyncio.Lock()
         self._process: Process | None = None
@@ -64,10 +64,11 @@ class BodyProcess:
     async def ask(
         self, task: str, given: Mapping[str, object], body: bytes
     ) -> list[tuple[bytes, bytes]]:
-        """Return what the task makes of a body: JSON headers, each with bytes that belong to it.
+        """Run a task on a body; return its parts, each a JSON header and raw bytes.
 
-        Raises `BodyProcessUnavailableError` if there is no process, `BodyProcessEndedError` if it
-        ended over the body twice or took too long, and `BodyProcessError` if the task failed.
+        Raises `BodyProcessUnavailableError` if the process can't be started,
+        `BodyProcessEndedError` if it ended twice while it parsed the body or took too long, and
+        `BodyProcessError` if the task failed.
         """
         header = json.dumps({"task": task, "given": given}).encode()
         async with self._turn:
@@ -76,7 +77,7 @@ class BodyProcess:
                     process = await self._started()
                     async with asyncio.timeout(WITHIN_S):
                         return await _exchange(process, header, body)
-                except TimeoutError as error:  # which is an OSError too
+                except TimeoutError as error:  # before OSError, of which it is a subclass
                     log.warning("body_process.too_slow", module=self._module)
                     await self._kill()
                     message = f"The body was not read within {WITHIN_S:.0f} s."
@@ -85,10 +86,10 @@ class BodyProcess:
                     log.warning("body_process.ended", module=self._module, error=repr(error))
                     await self._kill()
                     if not tries_left:
-                        message = "The process that reads bodies ended over this one."
+                        message = "The process that parses bodies ended while it parsed this one."
                         raise BodyProcessEndedError(message) from error
                 except asyncio.CancelledError:
-                    # Half an answer may be on its way, and the next one must not get it.
+                    # Half an answer may be in the pipe, and the next caller must not read it.
                     await self._kill()
                     raise
         raise AssertionError
@@ -107,7 +108,7 @@ class BodyProcess:
                 process.kill()
 
     async def _started(self) -> Process:
-        """Return the process once it reads; raises `BodyProcessUnavailableError`."""
+        """Return the process once it is ready; raises `BodyProcessUnavailableError`."""
         if self._process is not None:
             return self._process
         try:
@@ -115,9 +116,9 @@ class BodyProcess:
                 self._process = await self._start()
                 if self._process.stdout is None:
                     raise AssertionError
-                # One that ends before it says so has not ended over the body.
+                # A process that ends before this has not seen the body.
                 await self._process.stdout.readexactly(len(END))
-        except (EOFError, OSError) as error:  # a `TimeoutError` too
+        except (EOFError, OSError) as error:  # `TimeoutError` included
             log.warning("body_process.not_started", module=self._module, error=repr(error))
             await self._kill()
             message = f"The process that reads large bodies can't be started: {error!r}."
@@ -154,9 +155,9 @@ async def _exchange(process: Process, header: bytes, body: bytes) -> list[tuple[
         if not header_size:
             break
         parts.append((await answers.readexactly(header_size), await answers.readexactly(blob_size)))
-        if len(parts) % _PARTS_AT_A_STRETCH == 0:
-            await asyncio.sleep(0)  # what is there already is read without a pause
+        if len(parts) % _PARTS_BEFORE_YIELD == 0:
+            await asyncio.sleep(0)  # reading buffered data never yields to other tasks
     if parts and parts[-1][0].startswith(_FAILED):
-        said: dict[str, Any] = json.loads(parts[-1][0])
-        raise BodyProcessError(f"The body could not be read: {said[FAILED]}.")
+        failure: dict[str, Any] = json.loads(parts[-1][0])
+        raise BodyProcessError(f"The body could not be read: {failure[FAILED]}.")
     return parts

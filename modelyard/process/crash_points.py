@@ -1,17 +1,17 @@
-"""Named places at which a test may stop a process, to see what that leaves between two steps.
+"""Named points at which a test may stop a process, to check what a crash between two steps leaves.
 
 `crash_point(NAME)` does nothing, unless the process was started with `MODELYARD_CRASH_POINT`, which
-only tests set. It is one of:
+only tests set. The variable is one of:
 
-- `NAME`: the process kills itself with SIGKILL, which no handler sees; `NAME:3`: at the third time;
-- `NAME:freeze`: it stops itself with SIGSTOP, until somebody sends SIGCONT;
+- `NAME`: the process kills itself with SIGKILL, which no handler sees; `NAME:3`: the third time;
+- `NAME:freeze`: the process stops itself with SIGSTOP, until somebody sends SIGCONT;
 - `NAME:block=40`: the thread sleeps for 40 s, and with it the event loop; other threads go on.
 
-Each happens once, and is told on the standard error.
+Each happens once, and the process writes a line about it to stderr.
 
-This is the one read of the environment outside of the `settings.py` files, on purpose: a setting
-would be shown by `--help` and passed through every constructor for the sake of tests. It is read
-once, when this module is imported.
+This is the one read of the environment outside of the `settings.py` files, on purpose: `--help`
+would show a setting, and every constructor would have to pass it on, only for tests. The variable
+is read once, when this module is imported.
 """
 
 import functools
@@ -99,60 +99,61 @@ CrashPoint = Callable[[str], None]
 
 
 def _do_nothing(_name: str) -> None:
-    """Stand in the place of a crash point in every process that no test has armed."""
+    """Be the crash point of every process that no test has armed."""
 
 
 def _die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
-    signal.pause()  # the signal comes to some thread of the process; this one goes no further
+    signal.pause()  # any thread may get the signal; this thread must not go on meanwhile
     raise AssertionError
 
 
 def _freeze() -> None:
-    # To this very thread: it goes no further, while another might have taken the signal later.
+    # The signal goes to this very thread, so that it stops at once; another thread might get a
+    # signal to the process later.
     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 @dataclass(frozen=True, slots=True)
 class CrashActions:
-    """What a wish may do to the process."""
+    """What a crash point does to the process; tests replace it."""
 
     die: Callable[[], object] = _die
     freeze: Callable[[], object] = _freeze
     block: Callable[[float], object] = time.sleep
 
 
-def told(name: str, pid: int) -> str:
-    """Return the line that a process writes when it comes to the point that it is armed with."""
+def crash_line(name: str, pid: int) -> str:
+    """Return the line that a process writes when it reaches the point that it is armed with."""
     return f"crash point {name} in process {pid}\n"
 
 
-def _wished(how: str, fates: CrashActions) -> tuple[Callable[[], object], int]:
-    """Return what is to happen, and at which time that the process comes there."""
+def _parse_action(how: str, actions: CrashActions) -> tuple[Callable[[], object], int]:
+    """Return the action, and how often the process must reach the point before it happens."""
     if how == "freeze":
-        return fates.freeze, 1
+        return actions.freeze, 1
     if how.startswith("block="):
         seconds = float(how.removeprefix("block="))
         if not 0 < seconds < math.inf:
             raise ValueError(f"no seconds to block a crash point for: {how}")
-        return functools.partial(fates.block, seconds), 1
-    return fates.die, int(how or "1")
+        return functools.partial(actions.block, seconds), 1
+    return actions.die, int(how or "1")
 
 
-def armed(environment: Mapping[str, str], fates: CrashActions | None = None) -> CrashPoint:
-    """Return what `crash_point` is under this environment.
+def armed(environment: Mapping[str, str], actions: CrashActions | None = None) -> CrashPoint:
+    """Return the function `crash_point` for this environment.
 
     Raises ValueError if the variable names no crash point, a count that is not 1 or more, or
     seconds that are not more than 0. What it returns for an armed process raises ValueError at a
     name that is not in the registry.
     """
-    wish = environment.get(VARIABLE)
-    if wish is None:
+    setting = environment.get(VARIABLE)
+    if setting is None:
         return _do_nothing
-    wanted, _, how = wish.partition(":")
-    fate, left = _wished(how, fates or CrashActions())
+    wanted, _, how = setting.partition(":")
+    action, left = _parse_action(how, actions or CrashActions())
     if wanted not in CRASH_POINTS or left < 1:
-        raise ValueError(f"{VARIABLE}={wish} names no crash point")
+        raise ValueError(f"{VARIABLE}={setting} names no crash point")
 
     def crash(name: str) -> None:
         nonlocal left
@@ -161,8 +162,8 @@ def armed(environment: Mapping[str, str], fates: CrashActions | None = None) -> 
         if name == wanted:
             left -= 1
             if left == 0:
-                os.write(2, told(name, os.getpid()).encode())
-                fate()
+                os.write(2, crash_line(name, os.getpid()).encode())
+                action()
 
     return crash
 

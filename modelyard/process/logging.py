@@ -17,7 +17,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 MAX_VALUE_CHARS = 2_000
 MAX_TRACEBACK_CHARS = 20_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""What begins a new line, moves the cursor, or turns the direction of what is read."""
+"""Characters that begin a new line, move the cursor, or reverse the direction of text."""
 _PLAIN = (int, float, bool, type(None))
 
 
@@ -26,7 +26,7 @@ def setup_logging(
 ) -> None:
     """Route structlog and the standard library's logging to stderr.
 
-    `process` and `bound` (such as `host_id`) stand in every line.
+    Every line contains `process` and `bound` (such as `host_id`).
     """
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
@@ -42,7 +42,7 @@ def setup_logging(
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        # Events below the level cost nothing: most requests log only such.
+        # Events below the level cost nothing; most requests log only those.
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
@@ -59,7 +59,7 @@ def setup_logging(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # Their own retries are reported by us, once a streak; their lines would double it.
+    # Modelyard logs the retries of these libraries itself, once a streak of failures.
     for chatty in ("aio_pika", "aiormq", "pymongo", "httpx2", "httpcore2", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
-"""What the settings of all three processes have in common: variables, errors, help.
+"""Settings that all three processes share: variables, errors and help.
 
-Each process has a `settings.py` of its own with a class derived from one of these; that class is
-the only thing in the process that reads the environment, and `__main__` the only one to build it.
+Each process has a `settings.py` with a class derived from one of these. Only that class reads the
+environment, and only `__main__` builds it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class WrongSettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expects:
-    """What a variable should hold, in words: for messages, where pydantic's own say too little."""
+    """The expected value in words, for error messages where pydantic's own say too little."""
 
     words: str
 
@@ -44,7 +44,7 @@ def _parsed(value: object) -> object:
 
 
 JSON = BeforeValidator(_parsed)
-"""For a field whose variable holds JSON; with `NoDecode`, or its mistakes do not name the field."""
+"""For a field whose variable holds JSON; without `NoDecode` errors would not name the field."""
 
 
 def _url_of(*schemes: str) -> AfterValidator:
@@ -115,7 +115,7 @@ def read_settings(kind: type[S]) -> S:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         field = _field_at(kind, str(first["loc"][0]))
         reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        if first["type"] != "value_error":  # those are our own words already
+        if first["type"] != "value_error":  # those messages are Modelyard's own
             reason = _expected(kind, field) or reason
         name = variable(kind, field)
         raise WrongSettingsError(f"{name} is wrong: expected {reason.rstrip('.')}.") from error
@@ -125,7 +125,7 @@ def start_process(prog: str, purpose: str, kind: type[S], argv: Sequence[str] | 
     """Read a process's command line and settings; exits for `--help`, `--version` and mistakes."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=f"{purpose} It is set up by environment variables:",
+        description=f"{purpose} Environment variables configure it:",
         epilog=describe(kind),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -138,7 +138,7 @@ def start_process(prog: str, purpose: str, kind: type[S], argv: Sequence[str] | 
 
 
 def give_up(prog: str, sentence: str, *, code: int = 1) -> NoReturn:
-    """End the process with one clear sentence on stderr and no traceback."""
+    """Exit with one sentence on stderr and no traceback."""
     sys.stderr.write(f"{prog}: {sentence}\n")
     raise SystemExit(code)
 
@@ -151,8 +151,8 @@ def describe(kind: type[ProcessSettings]) -> str:
         notes = [_range(schemas[name])]
         if not field.default_factory:
             notes.append(f"default: {_shown(field.default)}")
-        told = "; ".join(filter(None, notes))
-        end = f" ({told})" if told else ""
+        joined = "; ".join(filter(None, notes))
+        end = f" ({joined})" if joined else ""
         lines.append(f"  {variable(kind, name)}\n      {field.description}{end}")
     return "\n".join(lines)
 
@@ -164,7 +164,7 @@ def variable(kind: type[ProcessSettings], field: str) -> str:
 
 
 def _field_at(kind: type[ProcessSettings], place: str) -> str:
-    """Return the field that an error's place names: by itself, or by its alias."""
+    """Return the field at an error's location, which is the field's name or its alias."""
     by_alias = {str(one.validation_alias): name for name, one in kind.model_fields.items()}
     return by_alias.get(place, place)
 

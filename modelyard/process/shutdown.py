@@ -1,7 +1,7 @@
-"""The end of the process, whatever still hangs in it.
+"""Ends the process in time, even if threads hang.
 
-A call of MongoDB's driver that waits for a dead server sits in a thread that nothing can stop,
-and Python waits for its threads before it exits: without this, for ever.
+A call of MongoDB's driver that waits for a dead server blocks a thread that nothing can stop.
+Python waits for its threads before it exits; without this module it could wait for ever.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ import structlog
 log = structlog.get_logger(__name__)
 
 EXIT_S = 24.0
-"""Seconds from the first signal until the process is gone."""
+"""Seconds from the first signal until the process has ended."""
 LEFT_OVERS_S = 2.0
-"""Seconds that threads have once everything is answered and closed."""
+"""Seconds that threads have to end after everything is answered and closed."""
 CUT_OFF = 1
 """Exit code of a process that was cut off: by a second signal, or `EXIT_S` after the first."""
 
@@ -29,7 +29,7 @@ E = TypeVar("E", bound=BaseException)
 
 
 def find_error(error: BaseException, kind: type[E]) -> E | None:
-    """Return the first error of a kind, also from within groups of errors: tasks end in those."""
+    """Return the first error of a kind, also from within exception groups, which tasks raise."""
     if isinstance(error, kind):
         return error
     if isinstance(error, BaseExceptionGroup):
@@ -39,7 +39,7 @@ def find_error(error: BaseException, kind: type[E]) -> E | None:
 
 
 class ProcessExit:
-    """Sees to it that a process that is to stop does."""
+    """Ends a process that has been asked to stop."""
 
     def begin(self) -> None:
         """Give the process `EXIT_S` seconds to end by itself; then it ends with exit code 1."""
@@ -51,7 +51,7 @@ class ProcessExit:
         _end(CUT_OFF)
 
     def soon(self, code: int) -> None:
-        """End the process although threads hang: everything is closed, nothing depends on them."""
+        """End the process in `LEFT_OVERS_S` seconds, even if threads hang: all work is done."""
         _after(LEFT_OVERS_S, code)
 
 

@@ -1,4 +1,4 @@
-"""Awaiting several things at once, failing as one of them did."""
+"""Task groups: run several coroutines at once, and fail with the error of one of them."""
 
 import asyncio
 import contextlib
@@ -18,13 +18,13 @@ B = TypeVar("B")
 C = TypeVar("C")
 
 
-class TaskGroup(asyncio.TaskGroup):  # noqa: TID251 - the one that mends it
-    """A group that leaves its task cancelled only if somebody else has cancelled it.
+class TaskGroup(asyncio.TaskGroup):  # noqa: TID251 - this class corrects it
+    """A task group that corrects two faults of `asyncio.TaskGroup` with cancellation.
 
-    Before Python 3.13 a group whose task fails cancels its parent, to stop its body, and does not
-    take that back: `cancelling()` counts it for ever. And a cancellation from outside gets lost
-    when a task of the group fails too; here it goes first, and the errors are its cause. Those
-    that are bugs are logged: nobody looks at the cause of a cancellation.
+    Before Python 3.13 a group whose task fails cancels its parent task, to stop the group's body,
+    and never takes that back: `cancelling()` counts it for ever. And a cancellation from outside
+    gets lost if a task of the group fails too. Here the cancellation is raised, with the errors as
+    its cause. Errors that are bugs are logged, because nobody reads the cause of a cancellation.
     """
 
     async def __aenter__(self) -> Self:
@@ -38,22 +38,26 @@ class TaskGroup(asyncio.TaskGroup):  # noqa: TID251 - the one that mends it
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        already_asked = self._asked_for_it
+        cancelled_parent_before = self._cancelled_parent
         try:
             await super().__aexit__(kind, error, trace)
         except BaseException as failed:
-            if sys.version_info < (3, 13) and self._asked_for_it and not already_asked:
+            if (
+                sys.version_info < (3, 13)
+                and self._cancelled_parent
+                and not cancelled_parent_before
+            ):
                 _task().uncancel()
             if isinstance(failed, Exception) and _cancelling() > self._cancelled_before:
                 if any(not isinstance(one, ModelyardError) for one in _leaves(failed)):
                     log.exception("failure.while_cancelled")
                 with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0)  # 3.13 leaves it for the next await: for our caller's
+                    await asyncio.sleep(0)  # 3.13 delivers it at the next await; this one takes it
                 raise asyncio.CancelledError from failed
             raise
 
     @property
-    def _asked_for_it(self) -> bool:
+    def _cancelled_parent(self) -> bool:
         """True once the group has cancelled its parent itself."""
         return bool(self._parent_cancel_requested)  # type: ignore[attr-defined]
 
@@ -70,17 +74,18 @@ def _cancelling() -> int:
 
 
 async def unending(work: Coroutine[Any, Any, None]) -> None:
-    """Await what runs until it is cancelled, as a task of a group.
+    """Await a coroutine that runs until it is cancelled, as a task of a group.
 
-    A cancellation that nobody asked for, such as a library's own, would be taken for its end and
-    the group would go on without it; it comes out as `RuntimeError`, which ends the group.
+    If a library raises `CancelledError` although nobody cancelled the task, a group would take that
+    for the orderly end of the task and go on without it. So it becomes a `RuntimeError`, which ends
+    the group.
     """
     try:
         await work
     except asyncio.CancelledError as error:
         if _cancelling():
             raise
-        raise RuntimeError("a task was cancelled by nobody") from error
+        raise RuntimeError("CancelledError in a task that nobody cancelled") from error
 
 
 @overload
@@ -95,22 +100,22 @@ async def together(
     /,
 ) -> tuple[A, B, C]: ...
 @overload
-async def together(*all_of_them: Coroutine[Any, Any, A]) -> tuple[A, ...]: ...
-async def together(*all_of_them: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
-    """Run all at once and return their results in order.
+async def together(*coroutines: Coroutine[Any, Any, A]) -> tuple[A, ...]: ...
+async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
+    """Run all coroutines at once and return their results in order.
 
-    When one raises, the others are cancelled and awaited, and its own exception comes out, not a
-    group: callers that handle `StoreUnavailableError` need not know how many calls were made.
-    When several raise, one that is not a `ModelyardError` goes first, for it is a bug and must not
-    pass for a store that is away; its cause is the group of all.
+    If one raises, the others are cancelled and awaited, and its exception is raised, not a group:
+    callers that handle `StoreUnavailableError` need not know how many calls were made. If several
+    raise, one that is not a `ModelyardError` is preferred, because it is a bug and must not look
+    like an unavailable store; its cause is the group of all.
     """
     try:
         async with TaskGroup() as group:
-            tasks = [group.create_task(one) for one in all_of_them]
+            tasks = [group.create_task(one) for one in coroutines]
     except BaseExceptionGroup as failed:
-        every = list(_leaves(failed))
-        bugs = [one for one in every if not isinstance(one, ModelyardError)]
-        raise (bugs or every)[0] from failed
+        leaves = list(_leaves(failed))
+        bugs = [one for one in leaves if not isinstance(one, ModelyardError)]
+        raise (bugs or leaves)[0] from failed
     return tuple(task.result() for task in tasks)
 
 

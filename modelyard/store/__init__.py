@@ -1,4 +1,4 @@
-"""MongoDB: the records that count. The only package that imports motor."""
+"""MongoDB: the records of Modelyard. The only package that imports motor."""
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.store.api_keys import ApiKeys

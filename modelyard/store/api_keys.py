@@ -1,4 +1,4 @@
-"""API keys: what is kept of them, which is enough to check one and not enough to use it."""
+"""API keys as MongoDB stores them: enough to check a key, and not enough to use it."""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from modelyard.store.connection import MongoConnection
 from modelyard.store.records import Document, Record
 
 NOTE_TIMEOUT_S = 20.0
-"""For the write of all last uses: it is large, and nobody waits for it."""
+"""For the write of the last uses of all keys: it is large, and no request waits for it."""
 
 _NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 
@@ -29,30 +29,30 @@ class NewApiKeyRecord(Record):
     scopes: frozenset[Scope]
     tenant: str = DEFAULT_TENANT
     created_by: str | None = None
-    """The key with which it was made; null for one that `bootstrap` made."""
+    """The id of the key that created it; null if `modelyard keys bootstrap` did."""
     expires_in_s: float | None = None
     expires_by: datetime | None = None
-    """It expires no later than this; null if it may last for ever."""
+    """The latest moment at which it expires; null if it may last for ever."""
 
     @classmethod
     def of(
         cls,
         key: ApiKey,
-        asked: NewApiKey,
+        requested: NewApiKey,
         *,
         tenant: str = DEFAULT_TENANT,
         created_by: str | None = None,
         expires_by: datetime | None = None,
     ) -> Self:
-        """Return what is recorded of a key that somebody asked for."""
+        """Return the record for a key that was requested."""
         return cls(
             key_id=key.key_id,
             secret_hash=key.secret_hash,
-            name=asked.name,
-            scopes=asked.granted,
+            name=requested.name,
+            scopes=requested.granted,
             tenant=tenant,
             created_by=created_by,
-            expires_in_s=asked.expires_in_s,
+            expires_in_s=requested.expires_in_s,
             expires_by=expires_by,
         )
 
@@ -74,13 +74,13 @@ class ApiKeyRecord(Record):
     @field_validator("scopes", mode="before")
     @classmethod
     def _known_scopes(cls, value: object) -> object:
-        """Leave out scopes that only a newer process knows: less is allowed, never more."""
+        """Drop scopes that only a newer process knows: the key may then do less, never more."""
         if not isinstance(value, list | tuple):
             return value
         return [one for one in value if one in Scope.__members__.values()]
 
     def view(self) -> ApiKeyView:
-        """Return what is told of a key; of its secret not even the hash."""
+        """Return the key as the API shows it, without its secret and without the hash."""
         return ApiKeyView(
             key_id=self.key_id,
             name=self.name,
@@ -102,23 +102,23 @@ class ApiKeys:
         self._collection = connection.collection("api_keys")
 
     async def add(self, new: NewApiKeyRecord) -> ApiKeyRecord:
-        """Record a key; one of the same id that is there already is left as it is."""
+        """Record a key, unless its id is recorded already."""
         document = new.model_dump(
             mode="json", exclude={"key_id", "expires_in_s", "expires_by", "scopes"}
         )
         document |= {"_id": new.key_id, "scopes": sorted(new.scopes)}
-        made_now: Document = {"created_at": "$$NOW"}
+        set_by_database: Document = {"created_at": "$$NOW"}
         ends: list[Document | datetime] = [new.expires_by] if new.expires_by is not None else []
         if new.expires_in_s is not None:
             ends.append({"$add": ["$$NOW", int(new.expires_in_s * 1_000)]})
         if ends:
-            made_now["expires_at"] = {"$min": ends}
-        there = {"$ne": [{"$type": "$created_at"}, "missing"]}
-        added = {"$mergeObjects": [{"$literal": document}, made_now]}
+            set_by_database["expires_at"] = {"$min": ends}
+        exists = {"$ne": [{"$type": "$created_at"}, "missing"]}
+        added = {"$mergeObjects": [{"$literal": document}, set_by_database]}
         async with self._connection.answering():
             await self._collection.update_one(
                 {"_id": new.key_id},
-                [{"$replaceWith": {"$cond": [there, "$$ROOT", added]}}],
+                [{"$replaceWith": {"$cond": [exists, "$$ROOT", added]}}],
                 upsert=True,
             )
             found = await self._collection.find_one({"_id": new.key_id})
@@ -141,7 +141,7 @@ class ApiKeys:
         return [ApiKeyRecord.model_validate(one) for one in found]
 
     async def revoke(self, key_id: str) -> ApiKeyRecord | None:
-        """End a key for ever; null if there is none. Doing it again changes nothing."""
+        """Revoke a key for ever; None if it does not exist. Repeating it changes nothing."""
         async with self._connection.answering():
             found = await self._collection.find_one_and_update(
                 {"_id": key_id},
@@ -151,7 +151,7 @@ class ApiKeys:
         return ApiKeyRecord.model_validate(found) if found else None
 
     async def note_uses(self, uses: Mapping[str, datetime]) -> None:
-        """Keep when keys were used last; a later moment that is there already stays."""
+        """Record when keys were used last; a later moment that is recorded already stays."""
         if not uses:
             return
         async with self._connection.answering(timeout_s=NOTE_TIMEOUT_S):

@@ -1,7 +1,7 @@
 """The catalog: models and datasets by name.
 
-What is stored was judged when it came in, perhaps by the rules of an older version: it is read as
-it is. One entry that can't be read at all is logged and left out, and the others are there.
+Entries were checked when they were stored, perhaps by the rules of an older version. So they are
+read without applying the rules again. An entry that can't be read at all is logged and left out.
 """
 
 from collections.abc import Iterable
@@ -68,7 +68,7 @@ class CatalogCollection(Generic[S]):
         try:
             return read_spec(self._kind, document["spec"])
         except ValidationError as error:
-            log.error(  # noqa: TRY400 - what stands in it is of no use to anybody
+            log.error(  # noqa: TRY400 - a traceback would not help
                 "catalog.unreadable",
                 kind=self._kind.__name__,
                 name=document["_id"],
@@ -77,7 +77,7 @@ class CatalogCollection(Generic[S]):
             return None
 
     async def delete(self, name: str) -> bool:
-        """Remove an entry; False if there was none. Jobs that run keep what they began with."""
+        """Remove an entry; False if there was none. Existing jobs keep their copy of it."""
         async with self._connection.answering():
             done = await self._collection.delete_one({"_id": name})
         return done.deleted_count == 1

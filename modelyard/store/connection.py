@@ -25,13 +25,14 @@ Collection = AsyncIOMotorCollection[dict[str, Any]]
 CODEC_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(
     tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_CLAMP
 )
-"""A date beyond the year 9999 is read as its end, so that it doesn't hide the whole collection."""
+"""A date beyond the year 9999 is read as the last moment of that year. Otherwise one such date
+would make its whole collection unreadable."""
 
 DEFAULT_DATABASE = "modelyard"
 DUPLICATE_KEY = 11_000
 
 _UNUSABLE_URL = (
-    "MongoDB's URL is none that can be used: mongodb://[user:password@]host[:port]/database"
+    "MongoDB's URL can't be used; expected mongodb://[user:password@]host[:port]/database"
     "[?options], with user and password percent-encoded."
 )
 
@@ -42,7 +43,7 @@ class MongoConnection:
     def __init__(self, url: str, *, name: str, timeout_s: float) -> None:
         """`url` is a MongoDB URI; its path names the database (`modelyard` if it has none).
 
-        Raises `ValueError` for one that can't be used; the message does not repeat it.
+        Raises `ValueError` for a URL that can't be used; the message does not repeat it.
         """
         self._timeout_s = timeout_s
         try:
@@ -55,7 +56,7 @@ class MongoConnection:
                 retryWrites=True,
             )
         except (ConfigurationError, ValueError) as error:
-            # The driver's own words may hold a part of the password.
+            # The driver's message may contain a part of the password.
             raise ValueError(_UNUSABLE_URL) from error
         self.database: AsyncIOMotorDatabase[dict[str, Any]] = self._client.get_default_database(
             DEFAULT_DATABASE,
@@ -93,7 +94,7 @@ class MongoConnection:
             message = f"MongoDB holds a document that can't be read: {error}"
             raise StoreUnreadableError(message) from error
         except (DuplicateKeyError, GridFSError):
-            # Answers, for the caller to judge.
+            # These are answers of MongoDB; the caller decides what they mean.
             raise
         except OperationFailure as error:
             if _is_not_now(error):
@@ -104,10 +105,10 @@ class MongoConnection:
 
 
 def _is_not_now(error: OperationFailure) -> bool:
-    """Tell a server that can't do it at this moment from one that never will.
+    """Tell whether the server may succeed later, when the same call is made again.
 
-    A bulk write fails as a whole if one of its errors is of the first kind: doing all of it again
-    is right, then, and the duplicate keys beside it come again.
+    A bulk write counts as such if one of its errors does. The caller then repeats all of it, and
+    gets its duplicate keys again.
     """
     if isinstance(error, BulkWriteError):
         return any(_says_not_now(one) for one in _errors_of(error))
@@ -141,7 +142,7 @@ _NOT_NOW = frozenset(
         7,  # HostNotFound
         89,  # NetworkTimeout
         9001,  # SocketException
-        # Its role in the replica set changes, or it goes away.
+        # Its role in the replica set changes, or it shuts down.
         91,  # ShutdownInProgress
         189,  # PrimarySteppedDown
         10058,  # LegacyNotPrimary
@@ -158,7 +159,7 @@ _NOT_NOW = frozenset(
         64,  # WriteConcernFailed (wtimeout)
         202,  # NetworkInterfaceExceededTimeLimit
         262,  # ExceededTimeLimit
-        # Somebody, or something else, ended or disturbed the operation.
+        # A person or another operation ended or disturbed the operation.
         43,  # CursorNotFound
         112,  # WriteConflict
         175,  # QueryPlanKilled

@@ -1,4 +1,4 @@
-"""The append-only records: events, dead letters and the audit."""
+"""Events, dead letters and audit notes: records that are added and not changed by operations."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ class Events:
         self._collection = connection.collection("events")
 
     async def append(self, events: Sequence[Event]) -> frozenset[str]:
-        """Add events; one that is there already is left as it is. Return the ids of the others."""
+        """Add the events that are not recorded yet; return the ids of those that were added."""
         if not events:
             return frozenset()
         documents: list[dict[str, Any]] = []
@@ -33,7 +33,7 @@ class Events:
                 {"_id": event.event_id, "at": event.at, **document}
                 | ({"error": error} if error else {})
             )
-        there = frozenset[int]()
+        known = frozenset[int]()
         try:
             async with self._connection.answering():
                 await self._collection.insert_many(documents, ordered=False)
@@ -41,11 +41,11 @@ class Events:
             errors = error.details["writeErrors"]
             if any(one["code"] != DUPLICATE_KEY for one in errors):
                 raise
-            there = frozenset(one["index"] for one in errors)
-        return frozenset(one.event_id for n, one in enumerate(events) if n not in there)
+            known = frozenset(one["index"] for one in errors)
+        return frozenset(one.event_id for n, one in enumerate(events) if n not in known)
 
     async def hosts_of(self, event_ids: Iterable[str]) -> dict[str, str | None]:
-        """Return those of the events that are in the log, and the host that each one names."""
+        """Return which of the events are recorded, and the host that each one names."""
         async with self._connection.answering():
             found = await self._collection.find(
                 {"_id": {"$in": sorted(set(event_ids))}}, {"host_id": 1}
@@ -71,7 +71,7 @@ class DeadLetters:
         self._collection = connection.collection("dead_letters")
 
     async def add(self, letters: Sequence[DeadLetter]) -> None:
-        """Record letters; one that is there already is left as it is."""
+        """Record the dead letters that are not recorded yet."""
         if not letters:
             return
         async with self._connection.answering():
@@ -105,7 +105,7 @@ class DeadLetters:
     async def page(
         self, criteria: Mapping[str, str], *, after: Position | None, limit: int
     ) -> Page[DeadLetter]:
-        """Return letters newest first, without their payloads."""
+        """Return dead letters, newest first, without their payloads."""
         async with self._connection.answering():
             found = (
                 await self._collection.find(
@@ -118,13 +118,13 @@ class DeadLetters:
         return to_page(found, DeadLetter, "recorded_at", limit)
 
     async def get(self, dead_letter_id: str) -> DeadLetter | None:
-        """Return one letter with its payload."""
+        """Return one dead letter with its payload."""
         async with self._connection.answering():
             found = await self._collection.find_one({"_id": dead_letter_id})
         return DeadLetter.model_validate(found) if found else None
 
     async def mark_replayed(self, dead_letter_id: str) -> DeadLetter | None:
-        """Note that a letter is about to be published again; return it as it is then."""
+        """Record that a dead letter is about to be published again; return its new record."""
         async with self._connection.answering():
             found = await self._collection.find_one_and_update(
                 {"_id": dead_letter_id},
@@ -134,7 +134,7 @@ class DeadLetters:
         return DeadLetter.model_validate(found) if found else None
 
     async def delete(self, dead_letter_id: str) -> bool:
-        """Forget a letter; false if there is none."""
+        """Delete a dead letter; False if it does not exist."""
         async with self._connection.answering():
             done = await self._collection.delete_one({"_id": dead_letter_id})
         return done.deleted_count == 1
@@ -146,14 +146,17 @@ def _letter_document(letter: DeadLetter) -> dict[str, Any]:
 
 
 class Audit:
-    """The collection `audit`: what someone should look at one day. Raises as the others do."""
+    """The collection `audit`: notes for an operator. Methods raise `StoreUnavailableError`."""
 
     def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("audit")
 
     async def payload_mismatch(self, operation_id: str, kept: str, dropped: str) -> None:
-        """Note that an operation's id came again with another payload; the first one counts."""
+        """Record that a second request used an operation's id with another payload.
+
+        The first request counts.
+        """
         key = f"payload_mismatch:{operation_id}:{dropped}"
         async with self._connection.answering():
             await self._collection.update_one(

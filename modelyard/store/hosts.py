@@ -1,4 +1,4 @@
-"""Hosts: what they offer, whether they live, and what is reserved on them."""
+"""Hosts: their capacity, their liveness, and the reservations on them."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ class Hosts:
         return HostRecord.model_validate(found) if found else None
 
     async def admit(self, host_id: str, admission: Admission) -> HostRecord | None:
-        """Set what is allowed on a host, and return it; it outlives boots of the worker."""
+        """Set a host's admission and return the host. A boot of its worker does not change it."""
         async with self._connection.answering():
             found = await self._collection.find_one_and_update(
                 {"_id": host_id},
@@ -46,7 +46,7 @@ class Hosts:
     async def drain(
         self, host_id: str, *, move: bool, deadline_s: float | None
     ) -> HostRecord | None:
-        """Begin to drain a host, or change how; return it. `deadline_s` counts from now."""
+        """Begin to drain a host, or change its drain; return it. `deadline_s` counts from now."""
         deadline = {"$add": ["$$NOW", int(deadline_s * 1_000)]} if deadline_s else None
         async with self._connection.answering():
             found = await self._collection.find_one_and_update(
@@ -64,7 +64,7 @@ class Hosts:
         return HostRecord.model_validate(found) if found else None
 
     async def drained(self, host_id: str) -> bool:
-        """Note that nothing is left on a draining host; false if that was known, or is not so."""
+        """Record that a draining host is empty; False if that was recorded, or is not true."""
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {
@@ -78,7 +78,7 @@ class Hosts:
         return done.matched_count == 1
 
     async def past_drain_deadline(self) -> list[str]:
-        """Return draining hosts that were to be empty by now."""
+        """Return draining hosts whose deadline has passed."""
         async with self._connection.answering():
             found = await self._collection.find(
                 {
@@ -93,8 +93,8 @@ class Hosts:
     async def come_online(self, host_id: str, incarnation: str, online: HostOnline) -> bool:
         """Record a boot of a host's worker; False if another boot was recorded after it.
 
-        Boots are ordered by the order in which they were recorded, never by a host's clock: an
-        incarnation that was seen before and is not the newest can't come back.
+        The order of boots is the order in which they were recorded, never a host's clock. An
+        earlier incarnation can't become the current one again.
         """
         async with self._connection.answering():
             await self._collection.update_one(
@@ -131,31 +131,29 @@ class Hosts:
         return found is not None and found["incarnation"] == incarnation
 
     async def beat(self, heartbeats: Iterable[Heartbeat]) -> bool:
-        """Record heartbeats; those of any but the host's current incarnation are dropped.
+        """Record heartbeats of each host's current incarnation; True if none was dropped.
 
-        True if none was dropped.
-
-        A boot that was given up as LOST does not come back by beating: it has to announce itself
-        anew, for what it had was given to others.
+        Heartbeats of other incarnations are dropped. So are those of a host that is LOST: its
+        worker has to announce itself again, because other hosts may have been given its work.
         """
         writes = [
             UpdateOne(
                 {
-                    "_id": beat.host_id,
-                    "incarnation": beat.incarnation,
+                    "_id": heartbeat.host_id,
+                    "incarnation": heartbeat.incarnation,
                     "liveness": {"$ne": Liveness.LOST},
                 },
                 {
                     "$set": {
                         "liveness": Liveness.ONLINE,
-                        "slots": beat.slots,
-                        "labels": beat.labels,
-                        "running": beat.running,
+                        "slots": heartbeat.slots,
+                        "labels": heartbeat.labels,
+                        "running": heartbeat.running,
                     },
                     "$currentDate": {"last_seen": True},
                 },
             )
-            for beat in heartbeats
+            for heartbeat in heartbeats
         ]
         if not writes:
             return True
@@ -164,9 +162,9 @@ class Hosts:
         return done.matched_count == len(writes)
 
     async def count_fenced_off(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Add to the late writes that were fenced off, by `(host_id, reason)`.
+        """Add to the counts of late reports that were fenced off, by `(host_id, reason)`.
 
-        A host that never came online has nowhere to count them.
+        For a host that never came online nothing is counted, because it has no record.
         """
         added: dict[str, dict[str, int]] = defaultdict(dict)
         for (host_id, reason), count in counts.items():
@@ -179,7 +177,7 @@ class Hosts:
                 )
 
     async def incarnations(self, host_ids: Iterable[str]) -> dict[str, str]:
-        """Return the boots of these hosts that are recorded, by host."""
+        """Return the current incarnation of each of these hosts that is recorded."""
         async with self._connection.answering():
             found = await self._collection.find(
                 {"_id": {"$in": sorted(set(host_ids))}}, {"incarnation": 1}
@@ -219,8 +217,8 @@ class Hosts:
     ) -> bool:
         """Reserve one slot for each `(job_id, generation)`, all or none, in one guarded update.
 
-        False if the host has not the room, is not open and online under the incarnation seen, or
-        one of the jobs has a reservation on it already.
+        False if the host has too few free slots, is not OPEN and ONLINE under the incarnation that
+        `host` has, or holds a reservation of one of the jobs already.
         """
         entries = [
             Reservation(job_id=job_id, generation=generation, token=token).model_dump()
@@ -244,7 +242,7 @@ class Hosts:
         return done.matched_count == 1
 
     async def release(self, leaving: Mapping[str, Sequence[tuple[str, int]]]) -> None:
-        """Free the reservations of `(job_id, generation)` by host; freed ones are no matter."""
+        """Free reservations of `(job_id, generation)` by host; those already free are ignored."""
         await self._drop(
             {
                 host_id: [
@@ -261,7 +259,7 @@ class Hosts:
         )
 
     async def release_token(self, host_id: str, job_ids: Sequence[str], *, token: str) -> None:
-        """Free what one scheduling pass reserved and could not use."""
+        """Free the reservations that one scheduling pass made and could not use."""
         await self._drop(
             {
                 host_id: [

@@ -8,9 +8,10 @@ _OPEN = {"partialFilterExpression": {"open": True}}
 
 INDEXES: dict[str, list[IndexModel]] = {
     "operations": [
-        # A job's line, and intake's look for what the broker has not brought yet.
+        # The open operations of a job in order, and intake's query for recorded operations whose
+        # message has not arrived yet.
         IndexModel([("job_id", ASCENDING), ("line", ASCENDING)], name="line", **_OPEN),
-        # The waiting room: who is looked at first when a host has room.
+        # Waiting operations in the order in which the scheduler tries them.
         IndexModel(
             [("state", ASCENDING), ("priority", DESCENDING), ("line", ASCENDING)],
             name="waiting",

@@ -1,4 +1,4 @@
-"""Jobs: what is true of each one's container, and who may change it now."""
+"""Jobs: the state of each job's container, and which attempt may change it now."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ from modelyard.store.records import (
 )
 
 STEADY_S = 600.0
-"""Seconds for which a model was loaded before its restarts count anew."""
+"""Seconds that a model must be loaded before its count of restarts begins again."""
 LINE_HEAD = 160
-"""Operations of one job that the scheduler looks at in one go: more than may run together."""
+"""Operations of one job that the scheduler reads in one pass: more than may run together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Who may change a job from now on; with `host_id`, also a new generation on that host."""
+    """Makes an attempt the current one of its job, with the host and generation it works on."""
 
     job_id: str
     seen_version: int
@@ -41,12 +41,12 @@ class Assignment:
     spec: ModelSpec | None = None
     dataset_spec: DatasetSpec | None = None
     anew: bool = False
-    """True if somebody asked for it: what failed before counts no more."""
+    """True if a client asked for it: the counts of restarts and failed moves begin again."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRestoration:
-    """That a job which is found down is to come back, and how often in a row by then."""
+    """A job that was found down is to be restored; `restarts` counts this restart too."""
 
     recovery: RestorationRecord
     restarts: int
@@ -54,10 +54,10 @@ class PendingRestoration:
 
 @dataclass(frozen=True, slots=True)
 class JobEffect:
-    """What a report says of its job. Only the job's current attempt may write it.
+    """The change that a report makes to its job. Only the job's current attempt may make it.
 
-    With `shared` it comes from an operation that does not own the job (INFER); then only a live
-    job of the same generation takes it.
+    With `shared` it comes from an operation that does not own the job (INFER); then it applies only
+    to a live job of the same generation.
     """
 
     job_id: str
@@ -76,7 +76,7 @@ class JobEffect:
 
 @dataclass(frozen=True, slots=True)
 class JobLines:
-    """Jobs and the heads of their lines; and the jobs that changed while they were read."""
+    """Jobs with their first open operations; `moved` are jobs that changed while being read."""
 
     lines: tuple[JobLine, ...]
     moved: frozenset[str]
@@ -90,7 +90,7 @@ class Jobs:
         self._collection = connection.collection("jobs")
 
     async def ensure(self, job_ids: Iterable[str]) -> None:
-        """Record jobs that are named for the first time, as NONE."""
+        """Record jobs that a request names for the first time, in state NONE."""
         wanted = sorted(set(job_ids))
         if not wanted:
             return
@@ -137,11 +137,12 @@ class Jobs:
         return to_page(found, JobRecord, "created_at", limit)
 
     async def lines(self, job_ids: Sequence[str]) -> JobLines:
-        """Return the jobs, each with the head of its line, as they were at one moment.
+        """Return the jobs, each with its first open operations, as they were at one moment.
 
-        A $lookup has no snapshot, so each job is read before and after its operations, and is
-        left out as `moved` if its version changed meanwhile. Read only before, a job was older
-        than its line up to once in 2,500 looks; read only after, a stale line passed for fresh.
+        A $lookup has no snapshot. So each job is read before and after its operations, and is
+        left out as `moved` if its version changed meanwhile. Read only before, the job was older
+        than its operations up to once in 2,500 reads; read only after, old operations went with a
+        newer job.
         """
         if not job_ids:
             return JobLines((), frozenset())
@@ -167,7 +168,7 @@ class Jobs:
         async with self._connection.answering():
             found = await self._collection.aggregate(pipeline).to_list(None)
         jobs = await self.get_many(job_ids)
-        still = [one for one in found if jobs[one["_id"]].version == one["version"]]
+        unchanged = [one for one in found if jobs[one["_id"]].version == one["version"]]
         return JobLines(
             tuple(
                 JobLine(
@@ -176,9 +177,9 @@ class Jobs:
                         OperationRecord.model_validate(one) for one in document["operations"]
                     ),
                 )
-                for document in still
+                for document in unchanged
             ),
-            frozenset({one["_id"] for one in found} - {one["_id"] for one in still}),
+            frozenset({one["_id"] for one in found} - {one["_id"] for one in unchanged}),
         )
 
     async def on_host(self, host_id: str) -> list[JobRecord]:
@@ -186,7 +187,7 @@ class Jobs:
         return await self._with_age({"host_id": host_id})
 
     async def with_age(self, job_ids: Sequence[str]) -> list[JobRecord]:
-        """Return those of the jobs that exist, with whether they are steady."""
+        """Return those of the jobs that exist, with the field `steady` set."""
         return await self._with_age({"_id": {"$in": list(job_ids)}})
 
     async def _with_age(self, criteria: Document) -> list[JobRecord]:
@@ -198,7 +199,7 @@ class Jobs:
         return [JobRecord.model_validate(document) for document in found]
 
     async def to_bring_back(self, *, limit: int) -> list[JobRecord]:
-        """Return jobs that were found down and whose recovery is not in line yet."""
+        """Return jobs that were found down and whose restoring operations are not recorded yet."""
         async with self._connection.answering():
             found = await self._collection.find(
                 {"recovery": {"$type": "object"}}, limit=limit
@@ -212,9 +213,9 @@ class Jobs:
         return {document["_id"]: JobRecord.model_validate(document) for document in found}
 
     async def assign(self, assignments: Sequence[Assignment], *, token: str) -> set[str]:
-        """Make operations the current ones of their jobs; return the ids of the jobs that were won.
+        """Make attempts the current ones of their jobs; return the jobs where that succeeded.
 
-        A job whose version is not the one seen was changed by someone else and is left alone.
+        A job whose version differs was changed by someone else meanwhile and is left alone.
         """
         if not assignments:
             return set()
@@ -232,7 +233,7 @@ class Jobs:
         return {document["_id"] for document in won}
 
     async def apply(self, effects: Sequence[JobEffect]) -> int:
-        """Write what reports say of jobs; return how many found their job. Others are stale."""
+        """Write the effects of reports on jobs; return how many applied. The others are stale."""
         if not effects:
             return 0
         async with self._connection.answering():
@@ -250,9 +251,9 @@ class Jobs:
         recovery: RestorationRecord | None = None,
         counts: bool = True,
     ) -> bool:
-        """Write what was found out about a job, if nobody changed the job meanwhile.
+        """Write a job's observed state, if nobody changed the job meanwhile.
 
-        With `recovery` it is to be brought back, which `counts` as a restart or does not.
+        With `recovery` the job is to be restored. `counts` says whether that counts as a restart.
         """
         changes: Document = {
             "state": state,
@@ -266,7 +267,7 @@ class Jobs:
         return await self._change(job, changes)
 
     async def moving(self, *, limit: int) -> list[JobRecord]:
-        """Return jobs that are being made ready on another host."""
+        """Return jobs that are being prepared on another host."""
         async with self._connection.answering():
             found = await self._collection.find({"move": {"$type": "object"}}, limit=limit).to_list(
                 None
@@ -274,14 +275,14 @@ class Jobs:
         return [JobRecord.model_validate(document) for document in found]
 
     async def begin_move(self, job: JobRecord, move: RelocationRecord) -> bool:
-        """Note where a job is being made ready, if nobody changed it meanwhile."""
+        """Record where a job is being prepared, if nobody changed the job meanwhile."""
         changes = {"move": move.model_dump(mode="json"), "highest_generation": move.generation}
         return await self._change(job, changes)
 
     async def end_move(self, job: JobRecord, *, failures: int) -> bool:
-        """Forget a move that came to nothing, if nobody changed the job meanwhile.
+        """Remove a move that did not succeed, if nobody changed the job meanwhile.
 
-        `failures` is how many failed moves it counts as.
+        `failures` is how many failed moves it counts for.
         """
         failures += job.move_failures
         return await self._change(job, {"move": None, "move_failures": failures})
@@ -314,7 +315,7 @@ class Jobs:
         return done.matched_count == 1
 
     async def in_line_again(self, job: JobRecord) -> bool:
-        """Note that the operations which bring a job back are in line."""
+        """Record that the operations which restore a job are recorded."""
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {"_id": job.job_id, "version": job.version},
@@ -323,9 +324,10 @@ class Jobs:
         return done.matched_count == 1
 
     async def let_go(self, operation: OperationRecord, error: ErrorInfo | None = None) -> bool:
-        """Take a job off the host that it was being placed on by this attempt.
+        """Take a job off the host on which this attempt was placing it.
 
-        Its state stays; one that was live FAILED with `error`, for its container is given up too.
+        The job keeps its state, unless it was live: then it is FAILED with `error`, because its
+        container is given up too.
         """
         placing = sorted(state for state in JobState if not state.live)
         if await self._end_attempt(operation, {}, {"state": {"$in": placing}}):
@@ -360,7 +362,7 @@ class Jobs:
         return done.matched_count == 1
 
     async def fence(self, job: JobRecord) -> bool:
-        """Make whoever looked at the job before now lose its next write to it."""
+        """Raise the job's version, so that a write by anyone who read it before fails."""
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {"_id": job.job_id, "version": job.version}, {"$inc": {"version": 1}}
@@ -417,7 +419,7 @@ def _effect_write(effect: JobEffect) -> UpdateOne:
     guard: Document = {
         "_id": effect.job_id,
         "generation": effect.generation,
-        # A job that has let go of its host takes nothing more from it, whatever comes twice.
+        # A job that was taken off its host ignores the host's reports, repeated ones too.
         "host_id": effect.host_id,
         "state": {"$in": sorted(sources)},
     }
@@ -425,7 +427,7 @@ def _effect_write(effect: JobEffect) -> UpdateOne:
         guard |= {
             "current.operation_id": effect.operation_id,
             "current.epoch": effect.epoch,
-            # The same report again is welcome: it repairs what a crash left half done.
+            # The same report may apply again: that completes a write that a crash interrupted.
             "current.seq": {"$lte": effect.seq},
         }
         changes["current.seq"] = effect.seq

@@ -1,4 +1,4 @@
-"""Reading operations: by id, by page, and by what is to be done about them."""
+"""Queries for operations: by id, by page, and by what the dispatcher has to do with them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ WITHOUT_PAYLOAD = {"input_json": 0, "result_json": 0}
 
 @dataclass(frozen=True, slots=True)
 class KnownOperation:
-    """What is recorded under an id that intake is about to record."""
+    """An operation whose id intake is about to record and that is recorded already."""
 
     operation_id: str
     job_id: str | None
@@ -24,7 +24,7 @@ class KnownOperation:
     state: OperationState
     line: int | None
     accepted: tuple[datetime, int]
-    """When it was recorded, and its place among those recorded with it."""
+    """When it was recorded, and its position among those recorded in the same write."""
     unpublished: bool = False
     """True if the broker did not confirm its message when it was recorded."""
 
@@ -35,20 +35,20 @@ _KNOWN_FIELDS = dict.fromkeys(
 
 
 class OperationQueries:
-    """The reads of the collection `operations`. Every method raises `StoreUnavailableError`."""
+    """The queries of the collection `operations`. Every method raises `StoreUnavailableError`."""
 
     def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("operations")
 
     async def known(self, operation_ids: Sequence[str]) -> dict[str, KnownOperation]:
-        """Return which of these ids are recorded."""
+        """Return those of these operations that are recorded."""
         return await self._find_known({"_id": {"$in": list(operation_ids)}})
 
     async def not_in_line(
         self, job_ids: Sequence[str], *, but: Sequence[str]
     ) -> list[KnownOperation]:
-        """Return recorded operations of these jobs that have no place in line, oldest first."""
+        """Return recorded operations of these jobs without a position, oldest first."""
         found = await self._find_known(
             {
                 "job_id": {"$in": list(job_ids)},
@@ -61,7 +61,7 @@ class OperationQueries:
         return list(found.values())
 
     async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[KnownOperation]:
-        """Return recorded operations whose message did not come within `older_than_s` seconds."""
+        """Return recorded operations whose message has not arrived in `older_than_s` seconds."""
         found = await self._find_known(
             {
                 "state": OperationState.QUEUED,
@@ -88,7 +88,7 @@ class OperationQueries:
         }
 
     async def result(self, operation_id: str) -> ResultPlace | None:
-        """Return where the result of an operation is, null if it has none."""
+        """Return where the result of an operation is stored; None if it has none."""
         async with self._connection.answering():
             found = await self._collection.find_one(
                 {"_id": operation_id}, {"result_json": 1, "result_file": 1, "result_bytes": 1}
@@ -115,7 +115,7 @@ class OperationQueries:
         return to_page(found, OperationRecord, "accepted_at", limit)
 
     async def waiting(self, *, after: OperationRecord | None, limit: int) -> list[OperationRecord]:
-        """Return operations that are QUEUED and in line: highest priority first, then oldest."""
+        """Return QUEUED operations that have a position: highest priority first, then oldest."""
         criteria: Document = {"state": OperationState.QUEUED, "open": True, "line": {"$ne": None}}
         if after is not None:
             criteria["$or"] = [
@@ -125,7 +125,7 @@ class OperationQueries:
         return await self.find(criteria, sort=[("priority", -1), ("line", 1)], limit=limit)
 
     async def without_host(self, *, limit: int) -> list[OperationRecord]:
-        """Return operations that were looked at and found no host: the most urgent first."""
+        """Return operations that the scheduler found no host for, the most urgent first."""
         return await self.find(
             {"state": OperationState.QUEUED, "waits": True},
             sort=[("priority", -1), ("line", 1)],
@@ -139,7 +139,7 @@ class OperationQueries:
         )
 
     async def unaccepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
-        """Return operations DISPATCHED for so long that their command may be lost."""
+        """Return operations that are DISPATCHED for so long that their command may be lost."""
         return await self.find(
             {
                 "state": OperationState.DISPATCHED,
@@ -169,7 +169,7 @@ class OperationQueries:
     async def running_too_long(
         self, *, default_timeout_s: float, slack_s: float, limit: int
     ) -> list[OperationRecord]:
-        """Return operations that RUN `slack_s` seconds longer than their timeout allows."""
+        """Return operations that are RUNNING `slack_s` seconds longer than their timeout."""
         milliseconds = {
             "$multiply": [{"$add": [{"$ifNull": ["$timeout_s", default_timeout_s]}, slack_s]}, 1000]
         }
@@ -183,7 +183,7 @@ class OperationQueries:
         )
 
     async def cancel_wishes(self, *, limit: int) -> list[OperationRecord]:
-        """Return operations that a client wants cancelled and that have not ended."""
+        """Return open operations that a client has asked to cancel."""
         return await self.find({"open": True, "cancel_requested": True}, limit=limit)
 
     async def find(

@@ -10,12 +10,12 @@ from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store.records import Document, NewOperation, error_document
 
 GIVEN_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
-"""The states in which a host has the operation: the only ones that a report may change."""
+"""The states in which a host works on the operation: the only ones that a report may change."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultPlace:
-    """Where a reported result was put."""
+    """Where a reported result is stored."""
 
     inline_json: str | None
     file_id: str | None
@@ -36,10 +36,11 @@ def literal(value: ErrorInfo | None) -> Document | None:
 
 
 def recording(operation: NewOperation, line: int | None, place: int) -> list[Document]:
-    """Return a pipeline that writes the operation if nothing is there, and its line if it has none.
+    """Return a pipeline that records a new operation, and sets its `line` if it has none.
 
-    `place` is where it stands among those written with it: they all share one `$$NOW`.
-    Everything that a client has a say in is a literal: no key or string of it is an expression.
+    `place` is its position among the operations of the same write, which all share one `$$NOW`.
+    Every value that a client chose is a literal, so that none of its keys or strings is evaluated
+    as an expression.
     """
     rejection = operation.rejection
     document = operation.model_dump(mode="json", exclude={"operation_id", "rejection", "rest_s"})
@@ -53,19 +54,19 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
         "seq": 0,
         "error": error_document(rejection),
     }
-    made_now: Document = {"accepted_at": "$$NOW"}
+    set_by_database: Document = {"accepted_at": "$$NOW"}
     if rejection is not None:
-        made_now["finished_at"] = "$$NOW"
+        set_by_database["finished_at"] = "$$NOW"
     if operation.rest_s:
-        made_now["not_before"] = {"$add": ["$$NOW", int(operation.rest_s * 1_000)]}
+        set_by_database["not_before"] = {"$add": ["$$NOW", int(operation.rest_s * 1_000)]}
     if operation.queue_timeout_s is not None:
-        made_now["expires_at"] = {"$add": ["$$NOW", int(operation.queue_timeout_s * 1_000)]}
+        set_by_database["expires_at"] = {"$add": ["$$NOW", int(operation.queue_timeout_s * 1_000)]}
     pipeline: list[Document] = [
         {
             "$replaceWith": {
                 "$cond": [
                     {"$eq": [{"$type": "$state"}, "missing"]},
-                    {"$mergeObjects": [{"$literal": document}, made_now]},
+                    {"$mergeObjects": [{"$literal": document}, set_by_database]},
                     "$$ROOT",
                 ],
             },
@@ -87,7 +88,7 @@ def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateO
         else None,
         "error": literal(report.error),
         "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
-        # A worker has begun it: its deadline in the queue is met, for good.
+        # A worker has begun it, so its queue deadline does not apply any more.
         "expires_at": "$$REMOVE",
     }
     if report.container_id is not None:

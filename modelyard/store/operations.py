@@ -1,4 +1,4 @@
-"""Operations: recorded once, moved only by writes that name where they may come from."""
+"""Operations: recorded once; every change of state names the states it may come from."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from modelyard.store.records import Document, NewOperation, OperationRecord
 
 LINE_COUNTER = "line"
 FRONT_OF_LINE = -(1 << 62)
-"""Added to a place in line, it puts an operation before all those of clients."""
+"""Added to a position, it puts an operation before all operations of clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchClaim:
-    """The scheduler's wish to dispatch one operation; it names the epoch it saw."""
+    """The scheduler's request to dispatch one operation whose epoch is still `seen_epoch`."""
 
     operation_id: str
     seen_epoch: int
@@ -38,11 +38,11 @@ class DispatchClaim:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailure:
-    """Why an attempt failed that is followed by another one."""
+    """Why an attempt failed, if another attempt follows."""
 
     error: ErrorInfo
     seq: int
-    """Of the attempt's last report; 0 if no worker has begun it."""
+    """The sequence number of the attempt's last report; 0 if no worker has begun it."""
     rest_s: float
     """Seconds until the next attempt."""
 
@@ -68,18 +68,18 @@ class Operations:
     # --- recording ---
 
     async def record(self, new: Sequence[NewOperation]) -> list[bool]:
-        """Record what is not there yet, in one write; True for each that is new.
+        """Record the operations that are new, in one write; return True for each new one.
 
-        An operation whose id is known is left as it is.
+        An operation whose id is recorded already stays as it is.
         """
         return await self._upsert([(operation, None) for operation in new])
 
     async def take_in(self, new: Sequence[tuple[NewOperation, int]]) -> list[bool]:
-        """Record what is not there yet and give each its place in line, if it has none."""
+        """Record the operations that are new, and give each its position if it has none."""
         return await self._upsert(new)
 
     async def mark_unpublished(self, operation_ids: Sequence[str]) -> None:
-        """Note that the broker did not confirm the messages of recorded operations."""
+        """Mark recorded operations whose messages the broker did not confirm."""
         async with self._connection.answering():
             await self._collection.update_many(
                 {"_id": {"$in": list(operation_ids)}, "open": True, "line": None},
@@ -87,7 +87,7 @@ class Operations:
             )
 
     async def next_lines(self, count: int) -> range:
-        """Return `count` places in line behind all that were given before."""
+        """Return `count` new positions, behind all that were given out before."""
         async with self._connection.answering():
             counter = await self._counters.find_one_and_update(
                 {"_id": LINE_COUNTER},
@@ -99,7 +99,7 @@ class Operations:
         return range(end - count + 1, end + 1)
 
     async def put_in_line(self, places: Mapping[str, int]) -> None:
-        """Give recorded operations their places in line, where they have none."""
+        """Give recorded operations their positions, where they have none."""
         if not places:
             return
         async with self._connection.answering():
@@ -114,9 +114,9 @@ class Operations:
     # --- moving ---
 
     async def claim(self, claims: Sequence[DispatchClaim], *, token: str) -> list[OperationRecord]:
-        """Move operations from QUEUED to DISPATCHED under a new epoch; return those that were won.
+        """Move operations from QUEUED to DISPATCHED under a new epoch; return those it moved.
 
-        The returned ones carry their input. Another scheduler may have won the others.
+        They are returned with their input. Another scheduler may have moved the others.
         """
         writes = [
             UpdateOne(
@@ -139,7 +139,7 @@ class Operations:
                             "waits": "$$REMOVE",
                             "not_before": "$$REMOVE",
                             "error": None,
-                            # Each attempt has the whole of its time.
+                            # Each attempt may run for the whole timeout.
                             "started_at": "$$REMOVE",
                             "dispatched_at": "$$NOW",
                             "published_at": "$$NOW",
@@ -160,7 +160,7 @@ class Operations:
     async def end_queued(
         self, endings: Sequence[QueuedEnding], *, token: str
     ) -> list[OperationRecord]:
-        """End operations that are still QUEUED; return those that were."""
+        """End operations if they are still QUEUED; return those that it ended."""
         if not endings:
             return []
         async with self._connection.answering():
@@ -223,7 +223,7 @@ class Operations:
         return [document["_id"] for document in found]
 
     async def mark_published(self, operations: Iterable[OperationRecord]) -> None:
-        """Note that the commands of DISPATCHED operations were published again."""
+        """Record that the commands of DISPATCHED operations are published again."""
         async with self._connection.answering():
             await self._collection.bulk_write(
                 [
@@ -245,8 +245,8 @@ class Operations:
     ) -> bool:
         """Send an operation back to QUEUED; the next claim gives it a new epoch.
 
-        With `failure` this attempt counts, its cause is kept, and the next one rests before.
-        Without one it was never begun, and it is counted how often that was so.
+        With `failure` the attempt counts as failed, its error is kept, and the next attempt waits
+        for `rest_s` seconds. Without it no worker has begun the attempt, which adds to `returns`.
         """
         changes: Document = {"state": OperationState.QUEUED, "phase": None, "progress": None}
         if failure is not None:
@@ -263,7 +263,7 @@ class Operations:
                 "not_before": {"$add": ["$$NOW", int(failure.rest_s * 1_000)]},
             }
             if failure.seq > 0:
-                # It had begun: what is promised of its time in the queue was kept.
+                # The attempt had begun in time, so the queue deadline does not apply any more.
                 changes["expires_at"] = "$$REMOVE"
         else:
             changes["returns"] = {"$add": [{"$ifNull": ["$returns", 0]}, 1]}
@@ -281,7 +281,7 @@ class Operations:
     async def end_given(
         self, operation: OperationRecord, state: OperationState, error: ErrorInfo
     ) -> bool:
-        """End an operation that its host can't finish any more; fenced by its epoch."""
+        """End an operation that its host can't finish any more; guarded by its epoch."""
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {
@@ -303,9 +303,9 @@ class Operations:
         return done.matched_count == 1
 
     async def request_cancel(self, operation_id: str) -> OperationRecord | None:
-        """Note that a client wants an operation cancelled; return it as it is then.
+        """Record that a client asks to cancel an operation; return its record after that.
 
-        One that has ended is returned unchanged. Null if there is none.
+        An operation that has ended is returned unchanged. None if it does not exist.
         """
         async with self._connection.answering():
             found = await self._collection.find_one_and_update(
@@ -321,7 +321,7 @@ class Operations:
         )
 
     async def wake_rested(self, *, limit: int) -> list[str]:
-        """End the rest of operations whose time has come; return their jobs."""
+        """Make operations ready whose pause before the next attempt is over; return their jobs."""
         rested: Document = {
             "state": OperationState.QUEUED,
             "open": True,
@@ -340,10 +340,10 @@ class Operations:
     async def apply(
         self, reports: Sequence[OperationReport], results: Mapping[str, ResultPlace]
     ) -> int:
-        """Write what workers reported; return how many writes found their operation.
+        """Write the reports of workers; return how many writes found their operation.
 
         Each write is guarded by the states it may come from, the epoch and the sequence number.
-        One that finds nothing is stale.
+        A report whose write finds nothing is stale.
         """
         if not reports:
             return 0

@@ -1,4 +1,4 @@
-"""Pages by position, newest first: stable while new entries arrive, cheap at any depth."""
+"""Pages by position, newest first: new entries don't shift them, and deep pages cost no more."""
 
 import base64
 import json
@@ -29,22 +29,22 @@ class Position:
 
     @classmethod
     def parse(cls, cursor: str) -> "Position":
-        """Read a cursor; raises `InvalidRequestError` if it is not one of ours."""
+        """Read a cursor; raises `InvalidRequestError` if `cursor()` did not make it."""
         try:
             padded = cursor + "=" * (-len(cursor) % 4)
             at, key = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
             moment = datetime.fromisoformat(at)
         except (ValueError, TypeError) as error:
-            raise _not_ours() from error
+            raise _invalid_cursor() from error
         if moment.tzinfo is None or not isinstance(key, str) or not key.isascii():
-            raise _not_ours()
-        if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:  # the ends of what BSON's dates survive
-            raise _not_ours()
+            raise _invalid_cursor()
+        if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:  # years that BSON dates can hold safely
+            raise _invalid_cursor()
         return cls(moment, key)
 
 
-def _not_ours() -> InvalidRequestError:
-    return InvalidRequestError(ErrorCode.INVALID_REQUEST, "The cursor is not one that a page gave.")
+def _invalid_cursor() -> InvalidRequestError:
+    return InvalidRequestError(ErrorCode.INVALID_REQUEST, "The cursor does not come from a page.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def page_filter(criteria: Mapping[str, str], time_field: str, after: Position | 
 def to_page(
     documents: Sequence[Mapping[str, Any]], record: type[T], time_field: str, limit: int
 ) -> Page[T]:
-    """Make a page of up to `limit + 1` documents: the one too many says that there is more."""
+    """Make a page of up to `limit + 1` documents; the extra one shows that a next page exists."""
     kept = documents[:limit]
     last = kept[-1] if len(documents) > limit and kept else None
     return Page(

@@ -1,4 +1,4 @@
-"""What MongoDB holds, as typed values; raw documents do not leave this package."""
+"""MongoDB's documents as typed values; raw documents do not leave this package."""
 
 from datetime import datetime
 from typing import Any, Literal, Self, TypeVar
@@ -53,17 +53,17 @@ S = TypeVar("S", ModelSpec, DatasetSpec)
 
 
 def _recorded(kind: type[S], value: object) -> object:
-    """Read the text of a spec as it was stored, by whatever rules it came in.
+    """Read the text of a stored spec without applying the rules of the catalog.
 
-    One that not even its types fit is logged and read as none: a job without a spec can be listed,
-    and the others are there.
+    A spec whose types don't fit is logged and read as None. So its job can still be listed, and
+    does not make other jobs unreadable.
     """
     if not isinstance(value, str):
         return value
     try:
         return kind.model_validate_json(value, context=AS_RECORDED, extra="ignore")
     except ValidationError as error:
-        log.error("job.unreadable_spec", reason=first_errors(error))  # noqa: TRY400 - all is said
+        log.error("job.unreadable_spec", reason=first_errors(error))  # noqa: TRY400 - a traceback would not help
         return None
 
 
@@ -85,11 +85,11 @@ class NewOperation(Record):
     metadata: dict[str, str] = Field(default_factory=dict)
     retry_of: str | None = None
     tenant: str = DEFAULT_TENANT
-    """Whose it is."""
+    """The tenant that owns it."""
     rest_s: float = 0.0
-    """Seconds from its recording on for which it is not dispatched."""
+    """Seconds after it was recorded during which it is not dispatched."""
     aside: bool = False
-    """True if it never stands in its job's line: it prepares a move while the line goes on."""
+    """True if it is outside of its job's order: it prepares a move while other operations go on."""
     rejection: ErrorInfo | None = None
     """Set if it is recorded as REJECTED at once."""
 
@@ -105,8 +105,8 @@ class NewOperation(Record):
     ) -> Self:
         """Return the operation that a valid request asks for.
 
-        Raises `InvalidRequestError` with `body_too_large` if its input takes more room as JSON
-        text than a request may have: `1e15` is written out as `1000000000000000.0`.
+        Raises `InvalidRequestError` with `body_too_large` if the input as JSON text is larger than
+        a request may be: `1e15`, for example, is written out as `1000000000000000.0`.
         """
         input_json = request.input_json()
         if input_json is not None and len(input_json.encode()) > MAX_REQUEST_BYTES:
@@ -134,7 +134,7 @@ class NewOperation(Record):
 
 
 class OperationRecord(Record):
-    """One operation. `line` is its place in the order of acceptance; null until taken in."""
+    """One operation. `line` is its position in the order of acceptance; None before intake."""
 
     operation_id: str = Field(alias="_id")
     job_id: str | None = None
@@ -146,7 +146,7 @@ class OperationRecord(Record):
     wanted_container_id: str | None = None
     has_input: bool = False
     input_json: str | None = None
-    """Null also where it was not asked for: it may be large."""
+    """None also if the query left it out, because it may be large."""
     priority: int = 0
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
@@ -156,13 +156,14 @@ class OperationRecord(Record):
     cancel_requested: bool = False
     not_before: datetime | None = None
     resting: bool = False
-    """True while `not_before` lies ahead, by the database's clock; only where a line is read."""
+    """True while `not_before` is in the future by the database's clock; only `Jobs.lines` sets
+    it."""
     failures: int = 0
     """Attempts that failed and were followed by another one."""
     returns: int = 0
-    """Times that it came back from a host where it was never begun."""
+    """How often a host was given it and never began it."""
     avoid: tuple[str, ...] = ()
-    """Hosts on which attempts failed; others are tried first."""
+    """Hosts on which attempts failed; the scheduler tries other hosts first."""
     aside: bool = False
     state: OperationState
     line: int | None = None
@@ -189,12 +190,12 @@ class OperationRecord(Record):
 
     @property
     def shared(self) -> bool:
-        """True if it may run on its job beside others of its verb."""
+        """True if several operations with its verb may run on a job at the same time."""
         return self.verb is not None and VERB_RULES[self.verb].shared
 
 
 class CurrentOperation(Record):
-    """The operation and attempt that may change the job now; what fences off all others."""
+    """The operation and attempt that may change the job now; it fences off all others."""
 
     operation_id: str
     epoch: int
@@ -202,32 +203,32 @@ class CurrentOperation(Record):
 
 
 class RestorationRecord(Record):
-    """That a job is to be brought back, decided in the same write that found it down."""
+    """A job is to be restored; the write that records it as down sets this too."""
 
     to: JobState
     """CREATED or LOADED."""
     key: int
-    """Names this recovery among those of the job."""
+    """Identifies this restoration among those of the job."""
     rest_s: float = 0.0
 
 
 class RelocationRecord(Record):
-    """That a live job is being made ready on another host, while it goes on where it is."""
+    """A live job is being prepared on another host while it goes on running on its own."""
 
     host_id: str
     generation: int
     state: JobState
-    """What it was when the move began; a job that is something else by now is not moved."""
+    """The job's state when the move began; if the state changes, the job is not moved."""
 
 
 class LastReport(Record):
-    """The message of a worker that changed a job last."""
+    """The last message of a worker that changed a job."""
 
     incarnation: str
     number: int
 
     def after(self, incarnation: str, number: int) -> bool:
-        """Tell whether the same boot had said something else before."""
+        """Tell whether this message came after the given one of the same boot."""
         return self.incarnation == incarnation and self.number > number
 
 
@@ -237,7 +238,7 @@ class JobRecord(Record):
     job_id: str = Field(alias="_id")
     state: JobState = JobState.NONE
     version: int = 0
-    """Grows with every write; what a write compares before it sets."""
+    """Increases with every write; a guarded write compares it."""
     generation: int = 0
     host_id: str | None = None
     container_id: str | None = None
@@ -246,18 +247,19 @@ class JobRecord(Record):
     dataset_spec: DatasetSpec | None = None
     current: CurrentOperation | None = None
     highest_generation: int = 0
-    """The highest that was ever given out; a move that was given up leaves a gap."""
+    """The highest generation that was ever given out; an abandoned move leaves a gap."""
     move: RelocationRecord | None = None
     move_failures: int = 0
     recovery: RestorationRecord | None = None
-    """Set from when the job was found down until the operations that bring it back are in line."""
+    """Set while the job is down and the operations that restore it are not recorded yet."""
     restarts: int = 0
     """Restarts in a row."""
     steady: bool = False
-    """True if it was loaded long enough for its restarts to count anew; only read with its age."""
+    """True if the model was loaded long enough to begin the count of restarts again; only
+    `Jobs.on_host` and `Jobs.with_age` set it."""
     error: ErrorInfo | None = None
     told: LastReport | None = None
-    """What was told before it says nothing of the job any more."""
+    """Earlier messages of the same boot say nothing about the job any more."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
 
@@ -267,7 +269,7 @@ class JobRecord(Record):
         return max(self.generation, self.highest_generation) + 1
 
     def owns(self, host_id: str, generation: int) -> bool:
-        """Tell whether a container or a reservation there is this job's own."""
+        """Tell whether the container or reservation of this host and generation is the job's."""
         here = (self.host_id, self.generation)
         there = (self.move.host_id, self.move.generation) if self.move else None
         return (host_id, generation) in (here, there)
@@ -315,19 +317,19 @@ class HostRecord(Record):
     drain: DrainRecord | None = None
     running: int = 0
     fenced_off: dict[str, int] = Field(default_factory=dict)
-    """What it wrote too late, counted by reason; it outlives boots of the worker."""
+    """Its late reports, counted by reason; a boot of the worker does not reset them."""
     last_seen: datetime | None = None
 
 
 class JobLine(Record):
-    """A job and the head of its line: operations that have not ended, in order of acceptance."""
+    """A job and its first open operations, in order of acceptance."""
 
     job: JobRecord
     operations: tuple[OperationRecord, ...]
 
 
 class DeadLetter(Record):
-    """A message that could not be taken, with the reason why."""
+    """A message that could not be processed, with the reason."""
 
     dead_letter_id: str = Field(alias="_id")
     reason: str
@@ -336,15 +338,15 @@ class DeadLetter(Record):
     routing_key: str = ""
     headers: dict[str, str] = Field(default_factory=dict)
     sender: str | None = None
-    """The user that RabbitMQ has verified; null if the sender did not say who it is."""
+    """The user that RabbitMQ has verified; None if the message named no user."""
     from_modelyard: bool = False
-    """True if a gateway or a dispatcher sent it: only then its type says what it is."""
+    """True if a gateway or a dispatcher sent it: only then its type is trusted."""
     buried: bool = False
-    """True if a process of ours took it out of its queue; else RabbitMQ did."""
+    """True if a process of Modelyard dead-lettered it; False if RabbitMQ did."""
     message_id: str | None = None
     message_type: str | None = None
     payload: bytes = b""
-    """Its beginning, if it was too large to keep; empty also where it was not asked for."""
+    """The whole payload, or its beginning if it was too large; empty if the query left it out."""
     payload_bytes: int = 0
     """Size of the whole payload."""
     replays: int = 0

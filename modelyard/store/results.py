@@ -17,7 +17,7 @@ CHUNK_BYTES = 255 << 10
 
 
 class Results:
-    """Where answers are kept. Every method raises `StoreUnavailableError`."""
+    """The stored results. Every method raises `StoreUnavailableError`."""
 
     def __init__(
         self,
@@ -26,11 +26,11 @@ class Results:
         *,
         bucket: AsyncIOMotorGridFSBucket | None = None,
     ) -> None:
-        """`bucket` is where files are kept, `results` if it is not given."""
+        """`bucket` stores the files; it is named `results` if none is given."""
         self._connection = connection
         self._queries = queries
         self._writer = uuid.uuid4().hex[:12]
-        """Two processes never write to the same file: a slow one can't spoil what is recorded."""
+        """Part of a file's name: processes never share a file, so a slow one can't damage it."""
         self._bucket = bucket or AsyncIOMotorGridFSBucket(
             connection.database, bucket_name="results"
         )
@@ -47,19 +47,21 @@ class Results:
                     file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
                 )
             except FileExists:
-                # Of a report that we had before; the former upload may have been cut short.
+                # The report came before, and its upload may have been interrupted.
                 await self._replace(file_id, operation_id, content)
         return ResultPlace(None, file_id, len(content))
 
     async def _replace(self, file_id: str, operation_id: str, content: bytes) -> None:
         try:
-            with contextlib.suppress(NoFile):  # it had chunks and no file yet: they are gone now
+            with contextlib.suppress(
+                NoFile
+            ):  # the upload had written chunks and no file yet; this deletes them
                 await self._bucket.delete(file_id)
             await self._bucket.upload_from_stream_with_id(
                 file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
             )
         except FileExists as error:
-            message = "An earlier upload of this result, of this very process, is still going on."
+            message = "This process is still storing this result for an earlier report."
             raise StoreUnavailableError(message) from error
 
     async def get(self, operation_id: str) -> AsyncIterator[bytes] | None:
@@ -76,7 +78,7 @@ class Results:
             async with self._connection.answering():
                 stream = await self._bucket.open_download_stream(file_id)
             while True:
-                # The deadline is for MongoDB; how long the reader takes is its own affair.
+                # The deadline is for MongoDB; the reader of the stream may take longer.
                 async with self._connection.answering():
                     chunk = await stream.readchunk()
                 if not chunk:

@@ -171,7 +171,7 @@ async def test_looks_at_a_tap_cost_it_nothing_not_even_those_that_nobody_answers
     broker: Broker, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "WATCH_S", 0.05)
-    monkeypatch.setattr(connection, "LOOK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection, "INSPECT_TIMEOUT_S", 0.2)
     await broker.declare([JOBS_QUEUE], exchanges=EXCHANGES)
     looks: list[int | None] = []
     real = connection._own_consumer_count

@@ -13,7 +13,7 @@ from typing import Any
 from modelyard.broker import Broker, QueueHeldError, Subscription, TopologyMismatchError
 from modelyard.broker.connection import (
     CONNECT_TIMEOUT_S,
-    LOOK_TIMEOUT_S,
+    INSPECT_TIMEOUT_S,
     PUBLISH_TIMEOUT_S,
     one_by_one,
 )
@@ -163,7 +163,7 @@ class MemoryBroker(Broker):
             await self.link.back(fate)
 
     async def has_queues(self, names: Sequence[str]) -> bool:
-        async with _within(LOOK_TIMEOUT_S):
+        async with _within(INSPECT_TIMEOUT_S):
             fate = await self.link.there()
             there = all(name in self._rabbit.queues for name in names)
             await self.link.back(fate)
@@ -187,7 +187,9 @@ class MemoryBroker(Broker):
         def attach() -> MemoryQueue:
             found = self._queue(queue.name)
             if exclusive and found.consumers:
-                raise QueueHeldError(f"{queue.name} has a consumer already and is to be exclusive.")
+                raise QueueHeldError(
+                    f"{queue.name} has a consumer already, so an exclusive one is refused."
+                )
             return found
 
         async with self._attached(attach, prefetch) as subscription:

@@ -21,7 +21,7 @@ from deploy.local.processes import ProcessId
 from deploy.local.rabbitmq import RabbitMQ
 from deploy.local.services import Service
 from modelyard.contract.states import JobState, OperationState
-from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, told
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, crash_line
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Fleet
 from tests.faults.holdings import Holdings
@@ -347,7 +347,7 @@ class Yard:
 
     async def came_to(self, name: str, point: str, *, within_s: float = 60) -> None:
         """Return once this boot of a process has come to the point that it is armed with."""
-        line = told(point, self._boots[name].pid)
+        line = crash_line(point, self._boots[name].pid)
         log = self.service(name).daemon.log
 
         async def it_did() -> bool:

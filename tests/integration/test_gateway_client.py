@@ -190,7 +190,7 @@ async def test_an_operation_is_cancelled_and_tried_again(yard: Backstage) -> Non
     ran = await running
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["state"] == "CANCELLED"
-    assert ran.err.splitlines()[0] == "TERMINATE j-1 QUEUED to be cancelled"
+    assert ran.err.splitlines()[0] == "TERMINATE j-1 QUEUED cancel requested"
     again = await run(yard.url, "retry", operation_id)
     assert again.code == 0, again.err
     shown = await run(yard.url, "status", again.out.strip())
@@ -329,7 +329,7 @@ async def test_a_file_of_requests_is_submitted_as_a_batch(yard: Backstage) -> No
     assert [one["status"] for one in json.loads(bad.out)] == [202, 422]
     waited = await run(yard.url, "submit", "-", "--wait", stdin=json.dumps([good]))
     assert waited.code == 2
-    assert "a list can't be waited for" in waited.err
+    assert "--wait takes no list" in waited.err
 
 
 async def test_wrong_usage_is_exit_code_2_and_says_why(yard: Backstage) -> None:

@@ -129,7 +129,7 @@ def test_a_paused_broker_is_silent_until_it_is_resumed_and_can_be_stopped(folder
         broker.start()
         broker.pause()
         assert accepts(broker.port), "the kernel still takes connections for it"
-        assert broker_version(broker.url, patience_s=0.3) is None
+        assert broker_version(broker.url, timeout_s=0.3) is None
         broker.resume()
         assert broker_version(broker.url) == broker.version
         broker.pause()

@@ -166,7 +166,9 @@ def test_the_gateway_of_another_stack_is_not_taken_for_ours(
 
 def test_a_given_server_that_does_not_answer_is_named(root: Path) -> None:
     silent = Given(mongo_url="mongodb://127.0.0.1:1/modelyard?serverSelectionTimeoutMS=100")
-    with pytest.raises(StackError, match="MongoDB was given by MODELYARD_MONGO_URL"):
+    with pytest.raises(
+        StackError, match="MongoDB does not answer; its address comes from MODELYARD_MONGO_URL"
+    ):
         background.up(root, silent, Progress())
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from modelyard.cli import main as cli
+from modelyard.cli.exit_codes import FAILED
 from modelyard.client import ApiError
 from modelyard.contract.errors import ErrorCode
 
@@ -30,7 +31,7 @@ def test_a_key_is_advised_only_where_a_key_helps(
     monkeypatch.setattr(cli, "commands", refused)
     with pytest.raises(SystemExit) as exited:
         cli.app([])
-    assert exited.value.code == cli.FAILED
+    assert exited.value.code == FAILED
     told = capsys.readouterr().err
     assert f"No. ({code})" in told
     if advice is None:

@@ -27,7 +27,7 @@ ACCEPTED = Accepted(
 )
 PROBLEM = {
     "type": "urn:modelyard:problem:unavailable",
-    "title": "A part that is needed does not answer; try again.",
+    "title": "A service that the request needs does not answer; try again.",
     "status": 503,
     "detail": "Neither has confirmed it.",
     "code": "unavailable",
@@ -256,12 +256,12 @@ def test_a_drain_says_how() -> None:
     ids=["html", "json"],
 )
 def test_an_answer_that_no_gateway_gives_is_an_error(answer: httpx2.Response) -> None:
-    with pytest.raises(ApiError, match="not one that a gateway gives"):
+    with pytest.raises(ApiError, match="does not come from a gateway"):
         Script(answer).client().job("j-1")
 
 
 def test_a_result_that_is_not_json_is_an_error() -> None:
-    with pytest.raises(ApiError, match="not one that a gateway gives"):
+    with pytest.raises(ApiError, match="does not come from a gateway"):
         Script(httpx2.Response(200, content=b"\xff{")).client().result(ID)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, CrashActions, armed, told
+from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, CrashActions, armed, crash_line
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "dispatcher", "worker")
@@ -136,7 +136,7 @@ def test_a_process_freezes_itself_and_goes_on_once_it_is_thawed() -> None:
         finally:
             process.kill()
     assert process.returncode == 0
-    assert (out, err) == ("went on\n", told(NAME, process.pid))
+    assert (out, err) == ("went on\n", crash_line(NAME, process.pid))
 
 
 def calls_in(folder: Path) -> Iterator[tuple[Path, ast.Call]]:

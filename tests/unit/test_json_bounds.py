@@ -61,7 +61,7 @@ def test_exactly_what_stands_outside_of_strings_is_counted(value: object) -> Non
     names, containers = names_in(value), containers_in(value)
     check_bounds(body, JsonLimits(names=names, containers=max(containers, MAX_DEPTH)))
     if names:
-        with pytest.raises(InvalidRequestError, match=f"holds {names} names"):
+        with pytest.raises(InvalidRequestError, match=f"has {names} names"):
             check_bounds(body, JsonLimits(names=names - 1))
 
 
@@ -80,8 +80,8 @@ def test_a_batch_of_the_largest_size_is_within_the_limits(fill: str) -> None:
     ("make", "said"),
     [
         (lambda: many_names(800_000)[:ROOM], f"names in its objects; at most {MAX_NAMES}"),
-        (lambda: many_names(MAX_NAMES + 1), f"holds {MAX_NAMES + 1} names"),
-        (lambda: b"[" + b"[]," * MAX_CONTAINERS + b"1]", f"holds {MAX_CONTAINERS + 1} objects"),
+        (lambda: many_names(MAX_NAMES + 1), f"has {MAX_NAMES + 1} names"),
+        (lambda: b"[" + b"[]," * MAX_CONTAINERS + b"1]", f"has {MAX_CONTAINERS + 1} objects"),
         (lambda: b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "deeper than 64"),
         (lambda: b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1), "deeper than 64"),
         (lambda: b'["]",[' * 40 + b"1" + b"]]" * 40, "deeper than 64"),

@@ -1,7 +1,7 @@
-"""A model server for tests: it misbehaves as its environment and its inputs ask.
+"""A model server for tests: its environment and its inputs say how it misbehaves.
 
-Served by the standard library, so that the image is the base image and this file. The README
-beside lists every variable and input. What it counted is at `GET /stats`.
+It needs only the standard library, so the image is the base image and this file. The README
+one folder up lists every variable and input. `GET /stats` shows its counters.
 """
 
 import gzip
@@ -33,11 +33,11 @@ FLOODS = {
         gzip.compress(bytes(1 << 20)),
     ),
 }
-"""What an endless answer begins with, and what comes again and again."""
+"""How each kind of endless answer begins, and the bytes that it repeats."""
 TRICKLE_PAUSE_S = 0.001
 
 
-class Wishes:
+class Settings:
     """The environment, as values; seconds may be `inf`, which means never."""
 
     def __init__(self, env: Mapping[str, str], mode: str | None = None) -> None:
@@ -73,9 +73,9 @@ class Wishes:
 
 
 class Collector:
-    """Tells a TCP collector, one JSON object a line, that this container runs: I2's witness.
+    """Reports to a TCP collector, one JSON object a line, that this container runs.
 
-    A collector that is away is no fault of ours: the lines are dropped.
+    The fault tests check invariant I2 with it. If no collector answers, the lines are dropped.
     """
 
     def __init__(self, address: str | None, tag: str) -> None:
@@ -103,17 +103,17 @@ class Collector:
             self._lock.release()
 
     def tick(self) -> None:
-        """Say `tick` each second until the process ends, or the collector."""
+        """Send `tick` each second until the process or the collector ends."""
         while self._stream is not None:
             time.sleep(1)
             self.say("tick")
 
 
 class Model:
-    """The pretended model: in memory or not, and how often that changed."""
+    """The simulated model: whether it is in memory, and how often that changed."""
 
-    def __init__(self, wishes: Wishes) -> None:
-        self._wishes = wishes
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._changing = threading.Lock()
         self._counting = threading.Lock()
         self._held = b""
@@ -140,12 +140,12 @@ class Model:
         with self._changing:
             if self.loaded:
                 return
-            wait(self._wishes.load_seconds)
-            if self._wishes.load_exit is not None:
-                os._exit(self._wishes.load_exit)
-            # Each page is written: memory that is only promised holds nothing.
-            self._held = b"\x01" * self._wishes.hold_bytes
-            self._ready_at = time.monotonic() + self._wishes.ready_seconds
+            wait(self._settings.load_seconds)
+            if self._settings.load_exit is not None:
+                os._exit(self._settings.load_exit)
+            # Each page is written, because the kernel allocates memory only when it is written.
+            self._held = b"\x01" * self._settings.hold_bytes
+            self._ready_at = time.monotonic() + self._settings.ready_seconds
             self.loaded = True
             self.count("loads")
 
@@ -162,7 +162,7 @@ class Model:
                 self.count("unloads_while_running")
 
     def load_later(self, seconds: float) -> None:
-        """Load without being asked, after so many seconds."""
+        """Load by itself after so many seconds."""
         wait(seconds)
         self.load()
 
@@ -177,7 +177,7 @@ class Model:
                 "loaded": self.loaded,
                 "held_bytes": len(self._held),
                 "container": socket.gethostname(),
-                "tag": self._wishes.tag,
+                "tag": self._settings.tag,
             }
 
 
@@ -185,31 +185,31 @@ _Request = socket.socket | tuple[bytes, socket.socket]
 
 
 class Probe(ThreadingMixIn, HTTPServer):
-    """The server and what its handlers share."""
+    """The server, and the objects that its handlers share."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, wishes: Wishes, model: Model, collector: Collector) -> None:
-        self.wishes = wishes
+    def __init__(self, settings: Settings, model: Model, collector: Collector) -> None:
+        self.settings = settings
         self.model = model
         self.collector = collector
         self.started = time.monotonic()
         self.extra_held: list[bytes] = []
-        super().__init__((wishes.listen, wishes.port), Handler)
+        super().__init__((settings.listen, settings.port), Handler)
 
     def process_request(self, request: _Request, client_address: object) -> None:
-        """Handle a connection in a thread of its own, or before any other one."""
-        if self.wishes.threads:
+        """Handle a connection in its own thread, or, with one thread, before the next one."""
+        if self.settings.threads:
             super().process_request(request, client_address)
         else:
             HTTPServer.process_request(self, request, client_address)
 
     @property
     def alive(self) -> bool:
-        if self.wishes.mode == "process" and not self.model.ready:
+        if self.settings.mode == "process" and not self.model.ready:
             return False
-        return time.monotonic() - self.started >= self.wishes.alive_seconds
+        return time.monotonic() - self.started >= self.settings.alive_seconds
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -226,25 +226,25 @@ class Handler(BaseHTTPRequestHandler):
         self._route()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Quiet: tests read this container's log."""
+        """Log nothing, because tests read this container's log."""
 
     def setup(self) -> None:
         super().setup()
-        if self.server.wishes.idle_seconds != NEVER:
-            self.connection.settimeout(self.server.wishes.idle_seconds)
+        if self.server.settings.idle_seconds != NEVER:
+            self.connection.settimeout(self.server.settings.idle_seconds)
 
     def _route(self) -> None:
-        wishes, model = self.server.wishes, self.server.wishes.model
+        settings, model = self.server.settings, self.server.settings.model
         path = self.path.partition("?")[0]
-        if not wishes.threads:
-            self.close_connection = True  # whoever comes next would wait for its end
-        if wishes.early and path.endswith("infer"):
+        if not settings.threads:
+            self.close_connection = True  # the next connection would have to wait for its end
+        if settings.early and path.endswith("infer"):
             self.close_connection = True
             self._answer(200, {"early": True})
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        if wishes.no_repository and path.startswith("/v2/repository/"):
-            self._answer(wishes.no_repository, {"error": "There is no repository here."})
+        if settings.no_repository and path.startswith("/v2/repository/"):
+            self._answer(settings.no_repository, {"error": "There is no repository here."})
             return
         names = {
             "/stats": "stats",
@@ -263,8 +263,8 @@ class Handler(BaseHTTPRequestHandler):
         name = self._name = names.get(path)
         if name is None:
             self._answer(404, {"error": f"There is no {path} here."})
-        elif wishes.redirect and name in wishes.redirect_on:
-            self._answer(302, {}, {"Location": wishes.redirect})
+        elif settings.redirect and name in settings.redirect_on:
+            self._answer(302, {}, {"Location": settings.redirect})
         elif name == "infer":
             self._infer(body)
         elif name == "load":
@@ -279,8 +279,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200 if holds else 503, {name: holds})
 
     def _load(self) -> None:
-        if self.server.wishes.load_status != 200:  # noqa: PLR2004
-            self._answer(self.server.wishes.load_status, {"error": "The load fails as asked."})
+        if self.server.settings.load_status != 200:  # noqa: PLR2004
+            self._answer(self.server.settings.load_status, {"error": "The load fails as asked."})
             return
         self.server.model.load()
         self._answer(200, {"loaded": True})
@@ -294,17 +294,17 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             self._answer(400, {"error": "The input is not JSON."})
             return
-        asked = wishes_in(body)
+        asked = options_in(body)
         self.server.collector.say("infer_start", input_tag=asked.get("tag"))
         self.server.model.count("running")
         try:
-            self._obey(body, asked)
+            self._infer_as_asked(body, asked)
         finally:
             self.server.model.count("running", -1)
             self.server.model.count("infers")
             self.server.collector.say("infer_stop", input_tag=asked.get("tag"))
 
-    def _obey(self, body: object, asked: dict[str, object]) -> None:
+    def _infer_as_asked(self, body: object, asked: dict[str, object]) -> None:
         wait(number(asked, "sleep"))
         if "hold_bytes" in asked:
             self.server.extra_held.append(b"\x01" * int(number(asked, "hold_bytes")))
@@ -316,7 +316,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer_as_asked(body, asked)
 
     def _answer_oddly(self, asked: Mapping[str, object]) -> bool:
-        """Send what is no answer in JSON if that is asked for; return whether it was."""
+        """Send an answer that is not JSON if the input asks for one; return whether it did."""
         if "flood" in asked:
             self._flood(str(asked["flood"]))
         elif "empty" in asked:
@@ -337,13 +337,13 @@ class Handler(BaseHTTPRequestHandler):
         else:
             answer: dict[str, object] = {"echo": body, "container": socket.gethostname()}
             if "dataset" in asked:
-                answer["dataset"] = look_at(str(asked["dataset"]))
+                answer["dataset"] = inspect_dataset(str(asked["dataset"]))
             if "bytes" in asked:
                 answer["blob"] = "x" * int(number(asked, "bytes"))
             self._answer(200, answer)
 
     def _flood(self, kind: str) -> None:
-        """Send without an end, until the other side has enough."""
+        """Send without end, until the client closes the connection."""
         first, endless = FLOODS[kind]
         self.close_connection = True
         try:
@@ -362,10 +362,10 @@ class Handler(BaseHTTPRequestHandler):
         self._send(status, raw, {"Content-Type": "application/json", **(headers or {})})
 
     def _send(self, status: int, raw: bytes, headers: Mapping[str, str]) -> None:
-        wishes = self.server.wishes
-        if wishes.encoding is not None and self._name in wishes.encoding_on:
-            headers = {**headers, "Content-Encoding": wishes.encoding}
-            raw = gzip.compress(raw) if wishes.encoding.lower() == "gzip" else raw
+        settings = self.server.settings
+        if settings.encoding is not None and self._name in settings.encoding_on:
+            headers = {**headers, "Content-Encoding": settings.encoding}
+            raw = gzip.compress(raw) if settings.encoding.lower() == "gzip" else raw
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -374,8 +374,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
 
-def wishes_in(body: object) -> dict[str, object]:
-    """Find what an input asks for: at its top, in its `parameters` or in its `input`."""
+def options_in(body: object) -> dict[str, object]:
+    """Return the options in a body: at its top, in its `parameters` or in its `input`."""
     if not isinstance(body, dict):
         return {}
     asked = dict(body)
@@ -390,8 +390,8 @@ def number(asked: Mapping[str, object], name: str) -> float:
     return float(value) if isinstance(value, int | float | str) else 0.0
 
 
-def look_at(dataset: str) -> dict[str, object]:
-    """Tell what a mounted dataset looks like from inside, and whether one could write to it."""
+def inspect_dataset(dataset: str) -> dict[str, object]:
+    """Return the files of a mounted dataset, and whether it is writable."""
     folder = Path(dataset)
     if not folder.is_dir():
         return {"path": dataset, "files": None, "writable": False}
@@ -407,59 +407,59 @@ def look_at(dataset: str) -> dict[str, object]:
 
 
 def wait(seconds: float) -> None:
-    """Let time pass; `inf` never returns."""
+    """Sleep; `inf` never returns."""
     while seconds == NEVER:
         time.sleep(3600)
     time.sleep(seconds)
 
 
-def batch(wishes: Wishes, collector: Collector) -> int:
+def batch(settings: Settings, collector: Collector) -> int:
     """Run once: progress lines, then the result as last line of stdout and in a file; exit code."""
-    ends = time.monotonic() + wishes.batch_seconds
+    ends = time.monotonic() + settings.batch_seconds
     step = 0
     while (left := ends - time.monotonic()) > 0:
         step += 1
         print(f"step {step}", flush=True)
         time.sleep(min(1.0, left))
-    if wishes.batch_result is not None:
-        result = wishes.batch_result
+    if settings.batch_result is not None:
+        result = settings.batch_result
     else:
         answer: dict[str, object] = {
             "container": socket.gethostname(),
-            "dataset": look_at(wishes.dataset),
+            "dataset": inspect_dataset(settings.dataset),
         }
-        if wishes.batch_bytes:
-            answer["blob"] = "x" * wishes.batch_bytes
+        if settings.batch_bytes:
+            answer["blob"] = "x" * settings.batch_bytes
         result = json.dumps(answer)
-    if wishes.batch_output is not None:
-        Path(wishes.batch_output).write_text(result + "\n", encoding="utf-8")
+    if settings.batch_output is not None:
+        Path(settings.batch_output).write_text(result + "\n", encoding="utf-8")
     print(result, flush=True)
-    collector.say("stop", code=wishes.batch_exit)
-    return wishes.batch_exit
+    collector.say("stop", code=settings.batch_exit)
+    return settings.batch_exit
 
 
 def main() -> NoReturn:
-    wishes = Wishes(os.environ, sys.argv[1] if len(sys.argv) > 1 else None)
-    collector = Collector(wishes.collector, wishes.tag)
+    settings = Settings(os.environ, sys.argv[1] if len(sys.argv) > 1 else None)
+    collector = Collector(settings.collector, settings.tag)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         collector.say("stop", code=_STOPPED)
         os._exit(_STOPPED)
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if wishes.ignore_sigterm else stop)
-    if wishes.start_exit is not None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if settings.ignore_sigterm else stop)
+    if settings.start_exit is not None:
         print("exits at start as asked", file=sys.stderr)
-        sys.exit(wishes.start_exit)
-    collector.say("start", mode=wishes.mode)
+        sys.exit(settings.start_exit)
+    collector.say("start", mode=settings.mode)
     threading.Thread(target=collector.tick, daemon=True).start()
-    if wishes.mode == "batch":
-        sys.exit(batch(wishes, collector))
-    model = Model(wishes)
-    server = Probe(wishes, model, collector)
-    if wishes.mode == "process":
+    if settings.mode == "batch":
+        sys.exit(batch(settings, collector))
+    model = Model(settings)
+    server = Probe(settings, model, collector)
+    if settings.mode == "process":
         threading.Thread(target=model.load, daemon=True).start()
-    elif wishes.self_load_seconds != NEVER:
-        later = (wishes.self_load_seconds,)
+    elif settings.self_load_seconds != NEVER:
+        later = (settings.self_load_seconds,)
         threading.Thread(target=model.load_later, args=later, daemon=True).start()
     server.serve_forever()
     sys.exit(0)

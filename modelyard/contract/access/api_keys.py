@@ -1,4 +1,4 @@
-"""API keys: their text, what is kept of it, and what the HTTP API says of them; no I/O.
+"""API keys: their text, what is stored of them, and how the HTTP API shows them; no I/O.
 
 A key is `my_<id>_<secret>`. The id is public and names the key in logs and lists. The secret has
 256 random bits, so its plain SHA-256 can't be guessed back and needs no salt.
@@ -34,12 +34,12 @@ class ApiKey:
 
     @classmethod
     def new(cls) -> Self:
-        """Return a key that nobody has had before."""
+        """Return a new random key."""
         return cls(secrets.token_hex(8), secrets.token_hex(32))
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the key that a text is; null if it is none."""
+        """Return the key that `text` is; None if it is not a key."""
         match = _KEY.fullmatch(text)
         return cls(match.group(1), match.group(2)) if match else None
 
@@ -50,16 +50,16 @@ class ApiKey:
 
     @property
     def secret_hash(self) -> str:
-        """What is stored of the secret."""
+        """The hash of the secret, which is stored in its place."""
         return hashlib.sha256(self.secret.encode()).hexdigest()
 
     def has_hash(self, stored: str) -> bool:
-        """Compare with what is stored, in the same time wherever they differ."""
+        """Compare with a stored hash, in constant time."""
         return hmac.compare_digest(self.secret_hash, stored)
 
 
 class NewApiKey(BaseModel):
-    """A key that is asked for: what it may do, by a role or by its scopes, and for how long."""
+    """A request for a new key: what it may do, by role or by scopes, and for how long."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -69,7 +69,7 @@ class NewApiKey(BaseModel):
     expires_in_s: float | None = Field(
         default=None, gt=0, le=MAX_EXPIRY_S, strict=True, allow_inf_nan=False
     )
-    """Seconds from now; without, it expires with the key that creates it, if that one does."""
+    """Seconds from now; null: it expires when the key that creates it does, if that one does."""
 
     @model_validator(mode="after")
     def _role_or_scopes(self) -> Self:
@@ -79,12 +79,12 @@ class NewApiKey(BaseModel):
 
     @property
     def granted(self) -> frozenset[Scope]:
-        """What the key may do."""
+        """The scopes of the new key."""
         return SCOPES_OF[self.role] if self.role is not None else frozenset(self.scopes or ())
 
 
 class ApiKeyView(ApiAnswer):
-    """What is told of a key: everything but its secret."""
+    """What the API shows of a key: everything but its secret."""
 
     key_id: str
     name: str
@@ -100,7 +100,7 @@ class ApiKeyView(ApiAnswer):
 
 
 class CreatedApiKey(ApiAnswer):
-    """A key that was just created; `api_key` is told this once and never again."""
+    """A key that was just created; `api_key` is shown this once and never again."""
 
     api_key: str = Field(repr=False)
     key: ApiKeyView

@@ -1,4 +1,4 @@
-"""Who may do what: scopes, the roles that are names for sets of them, and principals; no I/O."""
+"""Authorization: scopes, roles (named sets of scopes) and principals; no I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Scope(StrEnum):
     JOBS_SUBMIT = "jobs:submit"
     """Submit, retry and cancel requests of every verb."""
     JOBS_INFER = "jobs:infer"
-    """Submit and retry INFER requests, on jobs that are there; no other verb."""
+    """Submit and retry INFER requests on existing jobs; no other verb."""
     CATALOG_READ = "catalog:read"
     CATALOG_WRITE = "catalog:write"
     """Choose what runs on the hosts: images and datasets."""
@@ -26,9 +26,9 @@ class Scope(StrEnum):
     HOSTS_ADMIN = "hosts:admin"
     """Cordon, uncordon and drain hosts."""
     DEAD_LETTERS = "dead-letters"
-    """Read, replay and delete dead letters, with what they say."""
+    """Read, replay and delete dead letters, with their contents."""
     KEYS_ADMIN = "keys:admin"
-    """Create keys with scopes of one's own; list and revoke keys."""
+    """Create keys with scopes that one has; list and revoke keys."""
     METRICS = "metrics"
 
 
@@ -58,7 +58,7 @@ SCOPES_OF: Mapping[Role, frozenset[Scope]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks, as far as it was proved."""
+    """The authenticated sender of a request, and what it may do."""
 
     name: str
     scopes: frozenset[Scope]
@@ -68,12 +68,12 @@ class Principal:
     """When its key expires; null for one that does not."""
 
     def may(self, *any_of: Scope) -> bool:
-        """Tell whether it has one of the scopes."""
+        """Tell whether the principal has one of the scopes."""
         return not self.scopes.isdisjoint(any_of)
 
 
 ANYONE = Principal("anyone", frozenset(Scope))
-"""Who asks where nobody has to say who he is."""
+"""The principal of every request to a gateway that asks for no API key."""
 
 
 def scopes_to_submit(verb: Verb) -> tuple[Scope, ...]:

@@ -1,4 +1,4 @@
-"""The catalog: which image a model is, what it needs and how one talks to it; what a dataset is."""
+"""Entries of the catalog: a model's image, needs and API; what a dataset mounts."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -48,7 +48,8 @@ _LEAST_DISK = 1 << 20
 class CatalogModel(BaseModel):
     """What all catalog entries share: frozen, strict, nothing unknown.
 
-    What was let in before is read with `context=AS_RECORDED, extra="ignore"`; see `entry_rules`.
+    Entries that are already stored are read with `context=AS_RECORDED, extra="ignore"`; see
+    `catalog/rules.py`.
     """
 
     model_config = ConfigDict(
@@ -63,9 +64,9 @@ class Profile(StrEnum):
     """How a model is run; see docs/models.md for the table."""
 
     PROCESS = "process"
-    """In memory means that the process runs."""
+    """The model is in memory while the process runs."""
     HTTP = "http"
-    """The server is told by the hooks `load` and `unload`."""
+    """The hooks `load` and `unload` tell the server to bring the model into memory, and out."""
     OPEN_INFERENCE = "open-inference"
     """The server speaks the Open Inference Protocol, as KServe, Triton and MLServer do."""
     BATCH = "batch"
@@ -73,7 +74,7 @@ class Profile(StrEnum):
 
 
 class Resources(CatalogModel):
-    """What one container may use at the most. None of it is looked at when a host is chosen."""
+    """The most that one container may use. The scheduler ignores it when it chooses a host."""
 
     cpus: Annotated[float, Field(strict=True, ge=0.01, le=1024, allow_inf_nan=False), ON_ENTRY] = (
         1.0
@@ -85,11 +86,13 @@ class Resources(CatalogModel):
     """Bytes of `/dev/shm`, which count as memory; null: 64 MiB, or `memory` if that is less."""
     disk: Size | None = None
     """Bytes that the container may write to its root file system and its volumes, which are not in
-    memory; null: what the host's worker is set to. More ends it with `disk_quota_exceeded`."""
+    memory; null: the setting of the host's worker. The worker stops a container that writes more,
+    with `disk_quota_exceeded`."""
     gpus: Annotated[int, Field(strict=True, ge=0, le=64), ON_ENTRY] = 0
-    """GPUs that the engine is asked for, which chooses them; no other container is kept off."""
+    """GPUs that the worker requests from the engine. The engine chooses them, and other containers
+    may use them too."""
     gpu_memory: Size = 0
-    """Bytes of memory on each GPU: a note for people, neither enforced nor looked at."""
+    """Bytes of memory on each GPU: a note for people, neither enforced nor used."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -107,7 +110,7 @@ def _memory_is_enough(resources: Resources) -> Iterator[BrokenRule]:
 def _shm_is_a_part_of_memory(resources: Resources) -> Iterator[BrokenRule]:
     if resources.shm is not None and not _LEAST_SHM <= resources.shm <= resources.memory:
         yield BrokenRule(
-            ("shm",), "shm must be at least 64k and not more than memory, of which it is"
+            ("shm",), "shm must be at least 64k and not more than memory, of which it is a part"
         )
 
 
@@ -145,9 +148,9 @@ class Hooks(CatalogModel):
     unload: Hook | None = None
     infer: Hook | None = None
     alive: UrlPath = "/"
-    """Answers 2xx once the server runs."""
+    """The path that answers 2xx once the server runs."""
     ready: UrlPath | None = None
-    """Answers 2xx once the model is in memory; without it a 2xx of `load` is enough."""
+    """The path that answers 2xx once the model is in memory; null: a 2xx of `load` is enough."""
 
 
 class ModelSpec(CatalogModel):
@@ -162,7 +165,7 @@ class ModelSpec(CatalogModel):
         default_factory=dict
     )
     port: Annotated[int, Field(strict=True, ge=1, le=65535), ON_ENTRY] | None = None
-    """The port inside the container; required but for `batch`."""
+    """The port inside the container; required except for `batch`."""
     hooks: Hooks = Hooks()
     model_name: ServedName | None = None
     """The name that the server knows the model by; `name` if not given."""
@@ -172,11 +175,11 @@ class ModelSpec(CatalogModel):
     dataset_mount: AbsolutePath | None = "/data"
     """Where the dataset appears in the container, read-only; null mounts none.
 
-    A place of its own: not on, above or below `/tmp`, the folder of `result_file`, or what Docker
+    It may not lie on, above or below `/tmp`, the folder of `result_file`, or a path that Docker
     mounts itself (`/proc`, `/sys`, `/dev`, `/etc/hosts` and the like).
     """
     user: User = "65534:65534"
-    """Numeric uid[:gid]; never root and never its group. Without a gid it is the uid's number."""
+    """Numeric uid[:gid]; never root and never its group. Without a gid the gid is the uid."""
     read_only: Switch = True
     """Root file system read-only, with a tmpfs on /tmp."""
     host_labels: Annotated[dict[Label, Text], Field(max_length=32), ON_ENTRY] = Field(
@@ -188,14 +191,14 @@ class ModelSpec(CatalogModel):
     load_timeout_s: Timeout = 600.0
     """Seconds from load until the model must answer ready."""
     restart: Literal["never", "on_failure"] = "never"
-    """What happens when the container dies while the model is loaded: the job FAILED, or the model
-    is loaded again."""
+    """What happens when the container dies while the model is loaded. `never`: the job is FAILED.
+    `on_failure`: Modelyard loads the model again."""
     max_restarts: Annotated[int, Field(strict=True, ge=1, le=1_000), ON_ENTRY] = 3
-    """Restarts in a row, each after a longer pause, until the job FAILED after all; a model that
-    was loaded for ten minutes starts counting anew."""
+    """Restarts in a row, each after a longer pause, until the job is FAILED. The count starts again
+    after a model was loaded for ten minutes."""
     on_host_lost: Literal["hold", "recreate"] = "hold"
-    """What happens to a live job whose host is lost: it stays LOST, or it is created, and loaded
-    if it was, on another host."""
+    """What happens to a live job whose host is lost. `hold`: it stays LOST. `recreate`: Modelyard
+    creates it on another host, and loads its model if it was loaded."""
     stop_grace_s: Annotated[
         float, Field(strict=True, ge=0, le=600, allow_inf_nan=False), ON_ENTRY
     ] = 10.0
@@ -228,7 +231,8 @@ class DatasetSpec(CatalogModel):
     path: AbsolutePath | None = None
     """A folder under one of the worker's dataset roots, after links are resolved."""
     ready_file: FileInside | None = None
-    """A file inside that must exist before the dataset counts as there; null: it is not empty."""
+    """A file that must exist in the dataset before it counts as available; null: the dataset must
+    not be empty."""
     wait_s: Annotated[float, Field(strict=True, ge=0, le=3600, allow_inf_nan=False), ON_ENTRY] = (
         30.0
     )
@@ -315,4 +319,4 @@ MODEL_RULES: tuple[Rule[ModelSpec], ...] = (
     _result_file_has_a_place_of_its_own,
 )
 DATASET_RULES: tuple[Rule[DatasetSpec], ...] = (_dataset_has_one_source, _ready_file_stays_inside)
-"""The rules about more than one field. Those about one are at its type, in `catalog_values`."""
+"""The rules about more than one field. Those about one field are at its type, in `values.py`."""

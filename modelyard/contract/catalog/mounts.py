@@ -1,6 +1,6 @@
-"""What may lie where in a container: no mount lies on, above or below another one. Pure.
+"""Where mounts may lie in a container: none on, above or below another one. Pure functions.
 
-A mount on another one hides it: a dataset at `/tmp` would be an empty folder.
+A mount on another one hides it: a dataset mounted at `/tmp` would be an empty folder.
 """
 
 from pathlib import PurePosixPath
@@ -20,7 +20,7 @@ ENGINES_OWN = tuple(
         "/.dockerenv",
     )
 )
-"""What Docker puts into every container itself."""
+"""Paths that Docker itself mounts or creates in every container."""
 
 
 def normal(path: str) -> PurePosixPath:
@@ -39,10 +39,10 @@ def in_the_way_of(path: PurePosixPath, others: tuple[PurePosixPath, ...]) -> Pur
 
 
 def kept_folder(result_file: str | None) -> PurePosixPath | None:
-    """Return the folder of a result file that is laid on a volume, so that it outlives the process.
+    """Return the folder that becomes a volume, so that the result file in it outlives the process.
 
-    All of `/tmp` if the file lies there, which is in memory else. None for the root folder, on
-    which nothing can be mounted.
+    It is all of `/tmp` if the file lies there, because `/tmp` is in memory otherwise. None if the
+    file lies in the root folder, on which nothing can be mounted.
     """
     if result_file is None:
         return None

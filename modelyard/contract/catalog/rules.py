@@ -1,10 +1,10 @@
-"""Rules that hold for what comes in, and are not asked of what was let in before.
+"""Rules for catalog entries that come in; entries that are already stored need not follow them.
 
-A rule may become stricter with a new version. What an older version has stored, or one of our own
-processes has sent, must still be readable then: a job has to be listed, unloaded and terminated
-whatever its model looks like. So a catalog entry is judged where it comes in (the gateway's door,
-the command line, a constructor in Python) and again by the worker before it makes a container.
-Everything else reads it with the context `AS_RECORDED`, by which only its types count.
+A new version may make a rule stricter. Entries that an older version has stored, or that one of our
+own processes has sent, must stay readable: a job has to be listed, unloaded and terminated whatever
+its model looks like. So an entry is checked where it comes in (the gateway's API, the command line,
+a constructor in Python), and again by the worker before it creates a container. All other code
+reads it with the context `AS_RECORDED`, which checks its types only.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +21,11 @@ from pydantic_core.core_schema import (
 M = TypeVar("M", bound=BaseModel)
 
 AS_RECORDED: Final = {"modelyard": "as recorded"}
-"""The pydantic context for reading what was judged when it came in."""
+"""The pydantic context for reading entries that were checked when they came in."""
 
 
 def is_recorded(info: ValidationInfo) -> bool:
-    """Tell whether only types count."""
+    """Tell whether only types are checked."""
     return info.context is AS_RECORDED
 
 
@@ -39,14 +39,14 @@ class _OnEntry:
     ) -> CoreSchema:
         types_only = SchemaValidator(handler.generate_schema(source))
 
-        def judge(
-            value: object, judged: ValidatorFunctionWrapHandler, info: ValidationInfo
+        def validate(
+            value: object, with_rules: ValidatorFunctionWrapHandler, info: ValidationInfo
         ) -> object:
             if is_recorded(info):
                 return types_only.validate_python(value, context=AS_RECORDED)
-            return judged(value)
+            return with_rules(value)
 
-        return with_info_wrap_validator_function(judge, handler(source))
+        return with_info_wrap_validator_function(validate, handler(source))
 
 
 ON_ENTRY: Final = _OnEntry()
@@ -65,9 +65,10 @@ Rule = Callable[[M], Iterator[BrokenRule]]
 
 
 def follow_rules(value: object, entry: M, rules: Sequence[Rule[M]], info: ValidationInfo) -> M:
-    """Return the entry made of `value`; raises what pydantic raises, with a place for each fault.
+    """Return `entry`, which was built from `value`, if it follows the rules.
 
-    One that is made already is only put into something larger, and was judged before if ever.
+    Raises pydantic's `ValidationError` with the field of each broken rule. If `value` is the entry
+    itself, it was built before and is only put into a larger object: it is not checked again.
     """
     if value is entry or is_recorded(info):
         return entry

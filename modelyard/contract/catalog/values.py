@@ -37,7 +37,7 @@ Size = Annotated[
 """Bytes; written as an integer or as `512m`, `2g` (powers of 1,024, as Docker means them)."""
 
 Switch = Annotated[bool, Field(strict=True), ON_ENTRY]
-"""`true` or `false`; no word and no number that could mean one."""
+"""`true` or `false`; a text or a number can't stand for one."""
 
 Text = Annotated[
     str, StringConstraints(strict=True, max_length=4096, pattern=r"^[^\x00]*$"), ON_ENTRY
@@ -103,7 +103,7 @@ User = Annotated[
     AfterValidator(_ids_are_in_range),
     ON_ENTRY,
 ]
-"""`uid` or `uid:gid`, neither of them 0: the group 0 may read and write what is root's too."""
+"""`uid` or `uid:gid`, neither of them 0: the group 0 may read and write files of root too."""
 
 _IMAGE_ID = re.compile(r"(sha256:.*|[a-f0-9]{12,64})")
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
@@ -158,6 +158,6 @@ ImageName = Annotated[
 """`[registry[:port]/]repository[:tag][@sha256:digest]`, the grammar of distribution references.
 
 The first part is a registry only if it has a dot or a colon or is `localhost`; all other parts are
-lower-case. What engines read as an image's id is refused: `sha256:...`, 12 to 64 hexadecimal digits
-alone.
+lower-case. A name that an engine would read as an image's id is refused: `sha256:...`, or 12 to 64
+hexadecimal digits alone.
 """

@@ -85,7 +85,7 @@ def _user(name: str, password: str) -> JsonValue:
         "name": name,
         "password_hash": base64.b64encode(salt + digest).decode("ascii"),
         "hashing_algorithm": "rabbit_password_hashing_sha256",
-        # No tag: neither the management pages, nor messages in the name of another user.
+        # Without a tag the user may neither open the management pages nor publish as another user.
         "tags": "",
     }
 

@@ -23,10 +23,10 @@ from modelyard.contract.topology import (
 GATEWAY_USER = "gateway"
 DISPATCHER_USER = "dispatcher"
 WORKER_USER = "worker-{host_id}"
-"""The worker of each host has a user of its own, by which its reports are told from others'."""
+"""The worker of each host has a user of its own, which proves whose reports they are."""
 
 _OWN_QUEUES = r"amq\.gen-.*"
-"""Queues that a process has made for itself, named by RabbitMQ."""
+"""Queues that a process has declared for itself, named by RabbitMQ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,10 @@ def dispatcher(user: str = DISPATCHER_USER) -> Permissions:
 
 
 def gateway(user: str = GATEWAY_USER) -> Permissions:
-    """Return the permissions of a gateway: it takes requests also before a dispatcher ran."""
+    """Return the permissions of a gateway.
+
+    It may declare the jobs queue, so that it accepts requests before a dispatcher has ever run.
+    """
     own = (JOBS.name, DEAD.name, JOBS_QUEUE.name, DEAD_QUEUE.name)
     return Permissions(
         user,

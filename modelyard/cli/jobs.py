@@ -1,0 +1,120 @@
+"""The commands that submit requests on jobs, and `modelyard jobs`."""
+
+from typing import Annotated
+
+import typer
+
+from modelyard.cli.exit_codes import FAILED
+from modelyard.cli.options import Context, File, Key, Limit, OnHost, Wait
+from modelyard.cli.session import json_file, json_text, mapping, session_of, submitted
+from modelyard.client.endpoints import RequestOptions, request
+from modelyard.contract.states import JobState, Verb
+
+Job = Annotated[str, typer.Argument(help="The job.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A model of the catalog.")]
+Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="A dataset of the catalog.")]
+Input = Annotated[str | None, typer.Option(help="JSON, @FILE, or - for standard input.")]
+Priority = Annotated[int | None, typer.Option(min=0, max=9, help="Higher goes first.")]
+
+
+def submit(ctx: Context, file: File, *, wait: Wait = False, key: Key = None) -> None:
+    """Submit the request of a JSON file, or a list of up to 1,000 of them.
+
+    `--wait` takes no list. The key of a list gives each request a key with its place in the list.
+    """
+    session = session_of(ctx)
+    body = json_file(file)
+    if not isinstance(body, list):
+        submitted(session, mapping(body), wait=wait, key=key)
+        return
+    if wait:
+        raise typer.BadParameter("--wait takes no list", param_hint="--wait")
+    items = session.yard.submit_batch([mapping(one) for one in body], idempotency_key=key)
+    session.out.batch(items)
+    if any(item.problem for item in items):
+        raise typer.Exit(FAILED)
+
+
+def create(  # noqa: PLR0913 - options
+    ctx: Context,
+    job: Job,
+    *,
+    model: Model,
+    dataset: Dataset = None,
+    priority: Priority = None,
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
+    """Place a job on a host and create its container.
+
+    Use `submit` to give timeouts or metadata.
+    """
+    body = request(Verb.DEPLOY_CREATE, job, _options(priority), model=model, dataset=dataset)
+    submitted(session_of(ctx), body, wait=wait, key=key)
+
+
+def load(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+    """Bring a job's model into memory."""
+    submitted(session_of(ctx), request(Verb.DEPLOY_LOAD, job, {}), wait=wait, key=key)
+
+
+def infer(
+    ctx: Context,
+    job: Job,
+    *,
+    input: Annotated[str, typer.Option(help="JSON, @FILE, or - for standard input.")],  # noqa: A002
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
+    """Send an input to a job's model; --wait prints the answer.
+
+    Use `submit` to give timeouts, a priority or metadata.
+    """
+    body = request(Verb.INFER, job, {}, input=json_text(input))
+    submitted(session_of(ctx), body, wait=wait, key=key)
+
+
+def unload(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+    """Take a job's model out of memory."""
+    submitted(session_of(ctx), request(Verb.DEPLOY_UNLOAD, job, {}), wait=wait, key=key)
+
+
+def terminate(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+    """Remove a job's container."""
+    submitted(session_of(ctx), request(Verb.TERMINATE, job, {}), wait=wait, key=key)
+
+
+def temp(  # noqa: PLR0913 - options
+    ctx: Context,
+    job: Job,
+    *,
+    model: Model,
+    dataset: Dataset = None,
+    input: Input = None,  # noqa: A002 - the word of the API
+    priority: Priority = None,
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
+    """Run a model once and remove it again; --wait prints the answer.
+
+    Use `submit` to give timeouts or metadata.
+    """
+    given = None if input is None else json_text(input)
+    options = _options(priority)
+    body = request(Verb.TEMP, job, options, model=model, dataset=dataset, input=given)
+    submitted(session_of(ctx), body, wait=wait, key=key)
+
+
+def list_jobs(
+    ctx: Context,
+    state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
+    host: OnHost = None,
+    limit: Limit = 50,
+) -> None:
+    """List jobs, newest first."""
+    session = session_of(ctx)
+    session.out.jobs(session.yard.jobs(state=state, host_id=host, limit=limit).jobs)
+
+
+def _options(priority: int | None) -> RequestOptions:
+    return RequestOptions() if priority is None else RequestOptions(priority=priority)

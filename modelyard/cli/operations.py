@@ -1,0 +1,80 @@
+"""The commands that read, list, cancel and retry operations."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from modelyard.cli.options import Context, Key, Limit, OnHost, Wait
+from modelyard.cli.session import finish, followed, session_of, until_end
+from modelyard.client import OperationFailed
+from modelyard.client.endpoints import OperationFilters
+from modelyard.contract.ids import OPERATION_ID_PATTERN
+from modelyard.contract.states import OperationState, Verb
+
+Operation = Annotated[str, typer.Argument(help="The operation.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds to wait at most; the operation goes on after that. Without it the command "
+        "waits until the operation has ended."
+    ),
+]
+
+
+def cancel(ctx: Context, operation: Operation, *, wait: Wait = False) -> None:
+    """Ask to cancel an operation; --wait waits until it is CANCELLED."""
+    session = session_of(ctx)
+    view = session.yard.cancel(operation)
+    if wait:
+        view = until_end(session, operation, None)
+        if view.state is not OperationState.CANCELLED:
+            raise OperationFailed(view)
+    session.out.one(view)
+
+
+def retry(ctx: Context, operation: Operation, *, wait: Wait = False, key: Key = None) -> None:
+    """Submit the request of an operation that ended without success again.
+
+    It becomes a new operation. --wait shows its phases and prints its answer.
+    """
+    session = session_of(ctx)
+    finish(session, session.yard.retry(operation, idempotency_key=key), wait=wait)
+
+
+def status(ctx: Context, id: Annotated[str, typer.Argument(help="An operation or a job.")]) -> None:  # noqa: A002
+    """Show an operation, or a job."""
+    session = session_of(ctx)
+    if re.fullmatch(OPERATION_ID_PATTERN, id):
+        session.out.one(session.yard.operation(id))
+    else:
+        session.out.one(session.yard.job(id))
+
+
+def result(ctx: Context, operation: Operation) -> None:
+    """Print an operation's result."""
+    session = session_of(ctx)
+    session.out.value(session.yard.result(operation))
+
+
+def wait(ctx: Context, operation: Operation, timeout: Timeout = None) -> None:
+    """Show an operation's phases until it has ended."""
+    session = session_of(ctx)
+    session.out.one(followed(session, operation, timeout))
+
+
+def list_operations(
+    ctx: Context,
+    *,
+    state: Annotated[OperationState | None, typer.Option(help="Only those in this state.")] = None,
+    job: Annotated[str | None, typer.Option(help="Only those of this job.")] = None,
+    host: OnHost = None,
+    verb: Annotated[Verb | None, typer.Option(help="Only those with this verb.")] = None,
+    limit: Limit = 50,
+) -> None:
+    """List operations, newest first."""
+    session = session_of(ctx)
+    filters = OperationFilters(
+        state=state, job_id=job, host_id=host, operation_type=verb, limit=limit
+    )
+    session.out.operations(session.yard.operations(**filters).operations)
