@@ -9,7 +9,7 @@ from gateway.reading import BoundedReads
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.message_types import CANCEL_TYPE
-from modelyard.contract.messages import MAX_BATCH, CancelWish
+from modelyard.contract.messages import MAX_BATCH, CancelNotice
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.process.batching import Coalescer, StoppedError
 from modelyard.store import Store
@@ -60,7 +60,7 @@ class CancelRequests:
             log.info("cancel.not_told", operation_id=operation_id, error=str(error))
 
     async def _publish(self, operation_ids: Sequence[str]) -> list[None]:
-        message = CancelWish(operation_ids=tuple(dict.fromkeys(operation_ids)))
+        message = CancelNotice(operation_ids=tuple(dict.fromkeys(operation_ids)))
         await self._broker.publish(
             JOBS,
             SUBMIT_KEY,

@@ -55,7 +55,7 @@ class Cancels:
 
     async def carry_out(self) -> None:
         """Process every open cancel request once; raises `StoreUnavailableError`."""
-        requested = await self._store.operation_queries.cancel_wishes(limit=LIMIT)
+        requested = await self._store.operation_queries.with_cancel_requested(limit=LIMIT)
         if requested:
             await self._end_queued([one for one in requested if one.state is OperationState.QUEUED])
             await tell_to_cancel(

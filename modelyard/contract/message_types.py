@@ -8,7 +8,7 @@ client's request.
 SUBMISSION_TYPE = "modelyard.submission.v1"
 """A gateway to the jobs queue: requests that have operation ids already (`Submission`)."""
 CANCEL_TYPE = "modelyard.cancel.v1"
-"""A gateway to the jobs queue: a request to cancel is in the record (`CancelWish`)."""
+"""A gateway to the jobs queue: a request to cancel is in the record (`CancelNotice`)."""
 OVERDUE_TYPE = "modelyard.overdue.v1"
 """A dispatcher to the jobs queue, without a body. When this message comes back, every message that
 was published before it has been read. So if an operation still has no position in its job's order,

@@ -187,7 +187,7 @@ class Submission(Message):
     requests: Annotated[tuple[SubmittedRequest, ...], FailFast()] = Field(max_length=MAX_BATCH)
 
 
-class CancelWish(Message):
+class CancelNotice(Message):
     """Gateway to dispatcher: a client has asked to cancel these operations.
 
     The request to cancel is in each operation's record. This message only makes the dispatcher read

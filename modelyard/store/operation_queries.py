@@ -182,7 +182,7 @@ class OperationQueries:
             limit=limit,
         )
 
-    async def cancel_wishes(self, *, limit: int) -> list[OperationRecord]:
+    async def with_cancel_requested(self, *, limit: int) -> list[OperationRecord]:
         """Return open operations that a client has asked to cancel."""
         return await self.find({"open": True, "cancel_requested": True}, limit=limit)
 

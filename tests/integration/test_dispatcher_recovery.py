@@ -11,7 +11,7 @@ import pytest
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.message_types import CANCEL_TYPE
-from modelyard.contract.messages import CancelWish, InventoryItem
+from modelyard.contract.messages import CancelNotice, InventoryItem
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
 from modelyard.store import Store
@@ -683,7 +683,7 @@ async def test_a_dry_run_only_tells_of_what_nobody_owns(store: Store, broker: Br
 
 
 async def poke(yard: Yard, operation_id: str) -> None:
-    body = CancelWish(operation_ids=(operation_id,)).model_dump_json().encode()
+    body = CancelNotice(operation_ids=(operation_id,)).model_dump_json().encode()
     await yard.broker.publish(JOBS, SUBMIT_KEY, body, message_type=CANCEL_TYPE)
 
 

@@ -13,7 +13,7 @@ from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.message_types import CANCEL_TYPE, SUBMISSION_TYPE
-from modelyard.contract.messages import CancelWish, EngineFacts, HostOnline, JobRequest
+from modelyard.contract.messages import CancelNotice, EngineFacts, HostOnline, JobRequest
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS_QUEUE, REPLAY_HEADER, REPORTS_QUEUE, host_queue
 from modelyard.store.records import DeadLetter, NewOperation
@@ -56,7 +56,7 @@ async def test_a_cancel_is_recorded_and_the_dispatcher_is_told(yard: Backstage) 
     assert record.cancel_requested
     [poke] = await yard.messages(1)
     assert poke.type == CANCEL_TYPE
-    assert CancelWish.model_validate_json(poke.body).operation_ids == (operation_id,)
+    assert CancelNotice.model_validate_json(poke.body).operation_ids == (operation_id,)
 
 
 async def test_cancelling_what_is_cancelled_is_200_and_what_ended_otherwise_is_409(

@@ -10,7 +10,7 @@ from dispatcher.service import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.message_types import CANCEL_TYPE, SUBMISSION_TYPE
-from modelyard.contract.messages import CancelWish, JobRequest, Submission, SubmittedRequest
+from modelyard.contract.messages import CancelNotice, JobRequest, Submission, SubmittedRequest
 from modelyard.contract.topology import JOBS, LOST_AFTER_S, SUBMIT_KEY
 from modelyard.store.records import NewOperation, OperationRecord
 from tests.fakes.broker import MemoryBroker
@@ -149,7 +149,7 @@ class FrontDoor:
     async def cancel(self, operation_id: str) -> None:
         """Record the wish, and tell of it if it was recorded."""
         if await _confirmed(self.store.operations.request_cancel(operation_id)):
-            wish = CancelWish(operation_ids=(operation_id,)).model_dump_json().encode()
+            wish = CancelNotice(operation_ids=(operation_id,)).model_dump_json().encode()
             await _confirmed(self.broker.publish(JOBS, SUBMIT_KEY, wish, message_type=CANCEL_TYPE))
 
     async def find(self, operation_id: str) -> OperationRecord | None:
