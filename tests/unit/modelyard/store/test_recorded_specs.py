@@ -25,7 +25,7 @@ from tests.unit.worker_bench import HOST, Bench, model
 from worker.engine.plan import PlanRules, plan_container, spec_hash
 from worker.session.command_decode import CommandEnvelope, read_commands, read_envelope
 
-FIXTURE = Path(__file__).resolve().parents[1] / "fixtures/records_before_stricter_rules.json"
+FIXTURE = Path(__file__).resolve().parents[3] / "fixtures/records_before_stricter_rules.json"
 RECORDS: dict[str, Any] = json.loads(FIXTURE.read_text())
 MODELS: dict[str, str] = {one["_id"]: one["spec"] for one in RECORDS["models"]}
 STILL_GOOD = ("coerced", "usual")

@@ -13,7 +13,7 @@ import pytest
 
 from modelyard.process.crash_points import CRASH_POINTS, VARIABLE, CrashActions, armed, told
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 SERVICES = ("gateway", "dispatcher", "worker")
 NAME = "worker.after_accept"
 
