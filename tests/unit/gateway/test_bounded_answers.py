@@ -12,7 +12,7 @@ from gateway.submission.requests import RefusedRequest, read_batch, read_one, va
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES, JobRequest
-from tests.unit.test_gateway_bodies import client, post  # noqa: F401 - a fixture
+from tests.unit.gateway.submission.test_bodies import client, post  # noqa: F401 - a fixture
 
 LARGEST = 16 << 10
 REQUEST = {"job_id": "j-1", "operation_type": "INFER", "input": [1]}
