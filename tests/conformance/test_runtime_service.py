@@ -15,8 +15,8 @@ from modelyard.contract.messages import InventoryItem
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.support.engines import die_at_removing
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import HOST, Bench
-from tests.unit.worker_host import Host
+from tests.support.worker.bench import HOST, Bench
+from tests.support.worker.host import Host
 from worker.engine.docker.runtime import DockerRuntime
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker

@@ -18,9 +18,9 @@ from modelyard.store import Store
 from modelyard.store.records import OperationRecord
 from tests.support.deployed import accepted, created, slots_used
 from tests.support.scripted_host import ScriptedHost, scripted_host
+from tests.support.worker.bench import HOST, Bench
+from tests.support.worker.broker import reporter_on
 from tests.support.yard import MODEL, Yard, running_dispatcher
-from tests.unit.worker_bench import HOST, Bench
-from tests.unit.worker_broker import reporter_on
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.executor import AttemptRunner

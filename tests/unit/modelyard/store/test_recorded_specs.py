@@ -21,7 +21,7 @@ from modelyard.store.catalog import read_spec
 from modelyard.store.records import JobRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
-from tests.unit.worker_bench import HOST, Bench, model
+from tests.support.worker.bench import HOST, Bench, model
 from worker.engine.plan import PlanRules, plan_container, spec_hash
 from worker.session.command_decode import CommandEnvelope, read_commands, read_envelope
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from modelyard.contract.catalog.entries import Profile, Resources
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.states import Verb
-from tests.unit.worker_bench import HOST, Bench, model
+from tests.support.worker.bench import HOST, Bench, model
 from worker.engine.docker.config import engine_config
 from worker.engine.docker.documents import ContainerDocument, ImageDocument, PullLine, PullProgress
 from worker.engine.image_references import AllowList, Repository, full_reference, repository_of

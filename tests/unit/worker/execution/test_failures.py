@@ -14,7 +14,7 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, OperationState, Verb
 from tests.fakes.programs import FakeBatch, FakeServer
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import BLIND_HOOKS, IMAGE, Bench, model
+from tests.support.worker.bench import BLIND_HOOKS, IMAGE, Bench, model
 from worker.attempts.attempt import Outcome
 from worker.engine.protocol import DiskFullError, EngineUnavailableError, StartRefusedError
 

@@ -16,8 +16,8 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import OperationState, Phase, Verb
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import HOST, Bench
-from tests.unit.worker_broker import FakeBroker, delivery_of
+from tests.support.worker.bench import HOST, Bench
+from tests.support.worker.broker import FakeBroker, delivery_of
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker
 from worker.settings import WorkerSettings

@@ -20,8 +20,8 @@ from modelyard.contract.states import Verb
 from modelyard.contract.topology import HOSTS, REPORTS_QUEUE
 from tests.support.enrolled import enrol
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import HOST, Bench
-from tests.unit.worker_engine import ScriptedEngine, scripted_engine
+from tests.support.worker.bench import HOST, Bench
+from tests.support.worker.scripted_engine import ScriptedEngine, scripted_engine
 from worker.engine.labels import ContainerLabels
 
 STRICT = "a" * 64
@@ -77,7 +77,7 @@ class Yard:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a worker; with times, one whose lease is short."""
-        module = "tests.unit.worker_process" if arguments else "worker"
+        module = "tests.support.worker.process" if arguments else "worker"
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 (sys.executable, "-X", "dev", "-m", module, *arguments),

@@ -11,9 +11,9 @@ from modelyard.contract.messages import CancelOperation, CancelReason, HostComma
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.fakes.programs import FakeBatch, FakeServer
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import Bench, model
-from tests.unit.worker_broker import delivery_of
-from tests.unit.worker_host import Host, running_host
+from tests.support.worker.bench import Bench, model
+from tests.support.worker.broker import delivery_of
+from tests.support.worker.host import Host, running_host
 from worker.attempts.registry import MAX_CANCELS, Admission, AttemptRegistry
 from worker.engine.plan import PlanRules, plan_container
 

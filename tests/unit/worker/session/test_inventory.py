@@ -15,8 +15,8 @@ from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.states import OperationState, Verb
 from modelyard.process.tasks import TaskGroup
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import BLIND_HOOKS, Bench, model
-from tests.unit.worker_broker import FakeBroker, report, reporter_on
+from tests.support.worker.bench import BLIND_HOOKS, Bench, model
+from tests.support.worker.broker import FakeBroker, report, reporter_on
 from worker.attempts.attempt import Outcome
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry

@@ -12,8 +12,8 @@ from aiohttp import web
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Verb
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import HOST, Bench
-from tests.unit.worker_engine import ID, ScriptedEngine, document, scripted_engine
+from tests.support.worker.bench import HOST, Bench
+from tests.support.worker.scripted_engine import ID, ScriptedEngine, document, scripted_engine
 from worker.engine.docker.documents import ICC_OPTION
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.labels import ContainerLabels

@@ -13,7 +13,7 @@ from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.fakes.programs import FakeBatch
 from tests.fakes.runtime import FakeContainer
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import Bench, model
+from tests.support.worker.bench import Bench, model
 from worker.attempts.attempt import Outcome
 from worker.containers.disk import MISSES, DiskWatch
 from worker.engine.protocol import EngineUnavailableError

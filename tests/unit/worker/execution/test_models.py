@@ -12,8 +12,8 @@ from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
-from tests.unit.test_worker_inventory import Lookout
-from tests.unit.worker_bench import Bench, model
+from tests.support.worker.bench import Bench, model
+from tests.unit.worker.session.test_inventory import Lookout
 from worker.attempts.attempt import Outcome
 
 CREATE, LOAD, INFER, UNLOAD, TEMP = (

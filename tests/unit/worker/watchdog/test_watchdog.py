@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.waiting import eventually
-from tests.unit.worker_engine import ScriptedEngine, scripted_engine
+from tests.support.worker.scripted_engine import ScriptedEngine, scripted_engine
 from worker.engine.labels import ContainerLabels
 from worker.session.lease import uptime_s
 from worker.watchdog.client import WatchdogClient, shared_note

@@ -9,8 +9,8 @@ from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S, HEARTBEATS, LOST_AFTER_S
 from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import Bench, model
-from tests.unit.worker_host import Host, running_host
+from tests.support.worker.bench import Bench, model
+from tests.support.worker.host import Host, running_host
 from worker.attempts.attempt import Attempt
 from worker.engine.labels import ContainerLabels
 from worker.engine.plan import PlanRules, plan_container

@@ -16,8 +16,8 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from tests.fakes.programs import FakeBatch
 from tests.support.large_bodies import FILLS, MIB, feeling
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import Bench, model
-from tests.unit.worker_host import running_host
+from tests.support.worker.bench import Bench, model
+from tests.support.worker.host import running_host
 from worker.execution.results import ResultReader, result_of
 
 CONTAINERS, ANSWERS_EACH = 8, 2

@@ -22,8 +22,8 @@ from modelyard.contract.topology import HEARTBEATS, REPORTS
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import HOST, IMAGE, Bench, model
-from tests.unit.worker_broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
+from tests.support.worker.bench import HOST, IMAGE, Bench, model
+from tests.support.worker.broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.executor import AttemptRunner

@@ -1,4 +1,4 @@
-"""`python -m tests.unit.worker_process BEAT_S FENCE_S WATCHDOG_S [EXIT_S]`: a worker in a hurry.
+"""`python -m tests.support.worker.process BEAT_S FENCE_S WATCHDOG_S [EXIT_S]`: a worker in a hurry.
 
 Its lease is short, and so is the time that it has to stop, if that is given.
 

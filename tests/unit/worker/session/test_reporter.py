@@ -17,8 +17,8 @@ from modelyard.contract.states import OperationState, Phase, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE, REPORTS_QUEUE
 from tests.support.enrolled import enrol
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import HOST, Bench
-from tests.unit.worker_broker import FakeBroker, report, reporter_on
+from tests.support.worker.bench import HOST, Bench
+from tests.support.worker.broker import FakeBroker, report, reporter_on
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Admission, AttemptRegistry

@@ -8,7 +8,7 @@ from modelyard.contract.catalog.entries import DatasetSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.fakes.programs import FakeBatch
-from tests.unit.worker_bench import BLIND_HOOKS, HOST, IMAGE, Bench, model
+from tests.support.worker.bench import BLIND_HOOKS, HOST, IMAGE, Bench, model
 from worker.engine.image_references import full_reference
 from worker.engine.plan import ImageFacts, PlanRules, plan_container
 
