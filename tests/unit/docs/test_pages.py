@@ -11,7 +11,7 @@ from modelyard.contract.errors import SENTENCES
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.contract.topology import DEAD_QUEUE, EXCHANGES, HEARTBEATS_QUEUE, JOBS_QUEUE
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STATES = (ROOT / "docs/states.md").read_text()
 AMQP = (ROOT / "docs/amqp.md").read_text()
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")]

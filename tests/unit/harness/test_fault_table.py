@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.table import CANCELS, DEAF, DRAINS, ORPHANS, REQUIRED, ROLLING, ROWS, SHUTDOWN
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MAKES = """
 import pytest
 from tests.faults.table import REQUIRED
