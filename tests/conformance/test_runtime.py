@@ -12,7 +12,7 @@ import pytest
 from deploy.local.docker_engine import DockerEngine
 from tests.conformance.runtime_cases import HOST, IMAGE, NETWORK, Case, Plans, as_json, cases
 from tests.fakes.runtime import FakeRuntime, Program
-from tests.support.engines import die_at_removing, image_with, memory_mounted_at, volume_on
+from tests.support.servers.engines import die_at_removing, image_with, memory_mounted_at, volume_on
 from tests.support.waiting import eventually
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.plan import ContainerPlan, DatasetMount

@@ -13,7 +13,7 @@ from modelyard.contract.catalog.entries import Hook, Hooks, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import InventoryItem
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
-from tests.support.engines import die_at_removing
+from tests.support.servers.engines import die_at_removing
 from tests.support.waiting import eventually
 from tests.support.worker.bench import HOST, Bench
 from tests.support.worker.host import Host

@@ -15,7 +15,7 @@ from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import JobState, OperationState
 from tests.faults.wire import OURS, open_wire
 from tests.faults.yard import Json, Yard
-from tests.support.histories import STALE
+from tests.support.invariants.histories import STALE
 from tests.support.waiting import eventually
 
 HOST = "h1"

@@ -19,7 +19,7 @@ from tests.e2e.catalog import PROBE
 from tests.faults.registry import SlowRegistry
 from tests.faults.wires import Wires, open_wires
 from tests.faults.yard import Servers, Site, Yard, make_site, open_yard
-from tests.support.outside import EngineView
+from tests.support.invariants.outside import EngineView
 
 VHOSTS = 25
 PATIENCE_S = 300

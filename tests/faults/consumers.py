@@ -6,7 +6,7 @@ from dispatcher.service import QUEUES
 from modelyard.contract.topology import queues_of_host
 from tests.faults.wire import open_wire
 from tests.faults.yard import Yard
-from tests.support.outside import consumers
+from tests.support.invariants.outside import consumers
 from tests.support.waiting import eventually
 
 BACK_S = 30

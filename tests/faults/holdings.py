@@ -5,7 +5,7 @@ import asyncio
 from deploy.local.processes import ProcessId
 from deploy.local.services import Service, gateway_ready
 from tests.e2e.fleet import Fleet
-from tests.support.processes import Holding
+from tests.support.invariants.processes import Holding
 
 INTERVAL_S = 0.2
 READY = {

@@ -16,7 +16,7 @@ from aio_pika.exceptions import AMQPError
 from modelyard.broker.connection_loss import losses
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.ids import operation_id_for_key
-from tests.support.ledger import Ledger
+from tests.support.invariants.ledger import Ledger
 
 ANSWER_WITHIN_S = 150.0
 RETRY_S = 0.2

@@ -19,7 +19,7 @@ from tests.faults.conftest import Sites, measured
 from tests.faults.load import Load, Mix
 from tests.faults.test_containers import TAKEN
 from tests.faults.yard import Json, Servers, Yard, make_site, open_yard
-from tests.support.disk import SmallDisk
+from tests.support.servers.disk import SmallDisk
 from tests.support.waiting import eventually
 
 HOST = "small"

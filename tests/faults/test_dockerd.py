@@ -10,7 +10,7 @@ from tests.faults.casualties import only
 from tests.faults.load import Mix
 from tests.faults.wires import Wires
 from tests.faults.yard import Json, Yard, lasts
-from tests.support.engines import die_at_removing
+from tests.support.servers.engines import die_at_removing
 from tests.support.waiting import eventually
 
 DOCKERD = "dockerd restarted, frozen, slow (30 s a call), its event stream dropped"

@@ -14,7 +14,7 @@ from modelyard.process.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.load import Mix, Request
 from tests.faults.wires import Wires
 from tests.faults.yard import Yard
-from tests.support.proxy import Fault, Proxy
+from tests.support.servers.proxy import Fault, Proxy
 from tests.support.waiting import eventually
 
 ORDINARY = "no fault at all"

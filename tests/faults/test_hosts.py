@@ -23,8 +23,8 @@ from tests.faults.casualties import (
 )
 from tests.faults.wires import Wires
 from tests.faults.yard import Json, Yard, lasts
-from tests.support.invariants import LOST_HEAL_WITHIN_S
-from tests.support.proxy import Fault
+from tests.support.invariants.checker import LOST_HEAL_WITHIN_S
+from tests.support.servers.proxy import Fault
 from tests.support.waiting import eventually
 
 FROZEN = "Worker frozen past its lease, then thawed"

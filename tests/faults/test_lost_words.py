@@ -10,7 +10,7 @@ from modelyard.process.crash_points import VARIABLE
 from tests.faults.casualties import HOST, tagged, works_again
 from tests.faults.wire import open_wire
 from tests.faults.yard import DISPATCHERS, Yard
-from tests.support.outside import queues
+from tests.support.invariants.outside import queues
 from tests.support.waiting import eventually
 
 DELETED = "RabbitMQ restarted; memory alarm for a minute; queue deleted; consumer cancelled"

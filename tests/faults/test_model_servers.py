@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.fleet import Engine
 from tests.faults.table import BUSY, FLOODS, ODD
 from tests.faults.yard import Json, Yard
-from tests.support.processes import grown
+from tests.support.invariants.processes import grown
 from tests.support.waiting import eventually
 
 HOST = "h1"

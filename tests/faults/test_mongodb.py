@@ -11,7 +11,7 @@ from tests.faults.load import Load, Mix
 from tests.faults.wire import traced
 from tests.faults.wires import Wires
 from tests.faults.yard import Yard, lasts
-from tests.support.proxy import Fault
+from tests.support.servers.proxy import Fault
 from tests.support.waiting import eventually
 
 DATABASE = "MongoDB step-down, killed, cut for 10 minutes"

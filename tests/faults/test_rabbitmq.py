@@ -25,7 +25,7 @@ from tests.faults.test_gateway import UNSENT_S, asked, break_wire, temp
 from tests.faults.wire import open_wire
 from tests.faults.wires import Wires
 from tests.faults.yard import Yard, lasts
-from tests.support.proxy import Fault
+from tests.support.servers.proxy import Fault
 from tests.support.waiting import eventually
 
 BROKER = "RabbitMQ restarted; memory alarm for a minute; queue deleted; consumer cancelled"

@@ -10,7 +10,7 @@ from tests.faults.consumers import BACK_S, all_consumed
 from tests.faults.test_gateway import temp
 from tests.faults.test_rabbitmq import BROKER
 from tests.faults.yard import DISPATCHERS, Yard, lasts
-from tests.support.outside import queues
+from tests.support.invariants.outside import queues
 from tests.support.waiting import eventually
 
 BY_AMQP = 8

@@ -13,8 +13,8 @@ from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.records import Document
 from tests.faults.test_messages import REPORTS
-from tests.support.recording import HOST, INCARNATION, Recording
-from tests.support.stories import JOBS, MODEL, Ask, End, done, failed, stories
+from tests.support.dispatcher.recording import HOST, INCARNATION, Recording
+from tests.support.dispatcher.stories import JOBS, MODEL, Ask, End, done, failed, stories
 
 FREEZES, THAWS = 0.6, 0.15
 """How often, between two batches, the other dispatcher is frozen and thaws."""

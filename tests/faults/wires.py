@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.yard import Servers, Yard, make_site, open_yard
-from tests.support.proxy import Proxy, through
+from tests.support.servers.proxy import Proxy, through
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Fleet
 from tests.faults.holdings import Holdings
 from tests.faults.load import Doors, Load, Mix, Request
-from tests.support.collector import Collector
-from tests.support.invariants import HEAL_WITHIN_S, Invariants, Violation
-from tests.support.ledger import Ledger
-from tests.support.outside import Database, EngineView
-from tests.support.processes import Holding
-from tests.support.sampler import Sampler
+from tests.support.invariants.checker import HEAL_WITHIN_S, Invariants, Violation
+from tests.support.invariants.collector import Collector
+from tests.support.invariants.ledger import Ledger
+from tests.support.invariants.outside import Database, EngineView
+from tests.support.invariants.processes import Holding
+from tests.support.invariants.sampler import Sampler
 from tests.support.waiting import eventually
 
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ import pytest
 from modelyard.broker import Broker
 from modelyard.contract.catalog.entries import DatasetSpec
 from modelyard.store import Store
-from tests.support.yard import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.driver import MODEL, Yard, running_dispatcher
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from modelyard.contract.states import Admission, JobState, OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS_QUEUE, REPORTS, REPORTS_QUEUE
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
-from tests.support.scripted_host import scripted_host
+from tests.support.dispatcher.driver import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.scripted_host import scripted_host
 from tests.support.waiting import eventually
-from tests.support.yard import MODEL, Yard, running_dispatcher
 
 
 async def test_a_published_request_goes_through_its_hosts_queue_to_its_end(yard: Yard) -> None:

@@ -11,10 +11,10 @@ from modelyard.contract.messages import HostCommand, InventoryItem
 from modelyard.contract.states import Admission, JobState, OperationState, Verb
 from modelyard.store import Store
 from modelyard.store.records import JobRecord
-from tests.support.deployed import accepted, created, item, loaded, slots_used
-from tests.support.scripted_host import ScriptedHost, scripted_host
+from tests.support.dispatcher.deployed import accepted, created, item, loaded, slots_used
+from tests.support.dispatcher.driver import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.scripted_host import ScriptedHost, scripted_host
 from tests.support.waiting import eventually
-from tests.support.yard import MODEL, Yard, running_dispatcher
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -16,11 +16,11 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS, JOBS, REPORTS, SUBMIT_KEY
 from modelyard.process import body_process
 from modelyard.store.records import DeadLetter
+from tests.support.dispatcher.driver import Yard
+from tests.support.dispatcher.scripted_host import scripted_host
 from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names
-from tests.support.raw_properties import raw_headers
-from tests.support.scripted_host import scripted_host
+from tests.support.servers.raw_properties import raw_headers
 from tests.support.waiting import eventually
-from tests.support.yard import Yard
 
 HOSTILE = 30
 HOSTILE_HEADERS = 200

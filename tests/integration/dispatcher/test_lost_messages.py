@@ -16,11 +16,11 @@ from modelyard.contract.topology import DEAD, HOSTS, REPORTS, REPORTS_QUEUE, hos
 from modelyard.process.tasks import TaskGroup
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
-from tests.support.deployed import accepted, created, slots_used
-from tests.support.scripted_host import ScriptedHost, scripted_host
+from tests.support.dispatcher.deployed import accepted, created, slots_used
+from tests.support.dispatcher.driver import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.scripted_host import ScriptedHost, scripted_host
 from tests.support.worker.bench import HOST, Bench
 from tests.support.worker.broker import reporter_on
-from tests.support.yard import MODEL, Yard, running_dispatcher
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.executor import AttemptRunner

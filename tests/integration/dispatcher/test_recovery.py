@@ -19,7 +19,7 @@ from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.topology import JOBS, REPLAY_HEADER, SUBMIT_KEY
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, RestorationRecord
-from tests.support.deployed import (
+from tests.support.dispatcher.deployed import (
     CONTAINER,
     accepted,
     created,
@@ -28,9 +28,9 @@ from tests.support.deployed import (
     loaded,
     slots_used,
 )
-from tests.support.scripted_host import scripted_host
+from tests.support.dispatcher.driver import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.scripted_host import scripted_host
 from tests.support.waiting import eventually
-from tests.support.yard import MODEL, Yard, running_dispatcher
 
 pytestmark = pytest.mark.usefixtures("quick")
 

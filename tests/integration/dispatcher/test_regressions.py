@@ -19,9 +19,9 @@ from modelyard.contract.topology import DEAD, HEARTBEATS, JOBS, JOBS_QUEUE, REPO
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment, JobEffect
 from modelyard.store.records import JobRecord, NewOperation
-from tests.support.scripted_host import scripted_host
+from tests.support.dispatcher.driver import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.scripted_host import scripted_host
 from tests.support.waiting import eventually
-from tests.support.yard import MODEL, Yard, running_dispatcher
 
 ONLINE = HostOnline(slots=1, engine=EngineFacts(version="1", api_version="1"))
 

@@ -49,12 +49,12 @@ from modelyard.contract.topology import (
 )
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter
-from tests.support.deployed import accepted, fenced_off
-from tests.support.enrolled import enrol
-from tests.support.rabbitmq_users import Users
-from tests.support.scripted_host import ScriptedHost, scripted_host
+from tests.support.dispatcher.deployed import accepted, fenced_off
+from tests.support.dispatcher.driver import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.enrolled import enrol
+from tests.support.dispatcher.scripted_host import ScriptedHost, scripted_host
+from tests.support.servers.rabbitmq_users import Users
 from tests.support.waiting import eventually
-from tests.support.yard import MODEL, Yard, running_dispatcher
 
 PUBLISHER = "frontend"
 OWNER, THIEF = "h1", "h2"

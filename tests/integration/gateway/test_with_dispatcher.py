@@ -9,10 +9,10 @@ from modelyard.contract.states import JobState, OperationState
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter
+from tests.support.dispatcher.driver import MODEL, running_dispatcher
+from tests.support.dispatcher.scripted_host import scripted_host
 from tests.support.gateway import Backstage, Json, fill_catalog, serving
-from tests.support.scripted_host import scripted_host
 from tests.support.waiting import eventually
-from tests.support.yard import MODEL, running_dispatcher
 
 CREATE = {"job_id": "j-1", "operation_type": "DEPLOY_CREATE", "model": MODEL.name}
 

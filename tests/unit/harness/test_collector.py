@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from deploy.local.ports import LOOPBACK, free_port
-from tests.support.collector import Collector, Run
+from tests.support.invariants.collector import Collector, Run
 from tests.support.waiting import eventually
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from modelyard.contract.states import JobState, OperationState
-from tests.support.histories import (
+from tests.support.invariants.histories import (
     Fact,
     JobLook,
     wrong_between,

@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy.local.processes import ProcessId
 from tests.faults.holdings import Holdings
-from tests.support.processes import MORE_DESCRIPTORS, Holding, grown
+from tests.support.invariants.processes import MORE_DESCRIPTORS, Holding, grown
 
 NAME = "worker-h1"
 ONLINE = '{"event": "host.online"}\n'

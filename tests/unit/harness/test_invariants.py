@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.invariants import (
+from tests.support.invariants.checker import (
     Snapshot,
     capacity,
     causes,
@@ -15,8 +15,8 @@ from tests.support.invariants import (
     too_slow,
     unheard,
 )
-from tests.support.outside import Document, Labelled
-from tests.support.sampler import Sampler, over_capacity
+from tests.support.invariants.outside import Document, Labelled
+from tests.support.invariants.sampler import Sampler, over_capacity
 
 CONTAINER = "c" * 12
 JOB = {

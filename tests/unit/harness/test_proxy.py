@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.ports import LOOPBACK, free_port
-from tests.support.proxy import Address, Fault, Proxy, through
+from tests.support.servers.proxy import Address, Fault, Proxy, through
 
 PATIENCE_S = 5.0
 QUIET_S = 0.1

@@ -18,7 +18,7 @@ from modelyard.broker import Broker
 from modelyard.contract.messages import HostCommand, HostCommands, OperationReport, WorkerReports
 from modelyard.contract.states import Verb
 from modelyard.contract.topology import HOSTS, REPORTS_QUEUE
-from tests.support.enrolled import enrol
+from tests.support.dispatcher.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.support.worker.bench import HOST, Bench
 from tests.support.worker.scripted_engine import ScriptedEngine, scripted_engine

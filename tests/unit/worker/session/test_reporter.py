@@ -15,7 +15,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import OperationState, Phase, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE, REPORTS_QUEUE
-from tests.support.enrolled import enrol
+from tests.support.dispatcher.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.support.worker.bench import HOST, Bench
 from tests.support.worker.broker import FakeBroker, report, reporter_on

@@ -5,9 +5,9 @@ from typing import Any
 from modelyard.contract.messages import HostCommand, InventoryItem
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.records import JobRecord
-from tests.support.scripted_host import ScriptedHost
+from tests.support.dispatcher.driver import Yard
+from tests.support.dispatcher.scripted_host import ScriptedHost
 from tests.support.waiting import eventually
-from tests.support.yard import Yard
 
 CONTAINER = "ab" * 32
 """What a scripted host calls every container, unless it is told otherwise."""

@@ -18,10 +18,10 @@ from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.states import JobState, OperationState
 from modelyard.contract.topology import HEARTBEATS_QUEUE, JOBS_QUEUE, queues_of_host
-from tests.support.collector import Collector
-from tests.support.histories import Fact, wrong_with
-from tests.support.ledger import Ledger
-from tests.support.outside import (
+from tests.support.invariants.collector import Collector
+from tests.support.invariants.histories import Fact, wrong_with
+from tests.support.invariants.ledger import Ledger
+from tests.support.invariants.outside import (
     Database,
     Document,
     Engines,
@@ -30,8 +30,8 @@ from tests.support.outside import (
     connections,
     queues,
 )
-from tests.support.processes import Holding, grown
-from tests.support.sampler import Sampler, over_capacity
+from tests.support.invariants.processes import Holding, grown
+from tests.support.invariants.sampler import Sampler, over_capacity
 
 HEAL_WITHIN_S = 60.0
 LOST_HEAL_WITHIN_S = 120.0

@@ -8,8 +8,8 @@ from typing import Any
 from pymongo.errors import PyMongoError
 
 from modelyard.contract.states import JobState, OperationState
-from tests.support.histories import Fact, JobLook, wrong_between, wrong_between_jobs
-from tests.support.outside import Database
+from tests.support.invariants.histories import Fact, JobLook, wrong_between, wrong_between_jobs
+from tests.support.invariants.outside import Database
 
 Document = dict[str, Any]
 INTERVAL_S = 0.2

@@ -26,7 +26,7 @@ from modelyard.contract.topology import (
     control_queue,
     host_queue,
 )
-from tests.support.enrolled import enrol
+from tests.support.dispatcher.enrolled import enrol
 
 LEADS_TO = {
     Verb.DEPLOY_CREATE: JobState.CREATED,
