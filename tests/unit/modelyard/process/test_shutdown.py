@@ -9,11 +9,11 @@ from modelyard.process.shutdown import find_error
 
 HANGING = """
 import threading
-from modelyard import exiting
+from modelyard.process import shutdown
 
-exiting.EXIT_S = exiting.LEFT_OVERS_S = 0.1
+shutdown.EXIT_S = shutdown.LEFT_OVERS_S = 0.1
 threading.Thread(target=threading.Event().wait).start()  # as a driver's that nobody answers
-exiting.Exit().{how}
+shutdown.ProcessExit().{how}
 """
 
 
@@ -22,7 +22,10 @@ exiting.Exit().{how}
 )
 def test_a_process_with_a_thread_that_hangs_ends(how: str, code: int) -> None:
     program = HANGING.format(how=how)
-    ended = subprocess.run([sys.executable, "-c", program], timeout=20, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], timeout=20, check=False, capture_output=True
+    )
+    assert b"Traceback" not in ended.stderr
     assert ended.returncode == code
 
 
