@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
+
+import pytest
 
 from modelyard.contract.messages import (
     CancelOperation,
@@ -19,8 +22,11 @@ from tests.support.waiting import eventually
 from tests.support.worker.bench import HOST, Bench
 from tests.support.worker.broker import FakeBroker, delivery_of
 from worker.model_server.client import ModelServer, http_client
-from worker.service import Worker
+from worker.service import Worker, build_operations
 from worker.settings import WorkerSettings
+
+CLEANUP_RETRY_S = 0.05
+"""Instead of five seconds."""
 
 
 class Host:
@@ -30,13 +36,16 @@ class Host:
         self.bench = bench or Bench()
         self.broker = FakeBroker()
         self.stop = asyncio.Event()
-        self.service = Worker(
-            WorkerSettings(host_id=HOST, worker_allowed_images=("*",)),
-            broker=self.broker,
-            runtime=self.bench.runtime,
-            server=ModelServer(http_client(self.bench.runtime.transport)),
-            **service,
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            quick = partial(build_operations, cleanup_retry_s=CLEANUP_RETRY_S)
+            patch.setattr("worker.service.build_operations", quick)
+            self.service = Worker(
+                WorkerSettings(host_id=HOST, worker_allowed_images=("*",)),
+                broker=self.broker,
+                runtime=self.bench.runtime,
+                server=ModelServer(http_client(self.bench.runtime.transport)),
+                **service,
+            )
 
     @property
     def incarnations(self) -> list[str]:

@@ -1,7 +1,11 @@
 """What the three processes have in common: their command lines and their settings."""
 
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
 
 import pytest
 
@@ -17,7 +21,40 @@ PROCESSES: list[tuple[str, type[ProcessSettings]]] = [
 ]
 
 
-def run(module: str, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+@dataclass(frozen=True)
+class Said:
+    """What a process has said when it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Run(Protocol):
+    def __call__(self, module: str, *arguments: str, **variables: str) -> Said: ...
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Start the program of a service within this process: it ends before it serves anything."""
+
+    def run(module: str, *arguments: str, **variables: str) -> Said:
+        for name in list(os.environ):
+            if name.startswith("MODELYARD_"):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            import_module(f"{module}.__main__").main(arguments)
+        assert isinstance(ended.value.code, int)
+        return Said(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+def run_process(
+    module: str, *arguments: str, **variables: str
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         env={"PATH": "", "PYTHONPATH": ".", **variables},
@@ -30,7 +67,7 @@ def run(module: str, *arguments: str, **variables: str) -> "subprocess.Completed
 
 @pytest.mark.parametrize(("module", "settings"), PROCESSES)
 def test_help_lists_every_setting_by_its_variable(
-    module: str, settings: type[ProcessSettings]
+    run: Run, module: str, settings: type[ProcessSettings]
 ) -> None:
     said = run(module, "--help")
     assert said.returncode == 0
@@ -39,7 +76,7 @@ def test_help_lists_every_setting_by_its_variable(
         assert field.description
 
 
-def test_help_tells_ranges_and_defaults() -> None:
+def test_help_tells_ranges_and_defaults(run: Run) -> None:
     said = run("dispatcher", "--help").stdout
     assert "before it fails. (1 to 100; default: 3)\n" in said
     assert "left open. (above 0 to 60; default: 2.0)\n" in said
@@ -48,7 +85,7 @@ def test_help_tells_ranges_and_defaults() -> None:
 
 @pytest.mark.parametrize(("module", "_settings"), PROCESSES)
 def test_the_version_is_told(module: str, _settings: object) -> None:
-    assert run(module, "--version").stdout.startswith(f"modelyard-{module} 0.")
+    assert run_process(module, "--version").stdout.startswith(f"modelyard-{module} 0.")
 
 
 @pytest.mark.parametrize(("module", "_settings"), PROCESSES)
@@ -61,7 +98,7 @@ def test_the_version_is_told(module: str, _settings: object) -> None:
     ],
 )
 def test_a_wrong_setting_is_one_sentence_that_names_it_and_keeps_its_value(
-    module: str, _settings: object, name: str, value: str
+    run: Run, module: str, _settings: object, name: str, value: str
 ) -> None:
     said = run(module, **{name: value})
     assert said.returncode == 2
@@ -70,14 +107,14 @@ def test_a_wrong_setting_is_one_sentence_that_names_it_and_keeps_its_value(
     assert "canary" not in said.stderr
 
 
-def test_a_switch_is_true_or_false() -> None:
+def test_a_switch_is_true_or_false(run: Run) -> None:
     said = run("dispatcher", MODELYARD_DISPATCHER_ORPHAN_DRY_RUN="maybe")
     assert said.stderr.endswith("ORPHAN_DRY_RUN is wrong: expected true or false.\n")
 
 
 @pytest.mark.parametrize("module", ["gateway", "dispatcher"])
 def test_a_mongodb_url_that_the_driver_refuses_is_one_sentence(module: str) -> None:
-    said = run(module, MODELYARD_MONGO_URL="mongodb://u:can/ary@h/x")
+    said = run_process(module, MODELYARD_MONGO_URL="mongodb://u:can/ary@h/x")
     assert said.returncode == 2
     assert len(said.stderr.splitlines()) == 1
     assert "MongoDB's URL" in said.stderr

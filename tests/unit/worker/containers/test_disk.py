@@ -15,6 +15,7 @@ from tests.fakes.runtime import FakeContainer
 from tests.support.waiting import eventually
 from tests.support.worker.bench import Bench, model
 from worker.attempts.attempt import Outcome
+from worker.containers import disk
 from worker.containers.disk import MISSES, DiskWatch
 from worker.engine.protocol import EngineUnavailableError
 
@@ -105,7 +106,10 @@ async def test_a_container_that_is_started_again_may_end_for_another_reason() ->
     assert health.over_disk == {}
 
 
-async def test_an_engine_that_can_not_measure_now_is_asked_again() -> None:
+async def test_an_engine_that_can_not_measure_now_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(disk, "LOOK_S", 0.05)
     bench = writer()
     await loaded(bench)
     looks = 0
