@@ -1,6 +1,7 @@
 """The real servers that the tests run on: private, started once a session when first needed."""
 
 import itertools
+import os
 import shutil
 import sys
 import uuid
@@ -24,6 +25,8 @@ from modelyard.store import Store
 # the engines keep their images from one session to the next.
 FOLDER = Path(__file__).resolve().parents[1] / "var" / "tests"
 VHOSTS_AT_ONCE = 25
+SERVERS = {"folder", "programs", "rabbitmq", "mongodb", "engine", "second_engine"}
+"""The fixtures that start a server, install one, or hold its data."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,12 +37,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="run so many new examples of the state machine, instead of always the same ones",
     )
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out what needs a server or is slow, and most examples of the state machine",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, and leave them out where nobody wants to wait for one.
+
+    Where tests run in several processes, one process runs all of those: there is one RabbitMQ, and
+    two processes can't share an engine's folder.
+    """
+    for item in items:
+        if SERVERS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+        if item.get_closest_marker("server") is not None:
+            item.add_marker(pytest.mark.xdist_group("servers"))
+    if config.option.fast:
+        kept, left_out = list[pytest.Item](), list[pytest.Item]()
+        for item in items:
+            waits = item.get_closest_marker("server") or item.get_closest_marker("slow")
+            (left_out if waits else kept).append(item)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Install programs and make images before the first test: no test's time is meant for it."""
-    if session.config.option.collectonly:
-        return
+    first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    if session.config.option.collectonly or not first:
+        return  # No process begins a test before this one is done here.
     needed = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     try:
         if "programs" in needed:
@@ -53,8 +82,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def folder() -> Iterator[Path]:
+def folder(pytestconfig: pytest.Config) -> Iterator[Path]:
     """Give the session a folder for its servers' data."""
+    assert not pytestconfig.option.fast, "a test that starts a server is not marked as one"
     own = FOLDER / uuid.uuid4().hex[:8]
     own.mkdir(parents=True)
     yield own

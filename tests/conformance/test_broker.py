@@ -121,7 +121,7 @@ class MemoryServer:
             one.link.silent = False
 
 
-@pytest.fixture(params=["rabbitmq", "memory"])
+@pytest.fixture(params=[pytest.param("rabbitmq", marks=pytest.mark.server), "memory"])
 def server(request: pytest.FixtureRequest) -> Server:
     """Give the test a server of its own."""
     if request.param == "memory":

@@ -83,7 +83,7 @@ def _docker(engine: DockerEngine) -> Bench:
     return Bench(runtime, None, partial(die_at_removing, engine))
 
 
-@pytest.fixture(params=["fake", "docker"])
+@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.server)])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     made = _fake() if request.param == "fake" else _docker(request.getfixturevalue("engine"))
     async with asyncio.timeout(90):
