@@ -77,10 +77,10 @@ async def test_the_large_result_of_a_batch_is_read_there_too() -> None:
         await bench.results.aclose()
 
 
-@pytest.mark.parametrize("fill", sorted(FILLS))
-async def test_a_result_is_the_same_wherever_it_is_read(reader: ResultReader, fill: str) -> None:
-    body = FILLS[fill](MIB // 2)
-    assert await reader.read(body) == result_of(body)
+async def test_a_result_is_the_same_wherever_it_is_read(reader: ResultReader) -> None:
+    for name, fill in FILLS.items():
+        body = fill(MIB // 2)
+        assert await reader.read(body) == result_of(body), name
 
 
 @pytest.mark.parametrize(

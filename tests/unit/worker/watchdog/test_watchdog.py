@@ -182,6 +182,7 @@ async def test_as_long_as_renewals_come_nothing_is_stopped(host: WatchedHost) ->
     assert host.stopped == []
 
 
+@pytest.mark.slow
 async def test_what_a_worker_leaves_that_said_farewell_does_not_outlive_its_lease(
     host: WatchedHost,
 ) -> None:
@@ -192,6 +193,7 @@ async def test_what_a_worker_leaves_that_said_farewell_does_not_outlive_its_leas
     assert host.stopped == [STRICT]
 
 
+@pytest.mark.slow
 async def test_after_a_farewell_it_stays_for_no_longer_than_something_strict_runs(
     host: WatchedHost,
 ) -> None:
@@ -205,6 +207,7 @@ async def test_after_a_farewell_it_stays_for_no_longer_than_something_strict_run
     assert host.stopped == []
 
 
+@pytest.mark.slow
 async def test_what_a_new_worker_makes_is_not_what_the_old_one_left(host: WatchedHost) -> None:
     host.ends(STOPPED)
     process = host.start(lease_s=4.0)
@@ -216,6 +219,7 @@ async def test_what_a_new_worker_makes_is_not_what_the_old_one_left(host: Watche
     assert host.stopped == [STRICT]
 
 
+@pytest.mark.slow
 async def test_what_the_engine_starts_after_the_farewell_is_left_as_well(host: WatchedHost) -> None:
     host.ends(STRICT)
     process = host.start(lease_s=4.0)
@@ -242,6 +246,7 @@ async def test_when_the_worker_is_gone_it_stays_until_the_lease_is_over(host: Wa
     assert host.stopped == [STRICT]
 
 
+@pytest.mark.slow
 async def test_a_new_worker_relieves_the_watchdog_of_the_one_that_was_killed(
     host: WatchedHost,
 ) -> None:
