@@ -13,8 +13,8 @@ from pymongo.errors import PyMongoError
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.contract.states import JobState, OperationState
-from tests.faults.wire import OURS, open_wire
-from tests.faults.yard import Json, Yard
+from tests.faults.checked_fleet import CheckedFleet, Json
+from tests.faults.raw_channel import OURS, open_raw_channel
 from tests.support.invariants.histories import STALE
 from tests.support.waiting import eventually
 
@@ -25,30 +25,32 @@ LATER = 100
 """Reports further on than what was read of an operation: past all that it said before it froze."""
 
 
-async def admit(yard: Yard, host_id: str, how: str, **query: Any) -> None:
+async def admit(fleet: CheckedFleet, host_id: str, how: str, **query: Any) -> None:
     """Cordon, uncordon or drain a host."""
-    answer = await yard.http.post(f"/v1/hosts/{host_id}/{how}", params=query)
+    answer = await fleet.http.post(f"/v1/hosts/{host_id}/{how}", params=query)
     assert answer.is_success, answer.text
 
 
 @asynccontextmanager
-async def only(yard: Yard, host_id: str) -> AsyncIterator[None]:
+async def only(fleet: CheckedFleet, host_id: str) -> AsyncIterator[None]:
     """Have all that is placed meanwhile placed on one host."""
-    others = [other for other in yard.fleet.workers if other != host_id]
+    others = [other for other in fleet.processes.workers if other != host_id]
     for other in others:
-        await admit(yard, other, "cordon")
+        await admit(fleet, other, "cordon")
     try:
         yield
     finally:
         for other in others:
-            await admit(yard, other, "uncordon")
+            await admit(fleet, other, "uncordon")
 
 
-async def tagged(yard: Yard, verb: str, job_id: str, *, sleep: float, **fields: Any) -> str:
+async def tagged(
+    fleet: CheckedFleet, verb: str, job_id: str, *, sleep: float, **fields: Any
+) -> str:
     """Submit what the collector knows by its operation's id."""
     key = uuid.uuid4().hex
     wish = {"sleep": sleep, "tag": operation_id_for_key(key)}
-    return await yard.submit(verb, job_id, key=key, input=wish, **fields)
+    return await fleet.submit(verb, job_id, key=key, input=wish, **fields)
 
 
 @dataclass(frozen=True)
@@ -69,79 +71,79 @@ class Work:
     """The records of what runs, as they were before anything happened."""
 
 
-async def busy_host(yard: Yard, *, seconds: float) -> Work:
+async def busy_host(fleet: CheckedFleet, *, seconds: float) -> Work:
     """Give the first host jobs, and operations that run for so many seconds."""
-    await yard.put_probe("comes-back", max_concurrency=2, on_host_lost="recreate")
-    held, recreated = yard.job_id(), yard.job_id()
+    await fleet.put_probe("comes-back", max_concurrency=2, on_host_lost="recreate")
+    held, recreated = fleet.job_id(), fleet.job_id()
     batch_key = uuid.uuid4().hex
     env = {
         "PROBE_MODE": "batch",
         "PROBE_TAG": operation_id_for_key(batch_key),
         "PROBE_BATCH_SECONDS": str(seconds),
     }
-    await yard.put_model(batch_key, profile="batch", env=env)
-    async with only(yard, HOST):
-        await yard.loaded(held)
-        await yard.loaded(recreated, model="comes-back")
+    await fleet.put_model(batch_key, profile="batch", env=env)
+    async with only(fleet, HOST):
+        await fleet.loaded(held)
+        await fleet.loaded(recreated, model="comes-back")
         temps = [
-            await tagged(yard, "TEMP", yard.job_id(), sleep=seconds, model="load-http")
+            await tagged(fleet, "TEMP", fleet.job_id(), sleep=seconds, model="load-http")
             for _ in range(2)
         ]
-        temps.append(await yard.submit("TEMP", yard.job_id(), key=batch_key, model=batch_key))
+        temps.append(await fleet.submit("TEMP", fleet.job_id(), key=batch_key, model=batch_key))
         infers = [
-            await tagged(yard, "INFER", job_id, sleep=seconds)
+            await tagged(fleet, "INFER", job_id, sleep=seconds)
             for job_id in (held, recreated, recreated)
         ]
-        waiting = await tagged(yard, "INFER", recreated, sleep=0)
+        waiting = await tagged(fleet, "INFER", recreated, sleep=0)
         for operation_id in (*temps, *infers):
-            await yard.running(operation_id)
-        running = [await yard.running_state(one) for one in (*temps, *infers)]
+            await fleet.running(operation_id)
+        running = [await fleet.running_state(one) for one in (*temps, *infers)]
     assert {one["host_id"] for one in running} == {HOST}
     return Work(temps, infers, waiting, held, recreated, running)
 
 
-async def done_elsewhere(yard: Yard, work: Work, *, host_id: str = "h2") -> None:
+async def done_elsewhere(fleet: CheckedFleet, work: Work, *, host_id: str = "h2") -> None:
     """Look that what may run elsewhere did, and that the rest says why it did not."""
-    await yard.succeeded([*work.temps, work.waiting])
+    await fleet.succeeded([*work.temps, work.waiting])
     for operation_id in work.temps:
-        one = await yard.ended(operation_id)
+        one = await fleet.ended(operation_id)
         assert (one["host_id"], one["epoch"], one["generation"]) == (host_id, 2, 2), one
         assert one["failures"] == 1, one
     for operation_id in work.infers:
-        one = await yard.ended(operation_id)
+        one = await fleet.ended(operation_id)
         assert (one["state"], one["error"]["code"]) == ("FAILED", "host_lost"), one
         assert one["epoch"] == 1, one
-    held, recreated = await yard.job(work.held), await yard.job(work.recreated)
+    held, recreated = await fleet.job(work.held), await fleet.job(work.recreated)
     assert (held["state"], held["error"]["code"]) == ("LOST", "host_lost")
     assert (recreated["state"], recreated["host_id"]) == ("LOADED", host_id), recreated
     for job_id in (work.held, work.recreated):
-        assert await yard.database.count("events", {"type": "job.lost", "job_id": job_id}) == 1
+        assert await fleet.database.count("events", {"type": "job.lost", "job_id": job_id}) == 1
 
 
-async def works_again(yard: Yard) -> None:
+async def works_again(fleet: CheckedFleet) -> None:
     """Look that the host takes new work."""
-    async with only(yard, HOST):
-        one = await yard.done("TEMP", yard.job_id(), model="load-http", input={})
+    async with only(fleet, HOST):
+        one = await fleet.done("TEMP", fleet.job_id(), model="load-http", input={})
     assert one["host_id"] == HOST
 
 
-async def incarnation(yard: Yard) -> str:
+async def incarnation(fleet: CheckedFleet) -> str:
     """Return the boot of the host's worker that is recorded."""
-    found: str = (await yard.host(HOST))["incarnation"]
+    found: str = (await fleet.host(HOST))["incarnation"]
     return found
 
 
-async def back(yard: Yard, former: str, *, within_s: float = 60) -> None:
+async def back(fleet: CheckedFleet, former: str, *, within_s: float = 60) -> None:
     """Return once the host is online as another incarnation than the former one."""
 
     async def it_is() -> bool:
-        host = await yard.host(HOST)
+        host = await fleet.host(HOST)
         return bool(host["liveness"] == "ONLINE" and host["incarnation"] != former)
 
     await eventually(it_is, within_s=within_s, what=f"a new incarnation of {HOST}")
 
 
-async def report_late(yard: Yard, work: Work) -> None:
+async def report_late(fleet: CheckedFleet, work: Work) -> None:
     """Report the success of all that ran, in the name of the boot that is lost."""
     reports = [
         OperationReport(
@@ -159,8 +161,8 @@ async def report_late(yard: Yard, work: Work) -> None:
     message = WorkerReports(
         host_id=HOST, incarnation=work.operations[0]["incarnation"], operations=tuple(reports)
     )
-    async with open_wire(yard.fleet.amqp_url) as wire:
-        await wire.publish(
+    async with open_raw_channel(fleet.processes.amqp_url) as raw:
+        await raw.publish(
             message.model_dump_json().encode(),
             exchange="modelyard.reports",
             routing_key=HOST,
@@ -169,25 +171,25 @@ async def report_late(yard: Yard, work: Work) -> None:
         )
 
 
-async def only_in_the_log(yard: Yard, work: Work) -> None:
+async def only_in_the_log(fleet: CheckedFleet, work: Work) -> None:
     """Return once each late report is in the log."""
     ids = [one["_id"] for one in work.operations]
     wanted = {"type": "operation.stale_report", "operation_id": {"$in": ids}}
 
     async def all_of_them() -> bool:
-        noted = await yard.database.all("events", wanted)
+        noted = await fleet.database.all("events", wanted)
         return {one["operation_id"] for one in noted} == set(ids)
 
     await eventually(all_of_them, within_s=20, what="a note of each late report")
 
 
-async def counted_as_logged(yard: Yard) -> None:
+async def counted_as_logged(fleet: CheckedFleet) -> None:
     """Return once the host's document counts the late reports that the log has of it."""
 
     async def as_many() -> bool:
         wanted = {"type": {"$in": sorted(STALE)}, "host_id": HOST}
-        noted = Counter(one["detail"]["why"] for one in await yard.database.all("events", wanted))
-        counted: Counter[str] = Counter((await yard.host(HOST)).get("fenced_off", {}))
+        noted = Counter(one["detail"]["why"] for one in await fleet.database.all("events", wanted))
+        counted: Counter[str] = Counter((await fleet.host(HOST)).get("fenced_off", {}))
         return bool(noted) and counted == noted
 
     await eventually(as_many, within_s=20, what="a count of each late report")
@@ -197,7 +199,7 @@ async def counted_as_logged(yard: Yard) -> None:
 class Releases:
     """Counts how often each reservation of the host appears and goes; I5 is the sampler's."""
 
-    yard: Yard
+    fleet: CheckedFleet
     taken: Counter[tuple[str, int]] = field(default_factory=Counter)
     freed: Counter[tuple[str, int]] = field(default_factory=Counter)
 
@@ -225,5 +227,5 @@ class Releases:
             held = now
 
     async def _held(self) -> set[tuple[str, int]]:
-        host = await self.yard.host(HOST)
+        host = await self.fleet.host(HOST)
         return {(one["job_id"], one["generation"]) for one in host["reservations"]}

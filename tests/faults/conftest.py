@@ -16,9 +16,9 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.ports import free_port
 from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
 from tests.e2e.catalog import PROBE
+from tests.faults.checked_fleet import CheckedFleet, Servers, Site, make_site, open_checked_fleet
+from tests.faults.proxied_fleet import ProxiedFleet, open_proxied_fleet
 from tests.faults.registry import SlowRegistry
-from tests.faults.wires import Wires, open_wires
-from tests.faults.yard import Servers, Site, Yard, make_site, open_yard
 from tests.support.invariants.outside import EngineView
 
 VHOSTS = 25
@@ -71,7 +71,7 @@ class Sites:
         """Return a site that runs."""
         if self._kept is None:
             self._kept = make_site(self.servers, self.folder)
-            self._kept.fleet.start()
+            self._kept.processes.start()
         return self._kept
 
     def give_back(self, site: Site) -> None:
@@ -95,13 +95,13 @@ def sites(servers: Servers, folder: Path) -> Iterator[Sites]:
 
 
 @pytest.fixture
-async def yard(sites: Sites, request: pytest.FixtureRequest) -> AsyncIterator[Yard]:
+async def fleet(sites: Sites, request: pytest.FixtureRequest) -> AsyncIterator[CheckedFleet]:
     """Give the test a fleet: a gateway, two dispatchers, two workers on two engines."""
     site = await asyncio.to_thread(sites.take)
     # Until the test has shown that all holds, nobody else is to have this site.
     site.intact = False
     try:
-        async with open_yard(site) as made:
+        async with open_checked_fleet(site) as made:
             yield made
             measured(request, made)
             if made.checked and not made.violations:
@@ -111,12 +111,12 @@ async def yard(sites: Sites, request: pytest.FixtureRequest) -> AsyncIterator[Ya
         await asyncio.to_thread(sites.give_back, site)
 
 
-def measured(request: pytest.FixtureRequest, yard: Yard) -> None:
+def measured(request: pytest.FixtureRequest, fleet: CheckedFleet) -> None:
     """Leave what the checker has found for the table."""
     node: pytest.Item = request.node
-    if yard.invariants.healed_s is not None:
-        node.user_properties.append(("heal_s", yard.invariants.healed_s))
-    names = " ".join(sorted({one.invariant for one in yard.violations}))
+    if fleet.invariants.healed_s is not None:
+        node.user_properties.append(("heal_s", fleet.invariants.healed_s))
+    names = " ".join(sorted({one.invariant for one in fleet.violations}))
     if names:
         node.user_properties.append(("violations", names))
 
@@ -140,16 +140,16 @@ def virtual_hosts(rabbitmq: RabbitMQ) -> Iterator[str]:
 
 
 @pytest.fixture
-async def wires(
+async def proxied(
     servers: Servers, sites: Sites, folder: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Wires]:
+) -> AsyncIterator[ProxiedFleet]:
     """Give the test a fleet of its own whose wires can be cut."""
     await asyncio.to_thread(sites.close)  # both would work on the same engines
-    async with open_wires(servers, folder) as made:
-        made.yard.site.intact = False
+    async with open_proxied_fleet(servers, folder) as made:
+        made.fleet.site.intact = False
         yield made
-        measured(request, made.yard)
-        made.yard.site.intact = made.yard.checked and not made.yard.violations
+        measured(request, made.fleet)
+        made.fleet.site.intact = made.fleet.checked and not made.fleet.violations
 
 
 @pytest.fixture

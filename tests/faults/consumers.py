@@ -4,8 +4,8 @@ import aio_pika
 
 from dispatcher.service import QUEUES
 from modelyard.contract.topology import queues_of_host
-from tests.faults.wire import open_wire
-from tests.faults.yard import Yard
+from tests.faults.checked_fleet import CheckedFleet
+from tests.faults.raw_channel import open_raw_channel
 from tests.support.invariants.outside import consumers
 from tests.support.waiting import eventually
 
@@ -18,8 +18,8 @@ async def consumed(amqp_url: str, queue: str) -> None:
 
     async def has_one() -> bool:
         try:
-            async with open_wire(amqp_url) as wire:
-                found = await wire.channel.declare_queue(queue, passive=True)
+            async with open_raw_channel(amqp_url) as raw:
+                found = await raw.channel.declare_queue(queue, passive=True)
                 return bool(found.declaration_result.consumer_count)
         except aio_pika.exceptions.AMQPError:
             return False
@@ -27,13 +27,15 @@ async def consumed(amqp_url: str, queue: str) -> None:
     await eventually(has_one, within_s=BACK_S, what=f"a consumer of {queue}")
 
 
-async def all_consumed(yard: Yard) -> None:
+async def all_consumed(fleet: CheckedFleet) -> None:
     """Return once each queue has one consumer of every process that should consume it."""
-    wanted = {queue.name: len(yard.fleet.dispatchers) for queue in QUEUES}
-    wanted |= {queue.name: 1 for host_id in yard.fleet.workers for queue in queues_of_host(host_id)}
+    wanted = {queue.name: len(fleet.processes.dispatchers) for queue in QUEUES}
+    wanted |= {
+        queue.name: 1 for host_id in fleet.processes.workers for queue in queues_of_host(host_id)
+    }
 
     async def they_are() -> bool:
-        found = await consumers(yard.servers.rabbitmq, yard.fleet.amqp_url)
+        found = await consumers(fleet.servers.rabbitmq, fleet.processes.amqp_url)
         return all(found[queue] == count for queue, count in wanted.items())
 
     await eventually(they_are, within_s=BACK_S, what=f"the consumers {wanted}")

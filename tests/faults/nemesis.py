@@ -1,4 +1,4 @@
-"""Something that breaks a yard, one thing after the other, by a seed that repeats it."""
+"""Something that breaks a fleet, one thing after the other, by a seed that repeats it."""
 
 import asyncio
 import random
@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.yard import Yard
+from tests.faults.checked_fleet import CheckedFleet
 
 Say = Callable[[str], None]
 Action = Callable[["Nemesis"], Awaitable[None]]
@@ -16,7 +16,7 @@ Action = Callable[["Nemesis"], Awaitable[None]]
 class Nemesis:
     """Breaks one thing at a time and repairs it before it breaks the next."""
 
-    yard: Yard
+    fleet: CheckedFleet
     choice: random.Random
     say: Say
     began: float = field(default_factory=time.monotonic)
@@ -42,7 +42,7 @@ class Nemesis:
 
     async def _do(self, action: Action) -> None:
         await action(self)
-        self.yard.invariants.disturbed()
+        self.fleet.invariants.disturbed()
 
     def note(self, what: str) -> None:
         """Say what is done, with the seconds since the beginning."""
@@ -51,7 +51,7 @@ class Nemesis:
 
     def some(self, kind: str) -> str:
         """Choose one of the processes of a kind."""
-        names = [name for name in self.yard.fleet.services if name.startswith(kind)]
+        names = [name for name in self.fleet.processes.services if name.startswith(kind)]
         return self.choice.choice(names)
 
 
@@ -61,9 +61,9 @@ def kill(kind: str) -> Action:
     async def act(nemesis: Nemesis) -> None:
         name = nemesis.some(kind)
         nemesis.note(f"kill {name}")
-        await nemesis.yard.kill(name)
+        await nemesis.fleet.kill(name)
         await asyncio.sleep(nemesis.choice.uniform(0, 2))
-        await nemesis.yard.launch(name)
+        await nemesis.fleet.launch(name)
 
     return act
 
@@ -74,7 +74,7 @@ def freeze(kind: str, *, most_s: float) -> Action:
     async def act(nemesis: Nemesis) -> None:
         name, seconds = nemesis.some(kind), nemesis.choice.uniform(1, most_s)
         nemesis.note(f"freeze {name} for {seconds:.1f} s")
-        with nemesis.yard.frozen(name):
+        with nemesis.fleet.frozen(name):
             await asyncio.sleep(seconds)
 
     return act
@@ -83,14 +83,14 @@ def freeze(kind: str, *, most_s: float) -> Action:
 async def stop_gateway(nemesis: Nemesis) -> None:
     """Stop the gateway in an orderly way and start it again."""
     nemesis.note("stop gateway")
-    await nemesis.yard.stop("gateway")
-    await nemesis.yard.launch("gateway")
+    await nemesis.fleet.stop("gateway")
+    await nemesis.fleet.launch("gateway")
 
 
 async def kill_broker(nemesis: Nemesis) -> None:
     """Kill RabbitMQ and start it again."""
     nemesis.note("kill rabbitmq")
-    broker = nemesis.yard.servers.rabbitmq
+    broker = nemesis.fleet.servers.rabbitmq
     await asyncio.to_thread(broker.kill)
     await asyncio.to_thread(broker.start)
 
@@ -99,16 +99,16 @@ async def freeze_broker(nemesis: Nemesis) -> None:
     """Freeze RabbitMQ for up to 15 seconds."""
     seconds = nemesis.choice.uniform(1, 15)
     nemesis.note(f"freeze rabbitmq for {seconds:.1f} s")
-    nemesis.yard.servers.rabbitmq.pause()
+    nemesis.fleet.servers.rabbitmq.pause()
     try:
         await asyncio.sleep(seconds)
     finally:
-        nemesis.yard.servers.rabbitmq.resume()
+        nemesis.fleet.servers.rabbitmq.resume()
 
 
 async def kill_member(nemesis: Nemesis) -> None:
     """Kill a member of the replica set and start it again."""
-    mongodb = nemesis.yard.servers.mongodb
+    mongodb = nemesis.fleet.servers.mongodb
     index = nemesis.choice.randrange(len(mongodb.members))
     nemesis.note(f"kill mongod-{index}")
     await asyncio.to_thread(mongodb.members[index].kill)
@@ -119,10 +119,10 @@ async def kill_member(nemesis: Nemesis) -> None:
 
 async def freeze_engine(nemesis: Nemesis) -> None:
     """Freeze a Docker Engine for up to 25 seconds."""
-    host_id = nemesis.choice.choice(list(nemesis.yard.engines))
+    host_id = nemesis.choice.choice(list(nemesis.fleet.engines))
     seconds = nemesis.choice.uniform(1, 25)
     nemesis.note(f"freeze dockerd of {host_id} for {seconds:.1f} s")
-    engine = nemesis.yard.servers.engines[host_id]
+    engine = nemesis.fleet.servers.engines[host_id]
     engine.pause()
     try:
         await asyncio.sleep(seconds)
@@ -132,9 +132,9 @@ async def freeze_engine(nemesis: Nemesis) -> None:
 
 async def restart_engine(nemesis: Nemesis) -> None:
     """Restart a Docker Engine; its containers die with it."""
-    host_id = nemesis.choice.choice(list(nemesis.yard.engines))
+    host_id = nemesis.choice.choice(list(nemesis.fleet.engines))
     nemesis.note(f"restart dockerd of {host_id}")
-    await asyncio.to_thread(nemesis.yard.servers.engines[host_id].restart)
+    await asyncio.to_thread(nemesis.fleet.servers.engines[host_id].restart)
 
 
 EVERYTHING: tuple[Action, ...] = (

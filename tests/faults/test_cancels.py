@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from modelyard.contract.ids import operation_id_for_key
+from tests.faults.checked_fleet import CheckedFleet, Json, lasts
 from tests.faults.load import Request
 from tests.faults.table import CANCELS
-from tests.faults.yard import Json, Yard, lasts
 
 GO_ON = {"DEPLOY_UNLOAD", "TERMINATE"}
 LIVES = 3
@@ -47,7 +47,7 @@ async def silent_registry() -> AsyncIterator[str]:
 class Storm:
     """Submits operations and cancels half of them, each at a moment of its own."""
 
-    yard: Yard
+    fleet: CheckedFleet
     choice: random.Random
     ids: list[str] = field(default_factory=list)
     asked_at: dict[str, float] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Storm:
     _cancelling: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def submit(self, request: Request, *, cancel: bool, within_s: float = STORM_S) -> str:
-        operation_id = await self.yard.doors.submit(request)
+        operation_id = await self.fleet.doors.submit(request)
         self.ids.append(operation_id)
         if cancel:
             delay_s = self.choice.uniform(0, within_s)
@@ -68,49 +68,49 @@ class Storm:
 
     async def _cancel(self, operation_id: str, delay_s: float) -> None:
         await lasts(delay_s)
-        answer = await self.yard.http.post(f"/v1/operations/{operation_id}/cancel")
+        answer = await self.fleet.http.post(f"/v1/operations/{operation_id}/cancel")
         assert answer.status_code in (200, 202, 409), answer.text
         if answer.is_success:
             self.asked_at[operation_id] = time.time()
 
 
 async def test_cancels_at_any_moment_hold_while_a_worker_dies_and_another_is_frozen(
-    yard: Yard, silent_registry: str
+    fleet: CheckedFleet, silent_registry: str
 ) -> None:
-    await yard.put_probe("slow", max_concurrency=2, env={"PROBE_LOAD_SECONDS": "3"})
-    await yard.put_probe("pulled", image=f"{silent_registry}/team/model:1")
-    await yard.put_probe("on-h2", host_labels={"name": "h2"})
-    storm = Storm(yard, random.Random(40))
+    await fleet.put_probe("slow", max_concurrency=2, env={"PROBE_LOAD_SECONDS": "3"})
+    await fleet.put_probe("pulled", image=f"{silent_registry}/team/model:1")
+    await fleet.put_probe("on-h2", host_labels={"name": "h2"})
+    storm = Storm(fleet, random.Random(40))
     requests = list(_requests())
     cancelled = {one.key for one in storm.choice.sample(requests, len(requests) // 2)}
     for request in requests:
         # Nothing else would end a pull that goes on and on.
         ends_itself = request.body.get("model") != "pulled"
         await storm.submit(request, cancel=not ends_itself or request.key in cancelled)
-    await yard.running_any()
+    await fleet.running_any()
     in_its_queue = []
-    with yard.frozen("worker-h2"):
+    with fleet.frozen("worker-h2"):
         for number in range(QUEUED):
             request = _request("TEMP", model="on-h2", sleep=LONG_S)
             behind = await storm.submit(request, cancel=number % 2 == 0, within_s=FROZEN_S)
             in_its_queue += [behind] if number % 2 == 0 else []
-        await yard.restart("worker-h1")
+        await fleet.restart("worker-h1")
         await lasts(FROZEN_S)
     storm.thawed_at = time.time()
     await storm.over()
-    await yard.holds()
+    await fleet.holds()
     assert len(storm.ids) == OPERATIONS
     await _judge(storm)
-    assert await yard.states(in_its_queue) == {"CANCELLED": len(in_its_queue)}
-    await yard.clear()
-    for host_id, engine in yard.engines.items():
+    assert await fleet.states(in_its_queue) == {"CANCELLED": len(in_its_queue)}
+    await fleet.clear()
+    for host_id, engine in fleet.engines.items():
         assert not await engine.labelled(host_id)
 
 
 async def _judge(storm: Storm) -> None:
     """Look that what was cancelled is CANCELLED, unless it had its end on the way."""
     wanted = {"_id": {"$in": storm.ids}}
-    found = {one["_id"]: one for one in await storm.yard.database.all("operations", wanted)}
+    found = {one["_id"]: one for one in await storm.fleet.database.all("operations", wanted)}
     wrong = []
     for operation_id, asked_at in storm.asked_at.items():
         one = found[operation_id]

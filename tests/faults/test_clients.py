@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.faults.checked_fleet import CheckedFleet
+from tests.faults.raw_channel import open_raw_channel
 from tests.faults.table import CLIENTS
-from tests.faults.wire import open_wire
-from tests.faults.yard import Yard
 from tests.support.large_bodies import FILLS, MIB, infer, many_names
 
 VANISHING = 600
@@ -42,7 +42,7 @@ class Served:
 
 
 @asynccontextmanager
-async def somebody_else(yard: Yard) -> AsyncIterator[Served]:
+async def somebody_else(fleet: CheckedFleet) -> AsyncIterator[Served]:
     """Let a well-behaved client read a host again and again."""
     served = Served()
 
@@ -50,7 +50,7 @@ async def somebody_else(yard: Yard) -> AsyncIterator[Served]:
         while True:
             began = time.monotonic()
             try:
-                answer = await yard.http.get("/v1/hosts/h1", timeout=30)
+                answer = await fleet.http.get("/v1/hosts/h1", timeout=30)
                 if answer.status_code != httpx2.codes.OK:
                     served.refused.append(answer.text)
             except httpx2.HTTPError as error:
@@ -66,7 +66,7 @@ async def somebody_else(yard: Yard) -> AsyncIterator[Served]:
         await asyncio.wait([asking])
 
 
-def vanish(yard: Yard, operation_id: str) -> None:
+def vanish(fleet: CheckedFleet, operation_id: str) -> None:
     """Ask for an answer that takes a minute, or for a batch, and be gone without a word."""
     body = json.dumps({"job_id": "gone", "operation_type": "TERMINATE"}).encode()
     requests = (
@@ -75,19 +75,19 @@ def vanish(yard: Yard, operation_id: str) -> None:
         b"Content-Length: 8000000\r\n\r\n" + body,
     )
     for request in requests:
-        with socket.create_connection(("127.0.0.1", yard.fleet.port), timeout=10) as one:
+        with socket.create_connection(("127.0.0.1", fleet.processes.port), timeout=10) as one:
             one.sendall(request)
             # Closing sends a reset: the other end learns nothing more.
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 @contextmanager
-def idle_connections(yard: Yard) -> Iterator[None]:
+def idle_connections(fleet: CheckedFleet) -> Iterator[None]:
     """Hold connections that say nothing, or half a header."""
     with ExitStack() as held:
         for number in range(IDLE):
             one = held.enter_context(
-                socket.create_connection(("127.0.0.1", yard.fleet.port), timeout=10)
+                socket.create_connection(("127.0.0.1", fleet.processes.port), timeout=10)
             )
             if number % 2:
                 one.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: ")
@@ -107,53 +107,55 @@ def large_bodies() -> list[tuple[str, bytes]]:
     return [("/v1/jobs", one) for one in single] + [("/v1/jobs/batch", one) for one in batches]
 
 
-def peak_mib(yard: Yard, name: str) -> int:
+def peak_mib(fleet: CheckedFleet, name: str) -> int:
     """Return the most memory that a process has had at once."""
-    process = yard.service(name).daemon.process
+    process = fleet.service(name).daemon.process
     assert process is not None
     words = (Path("/proc") / str(process.pid) / "status").read_text().partition("VmHWM:")[2]
     return int(words.split()[0]) // 1_024
 
 
 async def test_clients_that_vanish_idle_and_send_too_much_cost_nobody_else_anything(
-    yard: Yard,
+    fleet: CheckedFleet,
 ) -> None:
-    load = await yard.load()
-    waited_for = await yard.submit("DEPLOY_CREATE", yard.job_id(), model="load-http")
+    load = await fleet.load()
+    waited_for = await fleet.submit("DEPLOY_CREATE", fleet.job_id(), model="load-http")
     bodies = large_bodies()
-    async with somebody_else(yard) as served:
+    async with somebody_else(fleet) as served:
         working = asyncio.create_task(load.run())
-        with idle_connections(yard):
+        with idle_connections(fleet):
             for _ in range(VANISHING):
-                await asyncio.to_thread(vanish, yard, waited_for)
-            statuses = await asyncio.gather(*(post(yard, path, body) for path, body in bodies))
-            await publish(yard, [body for _, body in bodies])
+                await asyncio.to_thread(vanish, fleet, waited_for)
+            statuses = await asyncio.gather(*(post(fleet, path, body) for path, body in bodies))
+            await publish(fleet, [body for _, body in bodies])
             ids = await working
     assert set(statuses) <= {200, 400, 413, 422, 503}, statuses  # 200: each refused for itself
     assert statuses.count(503) < len(statuses) / 2
     assert served.refused == []
     assert served.quantile(0.9) < SERVED_WITHIN_S, (served.quantile(0.5), max(served.seconds))
-    peaks = {name: peak_mib(yard, name) for name in ("gateway", *yard.fleet.dispatchers)}
+    peaks = {name: peak_mib(fleet, name) for name in ("gateway", *fleet.processes.dispatchers)}
     assert max(peaks.values()) < MOST_MIB, peaks
-    await yard.succeeded(ids)
-    assert (await yard.ended(waited_for))["state"] == "SUCCEEDED"
-    await yard.holds()
+    await fleet.succeeded(ids)
+    assert (await fleet.ended(waited_for))["state"] == "SUCCEEDED"
+    await fleet.holds()
 
 
-async def post(yard: Yard, path: str, body: bytes) -> int:
+async def post(fleet: CheckedFleet, path: str, body: bytes) -> int:
     """Send a body once; each has a connection of its own."""
     headers = {"Content-Type": "application/json"}
-    async with httpx2.AsyncClient(base_url=yard.fleet.url, timeout=90, trust_env=False) as http:
+    async with httpx2.AsyncClient(
+        base_url=fleet.processes.url, timeout=90, trust_env=False
+    ) as http:
         answer = await http.post(path, content=body, headers=headers)
     assert len(answer.content) < 512 * 1_024, "an answer that is larger than what it is about"
     return answer.status_code
 
 
-async def publish(yard: Yard, bodies: list[bytes]) -> None:
+async def publish(fleet: CheckedFleet, bodies: list[bytes]) -> None:
     """Send the same by AMQP; what is wrong in them becomes operations that are REJECTED."""
-    async with open_wire(yard.fleet.amqp_url) as wire:
+    async with open_raw_channel(fleet.processes.amqp_url) as raw:
         for body in bodies:
             key = uuid.uuid4().hex
             for one in (key, *(f"{key}/{index}" for index in range(IN_A_BATCH))):
-                yard.doors.ledger.wonder(one)
-            await wire.publish(body, message_id=key)
+                fleet.doors.ledger.wonder(one)
+            await raw.publish(body, message_id=key)

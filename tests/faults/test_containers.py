@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.e2e.catalog import PROBE
+from tests.faults.checked_fleet import CheckedFleet, Json
 from tests.faults.test_dockerd import failed
-from tests.faults.yard import Json, Yard
 
 CONTAINER = "Container: OOM, exit code, killed from outside, never ready"
 IMAGE = "Image missing, registry refuses, pull slower than 30 minutes"
@@ -20,9 +20,9 @@ TOLD_S = 10.0
 pytestmark = pytest.mark.faults
 
 
-async def ended_soon(yard: Yard, operation_id: str, since: float) -> Json:
+async def ended_soon(fleet: CheckedFleet, operation_id: str, since: float) -> Json:
     """Return the end of an operation, which has to be known ten seconds after the fact."""
-    one = await yard.ended(operation_id, within_s=30)
+    one = await fleet.ended(operation_id, within_s=30)
     assert time.monotonic() - since < TOLD_S
     return one
 
@@ -36,50 +36,50 @@ async def ended_soon(yard: Yard, operation_id: str, since: float) -> Json:
     ],
 )
 async def test_a_container_that_dies_of_an_inference_says_how(
-    yard: Yard, wish: Json, code: str, detail: Json
+    fleet: CheckedFleet, wish: Json, code: str, detail: Json
 ) -> None:
-    await yard.put_probe("small", resources={"memory": "96m"})
-    job_id = yard.job_id()
-    await yard.loaded(job_id, model="small")
+    await fleet.put_probe("small", resources={"memory": "96m"})
+    job_id = fleet.job_id()
+    await fleet.loaded(job_id, model="small")
     since = time.monotonic()
-    one = await ended_soon(yard, await yard.submit("INFER", job_id, input=wish), since)
+    one = await ended_soon(fleet, await fleet.submit("INFER", job_id, input=wish), since)
     assert (one["state"], one["error"]["code"]) == ("FAILED", code)
     assert detail.items() <= _detail(one).items()
-    assert (await yard.job(job_id))["state"] == "FAILED"
-    await yard.holds()
+    assert (await fleet.job(job_id))["state"] == "FAILED"
+    await fleet.holds()
 
 
 @pytest.mark.fault(CONTAINER)
-async def test_a_container_killed_during_an_inference_ends_it(yard: Yard) -> None:
-    job_id = yard.job_id()
-    job = await yard.loaded(job_id)
-    operation_id = await yard.submit("INFER", job_id, input=_tagged(job_id, sleep=60))
-    await yard.running(job_id)
-    await yard.engines[job["host_id"]].kill(job["container_id"])
-    one = await ended_soon(yard, operation_id, time.monotonic())
+async def test_a_container_killed_during_an_inference_ends_it(fleet: CheckedFleet) -> None:
+    job_id = fleet.job_id()
+    job = await fleet.loaded(job_id)
+    operation_id = await fleet.submit("INFER", job_id, input=_tagged(job_id, sleep=60))
+    await fleet.running(job_id)
+    await fleet.engines[job["host_id"]].kill(job["container_id"])
+    one = await ended_soon(fleet, operation_id, time.monotonic())
     assert (one["state"], one["error"]["code"]) == ("FAILED", "exited")
     assert _detail(one)["exit_code"] == 137
-    await yard.holds()
+    await fleet.holds()
 
 
 @pytest.mark.fault(CONTAINER)
-async def test_a_container_killed_while_nobody_asks_it_fails_its_job(yard: Yard) -> None:
-    job_id = yard.job_id()
-    job = await yard.loaded(job_id)
-    await yard.engines[job["host_id"]].kill(job["container_id"])
-    await failed(yard, job_id, within_s=20)
-    await yard.holds()
+async def test_a_container_killed_while_nobody_asks_it_fails_its_job(fleet: CheckedFleet) -> None:
+    job_id = fleet.job_id()
+    job = await fleet.loaded(job_id)
+    await fleet.engines[job["host_id"]].kill(job["container_id"])
+    await failed(fleet, job_id, within_s=20)
+    await fleet.holds()
 
 
 @pytest.mark.fault(CONTAINER)
-async def test_a_model_that_never_gets_ready_fails_at_its_deadline(yard: Yard) -> None:
-    await yard.put_probe("never", env={"PROBE_READY_SECONDS": "inf"}, load_timeout_s=2)
-    job_id = yard.job_id()
-    await yard.done("DEPLOY_CREATE", job_id, model="never")
+async def test_a_model_that_never_gets_ready_fails_at_its_deadline(fleet: CheckedFleet) -> None:
+    await fleet.put_probe("never", env={"PROBE_READY_SECONDS": "inf"}, load_timeout_s=2)
+    job_id = fleet.job_id()
+    await fleet.done("DEPLOY_CREATE", job_id, model="never")
     since = time.monotonic() + 2
-    one = await ended_soon(yard, await yard.submit("DEPLOY_LOAD", job_id), since)
+    one = await ended_soon(fleet, await fleet.submit("DEPLOY_LOAD", job_id), since)
     assert (one["state"], one["error"]["code"]) == ("FAILED", "not_ready")
-    await yard.holds()
+    await fleet.holds()
 
 
 _CHILD_DIES = """
@@ -95,17 +95,17 @@ sys.exit(int(sys.argv[1]))
 @pytest.mark.fault(CHILD)
 @pytest.mark.parametrize(("exit_code", "state"), [(0, "SUCCEEDED"), (3, "FAILED")])
 async def test_a_child_that_is_killed_for_memory_leaves_its_parent_its_own_end(
-    yard: Yard, exit_code: int, state: str
+    fleet: CheckedFleet, exit_code: int, state: str
 ) -> None:
     command = ["python3", "-c", _CHILD_DIES, str(exit_code)]
     fields: Json = {"image": PROBE, "profile": "batch", "command": command}
-    await yard.put_model(f"child-{exit_code}", **fields, resources={"memory": "64m"})
-    one = await yard.do("TEMP", yard.job_id(), model=f"child-{exit_code}")
+    await fleet.put_model(f"child-{exit_code}", **fields, resources={"memory": "64m"})
+    one = await fleet.do("TEMP", fleet.job_id(), model=f"child-{exit_code}")
     assert one["state"] == state, one
     if exit_code:
         assert one["error"]["code"] == "exited"
         assert {"exit_code": 3, "oom_killed": True}.items() <= _detail(one).items()
-    await yard.holds()
+    await fleet.holds()
 
 
 class _Registry(BaseHTTPRequestHandler):
@@ -153,31 +153,31 @@ def registry() -> Iterator[str]:
     ],
 )
 async def test_an_image_that_cannot_be_had_has_its_code_and_its_end(
-    yard: Yard, registry: str, image: str, code: str, attempts: int
+    fleet: CheckedFleet, registry: str, image: str, code: str, attempts: int
 ) -> None:
-    await yard.put_probe("no-image", image=image.format(registry=registry))
-    neighbour = await yard.submit("TEMP", yard.job_id(), model="load-http", input={})
-    one = await yard.do("DEPLOY_CREATE", yard.job_id(), model="no-image")
+    await fleet.put_probe("no-image", image=image.format(registry=registry))
+    neighbour = await fleet.submit("TEMP", fleet.job_id(), model="load-http", input={})
+    one = await fleet.do("DEPLOY_CREATE", fleet.job_id(), model="no-image")
     assert (one["state"], one["error"]["code"], one["epoch"]) == ("FAILED", code, attempts), one
-    assert (await yard.ended(neighbour))["state"] == "SUCCEEDED"
-    await yard.holds()
+    assert (await fleet.ended(neighbour))["state"] == "SUCCEEDED"
+    await fleet.holds()
 
 
 @pytest.mark.fault(TAKEN)
-async def test_a_name_that_somebody_else_has_taken_is_a_clear_failure(yard: Yard) -> None:
-    job_id = yard.job_id()
+async def test_a_name_that_somebody_else_has_taken_is_a_clear_failure(fleet: CheckedFleet) -> None:
+    job_id = fleet.job_id()
     foreign = {
         host_id: await engine.create(f"modelyard-{job_id}-1", {"Image": PROBE}, start=False)
-        for host_id, engine in yard.engines.items()
+        for host_id, engine in fleet.engines.items()
     }
-    one = await yard.do("DEPLOY_CREATE", job_id, model="load-http")
+    one = await fleet.do("DEPLOY_CREATE", job_id, model="load-http")
     assert (one["state"], one["error"]["code"]) == ("FAILED", "create_failed")
     assert "name" in one["error"]["message"].lower() + str(_detail(one)).lower()
     for host_id, container_id in foreign.items():
-        assert container_id in {one["Id"] for one in await yard.engines[host_id].containers()}
-    await yard.holds()
+        assert container_id in {one["Id"] for one in await fleet.engines[host_id].containers()}
+    await fleet.holds()
     for host_id, container_id in foreign.items():
-        await yard.engines[host_id].remove(container_id)
+        await fleet.engines[host_id].remove(container_id)
 
 
 def _tagged(tag: str, **wishes: object) -> Json:

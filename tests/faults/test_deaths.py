@@ -8,7 +8,7 @@ import pytest
 
 from deploy.local.ports import LOOPBACK
 from tests.e2e.fleet import Engine
-from tests.faults.yard import Json, Yard
+from tests.faults.checked_fleet import CheckedFleet, Json
 from tests.support.waiting import eventually
 
 CONTAINER = "Container: OOM, exit code, killed from outside, never ready"
@@ -27,63 +27,65 @@ pytestmark = [pytest.mark.faults, pytest.mark.fault(CONTAINER)]
     [({"exit": 7}, "exited", 7), ({"hold_bytes": 256 << 20}, "oom_killed", 137)],
 )
 async def test_a_loaded_model_that_dies_by_itself_fails_its_job_with_the_cause(
-    yard: Yard, wish: Json, code: str, exit_code: int
+    fleet: CheckedFleet, wish: Json, code: str, exit_code: int
 ) -> None:
-    await yard.put_probe("small", resources={"memory": "96m"})
-    job_id = yard.job_id()
-    job = await yard.loaded(job_id, model="small")
-    await _tell(yard, job, "/infer", wish)
+    await fleet.put_probe("small", resources={"memory": "96m"})
+    job_id = fleet.job_id()
+    job = await fleet.loaded(job_id, model="small")
+    await _tell(fleet, job, "/infer", wish)
     since = time.monotonic()
-    await _fails_with(yard, job_id, code, {"exit_code": exit_code}, within_s=TOLD_S)
+    await _fails_with(fleet, job_id, code, {"exit_code": exit_code}, within_s=TOLD_S)
     assert time.monotonic() - since < TOLD_S
-    await yard.holds()
-    await _lives_again(yard, job_id)
+    await fleet.holds()
+    await _lives_again(fleet, job_id)
 
 
-async def test_a_loaded_model_that_is_killed_from_outside_fails_its_job(yard: Yard) -> None:
-    job_id = yard.job_id()
-    job = await yard.loaded(job_id)
-    await yard.engines[job["host_id"]].kill(job["container_id"])
-    await _fails_with(yard, job_id, "exited", {"exit_code": 137}, within_s=TOLD_S)
-    await yard.holds()
-    await _lives_again(yard, job_id)
+async def test_a_loaded_model_that_is_killed_from_outside_fails_its_job(
+    fleet: CheckedFleet,
+) -> None:
+    job_id = fleet.job_id()
+    job = await fleet.loaded(job_id)
+    await fleet.engines[job["host_id"]].kill(job["container_id"])
+    await _fails_with(fleet, job_id, "exited", {"exit_code": 137}, within_s=TOLD_S)
+    await fleet.holds()
+    await _lives_again(fleet, job_id)
 
 
-async def test_a_loaded_model_that_stops_to_answer_ready_fails_its_job(yard: Yard) -> None:
-    job_id = yard.job_id()
-    job = await yard.loaded(job_id)
-    await _tell(yard, job, "/unload", {})
+async def test_a_loaded_model_that_stops_to_answer_ready_fails_its_job(fleet: CheckedFleet) -> None:
+    job_id = fleet.job_id()
+    job = await fleet.loaded(job_id)
+    await _tell(fleet, job, "/unload", {})
     since = time.monotonic()
-    await _fails_with(yard, job_id, "unhealthy", {}, within_s=UNHEALTHY_S)
+    await _fails_with(fleet, job_id, "unhealthy", {}, within_s=UNHEALTHY_S)
     assert time.monotonic() - since > HICCUP_S
-    await yard.holds()
-    await _lives_again(yard, job_id)
+    await fleet.holds()
+    await _lives_again(fleet, job_id)
 
 
 async def test_a_model_that_restarts_on_failure_is_loaded_again_until_it_died_too_often(
-    yard: Yard,
+    fleet: CheckedFleet,
 ) -> None:
-    await yard.put_probe("restarts", restart="on_failure", max_restarts=RESTARTS)
-    job_id = yard.job_id()
-    job = await yard.loaded(job_id, model="restarts")
-    engine = yard.engines[job["host_id"]]
+    await fleet.put_probe("restarts", restart="on_failure", max_restarts=RESTARTS)
+    job_id = fleet.job_id()
+    job = await fleet.loaded(job_id, model="restarts")
+    engine = fleet.engines[job["host_id"]]
     for times in range(1, RESTARTS + 1):
         await engine.kill(job["container_id"])
-        now = await _restarted(yard, job_id, times)
+        now = await _restarted(fleet, job_id, times)
         assert (now["host_id"], now["container_id"]) == (job["host_id"], job["container_id"])
-        await yard.done("INFER", job_id, input={})
+        await fleet.done("INFER", job_id, input={})
     await engine.kill(job["container_id"])
-    await _fails_with(yard, job_id, "exited", {"exit_code": 137}, within_s=TOLD_S)
-    await yard.holds()
-    ours = await yard.database.all("operations", {"job_id": job_id, "source": "system"})
+    await _fails_with(fleet, job_id, "exited", {"exit_code": 137}, within_s=TOLD_S)
+    await fleet.holds()
+    ours = await fleet.database.all("operations", {"job_id": job_id, "source": "system"})
     assert [(one["verb"], one["state"]) for one in ours] == [
         ("DEPLOY_LOAD", "SUCCEEDED")
     ] * RESTARTS
 
 
-async def _tell(yard: Yard, job: Json, path: str, wish: Json) -> None:
+async def _tell(fleet: CheckedFleet, job: Json, path: str, wish: Json) -> None:
     """Speak to a job's container past Modelyard, to which the job stays idle."""
-    engine = Engine(yard.servers.engines[job["host_id"]].url)
+    engine = Engine(fleet.servers.engines[job["host_id"]].url)
     facts = await engine.inspect(job["container_id"])
     await engine.close()
     (port,) = facts["NetworkSettings"]["Ports"]["8080/tcp"]
@@ -95,11 +97,13 @@ async def _tell(yard: Yard, job: Json, path: str, wish: Json) -> None:
             return  # it died of it
 
 
-async def _fails_with(yard: Yard, job_id: str, code: str, detail: Json, *, within_s: float) -> None:
+async def _fails_with(
+    fleet: CheckedFleet, job_id: str, code: str, detail: Json, *, within_s: float
+) -> None:
     """Return once a job has FAILED; look that it says why."""
 
     async def failed() -> Json | None:
-        job = await yard.job(job_id)
+        job = await fleet.job(job_id)
         return job if job["state"] == "FAILED" else None
 
     job = await eventually(failed, within_s=within_s, what=f"{job_id} FAILED")
@@ -111,17 +115,17 @@ async def _fails_with(yard: Yard, job_id: str, code: str, detail: Json, *, withi
     assert detail.items() <= known.items(), error
 
 
-async def _restarted(yard: Yard, job_id: str, times: int) -> Json:
+async def _restarted(fleet: CheckedFleet, job_id: str, times: int) -> Json:
     """Return a job once it is LOADED after so many restarts."""
 
     async def again() -> Json | None:
-        job = await yard.job(job_id)
+        job = await fleet.job(job_id)
         return job if (job["state"], job.get("restarts")) == ("LOADED", times) else None
 
     return await eventually(again, within_s=RESTARTED_S, what=f"restart {times} of {job_id}")
 
 
-async def _lives_again(yard: Yard, job_id: str) -> None:
+async def _lives_again(fleet: CheckedFleet, job_id: str) -> None:
     """Look that a job whose model died can be made anew."""
-    await yard.loaded(job_id)
-    await yard.done("INFER", job_id, input={})
+    await fleet.loaded(job_id)
+    await fleet.done("INFER", job_id, input={})

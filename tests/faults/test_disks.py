@@ -15,10 +15,10 @@ from pymongo.errors import PyMongoError
 from deploy.local.docker_engine import DockerEngine
 from deploy.local.images import PROBE, ensure_images
 from deploy.local.mongodb import MongoDB
+from tests.faults.checked_fleet import CheckedFleet, Json, Servers, make_site, open_checked_fleet
 from tests.faults.conftest import Sites, measured
 from tests.faults.load import Load, Mix
 from tests.faults.test_containers import TAKEN
-from tests.faults.yard import Json, Servers, Yard, make_site, open_yard
 from tests.support.servers.disk import SmallDisk
 from tests.support.waiting import eventually
 
@@ -37,23 +37,23 @@ pytestmark = [pytest.mark.faults, pytest.mark.fault(TAKEN)]
 class Small:
     """A fleet one of whose servers has a small disk, and that disk."""
 
-    yard: Yard
+    fleet: CheckedFleet
     disk: SmallDisk
 
 
 @asynccontextmanager
 async def _fleet_on(
     servers: Servers, folder: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Yard]:
+) -> AsyncIterator[CheckedFleet]:
     """Run a fleet for one test alone."""
     site = make_site(servers, folder)
     site.intact = False
     try:
-        await asyncio.to_thread(site.fleet.start)
-        async with open_yard(site) as yard:
-            yield yard
-            measured(request, yard)
-            site.intact = yard.checked and not yard.violations
+        await asyncio.to_thread(site.processes.start)
+        async with open_checked_fleet(site) as fleet:
+            yield fleet
+            measured(request, fleet)
+            site.intact = fleet.checked and not fleet.violations
     finally:
         await asyncio.to_thread(site.close)
 
@@ -73,38 +73,38 @@ async def small_host(
         await asyncio.to_thread(ensure_images, engine.url, print, which=(PROBE,))
         engines = {"h1": servers.engines["h1"], HOST: engine}
         own = dataclasses.replace(servers, engines=engines)
-        yard = await stack.enter_async_context(_fleet_on(own, folder, request))
-        await yard.put_probe("here", host_labels={"name": HOST}, max_concurrency=2)
-        yield Small(yard, disk)
+        fleet = await stack.enter_async_context(_fleet_on(own, folder, request))
+        await fleet.put_probe("here", host_labels={"name": HOST}, max_concurrency=2)
+        yield Small(fleet, disk)
 
 
 async def test_a_full_disk_of_a_host_is_told_and_takes_nothing_with_it(
     small_host: Small,
 ) -> None:
-    yard = small_host.yard
-    loaded, created, refused = yard.job_id(), yard.job_id(), yard.job_id()
-    await yard.loaded(loaded, model="here")
-    await yard.done("DEPLOY_CREATE", created, model="here")
-    load = await yard.load(Mix(jobs=2, temps=2, batches=1))
+    fleet = small_host.fleet
+    loaded, created, refused = fleet.job_id(), fleet.job_id(), fleet.job_id()
+    await fleet.loaded(loaded, model="here")
+    await fleet.done("DEPLOY_CREATE", created, model="here")
+    load = await fleet.load(Mix(jobs=2, temps=2, batches=1))
     with small_host.disk.full():
         loading = asyncio.create_task(load.run())
         told = [
-            await yard.submit("DEPLOY_CREATE", refused, model="here"),
-            await yard.submit("TEMP", yard.job_id(), model="here", input={}),
+            await fleet.submit("DEPLOY_CREATE", refused, model="here"),
+            await fleet.submit("TEMP", fleet.job_id(), model="here", input={}),
         ]
         for operation_id in told:
-            _told_full(await yard.ended(operation_id))
-        await yard.done("INFER", loaded, input={})
+            _told_full(await fleet.ended(operation_id))
+        await fleet.done("INFER", loaded, input={})
         ids = await loading
-        await yard.holds()
-        await yard.succeeded(ids)  # on the other host
-        host = await yard.host(HOST)
+        await fleet.holds()
+        await fleet.succeeded(ids)  # on the other host
+        host = await fleet.host(HOST)
         assert host["liveness"] == "ONLINE"
         assert {one["job_id"] for one in host["reservations"]} == {loaded, created}
-    await yard.done("DEPLOY_LOAD", created)
-    await yard.loaded(refused, model="here")
-    await yard.done("TEMP", yard.job_id(), model="here", input={})
-    await yard.holds()
+    await fleet.done("DEPLOY_LOAD", created)
+    await fleet.loaded(refused, model="here")
+    await fleet.done("TEMP", fleet.job_id(), model="here", input={})
+    await fleet.holds()
 
 
 def _told_full(one: Json) -> None:
@@ -127,19 +127,19 @@ async def small_database(
         stack.push_async_callback(asyncio.to_thread, mongodb.stop)
         await asyncio.to_thread(mongodb.start)
         own = dataclasses.replace(servers, mongodb=mongodb)
-        yard = await stack.enter_async_context(_fleet_on(own, folder, request))
-        yield Small(yard, disk)
+        fleet = await stack.enter_async_context(_fleet_on(own, folder, request))
+        yield Small(fleet, disk)
 
 
 async def test_a_full_disk_of_the_database_costs_nothing_that_was_accepted(
     small_database: Small,
 ) -> None:
     """A mongod that can't write ends itself; the gateway goes on with RabbitMQ alone."""
-    yard = small_database.yard
-    mongodb = yard.servers.mongodb
-    load = await yard.load(pause_s=0.3)
+    fleet = small_database.fleet
+    mongodb = fleet.servers.mongodb
+    load = await fleet.load(pause_s=0.3)
     loading = asyncio.create_task(load.run())
-    await yard.running_any()
+    await fleet.running_any()
     try:
         with small_database.disk.full():
             await asyncio.to_thread(_checkpoint, mongodb)
@@ -149,14 +149,14 @@ async def test_a_full_disk_of_the_database_costs_nothing_that_was_accepted(
 
             await eventually(it_has_ended, within_s=90, what="the end of a mongod without space")
             began = time.monotonic()
-            ids = [await yard.submit("TEMP", yard.job_id(), model="load-http", input={})]
+            ids = [await fleet.submit("TEMP", fleet.job_id(), model="load-http", input={})]
             assert time.monotonic() - began < ANSWERED_S
-            ids += await Load(yard.doors, Mix(batches=0)).run()
+            ids += await Load(fleet.doors, Mix(batches=0)).run()
     finally:
         await asyncio.to_thread(mongodb.start)
     ids += await loading
-    await yard.holds()
-    await yard.succeeded(ids)
+    await fleet.holds()
+    await fleet.succeeded(ids)
 
 
 def _checkpoint(mongodb: MongoDB) -> None:

@@ -21,8 +21,8 @@ from tests.faults.casualties import (
     report_late,
     works_again,
 )
-from tests.faults.wires import Wires
-from tests.faults.yard import Json, Yard, lasts
+from tests.faults.checked_fleet import CheckedFleet, Json, lasts
+from tests.faults.proxied_fleet import ProxiedFleet
 from tests.support.invariants.checker import LOST_HEAL_WITHIN_S
 from tests.support.servers.proxy import Fault
 from tests.support.waiting import eventually
@@ -44,125 +44,129 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(420)]
 
 
 @pytest.mark.fault(FROZEN)
-async def test_a_worker_frozen_past_its_lease_finds_its_work_done_by_others(yard: Yard) -> None:
-    work = await busy_host(yard, seconds=LONG_S)
-    former = await incarnation(yard)
+async def test_a_worker_frozen_past_its_lease_finds_its_work_done_by_others(
+    fleet: CheckedFleet,
+) -> None:
+    work = await busy_host(fleet, seconds=LONG_S)
+    former = await incarnation(fleet)
     frozen_at = time.monotonic()
-    async with Releases(yard).counted() as releases:
-        with yard.frozen(WORKER):
-            await yard.liveness(HOST, "SUSPECT", within_s=30)
-            await yard.liveness(HOST, "LOST", within_s=LOST_WITHIN_S)
-            await _emptied(yard)
-            await report_late(yard, work)
-            await only_in_the_log(yard, work)
-            await counted_as_logged(yard)
+    async with Releases(fleet).counted() as releases:
+        with fleet.frozen(WORKER):
+            await fleet.liveness(HOST, "SUSPECT", within_s=30)
+            await fleet.liveness(HOST, "LOST", within_s=LOST_WITHIN_S)
+            await _emptied(fleet)
+            await report_late(fleet, work)
+            await only_in_the_log(fleet, work)
+            await counted_as_logged(fleet)
             await lasts(frozen_at + FROZEN_S - time.monotonic())
-        await back(yard, former)
-        await yard.holds(within_s=LOST_HEAL_WITHIN_S)
-    await done_elsewhere(yard, work)
+        await back(fleet, former)
+        await fleet.holds(within_s=LOST_HEAL_WITHIN_S)
+    await done_elsewhere(fleet, work)
     for operation_id in work.temps:
-        first, second = yard.collector.of(operation_id)
+        first, second = fleet.collector.of(operation_id)
         assert first.ended is not None
         assert first.ended - frozen_at < WATCHDOG_WITHIN_S
         assert second.began > first.ended
     freed_once(releases, work)
-    await works_again(yard)
-    await counted_as_logged(yard)
+    await works_again(fleet)
+    await counted_as_logged(fleet)
 
 
 @pytest.mark.fault(CUT)
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.BLACKHOLE])
 async def test_a_host_cut_from_the_broker_for_two_minutes_is_given_up_and_comes_back(
-    wires: Wires, fault: Fault
+    proxied: ProxiedFleet, fault: Fault
 ) -> None:
-    yard = wires.yard
-    work = await busy_host(yard, seconds=LONG_S)
-    former = await incarnation(yard)
+    fleet = proxied.fleet
+    work = await busy_host(fleet, seconds=LONG_S)
+    former = await incarnation(fleet)
     began = time.monotonic()
-    async with Releases(yard).counted() as releases:
+    async with Releases(fleet).counted() as releases:
         if fault is Fault.CUT:
-            await wires.worker_amqp.cut()
+            await proxied.worker_amqp.cut()
         else:
-            await wires.worker_amqp.swallow(fault)
-        await yard.liveness(HOST, "SUSPECT", within_s=30)
-        await yard.liveness(HOST, "LOST", within_s=LOST_WITHIN_S)
-        await _emptied(yard)
+            await proxied.worker_amqp.swallow(fault)
+        await fleet.liveness(HOST, "SUSPECT", within_s=30)
+        await fleet.liveness(HOST, "LOST", within_s=LOST_WITHIN_S)
+        await _emptied(fleet)
         await lasts(began + CUT_S - time.monotonic())
-        assert (await yard.host(HOST))["liveness"] == "LOST"
-        await wires.worker_amqp.heal()
-        yard.invariants.disturbed()
-        await back(yard, former)
-        await yard.holds(within_s=LOST_HEAL_WITHIN_S)
-    await done_elsewhere(yard, work)
+        assert (await fleet.host(HOST))["liveness"] == "LOST"
+        await proxied.worker_amqp.heal()
+        fleet.invariants.disturbed()
+        await back(fleet, former)
+        await fleet.holds(within_s=LOST_HEAL_WITHIN_S)
+    await done_elsewhere(fleet, work)
     freed_once(releases, work)
-    await works_again(yard)
-    await yard.holds()
+    await works_again(fleet)
+    await fleet.holds()
 
 
 @pytest.mark.fault(CUT)
-async def test_all_that_a_host_had_which_is_gone_for_good_has_an_end(yard: Yard) -> None:
-    await yard.put_probe("nowhere-else", host_labels={"name": HOST})
+async def test_all_that_a_host_had_which_is_gone_for_good_has_an_end(fleet: CheckedFleet) -> None:
+    await fleet.put_probe("nowhere-else", host_labels={"name": HOST})
     pinned: Json = {"model": "nowhere-else", "queue_timeout_s": 30}
-    work = await busy_host(yard, seconds=20)
-    former = await incarnation(yard)
-    async with Releases(yard).counted() as releases:
-        await _destroy(yard)
+    work = await busy_host(fleet, seconds=20)
+    former = await incarnation(fleet)
+    async with Releases(fleet).counted() as releases:
+        await _destroy(fleet)
         to_the_lost = [
-            await yard.submit("INFER", work.held, input={}),
-            await yard.submit("DEPLOY_UNLOAD", work.held),
-            await yard.submit("TERMINATE", work.held),
+            await fleet.submit("INFER", work.held, input={}),
+            await fleet.submit("DEPLOY_UNLOAD", work.held),
+            await fleet.submit("TERMINATE", work.held),
         ]
-        await yard.liveness(HOST, "SUSPECT", within_s=30)
-        late = await yard.submit("TEMP", yard.job_id(), input={}, **pinned)
-        await yard.holds(within_s=LOST_HEAL_WITHIN_S)
-    assert (await yard.host(HOST))["liveness"] == "LOST"
+        await fleet.liveness(HOST, "SUSPECT", within_s=30)
+        late = await fleet.submit("TEMP", fleet.job_id(), input={}, **pinned)
+        await fleet.holds(within_s=LOST_HEAL_WITHIN_S)
+    assert (await fleet.host(HOST))["liveness"] == "LOST"
     freed_once(releases, work)
-    assert (await yard.ended(late))["state"] == "EXPIRED"
-    states = [(await yard.ended(one))["state"] for one in to_the_lost]
+    assert (await fleet.ended(late))["state"] == "EXPIRED"
+    states = [(await fleet.ended(one))["state"] for one in to_the_lost]
     assert states == ["FAILED", "REJECTED", "SUCCEEDED"]
-    await yard.succeeded([*work.temps, work.waiting])
-    await yard.launch(WORKER)
-    await back(yard, former)
-    await works_again(yard)
-    await yard.holds()
+    await fleet.succeeded([*work.temps, work.waiting])
+    await fleet.launch(WORKER)
+    await back(fleet, former)
+    await works_again(fleet)
+    await fleet.holds()
 
 
 @pytest.mark.fault(CUT)
-async def test_a_command_that_no_worker_took_keeps_its_deadline_in_the_queue(yard: Yard) -> None:
-    await yard.put_probe("nowhere-else", host_labels={"name": HOST})
-    former = await incarnation(yard)
-    await yard.kill(WORKER)
-    one = await yard.submit(
-        "TEMP", yard.job_id(), model="nowhere-else", input={}, queue_timeout_s=15
+async def test_a_command_that_no_worker_took_keeps_its_deadline_in_the_queue(
+    fleet: CheckedFleet,
+) -> None:
+    await fleet.put_probe("nowhere-else", host_labels={"name": HOST})
+    former = await incarnation(fleet)
+    await fleet.kill(WORKER)
+    one = await fleet.submit(
+        "TEMP", fleet.job_id(), model="nowhere-else", input={}, queue_timeout_s=15
     )
-    await _in_state(yard, one, "DISPATCHED", within_s=10)
-    await _in_state(yard, one, "QUEUED", within_s=LOST_WITHIN_S)
-    assert (await yard.ended(one, within_s=15))["state"] == "EXPIRED"
-    await yard.launch(WORKER)
-    await back(yard, former)
-    await yard.holds()
+    await _in_state(fleet, one, "DISPATCHED", within_s=10)
+    await _in_state(fleet, one, "QUEUED", within_s=LOST_WITHIN_S)
+    assert (await fleet.ended(one, within_s=15))["state"] == "EXPIRED"
+    await fleet.launch(WORKER)
+    await back(fleet, former)
+    await fleet.holds()
 
 
 @pytest.mark.fault(TAKEN_AWAY)
 @pytest.mark.parametrize("point", LOST_POINTS)
 async def test_a_dispatcher_killed_while_it_takes_a_lost_hosts_work_leaks_nothing(
-    yard: Yard, point: str
+    fleet: CheckedFleet, point: str
 ) -> None:
-    work = await busy_host(yard, seconds=20)
-    former = await incarnation(yard)
-    await yard.stop(*BOTH)
-    await yard.launch("dispatcher", **{VARIABLE: point})
-    async with Releases(yard).counted() as releases:
-        await yard.kill(WORKER)
-        await yard.died_at("dispatcher", point, within_s=120)
-        await yard.launch("dispatcher-2")
-        await yard.launch("dispatcher")
+    work = await busy_host(fleet, seconds=20)
+    former = await incarnation(fleet)
+    await fleet.stop(*BOTH)
+    await fleet.launch("dispatcher", **{VARIABLE: point})
+    async with Releases(fleet).counted() as releases:
+        await fleet.kill(WORKER)
+        await fleet.died_at("dispatcher", point, within_s=120)
+        await fleet.launch("dispatcher-2")
+        await fleet.launch("dispatcher")
         for operation_id in work.temps:
-            await yard.ended(operation_id, within_s=LOST_HEAL_WITHIN_S)
-        await yard.launch(WORKER)
-        await back(yard, former)
-        await yard.holds(within_s=LOST_HEAL_WITHIN_S)
-    await done_elsewhere(yard, work)
+            await fleet.ended(operation_id, within_s=LOST_HEAL_WITHIN_S)
+        await fleet.launch(WORKER)
+        await back(fleet, former)
+        await fleet.holds(within_s=LOST_HEAL_WITHIN_S)
+    await done_elsewhere(fleet, work)
     freed_once(releases, work)
 
 
@@ -175,30 +179,30 @@ def freed_once(releases: Releases, work: Work) -> None:
     assert {pair: releases.freed[pair] for pair in taken} == taken
 
 
-async def _in_state(yard: Yard, operation_id: str, state: str, *, within_s: float) -> None:
+async def _in_state(fleet: CheckedFleet, operation_id: str, state: str, *, within_s: float) -> None:
     """Return once an operation is in this state."""
 
     async def it_is() -> bool:
-        return (await yard.states([operation_id]))[state] == 1
+        return (await fleet.states([operation_id]))[state] == 1
 
     await eventually(it_is, within_s=within_s, what=f"{operation_id} {state}")
 
 
-async def _emptied(yard: Yard) -> None:
+async def _emptied(fleet: CheckedFleet) -> None:
     """Return once nothing is reserved on the host."""
 
     async def it_is() -> bool:
-        host = await yard.host(HOST)
+        host = await fleet.host(HOST)
         return bool(not host["reservations"] and host["slots_used"] == 0)
 
     await eventually(it_is, within_s=15, what=f"free slots of {HOST}")
 
 
-async def _destroy(yard: Yard) -> None:
+async def _destroy(fleet: CheckedFleet) -> None:
     """Kill the worker, its watchdog and its containers, as the end of a machine would."""
-    process = yard.service(WORKER).daemon.process
+    process = fleet.service(WORKER).daemon.process
     assert process is not None
     await asyncio.to_thread(kill_all, with_descendants([process]))
-    engine = yard.engines[HOST]
+    engine = fleet.engines[HOST]
     for one in await engine.labelled(HOST):
         await engine.remove(one.container_id)

@@ -9,11 +9,11 @@ import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.topology import host_queue
+from tests.faults.checked_fleet import CheckedFleet, Servers
 from tests.faults.conftest import Sites
+from tests.faults.raw_channel import open_raw_channel
 from tests.faults.registry import SlowRegistry
 from tests.faults.test_containers import IMAGE
-from tests.faults.wire import open_wire
-from tests.faults.yard import Servers, Yard
 from tests.support.waiting import eventually
 
 TIMEOUT_S = 10
@@ -54,40 +54,40 @@ def _limit(broker: RabbitMQ, limits: dict[str, int]) -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_pull_may_take_longer_than_the_broker_waits_for_an_acknowledgement(
-    yard: Yard, registry: SlowRegistry
+    fleet: CheckedFleet, registry: SlowRegistry
 ) -> None:
-    job_id = yard.job_id()
+    job_id = fleet.job_id()
     with registry.served() as image:
-        await yard.put_probe("slow", image=image)
-        operation_id = await yard.submit("TEMP", job_id, model="slow", input={"tag": job_id})
-        host_id = (await yard.running_state(operation_id))["host_id"]
-        consumer = await consumer_of(yard, host_queue(host_id).name)
+        await fleet.put_probe("slow", image=image)
+        operation_id = await fleet.submit("TEMP", job_id, model="slow", input={"tag": job_id})
+        host_id = (await fleet.running_state(operation_id))["host_id"]
+        consumer = await consumer_of(fleet, host_queue(host_id).name)
 
         async def trickles() -> bool:
             return bool(registry.trickles)
 
         await eventually(trickles, what="the pull of the last layer")
         for _ in range(TIMES):
-            vhost = await asyncio.to_thread(next, yard.servers.vhosts)
-            await thrown_out(f"{yard.servers.rabbitmq.url}/{vhost}")
-        one = await yard.running_state(operation_id)
+            vhost = await asyncio.to_thread(next, fleet.servers.vhosts)
+            await thrown_out(f"{fleet.servers.rabbitmq.url}/{vhost}")
+        one = await fleet.running_state(operation_id)
         assert (one["epoch"], one["phase"]) == (1, "pulling")
-        assert await consumer_of(yard, host_queue(host_id).name) == consumer
+        assert await consumer_of(fleet, host_queue(host_id).name) == consumer
         registry.release()
-        one = await yard.ended(operation_id)
+        one = await fleet.ended(operation_id)
         assert (one["state"], one["epoch"]) == ("SUCCEEDED", 1), one
-        await yard.holds()
-        assert len(yard.collector.of(job_id)) == 1
+        await fleet.holds()
+        assert len(fleet.collector.of(job_id)) == 1
         assert registry.trickles == 1
-        await yard.engines[host_id].remove_image(image)
+        await fleet.engines[host_id].remove_image(image)
 
 
 async def thrown_out(amqp_url: str) -> None:
     """Hold a delivery until RabbitMQ closes the channel for it: the time out is in effect."""
-    async with open_wire(amqp_url) as wire:
+    async with open_raw_channel(amqp_url) as raw:
         closed = asyncio.get_running_loop().create_future()
-        wire.channel.close_callbacks.add(lambda _, error: closed.set_result(str(error)))
-        queue = await wire.channel.declare_queue(
+        raw.channel.close_callbacks.add(lambda _, error: closed.set_result(str(error)))
+        queue = await raw.channel.declare_queue(
             "held", durable=True, arguments={"x-queue-type": "quorum"}
         )
         held = asyncio.Event()
@@ -96,7 +96,7 @@ async def thrown_out(amqp_url: str) -> None:
             held.set()
 
         await queue.consume(hold)
-        await wire.publish(b"", exchange="", routing_key=queue.name)
+        await raw.publish(b"", exchange="", routing_key=queue.name)
         await held.wait()
         began = time.monotonic()
         async with asyncio.timeout(3 * TIMEOUT_S):
@@ -104,15 +104,15 @@ async def thrown_out(amqp_url: str) -> None:
         assert time.monotonic() - began > TIMEOUT_S - TICK_S
 
 
-async def consumer_of(yard: Yard, queue: str) -> str:
+async def consumer_of(fleet: CheckedFleet, queue: str) -> str:
     """Return the process of RabbitMQ that is the channel of a queue's one consumer."""
     listed = await asyncio.to_thread(
-        yard.servers.rabbitmq.ctl,
+        fleet.servers.rabbitmq.ctl,
         *(
             "--no-table-headers",
             "list_consumers",
             "--vhost",
-            yard.vhost,
+            fleet.vhost,
             "queue_name",
             "channel_pid",
         ),

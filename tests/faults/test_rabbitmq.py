@@ -18,13 +18,13 @@ from modelyard.contract.topology import (
     REPORTS_QUEUE,
     host_queue,
 )
+from tests.faults.checked_fleet import CheckedFleet, lasts
 from tests.faults.consumers import all_consumed, consumed
 from tests.faults.load import Mix
+from tests.faults.proxied_fleet import ProxiedFleet
+from tests.faults.raw_channel import open_raw_channel
 from tests.faults.test_containers import TAKEN
 from tests.faults.test_gateway import UNSENT_S, asked, break_wire, temp
-from tests.faults.wire import open_wire
-from tests.faults.wires import Wires
-from tests.faults.yard import Yard, lasts
 from tests.support.servers.proxy import Fault
 from tests.support.waiting import eventually
 
@@ -75,58 +75,58 @@ DISK = Alarm("disk", "set_disk_free_limit", "1000000GB", "50MB", lasts_s=20)
         pytest.param(DISK, marks=pytest.mark.fault(TAKEN), id="disk"),
     ],
 )
-async def test_an_alarm_blocks_nobody_who_asks(yard: Yard, alarm: Alarm) -> None:
+async def test_an_alarm_blocks_nobody_who_asks(fleet: CheckedFleet, alarm: Alarm) -> None:
     """What RabbitMQ can't keep it does not confirm; what is answered 202 MongoDB has."""
-    load = await yard.load(Mix(amqp=0), pause_s=0.5)
+    load = await fleet.load(Mix(amqp=0), pause_s=0.5)
     loading = asyncio.create_task(load.run())
-    await yard.running_any()
+    await fleet.running_any()
     taken: list[str] = []
-    async with alarm.raised(yard.servers.rabbitmq):
+    async with alarm.raised(fleet.servers.rabbitmq):
         ends_at = time.monotonic() + alarm.lasts_s
-        publishing = asyncio.create_task(yard.doors.submit(temp(yard), by_amqp=True))
+        publishing = asyncio.create_task(fleet.doors.submit(temp(fleet), by_amqp=True))
         while time.monotonic() < ends_at:
             began = time.monotonic()
-            answer = await yard.http.post("/v1/jobs", json=temp(yard).body)
+            answer = await fleet.http.post("/v1/jobs", json=temp(fleet).body)
             assert time.monotonic() - began < 2
             assert answer.status_code == 202, answer.text
             operation_id = answer.json()["operation_id"]
-            yard.doors.ledger.accept(operation_id)
-            assert await yard.database.count("operations", {"_id": operation_id})
+            fleet.doors.ledger.accept(operation_id)
+            assert await fleet.database.count("operations", {"_id": operation_id})
             taken.append(operation_id)
             await lasts(5)
         assert not publishing.done(), "RabbitMQ has confirmed what it can't keep"
-        assert await alarm.is_raised(yard.servers.rabbitmq)
-    yard.invariants.disturbed()
+        assert await alarm.is_raised(fleet.servers.rabbitmq)
+    fleet.invariants.disturbed()
     ids = [*await loading, *taken, await publishing]
-    await yard.holds()
-    await yard.succeeded(ids)
+    await fleet.holds()
+    await fleet.succeeded(ids)
 
 
 @pytest.mark.fault(BROKER)
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.BLACKHOLE])
 async def test_what_nobody_can_keep_while_an_alarm_lasts_is_refused_at_once(
-    wires: Wires, fault: Fault
+    proxied: ProxiedFleet, fault: Fault
 ) -> None:
     """RabbitMQ blocks who publishes, and MongoDB, which takes the requests else, is away too."""
-    yard = wires.yard
-    async with MEMORY.raised(yard.servers.rabbitmq):
-        await break_wire(wires.gateway_mongo, fault)
+    fleet = proxied.fleet
+    async with MEMORY.raised(fleet.servers.rabbitmq):
+        await break_wire(proxied.gateway_mongo, fault)
         for _ in range(3):
-            request = temp(yard)
-            yard.doors.ledger.wonder(request.key)
+            request = temp(fleet)
+            fleet.doors.ledger.wonder(request.key)
             began = time.monotonic()
-            answer = await asked(yard, request)
+            answer = await asked(fleet, request)
             assert time.monotonic() - began < UNSENT_S
             assert answer.status_code == 503, answer.text
             assert answer.headers["Retry-After"]
-        assert await MEMORY.is_raised(yard.servers.rabbitmq)
-        await wires.gateway_mongo.heal()
-    yard.invariants.disturbed()
-    await yard.ready()
-    load = await yard.load()
+        assert await MEMORY.is_raised(fleet.servers.rabbitmq)
+        await proxied.gateway_mongo.heal()
+    fleet.invariants.disturbed()
+    await fleet.ready()
+    load = await fleet.load()
     ids = await load.run()
-    await yard.holds()
-    await yard.succeeded(ids)
+    await fleet.holds()
+    await fleet.succeeded(ids)
 
 
 @pytest.mark.fault(BROKER)
@@ -140,45 +140,47 @@ async def test_what_nobody_can_keep_while_an_alarm_lasts_is_refused_at_once(
         host_queue("h1").name,
     ],
 )
-async def test_a_queue_that_was_deleted_is_back_with_its_consumers(yard: Yard, queue: str) -> None:
-    load = await yard.load(Mix(amqp=0), pause_s=0.2)
+async def test_a_queue_that_was_deleted_is_back_with_its_consumers(
+    fleet: CheckedFleet, queue: str
+) -> None:
+    load = await fleet.load(Mix(amqp=0), pause_s=0.2)
     loading = asyncio.create_task(load.run())
-    await yard.running_any()
-    async with open_wire(yard.fleet.amqp_url) as wire:
-        await wire.channel.queue_delete(queue)
-    yard.invariants.disturbed()
-    await consumed(yard.fleet.amqp_url, queue)
+    await fleet.running_any()
+    async with open_raw_channel(fleet.processes.amqp_url) as raw:
+        await raw.channel.queue_delete(queue)
+    fleet.invariants.disturbed()
+    await consumed(fleet.processes.amqp_url, queue)
     ids = await loading
-    await _bury_one(yard)
-    await yard.holds()
-    await yard.succeeded(ids)
+    await _bury_one(fleet)
+    await fleet.holds()
+    await fleet.succeeded(ids)
 
 
-async def _bury_one(yard: Yard) -> None:
+async def _bury_one(fleet: CheckedFleet) -> None:
     """Publish what can't be read; return once the record has it, by the queue of dead letters."""
     body = b"{" + uuid.uuid4().hex.encode()
-    async with open_wire(yard.fleet.amqp_url) as wire:
-        await wire.publish(body, headers={"Idempotency-Key": uuid.uuid4().hex})
+    async with open_raw_channel(fleet.processes.amqp_url) as raw:
+        await raw.publish(body, headers={"Idempotency-Key": uuid.uuid4().hex})
 
     async def is_buried() -> bool:
         of_it = {"reason": "invalid_json", "payload": body}
-        return await yard.database.count("dead_letters", of_it) == 1
+        return await fleet.database.count("dead_letters", of_it) == 1
 
     await eventually(is_buried, what="the dead letter")
 
 
 @pytest.mark.fault(BROKER)
-async def test_consumers_that_were_thrown_out_are_back(yard: Yard) -> None:
-    load = await yard.load(pause_s=0.3, one_door=True)
+async def test_consumers_that_were_thrown_out_are_back(fleet: CheckedFleet) -> None:
+    load = await fleet.load(pause_s=0.3, one_door=True)
     loading = asyncio.create_task(load.run())
-    await yard.running_any()
-    vhost = urlsplit(yard.fleet.amqp_url).path.removeprefix("/")
+    await fleet.running_any()
+    vhost = urlsplit(fleet.processes.amqp_url).path.removeprefix("/")
     for _ in range(3):
         close = ("close_all_connections", "--vhost", vhost, "a test")
-        await asyncio.to_thread(yard.servers.rabbitmq.ctl, *close)
-        await consumed(yard.fleet.amqp_url, host_queue("h1").name)
-    yard.invariants.disturbed()
-    await all_consumed(yard)
+        await asyncio.to_thread(fleet.servers.rabbitmq.ctl, *close)
+        await consumed(fleet.processes.amqp_url, host_queue("h1").name)
+    fleet.invariants.disturbed()
+    await all_consumed(fleet)
     ids = await loading
-    await yard.holds()
-    await yard.succeeded(ids)
+    await fleet.holds()
+    await fleet.succeeded(ids)

@@ -12,10 +12,10 @@ import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.topology import DEAD_QUEUE, JOBS_QUEUE, Queue, queues_of_host
+from tests.faults.checked_fleet import Servers, Site, make_site, open_checked_fleet
 from tests.faults.conftest import Sites
 from tests.faults.consumers import consumed
-from tests.faults.wire import Wire, open_wire
-from tests.faults.yard import Servers, Site, make_site, open_yard
+from tests.faults.raw_channel import RawChannel, open_raw_channel
 from tests.support.waiting import eventually
 
 ARGUMENTS = "Queue declared with other arguments"
@@ -43,11 +43,11 @@ async def idle_site(servers: Servers, sites: Sites, folder: Path) -> AsyncIterat
 async def test_a_queue_with_other_arguments_ends_the_dispatcher_with_a_word(
     idle_site: Site,
 ) -> None:
-    fleet = idle_site.fleet
-    async with open_wire(fleet.amqp_url) as wire:
-        await _declare_otherwise(wire, JOBS_QUEUE)
+    processes = idle_site.processes
+    async with open_raw_channel(processes.amqp_url) as raw:
+        await _declare_otherwise(raw, JOBS_QUEUE)
     with _few_connections(idle_site.servers.rabbitmq, most=CONNECTIONS_AT_START):
-        await asyncio.to_thread(fleet.launch, "dispatcher")
+        await asyncio.to_thread(processes.launch, "dispatcher")
         await _ended(idle_site, "dispatcher")
     _told(idle_site, "dispatcher", JOBS_QUEUE)
     await _mended(idle_site, JOBS_QUEUE)
@@ -58,31 +58,31 @@ async def test_a_hosts_queue_with_other_arguments_ends_its_worker_alone_with_a_w
     idle_site: Site, queue: Queue
 ) -> None:
     """The dispatcher, which declares it, goes on for all the others."""
-    fleet = idle_site.fleet
-    async with open_wire(fleet.amqp_url) as wire:
-        await _declare_otherwise(wire, queue)
-    await asyncio.to_thread(fleet.launch, "dispatcher")
-    await consumed(fleet.amqp_url, DEAD_QUEUE.name)
+    processes = idle_site.processes
+    async with open_raw_channel(processes.amqp_url) as raw:
+        await _declare_otherwise(raw, queue)
+    await asyncio.to_thread(processes.launch, "dispatcher")
+    await consumed(processes.amqp_url, DEAD_QUEUE.name)
     with _few_connections(idle_site.servers.rabbitmq, most=CONNECTIONS_OF_AN_ENROLMENT):
-        await asyncio.to_thread(fleet.launch, "worker-h1")
+        await asyncio.to_thread(processes.launch, "worker-h1")
         await _ended(idle_site, "worker-h1")
     _told(idle_site, "worker-h1", queue)
-    assert fleet.dispatcher.running
-    await asyncio.to_thread(fleet.dispatcher.stop)
+    assert processes.dispatcher.running
+    await asyncio.to_thread(processes.dispatcher.stop)
     await _mended(idle_site, queue)
 
 
 async def test_a_queue_made_anew_with_other_arguments_ends_a_dispatcher_that_runs_with_a_word(
     idle_site: Site,
 ) -> None:
-    fleet = idle_site.fleet
-    await asyncio.to_thread(fleet.launch, "dispatcher")
-    await consumed(fleet.amqp_url, DEAD_QUEUE.name)
-    async with open_wire(fleet.amqp_url) as wire:
-        await wire.channel.queue_delete(DEAD_QUEUE.name)
-        await _declare_otherwise(wire, DEAD_QUEUE)
+    processes = idle_site.processes
+    await asyncio.to_thread(processes.launch, "dispatcher")
+    await consumed(processes.amqp_url, DEAD_QUEUE.name)
+    async with open_raw_channel(processes.amqp_url) as raw:
+        await raw.channel.queue_delete(DEAD_QUEUE.name)
+        await _declare_otherwise(raw, DEAD_QUEUE)
     # A queue that is back soon enough keeps its consumers, whatever its arguments are.
-    vhost = fleet.amqp_url.rpartition("/")[2]
+    vhost = processes.amqp_url.rpartition("/")[2]
     rabbitmq = idle_site.servers.rabbitmq
     with _few_connections(rabbitmq, most=CONNECTIONS_WHILE_RUNNING):
         await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "--vhost", vhost, "test")
@@ -91,21 +91,21 @@ async def test_a_queue_made_anew_with_other_arguments_ends_a_dispatcher_that_run
     await _mended(idle_site, DEAD_QUEUE)
 
 
-async def _declare_otherwise(wire: Wire, queue: Queue) -> None:
+async def _declare_otherwise(raw: RawChannel, queue: Queue) -> None:
     other: dict[str, Any] = {**queue.arguments, LIMIT: OTHER}
-    await wire.channel.declare_queue(queue.name, durable=True, arguments=other)
+    await raw.channel.declare_queue(queue.name, durable=True, arguments=other)
 
 
 async def _ended(site: Site, process: str) -> None:
     async def it_has() -> bool:
-        return not site.fleet.services[process].running
+        return not site.processes.services[process].running
 
     await eventually(it_has, within_s=ENDED_WITHIN_S, what=f"the end of {process}")
 
 
 def _told(site: Site, process: str, queue: Queue) -> None:
     """Look that the process has named the queue and both values, and needed no traceback."""
-    said = site.fleet.services[process].daemon.log_end()
+    said = site.processes.services[process].daemon.log_end()
     assert "Traceback" not in said
     for word in (queue.name, LIMIT, str(queue.arguments[LIMIT]), str(OTHER)):
         assert word in said
@@ -123,12 +123,12 @@ def _few_connections(rabbitmq: RabbitMQ, *, most: int) -> Iterator[None]:
 
 async def _mended(site: Site, queue: Queue) -> None:
     """Delete the queue, start everything, and look that all works."""
-    async with open_wire(site.fleet.amqp_url) as wire:
-        await wire.channel.queue_delete(queue.name)
-    await asyncio.to_thread(site.fleet.start)
-    async with open_yard(site) as yard:
-        load = await yard.load()
+    async with open_raw_channel(site.processes.amqp_url) as raw:
+        await raw.channel.queue_delete(queue.name)
+    await asyncio.to_thread(site.processes.start)
+    async with open_checked_fleet(site) as fleet:
+        load = await fleet.load()
         ids = await load.run()
-        await yard.holds()
-        await yard.succeeded(ids)
+        await fleet.holds()
+        await fleet.succeeded(ids)
         site.intact = True

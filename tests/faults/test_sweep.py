@@ -14,8 +14,8 @@ from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.process.crash_points import VARIABLE
 from tests.faults.casualties import tagged
-from tests.faults.wire import open_wire
-from tests.faults.yard import DISPATCHERS, Json, Yard, lasts
+from tests.faults.checked_fleet import DISPATCHERS, CheckedFleet, Json, lasts
+from tests.faults.raw_channel import open_raw_channel
 from tests.support.waiting import eventually
 
 SWEEP = "Sweep against completion"
@@ -28,72 +28,72 @@ pytestmark = [pytest.mark.faults, pytest.mark.fault(SWEEP)]
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_what_was_recorded_as_ended_since_the_sweep_looked_stays_as_it_is(
-    yard: Yard, point: str
+    fleet: CheckedFleet, point: str
 ) -> None:
     """Its reports lie in their queue when it looks, and are recorded before it goes on."""
-    infers, leaves = yard.job_id(), yard.job_id()
-    await asyncio.gather(yard.loaded(infers), yard.loaded(leaves))
-    await yard.stop(*DISPATCHERS)
-    log = yard.service(SWEEPS).daemon.log
+    infers, leaves = fleet.job_id(), fleet.job_id()
+    await asyncio.gather(fleet.loaded(infers), fleet.loaded(leaves))
+    await fleet.stop(*DISPATCHERS)
+    log = fleet.service(SWEEPS).daemon.log
     before = len(log.read_text(errors="replace"))
-    async with _reports_held(yard):
-        await yard.launch(RECORDS)
-        await eventually(lambda: _consumers(yard, 2), what=f"{RECORDS} next in line for reports")
-        await yard.launch(SWEEPS, **{VARIABLE: f"{point}:freeze"})
+    async with _reports_held(fleet):
+        await fleet.launch(RECORDS)
+        await eventually(lambda: _consumers(fleet, 2), what=f"{RECORDS} next in line for reports")
+        await fleet.launch(SWEEPS, **{VARIABLE: f"{point}:freeze"})
         runs = [
-            await tagged(yard, "INFER", infers, sleep=0.5),
-            await tagged(yard, "TEMP", yard.job_id(), sleep=0.5, model="load-http"),
-            await _batch(yard),
+            await tagged(fleet, "INFER", infers, sleep=0.5),
+            await tagged(fleet, "TEMP", fleet.job_id(), sleep=0.5, model="load-http"),
+            await _batch(fleet),
         ]
-        removal = await yard.submit("TERMINATE", leaves)
-        comes_back = await yard.submit("DEPLOY_CREATE", leaves, model="load-http")
+        removal = await fleet.submit("TERMINATE", leaves)
+        comes_back = await fleet.submit("DEPLOY_CREATE", leaves, model="load-http")
         swept = [*runs, removal]
-        await eventually(lambda: _dispatched(yard, swept), what="DISPATCHED")
-        with yard.frozen(RECORDS):
-            with yard.frozen(SWEEPS):
+        await eventually(lambda: _dispatched(fleet, swept), what="DISPATCHED")
+        with fleet.frozen(RECORDS):
+            with fleet.frozen(SWEEPS):
                 await lasts(UNACCEPTED_S + 1)
-                await eventually(lambda: _is_over(yard, runs, leaves), what="the end of all runs")
-            await yard.came_to(SWEEPS, point)
+                await eventually(lambda: _is_over(fleet, runs, leaves), what="the end of all runs")
+            await fleet.came_to(SWEEPS, point)
         (again,) = _told(log.read_text(errors="replace")[before:], AGAIN)
         assert again["count"] == len(swept)
-        assert await yard.states(swept) == {"DISPATCHED": len(swept)}
+        assert await fleet.states(swept) == {"DISPATCHED": len(swept)}
     for operation_id in (*swept, comes_back):
-        await yard.ended(operation_id)
-    ended = await _all_of(yard, [*swept, comes_back], [infers, leaves])
-    yard.service(SWEEPS).resume()
-    await eventually(lambda: _met(yard, swept), what="the commands that came again")
-    await yard.holds()
-    await yard.succeeded([*swept, comes_back])
-    assert await _all_of(yard, [*swept, comes_back], [infers, leaves]) == ended
-    assert [len(yard.collector.of(one)) for one in runs] == [1] * len(runs)
-    assert (await yard.job(leaves))["state"] == "CREATED"
+        await fleet.ended(operation_id)
+    ended = await _all_of(fleet, [*swept, comes_back], [infers, leaves])
+    fleet.service(SWEEPS).resume()
+    await eventually(lambda: _met(fleet, swept), what="the commands that came again")
+    await fleet.holds()
+    await fleet.succeeded([*swept, comes_back])
+    assert await _all_of(fleet, [*swept, comes_back], [infers, leaves]) == ended
+    assert [len(fleet.collector.of(one)) for one in runs] == [1] * len(runs)
+    assert (await fleet.job(leaves))["state"] == "CREATED"
 
 
 @asynccontextmanager
-async def _reports_held(yard: Yard) -> AsyncIterator[None]:
+async def _reports_held(fleet: CheckedFleet) -> AsyncIterator[None]:
     """Keep all reports from whoever subscribes later; they go back to their queue at the end."""
     held: list[aio_pika.abc.AbstractIncomingMessage] = []
 
     async def hold(message: aio_pika.abc.AbstractIncomingMessage) -> None:
         held.append(message)
 
-    async with open_wire(yard.fleet.amqp_url) as wire:
-        queue = await wire.channel.get_queue(REPORTS_QUEUE.name)
+    async with open_raw_channel(fleet.processes.amqp_url) as raw:
+        queue = await raw.channel.get_queue(REPORTS_QUEUE.name)
         await queue.consume(hold)
         yield
         assert held
 
 
-async def _consumers(yard: Yard, wanted: int) -> bool:
+async def _consumers(fleet: CheckedFleet, wanted: int) -> bool:
     """Tell whether the reports have so many consumers, those that wait their turn among them."""
     listed = await asyncio.to_thread(
-        yard.servers.rabbitmq.ctl,
-        *("--no-table-headers", "list_consumers", "--vhost", yard.vhost, "queue_name"),
+        fleet.servers.rabbitmq.ctl,
+        *("--no-table-headers", "list_consumers", "--vhost", fleet.vhost, "queue_name"),
     )
     return listed.split().count(REPORTS_QUEUE.name) == wanted
 
 
-async def _batch(yard: Yard) -> str:
+async def _batch(fleet: CheckedFleet) -> str:
     """Submit a batch program that the collector knows by its operation's id."""
     key = uuid.uuid4().hex
     env = {
@@ -101,26 +101,26 @@ async def _batch(yard: Yard) -> str:
         "PROBE_TAG": operation_id_for_key(key),
         "PROBE_BATCH_SECONDS": "0.5",
     }
-    await yard.put_model(key, profile="batch", env=env)
-    return await yard.submit("TEMP", yard.job_id(), key=key, model=key)
+    await fleet.put_model(key, profile="batch", env=env)
+    return await fleet.submit("TEMP", fleet.job_id(), key=key, model=key)
 
 
-async def _dispatched(yard: Yard, operation_ids: list[str]) -> bool:
-    return await yard.states(operation_ids) == {"DISPATCHED": len(operation_ids)}
+async def _dispatched(fleet: CheckedFleet, operation_ids: list[str]) -> bool:
+    return await fleet.states(operation_ids) == {"DISPATCHED": len(operation_ids)}
 
 
-async def _is_over(yard: Yard, runs: list[str], leaves: str) -> bool:
+async def _is_over(fleet: CheckedFleet, runs: list[str], leaves: str) -> bool:
     """Tell whether each of these ran to its end, and this job's container is gone."""
-    found = [yard.collector.of(one) for one in runs]
-    there = [one for host_id, it in yard.engines.items() for one in await it.labelled(host_id)]
+    found = [fleet.collector.of(one) for one in runs]
+    there = [one for host_id, it in fleet.engines.items() for one in await it.labelled(host_id)]
     return all(run and run[0].ended is not None for run in found) and leaves not in {
         one.job_id for one in there
     }
 
 
-async def _met(yard: Yard, operation_ids: list[str]) -> bool:
+async def _met(fleet: CheckedFleet, operation_ids: list[str]) -> bool:
     """Tell whether the workers have had each of these commands twice."""
-    logs = [one.daemon.log.read_text(errors="replace") for one in yard.fleet.workers.values()]
+    logs = [one.daemon.log.read_text(errors="replace") for one in fleet.processes.workers.values()]
     again = {one["operation_id"] for log in logs for one in _told(log, "command.not_new")}
     return set(operation_ids) <= again
 
@@ -132,8 +132,10 @@ def _told(log: str, event: str) -> list[Json]:
     return [line for line in lines if line["event"] == event]
 
 
-async def _all_of(yard: Yard, operation_ids: list[str], job_ids: list[str]) -> dict[str, Json]:
+async def _all_of(
+    fleet: CheckedFleet, operation_ids: list[str], job_ids: list[str]
+) -> dict[str, Json]:
     """Return all that is recorded of these."""
-    operations = await yard.database.all("operations", {"_id": {"$in": operation_ids}})
-    jobs = await yard.database.all("jobs", {"_id": {"$in": job_ids}})
+    operations = await fleet.database.all("operations", {"_id": {"$in": operation_ids}})
+    jobs = await fleet.database.all("jobs", {"_id": {"$in": job_ids}})
     return {one["_id"]: one for one in [*operations, *jobs]}

@@ -13,10 +13,10 @@ import pytest
 from deploy.local.errors import CannotProvide
 from modelyard.process.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.casualties import HOST, only
+from tests.faults.checked_fleet import CheckedFleet, Json, lasts, points
 from tests.faults.load import Mix
 from tests.faults.registry import SlowRegistry
 from tests.faults.test_orphans import is_gone, orphan
-from tests.faults.yard import Json, Yard, lasts, points
 from tests.support.waiting import eventually
 
 KILLED = "Worker killed at every Docker step"
@@ -44,16 +44,18 @@ pytestmark = pytest.mark.faults
 
 @pytest.mark.fault(KILLED)
 @pytest.mark.parametrize("point", POINTS)
-async def test_a_worker_killed_at_a_step_adopts_what_it_left(yard: Yard, point: str) -> None:
-    await yard.stop("worker-h1", "worker-h2")
-    await yard.launch("worker-h1", **{VARIABLE: point})
-    load = await yard.load(Mix(jobs=2, infers=2, temps=2, batches=1))
+async def test_a_worker_killed_at_a_step_adopts_what_it_left(
+    fleet: CheckedFleet, point: str
+) -> None:
+    await fleet.stop("worker-h1", "worker-h2")
+    await fleet.launch("worker-h1", **{VARIABLE: point})
+    load = await fleet.load(Mix(jobs=2, infers=2, temps=2, batches=1))
     ids = await load.run()
-    await yard.died_at("worker-h1", point)
-    await yard.launch("worker-h1")
-    await yard.launch("worker-h2")
-    await yard.holds()
-    states = await yard.states(ids)
+    await fleet.died_at("worker-h1", point)
+    await fleet.launch("worker-h1")
+    await fleet.launch("worker-h2")
+    await fleet.holds()
+    states = await fleet.states(ids)
     # An inference under way is not run again by itself, and what came behind it may be refused.
     assert set(states) <= ENDS
     assert states["SUCCEEDED"] >= len(ids) - 4, states
@@ -65,152 +67,152 @@ def test_each_point_of_the_worker_is_killed_somewhere() -> None:
 
 
 @pytest.mark.fault(KILLED)
-async def test_a_worker_killed_when_it_pulls_tries_again(yard: Yard) -> None:
-    await yard.put_probe("not-pulled", image="127.0.0.1:1/team/model:1")
-    async with _dies_at(yard, PULLS):
-        one = await yard.submit("TEMP", yard.job_id(), model="not-pulled", input={})
-    end = await yard.ended(one)
+async def test_a_worker_killed_when_it_pulls_tries_again(fleet: CheckedFleet) -> None:
+    await fleet.put_probe("not-pulled", image="127.0.0.1:1/team/model:1")
+    async with _dies_at(fleet, PULLS):
+        one = await fleet.submit("TEMP", fleet.job_id(), model="not-pulled", input={})
+    end = await fleet.ended(one)
     assert (end["state"], end["error"]["code"]) == ("FAILED", "image_pull_failed"), end
-    await yard.holds()
+    await fleet.holds()
 
 
 @pytest.mark.fault(KILLED)
 async def test_a_worker_killed_when_it_has_pulled_makes_one_container_of_what_is_there(
-    yard: Yard, registry: SlowRegistry
+    fleet: CheckedFleet, registry: SlowRegistry
 ) -> None:
-    job_id = yard.job_id()
+    job_id = fleet.job_id()
     registry.release()
     with registry.served() as image:
-        await yard.put_probe("pulled", image=image)
-        async with _dies_at(yard, PULLED):
-            one = await yard.submit("TEMP", job_id, model="pulled", input={"tag": job_id})
-            await yard.gone(WORKER)
-            assert not await yard.engines[HOST].labelled(HOST)
-        await yard.succeeded([(await yard.ended(one))["_id"]])
-        await yard.holds()
-        assert len(yard.collector.of(job_id)) == 1
+        await fleet.put_probe("pulled", image=image)
+        async with _dies_at(fleet, PULLED):
+            one = await fleet.submit("TEMP", job_id, model="pulled", input={"tag": job_id})
+            await fleet.gone(WORKER)
+            assert not await fleet.engines[HOST].labelled(HOST)
+        await fleet.succeeded([(await fleet.ended(one))["_id"]])
+        await fleet.holds()
+        assert len(fleet.collector.of(job_id)) == 1
         assert registry.trickles == 1
-        await yard.engines[HOST].remove_image(image)
+        await fleet.engines[HOST].remove_image(image)
 
 
 @pytest.mark.fault(KILLED)
 @pytest.mark.parametrize("point", STOP)
 async def test_a_worker_killed_when_it_has_stopped_a_container_removes_it(
-    yard: Yard, point: str
+    fleet: CheckedFleet, point: str
 ) -> None:
-    await yard.put_probe("stops", stop_grace_s=2)
-    job_id = yard.job_id()
-    async with _dies_at(yard, point):
-        await yard.loaded(job_id, model="stops")
-        one = await yard.submit("TERMINATE", job_id)
-    await yard.succeeded([(await yard.ended(one))["_id"]])
-    await yard.holds()
-    assert not await yard.engines[HOST].labelled(HOST)
+    await fleet.put_probe("stops", stop_grace_s=2)
+    job_id = fleet.job_id()
+    async with _dies_at(fleet, point):
+        await fleet.loaded(job_id, model="stops")
+        one = await fleet.submit("TERMINATE", job_id)
+    await fleet.succeeded([(await fleet.ended(one))["_id"]])
+    await fleet.holds()
+    assert not await fleet.engines[HOST].labelled(HOST)
 
 
 @pytest.mark.fault(KILLED)
 async def test_a_worker_killed_when_it_has_stopped_what_no_job_has_any_more_removes_it(
-    yard: Yard,
+    fleet: CheckedFleet,
 ) -> None:
-    job_id = yard.job_id()
-    async with _dies_at(yard, DISCARD):
-        await yard.done("DEPLOY_CREATE", job_id, model="load-http")
-        await yard.done("TERMINATE", job_id)
-        left = await orphan(yard, job_id, start=True)
-        await yard.gone(WORKER)
-        (found,) = await yard.engines[HOST].labelled(HOST)
+    job_id = fleet.job_id()
+    async with _dies_at(fleet, DISCARD):
+        await fleet.done("DEPLOY_CREATE", job_id, model="load-http")
+        await fleet.done("TERMINATE", job_id)
+        left = await orphan(fleet, job_id, start=True)
+        await fleet.gone(WORKER)
+        (found,) = await fleet.engines[HOST].labelled(HOST)
         assert (found.container_id, found.state) == (left, "exited")
-    await eventually(lambda: is_gone(yard, left), what=f"the end of {left}")
-    await yard.holds()
+    await eventually(lambda: is_gone(fleet, left), what=f"the end of {left}")
+    await fleet.holds()
 
 
 @pytest.mark.fault(KILLED)
 async def test_a_worker_killed_when_it_has_stopped_what_was_half_loaded_loads_it_anew(
-    yard: Yard,
+    fleet: CheckedFleet,
 ) -> None:
-    await yard.put_probe("loads-slowly", env={"PROBE_LOAD_SECONDS": "4"})
-    job_id = yard.job_id()
-    async with _dies_at(yard, HALT):
-        await yard.done("DEPLOY_CREATE", job_id, model="loads-slowly")
-        load = await yard.submit("DEPLOY_LOAD", job_id)
-        await eventually(lambda: _is_loading(yard, load), what="the load")
-        answer = await yard.http.post(f"/v1/operations/{load}/cancel")
+    await fleet.put_probe("loads-slowly", env={"PROBE_LOAD_SECONDS": "4"})
+    job_id = fleet.job_id()
+    async with _dies_at(fleet, HALT):
+        await fleet.done("DEPLOY_CREATE", job_id, model="loads-slowly")
+        load = await fleet.submit("DEPLOY_LOAD", job_id)
+        await eventually(lambda: _is_loading(fleet, load), what="the load")
+        answer = await fleet.http.post(f"/v1/operations/{load}/cancel")
         assert answer.is_success, answer.text
-    assert (await yard.ended(load))["state"] == "CANCELLED"
-    await yard.done("DEPLOY_LOAD", job_id)
-    await yard.done("INFER", job_id, input={})
-    await yard.holds()
+    assert (await fleet.ended(load))["state"] == "CANCELLED"
+    await fleet.done("DEPLOY_LOAD", job_id)
+    await fleet.done("INFER", job_id, input={})
+    await fleet.holds()
 
 
-async def _is_loading(yard: Yard, operation_id: str) -> bool:
-    return (await yard.running_state(operation_id)).get("phase") == "loading"
+async def _is_loading(fleet: CheckedFleet, operation_id: str) -> bool:
+    return (await fleet.running_state(operation_id)).get("phase") == "loading"
 
 
 @asynccontextmanager
-async def _dies_at(yard: Yard, point: str) -> AsyncIterator[None]:
+async def _dies_at(fleet: CheckedFleet, point: str) -> AsyncIterator[None]:
     """Have a worker that dies at this point, and all that is placed meanwhile placed there."""
-    await yard.stop(WORKER)
-    await yard.launch(WORKER, **{VARIABLE: point})
-    await yard.online(WORKER)
-    async with only(yard, HOST):
+    await fleet.stop(WORKER)
+    await fleet.launch(WORKER, **{VARIABLE: point})
+    await fleet.online(WORKER)
+    async with only(fleet, HOST):
         yield
-        await yard.died_at(WORKER, point)
-    await yard.launch(WORKER)
-    await yard.online(WORKER)
+        await fleet.died_at(WORKER, point)
+    await fleet.launch(WORKER)
+    await fleet.online(WORKER)
 
 
 @pytest.mark.fault(BLOCKED)
-async def test_a_worker_blocked_for_40_s_makes_redelivery_harmless(yard: Yard) -> None:
+async def test_a_worker_blocked_for_40_s_makes_redelivery_harmless(fleet: CheckedFleet) -> None:
     """Its event loop is: neither RabbitMQ nor the dispatcher hears it while the process lives."""
-    await yard.stop("worker-h1")
-    await yard.launch("worker-h1", **{VARIABLE: f"{BLOCKS_AT}:block={BLOCKED_S}"})
-    await yard.online("worker-h1")
-    log = yard.service("worker-h1").daemon.log
+    await fleet.stop("worker-h1")
+    await fleet.launch("worker-h1", **{VARIABLE: f"{BLOCKS_AT}:block={BLOCKED_S}"})
+    await fleet.online("worker-h1")
+    log = fleet.service("worker-h1").daemon.log
     before = log.stat().st_size
-    load = await yard.load(pause_s=0.1)
+    load = await fleet.load(pause_s=0.1)
     loading = asyncio.create_task(load.run())
-    await yard.came_to("worker-h1", BLOCKS_AT)
+    await fleet.came_to("worker-h1", BLOCKS_AT)
     began = time.monotonic()
-    await yard.liveness("h1", "SUSPECT", within_s=BLOCKED_S)
-    await yard.liveness("h1", "ONLINE", within_s=2 * BLOCKED_S)
+    await fleet.liveness("h1", "SUSPECT", within_s=BLOCKED_S)
+    await fleet.liveness("h1", "ONLINE", within_s=2 * BLOCKED_S)
     assert time.monotonic() - began > BLOCKED_S - 2
     ids = await loading
-    await yard.holds()
-    await yard.succeeded(ids)
+    await fleet.holds()
+    await fleet.succeeded(ids)
     assert b"command.not_new" in log.read_bytes()[before:]
 
 
 @pytest.mark.fault(CLOCK)
 @pytest.mark.parametrize("offset", ["+3600", "-3600"])
 async def test_a_host_whose_clock_is_an_hour_off_works_as_the_others(
-    yard: Yard, offset: str
+    fleet: CheckedFleet, offset: str
 ) -> None:
-    await yard.stop("worker-h2")
+    await fleet.stop("worker-h2")
     # Monotonic clocks stay true: an hour off is what a host without NTP has, not a faster time.
-    await yard.launch(
+    await fleet.launch(
         "worker-h2", LD_PRELOAD=_faketime(), FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1"
     )
-    await yard.online("worker-h2")
-    await eventually(lambda: _clock_is_off(yard, "worker-h2"), what="a time that is far off")
-    await yard.put_probe("on-h2", host_labels={"name": "h2"})
-    load = await yard.load(Mix(jobs=4, temps=6))
+    await fleet.online("worker-h2")
+    await eventually(lambda: _clock_is_off(fleet, "worker-h2"), what="a time that is far off")
+    await fleet.put_probe("on-h2", host_labels={"name": "h2"})
+    load = await fleet.load(Mix(jobs=4, temps=6))
     ids = await load.run()
     bounds: tuple[Json, ...] = (
         {"queue_timeout_s": 60, "input": {}},
         {"timeout_s": TIGHT_S, "input": {"sleep": TIGHT_S - MARGIN_S}},
     )
-    bounded = [await yard.submit("TEMP", yard.job_id(), model="on-h2", **one) for one in bounds]
+    bounded = [await fleet.submit("TEMP", fleet.job_id(), model="on-h2", **one) for one in bounds]
     await lasts(20)  # longer than a host may be silent
-    assert (await yard.host("h2"))["liveness"] == "ONLINE"
-    await yard.holds()
-    await yard.succeeded([*ids, *bounded])
+    assert (await fleet.host("h2"))["liveness"] == "ONLINE"
+    await fleet.holds()
+    await fleet.succeeded([*ids, *bounded])
     on_it = {"host_id": "h2", "_id": {"$in": [*ids, *bounded]}}
-    assert await yard.database.count("operations", on_it) > len(bounded)
+    assert await fleet.database.count("operations", on_it) > len(bounded)
 
 
-async def _clock_is_off(yard: Yard, name: str) -> bool:
+async def _clock_is_off(fleet: CheckedFleet, name: str) -> bool:
     """Look at the time that a process wrote into its log last; it does so once it is online."""
-    stamps = re.findall(r"20\d\d-\d\d-\d\dT[\d:.]+Z", yard.service(name).daemon.log_end())
+    stamps = re.findall(r"20\d\d-\d\d-\d\dT[\d:.]+Z", fleet.service(name).daemon.log_end())
     return abs(datetime.fromisoformat(stamps[-1]).timestamp() - time.time()) > 3_000
 
 

@@ -19,7 +19,7 @@ OURS = "guest"
 COUNT = "x-delivery-count"
 
 
-class Wire:
+class RawChannel:
     """A connection of the test's own."""
 
     def __init__(self, channel: aio_pika.abc.AbstractChannel) -> None:
@@ -74,10 +74,10 @@ class Wire:
 
 
 @asynccontextmanager
-async def open_wire(amqp_url: str) -> AsyncIterator[Wire]:
+async def open_raw_channel(amqp_url: str) -> AsyncIterator[RawChannel]:
     """Connect."""
     async with await aio_pika.connect(amqp_url) as connection:
-        yield Wire(await connection.channel(on_return_raises=True))
+        yield RawChannel(await connection.channel(on_return_raises=True))
 
 
 @asynccontextmanager
@@ -94,8 +94,8 @@ async def traced(rabbitmq: RabbitMQ, amqp_url: str) -> AsyncIterator[Counter[int
         counts[properties.get("headers", {}).get(COUNT, 0)] += 1
 
     vhost = urlsplit(amqp_url).path.removeprefix("/")
-    async with open_wire(amqp_url) as wire:
-        queue = await wire.channel.declare_queue("test.trace", exclusive=True)
+    async with open_raw_channel(amqp_url) as raw:
+        queue = await raw.channel.declare_queue("test.trace", exclusive=True)
         await queue.bind(TRACE, "deliver.modelyard.#")
         await queue.consume(count, no_ack=True)
         await asyncio.to_thread(rabbitmq.ctl, "trace_on", "--vhost", vhost)

@@ -68,7 +68,7 @@ class Site:
     """A fleet on a virtual host and a database of its own; several tests may use it in turn."""
 
     servers: Servers
-    fleet: Fleet
+    processes: Fleet
     folder: Path
     ledger: Ledger = field(default_factory=Ledger)
     bystanders: dict[str, str] = field(default_factory=dict)
@@ -79,11 +79,11 @@ class Site:
 
     def close(self) -> None:
         """Stop the fleet and remove what it has made."""
-        self.fleet.stop()
+        self.processes.stop()
         for host_id, engine in self.servers.engines.items():
             for label in (f"modelyard.host={host_id}", BYSTANDER):
                 engine_api.remove_containers(engine.url, label)
-        with MongoClient[Json](self.fleet.mongo_url) as client:
+        with MongoClient[Json](self.processes.mongo_url) as client:
             client.drop_database(client.get_default_database().name)
         if not self.intact:
             _keep_logs(self.folder)
@@ -112,7 +112,7 @@ def make_site(
     amqp_url = f"{servers.rabbitmq.url}/{next(servers.vhosts)}"
     mongo_url = servers.mongodb.url.replace("/modelyard?", f"/faults_{uuid.uuid4().hex[:12]}?")
     own = folder / f"site-{uuid.uuid4().hex[:8]}"
-    fleet = Fleet(
+    processes = Fleet(
         own,
         amqp_url=amqp_url,
         mongo_url=mongo_url,
@@ -121,11 +121,11 @@ def make_site(
         slots=slots,
         settings=settings(amqp_url, mongo_url) if settings else None,
     )
-    return Site(servers, fleet, own)
+    return Site(servers, processes, own)
 
 
 @dataclass
-class Yard:
+class CheckedFleet:
     """One test's view of a site."""
 
     site: Site
@@ -144,9 +144,9 @@ class Yard:
     """What was launched last under each name, also once it has ended."""
 
     @property
-    def fleet(self) -> Fleet:
+    def processes(self) -> Fleet:
         """The processes."""
-        return self.site.fleet
+        return self.site.processes
 
     @property
     def servers(self) -> Servers:
@@ -156,11 +156,11 @@ class Yard:
     @property
     def vhost(self) -> str:
         """RabbitMQ's virtual host."""
-        return urlsplit(self.fleet.amqp_url).path.removeprefix("/")
+        return urlsplit(self.processes.amqp_url).path.removeprefix("/")
 
     def service(self, name: str) -> Service:
         """Return one process."""
-        return self.fleet.services[name]
+        return self.processes.services[name]
 
     def job_id(self) -> str:
         """Return a name that no other test uses."""
@@ -313,7 +313,7 @@ class Yard:
         for host in await self.database.all("hosts", None, "incarnation"):
             self._incarnations[host["_id"]] = host.get("incarnation", "")
         self.holdings.boots(name)
-        await asyncio.to_thread(self.fleet.launch, name, **environment)
+        await asyncio.to_thread(self.processes.launch, name, **environment)
         process = self.service(name).daemon.process
         assert process is not None, f"{name} has ended at once"
         self._boots[name] = process
@@ -388,57 +388,57 @@ class Yard:
 
 
 @asynccontextmanager
-async def open_yard(site: Site) -> AsyncIterator[Yard]:
+async def open_checked_fleet(site: Site) -> AsyncIterator[CheckedFleet]:
     """Give a test its view of a site whose fleet runs."""
-    fleet, servers = site.fleet, site.servers
+    processes, servers = site.processes, site.servers
     async with AsyncExitStack() as stack:
         collector = await stack.enter_async_context(Collector(*servers.collector))
-        http = httpx2.AsyncClient(base_url=fleet.url, timeout=30, trust_env=False)
+        http = httpx2.AsyncClient(base_url=processes.url, timeout=30, trust_env=False)
         await stack.enter_async_context(http)
-        database = Database(fleet.mongo_url)
+        database = Database(processes.mongo_url)
         stack.push_async_callback(database.close)
-        doors = Doors(url=fleet.url, amqp_url=fleet.amqp_url, ledger=site.ledger)
+        doors = Doors(url=processes.url, amqp_url=processes.amqp_url, ledger=site.ledger)
         stack.push_async_callback(doors.close)
         engines = {host_id: EngineView(engine) for host_id, engine in servers.engines.items()}
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         sampler = Sampler(database)
-        holdings = Holdings(fleet, site.held_first)
+        holdings = Holdings(processes, site.held_first)
         holdings.look()
         invariants = Invariants(
             database=database,
             rabbitmq=servers.rabbitmq,
-            amqp_url=fleet.amqp_url,
+            amqp_url=processes.amqp_url,
             engines=engines,
             ledger=site.ledger,
             collector=collector,
             sampler=sampler,
             holdings=holdings.now,
-            dispatchers=len(fleet.dispatchers),
-            working=fleet.working_hosts,
+            dispatchers=len(processes.dispatchers),
+            working=processes.working_hosts,
             bystanders=site.bystanders,
             held_before=holdings.first,
         )
-        yard = Yard(site, http, doors, engines, database, collector, invariants, holdings)
-        await _prepare(yard)
+        fleet = CheckedFleet(site, http, doors, engines, database, collector, invariants, holdings)
+        await _prepare(fleet)
         for watching in (sampler.run(), holdings.run()):
             stack.push_async_callback(_end, asyncio.create_task(watching))
-        yield yard
+        yield fleet
 
 
-async def _prepare(yard: Yard) -> None:
+async def _prepare(fleet: CheckedFleet) -> None:
     """Put the models of a load into the catalog, and somebody else's container on each engine."""
-    await yard.put_probe("load-http", max_concurrency=2)
-    if yard.site.bystanders:
+    await fleet.put_probe("load-http", max_concurrency=2)
+    if fleet.site.bystanders:
         return
-    for host_id, engine in yard.engines.items():
+    for host_id, engine in fleet.engines.items():
         name = f"bystander-{uuid.uuid4().hex[:8]}"
         config = {
             "Image": PROBE,
             "Labels": {**dict([BYSTANDER.split("=")]), "modelyard.job": "not-ours"},
             "HostConfig": {"RestartPolicy": {"Name": "always"}},  # engines are restarted too
         }
-        yard.site.bystanders[host_id] = await engine.create(name, config, start=True)
+        fleet.site.bystanders[host_id] = await engine.create(name, config, start=True)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

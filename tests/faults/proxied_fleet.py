@@ -10,15 +10,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.yard import Servers, Yard, make_site, open_yard
+from tests.faults.checked_fleet import CheckedFleet, Servers, make_site, open_checked_fleet
 from tests.support.servers.proxy import Proxy, through
 
 
 @dataclass(frozen=True)
-class Wires:
-    """The proxies, and the yard behind them."""
+class ProxiedFleet:
+    """The proxies, and the fleet behind them."""
 
-    yard: Yard
+    fleet: CheckedFleet
     gateway_amqp: Proxy
     gateway_mongo: Proxy
     dispatcher_mongo: Proxy
@@ -29,7 +29,7 @@ class Wires:
 
 
 @asynccontextmanager
-async def open_wires(servers: Servers, folder: Path) -> AsyncIterator[Wires]:
+async def open_proxied_fleet(servers: Servers, folder: Path) -> AsyncIterator[ProxiedFleet]:
     """Start a fleet on proxies for one test."""
     primary = await asyncio.to_thread(servers.mongodb.primary)
     assert primary is not None
@@ -68,6 +68,6 @@ async def open_wires(servers: Servers, folder: Path) -> AsyncIterator[Wires]:
         for proxy in proxies:
             await stack.enter_async_context(proxy)
         stack.push_async_callback(asyncio.to_thread, site.close)
-        await asyncio.to_thread(site.fleet.start)
-        yard = await stack.enter_async_context(open_yard(site))
-        yield Wires(yard, *proxies)
+        await asyncio.to_thread(site.processes.start)
+        fleet = await stack.enter_async_context(open_checked_fleet(site))
+        yield ProxiedFleet(fleet, *proxies)
