@@ -16,7 +16,7 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS, JOBS, REPORTS, SUBMIT_KEY
 from modelyard.process import body_process
 from modelyard.store.records import DeadLetter
-from tests.support.dispatcher.driver import Yard
+from tests.support.dispatcher.driver import DispatcherDriver
 from tests.support.dispatcher.scripted_host import scripted_host
 from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names
 from tests.support.servers.raw_properties import raw_headers
@@ -26,45 +26,47 @@ HOSTILE = 30
 HOSTILE_HEADERS = 200
 
 
-async def letters(yard: Yard, count: int) -> list[DeadLetter]:
+async def letters(driver: DispatcherDriver, count: int) -> list[DeadLetter]:
     """Return the dead letters once there are so many, without their payloads."""
 
     async def there() -> list[DeadLetter] | None:
-        page = await yard.store.dead_letters.page({}, after=None, limit=100)
+        page = await driver.store.dead_letters.page({}, after=None, limit=100)
         return list(page.items) if len(page.items) >= count else None
 
     return await eventually(there, what=f"{count} dead letters", within_s=60)
 
 
-async def test_a_good_message_and_a_heartbeat_do_not_wait_for_hostile_ones(yard: Yard) -> None:
+async def test_a_good_message_and_a_heartbeat_do_not_wait_for_hostile_ones(
+    driver: DispatcherDriver,
+) -> None:
     hostile = many_names(MAX_BATCH_BYTES // 12)
-    async with scripted_host(yard.broker, "h-1") as host:
-        before = await eventually(lambda: yard.store.hosts.get("h-1"), what="the host")
+    async with scripted_host(driver.broker, "h-1") as host:
+        before = await eventually(lambda: driver.store.hosts.get("h-1"), what="the host")
         for number in range(HOSTILE):
-            await yard.publish(hostile, key=f"hostile-{number}")
+            await driver.publish(hostile, key=f"hostile-{number}")
         async with feeling() as lags:
-            operation_id = await yard.submit(Verb.TERMINATE)
+            operation_id = await driver.submit(Verb.TERMINATE)
             await host.beat()
 
             async def heard() -> bool:
-                now = await yard.store.hosts.get("h-1")
+                now = await driver.store.hosts.get("h-1")
                 return now is not None and now.last_seen != before.last_seen
 
             await eventually(heard, what="the heartbeat", within_s=3)
             async with asyncio.timeout(40):
-                await yard.operation(operation_id, OperationState.SUCCEEDED)
+                await driver.operation(operation_id, OperationState.SUCCEEDED)
     # Parsed on the loop each of them takes some seconds.
     assert lags.worst < 1.0
-    found = await letters(yard, HOSTILE)
+    found = await letters(driver, HOSTILE)
     assert {one.reason for one in found} == {"invalid_json"}
     assert "names" in found[0].detail
 
 
 async def test_200_messages_with_hostile_headers_hold_up_neither_a_good_one_nor_a_heartbeat(
-    yard: Yard,
+    driver: DispatcherDriver,
 ) -> None:
     hostile = raw_headers(b"\x05voidsA" + struct.pack(">I", 120_000) + b"V" * 120_000)
-    connection = await aiormq.connect(yard.broker._url)
+    connection = await aiormq.connect(driver.broker._url)
     try:
         channel = await connection.channel()
         async with feeling() as lags:
@@ -72,20 +74,20 @@ async def test_200_messages_with_hostile_headers_hold_up_neither_a_good_one_nor_
                 await channel.basic_publish(
                     b"%d" % number, exchange=JOBS.name, routing_key=SUBMIT_KEY, properties=hostile
                 )
-            operation_id = await yard.submit(Verb.TERMINATE)
+            operation_id = await driver.submit(Verb.TERMINATE)
             async with asyncio.timeout(20):
-                await yard.operation(operation_id, OperationState.SUCCEEDED)
+                await driver.operation(operation_id, OperationState.SUCCEEDED)
     finally:
         await connection.close()
     assert lags.worst < 1.0
-    found = await letters(yard, 100)
+    found = await letters(driver, 100)
     assert {one.reason for one in found} == {"invalid_request"}
     assert "headers" in found[0].detail
 
 
 @pytest.mark.parametrize("large", [False, True])
 async def test_the_key_of_a_message_with_many_headers_is_read_or_it_is_refused(
-    yard: Yard, *, large: bool
+    driver: DispatcherDriver, *, large: bool
 ) -> None:
     """Never run under another key than its publisher's: it would run each time that it came."""
     body = infer("j-1", FILLS["text"](MIB // 4)) if large else infer("j-1", b"{}")
@@ -93,11 +95,11 @@ async def test_the_key_of_a_message_with_many_headers_is_read_or_it_is_refused(
     for key, headers in ("few", few), ("many", {f"h{number}": "" for number in range(300)}):
         for _ in range(2):
             said = {**headers, "zz": "", "Idempotency-Key": key}
-            await yard.broker.publish(JOBS, SUBMIT_KEY, body, headers=said)
-    await yard.operation(operation_id_for_key("few"))
-    [first, *_] = await letters(yard, 1)
+            await driver.broker.publish(JOBS, SUBMIT_KEY, body, headers=said)
+    await driver.operation(operation_id_for_key("few"))
+    [first, *_] = await letters(driver, 1)
     assert (first.reason, "headers" in first.detail) == ("invalid_request", True)
-    page = await yard.store.operations.page({}, after=None, limit=9)
+    page = await driver.store.operations.page({}, after=None, limit=9)
     assert {one.operation_id for one in page.items} <= {
         operation_id_for_key("few"),
         operation_id_for_key("many"),
@@ -105,12 +107,14 @@ async def test_the_key_of_a_message_with_many_headers_is_read_or_it_is_refused(
 
 
 @pytest.mark.parametrize("fill", [fill for fill in FILLS if fill != "rows"])
-async def test_a_large_message_is_recorded_as_a_small_one_is(yard: Yard, fill: str) -> None:
+async def test_a_large_message_is_recorded_as_a_small_one_is(
+    driver: DispatcherDriver, fill: str
+) -> None:
     body = infer("j-1", FILLS[fill](MIB - 256))
-    await yard.publish(body, key=fill)
+    await driver.publish(body, key=fill)
     [wanted] = decode.decode(body, message_type=None, key=fill)  # type: ignore[misc]
-    operation = await yard.operation(wanted.operation_id)
-    record = await yard.store.operations.with_input(operation.operation_id)
+    operation = await driver.operation(wanted.operation_id)
+    record = await driver.store.operations.with_input(operation.operation_id)
     assert record is not None
     assert record.payload_hash == wanted.payload_hash
     assert record.input_json == wanted.input_json
@@ -145,20 +149,20 @@ async def hears(event: str, times: int, logs: list[Any]) -> None:
 
 @pytest.mark.parametrize("program", ["/nowhere/python", "/bin/false"])
 async def test_a_large_message_waits_for_a_reader_that_cannot_be_started_for_a_while(
-    yard: Yard, reader: list[str], program: str
+    driver: DispatcherDriver, reader: list[str], program: str
 ) -> None:
     reader.append(program)
     with capture_logs() as logs:
-        await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k")
+        await driver.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k")
         await hears("body_process.not_started", 3, logs)
     reader.clear()
-    await yard.operation(operation_id_for_key("k"))
-    assert not (await yard.store.dead_letters.page({}, after=None, limit=1)).items
+    await driver.operation(operation_id_for_key("k"))
+    assert not (await driver.store.dead_letters.page({}, after=None, limit=1)).items
 
 
 @pytest.mark.usefixtures("short_rests")
 async def test_a_large_message_whose_reader_is_killed_for_a_while_is_taken_after_that(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
+    driver: DispatcherDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaths = 4
     real = body_process._exchange
@@ -171,33 +175,35 @@ async def test_a_large_message_whose_reader_is_killed_for_a_while_is_taken_after
         return await real(process, *given)
 
     monkeypatch.setattr(body_process, "_exchange", killed)
-    await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k")
-    await yard.operation(operation_id_for_key("k"))
+    await driver.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k")
+    await driver.operation(operation_id_for_key("k"))
     assert deaths == 0
-    assert not (await yard.store.dead_letters.page({}, after=None, limit=1)).items
+    assert not (await driver.store.dead_letters.page({}, after=None, limit=1)).items
     deaths = 1_000
-    await yard.publish(infer("j-1", FILLS["text"](MIB // 4)), key="deadly")
-    neighbour = await yard.submit(Verb.TERMINATE, "j-2")
-    [letter] = await letters(yard, 1)
+    await driver.publish(infer("j-1", FILLS["text"](MIB // 4)), key="deadly")
+    neighbour = await driver.submit(Verb.TERMINATE, "j-2")
+    [letter] = await letters(driver, 1)
     assert letter.reason == "internal"
-    await yard.operation(neighbour)
+    await driver.operation(neighbour)
 
 
-async def test_a_large_batch_is_taken_with_what_is_wrong_in_it(yard: Yard) -> None:
+async def test_a_large_batch_is_taken_with_what_is_wrong_in_it(driver: DispatcherDriver) -> None:
     good = infer("j-1", FILLS["pixels"](MIB - 4_096))
-    await yard.publish(b"[" + b",".join([good] * 7) + b',{"job_id":"j-2"}]', key="k")
+    await driver.publish(b"[" + b",".join([good] * 7) + b',{"job_id":"j-2"}]', key="k")
     wanted = operation_id_for_key
-    await yard.operation(wanted("k/6"))
-    rejected = await yard.operation(wanted("k/7"), OperationState.REJECTED)
+    await driver.operation(wanted("k/6"))
+    rejected = await driver.operation(wanted("k/7"), OperationState.REJECTED)
     assert rejected.error is not None
     assert rejected.error.code == "invalid_request"
 
 
-async def test_of_a_message_larger_than_any_valid_one_the_beginning_is_kept(yard: Yard) -> None:
+async def test_of_a_message_larger_than_any_valid_one_the_beginning_is_kept(
+    driver: DispatcherDriver,
+) -> None:
     body = b"[" + b" " * (3 * MAX_BATCH_BYTES)
-    await yard.publish(body, key="k")
-    [letter] = await letters(yard, 1)
-    whole = await yard.store.dead_letters.get(letter.dead_letter_id)
+    await driver.publish(body, key="k")
+    [letter] = await letters(driver, 1)
+    whole = await driver.store.dead_letters.get(letter.dead_letter_id)
     assert whole is not None
     assert whole.reason == "body_too_large"
     assert str(len(body)) in whole.detail
@@ -206,23 +212,25 @@ async def test_of_a_message_larger_than_any_valid_one_the_beginning_is_kept(yard
 
 
 async def test_the_size_that_a_publisher_writes_into_its_headers_counts_for_nothing(
-    yard: Yard,
+    driver: DispatcherDriver,
 ) -> None:
     headers = {"x-modelyard-body-bytes": "999999", "x-modelyard-reason": "internal"}
-    await yard.broker.publish(JOBS, SUBMIT_KEY, b"{", headers=headers)
-    [letter] = await letters(yard, 1)
+    await driver.broker.publish(JOBS, SUBMIT_KEY, b"{", headers=headers)
+    [letter] = await letters(driver, 1)
     assert letter.payload_bytes == 1
 
 
-async def test_a_report_or_a_heartbeat_without_end_is_not_taken_apart(yard: Yard) -> None:
+async def test_a_report_or_a_heartbeat_without_end_is_not_taken_apart(
+    driver: DispatcherDriver,
+) -> None:
     much = many_names(300_000)
     start = b'{"host_id":"h-1","incarnation":"x","inventory":'
     empty = start + b'{"items":[' + b"{}," * 40_000 + b"{}]}}"
-    async with scripted_host(yard.broker, "h-1"):
+    async with scripted_host(driver.broker, "h-1"):
         for body in (start + much + b"}", b" " * (5 * MIB), empty):
-            await yard.broker.publish(REPORTS, "h-1", body)
-        await yard.broker.publish(HEARTBEATS, "", much)
-        found = await letters(yard, 3)
+            await driver.broker.publish(REPORTS, "h-1", body)
+        await driver.broker.publish(HEARTBEATS, "", much)
+        found = await letters(driver, 3)
     assert {one.reason for one in found} == {"invalid_request"}
     assert all(len(one.detail) < 1_000 for one in found)
     assert len({one.detail for one in found}) == 3

@@ -50,7 +50,7 @@ from modelyard.contract.topology import (
 from modelyard.store import Store
 from modelyard.store.records import DeadLetter
 from tests.support.dispatcher.deployed import accepted, fenced_off
-from tests.support.dispatcher.driver import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.driver import MODEL, DispatcherDriver, running_dispatcher
 from tests.support.dispatcher.enrolled import enrol
 from tests.support.dispatcher.scripted_host import ScriptedHost, scripted_host
 from tests.support.servers.rabbitmq_users import Users
@@ -123,15 +123,15 @@ def thief(users: Users, amqp_url: str) -> Stranger:
 
 
 @pytest.fixture
-async def yard(store: Store, broker: Broker) -> AsyncIterator[Yard]:
+async def driver(store: Store, broker: Broker) -> AsyncIterator[DispatcherDriver]:
     await store.models.put(MODEL)
     async with running_dispatcher(store, broker):
-        yield Yard(store, broker)
+        yield DispatcherDriver(store, broker)
 
 
-async def _letters(yard: Yard) -> list[DeadLetter]:
-    page = await yard.store.dead_letters.page({}, after=None, limit=20)
-    found = [await yard.store.dead_letters.get(one.dead_letter_id) for one in page.items]
+async def _letters(driver: DispatcherDriver) -> list[DeadLetter]:
+    page = await driver.store.dead_letters.page({}, after=None, limit=20)
+    found = [await driver.store.dead_letters.get(one.dead_letter_id) for one in page.items]
     return [one for one in found if one is not None]
 
 
@@ -146,12 +146,12 @@ def _end_of(owner: ScriptedHost, command: Any) -> bytes:
     return forged.model_dump_json().encode()
 
 
-async def _goes_on(yard: Yard, owner: ScriptedHost, command: Any) -> None:
+async def _goes_on(driver: DispatcherDriver, owner: ScriptedHost, command: Any) -> None:
     """Look that an attempt is untouched, and that its own worker can end it."""
-    running = await yard.operation(command.operation_id)
+    running = await driver.operation(command.operation_id)
     assert (running.state, running.epoch) == (OperationState.RUNNING, command.epoch)
     await owner.finish(command)
-    await yard.operation(command.operation_id, OperationState.SUCCEEDED)
+    await driver.operation(command.operation_id, OperationState.SUCCEEDED)
 
 
 _OF_REPORTS = {"queue": REPORTS_QUEUE.name, "reason": "expired", "count": 1, "exchange": "x"}
@@ -187,22 +187,22 @@ async def test_a_publishers_dead_letter_ends_nothing_and_is_no_report(
     vhost = _vhost(amqp_url)
     await asyncio.to_thread(rabbitmq.ctl, "clear_topic_permissions", "-p", vhost, PUBLISHER)
     await store.models.put(MODEL)
-    yard = Yard(store, broker)
+    driver = DispatcherDriver(store, broker)
     async with scripted_host(broker, OWNER) as owner:
         async with running_dispatcher(store, broker):
-            await yard.submit(Verb.DEPLOY_CREATE)
-            command = await accepted(yard, owner)
+            await driver.submit(Verb.DEPLOY_CREATE)
+            command = await accepted(driver, owner)
         headers = {"CC": [SUBMIT_KEY], **said}
         forged = _end_of(owner, command)
         await publisher.publish(JOBS.name, OWNER, forged, headers=headers, expiration=0.001)
         await _holds(broker, DEAD_QUEUE.name)
         async with running_dispatcher(store, broker):
-            letter = await yard.dead_letter()
+            letter = await driver.dead_letter()
             assert letter.queue == JOBS_QUEUE.name
             assert not letter.from_modelyard
             # It may be replayed, and is a request then: nothing but requests ever is.
             refuse_unless_replayable(letter)
-            await _goes_on(yard, owner, command)
+            await _goes_on(driver, owner, command)
 
 
 async def _holds(broker: Broker, queue: str) -> None:
@@ -216,7 +216,9 @@ async def _holds(broker: Broker, queue: str) -> None:
         await eventually(there, what=f"a message in {queue}")
 
 
-async def test_a_publisher_claims_no_operation_id(yard: Yard, publisher: Stranger) -> None:
+async def test_a_publisher_claims_no_operation_id(
+    driver: DispatcherDriver, publisher: Stranger
+) -> None:
     claimed = new_operation_id()
     request = JobRequest(job_id="j", operation_type=Verb.TERMINATE)
     said = Submission(requests=(SubmittedRequest(operation_id=claimed, request=request),))
@@ -227,10 +229,10 @@ async def test_a_publisher_claims_no_operation_id(yard: Yard, publisher: Strange
         type=SUBMISSION_TYPE,
         message_id="mine",
     )
-    refused = await yard.operation(operation_id_for_key("mine"), OperationState.REJECTED)
+    refused = await driver.operation(operation_id_for_key("mine"), OperationState.REJECTED)
     assert refused.error is not None
     assert refused.error.code is ErrorCode.INVALID_REQUEST
-    assert await yard.store.operations.get(claimed) is None
+    assert await driver.store.operations.get(claimed) is None
 
 
 @pytest.mark.parametrize(
@@ -245,40 +247,42 @@ async def test_a_publisher_claims_no_operation_id(yard: Yard, publisher: Strange
     ],
 )
 async def test_a_publishers_message_is_a_request_whatever_it_calls_itself(
-    yard: Yard, publisher: Stranger, said: dict[str, Any]
+    driver: DispatcherDriver, publisher: Stranger, said: dict[str, Any]
 ) -> None:
     body = b'{"job_id": "j", "operation_type": "TERMINATE"}'
     await publisher.publish(JOBS.name, SUBMIT_KEY, body, message_id="mine", **said)
-    made = await yard.operation(operation_id_for_key("mine"), OperationState.SUCCEEDED)
+    made = await driver.operation(operation_id_for_key("mine"), OperationState.SUCCEEDED)
     assert made.retry_of is None
-    page = await yard.store.operations.page({}, after=None, limit=9)
+    page = await driver.store.operations.page({}, after=None, limit=9)
     assert len(page.items) == 1
 
 
 @pytest.mark.parametrize("key", [OWNER, THIEF])
-async def test_a_worker_reports_on_no_other_host(yard: Yard, thief: Stranger, key: str) -> None:
-    async with scripted_host(yard.broker, OWNER) as owner:
-        await yard.submit(Verb.DEPLOY_CREATE)
-        command = await accepted(yard, owner)
-        await enrol(yard.broker, THIEF)
+async def test_a_worker_reports_on_no_other_host(
+    driver: DispatcherDriver, thief: Stranger, key: str
+) -> None:
+    async with scripted_host(driver.broker, OWNER) as owner:
+        await driver.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(driver, owner)
+        await enrol(driver.broker, THIEF)
         await thief.publish(REPORTS.name, key, _end_of(owner, command))
-        letter = await yard.dead_letter()
+        letter = await driver.dead_letter()
         expected = ErrorCode.FORBIDDEN if key == OWNER else ErrorCode.INVALID_REQUEST
         assert (letter.reason, letter.sender) == (expected, f"worker-{THIEF}")
         with pytest.raises(ModelyardError, match="asked for lost reports again"):
             refuse_unless_replayable(letter)
-        await _goes_on(yard, owner, command)
+        await _goes_on(driver, owner, command)
 
 
 @pytest.mark.parametrize("said", ["boot", "inventory", "question"])
 async def test_a_worker_neither_boots_nor_looks_in_the_name_of_another(
-    yard: Yard, thief: Stranger, said: str
+    driver: DispatcherDriver, thief: Stranger, said: str
 ) -> None:
     """A boot would end everything that runs there; an empty look would fail its jobs."""
     engine = EngineFacts(version="20.10", api_version="1.41")
-    async with scripted_host(yard.broker, OWNER) as owner:
-        await yard.submit(Verb.DEPLOY_CREATE)
-        command = await accepted(yard, owner)
+    async with scripted_host(driver.broker, OWNER) as owner:
+        await driver.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(driver, owner)
         forged = WorkerReports(
             host_id=OWNER,
             incarnation=owner.incarnation if said == "inventory" else "stolen",
@@ -288,16 +292,18 @@ async def test_a_worker_neither_boots_nor_looks_in_the_name_of_another(
         )
         kind = OVERDUE_REPORTS_TYPE if said == "question" else None
         await thief.publish(REPORTS.name, OWNER, forged.model_dump_json().encode(), type=kind)
-        assert (await yard.dead_letter()).reason == ErrorCode.FORBIDDEN
-        host = await yard.store.hosts.get(OWNER)
+        assert (await driver.dead_letter()).reason == ErrorCode.FORBIDDEN
+        host = await driver.store.hosts.get(OWNER)
         assert host is not None
         assert (host.incarnation, host.slots) == (owner.incarnation, 4)
-        await _goes_on(yard, owner, command)
+        await _goes_on(driver, owner, command)
 
 
-async def test_a_worker_gives_no_sign_of_life_for_another(yard: Yard, thief: Stranger) -> None:
-    async with scripted_host(yard.broker, OWNER):
-        await eventually(lambda: yard.store.hosts.get(OWNER))
+async def test_a_worker_gives_no_sign_of_life_for_another(
+    driver: DispatcherDriver, thief: Stranger
+) -> None:
+    async with scripted_host(driver.broker, OWNER):
+        await eventually(lambda: driver.store.hosts.get(OWNER))
         beat = Heartbeat(host_id=OWNER, incarnation="stolen", slots=40, labels={})
         hello = HostHello(host_id="h9", incarnation="stolen")
         own = Heartbeat(host_id=THIEF, incarnation="own", slots=1, labels={})
@@ -313,15 +319,15 @@ async def test_a_worker_gives_no_sign_of_life_for_another(yard: Yard, thief: Str
                 return len(refused) == 2
 
             await eventually(both, what="two refusals")
-        host = await yard.store.hosts.get(OWNER)
+        host = await driver.store.hosts.get(OWNER)
         assert host is not None
         assert host.slots == 4
-        assert not await yard.broker.has_queues([host_queue("h9").name])
+        assert not await driver.broker.has_queues([host_queue("h9").name])
 
 
 @pytest.mark.parametrize("signs", [True, False])
 async def test_a_worker_makes_no_dead_letter(
-    yard: Yard, users: Users, amqp_url: str, *, signs: bool
+    driver: DispatcherDriver, users: Users, amqp_url: str, *, signs: bool
 ) -> None:
     """So that each letter without our headers comes from RabbitMQ itself."""
     user = f"worker-{THIEF}"
@@ -335,37 +341,41 @@ async def test_a_worker_makes_no_dead_letter(
             message_id="claimed",
             headers={"x-death": [death]},
         )
-    assert await yard.store.operations.get(operation_id_for_key("claimed")) is None
+    assert await driver.store.operations.get(operation_id_for_key("claimed")) is None
 
 
 @pytest.mark.parametrize("reason", ["invalid_json", "no code of ours", None])
 async def test_a_command_that_its_worker_could_not_read_is_a_dead_letter(
-    yard: Yard, users: Users, amqp_url: str, reason: str | None
+    driver: DispatcherDriver, users: Users, amqp_url: str, reason: str | None
 ) -> None:
-    await enrol(yard.broker, OWNER)
+    await enrol(driver.broker, OWNER)
     user = f"worker-{OWNER}"
     own = Stranger(users.url(user, _vhost(amqp_url)), user, signs=True)
     said = {REASON_HEADER: reason, DETAIL_HEADER: "It has no commands."} if reason else {}
     said |= {QUEUE_HEADER: JOBS_QUEUE.name, SENDER_HEADER: "gateway"}
     await own.publish(REPORTS.name, OWNER, b"{", type=UNREADABLE_TYPE, headers=said)
-    letter = await yard.dead_letter()
+    letter = await driver.dead_letter()
     assert (letter.queue, letter.sender) == (host_queue(OWNER).name, user)
     assert not letter.from_modelyard
     assert letter.reason == (reason if reason == "invalid_json" else "invalid_request")
     assert letter.detail == ("It has no commands." if reason else "The worker did not say why.")
 
 
-async def test_a_worker_returns_no_command_of_another_host(yard: Yard, thief: Stranger) -> None:
-    await enrol(yard.broker, OWNER)
+async def test_a_worker_returns_no_command_of_another_host(
+    driver: DispatcherDriver, thief: Stranger
+) -> None:
+    await enrol(driver.broker, OWNER)
     await thief.publish(REPORTS.name, OWNER, b"{", type=UNREADABLE_TYPE)
-    assert (await yard.dead_letter()).reason == ErrorCode.FORBIDDEN
+    assert (await driver.dead_letter()).reason == ErrorCode.FORBIDDEN
 
 
-async def test_a_report_on_a_job_that_is_not_the_operations_is_no_fact(yard: Yard) -> None:
+async def test_a_report_on_a_job_that_is_not_the_operations_is_no_fact(
+    driver: DispatcherDriver,
+) -> None:
     """Else a worker could tell all subscribers whatever it likes of others' jobs."""
-    async with scripted_host(yard.broker, OWNER) as owner:
-        await yard.submit(Verb.DEPLOY_CREATE)
-        command = await accepted(yard, owner)
+    async with scripted_host(driver.broker, OWNER) as owner:
+        await driver.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(driver, owner)
         forged = owner.made(command, OperationState.SUCCEEDED, seq=5)
         for other in ({"job_id": "victim"}, {"generation": 9}):
             message = WorkerReports(
@@ -373,18 +383,20 @@ async def test_a_report_on_a_job_that_is_not_the_operations_is_no_fact(yard: Yar
                 incarnation=owner.incarnation,
                 operations=(forged.model_copy(update=other),),
             )
-            await yard.broker.publish(REPORTS, OWNER, message.model_dump_json().encode())
-        await fenced_off(yard, OWNER, {"other_job": 1})
-        await _goes_on(yard, owner, command)
-        events = await yard.store.events.of_operation(command.operation_id)
+            await driver.broker.publish(REPORTS, OWNER, message.model_dump_json().encode())
+        await fenced_off(driver, OWNER, {"other_job": 1})
+        await _goes_on(driver, owner, command)
+        events = await driver.store.events.of_operation(command.operation_id)
         facts = [one for one in events if one.type != "operation.stale_report"]
         assert {one.job_id for one in facts} == {"job-1"}
 
 
-async def test_a_host_is_enrolled_by_its_own_workers_hello(yard: Yard, thief: Stranger) -> None:
+async def test_a_host_is_enrolled_by_its_own_workers_hello(
+    driver: DispatcherDriver, thief: Stranger
+) -> None:
     """The worker needs no right to declare anything; what it gets is its own host's."""
     hello = HostHello(host_id=THIEF, incarnation="own").model_dump_json().encode()
     wanted = [queue.name for queue in queues_of_host(THIEF)]
-    assert not await yard.broker.has_queues(wanted)
+    assert not await driver.broker.has_queues(wanted)
     await thief.publish(HEARTBEATS.name, "", hello, type=HELLO_TYPE)
-    await eventually(lambda: yard.broker.has_queues(wanted), what="the queues of the host")
+    await eventually(lambda: driver.broker.has_queues(wanted), what="the queues of the host")

@@ -22,7 +22,7 @@ import pytest
 from deploy.local.ports import free_port
 from gateway.http import connections
 from gateway.http.connections import ConnectionLimits
-from tests.support.gateway import Backstage, serving
+from tests.support.gateway import ServedGateway, serving
 from tests.support.waiting import eventually
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -31,17 +31,17 @@ LONG = ConnectionLimits(max_open=40, header_s=60.0, idle_s=60, write_s=60.0)
 
 
 @pytest.fixture
-async def hasty(mongo_url: str, amqp_url: str) -> AsyncIterator[Backstage]:
+async def hasty(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
     """Serve a gateway that waits for nobody."""
-    async with serving(mongo_url, amqp_url, limits=SHORT) as backstage:
-        yield backstage
+    async with serving(mongo_url, amqp_url, limits=SHORT) as served:
+        yield served
 
 
 @pytest.fixture
-async def patient(mongo_url: str, amqp_url: str) -> AsyncIterator[Backstage]:
+async def patient(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
     """Serve a gateway that waits for long, but for few."""
-    async with serving(mongo_url, amqp_url, limits=LONG) as backstage:
-        yield backstage
+    async with serving(mongo_url, amqp_url, limits=LONG) as served:
+        yield served
 
 
 class Wire:
@@ -95,12 +95,12 @@ def problem_in(answer: bytes) -> tuple[int, str]:
 # --- each wait ends ---
 
 
-async def test_a_connection_that_says_nothing_is_closed(hasty: Backstage) -> None:
+async def test_a_connection_that_says_nothing_is_closed(hasty: ServedGateway) -> None:
     async with wire(hasty.url) as silent:
         assert await silent.rest() == b""
 
 
-async def test_a_header_that_comes_byte_by_byte_is_cut_off_in_time(hasty: Backstage) -> None:
+async def test_a_header_that_comes_byte_by_byte_is_cut_off_in_time(hasty: ServedGateway) -> None:
     async with wire(hasty.url) as slow:
         began = time.monotonic()
 
@@ -118,7 +118,7 @@ async def test_a_header_that_comes_byte_by_byte_is_cut_off_in_time(hasty: Backst
         assert time.monotonic() - began < 5
 
 
-async def test_half_a_second_request_is_cut_off_as_the_first(hasty: Backstage) -> None:
+async def test_half_a_second_request_is_cut_off_as_the_first(hasty: ServedGateway) -> None:
     async with wire(hasty.url) as slow:
         await slow.send(GET)
         assert (await slow.answer())[0] == 200
@@ -126,14 +126,14 @@ async def test_half_a_second_request_is_cut_off_as_the_first(hasty: Backstage) -
         assert problem_in(await slow.rest()) == (408, "invalid_request")
 
 
-async def test_a_connection_that_asks_nothing_more_is_closed(hasty: Backstage) -> None:
+async def test_a_connection_that_asks_nothing_more_is_closed(hasty: ServedGateway) -> None:
     async with wire(hasty.url) as kept:
         await kept.send(GET)
         assert (await kept.answer())[0] == 200
         assert await kept.rest() == b""
 
 
-async def test_the_rest_of_a_refused_body_is_not_waited_for(hasty: Backstage) -> None:
+async def test_the_rest_of_a_refused_body_is_not_waited_for(hasty: ServedGateway) -> None:
     async with wire(hasty.url) as slow:
         head = b"POST /v1/hosts/h/cordon HTTP/1.1\r\nHost: localhost\r\n"
         await slow.send(head + b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
@@ -141,7 +141,7 @@ async def test_the_rest_of_a_refused_body_is_not_waited_for(hasty: Backstage) ->
         assert await slow.rest() == b""
 
 
-async def test_a_request_that_is_waited_for_outlives_every_limit(hasty: Backstage) -> None:
+async def test_a_request_that_is_waited_for_outlives_every_limit(hasty: ServedGateway) -> None:
     operation_id = await hasty.accepted()
     began = time.monotonic()
     polled = await hasty.client.get(f"/v1/operations/{operation_id}?wait=3")
@@ -149,7 +149,7 @@ async def test_a_request_that_is_waited_for_outlives_every_limit(hasty: Backstag
     assert time.monotonic() - began > 2.5
 
 
-async def test_who_does_not_read_the_answer_is_cut_off(hasty: Backstage) -> None:
+async def test_who_does_not_read_the_answer_is_cut_off(hasty: ServedGateway) -> None:
     operation_id = await hasty.accepted()
     await hasty.finish(operation_id, result_json=json.dumps("x" * (15 << 20)))
     async with AsyncExitStack() as stack:
@@ -167,7 +167,7 @@ async def test_who_does_not_read_the_answer_is_cut_off(hasty: Backstage) -> None
         await eventually(gone, what="readers that were cut off", within_s=15)
 
 
-async def test_who_reads_slowly_but_reads_gets_the_whole_answer(hasty: Backstage) -> None:
+async def test_who_reads_slowly_but_reads_gets_the_whole_answer(hasty: ServedGateway) -> None:
     operation_id = await hasty.accepted()
     result = json.dumps("x" * (8 << 20))
     await hasty.finish(operation_id, result_json=result)
@@ -197,7 +197,7 @@ def _reset(one: Wire) -> None:
 
 
 async def test_requests_that_wait_end_as_soon_as_their_clients_have_gone(
-    patient: Backstage,
+    patient: ServedGateway,
 ) -> None:
     operation_id = await patient.accepted()
     await patient.client.aclose()
@@ -233,20 +233,20 @@ async def test_requests_that_wait_end_as_soon_as_their_clients_have_gone(
 async def test_beyond_the_limit_of_waiting_requests_the_answer_comes_at_once(
     mongo_url: str, amqp_url: str
 ) -> None:
-    async with serving(mongo_url, amqp_url, max_waiting=2) as yard:
-        path = f"/v1/operations/{await yard.accepted()}"
-        waiting = [asyncio.create_task(yard.client.get(f"{path}?wait=60")) for _ in range(2)]
-        await yard.has_waiters(2)
+    async with serving(mongo_url, amqp_url, max_waiting=2) as served:
+        path = f"/v1/operations/{await served.accepted()}"
+        waiting = [asyncio.create_task(served.client.get(f"{path}?wait=60")) for _ in range(2)]
+        await served.has_waiters(2)
         async with asyncio.timeout(10):
-            polled = await yard.client.get(f"{path}?wait=60")
+            polled = await served.client.get(f"{path}?wait=60")
             body = {"job_id": "j", "operation_type": "TERMINATE"}
-            submitted = await yard.submit(body, Prefer="wait=60")
-            cancelled = await yard.client.post(f"{path}/cancel?wait=60")
+            submitted = await served.submit(body, Prefer="wait=60")
+            cancelled = await served.client.post(f"{path}/cancel?wait=60")
         assert (polled.status_code, polled.json()["state"]) == (200, "QUEUED")
         assert submitted.status_code == cancelled.status_code == 202
         assert polled.headers["Retry-After"] == submitted.headers["Retry-After"] == "1"
         assert "Preference-Applied" not in submitted.headers
-        assert yard.gateway.waiters.waiting == 2
+        assert served.gateway.waiters.waiting == 2
         for one in waiting:
             one.cancel()
         await asyncio.wait(waiting)
@@ -256,7 +256,7 @@ async def test_beyond_the_limit_of_waiting_requests_the_answer_comes_at_once(
 
 
 async def test_300_idle_and_half_open_connections_do_not_keep_a_request_out(
-    patient: Backstage, capsys: pytest.CaptureFixture[str]
+    patient: ServedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with AsyncExitStack() as stack:
         for n in range(300):
@@ -275,7 +275,7 @@ async def test_300_idle_and_half_open_connections_do_not_keep_a_request_out(
 
 
 async def test_requests_that_are_served_never_give_way_and_a_new_one_is_told_so(
-    patient: Backstage,
+    patient: ServedGateway,
 ) -> None:
     operation_id = await patient.accepted()
     await patient.client.aclose()
@@ -298,38 +298,38 @@ async def test_clients_that_read_an_answer_never_give_way_but_those_that_stopped
     mongo_url: str, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = dataclasses.replace(LONG, max_open=4)
-    async with serving(mongo_url, amqp_url, limits=few) as yard, AsyncExitStack() as stack:
-        operation_id = await yard.accepted()
+    async with serving(mongo_url, amqp_url, limits=few) as served, AsyncExitStack() as stack:
+        operation_id = await served.accepted()
         result = json.dumps("x" * (8 << 20))
-        await yard.finish(operation_id, result_json=result)
-        await yard.client.aclose()
+        await served.finish(operation_id, result_json=result)
+        await served.client.aclose()
         path = f"/v1/operations/{operation_id}/result"
         head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        readers = [await stack.enter_async_context(wire(yard.url)) for _ in range(few.max_open)]
+        readers = [await stack.enter_async_context(wire(served.url)) for _ in range(few.max_open)]
         for one in readers:
             await one.send(head.encode())
             await one.reader.readexactly(100)
 
         async def written() -> bool:
-            return all(one.flow.write_paused for one in yard.server.connections.of())
+            return all(one.flow.write_paused for one in served.server.connections.of())
 
         await eventually(written, what="answers that wait for their readers")
-        async with wire(yard.url) as late:
+        async with wire(served.url) as late:
             assert problem_in(await late.rest()) == (503, "unavailable")
         reading = readers.pop()
         assert (await reading.rest(within_s=60)).endswith(result.encode())
 
-        again = await stack.enter_async_context(wire(yard.url))
+        again = await stack.enter_async_context(wire(served.url))
         await again.send(head.encode())
         monkeypatch.setattr(connections, "STALLED_S", 0.0)
         await eventually(written, what="answers that wait for their readers")
-        async with wire(yard.url) as late:
+        async with wire(served.url) as late:
             await late.send(GET)
             assert (await late.answer())[0] == 200
 
 
 async def test_the_address_with_the_most_idle_connections_gives_way_first(
-    patient: Backstage,
+    patient: ServedGateway,
 ) -> None:
     port = httpx2.URL(patient.url).port
     reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
@@ -395,7 +395,7 @@ CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(REQUEST), REQUEST)
     ],
 )
 async def test_what_two_servers_may_read_in_two_ways_is_400_and_the_end(
-    patient: Backstage, request_: bytes
+    patient: ServedGateway, request_: bytes
 ) -> None:
     async with wire(patient.url) as other:
         await other.send(request_)
@@ -404,14 +404,14 @@ async def test_what_two_servers_may_read_in_two_ways_is_400_and_the_end(
 
 
 @pytest.mark.parametrize("pad", [b"X-Pad: " + b"x" * 20_000, b"\r\n".join([b"X: y"] * 5_000)])
-async def test_a_header_that_is_too_large_is_431(patient: Backstage, pad: bytes) -> None:
+async def test_a_header_that_is_too_large_is_431(patient: ServedGateway, pad: bytes) -> None:
     async with wire(patient.url) as other:
         await other.send(_post(SIZED, pad))
         assert problem_in(await other.rest()) == (431, "invalid_request")
 
 
 async def test_an_error_in_the_middle_of_a_body_ends_only_its_own_connection(
-    patient: Backstage,
+    patient: ServedGateway,
 ) -> None:
     async with wire(patient.url) as other:
         await other.send(_post(b"Transfer-Encoding: chunked", body=b"5\r\n{}   \r\n"))
@@ -420,7 +420,7 @@ async def test_an_error_in_the_middle_of_a_body_ends_only_its_own_connection(
     assert (await patient.client.get("/livez")).status_code == 200
 
 
-async def test_requests_behind_one_another_are_answered_in_order(patient: Backstage) -> None:
+async def test_requests_behind_one_another_are_answered_in_order(patient: ServedGateway) -> None:
     async with wire(patient.url) as other:
         second = _post(SIZED)
         third = _post(b"Transfer-Encoding: chunked", body=CHUNKED)
@@ -431,7 +431,7 @@ async def test_requests_behind_one_another_are_answered_in_order(patient: Backst
         assert statuses == [200, 202, 202, 202, 200]
 
 
-async def test_what_comes_behind_a_refusal_is_not_read(patient: Backstage) -> None:
+async def test_what_comes_behind_a_refusal_is_not_read(patient: ServedGateway) -> None:
     async with wire(patient.url) as other:
         await other.send(_post(SIZED, SIZED) + _post(SIZED))
         assert (await other.rest()).count(b"HTTP/1.1 4") == 1

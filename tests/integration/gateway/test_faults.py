@@ -17,7 +17,7 @@ from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE, SUBMIT_KEY, Queue
 from modelyard.store import Store
-from tests.support.gateway import Backstage, frozen, messages, problem, serving
+from tests.support.gateway import ServedGateway, frozen, messages, problem, serving
 from tests.support.waiting import eventually
 
 Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
@@ -26,35 +26,35 @@ REQUEST = {"job_id": "j-1", "operation_type": "TERMINATE"}
 
 
 @pytest.fixture
-async def yard(mongo_url: str, amqp_url: str) -> AsyncIterator[Backstage]:
-    async with serving(mongo_url, amqp_url) as backstage:
-        await backstage.accepted()
-        yield backstage
+async def served(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
+    async with serving(mongo_url, amqp_url) as served:
+        await served.accepted()
+        yield served
 
 
-async def timed(yard: Backstage) -> tuple[httpx2.Response, float]:
+async def timed(served: ServedGateway) -> tuple[httpx2.Response, float]:
     began = time.monotonic()
-    answer = await yard.submit(REQUEST)
+    answer = await served.submit(REQUEST)
     return answer, time.monotonic() - began
 
 
-async def healed(yard: Backstage) -> None:
+async def healed(served: ServedGateway) -> None:
     async def ready() -> bool:
-        answer = await yard.client.get("/readyz")
+        answer = await served.client.get("/readyz")
         return answer.status_code == 200 and answer.json()["status"] == "ready"
 
     await eventually(ready, within_s=40, what="a ready gateway")
 
 
 async def test_a_frozen_database_holds_nobody_for_longer_than_a_second_and_then_nobody_at_all(
-    yard: Backstage, mongodb: MongoDB
+    served: ServedGateway, mongodb: MongoDB
 ) -> None:
-    await yard.published(1)
+    await served.published(1)
     with frozen(mongodb):
-        first, first_s = await timed(yard)
-        second, second_s = await timed(yard)
-        read = await yard.client.get("/v1/operations")
-        ready = await yard.client.get("/readyz")
+        first, first_s = await timed(served)
+        second, second_s = await timed(served)
+        read = await served.client.get("/v1/operations")
+        ready = await served.client.get("/readyz")
     assert (first.status_code, second.status_code) == (202, 202)
     assert first_s < 1.6
     assert second_s < 0.5
@@ -62,33 +62,33 @@ async def test_a_frozen_database_holds_nobody_for_longer_than_a_second_and_then_
     assert problem(read)["code"] == "unavailable"
     assert read.headers["Retry-After"] == "1"
     assert ready.json() == {"status": "degraded", "parts": {"rabbitmq": "up", "mongodb": "down"}}
-    submissions = await yard.published(2)
+    submissions = await served.published(2)
     named = {one.operation_id for each in submissions for one in each.requests}
     assert named == {first.json()["operation_id"], second.json()["operation_id"]}
-    await healed(yard)
-    assert (await yard.client.get(f"/v1/operations/{await yard.accepted()}")).status_code == 200
+    await healed(served)
+    assert (await served.client.get(f"/v1/operations/{await served.accepted()}")).status_code == 200
 
 
-async def test_a_frozen_broker_leaves_the_record(yard: Backstage, rabbitmq: RabbitMQ) -> None:
+async def test_a_frozen_broker_leaves_the_record(served: ServedGateway, rabbitmq: RabbitMQ) -> None:
     with frozen(rabbitmq):
-        first, first_s = await timed(yard)
-        second, second_s = await timed(yard)
-        read = await yard.client.get(second.headers["Location"])
+        first, first_s = await timed(served)
+        second, second_s = await timed(served)
+        read = await served.client.get(second.headers["Location"])
     assert (first.status_code, second.status_code) == (202, 202)
     assert first_s < 1.6
     assert second_s < 0.5
     assert read.json()["state"] == "QUEUED"
-    await healed(yard)
+    await healed(served)
 
 
 async def test_with_both_frozen_the_answer_is_503_within_two_seconds_until_they_are_back(
-    yard: Backstage, rabbitmq: RabbitMQ, mongodb: MongoDB
+    served: ServedGateway, rabbitmq: RabbitMQ, mongodb: MongoDB
 ) -> None:
     with frozen(rabbitmq, mongodb):
-        outcomes = await asyncio.gather(*(timed(yard) for _ in range(20)))
-        later, later_s = await timed(yard)
-        ready = await yard.client.get("/readyz")
-        alive = await yard.client.get("/livez")
+        outcomes = await asyncio.gather(*(timed(served) for _ in range(20)))
+        later, later_s = await timed(served)
+        ready = await served.client.get("/readyz")
+        alive = await served.client.get("/livez")
     for answer, seconds in [*outcomes, (later, later_s)]:
         assert answer.status_code == 503
         assert seconds < 2
@@ -98,53 +98,53 @@ async def test_with_both_frozen_the_answer_is_503_within_two_seconds_until_they_
     assert ready.status_code == 503
     assert problem(ready)["parts"] == {"rabbitmq": "down", "mongodb": "down"}
     assert alive.status_code == 200
-    await healed(yard)
-    answer, _ = await timed(yard)
+    await healed(served)
+    answer, _ = await timed(served)
     assert answer.status_code == 202
 
 
 async def test_a_blocked_broker_is_noticed_and_noticed_to_be_back(
-    yard: Backstage, rabbitmq: RabbitMQ, mongodb: MongoDB
+    served: ServedGateway, rabbitmq: RabbitMQ, mongodb: MongoDB
 ) -> None:
     watermark = ("set_vm_memory_high_watermark",)
     await asyncio.to_thread(rabbitmq.ctl, *watermark, "0.000001")
     try:
-        recorded, _ = await timed(yard)
+        recorded, _ = await timed(served)
         with frozen(mongodb):
-            refused, seconds = await timed(yard)
+            refused, seconds = await timed(served)
     finally:
         await asyncio.to_thread(rabbitmq.ctl, *watermark, "0.4")
     assert recorded.status_code == 202
     assert refused.status_code == 503
     assert seconds < 2
-    await healed(yard)
+    await healed(served)
 
 
 async def test_a_repeat_that_was_answered_503_becomes_one_operation(
-    yard: Backstage, rabbitmq: RabbitMQ, mongodb: MongoDB
+    served: ServedGateway, rabbitmq: RabbitMQ, mongodb: MongoDB
 ) -> None:
     headers = {"Idempotency-Key": "k"}
     with frozen(rabbitmq, mongodb):
-        assert (await yard.submit(REQUEST, **headers)).status_code == 503
-    await healed(yard)
-    answer = await yard.submit(REQUEST, **headers)
+        assert (await served.submit(REQUEST, **headers)).status_code == 503
+    await healed(served)
+    answer = await served.submit(REQUEST, **headers)
     assert answer.status_code == 202
-    page = (await yard.client.get("/v1/operations?job_id=j-1")).json()
+    page = (await served.client.get("/v1/operations?job_id=j-1")).json()
     assert [one["operation_id"] for one in page["operations"]] == [answer.json()["operation_id"]]
 
 
 async def test_a_queue_that_was_deleted_is_declared_again(
-    yard: Backstage, amqp_url: str, rabbitmq: RabbitMQ
+    served: ServedGateway, amqp_url: str, rabbitmq: RabbitMQ
 ) -> None:
     vhost = amqp_url.rpartition("/")[2]
     await asyncio.to_thread(rabbitmq.ctl, "-p", vhost, "delete_queue", JOBS_QUEUE.name)
-    answer, _ = await timed(yard)
+    answer, _ = await timed(served)
     assert answer.status_code == 202  # MongoDB has it
 
     async def there() -> bool:
-        assert (await yard.submit(REQUEST)).status_code == 202
+        assert (await served.submit(REQUEST)).status_code == 202
         try:
-            return await yard.broker.message_count(JOBS_QUEUE.name) > 0
+            return await served.broker.message_count(JOBS_QUEUE.name) > 0
         except BrokerUnavailableError:
             return False
 
@@ -410,8 +410,10 @@ async def test_a_queue_with_other_arguments_ends_it_with_a_sentence(
     assert "Traceback" not in told.decode()
 
 
-async def test_a_port_that_is_taken_ends_it_with_a_sentence(start: Start, yard: Backstage) -> None:
-    port = yard.url.rpartition(":")[2]
+async def test_a_port_that_is_taken_ends_it_with_a_sentence(
+    start: Start, served: ServedGateway
+) -> None:
+    port = served.url.rpartition(":")[2]
     process = await start(MODELYARD_GATEWAY_PORT=port)
     _, told = await process.communicate()
     assert process.returncode == 1

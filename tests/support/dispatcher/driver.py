@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 MODEL = ModelSpec(name="m-131", image="x/y", profile=Profile.OPEN_INFERENCE, port=8080)
 
 
-class Yard:
+class DispatcherDriver:
     """A running dispatcher and the ways to talk to it."""
 
     def __init__(self, store: Store, broker: Broker) -> None:

@@ -14,7 +14,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import REPORTS, Exchange, Queue, control_queue, host_queue
-from tests.support.worker.bench import HOST
+from tests.support.worker.harness import HOST
 from worker.session.enrolment import EnrolmentClient
 from worker.session.reporter import Reporter
 

@@ -19,8 +19,8 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import OperationState, Phase, Verb
 from tests.support.waiting import eventually
-from tests.support.worker.bench import HOST, Bench
 from tests.support.worker.broker import FakeBroker, delivery_of
+from tests.support.worker.harness import HOST, VerbHarness
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker, build_operations
 from worker.settings import WorkerSettings
@@ -32,8 +32,8 @@ CLEANUP_RETRY_S = 0.05
 class Host:
     """One worker, and the words that a dispatcher says to it."""
 
-    def __init__(self, bench: Bench | None = None, **service: Any) -> None:
-        self.bench = bench or Bench()
+    def __init__(self, harness: VerbHarness | None = None, **service: Any) -> None:
+        self.harness = harness or VerbHarness()
         self.broker = FakeBroker()
         self.stop = asyncio.Event()
         with pytest.MonkeyPatch.context() as patch:
@@ -42,8 +42,8 @@ class Host:
             self.service = Worker(
                 WorkerSettings(host_id=HOST, worker_allowed_images=("*",)),
                 broker=self.broker,
-                runtime=self.bench.runtime,
-                server=ModelServer(http_client(self.bench.runtime.transport)),
+                runtime=self.harness.runtime,
+                server=ModelServer(http_client(self.harness.runtime.transport)),
                 **service,
             )
 
@@ -52,12 +52,12 @@ class Host:
         """Those that were announced, in order."""
         return [it.incarnation for it in self.broker.messages if it.online is not None]
 
-    async def online(self, terms: int = 1) -> None:
+    async def online(self, incarnations: int = 1) -> None:
         """Return once it has announced itself so often and listens."""
 
         async def there() -> bool:
             return (
-                len(self.incarnations) >= terms
+                len(self.incarnations) >= incarnations
                 and self.broker.attached == 1
                 and self.broker.control is not None
             )
@@ -117,7 +117,7 @@ class Host:
 
     async def done(self, verb: Verb, **more: Any) -> OperationReport:
         """Send one command and return its end, which has to be a success."""
-        command = self.bench.command(verb, **more)
+        command = self.harness.command(verb, **more)
         await self.send(command)
         end = await self.ended(command)
         assert end.state is OperationState.SUCCEEDED
@@ -125,10 +125,10 @@ class Host:
 
 
 @asynccontextmanager
-async def running_host(bench: Bench | None = None, **service: Any) -> AsyncIterator[Host]:
+async def running_host(harness: VerbHarness | None = None, **service: Any) -> AsyncIterator[Host]:
     """Run a worker; it is stopped at the end, at once and without a word."""
     async with asyncio.timeout(30):
-        host = Host(bench, **service)
+        host = Host(harness, **service)
         running = asyncio.create_task(host.service.run(host.stop))
         try:
             yield host

@@ -20,7 +20,7 @@ from modelyard.contract.states import Verb
 from modelyard.contract.topology import HOSTS, REPORTS_QUEUE
 from tests.support.dispatcher.enrolled import enrol
 from tests.support.waiting import eventually
-from tests.support.worker.bench import HOST, Bench
+from tests.support.worker.harness import HOST, VerbHarness
 from tests.support.worker.scripted_engine import ScriptedEngine, scripted_engine
 from worker.engine.labels import ContainerLabels
 
@@ -46,7 +46,7 @@ def children_of(process: subprocess.Popen[bytes]) -> list[int]:
     return [int(pid) for pid in listed.split()]
 
 
-class Yard:
+class WorkerProcess:
     """A worker process, the engine that it drives and what it reports."""
 
     def __init__(self, engine: ScriptedEngine, broker: Broker, folder: Path, amqp_url: str) -> None:
@@ -148,10 +148,10 @@ class Yard:
 
 
 @asynccontextmanager
-async def yard_on(folder: Path, broker: Broker, amqp_url: str) -> AsyncIterator[Yard]:
+async def worker_on(folder: Path, broker: Broker, amqp_url: str) -> AsyncIterator[WorkerProcess]:
     await enrol(broker, HOST)
     async with scripted_engine(folder) as (engine, _), asyncio.TaskGroup() as tasks:
-        made = Yard(engine, broker, folder, amqp_url)
+        made = WorkerProcess(engine, broker, folder, amqp_url)
         collecting = tasks.create_task(made.collect())
         try:
             yield made
@@ -161,16 +161,16 @@ async def yard_on(folder: Path, broker: Broker, amqp_url: str) -> AsyncIterator[
 
 
 @pytest.fixture
-async def yard(tmp_path: Path, broker: Broker, amqp_url: str) -> AsyncIterator[Yard]:
-    async with asyncio.timeout(90), yard_on(tmp_path, broker, amqp_url) as made:
+async def worker(tmp_path: Path, broker: Broker, amqp_url: str) -> AsyncIterator[WorkerProcess]:
+    async with asyncio.timeout(90), worker_on(tmp_path, broker, amqp_url) as made:
         yield made
 
 
-async def watchdog_of(yard: Yard, process: subprocess.Popen[bytes]) -> int:
+async def watchdog_of(worker: WorkerProcess, process: subprocess.Popen[bytes]) -> int:
     """Return the watchdog's process id, once it has heard of the lease."""
 
     async def noted() -> int | None:
-        return next(iter(children_of(process)), None) if [*yard.notes.glob("*.lease")] else None
+        return next(iter(children_of(process)), None) if [*worker.notes.glob("*.lease")] else None
 
     return await eventually(noted, what="the watchdog")
 
@@ -194,159 +194,165 @@ async def ended(pid: int) -> None:
     await eventually(gone, what="the end of the watchdog")
 
 
-async def test_a_worker_that_is_told_to_stop_leaves_nothing_open(yard: Yard) -> None:
-    process = yard.start()
-    incarnation = await yard.online()
-    yard.engine.answers["GET /networks"] = yard.engine.hang
-    command = Bench().command(CREATE)
-    yard.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = {"Id": "sha256:1"}
-    await yard.send(command, incarnation)
-    await yard.asked("GET /images/docker.io/modelyard/probe:local/json")
-    watchdog = await watchdog_of(yard, process)
+async def test_a_worker_that_is_told_to_stop_leaves_nothing_open(worker: WorkerProcess) -> None:
+    process = worker.start()
+    incarnation = await worker.online()
+    worker.engine.answers["GET /networks"] = worker.engine.hang
+    command = VerbHarness().command(CREATE)
+    worker.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = {"Id": "sha256:1"}
+    await worker.send(command, incarnation)
+    await worker.asked("GET /images/docker.io/modelyard/probe:local/json")
+    watchdog = await watchdog_of(worker, process)
     began = time.monotonic()
     process.terminate()
     assert await code_of(process, within_s=25.0) == 0
     assert time.monotonic() - began > 10  # what ran got its time
-    said = yard.log.read_text()
+    said = worker.log.read_text()
     assert not [words for words in LEFT_OPEN if words in said], said
-    assert not any(it.state.terminal for it in yard.reports_of(command))
+    assert not any(it.state.terminal for it in worker.reports_of(command))
     await ended(watchdog)
-    assert not any(it.endswith("/stop") for it in yard.engine.asked)
+    assert not any(it.endswith("/stop") for it in worker.engine.asked)
 
 
-async def test_what_may_be_made_elsewhere_outlives_no_worker_that_stays_away(yard: Yard) -> None:
-    yard.holds_strict()
-    process = yard.start("0.3", "8.0", "10.0")
-    await yard.online()
-    watchdog = await watchdog_of(yard, process)
+async def test_what_may_be_made_elsewhere_outlives_no_worker_that_stays_away(
+    worker: WorkerProcess,
+) -> None:
+    worker.holds_strict()
+    process = worker.start("0.3", "8.0", "10.0")
+    await worker.online()
+    watchdog = await watchdog_of(worker, process)
     process.terminate()
     assert await code_of(process) == 0
-    assert not any(it.endswith("/stop") for it in yard.engine.asked)
-    await yard.strict_is_stopped()
+    assert not any(it.endswith("/stop") for it in worker.engine.asked)
+    await worker.strict_is_stopped()
     await ended(watchdog)
 
 
-async def test_a_worker_with_nothing_to_do_stops_at_once(yard: Yard) -> None:
-    process = yard.start()
-    await yard.online()
+async def test_a_worker_with_nothing_to_do_stops_at_once(worker: WorkerProcess) -> None:
+    process = worker.start()
+    await worker.online()
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert await code_of(process) == 0
     assert time.monotonic() - began < 8
-    said = yard.log.read_text()
+    said = worker.log.read_text()
     assert not [words for words in LEFT_OPEN if words in said], said
 
 
-async def test_a_second_signal_ends_a_worker_without_waiting(yard: Yard) -> None:
-    yard.holds_strict()
-    process = yard.start(*SHORT)
-    incarnation = await yard.online()
-    yard.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = yard.engine.hang
-    await yard.send(Bench().command(CREATE), incarnation)
-    await yard.asked("GET /images/docker.io/modelyard/probe:local/json")
-    watchdog = await watchdog_of(yard, process)
+async def test_a_second_signal_ends_a_worker_without_waiting(worker: WorkerProcess) -> None:
+    worker.holds_strict()
+    process = worker.start(*SHORT)
+    incarnation = await worker.online()
+    worker.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = worker.engine.hang
+    await worker.send(VerbHarness().command(CREATE), incarnation)
+    await worker.asked("GET /images/docker.io/modelyard/probe:local/json")
+    watchdog = await watchdog_of(worker, process)
     process.terminate()
 
     async def stopping() -> bool:
-        return "worker.stopping" in yard.log.read_text()
+        return "worker.stopping" in worker.log.read_text()
 
     await eventually(stopping)
     began = time.monotonic()
     process.terminate()
     assert await code_of(process) == 130
     assert time.monotonic() - began < 3
-    await yard.strict_is_stopped()
+    await worker.strict_is_stopped()
     await ended(watchdog)
 
 
 async def test_a_worker_that_does_not_end_in_time_is_cut_off_and_its_watchdog_is_in_charge(
-    yard: Yard,
+    worker: WorkerProcess,
 ) -> None:
-    yard.holds_strict()
-    process = yard.start("0.3", "6.0", "8.0", "2.0")
-    incarnation = await yard.online()
-    yard.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = yard.engine.hang
-    await yard.send(Bench().command(CREATE), incarnation)
-    await yard.asked("GET /images/docker.io/modelyard/probe:local/json")
-    watchdog = await watchdog_of(yard, process)
+    worker.holds_strict()
+    process = worker.start("0.3", "6.0", "8.0", "2.0")
+    incarnation = await worker.online()
+    worker.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = worker.engine.hang
+    await worker.send(VerbHarness().command(CREATE), incarnation)
+    await worker.asked("GET /images/docker.io/modelyard/probe:local/json")
+    watchdog = await watchdog_of(worker, process)
     began = time.monotonic()
     process.terminate()
     assert await code_of(process) == 1
     assert 1.9 < time.monotonic() - began < 4
-    assert not any(it.endswith("/stop") for it in yard.engine.asked)
-    await yard.strict_is_stopped()
+    assert not any(it.endswith("/stop") for it in worker.engine.asked)
+    await worker.strict_is_stopped()
     await ended(watchdog)
 
 
 async def test_a_worker_that_was_frozen_past_its_lease_takes_nothing_from_before(
-    yard: Yard,
+    worker: WorkerProcess,
 ) -> None:
-    yard.holds_strict()
-    process = yard.start(*SHORT)
-    first = await yard.online()
-    creating, waiting = Bench().command(CREATE), Bench().command(CREATE, job="job-2")
+    worker.holds_strict()
+    process = worker.start(*SHORT)
+    first = await worker.online()
+    creating, waiting = VerbHarness().command(CREATE), VerbHarness().command(CREATE, job="job-2")
     may_answer = asyncio.Event()
 
     async def image(_: web.Request) -> web.Response:
         await may_answer.wait()
         return web.json_response({"Id": "sha256:1"})
 
-    yard.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = image
-    await yard.send(creating, first)
-    await yard.asked("GET /images/docker.io/modelyard/probe:local/json")
+    worker.engine.answers["GET /images/docker.io/modelyard/probe:local/json"] = image
+    await worker.send(creating, first)
+    await worker.asked("GET /images/docker.io/modelyard/probe:local/json")
     process.send_signal(signal.SIGSTOP)
     may_answer.set()
-    await yard.send(waiting, first)
-    await yard.strict_is_stopped()  # by the watchdog, which was not frozen
+    await worker.send(waiting, first)
+    await worker.strict_is_stopped()  # by the watchdog, which was not frozen
     process.send_signal(signal.SIGCONT)
-    second = await yard.online(times=2)
+    second = await worker.online(times=2)
     assert second != first
-    assert yard.reports_of(waiting) == []
-    assert not any("/containers/create" in it for it in yard.engine.asked)
-    assert not any(it.state.terminal for it in yard.reports_of(creating))
-    third = Bench().command(Verb.TERMINATE, job="job-3")
-    await yard.send(third, second)
+    assert worker.reports_of(waiting) == []
+    assert not any("/containers/create" in it for it in worker.engine.asked)
+    assert not any(it.state.terminal for it in worker.reports_of(creating))
+    third = VerbHarness().command(Verb.TERMINATE, job="job-3")
+    await worker.send(third, second)
 
     async def done() -> bool:
-        return any(it.state.terminal for it in yard.reports_of(third))
+        return any(it.state.terminal for it in worker.reports_of(third))
 
     await eventually(done, what="work of the new incarnation")
 
 
-async def test_a_worker_that_was_frozen_for_less_keeps_its_lease(yard: Yard) -> None:
-    process = yard.start("0.3", "20.0", "25.0")
-    await yard.online()
+async def test_a_worker_that_was_frozen_for_less_keeps_its_lease(worker: WorkerProcess) -> None:
+    process = worker.start("0.3", "20.0", "25.0")
+    await worker.online()
     process.send_signal(signal.SIGSTOP)
     await asyncio.sleep(2.0)  # the time of the freeze
     process.send_signal(signal.SIGCONT)
-    command = Bench().command(Verb.TERMINATE)
-    await yard.send(command, await yard.online())
+    command = VerbHarness().command(Verb.TERMINATE)
+    await worker.send(command, await worker.online())
 
     async def done() -> bool:
-        return any(it.state.terminal for it in yard.reports_of(command))
+        return any(it.state.terminal for it in worker.reports_of(command))
 
     await eventually(done)
-    assert sum(it.online is not None for it in yard.messages) == 1
+    assert sum(it.online is not None for it in worker.messages) == 1
 
 
-async def test_what_is_strict_outlives_neither_a_killed_worker_nor_its_lease(yard: Yard) -> None:
-    yard.holds_strict()
-    process = yard.start(*SHORT)
-    await yard.online()
-    watchdog = await watchdog_of(yard, process)
+async def test_what_is_strict_outlives_neither_a_killed_worker_nor_its_lease(
+    worker: WorkerProcess,
+) -> None:
+    worker.holds_strict()
+    process = worker.start(*SHORT)
+    await worker.online()
+    watchdog = await watchdog_of(worker, process)
     process.kill()
-    await yard.strict_is_stopped()
+    await worker.strict_is_stopped()
     await ended(watchdog)
 
 
-async def test_what_a_restarted_worker_adopts_survives_the_old_watchdog(yard: Yard) -> None:
-    yard.holds_strict()
-    process = yard.start("0.3", "6.0", "8.0")
-    await yard.online()
-    watchdog = await watchdog_of(yard, process)
+async def test_what_a_restarted_worker_adopts_survives_the_old_watchdog(
+    worker: WorkerProcess,
+) -> None:
+    worker.holds_strict()
+    process = worker.start("0.3", "6.0", "8.0")
+    await worker.online()
+    watchdog = await watchdog_of(worker, process)
     process.kill()
     await code_of(process)
-    yard.start("0.3", "20.0", "25.0")
-    await yard.online(times=2)
+    worker.start("0.3", "20.0", "25.0")
+    await worker.online(times=2)
     await ended(watchdog)
-    assert not any(it.endswith("/stop") for it in yard.engine.asked)
+    assert not any(it.endswith("/stop") for it in worker.engine.asked)

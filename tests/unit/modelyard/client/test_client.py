@@ -92,10 +92,10 @@ def test_a_submission_is_sent_again_under_the_same_key() -> None:
 
 def test_each_submission_has_a_key_of_its_own_unless_one_is_given() -> None:
     script = Script(accepted(), accepted(), accepted())
-    yard = script.client()
-    yard.load("j-1")
-    yard.load("j-1")
-    yard.submit({"job_id": "j-1", "operation_type": "TERMINATE"}, idempotency_key="mine")
+    client = script.client()
+    client.load("j-1")
+    client.load("j-1")
+    client.submit({"job_id": "j-1", "operation_type": "TERMINATE"}, idempotency_key="mine")
     first, second, third = (request.headers["Idempotency-Key"] for request in script.seen)
     assert first != second
     assert third == "mine"
@@ -210,9 +210,9 @@ def test_a_cancel_and_a_retry_are_sent_again_and_a_retry_under_one_key() -> None
     assert script.client().cancel(ACCEPTED, wait_s=3).state is OperationState.CANCELLED
     assert script.seen[1].url.raw_path == f"/v1/operations/{ID}/cancel?wait=3.000".encode()
     script = Script(httpx2.ReadTimeout("late"), accepted(), accepted())
-    yard = script.client()
-    assert yard.retry(ID) == ACCEPTED
-    yard.retry(ID)
+    client = script.client()
+    assert client.retry(ID) == ACCEPTED
+    client.retry(ID)
     first, again, other = (request.headers["Idempotency-Key"] for request in script.seen)
     assert first == again != other
 
@@ -241,9 +241,9 @@ def test_a_delete_that_was_done_and_not_answered_is_done() -> None:
 def test_a_drain_says_how() -> None:
     host = HostView(host_id="h", liveness="ONLINE", admission="DRAINING", slots=1, slots_used=0)
     script = Script(*[httpx2.Response(200, content=host.model_dump_json()) for _ in range(2)])
-    yard = script.client()
-    yard.drain("h")
-    yard.drain("h", move=True, deadline_s=2.5)
+    client = script.client()
+    client.drain("h")
+    client.drain("h", move=True, deadline_s=2.5)
     assert [request.url.query for request in script.seen] == [
         b"move=false",
         b"move=true&deadline_s=2.5",
@@ -292,11 +292,11 @@ async def test_the_asynchronous_client_sends_again_and_waits_too() -> None:
         httpx2.Response(200, content=b"[1]"),
     )
     transport = httpx2.MockTransport(script)
-    async with AsyncModelyard("http://g", transport=transport) as yard:
-        asked = await yard.infer("j-1", {"x": 1})
-        ended = await yard.wait(asked)
+    async with AsyncModelyard("http://g", transport=transport) as client:
+        asked = await client.infer("j-1", {"x": 1})
+        ended = await client.wait(asked)
         assert ended.state is OperationState.SUCCEEDED
-        assert await yard.result(ended) == [1]
+        assert await client.result(ended) == [1]
 
 
 # --- API keys ---
@@ -316,13 +316,13 @@ async def test_both_clients_send_the_key_that_they_are_given_or_that_of_the_envi
     monkeypatch.delenv("MODELYARD_API_KEY", raising=False)
     url = "http://gateway"
     for key in (None, "given", ""):
-        with Modelyard(url, api_key=key, transport=transport) as yard:
-            yard.hosts()
+        with Modelyard(url, api_key=key, transport=transport) as client:
+            client.hosts()
         async with AsyncModelyard(url, api_key=key, transport=transport) as other:
             await other.hosts()
         monkeypatch.setenv("MODELYARD_API_KEY", KEY + "\n")
-    with Modelyard(url, transport=transport) as yard:
-        yard.hosts()
+    with Modelyard(url, transport=transport) as client:
+        client.hosts()
     async with AsyncModelyard(url, transport=transport) as other:
         await other.hosts()
     given = ["Bearer given"] * 2
@@ -349,16 +349,16 @@ def test_a_key_that_cant_be_sent_is_not_repeated_in_the_error(
 
 def test_no_error_and_no_repr_shows_the_key() -> None:
     failing = Script(*[httpx2.ConnectError("no")] * 2)
-    yard = Modelyard("http://x", api_key=KEY, attempts=1, transport=httpx2.MockTransport(failing))
+    client = Modelyard("http://x", api_key=KEY, attempts=1, transport=httpx2.MockTransport(failing))
     with pytest.raises(ServiceUnavailableError) as caught:
-        yard.hosts()
-    shown = [repr(yard), str(vars(yard)), str(caught.value), repr(caught.value)]
+        client.hosts()
+    shown = [repr(client), str(vars(client)), str(caught.value), repr(caught.value)]
     assert "a1a1" not in "".join([*shown, str(caught.value.__cause__)])
 
 
 def test_a_new_key_is_asked_for_once_only() -> None:
     script = Script(httpx2.Response(503, json=PROBLEM))
-    yard = Modelyard("http://x", api_key=KEY, transport=httpx2.MockTransport(script))
+    client = Modelyard("http://x", api_key=KEY, transport=httpx2.MockTransport(script))
     with pytest.raises(ServiceUnavailableError):
-        yard.create_key("x", role=Role.USER)
+        client.create_key("x", role=Role.USER)
     assert len(script.seen) == 1

@@ -21,7 +21,7 @@ from modelyard.store.catalog import read_spec
 from modelyard.store.records import JobRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
-from tests.support.worker.bench import HOST, Bench, model
+from tests.support.worker.harness import HOST, VerbHarness, model
 from worker.engine.plan import PlanRules, plan_container, spec_hash
 from worker.session.command_decode import CommandEnvelope, read_commands, read_envelope
 
@@ -93,9 +93,9 @@ async def test_one_entry_that_can_not_be_read_leaves_the_others_there() -> None:
 @pytest.mark.parametrize("verb", [Verb.DEPLOY_CREATE, Verb.TEMP])
 async def test_no_container_is_made_of_what_breaks_a_rule(name: str, verb: Verb) -> None:
     command = command_of(name)
-    bench = Bench(command.model, volumes=("*",))
-    bench.runtime.images[command.model.image] = lambda _: bench.server
-    ended = await bench.do(verb, input=1)
+    harness = VerbHarness(command.model, volumes=("*",))
+    harness.runtime.images[command.model.image] = lambda _: harness.server
+    ended = await harness.do(verb, input=1)
     assert ended.state is OperationState.FAILED
     assert ended.error is not None
     if verb is Verb.DEPLOY_CREATE and command.model.profile == "batch":
@@ -103,19 +103,19 @@ async def test_no_container_is_made_of_what_breaks_a_rule(name: str, verb: Verb)
         return
     assert ended.error.code is ErrorCode.SPEC_REFUSED
     assert ended.error.detail["errors"][0]["pointer"]
-    assert bench.runtime.created == []
+    assert harness.runtime.created == []
 
 
 @pytest.mark.parametrize("name", [name for name in BROKEN if "result" not in name])
 async def test_what_an_older_worker_has_made_is_unloaded_and_terminated(name: str) -> None:
     command = command_of(name)
-    bench = Bench(command.model)
-    older = plan_container(bench.command(Verb.DEPLOY_CREATE), None, PlanRules(host_id=HOST))
-    bench.runtime.images[older.image] = lambda _: bench.server
-    await bench.runtime.start(await bench.runtime.create(older))
-    assert (await bench.do(Verb.DEPLOY_UNLOAD)).state is OperationState.SUCCEEDED
-    assert (await bench.do(Verb.TERMINATE)).state is OperationState.SUCCEEDED
-    assert bench.runtime.containers == {}
+    harness = VerbHarness(command.model)
+    older = plan_container(harness.command(Verb.DEPLOY_CREATE), None, PlanRules(host_id=HOST))
+    harness.runtime.images[older.image] = lambda _: harness.server
+    await harness.runtime.start(await harness.runtime.create(older))
+    assert (await harness.do(Verb.DEPLOY_UNLOAD)).state is OperationState.SUCCEEDED
+    assert (await harness.do(Verb.TERMINATE)).state is OperationState.SUCCEEDED
+    assert harness.runtime.containers == {}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -14,7 +14,7 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.fakes.programs import FakeServer
 from tests.fakes.runtime import FakeRuntime
 from tests.support.waiting import eventually
-from tests.support.worker.bench import HOST, IMAGE, model
+from tests.support.worker.harness import HOST, IMAGE, model
 from worker.containers.datasets import Datasets, verify_mount
 from worker.containers.images import Images
 from worker.engine.image_references import AllowList

@@ -12,7 +12,7 @@ from aiohttp import web
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Verb
 from tests.support.waiting import eventually
-from tests.support.worker.bench import HOST, Bench
+from tests.support.worker.harness import HOST, VerbHarness
 from tests.support.worker.scripted_engine import ID, ScriptedEngine, document, scripted_engine
 from worker.engine.docker.documents import ICC_OPTION
 from worker.engine.docker.runtime import DockerRuntime
@@ -47,7 +47,7 @@ async def both(tmp_path: Path) -> AsyncIterator[Both]:
 
 
 def plan(image: str = "busybox") -> ContainerPlan:
-    command = Bench().command(Verb.DEPLOY_CREATE)
+    command = VerbHarness().command(Verb.DEPLOY_CREATE)
     return replace(plan_container(command, None, PlanRules(host_id=HOST)), image=image)
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from modelyard.contract.catalog.entries import Profile, Resources
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.states import Verb
-from tests.support.worker.bench import HOST, Bench, model
+from tests.support.worker.harness import HOST, VerbHarness, model
 from worker.engine.docker.config import engine_config
 from worker.engine.docker.documents import ContainerDocument, ImageDocument, PullLine, PullProgress
 from worker.engine.image_references import AllowList, Repository, full_reference, repository_of
@@ -38,7 +38,7 @@ HOST_CONFIG = {
 
 def plan(mount: DatasetMount | None = None, *, publish: bool = True, **more: Any) -> ContainerPlan:
     profile = more.pop("profile", Profile.OPEN_INFERENCE)
-    command = Bench(model(profile, **more)).command(Verb.DEPLOY_CREATE, generation=3)
+    command = VerbHarness(model(profile, **more)).command(Verb.DEPLOY_CREATE, generation=3)
     return plan_container(command, mount, PlanRules(host_id=HOST, publish=publish))
 
 
@@ -282,7 +282,7 @@ def test_every_label_of_ours_is_given_so_that_no_image_gives_it() -> None:
 
 
 def test_a_home_that_can_be_written_to_is_given_where_nobody_else_gives_one() -> None:
-    command = Bench().command(Verb.DEPLOY_CREATE)
+    command = VerbHarness().command(Verb.DEPLOY_CREATE)
     rules = PlanRules(host_id=HOST)
     assert plan_container(command, None, rules).env == {"HOME": "/tmp"}
     of_the_image = ImageFacts(env=frozenset({"PATH", "HOME"}))
@@ -318,7 +318,7 @@ def test_nothing_below_a_dataset_comes_with_it() -> None:
     [("/data", True), ("/data/", True), ("/cache", True), ("/data/cache", False), ("/", False)],
 )
 def test_a_volume_of_the_image_hides_no_dataset(volume: str, *, fits: bool) -> None:
-    command = Bench().command(Verb.DEPLOY_CREATE)
+    command = VerbHarness().command(Verb.DEPLOY_CREATE)
     mount = DatasetMount("bind", "/srv/d", "/data")
     image = ImageFacts(volumes=(volume,))
     if fits:

@@ -12,8 +12,8 @@ from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
-from tests.support.worker.bench import Bench, model
-from tests.unit.worker.session.test_inventory import Lookout
+from tests.support.worker.harness import VerbHarness, model
+from tests.support.worker.inventory import InventoryHarness
 from worker.attempts.attempt import Outcome
 
 CREATE, LOAD, INFER, UNLOAD, TEMP = (
@@ -31,23 +31,23 @@ def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.model_server.client.PROBE_S", 0.05)
 
 
-async def loaded(bench: Bench) -> Bench:
-    assert (await bench.do(CREATE)).job_state is JobState.CREATED
-    assert (await bench.do(LOAD)).job_state is JobState.LOADED
-    return bench
+async def loaded(harness: VerbHarness) -> VerbHarness:
+    assert (await harness.do(CREATE)).job_state is JobState.CREATED
+    assert (await harness.do(LOAD)).job_state is JobState.LOADED
+    return harness
 
 
 @asynccontextmanager
 async def underway(
-    bench: Bench, verb: Verb, words: str, times: int = 1
+    harness: VerbHarness, verb: Verb, words: str, times: int = 1
 ) -> AsyncIterator[asyncio.Task[Outcome]]:
     """Give an operation under way that has asked `words` of the server so often."""
-    before = len([it for it in bench.server.requests if it.endswith(words)])
+    before = len([it for it in harness.server.requests if it.endswith(words)])
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        doing = tasks.create_task(bench.do(verb))
+        doing = tasks.create_task(harness.do(verb))
 
         async def asked() -> bool:
-            now = len([it for it in bench.server.requests if it.endswith(words)])
+            now = len([it for it in harness.server.requests if it.endswith(words)])
             return now >= before + times
 
         await eventually(asked)
@@ -56,14 +56,14 @@ async def underway(
 
 @pytest.mark.parametrize("profile", SERVERS)
 async def test_the_unload_of_a_busy_server_is_really_sent(profile: Profile) -> None:
-    bench = await loaded(Bench(model(profile)))
-    bench.server.busy.clear()
-    async with underway(bench, UNLOAD, "/unload") as unloading:
+    harness = await loaded(VerbHarness(model(profile)))
+    harness.server.busy.clear()
+    async with underway(harness, UNLOAD, "/unload") as unloading:
         assert not unloading.done()
-        assert bench.server.unloads == 0
-        bench.server.busy.set()
+        assert harness.server.unloads == 0
+        harness.server.busy.set()
     assert unloading.result().job_state is JobState.CREATED
-    assert (bench.server.unloads, bench.server.loaded) == (1, False)
+    assert (harness.server.unloads, harness.server.loaded) == (1, False)
 
 
 @pytest.mark.parametrize("profile", SERVERS)
@@ -72,52 +72,52 @@ async def test_the_unload_of_a_server_that_answers_503_is_really_sent(
     profile: Profile,
     restarted: bool,  # noqa: FBT001 - pytest names it
 ) -> None:
-    bench = await loaded(Bench(model(profile)))
+    harness = await loaded(VerbHarness(model(profile)))
     if restarted:
-        bench.restarted()
-    bench.server.overloaded = True
-    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
-    assert (bench.server.unloads, bench.server.loaded) == (1, False)
+        harness.restarted()
+    harness.server.overloaded = True
+    assert (await harness.do(UNLOAD)).job_state is JobState.CREATED
+    assert (harness.server.unloads, harness.server.loaded) == (1, False)
 
 
 async def test_a_model_whose_load_was_cut_short_is_not_taken_for_one_that_is_out() -> None:
-    bench = Bench()
-    assert (await bench.do(CREATE)).job_state is JobState.CREATED
-    bench.server.becomes_ready = False
-    async with underway(bench, LOAD, "/load") as loading:
+    harness = VerbHarness()
+    assert (await harness.do(CREATE)).job_state is JobState.CREATED
+    harness.server.becomes_ready = False
+    async with underway(harness, LOAD, "/load") as loading:
         loading.cancel()
         await asyncio.wait((loading,))
-    assert bench.server.loaded
-    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
-    assert (bench.server.unloads, bench.server.loaded) == (1, False)
+    assert harness.server.loaded
+    assert (await harness.do(UNLOAD)).job_state is JobState.CREATED
+    assert (harness.server.unloads, harness.server.loaded) == (1, False)
 
 
 @pytest.mark.parametrize("profile", SERVERS)
 async def test_the_unload_of_a_server_that_stays_busy_does_not_succeed(profile: Profile) -> None:
-    bench = await loaded(Bench(model(profile)))
-    bench.server.busy.clear()
-    ended = await bench.do(UNLOAD, timeout_s=0.3)
+    harness = await loaded(VerbHarness(model(profile)))
+    harness.server.busy.clear()
+    ended = await harness.do(UNLOAD, timeout_s=0.3)
     assert ended.state is OperationState.TIMED_OUT
     assert ended.job_state is None
-    assert bench.container.running
+    assert harness.container.running
 
 
 async def test_the_unload_of_a_server_that_refuses_connections_fails() -> None:
-    bench = await loaded(Bench())
-    bench.server.moves_away = True
-    ended = await bench.do(UNLOAD)
+    harness = await loaded(VerbHarness())
+    harness.server.moves_away = True
+    ended = await harness.do(UNLOAD)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.UNLOAD_FAILED
 
 
 async def test_a_server_that_is_silent_after_its_unload_is_not_taken_for_unloaded() -> None:
-    bench = await loaded(Bench(model(load_timeout_s=0.3)))
+    harness = await loaded(VerbHarness(model(load_timeout_s=0.3)))
 
     def then_silent() -> None:
-        bench.server.silent = bench.server.unloads > 0
+        harness.server.silent = harness.server.unloads > 0
 
-    bench.server.before_answer = then_silent
-    ended = await bench.do(UNLOAD)
+    harness.server.before_answer = then_silent
+    ended = await harness.do(UNLOAD)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.UNLOAD_FAILED
     assert "closed without an answer" in ended.error.message
@@ -125,29 +125,29 @@ async def test_a_server_that_is_silent_after_its_unload_is_not_taken_for_unloade
 
 @pytest.mark.parametrize("profile", SERVERS)
 async def test_a_load_waits_until_a_busy_server_says_whether_it_is_loaded(profile: Profile) -> None:
-    bench = await loaded(Bench(model(profile)))
-    bench.restarted()
-    bench.server.busy.clear()
-    async with underway(bench, LOAD, "/ready", times=2):
-        bench.server.busy.set()
-    assert bench.server.loads == 1, "it was loaded already"
+    harness = await loaded(VerbHarness(model(profile)))
+    harness.restarted()
+    harness.server.busy.clear()
+    async with underway(harness, LOAD, "/ready", times=2):
+        harness.server.busy.set()
+    assert harness.server.loads == 1, "it was loaded already"
 
 
 async def test_a_load_of_a_server_that_stays_silent_says_what_was_asked() -> None:
-    bench = Bench(model(load_timeout_s=0.3))
-    await bench.do(CREATE)
-    bench.server.busy.clear()
-    ended = await bench.do(LOAD)
+    harness = VerbHarness(model(load_timeout_s=0.3))
+    await harness.do(CREATE)
+    harness.server.busy.clear()
+    ended = await harness.do(LOAD)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.NOT_READY
     assert "GET /v2/models/m-1/ready on the container's port 8080" in ended.error.message
     assert "nothing within" in ended.error.message
-    assert bench.server.loads == 0
+    assert harness.server.loads == 0
 
 
-def self_loading(load_timeout_s: float = 10.0) -> Bench:
+def self_loading(load_timeout_s: float = 10.0) -> VerbHarness:
     server = FakeServer(repository=False, ready_from_start=True, becomes_ready=False)
-    return Bench(model(load_timeout_s=load_timeout_s), server)
+    return VerbHarness(model(load_timeout_s=load_timeout_s), server)
 
 
 async def test_a_server_that_loads_itself_is_loaded_whenever_load_is_sent() -> None:
@@ -173,18 +173,18 @@ async def test_a_server_that_loads_itself_is_loaded_whenever_load_is_sent() -> N
     ],
 )
 async def test_a_server_may_say_in_other_words_that_it_loads_itself(status: int, body: str) -> None:
-    bench = Bench()
-    bench.server.load_status, bench.server.load_text = status, body
-    await bench.do(CREATE)
-    async with underway(bench, LOAD, "/ready", times=2) as loading:
-        bench.server.loaded = True
+    harness = VerbHarness()
+    harness.server.load_status, harness.server.load_text = status, body
+    await harness.do(CREATE)
+    async with underway(harness, LOAD, "/ready", times=2) as loading:
+        harness.server.loaded = True
     assert loading.result().job_state is JobState.LOADED
 
 
 async def test_a_server_that_never_loads_itself_fails_with_both_answers() -> None:
-    bench = self_loading(load_timeout_s=0.2)
-    await bench.do(CREATE)
-    ended = await bench.do(LOAD)
+    harness = self_loading(load_timeout_s=0.2)
+    await harness.do(CREATE)
+    ended = await harness.do(LOAD)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.NOT_READY
     assert "answered 404 to POST /v2/repository/models/m-1/load" in ended.error.message
@@ -192,59 +192,59 @@ async def test_a_server_that_never_loads_itself_fails_with_both_answers() -> Non
 
 
 async def test_a_model_that_a_repository_does_not_know_fails_at_once() -> None:
-    bench = Bench()
-    bench.server.load_status, bench.server.has_index = 404, True
-    await bench.do(CREATE)
+    harness = VerbHarness()
+    harness.server.load_status, harness.server.has_index = 404, True
+    await harness.do(CREATE)
     async with asyncio.timeout(10):
-        ended = await bench.do(LOAD)
+        ended = await harness.do(LOAD)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.LOAD_FAILED
 
 
 async def test_a_missing_load_hook_of_a_model_with_own_hooks_is_no_repository() -> None:
-    bench = Bench(model(Profile.HTTP))
-    bench.server.load_status = 404
-    await bench.do(CREATE)
-    ended = await bench.do(LOAD)
+    harness = VerbHarness(model(Profile.HTTP))
+    harness.server.load_status = 404
+    await harness.do(CREATE)
+    ended = await harness.do(LOAD)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.LOAD_FAILED
 
 
 async def test_the_unload_of_a_server_that_loads_itself_stops_it_and_load_starts_it() -> None:
-    bench = self_loading()
-    bench.server.becomes_ready = True
-    await loaded(bench)
-    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
-    assert not bench.container.running
-    assert Phase.UNLOADING in bench.phases
-    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED, "it comes again"
-    assert (await bench.do(LOAD)).job_state is JobState.LOADED
-    assert bench.container.running
-    assert (await bench.do(INFER, input=1)).state is OperationState.SUCCEEDED
+    harness = self_loading()
+    harness.server.becomes_ready = True
+    await loaded(harness)
+    assert (await harness.do(UNLOAD)).job_state is JobState.CREATED
+    assert not harness.container.running
+    assert Phase.UNLOADING in harness.phases
+    assert (await harness.do(UNLOAD)).job_state is JobState.CREATED, "it comes again"
+    assert (await harness.do(LOAD)).job_state is JobState.LOADED
+    assert harness.container.running
+    assert (await harness.do(INFER, input=1)).state is OperationState.SUCCEEDED
 
 
 @pytest.mark.parametrize("by", ["terminate", "somebody else"])
 async def test_of_a_container_that_is_gone_nothing_is_remembered(by: str) -> None:
-    bench = self_loading()
-    bench.server.becomes_ready = True
-    await loaded(bench)
-    health = bench.operations.containers.health
-    assert (await bench.do(UNLOAD)).job_state is JobState.CREATED
-    health.over_disk[bench.container.id] = "why"
-    assert health.known == {bench.container.id}
+    harness = self_loading()
+    harness.server.becomes_ready = True
+    await loaded(harness)
+    health = harness.operations.containers.health
+    assert (await harness.do(UNLOAD)).job_state is JobState.CREATED
+    health.over_disk[harness.container.id] = "why"
+    assert health.known == {harness.container.id}
     if by == "terminate":
-        assert (await bench.do(Verb.TERMINATE)).job_state is JobState.TERMINATED
+        assert (await harness.do(Verb.TERMINATE)).job_state is JobState.TERMINATED
     else:
-        await bench.runtime.remove(bench.container.id)
+        await harness.runtime.remove(harness.container.id)
         async with TaskGroup() as tasks:
-            assert await Lookout(tasks, bench).relist.look()
+            assert await InventoryHarness(tasks, harness).relist.look()
     assert (health.known, health.stopped, health.over_disk) == (frozenset(), set(), {})
 
 
 async def test_a_server_at_another_port_gets_a_hint() -> None:
-    bench = Bench(model(start_timeout_s=0.3))
-    bench.server.moves_away = True
-    ended = await bench.do(CREATE)
+    harness = VerbHarness(model(start_timeout_s=0.3))
+    harness.server.moves_away = True
+    ended = await harness.do(CREATE)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.NOT_READY
     assert "GET /v2/health/live on the container's port 8080" in ended.error.message

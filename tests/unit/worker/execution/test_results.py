@@ -16,7 +16,7 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from tests.fakes.programs import FakeBatch
 from tests.support.large_bodies import FILLS, MIB, feeling
 from tests.support.waiting import eventually
-from tests.support.worker.bench import Bench, model
+from tests.support.worker.harness import VerbHarness, model
 from tests.support.worker.host import running_host
 from worker.execution.results import ResultReader, result_of
 
@@ -50,31 +50,31 @@ async def gone(pid: int) -> None:
 
 
 async def test_large_results_of_many_containers_hold_up_nobody() -> None:
-    bench = Bench()
-    bench.server.infer = lambda _: httpx2.Response(200, content=LARGE)
+    harness = VerbHarness()
+    harness.server.infer = lambda _: httpx2.Response(200, content=LARGE)
     jobs = [f"job-{number}" for number in range(CONTAINERS)]
     for job in jobs:
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
-            assert (await bench.do(verb, job=job)).state is OperationState.SUCCEEDED
+            assert (await harness.do(verb, job=job)).state is OperationState.SUCCEEDED
     try:
         async with feeling() as lags:
             ends = await asyncio.gather(
-                *(bench.do(Verb.INFER, job=job, input=1) for job in jobs * ANSWERS_EACH)
+                *(harness.do(Verb.INFER, job=job, input=1) for job in jobs * ANSWERS_EACH)
             )
     finally:
-        await bench.results.aclose()
+        await harness.results.aclose()
     assert {end.state for end in ends} == {OperationState.SUCCEEDED}
     assert lags.worst < 0.3
 
 
 async def test_the_large_result_of_a_batch_is_read_there_too() -> None:
-    bench = Bench(model(Profile.BATCH), FakeBatch(stdout=LARGE.decode() + "\n"))
+    harness = VerbHarness(model(Profile.BATCH), FakeBatch(stdout=LARGE.decode() + "\n"))
     try:
-        end = await bench.do(Verb.TEMP)
+        end = await harness.do(Verb.TEMP)
         assert end.result_json == LARGE.decode()
-        assert pid_of(bench.results)
+        assert pid_of(harness.results)
     finally:
-        await bench.results.aclose()
+        await harness.results.aclose()
 
 
 async def test_a_result_is_the_same_wherever_it_is_read(reader: ResultReader) -> None:
@@ -105,22 +105,22 @@ async def test_a_process_that_fails_is_a_fault_of_the_worker_and_not_of_the_resu
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.execution.results.MODULE", "tests.no_such_module")
-    bench = Bench()
-    bench.server.infer = lambda _: httpx2.Response(200, content=LARGE)
+    harness = VerbHarness()
+    harness.server.infer = lambda _: httpx2.Response(200, content=LARGE)
     for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
-        assert (await bench.do(verb)).state is OperationState.SUCCEEDED
-    end = await bench.do(Verb.INFER, input=1)
+        assert (await harness.do(verb)).state is OperationState.SUCCEEDED
+    end = await harness.do(Verb.INFER, input=1)
     assert end.error is not None
     assert (end.state, end.error.code) == (OperationState.FAILED, ErrorCode.WORKER_ERROR)
     assert "could not read the result" in end.error.message
     assert end.job_state is not JobState.FAILED
-    assert bench.container.running
+    assert harness.container.running
 
 
 async def test_the_process_ends_with_its_worker() -> None:
-    bench = Bench()
-    bench.server.infer = lambda _: httpx2.Response(200, content=LARGE)
-    async with running_host(bench) as host:
+    harness = VerbHarness()
+    harness.server.infer = lambda _: httpx2.Response(200, content=LARGE)
+    async with running_host(harness) as host:
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
             await host.done(verb)
         await host.done(Verb.INFER, input=1)

@@ -22,8 +22,8 @@ from modelyard.contract.topology import HEARTBEATS, REPORTS
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
-from tests.support.worker.bench import HOST, IMAGE, Bench, model
 from tests.support.worker.broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
+from tests.support.worker.harness import HOST, IMAGE, VerbHarness, model
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.executor import AttemptRunner
@@ -40,12 +40,12 @@ CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 class Intake:
     """A consumer over a fake broker and a fake engine."""
 
-    def __init__(self, tasks: TaskGroup, bench: Bench | None = None) -> None:
+    def __init__(self, tasks: TaskGroup, harness: VerbHarness | None = None) -> None:
         self.broker = FakeBroker()
-        self.bench = bench or Bench()
+        self.harness = harness or VerbHarness()
         self.reporter = reporter_on(self.broker)
         self.registry = AttemptRegistry(self.reporter.put)
-        self.attempts = AttemptRunner(self.bench.operations, self.registry, JobLocks(), tasks)
+        self.attempts = AttemptRunner(self.harness.operations, self.registry, JobLocks(), tasks)
         self.announced = 0
         self.lease = Lease()
         self.consumer = CommandConsumer(
@@ -104,9 +104,9 @@ class Intake:
 
 
 @asynccontextmanager
-async def intake(bench: Bench | None = None) -> AsyncIterator[Intake]:
+async def intake(harness: VerbHarness | None = None) -> AsyncIterator[Intake]:
     async with asyncio.timeout(20), TaskGroup() as tasks:
-        made = Intake(tasks, bench)
+        made = Intake(tasks, harness)
         yield made
         await made.attempts.drain(0.0)
         made.stop()
@@ -114,7 +114,7 @@ async def intake(bench: Bench | None = None) -> AsyncIterator[Intake]:
 
 async def test_accepted_is_confirmed_before_the_delivery_is_settled() -> None:
     async with intake() as it:
-        command = it.bench.command(CREATE)
+        command = it.harness.command(CREATE)
         await it.send(command)
         ended = await it.ended(command)
     kinds = [kind for kind, _ in it.broker.log]
@@ -129,19 +129,19 @@ async def test_accepted_is_confirmed_before_the_delivery_is_settled() -> None:
 
 async def test_while_the_broker_is_away_nothing_is_settled_or_begun() -> None:
     async with intake() as it:
-        command = it.bench.command(CREATE)
+        command = it.harness.command(CREATE)
         it.broker.away = True
         await it.send(command)
         await asyncio.sleep(0.05)  # long enough for what must not happen
         assert it.broker.log == []
-        assert it.bench.runtime.containers == {}
+        assert it.harness.runtime.containers == {}
         it.broker.away = False
         await it.ended(command)
 
 
 async def test_a_command_that_comes_twice_runs_once() -> None:
     async with intake() as it:
-        command = it.bench.command(Verb.TEMP, input=1)
+        command = it.harness.command(Verb.TEMP, input=1)
         await it.send(command, command)
         await it.ended(command)
         before = len(it.broker.reports)
@@ -151,36 +151,36 @@ async def test_a_command_that_comes_twice_runs_once() -> None:
             return len(it.broker.reports) > before
 
         await eventually(repeated)
-    assert len(it.bench.runtime.created) == 1
+    assert len(it.harness.runtime.created) == 1
     assert it.broker.reports[-1].state is OperationState.SUCCEEDED
 
 
 async def test_a_later_epoch_runs_alone_and_the_earlier_one_is_silent() -> None:
     async with intake() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        it.bench.server.may_infer.clear()
-        command = it.bench.command(INFER, input=1)
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.may_infer.clear()
+        command = it.harness.command(INFER, input=1)
         await it.send(command)
 
         async def under_way() -> bool:
-            return it.bench.server.infers_now == 1
+            return it.harness.server.infers_now == 1
 
         await eventually(under_way)
-        it.bench.server.may_infer.set()
-        it.bench.server.may_infer = asyncio.Event()
+        it.harness.server.may_infer.set()
+        it.harness.server.may_infer = asyncio.Event()
         await it.send(command.model_copy(update={"epoch": 2}))
         await it.settled(2)
-        it.bench.server.may_infer.set()
+        it.harness.server.may_infer.set()
         assert (await it.ended(command, epoch=2)).state is OperationState.SUCCEEDED
-    assert it.bench.server.most_infers == 1
+    assert it.harness.server.most_infers == 1
 
 
 async def test_commands_for_another_boot_are_settled_and_dropped() -> None:
     async with intake() as it:
-        await it.send(it.bench.command(CREATE), incarnation="i-0")
+        await it.send(it.harness.command(CREATE), incarnation="i-0")
         await it.settled()
-    assert it.bench.runtime.containers == {}
+    assert it.harness.runtime.containers == {}
     assert it.broker.published == []
 
 
@@ -192,7 +192,7 @@ async def test_a_message_that_can_not_be_read_is_a_dead_letter_with_its_reason(
     body: bytes, reason: str
 ) -> None:
     async with intake() as it:
-        command = it.bench.command(CREATE)
+        command = it.harness.command(CREATE)
         await it.deliver(body)
         await it.send(command)
         await it.settled(2)
@@ -219,7 +219,7 @@ def with_field(command: HostCommand, place: str, **more: object) -> dict[str, An
 
 async def test_a_command_that_can_not_be_read_is_a_dead_letter_alone() -> None:
     async with intake() as it:
-        good, bad = it.bench.command(CREATE), it.bench.command(CREATE, job="job-2")
+        good, bad = it.harness.command(CREATE), it.harness.command(CREATE, job="job-2")
         envelope = {"host_id": HOST, "incarnation": "i-1"}
         broken = with_field(bad, "model", port="eighty")
         commands = [broken, good.model_dump(mode="json")]
@@ -235,7 +235,7 @@ async def test_a_command_that_can_not_be_read_is_a_dead_letter_alone() -> None:
 
 async def test_a_field_of_the_catalog_that_is_not_known_yet_is_ignored() -> None:
     async with intake() as it:
-        command = it.bench.command(CREATE)
+        command = it.harness.command(CREATE)
         newer = with_field(command, "model", invented_later=1)
         body = {"host_id": HOST, "incarnation": "i-1", "commands": [newer]}
         await it.deliver(json.dumps(body).encode())
@@ -244,7 +244,7 @@ async def test_a_field_of_the_catalog_that_is_not_known_yet_is_ignored() -> None
 
 async def test_a_command_is_begun_although_its_neighbour_could_not_be_buried_at_once() -> None:
     async with intake() as it:
-        command = it.bench.command(CREATE)
+        command = it.harness.command(CREATE)
         first = await it.subscription()
         it.broker.away = True
         # Both are ready before the consumer looks: one batch.
@@ -264,7 +264,7 @@ async def test_a_command_is_begun_although_its_neighbour_could_not_be_buried_at_
 
 async def test_a_command_that_was_taken_and_not_begun_is_begun_when_it_comes_again() -> None:
     async with intake() as it:
-        command = it.bench.command(CREATE)
+        command = it.harness.command(CREATE)
         assert it.registry.take(command).attempt is not None
         await it.send(command)
         assert (await it.ended(command)).state is OperationState.SUCCEEDED
@@ -273,7 +273,7 @@ async def test_a_command_that_was_taken_and_not_begun_is_begun_when_it_comes_aga
 async def test_nothing_is_taken_once_the_lease_is_lost() -> None:
     async with intake() as it:
         it.lease.renounce()
-        await it.send(it.bench.command(CREATE))
+        await it.send(it.harness.command(CREATE))
         await asyncio.sleep(0.05)  # long enough for what must not happen
         assert it.registry.running == 0
         assert it.broker.log == []
@@ -282,10 +282,10 @@ async def test_nothing_is_taken_once_the_lease_is_lost() -> None:
 async def test_what_was_taken_at_the_very_end_of_a_term_is_not_begun() -> None:
     async with intake() as it:
         assert await it.attempts.abandon() == []
-        command = it.bench.command(CREATE)
+        command = it.harness.command(CREATE)
         await it.send(command)
         await it.settled()
-    assert it.bench.runtime.containers == {}
+    assert it.harness.runtime.containers == {}
 
 
 async def test_a_held_queue_is_one_warning_for_all_its_tries() -> None:
@@ -303,28 +303,28 @@ async def test_a_held_queue_is_one_warning_for_all_its_tries() -> None:
 
 
 async def test_operations_of_one_job_end_in_order_and_infers_run_together() -> None:
-    bench = Bench(model(max_concurrency=2))
-    async with intake(bench) as it:
-        it.bench.server.may_infer.clear()
+    harness = VerbHarness(model(max_concurrency=2))
+    async with intake(harness) as it:
+        it.harness.server.may_infer.clear()
         commands = [
-            bench.command(verb, input=1)
+            harness.command(verb, input=1)
             for verb in (CREATE, LOAD, INFER, INFER, INFER, Verb.TERMINATE)
         ]
         await it.send(*commands)
 
         async def two() -> bool:
-            return bench.server.infers_now == 2
+            return harness.server.infers_now == 2
 
         await eventually(two)
-        bench.server.may_infer.set()
+        harness.server.may_infer.set()
         ends = [await it.ended(command) for command in commands]
     assert {end.state for end in ends} == {OperationState.SUCCEEDED}
-    assert bench.server.most_infers == 2
+    assert harness.server.most_infers == 2
 
 
 async def test_a_lost_subscription_is_made_anew_and_announced_only_once() -> None:
     async with intake() as it:
-        command = it.bench.command(CREATE)
+        command = it.harness.command(CREATE)
         await it.send(command)
         await it.ended(command)
         first = it.broker.subscription
@@ -340,11 +340,11 @@ async def test_a_lost_subscription_is_made_anew_and_announced_only_once() -> Non
 
 
 def heart(
-    broker: FakeBroker, bench: Bench, *, attached: bool = True, stuck_s: float = 0.0
+    broker: FakeBroker, harness: VerbHarness, *, attached: bool = True, stuck_s: float = 0.0
 ) -> HeartbeatSender:
     return HeartbeatSender(
         broker=broker,
-        runtime=bench.runtime,
+        runtime=harness.runtime,
         lease=Lease(),
         attached=lambda: attached,
         stuck_s=lambda: stuck_s,
@@ -353,32 +353,32 @@ def heart(
 
 
 async def test_the_heart_beats_only_with_engine_consumer_and_broker() -> None:
-    broker, bench = FakeBroker(), Bench()
-    assert await heart(broker, bench).beat()
+    broker, harness = FakeBroker(), VerbHarness()
+    assert await heart(broker, harness).beat()
     assert [exchange for exchange, _, _ in broker.published] == [HEARTBEATS]
-    assert not await heart(broker, bench, attached=False).beat()
-    assert not await heart(broker, bench, stuck_s=10.1).beat()
-    bench.runtime.available = False
-    assert not await heart(broker, bench).beat()
-    bench.runtime.available = True
+    assert not await heart(broker, harness, attached=False).beat()
+    assert not await heart(broker, harness, stuck_s=10.1).beat()
+    harness.runtime.available = False
+    assert not await heart(broker, harness).beat()
+    harness.runtime.available = True
     broker.away = True
-    assert not await heart(broker, bench).beat()
+    assert not await heart(broker, harness).beat()
     assert len(broker.published) == 1
 
 
 async def test_a_boot_reports_what_it_found() -> None:
-    bench, broker = Bench(), FakeBroker()
-    bench.runtime.images[IMAGE] = lambda _: FakeServer()
-    await bench.do(CREATE)
-    await bench.do(LOAD)
-    await bench.do(CREATE, job="job-2")
-    bench.runtime.named("modelyard-job-2-1").exit(1)
-    bench.runtime.add_foreign("somebody-elses")
+    harness, broker = VerbHarness(), FakeBroker()
+    harness.runtime.images[IMAGE] = lambda _: FakeServer()
+    await harness.do(CREATE)
+    await harness.do(LOAD)
+    await harness.do(CREATE, job="job-2")
+    harness.runtime.named("modelyard-job-2-1").exit(1)
+    harness.runtime.add_foreign("somebody-elses")
     recovery = BootRecovery(
         broker=broker,
         enrolment=EnrolmentClient(broker, HOST, "i-2"),
-        runtime=bench.runtime,
-        server=ModelServer(http_client(bench.runtime.transport)),
+        runtime=harness.runtime,
+        server=ModelServer(http_client(harness.runtime.transport)),
         lease=Lease(),
         host_id=HOST,
         incarnation="i-2",
@@ -397,12 +397,12 @@ async def test_a_boot_reports_what_it_found() -> None:
 
 
 async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() -> None:
-    bench, broker = Bench(), FakeBroker()
+    harness, broker = VerbHarness(), FakeBroker()
     recovery = BootRecovery(
         broker=broker,
         enrolment=EnrolmentClient(broker, HOST, "i-1"),
-        runtime=bench.runtime,
-        server=ModelServer(http_client(bench.runtime.transport)),
+        runtime=harness.runtime,
+        server=ModelServer(http_client(harness.runtime.transport)),
         lease=Lease(),
         host_id=HOST,
         incarnation="i-1",
@@ -410,10 +410,10 @@ async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() 
         labels={},
     )
     await recovery.prepare()
-    bench.runtime.available = False
+    harness.runtime.available = False
     async with asyncio.timeout(10), TaskGroup() as tasks:
         announcing = tasks.create_task(recovery.announce())
         await asyncio.wait((announcing,), timeout=0.05)
         assert not announcing.done()
-        bench.runtime.available = True
+        harness.runtime.available = True
     assert announcing.result() == []

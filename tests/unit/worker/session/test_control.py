@@ -11,8 +11,8 @@ from modelyard.contract.messages import CancelOperation, CancelReason, HostComma
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.fakes.programs import FakeBatch, FakeServer
 from tests.support.waiting import eventually
-from tests.support.worker.bench import Bench, model
 from tests.support.worker.broker import delivery_of
+from tests.support.worker.harness import VerbHarness, model
 from tests.support.worker.host import Host, running_host
 from worker.attempts.registry import MAX_CANCELS, Admission, AttemptRegistry
 from worker.engine.plan import PlanRules, plan_container
@@ -43,16 +43,16 @@ async def cancelled(
 
 async def gone(host: Host) -> None:
     async def nothing() -> bool:
-        return not host.bench.runtime.containers
+        return not host.harness.runtime.containers
 
     await eventually(nothing, what="an engine without containers")
 
 
-def pulling_bench() -> Bench:
-    bench = Bench()
-    bench.runtime.registry, bench.runtime.images = bench.runtime.images, {}
-    bench.runtime.pull_may_end.clear()
-    return bench
+def pulling_harness() -> VerbHarness:
+    harness = VerbHarness()
+    harness.runtime.registry, harness.runtime.images = harness.runtime.images, {}
+    harness.runtime.pull_may_end.clear()
+    return harness
 
 
 ENDS = [
@@ -66,13 +66,13 @@ ENDS = [
 async def test_what_is_cancelled_during_its_pull_ends_the_pull(
     verb: Verb, reason: CancelReason, end: object
 ) -> None:
-    async with running_host(pulling_bench()) as host:
-        command = host.bench.command(verb, input=1)
+    async with running_host(pulling_harness()) as host:
+        command = host.harness.command(verb, input=1)
         await host.send(command)
         await host.in_phase(command, Phase.PULLING)
         assert await cancelled(host, command, reason) == end
-        assert host.bench.runtime.pulls_now == 0
-        assert host.bench.runtime.containers == {}
+        assert host.harness.runtime.pulls_now == 0
+        assert host.harness.runtime.containers == {}
 
 
 @pytest.mark.parametrize("verb", [CREATE, TEMP])
@@ -80,8 +80,8 @@ async def test_what_is_cancelled_during_its_pull_ends_the_pull(
 async def test_what_is_cancelled_while_it_starts_leaves_no_container(
     verb: Verb, reason: CancelReason, end: object
 ) -> None:
-    async with running_host(Bench(program=FakeServer(alive=False))) as host:
-        command = host.bench.command(verb, input=1)
+    async with running_host(VerbHarness(program=FakeServer(alive=False))) as host:
+        command = host.harness.command(verb, input=1)
         await host.send(command)
         await host.in_phase(command, Phase.STARTING)
         assert await cancelled(host, command, reason) == end
@@ -92,9 +92,11 @@ async def test_what_is_cancelled_while_it_starts_leaves_no_container(
 async def test_a_temp_is_cancelled_in_every_phase(phase: Phase) -> None:
     async with running_host() as host:
         (
-            host.bench.server.may_load if phase is Phase.LOADING else host.bench.server.may_infer
+            host.harness.server.may_load
+            if phase is Phase.LOADING
+            else host.harness.server.may_infer
         ).clear()
-        command = host.bench.command(TEMP, input=1)
+        command = host.harness.command(TEMP, input=1)
         await host.send(command)
         await host.in_phase(command, phase)
         assert await cancelled(host, command) == ENDS[0][1]
@@ -102,9 +104,9 @@ async def test_a_temp_is_cancelled_in_every_phase(phase: Phase) -> None:
 
 
 async def test_a_batch_is_cancelled_while_it_runs() -> None:
-    bench = Bench(model(Profile.BATCH), FakeBatch(exit_code=None))
-    async with running_host(bench) as host:
-        command = host.bench.command(TEMP)
+    harness = VerbHarness(model(Profile.BATCH), FakeBatch(exit_code=None))
+    async with running_host(harness) as host:
+        command = host.harness.command(TEMP)
         await host.send(command)
         await host.in_phase(command, Phase.INFERRING)
         assert await cancelled(host, command) == ENDS[0][1]
@@ -114,17 +116,17 @@ async def test_a_batch_is_cancelled_while_it_runs() -> None:
 async def test_a_create_of_what_was_there_already_is_cancelled_without_harm() -> None:
     async with running_host() as host:
         await host.done(CREATE)
-        host.bench.server.alive = False
-        command = host.bench.command(CREATE)
-        probes = host.bench.server.requests.count("GET /v2/health/live")
+        host.harness.server.alive = False
+        command = host.harness.command(CREATE)
+        probes = host.harness.server.requests.count("GET /v2/health/live")
         await host.send(command)
 
         async def probing() -> bool:
-            return host.bench.server.requests.count("GET /v2/health/live") > probes
+            return host.harness.server.requests.count("GET /v2/health/live") > probes
 
         await eventually(probing)
         assert await cancelled(host, command) == (CANCELLED, None, ErrorCode.CANCELLED)
-        assert host.bench.container.running
+        assert host.harness.container.running
 
 
 @pytest.mark.parametrize(
@@ -133,9 +135,9 @@ async def test_a_create_of_what_was_there_already_is_cancelled_without_harm() ->
 async def test_a_load_that_is_cancelled_leaves_nothing_in_memory(
     profile: Profile, phase: Phase
 ) -> None:
-    async with running_host(Bench(model(profile), FakeServer(becomes_ready=False))) as host:
+    async with running_host(VerbHarness(model(profile), FakeServer(becomes_ready=False))) as host:
         await host.done(CREATE)
-        command = host.bench.command(LOAD)
+        command = host.harness.command(LOAD)
         await host.send(command)
         await host.in_phase(command, phase)
         assert await cancelled(host, command) == (
@@ -143,16 +145,16 @@ async def test_a_load_that_is_cancelled_leaves_nothing_in_memory(
             JobState.CREATED,
             ErrorCode.CANCELLED,
         )
-        assert not host.bench.container.running
-        host.bench.server.becomes_ready = True
+        assert not host.harness.container.running
+        host.harness.server.becomes_ready = True
         assert (await host.done(LOAD)).job_state is JobState.LOADED
         assert (await host.done(INFER, input=1)).result_json is not None
 
 
 async def test_a_load_that_timed_out_leaves_no_container() -> None:
-    async with running_host(Bench(program=FakeServer(becomes_ready=False))) as host:
+    async with running_host(VerbHarness(program=FakeServer(becomes_ready=False))) as host:
         await host.done(CREATE)
-        command = host.bench.command(LOAD)
+        command = host.harness.command(LOAD)
         await host.send(command)
         await host.in_phase(command, Phase.LOADING)
         assert await cancelled(host, command, "timed_out") == ENDS[1][1]
@@ -172,16 +174,16 @@ async def test_an_inference_is_cancelled_whatever_the_engine_does(
     async with running_host() as host:
         await host.done(CREATE)
         await host.done(LOAD)
-        host.bench.server.may_infer.clear()
-        command = host.bench.command(INFER, input=1)
+        host.harness.server.may_infer.clear()
+        command = host.harness.command(INFER, input=1)
         await host.send(command)
         await host.in_phase(command, Phase.INFERRING)
-        host.bench.runtime.inspect = hangs  # type: ignore[method-assign]
+        host.harness.runtime.inspect = hangs  # type: ignore[method-assign]
         assert await cancelled(host, command, reason) == end
-        assert host.bench.container.running
+        assert host.harness.container.running
 
         async def dropped() -> bool:
-            return host.bench.server.infers_now == 0
+            return host.harness.server.infers_now == 0
 
         await eventually(dropped)
 
@@ -194,46 +196,46 @@ async def hangs(*_: object, **__: object) -> Any:
     ("verb", "state"), [(CREATE, JobState.TERMINATED), (LOAD, JobState.CREATED)]
 )
 async def test_an_engine_that_hangs_does_not_delay_the_report(verb: Verb, state: JobState) -> None:
-    async with running_host(Bench(program=FakeServer(becomes_ready=False))) as host:
+    async with running_host(VerbHarness(program=FakeServer(becomes_ready=False))) as host:
         if verb is LOAD:
             await host.done(CREATE)
         else:
-            host.bench.server.alive = False
-        command = host.bench.command(verb)
+            host.harness.server.alive = False
+        command = host.harness.command(verb)
         await host.send(command)
         await host.in_phase(command, Phase.LOADING if verb is LOAD else Phase.STARTING)
-        inspect, listed = host.bench.runtime.inspect, host.bench.runtime.list_own
-        host.bench.runtime.inspect = hangs  # type: ignore[method-assign]
-        host.bench.runtime.list_own = hangs  # type: ignore[method-assign]
+        inspect, listed = host.harness.runtime.inspect, host.harness.runtime.list_own
+        host.harness.runtime.inspect = hangs  # type: ignore[method-assign]
+        host.harness.runtime.list_own = hangs  # type: ignore[method-assign]
         assert await cancelled(host, command) == (CANCELLED, state, ErrorCode.CANCELLED)
-        host.bench.runtime.inspect = inspect  # type: ignore[method-assign]
-        host.bench.runtime.list_own = listed  # type: ignore[method-assign]
+        host.harness.runtime.inspect = inspect  # type: ignore[method-assign]
+        host.harness.runtime.list_own = listed  # type: ignore[method-assign]
 
 
 async def test_what_is_cancelled_in_its_aftermath_is_reported_at_once() -> None:
-    async with running_host(Bench(program=FakeServer(start_exit=1))) as host:
-        remove, asked = host.bench.runtime.remove, asyncio.Event()
+    async with running_host(VerbHarness(program=FakeServer(start_exit=1))) as host:
+        remove, asked = host.harness.runtime.remove, asyncio.Event()
 
         async def hanging(container_id: str) -> None:
             asked.set()
             await hangs(container_id)
 
-        host.bench.runtime.remove = hanging  # type: ignore[method-assign]
-        command = host.bench.command(CREATE)
+        host.harness.runtime.remove = hanging  # type: ignore[method-assign]
+        command = host.harness.command(CREATE)
         await host.send(command)
         await asyncio.wait_for(asked.wait(), 10)
         assert await cancelled(host, command) == ENDS[0][1]
-        host.bench.runtime.remove = remove  # type: ignore[method-assign]
+        host.harness.runtime.remove = remove  # type: ignore[method-assign]
 
 
 async def test_a_temp_that_has_its_answer_keeps_it_when_it_is_cancelled_at_its_removal() -> None:
     async with running_host() as host:
-        remove = host.bench.runtime.remove
-        host.bench.runtime.remove = hangs  # type: ignore[method-assign]
-        command = host.bench.command(TEMP, input=1)
+        remove = host.harness.runtime.remove
+        host.harness.runtime.remove = hangs  # type: ignore[method-assign]
+        command = host.harness.command(TEMP, input=1)
         await host.send(command)
         await host.in_phase(command, Phase.REMOVING)
-        host.bench.runtime.remove = remove  # type: ignore[method-assign]
+        host.harness.runtime.remove = remove  # type: ignore[method-assign]
         assert await cancelled(host, command) == (
             OperationState.SUCCEEDED,
             JobState.TERMINATED,
@@ -244,17 +246,17 @@ async def test_a_temp_that_has_its_answer_keeps_it_when_it_is_cancelled_at_its_r
 
 @pytest.mark.parametrize("verb", [UNLOAD, TERMINATE])
 async def test_what_takes_away_is_not_stopped_once_it_has_begun(verb: Verb) -> None:
-    async with running_host(Bench(model(Profile.PROCESS))) as host:
+    async with running_host(VerbHarness(model(Profile.PROCESS))) as host:
         await host.done(CREATE)
         await host.done(LOAD)
-        may_go, really = asyncio.Event(), host.bench.runtime.stop
+        may_go, really = asyncio.Event(), host.harness.runtime.stop
 
         async def stop(container_id: str, grace_s: float) -> None:
             await may_go.wait()
             await really(container_id, grace_s)
 
-        host.bench.runtime.stop = stop  # type: ignore[method-assign]
-        command = host.bench.command(verb)
+        host.harness.runtime.stop = stop  # type: ignore[method-assign]
+        command = host.harness.command(verb)
         await host.send(command)
         await host.in_phase(command, Phase.UNLOADING if verb is UNLOAD else Phase.REMOVING)
         await host.cancel(command)
@@ -268,14 +270,14 @@ async def test_what_waits_for_its_turn_is_cancelled_at_once(verb: Verb) -> None:
     async with running_host() as host:
         await host.done(CREATE)
         await host.done(LOAD)
-        host.bench.server.may_infer.clear()
-        first = host.bench.command(INFER, input=1)
-        waiting = host.bench.command(verb, input=1)
+        host.harness.server.may_infer.clear()
+        first = host.harness.command(INFER, input=1)
+        waiting = host.harness.command(verb, input=1)
         await host.send(first, waiting)
         await host.in_phase(first, Phase.INFERRING)
         assert await cancelled(host, waiting) == (CANCELLED, None, ErrorCode.CANCELLED)
-        assert host.bench.container.running
-        host.bench.server.may_infer.set()
+        assert host.harness.container.running
+        host.harness.server.may_infer.set()
         assert (await host.ended(first)).state is OperationState.SUCCEEDED
         # The job's turn goes on to whoever comes next.
         assert (await host.done(INFER, input=1)).result_json is not None
@@ -289,7 +291,7 @@ async def test_a_cancel_that_comes_before_its_command_is_remembered(
     verb: Verb, state: JobState | None
 ) -> None:
     async with running_host() as host:
-        command = host.bench.command(verb, input=1)
+        command = host.harness.command(verb, input=1)
         await host.cancel(command)
         await host.done(TERMINATE, job="job-9")  # the word was read meanwhile
         await host.send(command)
@@ -298,14 +300,14 @@ async def test_a_cancel_that_comes_before_its_command_is_remembered(
             state,
             ErrorCode.CANCELLED,
         )
-        assert host.bench.runtime.created == []
+        assert host.harness.runtime.created == []
         assert host.reports_of(command)[0].state is OperationState.RUNNING  # accepted first
 
 
 async def test_what_an_earlier_boot_half_made_is_removed_by_a_cancel_before_the_command() -> None:
     async with running_host() as host:
-        command = host.bench.command(CREATE, epoch=2)
-        await host.bench.runtime.create(plan_container(command, None, PlanRules("host-1")))
+        command = host.harness.command(CREATE, epoch=2)
+        await host.harness.runtime.create(plan_container(command, None, PlanRules("host-1")))
         await host.cancel(command)
         await host.done(TERMINATE, job="job-9")
         await host.send(command)
@@ -316,7 +318,7 @@ async def test_what_an_earlier_boot_half_made_is_removed_by_a_cancel_before_the_
 async def test_a_repeated_cancel_has_the_end_reported_again() -> None:
     async with running_host() as host:
         end = await host.done(CREATE)
-        command = host.bench.command(CREATE, operation_id=end.operation_id)
+        command = host.harness.command(CREATE, operation_id=end.operation_id)
         await host.cancel(command)
 
         async def again() -> bool:
@@ -327,8 +329,8 @@ async def test_a_repeated_cancel_has_the_end_reported_again() -> None:
 
 
 async def test_cancels_that_come_twice_end_once() -> None:
-    async with running_host(pulling_bench()) as host:
-        command = host.bench.command(CREATE)
+    async with running_host(pulling_harness()) as host:
+        command = host.harness.command(CREATE)
         await host.send(command)
         await host.in_phase(command, Phase.PULLING)
         cancel = CancelOperation(operation_id=command.operation_id, epoch=1)
@@ -341,21 +343,21 @@ async def test_a_cancel_of_an_older_epoch_or_of_another_boot_is_nothing() -> Non
     async with running_host() as host:
         await host.done(CREATE)
         await host.done(LOAD)
-        host.bench.server.may_infer.clear()
-        command = host.bench.command(INFER, input=1, epoch=3)
+        host.harness.server.may_infer.clear()
+        command = host.harness.command(INFER, input=1, epoch=3)
         await host.send(command)
         await host.in_phase(command, Phase.INFERRING)
         await host.cancel(command, epoch=2)
         cancel = CancelOperation(operation_id=command.operation_id, epoch=3)
         await host.control(cancels=(cancel,), incarnation="another")
         await host.done(TERMINATE, job="job-9")
-        host.bench.server.may_infer.set()
+        host.harness.server.may_infer.set()
         assert (await host.ended(command, epoch=3)).state is OperationState.SUCCEEDED
 
 
 async def test_what_is_stale_is_not_heard_of_again_and_leaves_nothing() -> None:
-    async with running_host(Bench(program=FakeServer(alive=False))) as host:
-        command = host.bench.command(CREATE)
+    async with running_host(VerbHarness(program=FakeServer(alive=False))) as host:
+        command = host.harness.command(CREATE)
         await host.send(command)
         await host.in_phase(command, Phase.STARTING)
         before = len(host.reports_of(command))
@@ -364,25 +366,25 @@ async def test_what_is_stale_is_not_heard_of_again_and_leaves_nothing() -> None:
         await host.send(command)  # redelivered: it is refused
         await host.done(TERMINATE, job="job-9")
         assert len(host.reports_of(command)) == before
-        assert len(host.bench.runtime.created) == 1
+        assert len(host.harness.runtime.created) == 1
 
 
 async def test_a_later_epoch_runs_after_the_earlier_one_was_stale() -> None:
-    async with running_host(Bench(program=FakeServer(alive=False))) as host:
-        command = host.bench.command(CREATE)
+    async with running_host(VerbHarness(program=FakeServer(alive=False))) as host:
+        command = host.harness.command(CREATE)
         await host.send(command)
         await host.in_phase(command, Phase.STARTING)
         await host.cancel(command, "stale")
-        host.bench.server.alive = True
+        host.harness.server.alive = True
         await host.send(command.model_copy(update={"epoch": 2, "generation": 2}))
         assert (await host.ended(command, epoch=2)).state is OperationState.SUCCEEDED
-        names = [it.name for it in host.bench.runtime.containers.values()]
+        names = [it.name for it in host.harness.runtime.containers.values()]
         assert names == ["modelyard-job-1-2"]
 
 
 def test_an_open_attempt_that_is_stale_is_refused_when_its_command_comes_again() -> None:
     sent: list[OperationReport] = []
-    registry, command = AttemptRegistry(sent.append), Bench().command(CREATE)
+    registry, command = AttemptRegistry(sent.append), VerbHarness().command(CREATE)
     attempt = registry.take(command).attempt
     assert attempt is not None
     stale = CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
@@ -393,8 +395,8 @@ def test_an_open_attempt_that_is_stale_is_refused_when_its_command_comes_again()
 
 
 def test_remembered_cancels_are_bounded() -> None:
-    registry, bench = AttemptRegistry(lambda _: None), Bench()
-    commands = [bench.command(CREATE) for _ in range(MAX_CANCELS + 1)]
+    registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
+    commands = [harness.command(CREATE) for _ in range(MAX_CANCELS + 1)]
     for command in commands:
         cancel = CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
         assert registry.cancel(cancel) is None
@@ -403,7 +405,7 @@ def test_remembered_cancels_are_bounded() -> None:
 
 
 def test_a_cancel_of_a_newer_epoch_does_not_touch_the_running_one() -> None:
-    registry, command = AttemptRegistry(lambda _: None), Bench().command(INFER, input=1)
+    registry, command = AttemptRegistry(lambda _: None), VerbHarness().command(INFER, input=1)
     running = registry.take(command).attempt
     assert running is not None
     assert registry.cancel(CancelOperation(operation_id=command.operation_id, epoch=2)) is None
@@ -428,7 +430,7 @@ async def test_only_what_the_word_names_is_discarded(wrong: str) -> None:
     async with running_host() as host:
         end = await host.done(CREATE)
         other = await host.done(CREATE, job="job-2")
-        foreign = host.bench.runtime.add_foreign("somebody-elses")
+        foreign = host.harness.runtime.add_foreign("somebody-elses")
         assert end.container_id
         assert other.container_id
         if wrong == "generation":
@@ -440,10 +442,10 @@ async def test_only_what_the_word_names_is_discarded(wrong: str) -> None:
         await host.discard(other.container_id, job="job-2")
 
         async def the_other_is_gone() -> bool:
-            return other.container_id not in host.bench.runtime.containers
+            return other.container_id not in host.harness.runtime.containers
 
         await eventually(the_other_is_gone)
-        assert len(host.bench.runtime.containers) == 2
+        assert len(host.harness.runtime.containers) == 2
 
 
 async def test_a_discard_waits_for_what_runs_in_the_container_and_spares_what_is_worked_on() -> (
@@ -452,26 +454,26 @@ async def test_a_discard_waits_for_what_runs_in_the_container_and_spares_what_is
     async with running_host() as host:
         end = await host.done(CREATE)
         await host.done(LOAD)
-        host.bench.server.may_infer.clear()
-        infer = host.bench.command(INFER, input=1)
+        host.harness.server.may_infer.clear()
+        infer = host.harness.command(INFER, input=1)
         await host.send(infer)
         await host.in_phase(infer, Phase.INFERRING)
         assert end.container_id
         await host.discard(end.container_id)
         await host.discard(end.container_id)
         # Behind the discard, and of the same generation: the container is wanted after all.
-        load = host.bench.command(LOAD)
+        load = host.harness.command(LOAD)
         await host.send(load)
         await host.done(TERMINATE, job="job-9")
-        host.bench.server.may_infer.set()
+        host.harness.server.may_infer.set()
         assert (await host.ended(infer)).state is OperationState.SUCCEEDED
         assert (await host.ended(load)).state is OperationState.SUCCEEDED
-        assert host.bench.container.running
+        assert host.harness.container.running
 
 
 async def test_a_word_that_can_not_be_read_is_dropped() -> None:
-    async with running_host(pulling_bench()) as host:
-        command = host.bench.command(CREATE)
+    async with running_host(pulling_harness()) as host:
+        command = host.harness.command(CREATE)
         await host.send(command)
         await host.in_phase(command, Phase.PULLING)
         assert host.broker.control is not None

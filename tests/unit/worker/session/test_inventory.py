@@ -11,21 +11,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from modelyard.contract.catalog.entries import Profile
-from modelyard.contract.messages import Inventory, InventoryItem
+from modelyard.contract.messages import Inventory
 from modelyard.contract.states import OperationState, Verb
-from modelyard.process.tasks import TaskGroup
 from tests.support.waiting import eventually
-from tests.support.worker.bench import BLIND_HOOKS, Bench, model
 from tests.support.worker.broker import FakeBroker, report, reporter_on
+from tests.support.worker.harness import BLIND_HOOKS, VerbHarness, model
+from tests.support.worker.inventory import InventoryHarness, inventory_harness
 from worker.attempts.attempt import Outcome
-from worker.attempts.job_locks import JobLocks
-from worker.attempts.registry import AttemptRegistry
 from worker.containers.health import MISSES, SPACING_S, ModelHealth
 from worker.engine.protocol import EngineUnavailableError
-from worker.execution.discards import Discards
-from worker.model_server.client import ModelServer, http_client
 from worker.model_server.probes import ProbeVerdict
-from worker.session.relist import InventoryLoop
 
 CREATE, LOAD, INFER, UNLOAD = (
     Verb.DEPLOY_CREATE,
@@ -35,58 +30,11 @@ CREATE, LOAD, INFER, UNLOAD = (
 )
 
 
-class Lookout:
-    """A relist over a fake engine and a fake broker; looks are made by hand."""
-
-    def __init__(self, tasks: TaskGroup, bench: Bench | None = None) -> None:
-        self.bench = bench or Bench()
-        self.broker = FakeBroker()
-        self.reporter = reporter_on(self.broker)
-        self.registry = AttemptRegistry(self.reporter.put)
-        self.now = 0.0
-        containers = self.bench.operations.containers
-        health = containers.health
-        health._clock = lambda: self.now
-        self.relist = InventoryLoop(
-            runtime=self.bench.runtime,
-            server=ModelServer(http_client(self.bench.runtime.transport)),
-            health=health,
-            registry=self.registry,
-            discards=Discards(containers, self.registry, JobLocks(), tasks),
-            reporter=self.reporter,
-        )
-
-    async def look(self) -> Inventory:
-        """Return what one look has told, 10 seconds after the last one."""
-        self.now += 10.0
-        before = len(self.broker.messages)
-        assert await self.relist.look()
-
-        async def told() -> Inventory | None:
-            return next(
-                (it.inventory for it in self.broker.messages[before:] if it.inventory), None
-            )
-
-        return await eventually(told)
-
-    async def item(self) -> InventoryItem:
-        return (await self.look()).items[0]
-
-
-@asynccontextmanager
-async def lookout(bench: Bench | None = None) -> AsyncIterator[Lookout]:
-    async with asyncio.timeout(20), TaskGroup() as tasks:
-        made = Lookout(tasks, bench)
-        reporting = tasks.create_task(made.reporter.run())
-        yield made
-        reporting.cancel()
-
-
 async def test_an_inventory_says_what_is_true_of_each_own_container() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        it.bench.runtime.add_foreign("somebody-elses")
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.runtime.add_foreign("somebody-elses")
         item = await it.item()
         assert (item.running, item.loaded, item.exit_code, item.ever_started) == (
             True,
@@ -94,7 +42,7 @@ async def test_an_inventory_says_what_is_true_of_each_own_container() -> None:
             None,
             True,
         )
-        it.bench.container.exit(137, oom_killed=True)
+        it.harness.container.exit(137, oom_killed=True)
         told = await it.look()
     assert [
         (i.job_id, i.generation, i.running, i.loaded, i.exit_code, i.oom_killed) for i in told.items
@@ -103,17 +51,17 @@ async def test_an_inventory_says_what_is_true_of_each_own_container() -> None:
 
 
 async def test_a_container_that_was_never_started_says_so() -> None:
-    async with lookout(Bench(model(Profile.PROCESS))) as it:
-        await it.bench.do(CREATE)
+    async with inventory_harness(VerbHarness(model(Profile.PROCESS))) as it:
+        await it.harness.do(CREATE)
         item = await it.item()
     assert (item.running, item.ever_started, item.exit_code) == (False, False, None)
 
 
 async def test_a_container_that_is_dead_is_not_told_and_removed() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        runtime = it.bench.runtime
-        runtime.die_at_removing(it.bench.container.id)
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        runtime = it.harness.runtime
+        runtime.die_at_removing(it.harness.container.id)
         assert (await it.look()).items == ()
 
         async def gone() -> bool:
@@ -123,10 +71,10 @@ async def test_a_container_that_is_dead_is_not_told_and_removed() -> None:
 
 
 async def test_a_removal_that_fails_again_is_begun_again_at_a_later_look() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        runtime = it.bench.runtime
-        runtime.die_at_removing(it.bench.container.id)
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        runtime = it.harness.runtime
+        runtime.die_at_removing(it.harness.container.id)
         really, tries = runtime.remove, 0
 
         async def remove(container_id: str) -> None:
@@ -154,35 +102,35 @@ async def test_a_removal_that_fails_again_is_begun_again_at_a_later_look() -> No
 
 
 async def test_a_job_that_is_worked_on_is_busy_and_its_server_is_not_asked() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        command = it.bench.command(INFER, input=1)
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        command = it.harness.command(INFER, input=1)
         attempt = it.registry.take(command).attempt
         assert attempt is not None
-        asked = len(it.bench.server.requests)
+        asked = len(it.harness.server.requests)
         told = await it.look()
         assert told.busy == ("job-1",)
-        assert len(it.bench.server.requests) == asked
+        assert len(it.harness.server.requests) == asked
         attempt.end(Outcome(OperationState.SUCCEEDED))
         it.registry.close(attempt)
         assert (await it.look()).busy == ()
 
 
 async def test_a_job_that_gets_an_attempt_during_the_look_is_busy_although_it_ended_in_it() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        really = it.bench.runtime.list_own
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        really = it.harness.runtime.list_own
 
         async def list_own(job_id: str | None = None) -> Any:
             found = await really(job_id)
-            attempt = it.registry.take(it.bench.command(CREATE, job="job-2")).attempt
+            attempt = it.registry.take(it.harness.command(CREATE, job="job-2")).attempt
             assert attempt is not None
             attempt.end(Outcome(OperationState.SUCCEEDED))
             it.registry.close(attempt)
             return found
 
-        it.bench.runtime.list_own = list_own  # type: ignore[method-assign]
+        it.harness.runtime.list_own = list_own  # type: ignore[method-assign]
         told = await it.look()
     assert told.busy == ("job-2",)
 
@@ -228,72 +176,72 @@ async def test_an_inventory_that_could_not_be_sent_is_dropped_and_the_reports_ar
 
 
 async def test_an_engine_that_is_away_has_no_inventory_and_is_logged_once() -> None:
-    async with lookout() as it:
-        it.bench.runtime.available = False
+    async with inventory_harness() as it:
+        it.harness.runtime.available = False
         with capture_logs() as logs:
             assert not await it.relist.look()
             assert not await it.relist.look()
         assert [entry["event"] for entry in logs] == ["inventory.silent"]
         assert it.broker.messages == []
-        it.bench.runtime.available = True
+        it.harness.runtime.available = True
         assert (await it.look()).items == ()
 
 
 async def test_a_loaded_model_that_does_not_answer_for_three_looks_is_unhealthy() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        it.bench.server.loaded = False
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.loaded = False
         said = [(await it.item()).unhealthy for _ in range(MISSES + 1)]
         assert said == [False, False, True, True]
-        it.bench.server.loaded = True
+        it.harness.server.loaded = True
         assert not (await it.item()).unhealthy
-        it.bench.server.loaded = False
+        it.harness.server.loaded = False
         assert not (await it.item()).unhealthy
 
 
 async def test_a_model_that_was_seen_loaded_after_a_boot_can_be_unhealthy_too() -> None:
-    bench = Bench()
-    await bench.do(CREATE)
-    await bench.do(LOAD)
-    bench.restarted()
-    async with lookout(bench) as it:
+    harness = VerbHarness()
+    await harness.do(CREATE)
+    await harness.do(LOAD)
+    harness.restarted()
+    async with inventory_harness(harness) as it:
         assert (await it.item()).loaded
-        bench.server.loaded = False
+        harness.server.loaded = False
         assert [(await it.item()).unhealthy for _ in range(MISSES)] == [False, False, True]
 
 
 async def test_a_model_that_was_silent_at_a_boot_and_then_says_no_is_unhealthy() -> None:
-    bench = Bench()
-    await bench.do(CREATE)
-    await bench.do(LOAD)
-    bench.restarted()
-    async with lookout(bench) as it:
-        bench.server.silent = True
+    harness = VerbHarness()
+    await harness.do(CREATE)
+    await harness.do(LOAD)
+    harness.restarted()
+    async with inventory_harness(harness) as it:
+        harness.server.silent = True
         assert (await it.item()).answer == "silent"
-        bench.server.silent = False
-        bench.server.loaded = False
+        harness.server.silent = False
+        harness.server.loaded = False
         assert [(await it.item()).unhealthy for _ in range(MISSES)] == [False, False, True]
 
 
 async def test_a_model_that_is_silent_is_never_unhealthy() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        it.bench.server.silent = True
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.silent = True
         items = [await it.item() for _ in range(3 * MISSES)]
         assert {(item.answer, item.unhealthy) for item in items} == {("silent", False)}
 
 
 async def test_a_label_that_holds_no_path_hides_no_other_container() -> None:
-    async with lookout() as there:
+    async with inventory_harness() as there:
         for job in ("job-1", "job-2"):
             for verb in (CREATE, LOAD):
-                assert (await there.bench.do(verb, job=job)).state is OperationState.SUCCEEDED
-        plan = there.bench.container.plan
+                assert (await there.harness.do(verb, job=job)).state is OperationState.SUCCEEDED
+        plan = there.harness.container.plan
         assert plan is not None
         labels = replace(plan.labels, ready_path="@127.0.0.9/")
-        there.bench.container.plan = replace(plan, labels=labels)
+        there.harness.container.plan = replace(plan, labels=labels)
         told = {item.job_id: item.answer for item in (await there.look()).items}
     assert told == {"job-1": "not_asked", "job-2": "yes"}
 
@@ -302,29 +250,29 @@ async def test_a_worker_that_lags_counts_no_probe_as_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("worker.model_server.client.PROBE_S", 0.05)
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        it.bench.server.before_answer = lambda: time.sleep(0.2)  # the loop stands still
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.before_answer = lambda: time.sleep(0.2)  # the loop stands still
         items = [await it.item() for _ in range(2 * MISSES)]
         assert not any(item.unhealthy for item in items)
 
 
 async def test_a_container_that_was_never_loaded_is_not_unhealthy() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
         items = [await it.item() for _ in range(2 * MISSES)]
         assert {(item.answer, item.unhealthy) for item in items} == {("no", False)}
 
 
 async def test_looks_at_a_busy_job_neither_count_nor_reset() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        it.bench.server.loaded = False
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.loaded = False
         assert not (await it.item()).unhealthy
         assert not (await it.item()).unhealthy
-        attempt = it.registry.take(it.bench.command(INFER, input=1)).attempt
+        attempt = it.registry.take(it.harness.command(INFER, input=1)).attempt
         assert attempt is not None
         assert not (await it.item()).unhealthy
         assert not (await it.item()).unhealthy
@@ -334,31 +282,31 @@ async def test_looks_at_a_busy_job_neither_count_nor_reset() -> None:
 
 @pytest.mark.parametrize("end", ["unloaded", "exited"])
 async def test_a_model_that_is_not_in_memory_any_more_is_not_unhealthy(end: str) -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
         assert (await it.item()).loaded
         if end == "unloaded":
-            await it.bench.do(UNLOAD)
+            await it.harness.do(UNLOAD)
         else:
-            it.bench.container.exit(1)
+            it.harness.container.exit(1)
         assert not any([(await it.item()).unhealthy for _ in range(MISSES + 1)])
 
 
 async def test_a_process_that_answers_no_more_is_unhealthy() -> None:
-    async with lookout(Bench(model(Profile.PROCESS))) as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        it.bench.server.loaded = False
+    async with inventory_harness(VerbHarness(model(Profile.PROCESS))) as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.loaded = False
         assert [(await it.item()).unhealthy for _ in range(MISSES)] == [False, False, True]
 
 
 async def test_a_server_that_can_not_be_asked_is_not_taken_for_loaded_by_a_look() -> None:
-    async with lookout(Bench(model(Profile.HTTP, hooks=BLIND_HOOKS))) as it:
-        await it.bench.do(CREATE)
+    async with inventory_harness(VerbHarness(model(Profile.HTTP, hooks=BLIND_HOOKS))) as it:
+        await it.harness.do(CREATE)
         await it.item()
-        await it.bench.do(LOAD)
-    assert it.bench.server.loads == 1
+        await it.harness.do(LOAD)
+    assert it.harness.server.loads == 1
 
 
 def health_at(times: Callable[[], float]) -> ModelHealth:
@@ -378,12 +326,12 @@ def test_a_burst_of_looks_counts_as_one() -> None:
 
 
 async def test_what_is_gone_is_forgotten() -> None:
-    async with lookout() as it:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
-        await it.bench.runtime.remove(it.bench.container.id)
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        await it.harness.runtime.remove(it.harness.container.id)
         await it.look()
-    assert it.bench.operations.containers.health.known == frozenset()
+    assert it.harness.operations.containers.health.known == frozenset()
 
 
 def inventories(broker: FakeBroker) -> list[Inventory]:
@@ -391,26 +339,26 @@ def inventories(broker: FakeBroker) -> list[Inventory]:
 
 
 @asynccontextmanager
-async def looking_around(interval_s: float) -> AsyncIterator[Lookout]:
+async def looking_around(interval_s: float) -> AsyncIterator[InventoryHarness]:
     """Run a relist; its job is loaded and has been seen running."""
-    async with lookout() as it, asyncio.TaskGroup() as tasks:
-        await it.bench.do(CREATE)
-        await it.bench.do(LOAD)
+    async with inventory_harness() as it, asyncio.TaskGroup() as tasks:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
         looking = tasks.create_task(it.relist.run(interval_s=interval_s))
 
         async def seen() -> bool:
-            return bool(inventories(it.broker)) and it.bench.runtime.watches == 1
+            return bool(inventories(it.broker)) and it.harness.runtime.watches == 1
 
         await eventually(seen)
         yield it
         looking.cancel()
 
 
-async def seen_dead(it: Lookout) -> float:
+async def seen_dead(it: InventoryHarness) -> float:
     """Return after how many seconds the death of the container was told."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    it.bench.container.exit(1)
+    it.harness.container.exit(1)
 
     async def told() -> bool:
         return not inventories(it.broker)[-1].items[0].running
@@ -426,24 +374,24 @@ async def test_a_death_that_the_engine_tells_is_looked_at_at_once() -> None:
 
 async def test_a_death_that_the_engine_does_not_tell_is_seen_by_the_next_look() -> None:
     async with looking_around(interval_s=1.5) as it:
-        it.bench.runtime.tells_changes = False
+        it.harness.runtime.tells_changes = False
         await seen_dead(it)
 
 
 async def test_a_watch_that_ended_is_made_anew() -> None:
     async with looking_around(interval_s=60) as it:
-        it.bench.runtime.end_watches()
+        it.harness.runtime.end_watches()
 
         async def ended() -> bool:
-            return it.bench.runtime.watches == 0
+            return it.harness.runtime.watches == 0
 
         async def anew() -> bool:
-            return it.bench.runtime.watches == 1
+            return it.harness.runtime.watches == 1
 
         await eventually(ended)
-        it.bench.runtime.available = False
+        it.harness.runtime.available = False
         await asyncio.sleep(0.3)  # long enough to fail at it once
-        it.bench.runtime.available = True
+        it.harness.runtime.available = True
         await eventually(anew)
         assert await seen_dead(it) < 2.0
 
@@ -457,6 +405,6 @@ async def test_however_much_changes_there_is_about_one_look_a_second(
         before, loop = len(inventories(it.broker)), asyncio.get_running_loop()
         began = loop.time()
         while loop.time() - began < 1.0:
-            it.bench.runtime._tell()
+            it.harness.runtime._tell()
             await asyncio.sleep(0)
         assert 2 <= len(inventories(it.broker)) - before <= 5

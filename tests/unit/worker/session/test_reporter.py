@@ -17,8 +17,8 @@ from modelyard.contract.states import OperationState, Phase, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE, REPORTS_QUEUE
 from tests.support.dispatcher.enrolled import enrol
 from tests.support.waiting import eventually
-from tests.support.worker.bench import HOST, Bench
 from tests.support.worker.broker import FakeBroker, report, reporter_on
+from tests.support.worker.harness import HOST, VerbHarness
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Admission, AttemptRegistry
@@ -141,8 +141,8 @@ def taken(registry: AttemptRegistry, command: HostCommand) -> Admission:
 
 def test_an_epoch_is_taken_once_and_repeats_its_latest_report() -> None:
     sent: list[OperationReport] = []
-    registry, bench = AttemptRegistry(sent.append), Bench()
-    command = bench.command(CREATE)
+    registry, harness = AttemptRegistry(sent.append), VerbHarness()
+    command = harness.command(CREATE)
     first = registry.take(command)
     assert first.decision is Admission.NEW
     assert first.attempt is not None
@@ -158,13 +158,13 @@ def test_an_epoch_is_taken_once_and_repeats_its_latest_report() -> None:
 
 
 def test_a_lower_epoch_is_dropped() -> None:
-    registry, command = AttemptRegistry(lambda _: None), Bench().command(CREATE, epoch=2)
+    registry, command = AttemptRegistry(lambda _: None), VerbHarness().command(CREATE, epoch=2)
     assert taken(registry, command) is Admission.NEW
     assert taken(registry, command.model_copy(update={"epoch": 1})) is Admission.STALE_EPOCH
 
 
 def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
-    registry, command = AttemptRegistry(lambda _: None), Bench().command(CREATE)
+    registry, command = AttemptRegistry(lambda _: None), VerbHarness().command(CREATE)
     first = registry.take(command)
     second = registry.take(command.model_copy(update={"epoch": 2}))
     assert second.decision is Admission.NEW
@@ -172,16 +172,16 @@ def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
 
 
 def test_a_generation_older_than_one_seen_is_refused() -> None:
-    registry, bench = AttemptRegistry(lambda _: None), Bench()
+    registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
     registry.saw_containers([("job-1", 3)])
-    assert taken(registry, bench.command(CREATE, generation=2)) is Admission.STALE_GENERATION
-    assert taken(registry, bench.command(CREATE, generation=3)) is Admission.NEW
-    assert taken(registry, bench.command(CREATE, job="job-2")) is Admission.NEW
+    assert taken(registry, harness.command(CREATE, generation=2)) is Admission.STALE_GENERATION
+    assert taken(registry, harness.command(CREATE, generation=3)) is Admission.NEW
+    assert taken(registry, harness.command(CREATE, job="job-2")) is Admission.NEW
 
 
 def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
-    registry, bench = AttemptRegistry(lambda _: None), Bench()
-    commands = [bench.command(CREATE) for _ in range(MAX_ENDED + 1)]
+    registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
+    commands = [harness.command(CREATE) for _ in range(MAX_ENDED + 1)]
     for command in commands:
         attempt = registry.take(command).attempt
         assert attempt is not None
@@ -193,7 +193,10 @@ def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
 
 
 def test_of_what_ended_only_the_last_report_is_kept() -> None:
-    registry, command = AttemptRegistry(lambda _: None), Bench().command(INFER, input="x" * 1_000)
+    registry, command = (
+        AttemptRegistry(lambda _: None),
+        VerbHarness().command(INFER, input="x" * 1_000),
+    )
     attempt = registry.take(command).attempt
     assert attempt is not None
     attempt.end(Outcome(OperationState.SUCCEEDED, result_json="1"))
@@ -206,8 +209,8 @@ def test_of_what_ended_only_the_last_report_is_kept() -> None:
 
 
 def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -> None:
-    registry, bench = AttemptRegistry(lambda _: None), Bench()
-    commands = [bench.command(INFER, input=1) for _ in range(2)]
+    registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
+    commands = [harness.command(INFER, input=1) for _ in range(2)]
     half = '"' + "\u20ac" * (MAX_RESULT_BYTES_KEPT // 5) + '"'
     for command in commands:
         attempt = registry.take(command).attempt
@@ -220,7 +223,7 @@ def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -
 
 def test_an_account_says_nothing_after_its_end() -> None:
     sent: list[OperationReport] = []
-    attempt = Attempt(Bench().command(CREATE), sent.append)
+    attempt = Attempt(VerbHarness().command(CREATE), sent.append)
     attempt.end(Outcome(OperationState.FAILED))
     attempt.report(Phase.LOADING)
     attempt.end(Outcome(OperationState.SUCCEEDED))

@@ -44,7 +44,7 @@ def model(profile: Profile = Profile.OPEN_INFERENCE, **more: Any) -> ModelSpec:
     return ModelSpec(**{**fields, **more})
 
 
-class Bench:
+class VerbHarness:
     """One host with one model; `do` performs a verb on job `job-1`."""
 
     def __init__(
