@@ -11,7 +11,7 @@ ARGS ?=
 MINUTES ?= 10
 SEED ?=
 # All tests that need a server run one after the other, on the same servers; the others beside them.
-PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
+PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 
 .PHONY: help setup demo test test-fast faults soak up down status check fmt clean
 

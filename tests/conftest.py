@@ -8,9 +8,11 @@ import uuid
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from deploy.local import packages
 from deploy.local.docker_engine import DockerEngine
@@ -27,6 +29,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "var" / "tests"
 VHOSTS_AT_ONCE = 25
 SERVERS = {"folder", "programs", "rabbitmq", "mongodb", "engine", "second_engine"}
 """The fixtures that start a server, install one, or hold its data."""
+WITHOUT_SERVERS = ("tests/unit/", "tests/statemachine/")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,24 +47,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, and leave them out where nobody wants to wait for one.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test that needs a server."""
+    if SERVERS.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker("server")
 
-    Where tests run in several processes, one process runs all of those: there is one RabbitMQ, and
-    two processes can't share an engine's folder.
+
+class ServersInOneProcess(LoadScopeScheduling):  # type: ignore[misc]
+    """Has one of pytest-xdist's processes run all tests that need servers, one after the other.
+
+    There is one RabbitMQ for all, two processes can't share an engine's folder, and what is
+    measured there is not disturbed by another such test. The others go to whoever is free.
     """
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return a name; what has the same name is run by the same process."""
+        alone = self.config.option.fast or nodeid.startswith(WITHOUT_SERVERS)
+        return nodeid if alone else "servers"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServersInOneProcess:
+    """Say which process runs which test."""
+    return ServersInOneProcess(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what waits, where nobody wants to wait."""
+    if not config.option.fast:
+        return
+    kept, left_out = list[pytest.Item](), list[pytest.Item]()
     for item in items:
-        if SERVERS.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker("server")
-        if item.get_closest_marker("server") is not None:
-            item.add_marker(pytest.mark.xdist_group("servers"))
-    if config.option.fast:
-        kept, left_out = list[pytest.Item](), list[pytest.Item]()
-        for item in items:
-            waits = item.get_closest_marker("server") or item.get_closest_marker("slow")
-            (left_out if waits else kept).append(item)
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+        waits = item.get_closest_marker("server") or item.get_closest_marker("slow")
+        (left_out if waits else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -108,14 +108,14 @@ def test_a_volume_is_not_filled_from_the_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result_file", "folder"), [("/tmp/a/r.json", "/tmp"), ("/out/r.json", "/out"), ("/r", None)]
+    ("result_file", "volume"), [("/tmp/a/r.json", "/tmp"), ("/out/r.json", "/out"), ("/r", None)]
 )
-def test_a_result_file_outlives_its_process(result_file: str, folder: str | None) -> None:
+def test_a_result_file_outlives_its_process(result_file: str, volume: str | None) -> None:
     made = plan(profile=Profile.BATCH, result_file=result_file)
     host = engine_config(made)["HostConfig"]
     volumes = [m["Target"] for m in host["Mounts"] if m["Type"] == "volume"]
-    assert volumes == ([folder] if folder else [])
-    assert ("/tmp" in host.get("Tmpfs", {})) is (folder != "/tmp")
+    assert volumes == ([volume] if volume else [])
+    assert ("/tmp" in host.get("Tmpfs", {})) is (volume != "/tmp")
 
 
 def test_gpus_are_asked_for_only_where_the_model_needs_them() -> None:

@@ -4,21 +4,15 @@ import asyncio
 import gc
 import weakref
 
-from deploy.local.rabbitmq import RabbitMQ
-from modelyard.broker import Broker
 from modelyard.contract.messages import (
-    HELLO_TYPE,
     MAX_MESSAGE_BYTES,
     HostCommand,
-    HostHello,
     OperationReport,
 )
 from modelyard.contract.states import OperationState, Phase, Verb
-from modelyard.contract.topology import HEARTBEATS_QUEUE, REPORTS_QUEUE
-from tests.support.dispatcher.enrolled import enrol
 from tests.support.waiting import eventually
 from tests.support.worker.broker import FakeBroker, report, reporter_on
-from tests.support.worker.harness import HOST, VerbHarness
+from tests.support.worker.harness import VerbHarness
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import MAX_ENDED, MAX_RESULT_BYTES_KEPT, Admission, AttemptRegistry
@@ -76,31 +70,6 @@ async def test_a_way_of_the_reports_that_is_gone_is_made_anew() -> None:
         await reporter.deliver([report(1)])
         running.cancel()
     assert broker.hellos == 1
-
-
-async def test_reports_flow_again_after_their_queue_was_made_anew_without_this_host(
-    rabbitmq: RabbitMQ, amqp_url: str, broker: Broker
-) -> None:
-    await enrol(broker, HOST)
-    vhost = amqp_url.rpartition("/")[2]
-    rabbitmq.ctl("delete_queue", REPORTS_QUEUE.name, "-p", vhost)
-    # As a dispatcher does that has come to its own queues again: it binds no host.
-    await broker.declare([REPORTS_QUEUE, HEARTBEATS_QUEUE])
-    reporter = reporter_on(broker)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(reporter.run())
-        delivering = tasks.create_task(reporter.deliver([report(1)]))
-        async with broker.subscribe(HEARTBEATS_QUEUE, prefetch=10) as subscription:
-            [hello] = await anext(subscription.batches(max_items=1))
-        assert hello.type == HELLO_TYPE
-        await enrol(broker, HostHello.model_validate_json(hello.body).host_id)
-        await delivering
-        running.cancel()
-
-    async def arrived() -> bool:
-        return await broker.message_count(REPORTS_QUEUE.name) == 1
-
-    await eventually(arrived)
 
 
 async def test_reports_that_nobody_takes_are_known_to_be_stuck() -> None:
@@ -221,7 +190,7 @@ def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -
     assert taken(registry, commands[0]) is Admission.NEW
 
 
-def test_an_account_says_nothing_after_its_end() -> None:
+def test_an_attempt_says_nothing_after_its_end() -> None:
     sent: list[OperationReport] = []
     attempt = Attempt(VerbHarness().command(CREATE), sent.append)
     attempt.end(Outcome(OperationState.FAILED))
