@@ -16,9 +16,15 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.ports import free_port
 from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
 from tests.e2e.catalog import PROBE
-from tests.faults.checked_fleet import CheckedFleet, Servers, Site, make_site, open_checked_fleet
-from tests.faults.proxied_fleet import ProxiedFleet, open_proxied_fleet
-from tests.faults.registry import SlowRegistry
+from tests.faults.harness.checked_fleet import (
+    CheckedFleet,
+    Servers,
+    Site,
+    make_site,
+    open_checked_fleet,
+)
+from tests.faults.harness.proxied_fleet import ProxiedFleet, open_proxied_fleet
+from tests.faults.harness.registry import SlowRegistry
 from tests.support.invariants.outside import EngineView
 
 VHOSTS = 25

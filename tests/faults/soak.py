@@ -21,10 +21,16 @@ from deploy.local.images import ensure_images
 from deploy.local.mongodb import MongoDB
 from deploy.local.ports import free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.faults.checked_fleet import CheckedFleet, Servers, Site, make_site, open_checked_fleet
 from tests.faults.conftest import MEMBERS, virtual_hosts
-from tests.faults.load import Load, Mix
-from tests.faults.nemesis import EVERYTHING, Nemesis
+from tests.faults.harness.checked_fleet import (
+    CheckedFleet,
+    Servers,
+    Site,
+    make_site,
+    open_checked_fleet,
+)
+from tests.faults.harness.load import Load, Mix
+from tests.faults.harness.nemesis import EVERYTHING, Nemesis
 
 FOLDER = Path(__file__).resolve().parents[2] / "var" / "tests"
 WAVE = Mix(jobs=4, infers=6, temps=4, batches=3)

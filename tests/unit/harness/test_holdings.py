@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from deploy.local.processes import ProcessId
-from tests.faults.holdings import Holdings
+from tests.faults.harness.holdings import Holdings
 from tests.support.invariants.processes import MORE_DESCRIPTORS, Holding, grown
 
 NAME = "worker-h1"
