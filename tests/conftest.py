@@ -1,6 +1,5 @@
 """The real servers that the tests run on: private, started once a session when first needed."""
 
-import itertools
 import os
 import shutil
 import sys
@@ -22,11 +21,11 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
 from modelyard.broker import Broker
 from modelyard.store import Store
+from tests.support.servers.virtual_hosts import virtual_hosts
 
 # Not under pytest's own folder: RabbitMQ runs under an account of its own and has to get in, and
 # the engines keep their images from one session to the next.
 FOLDER = Path(__file__).resolve().parents[1] / "var" / "tests"
-VHOSTS_AT_ONCE = 25
 SERVERS = {"folder", "programs", "rabbitmq", "mongodb", "engine", "second_engine"}
 """The fixtures that start a server, install one, or hold its data."""
 WITHOUT_SERVERS = ("tests/unit/", "tests/statemachine/")
@@ -167,24 +166,8 @@ def _engine(name: str) -> Generator[DockerEngine]:
 
 @pytest.fixture(scope="session")
 def _vhosts(rabbitmq: RabbitMQ) -> Iterator[str]:
-    """Make virtual hosts in bulk: one start of the command-line tool costs more than 25 of them."""
-
-    def made() -> Iterator[str]:
-        for start in itertools.count(step=VHOSTS_AT_ONCE):
-            rabbitmq.ctl(
-                "eval",
-                f"""
-                lists:foreach(fun(N) ->
-                  V = iolist_to_binary(["test-", integer_to_list(N)]),
-                  ok = rabbit_vhost:add(V, <<"tests">>),
-                  ok = rabbit_auth_backend_internal:set_permissions(
-                    <<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
-                end, lists:seq({start}, {start + VHOSTS_AT_ONCE - 1})).
-                """,
-            )
-            yield from (f"test-{number}" for number in range(start, start + VHOSTS_AT_ONCE))
-
-    return made()
+    """Make virtual hosts as they are asked for."""
+    return virtual_hosts(rabbitmq, "test")
 
 
 @pytest.fixture

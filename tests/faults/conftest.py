@@ -1,7 +1,6 @@
 """The servers that faults are made in, the fleets on them, and the checker at the end of a test."""
 
 import asyncio
-import itertools
 import logging
 import sys
 import tempfile
@@ -26,8 +25,8 @@ from tests.faults.harness.checked_fleet import (
 from tests.faults.harness.proxied_fleet import ProxiedFleet, open_proxied_fleet
 from tests.faults.harness.registry import SlowRegistry
 from tests.support.invariants.outside import EngineView
+from tests.support.servers.virtual_hosts import virtual_hosts
 
-VHOSTS = 25
 PATIENCE_S = 300
 CUT_S = 30.0
 MANY = 300
@@ -57,7 +56,7 @@ def servers(
             rabbitmq,
             mongodb,
             {"h1": engine, "h2": second_engine},
-            virtual_hosts(rabbitmq),
+            virtual_hosts(rabbitmq, "fault"),
             (str(network.gateway.ip), free_port()),
         )
     finally:
@@ -125,24 +124,6 @@ def measured(request: pytest.FixtureRequest, fleet: CheckedFleet) -> None:
     names = " ".join(sorted({one.invariant for one in fleet.violations}))
     if names:
         node.user_properties.append(("violations", names))
-
-
-def virtual_hosts(rabbitmq: RabbitMQ) -> Iterator[str]:
-    """Make virtual hosts in bulk: one start of the command-line tool takes a second."""
-    for start in itertools.count(step=VHOSTS):
-        rabbitmq.ctl(
-            "eval",
-            f"""
-            lists:foreach(fun(N) ->
-              V = iolist_to_binary(["fault-", integer_to_list(N)]),
-              ok = rabbit_vhost:add(V, <<"tests">>),
-              ok = rabbit_auth_backend_internal:set_permissions(
-                <<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
-            end, lists:seq({start}, {start + VHOSTS - 1})).
-            """,
-            seconds=120,
-        )
-        yield from (f"fault-{number}" for number in range(start, start + VHOSTS))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from deploy.local.images import ensure_images
 from deploy.local.mongodb import MongoDB
 from deploy.local.ports import free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.faults.conftest import MEMBERS, virtual_hosts
+from tests.faults.conftest import MEMBERS
 from tests.faults.harness.checked_fleet import (
     CheckedFleet,
     Servers,
@@ -31,6 +31,7 @@ from tests.faults.harness.checked_fleet import (
 )
 from tests.faults.harness.load import Load, Mix
 from tests.faults.harness.nemesis import EVERYTHING, Nemesis
+from tests.support.servers.virtual_hosts import virtual_hosts
 
 FOLDER = Path(__file__).resolve().parents[2] / "var" / "tests"
 WAVE = Mix(jobs=4, infers=6, temps=4, batches=3)
@@ -80,7 +81,7 @@ def start_servers(folder: Path, stack: ExitStack) -> Servers:
     if network is None:
         raise RuntimeError("an engine that runs has a network")
     collector = (str(network.gateway.ip), free_port())
-    return Servers(rabbitmq, mongodb, engines, virtual_hosts(rabbitmq), collector)
+    return Servers(rabbitmq, mongodb, engines, virtual_hosts(rabbitmq, "fault"), collector)
 
 
 async def soak(site: Site, seed: int, seconds: float) -> int:

@@ -634,7 +634,7 @@ async def test_a_look_that_was_made_while_the_job_was_worked_on_says_nothing_of_
         assert (await driver.job("job-1")).state is JobState.LOADED
 
 
-STRANGER = InventoryItem(
+UNKNOWN_CONTAINER = InventoryItem(
     container_id="cd" * 32, job_id="nobody", generation=1, operation_id="o", running=True
 )
 
@@ -699,9 +699,9 @@ async def test_a_job_that_is_deployed_anew_has_all_of_its_restarts(
 
 async def test_a_container_that_nobody_owns_is_removed(driver: DispatcherDriver) -> None:
     async with scripted_host(driver.broker, "h1") as host:
-        await host.look(STRANGER)
+        await host.look(UNKNOWN_CONTAINER)
         told = await host.control(lambda one: bool(one.discards))
-        assert told.discards[0].container_id == STRANGER.container_id
+        assert told.discards[0].container_id == UNKNOWN_CONTAINER.container_id
 
 
 async def test_a_dry_run_only_tells_of_what_nobody_owns(store: Store, broker: Broker) -> None:
@@ -711,7 +711,7 @@ async def test_a_dry_run_only_tells_of_what_nobody_owns(store: Store, broker: Br
         driver = DispatcherDriver(store, broker)
         job = await loaded(driver, host)
         old = item(job, generation=0, container_id="ef" * 32)
-        await host.look(item(job), STRANGER, old)
+        await host.look(item(job), UNKNOWN_CONTAINER, old)
         told = await host.control(lambda one: bool(one.discards))
         assert [one.container_id for one in told.discards] == [old.container_id]
 

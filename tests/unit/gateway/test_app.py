@@ -1,4 +1,4 @@
-"""The app as it describes itself, its last resort, its settings and its small parts."""
+"""The app as it describes itself, its error boundary, its settings and its small parts."""
 
 import json
 import socket
@@ -132,7 +132,7 @@ def test_every_code_that_is_answered_over_http_has_a_status() -> None:
     assert set(http) <= set(STATUS_OF)
 
 
-# --- the last resort ---
+# --- the error boundary ---
 
 
 async def test_a_defect_is_a_problem_without_its_details(

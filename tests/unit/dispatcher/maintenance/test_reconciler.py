@@ -191,8 +191,8 @@ def test_the_container_of_a_job_that_is_being_placed_is_kept() -> None:
 
 def test_containers_that_the_record_does_not_know_are_orphans() -> None:
     ahead = container(generation=3)
-    stranger = container(job_id="nobody")
-    assert look(job(JobState.LOADED, generation=2), ahead, stranger).orphans == [ahead, stranger]
+    unknown = container(job_id="nobody")
+    assert look(job(JobState.LOADED, generation=2), ahead, unknown).orphans == [ahead, unknown]
 
 
 def test_orphans_are_left_alone_until_their_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,11 @@ async def test_what_arrives_together_shares_one_write_and_one_message(stores: St
     taking = [asyncio.create_task(stores.dual_write.take(new(1))) for _ in range(50)]
     await asyncio.sleep(0)  # all of them stand in line now
     async with running(stores.dual_write):
-        places = await asyncio.gather(*taking)
-    assert all(place.recorded and place.published and place.first for [place] in places)
+        durabilities = await asyncio.gather(*taking)
+    assert all(
+        durability.recorded and durability.published and durability.first
+        for [durability] in durabilities
+    )
     assert [len(ids) for ids in stores.recorded] == [50]
     assert [len(ids) for ids in stores.messages] == [50]
 
@@ -99,10 +102,10 @@ async def test_a_batch_is_cut_by_size_and_a_break_leaves_no_gap(stores: Stores) 
     batch = new(10, text="x" * 60_000)
     stores.publish_from = 1
     async with running(stores.dual_write):
-        places = await stores.dual_write.take(batch)
-    assert [place.published for place in places] == [True] * 4 + [False] * 6
+        durabilities = await stores.dual_write.take(batch)
+    assert [durability.published for durability in durabilities] == [True] * 4 + [False] * 6
     assert stores.messages == [[operation.operation_id for operation, _ in batch[:4]]]
-    assert all(place.recorded for place in places)
+    assert all(durability.recorded for durability in durabilities)
 
 
 async def test_a_break_is_told_to_those_behind_it_only(stores: Stores) -> None:
@@ -111,26 +114,26 @@ async def test_a_break_is_told_to_those_behind_it_only(stores: Stores) -> None:
     second = asyncio.create_task(stores.dual_write.take(new(1, text="x" * 60_000)))
     await asyncio.sleep(0)
     async with running(stores.dual_write):
-        assert [place.published for place in await first] == [True] * 4
-        assert [place.published for place in await second] == [False]
+        assert [durability.published for durability in await first] == [True] * 4
+        assert [durability.published for durability in await second] == [False]
     assert stores.broker_up.down
 
 
 async def test_a_store_that_hangs_is_not_waited_for_by_the_next_one(stores: Stores) -> None:
     stores.store_goes_on.clear()
     async with running(stores.dual_write):
-        [place] = await stores.dual_write.take(new(1))
-        assert (place.recorded, place.published) == (False, True)
+        [durability] = await stores.dual_write.take(new(1))
+        assert (durability.recorded, durability.published) == (False, True)
         async with asyncio.timeout(0.5):
-            [place] = await stores.dual_write.take(new(1))
-        assert (place.recorded, place.published) == (False, True)
+            [durability] = await stores.dual_write.take(new(1))
+        assert (durability.recorded, durability.published) == (False, True)
 
 
 async def test_a_write_that_is_refused_leaves_the_message(stores: Stores) -> None:
     stores.record_error = RuntimeError("not authorised")
     async with running(stores.dual_write):
-        [place] = await stores.dual_write.take(new(1))
-    assert (place.recorded, place.published) == (False, True)
+        [durability] = await stores.dual_write.take(new(1))
+    assert (durability.recorded, durability.published) == (False, True)
     assert not stores.store_up.down
 
 
@@ -138,7 +141,7 @@ async def test_nothing_is_durable_when_both_refuse(stores: Stores) -> None:
     stores.record_error = StoreUnavailableError()
     stores.publish_from = 0
     async with running(stores.dual_write):
-        [place] = await stores.dual_write.take(new(1))
-    assert (place.recorded, place.published) == (False, False)
+        [durability] = await stores.dual_write.take(new(1))
+    assert (durability.recorded, durability.published) == (False, False)
     assert stores.store_up.down
     assert stores.broker_up.down

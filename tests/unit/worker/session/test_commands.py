@@ -1,4 +1,4 @@
-"""Commands in: accepted, settled, begun; and how a worker boots and beats."""
+"""Commands in: accepted, settled, begun; and how a worker boots and sends heartbeats."""
 
 import asyncio
 import json
