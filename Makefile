@@ -10,11 +10,13 @@ READY := $(VENV)/.ready
 ARGS ?=
 MINUTES ?= 10
 SEED ?=
+# All tests that need a server run one after the other, on the same servers; the others beside them.
+PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 
-.PHONY: help setup demo test faults soak up down status check fmt clean
+.PHONY: help setup demo test test-fast faults soak up down status check fmt clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## Make .venv with everything in it, at the pinned versions.
 
@@ -26,7 +28,10 @@ demo: $(READY) ## Run the demonstration on a private stack, from nothing to a pr
 	@$(PYTHON) -m deploy.local demo $(ARGS)
 
 test: $(READY) ## Run all tests against the real servers.
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest $(PARALLEL) $(ARGS)
+
+test-fast: $(READY) ## Run the tests that need no server and no patience: under a minute.
+	@$(PYTHON) -m pytest $(PARALLEL) --fast tests/unit tests/statemachine tests/conformance $(ARGS)
 
 faults: $(READY) ## Make every fault and check every invariant; ends with a table.
 	@$(PYTHON) -m pytest -p tests.faults.report --fault-table -m '' tests/faults $(ARGS)

@@ -1,15 +1,17 @@
 """The real servers that the tests run on: private, started once a session when first needed."""
 
-import itertools
+import os
 import shutil
 import sys
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from deploy.local import packages
 from deploy.local.docker_engine import DockerEngine
@@ -19,11 +21,14 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
 from modelyard.broker import Broker
 from modelyard.store import Store
+from tests.support.servers.virtual_hosts import virtual_hosts
 
 # Not under pytest's own folder: RabbitMQ runs under an account of its own and has to get in, and
 # the engines keep their images from one session to the next.
 FOLDER = Path(__file__).resolve().parents[1] / "var" / "tests"
-VHOSTS_AT_ONCE = 25
+SERVERS = {"folder", "programs", "rabbitmq", "mongodb", "engine", "second_engine"}
+"""The fixtures that start a server, install one, or hold its data."""
+WITHOUT_SERVERS = ("tests/unit/", "tests/statemachine/")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,12 +39,55 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="run so many new examples of the state machine, instead of always the same ones",
     )
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out what needs a server or is slow, and most examples of the state machine",
+    )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test that needs a server."""
+    if SERVERS.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker("server")
+
+
+class ServersInOneProcess(LoadScopeScheduling):  # type: ignore[misc]
+    """Has one of pytest-xdist's processes run all tests that need servers, one after the other.
+
+    There is one RabbitMQ for all, two processes can't share an engine's folder, and what is
+    measured there is not disturbed by another such test. The others go to whoever is free.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return a name; what has the same name is run by the same process."""
+        alone = self.config.option.fast or nodeid.startswith(WITHOUT_SERVERS)
+        return nodeid if alone else "servers"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServersInOneProcess:
+    """Say which process runs which test."""
+    return ServersInOneProcess(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what waits, where nobody wants to wait."""
+    if not config.option.fast:
+        return
+    kept, left_out = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        waits = item.get_closest_marker("server") or item.get_closest_marker("slow")
+        (left_out if waits else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Install programs and make images before the first test: no test's time is meant for it."""
-    if session.config.option.collectonly:
-        return
+    first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    if session.config.option.collectonly or not first:
+        return  # No process begins a test before this one is done here.
     needed = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     try:
         if "programs" in needed:
@@ -53,8 +101,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def folder() -> Iterator[Path]:
+def folder(pytestconfig: pytest.Config) -> Iterator[Path]:
     """Give the session a folder for its servers' data."""
+    assert not pytestconfig.option.fast, "a test that starts a server is not marked as one"
     own = FOLDER / uuid.uuid4().hex[:8]
     own.mkdir(parents=True)
     yield own
@@ -117,24 +166,8 @@ def _engine(name: str) -> Generator[DockerEngine]:
 
 @pytest.fixture(scope="session")
 def _vhosts(rabbitmq: RabbitMQ) -> Iterator[str]:
-    """Make virtual hosts in bulk: one start of the command-line tool costs more than 25 of them."""
-
-    def made() -> Iterator[str]:
-        for start in itertools.count(step=VHOSTS_AT_ONCE):
-            rabbitmq.ctl(
-                "eval",
-                f"""
-                lists:foreach(fun(N) ->
-                  V = iolist_to_binary(["test-", integer_to_list(N)]),
-                  ok = rabbit_vhost:add(V, <<"tests">>),
-                  ok = rabbit_auth_backend_internal:set_permissions(
-                    <<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
-                end, lists:seq({start}, {start + VHOSTS_AT_ONCE - 1})).
-                """,
-            )
-            yield from (f"test-{number}" for number in range(start, start + VHOSTS_AT_ONCE))
-
-    return made()
+    """Make virtual hosts as they are asked for."""
+    return virtual_hosts(rabbitmq, "test")
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ from modelyard.contract.topology import (
     host_queue,
 )
 from tests.fakes.broker import MemoryBroker, MemoryRabbit
-from tests.support.raw_properties import RawProperties, raw_headers
+from tests.support.servers.raw_properties import RawProperties, raw_headers
 from tests.support.waiting import eventually
 
 QUEUES = [JOBS_QUEUE, REPORTS_QUEUE, HEARTBEATS_QUEUE, DEAD_QUEUE]
@@ -121,7 +121,7 @@ class MemoryServer:
             one.link.silent = False
 
 
-@pytest.fixture(params=["rabbitmq", "memory"])
+@pytest.fixture(params=[pytest.param("rabbitmq", marks=pytest.mark.server), "memory"])
 def server(request: pytest.FixtureRequest) -> Server:
     """Give the test a server of its own."""
     if request.param == "memory":

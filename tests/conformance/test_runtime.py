@@ -12,7 +12,7 @@ import pytest
 from deploy.local.docker_engine import DockerEngine
 from tests.conformance.runtime_cases import HOST, IMAGE, NETWORK, Case, Plans, as_json, cases
 from tests.fakes.runtime import FakeRuntime, Program
-from tests.support.engines import die_at_removing, image_with, memory_mounted_at, volume_on
+from tests.support.servers.engines import die_at_removing, image_with, memory_mounted_at, volume_on
 from tests.support.waiting import eventually
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.plan import ContainerPlan, DatasetMount
@@ -32,7 +32,7 @@ from worker.engine.protocol import (
 _TIMEOUT_S = 30.0
 
 
-class Bench:
+class RuntimeHarness:
     """One runtime under test, its cases and an HTTP client that reaches its containers."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Bench:
         await self.runtime.close()
 
 
-def _fake() -> Bench:
+def _fake() -> RuntimeHarness:
     runtime = FakeRuntime(host_id=HOST)
     known: dict[str, Case] = dict(cases())
 
@@ -75,16 +75,16 @@ def _fake() -> Bench:
         return known[plan.env["CASE"]].program
 
     runtime.images[IMAGE] = program
-    return Bench(runtime, runtime.transport, runtime.die_at_removing)
+    return RuntimeHarness(runtime, runtime.transport, runtime.die_at_removing)
 
 
-def _docker(engine: DockerEngine) -> Bench:
+def _docker(engine: DockerEngine) -> RuntimeHarness:
     runtime = DockerRuntime(engine.url, host_id=HOST, network=NETWORK, publish=True)
-    return Bench(runtime, None, partial(die_at_removing, engine))
+    return RuntimeHarness(runtime, None, partial(die_at_removing, engine))
 
 
-@pytest.fixture(params=["fake", "docker"])
-async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.server)])
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[RuntimeHarness]:
     made = _fake() if request.param == "fake" else _docker(request.getfixturevalue("engine"))
     async with asyncio.timeout(90):
         await made.runtime.ensure_network()
@@ -94,69 +94,69 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
             await made.close()
 
 
-async def test_the_engine_says_what_it_is(bench: Bench) -> None:
-    await bench.runtime.ping()
-    facts = await bench.runtime.facts()
+async def test_the_engine_says_what_it_is(harness: RuntimeHarness) -> None:
+    await harness.runtime.ping()
+    facts = await harness.runtime.facts()
     assert facts.version
     assert facts.cpus >= 1
     assert facts.memory > 0
 
 
-async def test_the_network_may_be_ensured_twice(bench: Bench) -> None:
-    await bench.runtime.ensure_network()
-    await bench.runtime.ensure_network()
+async def test_the_network_may_be_ensured_twice(harness: RuntimeHarness) -> None:
+    await harness.runtime.ensure_network()
+    await harness.runtime.ensure_network()
 
 
-async def test_an_image_that_is_there_is_not_pulled(bench: Bench) -> None:
+async def test_an_image_that_is_there_is_not_pulled(harness: RuntimeHarness) -> None:
     progress: list[object] = []
-    await bench.runtime.ensure_image(IMAGE, progress.append)
-    assert await bench.runtime.has_image(IMAGE)
+    await harness.runtime.ensure_image(IMAGE, progress.append)
+    assert await harness.runtime.has_image(IMAGE)
     assert progress == []
 
 
-async def test_an_image_that_nobody_has_can_not_be_had(bench: Bench) -> None:
+async def test_an_image_that_nobody_has_can_not_be_had(harness: RuntimeHarness) -> None:
     absent = "127.0.0.1:1/modelyard/none:never"
-    assert not await bench.runtime.has_image(absent)
+    assert not await harness.runtime.has_image(absent)
     with pytest.raises((ImageNotFoundError, ImagePullFailedError)):
-        await bench.runtime.ensure_image(absent, lambda _: None)
+        await harness.runtime.ensure_image(absent, lambda _: None)
 
 
-async def test_creating_twice_gives_one_container(bench: Bench) -> None:
-    plan = bench.plan("sleeps")
-    first = await bench.runtime.create(plan)
-    assert await bench.runtime.create(plan) == first
-    assert [f.id for f in await bench.runtime.list_own(plan.labels.job_id)] == [first]
+async def test_creating_twice_gives_one_container(harness: RuntimeHarness) -> None:
+    plan = harness.plan("sleeps")
+    first = await harness.runtime.create(plan)
+    assert await harness.runtime.create(plan) == first
+    assert [f.id for f in await harness.runtime.list_own(plan.labels.job_id)] == [first]
 
 
-async def test_a_name_that_another_spec_has_is_a_conflict(bench: Bench) -> None:
-    await bench.runtime.create(bench.plan("sleeps", spec="spec-1"))
+async def test_a_name_that_another_spec_has_is_a_conflict(harness: RuntimeHarness) -> None:
+    await harness.runtime.create(harness.plan("sleeps", spec="spec-1"))
     with pytest.raises(NameConflictError):
-        await bench.runtime.create(bench.plan("sleeps", spec="spec-2"))
+        await harness.runtime.create(harness.plan("sleeps", spec="spec-2"))
 
 
-async def test_creating_without_the_image_names_the_image(bench: Bench) -> None:
+async def test_creating_without_the_image_names_the_image(harness: RuntimeHarness) -> None:
     with pytest.raises(ImageNotFoundError):
-        await bench.runtime.create(bench.plan("sleeps", image="modelyard/none:never"))
+        await harness.runtime.create(harness.plan("sleeps", image="modelyard/none:never"))
 
 
-async def test_a_created_container_has_never_run(bench: Bench) -> None:
-    plan = bench.plan("web")
-    facts = await bench.runtime.inspect(await bench.runtime.create(plan))
+async def test_a_created_container_has_never_run(harness: RuntimeHarness) -> None:
+    plan = harness.plan("web")
+    facts = await harness.runtime.inspect(await harness.runtime.create(plan))
     assert (facts.running, facts.ever_started, facts.exit_code) == (False, False, None)
     assert facts.address is None
     assert facts.name == plan.name
     assert facts.labels == plan.labels
 
 
-async def test_a_container_is_found_by_its_name_too(bench: Bench) -> None:
-    plan = bench.plan("sleeps")
-    container_id = await bench.runtime.create(plan)
-    assert (await bench.runtime.inspect(plan.name)).id == container_id
+async def test_a_container_is_found_by_its_name_too(harness: RuntimeHarness) -> None:
+    plan = harness.plan("sleeps")
+    container_id = await harness.runtime.create(plan)
+    assert (await harness.runtime.inspect(plan.name)).id == container_id
 
 
-async def test_a_started_container_answers_at_its_address(bench: Bench) -> None:
-    container_id = await bench.run("web")
-    facts = await bench.runtime.inspect(container_id)
+async def test_a_started_container_answers_at_its_address(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("web")
+    facts = await harness.runtime.inspect(container_id)
     assert facts.running
     assert facts.address is not None
     assert facts.address.host == "127.0.0.1"
@@ -164,108 +164,110 @@ async def test_a_started_container_answers_at_its_address(bench: Bench) -> None:
 
     async def answer() -> str | None:
         try:
-            return (await bench.http.get(url)).text
+            return (await harness.http.get(url)).text
         except httpx2.TransportError:
             return None
 
     assert await eventually(answer, within_s=_TIMEOUT_S, what="an answer") == "here"
 
 
-async def test_starting_twice_is_success(bench: Bench) -> None:
-    container_id = await bench.run("sleeps")
-    await bench.runtime.start(container_id)
-    assert (await bench.runtime.inspect(container_id)).running
+async def test_starting_twice_is_success(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("sleeps")
+    await harness.runtime.start(container_id)
+    assert (await harness.runtime.inspect(container_id)).running
 
 
-async def test_a_stopped_container_can_be_started_again(bench: Bench) -> None:
-    container_id = await bench.run("sleeps")
-    await bench.runtime.stop(container_id, 5)
-    await bench.runtime.start(container_id)
-    facts = await bench.runtime.inspect(container_id)
+async def test_a_stopped_container_can_be_started_again(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("sleeps")
+    await harness.runtime.stop(container_id, 5)
+    await harness.runtime.start(container_id)
+    facts = await harness.runtime.inspect(container_id)
     assert facts.running
     assert facts.exit_code is None
 
 
 async def test_a_container_whose_dataset_went_away_refuses_to_start(
-    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+    harness: RuntimeHarness, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("dataset")
     mount = DatasetMount("bind", str(folder), "/data")
-    container_id = await bench.runtime.create(bench.plan("unstartable", dataset=mount))
+    container_id = await harness.runtime.create(harness.plan("unstartable", dataset=mount))
     folder.rmdir()
     with pytest.raises(StartRefusedError):
-        await bench.runtime.start(container_id)
-    assert not (await bench.runtime.inspect(container_id)).running
+        await harness.runtime.start(container_id)
+    assert not (await harness.runtime.inspect(container_id)).running
 
 
-async def test_a_command_that_is_not_there_exits_at_once(bench: Bench) -> None:
-    container_id = await bench.run("absent")
+async def test_a_command_that_is_not_there_exits_at_once(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("absent")
     async with asyncio.timeout(_TIMEOUT_S):
-        assert (await bench.runtime.wait_exit(container_id)).code == 127
+        assert (await harness.runtime.wait_exit(container_id)).code == 127
 
 
-async def test_stopping_twice_is_success(bench: Bench) -> None:
-    container_id = await bench.run("sleeps")
-    await bench.runtime.stop(container_id, 5)
-    await bench.runtime.stop(container_id, 5)
-    facts = await bench.runtime.inspect(container_id)
+async def test_stopping_twice_is_success(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("sleeps")
+    await harness.runtime.stop(container_id, 5)
+    await harness.runtime.stop(container_id, 5)
+    facts = await harness.runtime.inspect(container_id)
     assert not facts.running
     assert facts.exit_code not in {0, None}
 
 
-async def test_removing_twice_is_success(bench: Bench) -> None:
-    container_id = await bench.run("sleeps")
-    await bench.runtime.remove(container_id)
-    await bench.runtime.remove(container_id)
+async def test_removing_twice_is_success(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("sleeps")
+    await harness.runtime.remove(container_id)
+    await harness.runtime.remove(container_id)
     with pytest.raises(NoSuchContainerError):
-        await bench.runtime.inspect(container_id)
+        await harness.runtime.inspect(container_id)
 
 
-async def test_what_a_broken_off_removal_leaves_is_dead_and_can_be_removed(bench: Bench) -> None:
-    plan = bench.plan("sleeps")
-    container_id = await bench.run("sleeps")
-    await bench.die_at_removing(container_id)
-    (left,) = await bench.runtime.list_own(plan.labels.job_id)
+async def test_what_a_broken_off_removal_leaves_is_dead_and_can_be_removed(
+    harness: RuntimeHarness,
+) -> None:
+    plan = harness.plan("sleeps")
+    container_id = await harness.run("sleeps")
+    await harness.die_at_removing(container_id)
+    (left,) = await harness.runtime.list_own(plan.labels.job_id)
     assert (left.id, left.dead, left.running) == (container_id, True, False)
     with pytest.raises(NoSuchContainerError):
-        await bench.runtime.inspect(container_id)
-    await bench.runtime.remove(container_id)
-    assert await bench.runtime.list_own(plan.labels.job_id) == []
+        await harness.runtime.inspect(container_id)
+    await harness.runtime.remove(container_id)
+    assert await harness.runtime.list_own(plan.labels.job_id) == []
 
 
-async def test_what_a_broken_off_removal_leaves_keeps_no_name(bench: Bench) -> None:
-    plan = bench.plan("sleeps")
-    container_id = await bench.run("sleeps")
-    await bench.die_at_removing(container_id)
-    anew = await bench.runtime.create(plan)
-    assert [f.id for f in await bench.runtime.list_own(plan.labels.job_id)] == [anew]
+async def test_what_a_broken_off_removal_leaves_keeps_no_name(harness: RuntimeHarness) -> None:
+    plan = harness.plan("sleeps")
+    container_id = await harness.run("sleeps")
+    await harness.die_at_removing(container_id)
+    anew = await harness.runtime.create(plan)
+    assert [f.id for f in await harness.runtime.list_own(plan.labels.job_id)] == [anew]
     assert anew != container_id
 
 
-async def test_an_exit_is_seen_with_its_code(bench: Bench) -> None:
-    container_id = await bench.run("exits 3")
+async def test_an_exit_is_seen_with_its_code(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("exits 3")
     async with asyncio.timeout(_TIMEOUT_S):
-        end = await bench.runtime.wait_exit(container_id)
+        end = await harness.runtime.wait_exit(container_id)
     assert (end.code, end.oom_killed) == (3, False)
-    assert (await bench.runtime.inspect(container_id)).exit_code == 3
+    assert (await harness.runtime.inspect(container_id)).exit_code == 3
 
 
-async def test_who_waits_for_an_exit_is_told_when_it_comes(bench: Bench) -> None:
-    container_id = await bench.run("sleeps")
+async def test_who_waits_for_an_exit_is_told_when_it_comes(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("sleeps")
     async with asyncio.timeout(_TIMEOUT_S), asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(bench.runtime.wait_exit(container_id))
+        waiting = tasks.create_task(harness.runtime.wait_exit(container_id))
         await asyncio.wait((waiting,), timeout=0.2)
         assert not waiting.done()
-        await bench.runtime.stop(container_id, 5)
+        await harness.runtime.stop(container_id, 5)
     assert waiting.result().code != 0
 
 
-async def test_who_waits_for_an_exit_is_told_of_a_removal(bench: Bench) -> None:
-    container_id = await bench.run("sleeps")
+async def test_who_waits_for_an_exit_is_told_of_a_removal(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("sleeps")
     async with asyncio.timeout(_TIMEOUT_S), asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(_end_of(bench.runtime, container_id))
+        waiting = tasks.create_task(_end_of(harness.runtime, container_id))
         await asyncio.wait((waiting,), timeout=0.2)
-        await bench.runtime.remove(container_id)
+        await harness.runtime.remove(container_id)
     # The engine kills it first: that may be seen, or only that it is gone.
     assert waiting.result() in {137, "gone"}
 
@@ -296,99 +298,101 @@ class Hearing:
 
 @pytest.mark.parametrize("change", ["exit", "stop", "remove"])
 async def test_who_watches_is_told_at_the_beginning_and_of_every_end(
-    bench: Bench, change: str
+    harness: RuntimeHarness, change: str
 ) -> None:
-    container_id = await bench.run("sleeps")
+    container_id = await harness.run("sleeps")
     async with asyncio.timeout(_TIMEOUT_S), asyncio.TaskGroup() as tasks:
-        hearing = Hearing(bench.runtime, tasks)
+        hearing = Hearing(harness.runtime, tasks)
         heard = await hearing.more_than(0)
         if change == "exit":
-            await bench.run("exits 3", job="other")
+            await harness.run("exits 3", job="other")
         elif change == "stop":
-            await bench.runtime.stop(container_id, 0)
+            await harness.runtime.stop(container_id, 0)
         else:
-            await bench.runtime.remove(container_id)
+            await harness.runtime.remove(container_id)
         await hearing.more_than(heard)
         hearing.watching.cancel()
 
 
-async def test_when_the_word_of_an_exit_comes_it_is_true(bench: Bench) -> None:
-    container_id = await bench.run("sleeps")
+async def test_when_the_word_of_an_exit_comes_it_is_true(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("sleeps")
     async with asyncio.timeout(_TIMEOUT_S), asyncio.TaskGroup() as tasks:
-        hearing = Hearing(bench.runtime, tasks)
+        hearing = Hearing(harness.runtime, tasks)
         heard = await hearing.more_than(0)
-        stopping = tasks.create_task(bench.runtime.stop(container_id, 0))
+        stopping = tasks.create_task(harness.runtime.stop(container_id, 0))
         await hearing.more_than(heard)
-        assert not (await bench.runtime.inspect(container_id)).running
+        assert not (await harness.runtime.inspect(container_id)).running
         await stopping
         hearing.watching.cancel()
 
 
-async def test_the_list_has_only_own_containers_of_the_job(bench: Bench) -> None:
-    await bench.runtime.create(bench.plan("sleeps", job="a", generation=1))
-    await bench.runtime.create(bench.plan("sleeps", job="a", generation=2))
-    await bench.runtime.create(bench.plan("sleeps", job="b"))
-    own = await bench.runtime.list_own(f"{bench.plans.prefix}-a")
+async def test_the_list_has_only_own_containers_of_the_job(harness: RuntimeHarness) -> None:
+    await harness.runtime.create(harness.plan("sleeps", job="a", generation=1))
+    await harness.runtime.create(harness.plan("sleeps", job="a", generation=2))
+    await harness.runtime.create(harness.plan("sleeps", job="b"))
+    own = await harness.runtime.list_own(f"{harness.plans.prefix}-a")
     assert sorted(f.labels.generation for f in own if f.labels) == [1, 2]
-    every = [f for f in await bench.runtime.list_own() if bench.plans.prefix in f.name]
+    every = [f for f in await harness.runtime.list_own() if harness.plans.prefix in f.name]
     assert len(every) == 3
 
 
-async def test_the_log_tail_is_the_end_of_both_streams(bench: Bench) -> None:
-    container_id = await bench.run("talks", kept_folder="/tmp")
-    await bench.runtime.wait_exit(container_id)
-    tail = await bench.runtime.log_tail(container_id, lines=5)
+async def test_the_log_tail_is_the_end_of_both_streams(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("talks", kept_folder="/tmp")
+    await harness.runtime.wait_exit(container_id)
+    tail = await harness.runtime.log_tail(container_id, lines=5)
     assert len(tail.splitlines()) == 5
     assert "last" in tail or "err" in tail
 
 
-async def test_the_end_of_stdout_is_without_stderr(bench: Bench) -> None:
-    container_id = await bench.run("talks", kept_folder="/tmp")
-    await bench.runtime.wait_exit(container_id)
-    out = await bench.runtime.stdout_tail(container_id, max_bytes=1 << 20)
+async def test_the_end_of_stdout_is_without_stderr(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("talks", kept_folder="/tmp")
+    await harness.runtime.wait_exit(container_id)
+    out = await harness.runtime.stdout_tail(container_id, max_bytes=1 << 20)
     assert out.splitlines()[-1] == b"last"
     assert b"err" not in out.splitlines()
 
 
-async def test_a_line_longer_than_a_log_entry_comes_whole(bench: Bench) -> None:
-    container_id = await bench.run("huge line")
-    await bench.runtime.wait_exit(container_id)
-    out = await bench.runtime.stdout_tail(container_id, max_bytes=1 << 20)
+async def test_a_line_longer_than_a_log_entry_comes_whole(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("huge line")
+    await harness.runtime.wait_exit(container_id)
+    out = await harness.runtime.stdout_tail(container_id, max_bytes=1 << 20)
     assert out == b"x" * 100_000 + b"end\n"
 
 
-async def test_of_a_long_stdout_only_the_end_is_kept(bench: Bench) -> None:
-    container_id = await bench.run("many lines")
-    await bench.runtime.wait_exit(container_id)
-    out = await bench.runtime.stdout_tail(container_id, max_bytes=50_000)
+async def test_of_a_long_stdout_only_the_end_is_kept(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("many lines")
+    await harness.runtime.wait_exit(container_id)
+    out = await harness.runtime.stdout_tail(container_id, max_bytes=50_000)
     assert 50_000 <= len(out) < 150_000
     assert out.endswith(b"9" * 9_999 + b"\n")
 
 
-async def test_a_file_of_an_exited_container_can_be_read(bench: Bench) -> None:
-    container_id = await bench.run("talks", kept_folder="/tmp")
-    await bench.runtime.wait_exit(container_id)
-    body = await bench.runtime.read_file(container_id, "/tmp/result.json", max_bytes=1 << 20)
+async def test_a_file_of_an_exited_container_can_be_read(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("talks", kept_folder="/tmp")
+    await harness.runtime.wait_exit(container_id)
+    body = await harness.runtime.read_file(container_id, "/tmp/result.json", max_bytes=1 << 20)
     assert as_json(body) == {"ok": True}
 
 
-async def test_a_file_that_is_too_large_is_refused(bench: Bench) -> None:
-    container_id = await bench.run("talks", kept_folder="/tmp")
-    await bench.runtime.wait_exit(container_id)
+async def test_a_file_that_is_too_large_is_refused(harness: RuntimeHarness) -> None:
+    container_id = await harness.run("talks", kept_folder="/tmp")
+    await harness.runtime.wait_exit(container_id)
     with pytest.raises(FileTooLargeError):
-        await bench.runtime.read_file(container_id, "/tmp/result.json", max_bytes=4)
+        await harness.runtime.read_file(container_id, "/tmp/result.json", max_bytes=4)
 
 
 @pytest.mark.parametrize("path", ["/tmp/none", "/tmp/link", "/tmp/folder"])
-async def test_what_is_not_a_regular_file_can_not_be_read(bench: Bench, path: str) -> None:
-    container_id = await bench.run("talks", kept_folder="/tmp")
-    await bench.runtime.wait_exit(container_id)
+async def test_what_is_not_a_regular_file_can_not_be_read(
+    harness: RuntimeHarness, path: str
+) -> None:
+    container_id = await harness.run("talks", kept_folder="/tmp")
+    await harness.runtime.wait_exit(container_id)
     with pytest.raises(FileUnreadableError):
-        await bench.runtime.read_file(container_id, path, max_bytes=1 << 20)
+        await harness.runtime.read_file(container_id, path, max_bytes=1 << 20)
 
 
-async def test_a_missing_volume_is_missing(bench: Bench) -> None:
-    assert await bench.runtime.volume(f"{bench.plans.prefix}-none") is None
+async def test_a_missing_volume_is_missing(harness: RuntimeHarness) -> None:
+    assert await harness.runtime.volume(f"{harness.plans.prefix}-none") is None
 
 
 @pytest.mark.parametrize(
@@ -404,22 +408,24 @@ async def test_a_missing_volume_is_missing(bench: Bench) -> None:
         "",
     ],
 )
-async def test_what_can_not_be_an_id_never_reaches_the_engine(bench: Bench, ref: str) -> None:
-    for call in (bench.runtime.inspect, bench.runtime.start, bench.runtime.remove):
+async def test_what_can_not_be_an_id_never_reaches_the_engine(
+    harness: RuntimeHarness, ref: str
+) -> None:
+    for call in (harness.runtime.inspect, harness.runtime.start, harness.runtime.remove):
         with pytest.raises(NoSuchContainerError):
             await call(ref)
     with pytest.raises(NoSuchContainerError):
-        await bench.runtime.read_file(ref, "/etc/passwd", max_bytes=1)
+        await harness.runtime.read_file(ref, "/etc/passwd", max_bytes=1)
 
 
-async def test_a_gone_container_has_no_log_no_exit_and_no_files(bench: Bench) -> None:
+async def test_a_gone_container_has_no_log_no_exit_and_no_files(harness: RuntimeHarness) -> None:
     gone = "0123456789abcdef"
     for call in (
-        bench.runtime.inspect(gone),
-        bench.runtime.start(gone),
-        bench.runtime.stop(gone, 1),
-        bench.runtime.wait_exit(gone),
-        bench.runtime.log_tail(gone, lines=1),
+        harness.runtime.inspect(gone),
+        harness.runtime.start(gone),
+        harness.runtime.stop(gone, 1),
+        harness.runtime.wait_exit(gone),
+        harness.runtime.log_tail(gone, lines=1),
     ):
         with pytest.raises(NoSuchContainerError):
             await call
@@ -436,95 +442,101 @@ async def test_an_engine_that_is_away_is_unavailable() -> None:
 
 
 async def test_a_dataset_is_mounted_and_read_only(
-    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+    harness: RuntimeHarness, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("dataset")
-    plan = bench.plan("sleeps", dataset=DatasetMount("bind", str(folder), "/data"))
-    facts = await bench.runtime.inspect(await bench.runtime.create(plan))
+    plan = harness.plan("sleeps", dataset=DatasetMount("bind", str(folder), "/data"))
+    facts = await harness.runtime.inspect(await harness.runtime.create(plan))
     mounts = [(m.kind, m.source, m.target, m.read_only) for m in facts.mounts]
     assert ("bind", str(folder), "/data", True) in mounts
 
 
-async def test_what_a_container_has_mounted_is_seen_with_what_is_in_memory(bench: Bench) -> None:
-    plan = bench.plan("sleeps", kept_folder="/opt")
-    facts = await bench.runtime.inspect(await bench.runtime.create(plan))
+async def test_what_a_container_has_mounted_is_seen_with_what_is_in_memory(
+    harness: RuntimeHarness,
+) -> None:
+    plan = harness.plan("sleeps", kept_folder="/opt")
+    facts = await harness.runtime.inspect(await harness.runtime.create(plan))
     seen = {(m.kind, m.target, m.read_only, m.on_disk) for m in facts.mounts}
     assert seen == {("volume", "/opt", False, True), ("tmpfs", "/tmp", False, False)}
     assert facts.fills_disk
 
 
-async def test_a_read_only_container_without_volumes_fills_no_disk(bench: Bench) -> None:
-    facts = await bench.runtime.inspect(await bench.runtime.create(bench.plan("sleeps")))
+async def test_a_read_only_container_without_volumes_fills_no_disk(harness: RuntimeHarness) -> None:
+    facts = await harness.runtime.inspect(await harness.runtime.create(harness.plan("sleeps")))
     assert not facts.fills_disk
-    writes = bench.plan("sleeps", job="writes", read_only=False)
-    assert (await bench.runtime.inspect(await bench.runtime.create(writes))).fills_disk
+    writes = harness.plan("sleeps", job="writes", read_only=False)
+    assert (await harness.runtime.inspect(await harness.runtime.create(writes))).fills_disk
 
 
-async def test_what_is_written_to_the_root_and_to_volumes_is_measured(bench: Bench) -> None:
+async def test_what_is_written_to_the_root_and_to_volumes_is_measured(
+    harness: RuntimeHarness,
+) -> None:
     # /var/tmp is on the root file system, /tmp on a volume here.
     env = {"FOLDERS": "/tmp,/var/tmp"}
-    container_id = await bench.run("fills the disk", read_only=False, kept_folder="/tmp", env=env)
+    container_id = await harness.run("fills the disk", read_only=False, kept_folder="/tmp", env=env)
 
     async def all_of_it() -> bool:
-        facts = await bench.runtime.inspect(container_id)
+        facts = await harness.runtime.inspect(container_id)
         assert facts.running
-        used = await bench.runtime.written(container_id)
-        sizes = await bench.runtime.volume_sizes()
+        used = await harness.runtime.written(container_id)
+        sizes = await harness.runtime.volume_sizes()
         used += sum(sizes.get(mount.source, 0) for mount in facts.mounts)
         return 16 << 20 <= used < 17 << 20
 
     await eventually(all_of_it, within_s=_TIMEOUT_S)
 
 
-async def test_what_is_gone_is_not_measured(bench: Bench) -> None:
-    plan = bench.plan("sleeps", read_only=False)
-    facts = await bench.runtime.inspect(await bench.runtime.create(plan))
-    await bench.runtime.remove(facts.id)
+async def test_what_is_gone_is_not_measured(harness: RuntimeHarness) -> None:
+    plan = harness.plan("sleeps", read_only=False)
+    facts = await harness.runtime.inspect(await harness.runtime.create(plan))
+    await harness.runtime.remove(facts.id)
     with pytest.raises(NoSuchContainerError):
-        await bench.runtime.written(facts.id)
+        await harness.runtime.written(facts.id)
 
 
-async def test_an_image_that_is_not_there_brings_nothing(bench: Bench) -> None:
-    assert (await bench.runtime.image(IMAGE)).volumes == ()
+async def test_an_image_that_is_not_there_brings_nothing(harness: RuntimeHarness) -> None:
+    assert (await harness.runtime.image(IMAGE)).volumes == ()
     with pytest.raises(ImageNotFoundError):
-        await bench.runtime.image("modelyard/none:never")
+        await harness.runtime.image("modelyard/none:never")
 
 
 @pytest.mark.parametrize("code", [0, 3])
 async def test_a_child_that_is_killed_for_memory_leaves_the_parent_its_own_end(
-    bench: Bench, code: int
+    harness: RuntimeHarness, code: int
 ) -> None:
-    container_id = await bench.run(f"loses a child and exits {code}")
+    container_id = await harness.run(f"loses a child and exits {code}")
     async with asyncio.timeout(_TIMEOUT_S):
-        end = await bench.runtime.wait_exit(container_id)
+        end = await harness.runtime.wait_exit(container_id)
     assert (end.code, end.oom_killed) == (code, True)
-    out = await bench.runtime.stdout_tail(container_id, max_bytes=100)
+    out = await harness.runtime.stdout_tail(container_id, max_bytes=100)
     assert as_json(out) == {"ok": 1}
 
 
 @pytest.mark.parametrize(("case", "full"), [("talks too much", True), ("many lines", False)])
 async def test_a_log_that_has_dropped_its_beginning_is_known(
-    bench: Bench, case: str, *, full: bool
+    harness: RuntimeHarness, case: str, *, full: bool
 ) -> None:
-    container_id = await bench.run(case)
+    container_id = await harness.run(case)
     async with asyncio.timeout(_TIMEOUT_S):
-        await bench.runtime.wait_exit(container_id)
-    assert (await bench.runtime.stdout_tail(container_id, max_bytes=100) == b"") is full
-    assert await bench.runtime.log_is_full(container_id) is full
+        await harness.runtime.wait_exit(container_id)
+    assert (await harness.runtime.stdout_tail(container_id, max_bytes=100) == b"") is full
+    assert await harness.runtime.log_is_full(container_id) is full
 
 
-async def test_labels_of_ours_on_a_container_of_another_name_are_not_ours(bench: Bench) -> None:
-    plan = bench.plan("sleeps", name=f"modelyard-{bench.plans.prefix}-of-an-operator")
-    container_id = await bench.runtime.create(replace(plan))
+async def test_labels_of_ours_on_a_container_of_another_name_are_not_ours(
+    harness: RuntimeHarness,
+) -> None:
+    plan = harness.plan("sleeps", name=f"modelyard-{harness.plans.prefix}-of-an-operator")
+    container_id = await harness.runtime.create(replace(plan))
     try:
-        assert await bench.runtime.list_own(plan.labels.job_id) == []
-        assert (await bench.runtime.inspect(container_id)).labels is None
+        assert await harness.runtime.list_own(plan.labels.job_id) == []
+        assert (await harness.runtime.inspect(container_id)).labels is None
     finally:
-        await bench.runtime.remove(container_id)
+        await harness.runtime.remove(container_id)
 
 
 @pytest.fixture
-async def docker(engine: DockerEngine) -> AsyncIterator[Bench]:
+async def docker(engine: DockerEngine) -> AsyncIterator[RuntimeHarness]:
     made = _docker(engine)
     async with asyncio.timeout(90):
         await made.runtime.ensure_network()
@@ -557,7 +569,7 @@ print(json.dumps(seen), flush=True)
 """
 
 
-async def test_a_container_is_confined(docker: Bench) -> None:
+async def test_a_container_is_confined(docker: RuntimeHarness) -> None:
     plan = replace(docker.plan("sleeps"), command=("python3", "-c", _LOOK_AROUND))
     container_id = await docker.runtime.create(plan)
     await docker.runtime.start(container_id)
@@ -575,7 +587,7 @@ async def test_a_container_is_confined(docker: Bench) -> None:
     }
 
 
-async def test_a_container_that_takes_too_much_memory_is_said_to(docker: Bench) -> None:
+async def test_a_container_that_takes_too_much_memory_is_said_to(docker: RuntimeHarness) -> None:
     hog = "held = b'\\x01' * (200 << 20)"
     plan = replace(docker.plan("sleeps"), command=("python3", "-c", hog))
     container_id = await docker.runtime.create(plan)
@@ -584,14 +596,18 @@ async def test_a_container_that_takes_too_much_memory_is_said_to(docker: Bench) 
     assert (end.code, end.oom_killed) == (137, True)
 
 
-async def test_what_an_image_declares_is_known(docker: Bench, engine: DockerEngine) -> None:
+async def test_what_an_image_declares_is_known(
+    docker: RuntimeHarness, engine: DockerEngine
+) -> None:
     image = await asyncio.to_thread(image_with, engine, IMAGE, "VOLUME /vol", "ENV A=b")
     facts = await docker.runtime.image(image)
     assert facts.volumes == ("/vol",)
     assert {"A", "HOME", "PATH"} <= facts.env
 
 
-async def test_what_a_volume_is_made_of_is_known(docker: Bench, engine: DockerEngine) -> None:
+async def test_what_a_volume_is_made_of_is_known(
+    docker: RuntimeHarness, engine: DockerEngine
+) -> None:
     options = {"type": "none", "o": "bind", "device": "/"}
     with (
         volume_on(engine, f"{docker.plans.prefix}-plain") as plain,
@@ -606,7 +622,7 @@ async def test_what_a_volume_is_made_of_is_known(docker: Bench, engine: DockerEn
 
 
 async def test_the_image_of_ours_puts_no_label_on_a_container(
-    docker: Bench, engine: DockerEngine
+    docker: RuntimeHarness, engine: DockerEngine
 ) -> None:
     forged = ("modelyard.lease=strict", "modelyard.port=22", "modelyard.ready=/x")
     image = await asyncio.to_thread(image_with, engine, IMAGE, *(f"LABEL {it}" for it in forged))
@@ -630,7 +646,7 @@ print(json.dumps(seen))
 
 
 async def test_what_is_mounted_below_a_dataset_is_neither_seen_nor_written_to(
-    docker: Bench, engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory
+    docker: RuntimeHarness, engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("dataset")
     folder.chmod(0o777)
@@ -656,7 +672,7 @@ print(json.dumps([subprocess.check_output(["/tmp/x"]).decode(), "nosuid,nodev" i
 """
 
 
-async def test_what_lies_in_tmp_can_be_run(docker: Bench) -> None:
+async def test_what_lies_in_tmp_can_be_run(docker: RuntimeHarness) -> None:
     plan = replace(docker.plan("sleeps"), command=("python3", "-c", _RUN_FROM_TMP))
     container_id = await docker.runtime.create(plan)
     await docker.runtime.start(container_id)
@@ -674,7 +690,7 @@ while True: signal.pause()
 
 
 async def test_a_container_is_stopped_by_the_signal_of_its_image(
-    docker: Bench, engine: DockerEngine
+    docker: RuntimeHarness, engine: DockerEngine
 ) -> None:
     image = await asyncio.to_thread(image_with, engine, IMAGE, stop_signal="SIGUSR1")
     plan = replace(docker.plan("sleeps", image=image), command=("python3", "-c", _END_AT_USR1))
@@ -690,7 +706,9 @@ async def test_a_container_is_stopped_by_the_signal_of_its_image(
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd/r", "/etc/passwd/", "/proc/1/status", "/nope/r"])
-async def test_a_result_file_that_can_not_be_there_is_unreadable(docker: Bench, path: str) -> None:
+async def test_a_result_file_that_can_not_be_there_is_unreadable(
+    docker: RuntimeHarness, path: str
+) -> None:
     container_id = await docker.run("exits 3")
     await docker.runtime.wait_exit(container_id)
     with pytest.raises(FileUnreadableError):
@@ -698,13 +716,13 @@ async def test_a_result_file_that_can_not_be_there_is_unreadable(docker: Bench, 
 
 
 async def test_an_image_name_that_the_engine_does_not_read_is_refused_for_good(
-    docker: Bench,
+    docker: RuntimeHarness,
 ) -> None:
     with pytest.raises(EngineRefusedError, match="lowercase"):
         await docker.runtime.ensure_image("MyOrg/model:1", lambda _: None)
 
 
-async def test_a_link_on_the_way_to_a_path_is_found(docker: Bench) -> None:
+async def test_a_link_on_the_way_to_a_path_is_found(docker: RuntimeHarness) -> None:
     container_id = await docker.runtime.create(docker.plan("sleeps"))
     # On Debian, /var/run and /bin are links; the second one leads to a folder of the same depth.
     expected = {"/var/run/x/y": "/var/run", "/bin": "/bin", "/opt/probe": None, "/nope/x": None}

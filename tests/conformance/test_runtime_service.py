@@ -13,10 +13,10 @@ from modelyard.contract.catalog.entries import Hook, Hooks, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import InventoryItem
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
-from tests.support.engines import die_at_removing
+from tests.support.servers.engines import die_at_removing
 from tests.support.waiting import eventually
-from tests.unit.worker_bench import HOST, Bench
-from tests.unit.worker_host import Host
+from tests.support.worker.harness import HOST, VerbHarness
+from tests.support.worker.host import Host
 from worker.engine.docker.runtime import DockerRuntime
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker
@@ -49,7 +49,7 @@ class RealHost(Host):
     """The worker of a real engine; all of its containers belong to one job."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(Bench(probe()))
+        super().__init__(VerbHarness(probe()))
         self.runtime = DockerRuntime(
             url, host_id=HOST, network="modelyard-conformance", publish=True
         )
@@ -68,7 +68,7 @@ class RealHost(Host):
 
     async def begun(self, verb: Verb, phase: Phase, **more: Any) -> Any:
         """Return a command of the job that is in this phase."""
-        command = self.bench.command(verb, job=self.job, **more)
+        command = self.harness.command(verb, job=self.job, **more)
         await self.send(command)
         await self.in_phase(command, phase)
         return command

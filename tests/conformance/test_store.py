@@ -36,7 +36,7 @@ SPEC = ModelSpec(name="m", image="x/y", profile=Profile.BATCH, env={"A": "$x.y"}
 ONLINE = HostOnline(slots=2, labels={"a.b": "$c"}, engine=EngineFacts(version="1", api_version="1"))
 
 
-@pytest.fixture(params=["mongodb", "memory"])
+@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
 def database(request: pytest.FixtureRequest) -> str | MemoryDatabase:
     """Give the test a database of its own: the URL of a real one, or one in memory."""
     if request.param == "memory":

@@ -16,7 +16,7 @@ from tests.fakes.store import MemoryStore
 HASH = "ab" * 32
 
 
-@pytest.fixture(params=["mongodb", "memory"])
+@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     if request.param == "memory":
         made: Store = MemoryStore(MemoryDatabase(time.monotonic))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.catalog import DIGITS, PROBE, PROBES
 from tests.e2e.fleet import Engine, Fleet, Json, User
-from tests.support.engines import container_on, image_with, volume_on, volumes_of
+from tests.support.servers.engines import container_on, image_with, volume_on, volumes_of
 from tests.support.waiting import eventually
 
 QUOTA_S = 20.0

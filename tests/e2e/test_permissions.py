@@ -30,7 +30,7 @@ from modelyard.contract.topology import (
 )
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Fleet, User, a_user_of
-from tests.support.rabbitmq_users import Users
+from tests.support.servers.rabbitmq_users import Users
 from tests.support.waiting import eventually
 
 HOST, OTHER = "gpu-7", "gpu-8"

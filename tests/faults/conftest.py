@@ -1,7 +1,6 @@
 """The servers that faults are made in, the fleets on them, and the checker at the end of a test."""
 
 import asyncio
-import itertools
 import logging
 import sys
 import tempfile
@@ -16,12 +15,18 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.ports import free_port
 from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
 from tests.e2e.catalog import PROBE
-from tests.faults.registry import SlowRegistry
-from tests.faults.wires import Wires, open_wires
-from tests.faults.yard import Servers, Site, Yard, make_site, open_yard
-from tests.support.outside import EngineView
+from tests.faults.harness.checked_fleet import (
+    CheckedFleet,
+    Servers,
+    Site,
+    make_site,
+    open_checked_fleet,
+)
+from tests.faults.harness.proxied_fleet import ProxiedFleet, open_proxied_fleet
+from tests.faults.harness.registry import SlowRegistry
+from tests.support.invariants.outside import EngineView
+from tests.support.servers.virtual_hosts import virtual_hosts
 
-VHOSTS = 25
 PATIENCE_S = 300
 CUT_S = 30.0
 MANY = 300
@@ -51,7 +56,7 @@ def servers(
             rabbitmq,
             mongodb,
             {"h1": engine, "h2": second_engine},
-            virtual_hosts(rabbitmq),
+            virtual_hosts(rabbitmq, "fault"),
             (str(network.gateway.ip), free_port()),
         )
     finally:
@@ -71,7 +76,7 @@ class Sites:
         """Return a site that runs."""
         if self._kept is None:
             self._kept = make_site(self.servers, self.folder)
-            self._kept.fleet.start()
+            self._kept.processes.start()
         return self._kept
 
     def give_back(self, site: Site) -> None:
@@ -95,13 +100,13 @@ def sites(servers: Servers, folder: Path) -> Iterator[Sites]:
 
 
 @pytest.fixture
-async def yard(sites: Sites, request: pytest.FixtureRequest) -> AsyncIterator[Yard]:
+async def fleet(sites: Sites, request: pytest.FixtureRequest) -> AsyncIterator[CheckedFleet]:
     """Give the test a fleet: a gateway, two dispatchers, two workers on two engines."""
     site = await asyncio.to_thread(sites.take)
     # Until the test has shown that all holds, nobody else is to have this site.
     site.intact = False
     try:
-        async with open_yard(site) as made:
+        async with open_checked_fleet(site) as made:
             yield made
             measured(request, made)
             if made.checked and not made.violations:
@@ -111,45 +116,27 @@ async def yard(sites: Sites, request: pytest.FixtureRequest) -> AsyncIterator[Ya
         await asyncio.to_thread(sites.give_back, site)
 
 
-def measured(request: pytest.FixtureRequest, yard: Yard) -> None:
+def measured(request: pytest.FixtureRequest, fleet: CheckedFleet) -> None:
     """Leave what the checker has found for the table."""
     node: pytest.Item = request.node
-    if yard.invariants.healed_s is not None:
-        node.user_properties.append(("heal_s", yard.invariants.healed_s))
-    names = " ".join(sorted({one.invariant for one in yard.violations}))
+    if fleet.invariants.healed_s is not None:
+        node.user_properties.append(("heal_s", fleet.invariants.healed_s))
+    names = " ".join(sorted({one.invariant for one in fleet.violations}))
     if names:
         node.user_properties.append(("violations", names))
 
 
-def virtual_hosts(rabbitmq: RabbitMQ) -> Iterator[str]:
-    """Make virtual hosts in bulk: one start of the command-line tool takes a second."""
-    for start in itertools.count(step=VHOSTS):
-        rabbitmq.ctl(
-            "eval",
-            f"""
-            lists:foreach(fun(N) ->
-              V = iolist_to_binary(["fault-", integer_to_list(N)]),
-              ok = rabbit_vhost:add(V, <<"tests">>),
-              ok = rabbit_auth_backend_internal:set_permissions(
-                <<"guest">>, V, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)
-            end, lists:seq({start}, {start + VHOSTS - 1})).
-            """,
-            seconds=120,
-        )
-        yield from (f"fault-{number}" for number in range(start, start + VHOSTS))
-
-
 @pytest.fixture
-async def wires(
+async def proxied(
     servers: Servers, sites: Sites, folder: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Wires]:
+) -> AsyncIterator[ProxiedFleet]:
     """Give the test a fleet of its own whose wires can be cut."""
     await asyncio.to_thread(sites.close)  # both would work on the same engines
-    async with open_wires(servers, folder) as made:
-        made.yard.site.intact = False
+    async with open_proxied_fleet(servers, folder) as made:
+        made.fleet.site.intact = False
         yield made
-        measured(request, made.yard)
-        made.yard.site.intact = made.yard.checked and not made.yard.violations
+        measured(request, made.fleet)
+        made.fleet.site.intact = made.fleet.checked and not made.fleet.violations
 
 
 @pytest.fixture

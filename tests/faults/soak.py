@@ -21,10 +21,17 @@ from deploy.local.images import ensure_images
 from deploy.local.mongodb import MongoDB
 from deploy.local.ports import free_port
 from deploy.local.rabbitmq import RabbitMQ
-from tests.faults.conftest import MEMBERS, virtual_hosts
-from tests.faults.load import Load, Mix
-from tests.faults.nemesis import EVERYTHING, Nemesis
-from tests.faults.yard import Servers, Site, Yard, make_site, open_yard
+from tests.faults.conftest import MEMBERS
+from tests.faults.harness.checked_fleet import (
+    CheckedFleet,
+    Servers,
+    Site,
+    make_site,
+    open_checked_fleet,
+)
+from tests.faults.harness.load import Load, Mix
+from tests.faults.harness.nemesis import EVERYTHING, Nemesis
+from tests.support.servers.virtual_hosts import virtual_hosts
 
 FOLDER = Path(__file__).resolve().parents[2] / "var" / "tests"
 WAVE = Mix(jobs=4, infers=6, temps=4, batches=3)
@@ -50,7 +57,7 @@ def main() -> int:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         site = make_site(start_servers(folder, stack), folder)
         stack.callback(site.close)
-        site.fleet.start()
+        site.processes.start()
         return asyncio.run(soak(site, seed, asked.minutes * 60))
 
 
@@ -74,45 +81,45 @@ def start_servers(folder: Path, stack: ExitStack) -> Servers:
     if network is None:
         raise RuntimeError("an engine that runs has a network")
     collector = (str(network.gateway.ip), free_port())
-    return Servers(rabbitmq, mongodb, engines, virtual_hosts(rabbitmq), collector)
+    return Servers(rabbitmq, mongodb, engines, virtual_hosts(rabbitmq, "fault"), collector)
 
 
 async def soak(site: Site, seed: int, seconds: float) -> int:
     """Break and load for so many seconds; return 0 if everything holds afterwards."""
     site.intact = False
-    async with open_yard(site) as yard:
-        nemesis = Nemesis(yard, random.Random(seed), say)
+    async with open_checked_fleet(site) as fleet:
+        nemesis = Nemesis(fleet, random.Random(seed), say)
         over = asyncio.Event()
-        loading = asyncio.create_task(_waves(yard, random.Random(seed), over.is_set))
+        loading = asyncio.create_task(_waves(fleet, random.Random(seed), over.is_set))
         await nemesis.rage(EVERYTHING, seconds=seconds, pause_s=PAUSE_S)
         over.set()
         ids = await loading
-        say(f"{len(ids)} operations accepted, {yard.doors.retries} retries; waiting for quiet")
-        violations = await yard.invariants.check()
-        say(f"states: {dict(await yard.states(ids))}; runs: {len(yard.collector.runs)}")
+        say(f"{len(ids)} operations accepted, {fleet.doors.retries} retries; waiting for quiet")
+        violations = await fleet.invariants.check()
+        say(f"states: {dict(await fleet.states(ids))}; runs: {len(fleet.collector.runs)}")
         for one in violations:
             say(str(one))
-        healed_s = yard.invariants.healed_s
+        healed_s = fleet.invariants.healed_s
         quiet = "never" if healed_s is None else f"{healed_s:.1f} s"
         say(f"time to heal: {quiet}; {len(violations)} violations; seed {seed}")
     site.intact = not violations
     return 1 if violations else 0
 
 
-async def _waves(yard: Yard, choice: random.Random, over: Callable[[], bool]) -> list[str]:
+async def _waves(fleet: CheckedFleet, choice: random.Random, over: Callable[[], bool]) -> list[str]:
     ids: list[str] = []
     while not over():
-        load = await _prepared(yard, choice)
+        load = await _prepared(fleet, choice)
         ids += await load.run()
     return ids
 
 
-async def _prepared(yard: Yard, choice: random.Random) -> Load:
+async def _prepared(fleet: CheckedFleet, choice: random.Random) -> Load:
     """Return the next wave; the catalog is in MongoDB and may be away for a while."""
     deadline = time.monotonic() + CATALOG_WITHIN_S
     while True:
         try:
-            return await yard.load(WAVE, choice=choice, pause_s=1.0, one_door=True)
+            return await fleet.load(WAVE, choice=choice, pause_s=1.0, one_door=True)
         except (httpx2.HTTPError, AssertionError):
             if time.monotonic() > deadline:
                 raise

@@ -7,16 +7,16 @@ import pytest
 from modelyard.broker import Broker
 from modelyard.contract.catalog.entries import DatasetSpec
 from modelyard.store import Store
-from tests.support.yard import MODEL, Yard, running_dispatcher
+from tests.support.dispatcher.driver import MODEL, DispatcherDriver, running_dispatcher
 
 
 @pytest.fixture
-async def yard(store: Store, broker: Broker) -> AsyncIterator[Yard]:
+async def driver(store: Store, broker: Broker) -> AsyncIterator[DispatcherDriver]:
     """Run a dispatcher with one model and one dataset in its catalog."""
     await store.models.put(MODEL)
     await store.datasets.put(DatasetSpec(name="ds-550", path="/srv/ds-550"))
     async with running_dispatcher(store, broker):
-        yield Yard(store, broker)
+        yield DispatcherDriver(store, broker)
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from typing import Any
 from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE
 from tests.statemachine.world import World
-from tests.support.histories import STALE
-from tests.support.invariants import (
+from tests.support.invariants.checker import (
     Snapshot,
     capacity,
     causes,
@@ -17,7 +16,8 @@ from tests.support.invariants import (
     letters,
     one_container_each,
 )
-from tests.support.outside import Labelled
+from tests.support.invariants.histories import STALE
+from tests.support.invariants.outside import Labelled
 
 
 def wrong_now(world: World) -> list[str]:

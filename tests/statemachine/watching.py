@@ -10,8 +10,8 @@ from modelyard.contract.states import (
     job_sources,
 )
 from tests.fakes.mongodb_values import Document
-from tests.support.histories import Fact, wrong_between
-from tests.support.sampler import over_capacity
+from tests.support.invariants.histories import Fact, wrong_between
+from tests.support.invariants.sampler import over_capacity
 
 
 class Watching:

@@ -1,6 +1,6 @@
-"""A gateway that serves on a real port in the test's own process, and the test's hand in the rest.
+"""A gateway that serves on a real port in the process of the test, and the stores behind it.
 
-The dispatcher is played by hand: `Backstage.finish` records an end and publishes its event.
+The dispatcher is played by hand: `ServedGateway.finish` records an end and publishes its event.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Backstage:
+class ServedGateway:
     """A gateway that serves, a client at its door, and the stores behind it."""
 
     url: str
@@ -148,7 +148,7 @@ async def serving(
     rules: WebRules | None = None,
     limits: ConnectionLimits | None = None,
     max_waiting: int = MAX_WAITING,
-) -> AsyncIterator[Backstage]:
+) -> AsyncIterator[ServedGateway]:
     """Serve a gateway between a real RabbitMQ and a real MongoDB that it has all to itself."""
     store = Store(mongo_url, name="gateway", timeout_s=2.0)
     hands = Store(mongo_url, name="test", timeout_s=10.0)
@@ -165,7 +165,7 @@ async def serving(
             served = tasks.create_task(server.serve(sockets=[listener]))
             async with httpx2.AsyncClient(base_url=url, timeout=30.0) as client:
                 await gateway.waiters.attached.wait()
-                yield Backstage(url, client, gateway, server, hands, other)
+                yield ServedGateway(url, client, gateway, server, hands, other)
             server.stop()
             await served
             running.cancel()

@@ -1,0 +1,359 @@
+"""The client library and the command line against a gateway that serves."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from modelyard.client import ApiError, AsyncModelyard, Modelyard, OperationFailed
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.messages import EngineFacts, HostOnline
+from modelyard.contract.states import JobState, OperationState
+from modelyard.store.records import DeadLetter
+from tests.support.gateway import ServedGateway, fill_catalog, serving
+
+PAYLOAD = b"\x1b[2J [bold]not markup"
+LETTER = DeadLetter(
+    dead_letter_id="ab" * 20,
+    reason="invalid_json",
+    detail="It is not JSON.",
+    queue="modelyard.jobs.v1",
+    routing_key="job.submit",
+    payload=PAYLOAD,
+    payload_bytes=len(PAYLOAD),
+)
+
+
+@pytest.fixture
+async def served(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
+    async with serving(mongo_url, amqp_url) as served:
+        await fill_catalog(served.store)
+        online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
+        await served.store.hosts.come_online("h-1", "i-1", online)
+        yield served
+
+
+async def test_a_whole_life_through_the_synchronous_client(served: ServedGateway) -> None:
+    with Modelyard(served.url) as client:
+        asked = await asyncio.to_thread(client.infer, "j-1", {"x": [1]})
+        waiting = asyncio.create_task(asyncio.to_thread(client.wait, asked, 20))
+        await served.has_waiters()
+        await served.finish(asked.operation_id, result_json='{"y":[2]}')
+        assert (await waiting).state is OperationState.SUCCEEDED
+        assert await asyncio.to_thread(client.result, asked) == {"y": [2]}
+        assert (await asyncio.to_thread(client.job, "j-1")).state is JobState.NONE
+        [host] = await asyncio.to_thread(client.hosts)
+        assert host == await asyncio.to_thread(client.host, "h-1")
+
+
+async def test_the_asynchronous_client_reads_pages_batches_and_the_catalog(
+    served: ServedGateway,
+) -> None:
+    async with AsyncModelyard(served.url) as client:
+        requests = [{"job_id": f"j-{n}", "operation_type": "TERMINATE"} for n in range(3)]
+        items = await client.submit_batch([*requests, {}])
+        assert [item.status for item in items] == [202, 202, 202, 422]
+        page = await client.operations(limit=2, state="QUEUED")
+        rest = await client.operations(limit=2, state="QUEUED", cursor=page.next)
+        assert [len(page.operations), len(rest.operations), rest.next] == [2, 1, None]
+        assert len((await client.jobs()).jobs) == 3
+        model = ModelSpec(name="m", image="a/b:1", profile=Profile.BATCH)
+        assert await client.put_model(model) == await client.model("m") == model
+        assert [one.name for one in await client.models()] == ["m", "m-131"]
+        await client.delete_model("m")
+        dataset = DatasetSpec(name="d", volume="v")
+        assert await client.put_dataset(dataset) == await client.dataset("d")
+        assert [one.name for one in await client.datasets()] == ["d", "ds-550"]
+        await client.delete_dataset("d")
+        with pytest.raises(ApiError) as caught:
+            await client.dataset("d")
+        assert caught.value.code == "not_found"
+
+
+async def test_a_failure_carries_its_cause(served: ServedGateway) -> None:
+    async with AsyncModelyard(served.url) as client:
+        asked = await client.temp("j-1", "m-131", "ds-550")
+        error = ErrorInfo(code=ErrorCode.OOM_KILLED, message="Too little memory.")
+        await served.finish(asked.operation_id, OperationState.FAILED, error=error)
+        with pytest.raises(OperationFailed, match="oom_killed") as caught:
+            await client.wait(asked, 10)
+        assert caught.value.operation.error == error
+
+
+async def test_the_asynchronous_client_cancels_retries_drains_and_replays(
+    served: ServedGateway,
+) -> None:
+    async with AsyncModelyard(served.url) as client:
+        asked = await client.terminate("j-1")
+        assert (await client.cancel(asked)).cancel_requested
+        waiting = asyncio.create_task(client.cancel(asked, wait_s=20))
+        await served.has_waiters()
+        await served.finish(asked.operation_id, OperationState.CANCELLED)
+        assert (await waiting).state is OperationState.CANCELLED
+        again = await client.retry(asked, idempotency_key="k")
+        assert (await client.operation(again)).retry_of == asked.operation_id
+        with pytest.raises(ApiError) as caught:
+            await client.retry(again)
+        assert caught.value.code == "not_retryable"
+        drain = (await client.drain("h-1", move=True, deadline_s=60)).drain
+        assert drain is not None
+        assert drain.move
+        assert (await client.uncordon("h-1")).drain is None
+        await served.store.dead_letters.add([LETTER])
+        [found] = (await client.dead_letters(reason="invalid_json")).dead_letters
+        assert (await client.dead_letter(found.dead_letter_id)).payload == PAYLOAD.decode()
+        assert (await client.replay_dead_letter(found.dead_letter_id)).replays == 1
+        await client.delete_dead_letter(found.dead_letter_id)
+        assert (await client.dead_letters()).dead_letters == ()
+
+
+# --- the command line ---
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+
+async def run(url: str, *arguments: str, stdin: str = "") -> Ran:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "modelyard.cli",
+        *arguments,
+        env={"MODELYARD_URL": url, "COLUMNS": "200"},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(stdin.encode())
+    assert "Traceback" not in err.decode()
+    return Ran(process.returncode or 0, out.decode(), err.decode())
+
+
+async def test_waiting_shows_the_states_and_prints_the_result(served: ServedGateway) -> None:
+    arguments = ("infer", "j-1", "--input", '{"x": 1}', "--wait")
+    running = asyncio.create_task(run(served.url, *arguments))
+    await served.has_waiters()
+    [submission] = await served.published(1)
+    await served.finish(submission.requests[0].operation_id, result_json='{"y": "ü"}')
+    ran = await running
+    assert ran.code == 0
+    assert json.loads(ran.out) == {"y": "ü"}
+    assert ran.err.splitlines() == ["INFER j-1 QUEUED", "INFER j-1 SUCCEEDED on h-1"]
+
+
+async def test_a_failed_operation_is_exit_code_1(served: ServedGateway) -> None:
+    operation_id = await served.accepted()
+    error = ErrorInfo(code=ErrorCode.EXITED, message="It exited.")
+    await served.finish(operation_id, OperationState.FAILED, error=error)
+    ran = await run(served.url, "wait", operation_id)
+    assert ran.code == 1
+    assert "exited: It exited." in ran.err
+    machine = await run(served.url, "wait", operation_id, "--json")
+    assert machine.code == 1
+    assert json.loads(machine.out)["state"] == "FAILED"
+
+
+async def test_verbs_print_the_operation_for_people_and_machines(served: ServedGateway) -> None:
+    for arguments in (
+        ("create", "j-1", "--model", "m-131", "-d", "ds-550", "--priority", "3"),
+        ("load", "j-1"),
+        ("unload", "j-1"),
+        ("terminate", "j-1"),
+        ("temp", "j-1", "-m", "m-131"),
+    ):
+        ran = await run(served.url, *arguments)
+        assert ran.code == 0, ran.err
+        shown = await run(served.url, "status", ran.out.strip())
+        assert "QUEUED" in shown.out
+    ran = await run(served.url, "terminate", "j-1", "--json")
+    assert json.loads(ran.out)["links"]["job"] == "/v1/jobs/j-1"
+
+
+async def test_an_operation_is_cancelled_and_tried_again(served: ServedGateway) -> None:
+    operation_id = await served.accepted(job_id="j-1")
+    ran = await run(served.url, "cancel", operation_id)
+    assert ran.code == 0, ran.err
+    assert "cancel_requested true" in " ".join(ran.out.split())
+    running = asyncio.create_task(run(served.url, "cancel", operation_id, "--wait", "--json"))
+    await served.has_waiters()
+    await served.finish(operation_id, OperationState.CANCELLED)
+    ran = await running
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["state"] == "CANCELLED"
+    assert ran.err.splitlines()[0] == "TERMINATE j-1 QUEUED cancel requested"
+    again = await run(served.url, "retry", operation_id)
+    assert again.code == 0, again.err
+    shown = await run(served.url, "status", again.out.strip())
+    assert f"retry_of {operation_id}" in " ".join(shown.out.split())
+    assert "cancel_requested" not in shown.out
+    refused = await run(served.url, "retry", again.out.strip())
+    assert refused.code == 1
+    assert "not_retryable" in refused.err
+
+
+async def test_a_cancel_that_came_too_late_is_exit_code_1(served: ServedGateway) -> None:
+    operation_id = await served.accepted()
+    running = asyncio.create_task(run(served.url, "cancel", operation_id, "--wait"))
+    await served.has_waiters()
+    await served.finish(operation_id)
+    ran = await running
+    assert ran.code == 1
+    assert f"operation {operation_id} ended SUCCEEDED" in ran.err
+    ran = await run(served.url, "cancel", operation_id)
+    assert ran.code == 1
+    assert "already_ended" in ran.err
+
+
+async def test_a_retry_that_waits_prints_its_result(served: ServedGateway) -> None:
+    failed = await served.accepted(operation_type="INFER", input=1)
+    await served.finish(failed, OperationState.FAILED)
+    running = asyncio.create_task(run(served.url, "retry", failed, "--wait", "--key", "k"))
+    await served.has_waiters()
+    await served.finish(operation_id_for_key("k"), result_json="[7]")
+    ran = await running
+    assert (ran.code, json.loads(ran.out)) == (0, [7])
+
+
+async def test_late_writes_are_shown_with_the_hosts_for_machines(served: ServedGateway) -> None:
+    await served.store.hosts.count_fenced_off({("h-1", "other_epoch"): 2})
+    machine = json.loads((await run(served.url, "hosts", "--json")).out)
+    assert machine[0]["fenced_off"] == {"other_epoch": 2}
+
+
+async def test_a_drain_is_shown_with_the_hosts(served: ServedGateway) -> None:
+    for arguments, shown in (
+        ((), "finishing"),
+        (("--move",), "moving"),
+        (("--move", "--deadline", "604800"), "moving until 2"),
+    ):
+        ran = await run(served.url, "drain", "h-1", *arguments)
+        assert ran.code == 0, ran.err
+        assert "DRAINING" in ran.out
+        assert shown in (await run(served.url, "hosts")).out
+    machine = json.loads((await run(served.url, "hosts", "--json")).out)
+    assert machine[0]["drain"]["move"] is True
+    await served.store.hosts.drained("h-1")
+    assert "done" in (await run(served.url, "hosts")).out
+    assert (await run(served.url, "uncordon", "h-1")).code == 0
+    assert "DRAINING" not in (await run(served.url, "hosts")).out
+    assert (await run(served.url, "drain", "h-1", "--deadline", "0")).code == 2
+    assert (await run(served.url, "drain", "h-2")).code == 1
+
+
+async def test_dead_letters_are_listed_shown_replayed_and_deleted(served: ServedGateway) -> None:
+    await served.store.dead_letters.add([LETTER])
+    name = LETTER.dead_letter_id
+    ran = await run(served.url, "dead-letters", "list", "--reason", "invalid_json")
+    assert name in ran.out
+    assert "modelyard.jobs.v1" in ran.out
+    assert name in (await run(served.url, "dead-letters")).out
+    none = await run(served.url, "dead-letters", "list", "--queue", "other", "--json")
+    assert json.loads(none.out) == []
+    shown = await run(served.url, "dead-letters", "show", name)
+    assert "It is not JSON." in shown.out
+    assert "\x1b" not in shown.out
+    assert "\\x1b[2J [bold]not markup" in shown.out
+    machine = await run(served.url, "dead-letters", "show", name, "--json")
+    assert json.loads(machine.out)["payload"] == PAYLOAD.decode()
+    assert "replays" in (await run(served.url, "dead-letters", "replay", name)).out
+    assert (await served.messages(1))[0].body == PAYLOAD
+    assert (await run(served.url, "dead-letters", "delete", name)).code == 0
+    gone = await run(served.url, "dead-letters", "delete", name)
+    assert gone.code == 1
+    assert "not_found" in gone.err
+
+
+async def test_nothing_that_others_wrote_is_a_command_to_the_terminal(
+    served: ServedGateway,
+) -> None:
+    clear = "\x1b[2J\x9b2J\r[red]x"
+    operation_id = await served.accepted(metadata={"a": clear})
+    error = ErrorInfo(code=ErrorCode.EXITED, message=clear)
+    await served.finish(operation_id, OperationState.FAILED, error=error)
+    for arguments in (("status", operation_id), ("wait", operation_id)):
+        for form in ((), ("--json",)):
+            ran = await run(served.url, *arguments, *form)
+            for told in (ran.out, ran.err):
+                assert not {"\x1b", "\x9b", "\r"} & set(told), (arguments, form)
+            assert "[red]x" in ran.out + ran.err
+    machine = json.loads((await run(served.url, "status", operation_id, "--json")).out)
+    assert machine["metadata"] == {"a": clear}
+
+
+async def test_lists_are_tables_or_json(served: ServedGateway) -> None:
+    operation_id = await served.accepted(job_id="j-1")
+    for command, expected in (
+        ("operations", operation_id),
+        ("jobs", "j-1"),
+        ("hosts", "h-1"),
+    ):
+        assert expected in (await run(served.url, command)).out
+        assert expected in json.dumps(json.loads((await run(served.url, "--json", command)).out))
+    assert "NONE" in (await run(served.url, "status", "j-1")).out
+    none = await run(served.url, "operations", "--state", "FAILED", "--json")
+    assert json.loads(none.out) == []
+
+
+async def test_the_catalog_is_applied_listed_read_and_deleted(
+    served: ServedGateway, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.json"
+    model.write_text('{"name": "m", "image": "a/b:1", "profile": "batch"}')
+    assert (await run(served.url, "models", "apply", str(model))).code == 0
+    assert "a/b:1" in (await run(served.url, "models", "list")).out
+    assert "batch" in (await run(served.url, "models", "get", "m")).out
+    assert (await run(served.url, "models", "delete", "m")).code == 0
+    gone = await run(served.url, "models", "get", "m")
+    assert gone.code == 1
+    assert "not_found" in gone.err
+    dataset = '{"name": "d", "path": "/srv/d"}'
+    assert (await run(served.url, "datasets", "apply", "-", stdin=dataset)).code == 0
+    assert "/srv/d" in (await run(served.url, "datasets", "list")).out
+
+
+async def test_a_file_of_requests_is_submitted_as_a_batch(served: ServedGateway) -> None:
+    good = {"job_id": "j-1", "operation_type": "TERMINATE"}
+    ran = await run(served.url, "submit", "-", stdin=json.dumps([good, good]))
+    assert ran.code == 0, ran.err
+    assert ran.out.count("202") == 2
+    bad = await run(served.url, "submit", "-", "--json", stdin=json.dumps([good, {}]))
+    assert bad.code == 1
+    assert [one["status"] for one in json.loads(bad.out)] == [202, 422]
+    waited = await run(served.url, "submit", "-", "--wait", stdin=json.dumps([good]))
+    assert waited.code == 2
+    assert "--wait takes no list" in waited.err
+
+
+async def test_wrong_usage_is_exit_code_2_and_says_why(served: ServedGateway) -> None:
+    wrong = {
+        ("infer", "j-1"): "--input",
+        ("infer", "j-1", "--input", "{"): "--input",
+        ("create", "j-1"): "--model",
+        ("submit", "/nowhere.json"): "No such file",
+        ("terminate", "a/b"): "job_id",
+        ("--url", "nonsense", "hosts"): "is not a URL",
+        ("dance",): "dance",
+    }
+    for arguments, expected in wrong.items():
+        ran = await run(served.url, *arguments)
+        assert ran.code == 2, (arguments, ran)
+        assert expected in ran.err
+        assert ran.out == ""
+
+
+async def test_a_gateway_that_is_away_is_exit_code_3() -> None:
+    ran = await run("http://127.0.0.1:1", "hosts")
+    assert ran.code == 3
+    assert ran.err.startswith("error: The gateway does not answer")

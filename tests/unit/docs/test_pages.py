@@ -1,0 +1,82 @@
+"""The pages that users read say what the code does."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from dispatcher.events import HostFact
+from modelyard.contract.errors import SENTENCES
+from modelyard.contract.states import JobState, OperationState, Phase, Verb
+from modelyard.contract.topology import DEAD_QUEUE, EXCHANGES, HEARTBEATS_QUEUE, JOBS_QUEUE
+
+ROOT = Path(__file__).resolve().parents[3]
+STATES = (ROOT / "docs/states.md").read_text()
+AMQP = (ROOT / "docs/amqp.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("deploy/**/*.md"),
+]
+
+
+@pytest.mark.parametrize("code", list(SENTENCES))
+def test_every_error_code_is_explained_in_its_own_words(code: str) -> None:
+    assert f"| `{code}` | {dict(SENTENCES)[code]} |" in STATES  # type: ignore[index]
+
+
+@pytest.mark.parametrize("word", [*OperationState, *JobState, *Verb, *Phase])
+def test_every_state_verb_and_phase_is_explained(word: str) -> None:
+    assert f"`{word}`" in STATES
+
+
+def test_the_wire_names_are_those_of_the_code() -> None:
+    for name in [*(exchange.name for exchange in EXCHANGES), JOBS_QUEUE.name, DEAD_QUEUE.name]:
+        assert f"`{name}`" in AMQP
+    assert HEARTBEATS_QUEUE.name in AMQP
+
+
+def test_every_event_is_told_of_and_no_other() -> None:
+    events = AMQP.partition("## Events")[2].partition("## Names")[0]
+    told = set[str]()
+    for row in re.findall(r"^\| (`.+?) \|", events, re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", row)
+        told |= {first, *(first.partition(".")[0] + one for one in others)}
+    assert told == {
+        *(f"operation.{state.lower()}" for state in OperationState),
+        *(f"job.{state.lower()}" for state in JobState if state is not JobState.NONE),
+        "job.moved",
+        *(f"host.{fact}" for fact in get_args(HostFact)),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if "://" in target:
+            continue
+        goal = page.parent / target if target else page
+        assert goal.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", goal.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
+            assert anchor in anchors, f"{target}#{anchor}"
+
+
+def named_tests(page: Path) -> list[tuple[str, str]]:
+    """Return the tests that a page names; `::test_x` is of the file named before it."""
+    found, file = [], ""
+    for quoted in re.findall(r"`([^`\s]*(?:\.py|::)[^`\s]*)`", page.read_text()):
+        path, _, test = quoted.partition("::")
+        file = path or file
+        if file.startswith("tests/"):
+            found.append((file, test))
+    return found
+
+
+@pytest.mark.parametrize(("file", "test"), named_tests(ROOT / "docs" / "security.md"))
+def test_a_test_that_is_named_is_there(file: str, test: str) -> None:
+    text = (ROOT / file).read_text()
+    assert not test or f"def {test}(" in text

@@ -1,0 +1,410 @@
+"""Commands in: accepted, settled, begun; and how a worker boots and sends heartbeats."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from modelyard.broker import DETAIL_HEADER, REASON_HEADER
+from modelyard.contract.messages import (
+    Heartbeat,
+    HostCommand,
+    HostCommands,
+    OperationReport,
+    WorkerReports,
+)
+from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.topology import HEARTBEATS, REPORTS
+from modelyard.process.tasks import TaskGroup
+from tests.fakes.programs import FakeServer
+from tests.support.waiting import eventually
+from tests.support.worker.broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
+from tests.support.worker.harness import HOST, IMAGE, VerbHarness, model
+from worker.attempts.job_locks import JobLocks
+from worker.attempts.registry import AttemptRegistry
+from worker.execution.executor import AttemptRunner
+from worker.model_server.client import ModelServer, http_client
+from worker.session.boot import BootRecovery
+from worker.session.command_consumer import CommandConsumer
+from worker.session.heartbeat import HeartbeatSender
+from worker.session.host_channel import HostChannel
+from worker.session.lease import Lease
+
+CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
+
+
+class Intake:
+    """A consumer over a fake broker and a fake engine."""
+
+    def __init__(self, tasks: TaskGroup, harness: VerbHarness | None = None) -> None:
+        self.broker = FakeBroker()
+        self.harness = harness or VerbHarness()
+        self.reporter = reporter_on(self.broker)
+        self.registry = AttemptRegistry(self.reporter.put)
+        self.attempts = AttemptRunner(self.harness.operations, self.registry, JobLocks(), tasks)
+        self.announced = 0
+        self.lease = Lease()
+        self.consumer = CommandConsumer(
+            HostChannel(self.broker, HOST, "i-1"),
+            reporter=self.reporter,
+            registry=self.registry,
+            attempts=self.attempts,
+            announce=self._announce,
+            held=self._held,
+        )
+        self._running = [
+            tasks.create_task(self.reporter.run()),
+            tasks.create_task(self.consumer.run()),
+        ]
+
+    async def _held(self) -> None:
+        await self.lease.held()
+
+    async def _announce(self) -> None:
+        assert not self.consumer.attached
+        self.announced += 1
+
+    async def send(self, *commands: HostCommand, incarnation: str = "i-1") -> None:
+        body = HostCommands(host_id=HOST, incarnation=incarnation, commands=commands)
+        await self.deliver(body.model_dump_json().encode())
+
+    async def subscription(self) -> FakeSubscription:
+        async def there() -> FakeSubscription | None:
+            return self.broker.subscription if self.consumer.attached else None
+
+        return await eventually(there)
+
+    async def deliver(self, body: bytes) -> None:
+        subscription = await self.subscription()
+        subscription._ready.put_nowait(delivery_of(body))
+
+    async def settled(self, count: int = 1) -> None:
+        async def enough() -> bool:
+            return sum(kind == "ack" for kind, _ in self.broker.log) >= count
+
+        await eventually(enough)
+
+    async def ended(self, command: HostCommand, epoch: int = 1) -> OperationReport:
+        async def found() -> OperationReport | None:
+            its = [it for it in self.broker.reports if it.operation_id == command.operation_id]
+            return next((it for it in its if it.state.terminal and it.epoch == epoch), None)
+
+        return await eventually(found)
+
+    def stop(self) -> None:
+        for task in self._running:
+            task.cancel()
+
+
+@asynccontextmanager
+async def intake(harness: VerbHarness | None = None) -> AsyncIterator[Intake]:
+    async with asyncio.timeout(20), TaskGroup() as tasks:
+        made = Intake(tasks, harness)
+        yield made
+        await made.attempts.drain(0.0)
+        made.stop()
+
+
+async def test_accepted_is_confirmed_before_the_delivery_is_settled() -> None:
+    async with intake() as it:
+        command = it.harness.command(CREATE)
+        await it.send(command)
+        ended = await it.ended(command)
+    kinds = [kind for kind, _ in it.broker.log]
+    assert kinds.index("publish") < kinds.index("ack")
+    first = it.broker.reports[0]
+    assert (first.state, first.phase, first.seq) == (OperationState.RUNNING, None, 1)
+    assert ended.state is OperationState.SUCCEEDED
+    seqs = [report.seq for report in it.broker.reports]
+    assert seqs == sorted(seqs)
+    assert it.announced == 1
+
+
+async def test_while_the_broker_is_away_nothing_is_settled_or_begun() -> None:
+    async with intake() as it:
+        command = it.harness.command(CREATE)
+        it.broker.away = True
+        await it.send(command)
+        await asyncio.sleep(0.05)  # long enough for what must not happen
+        assert it.broker.log == []
+        assert it.harness.runtime.containers == {}
+        it.broker.away = False
+        await it.ended(command)
+
+
+async def test_a_command_that_comes_twice_runs_once() -> None:
+    async with intake() as it:
+        command = it.harness.command(Verb.TEMP, input=1)
+        await it.send(command, command)
+        await it.ended(command)
+        before = len(it.broker.reports)
+        await it.send(command)
+
+        async def repeated() -> bool:
+            return len(it.broker.reports) > before
+
+        await eventually(repeated)
+    assert len(it.harness.runtime.created) == 1
+    assert it.broker.reports[-1].state is OperationState.SUCCEEDED
+
+
+async def test_a_later_epoch_runs_alone_and_the_earlier_one_is_silent() -> None:
+    async with intake() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.may_infer.clear()
+        command = it.harness.command(INFER, input=1)
+        await it.send(command)
+
+        async def under_way() -> bool:
+            return it.harness.server.infers_now == 1
+
+        await eventually(under_way)
+        it.harness.server.may_infer.set()
+        it.harness.server.may_infer = asyncio.Event()
+        await it.send(command.model_copy(update={"epoch": 2}))
+        await it.settled(2)
+        it.harness.server.may_infer.set()
+        assert (await it.ended(command, epoch=2)).state is OperationState.SUCCEEDED
+    assert it.harness.server.most_infers == 1
+
+
+async def test_commands_for_another_boot_are_settled_and_dropped() -> None:
+    async with intake() as it:
+        await it.send(it.harness.command(CREATE), incarnation="i-0")
+        await it.settled()
+    assert it.harness.runtime.containers == {}
+    assert it.broker.published == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [(b"not json", "invalid_json"), (b"\xff", "invalid_json"), (b"{}", "invalid_request")],
+)
+async def test_a_message_that_can_not_be_read_is_a_dead_letter_with_its_reason(
+    body: bytes, reason: str
+) -> None:
+    async with intake() as it:
+        command = it.harness.command(CREATE)
+        await it.deliver(body)
+        await it.send(command)
+        await it.settled(2)
+        assert (await it.ended(command)).state is OperationState.SUCCEEDED
+    letters = returned(it)
+    [(buried, headers)] = letters
+    assert buried == body
+    assert headers[REASON_HEADER] == reason
+    assert headers[DETAIL_HEADER].startswith("Not a list of commands: ")
+
+
+def returned(it: Intake) -> list[tuple[bytes, Mapping[str, str]]]:
+    """Return what was handed to a dispatcher for the dead letters: bodies and headers."""
+    sent = [(b, h) for exchange, b, h in it.broker.published if exchange is REPORTS]
+    return [(body, headers) for body, headers in sent if REASON_HEADER in headers]
+
+
+def with_field(command: HostCommand, place: str, **more: object) -> dict[str, Any]:
+    """Return the command as JSON with another field in one of its parts."""
+    dumped = command.model_dump(mode="json")
+    dumped[place] = {**dumped[place], **more}
+    return dumped
+
+
+async def test_a_command_that_can_not_be_read_is_a_dead_letter_alone() -> None:
+    async with intake() as it:
+        good, bad = it.harness.command(CREATE), it.harness.command(CREATE, job="job-2")
+        envelope = {"host_id": HOST, "incarnation": "i-1"}
+        broken = with_field(bad, "model", port="eighty")
+        commands = [broken, good.model_dump(mode="json")]
+        await it.deliver(json.dumps({**envelope, "commands": commands}).encode())
+        assert (await it.ended(good)).state is OperationState.SUCCEEDED
+        await it.settled()
+    letters = returned(it)
+    [(_, headers)] = letters
+    assert headers[REASON_HEADER] == "invalid_request"
+    assert headers[DETAIL_HEADER].startswith("Not a command: /model/port: ")
+    assert json.loads(letters[0][0]) == {**envelope, "schema_version": 1, "commands": [broken]}
+
+
+async def test_a_field_of_the_catalog_that_is_not_known_yet_is_ignored() -> None:
+    async with intake() as it:
+        command = it.harness.command(CREATE)
+        newer = with_field(command, "model", invented_later=1)
+        body = {"host_id": HOST, "incarnation": "i-1", "commands": [newer]}
+        await it.deliver(json.dumps(body).encode())
+        assert (await it.ended(command)).state is OperationState.SUCCEEDED
+
+
+async def test_a_command_is_begun_although_its_neighbour_could_not_be_buried_at_once() -> None:
+    async with intake() as it:
+        command = it.harness.command(CREATE)
+        first = await it.subscription()
+        it.broker.away = True
+        # Both are ready before the consumer looks: one batch.
+        await it.send(command)
+        await it.deliver(b"not json")
+
+        async def lost() -> bool:
+            return not it.consumer.attached
+
+        await eventually(lost)
+        it.broker.away = False
+        await it.send(command)
+        await it.deliver(b"not json")
+        assert it.broker.subscription is not first
+        assert (await it.ended(command)).state is OperationState.SUCCEEDED
+
+
+async def test_a_command_that_was_taken_and_not_begun_is_begun_when_it_comes_again() -> None:
+    async with intake() as it:
+        command = it.harness.command(CREATE)
+        assert it.registry.take(command).attempt is not None
+        await it.send(command)
+        assert (await it.ended(command)).state is OperationState.SUCCEEDED
+
+
+async def test_nothing_is_taken_once_the_lease_is_lost() -> None:
+    async with intake() as it:
+        it.lease.renounce()
+        await it.send(it.harness.command(CREATE))
+        await asyncio.sleep(0.05)  # long enough for what must not happen
+        assert it.registry.running == 0
+        assert it.broker.log == []
+
+
+async def test_what_was_taken_at_the_very_end_of_a_term_is_not_begun() -> None:
+    async with intake() as it:
+        assert await it.attempts.abandon() == []
+        command = it.harness.command(CREATE)
+        await it.send(command)
+        await it.settled()
+    assert it.harness.runtime.containers == {}
+
+
+async def test_a_held_queue_is_one_warning_for_all_its_tries() -> None:
+    with capture_logs() as logs:
+        async with intake() as it:
+            first = await it.subscription()
+            it.broker.held = 3
+            first.on_lost("cut")
+
+            async def back() -> bool:
+                return not it.broker.held and it.consumer.attached
+
+            await eventually(back)
+    assert [entry["event"] for entry in logs].count("host.taken") == 1
+
+
+async def test_operations_of_one_job_end_in_order_and_infers_run_together() -> None:
+    harness = VerbHarness(model(max_concurrency=2))
+    async with intake(harness) as it:
+        it.harness.server.may_infer.clear()
+        commands = [
+            harness.command(verb, input=1)
+            for verb in (CREATE, LOAD, INFER, INFER, INFER, Verb.TERMINATE)
+        ]
+        await it.send(*commands)
+
+        async def two() -> bool:
+            return harness.server.infers_now == 2
+
+        await eventually(two)
+        harness.server.may_infer.set()
+        ends = [await it.ended(command) for command in commands]
+    assert {end.state for end in ends} == {OperationState.SUCCEEDED}
+    assert harness.server.most_infers == 2
+
+
+async def test_a_lost_subscription_is_made_anew_and_announced_only_once() -> None:
+    async with intake() as it:
+        command = it.harness.command(CREATE)
+        await it.send(command)
+        await it.ended(command)
+        first = it.broker.subscription
+        assert first is not None
+        first.on_lost("cut")
+
+        async def anew() -> bool:
+            return it.broker.subscription is not first and it.consumer.attached
+
+        await eventually(anew)
+        assert it.broker.hellos == 1
+        assert it.announced == 1
+
+
+def heart(
+    broker: FakeBroker, harness: VerbHarness, *, attached: bool = True, stuck_s: float = 0.0
+) -> HeartbeatSender:
+    return HeartbeatSender(
+        HostChannel(broker, HOST, "i-1"),
+        runtime=harness.runtime,
+        lease=Lease(),
+        attached=lambda: attached,
+        stuck_s=lambda: stuck_s,
+        compose=lambda: Heartbeat(host_id=HOST, incarnation="i-1", slots=4),
+    )
+
+
+async def test_the_heart_beats_only_with_engine_consumer_and_broker() -> None:
+    broker, harness = FakeBroker(), VerbHarness()
+    assert await heart(broker, harness).beat()
+    assert [exchange for exchange, _, _ in broker.published] == [HEARTBEATS]
+    assert not await heart(broker, harness, attached=False).beat()
+    assert not await heart(broker, harness, stuck_s=10.1).beat()
+    harness.runtime.available = False
+    assert not await heart(broker, harness).beat()
+    harness.runtime.available = True
+    broker.away = True
+    assert not await heart(broker, harness).beat()
+    assert len(broker.published) == 1
+
+
+async def test_a_boot_reports_what_it_found() -> None:
+    harness, broker = VerbHarness(), FakeBroker()
+    harness.runtime.images[IMAGE] = lambda _: FakeServer()
+    await harness.do(CREATE)
+    await harness.do(LOAD)
+    await harness.do(CREATE, job="job-2")
+    harness.runtime.named("modelyard-job-2-1").exit(1)
+    harness.runtime.add_foreign("somebody-elses")
+    recovery = BootRecovery(
+        HostChannel(broker, HOST, "i-2"),
+        runtime=harness.runtime,
+        server=ModelServer(http_client(harness.runtime.transport)),
+        lease=Lease(),
+        slots=3,
+        labels={"zone": "a"},
+    )
+    await recovery.prepare()
+    containers = await recovery.announce()
+    message = WorkerReports.model_validate_json(broker.published[-1][1])
+    assert message.online is not None
+    assert (message.incarnation, message.online.slots) == ("i-2", 3)
+    inventory = [(i.job_id, i.generation, i.running, i.loaded) for i in message.online.inventory]
+    assert inventory == [("job-1", 1, True, True), ("job-2", 1, False, False)]
+    assert len(containers) == 2
+    assert broker.hellos == 1
+
+
+async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() -> None:
+    harness, broker = VerbHarness(), FakeBroker()
+    recovery = BootRecovery(
+        HostChannel(broker, HOST, "i-1"),
+        runtime=harness.runtime,
+        server=ModelServer(http_client(harness.runtime.transport)),
+        lease=Lease(),
+        slots=1,
+        labels={},
+    )
+    await recovery.prepare()
+    harness.runtime.available = False
+    async with asyncio.timeout(10), TaskGroup() as tasks:
+        announcing = tasks.create_task(recovery.announce())
+        await asyncio.wait((announcing,), timeout=0.05)
+        assert not announcing.done()
+        harness.runtime.available = True
+    assert announcing.result() == []

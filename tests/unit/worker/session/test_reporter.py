@@ -1,0 +1,236 @@
+"""Reports out and commands told apart: nothing final is lost, nothing runs twice."""
+
+import asyncio
+import gc
+import weakref
+
+from modelyard.contract.messages import MAX_MESSAGE_BYTES, HostCommand, OperationReport
+from modelyard.contract.states import OperationState, Phase, Verb
+from tests.support.waiting import eventually
+from tests.support.worker.broker import FakeBroker, report, reporter_on
+from tests.support.worker.harness import VerbHarness
+from worker.attempts.attempt import Attempt, Outcome
+from worker.attempts.job_locks import JobLocks
+from worker.attempts.registry import (
+    MAX_ENDED,
+    MAX_RESULT_BYTES_KEPT,
+    AttemptRegistry,
+    CommandDecision,
+)
+
+CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
+
+
+async def test_reports_that_wait_together_travel_together() -> None:
+    broker = FakeBroker()
+    reporter = reporter_on(broker)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        await reporter.deliver([report(n) for n in range(50)])
+        running.cancel()
+    assert len(broker.published) == 1
+    assert len(broker.reports) == 50
+
+
+async def test_of_one_attempt_only_the_newest_report_waits() -> None:
+    broker = FakeBroker()
+    reporter = reporter_on(broker)
+    for seq in (1, 2, 4, 3):
+        reporter.put(report(1, seq))
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        assert await reporter.drain(5)
+        running.cancel()
+    assert [it.seq for it in broker.reports] == [4]
+
+
+async def test_nothing_is_lost_while_the_broker_is_away() -> None:
+    broker = FakeBroker()
+    broker.away = True
+    reporter = reporter_on(broker)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        reporter.put(report(1, 1))
+        reporter.put(report(2, 1))
+        assert not await reporter.drain(0.05)
+        reporter.put(report(1, 2, state=OperationState.SUCCEEDED))
+        broker.away = False
+        assert await reporter.drain(5)
+        running.cancel()
+    newest = {it.operation_id[-1]: it.seq for it in broker.reports}
+    assert newest == {"1": 2, "2": 1}
+
+
+async def test_a_way_of_the_reports_that_is_gone_is_made_anew() -> None:
+    broker = FakeBroker()
+    broker.routed = False
+    reporter = reporter_on(broker)
+    assert reporter.stuck_s == 0.0
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        await reporter.deliver([report(1)])
+        running.cancel()
+    assert broker.hellos == 1
+
+
+async def test_reports_that_nobody_takes_are_known_to_be_stuck() -> None:
+    broker = FakeBroker()
+    broker.away = True
+    reporter = reporter_on(broker)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        reporter.put(report(1))
+
+        async def stuck() -> bool:
+            return reporter.stuck_s > 0.05
+
+        await eventually(stuck)
+        broker.away = False
+        assert await reporter.drain(5)
+        assert reporter.stuck_s == 0.0
+        running.cancel()
+
+
+async def test_messages_are_bounded_and_a_large_report_travels_alone() -> None:
+    broker = FakeBroker()
+    reporter = reporter_on(broker)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(reporter.run())
+        large = report(99, result_json='"' + "x" * (MAX_MESSAGE_BYTES * 2) + '"')
+        await reporter.deliver([report(n, result_json='"' + "y" * 100_000 + '"') for n in range(4)])
+        await reporter.deliver([report(5), large, report(6)])
+        running.cancel()
+    sizes = [len(body) for _, body, _ in broker.published]
+    assert sum(size > MAX_MESSAGE_BYTES + 1_000 for size in sizes) == 1
+    assert len(broker.reports) == 7
+
+
+def taken(registry: AttemptRegistry, command: HostCommand) -> CommandDecision:
+    return registry.take(command).decision
+
+
+def test_an_epoch_is_taken_once_and_repeats_its_latest_report() -> None:
+    sent: list[OperationReport] = []
+    registry, harness = AttemptRegistry(sent.append), VerbHarness()
+    command = harness.command(CREATE)
+    first = registry.take(command)
+    assert first.decision is CommandDecision.NEW
+    assert first.attempt is not None
+    first.attempt.report(Phase.CREATING)
+    again = registry.take(command)
+    assert (again.decision, again.attempt) == (CommandDecision.REPEATED, first.attempt)
+    first.attempt.end(Outcome(OperationState.SUCCEEDED))
+    registry.close(first.attempt)
+    again = registry.take(command)
+    assert (again.decision, again.attempt) == (CommandDecision.REPEATED, None)
+    assert again.report == sent[-1]
+    assert (sent[-1].state, sent[-1].seq) == (OperationState.SUCCEEDED, 3)
+
+
+def test_a_lower_epoch_is_dropped() -> None:
+    registry, command = AttemptRegistry(lambda _: None), VerbHarness().command(CREATE, epoch=2)
+    assert taken(registry, command) is CommandDecision.NEW
+    assert taken(registry, command.model_copy(update={"epoch": 1})) is CommandDecision.STALE_EPOCH
+
+
+def test_a_higher_epoch_takes_over_from_the_one_that_runs() -> None:
+    registry, command = AttemptRegistry(lambda _: None), VerbHarness().command(CREATE)
+    first = registry.take(command)
+    second = registry.take(command.model_copy(update={"epoch": 2}))
+    assert second.decision is CommandDecision.NEW
+    assert second.superseded is first.attempt
+
+
+def test_a_generation_older_than_one_seen_is_refused() -> None:
+    registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
+    registry.record_generations([("job-1", 3)])
+    assert (
+        taken(registry, harness.command(CREATE, generation=2)) is CommandDecision.STALE_GENERATION
+    )
+    assert taken(registry, harness.command(CREATE, generation=3)) is CommandDecision.NEW
+    assert taken(registry, harness.command(CREATE, job="job-2")) is CommandDecision.NEW
+
+
+def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
+    registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
+    commands = [harness.command(CREATE) for _ in range(MAX_ENDED + 1)]
+    for command in commands:
+        attempt = registry.take(command).attempt
+        assert attempt is not None
+        attempt.end(Outcome(OperationState.SUCCEEDED))
+        registry.close(attempt)
+    assert registry.running == 0
+    assert taken(registry, commands[1]) is CommandDecision.REPEATED
+    assert taken(registry, commands[0]) is CommandDecision.NEW
+
+
+def test_of_what_ended_only_the_last_report_is_kept() -> None:
+    registry, command = (
+        AttemptRegistry(lambda _: None),
+        VerbHarness().command(INFER, input="x" * 1_000),
+    )
+    attempt = registry.take(command).attempt
+    assert attempt is not None
+    attempt.end(Outcome(OperationState.SUCCEEDED, result_json="1"))
+    registry.close(attempt)
+    kept = weakref.ref(attempt)
+    del attempt
+    gc.collect()
+    assert kept() is None
+    assert taken(registry, command) is CommandDecision.REPEATED
+
+
+def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -> None:
+    registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
+    commands = [harness.command(INFER, input=1) for _ in range(2)]
+    half = '"' + "\u20ac" * (MAX_RESULT_BYTES_KEPT // 5) + '"'
+    for command in commands:
+        attempt = registry.take(command).attempt
+        assert attempt is not None
+        attempt.end(Outcome(OperationState.SUCCEEDED, result_json=half))
+        registry.close(attempt)
+    assert taken(registry, commands[1]) is CommandDecision.REPEATED
+    assert taken(registry, commands[0]) is CommandDecision.NEW
+
+
+def test_an_attempt_says_nothing_after_its_end() -> None:
+    sent: list[OperationReport] = []
+    attempt = Attempt(VerbHarness().command(CREATE), sent.append)
+    attempt.end(Outcome(OperationState.FAILED))
+    attempt.report(Phase.LOADING)
+    attempt.end(Outcome(OperationState.SUCCEEDED))
+    assert [it.state for it in sent] == [OperationState.FAILED]
+
+
+async def test_shared_holders_go_together_up_to_their_number_and_exclusive_ones_alone() -> None:
+    locks, inside, most = JobLocks(), set[str](), dict[str, int]()
+
+    async def hold(name: str, shared_by: int | None) -> None:
+        async with locks.hold("j", shared_by=shared_by):
+            inside.add(name)
+            assert shared_by is not None or inside == {name}
+            most["seen"] = max(most.get("seen", 0), len(inside))
+            await asyncio.sleep(0)
+            inside.remove(name)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(30):
+            tasks.create_task(hold(str(number), None if number % 10 == 9 else 3))
+    assert most["seen"] == 3
+    assert locks._locks == {}
+
+
+async def test_a_job_is_held_in_the_order_of_asking_even_if_some_give_up() -> None:
+    locks, order = JobLocks(), list[int]()
+
+    async def hold(number: int) -> None:
+        async with locks.hold("j"):
+            order.append(number)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(hold(number)) for number in range(5)]
+        await asyncio.sleep(0)
+        asking[2].cancel()
+    assert order == [0, 1, 3, 4]
+    assert locks._locks == {}
