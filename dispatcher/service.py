@@ -35,7 +35,14 @@ from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from dispatcher.settings import DispatcherSettings
-from modelyard.broker import Broker, Delivery, Subscription, backoff_s, bury, consume_forever
+from modelyard.broker import (
+    Broker,
+    Delivery,
+    Subscription,
+    backoff_s,
+    consume_forever,
+    send_to_dead_letters,
+)
 from modelyard.contract.errors import (
     BrokerUnavailableError,
     ErrorCode,
@@ -60,13 +67,13 @@ QUEUES = (JOBS_QUEUE, REPORTS_QUEUE, HEARTBEATS_QUEUE, DEAD_QUEUE)
 
 READER_DEATHS_BEFORE_BURYING = 5
 """How often the body process may die or time out on one message before it is dead-lettered."""
-MOST_REST_S = 30.0
+MAX_BACKOFF_S = 30.0
 """Longest pause between two such tries: a machine that is out of memory gets time to recover."""
 
 Handle = Callable[[Subscription, list[Delivery]], Awaitable[None]]
 
 
-_AWAY = (StoreUnavailableError, BrokerUnavailableError, BodyProcessUnavailableError)
+_UNAVAILABLE = (StoreUnavailableError, BrokerUnavailableError, BodyProcessUnavailableError)
 
 
 class Dispatcher:
@@ -154,7 +161,7 @@ class Dispatcher:
             Repair("overdue", overdue.ask),
             Repair("expire", open_ones.expire),
             Repair("hosts", watch.watch),
-            Repair("rested", open_ones.wake_rested),
+            Repair("rested", open_ones.wake_after_backoff),
             Repair("cancel", self.cancels.carry_out),
             Repair("deadlines", deadlines.look),
             Repair("bring_back", restoration.put_in_line),
@@ -214,7 +221,7 @@ class Dispatcher:
     async def _consume(self, queue: Queue, handle: Handle, *, max_items: int) -> None:
         await consume_forever(
             partial(self._broker.subscribe, queue, prefetch=max_items * 2),
-            partial(self._patiently, handle, queue.name),
+            partial(self._handle_with_retries, handle, queue.name),
             name=queue.name,
             max_items=max_items,
             # An operator may have deleted the queue: declare it again before consuming.
@@ -222,7 +229,7 @@ class Dispatcher:
             first_alone=True,
         )
 
-    async def _patiently(
+    async def _handle_with_retries(
         self, handle: Handle, name: str, subscription: Subscription, batch: list[Delivery]
     ) -> None:
         """Handle a batch; retry while MongoDB, RabbitMQ or the body process is unavailable.
@@ -234,20 +241,20 @@ class Dispatcher:
         while True:
             try:
                 await handle(subscription, batch)
-            except _AWAY as error:
-                _ends_with(subscription, error)
+            except _UNAVAILABLE as error:
+                _raise_if_lost(subscription, error)
                 tries += 1
                 if tries == 1:
                     log.warning("dispatcher.waiting", queue=name, error=str(error))
                 await asyncio.sleep(backoff_s(tries))
             except BodyProcessEndedError as error:
-                _ends_with(subscription, error)
+                _raise_if_lost(subscription, error)
                 reader_deaths += 1
                 if len(batch) > 1 or reader_deaths > READER_DEATHS_BEFORE_BURYING:
                     await self._one_by_one(handle, name, subscription, batch, error)
                     return
                 log.warning("message.reader_ended", queue=name, error=str(error))
-                await asyncio.sleep(backoff_s(reader_deaths, first_s=1.0, most_s=MOST_REST_S))
+                await asyncio.sleep(backoff_s(reader_deaths, first_s=1.0, most_s=MAX_BACKOFF_S))
             except Exception as error:  # noqa: BLE001 - the boundary: no message may end the loop
                 await self._one_by_one(handle, name, subscription, batch, error)
                 return
@@ -265,15 +272,15 @@ class Dispatcher:
         """Handle each message alone, so that only the one that fails is dead-lettered."""
         if len(batch) > 1:
             for delivery in batch:
-                await self._patiently(handle, name, subscription, [delivery])
+                await self._handle_with_retries(handle, name, subscription, [delivery])
             return
         log.error("message.unforeseen", queue=name, exc_info=error)
         reason = ErrorInfo(code=ErrorCode.INTERNAL, message=f"Handling it failed: {error!r}"[:500])
-        await bury(self._broker, batch[0], reason, queue=name)
+        await send_to_dead_letters(self._broker, batch[0], reason, queue=name)
         await subscription.ack(batch)
 
 
-def _ends_with(subscription: Subscription, error: Exception) -> None:
+def _raise_if_lost(subscription: Subscription, error: Exception) -> None:
     """Raise `BrokerUnavailableError` if the subscription is lost: it can't settle deliveries."""
     if subscription.is_lost:
         raise BrokerUnavailableError("The subscription was lost meanwhile.") from error

@@ -17,9 +17,9 @@ from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker
-from worker.session.lease import FENCE_S, Lease
+from worker.session.lease import WORKER_LEASE_S, Lease
 from worker.settings import WorkerSettings
-from worker.watchdog.client import WATCHDOG_S, WatchdogClient, shared_lease_file
+from worker.watchdog.client import WATCHDOG_LEASE_S, WatchdogClient, shared_lease_file
 
 log = structlog.get_logger(__name__)
 
@@ -47,14 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def run(
     settings: WorkerSettings,
     *,
-    beat_s: float = HEARTBEAT_INTERVAL_S,
-    fence_s: float = FENCE_S,
-    watchdog_s: float = WATCHDOG_S,
+    heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S,
+    fence_s: float = WORKER_LEASE_S,
+    watchdog_s: float = WATCHDOG_LEASE_S,
 ) -> None:
     """Build the clients and run the service.
 
-    The worker sends a heartbeat every `beat_s` seconds. Without a renewal the lease ends after
-    `fence_s` seconds for the worker itself, and after `watchdog_s` seconds for its watchdog.
+    The worker sends a heartbeat every `heartbeat_interval_s` seconds. Without a renewal the lease
+    ends after `fence_s` seconds for the worker itself, and after `watchdog_s` seconds for its
+    watchdog.
     """
     stop = asyncio.Event()
     watchdog = WatchdogClient(
@@ -84,7 +85,7 @@ async def run(
             runtime=runtime,
             server=server,
             new_lease=partial(Lease, seconds=fence_s, on_renewal=watchdog.renewed),
-            beat_s=beat_s,
+            heartbeat_interval_s=heartbeat_interval_s,
         ).run(stop)
         # Only after an orderly end: after a failure the engine may still execute a request that
         # this worker sent, so the watchdog has to stay until the lease ends.

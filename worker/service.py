@@ -44,11 +44,12 @@ class Worker:
         runtime: ContainerRuntime,
         server: ModelServer,
         new_lease: Callable[[], Lease] = Lease,
-        beat_s: float = HEARTBEAT_INTERVAL_S,
+        heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         """Wire the parts; nothing starts before `run`.
 
-        Each incarnation gets a lease of its own, which a heartbeat renews every `beat_s` seconds.
+        Each incarnation gets a lease of its own. A heartbeat renews it every
+        `heartbeat_interval_s` seconds.
         """
         self._new_lease = new_lease
         self._results = ResultReader()
@@ -68,7 +69,7 @@ class Worker:
             containers=containers,
             verbs=build_verbs(runtime, server, self._results, containers),
             locks=JobLocks(),
-            beat_s=beat_s,
+            heartbeat_interval_s=heartbeat_interval_s,
         )
 
     async def run(self, stop: asyncio.Event) -> None:

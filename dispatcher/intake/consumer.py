@@ -117,7 +117,9 @@ class Intake:
                 await self._store.audit.payload_mismatch(key, kept, dropped)
         brought = {one.operation_id: one.job_id for one in wanted}
         order = in_order(brought, known, earlier)
-        places = dict(zip(order, await self._store.operations.next_lines(len(order)), strict=True))
+        places = dict(
+            zip(order, await self._store.operations.next_positions(len(order)), strict=True)
+        )
         await self._store.operations.put_in_line(
             {
                 one.operation_id: places[one.operation_id]

@@ -47,7 +47,7 @@ class OverdueOperations:
         if overdue:
             jobs = [one.job_id for one in overdue if one.job_id]
             await self._store.jobs.ensure(jobs)
-            lines = await self._store.operations.next_lines(len(overdue))
+            lines = await self._store.operations.next_positions(len(overdue))
             await self._store.operations.put_in_line(
                 {one.operation_id: line for one, line in zip(overdue, lines, strict=True)}
             )

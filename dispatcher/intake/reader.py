@@ -5,7 +5,7 @@ from enum import Enum
 from dispatcher.intake.decode import UnreadableMessage
 from dispatcher.intake.decoder import MessageDecoder
 from dispatcher.senders import Senders
-from modelyard.broker import Broker, Delivery, bury
+from modelyard.broker import Broker, Delivery, send_to_dead_letters
 from modelyard.contract.message_types import CANCEL_TYPE, OVERDUE_TYPE
 from modelyard.contract.topology import JOBS_QUEUE
 from modelyard.store.records import NewOperation
@@ -41,6 +41,6 @@ class JobsReader:
             return Signal.CANCEL
         decoded = await self._decoder.decode(delivery, trusted=trusted)
         if isinstance(decoded, UnreadableMessage):
-            await bury(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
+            await send_to_dead_letters(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
             return []
         return decoded

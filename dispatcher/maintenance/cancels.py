@@ -77,7 +77,7 @@ class Cancels:
                 and one.generation
                 and one.job_id
                 and one.places
-                and await self._store.jobs.let_go(one, error)
+                and await self._store.jobs.unassign(one, error)
             ):
                 crash_point("dispatcher.cancel.after_let_go")
                 await self._store.hosts.release({one.host_id: [(one.job_id, one.generation)]})

@@ -51,7 +51,7 @@ class Deadlines:
         self._store = store
         self._broker = broker
         self._control = control
-        self._attempts = attempts
+        self._retries = attempts
         self._default_timeout_s = default_timeout_s
 
     async def look(self) -> None:
@@ -72,14 +72,14 @@ class Deadlines:
         """
         for one in await self._running_too_long(GIVE_UP_AFTER_S):
             log.warning("operation.overran", operation_id=one.operation_id, host_id=one.host_id)
-            await self._attempts.end(
+            await self._retries.end(
                 one, ErrorInfo.of(ErrorCode.TIMED_OUT), OperationState.TIMED_OUT
             )
             crash_point("dispatcher.deadlines.after_end")
         for one in await self._never_accepted():
             log.warning("operation.not_accepted", operation_id=one.operation_id, host=one.host_id)
             await tell_to_cancel(self._control, [one], "stale")
-            await self._attempts.failed(one, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
+            await self._retries.failed(one, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
 
     async def _running_too_long(self, slack_s: float) -> list[OperationRecord]:
         return await self._store.operation_queries.running_too_long(

@@ -36,7 +36,7 @@ class Drains:
         self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
-        self._attempts = attempts
+        self._retries = attempts
 
     async def look(self) -> None:
         """Check every draining host, and end its work at the deadline.
@@ -79,7 +79,7 @@ class Drains:
         await tell_to_cancel(self._control, active, "stale")
         crash_point("dispatcher.drain.after_tell")
         for operation in active:
-            await self._attempts.end(operation, error, OperationState.FAILED)
+            await self._retries.end(operation, error, OperationState.FAILED)
         crash_point("dispatcher.drain.after_operations")
         for job in await self._store.jobs.on_host(host.host_id):
             if job.state.live:

@@ -97,7 +97,7 @@ class LostHosts:
         self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
-        self._attempts = attempts
+        self._retries = attempts
         self.boots: frozenset[tuple[str, str]] = frozenset()
         """The host ids and incarnations that were LOST in the last round."""
 
@@ -178,11 +178,11 @@ class LostHosts:
         retried = operation.places or (job_restored and not _is_restoring_load(operation))
         if operation.verb is Verb.TERMINATE or (retried and not begun):
             # A requeued TERMINATE succeeds by itself: the job has no container any more.
-            await self._attempts.again(operation, None, keeps_place=False)
+            await self._retries.again(operation, None, keeps_host=False)
         elif retried:
-            await self._attempts.failed(operation, error)
+            await self._retries.failed(operation, error)
         else:
-            await self._attempts.end(operation, error, OperationState.FAILED)
+            await self._retries.end(operation, error, OperationState.FAILED)
 
     async def _free(self, host: HostRecord) -> None:
         """Free the host's reservations for jobs that are not on it any more."""

@@ -61,7 +61,7 @@ class Relocations:
         self._scheduler = scheduler
         self._commands = commands
         self._control = control
-        self._attempts = attempts
+        self._retries = attempts
 
     async def go_on(self) -> None:
         """Continue all moves and begin those that are due; raises `StoreUnavailableError`."""
@@ -130,7 +130,7 @@ class Relocations:
             verbs.append(Verb.DEPLOY_LOAD)
         leg: OperationRecord | None = None
         for verb in verbs:
-            leg = await self._store.operation_queries.get(_leg(job, move, verb))
+            leg = await self._store.operation_queries.get(_step_operation_id(job, move, verb))
             if leg is None or leg.state is OperationState.QUEUED:
                 await self._dispatch(job, move, verb, there, epoch=leg.epoch if leg else 0)
                 return
@@ -193,7 +193,7 @@ class Relocations:
     async def _give_up(self, job: JobRecord, move: RelocationRecord, *, failures: int) -> None:
         """End the operations of a move that is unwanted or impossible; free its reservation."""
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
-            leg = await self._store.operation_queries.get(_leg(job, move, verb))
+            leg = await self._store.operation_queries.get(_step_operation_id(job, move, verb))
             if leg is not None and not leg.state.terminal:
                 await self._end(leg)
         crash_point("dispatcher.move_given_up.after_legs")
@@ -212,7 +212,7 @@ class Relocations:
             await self._event_log.publish([operation_event(one) for one in ended])
             return
         await tell_to_cancel(self._control, [leg], "stale")
-        await self._attempts.end(leg, error, OperationState.CANCELLED)
+        await self._retries.end(leg, error, OperationState.CANCELLED)
 
 
 def _is_unwanted(job: JobRecord, move: RelocationRecord, there: HostRecord | None) -> bool:
@@ -233,5 +233,5 @@ def _why(move: RelocationRecord) -> str:
     return f"move/{move.generation}"
 
 
-def _leg(job: JobRecord, move: RelocationRecord, verb: Verb) -> str:
+def _step_operation_id(job: JobRecord, move: RelocationRecord, verb: Verb) -> str:
     return system_operation(job, verb, _why(move)).operation_id

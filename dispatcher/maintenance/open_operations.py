@@ -36,7 +36,7 @@ class OpenOperations:
         self._event_log = event_log
         self._scheduler = scheduler
         self._commands = commands
-        self._attempts = attempts
+        self._retries = attempts
 
     async def expire(self) -> None:
         """End queued operations whose queue deadline has passed."""
@@ -51,9 +51,9 @@ class OpenOperations:
         self._scheduler.wake(one.job_id for one in ended if one.job_id)
         await self._event_log.publish([operation_event(one) for one in ended])
 
-    async def wake_rested(self) -> None:
+    async def wake_after_backoff(self) -> None:
         """Schedule operations whose delay after a failed attempt is over."""
-        self._scheduler.wake(await self._store.operations.wake_rested(limit=LIMIT))
+        self._scheduler.wake(await self._store.operations.wake_after_backoff(limit=LIMIT))
 
     async def publish_again(self) -> None:
         """Publish commands again that no worker accepted.
@@ -72,7 +72,7 @@ class OpenOperations:
             if host is not None and host.incarnation == operation.incarnation:
                 again.append(operation)
             else:
-                await self._attempts.again(operation, None, keeps_place=True)
+                await self._retries.again(operation, None, keeps_host=True)
         if again:
             log.info("commands.published_again", count=len(again))
             crash_point("dispatcher.sweep.after_look")

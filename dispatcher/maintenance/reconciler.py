@@ -33,7 +33,7 @@ from modelyard.store.records import JobRecord, OperationRecord, RestorationRecor
 
 log = structlog.get_logger(__name__)
 
-_FINAL = frozenset({ErrorCode.DISK_QUOTA_EXCEEDED})
+_NEVER_RESTORED_AFTER = frozenset({ErrorCode.DISK_QUOTA_EXCEEDED})
 """Errors after which no job is restored: its container would fail the same way again."""
 
 
@@ -81,7 +81,7 @@ class InventoryPlan:
     """Containers that are not in the record."""
 
 
-def plan_look(
+def plan_inventory_repairs(
     look: InventoryReport,
     jobs: Mapping[str, JobRecord],
     given: Sequence[OperationRecord],
@@ -107,7 +107,7 @@ def plan_look(
         newer = job.told is not None and job.told.after(look.incarnation, look.number)
         here = job.host_id == host_id and job.state.live
         if here and not newer and job.job_id not in worked_on:
-            finding = _look_at(job, found.get((job.job_id, job.generation)), booted=booted)
+            finding = _compare_job(job, found.get((job.job_id, job.generation)), booted=booted)
             if finding is not None:
                 plan.findings.append(finding)
     for item in inventory.items:
@@ -121,7 +121,7 @@ def plan_look(
     return plan
 
 
-def without_an_end(
+def missing_final_reports(
     look: InventoryReport, given: Sequence[OperationRecord]
 ) -> list[OperationRecord]:
     """Return operations that are RUNNING in the record but not at their worker; pure.
@@ -139,7 +139,7 @@ def without_an_end(
     ]
 
 
-def _look_at(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Finding | None:
+def _compare_job(job: JobRecord, item: InventoryItem | None, *, booted: bool) -> Finding | None:
     """Return the finding for a live job's container; null if it is as recorded."""
     if item is None:
         return _down(job, ErrorInfo.of(ErrorCode.CONTAINER_MISSING), None, in_place=False)
@@ -166,14 +166,14 @@ def _says_it_is_out(item: InventoryItem) -> bool:
 def _down(
     job: JobRecord, error: ErrorInfo, item: InventoryItem | None, *, in_place: bool
 ) -> Finding:
-    recovery = None if error.code in _FINAL else recovery_of(job, to=job.state)
+    recovery = None if error.code in _NEVER_RESTORED_AFTER else restoration_of(job, to=job.state)
     if recovery is not None and in_place:
         # The container still exists: the job stays on its host and only has to be loaded.
         return Finding(job, JobState.CREATED, error, recovery)
     return Finding(job, JobState.FAILED, error, recovery, item)
 
 
-def recovery_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
+def restoration_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
     """Return the restoration of a job whose container died.
 
     Null if its model does not ask for one (`restart`), or has used up its `max_restarts`.
@@ -206,7 +206,7 @@ class Reconciler:
         self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
-        self._attempts = attempts
+        self._retries = attempts
         self._orphans = orphans
 
     async def boot(self, boot: BootReport) -> None:
@@ -251,11 +251,13 @@ class Reconciler:
         plan = await self._compare(look, given, booted=False)
         plan.discards += await self._correct(look.host_id, plan.findings)
         await self._remove(look.host_id, look.incarnation, plan)
-        await self._ask_again(look, given)
+        await self._request_missing_reports(look, given)
 
-    async def _ask_again(self, look: InventoryReport, given: Sequence[OperationRecord]) -> None:
+    async def _request_missing_reports(
+        self, look: InventoryReport, given: Sequence[OperationRecord]
+    ) -> None:
         """Ask the worker to repeat reports that were lost, for example with a deleted queue."""
-        silent = without_an_end(look, given)
+        silent = missing_final_reports(look, given)
         if silent:
             log.warning("reports.lost", host_id=look.host_id, count=len(silent))
             await self._control.send(
@@ -279,7 +281,7 @@ class Reconciler:
         jobs = {job.job_id: job for job in await self._store.jobs.on_host(look.host_id)}
         elsewhere = {item.job_id for item in look.inventory.items} - jobs.keys()
         jobs |= await self._store.jobs.get_many(sorted(elsewhere))
-        return plan_look(look, jobs, given, booted=booted)
+        return plan_inventory_repairs(look, jobs, given, booted=booted)
 
     async def _correct(self, host_id: str, findings: Sequence[Finding]) -> list[InventoryItem]:
         """Write the findings; return the containers that are to be removed."""
@@ -316,9 +318,9 @@ class Reconciler:
         """
         if operation.state is OperationState.RUNNING:
             error = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
-            await self._attempts.failed(operation, error, keeps_place=True)
+            await self._retries.failed(operation, error, keeps_host=True)
         else:
-            await self._attempts.again(operation, None, keeps_place=True)
+            await self._retries.again(operation, None, keeps_host=True)
 
     async def _remove(self, host_id: str, incarnation: str, plan: InventoryPlan) -> None:
         """Tell the worker to remove stale containers and orphans.

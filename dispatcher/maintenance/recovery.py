@@ -33,12 +33,12 @@ class JobRestoration:
 
     async def put_in_line(self) -> None:
         """Put the operations of restorations in line; raises `StoreUnavailableError`."""
-        for job in await self._store.jobs.to_bring_back(limit=LIMIT):
+        for job in await self._store.jobs.pending_restorations(limit=LIMIT):
             if job.recovery is None or job.spec is None:
                 continue
             await record_in_front(self._store, operations_for(job, job.recovery))
             crash_point("dispatcher.recovery.after_record")
-            if await self._store.jobs.in_line_again(job):
+            if await self._store.jobs.clear_restoration(job):
                 log.info("job.brought_back", job_id=job.job_id, to=job.recovery.to)
                 self._scheduler.wake([job.job_id])
 
@@ -70,7 +70,7 @@ def system_operation(job: JobRecord, verb: Verb, key: str) -> NewOperation:
 async def record_in_front(store: Store, operations: list[NewOperation]) -> None:
     """Record operations ahead of all client operations in line; recorded ones stay unchanged."""
     if operations:
-        lines = await store.operations.next_lines(len(operations))
+        lines = await store.operations.next_positions(len(operations))
         await store.operations.take_in(
             [(one, line + FRONT_OF_LINE) for one, line in zip(operations, lines, strict=True)]
         )

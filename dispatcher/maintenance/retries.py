@@ -18,7 +18,7 @@ from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
 
-MOST_RETURNS = 10
+MAX_UNSTARTED_DISPATCHES = 10
 """How often an operation that no worker began may be queued again without counting as a failure.
 Otherwise a command that kills its worker before the worker can report would run for ever."""
 
@@ -34,7 +34,7 @@ class Retries:
         self._scheduler = scheduler
         self._max_attempts = max_attempts
 
-    def is_made_again(self, operation: OperationRecord, error: ErrorInfo) -> bool:
+    def should_retry(self, operation: OperationRecord, error: ErrorInfo) -> bool:
         """Tell whether an operation is retried after an attempt that failed with `error`."""
         return (
             not operation.cancel_requested
@@ -48,39 +48,39 @@ class Retries:
         operation: OperationRecord,
         error: ErrorInfo,
         *,
-        keeps_place: bool = False,
+        keeps_host: bool = False,
         state: OperationState = OperationState.FAILED,
     ) -> None:
         """Queue the operation again after a delay, or end it with `state`.
 
-        With `keeps_place` the job stays on its host for the next attempt. Raises
+        With `keeps_host` the job stays on its host for the next attempt. Raises
         `StoreUnavailableError`.
         """
-        if state is OperationState.FAILED and self.is_made_again(operation, error):
+        if state is OperationState.FAILED and self.should_retry(operation, error):
             rest_s = retry_delay_s(operation.failures + 1)
             failure = AttemptFailure(error, operation.seq, rest_s)
-            await self.again(operation, failure, keeps_place=keeps_place)
+            await self.again(operation, failure, keeps_host=keeps_host)
         else:
             await self.end(operation, error, state)
 
     async def again(
-        self, operation: OperationRecord, failure: AttemptFailure | None, *, keeps_place: bool
+        self, operation: OperationRecord, failure: AttemptFailure | None, *, keeps_host: bool
     ) -> None:
         """Queue an operation again; without `failure` the attempt counts as never begun.
 
-        After `MOST_RETURNS` such attempts, each further one counts as a failure. An operation of a
-        move is not retried but ends: `Relocations` begins a new move.
+        After `MAX_UNSTARTED_DISPATCHES` such attempts, each further one counts as a failure. An
+        operation of a relocation is not retried but ends: `Relocations` begins anew.
         """
         if operation.aside:
             error = failure.error if failure else ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
             await self.end(operation, error, OperationState.FAILED)
             return
-        if failure is None and operation.returns >= MOST_RETURNS:
+        if failure is None and operation.returns >= MAX_UNSTARTED_DISPATCHES:
             error = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
-            await self.failed(operation, error, keeps_place=keeps_place)
+            await self.failed(operation, error, keeps_host=keeps_host)
             return
-        if operation.places and not keeps_place:
-            await self._store.jobs.let_go(operation, failure.error if failure else None)
+        if operation.places and not keeps_host:
+            await self._store.jobs.unassign(operation, failure.error if failure else None)
             crash_point("dispatcher.again.after_let_go")
             await self._release(operation)
             crash_point("dispatcher.again.after_release")

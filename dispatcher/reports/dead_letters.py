@@ -86,7 +86,7 @@ class DeadLetterRecorder:
         self._senders = senders
         self._decoder = decoder
         self._control = control
-        self._attempts = attempts
+        self._retries = attempts
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
@@ -169,7 +169,7 @@ class DeadLetterRecorder:
                 continue
             await tell_to_cancel(self._control, [operation], "stale")
             error = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
-            await self._attempts.end(operation, error, OperationState.FAILED)
+            await self._retries.end(operation, error, OperationState.FAILED)
 
     async def _reject(self, requests: Sequence[NewOperation], letter: DeadLetter) -> None:
         """Record the requests of a dead letter as REJECTED, so that clients find them."""

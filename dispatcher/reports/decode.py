@@ -6,7 +6,7 @@ from enum import Enum
 from pydantic import ValidationError
 
 from dispatcher.senders import Senders
-from modelyard.broker import DETAIL_HEADER, REASON_HEADER, Broker, Delivery, bury
+from modelyard.broker import DETAIL_HEADER, REASON_HEADER, Broker, Delivery, send_to_dead_letters
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import Id
 from modelyard.contract.json_bounds import REPORT_LIMITS, check_bounds
@@ -54,20 +54,20 @@ async def read_reports(
         return Prompt.OVERDUE
     refusal = _refusal(senders, delivery)
     if refusal is not None:
-        await bury(broker, delivery, refusal, queue=REPORTS_QUEUE.name)
+        await send_to_dead_letters(broker, delivery, refusal, queue=REPORTS_QUEUE.name)
         return None
     if delivery.type == UNREADABLE_TYPE:
         queue = host_queue(delivery.routing_key).name
-        await bury(broker, delivery, _worker_reason(delivery), queue=queue)
+        await send_to_dead_letters(broker, delivery, _worker_reason(delivery), queue=queue)
         return None
     try:
         envelope = ReportEnvelope.model_validate_json(delivery.body)
     except ValidationError as error:
-        await _bury(broker, delivery, first_errors(error))
+        await _reject(broker, delivery, first_errors(error))
         return None
     if envelope.host_id != delivery.routing_key:
         mismatch = f"{envelope.host_id} sent it with the routing key {delivery.routing_key!r}."
-        await _bury(broker, delivery, mismatch)
+        await _reject(broker, delivery, mismatch)
         return None
     reports: list[OperationReport] = []
     unreadable: list[JsonValue] = []
@@ -84,7 +84,7 @@ async def read_reports(
             update={"operations": tuple(unreadable), "online": None, "inventory": None}
         )
         letter = replace(delivery, body=rest.model_dump_json().encode())
-        await _bury(broker, letter, first_errors(last_error))
+        await _reject(broker, letter, first_errors(last_error))
     return WorkerReports(
         host_id=envelope.host_id,
         incarnation=envelope.incarnation,
@@ -120,8 +120,8 @@ def _worker_reason(delivery: Delivery) -> ErrorInfo:
     return ErrorInfo(code=ErrorCode(code) if known else ErrorCode.INVALID_REQUEST, message=detail)
 
 
-async def _bury(broker: Broker, delivery: Delivery, reason: str) -> None:
-    await bury(broker, delivery, _not_a_report(reason), queue=REPORTS_QUEUE.name)
+async def _reject(broker: Broker, delivery: Delivery, reason: str) -> None:
+    await send_to_dead_letters(broker, delivery, _not_a_report(reason), queue=REPORTS_QUEUE.name)
 
 
 def _not_a_report(reason: str) -> ErrorInfo:

@@ -15,7 +15,7 @@ from dispatcher.events import EventLog, fact_id, stale_event
 from modelyard.contract.messages import CancelOperation, OperationReport
 from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store import Store
-from modelyard.store.operation_writes import GIVEN_STATES
+from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES
 from modelyard.store.records import LastReport, OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -78,7 +78,7 @@ def fence(
     if report.seq < operation.seq or (requeued and report.seq == operation.seq):
         return "older"
     repeated = report.seq == operation.seq and report.state == operation.state
-    if repeated or operation.state in operation_sources(report.state) & GIVEN_STATES:
+    if repeated or operation.state in operation_sources(report.state) & ACTIVE_ON_HOST_STATES:
         return CurrentReport(report, operation)
     return "illegal"
 

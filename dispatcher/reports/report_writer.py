@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dispatcher.events import EventLog, job_event, report_event
-from dispatcher.maintenance.reconciler import recovery_of
+from dispatcher.maintenance.reconciler import restoration_of
 from dispatcher.maintenance.retries import Retries
 from dispatcher.reports.fencing import CurrentReport, Fencing, StaleReport, fence
 from dispatcher.scheduling.scheduler import Scheduler
@@ -39,7 +39,7 @@ class ReportWriter:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
-        self._attempts = attempts
+        self._retries = attempts
         self._fencing = fencing
 
     async def write(
@@ -65,7 +65,7 @@ class ReportWriter:
         await self._fencing.reject(stale, boots)
         again = [one for one in accepted if self._is_made_again(one)]
         for one in again:
-            await self._make_again(one)
+            await self._retry(one)
         await self._write([one for one in accepted if one not in again])
 
     async def _write(self, accepted: list[CurrentReport]) -> None:
@@ -99,14 +99,14 @@ class ReportWriter:
         report = one.report
         if report.state is not OperationState.FAILED or report.error is None or not one.new:
             return False
-        return (one.operation.places or report.job_state is None) and self._attempts.is_made_again(
+        return (one.operation.places or report.job_state is None) and self._retries.should_retry(
             one.operation, report.error
         )
 
-    async def _make_again(self, one: CurrentReport) -> None:
+    async def _retry(self, one: CurrentReport) -> None:
         if one.report.error is not None:
             seen = one.operation.model_copy(update={"seq": one.report.seq})
-            await self._attempts.failed(seen, one.report.error)
+            await self._retries.failed(seen, one.report.error)
 
     async def _keep_results(self, accepted: Sequence[CurrentReport]) -> Mapping[str, ResultPlace]:
         places: dict[str, ResultPlace] = {}
@@ -163,8 +163,8 @@ class ReportWriter:
             return {}
         return {
             job.job_id: PendingRestoration(recovery, 1 if job.steady else job.restarts + 1)
-            for job in await self._store.jobs.with_age(sorted(down))
-            if (recovery := recovery_of(job, to=JobState.LOADED)) is not None
+            for job in await self._store.jobs.get_with_age(sorted(down))
+            if (recovery := restoration_of(job, to=JobState.LOADED)) is not None
         }
 
     async def _still_valid(self, accepted: Sequence[CurrentReport]) -> list[CurrentReport]:

@@ -34,7 +34,7 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
-class SucceedAsIs:
+class AlreadySatisfied:
     """The verb already holds and the job has no host: the operation succeeds without a command."""
 
     operation: OperationRecord
@@ -49,7 +49,7 @@ class Dispatch:
     host_id: str
 
 
-class EndedBy(Enum):
+class TerminateBehind(Enum):
     """How close a TERMINATE waits behind an operation that needs a placement."""
 
     NEXT = "next"
@@ -66,11 +66,11 @@ class PlaceAndDispatch:
     job: JobRecord
     spec: ModelSpec
     dataset: DatasetSpec | None
-    ended_by: EndedBy | None = None
+    ended_by: TerminateBehind | None = None
     """Set if a TERMINATE waits behind the operation."""
 
 
-Decision = Reject | SucceedAsIs | Dispatch | PlaceAndDispatch
+Decision = Reject | AlreadySatisfied | Dispatch | PlaceAndDispatch
 
 
 def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
@@ -81,7 +81,7 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
     """
     decisions: list[Decision] = []
     inferring = 0
-    for operation in _heads(line):
+    for operation in _schedulable(line):
         shared = operation.shared
         if operation.state is not OperationState.QUEUED or operation.resting:
             if not shared:
@@ -104,16 +104,16 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
     return decisions
 
 
-def _heads(line: JobLine) -> tuple[OperationRecord, ...]:
+def _schedulable(line: JobLine) -> tuple[OperationRecord, ...]:
     """Return the line, or nothing while a restoration is about to put its operations in front."""
     return () if line.job.recovery is not None else line.operations
 
 
-def _ended_by(line: JobLine, first: OperationRecord) -> EndedBy | None:
+def _ended_by(line: JobLine, first: OperationRecord) -> TerminateBehind | None:
     behind = [one.verb for one in line.operations[line.operations.index(first) + 1 :]]
     if Verb.TERMINATE not in behind:
         return None
-    return EndedBy.NEXT if behind[0] is Verb.TERMINATE else EndedBy.LATER
+    return TerminateBehind.NEXT if behind[0] is Verb.TERMINATE else TerminateBehind.LATER
 
 
 def _concurrency(job: JobRecord) -> int:
@@ -137,7 +137,7 @@ def _decide(job: JobRecord, operation: OperationRecord, catalog: CatalogEntries)
     if rule.places:
         return _place(job, operation, verb, catalog)
     if job.state in rule.holds_in:
-        return SucceedAsIs(operation)
+        return AlreadySatisfied(operation)
     return Reject(operation, ErrorInfo.of(ErrorCode.CONTAINER_MISSING))
 
 
@@ -162,11 +162,11 @@ def _place(
     if operation.dataset is not None and dataset is None:
         message = f"The catalog has no dataset {operation.dataset!r}."
         return Reject(operation, ErrorInfo.of(ErrorCode.UNKNOWN_DATASET, message))
-    error = _misfit(operation, verb, spec, dataset)
+    error = _profile_error(operation, verb, spec, dataset)
     return Reject(operation, error) if error else PlaceAndDispatch(operation, job, spec, dataset)
 
 
-def _misfit(
+def _profile_error(
     operation: OperationRecord, verb: Verb, spec: ModelSpec, dataset: DatasetSpec | None
 ) -> ErrorInfo | None:
     if spec.profile is Profile.BATCH:

@@ -24,13 +24,13 @@ import structlog
 from dispatcher.events import EventLog, operation_event
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.ordering import (
+    AlreadySatisfied,
     CatalogEntries,
     Decision,
     Dispatch,
-    EndedBy,
     PlaceAndDispatch,
     Reject,
-    SucceedAsIs,
+    TerminateBehind,
     next_decisions,
 )
 from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest
@@ -100,7 +100,7 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
             plan.endings.append(
                 QueuedEnding(operation.operation_id, OperationState.REJECTED, error)
             )
-        case SucceedAsIs():
+        case AlreadySatisfied():
             plan.endings.append(QueuedEnding(operation.operation_id, OperationState.SUCCEEDED))
             plan.terminated_jobs.append(operation.job_id or "")
         case Dispatch(job=job, host_id=host_id):
@@ -125,7 +125,7 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
                 plan.dispatches.append(
                     PlannedDispatch(operation, job, chosen.host, generation, decision)
                 )
-            elif ended_by is EndedBy.NEXT or (ended_by is not None and chosen.hopeless):
+            elif ended_by is TerminateBehind.NEXT or (ended_by is not None and chosen.hopeless):
                 error = ErrorInfo.of(ErrorCode.CANCELLED, WITHDRAWN)
                 plan.endings.append(
                     QueuedEnding(operation.operation_id, OperationState.CANCELLED, error)

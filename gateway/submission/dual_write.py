@@ -22,9 +22,9 @@ from modelyard.store.records import NewOperation
 
 log = structlog.get_logger(__name__)
 
-DURABLE_S = 1.0
+STORE_TIMEOUT_S = 1.0
 """How long either store may take; after that, the other one's confirmation alone counts."""
-NOTE_S = 0.8
+MARK_TIMEOUT_S = 0.8
 """How long it may take to record that an operation was not published."""
 BYTES_PER_S = 4 << 20
 """Least bytes that a store accepts in a second: a large body gets that much more time."""
@@ -111,7 +111,7 @@ class DualWrite:
             with suppress(StoreUnavailableError):
                 await self._store_up.ask(
                     lambda: self._store.operations.mark_unpublished(operation_ids),
-                    within_s=NOTE_S,
+                    within_s=MARK_TIMEOUT_S,
                 )
 
     async def _recorded(self, operations: Operations, size: int) -> tuple[bool, ...] | None:
@@ -119,7 +119,7 @@ class DualWrite:
         try:
             return await self._store_up.ask(
                 lambda: self._record(operations, alone=size >= LARGE_BYTES),
-                within_s=DURABLE_S + size / BYTES_PER_S,
+                within_s=STORE_TIMEOUT_S + size / BYTES_PER_S,
             )
         except StoreUnavailableError:
             return None
@@ -134,7 +134,7 @@ class DualWrite:
         try:
             return await self._broker_up.ask(
                 lambda: self._publish(messages, alone=size >= LARGE_BYTES),
-                within_s=DURABLE_S + size / BYTES_PER_S,
+                within_s=STORE_TIMEOUT_S + size / BYTES_PER_S,
             )
         except BrokerUnavailableError:
             return 0
@@ -186,7 +186,7 @@ class DualWrite:
                     SUBMIT_KEY,
                     _ENVELOPE[0] + b",".join(chunk) + _ENVELOPE[1],
                     message_type=SUBMISSION_TYPE,
-                    timeout_s=DURABLE_S,
+                    timeout_s=STORE_TIMEOUT_S,
                 )
             except BrokerUnavailableError as error:
                 failure = error

@@ -14,7 +14,7 @@ from modelyard.broker.connection_loss import (
     backoff_s,
 )
 from modelyard.broker.consuming import consume_forever
-from modelyard.broker.dead_lettering import bury
+from modelyard.broker.dead_lettering import send_to_dead_letters
 from modelyard.broker.headers import (
     DETAIL_HEADER,
     MAX_HEADER_BYTES,
@@ -44,6 +44,6 @@ __all__ = [
     "Subscription",
     "TopologyMismatchError",
     "backoff_s",
-    "bury",
     "consume_forever",
+    "send_to_dead_letters",
 ]

@@ -31,7 +31,9 @@ _ROUTES_COPIES = ("cc", "bcc")
 _ADDED_BY_RABBITMQ = ("x-death", "x-delivery-", "x-first-death-", "x-last-death-")
 
 
-async def bury(broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: str) -> None:
+async def send_to_dead_letters(
+    broker: Broker, delivery: Delivery, error: ErrorInfo, *, queue: str
+) -> None:
     """Send a message that can't be processed to the dead letters, with its reason and headers.
 
     Raises `BrokerUnavailableError`; the caller settles the delivery only after this returned.

@@ -186,7 +186,7 @@ class Jobs:
         """Return the jobs that hold a reservation on a host."""
         return await self._with_age({"host_id": host_id})
 
-    async def with_age(self, job_ids: Sequence[str]) -> list[JobRecord]:
+    async def get_with_age(self, job_ids: Sequence[str]) -> list[JobRecord]:
         """Return those of the jobs that exist, with the field `steady` set."""
         return await self._with_age({"_id": {"$in": list(job_ids)}})
 
@@ -198,7 +198,7 @@ class Jobs:
             ).to_list(None)
         return [JobRecord.model_validate(document) for document in found]
 
-    async def to_bring_back(self, *, limit: int) -> list[JobRecord]:
+    async def pending_restorations(self, *, limit: int) -> list[JobRecord]:
         """Return jobs that were found down and whose restoring operations are not recorded yet."""
         async with self._connection.answering():
             found = await self._collection.find(
@@ -314,7 +314,7 @@ class Jobs:
             )
         return done.matched_count == 1
 
-    async def in_line_again(self, job: JobRecord) -> bool:
+    async def clear_restoration(self, job: JobRecord) -> bool:
         """Record that the operations which restore a job are recorded."""
         async with self._connection.answering():
             done = await self._collection.update_one(
@@ -323,7 +323,7 @@ class Jobs:
             )
         return done.matched_count == 1
 
-    async def let_go(self, operation: OperationRecord, error: ErrorInfo | None = None) -> bool:
+    async def unassign(self, operation: OperationRecord, error: ErrorInfo | None = None) -> bool:
         """Take a job off the host on which this attempt was placing it.
 
         The job keeps its state, unless it was live: then it is FAILED with `error`, because its

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelyard.contract.states import OperationState
 from modelyard.store.connection import MongoConnection
-from modelyard.store.operation_writes import GIVEN_STATES, ResultPlace, older
+from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES, ResultPlace, older
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import Document, OperationRecord
 
@@ -135,7 +135,7 @@ class OperationQueries:
     async def on_host(self, host_id: str) -> list[OperationRecord]:
         """Return the operations that a host has been given and that have not ended."""
         return await self.find(
-            {"host_id": host_id, "open": True, "state": {"$in": sorted(GIVEN_STATES)}}
+            {"host_id": host_id, "open": True, "state": {"$in": sorted(ACTIVE_ON_HOST_STATES)}}
         )
 
     async def unaccepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:

@@ -9,7 +9,7 @@ from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store.records import Document, NewOperation, error_document
 
-GIVEN_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
+ACTIVE_ON_HOST_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
 """The states in which a host works on the operation: the only ones that a report may change."""
 
 
@@ -106,7 +106,7 @@ def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateO
             "_id": report.operation_id,
             "epoch": report.epoch,
             "seq": {"$lt": report.seq},
-            "state": {"$in": sorted(operation_sources(state) & GIVEN_STATES)},
+            "state": {"$in": sorted(operation_sources(state) & ACTIVE_ON_HOST_STATES)},
         },
         [{"$set": changes}],
     )

@@ -11,7 +11,7 @@ from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_queries import WITHOUT_PAYLOAD, OperationQueries
 from modelyard.store.operation_writes import (
-    GIVEN_STATES,
+    ACTIVE_ON_HOST_STATES,
     ResultPlace,
     literal,
     recording,
@@ -86,7 +86,7 @@ class Operations:
                 {"$set": {"unpublished": True}},
             )
 
-    async def next_lines(self, count: int) -> range:
+    async def next_positions(self, count: int) -> range:
         """Return `count` new positions, behind all that were given out before."""
         async with self._connection.answering():
             counter = await self._counters.find_one_and_update(
@@ -286,7 +286,7 @@ class Operations:
             done = await self._collection.update_one(
                 {
                     "_id": operation.operation_id,
-                    "state": {"$in": sorted(operation_sources(state) & GIVEN_STATES)},
+                    "state": {"$in": sorted(operation_sources(state) & ACTIVE_ON_HOST_STATES)},
                     "epoch": operation.epoch,
                 },
                 [
@@ -320,7 +320,7 @@ class Operations:
             else await self._queries.get(operation_id)
         )
 
-    async def wake_rested(self, *, limit: int) -> list[str]:
+    async def wake_after_backoff(self, *, limit: int) -> list[str]:
         """Make operations ready whose pause before the next attempt is over; return their jobs."""
         rested: Document = {
             "state": OperationState.QUEUED,

@@ -136,8 +136,8 @@ async def test_what_clients_send_is_never_an_expression(store: Store) -> None:
 
 
 async def test_a_place_in_line_is_given_once(store: Store) -> None:
-    lines = await store.operations.next_lines(3)
-    assert list(await store.operations.next_lines(2)) == [lines.stop, lines.stop + 1]
+    lines = await store.operations.next_positions(3)
+    assert list(await store.operations.next_positions(2)) == [lines.stop, lines.stop + 1]
     await store.operations.record([new(ONE)])
     await store.operations.take_in([(new(ONE), 7)])
     await store.operations.take_in([(new(ONE), 9)])

@@ -96,11 +96,11 @@ Bury = Callable[["MemoryQueue", Letter, str], None]
 class MemoryQueue:
     """One queue. Its timers run outside of whatever process happens to call it."""
 
-    def __init__(self, name: str, arguments: Mapping[str, Any], bury: Bury) -> None:
+    def __init__(self, name: str, arguments: Mapping[str, Any], send_to_dead_letters: Bury) -> None:
         self.name = name
         self.arguments = dict(arguments)
         self.consumers: list[Consumer] = []
-        self._bury = bury
+        self._bury = send_to_dead_letters
         self._ready: deque[Letter] = deque()
         self._places = 0
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from worker.engine.protocol import ContainerRuntime
 
-WATCHDOG_S = LOST_AFTER_S * 5 / 6
+WATCHDOG_LEASE_S = LOST_AFTER_S * 5 / 6
 ANSWERED_WITHIN_S = 1.0
 """How long a gateway waits for either store."""
 
@@ -112,7 +112,7 @@ def run_worker(
 
     watchdog = Watchdog(
         cast("ContainerRuntime", way.engine),
-        lease_s=WATCHDOG_S,
+        lease_s=WATCHDOG_LEASE_S,
         patience_s=600.0,
         lease_file=cast("Path", way.engine.note),
         clock=loop.time,

@@ -13,7 +13,7 @@ from worker.engine.protocol import ContainerFacts
 from worker.model_server.client import ModelServer, RefusedByServerError
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import dialogue_of
-from worker.model_server.templates import Fillings
+from worker.model_server.templates import Placeholders
 
 _NO_SUCH_PATH = 404
 _NO_SUCH_METHOD = frozenset({405, 501})
@@ -146,9 +146,9 @@ class ServerMemory:
         await self._server.send(self._address, hook, self._fillings, failure=failure)
 
 
-def fillings_of(command: HostCommand) -> Fillings:
+def fillings_of(command: HostCommand) -> Placeholders:
     """Return the values of the placeholders in a command's hooks."""
-    return Fillings(
+    return Placeholders(
         model=command.model.served_name,
         dataset=mount_target(command.dataset, command.model) or "",
         input_json=command.input_json,

@@ -20,7 +20,7 @@ from worker.engine.protocol import Address
 from worker.model_server.http_exchange import BoundedTransport, RefusedError, to_address
 from worker.model_server.probes import NOBODY_LISTENS, ProbeResult, ProbeVerdict
 from worker.model_server.results import Reply, too_large
-from worker.model_server.templates import Fillings
+from worker.model_server.templates import Placeholders
 
 PROBE_S = 2.0
 """Seconds that one readiness probe may take."""
@@ -111,7 +111,7 @@ class ModelServer:
                 return ProbeResult(ProbeVerdict.SILENT, str(error), nobody_listens=closed)
 
     async def send(
-        self, address: Address, hook: Hook, fillings: Fillings, *, failure: ErrorCode
+        self, address: Address, hook: Hook, fillings: Placeholders, *, failure: ErrorCode
     ) -> None:
         """Send `hook` and return after a 2xx answer, whose content is ignored.
 
@@ -122,7 +122,7 @@ class ModelServer:
             await _read_capped(response, MAX_RESULT_BYTES)
 
     async def ask(
-        self, address: Address, hook: Hook, fillings: Fillings, *, failure: ErrorCode
+        self, address: Address, hook: Hook, fillings: Placeholders, *, failure: ErrorCode
     ) -> Reply:
         """Send `hook` and return its 2xx answer. The caller sets the deadline.
 
@@ -143,7 +143,7 @@ class ModelServer:
 
     @asynccontextmanager
     async def _exchange(
-        self, address: Address, hook: Hook, fillings: Fillings, failure: ErrorCode
+        self, address: Address, hook: Hook, fillings: Placeholders, failure: ErrorCode
     ) -> AsyncIterator[httpx2.Response]:
         """Send `hook` and yield its 2xx answer, whose body is not read yet."""
         headers = {
@@ -218,7 +218,7 @@ def _asked(hook: Hook) -> str:
     return f"{hook.method} {hook.path}"
 
 
-def _url(address: Address, path: str, fillings: Fillings | None = None) -> str:
+def _url(address: Address, path: str, fillings: Placeholders | None = None) -> str:
     """Return the URL of a path; raises `spec_refused` if the path is invalid.
 
     The catalog checks paths too, but a path may also come from a record or a label that an older

@@ -27,7 +27,7 @@ def _fill_by(text: str, value_of: Callable[[str], str]) -> str:
 
 
 @dataclass(frozen=True)
-class Fillings:
+class Placeholders:
     """The values of one operation's placeholders; the input is parsed only if it is needed."""
 
     model: str

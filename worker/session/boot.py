@@ -11,7 +11,7 @@ from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
 from worker.model_server.client import ModelServer
 from worker.session.host_channel import HostChannel
-from worker.session.inventory import take_stock
+from worker.session.inventory import build_inventory
 from worker.session.lease import Lease
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class BootRecovery:
             slots=self._slots,
             labels=self._labels,
             engine=self._engine_facts or await self._runtime.facts(),
-            inventory=tuple(await take_stock(self._server, containers)),
+            inventory=tuple(await build_inventory(self._server, containers)),
         )
         channel = self._channel
         reports = WorkerReports(

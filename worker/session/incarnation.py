@@ -52,7 +52,7 @@ class WorkerParts:
     containers: ContainerLifecycle
     verbs: VerbRunner
     locks: JobLocks
-    beat_s: float = HEARTBEAT_INTERVAL_S
+    heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
 
 
 class Incarnation:
@@ -161,7 +161,7 @@ class Incarnation:
         async with TaskGroup() as tasks:
             tasks.create_task(control.run())
             tasks.create_task(consumer.run())
-            tasks.create_task(heartbeat.run(interval_s=parts.beat_s))
+            tasks.create_task(heartbeat.run(interval_s=parts.heartbeat_interval_s))
             await announced.wait()
             tasks.create_task(relist.run())
 

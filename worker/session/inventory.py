@@ -12,7 +12,7 @@ from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
 
 
-async def take_stock(
+async def build_inventory(
     server: ModelServer, containers: Sequence[ContainerFacts], *, unasked: Collection[str] = ()
 ) -> list[InventoryItem]:
     """Return an item for each of our containers; servers of the jobs `unasked` are not probed.

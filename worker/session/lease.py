@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from modelyard.contract.topology import LOST_AFTER_S
 
-FENCE_S = LOST_AFTER_S * 0.8
+WORKER_LEASE_S = LOST_AFTER_S * 0.8
 """Seconds without a renewal after which a worker loses its lease.
 
 An event loop that was blocked for 40 s right before a heartbeat still has some seconds to send it.
@@ -34,7 +34,7 @@ class Lease:
     def __init__(
         self,
         *,
-        seconds: float = FENCE_S,
+        seconds: float = WORKER_LEASE_S,
         clock: Callable[[], float] = uptime_s,
         on_renewal: Callable[[float], None] = lambda _: None,
     ) -> None:

@@ -17,7 +17,7 @@ from worker.containers.health import ModelHealth
 from worker.engine.protocol import ContainerRuntime, EngineUnavailableError
 from worker.execution.discards import Discards
 from worker.model_server.client import ModelServer
-from worker.session.inventory import answer_in, take_stock
+from worker.session.inventory import answer_in, build_inventory
 from worker.session.reporter import Reporter
 
 log = structlog.get_logger(__name__)
@@ -104,7 +104,7 @@ class InventoryLoop:
             containers = [facts for facts in listed if not facts.dead]
             for gone in known - {facts.id for facts in containers}:
                 self._health.record_removed(gone)
-            items = await take_stock(self._server, containers, unasked=busy)
+            items = await build_inventory(self._server, containers, unasked=busy)
             judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
             self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))
         self._silent = False

@@ -17,7 +17,7 @@ from worker.watchdog.process import FAREWELL
 
 log = structlog.get_logger(__name__)
 
-WATCHDOG_S = LOST_AFTER_S * 5 / 6
+WATCHDOG_LEASE_S = LOST_AFTER_S * 5 / 6
 """Seconds without a renewal after which the watchdog acts: later than the worker itself."""
 PATIENCE_S = 120.0
 """Seconds for which the watchdog tries to stop containers if the engine does not answer."""
@@ -37,7 +37,7 @@ class WatchdogClient:
         *,
         host_id: str,
         lease_file: Path | None,
-        lease_s: float = WATCHDOG_S,
+        lease_s: float = WATCHDOG_LEASE_S,
         options: Sequence[str] = (),
     ) -> None:
         """`lease_file` is shared by the host's watchdogs; `options` go on the command line."""

@@ -59,9 +59,9 @@ class Holdings:
             service = self._fleet.services[name]
             process = service.daemon.process
             if process is not None and await self._is_ready(name, service):
-                self._look_at(name, process)
+                self._compare_job(name, process)
 
-    def _look_at(self, name: str, process: ProcessId) -> None:
+    def _compare_job(self, name: str, process: ProcessId) -> None:
         if self._fleet.services[name].daemon.process != process:
             return  # it was another one that was ready
         now = Holding.of(process)

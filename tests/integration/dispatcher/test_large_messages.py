@@ -124,7 +124,7 @@ async def test_a_large_message_is_recorded_as_a_small_one_is(
 def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the reader die less often before a message is buried, and the rests be short."""
     monkeypatch.setattr("dispatcher.service.READER_DEATHS_BEFORE_BURYING", 2)
-    monkeypatch.setattr("dispatcher.service.MOST_REST_S", 0.05)
+    monkeypatch.setattr("dispatcher.service.MAX_BACKOFF_S", 0.05)
 
 
 @pytest.fixture

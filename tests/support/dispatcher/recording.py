@@ -93,7 +93,7 @@ class Recording:
         if asked:
             submission = _delivery(Submission(requests=asked), SUBMISSION_TYPE)
             await self._dispatcher.intake.handle(self._subscription, [submission])
-        await self._store.operations.wake_rested(limit=100)
+        await self._store.operations.wake_after_backoff(limit=100)
         await self._dispatcher.scheduler.schedule_next_page()
         given = await self._store.operation_queries.on_host(HOST)
         assert all(one.state is OperationState.DISPATCHED for one in given)

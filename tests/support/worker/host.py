@@ -23,7 +23,7 @@ from tests.support.worker.broker import FakeBroker, delivery_of
 from tests.support.worker.harness import HOST, VerbHarness
 from worker.model_server.client import ModelServer, http_client
 from worker.service import Worker, build_verbs
-from worker.session.lease import FENCE_S, Lease
+from worker.session.lease import WORKER_LEASE_S, Lease
 from worker.settings import WorkerSettings
 
 CLEANUP_RETRY_S = 0.05
@@ -34,7 +34,7 @@ class Host:
     """One worker, and the words that a dispatcher says to it."""
 
     def __init__(
-        self, harness: VerbHarness | None = None, *, fence_s: float = FENCE_S, **service: Any
+        self, harness: VerbHarness | None = None, *, fence_s: float = WORKER_LEASE_S, **service: Any
     ) -> None:
         self.harness = harness or VerbHarness()
         self.broker = FakeBroker()

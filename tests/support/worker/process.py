@@ -14,7 +14,14 @@ from worker.__main__ import run
 from worker.settings import WorkerSettings
 
 if __name__ == "__main__":
-    beat_s, fence_s, watchdog_s, *exit_s = (float(it) for it in sys.argv[1:])
+    heartbeat_interval_s, fence_s, watchdog_s, *exit_s = (float(it) for it in sys.argv[1:])
     shutdown.EXIT_S = exit_s[0] if exit_s else shutdown.EXIT_S
     setup_logging("worker", log_format="json")
-    asyncio.run(run(WorkerSettings(), beat_s=beat_s, fence_s=fence_s, watchdog_s=watchdog_s))
+    asyncio.run(
+        run(
+            WorkerSettings(),
+            heartbeat_interval_s=heartbeat_interval_s,
+            fence_s=fence_s,
+            watchdog_s=watchdog_s,
+        )
+    )

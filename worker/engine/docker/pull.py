@@ -33,7 +33,7 @@ _DENIED = (
     "403 forbidden",
     "http 403",
 )
-_AWAY = ("lookup ", "dial tcp", "no such host")
+_UNAVAILABLE = ("lookup ", "dial tcp", "no such host")
 
 
 async def pull(docker: aiodocker.Docker, image: str, on_progress: OnProgress) -> None:
@@ -68,7 +68,7 @@ def _refusal(image: str, message: str, *, absent: bool = False) -> RuntimeFaultE
     if disk_is_full(text):
         return DiskFullError(f"{image}: {message}")
     kind: type[RuntimeFaultError] = ImagePullFailedError
-    if not any(mark in text for mark in _AWAY):
+    if not any(mark in text for mark in _UNAVAILABLE):
         # A denial comes first: its message often says as well that the image does not exist.
         if any(mark in text for mark in _DENIED):
             kind = ImageDeniedError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dispatcher.maintenance.orphans import Orphans
-from dispatcher.maintenance.reconciler import InventoryPlan, InventoryReport, plan_look
+from dispatcher.maintenance.reconciler import InventoryPlan, InventoryReport, plan_inventory_repairs
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import Inventory, InventoryItem
@@ -42,7 +42,7 @@ def look(
     number: int = 0,
 ) -> InventoryPlan:
     looked = InventoryReport("h", "i", Inventory(items=found, busy=busy), number)
-    return plan_look(looked, {record.job_id: record}, operations, booted=booted)
+    return plan_inventory_repairs(looked, {record.job_id: record}, operations, booted=booted)
 
 
 def found_state(record: JobRecord, *found: InventoryItem, booted: bool = False) -> JobState:

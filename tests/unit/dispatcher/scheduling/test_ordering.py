@@ -5,13 +5,13 @@ import itertools
 import pytest
 
 from dispatcher.scheduling.ordering import (
+    AlreadySatisfied,
     CatalogEntries,
     Decision,
     Dispatch,
-    EndedBy,
     PlaceAndDispatch,
     Reject,
-    SucceedAsIs,
+    TerminateBehind,
     next_decisions,
 )
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
@@ -113,12 +113,12 @@ def test_verbs_on_a_live_job_go_to_its_host(verb: Verb, state: JobState) -> None
 
 
 def test_terminate_of_a_job_without_container_holds() -> None:
-    assert isinstance(only(job(JobState.TERMINATED), op(Verb.TERMINATE)), SucceedAsIs)
+    assert isinstance(only(job(JobState.TERMINATED), op(Verb.TERMINATE)), AlreadySatisfied)
 
 
 def test_terminate_again_with_the_old_container_id_holds() -> None:
     again = op(Verb.TERMINATE, container_id=CONTAINER)
-    assert isinstance(only(job(JobState.TERMINATED), again), SucceedAsIs)
+    assert isinstance(only(job(JobState.TERMINATED), again), AlreadySatisfied)
 
 
 @pytest.mark.parametrize("given", ["cd" * 6, "aa", "ASDF", "../x", CONTAINER[:11], CONTAINER + "a"])
@@ -218,9 +218,9 @@ def test_what_is_to_be_placed_knows_of_a_terminate_behind_it(verb: Verb) -> None
     for behind, ended_by in (
         ([], None),
         ([Verb.DEPLOY_LOAD], None),
-        ([Verb.TERMINATE], EndedBy.NEXT),
-        ([Verb.TERMINATE, Verb.DEPLOY_CREATE], EndedBy.NEXT),
-        ([Verb.DEPLOY_LOAD, Verb.INFER, Verb.TERMINATE], EndedBy.LATER),
+        ([Verb.TERMINATE], TerminateBehind.NEXT),
+        ([Verb.TERMINATE, Verb.DEPLOY_CREATE], TerminateBehind.NEXT),
+        ([Verb.DEPLOY_LOAD, Verb.INFER, Verb.TERMINATE], TerminateBehind.LATER),
     ):
         first = op(verb, model="m", has_input=True)
         (decision,) = decisions(job(JobState.NONE), first, *map(op, behind))

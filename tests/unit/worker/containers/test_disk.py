@@ -109,7 +109,7 @@ async def test_a_container_that_is_started_again_may_end_for_another_reason() ->
 async def test_an_engine_that_can_not_measure_now_is_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(disk, "LOOK_S", 0.05)
+    monkeypatch.setattr(disk, "MIN_PAUSE_S", 0.05)
     harness = writer()
     await loaded(harness)
     looks = 0

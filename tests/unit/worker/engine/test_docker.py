@@ -77,11 +77,11 @@ async def test_a_call_that_is_cancelled_holds_no_connection(both: Both, asked: s
     with pytest.raises(asyncio.CancelledError):
         await calling
 
-    async def let_go() -> bool:
+    async def unassign() -> bool:
         return engine.open == 0
 
     # While the task, and with it every frame of the call, is still held.
-    await eventually(let_go, what="the engine's own end of it")
+    await eventually(unassign, what="the engine's own end of it")
     assert calling.cancelled()
     for client in (runtime._docker, runtime._streams):
         assert len(client.connector._acquired) == 0
@@ -391,10 +391,10 @@ async def test_a_stream_that_stalls_is_left_after_a_while(
     await runtime.watch(lambda: changes.append(None))
     assert len(changes) == 1
 
-    async def let_go() -> bool:
+    async def unassign() -> bool:
         return engine.open == 0
 
-    await eventually(let_go)
+    await eventually(unassign)
 
 
 @pytest.mark.parametrize("answer", [(500, "no"), (404, "no")])

@@ -15,7 +15,7 @@ from worker.engine.protocol import Address
 from worker.model_server.client import ModelServer, NoAnswerError, http_client
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.results import Reply, ResultReader, result_of
-from worker.model_server.templates import Fillings
+from worker.model_server.templates import Placeholders
 
 
 class Raw:
@@ -65,8 +65,8 @@ async def model_server() -> AsyncIterator[ModelServer]:
         yield ModelServer(client)
 
 
-def fillings(value: object = None) -> Fillings:
-    return Fillings("m-1", "/data", None if value is None else json.dumps(value))
+def fillings(value: object = None) -> Placeholders:
+    return Placeholders("m-1", "/data", None if value is None else json.dumps(value))
 
 
 async def ask(model_server: ModelServer, raw: Raw) -> Reply:
@@ -205,7 +205,7 @@ def test_a_header_that_could_not_be_sent_is_refused_in_the_catalog(headers: dict
 
 
 def test_an_input_that_is_not_asked_for_is_not_read() -> None:
-    unread = Fillings("m-1", "/data", "not JSON")
+    unread = Placeholders("m-1", "/data", "not JSON")
     assert unread.in_path("/v2/{model}") == "/v2/m-1"
     assert unread.in_header("{dataset}") == "/data"
     assert unread.in_body({"a": ["{dataset}", 1]}) == '{"a":["/data",1]}'

@@ -22,7 +22,7 @@ from worker.model_server.http_exchange import (
     Pace,
     to_address,
 )
-from worker.model_server.templates import Fillings
+from worker.model_server.templates import Placeholders
 
 AT_ONCE = 100
 FLOOD_CPU_S = 0.05
@@ -65,7 +65,7 @@ async def model_server() -> AsyncIterator[ModelServer]:
 
 async def ask(server: ModelServer, address: Address, input_json: str | None = None) -> bytes:
     hook = Hook(path="/infer", body="{input}" if input_json else None)
-    fillings = Fillings("m", "", input_json)
+    fillings = Placeholders("m", "", input_json)
     reply = await server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
     return reply.body
 

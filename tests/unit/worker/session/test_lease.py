@@ -14,7 +14,7 @@ from tests.support.worker.host import Host, running_host
 from worker.attempts.attempt import Attempt
 from worker.containers.planning import PlanRules, plan_container
 from worker.engine.labels import ContainerLabels
-from worker.session.lease import FENCE_S, Lease
+from worker.session.lease import WORKER_LEASE_S, Lease
 
 CREATE, LOAD, INFER, TEMP = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.TEMP
 SHORT_S = 0.6
@@ -54,7 +54,7 @@ def test_a_loop_that_is_blocked_for_40_seconds_keeps_its_lease() -> None:
     lease.renew(now)
     now += HEARTBEAT_INTERVAL_S + 40.0
     assert not lease.lost
-    assert FENCE_S < LOST_AFTER_S
+    assert WORKER_LEASE_S < LOST_AFTER_S
 
 
 async def test_who_thaws_after_the_lease_goes_no_further() -> None:
@@ -119,7 +119,7 @@ async def cut(host: Host) -> None:
 
 
 async def test_a_worker_whose_beats_are_taken_keeps_its_incarnation() -> None:
-    async with running_host(fence_s=SHORT_S, beat_s=BEAT_S) as host:
+    async with running_host(fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
         await host.online()
 
         async def beaten() -> bool:
@@ -133,7 +133,7 @@ async def test_a_lost_lease_ends_temps_and_models_that_move_and_nothing_else() -
     harness = VerbHarness()
     harness.runtime.images[harness.spec.image] = lambda _: FakeServer(may_infer=asyncio.Event())
     moving = model(on_host_lost="recreate")
-    async with running_host(harness, fence_s=SHORT_S, beat_s=BEAT_S) as host:
+    async with running_host(harness, fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
         await host.done(CREATE, job="stays")
         await host.done(LOAD, job="stays")
         await host.done(CREATE, job="moves", spec=moving)
@@ -165,7 +165,7 @@ async def test_a_lost_lease_ends_temps_and_models_that_move_and_nothing_else() -
 
 async def test_what_waited_to_be_reported_is_dropped_with_the_lease() -> None:
     harness = VerbHarness(model(Profile.PROCESS))
-    async with running_host(harness, fence_s=SHORT_S, beat_s=BEAT_S) as host:
+    async with running_host(harness, fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
         command = harness.command(CREATE)
         create = harness.runtime.create
         may_create = asyncio.Event()
@@ -187,7 +187,7 @@ async def test_what_waited_to_be_reported_is_dropped_with_the_lease() -> None:
 
 
 async def test_a_command_for_the_lost_incarnation_is_not_taken() -> None:
-    async with running_host(fence_s=SHORT_S, beat_s=BEAT_S) as host:
+    async with running_host(fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
         await host.online()
         await cut(host)
         command = host.harness.command(CREATE)
@@ -199,7 +199,7 @@ async def test_a_command_for_the_lost_incarnation_is_not_taken() -> None:
 
 
 async def test_an_engine_that_is_away_loses_the_lease_and_is_waited_for() -> None:
-    async with running_host(fence_s=SHORT_S, beat_s=BEAT_S) as host:
+    async with running_host(fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
         await host.online()
         subscription = host.broker.subscription
         host.harness.runtime.available = False
@@ -227,7 +227,7 @@ async def test_a_boot_that_was_given_up_announces_itself_anew() -> None:
 
 
 async def test_what_could_not_be_ended_with_the_lease_is_ended_later() -> None:
-    async with running_host(fence_s=SHORT_S, beat_s=BEAT_S) as host:
+    async with running_host(fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
         host.harness.server.may_infer.clear()
         temp = host.harness.command(TEMP, input=1)
         await host.send(temp)
