@@ -171,7 +171,7 @@ class Dispatcher:
             Repair("leaks", ReservationLeaks(store, self.scheduler).free),
             Repair("schedule", self.scheduler.schedule_next_page),
         )
-        # Without the store no heartbeat is recorded either: then no silence is a host's.
+        # While MongoDB is away no heartbeat is recorded, so silence proves nothing about a host.
         self.sweep = Sweep(repairs, on_failure=watch.restart_hearing)
 
     async def run(self) -> None:

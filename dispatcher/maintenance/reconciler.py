@@ -99,7 +99,8 @@ def plan_inventory_repairs(
     worked_on = set(inventory.busy)
     at_work = set[str]()
     if not booted:
-        # An inference may still run in the old container of a job that has moved to another host.
+        # Jobs that any active operation uses: their old containers stay. An inference may still
+        # run in the old container of a job that has moved to another host.
         at_work = {one.job_id or "" for one in given}
         worked_on |= {one.job_id or "" for one in given if not one.shared}
     found = {(item.job_id, item.generation): item for item in inventory.items}
@@ -126,9 +127,10 @@ def missing_final_reports(
 ) -> list[OperationRecord]:
     """Return operations that are RUNNING in the record but not at their worker; pure.
 
-    An inventory report follows the reports of all operations that ended before it, so theirs have
-    been lost. If the inventory report is handled late the result may be wrong, which costs only a
-    repeated report that changes nothing.
+    An inventory report is sent after the reports of all operations that had ended. So if it does
+    not list an operation's job as busy, the operation's last report was lost. If the inventory
+    report is handled late the result may be wrong, which costs one repeated report that changes
+    nothing.
     """
     return [
         one

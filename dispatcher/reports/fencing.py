@@ -42,7 +42,7 @@ class CurrentReport:
     report: OperationReport
     operation: OperationRecord
     told: LastReport | None = None
-    """The message with the report, or a later one of the same incarnation in the same batch."""
+    """The last message of its host so far in the batch: its incarnation and number."""
 
     @property
     def new(self) -> bool:
@@ -111,9 +111,9 @@ class Fencing:
     async def record(self, stale: Sequence[StaleReport]) -> None:
         """Append stale reports to the event log and count them by host and reason, each once.
 
-        A duplicate of a report that the log already has as a fact is not counted, nor is a report
-        that a later one of the same attempt overtook (`older`). The event is written before the
-        count, so a crash between the two loses one count and nothing else.
+        Not counted are a duplicate of a report that the log already has as a fact, and a report
+        after which a later one of the same attempt is recorded already (`older`). The event is
+        written before the count, so a crash between the two loses one count and nothing else.
         """
         for one in stale:
             _log_stale(one)

@@ -1,6 +1,6 @@
 """Writes reports to the record, and only then publishes them as events.
 
-Reports carry `(operation_id, epoch, seq)` and the full state, so lost order and duplicates do not
+Reports carry `(operation_id, epoch, seq)` and the full state, so reordering and duplicates do not
 matter. The writes come in the order result, job, reservation, operation, event. After a crash
 between any two of them the report is redelivered; each write finds what is done and continues from
 there. The operation is written after its job, so that a client that sees the operation ended also
@@ -63,7 +63,7 @@ class ReportWriter:
             else:
                 stale.append(StaleReport(host_id, report, verdict))
         await self._fencing.reject(stale, boots)
-        again = [one for one in accepted if self._is_made_again(one)]
+        again = [one for one in accepted if self._is_retried(one)]
         for one in again:
             await self._retry(one)
         await self._write([one for one in accepted if one not in again])
@@ -90,11 +90,11 @@ class ReportWriter:
             ]
         )
 
-    def _is_made_again(self, one: CurrentReport) -> bool:
+    def _is_retried(self, one: CurrentReport) -> bool:
         """Tell whether a failed attempt is retried.
 
-        It is not if the worker reports that the job's existing container is lost (a job state with
-        a verb that does not place the job).
+        A verb that works on an existing container is not retried if the report says that this
+        container is gone (the report has a job state then).
         """
         report = one.report
         if report.state is not OperationState.FAILED or report.error is None or not one.new:

@@ -53,7 +53,7 @@ class TerminateBehind(Enum):
     """How close a TERMINATE waits behind an operation that needs a placement."""
 
     NEXT = "next"
-    """It is next, so nothing would use the container: if no host has room, cancel the operation."""
+    """The TERMINATE comes directly after it: cancel the operation if no host has room now."""
     LATER = "later"
     """Other operations come between: wait for room, but cancel if no known host could ever fit."""
 
@@ -86,7 +86,7 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
         if operation.state is not OperationState.QUEUED or operation.resting:
             if not shared:
                 break
-            inferring += 1  # one that waits for its retry keeps its place in the order, too
+            inferring += 1  # one that waits for its retry uses up a slot, and so keeps its place
             continue
         if inferring and not shared:
             break

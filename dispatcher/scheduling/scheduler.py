@@ -1,4 +1,4 @@
-"""Scheduling: dispatches the operations that may start now; the others stay QUEUED with reasons.
+"""Scheduling: dispatches the operations that may start now; what finds no host gets reasons.
 
 One pass over some jobs: read a snapshot, decide, end the operations that can't run, reserve,
 assign, claim, publish the commands, publish the events. What a crash leaves behind:
@@ -46,8 +46,11 @@ from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRec
 log = structlog.get_logger(__name__)
 
 JOBS_IN_A_PASS = 200
+"""Most jobs that one pass looks at."""
 WAITING_PAGE = 500
+"""Most queued operations that are read at once when capacity has become free."""
 PAGES_AT_ONCE = 4
+"""Pages of queued operations that are scheduled before woken jobs have their turn."""
 URGENT = 50
 """Most urgent operations without a host that join a pass in which some job needs a placement."""
 RETRY_AFTER_S = 0.5
@@ -81,7 +84,7 @@ class SchedulingPlan:
 def make_plan(
     lines: Sequence[JobLine], catalog: CatalogEntries, capacity: FreeCapacity
 ) -> SchedulingPlan:
-    """Decide over a snapshot. Capacity goes by priority, then by order of acceptance."""
+    """Decide over a snapshot. Capacity is given in order of priority, then of acceptance."""
     plan = SchedulingPlan()
     decisions = [decision for line in lines for decision in next_decisions(line, catalog)]
     for decision in sorted(decisions, key=_urgency):

@@ -23,18 +23,19 @@ from modelyard.store.records import NewOperation
 log = structlog.get_logger(__name__)
 
 STORE_TIMEOUT_S = 1.0
-"""How long either store may take; after that, the other one's confirmation alone counts."""
+"""How long MongoDB or RabbitMQ may take; after that, the confirmation of the other counts alone."""
 MARK_TIMEOUT_S = 0.8
 """How long it may take to record that an operation was not published."""
 BYTES_PER_S = 4 << 20
 """Least bytes that a store accepts in a second: a large body gets that much more time."""
 LARGE_BYTES = MAX_MESSAGE_BYTES
-"""Bytes of inputs from which on a body is written alone: smaller ones would have to wait for it."""
+"""At this size of its inputs a body gets its own write, so that smaller ones do not wait for it."""
 MAX_WRITE_BYTES = 2 << 20
 """Most bytes of inputs in one write to MongoDB: encoding them blocks the event loop."""
 MAX_GROUP = 1_000
 """Most requests or batches that share one write."""
 MAX_ENSURED = 10_000
+"""Most job ids that are remembered as having a record."""
 
 _ENVELOPE = (b'{"schema_version":1,"requests":[', b"]}")
 _ENVELOPE_BYTES = sum(map(len, _ENVELOPE))
@@ -50,12 +51,12 @@ class Durability:
     """True if this write created the record; false if the id was recorded before."""
 
 
-Operations = tuple[NewOperation, ...]
+OperationGroup = tuple[NewOperation, ...]
 Messages = tuple[bytes, ...]
 
 
 class DualWrite:
-    """Group commit into both stores: concurrent requests share one write and one message."""
+    """Group commit to MongoDB and RabbitMQ: concurrent requests share one write and one message."""
 
     def __init__(
         self, store: Store, store_up: Availability, broker: Broker, broker_up: Availability
@@ -64,7 +65,7 @@ class DualWrite:
         self._store_up = store_up
         self._broker = broker
         self._broker_up = broker_up
-        self._recording: Coalescer[Operations, tuple[bool, ...]] = Coalescer(
+        self._recording: Coalescer[OperationGroup, tuple[bool, ...]] = Coalescer(
             self._record_groups, max_items=MAX_GROUP
         )
         self._publishing: Coalescer[Messages, int] = Coalescer(
@@ -114,7 +115,7 @@ class DualWrite:
                     within_s=MARK_TIMEOUT_S,
                 )
 
-    async def _recorded(self, operations: Operations, size: int) -> tuple[bool, ...] | None:
+    async def _recorded(self, operations: OperationGroup, size: int) -> tuple[bool, ...] | None:
         """Return which of the operations are new; null if MongoDB did not record them."""
         try:
             return await self._store_up.ask(
@@ -139,7 +140,7 @@ class DualWrite:
         except BrokerUnavailableError:
             return 0
 
-    async def _record(self, operations: Operations, *, alone: bool) -> tuple[bool, ...]:
+    async def _record(self, operations: OperationGroup, *, alone: bool) -> tuple[bool, ...]:
         if not alone:
             return await self._recording.submit(operations)
         [are_new] = await self._record_groups([operations])
@@ -153,7 +154,7 @@ class DualWrite:
             raise confirmed
         return confirmed
 
-    async def _record_groups(self, groups: Sequence[Operations]) -> list[tuple[bool, ...]]:
+    async def _record_groups(self, groups: Sequence[OperationGroup]) -> list[tuple[bool, ...]]:
         every = [operation for group in groups for operation in group]
         are_new: list[bool] = []
         for part in chunks_by_size(every, _size, max_bytes=MAX_WRITE_BYTES, max_items=MAX_BATCH):

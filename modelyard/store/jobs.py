@@ -140,9 +140,9 @@ class Jobs:
         """Return the jobs, each with its first open operations, as they were at one moment.
 
         A $lookup has no snapshot. So each job is read before and after its operations, and is
-        left out as `moved` if its version changed meanwhile. Read only before, the job was older
-        than its operations up to once in 2,500 reads; read only after, old operations went with a
-        newer job.
+        left out as `moved` if its version changed meanwhile. Reading the job only
+        before gave a job older than its operations in up to 1 of 2,500 reads; reading it only after
+        gave a newer job.
         """
         if not job_ids:
             return JobLines((), frozenset())
@@ -315,7 +315,7 @@ class Jobs:
         return done.matched_count == 1
 
     async def clear_restoration(self, job: JobRecord) -> bool:
-        """Record that the operations which restore a job are recorded."""
+        """Clear the pending restoration of a job: the operations that restore it are recorded."""
         async with self._connection.answering():
             done = await self._collection.update_one(
                 {"_id": job.job_id, "version": job.version},

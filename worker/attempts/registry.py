@@ -1,6 +1,6 @@
 """The attempts that this incarnation knows; it refuses repeated and stale commands.
 
-Pure: no I/O. A refused command is not an error: the dispatcher's record is authoritative, and its
+No I/O. A refused command is not an error: the dispatcher's record is authoritative, and its
 sweep sends again what is still needed.
 """
 
@@ -71,7 +71,7 @@ class AttemptRegistry:
         *,
         held: Callable[[], Awaitable[None]] = lease_always_held,
     ) -> None:
-        """Pass `publish` and `held`, the check of the lease, on to each attempt; see `Attempt`."""
+        """Each attempt gets `publish` and `held`, which checks the lease; see `Attempt`."""
         self._held = held
         self._publish = publish
         self._open: dict[str, Attempt] = {}

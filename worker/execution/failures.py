@@ -32,6 +32,7 @@ _REMOVED_ON_FAILURE = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP
 _CREATING = frozenset({Verb.DEPLOY_CREATE, Verb.TEMP})
 """Verbs that create a container."""
 _WITHOUT_EFFECT = frozenset({ErrorCode.UNSUPPORTED_VERB})
+"""Errors of attempts that were refused before they did anything."""
 _EXIT_ERRORS = frozenset(
     {
         ErrorCode.EXITED,
@@ -40,6 +41,7 @@ _EXIT_ERRORS = frozenset(
         ErrorCode.CONTAINER_MISSING,
     }
 )
+"""Errors that mean that the container is gone or has exited."""
 _MAYBE_EXIT_ERRORS = frozenset(
     {
         ErrorCode.NOT_READY,
@@ -48,7 +50,7 @@ _MAYBE_EXIT_ERRORS = frozenset(
         ErrorCode.INFERENCE_FAILED,
     }
 )
-"""Errors that a model server whose container has died may cause."""
+"""Errors that may be only a symptom: the container of the model server may have died."""
 
 
 class FailureOutcomes:
@@ -69,7 +71,7 @@ class FailureOutcomes:
         if command.verb is Verb.TERMINATE or error.code in _WITHOUT_EFFECT:
             return _outcome(error, None)
         if command.verb is Verb.DEPLOY_LOAD and is_retried(command.verb, error.code):
-            # The error is not the container's, and the next attempt needs the container.
+            # The container did not cause the error, and the next attempt needs the container.
             return _outcome(error, None)
         facts: ContainerFacts | None = None
         async with log_errors("aftermath.no_look", INSPECT_S, operation_id=command.operation_id):
