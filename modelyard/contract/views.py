@@ -110,8 +110,8 @@ class HostView(Message):
     fenced_off: dict[str, int] = Field(default_factory=dict)
     """Late reports of the host that had no effect, counted by reason since it first came online.
 
-    Reasons are `other_host`, `other_epoch`, `other_incarnation`, `overtaken`, `illegal`
-    and `unknown_operation`; there may be more.
+    Reasons are `other_host`, `other_epoch`, `other_job`, `other_incarnation`, `overtaken`,
+    `illegal` and `unknown_operation`; there may be more.
     """
     incarnation: str | None = None
     engine: EngineFacts | None = None

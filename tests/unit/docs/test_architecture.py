@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,9 +12,10 @@ from dispatcher.settings import DispatcherSettings
 from gateway.settings import GatewaySettings
 from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode
-from modelyard.contract.states import JobState, Liveness, OperationState, Verb
-from modelyard.contract.topology import EXCHANGES
+from modelyard.contract.states import JobState, Liveness, OperationState, Phase, Verb
+from modelyard.contract.topology import EXCHANGES, JOBS_QUEUE, REPORTS_QUEUE
 from modelyard.process.settings import variable
+from modelyard.store.records import Source
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,22 +26,32 @@ PATH = re.compile(r"[\w.-]+(?:/[\w.-]*)+|[\w.-]+\.(?:py|md|toml|json|lock)")
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)?")
 OF_CODE = re.compile(r"_?[A-Z]\w*(?:\.\w+)?|_\w+")
 """What can be nothing but a class, a constant or a private name."""
-TESTS_OWN = frozenset({"points"})
+NAME_THEN_PATH = re.compile(
+    r"((?:`[\w.]+`(?:, (?:and )?| and ))*`[\w.]+`)(?:, | \(| in )`([\w/]+\.py)`"
+)
+"""One or more names and where a sentence says that they are: "`Name`, `path.py`",
+"`Name` (`path.py`)", or "`one` and `Other` in `path.py`"."""
+TESTS_OWN = frozenset({"points", "VARIABLES", "WORDS"})
 """Names of the tests' own that the pages mention."""
 NOT_OURS = frozenset(
     {
         *("dead", "description", "$inc", "$$NOW", "--help", "MODELYARD_"),
-        *("settings.py", "service.py", "NNNN-subject.md"),
+        *("settings.py", "service.py", "NNNN-subject.md", "Retry-After"),
     }
 )
-"""Words of Docker, pydantic and MongoDB, a prefix, files of every service, and a pattern."""
+"""Words of Docker, pydantic, MongoDB and HTTP, a prefix, files of every service, a pattern."""
 WORDS = frozenset(
     {
         *(code.value for code in ErrorCode),
-        *(word.value for kind in (OperationState, JobState, Liveness, Verb) for word in kind),
+        *(
+            word.value
+            for kind in (OperationState, JobState, Liveness, Phase, Verb)
+            for word in kind
+        ),
         *(profile.value for profile in Profile),
-        *(exchange.name for exchange in EXCHANGES),
+        *(exchange.name for exchange in (*EXCHANGES, JOBS_QUEUE, REPORTS_QUEUE)),
         *(f"operation.{state.lower()}" for state in OperationState),
+        *get_args(Source),
         *("other_epoch", "other_host", "other_job", "other_incarnation"),
         *("unknown_operation", "older", "illegal", "overtaken"),
     }
@@ -115,8 +127,41 @@ def test_everything_in_code_type_exists() -> None:
 def test_paths_and_types_that_contributors_are_sent_to_exist() -> None:
     words = in_code_type(CONTRIBUTING.read_text())
     told = [word for word in words if PATH.fullmatch(word) or OF_CODE.fullmatch(word)]
-    assert len(told) > 40
+    assert len(told) > 10
     assert not [word for word in told if not exists(word)]
+
+
+def told_places(text: str) -> list[tuple[str, str]]:
+    """Return each name of ours with the file of the product in which a sentence says it is."""
+    return [
+        (name, path)
+        for names, path in NAME_THEN_PATH.findall(text)
+        if path.partition("/")[0] in PACKAGES
+        for name in in_code_type(names)
+        if not PATH.fullmatch(name) and name not in WORDS | NOT_OURS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    sorted(
+        {place for page in (ARCHITECTURE, CONTRIBUTING) for place in told_places(page.read_text())}
+    ),
+)
+def test_each_name_is_in_the_file_that_the_sentence_gives(name: str, path: str) -> None:
+    assert name in NAMES_IN.get(ROOT / path, frozenset())
+
+
+def test_sentences_that_give_a_file_are_read() -> None:
+    assert told_places("see `One`, `worker/a.py`, then `two` (`gateway/b.py`).") == [
+        ("One", "worker/a.py"),
+        ("two", "gateway/b.py"),
+    ]
+    assert told_places("`One` and `_two` in `worker/a.py` and `worker/b.py`") == [
+        ("One", "worker/a.py"),
+        ("_two", "worker/a.py"),
+    ]
+    assert len(told_places(ARCHITECTURE.read_text())) > 30
 
 
 def concerns() -> list[tuple[str, list[str], list[str]]]:
