@@ -54,7 +54,7 @@ class Deadlines:
         self._retries = attempts
         self._default_timeout_s = default_timeout_s
 
-    async def look(self) -> None:
+    async def remind(self) -> None:
         """Remind workers of operations past their timeout; request `enforce` if any is overdue."""
         late = await self._running_too_long(REMIND_AFTER_S)
         await tell_to_cancel(self._control, late, "timed_out")

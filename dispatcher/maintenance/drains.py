@@ -38,7 +38,7 @@ class Drains:
         self._control = control
         self._retries = attempts
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Check every draining host, and end its work at the deadline.
 
         Raises `StoreUnavailableError`.

@@ -82,30 +82,30 @@ class InventoryPlan:
 
 
 def plan_inventory_repairs(
-    look: InventoryReport,
+    report: InventoryReport,
     jobs: Mapping[str, JobRecord],
-    given: Sequence[OperationRecord],
+    active: Sequence[OperationRecord],
     *,
     booted: bool = False,
 ) -> InventoryPlan:
     """Compare a host's containers with the jobs that are on it or that they name; pure.
 
-    `given` are the host's active operations. An inventory report may be handled twice or late, so
+    `active` are the host's active operations. An inventory report may be handled twice or late, so
     the record may be newer: jobs with a later report are left out.
     """
     plan = InventoryPlan()
-    host_id, inventory = look.host_id, look.inventory
+    host_id, inventory = report.host_id, report.inventory
     # A new incarnation has no work yet: all active operations belong to an earlier one.
     worked_on = set(inventory.busy)
     at_work = set[str]()
     if not booted:
         # Jobs that any active operation uses: their old containers stay. An inference may still
         # run in the old container of a job that has moved to another host.
-        at_work = {one.job_id or "" for one in given}
-        worked_on |= {one.job_id or "" for one in given if not one.shared}
+        at_work = {one.job_id or "" for one in active}
+        worked_on |= {one.job_id or "" for one in active if not one.shared}
     found = {(item.job_id, item.generation): item for item in inventory.items}
     for job in jobs.values():
-        newer = job.told is not None and job.told.after(look.incarnation, look.number)
+        newer = job.told is not None and job.told.after(report.incarnation, report.number)
         here = job.host_id == host_id and job.state.live
         if here and not newer and job.job_id not in worked_on:
             finding = _compare_job(job, found.get((job.job_id, job.generation)), booted=booted)
@@ -123,7 +123,7 @@ def plan_inventory_repairs(
 
 
 def missing_final_reports(
-    look: InventoryReport, given: Sequence[OperationRecord]
+    report: InventoryReport, active: Sequence[OperationRecord]
 ) -> list[OperationRecord]:
     """Return operations that are RUNNING in the record but not at their worker; pure.
 
@@ -134,10 +134,10 @@ def missing_final_reports(
     """
     return [
         one
-        for one in given
+        for one in active
         if one.state is OperationState.RUNNING
-        and one.incarnation == look.incarnation
-        and one.job_id not in look.inventory.busy
+        and one.incarnation == report.incarnation
+        and one.job_id not in report.inventory.busy
     ]
 
 
@@ -211,7 +211,7 @@ class Reconciler:
         self._retries = attempts
         self._orphans = orphans
 
-    async def boot(self, boot: BootReport) -> None:
+    async def handle_boot(self, boot: BootReport) -> None:
         """Record a new incarnation and recover the interrupted work of the one before.
 
         Raises `StoreUnavailableError`.
@@ -220,8 +220,8 @@ class Reconciler:
             await self._fence_off(boot, "announcement")
             return
         crash_point("dispatcher.boot.after_online")
-        given = await self._store.operation_queries.on_host(boot.host_id)
-        interrupted = [one for one in given if one.incarnation != boot.incarnation]
+        active = await self._store.operation_queries.on_host(boot.host_id)
+        interrupted = [one for one in active if one.incarnation != boot.incarnation]
         inventory = Inventory(items=boot.online.inventory)
         found = InventoryReport(boot.host_id, boot.incarnation, inventory, boot.number)
         plan = await self._compare(found, interrupted, booted=True)
@@ -243,28 +243,28 @@ class Reconciler:
         self._scheduler.wake_waiting()
         await self._event_log.publish([host_event(boot.host_id, "online", boot.incarnation)])
 
-    async def look(self, look: InventoryReport) -> None:
+    async def handle_inventory(self, report: InventoryReport) -> None:
         """Repair what an inventory report shows; raises `StoreUnavailableError`."""
-        host = await self._store.hosts.get(look.host_id)
-        if host is None or host.incarnation != look.incarnation:
-            await self._fence_off(look, "inventory")
+        host = await self._store.hosts.get(report.host_id)
+        if host is None or host.incarnation != report.incarnation:
+            await self._fence_off(report, "inventory")
             return
-        given = await self._store.operation_queries.on_host(look.host_id)
-        plan = await self._compare(look, given, booted=False)
-        plan.discards += await self._correct(look.host_id, plan.findings)
-        await self._remove(look.host_id, look.incarnation, plan)
-        await self._request_missing_reports(look, given)
+        active = await self._store.operation_queries.on_host(report.host_id)
+        plan = await self._compare(report, active, booted=False)
+        plan.discards += await self._correct(report.host_id, plan.findings)
+        await self._remove(report.host_id, report.incarnation, plan)
+        await self._request_missing_reports(report, active)
 
     async def _request_missing_reports(
-        self, look: InventoryReport, given: Sequence[OperationRecord]
+        self, report: InventoryReport, active: Sequence[OperationRecord]
     ) -> None:
         """Ask the worker to repeat reports that were lost, for example with a deleted queue."""
-        silent = missing_final_reports(look, given)
+        silent = missing_final_reports(report, active)
         if silent:
-            log.warning("reports.lost", host_id=look.host_id, count=len(silent))
+            log.warning("reports.lost", host_id=report.host_id, count=len(silent))
             await self._control.send(
-                look.host_id,
-                look.incarnation,
+                report.host_id,
+                report.incarnation,
                 repeats=[
                     RepeatReport(operation_id=one.operation_id, epoch=one.epoch) for one in silent
                 ],
@@ -278,12 +278,12 @@ class Reconciler:
             await self._store.hosts.count_fenced_off({(late.host_id, "other_incarnation"): 1})
 
     async def _compare(
-        self, look: InventoryReport, given: Sequence[OperationRecord], *, booted: bool
+        self, report: InventoryReport, active: Sequence[OperationRecord], *, booted: bool
     ) -> InventoryPlan:
-        jobs = {job.job_id: job for job in await self._store.jobs.on_host(look.host_id)}
-        elsewhere = {item.job_id for item in look.inventory.items} - jobs.keys()
+        jobs = {job.job_id: job for job in await self._store.jobs.on_host(report.host_id)}
+        elsewhere = {item.job_id for item in report.inventory.items} - jobs.keys()
         jobs |= await self._store.jobs.get_many(sorted(elsewhere))
-        return plan_inventory_repairs(look, jobs, given, booted=booted)
+        return plan_inventory_repairs(report, jobs, active, booted=booted)
 
     async def _correct(self, host_id: str, findings: Sequence[Finding]) -> list[InventoryItem]:
         """Write the findings; return the containers that are to be removed."""

@@ -69,7 +69,7 @@ class Retries:
         """Queue an operation again; without `failure` the attempt counts as never begun.
 
         After `MAX_UNSTARTED_DISPATCHES` such attempts, each further one counts as a failure. An
-        operation of a relocation is not retried but ends: `Relocations` begins anew.
+        operation of a relocation is not retried but ends: `Relocations` begins another one.
         """
         if operation.aside:
             error = failure.error if failure else ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)

@@ -77,13 +77,13 @@ class Recorder:
         if message.online is not None:
             await self._barrier(unrecorded)
             boot = BootReport(host_id, incarnation, message.online, number)
-            await self._reconciler.boot(boot)
+            await self._reconciler.handle_boot(boot)
         unrecorded.senders[host_id] = LastReport(incarnation=incarnation, number=number)
         unrecorded.reports += [(host_id, report) for report in message.operations]
         if message.inventory is not None and with_inventory:
             await self._barrier(unrecorded)
             inventory = InventoryReport(host_id, incarnation, message.inventory, number)
-            await self._reconciler.look(inventory)
+            await self._reconciler.handle_inventory(inventory)
 
     async def _barrier(self, unrecorded: _Unrecorded) -> None:
         """Record everything that was reported so far, so that what comes next can rely on it."""

@@ -13,7 +13,8 @@ from types import MappingProxyType
 Argument = str | int | bool
 
 LEASE_S = 60
-"""Seconds that a worker's lease lasts, and that a command may wait in its host's queue."""
+"""Seconds after the last heartbeat for which a host keeps its work, and for which a command may
+wait in its host's queue. A worker stops its own part earlier: see `worker/session/lease.py`."""
 HEARTBEAT_INTERVAL_S = 5.0
 SUSPECT_AFTER_S = 15.0
 LOST_AFTER_S = float(LEASE_S)

@@ -9,9 +9,9 @@ only tests set. The variable is one of:
 
 Each happens once, and the process writes a line about it to stderr.
 
-This is the one read of the environment outside of the `settings.py` files, on purpose: `--help`
-would show a setting, and every constructor would have to pass it on, only for tests. The variable
-is read once, when this module is imported.
+No process reads the environment anywhere else but in its `settings.py`. This is on purpose:
+`--help` would show a setting, and every constructor would have to pass it on, only for tests. The
+variable is read once, when this module is imported.
 """
 
 import functools
