@@ -8,7 +8,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from dispatcher.intake import consumer
+from dispatcher.intake import overdue
 from modelyard.broker import Broker
 from modelyard.contract.catalog.entries import Hook, Hooks, ModelSpec
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
@@ -192,7 +192,7 @@ async def test_a_flood_of_full_lists_gets_through_although_recording_fails_in_be
 async def test_a_backlog_in_the_broker_keeps_its_order_when_a_dispatcher_comes_late(
     store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer, "OVERDUE_S", 0.0)
+    monkeypatch.setattr(overdue, "OVERDUE_S", 0.0)
     await store.models.put(MODEL)
     await broker.declare([JOBS_QUEUE])
     driver = DispatcherDriver(store, broker)
@@ -213,7 +213,7 @@ async def test_a_backlog_in_the_broker_keeps_its_order_when_a_dispatcher_comes_l
 async def test_what_a_frozen_dispatcher_has_in_hand_is_not_overtaken(
     store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer, "OVERDUE_S", 0.0)
+    monkeypatch.setattr(overdue, "OVERDUE_S", 0.0)
     await store.models.put(MODEL)
     await broker.declare([JOBS_QUEUE])
     driver = DispatcherDriver(store, broker)
@@ -319,7 +319,7 @@ async def test_a_buried_message_keeps_what_its_publisher_said(
 async def test_what_is_recorded_goes_on_without_its_message_that_was_buried(
     driver: DispatcherDriver, stone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer, "OVERDUE_S", 0.5)
+    monkeypatch.setattr(overdue, "OVERDUE_S", 0.5)
     request = JobRequest(job_id=stone, operation_type=Verb.TERMINATE)
     operation_id = new_operation_id()
     await driver.store.operations.record([NewOperation.of(operation_id, request, "http")])
