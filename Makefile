@@ -31,7 +31,7 @@ test: $(READY) ## Run all tests against the real servers.
 	@$(PYTHON) -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(READY) ## Run the tests that need no server and no patience: under a minute.
-	@$(PYTHON) -m pytest $(PARALLEL) --fast tests/unit tests/statemachine tests/conformance $(ARGS)
+	@$(PYTHON) -m pytest -n 4 --dist loadscope --fast tests/statemachine tests/unit tests/conformance $(ARGS)
 
 faults: $(READY) ## Make every fault and check every invariant; ends with a table.
 	@$(PYTHON) -m pytest -p tests.faults.report --fault-table -m '' tests/faults $(ARGS)
