@@ -103,7 +103,7 @@ class Dispatcher:
             wake=self.scheduler.wake,
             on_cancel=self.cancels.wake,
         )
-        attempts = Retries(
+        retries = Retries(
             store, event_log, self.scheduler, max_attempts=settings.dispatcher_max_attempts
         )
         reconciler = Reconciler(
@@ -111,7 +111,7 @@ class Dispatcher:
             event_log,
             self.scheduler,
             control,
-            attempts,
+            retries,
             Orphans(
                 grace_s=settings.dispatcher_orphan_grace_s,
                 dry_run=settings.dispatcher_orphan_dry_run,
@@ -121,29 +121,29 @@ class Dispatcher:
             store,
             broker,
             control,
-            attempts,
+            retries,
             default_timeout_s=settings.dispatcher_default_timeout_s,
         )
         fencing = Fencing(store, event_log, control)
         self.recorder = Recorder(
             broker,
             senders,
-            writer=ReportWriter(store, event_log, self.scheduler, attempts, fencing),
+            writer=ReportWriter(store, event_log, self.scheduler, retries, fencing),
             reconciler=reconciler,
             deadlines=deadlines,
         )
-        lost = LostHosts(store, event_log, self.scheduler, control, attempts)
+        lost = LostHosts(store, event_log, self.scheduler, control, retries)
         moves = Relocations(
             store,
             event_log,
             scheduler=self.scheduler,
             commands=commands,
             control=control,
-            attempts=attempts,
+            retries=retries,
         )
-        drains = Drains(store, event_log, self.scheduler, control, attempts)
+        drains = Drains(store, event_log, self.scheduler, control, retries)
         self.dead_letters = DeadLetterRecorder(
-            store, senders, control=control, attempts=attempts, decoder=self._decoder
+            store, senders, control=control, retries=retries, decoder=self._decoder
         )
         self.heartbeats = Heartbeats(
             store,
@@ -154,7 +154,7 @@ class Dispatcher:
             lost=lost,
         )
         watch = HostWatch(store, broker, event_log, self.scheduler, lost)
-        open_ones = OpenOperations(store, event_log, self.scheduler, commands, attempts)
+        open_ones = OpenOperations(store, event_log, self.scheduler, commands, retries)
         restoration = JobRestoration(store, self.scheduler)
         # All periodic repairs, in the order of a round; docs/architecture.md says what each mends.
         repairs = (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import structlog
 
 from dispatcher.events import EventLog, operation_event
-from dispatcher.intake.overdue import OverdueOperations
+from dispatcher.intake.overdue import AT_ONCE, OverdueOperations
 from dispatcher.intake.reader import JobsReader, Signal
 from modelyard.broker import Delivery, Subscription
 from modelyard.contract.states import OperationState
@@ -26,8 +26,6 @@ from modelyard.store.records import NewOperation, OperationRecord
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 1_000
-"""Most operations recorded with one write; no message holds more."""
 _AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
 
 

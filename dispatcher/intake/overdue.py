@@ -12,7 +12,7 @@ from modelyard.store import Store
 OVERDUE_S = 3.0
 """Age in seconds at which a recorded operation may get a place in line without its message."""
 AT_ONCE = 1_000
-"""Most operations that get a place with one write."""
+"""Most operations that intake writes at once; no message holds more."""
 
 
 class OverdueOperations:

@@ -44,14 +44,14 @@ class Deadlines:
         store: Store,
         broker: Broker,
         control: ControlPublisher,
-        attempts: Retries,
+        retries: Retries,
         *,
         default_timeout_s: float,
     ) -> None:
         self._store = store
         self._broker = broker
         self._control = control
-        self._retries = attempts
+        self._retries = retries
         self._default_timeout_s = default_timeout_s
 
     async def remind(self) -> None:

@@ -30,13 +30,13 @@ class Drains:
         event_log: EventLog,
         scheduler: Scheduler,
         control: ControlPublisher,
-        attempts: Retries,
+        retries: Retries,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
-        self._retries = attempts
+        self._retries = retries
 
     async def check(self) -> None:
         """Check every draining host, and end its work at the deadline.

@@ -91,13 +91,13 @@ class LostHosts:
         event_log: EventLog,
         scheduler: Scheduler,
         control: ControlPublisher,
-        attempts: Retries,
+        retries: Retries,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
-        self._retries = attempts
+        self._retries = retries
         self.boots: frozenset[tuple[str, str]] = frozenset()
         """The host ids and incarnations that were LOST in the last round."""
 

@@ -54,14 +54,14 @@ class Relocations:
         scheduler: Scheduler,
         commands: CommandPublisher,
         control: ControlPublisher,
-        attempts: Retries,
+        retries: Retries,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
         self._commands = commands
         self._control = control
-        self._retries = attempts
+        self._retries = retries
 
     async def go_on(self) -> None:
         """Continue all moves and begin those that are due; raises `StoreUnavailableError`."""

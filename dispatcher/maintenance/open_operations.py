@@ -30,13 +30,13 @@ class OpenOperations:
         event_log: EventLog,
         scheduler: Scheduler,
         commands: CommandPublisher,
-        attempts: Retries,
+        retries: Retries,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
         self._commands = commands
-        self._retries = attempts
+        self._retries = retries
 
     async def expire(self) -> None:
         """End queued operations whose queue deadline has passed."""

@@ -201,14 +201,14 @@ class Reconciler:
         event_log: EventLog,
         scheduler: Scheduler,
         control: ControlPublisher,
-        attempts: Retries,
+        retries: Retries,
         orphans: Orphans,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
         self._control = control
-        self._retries = attempts
+        self._retries = retries
         self._orphans = orphans
 
     async def handle_boot(self, boot: BootReport) -> None:

@@ -79,14 +79,14 @@ class DeadLetterRecorder:
         senders: Senders,
         *,
         control: ControlPublisher,
-        attempts: Retries,
+        retries: Retries,
         decoder: MessageDecoder,
     ) -> None:
         self._store = store
         self._senders = senders
         self._decoder = decoder
         self._control = control
-        self._retries = attempts
+        self._retries = retries
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`."""

@@ -33,13 +33,13 @@ class ReportWriter:
         store: Store,
         event_log: EventLog,
         scheduler: Scheduler,
-        attempts: Retries,
+        retries: Retries,
         fencing: Fencing,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
-        self._retries = attempts
+        self._retries = retries
         self._fencing = fencing
 
     async def write(
