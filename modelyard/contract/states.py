@@ -265,4 +265,3 @@ def job_sources(target: JobState) -> frozenset[JobState]:
 
 
 TERMINAL_STATES = frozenset(s for s in OperationState if not OPERATION_TRANSITIONS[s])
-OPEN_STATES = frozenset(OperationState) - TERMINAL_STATES
