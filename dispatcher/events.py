@@ -1,13 +1,17 @@
 """Events: recorded facts, appended to the event log and published to subscribers."""
 
-from collections.abc import Sequence
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Literal
 
 import structlog
 
-from modelyard.broker import Broker
-from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo
+from modelyard.broker import Broker, backoff_s
+from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo, StoreUnavailableError
 from modelyard.contract.message_types import EVENT_TYPE
 from modelyard.contract.messages import Event, OperationReport
 from modelyard.contract.states import JobState
@@ -20,27 +24,81 @@ log = structlog.get_logger(__name__)
 
 PUBLISHED_AT_ONCE = 200
 
+FLUSHED_AT_ONCE = 500
+"""Most events that are appended with one write."""
+MOST_NOTED = 10_000
+"""Events that may wait before scheduling waits for them."""
+
 HostFact = Literal["online", "suspect", "lost", "drained"]
 """The events about hosts, each published as `host.<fact>`."""
 
 
+@dataclass(frozen=True, slots=True)
+class _After:
+    """What comes after the events that were noted before it."""
+
+    work: Callable[[], Awaitable[object]] | None
+    published: asyncio.Future[None] | None = None
+
+    def fail(self, error: StoreUnavailableError) -> None:
+        if self.published is not None and not self.published.done():
+            self.published.set_exception(error)
+
+    async def carry_out(self) -> None:
+        if self.published is not None and not self.published.done():
+            self.published.set_result(None)
+        if self.work is not None:
+            try:
+                await self.work()
+            except BrokerUnavailableError as error:
+                log.debug("events.not_settled", error=str(error))
+
+
 class EventLog:
-    """Appends events to the event log in MongoDB and publishes them to `modelyard.events`."""
+    """Appends events to the event log in MongoDB and publishes them to `modelyard.events`.
+
+    They are noted after their facts are durable, and published in this order by `run`, beside the
+    work that goes on. A delivery whose facts they are is acknowledged after them (`then`): if the
+    dispatcher dies before, it is handled again, and they are published by whoever does.
+    """
 
     def __init__(self, store: Store, broker: Broker) -> None:
         self._store = store
         self._broker = broker
+        self._noted: deque[Event | _After] = deque()
+        self._any_noted = asyncio.Event()
+
+    def note(self, events: Iterable[Event]) -> None:
+        """Have events about durable facts published soon."""
+        self._noted.extend(events)
+        self._wake()
+
+    def then(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Have `work` done once all events that were noted before are published.
+
+        If it raises `BrokerUnavailableError`, that is all: the broker delivers again.
+        """
+        self._noted.append(_After(work))
+        self._wake()
 
     async def publish(self, events: Sequence[Event]) -> None:
-        """Append and publish events about facts that are already durable.
+        """Note events; return once they, and all that were noted before, are published.
 
-        Raises `StoreUnavailableError` if the log can't be written. An unavailable broker is only
-        logged: a client that waits for an event reads the record when its wait ends.
+        Raises `StoreUnavailableError` if the log can't be written now; it is tried again later.
         """
         if not events:
             return
-        lasting = [event for event in events if event.progress is None]
-        await together(self._store.events.append(lasting), self._publish_all(events))
+        self.note(events)
+        published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._noted.append(_After(None, published))
+        await published
+
+    async def room(self) -> None:
+        """Return once fewer than `MOST_NOTED` events wait; raises `StoreUnavailableError`."""
+        if len(self._noted) >= MOST_NOTED:
+            published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._noted.append(_After(None, published))
+            await published
 
     async def record(self, events: Sequence[Event]) -> frozenset[str]:
         """Append events to the log without publishing them: a stale report is not a fact.
@@ -48,6 +106,41 @@ class EventLog:
         Return the ids of the events that the log did not have yet.
         """
         return await self._store.events.append(events)
+
+    async def run(self) -> None:
+        """Publish what is noted until cancelled; what MongoDB does not take is kept."""
+        failures = 0
+        while True:
+            await self._any_noted.wait()
+            batch = list(islice(self._noted, FLUSHED_AT_ONCE))
+            events = [one for one in batch if isinstance(one, Event)]
+            try:
+                await self._flush(events)
+            except StoreUnavailableError as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("events.waiting", error=str(error))
+                for one in self._noted:
+                    if isinstance(one, _After):
+                        one.fail(error)
+                await asyncio.sleep(backoff_s(failures))
+                continue
+            failures = 0
+            for one in batch:
+                self._noted.popleft()
+                if isinstance(one, _After):
+                    await one.carry_out()
+            if not self._noted:
+                self._any_noted.clear()
+
+    def _wake(self) -> None:
+        self._any_noted.set()
+
+    async def _flush(self, events: Sequence[Event]) -> None:
+        """Append and publish. An unavailable broker is only logged: clients read the record."""
+        if events:
+            lasting = [event for event in events if event.progress is None]
+            await together(self._store.events.append(lasting), self._publish_all(events))
 
     async def _publish_all(self, events: Sequence[Event]) -> None:
         for start in range(0, len(events), PUBLISHED_AT_ONCE):

@@ -9,9 +9,12 @@ import structlog
 from dispatcher.control import ControlPublisher
 from dispatcher.enrolment import Enrolment
 from dispatcher.events import EventLog
-from dispatcher.intake.consumer import Intake
+from dispatcher.intake.consumer import Intake, IntakeStages
 from dispatcher.intake.decoder import MessageDecoder
+from dispatcher.intake.first_pass import FirstPass
+from dispatcher.intake.ordered_intake import OrderedIntake
 from dispatcher.intake.overdue import OverdueOperations
+from dispatcher.intake.positions import Positions
 from dispatcher.intake.reader import JobsReader
 from dispatcher.maintenance.cancels import Cancels
 from dispatcher.maintenance.deadlines import Deadlines
@@ -32,6 +35,8 @@ from dispatcher.reports.heartbeats import Heartbeats
 from dispatcher.reports.recorder import Recorder
 from dispatcher.reports.report_writer import ReportWriter
 from dispatcher.scheduling.commands import CommandPublisher
+from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from dispatcher.settings import DispatcherSettings
@@ -88,18 +93,26 @@ class Dispatcher:
             gateways=settings.dispatcher_gateway_users,
             workers=settings.dispatcher_worker_user,
         )
-        event_log = EventLog(store, broker)
+        self.event_log = event_log = EventLog(store, broker)
         commands = CommandPublisher(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
-        self.scheduler = Scheduler(store, event_log, commands)
+        lines, fleet = Lines(store), Fleet(store)
+        store.changes.listen(jobs=lines.forget, hosts=fleet.mark)
+        self.scheduler = Scheduler(store, event_log, commands, lines=lines, fleet=fleet)
         control = ControlPublisher(broker)
         self.cancels = Cancels(store, event_log, self.scheduler, control)
         self._decoder = MessageDecoder()
-        overdue = OverdueOperations(store, broker, self.scheduler.wake)
+        positions = Positions(store)
+        overdue = OverdueOperations(store, broker, positions, self.scheduler.wake)
         self.intake = Intake(
-            store,
             event_log,
             JobsReader(broker, senders, self._decoder),
-            overdue,
+            IntakeStages(
+                FirstPass(
+                    store, event_log, commands, lines=lines, fleet=fleet, positions=positions
+                ),
+                OrderedIntake(store, event_log, positions=positions, wake=self.scheduler.wake),
+                overdue,
+            ),
             wake=self.scheduler.wake,
             on_cancel=self.cancels.wake,
         )
@@ -128,7 +141,8 @@ class Dispatcher:
         self.recorder = Recorder(
             broker,
             senders,
-            writer=ReportWriter(store, event_log, self.scheduler, retries, fencing),
+            event_log,
+            writer=ReportWriter(store, event_log, self.scheduler, retries, fencing, lines),
             reconciler=reconciler,
             deadlines=deadlines,
         )
@@ -185,6 +199,7 @@ class Dispatcher:
         await self.prepare()
         async with TaskGroup() as group:
             for work in (
+                self.event_log.run(),
                 self.scheduler.run(),
                 self.cancels.run(),
                 self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s),

@@ -1,45 +1,68 @@
 """Intake: records the requests of the jobs queue as operations.
 
 A single active consumer (RabbitMQ ensures that) takes whatever is ready, records it in the order
-of delivery, and settles it. What a crash leaves behind:
+of delivery, and settles it once its events are published. What a crash leaves behind:
 
 - before the record: nothing happened; the broker redelivers;
-- after the record, before the ack: the broker redelivers; the upsert finds the operation, which
-  keeps its place in line (without an idempotency key it is recorded again: see docs/amqp.md);
+- after the record, before the ack: the broker redelivers; the operation is found, and keeps its
+  place in line (without an idempotency key it is recorded again: see docs/amqp.md);
 - after the ack: the sweep finds the operation in the record and has it scheduled.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-import structlog
-
-from dispatcher.events import EventLog, operation_event
+from dispatcher.events import EventLog
+from dispatcher.intake.first_pass import FirstPass
+from dispatcher.intake.ordered_intake import OrderedIntake
 from dispatcher.intake.overdue import AT_ONCE, OverdueOperations
 from dispatcher.intake.reader import JobsReader, Signal
 from modelyard.broker import Delivery, Subscription
-from modelyard.contract.states import OperationState
 from modelyard.process.crash_points import crash_point
-from modelyard.process.tasks import together
-from modelyard.store import Store
-from modelyard.store.operation_queries import KnownOperation
-from modelyard.store.records import NewOperation, OperationRecord
-
-log = structlog.get_logger(__name__)
-
-_AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
+from modelyard.store.records import NewOperation
 
 
 class IntakeBatch:
-    """Operations to record with one write: the first of each id, and all payload hashes of it."""
+    """Operations that are taken in together: the first of each id, and what else came with it."""
 
     def __init__(self) -> None:
         self.first: dict[str, NewOperation] = {}
         self.hashes: dict[str, set[str]] = {}
+        """All payload hashes that came with an id."""
+        self._returned: set[str] = set()
 
-    def add(self, operation: NewOperation) -> None:
+    def add(self, operation: NewOperation, *, redelivered: bool) -> None:
         """Add an operation; its id may be in the batch already."""
         self.first.setdefault(operation.operation_id, operation)
         self.hashes.setdefault(operation.operation_id, set()).add(operation.payload_hash)
+        if redelivered:
+            self._returned.add(operation.operation_id)
+
+    def split(self) -> tuple[list[NewOperation], list[NewOperation]]:
+        """Return the operations that are probably new, and those that need a look at the record.
+
+        All operations of one job go the same way, so that their order is kept.
+        """
+        doubtful = {key for key, hashes in self.hashes.items() if len(hashes) > 1} | self._returned
+        jobs = {self.first[key].job_id for key in doubtful} - {None}
+        new: list[NewOperation] = []
+        others: list[NewOperation] = []
+        for key, one in self.first.items():
+            (others if key in doubtful or one.job_id in jobs else new).append(one)
+        return new, others
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeStages:
+    """The ways by which operations come into line."""
+
+    first_pass: FirstPass
+    """For operations that are probably new."""
+    ordered: OrderedIntake
+    """For those that need a look at the record first."""
+    overdue: OverdueOperations
+    """For recorded ones whose message has not come."""
 
 
 class Intake:
@@ -47,19 +70,19 @@ class Intake:
 
     def __init__(
         self,
-        store: Store,
         event_log: EventLog,
         reader: JobsReader,
-        overdue: OverdueOperations,
+        stages: IntakeStages,
         *,
         wake: Callable[[Iterable[str]], None],
         on_cancel: Callable[[], None],
     ) -> None:
         """Call `wake` with jobs that have new operations, `on_cancel` on a cancel request."""
-        self._store = store
         self._event_log = event_log
         self._reader = reader
-        self._overdue = overdue
+        self._first_pass = stages.first_pass
+        self._ordered = stages.ordered
+        self._overdue = stages.overdue
         self._wake = wake
         self._on_cancel = on_cancel
 
@@ -87,7 +110,7 @@ class Intake:
                 read, wanted = [], IntakeBatch()
             read.append(delivery)
             for operation in message:
-                wanted.add(operation)
+                wanted.add(operation, redelivered=delivery.redelivered)
         await self._settle(subscription, read, wanted)
 
     async def _settle(
@@ -95,91 +118,17 @@ class Intake:
     ) -> None:
         if wanted.first:
             await self._record(wanted)
-            crash_point("dispatcher.intake.after_record")
+        self._event_log.then(partial(self._ack, subscription, read))
+
+    async def _ack(self, subscription: Subscription, read: Sequence[Delivery]) -> None:
         crash_point("dispatcher.intake.before_ack")
         await subscription.ack(read)
 
     async def _record(self, batch: IntakeBatch) -> None:
-        wanted = list(batch.first.values())
-        ids = list(batch.first)
-        jobs = sorted({one.job_id for one in wanted if one.job_id and not one.rejection})
-        known, earlier, _ = await together(
-            self._store.operation_queries.known(ids),
-            self._store.operation_queries.not_in_line(jobs, but=ids),
-            self._store.jobs.ensure(jobs),
-        )
-        for key, hashes in batch.hashes.items():
-            kept = known[key].payload_hash if key in known else batch.first[key].payload_hash
-            for dropped in sorted(hashes - {kept}):
-                log.warning("intake.payload_mismatch", operation_id=key)
-                await self._store.audit.payload_mismatch(key, kept, dropped)
-        brought = {one.operation_id: one.job_id for one in wanted}
-        order = in_order(brought, known, earlier)
-        places = dict(
-            zip(order, await self._store.operations.next_positions(len(order)), strict=True)
-        )
-        await self._store.operations.put_in_line(
-            {
-                one.operation_id: places[one.operation_id]
-                for one in earlier
-                if one.operation_id in places
-            }
-        )
-        await self._store.operations.take_in(
-            [(one, places[one.operation_id]) for one in wanted if one.operation_id in places]
-        )
-        self._wake(jobs)
-        # Publish the event again on redelivery: a crash may have lost the first one.
-        standing = [
-            one
-            for one in wanted
-            if one.operation_id not in known or known[one.operation_id].state in _AT_INTAKE
-        ]
-        await self._event_log.publish([operation_event(_as_recorded(one)) for one in standing])
-
-
-def in_order(
-    brought: Mapping[str, str | None],
-    known: Mapping[str, KnownOperation],
-    unbrought: Sequence[KnownOperation],
-) -> list[str]:
-    """Return the ids of the operations that get places in line now, in their order.
-
-    `brought` maps the operations of this batch to their jobs, in the broker's order. `unbrought`
-    are recorded operations of the same jobs whose messages intake has not received. For each
-    operation of the batch:
-
-    - It has a place already (a redelivery): it keeps it, and nothing goes before it.
-    - The gateway has recorded it: unbrought operations of its job that were recorded earlier go
-      before it. They were not published before it, or the broker would have delivered them first.
-    - The gateway has not recorded it yet, so its age is unknown: unbrought operations of its job
-      whose publish was never confirmed go before it.
-
-    All other unbrought operations wait for their own messages.
-    """
-    order: list[str] = []
-    left = sorted(unbrought, key=lambda one: one.accepted)
-    for key, job_id in brought.items():
-        there = known.get(key)
-        if there is not None and there.line is not None:
-            continue
-        ahead = [
-            one
-            for one in left
-            if one.job_id == job_id
-            and (one.unpublished if there is None else one.accepted < there.accepted)
-        ]
-        order += [one.operation_id for one in ahead]
-        left = [one for one in left if one not in ahead]
-        order.append(key)
-    return order
-
-
-def _as_recorded(operation: NewOperation) -> OperationRecord:
-    return OperationRecord(
-        operation_id=operation.operation_id,
-        job_id=operation.job_id,
-        verb=operation.verb,
-        state=OperationState.REJECTED if operation.rejection else OperationState.QUEUED,
-        error=operation.rejection,
-    )
+        new, others = batch.split()
+        if new:
+            others += await self._first_pass.take(new)
+        if others:
+            await self._ordered.take(others, batch.hashes)
+            crash_point("dispatcher.intake.after_record")
+        self._wake({one.job_id for one in new if one.job_id})

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from dispatcher.intake.positions import Positions
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.message_types import OVERDUE_TYPE
@@ -18,10 +19,17 @@ AT_ONCE = 1_000
 class OverdueOperations:
     """Asks through the jobs queue, and puts in line once the request comes back."""
 
-    def __init__(self, store: Store, broker: Broker, wake: Callable[[Iterable[str]], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        broker: Broker,
+        positions: Positions,
+        wake: Callable[[Iterable[str]], None],
+    ) -> None:
         """Call `wake` with the jobs whose operations got a place."""
         self._store = store
         self._broker = broker
+        self._positions = positions
         self._wake = wake
 
     async def ask(self) -> None:
@@ -47,8 +55,6 @@ class OverdueOperations:
         if overdue:
             jobs = [one.job_id for one in overdue if one.job_id]
             await self._store.jobs.ensure(jobs)
-            lines = await self._store.operations.next_positions(len(overdue))
-            await self._store.operations.put_in_line(
-                {one.operation_id: line for one, line in zip(overdue, lines, strict=True)}
-            )
+            places = await self._positions.take(len(overdue))
+            await self._store.operations.put_in_line(zip(overdue, places, strict=True))
             self._wake(jobs)

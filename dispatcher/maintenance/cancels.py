@@ -65,7 +65,7 @@ class Cancels:
     async def _end_queued(self, queued: Iterable[OperationRecord]) -> None:
         error = ErrorInfo.of(ErrorCode.CANCELLED)
         ended = await self._store.operations.end_queued(
-            [QueuedEnding(one.operation_id, OperationState.CANCELLED, error) for one in queued],
+            [QueuedEnding(one, OperationState.CANCELLED, error) for one in queued],
             token=uuid.uuid4().hex,
         )
         if ended:

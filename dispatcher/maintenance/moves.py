@@ -33,7 +33,8 @@ from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
-from modelyard.store.operations import DispatchClaim, QueuedEnding
+from modelyard.store.operation_writes import DispatchClaim
+from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import HostRecord, JobRecord, OperationRecord, RelocationRecord
 
 log = structlog.get_logger(__name__)
@@ -75,7 +76,7 @@ class Relocations:
                 await self._begin_all(host, hosts)
 
     async def _begin_all(self, host: HostRecord, hosts: Sequence[HostRecord]) -> None:
-        capacity = FreeCapacity(hosts)
+        capacity = FreeCapacity({one.host_id: one for one in hosts})
         for job in await self._store.jobs.on_host(host.host_id):
             movable = job.state.live and job.move is None and job.move_failures < MOST_FAILURES
             if movable and await self._at_rest(job):
@@ -108,7 +109,7 @@ class Relocations:
         if await self._store.jobs.begin_move(job, move):
             crash_point("dispatcher.move.after_begin")
             log.info("move.begun", job_id=job.job_id, to=move.host_id, generation=move.generation)
-            await self._dispatch(job, move, Verb.DEPLOY_CREATE, there)
+            await self._dispatch(job, move, Verb.DEPLOY_CREATE, there, None)
         else:
             await self._store.hosts.release_token(there.host_id, [job.job_id], token=token)
 
@@ -132,7 +133,7 @@ class Relocations:
         for verb in verbs:
             leg = await self._store.operation_queries.get(_step_operation_id(job, move, verb))
             if leg is None or leg.state is OperationState.QUEUED:
-                await self._dispatch(job, move, verb, there, epoch=leg.epoch if leg else 0)
+                await self._dispatch(job, move, verb, there, leg)
                 return
             if not leg.state.terminal:
                 return
@@ -150,17 +151,16 @@ class Relocations:
         move: RelocationRecord,
         verb: Verb,
         host: HostRecord,
-        *,
-        epoch: int = 0,
+        leg: OperationRecord | None,
     ) -> None:
-        """Dispatch one operation of a move to its host, unless it is dispatched already."""
+        """Dispatch one operation of a move to its host; `leg` is its record, if it has one."""
         new = system_operation(job, verb, _why(move)).model_copy(update={"aside": True})
         await self._store.operations.record([new])
         crash_point("dispatcher.move.after_record")
         claimed = await self._store.operations.claim(
             [
                 DispatchClaim(
-                    new.operation_id, epoch, move.host_id, host.incarnation or "", move.generation
+                    leg or new.queued(), move.host_id, host.incarnation or "", move.generation
                 )
             ],
             token=uuid.uuid4().hex,
@@ -206,7 +206,7 @@ class Relocations:
         error = ErrorInfo.of(ErrorCode.CANCELLED, "The move that it belonged to was given up.")
         if leg.state is OperationState.QUEUED:
             ended = await self._store.operations.end_queued(
-                [QueuedEnding(leg.operation_id, OperationState.CANCELLED, error)],
+                [QueuedEnding(leg, OperationState.CANCELLED, error)],
                 token=uuid.uuid4().hex,
             )
             await self._event_log.publish([operation_event(one) for one in ended])

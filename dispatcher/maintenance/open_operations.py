@@ -43,7 +43,7 @@ class OpenOperations:
         late = await self._store.operations.expired(limit=LIMIT)
         error = ErrorInfo.of(ErrorCode.QUEUE_TIMEOUT)
         ended = await self._store.operations.end_queued(
-            [QueuedEnding(key, OperationState.EXPIRED, error) for key in late],
+            [QueuedEnding(one, OperationState.EXPIRED, error) for one in late],
             token=uuid.uuid4().hex,
         )
         if ended:

@@ -4,8 +4,11 @@ A message may say that a host came online, what became of operations, and which 
 has. Each of these is compared with everything that was reported before it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+from dispatcher.events import EventLog
 from dispatcher.maintenance.deadlines import Deadlines
 from dispatcher.maintenance.reconciler import BootReport, InventoryReport, Reconciler
 from dispatcher.reports.decode import Prompt, read_reports
@@ -35,6 +38,7 @@ class Recorder:
         self,
         broker: Broker,
         senders: Senders,
+        event_log: EventLog,
         *,
         writer: ReportWriter,
         reconciler: Reconciler,
@@ -42,12 +46,13 @@ class Recorder:
     ) -> None:
         self._broker = broker
         self._senders = senders
+        self._event_log = event_log
         self._writer = writer
         self._reconciler = reconciler
         self._deadlines = deadlines
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
-        """Record a batch and settle it.
+        """Record a batch; it is settled once its events are published.
 
         Raises `StoreUnavailableError` or `BrokerUnavailableError`; nothing is settled then.
         """
@@ -66,6 +71,9 @@ class Recorder:
                 is_newest = newest.get(message.host_id) is message
                 await self._take(message, unrecorded, with_inventory=is_newest)
         await self._barrier(unrecorded)
+        self._event_log.then(partial(self._ack, subscription, batch))
+
+    async def _ack(self, subscription: Subscription, batch: Sequence[Delivery]) -> None:
         crash_point("dispatcher.recorder.before_ack")
         await subscription.ack(batch)
 

@@ -15,6 +15,7 @@ from dispatcher.events import EventLog, job_event, report_event
 from dispatcher.maintenance.reconciler import restoration_of
 from dispatcher.maintenance.retries import Retries
 from dispatcher.reports.fencing import CurrentReport, Fencing, StaleReport, fence
+from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import JobState, OperationState, Verb
@@ -35,10 +36,12 @@ class ReportWriter:
         scheduler: Scheduler,
         retries: Retries,
         fencing: Fencing,
+        lines: Lines,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
+        self._lines = lines
         self._retries = retries
         self._fencing = fencing
 
@@ -51,12 +54,21 @@ class ReportWriter:
         """
         if not reports:
             return
-        known = await self._store.operation_queries.get_many(
-            [one.operation_id for _, one in reports]
-        )
         accepted: list[CurrentReport] = []
         stale: list[StaleReport] = []
+        unclear: list[tuple[str, OperationReport]] = []
         for host_id, report in reports:
+            current = self._from_memory(host_id, report)
+            if current is not None:
+                accepted.append(replace(current, told=boots.get(host_id)))
+            else:
+                unclear.append((host_id, report))
+        known = (
+            await self._store.operation_queries.get_many([one.operation_id for _, one in unclear])
+            if unclear
+            else {}
+        )
+        for host_id, report in unclear:
             verdict = fence(host_id, report, known.get(report.operation_id))
             if isinstance(verdict, CurrentReport):
                 accepted.append(replace(verdict, told=boots.get(host_id)))
@@ -68,6 +80,34 @@ class ReportWriter:
             await self._retry(one)
         await self._write([one for one in accepted if one not in again])
 
+    def _from_memory(self, host_id: str, report: OperationReport) -> CurrentReport | None:
+        """Return a report as current if the operation is in memory, and nothing has gone wrong.
+
+        Only the record says that a report is stale, and whether an attempt that failed is retried.
+        """
+        if report.state.terminal and report.state is not OperationState.SUCCEEDED:
+            return None
+        operation = self._lines.operation(report.job_id, report.operation_id)
+        verdict = fence(host_id, report, operation)
+        return verdict if isinstance(verdict, CurrentReport) and verdict.new else None
+
+    def _remember(self, accepted: Sequence[CurrentReport]) -> None:
+        for one in accepted:
+            report = one.report
+            if report.state.terminal:
+                self._lines.remove(report.job_id, report.operation_id)
+            elif one.new:
+                self._lines.replace(
+                    one.operation.model_copy(
+                        update={
+                            "state": report.state,
+                            "seq": report.seq,
+                            "phase": report.phase,
+                            "container_id": report.container_id or one.operation.container_id,
+                        }
+                    )
+                )
+
     async def _write(self, accepted: list[CurrentReport]) -> None:
         if not accepted:
             return
@@ -75,13 +115,19 @@ class ReportWriter:
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
         new = [one.report for one in accepted if one.new]
-        found = await self._store.operations.apply(new, results)
+        try:
+            found = await self._store.operations.apply(new, results)
+        except BaseException:
+            self._lines.forget(one.report.job_id for one in accepted)
+            raise
         crash_point("dispatcher.recorder.after_operations")
         if found < len(new):
+            self._lines.forget(one.report.job_id for one in accepted)
             accepted = await self._still_valid(accepted)
+        self._remember(accepted)
         ended = [one for one in accepted if one.report.state.terminal]
         self._scheduler.wake(one.report.job_id for one in ended)
-        await self._event_log.publish(
+        self._event_log.note(
             [report_event(one.report, one.operation) for one in accepted]
             + [
                 job_event(one.report, one.report.job_state, one.operation.host_id)

@@ -104,6 +104,19 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
     return decisions
 
 
+def shared_starts(line: JobLine) -> list[Dispatch]:
+    """Return the operations at the head of a line that share their job and may start now.
+
+    None behind an operation that needs any other decision: that is left to a pass with all facts.
+    """
+    starts: list[Dispatch] = []
+    for decision in next_decisions(line, CatalogEntries({}, {})):
+        if not isinstance(decision, Dispatch) or not decision.operation.shared:
+            break
+        starts.append(decision)
+    return starts
+
+
 def _schedulable(line: JobLine) -> tuple[OperationRecord, ...]:
     """Return the line, or nothing while a restoration is about to put its operations in front."""
     return () if line.job.recovery is not None else line.operations

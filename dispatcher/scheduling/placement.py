@@ -1,7 +1,7 @@
 """Placement: chooses a host for a job. Pure: a snapshot in, a decision with its reasons out."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from modelyard.contract.states import Admission, Liveness
@@ -38,9 +38,13 @@ class Unplaced:
 class FreeCapacity:
     """The hosts of one snapshot and the slots that earlier decisions of this pass left free."""
 
-    def __init__(self, hosts: Sequence[HostRecord]) -> None:
-        self._hosts = {host.host_id: host for host in hosts}
-        self._free = {host.host_id: host.slots - host.slots_used for host in hosts}
+    def __init__(self, hosts: Mapping[str, HostRecord]) -> None:
+        """`hosts` are by id; ties go to the first of them."""
+        self._hosts = hosts
+        self._taken: Counter[str] = Counter()
+
+    def _free(self, host: HostRecord) -> int:
+        return host.slots - host.slots_used - self._taken[host.host_id]
 
     def host(self, host_id: str) -> HostRecord | None:
         """Return a host of the snapshot."""
@@ -50,8 +54,8 @@ class FreeCapacity:
     def any_left(self) -> bool:
         """True if some host has a slot free for a job without label requirements."""
         return any(
-            free > 0 and _refusal(self._hosts[key], PlacementRequest(), free) is None
-            for key, free in self._free.items()
+            _refusal(host, PlacementRequest(), self._free(host)) is None
+            for host in self._hosts.values()
         )
 
     def place(self, need: PlacementRequest) -> Placed | Unplaced:
@@ -63,7 +67,7 @@ class FreeCapacity:
         refusals: Counter[str] = Counter()
         fitting: list[HostRecord] = []
         for host in self._hosts.values():
-            refusal = _refusal(host, need, self._free[host.host_id])
+            refusal = _refusal(host, need, self._free(host))
             if refusal is None:
                 fitting.append(host)
             else:
@@ -75,11 +79,11 @@ class FreeCapacity:
             fitting,
             key=lambda host: (
                 host.host_id in need.avoid,
-                -self._free[host.host_id],
+                -self._free(host),
                 host.host_id,
             ),
         )
-        self._free[best.host_id] -= need.slots
+        self._taken[best.host_id] += need.slots
         return Placed(best)
 
 

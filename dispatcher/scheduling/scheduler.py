@@ -23,6 +23,8 @@ import structlog
 
 from dispatcher.events import EventLog, operation_event
 from dispatcher.scheduling.commands import CommandPublisher
+from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.ordering import (
     AlreadySatisfied,
     CatalogEntries,
@@ -40,7 +42,8 @@ from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
-from modelyard.store.operations import DispatchClaim, QueuedEnding
+from modelyard.store.operation_writes import DispatchClaim
+from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -68,6 +71,12 @@ class PlannedDispatch:
     placement: PlaceAndDispatch | None
     """Set if the operation needs a new reservation."""
 
+    @property
+    def claim(self) -> DispatchClaim:
+        """The request to dispatch it."""
+        incarnation = self.host.incarnation or ""
+        return DispatchClaim(self.operation, self.host.host_id, incarnation, self.generation)
+
 
 @dataclass(slots=True)
 class SchedulingPlan:
@@ -77,8 +86,13 @@ class SchedulingPlan:
     terminated_jobs: list[str] = field(default_factory=list)
     """Jobs whose TERMINATE succeeds as it is, because they have no container."""
     dispatches: list[PlannedDispatch] = field(default_factory=list)
-    waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By operation id: the new reasons of operations that stay QUEUED."""
+    explained: list[OperationRecord] = field(default_factory=list)
+    """Operations that stay QUEUED for other reasons than before, with their new reasons."""
+
+    @property
+    def waiting(self) -> dict[str, tuple[str, ...]]:
+        """The new reasons by operation id."""
+        return {one.operation_id: one.waiting_for for one in self.explained}
 
 
 def make_plan(
@@ -100,11 +114,9 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
     operation = decision.operation
     match decision:
         case Reject(error=error):
-            plan.endings.append(
-                QueuedEnding(operation.operation_id, OperationState.REJECTED, error)
-            )
+            plan.endings.append(QueuedEnding(operation, OperationState.REJECTED, error))
         case AlreadySatisfied():
-            plan.endings.append(QueuedEnding(operation.operation_id, OperationState.SUCCEEDED))
+            plan.endings.append(QueuedEnding(operation, OperationState.SUCCEEDED))
             plan.terminated_jobs.append(operation.job_id or "")
         case Dispatch(job=job, host_id=host_id):
             host = capacity.host(host_id)
@@ -130,16 +142,14 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
                 )
             elif ended_by is TerminateBehind.NEXT or (ended_by is not None and chosen.hopeless):
                 error = ErrorInfo.of(ErrorCode.CANCELLED, WITHDRAWN)
-                plan.endings.append(
-                    QueuedEnding(operation.operation_id, OperationState.CANCELLED, error)
-                )
+                plan.endings.append(QueuedEnding(operation, OperationState.CANCELLED, error))
             else:
                 _wait(plan, operation, chosen.reasons)
 
 
 def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:
     if operation.waiting_for != reasons:
-        plan.waiting[operation.operation_id] = reasons
+        plan.explained.append(operation.model_copy(update={"waiting_for": reasons}))
 
 
 class Scheduler:
@@ -148,10 +158,20 @@ class Scheduler:
     The sweep or another dispatcher may run passes at the same time: every write is guarded.
     """
 
-    def __init__(self, store: Store, event_log: EventLog, commands: CommandPublisher) -> None:
+    def __init__(
+        self,
+        store: Store,
+        event_log: EventLog,
+        commands: CommandPublisher,
+        *,
+        lines: Lines,
+        fleet: Fleet,
+    ) -> None:
         self._store = store
         self._event_log = event_log
         self._commands = commands
+        self._lines = lines
+        self._fleet = fleet
         self._jobs: dict[str, None] = {}
         self._waiting_woken = False
         self._swept_up_to: OperationRecord | None = None
@@ -191,24 +211,46 @@ class Scheduler:
 
     async def schedule(self, job_ids: Sequence[str]) -> None:
         """Run one pass over some jobs; raises `StoreUnavailableError`."""
-        read, hosts, waiting = await together(
-            self._store.jobs.lines(job_ids),
-            self._store.hosts.all(),
-            self._store.operation_queries.without_host(limit=URGENT),
-        )
-        lines = [*read.lines]
-        moved = read.moved
-        if waiting and any(_may_place(line) for line in lines):
+        read = await self._lines.read(job_ids)
+        lines, moved = [*read.lines], read.moved
+        if any(_may_place(line) for line in lines):
             # Capacity goes to the most urgent operations, not only to those of this pass.
+            waiting = await self._store.operation_queries.without_host(limit=URGENT)
             others = {one.job_id for one in waiting if one.job_id} - set(job_ids)
-            urgent = await self._store.jobs.lines(sorted(others))
+            urgent = await self._lines.read(sorted(others))
             lines += urgent.lines
             moved |= urgent.moved
         self.wake(moved)
-        plan = make_plan(lines, await self._catalog(lines), FreeCapacity(hosts))
+        catalog = await self._catalog(lines)
+        hosts = await self._fleet.hosts()
+        # From here to the claims in memory nothing is awaited: these lines are those of now.
+        plan = make_plan(self._still(lines), catalog, FreeCapacity(hosts))
+        self._note(plan)
         await self._end(plan)
         await self._store.operations.explain_waiting(plan.waiting)
         await self._dispatch(plan.dispatches)
+
+    def _still(self, lines: Sequence[JobLine]) -> list[JobLine]:
+        """Return the lines as they are in memory now.
+
+        Those that were dropped meanwhile, or now name other catalog entries, have another pass.
+        """
+        now: list[JobLine] = []
+        for line in lines:
+            held = self._lines.line(line.job.job_id)
+            if held is not None and _catalog_names(held) <= _catalog_names(line):
+                now.append(held)
+            else:
+                self.wake([line.job.job_id])
+        return now
+
+    def _note(self, plan: SchedulingPlan) -> None:
+        """Note in memory what this pass decides about operations that share their job."""
+        for one in plan.dispatches:
+            if one.operation.shared:
+                self._lines.replace(one.claim.dispatched())
+        for operation in plan.explained:
+            self._lines.replace(operation)
 
     async def schedule_next_page(self) -> None:
         """Schedule the next page of waiting operations; after the last page start again.
@@ -216,7 +258,8 @@ class Scheduler:
         The sweep calls it, so that every operation is scheduled in time, even if the dispatcher
         that was woken for it has crashed. Raises `StoreUnavailableError`.
         """
-        page = await self._schedule_page(self._swept_up_to)
+        await self._fleet.refresh()
+        page = await self._schedule_page(self._swept_up_to, from_record=True)
         self._swept_up_to = page[-1] if len(page) == WAITING_PAGE else None
 
     async def _schedule_waiting(self) -> None:
@@ -227,22 +270,27 @@ class Scheduler:
         """
         page = await self._schedule_page(None)
         for _ in range(PAGES_AT_ONCE - 1):
-            if len(page) < WAITING_PAGE or not FreeCapacity(await self._store.hosts.all()).any_left:
+            if len(page) < WAITING_PAGE or not FreeCapacity(await self._fleet.hosts()).any_left:
                 return
             page = await self._schedule_page(page[-1])
 
-    async def _schedule_page(self, after: OperationRecord | None) -> list[OperationRecord]:
+    async def _schedule_page(
+        self, after: OperationRecord | None, *, from_record: bool = False
+    ) -> list[OperationRecord]:
+        """Schedule a page of waiting operations; `from_record` reads their jobs anew."""
         page = await self._store.operation_queries.waiting(after=after, limit=WAITING_PAGE)
         jobs = list(dict.fromkeys(one.job_id for one in page if one.job_id))
+        if from_record:
+            self._lines.forget(jobs)
         for start in range(0, len(jobs), JOBS_IN_A_PASS):
             await self.schedule(jobs[start : start + JOBS_IN_A_PASS])
         return page
 
     async def _catalog(self, lines: Sequence[JobLine]) -> CatalogEntries:
-        queued = [operation for line in lines for operation in line.operations if operation.places]
+        names = frozenset[tuple[str, str]]().union(*map(_catalog_names, lines))
         models, datasets = await together(
-            self._store.models.get_many(one.model for one in queued if one.model),
-            self._store.datasets.get_many(one.dataset for one in queued if one.dataset),
+            self._store.models.get_many(name for kind, name in names if kind == "model"),
+            self._store.datasets.get_many(name for kind, name in names if kind == "dataset"),
         )
         return CatalogEntries(models, datasets)
 
@@ -264,24 +312,16 @@ class Scheduler:
         crash_point("dispatcher.after_reserve")
         assigned = await self._assign(reserved, token)
         crash_point("dispatcher.after_assign")
-        claimed = await self._store.operations.claim(
-            [
-                DispatchClaim(
-                    one.operation.operation_id,
-                    one.operation.epoch,
-                    one.host.host_id,
-                    one.host.incarnation or "",
-                    one.generation,
-                )
-                for one in assigned
-            ],
-            token=token,
-        )
+        claimed = await self._store.operations.claim([one.claim for one in assigned], token=token)
         crash_point("dispatcher.after_claim")
-        jobs = await self._store.jobs.get_many([one.job_id for one in claimed if one.job_id])
+        jobs = {one.job.job_id: one.job for one in assigned if one.operation.shared}
+        changed = [one.job.job_id for one in assigned if one.job.job_id not in jobs]
+        if changed:
+            jobs |= await self._store.jobs.get_many(changed)
         await self._commands.publish(claimed, jobs)
         crash_point("dispatcher.after_publish")
-        await self._event_log.publish([operation_event(one) for one in claimed])
+        await self._event_log.room()
+        self._event_log.note(operation_event(one) for one in claimed)
 
     async def _reserve(
         self, wanted: Sequence[PlannedDispatch], token: str
@@ -333,6 +373,17 @@ class Scheduler:
                 unused[one.host.host_id].append(one.job.job_id)
         for host_id, job_ids in unused.items():
             await self._store.hosts.release_token(host_id, job_ids, token=token)
+
+
+def _catalog_names(line: JobLine) -> frozenset[tuple[str, str]]:
+    """Return the kinds and names of the catalog entries that a line may need."""
+    placing = [operation for operation in line.operations if operation.places]
+    return frozenset(
+        (kind, name)
+        for one in placing
+        for kind, name in (("model", one.model), ("dataset", one.dataset))
+        if name
+    )
 
 
 def _may_place(line: JobLine) -> bool:

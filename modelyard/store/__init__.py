@@ -19,6 +19,7 @@ class Store:
     def __init__(self, url: str, *, name: str, timeout_s: float = 5.0) -> None:
         """`url` is a MongoDB URI; every call ends within about `timeout_s` seconds."""
         self._connection = MongoConnection(url, name=name, timeout_s=timeout_s)
+        self.changes = self._connection.changes
         self.operation_queries = OperationQueries(self._connection)
         self.operations = Operations(self._connection, self.operation_queries)
         self.jobs = Jobs(self._connection)

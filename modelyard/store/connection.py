@@ -1,7 +1,7 @@
 """The connection to MongoDB, and the one place where its errors become ours."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from pymongo.errors import (
 from pymongo.write_concern import WriteConcern
 
 from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
+from modelyard.store.changes import Changes
 
 Collection = AsyncIOMotorCollection[dict[str, Any]]
 
@@ -46,6 +47,7 @@ class MongoConnection:
         Raises `ValueError` for a URL that can't be used; the message does not repeat it.
         """
         self._timeout_s = timeout_s
+        self.changes = Changes()
         try:
             self._client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
                 url,
@@ -76,6 +78,20 @@ class MongoConnection:
     def close(self) -> None:
         """Close all sockets."""
         self._client.close()
+
+    @asynccontextmanager
+    async def writing(
+        self, *, jobs: Iterable[str | None] = (), hosts: Iterable[str] = ()
+    ) -> AsyncIterator[None]:
+        """Enclose writes to these jobs, their operations, or these hosts, as `answering` does.
+
+        Whatever becomes of the writes, the listeners of `changes` are told afterwards.
+        """
+        try:
+            async with self.answering():
+                yield
+        finally:
+            self.changes.written(jobs=jobs, hosts=hosts)
 
     @asynccontextmanager
     async def answering(self, *, timeout_s: float | None = None) -> AsyncIterator[None]:

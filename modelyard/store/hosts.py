@@ -21,10 +21,11 @@ class Hosts:
         self._connection = connection
         self._collection = connection.collection("hosts")
 
-    async def all(self) -> list[HostRecord]:
-        """Return every host that ever came online, by name."""
+    async def all(self, host_ids: Sequence[str] | None = None) -> list[HostRecord]:
+        """Return every host that ever came online, by name; with `host_ids` only these."""
+        criteria = {} if host_ids is None else {"_id": {"$in": list(host_ids)}}
         async with self._connection.answering():
-            found = await self._collection.find({}).sort("_id", 1).to_list(None)
+            found = await self._collection.find(criteria).sort("_id", 1).to_list(None)
         return [HostRecord.model_validate(document) for document in found]
 
     async def get(self, host_id: str) -> HostRecord | None:
@@ -35,7 +36,7 @@ class Hosts:
 
     async def admit(self, host_id: str, admission: Admission) -> HostRecord | None:
         """Set a host's admission and return the host. A boot of its worker does not change it."""
-        async with self._connection.answering():
+        async with self._connection.writing(hosts=[host_id]):
             found = await self._collection.find_one_and_update(
                 {"_id": host_id},
                 {"$set": {"admission": admission, "drain": None}},
@@ -48,7 +49,7 @@ class Hosts:
     ) -> HostRecord | None:
         """Begin to drain a host, or change its drain; return it. `deadline_s` counts from now."""
         deadline = {"$add": ["$$NOW", int(deadline_s * 1_000)]} if deadline_s else None
-        async with self._connection.answering():
+        async with self._connection.writing(hosts=[host_id]):
             found = await self._collection.find_one_and_update(
                 {"_id": host_id},
                 [
@@ -65,7 +66,7 @@ class Hosts:
 
     async def drained(self, host_id: str) -> bool:
         """Record that a draining host is empty; False if that was recorded, or is not true."""
-        async with self._connection.answering():
+        async with self._connection.writing(hosts=[host_id]):
             done = await self._collection.update_one(
                 {
                     "_id": host_id,
@@ -96,7 +97,7 @@ class Hosts:
         The order of boots is the order in which they were recorded, never a host's clock. An
         earlier incarnation can't become the current one again.
         """
-        async with self._connection.answering():
+        async with self._connection.writing(hosts=[host_id]):
             await self._collection.update_one(
                 {"_id": host_id},
                 {
@@ -205,12 +206,13 @@ class Hosts:
         silent: Document = {"liveness": now, "$expr": older("$last_seen", after_s)}
         async with self._connection.answering():
             found = await self._collection.find(silent, {"_id": 1}).to_list(None)
-            if found:
+        host_ids = [one["_id"] for one in found]
+        if host_ids:
+            async with self._connection.writing(hosts=host_ids):
                 await self._collection.update_many(
-                    {**silent, "_id": {"$in": [one["_id"] for one in found]}},
-                    {"$set": {"liveness": then}},
+                    {**silent, "_id": {"$in": host_ids}}, {"$set": {"liveness": then}}
                 )
-        return [one["_id"] for one in found]
+        return host_ids
 
     async def reserve(
         self, host: HostRecord, wanted: Sequence[tuple[str, int]], *, token: str
@@ -224,7 +226,7 @@ class Hosts:
             Reservation(job_id=job_id, generation=generation, token=token).model_dump()
             for job_id, generation in wanted
         ]
-        async with self._connection.answering():
+        async with self._connection.writing(hosts=[host.host_id]):
             done = await self._collection.update_one(
                 {
                     "_id": host.host_id,
@@ -296,5 +298,5 @@ class Hosts:
             if which
         ]
         if writes:
-            async with self._connection.answering():
+            async with self._connection.writing(hosts=conditions):
                 await self._collection.bulk_write(writes, ordered=False)

@@ -219,7 +219,7 @@ class Jobs:
         """
         if not assignments:
             return set()
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[one.job_id for one in assignments]):
             await self._collection.bulk_write(
                 [_assignment_write(one, token) for one in assignments], ordered=False
             )
@@ -236,7 +236,7 @@ class Jobs:
         """Write the effects of reports on jobs; return how many applied. The others are stale."""
         if not effects:
             return 0
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[effect.job_id for effect in effects]):
             done = await self._collection.bulk_write(
                 [_effect_write(effect) for effect in effects], ordered=False
             )
@@ -303,7 +303,7 @@ class Jobs:
         )
 
     async def _change(self, job: JobRecord, changes: Document) -> bool:
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[job.job_id]):
             done = await self._collection.update_one(
                 {"_id": job.job_id, "version": job.version},
                 {
@@ -316,7 +316,7 @@ class Jobs:
 
     async def clear_restoration(self, job: JobRecord) -> bool:
         """Clear the pending restoration of a job: the operations that restore it are recorded."""
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[job.job_id]):
             done = await self._collection.update_one(
                 {"_id": job.job_id, "version": job.version},
                 {"$set": {"recovery": None}, "$inc": {"version": 1}},
@@ -343,7 +343,7 @@ class Jobs:
     async def _end_attempt(
         self, operation: OperationRecord, changes: Document, guard: Document
     ) -> bool:
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[operation.job_id]):
             done = await self._collection.update_one(
                 {
                     "_id": operation.job_id,
@@ -363,7 +363,7 @@ class Jobs:
 
     async def fence(self, job: JobRecord) -> bool:
         """Raise the job's version, so that a write by anyone who read it before fails."""
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[job.job_id]):
             done = await self._collection.update_one(
                 {"_id": job.job_id, "version": job.version}, {"$inc": {"version": 1}}
             )
@@ -373,7 +373,7 @@ class Jobs:
         """Write TERMINATED to jobs that have no container, reservation or host to ask."""
         if not job_ids:
             return
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=job_ids):
             await self._collection.update_many(
                 {"_id": {"$in": list(job_ids)}, "host_id": None},
                 {

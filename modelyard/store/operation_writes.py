@@ -7,10 +7,46 @@ from pymongo import UpdateOne
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
-from modelyard.store.records import Document, NewOperation, error_document
+from modelyard.store.records import Document, NewOperation, OperationRecord, error_document
 
 ACTIVE_ON_HOST_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
 """The states in which a host works on the operation: the only ones that a report may change."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchClaim:
+    """The scheduler's request to dispatch one operation whose epoch is still as it was read."""
+
+    operation: OperationRecord
+    host_id: str
+    incarnation: str
+    generation: int
+
+    def dispatched(self) -> OperationRecord:
+        """Return the operation as it is after this claim."""
+        return self.operation.model_copy(
+            update={
+                "state": OperationState.DISPATCHED,
+                "epoch": self.operation.epoch + 1,
+                "seq": 0,
+                "host_id": self.host_id,
+                "incarnation": self.incarnation,
+                "generation": self.generation,
+                "waiting_for": (),
+                "not_before": None,
+                "resting": False,
+                "error": None,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeEntry:
+    """An operation that gets its place in line, and that starts at once if there is a `claim`."""
+
+    new: NewOperation
+    line: int
+    claim: DispatchClaim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +56,9 @@ class ResultPlace:
     inline_json: str | None
     file_id: str | None
     size: int
+
+
+_NOT_QUEUED = sorted(set(OperationState) - {OperationState.QUEUED})
 
 
 def sources(target: OperationState) -> list[str]:
@@ -65,7 +104,7 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
         {
             "$replaceWith": {
                 "$cond": [
-                    {"$eq": [{"$type": "$state"}, "missing"]},
+                    {"$eq": [{"$type": "$accepted_at"}, "missing"]},
                     {"$mergeObjects": [{"$literal": document}, set_by_database]},
                     "$$ROOT",
                 ],
@@ -75,6 +114,59 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
     if line is not None:
         pipeline.append({"$set": {"line": {"$ifNull": ["$line", line]}}})
     return pipeline
+
+
+def entry_write(entry: IntakeEntry, place: int) -> UpdateOne:
+    """Return the write that records an operation and puts it in line; with a claim it starts.
+
+    It is refused as a duplicate key if the operation is recorded and may not enter as it is.
+    """
+    new, claim = entry.new, entry.claim
+    pipeline = recording(new, entry.line, place)
+    if claim is not None:
+        pipeline.append({"$set": _dispatched(claim)})
+    return UpdateOne(
+        {
+            "_id": new.operation_id,
+            "line": None,
+            "payload_hash": new.payload_hash,
+            "state": {"$nin": _NOT_QUEUED},
+            "cancel_requested": {"$ne": True},
+        },
+        pipeline,
+        upsert=True,
+    )
+
+
+def claim_write(claim: DispatchClaim, token: str) -> UpdateOne:
+    """Return the write that dispatches a QUEUED operation under a new epoch."""
+    return UpdateOne(
+        {
+            "_id": claim.operation.operation_id,
+            "state": {"$in": sources(OperationState.DISPATCHED)},
+            "epoch": claim.operation.epoch,
+        },
+        [{"$set": _dispatched(claim) | {"token": token}}],
+    )
+
+
+def _dispatched(claim: DispatchClaim) -> Document:
+    return {
+        "state": OperationState.DISPATCHED,
+        "epoch": claim.operation.epoch + 1,
+        "seq": 0,
+        "host_id": {"$literal": claim.host_id},
+        "incarnation": {"$literal": claim.incarnation},
+        "generation": claim.generation,
+        "waiting_for": [],
+        "waits": "$$REMOVE",
+        "not_before": "$$REMOVE",
+        "error": None,
+        # Each attempt may run for the whole timeout.
+        "started_at": "$$REMOVE",
+        "dispatched_at": "$$NOW",
+        "published_at": "$$NOW",
+    }
 
 
 def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateOne:

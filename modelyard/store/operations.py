@@ -4,15 +4,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pymongo import ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError
 
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
-from modelyard.store.connection import MongoConnection
-from modelyard.store.operation_queries import WITHOUT_PAYLOAD, OperationQueries
+from modelyard.store.connection import DUPLICATE_KEY, MongoConnection
+from modelyard.store.operation_queries import WITHOUT_PAYLOAD, KnownOperation, OperationQueries
 from modelyard.store.operation_writes import (
     ACTIVE_ON_HOST_STATES,
+    DispatchClaim,
+    IntakeEntry,
     ResultPlace,
+    claim_write,
+    entry_write,
     literal,
     recording,
     report_write,
@@ -23,17 +28,6 @@ from modelyard.store.records import Document, NewOperation, OperationRecord
 LINE_COUNTER = "line"
 FRONT_OF_LINE = -(1 << 62)
 """Added to a position, it puts an operation before all operations of clients."""
-
-
-@dataclass(frozen=True, slots=True)
-class DispatchClaim:
-    """The scheduler's request to dispatch one operation whose epoch is still `seen_epoch`."""
-
-    operation_id: str
-    seen_epoch: int
-    host_id: str
-    incarnation: str
-    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +45,7 @@ class AttemptFailure:
 class QueuedEnding:
     """The end of an operation that is still QUEUED."""
 
-    operation_id: str
+    operation: OperationRecord
     state: OperationState
     error: ErrorInfo | None = None
 
@@ -98,15 +92,67 @@ class Operations:
         end = int(counter["value"])
         return range(end - count + 1, end + 1)
 
-    async def put_in_line(self, places: Mapping[str, int]) -> None:
+    async def enter(self, entries: Sequence[IntakeEntry]) -> frozenset[str]:
+        """Record new operations with their positions, and claim those that start, in one write.
+
+        Returns the ids of those that it left alone: they have a position already, or are recorded
+        with another payload, have ended, or are to be cancelled. The listeners of changes are not
+        told: who calls this keeps its memory itself.
+        """
+        left_alone = [*enumerate(entries)]
+        for _ in range(2):
+            # A gateway may record an operation at this very moment: the second time it is there.
+            left_alone = await self._enter(left_alone)
+            if not left_alone:
+                break
+        return frozenset(entry.new.operation_id for _, entry in left_alone)
+
+    async def _enter(
+        self, entries: Sequence[tuple[int, IntakeEntry]]
+    ) -> list[tuple[int, IntakeEntry]]:
+        writes = [entry_write(entry, place) for place, entry in entries]
+        try:
+            async with self._connection.answering():
+                await self._collection.bulk_write(writes, ordered=False)
+        except BulkWriteError as error:
+            errors = error.details["writeErrors"]
+            if any(one["code"] != DUPLICATE_KEY for one in errors):
+                raise
+            return [entries[one["index"]] for one in errors]
+        return []
+
+    async def withdraw(self, entries: Iterable[IntakeEntry]) -> None:
+        """Take new operations out of line again, if no worker can have heard of them yet."""
+        writes = [
+            UpdateOne(
+                {
+                    "_id": entry.new.operation_id,
+                    "line": entry.line,
+                    "epoch": 0 if entry.claim is None else entry.claim.operation.epoch + 1,
+                    "seq": 0,
+                    "state": {"$in": [OperationState.QUEUED, OperationState.DISPATCHED]},
+                },
+                {"$set": {"line": None, "state": OperationState.QUEUED}},
+            )
+            for entry in entries
+        ]
+        if writes:
+            async with self._connection.answering():
+                await self._collection.bulk_write(writes, ordered=False)
+
+    async def put_in_line(self, places: Iterable[tuple[KnownOperation, int]]) -> None:
         """Give recorded operations their positions, where they have none."""
-        if not places:
+        given = list(places)
+        if not given:
             return
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[one.job_id for one, _ in given]):
             await self._collection.bulk_write(
                 [
-                    UpdateOne({"_id": key, "open": True, "line": None}, {"$set": {"line": line}})
-                    for key, line in places.items()
+                    UpdateOne(
+                        {"_id": one.operation_id, "open": True, "line": None},
+                        {"$set": {"line": line}},
+                    )
+                    for one, line in given
                 ],
                 ordered=False,
             )
@@ -116,43 +162,24 @@ class Operations:
     async def claim(self, claims: Sequence[DispatchClaim], *, token: str) -> list[OperationRecord]:
         """Move operations from QUEUED to DISPATCHED under a new epoch; return those it moved.
 
-        They are returned with their input. Another scheduler may have moved the others.
+        They are returned with their input. Another scheduler may have moved the others. The
+        listeners of changes are told only if something was moved by another, or may have been.
         """
-        writes = [
-            UpdateOne(
-                {
-                    "_id": claim.operation_id,
-                    "state": {"$in": sources(OperationState.DISPATCHED)},
-                    "epoch": claim.seen_epoch,
-                },
-                [
-                    {
-                        "$set": {
-                            "state": OperationState.DISPATCHED,
-                            "epoch": claim.seen_epoch + 1,
-                            "seq": 0,
-                            "token": token,
-                            "host_id": {"$literal": claim.host_id},
-                            "incarnation": {"$literal": claim.incarnation},
-                            "generation": claim.generation,
-                            "waiting_for": [],
-                            "waits": "$$REMOVE",
-                            "not_before": "$$REMOVE",
-                            "error": None,
-                            # Each attempt may run for the whole timeout.
-                            "started_at": "$$REMOVE",
-                            "dispatched_at": "$$NOW",
-                            "published_at": "$$NOW",
-                        },
-                    },
-                ],
-            )
-            for claim in claims
-        ]
-        if not writes:
+        if not claims:
             return []
-        async with self._connection.answering():
-            await self._collection.bulk_write(writes, ordered=False)
+        writes = [claim_write(claim, token) for claim in claims]
+        jobs = [claim.operation.job_id for claim in claims]
+        try:
+            async with self._connection.answering():
+                done = await self._collection.bulk_write(writes, ordered=False)
+        except BaseException:
+            self._connection.changes.written(jobs=jobs)
+            raise
+        all_moved = done.matched_count == len(writes)
+        if all_moved and all(claim.operation.input_at_hand for claim in claims):
+            return [claim.dispatched() for claim in claims]
+        if not all_moved:
+            self._connection.changes.written(jobs=jobs)
         return await self._queries.find(
             {"token": token, "open": True, "state": OperationState.DISPATCHED}, with_input=True
         )
@@ -163,11 +190,11 @@ class Operations:
         """End operations if they are still QUEUED; return those that it ended."""
         if not endings:
             return []
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[one.operation.job_id for one in endings]):
             await self._collection.bulk_write(
                 [
                     UpdateOne(
-                        {"_id": ending.operation_id, "state": OperationState.QUEUED},
+                        {"_id": ending.operation.operation_id, "state": OperationState.QUEUED},
                         [
                             {
                                 "$set": {
@@ -188,7 +215,7 @@ class Operations:
                 ordered=False,
             )
         return await self._queries.find(
-            {"_id": {"$in": [ending.operation_id for ending in endings]}, "token": token}
+            {"_id": {"$in": [one.operation.operation_id for one in endings]}, "token": token}
         )
 
     async def explain_waiting(self, reasons: Mapping[str, Sequence[str]]) -> None:
@@ -207,20 +234,17 @@ class Operations:
                 ordered=False,
             )
 
-    async def expired(self, *, limit: int) -> list[str]:
-        """Return the ids of operations that stayed QUEUED past their deadline."""
-        async with self._connection.answering():
-            found = await self._collection.find(
-                {
-                    "state": OperationState.QUEUED,
-                    "open": True,
-                    "expires_at": {"$exists": True},
-                    "$expr": {"$lt": ["$expires_at", "$$NOW"]},
-                },
-                {"_id": 1},
-                limit=limit,
-            ).to_list(None)
-        return [document["_id"] for document in found]
+    async def expired(self, *, limit: int) -> list[OperationRecord]:
+        """Return operations that stayed QUEUED past their deadline."""
+        return await self._queries.find(
+            {
+                "state": OperationState.QUEUED,
+                "open": True,
+                "expires_at": {"$exists": True},
+                "$expr": {"$lt": ["$expires_at", "$$NOW"]},
+            },
+            limit=limit,
+        )
 
     async def mark_published(self, operations: Iterable[OperationRecord]) -> None:
         """Record that the commands of DISPATCHED operations are published again."""
@@ -267,7 +291,7 @@ class Operations:
                 changes["expires_at"] = "$$REMOVE"
         else:
             changes["returns"] = {"$add": [{"$ifNull": ["$returns", 0]}, 1]}
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[operation.job_id]):
             done = await self._collection.update_one(
                 {
                     "_id": operation.operation_id,
@@ -282,7 +306,7 @@ class Operations:
         self, operation: OperationRecord, state: OperationState, error: ErrorInfo
     ) -> bool:
         """End an operation that its host can't finish any more; guarded by its epoch."""
-        async with self._connection.answering():
+        async with self._connection.writing(jobs=[operation.job_id]):
             done = await self._collection.update_one(
                 {
                     "_id": operation.operation_id,
@@ -330,12 +354,14 @@ class Operations:
         }
         async with self._connection.answering():
             found = await self._collection.find(rested, {"job_id": 1}, limit=limit).to_list(None)
-            if found:
+        jobs = [one["job_id"] for one in found if one.get("job_id")]
+        if found:
+            async with self._connection.writing(jobs=jobs):
                 await self._collection.update_many(
                     {**rested, "_id": {"$in": [one["_id"] for one in found]}},
                     {"$unset": {"not_before": ""}},
                 )
-        return [one["job_id"] for one in found if one.get("job_id")]
+        return jobs
 
     async def apply(
         self, reports: Sequence[OperationReport], results: Mapping[str, ResultPlace]
@@ -343,7 +369,8 @@ class Operations:
         """Write the reports of workers; return how many writes found their operation.
 
         Each write is guarded by the states it may come from, the epoch and the sequence number.
-        A report whose write finds nothing is stale.
+        A report whose write finds nothing is stale. The listeners of changes are not told: who
+        calls this keeps its memory itself.
         """
         if not reports:
             return 0
@@ -359,7 +386,8 @@ class Operations:
     async def _upsert(self, new: Sequence[tuple[NewOperation, int | None]]) -> list[bool]:
         if not new:
             return []
-        async with self._connection.answering():
+        in_line = [operation.job_id for operation, line in new if line is not None]
+        async with self._connection.writing(jobs=in_line):
             done = await self._collection.bulk_write(
                 [
                     UpdateOne(

@@ -132,6 +132,31 @@ class NewOperation(Record):
             tenant=tenant,
         )
 
+    def queued(self, line: int | None = None) -> "OperationRecord":
+        """Return the record of this operation as it is while it is new, with its position."""
+        return OperationRecord(
+            operation_id=self.operation_id,
+            job_id=self.job_id,
+            verb=self.verb,
+            source=self.source,
+            payload_hash=self.payload_hash,
+            model=self.model,
+            dataset=self.dataset,
+            wanted_container_id=self.wanted_container_id,
+            has_input=self.input_json is not None,
+            input_json=self.input_json,
+            priority=self.priority,
+            timeout_s=self.timeout_s,
+            queue_timeout_s=self.queue_timeout_s,
+            metadata=self.metadata,
+            retry_of=self.retry_of,
+            tenant=self.tenant,
+            aside=self.aside,
+            state=OperationState.REJECTED if self.rejection else OperationState.QUEUED,
+            error=self.rejection,
+            line=line,
+        )
+
 
 class OperationRecord(Record):
     """One operation. `line` is its position in the order of acceptance; None before intake."""
@@ -187,6 +212,11 @@ class OperationRecord(Record):
     def places(self) -> bool:
         """True if its verb needs a new reservation when it starts."""
         return self.verb is not None and VERB_RULES[self.verb].places
+
+    @property
+    def input_at_hand(self) -> bool:
+        """True if it has no input, or this record holds it."""
+        return not self.has_input or self.input_json is not None
 
     @property
     def shared(self) -> bool:

@@ -26,7 +26,8 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store import Store
 from modelyard.store.indexes import INDEXES
 from modelyard.store.jobs import Assignment, JobEffect
-from modelyard.store.operations import FRONT_OF_LINE, DispatchClaim, QueuedEnding
+from modelyard.store.operation_writes import DispatchClaim, IntakeEntry
+from modelyard.store.operations import FRONT_OF_LINE, QueuedEnding
 from modelyard.store.records import NewOperation, OperationRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
@@ -75,7 +76,7 @@ def new(operation_id: str | None = None, **fields: object) -> NewOperation:
 async def dispatched(store: Store, operation_id: str = ONE) -> OperationRecord:
     await store.operations.take_in([(new(operation_id), 1)])
     (won,) = await store.operations.claim(
-        [DispatchClaim(operation_id, 0, "h", "boot", 1)], token=uuid.uuid4().hex
+        [DispatchClaim(new(operation_id).queued(), "h", "boot", 1)], token=uuid.uuid4().hex
     )
     return won
 
@@ -125,7 +126,9 @@ async def test_what_clients_send_is_never_an_expression(store: Store) -> None:
     odd = {"$ne": "", "a.b": "$$NOW", "$expr": {"$function": 1}, "": None}
     operation = new(ONE, input=odd, metadata={"k": "$$ROOT"})
     await store.operations.take_in([(operation, 1)])
-    (won,) = await store.operations.claim([DispatchClaim(ONE, 0, "$h", "$$NOW", 1)], token="t")
+    (won,) = await store.operations.claim(
+        [DispatchClaim(operation.queued(), "$h", "$$NOW", 1)], token="t"
+    )
     assert won.input_json == operation.input_json
     assert (won.metadata, won.host_id, won.incarnation) == ({"k": "$$ROOT"}, "$h", "$$NOW")
     error = ErrorInfo(code=ErrorCode.EXITED, message="$x", detail={"log_tail": "$y", "$z": 1})
@@ -141,17 +144,50 @@ async def test_a_place_in_line_is_given_once(store: Store) -> None:
     await store.operations.record([new(ONE)])
     await store.operations.take_in([(new(ONE), 7)])
     await store.operations.take_in([(new(ONE), 9)])
-    await store.operations.put_in_line({ONE: 11})
+    known = await store.operation_queries.known([ONE])
+    await store.operations.put_in_line([(known[ONE], 11)])
     found = await store.operation_queries.get(ONE)
     assert found is not None
     assert found.line == 7
+
+
+async def test_new_operations_enter_the_line_and_start_with_one_write(store: Store) -> None:
+    recorded, brought, known, other, ended = (new(uuid.uuid4().hex) for _ in range(5))
+    await store.operations.record([recorded, ended])
+    await store.operations.take_in([(known, 1)])
+    await store.operations.record([other])
+    await store.operations.end_queued(
+        [QueuedEnding(ended.queued(), OperationState.CANCELLED)], token="t"
+    )
+    changed = new(other.operation_id, input="another")
+    claims = [DispatchClaim(one.queued(), "h", "boot", 1) for one in (recorded, brought)]
+    entries = [
+        IntakeEntry(recorded, 2, claims[0]),
+        IntakeEntry(brought, 3, claims[1]),
+        *(IntakeEntry(one, 4) for one in (known, changed, ended)),
+    ]
+    left_alone = await store.operations.enter(entries)
+    assert left_alone == {one.operation_id for one in (known, other, ended)}
+    found = await store.operation_queries.get_many([one.new.operation_id for one in entries])
+    for line, one in ((2, recorded), (3, brought)):
+        there = found[one.operation_id]
+        assert (there.line, there.state, there.epoch) == (line, OperationState.DISPATCHED, 1)
+        assert (there.host_id, there.generation, there.model) == ("h", 1, "m")
+        assert there.accepted_at is not None
+        assert there.accepted_at <= (there.dispatched_at or there.accepted_at)
+    assert [found[one.operation_id].line for one in (known, other, ended)] == [1, None, None]
+    await store.operations.withdraw(entries[:2])
+    back = await store.operation_queries.get_many([recorded.operation_id, brought.operation_id])
+    assert all((one.line, one.state) == (None, OperationState.QUEUED) for one in back.values())
 
 
 async def test_only_one_of_many_claims_wins(store: Store) -> None:
     await store.operations.take_in([(new(ONE), 1)])
     claims = await asyncio.gather(
         *(
-            store.operations.claim([DispatchClaim(ONE, 0, f"h{n}", "boot", 1)], token=f"t{n}")
+            store.operations.claim(
+                [DispatchClaim(new(ONE).queued(), f"h{n}", "boot", 1)], token=f"t{n}"
+            )
             for n in range(10)
         )
     )
@@ -179,14 +215,14 @@ async def test_requeueing_needs_the_epoch_and_the_next_claim_raises_it(store: St
     assert not await store.operations.requeue(first.model_copy(update={"epoch": 5}))
     assert await store.operations.requeue(first)
     assert await store.operations.apply([report(OperationState.RUNNING, seq=1)], {}) == 0
-    (second,) = await store.operations.claim([DispatchClaim(ONE, 1, "h", "boot", 1)], token="t")
+    (second,) = await store.operations.claim([DispatchClaim(first, "h", "boot", 1)], token="t")
     assert second.epoch == 2
 
 
 async def test_only_what_is_queued_can_be_rejected(store: Store) -> None:
     await dispatched(store)
     assert not await store.operations.end_queued(
-        [QueuedEnding(ONE, OperationState.REJECTED)], token="t"
+        [QueuedEnding(new(ONE).queued(), OperationState.REJECTED)], token="t"
     )
     assert await state_of(store) is OperationState.DISPATCHED
 
@@ -418,7 +454,8 @@ async def test_an_operation_that_is_seen_ended_has_left_its_mark_on_the_job_that
             step = Assignment("j", job.version + number - 1, ids[number - 1], 1, number, "h")
             assert await store.jobs.assign([step], token=f"t{number}") == {"j"}
             await store.operations.end_queued(
-                [QueuedEnding(ids[number - 1], OperationState.SUCCEEDED)], token=f"t{number}"
+                [QueuedEnding(new(ids[number - 1]).queued(), OperationState.SUCCEEDED)],
+                token=f"t{number}",
             )
 
     await asyncio.gather(write(), *(look() for _ in range(4)))

@@ -200,6 +200,7 @@ class MemoryCollection:
         now = self._database.now
         matched = 0
         upserted: list[Document] = []
+        errors: list[Document] = []
         for index, (query, update, upsert) in enumerate(writes):
             if index:
                 await self._link.pause()
@@ -207,9 +208,14 @@ class MemoryCollection:
                 matched += 1
             elif upsert:
                 made = updated(seed_of(query), update, now, inserting=True)
+                if made["_id"] in self._documents:
+                    errors.append({"index": index, "code": DUPLICATE_KEY, "errmsg": "duplicate"})
+                    continue
                 self._database.write(self._name, made)
                 upserted.append({"index": index, "_id": made["_id"]})
         await self._link.back(fate)
+        if errors:
+            raise BulkWriteError({"writeErrors": errors, "writeConcernErrors": []})
         counts = {"nMatched": matched, "nModified": matched, "nUpserted": len(upserted)}
         return BulkWriteResult({**counts, "upserted": upserted}, acknowledged=True)
 

@@ -9,6 +9,7 @@ from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.catalog import CatalogCollection
+from modelyard.store.changes import Changes
 from modelyard.store.connection import Collection, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
@@ -30,6 +31,7 @@ class MemoryConnection(MongoConnection):
 
     def __init__(self, database: MemoryDatabase, link: Link, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
+        self.changes = Changes()
         self.memory = database
         self.link = link
 
@@ -99,6 +101,7 @@ class MemoryStore(Store):
         self.link.failure = AutoReconnect
         connection = MemoryConnection(database, self.link, timeout_s=timeout_s)
         self._connection = connection
+        self.changes = connection.changes
         self.operation_queries = OperationQueries(connection)
         self.operations = Operations(connection, self.operation_queries)
         self.jobs = Jobs(connection)

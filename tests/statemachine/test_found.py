@@ -7,10 +7,12 @@ from typing import Any
 
 from dispatcher.events import EventLog
 from dispatcher.scheduling.commands import CommandPublisher
+from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest, OperationReport
 from modelyard.contract.states import OperationState
-from modelyard.store.operations import DispatchClaim
+from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.records import NewOperation
 from tests.fakes.broker import MemoryBroker, MemoryRabbit
 from tests.fakes.mongodb import MemoryDatabase
@@ -42,7 +44,11 @@ class Interrupted:
 def scheduler_on(store: MemoryStore) -> Scheduler:
     broker = MemoryBroker(MemoryRabbit(), name="test")
     return Scheduler(
-        store, EventLog(store, broker), CommandPublisher(broker, default_timeout_s=60.0)
+        store,
+        EventLog(store, broker),
+        CommandPublisher(broker, default_timeout_s=60.0),
+        lines=Lines(store),
+        fleet=Fleet(store),
     )
 
 
@@ -76,7 +82,9 @@ async def test_a_reservation_stays_if_another_dispatcher_goes_on_from_the_assign
 async def test_an_operation_that_has_ended_is_not_published_again_in_the_record() -> None:
     store = MemoryStore(MemoryDatabase(itertools.count().__next__))
     await one_waits(store)
-    (given,) = await store.operations.claim([DispatchClaim(ONE, 0, "h", "boot", 1)], token="t")
+    waiting = await store.operation_queries.get(ONE)
+    assert waiting is not None
+    (given,) = await store.operations.claim([DispatchClaim(waiting, "h", "boot", 1)], token="t")
     report = OperationReport(
         operation_id=ONE,
         epoch=1,

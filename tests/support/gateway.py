@@ -33,7 +33,7 @@ from modelyard.contract.states import OperationState
 from modelyard.contract.topology import DEAD_QUEUE, EVENTS, JOBS_QUEUE
 from modelyard.store import Store
 from modelyard.store.api_keys import NewApiKeyRecord
-from modelyard.store.operations import DispatchClaim
+from modelyard.store.operation_writes import DispatchClaim
 from tests.support.waiting import eventually
 
 Json = dict[str, Any]
@@ -82,11 +82,11 @@ class ServedGateway:
     ) -> None:
         """Take an operation to its end as the dispatcher does: record it, then say so."""
         operations = self.store.operations
-        claim = DispatchClaim(operation_id, 0, "h-1", "incarnation", 1)
-        assert await operations.claim([claim], token=uuid.uuid4().hex)
         record = await self.store.operation_queries.get(operation_id)
         assert record is not None
         assert record.job_id is not None
+        claim = DispatchClaim(record, "h-1", "incarnation", 1)
+        assert await operations.claim([claim], token=uuid.uuid4().hex)
         report = OperationReport(
             operation_id=operation_id,
             epoch=1,

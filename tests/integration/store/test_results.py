@@ -10,8 +10,7 @@ from motor.motor_asyncio import AsyncIOMotorGridFSBucket
 from modelyard.contract.messages import MAX_RESULT_BYTES, JobRequest, OperationReport
 from modelyard.contract.states import OperationState, Verb
 from modelyard.store import Store
-from modelyard.store.operation_writes import ResultPlace
-from modelyard.store.operations import DispatchClaim
+from modelyard.store.operation_writes import DispatchClaim, ResultPlace
 from modelyard.store.records import NewOperation
 from modelyard.store.results import Results
 
@@ -75,9 +74,10 @@ async def cut_short(storing: asyncio.Task[ResultPlace]) -> None:
 async def recorded(store: Store, place: ResultPlace) -> None:
     """Record the operation's end with its result in this place."""
     request = JobRequest(job_id="j", operation_type=Verb.TERMINATE)
-    await store.operations.take_in([(NewOperation.of(ONE, request, "http"), 1)])
+    operation = NewOperation.of(ONE, request, "http")
+    await store.operations.take_in([(operation, 1)])
     assert await store.operations.claim(
-        [DispatchClaim(ONE, 0, "h", "boot", 1)], token=uuid.uuid4().hex
+        [DispatchClaim(operation.queued(), "h", "boot", 1)], token=uuid.uuid4().hex
     )
     end = OperationReport(
         operation_id=ONE,

@@ -74,9 +74,12 @@ class Recording:
         self._other = Dispatcher(DispatcherSettings(), slow, self._broker)
         self._frozen: asyncio.Task[None] | None = None
         self._subscription = cast("Subscription", _Acked())
+        self._publishing: set[asyncio.Task[None]] = set()
 
     async def begin(self, model: ModelSpec, *, slots: int) -> None:
         """Put the model into the catalog and have the host come online."""
+        for dispatcher in (self._dispatcher, self._other):
+            self._publishing.add(asyncio.create_task(dispatcher.event_log.run()))
         await self._dispatcher.prepare()
         await self._broker.declare([host_queue(HOST)])
         await self._store.models.put(model)

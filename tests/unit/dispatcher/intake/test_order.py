@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from dispatcher.intake.consumer import in_order
+from dispatcher.intake.order import in_order
 from modelyard.contract.states import OperationState
 from modelyard.store.operation_queries import KnownOperation
 

@@ -29,6 +29,10 @@ def host(
     )
 
 
+def capacity_of(hosts: list[HostRecord]) -> FreeCapacity:
+    return FreeCapacity({one.host_id: one for one in hosts})
+
+
 def chosen(capacity: FreeCapacity, **labels: str) -> str:
     found = capacity.place(PlacementRequest(labels=labels))
     assert isinstance(found, Placed)
@@ -36,32 +40,32 @@ def chosen(capacity: FreeCapacity, **labels: str) -> str:
 
 
 def test_the_host_with_the_most_free_slots_is_chosen() -> None:
-    assert chosen(FreeCapacity([host("a", used=2), host("b", used=1), host("c", used=3)])) == "b"
+    assert chosen(capacity_of([host("a", used=2), host("b", used=1), host("c", used=3)])) == "b"
 
 
 def test_equal_hosts_are_taken_by_name() -> None:
-    assert chosen(FreeCapacity([host("b"), host("a")])) == "a"
+    assert chosen(capacity_of([host("b"), host("a")])) == "a"
 
 
 def test_what_was_placed_before_in_the_same_pass_takes_room() -> None:
-    capacity = FreeCapacity([host("a", slots=1), host("b", slots=1)])
+    capacity = capacity_of([host("a", slots=1), host("b", slots=1)])
     assert [chosen(capacity), chosen(capacity)] == ["a", "b"]
     assert isinstance(capacity.place(PlacementRequest()), Unplaced)
 
 
 def test_labels_must_match_by_value() -> None:
-    capacity = FreeCapacity([host("a", gpu="t4"), host("b", used=3, gpu="a100")])
+    capacity = capacity_of([host("a", gpu="t4"), host("b", used=3, gpu="a100")])
     assert chosen(capacity, gpu="a100") == "b"
 
 
 def test_without_hosts_the_reason_says_so() -> None:
-    assert FreeCapacity([]).place(PlacementRequest()) == Unplaced(
+    assert capacity_of([]).place(PlacementRequest()) == Unplaced(
         ("no host is registered",), hopeless=True
     )
 
 
 def test_reasons_count_the_hosts_that_each_holds_for() -> None:
-    capacity = FreeCapacity(
+    capacity = capacity_of(
         [
             host("a", slots=1, used=1),
             host("b", slots=2, used=2),
@@ -78,7 +82,7 @@ def test_reasons_count_the_hosts_that_each_holds_for() -> None:
 
 
 def test_a_missing_label_is_named_with_its_value() -> None:
-    assert FreeCapacity([host("a")]).place(PlacementRequest(labels={"gpu": "a100"})) == Unplaced(
+    assert capacity_of([host("a")]).place(PlacementRequest(labels={"gpu": "a100"})) == Unplaced(
         ("1 host does not have the label gpu=a100",), hopeless=True
     )
 
@@ -97,7 +101,7 @@ def test_a_missing_label_is_named_with_its_value() -> None:
 def test_what_lacks_room_may_wait_and_what_lacks_a_host_is_hopeless(
     there: HostRecord, *, hopeless: bool
 ) -> None:
-    found = FreeCapacity([there]).place(PlacementRequest(labels={"gpu": "t4"}))
+    found = capacity_of([there]).place(PlacementRequest(labels={"gpu": "t4"}))
     assert isinstance(found, Unplaced)
     assert found.hopeless is hopeless
 
@@ -108,7 +112,7 @@ def test_what_lacks_room_may_wait_and_what_lacks_a_host_is_hopeless(
 )
 def test_no_host_is_ever_given_more_than_it_has(sizes: list[tuple[int, int]], jobs: int) -> None:
     hosts = [host(f"h{i}", slots=slots, used=used) for i, (slots, used) in enumerate(sizes)]
-    capacity = FreeCapacity(hosts)
+    capacity = capacity_of(hosts)
     given_to: dict[str, int] = {}
     for _ in range(jobs):
         found = capacity.place(PlacementRequest())

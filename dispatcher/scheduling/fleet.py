@@ -1,0 +1,56 @@
+"""The hosts in memory, so that no pass has to read them first.
+
+The record is what counts; this is a copy of it. Writes of this process to a host mark it
+(`Changes`), and it is read again before the next use. Gateways write a host's admission and drain:
+`refresh` reads all hosts, at every sweep. A copy that is outdated does no harm: reservations are
+guarded in the database, and one that fails marks its host.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+from modelyard.store import Store
+from modelyard.store.records import HostRecord
+
+
+class Fleet:
+    """All hosts of the record, as this dispatcher has last read them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._hosts: dict[str, HostRecord] = {}
+        self._outdated: set[str] = set()
+        self._complete = False
+        self._reading = asyncio.Lock()
+        """One read at a time: an earlier one must not undo what a later one has brought."""
+
+    async def hosts(self) -> Mapping[str, HostRecord]:
+        """Return all hosts by id, in the order of their ids; raises `StoreUnavailableError`."""
+        if not self._complete:
+            await self.refresh()
+        elif self._outdated:
+            await self._read(sorted(self._outdated))
+        return self._hosts
+
+    async def refresh(self) -> None:
+        """Read all hosts; raises `StoreUnavailableError`."""
+        await self._read(None)
+        self._complete = True
+
+    def mark(self, host_ids: Iterable[str]) -> None:
+        """Mark hosts as changed: they are read before their next use."""
+        self._outdated.update(host_ids)
+
+    async def _read(self, host_ids: list[str] | None) -> None:
+        async with self._reading:
+            marked, self._outdated = self._outdated, set()
+            try:
+                found = await self._store.hosts.all(host_ids)
+            except BaseException:
+                self._outdated |= marked
+                raise
+            read = {host.host_id: host for host in found}
+            if read.keys() <= self._hosts.keys():
+                self._hosts.update(read)
+            else:
+                self._hosts = dict(sorted((self._hosts | read).items()))

@@ -1,0 +1,213 @@
+"""The jobs in memory: each with the head of its line, so that no pass has to read them first.
+
+The record is what counts; this is a copy of it. Whoever changes a line through here keeps the copy
+exact. All other writes of this process drop the job from memory (`Changes`), and it is read again
+when it is needed. Only one dispatcher leads, so nobody else puts operations in line. A copy that is
+outdated all the same does no harm: every write is guarded in the database, and a guard that finds
+nothing drops the job too.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from modelyard.store import Store
+from modelyard.store.jobs import LINE_HEAD
+from modelyard.store.records import JobLine, JobRecord, OperationRecord
+
+MAX_OF_A_JOB = 1_000
+"""Most operations of one job in memory; those behind them stay in the record alone."""
+MAX_OPERATIONS = 50_000
+MAX_JOBS = 20_000
+MAX_INPUT_BYTES = 64 << 20
+"""Most bytes of inputs in memory; beyond that, inputs are read when they are dispatched."""
+
+
+@dataclass(slots=True)
+class _Held:
+    job: JobRecord
+    operations: dict[str, OperationRecord]
+    """Its first open operations by id, in the order of the line."""
+    whole: bool
+    """False if there are more in the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinesRead:
+    """Jobs with the heads of their lines; `moved` are jobs that changed while being read."""
+
+    lines: tuple[JobLine, ...] = ()
+    moved: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class _Loading:
+    """One read that is under way, and the jobs that were changed since it began."""
+
+    changed: set[str] = field(default_factory=set)
+
+
+class Lines:
+    """The jobs that this dispatcher holds in memory: a bounded number, the latest used."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._loading: list[_Loading] = []
+        self._entering: Counter[str] = Counter()
+        self._operations = 0
+        self._input_bytes = 0
+
+    async def read(self, job_ids: Iterable[str]) -> LinesRead:
+        """Return jobs with the heads of their lines, from memory where they are there.
+
+        Jobs that do not exist are left out. Raises `StoreUnavailableError`.
+        """
+        wanted = list(dict.fromkeys(job_ids))
+        moved = await self._load([job_id for job_id in wanted if not self._is_at_hand(job_id)])
+        lines = [line for job_id in wanted if (line := self.line(job_id)) is not None]
+        return LinesRead(tuple(lines), frozenset(moved))
+
+    def line(self, job_id: str) -> JobLine | None:
+        """Return a job with the head of its line, if it is in memory."""
+        held = self._held.get(job_id)
+        if held is None:
+            return None
+        self._held.move_to_end(job_id)
+        return JobLine(job=held.job, operations=tuple(held.operations.values()))
+
+    def operation(self, job_id: str, operation_id: str) -> OperationRecord | None:
+        """Return an open operation, if it is in memory."""
+        held = self._held.get(job_id)
+        return None if held is None else held.operations.get(operation_id)
+
+    def forget(self, job_ids: Iterable[str]) -> None:
+        """Drop jobs that were changed by a write that does not keep this memory."""
+        for job_id in job_ids:
+            self._mark_changed(job_id)
+            self._drop(job_id)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.forget(list(self._held))
+
+    @contextmanager
+    def entering(self, job_ids: Sequence[str]) -> Iterator[None]:
+        """Enclose the write that puts new operations of these jobs in line.
+
+        Until it has ended these jobs are not read from the record: the operations are not there
+        yet, and the ones behind them must not overtake them. If it fails the jobs are dropped.
+        """
+        self._entering.update(job_ids)
+        try:
+            yield
+        except BaseException:
+            self.forget(job_ids)
+            raise
+        finally:
+            for job_id in job_ids:
+                self._mark_changed(job_id)
+                self._entering[job_id] -= 1
+                if not self._entering[job_id]:
+                    del self._entering[job_id]
+
+    def append(self, operation: OperationRecord) -> None:
+        """Put a new operation at the end of its job's line."""
+        job_id = operation.job_id or ""
+        self._mark_changed(job_id)
+        held = self._held.get(job_id)
+        if held is None:
+            return
+        if held.whole and len(held.operations) < MAX_OF_A_JOB:
+            self._put(held, self._within_budget(operation))
+            self._evict()
+        else:
+            held.whole = False
+
+    def replace(self, operation: OperationRecord) -> None:
+        """Note what has become of an open operation."""
+        job_id = operation.job_id or ""
+        self._mark_changed(job_id)
+        held = self._held.get(job_id)
+        if held is not None and operation.operation_id in held.operations:
+            self._put(held, operation)
+
+    def remove(self, job_id: str, operation_id: str) -> None:
+        """Note that an operation has ended."""
+        self._mark_changed(job_id)
+        held = self._held.get(job_id)
+        if held is not None:
+            self._take(held, operation_id)
+
+    def _is_at_hand(self, job_id: str) -> bool:
+        held = self._held.get(job_id)
+        if held is None:
+            return False
+        # Half of what one read brings is left, and there is more: it is time for the next read.
+        return held.whole or len(held.operations) > LINE_HEAD // 2
+
+    async def _load(self, job_ids: Sequence[str]) -> set[str]:
+        """Read jobs into memory; return those that changed meanwhile.
+
+        Intake has those scheduled whose operations it is putting in line.
+        """
+        absent = [job_id for job_id in job_ids if job_id not in self._entering]
+        if not absent:
+            return set()
+        loading = _Loading()
+        self._loading.append(loading)
+        try:
+            read = await self._store.jobs.lines(absent)
+        finally:
+            self._loading.remove(loading)
+        for line in read.lines:
+            if line.job.job_id not in loading.changed:
+                self._hold(line)
+        return {*read.moved, *(loading.changed & set(absent))}
+
+    def _hold(self, line: JobLine) -> None:
+        self._drop(line.job.job_id)
+        held = _Held(line.job, {}, whole=len(line.operations) < LINE_HEAD)
+        self._held[line.job.job_id] = held
+        for operation in line.operations:
+            self._put(held, operation)
+        self._evict()
+
+    def _drop(self, job_id: str) -> None:
+        held = self._held.pop(job_id, None)
+        if held is not None:
+            for operation_id in list(held.operations):
+                self._take(held, operation_id)
+
+    def _put(self, held: _Held, operation: OperationRecord) -> None:
+        before = held.operations.get(operation.operation_id)
+        self._operations += before is None
+        self._input_bytes += _size(operation) - _size(before)
+        held.operations[operation.operation_id] = operation
+
+    def _take(self, held: _Held, operation_id: str) -> None:
+        before = held.operations.pop(operation_id, None)
+        self._operations -= before is not None
+        self._input_bytes -= _size(before)
+
+    def _within_budget(self, operation: OperationRecord) -> OperationRecord:
+        if self._input_bytes + _size(operation) <= MAX_INPUT_BYTES:
+            return operation
+        return operation.model_copy(update={"input_json": None})
+
+    def _evict(self) -> None:
+        """Drop the jobs that were not used for the longest time, down to the bounds."""
+        for job_id in list(self._held):
+            if self._operations <= MAX_OPERATIONS and len(self._held) <= MAX_JOBS:
+                return
+            if job_id not in self._entering:
+                self._drop(job_id)
+
+    def _mark_changed(self, job_id: str) -> None:
+        for loading in self._loading:
+            loading.changed.add(job_id)
+
+
+def _size(operation: OperationRecord | None) -> int:
+    return len(operation.input_json or "") if operation is not None else 0
