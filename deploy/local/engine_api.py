@@ -49,6 +49,14 @@ def remove_containers(docker_host: str, label: str) -> int:
     return len(containers)
 
 
+def container_processes(docker_host: str, label: str) -> list[int]:
+    """Return the first process of each running container with a `name=value` label."""
+    with _client(docker_host) as client:
+        containers = _containers(client, {"label": [label], "status": ["running"]})
+        found = [client.get(f"/containers/{one}/json").raise_for_status() for one in containers]
+    return [int(answer.json()["State"]["Pid"]) for answer in found]
+
+
 def _containers(client: httpx2.Client, filters: dict[str, list[str]]) -> list[str]:
     query = {"all": "true", "filters": json.dumps(filters)}
     answer = client.get("/containers/json", params=query).raise_for_status()
