@@ -55,6 +55,25 @@ def print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
     console.print(table)
 
 
+def print_usage(
+    console: Console, title: str, usages: Sequence[tuple[str, Mapping[str, float]]]
+) -> None:
+    """Print a line for each measurement and a column for each service; zeros are left out."""
+    services = list(dict.fromkeys(name for _, usage in usages for name in usage))
+    table = Table("", *services, title=title, title_justify="left")
+    for name, usage in usages:
+        cells = (usage.get(service, 0.0) for service in services)
+        table.add_row(name, *(f"{cell:.2f}".removesuffix(".00") if cell else "" for cell in cells))
+    console.print(table)
+
+
+def peer_versions() -> dict[str, str]:
+    """Return the versions in the peers' environment, which are pinned."""
+    lines = (ROOT / "bench" / "requirements-peers.txt").read_text().splitlines()
+    pins = (line.partition("==") for line in lines if not line.startswith("#"))
+    return {f"peers: {name}": version for name, _, version in pins}
+
+
 def write_results(path: Path, run: Run, rows: Sequence[Row], figures: Mapping[str, object]) -> None:
     """Write a JSON file with the machine, the run, the table and all raw figures.
 

@@ -76,6 +76,16 @@ class BenchStack(LocalStack):
         found["dockerd"] -= models
         return {**found, "models": models}
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the servers that this stack has started."""
+        servers = self.servers
+        found = {
+            "rabbitmq": servers.rabbitmq.version,
+            "mongodb": servers.mongodb.version,
+            "docker": engine_api.version(self.endpoints.docker_host),
+        }
+        return {name: version for name, version in found.items() if version}
+
     def _model_processes(self) -> set[ProcessId]:
         pids = engine_api.container_processes(self.endpoints.docker_host, HOST_LABEL)
         return with_descendants(one for pid in pids if (one := ProcessId.of(pid)))
