@@ -20,15 +20,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
-setbench: $(READY) $(PEERS_READY) ## Measure Modelyard beside Celery and Taskiq: under ten minutes; ARGS=--quick for one.
-	@$(PYTHON) -m bench $(ARGS)
-
-$(PEERS_READY): bench/requirements-peers.txt
-	@$(PYTHON) -m venv --clear $(PEERS)
-	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --requirement $<
-	@touch $@
-
-up: $(READY) ## Make .venv with everything in it, at the pinned versions.
+setup: $(READY) ## Make .venv with everything in it, at the pinned versions.
 
 $(READY): pyproject.toml requirements.lock deploy/local/requirements.txt deploy/local/venv.sh
 	@deploy/local/venv.sh $(VENV)
@@ -49,7 +41,7 @@ faults: $(READY) ## Make every fault and check every invariant; ends with a tabl
 soak: $(READY) ## Break things at random under load: make soak MINUTES=10 SEED=7
 	@$(PYTHON) -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: $(READY) $(PEERS_READY) ## Measure Modelyard beside Celery and Taskiq: under ten minutes; ARGS=--quick for one.
+bench: $(READY) $(PEERS_READY) ## Measure Modelyard beside Taskiq and Celery: under ten minutes; ARGS=--quick: two.
 	@$(PYTHON) -m bench $(ARGS)
 
 $(PEERS_READY): bench/requirements-peers.txt

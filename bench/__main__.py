@@ -15,6 +15,7 @@ from deploy.local.layout import ROOT
 from deploy.local.progress import Progress
 
 RESULTS = ROOT / "bench" / "results.json"
+_LEAST_WIDTH = 120
 
 
 def main(
@@ -24,7 +25,9 @@ def main(
     ] = False,
 ) -> None:
     """Measure Modelyard, Taskiq and Celery, and print the goals beside what was reached."""
-    progress = Progress()
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, _LEAST_WIDTH)
+    progress = Progress(console)
     try:
         with BenchStack.started(progress, slots=JOBS) as stack:
             measured = uvloop.run(measure(stack, QUICK if quick else FULL, progress))
@@ -33,12 +36,8 @@ def main(
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
         raise SystemExit(1) from None
     table = rows(measured)
-    sections = measured.sections
-    cpu = [(f"{one.system}, {one.what}", one.cpu_ms) for one in sections]
-    memory = [(f"{one.system}, {one.what}", one.rss_mib) for one in sections[-len(cpu) :]]
-    print_usage(progress.console, "CPU, ms per operation", cpu)
-    print_usage(progress.console, "Resident memory, MiB", memory)
-    print_table(progress.console, "Modelyard and its peers", table)
+    print_usage(console, "CPU, ms per operation", measured.cpu_ms())
+    print_table(console, "Modelyard and its peers", table)
     if not quick:
         run = Run("make bench", versions, peer_versions())
         write_results(RESULTS, run, table, measured.figures())

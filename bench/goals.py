@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from bench.report import Row
 from bench.statistics import percentile, with_spread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from bench.measuring import Section
 
@@ -21,6 +22,7 @@ _MOST_TIMES_CELERY_P50 = 2.5
 _MOST_TIMES_P50 = 3.0
 _SHARE_OF_BARE = 0.4
 _LEAST_MODEL_RATE = 5_000
+_OWN = ("gateway", "dispatcher", "worker", "mongod", "rabbitmq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,16 @@ class Measured:
             "model_rate": self.model_rate,
             "sections": [one.figures() for one in self.sections],
         }
+
+    def cpu_ms(self) -> dict[str, dict[str, float]]:
+        """Return the median CPU milliseconds per operation, by kind of section and service."""
+        kinds = dict.fromkeys((one.system, one.what) for one in self.sections)
+        return {_label(*kind): _medians([one.cpu_ms for one in self.of(*kind)]) for kind in kinds}
+
+    def memory_mib(self) -> dict[str, float]:
+        """Return the greatest resident memory of each service after a section of batches."""
+        seen = [one.rss_mib for one in self.of("modelyard", "batches")]
+        return {name: max(one[name] for one in seen) for name in seen[0]}
 
     def of(self, system: str, what: str) -> list[Section]:
         """Return the sections of a kind, one for each round."""
@@ -88,6 +100,7 @@ def rows(measured: Measured) -> list[Row]:
             measured.accepted_rates("singles"), measured.bare_rates, _SHARE_OF_BARE, "bare",
         ),
         _at_half_load(measured),
+        Row("Memory after batches, MiB", _memory(measured.memory_mib())),
         Row("Taskiq, 2 processes", with_spread(taskiq, "/s")),
         Row("Celery, 2 processes", with_spread(celery, "/s")),
         Row("Bare FastAPI endpoint", with_spread(measured.bare_rates, "/s")),
@@ -138,3 +151,15 @@ def _at_half_load(measured: Measured) -> Row:
     latencies = measured.latencies_s("modelyard", "constant rate")
     p50, p99 = percentile(latencies, 50), percentile(latencies, 99)
     return Row("At half of the greatest rate", f"p50 {p50 * _MS:.0f} ms, p99 {p99 * _MS:.0f} ms")
+
+
+def _memory(mib: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {mib[name]:.0f}" for name in _OWN if name in mib)
+
+
+def _label(system: str, what: str) -> str:
+    return what if system == "modelyard" else system if what == "throughput" else f"{system}, one"
+
+
+def _medians(usages: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: median(one.get(name, 0.0) for one in usages) for name in usages[0]}

@@ -1,8 +1,8 @@
 """Load on a gateway over HTTP: batches, single requests, one at a time, a constant rate.
 
-It uses aiohttp, over connections that stay open. A client that is slower than what it measures
-would measure itself (httpx, for example, sends a few hundred requests a second), so the CPU of the
-load generator is in every table.
+All connections stay open. Single requests at once are sent by `bench.flood`, the rest by aiohttp. A
+client that is slower than what it measures would measure itself (httpx, for example, sends a few
+hundred requests a second), so the CPU of the load generator is in every table.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from itertools import cycle
+from itertools import cycle, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from bench.flood import WrongAnswer, flood, prepare
 from bench.jobs import BODY, INPUT
+from modelyard.process.tasks import TaskGroup
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -30,10 +32,6 @@ _ACCEPTED = 202
 _DONE = 200
 _SUCCEEDED = "SUCCEEDED"
 _HEADERS = {"Content-Type": "application/json"}
-
-
-class WrongAnswer(Exception):  # noqa: N818 - it names what came
-    """A server answered other than a benchmark expects; the message has its answer."""
 
 
 class Gateway:
@@ -77,12 +75,10 @@ class Gateway:
 
     async def submit_singles(self, operations: int) -> float:
         """Submit each in a request, 64 at once; return the seconds until the last was accepted."""
-        bodies = cycle(self._bodies)
-
-        async def submit(_: int) -> None:
-            await self._post("/v1/jobs", next(bodies), _ACCEPTED)
-
-        return await _timed(submit, operations, AT_ONCE)
+        url = f"{self._url}/v1/jobs"
+        prepared = cycle([prepare(url, body, self._headers) for body in self._bodies])
+        requests = islice(prepared, operations)
+        return await flood(url, requests, at_once=AT_ONCE, expected=_ACCEPTED)
 
     async def one_at_a_time(self, operations: int) -> list[float]:
         """Return the seconds that each operation takes, from its submission to its end."""
@@ -135,15 +131,13 @@ async def model_latencies(url: str, operations: int) -> list[float]:
 
 async def model_rate(urls: Sequence[str], operations: int) -> float:
     """Return the inferences per second that the model servers answer, 64 at once."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        targets = cycle(urls)
-
-        async def infer(_: int) -> None:
-            url = next(targets)
-            async with http.post(url, data=BODY, headers=_HEADERS, raise_for_status=True) as answer:
-                await answer.read()
-
-        return operations / await _timed(infer, operations, AT_ONCE)
+    shares = len(urls)
+    began = time.monotonic()
+    async with TaskGroup() as group:
+        for url in urls:
+            requests = repeat(prepare(url, BODY.encode(), _HEADERS), operations // shares)
+            group.create_task(flood(url, requests, at_once=AT_ONCE // shares, expected=_DONE))
+    return operations / (time.monotonic() - began)
 
 
 async def _timed(call: Callable[[int], Awaitable[None]], times: int, at_once: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -112,18 +113,19 @@ class Measuring:
         dispatcher's connections survive, a minute.
         """
         dispatcher = self._stack.services.dispatcher
+        query = _succeeded_since_now()
 
         async def run() -> Outcome:
-            query = _succeeded_since_now()
-            dispatcher.pause()
-            try:
-                accepted_s = await self._gateway.submit_singles(operations)
-            finally:
-                dispatcher.resume()
-            await until_ended(self._records, "operations", query, operations)
+            accepted_s = await self._gateway.submit_singles(operations)
             return Outcome(accepted_s, accepted_s)
 
-        return await self._section("modelyard", "accepted", operations, run)
+        await asyncio.to_thread(dispatcher.pause)
+        try:
+            section = await self._section("modelyard", "accepted", operations, run)
+        finally:
+            dispatcher.resume()
+        await until_ended(self._records, "operations", query, operations)
+        return section
 
     async def one_at_a_time(self, operations: int) -> Section:
         """Modelyard, each operation after the end of the one before."""
@@ -174,10 +176,10 @@ class Measuring:
     async def _section(
         self, system: str, what: str, operations: int, run: Callable[[], Awaitable[Outcome]]
     ) -> Section:
-        watched = self._processes()
+        watched = self._processes()  # what starts later is not counted; the warm-up starts all
         before = processes.read(watched)
         outcome = await run()
-        after = processes.read(self._processes())
+        after = processes.read(watched)
         used = processes.cpu_between(before, after)
         section = Section(
             system=system,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("aio-pika", "aiodocker", "aiohttp", "fastapi", "httpx2", "motor", "pydantic",
               "pymongo", "uvicorn", "uvloop")  # fmt: skip
 _KIB = 1024
+_VISIBLE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +56,17 @@ def print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
     console.print(table)
 
 
-def print_usage(
-    console: Console, title: str, usages: Sequence[tuple[str, Mapping[str, float]]]
-) -> None:
-    """Print a line for each measurement and a column for each service; zeros are left out."""
-    services = list(dict.fromkeys(name for _, usage in usages for name in usage))
-    table = Table("", *services, title=title, title_justify="left")
-    for name, usage in usages:
-        cells = (usage.get(service, 0.0) for service in services)
-        table.add_row(name, *(f"{cell:.2f}".removesuffix(".00") if cell else "" for cell in cells))
+def print_usage(console: Console, title: str, usages: Mapping[str, Mapping[str, float]]) -> None:
+    """Print a column for each kind of measurement, and a line for each service.
+
+    What is too little to be seen is left out.
+    """
+    services = dict.fromkeys(name for usage in usages.values() for name in usage)
+    table = Table("", *usages, title=title, title_justify="left")
+    for service in services:
+        cells = [usage.get(service, 0.0) for usage in usages.values()]
+        table.add_row(service, *(f"{cell:.2f}" if cell >= _VISIBLE else "" for cell in cells))
+    table.add_row("all", *(f"{sum(usage.values()):.2f}" for usage in usages.values()))
     console.print(table)
 
 

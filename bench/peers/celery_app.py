@@ -29,6 +29,7 @@ app.conf.update(
     task_track_started=True,
     task_default_queue="bench.celery",
     task_default_queue_type="quorum",
+    task_default_exchange_type="topic",
     broker_transport_options={"confirm_publish": True},
     broker_pool_limit=_CONNECTIONS,
     broker_connection_retry_on_startup=True,
