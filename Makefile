@@ -7,13 +7,15 @@ SHELL := bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+PEERS := var/bench-venv
+PEERS_READY := $(PEERS)/.ready
 ARGS ?=
 MINUTES ?= 10
 SEED ?=
 # All tests that need a server run one after the other, on the same servers; the others beside them.
 PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 
-.PHONY: help setup demo test test-fast faults soak up down status check fmt clean
+.PHONY: help setup demo test test-fast faults soak bench up down status check fmt clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -38,6 +40,14 @@ faults: $(READY) ## Make every fault and check every invariant; ends with a tabl
 
 soak: $(READY) ## Break things at random under load: make soak MINUTES=10 SEED=7
 	@$(PYTHON) -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+bench: $(READY) $(PEERS_READY) ## Measure Modelyard beside Taskiq and Celery: under ten minutes; ARGS=--quick: two.
+	@$(PYTHON) -m bench $(ARGS)
+
+$(PEERS_READY): bench/requirements-peers.txt
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --requirement $<
+	@touch $@
 
 up: $(READY) ## Start the stack in the background; its addresses are in var/stack.env.
 	@$(PYTHON) -m deploy.local up $(ARGS)

@@ -74,7 +74,7 @@ class Daemon:
             by = f"command {owner.pid}" if owner else "the stack in the background"
             message = f"{self.name} already runs in {self.folder} (process {process.pid}, of {by})"
             raise InUse(message)
-        kill_all(self._family())
+        kill_all(self.family())
 
     def spawn(
         self,
@@ -134,13 +134,13 @@ class Daemon:
 
     def stop(self, grace: float) -> None:
         """Send SIGTERM, and SIGKILL after `grace` seconds; then kill what the process has left."""
-        family = self._family()
+        family = self.family()
         if process := self.terminate():
             try:
                 wait_until(lambda: self.process is None, grace, f"{self.name} stopped")
             except TimeoutError:
                 process.send(signal.SIGKILL)
-        kill_all(family | self._family())
+        kill_all(family | self.family())
         if self._child:
             self._child.wait()
             self._child = None
@@ -165,14 +165,15 @@ class Daemon:
         if process := self.process:
             process.send(signal.SIGCONT)
 
+    def family(self) -> set[ProcessId]:
+        """Find every process with this daemon's mark, and the descendants of those."""
+        return with_descendants(carrying(_MARK, str(self._record.resolve())))
+
     def log_end(self) -> str:
         """Return the last lines of the log, for a person."""
         if not self.log.exists():
             return "(no log was written)"
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-
-    def _family(self) -> set[ProcessId]:
-        return with_descendants(carrying(_MARK, str(self._record.resolve())))
 
     def _recorded(self, role: str) -> ProcessId | None:
         if not self._record.exists():

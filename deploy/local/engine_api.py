@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -47,6 +47,27 @@ def remove_containers(docker_host: str, label: str) -> int:
             answer = client.delete(f"/containers/{container}", params=options, timeout=_REMOVAL_S)
             _accept(answer)
     return len(containers)
+
+
+def container_processes(docker_host: str, label: str) -> list[int]:
+    """Return the first process of each running container with a `name=value` label."""
+    return [int(one["State"]["Pid"]) for one in _running(docker_host, label)]
+
+
+def published_ports(docker_host: str, label: str, port: int) -> list[int]:
+    """Return where each running container with a `name=value` label publishes a TCP port."""
+    return [
+        int(one["NetworkSettings"]["Ports"][f"{port}/tcp"][0]["HostPort"])
+        for one in _running(docker_host, label)
+    ]
+
+
+def _running(docker_host: str, label: str) -> list[dict[str, Any]]:
+    """Inspect the running containers with a label."""
+    with _client(docker_host) as client:
+        containers = _containers(client, {"label": [label], "status": ["running"]})
+        found = [client.get(f"/containers/{one}/json").raise_for_status() for one in containers]
+    return [answer.json() for answer in found]
 
 
 def _containers(client: httpx2.Client, filters: dict[str, list[str]]) -> list[str]:

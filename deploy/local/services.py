@@ -72,9 +72,10 @@ class Service:
 class Services:
     """Gateway, dispatcher and one worker of a stack."""
 
-    def __init__(self, layout: Layout, *, host_id: str) -> None:
+    def __init__(self, layout: Layout, *, host_id: str, slots: int = _WORKER_SLOTS) -> None:
         self._layout = layout
         self._host_id = host_id
+        self._slots = slots
         self.gateway, self.dispatcher, self.worker = (
             Service(module, root=layout.root, folder=layout.data / "services", logs=layout.logs)
             for module in ("gateway", "dispatcher", "worker")
@@ -100,7 +101,7 @@ class Services:
         }
         host = {
             "MODELYARD_HOST_ID": self._host_id,
-            "MODELYARD_WORKER_SLOTS": str(_WORKER_SLOTS),
+            "MODELYARD_WORKER_SLOTS": str(self._slots),
             "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self._layout.datasets)]),
             # Only users of this machine can reach the gateway.
             "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',

@@ -104,14 +104,18 @@ class LocalStack:
                 self._forget_data()
             self.servers.start()
             with self._progress.step("Images") as step:
-                provide_images(self.endpoints.docker_host, self.layout.datasets, step.note)
-                step.result = "Images and the digits' dataset ready"
+                step.result = self.provide_images(step.note)
             with self._progress.step("Gateway, dispatcher, worker") as step:
                 if self._with_keys:
                     self.api_key = bootstrap_key(self.endpoints.mongo_url)
                 self.services.start(self.endpoints, self.api_key)
                 step.result = f"Gateway ready on {self.endpoints.url}, host {self.host_id} online"
             undo.pop_all()
+
+    def provide_images(self, note: Callable[[str], None]) -> str:
+        """Bring what this stack's containers need to its engine; return a line that says what."""
+        provide_images(self.endpoints.docker_host, self.layout.datasets, note)
+        return "Images and the digits' dataset ready"
 
     def stop(self) -> None:
         """Stop everything of this layout, whether this object or an earlier command started it.

@@ -1,0 +1,47 @@
+"""`python -m bench`: Modelyard and its peers on the same servers, in interleaved rounds."""
+
+from typing import Annotated
+
+import typer
+import uvloop
+from rich.console import Console
+
+from bench.goals import rows
+from bench.report import Run, peer_versions, print_table, print_usage, write_results
+from bench.rounds import FULL, JOBS, QUICK, measure
+from bench.stack import BenchStack
+from deploy.local.errors import StackError
+from deploy.local.layout import ROOT
+from deploy.local.progress import Progress
+
+RESULTS = ROOT / "bench" / "results.json"
+_LEAST_WIDTH = 120
+
+
+def main(
+    *,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only try it: short rounds, and no results.json.")
+    ] = False,
+) -> None:
+    """Measure Modelyard, Taskiq and Celery, and print the goals beside what was reached."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, _LEAST_WIDTH)
+    progress = Progress(console)
+    try:
+        with BenchStack.started(progress, slots=JOBS) as stack:
+            measured = uvloop.run(measure(stack, QUICK if quick else FULL, progress))
+            versions = stack.versions()
+    except StackError as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
+        raise SystemExit(1) from None
+    table = rows(measured)
+    print_usage(console, "CPU, ms per operation", measured.cpu_ms())
+    print_table(console, "Modelyard and its peers", table)
+    if not quick:
+        run = Run("make bench", versions, peer_versions())
+        write_results(RESULTS, run, table, measured.figures())
+
+
+if __name__ == "__main__":
+    typer.run(main)

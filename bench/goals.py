@@ -1,0 +1,165 @@
+"""The goals for the speed of `make bench`, and the rows of its table; no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bench.report import Row
+from bench.statistics import percentile, with_spread
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bench.measuring import Section
+
+_MS = 1_000
+_TIMES_TASKIQ_BATCHES = 3.0
+_TIMES_CELERY_BATCHES = 6.0
+_TIMES_TASKIQ_SINGLES = 2.0
+_MOST_TIMES_CELERY_P50 = 2.5
+_MOST_TIMES_P50 = 3.0
+_SHARE_OF_BARE = 0.4
+_LEAST_MODEL_RATE = 5_000
+_OWN = ("gateway", "dispatcher", "worker", "mongod", "rabbitmq")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All that a run has measured."""
+
+    sections: Sequence[Section]
+    bare_rates: Sequence[float]
+    """Requests per second of the bare endpoint, one for each round."""
+    model_p50_s: float
+    """What the model server itself takes for one request."""
+    model_rate: float
+    """Requests per second that the model servers answer alone."""
+
+    def figures(self) -> dict[str, object]:
+        """Return all raw figures; of latencies their percentiles."""
+        return {
+            "bare_rates": list(self.bare_rates),
+            "model_p50_s": self.model_p50_s,
+            "model_rate": self.model_rate,
+            "sections": [one.figures() for one in self.sections],
+        }
+
+    def cpu_ms(self) -> dict[str, dict[str, float]]:
+        """Return the median CPU milliseconds per operation, by kind of section and service."""
+        kinds = dict.fromkeys((one.system, one.what) for one in self.sections)
+        return {_label(*kind): _medians([one.cpu_ms for one in self.of(*kind)]) for kind in kinds}
+
+    def memory_mib(self) -> dict[str, float]:
+        """Return the greatest resident memory of each service after a section of batches."""
+        seen = [one.rss_mib for one in self.of("modelyard", "batches")]
+        return {name: max(one[name] for one in seen) for name in seen[0]}
+
+    def of(self, system: str, what: str) -> list[Section]:
+        """Return the sections of a kind, one for each round."""
+        return [one for one in self.sections if (one.system, one.what) == (system, what)]
+
+    def rates(self, system: str, what: str) -> list[float]:
+        """Return their operations per second."""
+        return [one.rate for one in self.of(system, what)]
+
+    def accepted_rates(self, what: str) -> list[float]:
+        """Return the acceptances per second of Modelyard's sections of a kind."""
+        return [
+            one.operations / one.accepted_seconds
+            for one in self.of("modelyard", what)
+            if one.accepted_seconds
+        ]
+
+    def latencies_s(self, system: str, what: str) -> list[float]:
+        """Return the latencies of all rounds together."""
+        return [value for one in self.of(system, what) for value in one.latencies_s]
+
+
+def rows(measured: Measured) -> list[Row]:
+    """Return the table: each goal beside what was reached, then what has no goal."""
+    batches = measured.rates("modelyard", "batches")
+    singles = measured.rates("modelyard", "singles")
+    taskiq = measured.rates("taskiq", "throughput")
+    celery = measured.rates("celery", "throughput")
+    return [
+        _at_least("End to end, batches of 500", batches, taskiq, _TIMES_TASKIQ_BATCHES, "Taskiq"),
+        _at_least("End to end, batches of 500", batches, celery, _TIMES_CELERY_BATCHES, "Celery"),
+        _at_least(
+            "End to end, single requests, 64 at once",
+            singles, taskiq, _TIMES_TASKIQ_SINGLES, "Taskiq",
+        ),
+        *_one_at_a_time(measured),
+        _at_least(
+            "Accepted, single requests, 64 at once",
+            measured.accepted_rates("accepted"), measured.bare_rates, _SHARE_OF_BARE, "bare",
+        ),
+        _at_least(
+            "Accepted, while the accepted work is done",
+            measured.accepted_rates("singles"), measured.bare_rates, _SHARE_OF_BARE, "bare",
+        ),
+        _at_half_load(measured),
+        Row("Memory after batches, MiB", _memory(measured.memory_mib())),
+        Row("Taskiq, 2 processes", with_spread(taskiq, "/s")),
+        Row("Celery, 2 processes", with_spread(celery, "/s")),
+        Row("Bare FastAPI endpoint", with_spread(measured.bare_rates, "/s")),
+        Row("Model servers alone, 64 at once", f"{measured.model_rate:,.0f}/s", ">= 5,000/s",
+            measured.model_rate >= _LEAST_MODEL_RATE),
+    ]  # fmt: skip
+
+
+def _at_least(
+    name: str, reached: Sequence[float], other: Sequence[float], goal: float, whom: str
+) -> Row:
+    """Compare round by round; the median decides."""
+    ratios = [mine / theirs for mine, theirs in zip(reached, other, strict=True)]
+    middle = percentile(ratios, 50)
+    return Row(
+        name,
+        f"{with_spread(ratios, 'x', digits=2)} {whom}: {with_spread(reached, '/s')}",
+        f">= {goal:g}x {whom}",
+        middle >= goal,
+    )
+
+
+def _one_at_a_time(measured: Measured) -> list[Row]:
+    own = measured.latencies_s("modelyard", "one at a time")
+    celery = measured.latencies_s("celery", "one at a time")
+    p50, p99 = percentile(own, 50), percentile(own, 99)
+    celery_p50 = percentile(celery, 50)
+    ratio = (p50 - measured.model_p50_s) / (celery_p50 - measured.model_p50_s)
+    tail = p99 / p50
+    return [
+        Row(
+            "One at a time, p50 without the model's time",
+            f"{ratio:.1f}x Celery: {p50 * _MS:.1f} ms, Celery {celery_p50 * _MS:.1f} ms, "
+            f"model {measured.model_p50_s * _MS:.1f} ms",
+            f"<= {_MOST_TIMES_CELERY_P50:g}x Celery",
+            ratio <= _MOST_TIMES_CELERY_P50,
+        ),
+        Row(
+            "One at a time, p99",
+            f"{tail:.1f}x p50: {p99 * _MS:.1f} ms",
+            f"<= {_MOST_TIMES_P50:g}x p50",
+            tail <= _MOST_TIMES_P50,
+        ),
+    ]
+
+
+def _at_half_load(measured: Measured) -> Row:
+    latencies = measured.latencies_s("modelyard", "constant rate")
+    p50, p99 = percentile(latencies, 50), percentile(latencies, 99)
+    return Row("At half of the greatest rate", f"p50 {p50 * _MS:.0f} ms, p99 {p99 * _MS:.0f} ms")
+
+
+def _memory(mib: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {mib[name]:.0f}" for name in _OWN if name in mib)
+
+
+def _label(system: str, what: str) -> str:
+    return what if system == "modelyard" else system if what == "throughput" else f"{system}, one"
+
+
+def _medians(usages: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: median(one.get(name, 0.0) for one in usages) for name in usages[0]}

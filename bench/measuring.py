@@ -1,0 +1,208 @@
+"""The sections of a round: each measures one system, with the CPU and memory of every process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from bench import processes
+from bench.ends import until_ended
+from bench.load import BATCH
+from bench.statistics import percentile
+from deploy.local.processes import ProcessId
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from pymongo.asynchronous.database import AsyncDatabase
+
+    from bench.load import Gateway
+    from bench.peer_processes import Peer
+    from bench.stack import BenchStack
+
+GENERATOR = "load generator"
+_MIB = 1 << 20
+_MS = 1_000
+_PERCENTILES = (50, 90, 99, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One measurement of one system."""
+
+    system: str
+    what: str
+    operations: int
+    seconds: float
+    """From the first submission to the last end."""
+    cpu_ms: Mapping[str, float]
+    """CPU milliseconds per operation, by service."""
+    rss_mib: Mapping[str, float]
+    """Resident memory at the end, by service."""
+    accepted_seconds: float | None = None
+    """From the first submission to the last acceptance."""
+    latencies_s: Sequence[float] = field(default=(), repr=False)
+
+    @property
+    def rate(self) -> float:
+        """Operations per second, end to end."""
+        return self.operations / self.seconds
+
+    def figures(self) -> dict[str, object]:
+        """Return everything as JSON can hold it; of latencies some percentiles, in ms."""
+        figures = asdict(self)
+        del figures["latencies_s"]
+        if self.latencies_s:
+            figures["latency_ms"] = {
+                f"p{percent}": percentile(self.latencies_s, percent) * _MS
+                for percent in _PERCENTILES
+            }
+        return figures
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a measured call returns."""
+
+    seconds: float
+    accepted_seconds: float | None = None
+    latencies_s: Sequence[float] = ()
+
+
+class Measuring:
+    """Measures sections, one after the other."""
+
+    def __init__(
+        self,
+        stack: BenchStack,
+        gateway: Gateway,
+        records: AsyncDatabase[dict[str, Any]],
+        peers: Sequence[Peer],
+    ) -> None:
+        self._stack = stack
+        self._gateway = gateway
+        self._records = records
+        self.peers = peers
+        self.sections: list[Section] = []
+
+    async def batches(self, operations: int) -> Section:
+        """Modelyard, submitted in batches."""
+        whole = max(BATCH, operations // BATCH * BATCH)
+
+        async def run() -> Outcome:
+            return await self._until_recorded(whole, self._gateway.submit_batches)
+
+        return await self._section("modelyard", "batches", whole, run)
+
+    async def singles(self, operations: int) -> Section:
+        """Modelyard, each operation in a request of its own."""
+
+        async def run() -> Outcome:
+            return await self._until_recorded(operations, self._gateway.submit_singles)
+
+        return await self._section("modelyard", "singles", operations, run)
+
+    async def accepted(self, operations: int) -> Section:
+        """Modelyard's gateway and its servers, while the dispatcher is paused.
+
+        The accepted work is done afterwards. The pause has to be shorter than the time that a
+        dispatcher's connections survive, a minute.
+        """
+        dispatcher = self._stack.services.dispatcher
+        query = _succeeded_since_now()
+
+        async def run() -> Outcome:
+            accepted_s = await self._gateway.submit_singles(operations)
+            return Outcome(accepted_s, accepted_s)
+
+        await asyncio.to_thread(dispatcher.pause)
+        try:
+            section = await self._section("modelyard", "accepted", operations, run)
+        finally:
+            dispatcher.resume()
+        await until_ended(self._records, "operations", query, operations)
+        return section
+
+    async def one_at_a_time(self, operations: int) -> Section:
+        """Modelyard, each operation after the end of the one before."""
+
+        async def run() -> Outcome:
+            latencies = await self._gateway.one_at_a_time(operations)
+            return Outcome(sum(latencies), latencies_s=latencies)
+
+        return await self._section("modelyard", "one at a time", operations, run)
+
+    async def at_rate(self, per_s: float, seconds: float) -> Section:
+        """Modelyard at a constant rate."""
+
+        async def run() -> Outcome:
+            began = time.monotonic()
+            latencies = await self._gateway.at_rate(per_s, seconds)
+            return Outcome(time.monotonic() - began, latencies_s=latencies)
+
+        return await self._section("modelyard", "constant rate", int(per_s * seconds), run)
+
+    async def peer_throughput(self, peer: Peer, operations: int) -> Section:
+        """Measure a peer, 64 publishes at once."""
+
+        async def run() -> Outcome:
+            return Outcome(await peer.throughput(operations))
+
+        return await self._section(peer.name, "throughput", operations, run)
+
+    async def peer_one_at_a_time(self, peer: Peer, operations: int) -> Section:
+        """Measure a peer, each task after the end of the one before."""
+
+        async def run() -> Outcome:
+            latencies = await peer.one_at_a_time(operations)
+            return Outcome(sum(latencies), latencies_s=latencies)
+
+        return await self._section(peer.name, "one at a time", operations, run)
+
+    async def _until_recorded(
+        self, operations: int, submit: Callable[[int], Awaitable[float]]
+    ) -> Outcome:
+        """Submit, and wait until all are recorded as SUCCEEDED; one that fails ends the run."""
+        query = _succeeded_since_now()
+        began = time.monotonic()
+        accepted_s = await submit(operations)
+        ended = await until_ended(self._records, "operations", query, operations)
+        return Outcome(ended - began, accepted_s)
+
+    async def _section(
+        self, system: str, what: str, operations: int, run: Callable[[], Awaitable[Outcome]]
+    ) -> Section:
+        watched = self._processes()  # what starts later is not counted; the warm-up starts all
+        before = processes.read(watched)
+        outcome = await run()
+        after = processes.read(watched)
+        used = processes.cpu_between(before, after)
+        section = Section(
+            system=system,
+            what=what,
+            operations=operations,
+            seconds=outcome.seconds,
+            cpu_ms={name: cpu_s * _MS / operations for name, cpu_s in used.items()},
+            rss_mib={name: rss / _MIB for name, rss in processes.memory(after).items()},
+            accepted_seconds=outcome.accepted_seconds,
+            latencies_s=outcome.latencies_s,
+        )
+        self.sections.append(section)
+        return section
+
+    def _processes(self) -> dict[str, set[ProcessId]]:
+        found = self._stack.processes()
+        own = ProcessId.of(os.getpid())
+        found[GENERATOR] = {own} if own else set()
+        for peer in self.peers:
+            for name, of in peer.processes().items():
+                found.setdefault(name, set()).update(of)
+        return found
+
+
+def _succeeded_since_now() -> dict[str, Any]:
+    return {"state": "SUCCEEDED", "accepted_at": {"$gte": datetime.now(UTC)}}

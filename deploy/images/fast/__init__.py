@@ -1,0 +1,1 @@
+"""A model server for benchmarks, which answers at once."""
