@@ -85,8 +85,11 @@ class FirstPass:
         entered = [one for one in entries if one not in back]
         claims = [one.claim for one in entered if one.claim is not None]
         await self._commands.publish([claim.dispatched() for claim in claims], held)
-        self._event_log.note(operation_event(one.new.queued()) for one in entered)
-        self._event_log.note(operation_event(claim.dispatched()) for claim in claims)
+        # What was never QUEUED in the record without being DISPATCHED too has only that event.
+        self._event_log.note(
+            operation_event(one.claim.dispatched() if one.claim else one.new.queued())
+            for one in entered
+        )
         return [one.new for one in back]
 
     async def _hold(self, jobs: Sequence[str]) -> None:

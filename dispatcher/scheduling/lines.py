@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from modelyard.contract.states import OperationState
 from modelyard.store import Store
 from modelyard.store.jobs import LINE_HEAD
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
@@ -81,6 +82,14 @@ class Lines:
         """Return an open operation, if it is in memory."""
         held = self._held.get(job_id)
         return None if held is None else held.operations.get(operation_id)
+
+    def agree(self, waiting: OperationRecord) -> bool:
+        """Return False if an operation that is QUEUED in the record is not so in memory."""
+        held = self._held.get(waiting.job_id or "")
+        if held is None:
+            return True
+        there = held.operations.get(waiting.operation_id)
+        return there.state is OperationState.QUEUED if there is not None else not held.whole
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Drop jobs that were changed by a write that does not keep this memory."""

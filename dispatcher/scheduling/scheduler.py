@@ -277,11 +277,14 @@ class Scheduler:
     async def _schedule_page(
         self, after: OperationRecord | None, *, from_record: bool = False
     ) -> list[OperationRecord]:
-        """Schedule a page of waiting operations; `from_record` reads their jobs anew."""
+        """Schedule a page of waiting operations.
+
+        With `from_record`, jobs that are not in memory as in the record are read again.
+        """
         page = await self._store.operation_queries.waiting(after=after, limit=WAITING_PAGE)
         jobs = list(dict.fromkeys(one.job_id for one in page if one.job_id))
         if from_record:
-            self._lines.forget(jobs)
+            self._lines.forget({one.job_id or "" for one in page if not self._lines.agree(one)})
         for start in range(0, len(jobs), JOBS_IN_A_PASS):
             await self.schedule(jobs[start : start + JOBS_IN_A_PASS])
         return page
