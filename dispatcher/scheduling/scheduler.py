@@ -9,8 +9,9 @@ assign, claim, publish the commands, publish the events. What a crash leaves beh
 - after claim: the operation is DISPATCHED and no command is published; the sweep publishes it;
 - after publish: only the event is missing.
 
-Two dispatchers may run passes over the same jobs: reservations are guarded by the host document,
-assignments by the job's version, claims by the operation's state and epoch.
+A dispatcher whose term is over may be in the middle of a pass over the same jobs: reservations are
+guarded by the host document, assignments by the job's version, claims by the operation's state and
+epoch.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from dispatcher.events import EventLog, operation_event
+from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.ordering import (
     AlreadySatisfied,
@@ -145,13 +147,16 @@ def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, 
 class Scheduler:
     """Runs passes over the jobs for which it is woken.
 
-    The sweep or another dispatcher may run passes at the same time: every write is guarded.
+    The sweep may run passes at the same time: every write is guarded.
     """
 
-    def __init__(self, store: Store, event_log: EventLog, commands: CommandPublisher) -> None:
+    def __init__(
+        self, store: Store, event_log: EventLog, commands: CommandPublisher, term: Term
+    ) -> None:
         self._store = store
         self._event_log = event_log
         self._commands = commands
+        self._term = term
         self._jobs: dict[str, None] = {}
         self._waiting_woken = False
         self._swept_up_to: OperationRecord | None = None
@@ -190,7 +195,8 @@ class Scheduler:
                 self._woken.set()
 
     async def schedule(self, job_ids: Sequence[str]) -> None:
-        """Run one pass over some jobs; raises `StoreUnavailableError`."""
+        """Run one pass over some jobs; raises `StoreUnavailableError` and `NotLeadingError`."""
+        self._term.check()
         read, hosts, waiting = await together(
             self._store.jobs.lines(job_ids),
             self._store.hosts.all(),

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from dispatcher.events import EventLog
+from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest, OperationReport
@@ -41,9 +42,9 @@ class Interrupted:
 
 def scheduler_on(store: MemoryStore) -> Scheduler:
     broker = MemoryBroker(MemoryRabbit(), name="test")
-    return Scheduler(
-        store, EventLog(store, broker), CommandPublisher(broker, default_timeout_s=60.0)
-    )
+    term = Term(1, float("inf"))
+    commands = CommandPublisher(broker, term, default_timeout_s=60.0)
+    return Scheduler(store, EventLog(store, broker), commands, term)
 
 
 async def one_waits(store: MemoryStore) -> None:
