@@ -57,8 +57,8 @@ class FirstPass:
         """
         jobs = sorted({one.job_id for one in new if one.job_id and one.rejection is None})
         await self._hold(jobs)
-        places = await self._positions.take(len(new))
         hosts = await self._fleet.hosts()
+        places = await self._positions.take(len(new))
         with self._lines.entering(jobs):
             # Up to the write nothing is awaited, so what is decided holds for the lines of now.
             entries = self._entries(new, places, hosts)

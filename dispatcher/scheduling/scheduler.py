@@ -9,8 +9,9 @@ assign, claim, publish the commands, publish the events. What a crash leaves beh
 - after claim: the operation is DISPATCHED and no command is published; the sweep publishes it;
 - after publish: only the event is missing.
 
-Two dispatchers may run passes over the same jobs: reservations are guarded by the host document,
-assignments by the job's version, claims by the operation's state and epoch.
+A dispatcher whose term is over may be in the middle of a pass over the same jobs: reservations are
+guarded by the host document, assignments by the job's version, claims by the operation's state and
+epoch.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from dispatcher.events import EventLog, operation_event
+from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
@@ -155,7 +157,7 @@ def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, 
 class Scheduler:
     """Runs passes over the jobs for which it is woken.
 
-    The sweep or another dispatcher may run passes at the same time: every write is guarded.
+    The sweep may run passes at the same time: every write is guarded.
     """
 
     def __init__(
@@ -163,6 +165,7 @@ class Scheduler:
         store: Store,
         event_log: EventLog,
         commands: CommandPublisher,
+        term: Term,
         *,
         lines: Lines,
         fleet: Fleet,
@@ -172,6 +175,7 @@ class Scheduler:
         self._commands = commands
         self._lines = lines
         self._fleet = fleet
+        self._term = term
         self._jobs: dict[str, None] = {}
         self._waiting_woken = False
         self._swept_up_to: OperationRecord | None = None
@@ -210,7 +214,8 @@ class Scheduler:
                 self._woken.set()
 
     async def schedule(self, job_ids: Sequence[str]) -> None:
-        """Run one pass over some jobs; raises `StoreUnavailableError`."""
+        """Run one pass over some jobs; raises `StoreUnavailableError` and `NotLeadingError`."""
+        self._term.check()
         read = await self._lines.read(job_ids)
         lines, moved = [*read.lines], read.moved
         if any(_may_place(line) for line in lines):
