@@ -230,10 +230,18 @@ class Scheduler:
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
         plan = make_plan(self._still(lines), catalog, FreeCapacity(hosts))
-        self._note(plan)
-        await self._end(plan)
-        await self._store.operations.explain_waiting(plan.waiting)
-        await self._dispatch(plan.dispatches)
+        shared = [one for one in plan.dispatches if one.operation.shared]
+        for one in shared:
+            self._lines.replace(one.claim.dispatched())
+        try:
+            await self._end(plan)
+            await self._store.operations.explain_waiting(plan.waiting)
+            for operation in plan.explained:
+                self._lines.replace(operation)
+            await self._dispatch(plan.dispatches)
+        except BaseException:
+            self._lines.forget(one.job.job_id for one in shared)
+            raise
 
     def _still(self, lines: Sequence[JobLine]) -> list[JobLine]:
         """Return the lines as they are in memory now.
@@ -248,14 +256,6 @@ class Scheduler:
             else:
                 self.wake([line.job.job_id])
         return now
-
-    def _note(self, plan: SchedulingPlan) -> None:
-        """Note in memory what this pass decides about operations that share their job."""
-        for one in plan.dispatches:
-            if one.operation.shared:
-                self._lines.replace(one.claim.dispatched())
-        for operation in plan.explained:
-            self._lines.replace(operation)
 
     async def schedule_next_page(self) -> None:
         """Schedule the next page of waiting operations; after the last page start again.
