@@ -10,6 +10,7 @@ from typing import Literal
 
 import structlog
 
+from dispatcher.leadership import Term
 from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo, StoreUnavailableError
 from modelyard.contract.message_types import EVENT_TYPE
@@ -60,9 +61,10 @@ class EventLog:
     dispatcher dies before, it is handled again, and they are published by whoever does.
     """
 
-    def __init__(self, store: Store, broker: Broker) -> None:
+    def __init__(self, store: Store, broker: Broker, term: Term) -> None:
         self._store = store
         self._broker = broker
+        self._term = term
         self._noted: deque[Event | _After] = deque()
         self._any_noted = asyncio.Event()
 
@@ -74,7 +76,8 @@ class EventLog:
     def then(self, work: Callable[[], Awaitable[object]]) -> None:
         """Have `work` done once all events that were noted before are published.
 
-        If it raises `BrokerUnavailableError`, that is all: the broker delivers again.
+        If it raises `BrokerUnavailableError`, that is all: the broker delivers again. It is not
+        done after the end of the term: the next leader has to see what this one did at the last.
         """
         self._noted.append(_After(work))
         self._wake()
@@ -106,7 +109,10 @@ class EventLog:
         return await self._store.events.append(events)
 
     async def run(self) -> None:
-        """Publish what is noted until cancelled; what MongoDB does not take is kept."""
+        """Publish what is noted until cancelled; what MongoDB does not take is kept.
+
+        Raises `NotLeadingError` once the term is over.
+        """
         failures = 0
         while True:
             await self._any_noted.wait()
@@ -125,6 +131,7 @@ class EventLog:
                 continue
             failures = 0
             for one in batch:
+                self._term.check()
                 self._noted.popleft()
                 if isinstance(one, _After):
                     await one.carry_out()

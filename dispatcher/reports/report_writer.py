@@ -68,6 +68,8 @@ class ReportWriter:
             if unclear
             else {}
         )
+        # What is in memory did not explain these reports, so it may be outdated.
+        self._lines.forget(report.job_id for _, report in unclear)
         for host_id, report in unclear:
             verdict = fence(host_id, report, known.get(report.operation_id))
             if isinstance(verdict, CurrentReport):

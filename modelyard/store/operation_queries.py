@@ -87,6 +87,14 @@ class OperationQueries:
             for record in await self.find({"_id": {"$in": list(operation_ids)}})
         }
 
+    async def attempts(self, operation_ids: Sequence[str]) -> dict[str, tuple[OperationState, int]]:
+        """Return the state and the epoch of those of the operations that exist."""
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {"_id": {"$in": list(operation_ids)}}, {"state": 1, "epoch": 1}
+            ).to_list(None)
+        return {one["_id"]: (OperationState(one["state"]), one["epoch"]) for one in found}
+
     async def result(self, operation_id: str) -> ResultPlace | None:
         """Return where the result of an operation is stored; None if it has none."""
         async with self._connection.answering():
