@@ -13,6 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
+from deploy.local.errors import StackError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -21,7 +23,7 @@ _LENGTH = b"\r\ncontent-length:"
 _TIMEOUT_S = 120.0
 
 
-class WrongAnswer(Exception):  # noqa: N818 - it names what came
+class WrongAnswer(StackError):  # noqa: N818 - it names what came
     """A server answered other than a benchmark expects; the message has its answer."""
 
 
