@@ -86,11 +86,10 @@ class _Connection(asyncio.Protocol):
         end = self._buffer.find(_END)
         if end < 0 or self._transport is None:
             return
-        head = self._buffer[:end]
-        if not head.startswith(self._status):
-            self._fail(self._buffer.decode(errors="replace"))
+        if len(self._buffer) < end + len(_END) + _length(self._buffer[:end]):
             return
-        if len(self._buffer) < end + len(_END) + _length(head):
+        if not self._buffer.startswith(self._status):
+            self._fail(f"A request was answered with: {self._buffer.decode(errors='replace')}")
             return
         self._buffer = b""
         self._send_next(self._transport)
