@@ -1,0 +1,124 @@
+"""One fleet of simulated hosts on a stack, with a load on it: what a measurement needs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.processes import read
+from bench.scale.fleet import FleetPlan, running_fleet
+from bench.scale.load import infer, opened_load
+from bench.scale.polling import until
+from bench.scale.stack import ScaleStack
+from deploy.local.processes import ProcessId
+from modelyard.broker import Broker
+from modelyard.contract.catalog.entries import ModelSpec, Profile
+from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.messages import JobRequest
+from modelyard.contract.states import Liveness, Verb
+from modelyard.contract.topology import JOBS_QUEUE
+from modelyard.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from bench.processes import Usages
+    from bench.scale.fleet import Fleet
+    from bench.scale.load import Load
+
+MODEL = ModelSpec(
+    name="simulated",
+    image="simulated:1",
+    profile=Profile.OPEN_INFERENCE,
+    port=8080,
+    max_concurrency=16,
+)
+FLEET, LOAD = "simulated hosts", "load"
+SET_UP_S = 240.0
+"""Seconds that hosts may take to come online, jobs to be loaded, or a dispatcher to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A stack whose hosts are ONLINE. What takes longer than `SET_UP_S` raises an error."""
+
+    stack: ScaleStack
+    broker: Broker
+    fleet: Fleet
+    load: Load
+
+    def usages(self) -> Usages:
+        """Read what all processes have used so far."""
+        own = {FLEET: self.fleet.pid, LOAD: os.getpid()}
+        ours = {name: {one} for name, pid in own.items() if (one := ProcessId.of(pid))}
+        return read({**self.stack.processes(), **ours})
+
+    async def load_jobs(self, jobs: Sequence[str]) -> None:
+        """Create and load these jobs; raises `NotEndedError`."""
+        verbs = (
+            {"operation_type": Verb.DEPLOY_CREATE, "model": MODEL.name},
+            {"operation_type": Verb.DEPLOY_LOAD},
+        )
+        requests = [
+            JobRequest.model_validate({"job_id": job_id, **verb})
+            for job_id in jobs
+            for verb in verbs
+        ]
+        await self.load.run_all(requests, SET_UP_S)
+
+    async def until_answering(self, job_id: str) -> float:
+        """Wait until a dispatcher has answered an operation; return the seconds.
+
+        Raises `NotEndedError`.
+        """
+        began = time.monotonic()
+        await self.load.run_all([infer(job_id)], SET_UP_S)
+        return time.monotonic() - began
+
+    async def until_dispatchers_consume(self, count: int) -> None:
+        """Wait until so many dispatchers consume the jobs queue; raises `TimeoutError`."""
+        await _until_consumed(self.broker, count)
+
+
+@asynccontextmanager
+async def opened_site(hosts: int, slots: int) -> AsyncIterator[Site]:
+    """Start servers, a dispatcher and a fleet; stop all at the end.
+
+    Raises `TimeoutError` if not all hosts are ONLINE after `SET_UP_S` seconds.
+    """
+    with ExitStack() as exits:
+        stack = exits.enter_context(ScaleStack())
+        stack.start_dispatcher()
+        broker = Broker(stack.rabbitmq.url, name="bench")
+        store = Store(stack.mongodb.url, name="bench")
+        exits.callback(store.close)
+        await _until_consumed(broker, 1)
+        await store.models.put(MODEL)
+        fleet = exits.enter_context(running_fleet(FleetPlan(stack.rabbitmq.url, hosts, slots)))
+        await _until_online(store, hosts)
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(broker.close)
+            load = await closing.enter_async_context(opened_load(broker))
+            yield Site(stack, broker, fleet, load)
+
+
+async def _until_consumed(broker: Broker, count: int) -> None:
+    async def consumed() -> bool:
+        try:
+            return await broker.consumer_count(JOBS_QUEUE.name) >= count
+        except BrokerUnavailableError:  # no dispatcher has declared it yet
+            return False
+
+    await until(consumed, within_s=SET_UP_S)
+
+
+async def _until_online(store: Store, hosts: int) -> None:
+    async def online() -> bool:
+        found = Counter(one.liveness for one in await store.hosts.all())
+        return found[Liveness.ONLINE] == hosts
+
+    await until(online, within_s=SET_UP_S)
