@@ -19,6 +19,7 @@ from bench.scale.measure import (
 from bench.scale.site import SET_UP_S, opened_site
 from bench.scale.stack import ACTIVE, STANDBY
 from bench.scale.waiting_room import LINES, WaitingRoom
+from modelyard.contract.errors import ModelyardError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -84,7 +85,7 @@ class ScaleBench:
     async def _part(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except (NotEndedError, TimeoutError) as error:
+        except (NotEndedError, TimeoutError, ModelyardError) as error:
             reason = str(error) or "It took too long."
             self.findings.failures[name] = reason
             self._progress.say(f"{name}: not measured. {reason}")

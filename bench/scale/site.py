@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import Counter
@@ -20,7 +21,8 @@ from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import Liveness, Verb
-from modelyard.contract.topology import JOBS_QUEUE
+from modelyard.contract.topology import JOBS_QUEUE, REPORTS_QUEUE, queues_of_host
+from modelyard.process.tasks import together
 from modelyard.store import Store
 
 if TYPE_CHECKING:
@@ -38,8 +40,12 @@ MODEL = ModelSpec(
     max_concurrency=16,
 )
 FLEET, LOAD = "simulated hosts", "load"
-SET_UP_S = 240.0
+SET_UP_S = 300.0
 """Seconds that hosts may take to come online, jobs to be loaded, or a dispatcher to answer."""
+
+HOSTS_IN_A_DECLARATION = 10
+DECLARED_AT_ONCE = 3
+"""Connections on which queues are declared at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +104,36 @@ async def opened_site(hosts: int, slots: int) -> AsyncIterator[Site]:
         exits.callback(store.close)
         await _until_consumed(broker, 1)
         await store.models.put(MODEL)
-        fleet = exits.enter_context(running_fleet(FleetPlan(stack.rabbitmq.url, hosts, slots)))
+        plan = FleetPlan(stack.rabbitmq.url, hosts, slots)
+        await _declare_queues(broker, list(plan.slots_by_host()))
+        fleet = exits.enter_context(running_fleet(plan))
         await _until_online(store, hosts)
         async with AsyncExitStack() as closing:
             closing.push_async_callback(broker.close)
             load = await closing.enter_async_context(opened_load(broker))
             yield Site(stack, broker, fleet, load)
+
+
+async def _declare_queues(broker: Broker, host_ids: Sequence[str]) -> None:
+    """Declare the hosts' queues, as an operator may do (`modelyard rabbitmq`).
+
+    Left to the dispatcher's enrolment, a large fleet that boots at once would take minutes.
+    """
+    at_once = asyncio.Semaphore(DECLARED_AT_ONCE)
+
+    async def declare(some: Sequence[str]) -> None:
+        queues = [queue for host_id in some for queue in queues_of_host(host_id)]
+        async with at_once:
+            await broker.declare(
+                queues, extra_bindings=[(REPORTS_QUEUE, host_id) for host_id in some]
+            )
+
+    await together(
+        *(
+            declare(host_ids[start : start + HOSTS_IN_A_DECLARATION])
+            for start in range(0, len(host_ids), HOSTS_IN_A_DECLARATION)
+        )
+    )
 
 
 async def _until_consumed(broker: Broker, count: int) -> None:
