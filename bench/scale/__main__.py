@@ -11,6 +11,7 @@ as the connection is gone, and the time counts from the kill.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +35,9 @@ JobsOption = Annotated[int, typer.Option(help="Loaded jobs on each fleet.")]
 HostsOption = Annotated[int, typer.Option(help=f"Largest fleet; the sizes are {HOSTS}.")]
 WaitingOption = Annotated[int, typer.Option(help=f"Most that wait; the numbers are {WAITING}.")]
 TakeoversOption = Annotated[int, typer.Option(help="How often the active dispatcher is killed.")]
-QuickOption = Annotated[bool, typer.Option(help="Measure for a few seconds only, to try it out.")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Only try it: short measurements, and no results file.")
+]
 
 
 def main(
@@ -52,9 +55,11 @@ def main(
     asyncio.run(bench.run())
     rows = rows_of(bench.findings, sizes)
     print_table(progress.console, "Scale", rows)
-    command = " ".join(["python -m bench.scale", *sys.argv[1:]])
-    run = Run(command, servers=bench.findings.servers, peers={})
-    write_results(RESULTS, run, rows, asdict(bench.findings))
+    if not quick:
+        options = shlex.join(sys.argv[1:])
+        command = f"make bench-scale ARGS='{options}'" if options else "make bench-scale"
+        run = Run(command, servers=bench.findings.servers, peers={})
+        write_results(RESULTS, run, rows, asdict(bench.findings))
 
 
 def rows_of(findings: Findings, sizes: Sizes) -> list[Row]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bench.processes import cpu_between, memory
 from bench.scale.load import NotEndedError, infer
 from bench.scale.site import SET_UP_S
+from bench.statistics import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +89,7 @@ async def measure(site: Site, jobs: Sequence[str], windows: Windows) -> Measurem
         cpu_ms={name: round(1_000 * cpu / busy.operations, 3) for name, cpu in used.items()},
         rss_mib={name: round(size / _MIB, 1) for name, size in memory(after).items()},
         p50_ms=round(1_000 * statistics.median(took), 1),
-        p99_ms=round(1_000 * nearest_rank(took, 99), 1),
+        p99_ms=round(1_000 * percentile(took, 99), 1),
     )
 
 
@@ -105,9 +106,3 @@ async def measure_takeover(site: Site, active: str, jobs: Sequence[str]) -> Take
         first_command_s=round(first_command.value - killed_at, 2),
         all_ended_s=round(time.monotonic() - killed_at, 2),
     )
-
-
-def nearest_rank(values: Sequence[float], percent: int) -> float:
-    """Return the smallest value that at least `percent` of the values do not exceed."""
-    rank = -(-percent * len(values) // 100)
-    return sorted(values)[max(rank, 1) - 1]
