@@ -17,11 +17,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from bench.report import Row, Run, print_table, write_results
 from bench.scale.goals import rows_of_hosts, rows_of_takeovers, rows_of_waiting
 from bench.scale.measure import Windows
 from bench.scale.runs import HOSTS, WAITING, WAITING_AT_TAKEOVER, ScaleBench, Sizes
+from deploy.local.errors import StackError
 from deploy.local.layout import ROOT
 from deploy.local.progress import Progress
 
@@ -52,7 +54,11 @@ def main(
     progress = Progress()
     sizes = Sizes(jobs, most_hosts, most_waiting, takeovers)
     bench = ScaleBench(sizes, QUICK if quick else Windows(), progress)
-    asyncio.run(bench.run())
+    try:
+        asyncio.run(bench.run())
+    except StackError as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
+        raise SystemExit(1) from None
     rows = rows_of(bench.findings, sizes)
     print_table(progress.console, "Scale", rows)
     if not quick:

@@ -13,6 +13,7 @@ import uvloop
 
 from bench.scale.host import run_host
 from bench.scale.shared_broker import SharedBroker
+from deploy.local.errors import StackError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.logging import setup_logging
 from modelyard.process.tasks import TaskGroup
@@ -21,6 +22,7 @@ from worker.model_server.client import ModelServer, http_client
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from ctypes import c_double, c_longlong
+    from multiprocessing.process import BaseProcess
 
 STOP_S = 10.0
 _SPAWN = multiprocessing.get_context("spawn")
@@ -71,7 +73,13 @@ class Fleet:
 
     plan: FleetPlan
     gauges: Gauges
-    pid: int
+    process: BaseProcess
+
+    def check(self) -> None:
+        """Raise `StackError` if its process has ended."""
+        if not self.process.is_alive():
+            message = f"The simulated hosts ended with exit code {self.process.exitcode}."
+            raise StackError(message)
 
 
 @contextmanager
@@ -81,8 +89,7 @@ def running_fleet(plan: FleetPlan) -> Iterator[Fleet]:
     process = _SPAWN.Process(target=_run_process, args=(plan, gauges), name="fleet", daemon=True)
     process.start()
     try:
-        assert process.pid is not None  # noqa: S101 - for the type checker: it was started
-        yield Fleet(plan, gauges, process.pid)
+        yield Fleet(plan, gauges, process)
     finally:
         process.terminate()
         process.join(STOP_S)

@@ -59,8 +59,8 @@ class Site:
 
     def usages(self) -> Usages:
         """Read what all processes have used so far."""
-        own = {FLEET: self.fleet.pid, LOAD: os.getpid()}
-        ours = {name: {one} for name, pid in own.items() if (one := ProcessId.of(pid))}
+        own = {FLEET: self.fleet.process.pid, LOAD: os.getpid()}
+        ours = {name: {one} for name, pid in own.items() if pid and (one := ProcessId.of(pid))}
         return read({**self.stack.processes(), **ours})
 
     async def load_jobs(self, jobs: Sequence[str]) -> None:
@@ -94,7 +94,7 @@ class Site:
 async def opened_site(hosts: int, slots: int) -> AsyncIterator[Site]:
     """Start servers, a dispatcher and a fleet; stop all at the end.
 
-    Raises `TimeoutError` if not all hosts are ONLINE after `SET_UP_S` seconds.
+    Raises `TimeoutError` if not all hosts are ONLINE after `SET_UP_S` seconds, and `StackError`.
     """
     with ExitStack() as exits:
         stack = exits.enter_context(ScaleStack())
@@ -107,7 +107,7 @@ async def opened_site(hosts: int, slots: int) -> AsyncIterator[Site]:
         plan = FleetPlan(stack.rabbitmq.url, hosts, slots)
         await _declare_queues(broker, list(plan.slots_by_host()))
         fleet = exits.enter_context(running_fleet(plan))
-        await _until_online(store, hosts)
+        await _until_online(store, fleet)
         async with AsyncExitStack() as closing:
             closing.push_async_callback(broker.close)
             load = await closing.enter_async_context(opened_load(broker))
@@ -146,9 +146,10 @@ async def _until_consumed(broker: Broker, count: int) -> None:
     await until(consumed, within_s=SET_UP_S)
 
 
-async def _until_online(store: Store, hosts: int) -> None:
+async def _until_online(store: Store, fleet: Fleet) -> None:
     async def online() -> bool:
+        fleet.check()
         found = Counter(one.liveness for one in await store.hosts.all())
-        return found[Liveness.ONLINE] == hosts
+        return found[Liveness.ONLINE] == fleet.plan.hosts
 
     await until(online, within_s=SET_UP_S)
