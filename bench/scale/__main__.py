@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bench.scale.runs import Findings
 
 RESULTS = ROOT / "bench" / "results-scale.json"
-QUICK = Windows(idle_s=3.0, warm_up_s=1.0, busy_s=3.0, singles=10, singles_s=5.0)
+QUICK = Windows(idle_s=3.0, warm_up_s=3.0, busy_s=5.0, singles=10, singles_s=5.0)
 
 JobsOption = Annotated[int, typer.Option(help="Loaded jobs on each fleet.")]
 HostsOption = Annotated[int, typer.Option(help=f"Largest fleet; the sizes are {HOSTS}.")]

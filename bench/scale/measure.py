@@ -79,9 +79,9 @@ async def measure(site: Site, jobs: Sequence[str], windows: Windows) -> Measurem
         before = site.usages()
         busy = await site.load.measured(windows.busy_s)
         after = site.usages()
+    await site.load.drained(SET_UP_S)
     if not busy.operations:
         raise NotEndedError("No operation ended under load.")
-    await site.load.drained(SET_UP_S)
     took = await site.load.one_at_a_time(jobs, windows.singles, windows.singles_s)
     used = cpu_between(before, after)
     return Measurement(

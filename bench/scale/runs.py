@@ -100,15 +100,17 @@ class ScaleBench:
             with self._progress.step("Jobs") as step:
                 await site.load_jobs(self._jobs)
                 step.result = f"{len(self._jobs):,} jobs loaded"
-            with self._progress.step("Load") as step:
-                self.findings.idle_cpu[hosts] = await measure_idle(site, self._windows)
-                found = await measure(site, self._jobs, self._windows)
-                self.findings.hosts[hosts] = found
-                step.result = f"{hosts:,} hosts: {_sentence(found)}"
+            await self._part(f"{hosts:,} hosts, load", partial(self._load, site, hosts))
             if hosts == HOSTS_OF_WAITING and self._sizes.waiting:
                 await self._part("Waiting operations", partial(self._waiting, site))
             if hosts == HOSTS_OF_TAKEOVER and self._sizes.takeovers:
                 await self._part("Takeover", partial(self._takeovers, site))
+
+    async def _load(self, site: Site, hosts: int) -> None:
+        with self._progress.step("Load") as step:
+            self.findings.idle_cpu[hosts] = await measure_idle(site, self._windows)
+            found = self.findings.hosts[hosts] = await measure(site, self._jobs, self._windows)
+            step.result = f"{hosts:,} hosts: {_sentence(found)}"
 
     async def _waiting(self, site: Site) -> None:
         room = await self._opened_room(site)
@@ -126,8 +128,7 @@ class ScaleBench:
         active, standby = ACTIVE, STANDBY
         for _ in range(self._sizes.takeovers):
             with self._progress.step("Takeover") as step:
-                site.stack.start_dispatcher(standby)
-                await site.until_dispatchers_consume(2)
+                await site.start_dispatcher(standby)
                 found = await measure_takeover(site, active, self._jobs)
                 self.findings.takeovers.append(found)
                 step.result = (
@@ -148,7 +149,7 @@ class ScaleBench:
         with self._progress.step("Waiting room") as step:
             await asyncio.to_thread(site.stack.stop_dispatcher)
             await asyncio.to_thread(room.fill, waiting, step.note)
-            site.stack.start_dispatcher()
+            await site.start_dispatcher(ACTIVE)
             seconds = await site.until_answering(self._jobs[0])
             step.result = f"{room.waiting:,} wait; a new dispatcher answered after {seconds:.1f} s"
 

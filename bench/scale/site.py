@@ -14,14 +14,13 @@ from bench.processes import read
 from bench.scale.fleet import FleetPlan, running_fleet
 from bench.scale.load import infer, opened_load
 from bench.scale.polling import until
-from bench.scale.stack import ScaleStack
+from bench.scale.stack import ACTIVE, ScaleStack
 from deploy.local.processes import ProcessId
 from modelyard.broker import Broker
 from modelyard.contract.catalog.entries import ModelSpec, Profile
-from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import Liveness, Verb
-from modelyard.contract.topology import JOBS_QUEUE, REPORTS_QUEUE, queues_of_host
+from modelyard.contract.topology import REPORTS_QUEUE, queues_of_host
 from modelyard.process.tasks import together
 from modelyard.store import Store
 
@@ -53,7 +52,6 @@ class Site:
     """A stack whose hosts are ONLINE. What takes longer than `SET_UP_S` raises an error."""
 
     stack: ScaleStack
-    broker: Broker
     fleet: Fleet
     load: Load
 
@@ -85,9 +83,9 @@ class Site:
         await self.load.run_all([infer(job_id)], SET_UP_S)
         return time.monotonic() - began
 
-    async def until_dispatchers_consume(self, count: int) -> None:
-        """Wait until so many dispatchers consume the jobs queue; raises `TimeoutError`."""
-        await _until_consumed(self.broker, count)
+    async def start_dispatcher(self, name: str) -> None:
+        """Start a dispatcher and wait until it is ready; raises `TimeoutError`."""
+        await _start_dispatcher(self.stack, name)
 
 
 @asynccontextmanager
@@ -98,11 +96,10 @@ async def opened_site(hosts: int, slots: int) -> AsyncIterator[Site]:
     """
     with ExitStack() as exits:
         stack = exits.enter_context(ScaleStack())
-        stack.start_dispatcher()
+        await _start_dispatcher(stack, ACTIVE)
         broker = Broker(stack.rabbitmq.url, name="bench")
         store = Store(stack.mongodb.url, name="bench")
         exits.callback(store.close)
-        await _until_consumed(broker, 1)
         await store.models.put(MODEL)
         plan = FleetPlan(stack.rabbitmq.url, hosts, slots)
         await _declare_queues(broker, list(plan.slots_by_host()))
@@ -111,7 +108,7 @@ async def opened_site(hosts: int, slots: int) -> AsyncIterator[Site]:
         async with AsyncExitStack() as closing:
             closing.push_async_callback(broker.close)
             load = await closing.enter_async_context(opened_load(broker))
-            yield Site(stack, broker, fleet, load)
+            yield Site(stack, fleet, load)
 
 
 async def _declare_queues(broker: Broker, host_ids: Sequence[str]) -> None:
@@ -136,14 +133,12 @@ async def _declare_queues(broker: Broker, host_ids: Sequence[str]) -> None:
     )
 
 
-async def _until_consumed(broker: Broker, count: int) -> None:
-    async def consumed() -> bool:
-        try:
-            return await broker.consumer_count(JOBS_QUEUE.name) >= count
-        except BrokerUnavailableError:  # no dispatcher has declared it yet
-            return False
+async def _start_dispatcher(stack: ScaleStack, name: str) -> None:
+    async def ready() -> bool:
+        return stack.is_ready(name)
 
-    await until(consumed, within_s=SET_UP_S)
+    stack.start_dispatcher(name)
+    await until(ready, within_s=SET_UP_S)
 
 
 async def _until_online(store: Store, fleet: Fleet) -> None:

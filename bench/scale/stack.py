@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CACHE_GB = 2.0
 """MongoDB's cache: a million waiting operations with their indexes fit, as on a real server."""
 ACTIVE, STANDBY = "dispatcher", "standby"
+READY = b"dispatcher.ready"
+"""What a dispatcher logs when it has begun."""
 
 
 class ScaleStack:
@@ -40,16 +42,31 @@ class ScaleStack:
             name: Service("dispatcher", root=root, folder=data / "services", logs=logs, name=name)
             for name in (ACTIVE, STANDBY)
         }
+        self._logged = dict.fromkeys(self.dispatchers, 0)
+        """Bytes that were in the log of each dispatcher before it was started last."""
         self._exits = ExitStack()
 
     def start_dispatcher(self, name: str = ACTIVE) -> None:
         """Start a dispatcher, without waiting for it."""
+        log = self.dispatchers[name].daemon.log
+        self._logged[name] = log.stat().st_size if log.exists() else 0
         self.dispatchers[name].launch(
             {
                 "MODELYARD_AMQP_URL": self.rabbitmq.url,
                 "MODELYARD_MONGO_URL": self.mongodb.url,
             }
         )
+
+    def is_ready(self, name: str = ACTIVE) -> bool:
+        """Tell whether a dispatcher consumes, or stands by; raises `StartFailed` if it ended.
+
+        RabbitMQ does not count the consumer of a dispatcher that stands by. So its log is read.
+        """
+        daemon = self.dispatchers[name].daemon
+        daemon.check()
+        with daemon.log.open("rb") as log:
+            log.seek(self._logged[name])
+            return READY in log.read()
 
     def stop_dispatcher(self, name: str = ACTIVE) -> None:
         """Stop a dispatcher in an orderly way."""
