@@ -74,7 +74,7 @@ class GatewayServer(uvicorn.Server):
             self.config.load()
 
         def connection() -> ClientConnection:
-            return ClientConnection(self.config, self.server_state, self.connections)
+            return ClientConnection(self.config.loaded_app, self.connections)
 
         self._listeners = [Listener(one, connection) for one in sockets or ()]
         self.servers: list[Any] = list(self._listeners)
