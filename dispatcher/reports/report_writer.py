@@ -10,6 +10,7 @@ sees the job in the state that the operation left.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from dispatcher.events import EventLog, job_event, report_event
 from dispatcher.maintenance.reconciler import restoration_of
@@ -21,7 +22,7 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import JobEffect, PendingRestoration
-from modelyard.store.operation_writes import ResultPlace
+from modelyard.store.operation_writes import AttemptTimes, ResultPlace
 from modelyard.store.records import LastReport
 
 
@@ -75,14 +76,23 @@ class ReportWriter:
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
         new = [one.report for one in accepted if one.new]
-        found = await self._store.operations.apply(new, results)
+        times = _times_of(accepted)
+        found = await self._store.operations.apply(new, results, times)
         crash_point("dispatcher.recorder.after_operations")
         if found < len(new):
             accepted = await self._still_valid(accepted)
         ended = [one for one in accepted if one.report.state.terminal]
         self._scheduler.wake(one.report.job_id for one in ended)
         await self._event_log.publish(
-            [report_event(one.report, one.operation) for one in accepted]
+            [
+                report_event(
+                    one.report,
+                    one.operation,
+                    times.get(one.report.operation_id) if one.new else None,
+                    results.get(one.report.operation_id) if one.new else None,
+                )
+                for one in accepted
+            ]
             + [
                 job_event(one.report, one.report.job_state, one.operation.host_id)
                 for one in accepted
@@ -184,11 +194,30 @@ class ReportWriter:
                 one.report.state,
             )
             if written and record is not None and record.seq >= one.report.seq:
-                valid.append(one)
+                # Another process may have written the same report, with other times.
+                valid.append(replace(one, operation=record))
             elif one.new:
                 overtaken.append(StaleReport(one.operation.host_id or "", one.report, "overtaken"))
         await self._fencing.record(overtaken)
         return valid
+
+
+def _times_of(accepted: Sequence[CurrentReport]) -> dict[str, AttemptTimes]:
+    """Return when the attempts that end with these reports began and ended.
+
+    The record and the event have the same times. They are by this process's clock, which no
+    decision uses, but never before what the database's clock has recorded of the operation. An
+    attempt that no earlier report was recorded of began and ended at the same time.
+    """
+    now = datetime.now(UTC)
+    now = now.replace(microsecond=now.microsecond // 1_000 * 1_000)  # as MongoDB stores it
+    times: dict[str, AttemptTimes] = {}
+    for one in accepted:
+        if one.new and one.report.state.terminal:
+            started_at, dispatched_at = one.operation.started_at, one.operation.dispatched_at
+            finished_at = max(now, started_at or now, dispatched_at or now)
+            times[one.report.operation_id] = AttemptTimes(started_at or finished_at, finished_at)
+    return times
 
 
 def _found_down(one: CurrentReport) -> bool:

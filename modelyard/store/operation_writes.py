@@ -1,6 +1,7 @@
 """The guarded writes to one operation, as MongoDB's update pipelines."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from pymongo import UpdateOne
 
@@ -20,6 +21,14 @@ class ResultPlace:
     inline_json: str | None
     file_id: str | None
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptTimes:
+    """When an attempt that has ended began and ended."""
+
+    started_at: datetime
+    finished_at: datetime
 
 
 def sources(target: OperationState) -> list[str]:
@@ -77,7 +86,10 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
     return pipeline
 
 
-def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateOne:
+def report_write(
+    report: OperationReport, result: ResultPlace | None, times: AttemptTimes | None = None
+) -> UpdateOne:
+    """Return the write of a report; without `times` the database's clock says when it ended."""
     state = report.state
     changes: Document = {
         "state": state,
@@ -95,6 +107,8 @@ def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateO
         changes["container_id"] = {"$literal": report.container_id}
     if state.terminal:
         changes |= {"open": False, "finished_at": "$$NOW"}
+        if times is not None:
+            changes |= {"started_at": times.started_at, "finished_at": times.finished_at}
     if result is not None:
         changes |= {
             "result_json": {"$literal": result.inline_json},

@@ -12,6 +12,7 @@ from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_queries import WITHOUT_PAYLOAD, OperationQueries
 from modelyard.store.operation_writes import (
     ACTIVE_ON_HOST_STATES,
+    AttemptTimes,
     ResultPlace,
     literal,
     recording,
@@ -338,9 +339,14 @@ class Operations:
         return [one["job_id"] for one in found if one.get("job_id")]
 
     async def apply(
-        self, reports: Sequence[OperationReport], results: Mapping[str, ResultPlace]
+        self,
+        reports: Sequence[OperationReport],
+        results: Mapping[str, ResultPlace],
+        times: Mapping[str, AttemptTimes] | None = None,
     ) -> int:
         """Write the reports of workers; return how many writes found their operation.
+
+        `results` and `times` are by operation; see `report_write`.
 
         Each write is guarded by the states it may come from, the epoch and the sequence number.
         A report whose write finds nothing is stale.
@@ -349,7 +355,14 @@ class Operations:
             return 0
         async with self._connection.answering():
             done = await self._collection.bulk_write(
-                [report_write(report, results.get(report.operation_id)) for report in reports],
+                [
+                    report_write(
+                        report,
+                        results.get(report.operation_id),
+                        times.get(report.operation_id) if times else None,
+                    )
+                    for report in reports
+                ],
                 ordered=False,
             )
         return done.matched_count
