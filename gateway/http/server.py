@@ -51,7 +51,7 @@ class GatewayServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # any client could claim any address with them
-                http="h11",
+                http="h11",  # not used: `startup` makes connections of our own
                 ws="none",
                 timeout_keep_alive=self.connections.limits.idle_s,
             )
