@@ -169,7 +169,7 @@ class OperationQueries:
             {
                 "state": OperationState.DISPATCHED,
                 "open": True,
-                "$expr": older("$dispatched_at", older_than_s),
+                "$expr": older({"$ifNull": ["$claimed_at", "$dispatched_at"]}, older_than_s),
             },
             limit=limit,
         )
@@ -185,7 +185,12 @@ class OperationQueries:
             {
                 "state": OperationState.RUNNING,
                 "open": True,
-                "$expr": {"$lt": [{"$add": ["$started_at", milliseconds]}, "$$NOW"]},
+                "$expr": {
+                    "$lt": [
+                        {"$add": [{"$ifNull": ["$begun_at", "$started_at"]}, milliseconds]},
+                        "$$NOW",
+                    ]
+                },
             },
             limit=limit,
         )
