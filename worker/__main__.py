@@ -15,7 +15,8 @@ from modelyard.process.settings import give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
+from worker.model_server.http_exchange import BoundedTransport
 from worker.service import Worker
 from worker.session.lease import WORKER_LEASE_S, Lease
 from worker.settings import WorkerSettings
@@ -78,7 +79,9 @@ async def run(
         closing.enter_context(stop_on_signals(stop.set, ProcessExit()))
         closing.push_async_callback(broker.close)
         closing.push_async_callback(runtime.close)
-        server = ModelServer(await closing.enter_async_context(http_client()))
+        transport = BoundedTransport()
+        closing.callback(transport.close)
+        server = ModelServer(transport)
         await Worker(
             settings,
             broker=broker,

@@ -87,6 +87,7 @@ class Worker:
         async with TaskGroup() as tasks:
             cleaning = tasks.create_task(self._parts.verbs.clean_up())
             measuring = tasks.create_task(self._disk.run())
+            watching = tasks.create_task(self._parts.containers.running.run())
             while not stop.is_set():
                 incarnation = Incarnation(self._parts, self._new_lease())
                 await incarnation.run(stop, engine_wait_s=engine_wait_s)
@@ -94,6 +95,7 @@ class Worker:
                 engine_wait_s = math.inf
             cleaning.cancel()
             measuring.cancel()
+            watching.cancel()
 
 
 def build_containers(

@@ -18,7 +18,7 @@ from tests.fakes.broker_links import Link
 from tests.fakes.store import MemoryStore
 from tests.statemachine.engine import EngineWay
 from tests.statemachine.loop import Process, VirtualLoop
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
 from worker.service import Worker
 from worker.session.lease import Lease
 from worker.settings import WorkerSettings
@@ -100,7 +100,7 @@ def run_worker(
         pipe.feed_data(f"{at}\n".encode())
 
     async def work() -> None:
-        server = ModelServer(http_client(way.engine.transport))
+        server = ModelServer(way.engine.model_servers)
         service = Worker(
             settings,
             broker=broker,

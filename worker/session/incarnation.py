@@ -153,7 +153,7 @@ class Incarnation:
         relist = InventoryLoop(
             runtime=parts.runtime,
             server=parts.server,
-            health=parts.containers.health,
+            containers=parts.containers,
             registry=self._registry,
             discards=discards,
             reporter=self._reporter,

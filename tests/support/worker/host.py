@@ -21,7 +21,7 @@ from modelyard.contract.states import OperationState, Phase, Verb
 from tests.support.waiting import eventually
 from tests.support.worker.broker import FakeBroker, delivery_of
 from tests.support.worker.harness import HOST, VerbHarness
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
 from worker.service import Worker, build_verbs
 from worker.session.lease import WORKER_LEASE_S, Lease
 from worker.settings import WorkerSettings
@@ -46,7 +46,7 @@ class Host:
                 WorkerSettings(host_id=HOST, worker_allowed_images=("*",)),
                 broker=self.broker,
                 runtime=self.harness.runtime,
-                server=ModelServer(http_client(self.harness.runtime.transport)),
+                server=ModelServer(self.harness.runtime.model_servers),
                 new_lease=partial(Lease, seconds=fence_s),
                 **service,
             )

@@ -27,7 +27,7 @@ from tests.support.worker.harness import HOST, IMAGE, VerbHarness, model
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.executor import AttemptRunner
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
 from worker.session.boot import BootRecovery
 from worker.session.command_consumer import CommandConsumer
 from worker.session.heartbeat import HeartbeatSender
@@ -374,7 +374,7 @@ async def test_a_boot_reports_what_it_found() -> None:
     recovery = BootRecovery(
         HostChannel(broker, HOST, "i-2"),
         runtime=harness.runtime,
-        server=ModelServer(http_client(harness.runtime.transport)),
+        server=ModelServer(harness.runtime.model_servers),
         lease=Lease(),
         slots=3,
         labels={"zone": "a"},
@@ -395,7 +395,7 @@ async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() 
     recovery = BootRecovery(
         HostChannel(broker, HOST, "i-1"),
         runtime=harness.runtime,
-        server=ModelServer(http_client(harness.runtime.transport)),
+        server=ModelServer(harness.runtime.model_servers),
         lease=Lease(),
         slots=1,
         labels={},
