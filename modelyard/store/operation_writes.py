@@ -77,6 +77,11 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
     return pipeline
 
 
+def _started_at(ran_s: float) -> Document:
+    """Return when an attempt began that has lasted `ran_s` seconds: after it was dispatched."""
+    return {"$max": ["$dispatched_at", {"$subtract": ["$$NOW", int(ran_s * 1_000)]}]}
+
+
 def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateOne:
     state = report.state
     changes: Document = {
@@ -87,7 +92,7 @@ def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateO
         if report.progress
         else None,
         "error": literal(report.error),
-        "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
+        "started_at": {"$ifNull": ["$started_at", _started_at(report.ran_s or 0.0)]},
         # A worker has begun it, so its queue deadline does not apply any more.
         "expires_at": "$$REMOVE",
     }

@@ -65,6 +65,7 @@ class RealHost(Host):
             broker=self.broker,
             runtime=self.runtime,
             server=ModelServer(self.transport),
+            journal=self.journal,
         )
 
     async def begun(self, verb: Verb, phase: Phase, **more: Any) -> Any:
