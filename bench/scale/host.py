@@ -15,6 +15,7 @@ from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.cancellation import AttemptCancelledError
 from worker.attempts.job_locks import JobLocks
+from worker.attempts.journal import AttemptJournal
 from worker.containers.datasets import Datasets
 from worker.engine.image_references import AllowList
 from worker.execution.batch import Batch
@@ -102,7 +103,9 @@ async def _hold(attempt: Attempt) -> Outcome:
     raise AssertionError("An event that nobody sets was set.")
 
 
-async def run_host(broker: Broker, server: ModelServer, host_id: str, *, slots: int) -> None:
+async def run_host(
+    broker: Broker, server: ModelServer, journal: AttemptJournal, host_id: str, *, slots: int
+) -> None:
     """Run the worker of a simulated host until cancelled; a lost lease begins a new incarnation.
 
     No request is ever sent to `server`, which all hosts may share.
@@ -118,6 +121,7 @@ async def run_host(broker: Broker, server: ModelServer, host_id: str, *, slots: 
         containers=verbs.containers,
         verbs=verbs,
         locks=JobLocks(),
+        journal=journal,
     )
     while True:
         await Incarnation(parts, Lease()).run(asyncio.Event(), engine_wait_s=math.inf)

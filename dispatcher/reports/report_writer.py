@@ -10,6 +10,7 @@ sees the job in the state that the operation left.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from dispatcher.events import EventLog, job_event, report_event
 from dispatcher.maintenance.reconciler import restoration_of
@@ -257,16 +258,18 @@ def _times_of(accepted: Sequence[CurrentReport]) -> dict[str, AttemptTimes]:
     """Return when the attempts of these reports began, and ended if they have.
 
     The record and the event have the same times. They are by this process's clock, which no
-    decision uses, but never before those that are recorded of the operation. An attempt that no
-    earlier report was recorded of began and ended at the same time.
+    decision uses, but never before those that are recorded of the operation.
     """
     now = now_for_people()
     times: dict[str, AttemptTimes] = {}
     for one in accepted:
         if one.new:
-            started_at, dispatched_at = one.operation.started_at, one.operation.dispatched_at
-            finished_at = max(now, started_at or now, dispatched_at or now)
-            times[one.report.operation_id] = AttemptTimes(started_at or finished_at, finished_at)
+            given_at = one.operation.dispatched_at or now
+            began = max(
+                given_at, now - timedelta(milliseconds=int((one.report.ran_s or 0.0) * 1_000))
+            )
+            started_at = one.operation.started_at or began
+            times[one.report.operation_id] = AttemptTimes(started_at, max(now, started_at))
     return times
 
 

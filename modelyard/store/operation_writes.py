@@ -135,6 +135,11 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
     return pipeline
 
 
+def _began_at(ran_s: float) -> Document:
+    """Return when an attempt began that has lasted `ran_s` seconds: after it was dispatched."""
+    return {"$max": ["$claimed_at", {"$subtract": ["$$NOW", int(ran_s * 1_000)]}]}
+
+
 def entry_write(entry: IntakeEntry, place: int) -> UpdateOne:
     """Return the write that records an operation and puts it in line; with a claim it starts.
 
@@ -196,6 +201,7 @@ def report_write(
 ) -> UpdateOne:
     """Return the write of a report; without `times` the database's clock says when it ended."""
     state = report.state
+    began_at = _began_at(report.ran_s or 0.0)
     changes: Document = {
         "state": state,
         "seq": report.seq,
@@ -204,8 +210,8 @@ def report_write(
         if report.progress
         else None,
         "error": literal(report.error),
-        "started_at": {"$ifNull": ["$started_at", times.started_at if times else "$$NOW"]},
-        "begun_at": {"$ifNull": ["$begun_at", "$$NOW"]},
+        "started_at": {"$ifNull": ["$started_at", times.started_at if times else began_at]},
+        "begun_at": {"$ifNull": ["$begun_at", began_at]},
         # A worker has begun it, so its queue deadline does not apply any more.
         "expires_at": "$$REMOVE",
     }

@@ -271,8 +271,10 @@ class Operations:
         """Send an operation back to QUEUED; the next claim gives it a new epoch.
 
         With `failure` the attempt counts as failed, its error is kept, and the next attempt waits
-        for `rest_s` seconds. Without it no worker has begun the attempt, which adds to `returns`.
+        for `rest_s` seconds. Without it no worker has begun the attempt, which adds to `returns`;
+        then the operation must still be in the state that this was concluded from.
         """
+        from_states = sources(OperationState.QUEUED) if failure else [operation.state]
         changes: Document = {"state": OperationState.QUEUED, "phase": None, "progress": None}
         if failure is not None:
             changes |= {
@@ -296,7 +298,7 @@ class Operations:
             done = await self._collection.update_one(
                 {
                     "_id": operation.operation_id,
-                    "state": {"$in": sources(OperationState.QUEUED)},
+                    "state": {"$in": from_states},
                     "epoch": operation.epoch,
                 },
                 [{"$set": changes}],

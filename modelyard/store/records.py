@@ -339,6 +339,8 @@ class HostRecord(Record):
     liveness: Liveness = Liveness.ONLINE
     admission: Admission = Admission.OPEN
     incarnation: str | None = None
+    begun_known: bool = True
+    """False: operations that its earlier incarnations were given may have begun unreported."""
     slots: int = 0
     slots_used: int = 0
     labels: dict[str, str] = Field(default_factory=dict)
