@@ -15,7 +15,6 @@ from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.cancellation import AttemptCancelledError
 from worker.attempts.job_locks import JobLocks
-from worker.attempts.journal import AttemptJournal
 from worker.containers.datasets import Datasets
 from worker.engine.image_references import AllowList
 from worker.execution.batch import Batch
@@ -31,6 +30,7 @@ from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from modelyard.broker import Broker
+    from worker.attempts.journal import AttemptJournal
     from worker.engine.protocol import ContainerRuntime
     from worker.model_server.client import ModelServer
 
