@@ -22,8 +22,6 @@ from modelyard.store.records import JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
 
-PUBLISHED_AT_ONCE = 200
-
 FLUSHED_AT_ONCE = 500
 """Most events that are appended with one write."""
 MOST_NOTED = 10_000
@@ -143,21 +141,13 @@ class EventLog:
             await together(self._store.events.append(lasting), self._publish_all(events))
 
     async def _publish_all(self, events: Sequence[Event]) -> None:
-        for start in range(0, len(events), PUBLISHED_AT_ONCE):
-            chunk = events[start : start + PUBLISHED_AT_ONCE]
-            await together(*(self._publish(event) for event in chunk))
-
-    async def _publish(self, event: Event) -> None:
+        messages = [
+            (event.type, event.model_dump_json(exclude_none=True).encode()) for event in events
+        ]
         try:
-            await self._broker.publish(
-                EVENTS,
-                event.type,
-                event.model_dump_json(exclude_none=True).encode(),
-                message_type=EVENT_TYPE,
-                mandatory=False,
-            )
+            await self._broker.publish_unconfirmed(EVENTS, messages, message_type=EVENT_TYPE)
         except BrokerUnavailableError as error:
-            log.warning("event.not_published", event_type=event.type, error=str(error))
+            log.warning("events.not_published", count=len(events), error=str(error))
 
 
 def fact_id(source: OperationRecord | OperationReport) -> str:

@@ -1,7 +1,8 @@
-"""The dispatcher: wires its components and runs their loops until it is cancelled."""
+"""The dispatcher: stands by or leads; the leader's components and their loops."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import structlog
@@ -16,6 +17,7 @@ from dispatcher.intake.ordered_intake import OrderedIntake
 from dispatcher.intake.overdue import OverdueOperations
 from dispatcher.intake.positions import Positions
 from dispatcher.intake.reader import JobsReader
+from dispatcher.leadership import Leadership, NotLeadingError, Term
 from dispatcher.maintenance.cancels import Cancels
 from dispatcher.maintenance.deadlines import Deadlines
 from dispatcher.maintenance.drains import Drains
@@ -75,6 +77,10 @@ READER_DEATHS_BEFORE_BURYING = 5
 MAX_BACKOFF_S = 30.0
 """Longest pause between two such tries: a machine that is out of memory gets time to recover."""
 
+BROKER_AWAY_S = 10.0
+"""Seconds without any subscription after which a leader lets another dispatcher lead: RabbitMQ may
+be out of reach for this one alone."""
+
 Handle = Callable[[Subscription, list[Delivery]], Awaitable[None]]
 
 
@@ -82,26 +88,69 @@ _UNAVAILABLE = (StoreUnavailableError, BrokerUnavailableError, BodyProcessUnavai
 
 
 class Dispatcher:
-    """All components of one dispatcher; two dispatchers may share a broker and a database."""
+    """One of several dispatchers on a broker and a database: a `Leader` for the terms it leads."""
 
     def __init__(self, settings: DispatcherSettings, store: Store, broker: Broker) -> None:
         self._settings = settings
         self._store = store
         self._broker = broker
+
+    async def run(self) -> None:
+        """Stand by or lead until cancelled; raises as `prepare` does."""
+        leadership = Leadership(self._store.leases)
+        while True:
+            await self.prepare()  # whoever can't reach both servers does not ask for the lease
+            log.info("dispatcher.ready")
+            await leadership.lead(self._lead)
+
+    async def prepare(self) -> None:
+        """Declare queues and indexes; wait for as long as RabbitMQ or MongoDB is unavailable.
+
+        Raises `TopologyMismatchError` if the broker has a Modelyard queue with other arguments.
+        """
+        tries = 0
+        while True:
+            try:
+                await _declare(self._broker)
+                await self._store.prepare()
+            except (BrokerUnavailableError, StoreUnavailableError) as error:
+                tries += 1
+                if tries == 1:
+                    log.warning("dispatcher.waiting", error=str(error))
+                await asyncio.sleep(backoff_s(tries))
+            else:
+                return
+
+    async def _lead(self, term: Term) -> None:
+        await Leader(self._settings, self._store, self._broker, term).run()
+
+
+class Leader:
+    """All components of the leading dispatcher, for one term: nothing in memory outlives it."""
+
+    def __init__(
+        self, settings: DispatcherSettings, store: Store, broker: Broker, term: Term
+    ) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._term = term
+        self._subscribed: set[str] = set()
         senders = Senders(
             broker.user,
             gateways=settings.dispatcher_gateway_users,
             workers=settings.dispatcher_worker_user,
         )
         self.event_log = event_log = EventLog(store, broker)
-        commands = CommandPublisher(broker, default_timeout_s=settings.dispatcher_default_timeout_s)
+        commands = CommandPublisher(
+            broker, term, default_timeout_s=settings.dispatcher_default_timeout_s
+        )
         lines, fleet = Lines(store), Fleet(store)
-        store.changes.listen(jobs=lines.forget, hosts=fleet.mark)
-        self.scheduler = Scheduler(store, event_log, commands, lines=lines, fleet=fleet)
+        self._stop_listening = store.changes.listen(jobs=lines.forget, hosts=fleet.mark)
+        self.scheduler = Scheduler(store, event_log, commands, term, lines=lines, fleet=fleet)
         control = ControlPublisher(broker)
         self.cancels = Cancels(store, event_log, self.scheduler, control)
         self._decoder = MessageDecoder()
-        positions = Positions(store)
+        positions = Positions(store, term)
         overdue = OverdueOperations(store, broker, positions, self.scheduler.wake)
         self.intake = Intake(
             event_log,
@@ -186,17 +235,17 @@ class Dispatcher:
             Repair("schedule", self.scheduler.schedule_next_page),
         )
         # While MongoDB is away no heartbeat is recorded, so silence proves nothing about a host.
-        self.sweep = Sweep(repairs, on_failure=watch.restart_hearing)
+        self.sweep = Sweep(repairs, term, on_failure=watch.restart_hearing)
 
     async def run(self) -> None:
-        """Run until cancelled; raises as `prepare` does."""
+        """Run all loops until cancelled; raises `NotLeadingError` if one finds the term over."""
         try:
             await self._run()
         finally:
+            self._stop_listening()
             await self._decoder.close()
 
     async def _run(self) -> None:
-        await self.prepare()
         async with TaskGroup() as group:
             for work in (
                 self.event_log.run(),
@@ -207,42 +256,40 @@ class Dispatcher:
                 self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200),
                 self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50),
                 self._consume(HEARTBEATS_QUEUE, self.heartbeats.handle, max_items=100),
+                self._end_without_broker(),
             ):
                 group.create_task(unending(work))
             self.scheduler.wake_waiting()
-            log.info("dispatcher.ready")
-
-    async def prepare(self) -> None:
-        """Declare queues and indexes; wait for as long as RabbitMQ or MongoDB is unavailable.
-
-        Raises `TopologyMismatchError` if the broker has a Modelyard queue with other arguments.
-        """
-        tries = 0
-        while True:
-            try:
-                await self._declare()
-                await self._store.prepare()
-            except (BrokerUnavailableError, StoreUnavailableError) as error:
-                tries += 1
-                if tries == 1:
-                    log.warning("dispatcher.waiting", error=str(error))
-                await asyncio.sleep(backoff_s(tries))
-            else:
-                return
-
-    async def _declare(self) -> None:
-        await self._broker.declare(QUEUES, exchanges=EXCHANGES)
 
     async def _consume(self, queue: Queue, handle: Handle, *, max_items: int) -> None:
         await consume_forever(
-            partial(self._broker.subscribe, queue, prefetch=max_items * 2),
+            partial(self._subscribe, queue, prefetch=max_items * 2),
             partial(self._handle_with_retries, handle, queue.name),
             name=queue.name,
             max_items=max_items,
             # An operator may have deleted the queue: declare it again before consuming.
-            prepare=self._declare,
+            prepare=partial(_declare, self._broker),
             first_alone=True,
         )
+
+    @asynccontextmanager
+    async def _subscribe(self, queue: Queue, *, prefetch: int) -> AsyncIterator[Subscription]:
+        async with self._broker.subscribe(queue, prefetch=prefetch) as subscription:
+            self._subscribed.add(queue.name)
+            try:
+                yield subscription
+            finally:
+                self._subscribed.discard(queue.name)
+
+    async def _end_without_broker(self) -> None:
+        """End the term once RabbitMQ was out of reach for `BROKER_AWAY_S`."""
+        away_s = 0.0
+        while away_s < BROKER_AWAY_S:
+            await asyncio.sleep(1.0)
+            away_s = 0.0 if self._subscribed else away_s + 1.0
+        log.warning("dispatcher.without_broker", away_s=away_s)
+        self._term.end()
+        self._term.check()
 
     async def _handle_with_retries(
         self, handle: Handle, name: str, subscription: Subscription, batch: list[Delivery]
@@ -251,9 +298,12 @@ class Dispatcher:
 
         The deliveries stay unsettled meanwhile: RabbitMQ keeps them, and their delivery counts do
         not grow. A message on which the body process dies each time is dead-lettered in the end.
+        Raises `NotLeadingError` if the term is over, as it is when MongoDB is away for more than
+        some seconds. RabbitMQ gives the deliveries to the next leader then, which counts once.
         """
         tries = reader_deaths = 0
         while True:
+            self._term.check()
             try:
                 await handle(subscription, batch)
             except _UNAVAILABLE as error:
@@ -270,6 +320,8 @@ class Dispatcher:
                     return
                 log.warning("message.reader_ended", queue=name, error=str(error))
                 await asyncio.sleep(backoff_s(reader_deaths, first_s=1.0, most_s=MAX_BACKOFF_S))
+            except NotLeadingError:
+                raise
             except Exception as error:  # noqa: BLE001 - the boundary: no message may end the loop
                 await self._one_by_one(handle, name, subscription, batch, error)
                 return
@@ -293,6 +345,10 @@ class Dispatcher:
         reason = ErrorInfo(code=ErrorCode.INTERNAL, message=f"Handling it failed: {error!r}"[:500])
         await send_to_dead_letters(self._broker, batch[0], reason, queue=name)
         await subscription.ack(batch)
+
+
+async def _declare(broker: Broker) -> None:
+    await broker.declare(QUEUES, exchanges=EXCHANGES)
 
 
 def _raise_if_lost(subscription: Subscription, error: Exception) -> None:

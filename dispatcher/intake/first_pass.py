@@ -57,8 +57,8 @@ class FirstPass:
         """
         jobs = sorted({one.job_id for one in new if one.job_id and one.rejection is None})
         await self._hold(jobs)
-        places = await self._positions.take(len(new))
         hosts = await self._fleet.hosts()
+        places = await self._positions.take(len(new))
         with self._lines.entering(jobs):
             # Up to the write nothing is awaited, so what is decided holds for the lines of now.
             entries = self._entries(new, places, hosts)
@@ -85,8 +85,11 @@ class FirstPass:
         entered = [one for one in entries if one not in back]
         claims = [one.claim for one in entered if one.claim is not None]
         await self._commands.publish([claim.dispatched() for claim in claims], held)
-        self._event_log.note(operation_event(one.new.queued()) for one in entered)
-        self._event_log.note(operation_event(claim.dispatched()) for claim in claims)
+        # What was never QUEUED in the record without being DISPATCHED too has only that event.
+        self._event_log.note(
+            operation_event(one.claim.dispatched() if one.claim else one.new.queued())
+            for one in entered
+        )
         return [one.new for one in back]
 
     async def _hold(self, jobs: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The sweep: repairs what a crash left half done, from the record alone.
 
 Each repair is a guarded write that may find nothing to do, so it may run concurrently with
-everything else, also in two dispatchers at once.
+everything else, also while a dispatcher whose term is over finishes what it was at.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from dispatcher.leadership import Term
 from modelyard.contract.errors import StoreUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -27,19 +28,24 @@ class Repair:
 class Sweep:
     """Runs all repairs at an interval, for ever."""
 
-    def __init__(self, repairs: Sequence[Repair], *, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self, repairs: Sequence[Repair], term: Term, *, on_failure: Callable[[], None]
+    ) -> None:
         """Call `on_failure` after each round in which the store was unavailable."""
         self._repairs = tuple(repairs)
+        self._term = term
         self._on_failure = on_failure
 
     async def run(self, *, interval_s: float) -> None:
         """Sweep for ever; log one line for each streak of failures of a repair.
 
-        A repair that fails does not keep the others from being tried.
+        A repair that fails does not keep the others from being tried. Raises `NotLeadingError` once
+        the term is over.
         """
         failing: set[str] = set()
         while True:
             for repair in self._repairs:
+                self._term.check()
                 try:
                     await repair.run()
                     failing.discard(repair.name)

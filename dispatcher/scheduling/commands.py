@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from dispatcher.leadership import Term
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.message_types import COMMANDS_TYPE
@@ -31,8 +32,9 @@ class PackedCommand:
 class CommandPublisher:
     """Publishes the commands of operations that are DISPATCHED in the record."""
 
-    def __init__(self, broker: Broker, *, default_timeout_s: float) -> None:
+    def __init__(self, broker: Broker, term: Term, *, default_timeout_s: float) -> None:
         self._broker = broker
+        self._term = term
         self._default_timeout_s = default_timeout_s
 
     async def publish(
@@ -41,8 +43,10 @@ class CommandPublisher:
         """Publish each operation's command to its host's queue; one host's commands share messages.
 
         If the broker does not confirm a message, the sweep publishes its commands again: they are
-        DISPATCHED in the record, and workers ignore a command that they already have.
+        DISPATCHED in the record, and workers ignore a command that they already have. Raises
+        `NotLeadingError` if the term is over.
         """
+        self._term.check()
         by_boot: dict[tuple[str, str], list[PackedCommand]] = defaultdict(list)
         for operation in operations:
             job = jobs.get(operation.job_id or "")

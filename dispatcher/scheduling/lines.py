@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from modelyard.contract.states import OperationState
 from modelyard.store import Store
 from modelyard.store.jobs import LINE_HEAD
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
@@ -82,6 +83,14 @@ class Lines:
         held = self._held.get(job_id)
         return None if held is None else held.operations.get(operation_id)
 
+    def agree(self, waiting: OperationRecord) -> bool:
+        """Return False if an operation that is QUEUED in the record is not so in memory."""
+        held = self._held.get(waiting.job_id or "")
+        if held is None:
+            return True
+        there = held.operations.get(waiting.operation_id)
+        return there.state is OperationState.QUEUED if there is not None else not held.whole
+
     def forget(self, job_ids: Iterable[str]) -> None:
         """Drop jobs that were changed by a write that does not keep this memory."""
         for job_id in job_ids:
@@ -126,11 +135,12 @@ class Lines:
             held.whole = False
 
     def replace(self, operation: OperationRecord) -> None:
-        """Note what has become of an open operation."""
+        """Note what has become of an open operation, unless something later is noted already."""
         job_id = operation.job_id or ""
         self._mark_changed(job_id)
         held = self._held.get(job_id)
-        if held is not None and operation.operation_id in held.operations:
+        there = held.operations.get(operation.operation_id) if held is not None else None
+        if held is not None and there is not None and _age(there) <= _age(operation):
             self._put(held, operation)
 
     def remove(self, job_id: str, operation_id: str) -> None:
@@ -207,6 +217,11 @@ class Lines:
     def _mark_changed(self, job_id: str) -> None:
         for loading in self._loading:
             loading.changed.add(job_id)
+
+
+def _age(operation: OperationRecord) -> tuple[int, int, bool]:
+    """Order what became of an operation; putting it back in the queue drops its job instead."""
+    return operation.epoch, operation.seq, operation.state is not OperationState.QUEUED
 
 
 def _size(operation: OperationRecord | None) -> int:

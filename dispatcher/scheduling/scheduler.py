@@ -9,8 +9,9 @@ assign, claim, publish the commands, publish the events. What a crash leaves beh
 - after claim: the operation is DISPATCHED and no command is published; the sweep publishes it;
 - after publish: only the event is missing.
 
-Two dispatchers may run passes over the same jobs: reservations are guarded by the host document,
-assignments by the job's version, claims by the operation's state and epoch.
+A dispatcher whose term is over may be in the middle of a pass over the same jobs: reservations are
+guarded by the host document, assignments by the job's version, claims by the operation's state and
+epoch.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from dispatcher.events import EventLog, operation_event
+from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
@@ -155,7 +157,7 @@ def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, 
 class Scheduler:
     """Runs passes over the jobs for which it is woken.
 
-    The sweep or another dispatcher may run passes at the same time: every write is guarded.
+    The sweep may run passes at the same time: every write is guarded.
     """
 
     def __init__(
@@ -163,6 +165,7 @@ class Scheduler:
         store: Store,
         event_log: EventLog,
         commands: CommandPublisher,
+        term: Term,
         *,
         lines: Lines,
         fleet: Fleet,
@@ -172,6 +175,7 @@ class Scheduler:
         self._commands = commands
         self._lines = lines
         self._fleet = fleet
+        self._term = term
         self._jobs: dict[str, None] = {}
         self._waiting_woken = False
         self._swept_up_to: OperationRecord | None = None
@@ -210,7 +214,8 @@ class Scheduler:
                 self._woken.set()
 
     async def schedule(self, job_ids: Sequence[str]) -> None:
-        """Run one pass over some jobs; raises `StoreUnavailableError`."""
+        """Run one pass over some jobs; raises `StoreUnavailableError` and `NotLeadingError`."""
+        self._term.check()
         read = await self._lines.read(job_ids)
         lines, moved = [*read.lines], read.moved
         if any(_may_place(line) for line in lines):
@@ -225,10 +230,18 @@ class Scheduler:
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
         plan = make_plan(self._still(lines), catalog, FreeCapacity(hosts))
-        self._note(plan)
-        await self._end(plan)
-        await self._store.operations.explain_waiting(plan.waiting)
-        await self._dispatch(plan.dispatches)
+        shared = [one for one in plan.dispatches if one.operation.shared]
+        for one in shared:
+            self._lines.replace(one.claim.dispatched())
+        try:
+            await self._end(plan)
+            await self._store.operations.explain_waiting(plan.waiting)
+            for operation in plan.explained:
+                self._lines.replace(operation)
+            await self._dispatch(plan.dispatches)
+        except BaseException:
+            self._lines.forget(one.job.job_id for one in shared)
+            raise
 
     def _still(self, lines: Sequence[JobLine]) -> list[JobLine]:
         """Return the lines as they are in memory now.
@@ -243,14 +256,6 @@ class Scheduler:
             else:
                 self.wake([line.job.job_id])
         return now
-
-    def _note(self, plan: SchedulingPlan) -> None:
-        """Note in memory what this pass decides about operations that share their job."""
-        for one in plan.dispatches:
-            if one.operation.shared:
-                self._lines.replace(one.claim.dispatched())
-        for operation in plan.explained:
-            self._lines.replace(operation)
 
     async def schedule_next_page(self) -> None:
         """Schedule the next page of waiting operations; after the last page start again.
@@ -277,11 +282,14 @@ class Scheduler:
     async def _schedule_page(
         self, after: OperationRecord | None, *, from_record: bool = False
     ) -> list[OperationRecord]:
-        """Schedule a page of waiting operations; `from_record` reads their jobs anew."""
+        """Schedule a page of waiting operations.
+
+        With `from_record`, jobs that are not in memory as in the record are read again.
+        """
         page = await self._store.operation_queries.waiting(after=after, limit=WAITING_PAGE)
         jobs = list(dict.fromkeys(one.job_id for one in page if one.job_id))
         if from_record:
-            self._lines.forget(jobs)
+            self._lines.forget({one.job_id or "" for one in page if not self._lines.agree(one)})
         for start in range(0, len(jobs), JOBS_IN_A_PASS):
             await self.schedule(jobs[start : start + JOBS_IN_A_PASS])
         return page

@@ -6,11 +6,15 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
 import aio_pika
+import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueFrames
 
 from modelyard.broker.connection_loss import (
@@ -49,6 +53,7 @@ class Broker:
         self._tls = tls
         self._lock = asyncio.Lock()
         self._publishing: tuple[AbstractConnection, AbstractChannel] | None = None
+        self._unconfirmed: AbstractChannel | None = None
         self._closing: set[asyncio.Task[None]] = set()
         """Tasks that close connections nobody waits for any more; kept from garbage collection."""
         self._exchanges: dict[str, aio_pika.abc.AbstractExchange] = {}
@@ -95,6 +100,33 @@ class Broker:
             async with asyncio.timeout(timeout_s):
                 target = await self._exchange(exchange)
                 await target.publish(message, routing_key, mandatory=mandatory)
+
+    async def publish_unconfirmed(
+        self, exchange: Exchange, messages: Sequence[tuple[str, bytes]], *, message_type: str
+    ) -> None:
+        """Publish bodies with their routing keys in order, and do not wait for confirmations.
+
+        It takes a fraction of the work of `publish`, for messages that readers can do without:
+        those on their way are lost with the connection. Raises `BrokerUnavailableError` if there is
+        none, or if it does not take them within `PUBLISH_TIMEOUT_S` seconds.
+        """
+        with losses(f"RabbitMQ did not take messages to {exchange.name}"):
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                channel = await self._unconfirmed_channel()
+                for number, (routing_key, body) in enumerate(messages, start=1):
+                    await channel.basic_publish(
+                        body,
+                        exchange=exchange.name,
+                        routing_key=routing_key,
+                        properties=Basic.Properties(
+                            content_type="application/json",
+                            delivery_mode=aio_pika.DeliveryMode.PERSISTENT.value,
+                            message_type=message_type,
+                            timestamp=datetime.now(UTC),
+                            user_id=self.user,
+                        ),
+                        wait=number == len(messages),
+                    )
 
     async def declare(
         self,
@@ -294,10 +326,23 @@ class Broker:
             self._publishing = (connection, channel)
             return channel
 
+    async def _unconfirmed_channel(self) -> aiormq.Channel:
+        """Return a channel of the publishing connection that is not in confirm mode."""
+        await self._channel()
+        async with self._lock:
+            if self._publishing is None:
+                raise BrokerUnavailableError("The connection was closed meanwhile.")
+            if self._unconfirmed is None or self._unconfirmed.is_closed:
+                connection, _ = self._publishing
+                channel = await connection.channel(publisher_confirms=False)
+                self._unconfirmed = channel
+            return cast("aiormq.Channel", await self._unconfirmed.get_underlay_channel())
+
     async def _drop_publishing(self) -> None:
         if self._publishing is not None:
             connection, _ = self._publishing
             self._publishing = None
+            self._unconfirmed = None
             self._exchanges.clear()
             await close_quietly(connection)
 

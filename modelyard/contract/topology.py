@@ -93,7 +93,7 @@ REPORTS_QUEUE = Queue(
     REPORTS,
     "",  # bound once for each host, when the host is first declared
     # One active consumer here too: two boots of a host are recorded in the order in which they
-    # were reported, even if one of two dispatchers is slow.
+    # were reported, even while two dispatchers believe that they lead.
     MappingProxyType({**_DEAD_LETTERED, "x-delivery-limit": 20, "x-single-active-consumer": True}),
 )
 HEARTBEATS_QUEUE = Queue(

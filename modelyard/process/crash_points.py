@@ -31,6 +31,7 @@ CRASH_POINTS = frozenset(
         "gateway.after_record",
         "gateway.before_publish",
         "gateway.after_publish",
+        "dispatcher.lease.after_acquire",
         "dispatcher.intake.after_record",
         "dispatcher.intake.before_ack",
         "dispatcher.after_reserve",

@@ -8,6 +8,7 @@ from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
 from modelyard.store.jobs import Jobs
+from modelyard.store.leases import Leases
 from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
 from modelyard.store.results import Results
@@ -31,6 +32,7 @@ class Store:
         self.audit = Audit(self._connection)
         self.api_keys = ApiKeys(self._connection)
         self.results = Results(self._connection, self.operation_queries)
+        self.leases = Leases(self._connection)
 
     async def prepare(self) -> None:
         """Create the indexes that are missing; raises `StoreUnavailableError`."""

@@ -791,6 +791,24 @@ async def test_a_tap_hears_what_its_patterns_take_and_only_once(
     assert heard == ([b"it", b"end"] if takes else [b"end"])
 
 
+async def test_messages_without_confirmation_come_in_order_and_name_their_sender(
+    broker: Broker,
+) -> None:
+    await broker.declare(QUEUES)
+    sent = [(f"operation.{number % 3}", str(number).encode()) for number in range(300)]
+    async with broker.tap(EVENTS, ["operation.*"]) as subscription:
+        await broker.publish_unconfirmed(EVENTS, [("nobody.listens", b"x")], message_type="t")
+        await broker.publish_unconfirmed(EVENTS, sent, message_type="t")
+        heard: list[tuple[str, bytes]] = []
+        async with asyncio.timeout(10):
+            async for batch in subscription.batches(max_items=50):
+                heard += [(one.routing_key, one.body) for one in batch]
+                assert {(one.type, one.user_id) for one in batch} == {("t", broker.user)}
+                if len(heard) >= len(sent):
+                    break
+    assert heard == sent
+
+
 async def test_a_message_that_nobody_takes_in_time_becomes_a_dead_letter(broker: Broker) -> None:
     short = Queue(
         "short",

@@ -158,6 +158,17 @@ class MemoryBroker(Broker):
         if mandatory and not taken:
             raise BrokerUnavailableError("No queue took the message.")
 
+    async def publish_unconfirmed(
+        self, exchange: Exchange, messages: Sequence[tuple[str, bytes]], *, message_type: str
+    ) -> None:
+        async with _within(PUBLISH_TIMEOUT_S):
+            fate = await self.link.there()
+            for routing_key, body in messages:
+                self._rabbit.route(
+                    Letter(body, routing_key, exchange.name, None, message_type, {}, self.user)
+                )
+            await self.link.back(fate)
+
     async def declare(
         self,
         queues: Sequence[Queue],

@@ -14,6 +14,7 @@ from modelyard.store.connection import Collection, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
+from modelyard.store.leases import Leases
 from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
 from modelyard.store.results import Results
@@ -117,3 +118,4 @@ class MemoryStore(Store):
             self.operation_queries,
             bucket=cast("AsyncIOMotorGridFSBucket", MemoryBucket(connection)),
         )
+        self.leases = Leases(connection)

@@ -29,6 +29,7 @@ ROWS = (
 ROLLING = "1,000 operations, everything killed in turn"
 """All of them together."""
 DRAINS = "Drain with move under load; drain with a deadline; dispatchers killed meanwhile"
+LEADERSHIP = "Leading dispatcher killed, frozen past its lease, cut from MongoDB, from RabbitMQ"
 CANCELS = "Cancel at any moment while workers are killed and frozen"
 DEAF = "Worker deaf, with its way to speak intact"
 ORPHANS = "A container with our labels that the record knows nothing of"
@@ -42,7 +43,20 @@ CLIENTS = (
 )
 """Promises of docs/faults.md that are about more than one fault, or about none."""
 
-REQUIRED = (*ROWS, ROLLING, DRAINS, CANCELS, DEAF, ORPHANS, SHUTDOWN, BUSY, FLOODS, ODD, CLIENTS)
+REQUIRED = (
+    *ROWS,
+    ROLLING,
+    DRAINS,
+    LEADERSHIP,
+    CANCELS,
+    DEAF,
+    ORPHANS,
+    SHUTDOWN,
+    BUSY,
+    FLOODS,
+    ODD,
+    CLIENTS,
+)
 """All that `make faults` has to make: a name without a test is missing."""
 
 NOT_MADE = {

@@ -30,6 +30,8 @@ STAYS_S = 15.0
 """Seconds for which it must stay in order then."""
 A_REPORT_S = 5.0
 """Seconds within which what is just on its way arrives."""
+LEADS_WITHIN_S = 1.4
+"""Seconds within which a standby leads once the lease has ended."""
 SHOWN = 120
 """Lines of the log that explain a failure."""
 
@@ -183,24 +185,34 @@ class Fleet(RuleBasedStateMachine):
         of_engine_s=st.sampled_from([0.0, 0.1, 0.4]),
         seconds=st.sampled_from([0.3, 0.8, 1.5, 3.0]),
     )
-    def overtake_the_recorder(
+    def overtake_the_leader(
         self, job_id: str, model: str, of_store_s: float, of_engine_s: float, seconds: float
     ) -> None:
-        """Let a dispatcher fall behind with a job's reports in hand, and another take over."""
+        """Let a leader fall behind with a job's reports in hand, and another one lead."""
         for slow_s in self.world.slow_s.values():
             slow_s[0] = of_engine_s
-        if len(self.world.dispatchers) < 2:
-            self.world.start_dispatcher()
-            self._advance(1.0)
+        self._have_a_standby()
         for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER):
             self.world.submit(_request(job_id, verb, model))
-        behind = self.world.recording_dispatcher()
+        behind = self.world.leading_dispatcher()
         if behind is not None and behind.store is not None:
             behind.store.link.slow_s = of_store_s
         self._advance(seconds)
+        self.world.end_the_lease()
+        self._advance(LEADS_WITHIN_S)
         if behind is not None:
             behind.broker.cut()
         self._after(1.0)
+
+    @rule(job_id=JOB_IDS, model=DEPLOYED, seconds=st.sampled_from([0.0, 0.05, 0.3, 1.0]))
+    def have_another_dispatcher_lead(self, job_id: str, model: str, seconds: float) -> None:
+        """Let one lead while the former leader is in the middle of something."""
+        self._have_a_standby()
+        self.world.end_the_lease()
+        self._advance(seconds)
+        for verb in (Verb.TEMP, Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER):
+            self.world.submit(_request(job_id, verb, model))
+        self._after(LEADS_WITHIN_S)
 
     @rule(index=ANY)
     def mend_a_process(self, index: int) -> None:
@@ -375,6 +387,11 @@ class Fleet(RuleBasedStateMachine):
         if wrong:
             lines = [*wrong[:12], f"({when}, at {self.loop.time():.3f})", *self.log[-SHOWN:]]
             raise AssertionError("\n".join(lines))
+
+    def _have_a_standby(self) -> None:
+        if len(self.world.dispatchers) < 2:
+            self.world.start_dispatcher()
+            self._advance(1.0)
 
     def _member(self, index: int) -> Member | None:
         members = self.world.members

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from dispatcher.events import EventLog
+from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
@@ -43,12 +44,10 @@ class Interrupted:
 
 def scheduler_on(store: MemoryStore) -> Scheduler:
     broker = MemoryBroker(MemoryRabbit(), name="test")
+    term = Term(1, float("inf"))
+    commands = CommandPublisher(broker, term, default_timeout_s=60.0)
     return Scheduler(
-        store,
-        EventLog(store, broker),
-        CommandPublisher(broker, default_timeout_s=60.0),
-        lines=Lines(store),
-        fleet=Fleet(store),
+        store, EventLog(store, broker), commands, term, lines=Lines(store), fleet=Fleet(store)
     )
 
 

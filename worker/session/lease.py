@@ -7,10 +7,10 @@ knows when it *sent* the last confirmed one, which is earlier, and its lease end
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from modelyard.contract.topology import LOST_AFTER_S
+from modelyard.process.clock import uptime_s
 
 WORKER_LEASE_S = LOST_AFTER_S * 0.8
 """Seconds without a renewal after which a worker loses its lease.
@@ -20,12 +20,6 @@ Containers that must not outlive the lease can be stopped before the dispatcher 
 another host.
 """
 _POLL_S = 1.0
-
-
-def uptime_s() -> float:
-    """Return the machine's uptime; it advances while a process is stopped or the machine sleeps."""
-    clock: int | None = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 class Lease:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import structlog
 
+from modelyard.process.clock import uptime_s
 from modelyard.process.logging import setup_logging
 from modelyard.process.tasks import TaskGroup
 from worker.engine.docker.runtime import DockerRuntime
@@ -36,7 +37,6 @@ from worker.engine.protocol import (
     NoSuchContainerError,
     RuntimeFaultError,
 )
-from worker.session.lease import uptime_s
 
 log = structlog.get_logger(__name__)
 

@@ -10,6 +10,7 @@ from modelyard.contract.topology import JOBS_QUEUE
 from modelyard.process.crash_points import CRASH_POINTS, VARIABLE
 from tests.faults.dispatcher.test_dispatcher import KILLED, POINTS
 from tests.faults.dispatcher.test_drains import END_POINTS, GIVEN_UP_POINTS, MOVE_POINTS
+from tests.faults.dispatcher.test_leadership import LEASE_POINTS
 from tests.faults.harness.casualties import HOST, admit, only, tagged
 from tests.faults.harness.checked_fleet import DISPATCHERS, CheckedFleet, lasts, points
 from tests.faults.harness.load import Request
@@ -42,7 +43,7 @@ RESERVES = "dispatcher.after_reserve"
 def test_each_point_of_the_dispatcher_is_killed_somewhere() -> None:
     killed = {*POINTS, *LOST_POINTS, *MOVE_POINTS, *GIVEN_UP_POINTS, *END_POINTS}
     killed |= {*AGAIN, *BOOT, *RECOVERY, *CANCEL, *DEADLINES, *DEAD, *HOLD}
-    killed |= {EXPIRE, SUSPECT, *PUBLISH, TAKE_BACK}
+    killed |= {*LEASE_POINTS, EXPIRE, SUSPECT, *PUBLISH, TAKE_BACK}
     assert killed == {one for one in CRASH_POINTS if one.startswith("dispatcher.")}
 
 

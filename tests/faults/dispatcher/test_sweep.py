@@ -15,13 +15,14 @@ from modelyard.contract.topology import REPORTS_QUEUE
 from modelyard.process.crash_points import VARIABLE
 from tests.faults.harness.casualties import tagged
 from tests.faults.harness.checked_fleet import DISPATCHERS, CheckedFleet, Json, lasts
+from tests.faults.harness.leading import is_said, leading
 from tests.faults.harness.raw_channel import open_raw_channel
 from tests.support.waiting import eventually
 
 SWEEP = "Sweep against completion"
 AGAIN = "commands.published_again"
 SWEEPS, RECORDS = DISPATCHERS
-"""One only sweeps, the other one records."""
+"""One leads until it is frozen in the middle of its sweep; then the other one leads and records."""
 POINTS = ("dispatcher.sweep.after_look", "dispatcher.sweep.after_mark")
 pytestmark = [pytest.mark.faults, pytest.mark.fault(SWEEP)]
 
@@ -30,15 +31,17 @@ pytestmark = [pytest.mark.faults, pytest.mark.fault(SWEEP)]
 async def test_what_was_recorded_as_ended_since_the_sweep_looked_stays_as_it_is(
     fleet: CheckedFleet, point: str
 ) -> None:
-    """Its reports lie in their queue when it looks, and are recorded before it goes on."""
+    """Its reports lie in their queue when it looks, and are recorded before it goes on.
+
+    A leader that is frozen keeps its place as the consumer of reports until RabbitMQ gives its
+    connections up, so the next leader gets them only then.
+    """
     infers, leaves = fleet.job_id(), fleet.job_id()
     await asyncio.gather(fleet.loaded(infers), fleet.loaded(leaves))
     await fleet.stop(*DISPATCHERS)
     log = fleet.service(SWEEPS).daemon.log
     before = len(log.read_text(errors="replace"))
     async with _reports_held(fleet):
-        await fleet.launch(RECORDS)
-        await eventually(lambda: _consumers(fleet, 2), what=f"{RECORDS} next in line for reports")
         await fleet.launch(SWEEPS, **{VARIABLE: f"{point}:freeze"})
         runs = [
             await tagged(fleet, "INFER", infers, sleep=0.5),
@@ -49,19 +52,21 @@ async def test_what_was_recorded_as_ended_since_the_sweep_looked_stays_as_it_is(
         comes_back = await fleet.submit("DEPLOY_CREATE", leaves, model="load-http")
         swept = [*runs, removal]
         await eventually(lambda: _dispatched(fleet, swept), what="DISPATCHED")
-        with fleet.frozen(RECORDS):
-            with fleet.frozen(SWEEPS):
-                await lasts(UNACCEPTED_S + 1)
-                await eventually(lambda: _is_over(fleet, runs, leaves), what="the end of all runs")
-            await fleet.came_to(SWEEPS, point)
+        with fleet.frozen(SWEEPS):
+            await lasts(UNACCEPTED_S + 1)
+            await eventually(lambda: _is_over(fleet, runs, leaves), what="the end of all runs")
+        await fleet.came_to(SWEEPS, point)
+        sweeps = await leading(fleet)
         (again,) = _told(log.read_text(errors="replace")[before:], AGAIN)
         assert again["count"] == len(swept)
         assert await fleet.states(swept) == {"DISPATCHED": len(swept)}
+        await fleet.launch(RECORDS)
+        await leading(fleet, after=sweeps.term)
     for operation_id in (*swept, comes_back):
         await fleet.ended(operation_id)
     ended = await _all_of(fleet, [*swept, comes_back], [infers, leaves])
     fleet.service(SWEEPS).resume()
-    await eventually(lambda: _met(fleet, swept), what="the commands that came again")
+    await is_said(fleet, sweeps, "dispatcher.term_over")
     await fleet.holds()
     await fleet.succeeded([*swept, comes_back])
     assert await _all_of(fleet, [*swept, comes_back], [infers, leaves]) == ended
@@ -82,15 +87,6 @@ async def _reports_held(fleet: CheckedFleet) -> AsyncIterator[None]:
         await queue.consume(hold)
         yield
         assert held
-
-
-async def _consumers(fleet: CheckedFleet, wanted: int) -> bool:
-    """Tell whether the reports have so many consumers, those that wait their turn among them."""
-    listed = await asyncio.to_thread(
-        fleet.servers.rabbitmq.ctl,
-        *("--no-table-headers", "list_consumers", "--vhost", fleet.vhost, "queue_name"),
-    )
-    return listed.split().count(REPORTS_QUEUE.name) == wanted
 
 
 async def _batch(fleet: CheckedFleet) -> str:
@@ -116,13 +112,6 @@ async def _is_over(fleet: CheckedFleet, runs: list[str], leaves: str) -> bool:
     return all(run and run[0].ended is not None for run in found) and leaves not in {
         one.job_id for one in there
     }
-
-
-async def _met(fleet: CheckedFleet, operation_ids: list[str]) -> bool:
-    """Tell whether the workers have had each of these commands twice."""
-    logs = [one.daemon.log.read_text(errors="replace") for one in fleet.processes.workers.values()]
-    again = {one["operation_id"] for log in logs for one in _told(log, "command.not_new")}
-    return set(operation_ids) <= again
 
 
 def _told(log: str, event: str) -> list[Json]:

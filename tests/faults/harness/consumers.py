@@ -1,5 +1,7 @@
 """Who consumes what, as RabbitMQ says it at once: its lists of queues are some seconds old."""
 
+from itertools import chain
+
 import aio_pika
 
 from dispatcher.service import QUEUES
@@ -28,11 +30,9 @@ async def consumed(amqp_url: str, queue: str) -> None:
 
 
 async def all_consumed(fleet: CheckedFleet) -> None:
-    """Return once each queue has one consumer of every process that should consume it."""
-    wanted = {queue.name: len(fleet.processes.dispatchers) for queue in QUEUES}
-    wanted |= {
-        queue.name: 1 for host_id in fleet.processes.workers for queue in queues_of_host(host_id)
-    }
+    """Return once each queue has one consumer: the leading dispatcher, or its host's worker."""
+    of_hosts = (queues_of_host(host_id) for host_id in fleet.processes.workers)
+    wanted = dict.fromkeys((queue.name for queue in chain(QUEUES, *of_hosts)), 1)
 
     async def they_are() -> bool:
         found = await consumers(fleet.servers.rabbitmq, fleet.processes.amqp_url)

@@ -1,7 +1,7 @@
 """A fleet whose wires can be cut: proxies between some of its processes and their servers.
 
-The gateway reaches both stores, each dispatcher MongoDB, and the worker of `h1` RabbitMQ and its
-engine through a proxy each; all others are connected as usual.
+The gateway reaches both stores, each dispatcher MongoDB, the first dispatcher RabbitMQ too, and the
+worker of `h1` RabbitMQ and its engine through a proxy each; all others are connected as usual.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ class ProxiedFleet:
     fleet: CheckedFleet
     gateway_amqp: Proxy
     gateway_mongo: Proxy
+    dispatcher_amqp: Proxy
     dispatcher_mongo: Proxy
     """The first one's; the other one can go on without it."""
     dispatcher_2_mongo: Proxy
@@ -38,11 +39,12 @@ async def open_proxied_fleet(servers: Servers, folder: Path) -> AsyncIterator[Pr
     socket = Path(servers.engines["h1"].url.removeprefix("unix://"))
     gateway_amqp, gateway_mongo = Proxy(amqp_port), Proxy(mongo_port)
     dispatcher_mongo, dispatcher_2_mongo = Proxy(mongo_port), Proxy(mongo_port)
-    worker_amqp = Proxy(amqp_port)
+    dispatcher_amqp, worker_amqp = Proxy(amqp_port), Proxy(amqp_port)
     worker_docker = Proxy(socket, listen=socket.with_name("proxy.sock"))
     proxies = (
         gateway_amqp,
         gateway_mongo,
+        dispatcher_amqp,
         dispatcher_mongo,
         dispatcher_2_mongo,
         worker_amqp,
@@ -55,7 +57,10 @@ async def open_proxied_fleet(servers: Servers, folder: Path) -> AsyncIterator[Pr
                 "MODELYARD_AMQP_URL": through(amqp_url, gateway_amqp),
                 "MODELYARD_MONGO_URL": through(mongo_url, gateway_mongo),
             },
-            "dispatcher": {"MODELYARD_MONGO_URL": through(mongo_url, dispatcher_mongo)},
+            "dispatcher": {
+                "MODELYARD_AMQP_URL": through(amqp_url, dispatcher_amqp),
+                "MODELYARD_MONGO_URL": through(mongo_url, dispatcher_mongo),
+            },
             "dispatcher-2": {"MODELYARD_MONGO_URL": through(mongo_url, dispatcher_2_mongo)},
             "worker-h1": {
                 "MODELYARD_AMQP_URL": through(amqp_url, worker_amqp),

@@ -141,7 +141,7 @@ async def _forget_strangers(fleet: CheckedFleet) -> None:
 
 
 @pytest.mark.fault(POISON)
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 async def test_a_message_whose_reader_dies_each_time_leaves_its_queue_at_the_limit(
     fleet: CheckedFleet,
 ) -> None:

@@ -16,8 +16,9 @@ from tests.support.waiting import eventually
 
 DATABASE = "MongoDB step-down, killed, cut for 10 minutes"
 AWAY_S = 30
-RETURNS = 2
-"""How often a delivery may have come back, however long it lasts: once when a consumer begins."""
+RETURNS = 3
+"""How often a delivery may have come back, however long it lasts: once when a consumer begins, and
+once when a term ends, after which another consumer begins."""
 SLOW_S = 0.35
 """Added to each way."""
 pytestmark = [pytest.mark.faults, pytest.mark.fault(DATABASE)]

@@ -20,7 +20,12 @@ from modelyard.contract.states import Admission, JobState, OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS_QUEUE, REPORTS, REPORTS_QUEUE
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
-from tests.support.dispatcher.driver import MODEL, DispatcherDriver, running_dispatcher
+from tests.support.dispatcher.driver import (
+    MODEL,
+    DispatcherDriver,
+    running_dispatcher,
+    running_leader,
+)
 from tests.support.dispatcher.scripted_host import scripted_host
 from tests.support.waiting import eventually
 
@@ -455,12 +460,12 @@ async def test_events_tell_only_what_is_recorded(driver: DispatcherDriver) -> No
     ]
 
 
-async def test_two_dispatchers_never_give_a_slot_twice(
+async def test_two_leaders_at_once_never_give_a_slot_twice(
     driver: DispatcherDriver, amqp_url: str
 ) -> None:
     second_broker = Broker(amqp_url, name="second")
     async with (
-        running_dispatcher(driver.store, second_broker),
+        running_leader(driver.store, second_broker),
         scripted_host(driver.broker, "h1", slots=1) as host,
     ):
         count = 40

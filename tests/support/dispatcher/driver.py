@@ -3,11 +3,12 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from dispatcher.service import Dispatcher
+from dispatcher.leadership import Term
+from dispatcher.service import Dispatcher, Leader
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker
 from modelyard.contract.catalog.entries import ModelSpec, Profile
@@ -93,12 +94,28 @@ class DispatcherDriver:
 async def running_dispatcher(
     store: Store, broker: Broker, **settings: Any
 ) -> AsyncIterator[Dispatcher]:
+    """Run a dispatcher, which leads unless another one does."""
     settings.setdefault("dispatcher_sweep_interval_s", 0.2)
     dispatcher = Dispatcher(DispatcherSettings(**settings), store, broker)
     await dispatcher.prepare()
-    work = asyncio.create_task(dispatcher.run())
-    try:
+    async with _running(dispatcher.run()):
         yield dispatcher
+
+
+@asynccontextmanager
+async def running_leader(store: Store, broker: Broker, **settings: Any) -> AsyncIterator[None]:
+    """Run a leader that has no lease and does not know it, beside the one that has."""
+    settings.setdefault("dispatcher_sweep_interval_s", 0.2)
+    leader = Leader(DispatcherSettings(**settings), store, broker, Term(0, float("inf")))
+    async with _running(leader.run()):
+        yield
+
+
+@asynccontextmanager
+async def _running(run: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    work = asyncio.create_task(run)
+    try:
+        yield
     finally:
         work.cancel()
         await asyncio.wait([work])

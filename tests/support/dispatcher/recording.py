@@ -1,11 +1,12 @@
-"""Two dispatchers over one store in memory: a test hands them each message and lets time pass."""
+"""Two leaders over one store in memory: a test hands them each message and lets time pass."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
-from dispatcher.service import Dispatcher
+from dispatcher.leadership import Term
+from dispatcher.service import Dispatcher, Leader
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Delivery, Subscription
 from modelyard.contract.catalog.entries import ModelSpec
@@ -29,6 +30,7 @@ from tests.fakes.store import MemoryStore
 
 HOST = "h1"
 INCARNATION = "boot-1"
+ENDLESS = float("inf")
 STEP_S = 100.0
 """Longer than an operation rests after an attempt that failed."""
 
@@ -58,7 +60,10 @@ class Frost:
 
 
 class Recording:
-    """The record, and two dispatchers that write it. Time stands still within a step."""
+    """The record, and two leaders that write it. Time stands still within a step.
+
+    The other one stands for a dispatcher whose term is over, and which finishes what it was at.
+    """
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -68,19 +73,20 @@ class Recording:
         """What was written and may never be."""
         self._broker = MemoryBroker(MemoryRabbit(), name="recording")
         self._store = MemoryStore(self.database)
-        self._dispatcher = Dispatcher(DispatcherSettings(), self._store, self._broker)
+        settings = DispatcherSettings()
+        self._leader = Leader(settings, self._store, self._broker, Term(2, ENDLESS))
         self._frost = Frost()
         slow = MemoryStore(self.database, link=Link(pause=self._frost.pause))
-        self._other = Dispatcher(DispatcherSettings(), slow, self._broker)
+        self._other = Leader(settings, slow, self._broker, Term(1, ENDLESS))
         self._frozen: asyncio.Task[None] | None = None
         self._subscription = cast("Subscription", _Acked())
         self._publishing: set[asyncio.Task[None]] = set()
 
     async def begin(self, model: ModelSpec, *, slots: int) -> None:
         """Put the model into the catalog and have the host come online."""
-        for dispatcher in (self._dispatcher, self._other):
-            self._publishing.add(asyncio.create_task(dispatcher.event_log.run()))
-        await self._dispatcher.prepare()
+        for leader in (self._leader, self._other):
+            self._publishing.add(asyncio.create_task(leader.event_log.run()))
+        await Dispatcher(DispatcherSettings(), self._store, self._broker).prepare()
         await self._broker.declare([host_queue(HOST)])
         await self._store.models.put(model)
         engine = EngineFacts(version="20.10", api_version="1.41")
@@ -95,24 +101,24 @@ class Recording:
         )
         if asked:
             submission = _delivery(Submission(requests=asked), SUBMISSION_TYPE)
-            await self._dispatcher.intake.handle(self._subscription, [submission])
+            await self._leader.intake.handle(self._subscription, [submission])
         await self._store.operations.wake_after_backoff(limit=100)
-        await self._dispatcher.scheduler.schedule_next_page()
+        await self._leader.scheduler.schedule_next_page()
         given = await self._store.operation_queries.on_host(HOST)
         assert all(one.state is OperationState.DISPATCHED for one in given)
         return sorted(given, key=lambda one: one.operation_id)
 
     async def told(self, batch: Sequence[WorkerReports]) -> None:
         """Have the recorder handle a batch of messages."""
-        await self._dispatcher.recorder.handle(self._subscription, _deliveries(batch))
+        await self._leader.recorder.handle(self._subscription, _deliveries(batch))
 
     @property
     def is_frozen(self) -> bool:
-        """True while the other dispatcher has something in hand."""
+        """True while the other leader has something in hand."""
         return self._frozen is not None
 
     async def freeze(self, batch: Sequence[WorkerReports], *, calls: int) -> None:
-        """Have the other dispatcher begin with a batch, and freeze it on its way."""
+        """Have the other leader begin with a batch, and freeze it on its way."""
         self._frost.calls = calls
         self._frost.thawed.clear()
         work = self._other.recorder.handle(self._subscription, _deliveries(batch))
@@ -121,7 +127,7 @@ class Recording:
             await asyncio.sleep(0)
 
     async def thaw(self) -> None:
-        """Let the other dispatcher do the rest of what it has in hand."""
+        """Let the other leader do the rest of what it has in hand."""
         self._frost.thawed.set()
         if self._frozen is not None:
             await self._frozen

@@ -90,7 +90,7 @@ class Invariants:
     holdings: Callable[[], Mapping[str, Holding]] = dict
     """Looks at the processes (I11)."""
     dispatchers: int = 1
-    """Consumers that each shared queue must have (I12)."""
+    """How many run; the one that leads consumes the shared queues (I12)."""
     working: Callable[[], Iterable[str]] = tuple
     """Names the hosts whose worker runs; each has to be heard, and ONLINE (I12)."""
     bystanders: Mapping[str, str] = field(default_factory=dict)
@@ -241,7 +241,7 @@ class Invariants:
     def _deaf(self, listed: Iterable[QueueState], online: Sequence[str]) -> Iterator[str]:
         """Yield each consumer that should be there and is not (I12)."""
         consumers = {one.name: one.consumers for one in listed}
-        wanted = {queue.name: self.dispatchers for queue in QUEUES}
+        wanted = {queue.name: min(self.dispatchers, 1) for queue in QUEUES}
         wanted |= {queue.name: 1 for host_id in online for queue in queues_of_host(host_id)}
         for name, count in wanted.items():
             if consumers.get(name, 0) < count:
@@ -271,7 +271,7 @@ def left_connections(
     """Yield where processes have other connections to RabbitMQ than they need (I11)."""
     consuming = {
         "gateway": 1,
-        "dispatcher": len(QUEUES) * dispatchers,
+        "dispatcher": len(QUEUES) * min(dispatchers, 1),
         **{f"worker {host_id}": WORKER_CONSUMERS for host_id in online},
     }
     for process, count in consuming.items():

@@ -100,7 +100,7 @@ def test_a_host_that_counts_wrong_is_found_in_a_sample() -> None:
 CONNECTED = {
     "modelyard gateway consume": 1,
     "modelyard gateway publish": 1,
-    "modelyard dispatcher consume": 8,
+    "modelyard dispatcher consume": 4,
     "modelyard dispatcher publish": 1,
     "modelyard worker h1 consume": 2,
 }
@@ -109,8 +109,8 @@ CONNECTED = {
 @pytest.mark.parametrize(
     ("name", "count", "word"),
     [
-        ("modelyard dispatcher consume", 9, "dispatcher has 9"),
-        ("modelyard dispatcher consume", 7, "dispatcher has 7"),
+        ("modelyard dispatcher consume", 5, "dispatcher has 5"),
+        ("modelyard dispatcher consume", 3, "dispatcher has 3"),
         ("modelyard gateway publish", 2, "gateway has 2"),
         ("modelyard worker h1 consume", 0, "worker h1 has 0"),
         ("modelyard worker h1 look", 3, "worker h1 has 3"),

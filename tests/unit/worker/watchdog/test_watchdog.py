@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from modelyard.process.clock import uptime_s
 from tests.support.waiting import eventually
 from tests.support.worker.scripted_engine import ScriptedEngine, scripted_engine
 from worker.engine.labels import ContainerLabels
-from worker.session.lease import uptime_s
 from worker.watchdog.client import WatchdogClient, shared_lease_file
 from worker.watchdog.process import FAREWELL
 
