@@ -162,7 +162,7 @@ class MemoryBroker(Broker):
         self, exchange: Exchange, messages: Sequence[tuple[str, bytes]], *, message_type: str
     ) -> None:
         async with _within(PUBLISH_TIMEOUT_S):
-            fate = await self.link.there()
+            fate = await self.link.there(Call.PASSING_MESSAGE, count=len(messages))
             for routing_key, body in messages:
                 self._rabbit.route(
                     Letter(body, routing_key, exchange.name, None, message_type, {}, self.user)

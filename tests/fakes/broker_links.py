@@ -55,9 +55,9 @@ class Link:
         self.calls: Counter[Call] = Counter()
         """How many calls were made."""
 
-    async def there(self, call: Call = Call.OTHER) -> Fate | None:
-        """Carry a call to the server; return what is to become of its answer."""
-        self.calls[call] += 1
+    async def there(self, call: Call = Call.OTHER, *, count: int = 1) -> Fate | None:
+        """Carry a call to the server, or several at once; return what becomes of the answer."""
+        self.calls[call] += count
         fate = self.fates.popleft() if self.fates else None
         await self._reach()
         await self._take_time()
