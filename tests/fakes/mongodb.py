@@ -216,7 +216,8 @@ class MemoryCollection:
                 upserted.append({"index": index, "_id": made["_id"]})
         await self._link.back(fate)
         if errors:
-            raise BulkWriteError({"writeErrors": errors, "writeConcernErrors": []})
+            details = {"upserted": upserted, "writeErrors": errors, "writeConcernErrors": []}
+            raise BulkWriteError(details)
         counts = {"nMatched": matched, "nModified": matched, "nUpserted": len(upserted)}
         return BulkWriteResult({**counts, "upserted": upserted}, acknowledged=True)
 
