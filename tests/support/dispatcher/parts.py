@@ -1,11 +1,13 @@
-"""Parts of a leading dispatcher over a broker and a store in memory, for tests of single classes."""
+"""Parts of a leading dispatcher over a broker and a store in memory: for tests of one class."""
 
 import asyncio
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from dispatcher.events import EventLog
+from dispatcher.intake.first_pass import FirstPass
+from dispatcher.intake.ordered_intake import OrderedIntake
 from dispatcher.intake.positions import Positions
 from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
@@ -23,9 +25,7 @@ from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
 
 HOST, INCARNATION, JOB = "h1", "boot-1", "j1"
-MODEL = ModelSpec(
-    name="m", image="m", profile=Profile.OPEN_INFERENCE, port=8080, max_concurrency=2
-)
+MODEL = ModelSpec(name="m", image="m", profile=Profile.OPEN_INFERENCE, port=8080, max_concurrency=2)
 ENDLESS = float("inf")
 _numbers = itertools.count(1)
 
@@ -60,8 +60,8 @@ class DispatcherParts:
     """What the parts of a dispatcher share, with a record that tests can look at."""
 
     def __init__(self) -> None:
-        seconds = itertools.count()
-        self.database = MemoryDatabase(lambda: next(seconds) / 1_000)
+        self._seconds = 0.0
+        self.database = MemoryDatabase(self._clock)
         self.link = SlowAnswers()
         self.store = MemoryStore(self.database, link=self.link)
         rabbit = MemoryRabbit()
@@ -77,6 +77,17 @@ class DispatcherParts:
         self.commands = CommandPublisher(self.broker, self.term, default_timeout_s=60.0)
         self.woken: list[str] = []
         """Jobs for which the scheduler would be woken."""
+        self.first_pass = FirstPass(
+            self.store,
+            self.event_log,
+            self.commands,
+            lines=self.lines,
+            fleet=self.fleet,
+            positions=self.positions,
+        )
+        self.ordered = OrderedIntake(
+            self.store, self.event_log, positions=self.positions, wake=self.wake
+        )
 
     async def begin(self) -> None:
         """Have a host come online, with a job whose model is loaded."""
@@ -105,7 +116,7 @@ class DispatcherParts:
 
     async def put_in_line(self, *new: NewOperation) -> None:
         """Record operations and put them in line, as another writer would."""
-        places = await self.store.operations.next_positions(len(new))
+        places = await self.positions.take(len(new))
         await self.store.operations.take_in(list(zip(new, places, strict=True)))
 
     async def recorded(self, one: NewOperation) -> OperationRecord:
@@ -127,7 +138,7 @@ class DispatcherParts:
             _facts(one) for line in there.lines for one in line.operations
         ]
 
-    def wake(self, job_ids: Sequence[str] | set[str]) -> None:
+    def wake(self, job_ids: Iterable[str]) -> None:
         """Stand for `Scheduler.wake`."""
         self.woken += sorted(job_ids)
 
@@ -137,10 +148,27 @@ class DispatcherParts:
         bodies = [json.loads(one.body) for one in self._published if one.exchange == HOSTS.name]
         return [command["operation_id"] for body in bodies for command in body["commands"]]
 
-    @property
-    def told(self) -> list[str]:
-        """The types of the events that were published, in their order."""
+    async def told(self) -> list[str]:
+        """Return the types of all events that were noted so far, once they are published."""
+        published = asyncio.Event()
+
+        async def note() -> None:
+            published.set()
+
+        self.event_log.then(note)
+        running = asyncio.create_task(self.event_log.run())
+        await published.wait()
+        running.cancel()
+        await asyncio.wait([running])
         return [one.routing_key for one in self._published if one.exchange == EVENTS.name]
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the database's clock go on, which else shows a moment later at each look."""
+        self._seconds += seconds
+
+    def _clock(self) -> float:
+        self.pass_time(0.001)
+        return self._seconds
 
     def _routed(self, letter: Letter) -> int:
         self._published.append(letter)

@@ -114,9 +114,7 @@ async def test_claims_that_only_some_operations_took_drop_their_jobs(
 ) -> None:
     won, lost = new_operation(), new_operation()
     await parts.put_in_line(won, lost)
-    claims = [
-        DispatchClaim(await parts.recorded(one), HOST, INCARNATION, 1) for one in (won, lost)
-    ]
+    claims = [DispatchClaim(await parts.recorded(one), HOST, INCARNATION, 1) for one in (won, lost)]
     await parts.store.operations.claim(claims[1:], token="another")
     await parts.lines.read([JOB])
     await parts.store.operations.claim(claims, token="t")
