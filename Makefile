@@ -15,10 +15,11 @@ SEED ?=
 # All tests that need a server run one after the other, on the same servers; the others beside them.
 PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 
-.PHONY: help setup demo test test-fast faults soak bench up down status check fmt clean
+.PHONY: help setup demo test test-fast faults soak bench bench-scale bench-containers up down \
+	status check fmt clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## Make .venv with everything in it, at the pinned versions.
 
@@ -48,6 +49,12 @@ $(PEERS_READY): bench/requirements-peers.txt
 	@$(PYTHON) -m venv --clear $(PEERS)
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --requirement $<
 	@touch $@
+
+bench-scale: $(READY) ## Measure the dispatcher with 2,000 hosts, 1,000,000 waiting, and a takeover.
+	@$(PYTHON) -m bench.scale $(ARGS)
+
+bench-containers: $(READY) ## Measure real containers beside the same calls by aiodocker alone.
+	@$(PYTHON) -m bench.containers $(ARGS)
 
 up: $(READY) ## Start the stack in the background; its addresses are in var/stack.env.
 	@$(PYTHON) -m deploy.local up $(ARGS)

@@ -18,6 +18,10 @@ RESULTS = ROOT / "bench" / "results.json"
 _LEAST_WIDTH = 120
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     *,
     quick: Annotated[
@@ -44,4 +48,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -13,6 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
+from deploy.local.errors import StackError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -21,7 +23,7 @@ _LENGTH = b"\r\ncontent-length:"
 _TIMEOUT_S = 120.0
 
 
-class WrongAnswer(Exception):  # noqa: N818 - it names what came
+class WrongAnswer(StackError):  # noqa: N818 - it names what came
     """A server answered other than a benchmark expects; the message has its answer."""
 
 
@@ -84,11 +86,10 @@ class _Connection(asyncio.Protocol):
         end = self._buffer.find(_END)
         if end < 0 or self._transport is None:
             return
-        head = self._buffer[:end]
-        if not head.startswith(self._status):
-            self._fail(self._buffer.decode(errors="replace"))
+        if len(self._buffer) < end + len(_END) + _length(self._buffer[:end]):
             return
-        if len(self._buffer) < end + len(_END) + _length(head):
+        if not self._buffer.startswith(self._status):
+            self._fail(f"A request was answered with: {self._buffer.decode(errors='replace')}")
             return
         self._buffer = b""
         self._send_next(self._transport)

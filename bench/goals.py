@@ -30,8 +30,6 @@ class Measured:
     """All that a run has measured."""
 
     sections: Sequence[Section]
-    bare_rates: Sequence[float]
-    """Requests per second of the bare endpoint, one for each round."""
     model_p50_s: float
     """What the model server itself takes for one request."""
     model_rate: float
@@ -40,7 +38,6 @@ class Measured:
     def figures(self) -> dict[str, object]:
         """Return all raw figures; of latencies their percentiles."""
         return {
-            "bare_rates": list(self.bare_rates),
             "model_p50_s": self.model_p50_s,
             "model_rate": self.model_rate,
             "sections": [one.figures() for one in self.sections],
@@ -64,11 +61,11 @@ class Measured:
         """Return their operations per second."""
         return [one.rate for one in self.of(system, what)]
 
-    def accepted_rates(self, what: str) -> list[float]:
-        """Return the acceptances per second of Modelyard's sections of a kind."""
+    def accepted_rates(self, system: str, what: str) -> list[float]:
+        """Return their acceptances per second."""
         return [
             one.operations / one.accepted_seconds
-            for one in self.of("modelyard", what)
+            for one in self.of(system, what)
             if one.accepted_seconds
         ]
 
@@ -83,6 +80,7 @@ def rows(measured: Measured) -> list[Row]:
     singles = measured.rates("modelyard", "singles")
     taskiq = measured.rates("taskiq", "throughput")
     celery = measured.rates("celery", "throughput")
+    bare = measured.accepted_rates("bare", "accepted")
     return [
         _at_least("End to end, batches of 500", batches, taskiq, _TIMES_TASKIQ_BATCHES, "Taskiq"),
         _at_least("End to end, batches of 500", batches, celery, _TIMES_CELERY_BATCHES, "Celery"),
@@ -93,17 +91,17 @@ def rows(measured: Measured) -> list[Row]:
         *_one_at_a_time(measured),
         _at_least(
             "Accepted, single requests, 64 at once",
-            measured.accepted_rates("accepted"), measured.bare_rates, _SHARE_OF_BARE, "bare",
+            measured.accepted_rates("modelyard", "accepted"), bare, _SHARE_OF_BARE, "bare",
         ),
         _at_least(
             "Accepted, while the accepted work is done",
-            measured.accepted_rates("singles"), measured.bare_rates, _SHARE_OF_BARE, "bare",
+            measured.accepted_rates("modelyard", "singles"), bare, _SHARE_OF_BARE, "bare",
         ),
         _at_half_load(measured),
         Row("Memory after batches, MiB", _memory(measured.memory_mib())),
         Row("Taskiq, 2 processes", with_spread(taskiq, "/s")),
         Row("Celery, 2 processes", with_spread(celery, "/s")),
-        Row("Bare FastAPI endpoint", with_spread(measured.bare_rates, "/s")),
+        Row("Bare FastAPI endpoint", with_spread(bare, "/s")),
         Row("Model servers alone, 64 at once", f"{measured.model_rate:,.0f}/s", ">= 5,000/s",
             measured.model_rate >= _LEAST_MODEL_RATE),
     ]  # fmt: skip
@@ -158,7 +156,9 @@ def _memory(mib: Mapping[str, float]) -> str:
 
 
 def _label(system: str, what: str) -> str:
-    return what if system == "modelyard" else system if what == "throughput" else f"{system}, one"
+    if system == "modelyard":
+        return what
+    return f"{system}, one" if what == "one at a time" else system
 
 
 def _medians(usages: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -30,7 +30,11 @@ _BATCHES_AT_ONCE = 2
 _WAIT_S = 30
 _ACCEPTED = 202
 _DONE = 200
+_NOT_FOUND = 404
+_OPEN = ("QUEUED", "DISPATCHED", "RUNNING")
 _SUCCEEDED = "SUCCEEDED"
+_PAUSE_S = 0.02
+_TIMEOUT_S = 120.0
 _HEADERS = {"Content-Type": "application/json"}
 
 
@@ -67,7 +71,9 @@ class Gateway:
         batch = json.dumps([_request(next(jobs)) for _ in range(BATCH)]).encode()
 
         async def submit(_: int) -> None:
-            answer = await self._post("/v1/jobs/batch", batch, _DONE)
+            status, answer = await self._call("POST", "/v1/jobs/batch", batch)
+            if status != _DONE:
+                raise WrongAnswer(f"A batch was answered with {status}: {answer}")
             if wrong := [one for one in answer["results"] if one["status"] != _ACCEPTED]:
                 raise WrongAnswer(f"In a batch: {wrong[0]}")
 
@@ -103,18 +109,36 @@ class Gateway:
         return await asyncio.gather(*map(one, due))
 
     async def _until_end(self, body: bytes) -> float:
+        """Submit and wait, and go on waiting by polls if the gateway stops waiting before.
+
+        While MongoDB is slow to answer, the gateway waits for no end, and an accepted operation may
+        not be readable for a moment.
+        """
         began = time.perf_counter()
-        view = await self._post("/v1/jobs", body, _DONE, Prefer=f"wait={_WAIT_S}")
-        if view["state"] != _SUCCEEDED:
-            raise WrongAnswer(f"An operation ended {view['state']}: {view}")
+        status, answer = await self._call("POST", "/v1/jobs", body, Prefer=f"wait={_WAIT_S}")
+        while status == _ACCEPTED or (status == _DONE and answer["state"] in _OPEN):
+            path = f"/v1/operations/{answer['operation_id']}?wait={_WAIT_S}"
+            status, found = await self._call("GET", path)
+            if status == _NOT_FOUND:
+                await asyncio.sleep(_PAUSE_S)
+                status = _ACCEPTED
+            else:
+                answer = found
+            if time.perf_counter() - began > _TIMEOUT_S:
+                raise WrongAnswer(f"An operation has not ended in {_TIMEOUT_S:.0f} s: {answer}")
+        if status != _DONE or answer["state"] != _SUCCEEDED:
+            raise WrongAnswer(f"An operation was answered with {status}: {answer}")
         return time.perf_counter() - began
 
-    async def _post(self, path: str, body: bytes, expected: int, **headers: str) -> Any:  # noqa: ANN401 - JSON
-        request = self._http.post(self._url + path, data=body, headers=self._headers | headers)
-        async with request as answer:
-            if answer.status != expected:
-                raise WrongAnswer(f"{path} answered {answer.status}: {await answer.text()}")
-            return await answer.json()
+    async def _call(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, Any]:
+        """Return the status and the JSON of an answer."""
+        call = self._http.request(
+            method, self._url + path, data=body, headers=self._headers | headers
+        )
+        async with call as answer:
+            return answer.status, await answer.json(content_type=None)
 
 
 async def model_latencies(url: str, operations: int) -> list[float]:

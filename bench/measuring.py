@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bench.load import Gateway
     from bench.peer_processes import Peer
     from bench.stack import BenchStack
+    from deploy.local.services import Service
 
 GENERATOR = "load generator"
 _MIB = 1 << 20
@@ -73,6 +74,14 @@ class Outcome:
     latencies_s: Sequence[float] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class BareEndpoint:
+    """The bare FastAPI endpoint, and a client of it."""
+
+    service: Service
+    client: Gateway
+
+
 class Measuring:
     """Measures sections, one after the other."""
 
@@ -82,11 +91,13 @@ class Measuring:
         gateway: Gateway,
         records: AsyncDatabase[dict[str, Any]],
         peers: Sequence[Peer],
+        bare: BareEndpoint,
     ) -> None:
         self._stack = stack
         self._gateway = gateway
         self._records = records
         self.peers = peers
+        self._bare = bare
         self.sections: list[Section] = []
 
     async def batches(self, operations: int) -> Section:
@@ -126,6 +137,15 @@ class Measuring:
             dispatcher.resume()
         await until_ended(self._records, "operations", query, operations)
         return section
+
+    async def bare(self, operations: int) -> Section:
+        """Measure the bare endpoint with single requests."""
+
+        async def run() -> Outcome:
+            accepted_s = await self._bare.client.submit_singles(operations)
+            return Outcome(accepted_s, accepted_s)
+
+        return await self._section("bare", "accepted", operations, run)
 
     async def one_at_a_time(self, operations: int) -> Section:
         """Modelyard, each operation after the end of the one before."""
@@ -198,6 +218,7 @@ class Measuring:
         found = self._stack.processes()
         own = ProcessId.of(os.getpid())
         found[GENERATOR] = {own} if own else set()
+        found["bare FastAPI"] = self._bare.service.daemon.family()
         for peer in self.peers:
             for name, of in peer.processes().items():
                 found.setdefault(name, set()).update(of)

@@ -13,7 +13,7 @@ from bench import bare_endpoint
 from bench.goals import Measured
 from bench.jobs import BODY, load_jobs
 from bench.load import Gateway, model_latencies, model_rate
-from bench.measuring import Measuring
+from bench.measuring import BareEndpoint, Measuring
 from bench.peer_processes import running_peer
 from bench.peers.settings import PeerSettings
 from deploy.local.ports import LOOPBACK, accepts, free_port
@@ -59,7 +59,7 @@ async def measure(stack: BenchStack, sizes: Sizes, progress: Progress) -> Measur
     async with AsyncExitStack() as exits:
         mongo = AsyncMongoClient[dict[str, Any]](stack.endpoints.mongo_url)
         await exits.enter_async_context(mongo)
-        bare = await exits.enter_async_context(_bare_endpoint(stack, jobs))
+        bare = await exits.enter_async_context(_running_endpoint(stack, jobs))
         gateway = await exits.enter_async_context(
             Gateway(stack.endpoints.url, stack.api_key, jobs.job_ids)
         )
@@ -68,24 +68,17 @@ async def measure(stack: BenchStack, sizes: Sizes, progress: Progress) -> Measur
             for name in PEERS
         ]
         records = mongo.get_default_database()
-        measuring = Measuring(stack, gateway, records, peers)
-        rounds = Rounds(measuring, bare, jobs, sizes, progress)
-        return await rounds.run()
+        measuring = Measuring(stack, gateway, records, peers, bare)
+        return await Rounds(measuring, jobs, sizes, progress).run()
 
 
 class Rounds:
     """Lets each system have its turn in each round."""
 
     def __init__(
-        self,
-        measuring: Measuring,
-        bare: Gateway,
-        jobs: LoadedJobs,
-        sizes: Sizes,
-        progress: Progress,
+        self, measuring: Measuring, jobs: LoadedJobs, sizes: Sizes, progress: Progress
     ) -> None:
         self._measuring = measuring
-        self._bare = bare
         self._jobs = jobs
         self._sizes = sizes
         self._progress = progress
@@ -93,36 +86,35 @@ class Rounds:
     async def run(self) -> Measured:
         """Warm everything up, measure, and return what was measured."""
         with self._progress.step("Warm-up"):
+            await model_rate(self._jobs.infer_urls, _WARM_UP)
             model_rate_alone = await model_rate(self._jobs.infer_urls, _MODEL_REQUESTS)
             own = await self._measuring.batches(_WARM_UP)
             theirs = {
                 peer.name: await self._measuring.peer_throughput(peer, _WARM_UP)
                 for peer in self._measuring.peers
             }
-            await self._bare.submit_singles(_WARM_UP)
+            await self._measuring.bare(_WARM_UP)
         sized = {name: self._sized(section.rate) for name, section in theirs.items()}
         self._measuring.sections.clear()
-        bare_rates: list[float] = []
         for number in range(1, self._sizes.rounds + 1):
             with self._progress.step(f"Round {number} of {self._sizes.rounds}"):
-                bare_rates.append(await self._one_round(self._sized(own.rate), sized))
+                await self._one_round(self._sized(own.rate), sized)
         requests = await model_latencies(self._jobs.infer_urls[0], _WARM_UP)
-        return Measured(self._measuring.sections, bare_rates, median(requests), model_rate_alone)
+        return Measured(self._measuring.sections, median(requests), model_rate_alone)
 
-    async def _one_round(self, own: int, theirs: dict[str, int]) -> float:
-        """Measure each system once; return the requests per second of the bare endpoint."""
+    async def _one_round(self, own: int, theirs: dict[str, int]) -> None:
+        """Measure each system once."""
         measuring, sizes = self._measuring, self._sizes
         batches = await measuring.batches(own)
         for peer in measuring.peers:
             await measuring.peer_throughput(peer, theirs[peer.name])
         await measuring.singles(own)
         await measuring.accepted(own)
-        bare_s = await self._bare.submit_singles(sizes.bare_requests)
+        await measuring.bare(sizes.bare_requests)
         for peer in measuring.peers:
             await measuring.peer_one_at_a_time(peer, sizes.one_at_a_time)
         await measuring.one_at_a_time(sizes.one_at_a_time)
         await measuring.at_rate(batches.rate / 2, sizes.seconds)
-        return sizes.bare_requests / bare_s
 
     def _sized(self, rate: float) -> int:
         """Return how many operations take about `seconds`, from the rate of the warm-up."""
@@ -130,7 +122,7 @@ class Rounds:
 
 
 @asynccontextmanager
-async def _bare_endpoint(stack: BenchStack, jobs: LoadedJobs) -> AsyncIterator[Gateway]:
+async def _running_endpoint(stack: BenchStack, jobs: LoadedJobs) -> AsyncIterator[BareEndpoint]:
     port = free_port()
     folders = {"root": stack.layout.root, "folder": stack.layout.data, "logs": stack.layout.logs}
     service = Service(bare_endpoint.__name__, name="bare-endpoint", **folders)
@@ -138,6 +130,6 @@ async def _bare_endpoint(stack: BenchStack, jobs: LoadedJobs) -> AsyncIterator[G
     try:
         wait_until(lambda: accepts(port), 30, f"the bare endpoint on {LOOPBACK}:{port}")
         async with Gateway(url_on(port), None, jobs.job_ids) as client:
-            yield client
+            yield BareEndpoint(service, client)
     finally:
         service.stop()

@@ -10,6 +10,7 @@ from typing import Literal
 
 import structlog
 
+from dispatcher.leadership import Term
 from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo, StoreUnavailableError
 from modelyard.contract.message_types import EVENT_TYPE
@@ -18,6 +19,7 @@ from modelyard.contract.states import JobState
 from modelyard.contract.topology import EVENTS
 from modelyard.process.tasks import together
 from modelyard.store import Store
+from modelyard.store.operation_writes import AttemptTimes, ResultPlace
 from modelyard.store.records import JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -60,9 +62,10 @@ class EventLog:
     dispatcher dies before, it is handled again, and they are published by whoever does.
     """
 
-    def __init__(self, store: Store, broker: Broker) -> None:
+    def __init__(self, store: Store, broker: Broker, term: Term) -> None:
         self._store = store
         self._broker = broker
+        self._term = term
         self._noted: deque[Event | _After] = deque()
         self._any_noted = asyncio.Event()
 
@@ -74,7 +77,8 @@ class EventLog:
     def then(self, work: Callable[[], Awaitable[object]]) -> None:
         """Have `work` done once all events that were noted before are published.
 
-        If it raises `BrokerUnavailableError`, that is all: the broker delivers again.
+        If it raises `BrokerUnavailableError`, that is all: the broker delivers again. It is not
+        done after the end of the term: the next leader has to see what this one did at the last.
         """
         self._noted.append(_After(work))
         self._wake()
@@ -109,7 +113,10 @@ class EventLog:
         return await self._store.events.append(events)
 
     async def run(self) -> None:
-        """Publish what is noted until cancelled; what MongoDB does not take is kept."""
+        """Publish what is noted until cancelled; what MongoDB does not take is kept.
+
+        Raises `NotLeadingError` once the term is over.
+        """
         failures = 0
         while True:
             await self._any_noted.wait()
@@ -128,6 +135,7 @@ class EventLog:
                 continue
             failures = 0
             for one in batch:
+                self._term.check()
                 self._noted.popleft()
                 if isinstance(one, _After):
                     await one.carry_out()
@@ -159,7 +167,12 @@ def fact_id(source: OperationRecord | OperationReport) -> str:
 
 
 def operation_event(operation: OperationRecord) -> Event:
-    """Return the event that an operation is in the state of its record."""
+    """Return the event that an operation is in the state of its record.
+
+    It has `finished_at` only if it is complete: it leaves out the phase in which an attempt was
+    when a host was lost or did not answer.
+    """
+    complete = operation.phase is None and operation.progress is None
     return Event(
         event_id=fact_id(operation),
         type=f"operation.{operation.state.lower()}",
@@ -174,11 +187,32 @@ def operation_event(operation: OperationRecord) -> Event:
         generation=operation.generation,
         container_id=operation.container_id,
         error=operation.error,
+        cancel_requested=operation.cancel_requested or None,
+        result_bytes=operation.result_bytes,
+        dispatched_at=operation.dispatched_at,
+        started_at=operation.started_at,
+        finished_at=operation.finished_at if complete else None,
     )
 
 
-def report_event(report: OperationReport, operation: OperationRecord) -> Event:
-    """Return the event that a worker's report was recorded."""
+def report_event(
+    report: OperationReport,
+    operation: OperationRecord,
+    times: AttemptTimes | None = None,
+    result: ResultPlace | None = None,
+) -> Event:
+    """Return the event that a worker's report was recorded.
+
+    `operation` is the record before the report, or after it; in the first case `times` and `result`
+    are what was written with the report, if it ends the operation.
+    """
+    written: dict[str, object] = {}
+    if times is not None:
+        written["started_at"] = times.started_at
+        if report.state.terminal:
+            written["finished_at"] = times.finished_at
+    if result is not None:
+        written["result_bytes"] = result.size
     reported = operation.model_copy(
         update={
             "job_id": report.job_id,
@@ -188,10 +222,15 @@ def report_event(report: OperationReport, operation: OperationRecord) -> Event:
             "generation": report.generation,
             "container_id": report.container_id or operation.container_id,
             "error": report.error,
+            **written,
         }
     )
     return operation_event(reported).model_copy(
-        update={"phase": report.phase, "progress": report.progress}
+        update={
+            "phase": report.phase,
+            "progress": report.progress,
+            "finished_at": reported.finished_at,
+        }
     )
 
 

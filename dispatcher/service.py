@@ -140,7 +140,7 @@ class Leader:
             gateways=settings.dispatcher_gateway_users,
             workers=settings.dispatcher_worker_user,
         )
-        self.event_log = event_log = EventLog(store, broker)
+        self.event_log = event_log = EventLog(store, broker, term)
         commands = CommandPublisher(
             broker, term, default_timeout_s=settings.dispatcher_default_timeout_s
         )
@@ -232,6 +232,7 @@ class Leader:
             Repair("drain", drains.check),
             Repair("publish", open_ones.publish_again),
             Repair("leaks", ReservationLeaks(store, self.scheduler).free),
+            Repair("memory", lines.verify),
             Repair("schedule", self.scheduler.schedule_next_page),
         )
         # While MongoDB is away no heartbeat is recorded, so silence proves nothing about a host.

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     most = connections_within_file_limit(settings.gateway_max_connections)
     settings = settings.model_copy(update={"gateway_max_connections": most})
     try:
-        listener = listen(settings.gateway_host, settings.gateway_port)
+        listener = listen(
+            settings.gateway_host, settings.gateway_port, shared=settings.gateway_share_port
+        )
     except OSError as error:
         place = f"{settings.gateway_host}:{settings.gateway_port}"
         give_up(PROG, f"The gateway can't listen on {place}: {_reason(error)}.")

@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from gateway import openapi, problems
 from gateway.middleware.cross_site import CrossSiteGuard, WebRules
+from gateway.middleware.direct_routes import DirectRoutes
 from gateway.middleware.error_boundary import ErrorBoundary
 from gateway.middleware.query_bounds import QueryBounds
 from gateway.middleware.request_ids import RequestIds
@@ -27,12 +28,16 @@ def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI would look for OpenTelemetry's providers, of which there is none, at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         responses=openapi.EVERYWHERE,
     )
     app.state.gateway = gateway
+    app.include_router(jobs.submitting)
     for routes in (jobs, operations, hosts, catalog, dead_letters, keys, health):
         app.include_router(routes.router)
     problems.install(app)
+    app.add_middleware(DirectRoutes, routes=jobs.submitting.routes)
     app.add_middleware(QueryBounds)
     app.add_middleware(ErrorBoundary)
     app.add_middleware(ShutdownMiddleware, waiters=gateway.waiters)

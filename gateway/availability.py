@@ -59,14 +59,21 @@ class Availability:
         """
         if self.down:
             raise self._error()
+        return await self.answer_of(call(), asyncio.get_running_loop().time() + within_s)
+
+    async def answer_of(self, call: Awaitable[T], deadline: float) -> T:
+        """Return the result of a call that was made while the dependency was not down.
+
+        `deadline` is a time of the event loop. Raises as `ask` does.
+        """
         try:
-            async with asyncio.timeout(within_s):
-                return await call()
+            async with asyncio.timeout_at(deadline):
+                return await call
         except self._error as error:
             self.failed(str(error))
             raise self._error() from error
         except TimeoutError as error:
-            self.failed(f"no answer within {within_s} s")
+            self.failed("no answer in time")
             raise self._error() from error
 
     def failed(self, reason: str) -> None:

@@ -198,15 +198,21 @@ def respond(
     )
 
 
+def answer_to(request: Request, error: ModelyardError | ClientDisconnect) -> Response:
+    """Return the answer to a request that an endpoint has refused."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=400)  # no one reads it: the client has disconnected
+    close = isinstance(error, TooManyFailuresError) or (
+        isinstance(error, UnauthenticatedError) and error.close_connection
+    )
+    return respond(request, problem_of(error), {"Connection": "close"} if close else None)
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the app with a problem document."""
 
     async def on_modelyard_error(request: Request, error: Exception) -> Response:
-        known = _expect(ModelyardError, error)
-        close = isinstance(known, TooManyFailuresError) or (
-            isinstance(known, UnauthenticatedError) and known.close_connection
-        )
-        return respond(request, problem_of(known), {"Connection": "close"} if close else None)
+        return answer_to(request, _expect(ModelyardError, error))
 
     async def on_invalid_parameters(request: Request, error: Exception) -> Response:
         return _refused_parameters(request, _expect(RequestValidationError, error).errors())
@@ -214,8 +220,8 @@ def install(app: FastAPI) -> None:
     async def on_router_error(request: Request, error: Exception) -> Response:
         return _refused_by_router(request, _expect(HTTPException, error))
 
-    async def on_disconnect(_request: Request, _error: Exception) -> Response:
-        return Response(status_code=400)  # no one reads it: the client has disconnected
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        return answer_to(request, _expect(ClientDisconnect, error))
 
     app.add_exception_handler(ModelyardError, on_modelyard_error)
     app.add_exception_handler(RequestValidationError, on_invalid_parameters)

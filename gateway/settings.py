@@ -81,6 +81,11 @@ class GatewaySettings(StoreSettings):
     gateway_port: int = Field(
         default=8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one."
     )
+    gateway_share_port: bool = Field(
+        default=False,
+        description="Whether other gateways of this user may listen on the same address and port "
+        "of this machine. Linux then spreads new connections over them.",
+    )
     auth: AuthMethods = Field(
         default=NO_AUTH,
         validate_default=True,

@@ -1,5 +1,8 @@
 """Waiters: requests that wait for an operation to end; events of `modelyard.events` wake them.
 
+The event of the end has all that changed since the operation was read at the beginning, so it is
+not read again. An event without it, as of an older dispatcher, only makes the waiter read.
+
 Two rules bound their number: if the client disconnects, its request stops waiting at once; and
 beyond `max_waiting` a request does not wait but gets the operation in its present state.
 """
@@ -35,7 +38,7 @@ class Waiters:
     def __init__(self, broker: Broker, *, max_waiting: int = MAX_WAITING) -> None:
         self._broker = broker
         self._max_waiting = max_waiting
-        self._waiters: dict[str, set[asyncio.Event]] = {}
+        self._waiters: dict[str, set[_Waiter]] = {}
         self.waiting = 0
         """How many requests wait now."""
         self.attached = asyncio.Event()
@@ -61,7 +64,7 @@ class Waiters:
     ) -> OperationRecord | None:
         """Return the operation once it has ended, or its state after `seconds`; null if unknown.
 
-        The operation is read at the beginning, at each event and at the deadline, never in between.
+        The operation is read at the beginning, at the deadline, and if events may have been lost.
         If too many requests wait already (`full`), its present state is returned at once.
 
         Raises `ClientDisconnect` as soon as `receive`, which belongs to the request, reports that
@@ -70,46 +73,49 @@ class Waiters:
         if self.full:
             return await read(operation_id)
         deadline = asyncio.get_running_loop().time() + seconds
-        with self._listening(operation_id) as woken:
+        # It listens before it reads, so the event of an end that the read misses is not missed too.
+        with self._listening(operation_id) as waiter:
             record = await read(operation_id)
             if record is None or record.state.terminal:
                 return record
-            return await self._wait_for_end(operation_id, deadline, woken, read, receive)
+            return await self._wait_for_end(record, deadline, waiter, read, receive)
 
     async def _wait_for_end(
         self,
-        operation_id: str,
+        seen: OperationRecord,
         deadline: float,
-        woken: asyncio.Event,
+        waiter: "_Waiter",
         read: Read,
         receive: Receive,
     ) -> OperationRecord | None:
         disconnect = asyncio.ensure_future(_until_disconnect(receive))
-        disconnect.add_done_callback(lambda _: woken.set())
+        disconnect.add_done_callback(lambda _: waiter.woken.set())
         try:
             while True:
-                waiting = not self.closing and await _set_before(deadline, woken)
-                woken.clear()
+                waiting = not self.closing and await _set_before(deadline, waiter.woken)
+                waiter.woken.clear()
                 if disconnect.done():
                     disconnect.result()
                     raise ClientDisconnect
-                record = await read(operation_id)
+                if waiter.end is not None:
+                    return _ended(seen, waiter.end)
+                record = await read(seen.operation_id)
                 if not waiting or record is None or record.state.terminal:
                     return record
         finally:
             disconnect.cancel()
 
     @contextmanager
-    def _listening(self, operation_id: str) -> Iterator[asyncio.Event]:
-        woken = asyncio.Event()
+    def _listening(self, operation_id: str) -> Iterator["_Waiter"]:
+        waiter = _Waiter()
         group = self._waiters.setdefault(operation_id, set())
-        group.add(woken)
+        group.add(waiter)
         self.waiting += 1
         try:
-            yield woken
+            yield waiter
         finally:
             self.waiting -= 1
-            group.discard(woken)
+            group.discard(waiter)
             if not group and self._waiters.get(operation_id) is group:
                 del self._waiters[operation_id]
 
@@ -127,22 +133,60 @@ class Waiters:
     async def _wake(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
         if self._waiters:
             for delivery in deliveries:
-                for woken in self._waiters.get(_operation_of(delivery), ()):
-                    woken.set()
+                self._tell(delivery)
         await subscription.ack(deliveries)
+
+    def _tell(self, delivery: Delivery) -> None:
+        try:
+            event = Event.model_validate_json(delivery.body)
+        except ValidationError:
+            log.warning("event.unreadable", routing_key=delivery.routing_key)
+            return
+        for waiter in self._waiters.get(event.operation_id or "", ()):
+            waiter.tell(event)
 
     def _wake_all(self) -> None:
         for group in self._waiters.values():
-            for woken in group:
-                woken.set()
+            for waiter in group:
+                waiter.woken.set()
 
 
-def _operation_of(delivery: Delivery) -> str:
-    try:
-        return Event.model_validate_json(delivery.body).operation_id or ""
-    except ValidationError:
-        log.warning("event.unreadable", routing_key=delivery.routing_key)
-        return ""
+class _Waiter:
+    """One request that waits."""
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+        self.end: Event | None = None
+        """The event of the operation's end, if it has all that changed."""
+
+    def tell(self, event: Event) -> None:
+        """Wake the request, because its operation has ended."""
+        if event.finished_at is not None:
+            self.end = event
+        self.woken.set()
+
+
+def _ended(seen: OperationRecord, end: Event) -> OperationRecord:
+    """Return an operation as its end has left it; `seen` is its record from before."""
+    return seen.model_copy(
+        update={
+            "state": end.state,
+            "phase": end.phase,
+            "progress": end.progress,
+            "waiting_for": (),
+            "epoch": end.epoch,
+            "seq": end.seq,
+            "host_id": end.host_id,
+            "generation": end.generation,
+            "container_id": end.container_id,
+            "error": end.error,
+            "cancel_requested": seen.cancel_requested or bool(end.cancel_requested),
+            "result_bytes": end.result_bytes,
+            "dispatched_at": end.dispatched_at,
+            "started_at": end.started_at,
+            "finished_at": end.finished_at,
+        }
+    )
 
 
 async def _set_before(deadline: float, woken: asyncio.Event) -> bool:

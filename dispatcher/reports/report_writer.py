@@ -22,7 +22,7 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import JobEffect, PendingRestoration
-from modelyard.store.operation_writes import ResultPlace
+from modelyard.store.operation_writes import AttemptTimes, ResultPlace, now_for_people
 from modelyard.store.records import LastReport
 
 
@@ -68,6 +68,8 @@ class ReportWriter:
             if unclear
             else {}
         )
+        # What is in memory did not explain these reports, so it may be outdated.
+        self._lines.forget(report.job_id for _, report in unclear)
         for host_id, report in unclear:
             verdict = fence(host_id, report, known.get(report.operation_id))
             if isinstance(verdict, CurrentReport):
@@ -91,7 +93,9 @@ class ReportWriter:
         verdict = fence(host_id, report, operation)
         return verdict if isinstance(verdict, CurrentReport) and verdict.new else None
 
-    def _remember(self, accepted: Sequence[CurrentReport]) -> None:
+    def _remember(
+        self, accepted: Sequence[CurrentReport], times: Mapping[str, AttemptTimes]
+    ) -> None:
         for one in accepted:
             report = one.report
             if report.state.terminal:
@@ -103,6 +107,8 @@ class ReportWriter:
                             "state": report.state,
                             "seq": report.seq,
                             "phase": report.phase,
+                            "progress": report.progress,
+                            "started_at": times[report.operation_id].started_at,
                             "container_id": report.container_id or one.operation.container_id,
                         }
                     )
@@ -115,8 +121,9 @@ class ReportWriter:
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
         new = [one.report for one in accepted if one.new]
+        times = _times_of(accepted)
         try:
-            found = await self._store.operations.apply(new, results)
+            found = await self._store.operations.apply(new, results, times)
         except BaseException:
             self._lines.forget(one.report.job_id for one in accepted)
             raise
@@ -124,11 +131,19 @@ class ReportWriter:
         if found < len(new):
             self._lines.forget(one.report.job_id for one in accepted)
             accepted = await self._still_valid(accepted)
-        self._remember(accepted)
+        self._remember(accepted, times)
         ended = [one for one in accepted if one.report.state.terminal]
         self._scheduler.wake(one.report.job_id for one in ended)
         self._event_log.note(
-            [report_event(one.report, one.operation) for one in accepted]
+            [
+                report_event(
+                    one.report,
+                    one.operation,
+                    times.get(one.report.operation_id) if one.new else None,
+                    results.get(one.report.operation_id) if one.new else None,
+                )
+                for one in accepted
+            ]
             + [
                 job_event(one.report, one.report.job_state, one.operation.host_id)
                 for one in accepted
@@ -230,11 +245,29 @@ class ReportWriter:
                 one.report.state,
             )
             if written and record is not None and record.seq >= one.report.seq:
-                valid.append(one)
+                # Another process may have written the same report, with other times.
+                valid.append(replace(one, operation=record))
             elif one.new:
                 overtaken.append(StaleReport(one.operation.host_id or "", one.report, "overtaken"))
         await self._fencing.record(overtaken)
         return valid
+
+
+def _times_of(accepted: Sequence[CurrentReport]) -> dict[str, AttemptTimes]:
+    """Return when the attempts of these reports began, and ended if they have.
+
+    The record and the event have the same times. They are by this process's clock, which no
+    decision uses, but never before those that are recorded of the operation. An attempt that no
+    earlier report was recorded of began and ended at the same time.
+    """
+    now = now_for_people()
+    times: dict[str, AttemptTimes] = {}
+    for one in accepted:
+        if one.new:
+            started_at, dispatched_at = one.operation.started_at, one.operation.dispatched_at
+            finished_at = max(now, started_at or now, dispatched_at or now)
+            times[one.report.operation_id] = AttemptTimes(started_at or finished_at, finished_at)
+    return times
 
 
 def _found_down(one: CurrentReport) -> bool:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from modelyard.contract.states import OperationState
 from modelyard.store import Store
 from modelyard.store.jobs import LINE_HEAD
+from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
 MAX_OF_A_JOB = 1_000
 """Most operations of one job in memory; those behind them stay in the record alone."""
 MAX_OPERATIONS = 50_000
 MAX_JOBS = 20_000
+VERIFIED_AT_ONCE = 1_000
 MAX_INPUT_BYTES = 64 << 20
 """Most bytes of inputs in memory; beyond that, inputs are read when they are dispatched."""
 
@@ -57,6 +59,9 @@ class Lines:
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._loading: list[_Loading] = []
         self._entering: Counter[str] = Counter()
+        self._active: dict[str, OperationRecord] = {}
+        """The active operations at the last call of `verify`."""
+        self._verified: set[str] = set()
         self._operations = 0
         self._input_bytes = 0
 
@@ -90,6 +95,34 @@ class Lines:
             return True
         there = held.operations.get(waiting.operation_id)
         return there.state is OperationState.QUEUED if there is not None else not held.whole
+
+    async def verify(self) -> None:
+        """Drop jobs whose active operations are not so in the record.
+
+        A write that an earlier leader sent at the end of its term may arrive after the job was
+        read. It looks at operations that nothing was noted about since the last call, at most
+        `VERIFIED_AT_ONCE`. Raises `StoreUnavailableError`.
+        """
+        active = {
+            operation.operation_id: operation
+            for held in self._held.values()
+            for operation in held.operations.values()
+            if operation.state in ACTIVE_ON_HOST_STATES
+        }
+        unchanged = [key for key, one in active.items() if self._active.get(key) is one]
+        # Those that were looked at have their turn again after all others.
+        wanted = sorted(unchanged, key=self._verified.__contains__)[:VERIFIED_AT_ONCE]
+        self._active = active
+        self._verified = set(wanted) | (self._verified & set(unchanged))
+        if self._verified.issuperset(unchanged):
+            self._verified = set()
+        known = await self._store.operation_queries.attempts(wanted) if wanted else {}
+        for key in wanted:
+            one = active[key]
+            same = self.operation(one.job_id or "", key) is one
+            state, epoch = known.get(key, (None, 0))
+            if same and (epoch != one.epoch or state not in ACTIVE_ON_HOST_STATES):
+                self.forget([one.job_id or ""])
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Drop jobs that were changed by a write that does not keep this memory."""

@@ -51,7 +51,7 @@ class GatewayServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # any client could claim any address with them
-                http="h11",
+                http="h11",  # not used: `startup` makes connections of our own
                 ws="none",
                 timeout_keep_alive=self.connections.limits.idle_s,
             )
@@ -74,7 +74,7 @@ class GatewayServer(uvicorn.Server):
             self.config.load()
 
         def connection() -> ClientConnection:
-            return ClientConnection(self.config, self.server_state, self.connections)
+            return ClientConnection(self.config.loaded_app, self.connections)
 
         self._listeners = [Listener(one, connection) for one in sockets or ()]
         self.servers: list[Any] = list(self._listeners)
@@ -115,14 +115,19 @@ class GatewayServer(uvicorn.Server):
             yield
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; raises `OSError`. Port 0 takes a free one."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a listening socket; raises `OSError`. Port 0 takes a free one.
+
+    With `shared` other processes of the same user may listen there too, if they also say so.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's algorithm off only if the protocol is named. With the algorithm on,
     # every answer of two parts waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((host, port))

@@ -49,6 +49,7 @@ HEADERS = (
     "access-control-request-method",
 )
 """The request headers that are checked here. ASGI gives names in lower case."""
+_HEADER_NAMES = {name.encode("ascii"): name for name in HEADERS}
 HeaderValues = dict[str, list[str]]
 
 _ANSWER_HEADERS = (
@@ -166,9 +167,9 @@ def _read(scope: Scope) -> HeaderValues:
     """Return all values of each header in `HEADERS`, in one pass."""
     headers: HeaderValues = {name: [] for name in HEADERS}
     for name, value in scope["headers"]:
-        values = headers.get(name.decode("latin-1"))
-        if values is not None:
-            values.append(value.decode("latin-1"))
+        known = _HEADER_NAMES.get(name)
+        if known is not None:
+            headers[known].append(value.decode("latin-1"))
     return headers
 
 

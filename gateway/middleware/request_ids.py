@@ -5,13 +5,13 @@ import re
 import time
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = structlog.get_logger(__name__)
 
 HEADER = "X-Request-Id"
+_HEADER = HEADER.lower().encode("ascii")
 _STATE_KEY = "request_id"
 _VALID = re.compile(r"[A-Za-z0-9_.:/+=@-]{1,128}")
 """Ids that are accepted from a client; for any other the gateway makes an id of its own."""
@@ -27,8 +27,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client_id = Headers(scope=scope).get(HEADER, "")
-        request_id = client_id if _VALID.fullmatch(client_id) else _new_id()
+        request_id = _client_id(scope) or _new_id()
         scope.setdefault("state", {})[_STATE_KEY] = request_id
         status = 0
         began = time.monotonic()
@@ -37,7 +36,7 @@ class RequestIds:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                message["headers"] = [*message["headers"], (_HEADER, request_id.encode("ascii"))]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -49,6 +48,18 @@ class RequestIds:
                 status=status,
                 ms=round((time.monotonic() - began) * 1_000, 1),
             )
+
+
+def _client_id(scope: Scope) -> str | None:
+    """Return the id that the client has given its request; null without one, or if it is invalid.
+
+    If the header was sent twice, the first one counts.
+    """
+    for name, value in scope["headers"]:
+        if name == _HEADER:
+            client_id: str = value.decode("latin-1")
+            return client_id if _VALID.fullmatch(client_id) else None
+    return None
 
 
 def _new_id() -> str:

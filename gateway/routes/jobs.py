@@ -24,6 +24,8 @@ from modelyard.contract.ids import Id
 from modelyard.contract.states import JobState
 from modelyard.contract.views import JobView
 
+submitting = APIRouter(tags=["jobs"])
+"""The routes that nearly all requests use; `DirectRoutes` calls them."""
 router = APIRouter(tags=["jobs"])
 
 Submitter = Annotated[Principal, needs(Scope.JOBS_SUBMIT, Scope.JOBS_INFER)]
@@ -37,10 +39,8 @@ class JobQuery(PageQuery):
     host_id: Id | None = None
 
 
-# The route that nearly all requests use comes last: decorators apply from the bottom, so it is
-# registered, and matched, first.
-@router.post("/inference_router", include_in_schema=False)
-@router.post(
+@submitting.post("/inference_router", include_in_schema=False)
+@submitting.post(
     "/inference_router/",
     status_code=202,
     responses=openapi.SUBMIT_ANSWERS,
@@ -48,7 +48,7 @@ class JobQuery(PageQuery):
     response_model=Accepted,
     summary="Submit a request on a job, at the path of the original system",
 )
-@router.post(
+@submitting.post(
     "/v1/jobs",
     status_code=202,
     responses=openapi.SUBMIT_ANSWERS,

@@ -114,6 +114,10 @@ class Acceptor:
 
         If MongoDB does not answer, the dispatcher checks both: it gets every message.
         """
+        if not any(one.keyed for one in pending) and self._catalog.knows(
+            one.request for one in pending
+        ):
+            return {}
         try:
             return await self._availability.ask(lambda: self._look_up(pending), within_s=LOOKUP_S)
         except StoreUnavailableError:
@@ -139,6 +143,8 @@ class Acceptor:
 
     async def _answer_lost_races(self, lost_race: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer requests whose key another request used between the lookup and the write."""
+        if not lost_race:
+            return {}
         try:
             existing = await self._availability.ask(
                 lambda: self._existing(lost_race), within_s=LOOKUP_S

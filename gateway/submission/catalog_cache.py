@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+from modelyard.contract.messages import JobRequest
 from modelyard.store import Store
 
 REMEMBERED_S = 5.0
@@ -32,6 +33,10 @@ class NameCache:
         self._until.update(dict.fromkeys(found, now + REMEMBERED_S))
         return unsure - set(found)
 
+    def has(self, name: str | None) -> bool:
+        """Tell whether a name is in the cache; null counts as known, for it needs no lookup."""
+        return name is None or self._until.get(name, 0.0) > self._clock()
+
     def forget(self, name: str) -> None:
         """Remove the name from the cache, so that it is looked up the next time."""
         self._until.pop(name, None)
@@ -43,3 +48,9 @@ class CatalogCache:
     def __init__(self, store: Store) -> None:
         self.models = NameCache(store.models.get_many)
         self.datasets = NameCache(store.datasets.get_many)
+
+    def knows(self, requests: Iterable[JobRequest]) -> bool:
+        """Tell whether all names of these requests are in the cache."""
+        return all(
+            self.models.has(one.model) and self.datasets.has(one.dataset) for one in requests
+        )

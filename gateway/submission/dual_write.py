@@ -86,9 +86,18 @@ class DualWrite:
         operations = tuple(operation for operation, _ in new)
         size = sum(map(_size, operations))
         messages = await _messages(new)
-        first, published = await asyncio.gather(
-            self._recorded(operations, size), self._published(messages, size)
-        )
+        deadline = asyncio.get_running_loop().time() + STORE_TIMEOUT_S + size / BYTES_PER_S
+        # Both begin before the first is awaited. They are futures, for two tasks would cost more
+        # than all else that is done here for a small request.
+        recording = self._begin_to_record(operations, alone=size >= LARGE_BYTES)
+        publishing = self._begin_to_publish(messages, alone=size >= LARGE_BYTES)
+        try:
+            first = await self._recorded(recording, operations, deadline)
+            published = await self._published(publishing, deadline)
+        finally:
+            for one in (recording, publishing):
+                if one is not None:
+                    one.cancel()
         durabilities = [
             Durability(
                 recorded=first is not None,
@@ -115,13 +124,35 @@ class DualWrite:
                     within_s=MARK_TIMEOUT_S,
                 )
 
-    async def _recorded(self, operations: OperationGroup, size: int) -> tuple[bool, ...] | None:
+    def _begin_to_record(
+        self, operations: OperationGroup, *, alone: bool
+    ) -> asyncio.Future[tuple[bool, ...]] | None:
+        """Begin to record operations; null while MongoDB is down."""
+        if self._store_up.down:
+            return None
+        if not alone:
+            return self._recording.enqueue(operations)
+        return asyncio.ensure_future(self._record_alone(operations))
+
+    def _begin_to_publish(self, messages: Messages, *, alone: bool) -> asyncio.Future[int] | None:
+        """Begin to publish messages; null while RabbitMQ is down."""
+        if self._broker_up.down:
+            return None
+        if not alone:
+            return self._publishing.enqueue(messages)
+        return asyncio.ensure_future(self._publish_alone(messages))
+
+    async def _recorded(
+        self,
+        recording: asyncio.Future[tuple[bool, ...]] | None,
+        operations: OperationGroup,
+        deadline: float,
+    ) -> tuple[bool, ...] | None:
         """Return which of the operations are new; null if MongoDB did not record them."""
+        if recording is None:
+            return None
         try:
-            return await self._store_up.ask(
-                lambda: self._record(operations, alone=size >= LARGE_BYTES),
-                within_s=STORE_TIMEOUT_S + size / BYTES_PER_S,
-            )
+            return await self._store_up.answer_of(recording, deadline)
         except StoreUnavailableError:
             return None
         except Exception:
@@ -130,25 +161,20 @@ class DualWrite:
             log.exception("record.failed", operations=[one.operation_id for one in operations[:8]])
             return None
 
-    async def _published(self, messages: Messages, size: int) -> int:
+    async def _published(self, publishing: asyncio.Future[int] | None, deadline: float) -> int:
         """Return how many messages RabbitMQ has confirmed, counted from the first."""
+        if publishing is None:
+            return 0
         try:
-            return await self._broker_up.ask(
-                lambda: self._publish(messages, alone=size >= LARGE_BYTES),
-                within_s=STORE_TIMEOUT_S + size / BYTES_PER_S,
-            )
+            return await self._broker_up.answer_of(publishing, deadline)
         except BrokerUnavailableError:
             return 0
 
-    async def _record(self, operations: OperationGroup, *, alone: bool) -> tuple[bool, ...]:
-        if not alone:
-            return await self._recording.submit(operations)
+    async def _record_alone(self, operations: OperationGroup) -> tuple[bool, ...]:
         [are_new] = await self._record_groups([operations])
         return are_new
 
-    async def _publish(self, messages: Messages, *, alone: bool) -> int:
-        if not alone:
-            return await self._publishing.submit(messages)
+    async def _publish_alone(self, messages: Messages) -> int:
         [confirmed] = await self._publish_groups([messages])
         if isinstance(confirmed, Exception):
             raise confirmed

@@ -410,4 +410,13 @@ class Event(Message):
     generation: int | None = None
     container_id: str | None = None
     error: ErrorInfo | None = None
+    cancel_requested: bool | None = None
+    """True if a client had asked to cancel the operation; null if not, or if it is not known."""
+    result_bytes: int | None = None
+    """Size of the operation's result as JSON; null if there is none."""
+    dispatched_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    """Set only if the event is about an operation that has ended, and then the event has all that
+    its end changed in the operation's view."""
     detail: dict[str, Any] = Field(default_factory=dict)

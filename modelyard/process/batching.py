@@ -40,11 +40,18 @@ class Coalescer(Generic[T, R]):
 
         Raises `StoppedError` once `run` has ended.
         """
+        return await self.enqueue(item)
+
+    def enqueue(self, item: T) -> asyncio.Future[R]:
+        """Have a flush handle the item; the future is done as `submit` is. Cancelling it is safe.
+
+        Raises `StoppedError` once `run` has ended.
+        """
         if self._stopped:
             raise StoppedError
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((item, future))
-        return await future
+        return future
 
     async def run(self) -> None:
         """Flush for ever; the owner runs it as a task. At its end waiting callers get an error."""

@@ -11,6 +11,16 @@ from modelyard.store.connection import DUPLICATE_KEY, MongoConnection
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import DeadLetter, error_document
 
+_NOT_AS_TEXT = {"event_id", "at", "error"}
+_IN_THE_OPERATION = {
+    "cancel_requested",
+    "result_bytes",
+    "dispatched_at",
+    "started_at",
+    "finished_at",
+}
+"""Fields for subscribers; the log leaves them out, because the operation's record has them."""
+
 
 class Events:
     """The collection `events`. Every method raises `StoreUnavailableError`."""
@@ -26,7 +36,7 @@ class Events:
         documents: list[dict[str, Any]] = []
         for event in events:
             document = event.model_dump(
-                mode="json", exclude={"event_id", "at", "error"}, exclude_none=True
+                mode="json", exclude=_NOT_AS_TEXT | _IN_THE_OPERATION, exclude_none=True
             )
             error = error_document(event.error)
             documents.append(

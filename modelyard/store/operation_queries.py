@@ -87,6 +87,14 @@ class OperationQueries:
             for record in await self.find({"_id": {"$in": list(operation_ids)}})
         }
 
+    async def attempts(self, operation_ids: Sequence[str]) -> dict[str, tuple[OperationState, int]]:
+        """Return the state and the epoch of those of the operations that exist."""
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {"_id": {"$in": list(operation_ids)}}, {"state": 1, "epoch": 1}
+            ).to_list(None)
+        return {one["_id"]: (OperationState(one["state"]), one["epoch"]) for one in found}
+
     async def result(self, operation_id: str) -> ResultPlace | None:
         """Return where the result of an operation is stored; None if it has none."""
         async with self._connection.answering():
@@ -161,7 +169,7 @@ class OperationQueries:
             {
                 "state": OperationState.DISPATCHED,
                 "open": True,
-                "$expr": older("$dispatched_at", older_than_s),
+                "$expr": older({"$ifNull": ["$claimed_at", "$dispatched_at"]}, older_than_s),
             },
             limit=limit,
         )
@@ -177,7 +185,12 @@ class OperationQueries:
             {
                 "state": OperationState.RUNNING,
                 "open": True,
-                "$expr": {"$lt": [{"$add": ["$started_at", milliseconds]}, "$$NOW"]},
+                "$expr": {
+                    "$lt": [
+                        {"$add": [{"$ifNull": ["$begun_at", "$started_at"]}, milliseconds]},
+                        "$$NOW",
+                    ]
+                },
             },
             limit=limit,
         )

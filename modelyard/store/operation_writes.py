@@ -1,6 +1,7 @@
 """The guarded writes to one operation, as MongoDB's update pipelines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from pymongo import UpdateOne
 
@@ -13,6 +14,12 @@ ACTIVE_ON_HOST_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUN
 """The states in which a host works on the operation: the only ones that a report may change."""
 
 
+def now_for_people() -> datetime:
+    """Return the time by this process's clock, as exactly as MongoDB stores it."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1_000 * 1_000)
+
+
 @dataclass(frozen=True, slots=True)
 class DispatchClaim:
     """The scheduler's request to dispatch one operation whose epoch is still as it was read."""
@@ -21,6 +28,7 @@ class DispatchClaim:
     host_id: str
     incarnation: str
     generation: int
+    at: datetime = field(default_factory=now_for_people)
 
     def dispatched(self) -> OperationRecord:
         """Return the operation as it is after this claim."""
@@ -36,6 +44,8 @@ class DispatchClaim:
                 "not_before": None,
                 "resting": False,
                 "error": None,
+                "dispatched_at": self.at,
+                "started_at": None,
             }
         )
 
@@ -58,6 +68,15 @@ class ResultPlace:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptTimes:
+    """When an attempt began and ended, for people: by the dispatcher's clock."""
+
+    started_at: datetime
+    finished_at: datetime
+    """Of no meaning while it runs."""
+
+
 _NOT_QUEUED = sorted(set(OperationState) - {OperationState.QUEUED})
 
 
@@ -65,9 +84,9 @@ def sources(target: OperationState) -> list[str]:
     return sorted(operation_sources(target))
 
 
-def older(field: str, seconds: float) -> Document:
-    """Compare a date with the database's own clock."""
-    return {"$lt": [field, {"$subtract": ["$$NOW", int(seconds * 1_000)]}]}
+def older(date: str | Document, seconds: float) -> Document:
+    """Compare a date, by a field's path or an expression, with the database's own clock."""
+    return {"$lt": [date, {"$subtract": ["$$NOW", int(seconds * 1_000)]}]}
 
 
 def literal(value: ErrorInfo | None) -> Document | None:
@@ -164,12 +183,18 @@ def _dispatched(claim: DispatchClaim) -> Document:
         "error": None,
         # Each attempt may run for the whole timeout.
         "started_at": "$$REMOVE",
-        "dispatched_at": "$$NOW",
+        "begun_at": "$$REMOVE",
+        # For people, by the dispatcher's clock; decisions go by the database's.
+        "dispatched_at": {"$max": [claim.at, "$accepted_at"]},
+        "claimed_at": "$$NOW",
         "published_at": "$$NOW",
     }
 
 
-def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateOne:
+def report_write(
+    report: OperationReport, result: ResultPlace | None, times: AttemptTimes | None = None
+) -> UpdateOne:
+    """Return the write of a report; without `times` the database's clock says when it ended."""
     state = report.state
     changes: Document = {
         "state": state,
@@ -179,7 +204,8 @@ def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateO
         if report.progress
         else None,
         "error": literal(report.error),
-        "started_at": {"$ifNull": ["$started_at", "$$NOW"]},
+        "started_at": {"$ifNull": ["$started_at", times.started_at if times else "$$NOW"]},
+        "begun_at": {"$ifNull": ["$begun_at", "$$NOW"]},
         # A worker has begun it, so its queue deadline does not apply any more.
         "expires_at": "$$REMOVE",
     }
@@ -187,6 +213,8 @@ def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateO
         changes["container_id"] = {"$literal": report.container_id}
     if state.terminal:
         changes |= {"open": False, "finished_at": "$$NOW"}
+        if times is not None:
+            changes["finished_at"] = times.finished_at
     if result is not None:
         changes |= {
             "result_json": {"$literal": result.inline_json},

@@ -13,6 +13,7 @@ from modelyard.store.connection import DUPLICATE_KEY, MongoConnection
 from modelyard.store.operation_queries import WITHOUT_PAYLOAD, KnownOperation, OperationQueries
 from modelyard.store.operation_writes import (
     ACTIVE_ON_HOST_STATES,
+    AttemptTimes,
     DispatchClaim,
     IntakeEntry,
     ResultPlace,
@@ -379,9 +380,14 @@ class Operations:
         return jobs
 
     async def apply(
-        self, reports: Sequence[OperationReport], results: Mapping[str, ResultPlace]
+        self,
+        reports: Sequence[OperationReport],
+        results: Mapping[str, ResultPlace],
+        times: Mapping[str, AttemptTimes] | None = None,
     ) -> int:
         """Write the reports of workers; return how many writes found their operation.
+
+        `results` and `times` are by operation; see `report_write`.
 
         Each write is guarded by the states it may come from, the epoch and the sequence number.
         A report whose write finds nothing is stale. The listeners of changes are not told: who
@@ -391,7 +397,14 @@ class Operations:
             return 0
         async with self._connection.answering():
             done = await self._collection.bulk_write(
-                [report_write(report, results.get(report.operation_id)) for report in reports],
+                [
+                    report_write(
+                        report,
+                        results.get(report.operation_id),
+                        times.get(report.operation_id) if times else None,
+                    )
+                    for report in reports
+                ],
                 ordered=False,
             )
         return done.matched_count

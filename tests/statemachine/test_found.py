@@ -47,7 +47,7 @@ def scheduler_on(store: MemoryStore) -> Scheduler:
     term = Term(1, float("inf"))
     commands = CommandPublisher(broker, term, default_timeout_s=60.0)
     return Scheduler(
-        store, EventLog(store, broker), commands, term, lines=Lines(store), fleet=Fleet(store)
+        store, EventLog(store, broker, term), commands, term, lines=Lines(store), fleet=Fleet(store)
     )
 
 

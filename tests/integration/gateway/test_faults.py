@@ -423,3 +423,32 @@ async def test_a_port_that_is_taken_ends_it_with_a_sentence(
     assert told.decode().splitlines() == [
         f"modelyard-gateway: The gateway can't listen on 127.0.0.1:{port}: Address already in use."
     ]
+
+
+async def test_gateways_that_share_a_port_serve_on_when_one_of_them_stops(start: Start) -> None:
+    port = str(free_port())
+    shared = {"MODELYARD_GATEWAY_PORT": port, "MODELYARD_GATEWAY_SHARE_PORT": "true"}
+    serving_one = await start(**shared)
+    await accepting(port)
+    for _ in range(2):
+        other = await start(**shared)
+        await listening(other)
+        serving_one.terminate()
+        assert await ended(serving_one, within_s=25) == 0
+        await accepting(port)
+        serving_one = other
+
+
+async def listening(process: asyncio.subprocess.Process) -> None:
+    """Return once the process says in its log that it listens."""
+    assert process.stderr is not None
+    async with asyncio.timeout(20):
+        while b"gateway.listening" not in (line := await process.stderr.readline()):
+            assert line, "it has ended"
+
+
+async def accepting(port: str) -> None:
+    """Return once a gateway at the port accepts requests, on a new connection."""
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        await answering(client, "/readyz")
+        assert (await client.post("/v1/jobs", json=REQUEST)).status_code == 202

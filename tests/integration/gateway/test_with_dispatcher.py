@@ -1,16 +1,18 @@
 """The gateway and the dispatcher together: wishes and replays have their effect."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from modelyard.contract.states import JobState, OperationState
+from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.states import JobState, OperationState, Phase
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.store import Store
-from modelyard.store.records import DeadLetter
+from modelyard.store.records import DeadLetter, OperationRecord
 from tests.support.dispatcher.driver import MODEL, running_dispatcher
-from tests.support.dispatcher.scripted_host import scripted_host
+from tests.support.dispatcher.scripted_host import ScriptedHost, scripted_host
 from tests.support.gateway import Json, ServedGateway, fill_catalog, serving
 from tests.support.waiting import eventually
 
@@ -33,6 +35,85 @@ async def test_a_cancel_ends_what_waits_at_once(served: ServedGateway) -> None:
     assert answer.status_code == 200
     assert answer.json()["state"] == "CANCELLED"
     assert answer.json()["error"]["code"] == "cancelled"
+
+
+End = Callable[[ServedGateway, ScriptedHost], Awaitable[None]]
+
+
+async def succeeds(_: ServedGateway, host: ScriptedHost) -> None:
+    command = await host.command()
+    await host.accept(command)
+    await host.report(command, OperationState.RUNNING, seq=2, phase=Phase.PULLING)
+    await host.finish(command, result_json='{"y": [1, 2]}')
+
+
+async def ends_with_its_first_report(_: ServedGateway, host: ScriptedHost) -> None:
+    await host.finish(await host.command(), result_json="[7]")
+
+
+async def fails(_: ServedGateway, host: ScriptedHost) -> None:
+    command = await host.command()
+    await host.accept(command)
+    error = ErrorInfo(code="image_not_found", message="There is none.", detail={"image": 1e22})
+    await host.finish(
+        command, OperationState.FAILED, job_state=JobState.FAILED, error=error, phase=Phase.PULLING
+    )
+
+
+async def is_cancelled_while_it_runs(served: ServedGateway, host: ScriptedHost) -> None:
+    command = await host.command()
+    await host.accept(command)
+    await served.client.post(f"/v1/operations/{command.operation_id}/cancel")
+    await host.control(lambda message: bool(message.cancels))
+    error = ErrorInfo(code="cancelled", message="A client asked for it.")
+    await host.finish(command, OperationState.CANCELLED, job_state=JobState.FAILED, error=error)
+
+
+@pytest.mark.parametrize(
+    "ends", [succeeds, ends_with_its_first_report, fails, is_cancelled_while_it_runs]
+)
+async def test_a_wait_is_answered_from_the_event_as_a_read_would_answer(
+    served: ServedGateway, monkeypatch: pytest.MonkeyPatch, ends: End
+) -> None:
+    reads = _counted_reads(served, monkeypatch)
+    async with scripted_host(served.broker, "h-1") as host:
+        asked = await served.submit({**CREATE, "metadata": {"by": "me"}, "timeout_s": 900.0})
+        path = asked.headers["Location"]
+        waiting = asyncio.create_task(served.client.get(f"{path}?wait=20"))
+        await served.has_waiters()
+        await ends(served, host)
+        waited = await waiting
+    assert reads == [asked.json()["operation_id"]]
+    assert OperationState(waited.json()["state"]).terminal
+    assert waited.json() == (await served.client.get(path)).json()
+
+
+async def test_a_wait_for_one_that_never_ran_is_answered_from_the_event_too(
+    served: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = await served.submit(CREATE)
+    path = asked.headers["Location"]
+    waiting = asyncio.create_task(served.client.get(f"{path}?wait=20"))
+    await served.has_waiters()
+    reads = _counted_reads(served, monkeypatch)
+    await served.client.post(f"{path}/cancel")
+    waited = await waiting
+    assert not reads
+    assert waited.json()["state"] == "CANCELLED"
+    assert waited.json() == (await served.client.get(path)).json()
+
+
+def _counted_reads(served: ServedGateway, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the id of each operation that the gateway reads from now on."""
+    reads: list[str] = []
+    read = served.gateway.reading.operation
+
+    async def counted(operation_id: str) -> OperationRecord | None:
+        reads.append(operation_id)
+        return await read(operation_id)
+
+    monkeypatch.setattr(served.gateway.reading, "operation", counted)
+    return reads
 
 
 async def test_a_retry_is_dispatched_as_a_new_operation(served: ServedGateway) -> None:

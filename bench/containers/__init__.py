@@ -1,0 +1,1 @@
+"""`make bench-containers`: real containers through Modelyard, beside the same calls alone."""

@@ -1,0 +1,108 @@
+"""What is measured at one site: throughput, latency, CPU and memory; and a takeover."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.processes import cpu_between, memory
+from bench.scale.load import NotEndedError, infer
+from bench.scale.site import SET_UP_S
+from bench.statistics import percentile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.scale.site import Site
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How long each part of a measurement takes, in seconds."""
+
+    idle_s: float = 10.0
+    warm_up_s: float = 5.0
+    busy_s: float = 15.0
+    singles: int = 50
+    """Operations that are run one at a time."""
+    singles_s: float = 15.0
+    """No further one begins after these seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one dispatcher did under one load."""
+
+    per_s: float
+    """Operations that ended in a second, with `load.IN_FLIGHT` in flight."""
+    cpu_ms: dict[str, float]
+    """CPU milliseconds of each service per operation, all that it did meanwhile included."""
+    rss_mib: dict[str, float]
+    """Memory of each service at the end of the load."""
+    p50_ms: float
+    """Of operations that run one at a time."""
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """What happened after the active dispatcher was killed. Seconds since the kill."""
+
+    first_command_s: float
+    """Until the first command was at a host."""
+    all_ended_s: float
+    """Until one inference on each live job had ended; they were submitted right after the kill."""
+
+
+async def measure_idle(site: Site, windows: Windows) -> dict[str, float]:
+    """Return the CPU seconds of each service in a second without operations.
+
+    Heartbeats and inventories still come.
+    """
+    before = site.usages()
+    idle = await site.load.measured(windows.idle_s)
+    used = cpu_between(before, site.usages())
+    return {name: round(cpu / idle.seconds, 4) for name, cpu in used.items()}
+
+
+async def measure(site: Site, jobs: Sequence[str], windows: Windows) -> Measurement:
+    """Measure a dispatcher on loaded jobs, under load and with one operation at a time.
+
+    Raises `NotEndedError`.
+    """
+    async with site.load.keep_busy(jobs):
+        await site.load.measured(windows.warm_up_s)
+        before = site.usages()
+        busy = await site.load.measured(windows.busy_s)
+        after = site.usages()
+    await site.load.drained(SET_UP_S)
+    if not busy.operations:
+        raise NotEndedError("No operation ended under load.")
+    took = await site.load.one_at_a_time(jobs, windows.singles, windows.singles_s)
+    used = cpu_between(before, after)
+    return Measurement(
+        per_s=round(busy.per_s, 1),
+        cpu_ms={name: round(1_000 * cpu / busy.operations, 3) for name, cpu in used.items()},
+        rss_mib={name: round(size / _MIB, 1) for name, size in memory(after).items()},
+        p50_ms=round(1_000 * statistics.median(took), 1),
+        p99_ms=round(1_000 * percentile(took, 99), 1),
+    )
+
+
+async def measure_takeover(site: Site, active: str, jobs: Sequence[str]) -> Takeover:
+    """Kill the active dispatcher, which has nothing to do, and submit an inference on each job.
+
+    Every command that comes then is another dispatcher's. Raises `NotEndedError`.
+    """
+    first_command, killed_at = site.fleet.gauges.first_command, time.monotonic()
+    site.stack.dispatchers[active].kill()
+    first_command.value = 0.0
+    await site.load.run_all([infer(job_id) for job_id in jobs], SET_UP_S)
+    return Takeover(
+        first_command_s=round(first_command.value - killed_at, 2),
+        all_ended_s=round(time.monotonic() - killed_at, 2),
+    )

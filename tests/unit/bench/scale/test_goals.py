@@ -1,0 +1,55 @@
+"""The largest measurement is compared with the smallest one."""
+
+from bench.report import Row
+from bench.scale.goals import rows_of_hosts, rows_of_takeovers, rows_of_waiting
+from bench.scale.measure import Measurement, Takeover
+from bench.scale.stack import ACTIVE
+
+IDLE = {10: {ACTIVE: 0.01}, 200: {ACTIVE: 0.03}, 2_000: {ACTIVE: 0.2}}
+
+
+def measured(
+    *, cpu_ms: float = 2.0, per_s: float = 100.0, p50: float = 50.0, mib: float = 100.0
+) -> Measurement:
+    return Measurement(per_s, {ACTIVE: cpu_ms}, {ACTIVE: mib}, p50, 2 * p50)
+
+
+def goals_in(rows: list[Row]) -> dict[str, tuple[str, bool | None]]:
+    return {row.name: (row.reached, row.met) for row in rows if row.goal}
+
+
+def test_the_cost_of_the_largest_fleet_is_compared_with_that_of_the_smallest() -> None:
+    rows = rows_of_hosts(
+        {10: measured(cpu_ms=2.0), 200: measured(cpu_ms=9.0), 2_000: measured(cpu_ms=2.5)}, IDLE
+    )
+
+    assert goals_in(rows) == {"10 -> 2,000 hosts: cost per operation": ("1.25x", False)}
+
+
+def test_one_fleet_alone_reaches_no_goal() -> None:
+    assert goals_in(rows_of_hosts({10: measured()}, IDLE)) == {}
+    assert goals_in(rows_of_waiting({1_000: measured()})) == {}
+    assert rows_of_hosts({}, {}) == rows_of_waiting({}) == rows_of_takeovers(0, 0, []) == []
+
+
+def test_throughput_latency_and_memory_are_compared_where_most_wait() -> None:
+    rows = rows_of_waiting(
+        {
+            1_000: measured(per_s=120.0, p50=50.0, mib=100.0),
+            1_000_000: measured(per_s=100.0, p50=80.0, mib=140.0),
+        }
+    )
+
+    assert goals_in(rows) == {
+        "1,000 -> 1,000,000 waiting: throughput": ("1.20x", True),
+        "1,000 -> 1,000,000 waiting: latency, p50": ("1.60x", False),
+        "1,000 -> 1,000,000 waiting: dispatcher memory": ("1.40x", True),
+    }
+
+
+def test_the_slowest_takeover_counts() -> None:
+    takeovers = [Takeover(0.4, 9.0), Takeover(5.1, 12.0)]
+
+    first, _ = rows_of_takeovers(100_000, 2_000, takeovers)
+
+    assert (first.reached, first.met) == ("0.4, 5.1 s", False)
