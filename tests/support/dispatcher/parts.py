@@ -70,7 +70,7 @@ class DispatcherParts:
         rabbit.route = self._routed  # type: ignore[method-assign]
         self.broker = MemoryBroker(rabbit, name="parts")
         self.term = Term(1, ENDLESS)
-        self.event_log = EventLog(self.store, self.broker)
+        self.event_log = EventLog(self.store, self.broker, self.term)
         self.lines, self.fleet = Lines(self.store), Fleet(self.store)
         self.store.changes.listen(jobs=self.lines.forget, hosts=self.fleet.mark)
         self.positions = Positions(self.store, self.term)

@@ -9,6 +9,7 @@ import pytest
 
 from dispatcher import events as bounds
 from dispatcher.events import EventLog
+from dispatcher.leadership import NotLeadingError, Term
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import Event, Progress
 from modelyard.contract.topology import EVENTS, EXCHANGES
@@ -16,7 +17,7 @@ from tests.fakes.broker import MemoryBroker, MemoryRabbit
 from tests.fakes.broker_links import Call
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
-from tests.support.dispatcher.parts import SlowAnswers
+from tests.support.dispatcher.parts import ENDLESS, SlowAnswers
 
 
 class Published:
@@ -30,7 +31,8 @@ class Published:
         rabbit.declare_exchanges(*EXCHANGES)
         self._queue = rabbit.tap(EVENTS, ["#"])
         self.broker = MemoryBroker(rabbit, name="events")
-        self.log = EventLog(store, self.broker)
+        self.term = Term(1, ENDLESS)
+        self.log = EventLog(store, self.broker, self.term)
         self.done: list[str] = []
         """What has come after events."""
 
@@ -226,6 +228,16 @@ async def test_whoever_stops_waiting_for_events_disturbs_nobody() -> None:
     async with it.running():
         await it.log.publish([event("b")])
     assert it.published == ["a", "b"]
+
+
+async def test_nothing_is_acked_once_the_term_is_over() -> None:
+    it = Published()
+    it.log.note([event("a")])
+    it.then("first")
+    it.term.end()
+    with pytest.raises(NotLeadingError):
+        await it.log.run()
+    assert it.done == []
 
 
 # --- bounds ---
