@@ -135,6 +135,11 @@ def _min(operands: Sequence[Any]) -> Any:
     return min(present, key=key_of) if present else None
 
 
+def _max(operands: Sequence[Any]) -> Any:
+    present = [one for one in operands if one is not MISSING and one is not None]
+    return max(present, key=key_of) if present else None
+
+
 def _merge(operands: Sequence[Any]) -> Document:
     merged: Document = {}
     for one in operands:
@@ -162,6 +167,7 @@ _EAGER: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "$add": _add,
     "$subtract": _subtract,
     "$min": _min,
+    "$max": _max,
     "$multiply": _multiply,
     "$sum": _sum,
     "$mergeObjects": _merge,

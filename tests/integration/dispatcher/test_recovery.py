@@ -839,7 +839,7 @@ async def test_what_was_reported_in_time_counts_though_it_is_read_late(
                 await driver.operation(operation_id, OperationState.RUNNING)
         await host.finish(command)
         hour = {"$subtract": ["$$NOW", 3_600_000]}
-        dates = {"dispatched_at": hour, **({"started_at": hour} if accepts else {})}
+        dates = {"claimed_at": hour, **({"begun_at": hour} if accepts else {})}
         await store.operations._collection.update_one({"_id": operation_id}, [{"$set": dates}])
         async with running_dispatcher(store, broker):
             ended = await driver.operation(operation_id, where=lambda one: one.state.terminal)
