@@ -269,6 +269,89 @@ async def test_memory_and_record_agree_on_who_waits(parts: DispatcherParts) -> N
     assert not parts.lines.agree(queued(waiting))
 
 
+# --- what a former leader still wrote ---
+
+
+async def active(parts: DispatcherParts, *jobs: str) -> list[NewOperation]:
+    """Have an operation of each job under way, in the record and in memory."""
+    many = [new_operation(job_id=job_id) for job_id in jobs]
+    for one in many:
+        await parts.put_in_line(one)
+        claim = DispatchClaim(await parts.recorded(one), HOST, INCARNATION, 1)
+        await parts.store.operations.claim([claim], token="t")
+    await parts.lines.read(jobs)
+    return many
+
+
+def write_unheard(parts: DispatcherParts, one: NewOperation, **changes: object) -> None:
+    """Change the record as a write that another process sent."""
+    documents = parts.database.collections["operations"]
+    parts.database.write("operations", documents[one.operation_id] | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"state": OperationState.SUCCEEDED}, {"state": OperationState.QUEUED}, {"epoch": 2}],
+    ids=["ended", "requeued", "other_epoch"],
+)
+async def test_an_active_operation_that_is_not_so_in_the_record_drops_its_job(
+    parts: DispatcherParts, changes: dict[str, object]
+) -> None:
+    (one,) = await active(parts, JOB)
+    write_unheard(parts, one, **changes)
+    await parts.lines.verify()
+    assert parts.lines.line(JOB) is not None  # it may be about to be noted
+    await parts.lines.verify()
+    assert parts.lines.line(JOB) is None
+
+
+async def test_what_is_as_in_the_record_stays(parts: DispatcherParts) -> None:
+    (one,) = await active(parts, JOB)
+    write_unheard(parts, one, state=OperationState.RUNNING, seq=3)
+    for _ in range(3):
+        await parts.lines.verify()
+    assert parts.lines.line(JOB) is not None
+
+
+async def test_what_is_noted_while_the_record_is_asked_stays(parts: DispatcherParts) -> None:
+    (one,) = await active(parts, JOB)
+    await parts.lines.verify()
+    write_unheard(parts, one, state=OperationState.QUEUED)
+    parts.link.hold()
+    verifying = asyncio.create_task(parts.lines.verify())
+    await parts.link.held.wait()
+    there = parts.lines.operation(JOB, one.operation_id)
+    assert there is not None
+    parts.lines.replace(there.model_copy(update={"seq": 1}))
+    parts.link.let_go()
+    await verifying
+    assert parts.lines.line(JOB) is not None
+
+
+async def test_all_active_operations_have_their_turn(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "VERIFIED_AT_ONCE", 1)
+    jobs = ("a", "b", "c")
+    for job_id in jobs:
+        parts.load_job(job_id)
+    many = await active(parts, *jobs)
+    await parts.lines.verify()
+    for one in many:
+        write_unheard(parts, one, epoch=2)
+    for left in (2, 1, 0):
+        await parts.lines.verify()
+        assert len([job_id for job_id in jobs if parts.lines.line(job_id)]) == left
+
+
+async def test_nothing_is_read_if_nothing_is_active(parts: DispatcherParts) -> None:
+    await parts.lines.read([JOB])
+    reads = parts.link.calls[Call.READ]
+    await parts.lines.verify()
+    await parts.lines.verify()
+    assert parts.link.calls[Call.READ] == reads
+
+
 # --- bounds ---
 
 
