@@ -96,7 +96,10 @@ class EventLog:
         await published
 
     async def room(self) -> None:
-        """Return once fewer than `MOST_NOTED` events wait; raises `StoreUnavailableError`."""
+        """Return at once while fewer than `MOST_NOTED` events wait, else once these are published.
+
+        Raises `StoreUnavailableError` as `publish` does.
+        """
         if len(self._noted) >= MOST_NOTED:
             published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._noted.append(_After(None, published))

@@ -64,31 +64,33 @@ class FirstPass:
             entries = self._entries(new, places, hosts)
             held = {one.job_id: one for one in self._jobs_of(entries)}
             brought = {one.operation_id: one.job_id for one in new}
-            refused, known, earlier = await together(
+            entered, known, earlier = await together(
                 self._store.operations.enter(entries),
                 self._store.operation_queries.known(list(brought)),
                 self._store.operation_queries.not_in_line(jobs, but=list(brought)),
             )
             crash_point("dispatcher.intake.after_record")
-            unclear = overtaking(brought, known, earlier)
-            unclear |= {brought[key] or "" for key in refused}
+            # What only this write has recorded may have been asked for before what was recorded.
+            recorded = {key: one for key, one in known.items() if key not in entered.created}
+            unclear = overtaking(brought, recorded, earlier)
+            unclear |= {brought[key] or "" for key in entered.left_alone}
             back = [
                 one
                 for one in entries
-                if (one.new.job_id or "") in unclear or one.new.operation_id in refused
+                if (one.new.job_id or "") in unclear or one.new.operation_id in entered.left_alone
             ]
             if back:
                 await self._store.operations.withdraw(
-                    one for one in back if one.new.operation_id not in refused
+                    one for one in back if one.new.operation_id not in entered.left_alone
                 )
                 self._lines.forget(unclear)
-        entered = [one for one in entries if one not in back]
-        claims = [one.claim for one in entered if one.claim is not None]
+        in_line = [one for one in entries if one not in back]
+        claims = [one.claim for one in in_line if one.claim is not None]
         await self._commands.publish([claim.dispatched() for claim in claims], held)
         # What was never QUEUED in the record without being DISPATCHED too has only that event.
         self._event_log.note(
             operation_event(one.claim.dispatched() if one.claim else one.new.queued())
-            for one in entered
+            for one in in_line
         )
         return [one.new for one in back]
 

@@ -20,6 +20,8 @@ class Fleet:
         self._store = store
         self._hosts: dict[str, HostRecord] = {}
         self._outdated: set[str] = set()
+        self._being_read: set[str] = set()
+        """Hosts that were outdated when the read began that is under way."""
         self._complete = False
         self._reading = asyncio.Lock()
         """One read at a time: an earlier one must not undo what a later one has brought."""
@@ -28,13 +30,16 @@ class Fleet:
         """Return all hosts by id, in the order of their ids; raises `StoreUnavailableError`."""
         if not self._complete:
             await self.refresh()
-        elif self._outdated:
-            await self._read(sorted(self._outdated))
+        elif self._outdated or self._being_read:
+            async with self._reading:
+                if self._outdated:
+                    await self._read(sorted(self._outdated))
         return self._hosts
 
     async def refresh(self) -> None:
         """Read all hosts; raises `StoreUnavailableError`."""
-        await self._read(None)
+        async with self._reading:
+            await self._read(None)
         self._complete = True
 
     def mark(self, host_ids: Iterable[str]) -> None:
@@ -42,15 +47,16 @@ class Fleet:
         self._outdated.update(host_ids)
 
     async def _read(self, host_ids: list[str] | None) -> None:
-        async with self._reading:
-            marked, self._outdated = self._outdated, set()
-            try:
-                found = await self._store.hosts.all(host_ids)
-            except BaseException:
-                self._outdated |= marked
-                raise
-            read = {host.host_id: host for host in found}
-            if read.keys() <= self._hosts.keys():
-                self._hosts.update(read)
-            else:
-                self._hosts = dict(sorted((self._hosts | read).items()))
+        self._being_read, self._outdated = self._outdated, set()
+        try:
+            found = await self._store.hosts.all(host_ids)
+        except BaseException:
+            self._outdated |= self._being_read
+            raise
+        finally:
+            self._being_read = set()
+        read = {host.host_id: host for host in found}
+        if read.keys() <= self._hosts.keys():
+            self._hosts.update(read)
+        else:
+            self._hosts = dict(sorted((self._hosts | read).items()))

@@ -43,6 +43,17 @@ class AttemptFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Entered:
+    """What became of operations that were to enter their lines, by their ids."""
+
+    created: frozenset[str]
+    """Those that nobody had recorded before."""
+    left_alone: frozenset[str]
+    """Those that have a position already, or are recorded with another payload, have ended, or are
+    to be cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
 class QueuedEnding:
     """The end of an operation that is still QUEUED."""
 
@@ -93,33 +104,37 @@ class Operations:
         end = int(counter["value"])
         return range(end - count + 1, end + 1)
 
-    async def enter(self, entries: Sequence[IntakeEntry]) -> frozenset[str]:
+    async def enter(self, entries: Sequence[IntakeEntry]) -> Entered:
         """Record new operations with their positions, and claim those that start, in one write.
 
-        Returns the ids of those that it left alone: they have a position already, or are recorded
-        with another payload, have ended, or are to be cancelled. The listeners of changes are not
-        told: who calls this keeps its memory itself.
+        The listeners of changes are not told: who calls this keeps its memory itself.
         """
+        created: set[str] = set()
         left_alone = [*enumerate(entries)]
         for _ in range(2):
             # A gateway may record an operation at this very moment: the second time it is there.
-            left_alone = await self._enter(left_alone)
+            left_alone = await self._enter(left_alone, created)
             if not left_alone:
                 break
-        return frozenset(entry.new.operation_id for _, entry in left_alone)
+        return Entered(
+            frozenset(created), frozenset(entry.new.operation_id for _, entry in left_alone)
+        )
 
     async def _enter(
-        self, entries: Sequence[tuple[int, IntakeEntry]]
+        self, entries: Sequence[tuple[int, IntakeEntry]], created: set[str]
     ) -> list[tuple[int, IntakeEntry]]:
+        """Add to `created`; return the entries that were left alone."""
         writes = [entry_write(entry, place) for place, entry in entries]
         try:
             async with self._connection.answering():
-                await self._collection.bulk_write(writes, ordered=False)
+                done = await self._collection.bulk_write(writes, ordered=False)
         except BulkWriteError as error:
             errors = error.details["writeErrors"]
             if any(one["code"] != DUPLICATE_KEY for one in errors):
                 raise
+            created.update(one["_id"] for one in error.details["upserted"])
             return [entries[one["index"]] for one in errors]
+        created.update((done.upserted_ids or {}).values())
         return []
 
     async def withdraw(self, entries: Iterable[IntakeEntry]) -> None:

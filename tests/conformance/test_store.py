@@ -166,8 +166,9 @@ async def test_new_operations_enter_the_line_and_start_with_one_write(store: Sto
         IntakeEntry(brought, 3, claims[1]),
         *(IntakeEntry(one, 4) for one in (known, changed, ended)),
     ]
-    left_alone = await store.operations.enter(entries)
-    assert left_alone == {one.operation_id for one in (known, other, ended)}
+    entered = await store.operations.enter(entries)
+    assert entered.created == {brought.operation_id}
+    assert entered.left_alone == {one.operation_id for one in (known, other, ended)}
     found = await store.operation_queries.get_many([one.new.operation_id for one in entries])
     for line, one in ((2, recorded), (3, brought)):
         there = found[one.operation_id]

@@ -19,8 +19,11 @@ from modelyard.broker.connection import (
 )
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import EXCHANGES, Exchange, ExchangeType, Queue
-from tests.fakes.broker_links import Link
+from tests.fakes.broker_links import Call, Link
 from tests.fakes.broker_queues import Consumer, Letter, MemoryQueue
+
+TAP = "amq.gen-"
+"""How the names of queues begin that end with their consumers."""
 
 
 class MemoryRabbit:
@@ -58,21 +61,20 @@ class MemoryRabbit:
         """Put a message into every queue that takes it; return into how many."""
         if letter.exchange not in self._types:
             raise BrokerUnavailableError(f"There is no exchange {letter.exchange}.")
-        names = [
-            queue
-            for exchange, key, queue in self._bindings
-            if exchange == letter.exchange
-            and _takes(self._types[exchange], key.split("."), letter.routing_key.split("."))
-        ]
-        for name in dict.fromkeys(names):
+        names = self._queues_for(letter)
+        for name in names:
             self.queues[name].put(replace(letter, deliveries=0, expires_at=None))
         return len(names)
+
+    def is_durable(self, letter: Letter) -> bool:
+        """Tell whether a queue takes this message that outlives its consumers."""
+        return any(not name.startswith(TAP) for name in self._queues_for(letter))
 
     def tap(self, exchange: Exchange, routing_keys: Sequence[str]) -> MemoryQueue:
         """Make a queue of its own for one listener."""
         self.declare_exchanges(exchange)
         self._taps += 1
-        queue = MemoryQueue(f"amq.gen-{self._taps}", {}, self._bury)
+        queue = MemoryQueue(f"{TAP}{self._taps}", {}, self._bury)
         self.queues[queue.name] = queue
         for key in routing_keys:
             self.bind(exchange.name, key, queue.name)
@@ -90,8 +92,17 @@ class MemoryRabbit:
         for name in tuple(self.queues):
             queue = self.queues[name]
             queue.lose_consumers("The channel was closed.")
-            if name.startswith("amq.gen-"):
+            if name.startswith(TAP):
                 self.delete(name)
+
+    def _queues_for(self, letter: Letter) -> list[str]:
+        names = [
+            queue
+            for exchange, key, queue in self._bindings
+            if exchange == letter.exchange
+            and _takes(self._types[exchange], key.split("."), letter.routing_key.split("."))
+        ]
+        return list(dict.fromkeys(names))
 
     def _bury(self, queue: MemoryQueue, letter: Letter, reason: str) -> None:
         exchange = queue.arguments.get("x-dead-letter-exchange")
@@ -139,8 +150,9 @@ class MemoryBroker(Broker):
         letter = Letter(
             body, routing_key, exchange.name, message_id, message_type, headers or {}, self.user
         )
+        durable = self._rabbit.is_durable(letter)
         async with _within(timeout_s):
-            fate = await self.link.there()
+            fate = await self.link.there(Call.DURABLE_MESSAGE if durable else Call.PASSING_MESSAGE)
             taken = self._rabbit.route(letter)
             await self.link.back(fate)
         if mandatory and not taken:
@@ -150,7 +162,7 @@ class MemoryBroker(Broker):
         self, exchange: Exchange, messages: Sequence[tuple[str, bytes]], *, message_type: str
     ) -> None:
         async with _within(PUBLISH_TIMEOUT_S):
-            fate = await self.link.there()
+            fate = await self.link.there(Call.PASSING_MESSAGE, count=len(messages))
             for routing_key, body in messages:
                 self._rabbit.route(
                     Letter(body, routing_key, exchange.name, None, message_type, {}, self.user)
@@ -248,7 +260,7 @@ class MemoryBroker(Broker):
     def _forget(self, consumer: Consumer) -> None:
         self._consumers.pop(consumer, None)
         consumer.queue.detach(consumer)
-        if consumer.queue.name.startswith("amq.gen-"):
+        if consumer.queue.name.startswith(TAP):
             self._rabbit.delete(consumer.queue.name)
 
     def _queue(self, name: str) -> MemoryQueue:

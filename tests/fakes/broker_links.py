@@ -1,14 +1,28 @@
 """The way from one process to a server in memory, and what may happen to it."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from typing import Literal
 
 Fate = Literal["lost_before", "lost_after"]
 """What becomes of one call: nobody heard of it, or it took effect and its answer was lost."""
 
 Failure = Callable[[str], Exception]
+
+
+class Call(Enum):
+    """What a call is to its server, and so what it has to wait for there."""
+
+    READ = "read"
+    WRITE = "write"
+    """It is answered once a majority of the database's members have it."""
+    DURABLE_MESSAGE = "durable message"
+    """It is delivered, and confirmed, once a majority of the broker's members have it."""
+    PASSING_MESSAGE = "passing message"
+    """Only queues that end with their consumers take it."""
+    OTHER = "other"
 
 
 async def at_once() -> None:
@@ -36,12 +50,19 @@ class Link:
         """Seconds that each message on it takes beside."""
         self.fates: deque[Fate | None] = deque()
         """What becomes of the next calls; None: nothing."""
+        self.costs_s: dict[Call, float] = {}
+        """Seconds that the server takes before a call of this kind has its effect."""
+        self.calls: Counter[Call] = Counter()
+        """How many calls were made."""
 
-    async def there(self) -> Fate | None:
-        """Carry a call to the server; return what is to become of its answer."""
+    async def there(self, call: Call = Call.OTHER, *, count: int = 1) -> Fate | None:
+        """Carry a call to the server, or several at once; return what becomes of the answer."""
+        self.calls[call] += count
         fate = self.fates.popleft() if self.fates else None
         await self._reach()
         await self._take_time()
+        if cost_s := self.costs_s.get(call):
+            await asyncio.sleep(cost_s)
         await self._reach()
         if fate == "lost_before":
             raise self.failure("The call was lost.")

@@ -21,7 +21,7 @@ from pymongo.results import (
 )
 
 from modelyard.store.connection import CODEC_OPTIONS
-from tests.fakes.broker_links import Link
+from tests.fakes.broker_links import Call, Link
 from tests.fakes.mongodb_expressions import evaluate
 from tests.fakes.mongodb_queries import in_order, matches, projected
 from tests.fakes.mongodb_updates import Update, seed_of, updated
@@ -111,10 +111,11 @@ class MemoryCollection:
 
         async def read(cursor: MemoryCursor) -> list[Document]:
             return await self._call(
+                Call.READ,
                 lambda: [
                     projected(one, projection)
                     for one in self._found(asked, order=cursor.order, limit=cursor.most)
-                ]
+                ],
             )
 
         return MemoryCursor(read).limit(limit)
@@ -129,7 +130,7 @@ class MemoryCollection:
         stages = as_stored(list(pipeline))
 
         async def read(_: MemoryCursor) -> list[Document]:
-            fate = await self._link.there()
+            fate = await self._link.there(Call.READ)
             found = await self._piped(self._all(), stages)
             await self._link.back(fate)
             return as_stored(found)
@@ -145,7 +146,7 @@ class MemoryCollection:
             self._database.write(self._name, document)
             return InsertOneResult(document["_id"], acknowledged=True)
 
-        return await self._call(insert)
+        return await self._call(Call.WRITE, insert)
 
     async def insert_many(
         self, documents: Sequence[Document], *, ordered: bool = True
@@ -164,7 +165,7 @@ class MemoryCollection:
                 raise BulkWriteError({"writeErrors": errors, "writeConcernErrors": []})
             return InsertManyResult([one["_id"] for one in documents], acknowledged=True)
 
-        return await self._call(insert)
+        return await self._call(Call.WRITE, insert)
 
     async def update_one(
         self, query: Mapping[str, Any], update: Update, *, upsert: bool = False
@@ -178,7 +179,7 @@ class MemoryCollection:
 
     async def update_many(self, query: Mapping[str, Any], update: Update) -> UpdateResult:
         asked, given = as_stored((dict(query), update))
-        fate = await self._link.there()
+        fate = await self._link.there(Call.WRITE)
         now = self._database.now
         keys = [one["_id"] for one in self._found(asked)]
         matched = 0
@@ -196,7 +197,7 @@ class MemoryCollection:
         if ordered:
             raise NotKnownError("bulk_write in order")
         writes = [as_stored(_parts(one)) for one in requests]
-        fate = await self._link.there()
+        fate = await self._link.there(Call.WRITE)
         now = self._database.now
         matched = 0
         upserted: list[Document] = []
@@ -215,7 +216,8 @@ class MemoryCollection:
                 upserted.append({"index": index, "_id": made["_id"]})
         await self._link.back(fate)
         if errors:
-            raise BulkWriteError({"writeErrors": errors, "writeConcernErrors": []})
+            details = {"upserted": upserted, "writeErrors": errors, "writeConcernErrors": []}
+            raise BulkWriteError(details)
         counts = {"nMatched": matched, "nModified": matched, "nUpserted": len(upserted)}
         return BulkWriteResult({**counts, "upserted": upserted}, acknowledged=True)
 
@@ -241,7 +243,7 @@ class MemoryCollection:
                 return projected(as_stored(self._database.write(self._name, after)), projection)
             return None
 
-        return await self._call(change)
+        return await self._call(Call.WRITE, change)
 
     async def delete_one(self, query: Mapping[str, Any]) -> DeleteResult:
         def delete() -> DeleteResult:
@@ -250,11 +252,11 @@ class MemoryCollection:
                 del self._documents[one["_id"]]
             return DeleteResult({"n": len(found)}, acknowledged=True)
 
-        return await self._call(delete)
+        return await self._call(Call.WRITE, delete)
 
     async def create_indexes(self, indexes: Sequence[IndexModel]) -> list[str]:
         """Do nothing: there is nothing to be quick about."""
-        return await self._call(lambda: [one.document["name"] for one in indexes])
+        return await self._call(Call.OTHER, lambda: [one.document["name"] for one in indexes])
 
     # --- inside ---
 
@@ -265,8 +267,8 @@ class MemoryCollection:
     def _all(self) -> list[Document]:
         return list(self._documents.values())
 
-    async def _call(self, effect: Callable[[], T]) -> T:
-        fate = await self._link.there()
+    async def _call(self, call: Call, effect: Callable[[], T]) -> T:
+        fate = await self._link.there(call)
         answer = as_stored_answer(effect())
         await self._link.back(fate)
         return answer

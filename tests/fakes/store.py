@@ -18,7 +18,7 @@ from modelyard.store.leases import Leases
 from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
 from modelyard.store.results import Results
-from tests.fakes.broker_links import Link
+from tests.fakes.broker_links import Call, Link
 from tests.fakes.mongodb import MemoryCollection, MemoryDatabase
 
 if TYPE_CHECKING:
@@ -57,20 +57,20 @@ class MemoryBucket:
     async def upload_from_stream_with_id(
         self, file_id: str, filename: str, source: bytes, *, chunk_size_bytes: int
     ) -> None:
-        fate = await self._link.there()
+        fate = await self._link.there(Call.WRITE)
         if file_id in self._files:
             raise FileExists(file_id)
         self._files[file_id] = {"name": filename, "content": source, "chunk": chunk_size_bytes}
         await self._link.back(fate)
 
     async def delete(self, file_id: str) -> None:
-        fate = await self._link.there()
+        fate = await self._link.there(Call.WRITE)
         if self._files.pop(file_id, None) is None:
             raise NoFile(file_id)
         await self._link.back(fate)
 
     async def open_download_stream(self, file_id: str) -> "MemoryStream":
-        fate = await self._link.there()
+        fate = await self._link.there(Call.READ)
         if file_id not in self._files:
             raise NoFile(file_id)
         await self._link.back(fate)
@@ -87,7 +87,7 @@ class MemoryStream:
         self._chunk = chunk
 
     async def readchunk(self) -> bytes:
-        await self._link.back(await self._link.there())
+        await self._link.back(await self._link.there(Call.READ))
         taken, self._left = self._left[: self._chunk], self._left[self._chunk :]
         return taken
 

@@ -1,4 +1,4 @@
-"""The processes: dispatchers, workers with their watchdogs, and a gateway's stand-in."""
+"""The processes: dispatchers, workers with their watchdogs, gateways, and a gateway's stand-in."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dispatcher.service import Dispatcher
 from dispatcher.settings import DispatcherSettings
+from gateway.service import Gateway
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.message_types import CANCEL_TYPE, SUBMISSION_TYPE
 from modelyard.contract.messages import CancelNotice, JobRequest, Submission, SubmittedRequest
@@ -127,6 +128,17 @@ def run_worker(
     loop.serve(watchdog.run(pipe))
     member.task = loop.start(process, work())
     return member
+
+
+def run_gateway(
+    loop: VirtualLoop, process: Process, store: MemoryStore, broker: MemoryBroker
+) -> tuple[Member, Gateway]:
+    """Begin a gateway; return it once it hears of events."""
+    gateway = Gateway(store, broker)
+    member = Member(process, broker, store, links=[store.link, broker.link])
+    member.task = loop.start(process, gateway.run())
+    loop.run(gateway.waiters.attached.wait())
+    return member, gateway
 
 
 class FrontDoor:

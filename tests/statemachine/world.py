@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gateway.service import Gateway
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import Admission
@@ -22,7 +23,13 @@ from tests.fakes.store import MemoryStore
 from tests.statemachine.catalog import DATASETS, MANNERS, MODELS, PULLED
 from tests.statemachine.engine import Engine, EngineWay, ModelProgram, RunLog
 from tests.statemachine.loop import Process, VirtualLoop, current_process
-from tests.statemachine.members import FrontDoor, Member, run_dispatcher, run_worker
+from tests.statemachine.members import (
+    FrontDoor,
+    Member,
+    run_dispatcher,
+    run_gateway,
+    run_worker,
+)
 from tests.statemachine.watching import Watching
 from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import EngineUnavailableError
@@ -179,6 +186,10 @@ class World:
         member = run_worker(self.loop, Process(name), way, self._broker(name), slots=SLOTS[host_id])
         self.workers[host_id] = member
         return self._started(member)
+
+    def start_gateway(self) -> tuple[Member, Gateway]:
+        """Start one beside the stand-in; nothing here breaks it."""
+        return run_gateway(self.loop, Process("g"), self._store(), self._broker("g"))
 
     def kill(self, member: Member) -> None:
         """End a process where it stands."""

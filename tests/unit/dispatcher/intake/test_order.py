@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from dispatcher.intake.order import in_order
+from dispatcher.intake.order import in_order, overtaking
 from modelyard.contract.states import OperationState
 from modelyard.store.operation_queries import KnownOperation
 
@@ -62,3 +62,31 @@ def test_what_is_brought_again_takes_nobody_along() -> None:
     unbrought = [at(2, "c"), at(3, "d", unpublished=True)]
     assert in_order(brought("a"), {"a": again}, unbrought) == []
     assert in_order(brought("a", "b"), {"a": again}, unbrought) == ["d", "b"]
+
+
+# --- which jobs of a batch need a closer look ---
+
+
+def test_an_operation_that_was_recorded_earlier_is_overtaken() -> None:
+    assert overtaking(brought("b"), {"b": at(2, "b")}, [at(1, "a")]) == {"j"}
+
+
+def test_one_that_was_recorded_later_is_not() -> None:
+    assert overtaking(brought("a"), {"a": at(1, "a")}, [at(2, "b")]) == set()
+
+
+def test_one_that_was_never_published_is_overtaken_by_what_nobody_has_recorded() -> None:
+    published, unpublished = at(1, "a"), at(1, "b", unpublished=True)
+    assert overtaking(brought("c"), {}, [published]) == set()
+    assert overtaking(brought("c"), {}, [published, unpublished]) == {"j"}
+
+
+def test_only_the_job_of_the_overtaken_one_needs_a_closer_look() -> None:
+    batch: dict[str, str | None] = {"b": "j", "y": "other", "r": None}
+    known = {"b": at(2, "b"), "y": at(2, "y", job_id="other")}
+    assert overtaking(batch, known, [at(1, "x", job_id="other")]) == {"other"}
+
+
+def test_one_operation_of_a_job_that_overtakes_is_enough() -> None:
+    known = {"a": at(1, "a"), "c": at(3, "c")}
+    assert overtaking(brought("a", "c"), known, [at(2, "b")]) == {"j"}

@@ -1,0 +1,130 @@
+"""Reports on operations in memory: recorded without reading the record first."""
+
+import pytest
+
+from dispatcher.control import ControlPublisher
+from dispatcher.maintenance.retries import Retries
+from dispatcher.reports.fencing import Fencing
+from dispatcher.reports.report_writer import ReportWriter
+from dispatcher.scheduling.scheduler import Scheduler
+from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
+from modelyard.contract.messages import OperationReport
+from modelyard.contract.states import OperationState
+from modelyard.store.records import NewOperation
+from tests.fakes.broker_links import Call, Fate
+from tests.support.dispatcher.parts import HOST, JOB, DispatcherParts, new_operation
+
+RUNNING, SUCCEEDED = OperationState.RUNNING, OperationState.SUCCEEDED
+
+
+class Writing:
+    """A report writer, and one inference that was dispatched."""
+
+    def __init__(self) -> None:
+        self.parts = parts = DispatcherParts()
+        self.one = new_operation()
+        scheduler = Scheduler(
+            parts.store,
+            parts.event_log,
+            parts.commands,
+            parts.term,
+            lines=parts.lines,
+            fleet=parts.fleet,
+        )
+        retries = Retries(parts.store, parts.event_log, scheduler, max_attempts=3)
+        fencing = Fencing(parts.store, parts.event_log, ControlPublisher(parts.broker))
+        self._writer = ReportWriter(
+            parts.store, parts.event_log, scheduler, retries, fencing, parts.lines
+        )
+
+    async def begin(self) -> None:
+        """Have the inference dispatched, and in memory."""
+        await self.parts.begin()
+        await self.parts.lines.read([JOB])
+        assert await self.parts.first_pass.take([self.one]) == []
+
+    async def report(self, *reports: OperationReport) -> None:
+        """Write reports of the host."""
+        await self._writer.write([(HOST, one) for one in reports], {})
+
+
+def report(of: NewOperation, state: OperationState, seq: int, **fields: object) -> OperationReport:
+    base = {"operation_id": of.operation_id, "epoch": 1, "job_id": JOB, "generation": 1}
+    return OperationReport.model_validate({**base, "state": state, "seq": seq, **fields})
+
+
+@pytest.fixture
+async def writing() -> Writing:
+    made = Writing()
+    await made.begin()
+    return made
+
+
+async def test_an_inference_that_succeeds_costs_one_write_and_no_read(writing: Writing) -> None:
+    parts, before = writing.parts, writing.parts.link.calls.copy()
+    await writing.report(report(writing.one, SUCCEEDED, 1, result_json="1"))
+    assert parts.link.calls[Call.READ] == before[Call.READ]
+    assert parts.link.calls[Call.WRITE] == before[Call.WRITE] + 1
+    assert (await parts.recorded(writing.one)).state is SUCCEEDED
+    assert parts.lines.operation(JOB, writing.one.operation_id) is None
+    assert parts.lines.line(JOB) is not None
+    assert await parts.memory_is_as_the_record()
+    assert await parts.told() == ["operation.dispatched", "operation.succeeded"]
+
+
+async def test_what_runs_is_noted_in_memory(writing: Writing) -> None:
+    await writing.report(report(writing.one, RUNNING, 1))
+    there = writing.parts.lines.operation(JOB, writing.one.operation_id)
+    assert there is not None
+    assert (there.state, there.seq) == (RUNNING, 1)
+    assert await writing.parts.memory_is_as_the_record()
+    await writing.report(report(writing.one, SUCCEEDED, 2))
+    assert await writing.parts.memory_is_as_the_record()
+
+
+async def test_a_failure_is_judged_by_the_record(writing: Writing) -> None:
+    parts, before = writing.parts, writing.parts.link.calls[Call.READ]
+    error = ErrorInfo.of(ErrorCode.BAD_RESULT)
+    await writing.report(report(writing.one, OperationState.FAILED, 1, error=error))
+    assert parts.link.calls[Call.READ] > before
+    assert (await parts.recorded(writing.one)).state is OperationState.FAILED
+    assert parts.lines.operation(JOB, writing.one.operation_id) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"epoch": 0}, {"generation": 2}, {"job_id": "other"}, {"seq": 1}],
+    ids=["epoch", "generation", "job", "repeated"],
+)
+async def test_what_memory_does_not_explain_is_judged_by_the_record(
+    writing: Writing, fields: dict[str, object]
+) -> None:
+    await writing.report(report(writing.one, RUNNING, 1))
+    before = writing.parts.database.documents("operations")
+    await writing.report(report(writing.one, RUNNING, 2).model_copy(update=fields))
+    assert writing.parts.database.documents("operations") == before
+
+
+async def test_a_report_that_another_writer_was_faster_than_changes_nothing(
+    writing: Writing,
+) -> None:
+    parts, key = writing.parts, writing.one.operation_id
+    document = parts.database.collections["operations"][key]
+    parts.database.write("operations", document | {"state": "QUEUED", "seq": 0})
+    before = parts.database.documents("operations")
+    await writing.report(report(writing.one, SUCCEEDED, 1))
+    assert parts.database.documents("operations") == before
+    assert parts.lines.line(JOB) is None
+    assert await parts.told() == ["operation.dispatched"]
+
+
+@pytest.mark.parametrize("fate", ["lost_before", "lost_after"])
+async def test_a_write_that_fails_is_done_again(writing: Writing, fate: Fate) -> None:
+    parts = writing.parts
+    parts.link.fates.append(fate)
+    with pytest.raises(StoreUnavailableError):
+        await writing.report(report(writing.one, SUCCEEDED, 1))
+    assert parts.lines.line(JOB) is None
+    await writing.report(report(writing.one, SUCCEEDED, 1))
+    assert (await parts.recorded(writing.one)).state is SUCCEEDED
+    assert await parts.told() == ["operation.dispatched", "operation.succeeded"]

@@ -1,0 +1,91 @@
+"""The hosts in memory: read once, and again before their next use when they have changed."""
+
+import asyncio
+
+import pytest
+
+from dispatcher.scheduling.fleet import Fleet
+from modelyard.contract.errors import StoreUnavailableError
+from modelyard.contract.states import Admission
+from tests.fakes.broker_links import Call
+from tests.support.dispatcher.parts import HOST, DispatcherParts
+
+OTHER = "h0"
+"""Comes before `HOST` by name."""
+
+
+@pytest.fixture
+async def parts() -> DispatcherParts:
+    made = DispatcherParts()
+    await made.begin()
+    return made
+
+
+async def admissions(fleet: Fleet) -> dict[str, Admission]:
+    return {host_id: host.admission for host_id, host in (await fleet.hosts()).items()}
+
+
+async def test_hosts_are_read_once(parts: DispatcherParts) -> None:
+    first = await parts.fleet.hosts()
+    reads = parts.link.calls[Call.READ]
+    assert await parts.fleet.hosts() == first
+    assert parts.link.calls[Call.READ] == reads
+
+
+async def test_a_host_that_this_process_writes_is_read_again(parts: DispatcherParts) -> None:
+    await parts.fleet.hosts()
+    await parts.store.hosts.admit(HOST, Admission.CORDONED)
+    assert await admissions(parts.fleet) == {HOST: Admission.CORDONED}
+
+
+async def test_only_what_is_marked_is_read_until_all_hosts_are(parts: DispatcherParts) -> None:
+    await parts.come_online(OTHER)
+    fleet = Fleet(parts.store)  # nobody marks the hosts of this one, as when a gateway writes
+    await fleet.hosts()
+    for host_id in (HOST, OTHER):
+        await parts.store.hosts.admit(host_id, Admission.CORDONED)
+    fleet.mark([HOST])
+    assert await admissions(fleet) == {OTHER: Admission.OPEN, HOST: Admission.CORDONED}
+    await fleet.refresh()
+    assert await admissions(fleet) == {OTHER: Admission.CORDONED, HOST: Admission.CORDONED}
+
+
+async def test_a_new_host_comes_to_its_place_by_name(parts: DispatcherParts) -> None:
+    await parts.fleet.hosts()
+    await parts.come_online(OTHER)
+    assert list(await parts.fleet.hosts()) == [OTHER, HOST]
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_read_that_fails_is_made_again(parts: DispatcherParts, *, known: bool) -> None:
+    if known:
+        await parts.fleet.hosts()
+        await parts.store.hosts.admit(HOST, Admission.CORDONED)
+    parts.link.fates.append("lost_before")
+    with pytest.raises(StoreUnavailableError):
+        await parts.fleet.hosts()
+    assert await admissions(parts.fleet) == {HOST: Admission.CORDONED if known else Admission.OPEN}
+
+
+async def test_a_host_that_changes_while_it_is_read_is_read_again(parts: DispatcherParts) -> None:
+    await parts.fleet.hosts()
+    parts.fleet.mark([HOST])
+    parts.link.hold()
+    reading = asyncio.create_task(parts.fleet.hosts())
+    await parts.link.held.wait()
+    parts.link.let_go()
+    await parts.store.hosts.admit(HOST, Admission.CORDONED)
+    await reading
+    assert await admissions(parts.fleet) == {HOST: Admission.CORDONED}
+
+
+async def test_whoever_asks_while_a_host_is_read_gets_what_is_read(parts: DispatcherParts) -> None:
+    await parts.fleet.hosts()
+    await parts.store.hosts.admit(HOST, Admission.CORDONED)
+    parts.link.hold()
+    first = asyncio.create_task(parts.fleet.hosts())
+    await parts.link.held.wait()
+    second = asyncio.create_task(admissions(parts.fleet))
+    parts.link.let_go()
+    await first
+    assert await second == {HOST: Admission.CORDONED}
