@@ -75,7 +75,12 @@ class ReportWriter:
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
         new = [one.report for one in accepted if one.new]
-        found = await self._store.operations.apply(new, results)
+        told = {
+            one.report.operation_id: one.told
+            for one in accepted
+            if one.operation.aside and one.told is not None
+        }
+        found = await self._store.operations.apply(new, results, told)
         crash_point("dispatcher.recorder.after_operations")
         if found < len(new):
             accepted = await self._still_valid(accepted)

@@ -7,7 +7,7 @@ from pymongo import UpdateOne
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
-from modelyard.store.records import Document, NewOperation, error_document
+from modelyard.store.records import Document, LastReport, NewOperation, error_document
 
 ACTIVE_ON_HOST_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
 """The states in which a host works on the operation: the only ones that a report may change."""
@@ -77,7 +77,10 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
     return pipeline
 
 
-def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateOne:
+def report_write(
+    report: OperationReport, result: ResultPlace | None, told: LastReport | None = None
+) -> UpdateOne:
+    """Return the write of a report; with `told` the operation keeps which message it came in."""
     state = report.state
     changes: Document = {
         "state": state,
@@ -101,6 +104,8 @@ def report_write(report: OperationReport, result: ResultPlace | None) -> UpdateO
             "result_file": result.file_id,
             "result_bytes": result.size,
         }
+    if told is not None:
+        changes["told"] = {"$literal": told.model_dump()}
     return UpdateOne(
         {
             "_id": report.operation_id,

@@ -18,7 +18,7 @@ from modelyard.store.operation_writes import (
     report_write,
     sources,
 )
-from modelyard.store.records import Document, NewOperation, OperationRecord
+from modelyard.store.records import Document, LastReport, NewOperation, OperationRecord
 
 LINE_COUNTER = "line"
 FRONT_OF_LINE = -(1 << 62)
@@ -338,7 +338,10 @@ class Operations:
         return [one["job_id"] for one in found if one.get("job_id")]
 
     async def apply(
-        self, reports: Sequence[OperationReport], results: Mapping[str, ResultPlace]
+        self,
+        reports: Sequence[OperationReport],
+        results: Mapping[str, ResultPlace],
+        told: Mapping[str, LastReport] | None = None,
     ) -> int:
         """Write the reports of workers; return how many writes found their operation.
 
@@ -349,7 +352,14 @@ class Operations:
             return 0
         async with self._connection.answering():
             done = await self._collection.bulk_write(
-                [report_write(report, results.get(report.operation_id)) for report in reports],
+                [
+                    report_write(
+                        report,
+                        results.get(report.operation_id),
+                        (told or {}).get(report.operation_id),
+                    )
+                    for report in reports
+                ],
                 ordered=False,
             )
         return done.matched_count
