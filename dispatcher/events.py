@@ -20,7 +20,7 @@ from modelyard.contract.states import JobState
 from modelyard.contract.topology import EVENTS
 from modelyard.process.tasks import together
 from modelyard.store import Store
-from modelyard.store.operation_writes import AttemptTimes, ResultPlace
+from modelyard.store.operation_writes import Receipt, ResultPlace
 from modelyard.store.records import JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -206,19 +206,19 @@ def operation_event(operation: OperationRecord) -> Event:
 def report_event(
     report: OperationReport,
     operation: OperationRecord,
-    times: AttemptTimes | None = None,
+    receipt: Receipt | None = None,
     result: ResultPlace | None = None,
 ) -> Event:
     """Return the event that a worker's report was recorded.
 
-    `operation` is the record before the report, or after it; in the first case `times` and `result`
-    are what was written with the report, if it ends the operation.
+    `operation` is the record before the report, or after it; in the first case `receipt` and
+    `result` are what was written with the report, if it ends the operation.
     """
     written: dict[str, object] = {}
-    if times is not None:
-        written["started_at"] = times.started_at
+    if receipt is not None:
+        written["started_at"] = receipt.started_at
         if report.state.terminal:
-            written["finished_at"] = times.finished_at
+            written["finished_at"] = receipt.finished_at
     if result is not None:
         written["result_bytes"] = result.size
     reported = operation.model_copy(

@@ -13,9 +13,9 @@ from modelyard.store.connection import DUPLICATE_KEY, MongoConnection
 from modelyard.store.operation_queries import WITHOUT_PAYLOAD, KnownOperation, OperationQueries
 from modelyard.store.operation_writes import (
     ACTIVE_ON_HOST_STATES,
-    AttemptTimes,
     DispatchClaim,
     IntakeEntry,
+    Receipt,
     ResultPlace,
     claim_write,
     entry_write,
@@ -385,11 +385,11 @@ class Operations:
         self,
         reports: Sequence[OperationReport],
         results: Mapping[str, ResultPlace],
-        times: Mapping[str, AttemptTimes] | None = None,
+        receipts: Mapping[str, Receipt] | None = None,
     ) -> int:
         """Write the reports of workers; return how many writes found their operation.
 
-        `results` and `times` are by operation; see `report_write`.
+        `results` and `receipts` are by operation; see `report_write`.
 
         Each write is guarded by the states it may come from, the epoch and the sequence number.
         A report whose write finds nothing is stale. The listeners of changes are not told: who
@@ -403,7 +403,7 @@ class Operations:
                     report_write(
                         report,
                         results.get(report.operation_id),
-                        times.get(report.operation_id) if times else None,
+                        receipts.get(report.operation_id) if receipts else None,
                     )
                     for report in reports
                 ],
