@@ -64,10 +64,9 @@ class FirstPass:
             entries = self._entries(new, places, hosts)
             held = {one.job_id: one for one in self._jobs_of(entries)}
             brought = {one.operation_id: one.job_id for one in new}
-            entered, known, earlier = await together(
+            entered, (known, earlier) = await together(
                 self._store.operations.enter(entries),
-                self._store.operation_queries.known(list(brought)),
-                self._store.operation_queries.not_in_line(jobs, but=list(brought)),
+                self._store.operation_queries.known_or_not_in_line(list(brought), jobs),
             )
             crash_point("dispatcher.intake.after_record")
             # What only this write has recorded may have been asked for before what was recorded.

@@ -70,7 +70,6 @@ INDEXES: dict[str, list[IndexModel]] = {
     ],
     "events": [
         IndexModel([("operation_id", ASCENDING), ("at", ASCENDING)], name="operation"),
-        IndexModel([("job_id", ASCENDING), ("at", ASCENDING)], name="job"),
         IndexModel([("at", ASCENDING)], name="age", expireAfterSeconds=30 * 86_400),
     ],
     "dead_letters": [

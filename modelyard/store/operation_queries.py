@@ -49,16 +49,21 @@ class OperationQueries:
         self, job_ids: Sequence[str], *, but: Sequence[str]
     ) -> list[KnownOperation]:
         """Return recorded operations of these jobs without a position, oldest first."""
-        found = await self._find_known(
-            {
-                "job_id": {"$in": list(job_ids)},
-                "open": True,
-                "line": None,
-                "aside": {"$ne": True},
-                "_id": {"$nin": list(but)},
-            },
-        )
+        found = await self._find_known(_not_in_line(job_ids) | {"_id": {"$nin": list(but)}})
         return list(found.values())
+
+    async def known_or_not_in_line(
+        self, operation_ids: Sequence[str], job_ids: Sequence[str]
+    ) -> tuple[dict[str, KnownOperation], list[KnownOperation]]:
+        """Return what `known` and `not_in_line`, but for these operations, return, in one query."""
+        ids = set(operation_ids)
+        found = await self._find_known(
+            {"$or": [{"_id": {"$in": list(operation_ids)}}, _not_in_line(job_ids)]}
+        )
+        return (
+            {key: one for key, one in found.items() if key in ids},
+            [one for key, one in found.items() if key not in ids],
+        )
 
     async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[KnownOperation]:
         """Return recorded operations whose message has not arrived in `older_than_s` seconds."""
@@ -241,3 +246,12 @@ class OperationQueries:
             )
             for document in found
         }
+
+
+def _not_in_line(job_ids: Sequence[str]) -> Document:
+    return {
+        "job_id": {"$in": list(job_ids)},
+        "open": True,
+        "line": None,
+        "aside": {"$ne": True},
+    }

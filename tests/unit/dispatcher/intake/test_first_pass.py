@@ -236,11 +236,11 @@ async def test_all_operations_of_a_job_go_back_with_one_of_them(parts: Dispatche
 
 
 @pytest.mark.parametrize("fate", ["lost_before", "lost_after"])
-@pytest.mark.parametrize("call", range(4), ids=["enter", "known", "not_in_line", "withdraw"])
+@pytest.mark.parametrize("call", range(3), ids=["enter", "known", "withdraw"])
 async def test_after_a_failure_nothing_is_in_memory_that_is_not_in_the_record(
     parts: DispatcherParts, call: int, fate: Fate
 ) -> None:
-    if call == 3:
+    if call == 2:
         await left_unpublished(parts)
     one, behind = new_operation(), new_operation()
     parts.link.fates.extend([None] * call)
