@@ -148,7 +148,7 @@ def _one_at_a_time(measured: Measured) -> list[Row]:
 def _at_half_load(measured: Measured) -> Row:
     latencies = measured.latencies_s("modelyard", "constant rate")
     p50, p99 = percentile(latencies, 50), percentile(latencies, 99)
-    return Row("At half of the greatest rate", f"p50 {p50 * _MS:.0f} ms, p99 {p99 * _MS:.0f} ms")
+    return Row("At half of the rate of singles", f"p50 {p50 * _MS:.0f} ms, p99 {p99 * _MS:.0f} ms")
 
 
 def _memory(mib: Mapping[str, float]) -> str:

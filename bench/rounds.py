@@ -105,16 +105,16 @@ class Rounds:
     async def _one_round(self, own: int, theirs: dict[str, int]) -> None:
         """Measure each system once."""
         measuring, sizes = self._measuring, self._sizes
-        batches = await measuring.batches(own)
+        await measuring.batches(own)
         for peer in measuring.peers:
             await measuring.peer_throughput(peer, theirs[peer.name])
-        await measuring.singles(own)
+        singles = await measuring.singles(own)
         await measuring.accepted(own)
         await measuring.bare(sizes.bare_requests)
         for peer in measuring.peers:
             await measuring.peer_one_at_a_time(peer, sizes.one_at_a_time)
         await measuring.one_at_a_time(sizes.one_at_a_time)
-        await measuring.at_rate(batches.rate / 2, sizes.seconds)
+        await measuring.at_rate(singles.rate / 2, sizes.seconds)
 
     def _sized(self, rate: float) -> int:
         """Return how many operations take about `seconds`, from the rate of the warm-up."""
