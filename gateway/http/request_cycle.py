@@ -38,15 +38,17 @@ _NOT_IN_A_HEADER = re.compile(rb"[\x00\x0a-\x0d]")
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """The writing end of a connection."""
+    """What a cycle needs of its connection."""
 
     transport: asyncio.Transport
     flow: FlowControl
+    resume_reading: Callable[[], None]
+    """Called when the app waits for more of the request, or for the client to disconnect."""
     headers: Headers
     """Headers of every answer."""
 
 
-class Exchange:
+class RequestCycle:
     """One request and its answer: gives the request to the app, and writes what the app sends."""
 
     def __init__(
@@ -63,6 +65,7 @@ class Exchange:
         self.answered = False
         self._transport = wire.transport
         self._flow = wire.flow
+        self._resume_reading = wire.resume_reading
         self._headers = wire.headers
         self._on_answered = on_answered
         self._expects_continue = header.expects_continue
@@ -121,7 +124,7 @@ class Exchange:
             self._transport.write(CONTINUE)
             self._expects_continue = False
         while not (self._unread or self.disconnected or self.answered):
-            self._flow.resume_reading()
+            self._resume_reading()
             self._arrived.clear()
             await self._arrived.wait()
         if self.disconnected or self.answered:
