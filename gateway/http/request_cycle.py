@@ -75,6 +75,8 @@ class RequestCycle:
         self._unread = False
         """True if the app has not received the newest part of the request, or its end."""
         self._arrived = asyncio.Event()
+        self._header = b""
+        """The header of the answer, until it is written."""
         self._framing = _Framing.SIZED
         self._unsent = 0
         """Bytes of the answer's body that the app has announced and not sent."""
@@ -171,7 +173,7 @@ class RequestCycle:
         if not (self.keep_alive or says_close):
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
-        self._transport.write(b"".join(lines))
+        self._header = b"".join(lines)
 
     def _framing_of(self, status: int, length: int | None) -> _Framing:
         if status in WITHOUT_BODY or self.scope["method"] == "HEAD":
@@ -190,6 +192,9 @@ class RequestCycle:
             part = b"%x\r\n%b\r\n%b" % (len(part), part, end) if part else end
         elif self._framing is _Framing.NO_BODY:
             part = b""
+        if self._header:
+            # In one write with the first part: each write of a small answer is a system call.
+            part, self._header = self._header + part, b""
         if part:
             self._transport.write(part)
         if last:
