@@ -38,7 +38,7 @@ class Waiters:
     def __init__(self, broker: Broker, *, max_waiting: int = MAX_WAITING) -> None:
         self._broker = broker
         self._max_waiting = max_waiting
-        self._waiters: dict[str, set[_Waiter]] = {}
+        self._waiters: dict[str, set[_WaitingRequest]] = {}
         self.waiting = 0
         """How many requests wait now."""
         self.attached = asyncio.Event()
@@ -84,7 +84,7 @@ class Waiters:
         self,
         seen: OperationRecord,
         deadline: float,
-        waiter: "_Waiter",
+        waiter: "_WaitingRequest",
         read: Read,
         receive: Receive,
     ) -> OperationRecord | None:
@@ -106,8 +106,8 @@ class Waiters:
             disconnect.cancel()
 
     @contextmanager
-    def _listening(self, operation_id: str) -> Iterator["_Waiter"]:
-        waiter = _Waiter()
+    def _listening(self, operation_id: str) -> Iterator["_WaitingRequest"]:
+        waiter = _WaitingRequest()
         group = self._waiters.setdefault(operation_id, set())
         group.add(waiter)
         self.waiting += 1
@@ -151,7 +151,7 @@ class Waiters:
                 waiter.woken.set()
 
 
-class _Waiter:
+class _WaitingRequest:
     """One request that waits."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
-from gateway.http.exchange import Exchange, Wire
+from gateway.http.request_cycle import RequestCycle, Wire
 from gateway.http.request_parser import End, RefusedBytesError, RequestHeader, RequestParser
 from modelyard.contract import answers
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE
@@ -79,12 +79,12 @@ class ClientConnection(asyncio.Protocol):
         self.took_at = all_.now()
         """When the client had last read anything of what was written."""
         self.parser = RequestParser()
-        self.exchange: Exchange | None = None
+        self.cycle: RequestCycle | None = None
         """The newest request and its answer."""
         self._app = app
         self._all = all_
         self._unsent = 0
-        self._seen: Exchange | None = None
+        self._seen: RequestCycle | None = None
 
     @property
     def address(self) -> str:
@@ -109,8 +109,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Let the app know that the client has gone."""
         self._all.state.connections.discard(self)
-        if self.exchange is not None and not self.exchange.answered:
-            self.exchange.disconnect()
+        if self.cycle is not None and not self.cycle.answered:
+            self.cycle.disconnect()
         self.flow.resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -137,21 +137,22 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(event, RequestHeader):
             self._begin(event)
             return
-        exchange = self.exchange
-        if exchange is None or exchange.answered:
+        cycle = self.cycle
+        if cycle is None or cycle.answered:
             # The rest of a body that the app did not read.
             if event is End.OF_REQUEST:
                 self.parser.start_next()
         elif isinstance(event, bytes):
-            exchange.add(event)
+            cycle.add(event)
         else:
-            exchange.end_request()
+            cycle.end_request()
 
     def _begin(self, header: RequestHeader) -> None:
-        wire = Wire(self.transport, self.flow, self._all.state.default_headers)
-        exchange = Exchange(header, self._scope(header), wire, self._on_answered)
-        self.exchange = exchange
-        task = asyncio.get_running_loop().create_task(exchange.run(self._app))
+        headers = self._all.state.default_headers
+        wire = Wire(self.transport, self.flow, self._resume_reading, headers)
+        cycle = RequestCycle(header, self._scope(header), wire, self._on_answered)
+        self.cycle = cycle
+        task = asyncio.get_running_loop().create_task(cycle.run(self._app))
         self._all.state.tasks.add(task)
         task.add_done_callback(self._all.state.tasks.discard)
 
@@ -173,6 +174,11 @@ class ClientConnection(asyncio.Protocol):
             "state": {},
         }
 
+    def _resume_reading(self) -> None:
+        """Read on, unless the client's next request has to wait for its turn."""
+        if not self.parser.holds_back:
+            self.flow.resume_reading()
+
     def _on_answered(self) -> None:
         self._all.state.total_requests += 1
         if self.transport.is_closing():
@@ -184,19 +190,19 @@ class ClientConnection(asyncio.Protocol):
 
     def refuse(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:
         """Answer without the app and close; if an answer has begun, only close."""
-        exchange = self.exchange
-        if exchange is None or exchange.answered or not exchange.answer_begun:
+        cycle = self.cycle
+        if cycle is None or cycle.answered or not cycle.answer_begun:
             self.transport.write(_problem(status, code, detail))
-        if exchange is not None and not exchange.answered:
-            exchange.disconnect()
+        if cycle is not None and not cycle.answered:
+            cycle.disconnect()
         self.transport.close()
 
     def shutdown(self) -> None:
         """Close as soon as the request in flight is answered."""
-        if self.exchange is None or self.exchange.answered:
+        if self.cycle is None or self.cycle.answered:
             self.transport.close()
         else:
-            self.exchange.keep_alive = False
+            self.cycle.keep_alive = False
 
     def pause_writing(self) -> None:
         """Write no more for now, because the client does not read."""
@@ -217,8 +223,8 @@ class ClientConnection(asyncio.Protocol):
             self.took_at = now
         self._unsent = unsent
         waiting = self._waits_for()
-        if (waiting, self.exchange) != (self.waiting, self._seen):
-            self.waiting, self._seen, self.since = waiting, self.exchange, now
+        if (waiting, self.cycle) != (self.waiting, self._seen):
+            self.waiting, self._seen, self.since = waiting, self.cycle, now
 
     @property
     def may_be_closed(self) -> bool:
@@ -230,9 +236,9 @@ class ClientConnection(asyncio.Protocol):
     def _waits_for(self) -> Waiting:
         if self.transport.get_write_buffer_size() or self.transport.is_closing():
             return Waiting.READER
-        if self.exchange is None:
+        if self.cycle is None:
             return Waiting.HEADER
-        if not self.exchange.answered:
+        if not self.cycle.answered:
             return Waiting.ANSWER
         if self.parser.in_body or self.parser.has_part_of_header:
             return Waiting.HEADER

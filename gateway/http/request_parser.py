@@ -60,7 +60,7 @@ class End(StrEnum):
     OF_REQUEST = "end_of_request"
 
 
-class _State(StrEnum):
+class _ParserState(StrEnum):
     HEADER = "header"
     SIZED_BODY = "sized_body"
     CHUNK_HEADER = "chunk_header"
@@ -77,24 +77,24 @@ class RequestParser:
         self._buffer = b""
         self._at = 0
         """Where in the buffer the bytes begin that are not read yet."""
-        self._state = _State.HEADER
+        self._state = _ParserState.HEADER
         self._remaining = 0
         """Bytes of the body, or of the chunk, that are not read yet."""
 
     @property
     def has_part_of_header(self) -> bool:
         """True while only a part of a request's header has arrived."""
-        return self._state is _State.HEADER and self._has_bytes
+        return self._state is _ParserState.HEADER and self._has_bytes
 
     @property
     def in_body(self) -> bool:
         """True between the header of a request and its end."""
-        return self._state not in {_State.HEADER, _State.DONE}
+        return self._state not in {_ParserState.HEADER, _ParserState.DONE}
 
     @property
     def done(self) -> bool:
         """True from the end of a request until `start_next`."""
-        return self._state is _State.DONE
+        return self._state is _ParserState.DONE
 
     @property
     def holds_back(self) -> bool:
@@ -112,7 +112,7 @@ class RequestParser:
 
     def start_next(self) -> None:
         """Go on to the next request, after the end of one."""
-        self._state = _State.HEADER
+        self._state = _ParserState.HEADER
 
     def next_event(self) -> RequestHeader | bytes | End | None:
         """Return the next event; null if more bytes are needed, or the request is done.
@@ -120,11 +120,11 @@ class RequestParser:
         Raises `RefusedBytesError`; then the connection can't be read any further.
         """
         match self._state:
-            case _State.HEADER:
+            case _ParserState.HEADER:
                 return self._header() if self._has_bytes else None
-            case _State.SIZED_BODY:
+            case _ParserState.SIZED_BODY:
                 return self._sized_body()
-            case _State.DONE:
+            case _ParserState.DONE:
                 return None
             case _:
                 return self._chunked_body()
@@ -142,12 +142,14 @@ class RequestParser:
         header = _header_of(*match.groups())
         self._at = end
         self._remaining = header.length or 0
-        self._state = _State.CHUNK_HEADER if header.length is None else _State.SIZED_BODY
+        self._state = (
+            _ParserState.CHUNK_HEADER if header.length is None else _ParserState.SIZED_BODY
+        )
         return header
 
     def _sized_body(self) -> bytes | End | None:
         if not self._remaining:
-            self._state = _State.DONE
+            self._state = _ParserState.DONE
             return End.OF_REQUEST
         return self._part_of_body()
 
@@ -160,18 +162,18 @@ class RequestParser:
     def _chunked_body(self) -> bytes | End | None:
         while True:
             before = self._state
-            if before is _State.CHUNK:
+            if before is _ParserState.CHUNK:
                 part = self._part_of_body()
                 if not self._remaining:
-                    self._state = _State.CHUNK_END
+                    self._state = _ParserState.CHUNK_END
                 return part
-            if before is _State.CHUNK_HEADER:
+            if before is _ParserState.CHUNK_HEADER:
                 self._read_chunk_header()
-            elif before is _State.CHUNK_END:
+            elif before is _ParserState.CHUNK_END:
                 self._read_chunk_end()
             else:
                 self._read_trailers()
-            if self._state is _State.DONE:
+            if self._state is _ParserState.DONE:
                 return End.OF_REQUEST
             if self._state is before:
                 return None
@@ -187,7 +189,7 @@ class RequestParser:
             raise RefusedBytesError("A chunk has no size.")
         self._at = end
         self._remaining = int(match.group(1), 16)
-        self._state = _State.CHUNK if self._remaining else _State.TRAILERS
+        self._state = _ParserState.CHUNK if self._remaining else _ParserState.TRAILERS
 
     def _read_chunk_end(self) -> None:
         found = self._buffer[self._at : self._at + len(_LINE_END)]
@@ -195,7 +197,7 @@ class RequestParser:
             raise RefusedBytesError("A chunk does not end where its size says.")
         if found == _LINE_END:
             self._at += len(_LINE_END)
-            self._state = _State.CHUNK_HEADER
+            self._state = _ParserState.CHUNK_HEADER
 
     def _read_trailers(self) -> None:
         """Drop the trailers, which no route reads, once all of them have arrived."""
@@ -210,7 +212,7 @@ class RequestParser:
         if _TRAILERS.fullmatch(self._buffer, self._at, end) is None:
             raise RefusedBytesError("The trailers do not follow the grammar of HTTP/1.1.")
         self._at = end
-        self._state = _State.DONE
+        self._state = _ParserState.DONE
 
     def _end_of(self, mark: bytes) -> int | None:
         """Return where the first such mark ends; null if it has not arrived."""

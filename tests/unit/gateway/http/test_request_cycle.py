@@ -7,7 +7,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from gateway.http.exchange import CONTINUE, Exchange, Wire
+from gateway.http.request_cycle import CONTINUE, RequestCycle, Wire
 from gateway.http.request_parser import RequestHeader, RequestParser
 
 
@@ -37,12 +37,12 @@ def header(text: bytes = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n") -> RequestHeader
     return found
 
 
-def exchange(request: RequestHeader | None = None) -> tuple[Exchange, Wiretap]:
+def cycle(request: RequestHeader | None = None) -> tuple[RequestCycle, Wiretap]:
     request = request or header()
     wiretap = Wiretap()
-    wire = Wire(wiretap, FlowControl(wiretap), [(b"date", b"today")])
+    wire = Wire(wiretap, FlowControl(wiretap), lambda: None, [(b"date", b"today")])
     scope = {"type": "http", "method": request.method, "path": request.target.decode()}
-    return Exchange(request, scope, wire, lambda: None), wiretap
+    return RequestCycle(request, scope, wire, lambda: None), wiretap
 
 
 def answering(
@@ -85,7 +85,7 @@ CLOSE = b"connection: close\r\n"
 async def test_the_client_finds_the_end_of_each_answer(
     request_: bytes, app: ASGIApp, written: bytes, *, closed: bool
 ) -> None:
-    one, wiretap = exchange(header(request_))
+    one, wiretap = cycle(header(request_))
     await one.run(app)
     assert (wiretap.written, wiretap.closed, one.answered) == (written, closed, True)
 
@@ -103,14 +103,14 @@ async def test_the_client_finds_the_end_of_each_answer(
 async def test_an_answer_that_the_app_breaks_off_or_gets_wrong_closes_the_connection(
     app: ASGIApp,
 ) -> None:
-    one, wiretap = exchange()
+    one, wiretap = cycle()
     await one.run(app)
     assert wiretap.closed
     assert b"b: c" not in wiretap.written
 
 
 async def test_the_app_gets_the_body_as_it_arrives_and_then_the_end_of_the_client() -> None:
-    one, wiretap = exchange(
+    one, wiretap = cycle(
         header(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
     )
     seen: list[Message] = []

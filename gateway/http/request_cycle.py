@@ -38,15 +38,17 @@ _NOT_IN_A_HEADER = re.compile(rb"[\x00\x0a-\x0d]")
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """The writing end of a connection."""
+    """What a cycle needs of its connection."""
 
     transport: asyncio.Transport
     flow: FlowControl
+    resume_reading: Callable[[], None]
+    """Called when the app waits for more of the request, or for the client to disconnect."""
     headers: Headers
     """Headers of every answer."""
 
 
-class Exchange:
+class RequestCycle:
     """One request and its answer: gives the request to the app, and writes what the app sends."""
 
     def __init__(
@@ -63,6 +65,7 @@ class Exchange:
         self.answered = False
         self._transport = wire.transport
         self._flow = wire.flow
+        self._resume_reading = wire.resume_reading
         self._headers = wire.headers
         self._on_answered = on_answered
         self._expects_continue = header.expects_continue
@@ -72,6 +75,8 @@ class Exchange:
         self._unread = False
         """True if the app has not received the newest part of the request, or its end."""
         self._arrived = asyncio.Event()
+        self._header = b""
+        """The header of the answer, until it is written."""
         self._framing = _Framing.SIZED
         self._unsent = 0
         """Bytes of the answer's body that the app has announced and not sent."""
@@ -121,7 +126,7 @@ class Exchange:
             self._transport.write(CONTINUE)
             self._expects_continue = False
         while not (self._unread or self.disconnected or self.answered):
-            self._flow.resume_reading()
+            self._resume_reading()
             self._arrived.clear()
             await self._arrived.wait()
         if self.disconnected or self.answered:
@@ -168,7 +173,7 @@ class Exchange:
         if not (self.keep_alive or says_close):
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
-        self._transport.write(b"".join(lines))
+        self._header = b"".join(lines)
 
     def _framing_of(self, status: int, length: int | None) -> _Framing:
         if status in WITHOUT_BODY or self.scope["method"] == "HEAD":
@@ -187,6 +192,9 @@ class Exchange:
             part = b"%x\r\n%b\r\n%b" % (len(part), part, end) if part else end
         elif self._framing is _Framing.NO_BODY:
             part = b""
+        if self._header:
+            # In one write with the first part: each write of a small answer is a system call.
+            part, self._header = self._header + part, b""
         if part:
             self._transport.write(part)
         if last:
