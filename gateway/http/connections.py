@@ -1,9 +1,9 @@
 """Bounds on client connections: how many may be open, and how long each may wait.
 
-Every wait for a client has a limit: for its first byte, for the rest of a header, for its next
-request, and for it to read on in an answer. `sweep`, called twice a second, checks what each
-connection waits for; that is simpler than a timer for every wait, and cheap for thousands of
-connections.
+uvicorn bounds only the time between two requests. Here every wait for a client has a limit: for
+its first byte, for the rest of a header, and for it to read on in an answer. `sweep`, called twice
+a second, checks what each connection waits for; that is simpler than a timer for every wait, and
+cheap for thousands of connections.
 
 If too many connections are open, idle ones are closed for new ones, beginning with the address that
 has the most. A client that has stopped reading its answer loses its connection too; one that still
@@ -19,24 +19,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
-from typing import cast
-from urllib.parse import unquote
 
+import h11
 import structlog
-from starlette.types import ASGIApp, Scope
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.http.request_cycle import RequestCycle, Wire
-from gateway.http.request_parser import End, RefusedBytesError, RequestHeader, RequestParser
+from gateway.http.strict_http import StrictConnection
 from modelyard.contract import answers
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE
 from modelyard.contract.errors import SENTENCES, ErrorCode
 
 log = structlog.get_logger(__name__)
 
-ASGI = {"version": "3.0", "spec_version": "2.3"}
 LOG_EVERY_S = 10.0
 """Least seconds between two log lines about refused or closed connections."""
 STALLED_S = 5.0
@@ -68,23 +64,25 @@ class Waiting(StrEnum):
     """The app, which has its own deadlines."""
 
 
-class ClientConnection(asyncio.Protocol):
-    """One connection of a client: its requests are answered one after the other."""
+class ClientConnection(H11Protocol):
+    """uvicorn's connection, with strict parsing and clean refusals; see `ClientConnections`."""
 
-    def __init__(self, app: ASGIApp, all_: "ClientConnections") -> None:
+    conn: StrictConnection
+
+    def __init__(
+        self, config: uvicorn.Config, server_state: ServerState, all_: "ClientConnections"
+    ) -> None:
+        super().__init__(config, server_state, {})
+        self.conn = StrictConnection()
         self.waiting = Waiting.HEADER
         self.since = all_.now()
         self.read_on_at = all_.now()
         """When the client had last read all that was written, or enough for more to be written."""
         self.took_at = all_.now()
         """When the client had last read anything of what was written."""
-        self.parser = RequestParser()
-        self.cycle: RequestCycle | None = None
-        """The newest request and its answer."""
-        self._app = app
         self._all = all_
         self._unsent = 0
-        self._seen: RequestCycle | None = None
+        self._seen: object = None
 
     @property
     def address(self) -> str:
@@ -93,12 +91,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a new connection, if there is room for it or idle ones can be closed."""
-        self.transport = cast("asyncio.Transport", transport)
-        self.flow = FlowControl(self.transport)
-        self.server = get_local_addr(self.transport)
-        self.client = get_remote_addr(self.transport)
-        # uvicorn's type lists its own classes; of a connection it calls only `shutdown`.
-        self._all.state.connections.add(self)  # type: ignore[arg-type]
+        super().connection_made(transport)  # type: ignore[arg-type]
         if not self._all.make_room(self):
             self.refuse(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -106,112 +99,36 @@ class ClientConnection(asyncio.Protocol):
                 "Too many connections are open.",
             )
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Let the app know that the client has gone."""
-        self._all.state.connections.discard(self)
-        if self.cycle is not None and not self.cycle.answered:
-            self.cycle.disconnect()
-        self.flow.resume_writing()
-
     def data_received(self, data: bytes) -> None:
         """Handle bytes of the client; those that follow a refusal are dropped."""
         if not self.transport.is_closing():
-            self.parser.feed(data)
-            self._read_on()
+            super().data_received(data)
 
-    def _read_on(self) -> None:
-        try:
-            while (event := self.parser.next_event()) is not None:
-                self._handle(event)
-        except RefusedBytesError as error:
-            self.refuse(
-                error.status,
-                ErrorCode.INVALID_REQUEST,
-                "This is not a valid HTTP/1.1 request, or servers might parse it differently.",
-            )
-            return
-        if self.parser.holds_back:
-            self.flow.pause_reading()
-
-    def _handle(self, event: RequestHeader | bytes | End) -> None:
-        if isinstance(event, RequestHeader):
-            self._begin(event)
-            return
-        cycle = self.cycle
-        if cycle is None or cycle.answered:
-            # The rest of a body that the app did not read.
-            if event is End.OF_REQUEST:
-                self.parser.start_next()
-        elif isinstance(event, bytes):
-            cycle.add(event)
-        else:
-            cycle.end_request()
-
-    def _begin(self, header: RequestHeader) -> None:
-        headers = self._all.state.default_headers
-        wire = Wire(self.transport, self.flow, self._resume_reading, headers)
-        cycle = RequestCycle(header, self._scope(header), wire, self._on_answered)
-        self.cycle = cycle
-        task = asyncio.get_running_loop().create_task(cycle.run(self._app))
-        self._all.state.tasks.add(task)
-        task.add_done_callback(self._all.state.tasks.discard)
-
-    def _scope(self, header: RequestHeader) -> Scope:
-        path, _, query = header.target.partition(b"?")
-        return {
-            "type": "http",
-            "asgi": ASGI,
-            "http_version": header.version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": "http",
-            "method": header.method,
-            "root_path": "",
-            "path": unquote(path.decode("ascii")),
-            "raw_path": path,
-            "query_string": query,
-            "headers": header.headers,
-            "state": {},
-        }
-
-    def _resume_reading(self) -> None:
-        """Read on, unless the client's next request has to wait for its turn."""
-        if not self.parser.holds_back:
-            self.flow.resume_reading()
-
-    def _on_answered(self) -> None:
-        self._all.state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if self.parser.done:
-            self.parser.start_next()
-            self._read_on()
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Refuse a request that is not HTTP, or that another server might parse differently."""
+        detail = "This is not a valid HTTP/1.1 request, or servers might parse it differently."
+        self.refuse(self.conn.refused_with, ErrorCode.INVALID_REQUEST, detail)
 
     def refuse(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:
         """Answer without the app and close; if an answer has begun, only close."""
-        cycle = self.cycle
-        if cycle is None or cycle.answered or not cycle.answer_begun:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(_problem(status, code, detail))
-        if cycle is not None and not cycle.answered:
-            cycle.disconnect()
+        if cycle is not None and not cycle.response_complete:
+            # To the app this looks like a disconnect of the client: uvicorn drops what it sends.
+            cycle.disconnected = True
+            cycle.message_event.set()
         self.transport.close()
 
     def shutdown(self) -> None:
         """Close as soon as the request in flight is answered."""
-        if self.cycle is None or self.cycle.answered:
-            self.transport.close()
-        else:
-            self.cycle.keep_alive = False
-
-    def pause_writing(self) -> None:
-        """Write no more for now, because the client does not read."""
-        self.flow.pause_writing()
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def resume_writing(self) -> None:
         """Continue to write, because the client has read."""
         self.read_on_at = self.took_at = self._all.now()
-        self.flow.resume_writing()
+        super().resume_writing()
 
     def update(self) -> None:
         """Update what the connection waits for, and since when."""
@@ -238,9 +155,9 @@ class ClientConnection(asyncio.Protocol):
             return Waiting.READER
         if self.cycle is None:
             return Waiting.HEADER
-        if not self.cycle.answered:
+        if not self.cycle.response_complete:
             return Waiting.ANSWER
-        if self.parser.in_body or self.parser.has_part_of_header:
+        if self.conn.their_state is h11.SEND_BODY or self.conn.has_part_of_header:
             return Waiting.HEADER
         return Waiting.NEXT_REQUEST
 
@@ -269,8 +186,6 @@ class ClientConnections:
                 self._abort(one)
             elif one.waiting is Waiting.HEADER and now - one.since > self.limits.header_s:
                 self._close_late(one)
-            elif one.waiting is Waiting.NEXT_REQUEST and now - one.since > self.limits.idle_s:
-                one.transport.close()
         self._abort_reset()
         self._log_too_many()
 
@@ -295,7 +210,7 @@ class ClientConnections:
 
     def _close_late(self, one: ClientConnection) -> None:
         """Close a connection whose header is late: with 408 if part of it came, else silently."""
-        if one.parser.has_part_of_header:
+        if one.conn.has_part_of_header:
             one.refuse(
                 HTTPStatus.REQUEST_TIMEOUT,
                 ErrorCode.INVALID_REQUEST,
@@ -307,7 +222,7 @@ class ClientConnections:
     def _abort_reset(self) -> None:
         """Abort requests whose client has reset the connection.
 
-        A reset is noticed only by reading, and a connection stops reading once the client has sent
+        uvicorn notices a reset only while it reads, and it stops reading once the client has sent
         its next request.
         """
         answering = {

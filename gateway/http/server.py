@@ -51,7 +51,7 @@ class GatewayServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # any client could claim any address with them
-                http="h11",  # not used: `startup` makes connections of our own
+                http="h11",
                 ws="none",
                 timeout_keep_alive=self.connections.limits.idle_s,
             )
@@ -74,7 +74,7 @@ class GatewayServer(uvicorn.Server):
             self.config.load()
 
         def connection() -> ClientConnection:
-            return ClientConnection(self.config.loaded_app, self.connections)
+            return ClientConnection(self.config, self.server_state, self.connections)
 
         self._listeners = [Listener(one, connection) for one in sockets or ()]
         self.servers: list[Any] = list(self._listeners)
