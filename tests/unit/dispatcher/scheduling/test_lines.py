@@ -236,12 +236,12 @@ async def test_an_operation_becomes_what_is_noted_and_keeps_its_place(
     await parts.lines.read([JOB])
     there = parts.lines.operation(JOB, first.operation_id)
     assert there is not None
-    parts.lines.replace(dispatched(there))
+    then = dispatched(there)
+    parts.lines.replace(then)
     assert held(parts.lines) == [first.operation_id, second.operation_id]
-    now = parts.lines.operation(JOB, first.operation_id)
-    assert now == dispatched(there)
+    assert parts.lines.operation(JOB, first.operation_id) == then
     parts.lines.replace(there)
-    assert parts.lines.operation(JOB, first.operation_id) == now  # that was earlier
+    assert parts.lines.operation(JOB, first.operation_id) == then  # that was earlier
     parts.lines.remove(JOB, first.operation_id)
     assert held(parts.lines) == [second.operation_id]
 
