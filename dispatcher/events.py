@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -19,7 +20,7 @@ from modelyard.contract.states import JobState
 from modelyard.contract.topology import EVENTS
 from modelyard.process.tasks import together
 from modelyard.store import Store
-from modelyard.store.operation_writes import AttemptTimes, ResultPlace
+from modelyard.store.operation_writes import Receipt, ResultPlace
 from modelyard.store.records import JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -88,12 +89,9 @@ class EventLog:
 
         Raises `StoreUnavailableError` if the log can't be written now; it is tried again later.
         """
-        if not events:
-            return
-        self.note(events)
-        published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._noted.append(_After(None, published))
-        await published
+        if events:
+            self.note(events)
+            await self._all_published()
 
     async def room(self) -> None:
         """Return at once while fewer than `MOST_NOTED` events wait, else once these are published.
@@ -101,9 +99,13 @@ class EventLog:
         Raises `StoreUnavailableError` as `publish` does.
         """
         if len(self._noted) >= MOST_NOTED:
-            published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._noted.append(_After(None, published))
-            await published
+            await self._all_published()
+
+    async def settled(self) -> None:
+        """Return once what was noted is published and done, or MongoDB does not take it now."""
+        if self._noted:
+            with suppress(StoreUnavailableError):
+                await self._all_published()
 
     async def record(self, events: Sequence[Event]) -> frozenset[str]:
         """Append events to the log without publishing them: a stale report is not a fact.
@@ -141,6 +143,12 @@ class EventLog:
                     await one.carry_out()
             if not self._noted:
                 self._any_noted.clear()
+
+    async def _all_published(self) -> None:
+        published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._noted.append(_After(None, published))
+        self._wake()
+        await published
 
     def _wake(self) -> None:
         self._any_noted.set()
@@ -198,19 +206,19 @@ def operation_event(operation: OperationRecord) -> Event:
 def report_event(
     report: OperationReport,
     operation: OperationRecord,
-    times: AttemptTimes | None = None,
+    receipt: Receipt | None = None,
     result: ResultPlace | None = None,
 ) -> Event:
     """Return the event that a worker's report was recorded.
 
-    `operation` is the record before the report, or after it; in the first case `times` and `result`
-    are what was written with the report, if it ends the operation.
+    `operation` is the record before the report, or after it; in the first case `receipt` and
+    `result` are what was written with the report, if it ends the operation.
     """
     written: dict[str, object] = {}
-    if times is not None:
-        written["started_at"] = times.started_at
+    if receipt is not None:
+        written["started_at"] = receipt.started_at
         if report.state.terminal:
-            written["finished_at"] = times.finished_at
+            written["finished_at"] = receipt.finished_at
     if result is not None:
         written["result_bytes"] = result.size
     reported = operation.model_copy(

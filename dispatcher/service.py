@@ -279,6 +279,8 @@ class Leader:
             self._subscribed.add(queue.name)
             try:
                 yield subscription
+                # What was handled is acked before the connection closes; else it comes again.
+                await self.event_log.settled()
             finally:
                 self._subscribed.discard(queue.name)
 

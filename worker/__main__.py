@@ -13,9 +13,11 @@ from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
+from worker.attempts.journal import AttemptJournal
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
+from worker.model_server.http_exchange import BoundedTransport
 from worker.service import Worker
 from worker.session.lease import WORKER_LEASE_S, Lease
 from worker.settings import WorkerSettings
@@ -58,13 +60,15 @@ async def run(
     watchdog.
     """
     stop = asyncio.Event()
+    lease_file = shared_lease_file(
+        Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url
+    )
+    journal = AttemptJournal(lease_file.with_suffix(".attempts") if lease_file else None)
     watchdog = WatchdogClient(
         settings.docker_url,
         host_id=settings.host_id,
         lease_s=watchdog_s,
-        lease_file=shared_lease_file(
-            Path(settings.worker_runtime_dir), settings.host_id, settings.docker_url
-        ),
+        lease_file=lease_file,
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
     broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
@@ -78,14 +82,22 @@ async def run(
         closing.enter_context(stop_on_signals(stop.set, ProcessExit()))
         closing.push_async_callback(broker.close)
         closing.push_async_callback(runtime.close)
-        server = ModelServer(await closing.enter_async_context(http_client()))
+        closing.callback(journal.close)
+        transport = BoundedTransport()
+        closing.callback(transport.close)
+        server = ModelServer(transport)
         await Worker(
             settings,
             broker=broker,
             runtime=runtime,
             server=server,
-            new_lease=partial(Lease, seconds=fence_s, on_renewal=watchdog.renewed),
-            heartbeat_interval_s=heartbeat_interval_s,
+            journal=journal,
+            new_lease=partial(
+                Lease,
+                seconds=fence_s,
+                renewal_interval_s=heartbeat_interval_s,
+                on_renewal=watchdog.renewed,
+            ),
         ).run(stop)
         # Only after an orderly end: after a failure the engine may still execute a request that
         # this worker sent, so the watchdog has to stay until the lease ends.

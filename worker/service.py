@@ -8,9 +8,9 @@ from contextlib import aclosing
 import structlog
 
 from modelyard.broker import Broker
-from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
+from worker.attempts.journal import AttemptJournal
 from worker.containers.datasets import Datasets
 from worker.containers.disk import DiskWatch
 from worker.containers.images import Images
@@ -43,14 +43,10 @@ class Worker:
         broker: Broker,
         runtime: ContainerRuntime,
         server: ModelServer,
+        journal: AttemptJournal,
         new_lease: Callable[[], Lease] = Lease,
-        heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
-        """Wire the parts; nothing starts before `run`.
-
-        Each incarnation gets a lease of its own. A heartbeat renews it every
-        `heartbeat_interval_s` seconds.
-        """
+        """Wire the parts; nothing starts before `run`. Each incarnation gets a lease of its own."""
         self._new_lease = new_lease
         self._results = ResultReader()
         containers = build_containers(
@@ -69,7 +65,7 @@ class Worker:
             containers=containers,
             verbs=build_verbs(runtime, server, self._results, containers),
             locks=JobLocks(),
-            heartbeat_interval_s=heartbeat_interval_s,
+            journal=journal,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -87,6 +83,7 @@ class Worker:
         async with TaskGroup() as tasks:
             cleaning = tasks.create_task(self._parts.verbs.clean_up())
             measuring = tasks.create_task(self._disk.run())
+            watching = tasks.create_task(self._parts.containers.running.run())
             while not stop.is_set():
                 incarnation = Incarnation(self._parts, self._new_lease())
                 await incarnation.run(stop, engine_wait_s=engine_wait_s)
@@ -94,6 +91,7 @@ class Worker:
                 engine_wait_s = math.inf
             cleaning.cancel()
             measuring.cancel()
+            watching.cancel()
 
 
 def build_containers(

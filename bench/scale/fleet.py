@@ -7,6 +7,8 @@ import multiprocessing
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -17,7 +19,9 @@ from deploy.local.errors import StackError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.logging import setup_logging
 from modelyard.process.tasks import TaskGroup
-from worker.model_server.client import ModelServer, http_client
+from worker.attempts.journal import AttemptJournal
+from worker.model_server.client import ModelServer
+from worker.model_server.http_exchange import BoundedTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,9 +107,11 @@ def _run_process(plan: FleetPlan, gauges: Gauges) -> None:
 
 async def _run(plan: FleetPlan, gauges: Gauges) -> None:
     broker = SharedBroker(plan.amqp_url, name="fleet", on_command=gauges.count_command)
-    server = ModelServer(http_client())
-    async with TaskGroup() as tasks:
-        for host_id, slots in plan.slots_by_host().items():
-            tasks.create_task(run_host(broker, server, host_id, slots=slots))
-            # Spreads the heartbeats evenly over their interval.
-            await asyncio.sleep(HEARTBEAT_INTERVAL_S / plan.hosts)
+    server = ModelServer(BoundedTransport())
+    with TemporaryDirectory() as folder:
+        async with TaskGroup() as tasks:
+            for host_id, slots in plan.slots_by_host().items():
+                journal = AttemptJournal(Path(folder) / f"{host_id}.attempts")
+                tasks.create_task(run_host(broker, server, journal, host_id, slots=slots))
+                # Spreads the heartbeats evenly over their interval.
+                await asyncio.sleep(HEARTBEAT_INTERVAL_S / plan.hosts)

@@ -30,6 +30,7 @@ from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from modelyard.broker import Broker
+    from worker.attempts.journal import AttemptJournal
     from worker.engine.protocol import ContainerRuntime
     from worker.model_server.client import ModelServer
 
@@ -102,7 +103,9 @@ async def _hold(attempt: Attempt) -> Outcome:
     raise AssertionError("An event that nobody sets was set.")
 
 
-async def run_host(broker: Broker, server: ModelServer, host_id: str, *, slots: int) -> None:
+async def run_host(
+    broker: Broker, server: ModelServer, journal: AttemptJournal, host_id: str, *, slots: int
+) -> None:
     """Run the worker of a simulated host until cancelled; a lost lease begins a new incarnation.
 
     No request is ever sent to `server`, which all hosts may share.
@@ -118,6 +121,7 @@ async def run_host(broker: Broker, server: ModelServer, host_id: str, *, slots: 
         containers=verbs.containers,
         verbs=verbs,
         locks=JobLocks(),
+        journal=journal,
     )
     while True:
         await Incarnation(parts, Lease()).run(asyncio.Event(), engine_wait_s=math.inf)

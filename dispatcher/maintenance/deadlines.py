@@ -18,7 +18,7 @@ from dispatcher.maintenance.retries import Retries
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ErrorInfo
 from modelyard.contract.message_types import OVERDUE_REPORTS_TYPE
-from modelyard.contract.states import OperationState
+from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import LEASE_S, REPORTS, REPORTS_QUEUE
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
@@ -34,6 +34,9 @@ longer than a worker may take to find the cause of a timeout before it reports."
 NOT_ACCEPTED_S = 1.5 * LEASE_S
 """Seconds after which a command that its worker has not accepted is a failed attempt."""
 LIMIT = 200
+_MAY_BE_REPEATED = frozenset(Verb) - {Verb.INFER}
+"""An inference may have begun although its worker has not reported it. Its command is published
+again until the worker reports it or refuses it, or until the worker boots or its host is lost."""
 
 
 class Deadlines:
@@ -88,5 +91,5 @@ class Deadlines:
 
     async def _never_accepted(self) -> list[OperationRecord]:
         return await self._store.operation_queries.never_accepted(
-            older_than_s=NOT_ACCEPTED_S, limit=LIMIT
+            verbs=_MAY_BE_REPEATED, older_than_s=NOT_ACCEPTED_S, limit=LIMIT
         )

@@ -74,10 +74,13 @@ def _is_restoring_load(operation: OperationRecord) -> bool:
 
 
 def _terminates_next(line: Sequence[OperationRecord]) -> bool:
-    """Tell whether a TERMINATE comes next, behind running inferences and a restoring load."""
+    """Tell whether a TERMINATE comes next, behind a restoring load and inferences that were given.
+
+    Inferences that the host was given end with it.
+    """
     for one in line:
-        running = one.verb is Verb.INFER and one.state is OperationState.RUNNING
-        if not running and not _is_restoring_load(one):
+        given = one.verb is Verb.INFER and one.state is not OperationState.QUEUED
+        if not given and not _is_restoring_load(one):
             return one.verb is Verb.TERMINATE and not one.cancel_requested
     return False
 
@@ -173,7 +176,8 @@ class LostHosts:
 
     async def _take_operation(self, operation: OperationRecord, *, job_restored: bool) -> None:
         error = ErrorInfo.of(ErrorCode.HOST_LOST)
-        begun = operation.state is OperationState.RUNNING
+        # Nobody knows whether an inference that the host was given has begun.
+        begun = operation.state is OperationState.RUNNING or operation.verb is Verb.INFER
         # A new restoration brings a load of its own, so the load of an earlier one just fails.
         retried = operation.places or (job_restored and not _is_restoring_load(operation))
         if operation.verb is Verb.TERMINATE or (retried and not begun):

@@ -172,7 +172,7 @@ class Relocations:
     async def _take_over(
         self, job: JobRecord, move: RelocationRecord, leg: OperationRecord
     ) -> None:
-        if not await self._store.jobs.arrive(job, move, leg.container_id):
+        if not await self._store.jobs.arrive(job, move, leg):
             return
         crash_point("dispatcher.move.after_arrive")
         log.info("move.done", job_id=job.job_id, from_host=job.host_id, to=move.host_id)

@@ -58,7 +58,7 @@ class OpenOperations:
     async def publish_again(self) -> None:
         """Publish commands again that no worker accepted.
 
-        If the host has a new incarnation, the operation is queued again instead.
+        If the host has a new incarnation, the operation is queued again instead, or ends.
         """
         open_ones = await self._store.operation_queries.unaccepted(
             older_than_s=UNACCEPTED_S, limit=LIMIT
@@ -72,7 +72,8 @@ class OpenOperations:
             if host is not None and host.incarnation == operation.incarnation:
                 again.append(operation)
             else:
-                await self._retries.again(operation, None, keeps_host=True)
+                begun_known = host is not None and host.begun_known
+                await self._retries.interrupted(operation, begun_known=begun_known)
         if again:
             log.info("commands.published_again", count=len(again))
             crash_point("dispatcher.sweep.after_look")

@@ -228,7 +228,7 @@ class Reconciler:
         plan.discards += await self._correct(boot.host_id, plan.findings)
         crash_point("dispatcher.boot.after_jobs")
         for operation in interrupted:
-            await self._interrupted(operation)
+            await self._retries.interrupted(operation, begun_known=boot.online.begun_known)
         crash_point("dispatcher.boot.after_operations")
         await self._remove(boot.host_id, boot.incarnation, plan)
         log.info(
@@ -312,17 +312,6 @@ class Reconciler:
             self._scheduler.wake([job.job_id])
             await self._event_log.publish([observed_event(job, found.state, found.error, host_id)])
         return useless
-
-    async def _interrupted(self, operation: OperationRecord) -> None:
-        """Retry an operation of an earlier incarnation, or end it.
-
-        Every verb but INFER may be retried, because the worker first checks what already holds.
-        """
-        if operation.state is OperationState.RUNNING:
-            error = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
-            await self._retries.failed(operation, error, keeps_host=True)
-        else:
-            await self._retries.again(operation, None, keeps_host=True)
 
     async def _remove(self, host_id: str, incarnation: str, plan: InventoryPlan) -> None:
         """Tell the worker to remove stale containers and orphans.

@@ -10,7 +10,7 @@ from dispatcher.events import EventLog, operation_event
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried, retry_delay_s
-from modelyard.contract.states import OperationState
+from modelyard.contract.states import OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operations import AttemptFailure
@@ -42,6 +42,21 @@ class Retries:
             and operation.failures + 1 < self._max_attempts
             and is_retried(operation.verb, error.code)
         )
+
+    async def interrupted(self, operation: OperationRecord, *, begun_known: bool) -> None:
+        """Retry an operation that an earlier incarnation of its host was given, or end it.
+
+        Before its announcement a worker reports what earlier incarnations had begun. So an
+        operation that is DISPATCHED after that never began, if the worker knew (`begun_known`).
+        If not, an inference counts as begun; the other verbs first check what already holds, so
+        they may be repeated. Raises `StoreUnavailableError`.
+        """
+        unknown = operation.verb is Verb.INFER and not begun_known
+        if operation.state is OperationState.RUNNING or unknown:
+            error = ErrorInfo.of(ErrorCode.WORKER_INTERRUPTED)
+            await self.failed(operation, error, keeps_host=True)
+        else:
+            await self.again(operation, None, keeps_host=True)
 
     async def failed(
         self,

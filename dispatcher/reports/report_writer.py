@@ -10,6 +10,7 @@ sees the job in the state that the operation left.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from dispatcher.events import EventLog, job_event, report_event
 from dispatcher.maintenance.reconciler import restoration_of
@@ -22,7 +23,7 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import JobEffect, PendingRestoration
-from modelyard.store.operation_writes import AttemptTimes, ResultPlace, now_for_people
+from modelyard.store.operation_writes import Receipt, ResultPlace, now_for_people
 from modelyard.store.records import LastReport
 
 
@@ -93,9 +94,7 @@ class ReportWriter:
         verdict = fence(host_id, report, operation)
         return verdict if isinstance(verdict, CurrentReport) and verdict.new else None
 
-    def _remember(
-        self, accepted: Sequence[CurrentReport], times: Mapping[str, AttemptTimes]
-    ) -> None:
+    def _remember(self, accepted: Sequence[CurrentReport], receipts: Mapping[str, Receipt]) -> None:
         for one in accepted:
             report = one.report
             if report.state.terminal:
@@ -108,7 +107,7 @@ class ReportWriter:
                             "seq": report.seq,
                             "phase": report.phase,
                             "progress": report.progress,
-                            "started_at": times[report.operation_id].started_at,
+                            "started_at": receipts[report.operation_id].started_at,
                             "container_id": report.container_id or one.operation.container_id,
                         }
                     )
@@ -121,9 +120,9 @@ class ReportWriter:
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
         new = [one.report for one in accepted if one.new]
-        times = _times_of(accepted)
+        receipts = _receipts_of(accepted)
         try:
-            found = await self._store.operations.apply(new, results, times)
+            found = await self._store.operations.apply(new, results, receipts)
         except BaseException:
             self._lines.forget(one.report.job_id for one in accepted)
             raise
@@ -131,7 +130,7 @@ class ReportWriter:
         if found < len(new):
             self._lines.forget(one.report.job_id for one in accepted)
             accepted = await self._still_valid(accepted)
-        self._remember(accepted, times)
+        self._remember(accepted, receipts)
         ended = [one for one in accepted if one.report.state.terminal]
         self._scheduler.wake(one.report.job_id for one in ended)
         self._event_log.note(
@@ -139,7 +138,7 @@ class ReportWriter:
                 report_event(
                     one.report,
                     one.operation,
-                    times.get(one.report.operation_id) if one.new else None,
+                    receipts.get(one.report.operation_id) if one.new else None,
                     results.get(one.report.operation_id) if one.new else None,
                 )
                 for one in accepted
@@ -253,21 +252,24 @@ class ReportWriter:
         return valid
 
 
-def _times_of(accepted: Sequence[CurrentReport]) -> dict[str, AttemptTimes]:
+def _receipts_of(accepted: Sequence[CurrentReport]) -> dict[str, Receipt]:
     """Return when the attempts of these reports began, and ended if they have.
 
     The record and the event have the same times. They are by this process's clock, which no
-    decision uses, but never before those that are recorded of the operation. An attempt that no
-    earlier report was recorded of began and ended at the same time.
+    decision uses, but never before those that are recorded of the operation.
     """
     now = now_for_people()
-    times: dict[str, AttemptTimes] = {}
+    receipts: dict[str, Receipt] = {}
     for one in accepted:
         if one.new:
-            started_at, dispatched_at = one.operation.started_at, one.operation.dispatched_at
-            finished_at = max(now, started_at or now, dispatched_at or now)
-            times[one.report.operation_id] = AttemptTimes(started_at or finished_at, finished_at)
-    return times
+            given_at = one.operation.dispatched_at or now
+            began = max(
+                given_at, now - timedelta(milliseconds=int((one.report.ran_s or 0.0) * 1_000))
+            )
+            started_at = one.operation.started_at or began
+            told = one.told if one.operation.aside else None
+            receipts[one.report.operation_id] = Receipt(started_at, max(now, started_at), told)
+    return receipts
 
 
 def _found_down(one: CurrentReport) -> bool:

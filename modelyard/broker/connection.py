@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
@@ -267,9 +268,10 @@ class Broker:
                     queue = await attach(channel)
                     try:
                         with losses("Consuming was refused"):
-                            await queue.consume(subscription.on_message)
+                            tag = await queue.consume(subscription.on_message)
                     except BrokerUnavailableError as error:
                         raise ConsumingFailedError(error.message) from error
+                    subscription.cancel = partial(queue.cancel, tag)
             yield subscription, connection, queue
         finally:
             await close_quietly(connection)
@@ -391,7 +393,7 @@ async def _watched(
         while not subscription.is_lost:
             await asyncio.sleep(WATCH_S)
             with suppress(BrokerUnavailableError):  # the subscription notices that itself
-                if await count() == 0:
+                if await count() == 0 and not subscription.is_stopped:
                     subscription.on_lost(f"The broker knows no consumer of {queue_name}.")
 
     watching = asyncio.create_task(watch())

@@ -71,9 +71,15 @@ async def _consume(
         losses.check_returned(batch)
         if losses.one_by_one_now and not started_one_by_one:
             return  # the broker takes them back and delivers them one by one
+        last = started_one_by_one and losses.one_by_one_until(len(batch))
+        if last:
+            # Once it is acked the broker would deliver the next message, which would go back with
+            # the end of this subscription. What goes back a second time comes behind all that
+            # went back with it the first time (seen on 3.10), so it would lose its place.
+            await subscription.stop()
         await handle(subscription, batch)
         losses.handled(len(batch))
-        if started_one_by_one and not losses.one_by_one_now:
+        if last:
             return
 
 
@@ -96,6 +102,10 @@ class _Losses:
     def one_by_one_now(self) -> bool:
         """True while deliveries are to come one by one."""
         return self._alone_left > 0
+
+    def one_by_one_until(self, deliveries: int) -> bool:
+        """Tell whether deliveries need not come one by one once so many more are handled."""
+        return self._alone_left <= deliveries
 
     def add(self, error: BrokerUnavailableError) -> None:
         """Count a subscription that ended or could not be made."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,6 +89,10 @@ class Subscription:
     """A live consumer of one queue. It ends with `BrokerUnavailableError` and is not reused."""
 
     def __init__(self) -> None:
+        self.cancel: Callable[[], Awaitable[object]] | None = None
+        """Cancels the consumer at the broker; set once there is one."""
+        self.is_stopped = False
+        """True once `stop` was called: the broker need not know the consumer any more."""
         self._ready: asyncio.Queue[Delivery] = asyncio.Queue()
         self._set_aside: Delivery | None = None
         """The next delivery, if it did not fit into the last batch."""
@@ -111,6 +115,17 @@ class Subscription:
                     break
                 batch.append(one)
             yield batch
+
+    async def stop(self) -> None:
+        """Have the broker deliver nothing more; what it has delivered can still be settled.
+
+        Raises `BrokerUnavailableError`.
+        """
+        self.is_stopped = True
+        if self.cancel is not None:
+            with losses("The consumer could not be cancelled"):
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    await self.cancel()
 
     async def ack(self, deliveries: Iterable[Delivery]) -> None:
         """Acknowledge deliveries, so that the broker removes them from the queue.

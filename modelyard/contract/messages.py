@@ -294,6 +294,8 @@ class OperationReport(Message):
     error: ErrorInfo | None = None
     result_json: str | None = None
     """The result as JSON text."""
+    ran_s: float | None = Field(default=None, ge=0, le=1e9)
+    """Seconds since the attempt began, by the worker's own clock; null if it is not known."""
 
 
 class InventoryItem(Message):
@@ -352,6 +354,8 @@ class HostOnline(Message):
     labels: Labels = Field(default_factory=dict)
     engine: EngineFacts
     inventory: Annotated[tuple[InventoryItem, ...], FailFast()] = ()
+    begun_known: bool = True
+    """False: earlier workers of this host may have begun operations that nobody has reported."""
 
 
 class WorkerReports(Message):

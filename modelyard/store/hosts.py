@@ -115,6 +115,7 @@ class Hosts:
                 {
                     "$set": {
                         "incarnation": incarnation,
+                        "begun_known": online.begun_known,
                         "liveness": Liveness.ONLINE,
                         "slots": online.slots,
                         "labels": online.labels,

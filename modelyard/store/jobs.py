@@ -287,16 +287,18 @@ class Jobs:
         failures += job.move_failures
         return await self._change(job, {"move": None, "move_failures": failures})
 
-    async def arrive(
-        self, job: JobRecord, move: RelocationRecord, container_id: str | None
-    ) -> bool:
-        """Make the prepared container the job's own, if nobody changed the job meanwhile."""
+    async def arrive(self, job: JobRecord, move: RelocationRecord, leg: OperationRecord) -> bool:
+        """Make the prepared container the job's own, if nobody changed the job meanwhile.
+
+        `leg` is the last operation of the move; its last report is the job's from now on.
+        """
         return await self._change(
             job,
             {
                 "host_id": move.host_id,
                 "generation": move.generation,
-                "container_id": container_id,
+                "container_id": leg.container_id,
+                "told": leg.told.model_dump() if leg.told else None,
                 "move": None,
                 "move_failures": 0,
             },

@@ -1,11 +1,11 @@
 """Queries for operations: by id, by page, and by what the dispatcher has to do with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from modelyard.contract.states import OperationState
+from modelyard.contract.states import OperationState, Verb
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES, ResultPlace, older
 from modelyard.store.paging import Page, Position, page_filter, to_page
@@ -163,12 +163,15 @@ class OperationQueries:
         found = await self.find({"_id": operation_id}, with_input=True)
         return found[0] if found else None
 
-    async def never_accepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
-        """Return operations whose host has not accepted them for `older_than_s` seconds."""
+    async def never_accepted(
+        self, *, verbs: Iterable[Verb], older_than_s: float, limit: int
+    ) -> list[OperationRecord]:
+        """Return operations of `verbs` that no worker has accepted for `older_than_s` seconds."""
         return await self.find(
             {
                 "state": OperationState.DISPATCHED,
                 "open": True,
+                "verb": {"$in": sorted(verbs)},
                 "$expr": older({"$ifNull": ["$claimed_at", "$dispatched_at"]}, older_than_s),
             },
             limit=limit,

@@ -8,7 +8,13 @@ from pymongo import UpdateOne
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
-from modelyard.store.records import Document, NewOperation, OperationRecord, error_document
+from modelyard.store.records import (
+    Document,
+    LastReport,
+    NewOperation,
+    OperationRecord,
+    error_document,
+)
 
 ACTIVE_ON_HOST_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
 """The states in which a host works on the operation: the only ones that a report may change."""
@@ -69,12 +75,17 @@ class ResultPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptTimes:
-    """When an attempt began and ended, for people: by the dispatcher's clock."""
+class Receipt:
+    """What is recorded with a report.
+
+    When its attempt began and ended is for people: by the dispatcher's clock.
+    """
 
     started_at: datetime
     finished_at: datetime
     """Of no meaning while it runs."""
+    told: LastReport | None = None
+    """The message that it came in, if the operation keeps that: if it belongs to a relocation."""
 
 
 _NOT_QUEUED = sorted(set(OperationState) - {OperationState.QUEUED})
@@ -135,6 +146,11 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
     return pipeline
 
 
+def _began_at(ran_s: float) -> Document:
+    """Return when an attempt began that has lasted `ran_s` seconds: after it was dispatched."""
+    return {"$max": ["$claimed_at", {"$subtract": ["$$NOW", int(ran_s * 1_000)]}]}
+
+
 def entry_write(entry: IntakeEntry, place: int) -> UpdateOne:
     """Return the write that records an operation and puts it in line; with a claim it starts.
 
@@ -192,10 +208,11 @@ def _dispatched(claim: DispatchClaim) -> Document:
 
 
 def report_write(
-    report: OperationReport, result: ResultPlace | None, times: AttemptTimes | None = None
+    report: OperationReport, result: ResultPlace | None, receipt: Receipt | None = None
 ) -> UpdateOne:
-    """Return the write of a report; without `times` the database's clock says when it ended."""
+    """Return the write of a report; without `receipt` the database's clock says when it ended."""
     state = report.state
+    began_at = _began_at(report.ran_s or 0.0)
     changes: Document = {
         "state": state,
         "seq": report.seq,
@@ -204,8 +221,8 @@ def report_write(
         if report.progress
         else None,
         "error": literal(report.error),
-        "started_at": {"$ifNull": ["$started_at", times.started_at if times else "$$NOW"]},
-        "begun_at": {"$ifNull": ["$begun_at", "$$NOW"]},
+        "started_at": {"$ifNull": ["$started_at", receipt.started_at if receipt else began_at]},
+        "begun_at": {"$ifNull": ["$begun_at", began_at]},
         # A worker has begun it, so its queue deadline does not apply any more.
         "expires_at": "$$REMOVE",
     }
@@ -213,14 +230,16 @@ def report_write(
         changes["container_id"] = {"$literal": report.container_id}
     if state.terminal:
         changes |= {"open": False, "finished_at": "$$NOW"}
-        if times is not None:
-            changes["finished_at"] = times.finished_at
+        if receipt is not None:
+            changes["finished_at"] = receipt.finished_at
     if result is not None:
         changes |= {
             "result_json": {"$literal": result.inline_json},
             "result_file": result.file_id,
             "result_bytes": result.size,
         }
+    if receipt is not None and receipt.told is not None:
+        changes["told"] = {"$literal": receipt.told.model_dump()}
     return UpdateOne(
         {
             "_id": report.operation_id,

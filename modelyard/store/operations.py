@@ -13,9 +13,9 @@ from modelyard.store.connection import DUPLICATE_KEY, MongoConnection
 from modelyard.store.operation_queries import WITHOUT_PAYLOAD, KnownOperation, OperationQueries
 from modelyard.store.operation_writes import (
     ACTIVE_ON_HOST_STATES,
-    AttemptTimes,
     DispatchClaim,
     IntakeEntry,
+    Receipt,
     ResultPlace,
     claim_write,
     entry_write,
@@ -286,8 +286,10 @@ class Operations:
         """Send an operation back to QUEUED; the next claim gives it a new epoch.
 
         With `failure` the attempt counts as failed, its error is kept, and the next attempt waits
-        for `rest_s` seconds. Without it no worker has begun the attempt, which adds to `returns`.
+        for `rest_s` seconds. Without it no worker has begun the attempt, which adds to `returns`;
+        then the operation must still be in the state that this was concluded from.
         """
+        from_states = sources(OperationState.QUEUED) if failure else [operation.state]
         changes: Document = {"state": OperationState.QUEUED, "phase": None, "progress": None}
         if failure is not None:
             changes |= {
@@ -311,7 +313,7 @@ class Operations:
             done = await self._collection.update_one(
                 {
                     "_id": operation.operation_id,
-                    "state": {"$in": sources(OperationState.QUEUED)},
+                    "state": {"$in": from_states},
                     "epoch": operation.epoch,
                 },
                 [{"$set": changes}],
@@ -383,11 +385,11 @@ class Operations:
         self,
         reports: Sequence[OperationReport],
         results: Mapping[str, ResultPlace],
-        times: Mapping[str, AttemptTimes] | None = None,
+        receipts: Mapping[str, Receipt] | None = None,
     ) -> int:
         """Write the reports of workers; return how many writes found their operation.
 
-        `results` and `times` are by operation; see `report_write`.
+        `results` and `receipts` are by operation; see `report_write`.
 
         Each write is guarded by the states it may come from, the epoch and the sequence number.
         A report whose write finds nothing is stale. The listeners of changes are not told: who
@@ -401,7 +403,7 @@ class Operations:
                     report_write(
                         report,
                         results.get(report.operation_id),
-                        times.get(report.operation_id) if times else None,
+                        receipts.get(report.operation_id) if receipts else None,
                     )
                     for report in reports
                 ],

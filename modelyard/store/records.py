@@ -158,6 +158,17 @@ class NewOperation(Record):
         )
 
 
+class LastReport(Record):
+    """The last message of a worker that changed a job, or ended a leg of its relocation."""
+
+    incarnation: str
+    number: int
+
+    def after(self, incarnation: str, number: int) -> bool:
+        """Tell whether this message came after the given one of the same boot."""
+        return self.incarnation == incarnation and self.number > number
+
+
 class OperationRecord(Record):
     """One operation. `line` is its position in the order of acceptance; None before intake."""
 
@@ -190,6 +201,8 @@ class OperationRecord(Record):
     avoid: tuple[str, ...] = ()
     """Hosts on which attempts failed; the scheduler tries other hosts first."""
     aside: bool = False
+    told: LastReport | None = None
+    """The message with its last report; recorded only of what is `aside`."""
     state: OperationState
     line: int | None = None
     phase: Phase | None = None
@@ -249,17 +262,6 @@ class RelocationRecord(Record):
     generation: int
     state: JobState
     """The job's state when the move began; if the state changes, the job is not moved."""
-
-
-class LastReport(Record):
-    """The last message of a worker that changed a job."""
-
-    incarnation: str
-    number: int
-
-    def after(self, incarnation: str, number: int) -> bool:
-        """Tell whether this message came after the given one of the same boot."""
-        return self.incarnation == incarnation and self.number > number
 
 
 class JobRecord(Record):
@@ -339,6 +341,8 @@ class HostRecord(Record):
     liveness: Liveness = Liveness.ONLINE
     admission: Admission = Admission.OPEN
     incarnation: str | None = None
+    begun_known: bool = True
+    """False: operations that its earlier incarnations were given may have begun unreported."""
     slots: int = 0
     slots_used: int = 0
     labels: dict[str, str] = Field(default_factory=dict)

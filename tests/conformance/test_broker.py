@@ -477,6 +477,66 @@ async def test_after_two_losses_deliveries_come_one_by_one_for_a_while(
     consuming.cancel()
 
 
+async def test_what_comes_back_twice_comes_behind_what_came_back_with_it_once(
+    broker: Broker,
+) -> None:
+    """A property of RabbitMQ's, and none that anything wants: it is why nothing may come back."""
+    await broker.declare(QUEUES)
+    for number in range(5):
+        await broker.publish(JOBS, SUBMIT_KEY, str(number).encode())
+    for returned in (4, 1):
+        async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=returned) as all_back:
+            batches = all_back.batches(max_items=1)
+            for _ in range(returned):
+                await anext(batches)
+    assert await received(broker, JOBS_QUEUE, 5) == [b"1", b"2", b"3", b"0", b"4"]
+
+
+async def test_a_subscription_that_is_stopped_settles_what_it_has_and_gets_nothing_more(
+    broker: Broker,
+) -> None:
+    await broker.declare(QUEUES)
+    for number in range(3):
+        await broker.publish(JOBS, SUBMIT_KEY, str(number).encode())
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=1) as subscription:
+        batch = await anext(subscription.batches(max_items=1))
+        await subscription.stop()
+        await subscription.ack(batch)
+        assert not subscription.is_lost
+        assert await broker.message_count(JOBS_QUEUE.name) == 2
+    assert await received(broker, JOBS_QUEUE, 2) == [b"1", b"2"]
+
+
+async def test_the_next_consumer_keeps_the_order_of_what_the_last_one_had_in_hand(
+    broker: Broker,
+) -> None:
+    """It takes the first message alone, and then all the others at once."""
+    await broker.declare(QUEUES)
+    bodies = [str(number).encode() for number in range(8)]
+    for body in bodies:
+        await broker.publish(JOBS, SUBMIT_KEY, body)
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=6) as dies:
+        batches = dies.batches(max_items=1)
+        for _ in range(6):
+            await anext(batches)
+    handled: list[bytes] = []
+
+    async def handle(subscription: Subscription, batch: list[Delivery]) -> None:
+        handled.extend(one.body for one in batch)
+        await subscription.ack(batch)
+
+    async def all_handled() -> bool:
+        return len(set(handled)) == len(bodies)
+
+    subscribe = partial(broker.subscribe, JOBS_QUEUE, prefetch=20)
+    consuming = asyncio.create_task(
+        consume_forever(subscribe, handle, name="test", max_items=10, first_alone=True)
+    )
+    await eventually(all_handled)
+    consuming.cancel()
+    assert list(dict.fromkeys(handled)) == bodies
+
+
 async def test_a_message_that_ends_its_process_each_time_takes_no_neighbour_with_it(
     broker: Broker,
 ) -> None:

@@ -18,7 +18,8 @@ from tests.support.waiting import eventually
 from tests.support.worker.harness import HOST, VerbHarness
 from tests.support.worker.host import Host
 from worker.engine.docker.runtime import DockerRuntime
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
+from worker.model_server.http_exchange import BoundedTransport
 from worker.service import Worker
 from worker.settings import WorkerSettings
 
@@ -54,7 +55,7 @@ class RealHost(Host):
             url, host_id=HOST, network="modelyard-conformance", publish=True
         )
         self.job = f"t{uuid.uuid4().hex[:10]}"
-        self.http = http_client()
+        self.transport = BoundedTransport()
         self.service = Worker(
             WorkerSettings(
                 host_id=HOST,
@@ -63,7 +64,8 @@ class RealHost(Host):
             ),
             broker=self.broker,
             runtime=self.runtime,
-            server=ModelServer(self.http),
+            server=ModelServer(self.transport),
+            journal=self.journal,
         )
 
     async def begun(self, verb: Verb, phase: Phase, **more: Any) -> Any:
@@ -93,7 +95,7 @@ async def host(engine: DockerEngine) -> AsyncIterator[RealHost]:
                 await running
             for facts in await made.runtime.list_own():
                 await made.runtime.remove(facts.id)
-            await made.http.aclose()
+            made.transport.close()
             await made.runtime.close()
 
 

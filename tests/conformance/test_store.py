@@ -199,6 +199,28 @@ async def test_only_one_of_many_claims_wins(store: Store) -> None:
     assert (found.host_id, found.epoch) == (won[0].host_id, 1)
 
 
+async def test_an_operation_started_as_long_before_its_first_report_as_that_says(
+    store: Store,
+) -> None:
+    for operation_id, ran_s in ((ONE, None), (TWO, 900.0)):
+        given = await dispatched(store, operation_id)
+        ended = report(OperationState.SUCCEEDED, seq=2, operation_id=operation_id, ran_s=ran_s)
+        await store.operations.apply([ended], {})
+        known = await store.operation_queries.get(operation_id)
+        assert known is not None
+        expected = known.finished_at if ran_s is None else given.dispatched_at
+        assert known.started_at == expected, "never before it was dispatched"
+
+
+async def test_what_never_began_is_queued_again_only_if_it_has_not_begun_meanwhile(
+    store: Store,
+) -> None:
+    given = await dispatched(store)
+    await store.operations.apply([report(OperationState.RUNNING, seq=1)], {})
+    assert not await store.operations.requeue(given)
+    assert await state_of(store) is OperationState.RUNNING
+
+
 async def test_reports_are_fenced_by_epoch_sequence_and_state(store: Store) -> None:
     await dispatched(store)
     apply = store.operations.apply

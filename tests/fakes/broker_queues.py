@@ -28,7 +28,7 @@ class Letter:
     user_id: str | None = None
     """The sender's user, as RabbitMQ has verified it."""
     place: int = 0
-    """Its place in the queue, which it keeps however often it comes back."""
+    """How many messages the queue had taken in with it: its name there."""
     deliveries: int = 0
     """How often it was delivered and came back unsettled."""
     expires_at: float | None = None
@@ -41,12 +41,20 @@ class Consumer:
         self.queue = queue
         self.subscription = subscription
         self.unsettled: dict[int, Letter] = {}
+        """In the order of delivery."""
+        subscription.cancel = self._cancel
         self._prefetch = prefetch
 
     @property
     def has_room(self) -> bool:
         """True while one more delivery may be under way."""
         return not self._prefetch or len(self.unsettled) < self._prefetch
+
+    async def _cancel(self) -> None:
+        await asyncio.sleep(0)
+        if self.subscription.is_lost:
+            raise BrokerUnavailableError("The channel is closed.")
+        self.queue.deliver()
 
     def give(self, letter: Letter) -> None:
         """Deliver one message."""
@@ -101,6 +109,9 @@ class MemoryQueue:
         self.arguments = dict(arguments)
         self.consumers: list[Consumer] = []
         self._bury = send_to_dead_letters
+        self._returned: deque[Letter] = deque()
+        """What was delivered and came back. It goes before the others, in the order in which it
+        came back: what comes back twice is behind what came back with it the first time."""
         self._ready: deque[Letter] = deque()
         self._places = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,7 +120,7 @@ class MemoryQueue:
     @property
     def ready(self) -> int:
         """How many messages wait."""
-        return len(self._ready)
+        return len(self._returned) + len(self._ready)
 
     @property
     def unsettled(self) -> int:
@@ -134,7 +145,7 @@ class MemoryQueue:
         self.deliver()
 
     def detach(self, consumer: Consumer) -> None:
-        """Take a consumer away; what it held goes back to where it was."""
+        """Take a consumer away; what it held comes before what was never delivered."""
         if consumer in self.consumers:
             self.consumers.remove(consumer)
             back = list(consumer.unsettled.values())
@@ -143,7 +154,7 @@ class MemoryQueue:
                 letter.deliveries += 1
             limit = self.arguments.get("x-delivery-limit")
             kept = [one for one in back if limit is None or one.deliveries <= limit]
-            self._ready = deque(sorted([*self._ready, *kept], key=lambda one: one.place))
+            self._returned.extend(kept)
             for letter in back:
                 if letter not in kept:
                     self._bury(self, letter, "delivery_limit")
@@ -159,19 +170,21 @@ class MemoryQueue:
         """Hand out what is ready, in turn, to those who have room."""
         self._expire()
         single = self.arguments.get("x-single-active-consumer")
-        while self._ready:
-            active = self.consumers[:1] if single else self.consumers
+        while self.ready:
+            consuming = [one for one in self.consumers if not one.subscription.is_stopped]
+            active = consuming[:1] if single else consuming
             taker = next((one for one in active if one.has_room), None)
             if taker is None:
                 return
             if not single:
                 self.consumers.remove(taker)
                 self.consumers.append(taker)
-            taker.give(self._ready.popleft())
+            taker.give((self._returned or self._ready).popleft())
 
     def _expire(self) -> None:
-        while self._ready:
-            expires_at = self._ready[0].expires_at
-            if expires_at is None or self._loop is None or self._loop.time() < expires_at:
-                return
-            self._bury(self, self._ready.popleft(), "expired")
+        for letters in (self._returned, self._ready):
+            while letters:
+                expires_at = letters[0].expires_at
+                if expires_at is None or self._loop is None or self._loop.time() < expires_at:
+                    break
+                self._bury(self, letters.popleft(), "expired")

@@ -9,7 +9,6 @@ import httpx2
 
 from tests.fakes.runtime import FakeContainer
 from worker.engine.protocol import StartRefusedError
-from worker.model_server.http_exchange import RefusedError
 
 TERMINATED = 143
 """128 + SIGTERM."""
@@ -80,7 +79,7 @@ class FakeServer:
         self.requests.append(f"{request.method} {request.url.raw_path.decode()}")
         self.before_answer()
         if self.moves_away:
-            raise RefusedError("The connection was refused.")
+            raise httpx2.ConnectError("The connection was refused.")
         if self.silent:
             raise httpx2.RemoteProtocolError("The connection was closed without an answer.")
         await self.busy.wait()

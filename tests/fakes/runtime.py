@@ -16,6 +16,7 @@ import httpx2
 from modelyard.contract.catalog.mounts import TMP, normal
 from modelyard.contract.messages import EngineFacts, Progress
 from modelyard.process.tasks import TaskGroup
+from tests.fakes.transport import FakeTransport
 from worker.engine.docker.config import engine_config
 from worker.engine.image_references import full_reference
 from worker.engine.labels import ContainerLabels
@@ -37,7 +38,6 @@ from worker.engine.protocol import (
     VolumeFacts,
     checked_ref,
 )
-from worker.model_server.http_exchange import RefusedError
 
 KILLED = 137
 """128 + SIGKILL, as the engine reports it."""
@@ -175,6 +175,8 @@ class FakeRuntime:
         """False: whoever watches hears nothing, as on a stream that has died in silence."""
         self._watches: list[_Watch] = []
         self.transport = httpx2.MockTransport(self._answer)
+        self.model_servers = FakeTransport(self._answer)
+        """What a `ModelServer` sends its requests through."""
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -414,7 +416,7 @@ class FakeRuntime:
         port = request.url.port
         there = [it for it in self.containers.values() if it.running and it.port == port]
         if not there or there[0].program is None:
-            raise RefusedError("The connection was refused.", request=request)
+            raise httpx2.ConnectError("The connection was refused.", request=request)
         container, program = there[0], there[0].program
         async with TaskGroup() as tasks:
             answering = tasks.create_task(_answered(program, request))

@@ -26,6 +26,7 @@ def wrong_now(world: World) -> list[str]:
         *world.watching.wrong,
         *world.died,
         *(f"I2: {sentence}" for sentence in _overlaps(world)),
+        *(f"I2: {sentence}" for sentence in _repeated_inferences(world)),
         *(f"I10: {sentence}" for sentence in _bystanders(world)),
         *(f"I3: {sentence}" for sentence in _names_twice(world)),
     ]
@@ -87,6 +88,14 @@ def _overlaps(world: World) -> Iterator[str]:
     for operation_id, sentence in world.runs.overlaps():
         if operation_id not in world.inputs_shared:
             yield sentence
+
+
+def _repeated_inferences(world: World) -> Iterator[str]:
+    """Yield inferences that were sent into containers twice."""
+    repeated = set(world.runs.repeated()) - world.inputs_shared
+    for one in world.database.documents("operations") if repeated else ():
+        if one["_id"] in repeated and one["verb"] == Verb.INFER:
+            yield f"the inference {one['_id']} ran more than once"
 
 
 def _bystanders(world: World) -> Iterator[str]:

@@ -6,8 +6,11 @@ whatever becomes of the worker that asked.
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -64,6 +67,11 @@ class RunLog:
                     found.append((run.operation_id, sentence))
             by_operation[run.operation_id].append(run)
         return found
+
+    def repeated(self) -> list[str]:
+        """Return the operations that were worked on more than once, whether at once or not."""
+        counts = Counter(run.operation_id for run in self.runs)
+        return [operation_id for operation_id, count in counts.items() if count > 1]
 
 
 class ModelProgram(Program):
@@ -170,6 +178,9 @@ class Engine(FakeRuntime):
         self._loop = loop
         self.host_id = host_id
         self.note = Note()
+        self._folder = TemporaryDirectory()
+        self.journal_file = Path(self._folder.name) / "attempts"
+        """Of the host's workers."""
         self.disk_full = False
         self.refuses_creates = False
 

@@ -19,7 +19,8 @@ from tests.fakes.broker_links import Link
 from tests.fakes.store import MemoryStore
 from tests.statemachine.engine import EngineWay
 from tests.statemachine.loop import Process, VirtualLoop
-from worker.model_server.client import ModelServer, http_client
+from worker.attempts.journal import AttemptJournal
+from worker.model_server.client import ModelServer
 from worker.service import Worker
 from worker.session.lease import Lease
 from worker.settings import WorkerSettings
@@ -48,6 +49,8 @@ class Member:
     """A worker's to its watchdog."""
     alive: bool = True
     links: list[Link] = field(default_factory=list)
+    journal: AttemptJournal | None = None
+    """A worker's; the file outlives it."""
 
     @property
     def frozen(self) -> bool:
@@ -63,6 +66,8 @@ class Member:
         if self.engine is not None:
             self.engine.up = False
         self.broker.cut()
+        if self.journal is not None:
+            self.journal.close()
         if self.pipe is not None:
             self.pipe.feed_eof()
 
@@ -96,17 +101,19 @@ def run_worker(
     )
     pipe = asyncio.StreamReader(loop=loop)
     member.pipe = pipe
+    journal = member.journal = AttemptJournal(way.engine.journal_file)
 
     def on_renewal(at: float) -> None:
         pipe.feed_data(f"{at}\n".encode())
 
     async def work() -> None:
-        server = ModelServer(http_client(way.engine.transport))
+        server = ModelServer(way.engine.model_servers)
         service = Worker(
             settings,
             broker=broker,
             runtime=runtime,
             server=server,
+            journal=journal,
             new_lease=partial(Lease, on_renewal=on_renewal),
         )
         await service.run(asyncio.Event())

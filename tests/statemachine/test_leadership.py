@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from dispatcher.leadership import LEADER_LEASE_S, POLL_S
+from dispatcher.leadership import LEADER_LEASE_S, MARGIN_S, POLL_S, Leadership, Term
 from dispatcher.service import BROKER_AWAY_S
 from modelyard.store.leases import DISPATCHER
 from tests.fakes.broker_links import Link
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.store import MemoryStore
 from tests.statemachine.loop import VirtualLoop
 from tests.statemachine.members import Member
 from tests.statemachine.virtual import virtual_machine
@@ -131,6 +133,33 @@ def test_a_leader_that_alone_is_cut_off_from_mongodb_is_replaced(pair: Pair, how
     link.up, link.silent = how != "cut", how == "silent"
     pair.world.loop.advance(TAKEN_OVER_S)
     assert (pair.leads(pair.first), pair.leads(pair.second)) == (False, True)
+
+
+def test_a_term_ends_before_the_lease_though_a_renewal_is_never_answered(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelyard.store.leases.CALL_S", 60.0)
+    _store_link(pair.first).silent = True
+    (lease,) = pair.world.database.documents("leases")
+    left_s = (lease["expires_at"] - pair.world.database.now).total_seconds()
+    pair.world.loop.advance(left_s - 0.1)
+    assert not pair.leads(pair.first)
+    assert not pair.consumers["d1"]
+
+
+def test_a_term_counts_from_when_its_lease_was_asked_for(pair: Pair) -> None:
+    slow_s = 0.6
+    store = MemoryStore(MemoryDatabase(pair.world.loop.time))
+    store.link.slow_s = slow_s
+    left_s = list[float]()
+
+    async def work(term: Term) -> None:
+        left_s.append(term.left_s)
+        term.end()
+        term.check()
+
+    pair.world.loop.run(Leadership(store.leases).lead(work))
+    assert left_s == [pytest.approx(LEADER_LEASE_S - MARGIN_S - 2 * slow_s)]
 
 
 def test_a_leader_that_alone_is_cut_off_from_rabbitmq_is_replaced(pair: Pair) -> None:

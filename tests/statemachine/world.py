@@ -24,6 +24,7 @@ from tests.statemachine.catalog import DATASETS, MANNERS, MODELS, PULLED
 from tests.statemachine.engine import Engine, EngineWay, ModelProgram, RunLog
 from tests.statemachine.loop import Process, VirtualLoop, current_process
 from tests.statemachine.members import (
+    ANSWERED_WITHIN_S,
     FrontDoor,
     Member,
     run_dispatcher,
@@ -303,6 +304,8 @@ class World:
             self.slow_s[host_id][0] = 0.0
             if host_id not in self.workers:
                 self.start_worker(host_id)
+        # What was asked of a host before may still be on its way, and would close it again.
+        self.loop.advance(ANSWERED_WITHIN_S)
         self.loop.run(self._open_hosts())
 
     async def _open_hosts(self) -> None:

@@ -1,5 +1,7 @@
 """One attempt of an operation and its reports: each carries the full state and a number from 1."""
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -8,6 +10,10 @@ from modelyard.contract.messages import HostCommand, OperationReport, Progress
 from modelyard.contract.states import JobState, OperationState, Phase
 from modelyard.process.crash_points import crash_point
 from worker.attempts.cancellation import Cancellation
+
+QUIET_S = 0.05
+"""Seconds for which an attempt that has begun reports nothing but its end; most inferences are over
+by then, and their end is their only report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,20 @@ async def lease_always_held() -> None:
     """Return at once: the default for `held` where no lease can be lost."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Where an attempt stands: the fields of a report that change."""
+
+    seq: int
+    state: OperationState = OperationState.RUNNING
+    phase: Phase | None = None
+    progress: Progress | None = None
+    job_state: JobState | None = None
+    container_id: str | None = None
+    error: ErrorInfo | None = None
+    result_json: str | None = None
+
+
 class Attempt:
     """One attempt of an operation: its command, its cancellation and its latest report."""
 
@@ -36,7 +56,7 @@ class Attempt:
         *,
         held: Callable[[], Awaitable[None]] = lease_always_held,
     ) -> None:
-        """Open the attempt with its first report.
+        """Open the attempt with its first report, which means `accepted`: RUNNING without a phase.
 
         `publish` receives each later report, in order, and must not block. `held` returns at once
         while the lease is held, and never returns once the lease is lost.
@@ -46,12 +66,37 @@ class Attempt:
         self._held = held
         self._reporting_stopped = False
         self.cancellation = Cancellation()
-        self.latest = self._report(seq=1, state=OperationState.RUNNING)
-        """The newest report. The first one means `accepted`: RUNNING without a phase."""
+        self._standing = _Standing(seq=1)
+        self._latest: OperationReport | None = None
+        """The report of `_standing`; None until somebody wants it."""
+        self._began_at: float | None = None
+        self._quiet: asyncio.TimerHandle | None = None
+        """Set for `QUIET_S` seconds after the attempt began."""
+
+    @property
+    def latest(self) -> OperationReport:
+        """The newest report, published or not."""
+        if self._latest is None:
+            self._latest = self._report()
+        return self._latest
+
+    @property
+    def phase(self) -> Phase | None:
+        """What the attempt is doing; None before its first phase and after its end."""
+        return self._standing.phase
 
     @property
     def ended(self) -> bool:
-        return self.latest.state.terminal
+        return self._standing.state.terminal
+
+    @property
+    def begun(self) -> bool:
+        return self._began_at is not None
+
+    def begin(self) -> None:
+        """Count the time from now, and publish no report but the end within `QUIET_S` seconds."""
+        self._began_at = time.monotonic()
+        self._quiet = asyncio.get_running_loop().call_later(QUIET_S, self._end_quiet)
 
     async def require_lease(self) -> None:
         """Return at once while the lease is held; never return once it is lost.
@@ -65,13 +110,12 @@ class Attempt:
         self, phase: Phase, progress: Progress | None = None, *, container_id: str | None = None
     ) -> None:
         """Report that the attempt is at `phase`."""
-        self._send(
-            self._report(
-                seq=self.latest.seq + 1,
-                state=OperationState.RUNNING,
+        self._move_on(
+            _Standing(
+                seq=self._standing.seq + 1,
                 phase=phase,
                 progress=progress,
-                container_id=container_id or self.latest.container_id,
+                container_id=container_id or self._standing.container_id,
             )
         )
 
@@ -79,12 +123,12 @@ class Attempt:
         """Report the outcome; a second call does nothing."""
         if not self.ended:
             crash_point("worker.before_end")
-        self._send(
-            self._report(
-                seq=self.latest.seq + 1,
+        self._move_on(
+            _Standing(
+                seq=self._standing.seq + 1,
                 state=outcome.state,
                 job_state=outcome.job_state,
-                container_id=outcome.container_id or self.latest.container_id,
+                container_id=outcome.container_id or self._standing.container_id,
                 error=outcome.error,
                 result_json=outcome.result_json,
             )
@@ -93,36 +137,41 @@ class Attempt:
     def stop_reporting(self) -> None:
         """Publish no more reports: the dispatcher no longer counts on this attempt."""
         self._reporting_stopped = True
+        self._stop_quiet()
 
-    def _send(self, report: OperationReport) -> None:
+    def _move_on(self, standing: _Standing) -> None:
         if self.ended or self._reporting_stopped:
             return
-        self.latest = report
-        self._publish(report)
+        self._standing = standing
+        self._latest = None
+        if self.ended:
+            self._stop_quiet()
+        if self._quiet is None:
+            self._publish(self.latest)
 
-    def _report(  # noqa: PLR0913 - the fields of a report
-        self,
-        *,
-        seq: int,
-        state: OperationState,
-        phase: Phase | None = None,
-        progress: Progress | None = None,
-        job_state: JobState | None = None,
-        container_id: str | None = None,
-        error: ErrorInfo | None = None,
-        result_json: str | None = None,
-    ) -> OperationReport:
+    def _end_quiet(self) -> None:
+        self._quiet = None
+        self._publish(self.latest)
+
+    def _stop_quiet(self) -> None:
+        if self._quiet is not None:
+            self._quiet.cancel()
+            self._quiet = None
+
+    def _report(self) -> OperationReport:
+        standing = self._standing
         return OperationReport(
             operation_id=self.command.operation_id,
             epoch=self.command.epoch,
-            seq=seq,
+            seq=standing.seq,
             job_id=self.command.job_id,
             generation=self.command.generation,
-            state=state,
-            phase=phase,
-            progress=progress,
-            job_state=job_state,
-            container_id=container_id,
-            error=error,
-            result_json=result_json,
+            state=standing.state,
+            phase=standing.phase,
+            progress=standing.progress,
+            job_state=standing.job_state,
+            container_id=standing.container_id,
+            error=standing.error,
+            result_json=standing.result_json,
+            ran_s=None if self._began_at is None else time.monotonic() - self._began_at,
         )

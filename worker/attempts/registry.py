@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import (
     CancelOperation,
     HostCommand,
     OperationReport,
     RepeatReport,
 )
+from modelyard.contract.states import VERB_RULES, OperationState
 from worker.attempts.attempt import Attempt, lease_always_held
 
 MAX_ENDED = 10_000
@@ -38,7 +40,8 @@ class CommandDecision(StrEnum):
     STALE_EPOCH = "stale_epoch"
     """A later attempt is known, or the dispatcher has sent a cancel that makes this epoch stale."""
     STALE_GENERATION = "stale_generation"
-    """A container of the job with a higher generation is known."""
+    """A container of the job with a higher generation is known. An inference is reported as
+    refused; other operations are retried when a dispatcher finds them not accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class DecidedCommand:
     superseded: Attempt | None = None
     """The earlier attempt of the same operation, if it still runs."""
     report: OperationReport | None = None
-    """The attempt's latest report; None if the command was refused."""
+    """The latest report of an attempt that is known already, or the refusal of an inference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class AttemptRegistry:
         held: Callable[[], Awaitable[None]] = lease_always_held,
     ) -> None:
         """Each attempt gets `publish` and `held`, which checks the lease; see `Attempt`."""
+        self.on_silenced: Callable[[Attempt], None] = lambda _: None
+        """Called with an attempt that reports nothing more although it has not ended."""
         self._held = held
         self._publish = publish
         self._open: dict[str, Attempt] = {}
@@ -115,19 +120,19 @@ class AttemptRegistry:
         if latest is not None and command.epoch == latest.epoch:
             return DecidedCommand(CommandDecision.REPEATED, opened, report=latest)
         if command.generation < self._generations.get(command.job_id, 0):
-            return DecidedCommand(CommandDecision.STALE_GENERATION)
+            return DecidedCommand(CommandDecision.STALE_GENERATION, report=_refusal(command))
         self._record_generation(command.job_id, command.generation)
         self._drop_ended(command.operation_id)
         self._cancels.pop(command.operation_id, None)
         attempt = Attempt(command, self._publish, held=self._held)
+        if opened is not None:
+            self.silence(opened)
         if cancel is not None and cancel.epoch == command.epoch:
             attempt.cancellation.request(cancel.reason)
         self._open[command.operation_id] = attempt
         for busy in self._busy_views.values():
             busy.add(command.job_id)
-        return DecidedCommand(
-            CommandDecision.NEW, attempt, superseded=opened, report=attempt.latest
-        )
+        return DecidedCommand(CommandDecision.NEW, attempt, superseded=opened)
 
     def cancel(self, cancel: CancelOperation) -> OperationReport | None:
         """Cancel the attempt that `cancel` names, now or when its command comes.
@@ -143,11 +148,16 @@ class AttemptRegistry:
         if cancel.epoch != known or latest is None:
             return None
         if opened is not None and cancel.reason == "stale":
-            opened.stop_reporting()
+            self.silence(opened)
         if opened is not None and not opened.ended:
             opened.cancellation.request(cancel.reason)
             return None
         return latest if cancel.reason != "stale" else None
+
+    def silence(self, attempt: Attempt) -> None:
+        """Let an attempt report nothing more: the dispatcher no longer counts on it."""
+        attempt.stop_reporting()
+        self.on_silenced(attempt)
 
     def latest(self, asked: RepeatReport) -> OperationReport | None:
         """Return the latest report of the attempt asked for; None if it is not known."""
@@ -197,3 +207,24 @@ class AttemptRegistry:
         ended = self._ended.pop(operation_id, None)
         if ended is not None:
             self._ended_bytes -= ended.result_bytes
+
+
+def _refusal(command: HostCommand) -> OperationReport | None:
+    """Return the report that an inference was refused, which proves that it never began here.
+
+    Without this report a dispatcher could never try again: the inference might be running.
+    """
+    if not VERB_RULES[command.verb].shared:
+        return None
+    return OperationReport(
+        operation_id=command.operation_id,
+        epoch=command.epoch,
+        seq=1,
+        job_id=command.job_id,
+        generation=command.generation,
+        state=OperationState.FAILED,
+        error=ErrorInfo(
+            code=ErrorCode.NOT_ACCEPTED,
+            message="Its host has a newer container of the job.",
+        ),
+    )

@@ -12,6 +12,7 @@ from worker.containers.health import ModelHealth
 from worker.containers.images import Images
 from worker.containers.planning import PlanRules, plan_container, spec_hash
 from worker.containers.readiness import RepeatedProbe, while_running
+from worker.containers.running import RunningContainers
 from worker.engine.labels import container_name
 from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import (
@@ -48,6 +49,7 @@ class ContainerLifecycle:
         self._rules = rules
         self.health = ModelHealth()
         """What this process knows of the models in the containers."""
+        self.running = RunningContainers(runtime)
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
         """Return the container of the command's generation; None if there is none of ours."""
@@ -64,6 +66,15 @@ class ContainerLifecycle:
         facts = await self.find(command)
         if facts is None:
             raise ModelyardError(ErrorCode.CONTAINER_MISSING)
+        return facts
+
+    async def reach(self, command: HostCommand) -> ContainerFacts:
+        """Return the container as `require` does, without asking the engine if it surely runs."""
+        known = self.running.get(container_name(command.job_id, command.generation))
+        if known is not None:
+            return known
+        facts = await self.require(command)
+        self.running.keep(facts)
         return facts
 
     async def ensure(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
@@ -167,13 +178,18 @@ class ContainerLifecycle:
         outdated = [it for it in facts if it.labels and it.labels.generation <= up_to]
         for it in outdated:
             if it.running and grace_s:
-                await self._stop(it.id, grace_s)
+                await self._stop(it, grace_s)
                 crash_point("worker.stop.after_stop")
             await self._remove(it.id)
 
+    async def stop(self, facts: ContainerFacts, grace_s: float) -> None:
+        """Stop the container; raises `NoSuchContainerError`. Stopped already is success."""
+        self.running.forget(facts.id)
+        await self._runtime.stop(facts.id, grace_s)
+
     async def halt(self, facts: ContainerFacts) -> None:
         """Stop the container without a grace period: what it has in memory is of no use."""
-        await self._stop(facts.id, 0.0)
+        await self._stop(facts, 0.0)
         crash_point("worker.stop.after_halt")
         self.health.record_unloaded(facts.id)
 
@@ -205,7 +221,7 @@ class ContainerLifecycle:
         ):
             return False
         if facts.running:
-            await self._stop(facts.id, grace_s)
+            await self._stop(facts, grace_s)
             crash_point("worker.discard.after_stop")
         await self._remove(facts.id)
         return True
@@ -216,12 +232,13 @@ class ContainerLifecycle:
 
     async def _remove(self, container_id: str) -> None:
         crash_point("worker.before_remove")
+        self.running.forget(container_id)
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
         self.health.record_removed(container_id)
 
-    async def _stop(self, container_id: str, grace_s: float) -> None:
+    async def _stop(self, facts: ContainerFacts, grace_s: float) -> None:
         try:
-            await self._runtime.stop(container_id, grace_s)
+            await self.stop(facts, grace_s)
         except NoSuchContainerError:
             return  # gone already is success

@@ -111,6 +111,19 @@ def exited(end: ContainerExit) -> ModelyardError:
     return ModelyardError(info.code, info.message, **info.detail)
 
 
+async def exit_error_of(runtime: ContainerRuntime, container_id: str) -> ModelyardError:
+    """Wait until the container exits; return the error that says how.
+
+    Raises `EngineUnavailableError`.
+    """
+    try:
+        return exited(await runtime.wait_exit(container_id))
+    except EngineUnavailableError:
+        raise
+    except ModelyardError as error:
+        return error
+
+
 def address_of(facts: ContainerFacts) -> Address:
     """Return the address of the container's port.
 
@@ -141,8 +154,6 @@ async def _end_of(runtime: ContainerRuntime, container_id: str) -> ModelyardErro
     """Wait until the container exits; return the error that says how. Retry without an engine."""
     while True:
         try:
-            return exited(await runtime.wait_exit(container_id))
+            return await exit_error_of(runtime, container_id)
         except EngineUnavailableError:
             await asyncio.sleep(_ENGINE_RETRY_S)
-        except ModelyardError as error:
-            return error

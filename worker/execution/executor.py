@@ -31,14 +31,13 @@ class AttemptRunner:
         self._abandoned = False
 
     def start(self, attempt: Attempt, superseded: Attempt | None = None) -> None:
-        """Start an attempt unless it runs; cancel the one it supersedes, which reports no more."""
+        """Start an attempt unless it runs; cancel the one it supersedes."""
         if attempt in self._running or self._abandoned:
             return
         earlier = self._running.get(superseded) if superseded is not None else None
-        if superseded is not None:
-            superseded.stop_reporting()
         if earlier is not None:
             earlier.cancel()
+        attempt.begin()
         task = self._tasks.create_task(self._run(attempt, earlier))
         self._running[attempt] = task
         task.add_done_callback(lambda _: self._running.pop(attempt, None))

@@ -150,7 +150,7 @@ class FailureOutcomes:
     async def _stop_half_loaded(self, attempt: Attempt) -> JobState | None:
         """Stop the container of a model that was being loaded, so nothing of it stays in memory."""
         command = attempt.command
-        if attempt.latest.phase is None:
+        if attempt.phase is None:
             return None  # loading had not begun
         async with log_errors(
             "aftermath.not_stopped", INSPECT_S, operation_id=command.operation_id

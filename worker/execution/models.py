@@ -94,14 +94,21 @@ class Models:
         address = address_of(facts)
         attempt.report(Phase.INFERRING, container_id=facts.id)
         await attempt.require_lease()
-        sending = self._server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
-        reply = await while_running(self._runtime, facts.id, sending, grace_s=WATCH_AFTER_S)
+        kept = self._containers.running.get(facts.name) is facts
+        asking = self._server.ask(
+            address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED, keeps_connection=kept
+        )
+        reply = await (
+            self._containers.running.work_in(facts, asking)
+            if kept
+            else while_running(self._runtime, facts.id, asking, grace_s=WATCH_AFTER_S)
+        )
         crash_point("worker.after_infer")
         return await self._results.read_reply(reply)
 
     async def _stop(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> None:
         attempt.report(Phase.UNLOADING, container_id=facts.id)
-        await self._runtime.stop(facts.id, grace_s(command))
+        await self._containers.stop(facts, grace_s(command))
 
     async def _load_by_start(
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt

@@ -138,7 +138,7 @@ class VerbRunner:
         return Outcome(OperationState.SUCCEEDED, JobState.LOADED, facts.id)
 
     async def _infer(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        facts = await self.containers.require(command)
+        facts = await self.containers.reach(command)
         result = await self._models.infer(command, facts, attempt)
         return Outcome(OperationState.SUCCEEDED, None, facts.id, result_json=result)
 

@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from functools import lru_cache
 
 import httpx2
 
@@ -17,7 +17,8 @@ from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
-from worker.model_server.http_exchange import BoundedTransport, RefusedError, to_address
+from worker.model_server.connections import BrokenConnectionError, NoExchangeError, RefusedError
+from worker.model_server.http_exchange import Answer, Request, Transport
 from worker.model_server.probes import NOBODY_LISTENS, ProbeResult, ProbeVerdict
 from worker.model_server.results import Reply, too_large
 from worker.model_server.templates import Placeholders
@@ -29,6 +30,8 @@ PROBES_AT_ONCE = 64
 EXCERPT_CHARS = 1_000
 """Characters of an error answer's body that are quoted in the error."""
 _PATH_CHARS = 200
+"""Characters of an invalid path that are quoted in the error, and of a path that is encoded once
+and remembered; longer ones contain an input."""
 _PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f]*")
 # Headers that frame the message: set by a hook they could contradict what is really sent.
 _FRAMING = frozenset(
@@ -65,50 +68,31 @@ class RefusedByServerError(ModelyardError):
         self.body = body
 
 
-def http_client(transport: httpx2.AsyncBaseTransport | None = None) -> httpx2.AsyncClient:
-    """Return an HTTP client for model servers; its callers limit the time."""
-    return httpx2.AsyncClient(
-        transport=transport or BoundedTransport(),
-        follow_redirects=False,
-        trust_env=False,
-        timeout=None,  # each call has a deadline for the whole exchange
-        # To a cookie jar all containers are one host: it would send the cookies of one model to
-        # every other.
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        headers={
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-        },
-    )
-
-
 class ModelServer:
     """The requests that a worker sends to its containers."""
 
-    def __init__(self, client: httpx2.AsyncClient) -> None:
-        """`client` is made by `http_client`."""
-        self._client = client
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
 
     async def probe(self, address: Address, path: str) -> ProbeResult:
         """Send GET `path`; a 2xx means yes. Raises `spec_refused` if `path` is invalid."""
+        _check_path(path)
         async with self._probes:
             try:
+                request = Request("GET", _target(path))
                 async with (
                     asyncio.timeout(PROBE_S),
-                    self._client.stream(
-                        "GET", _url(address, path), extensions=to_address(address)
-                    ) as response,
+                    self._transport.exchange(address, request) as answer,
                 ):
-                    return _probe_result(response.status_code)
+                    return _probe_result(answer.status)
             except RefusedError as error:
                 return ProbeResult(ProbeVerdict.NO, str(error), nobody_listens=True)
             except TimeoutError:
                 return ProbeResult(ProbeVerdict.SILENT, f"nothing within {PROBE_S:g} s")
-            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                closed = isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError)
-                return ProbeResult(ProbeVerdict.SILENT, str(error), nobody_listens=closed)
+            except NoExchangeError as error:
+                broken = isinstance(error, BrokenConnectionError)
+                return ProbeResult(ProbeVerdict.SILENT, str(error), nobody_listens=broken)
 
     async def send(
         self, address: Address, hook: Hook, fillings: Placeholders, *, failure: ErrorCode
@@ -117,65 +101,65 @@ class ModelServer:
 
         The caller sets the deadline. Raises what `ask` raises.
         """
-        async with self._exchange(address, hook, fillings, failure) as response:
+        async with self._exchange(address, hook, fillings, failure) as answer:
             # Read to the end: a server may send the 2xx at once and end the body when it is done.
-            await _read_capped(response, MAX_RESULT_BYTES)
+            await answer.read(MAX_RESULT_BYTES, bytearray())
 
     async def ask(
-        self, address: Address, hook: Hook, fillings: Placeholders, *, failure: ErrorCode
+        self,
+        address: Address,
+        hook: Hook,
+        fillings: Placeholders,
+        *,
+        failure: ErrorCode,
+        keeps_connection: bool = False,
     ) -> Reply:
         """Send `hook` and return its 2xx answer. The caller sets the deadline.
+
+        With `keeps_connection` the next request to this server may use the same connection.
 
         Raises `RefusedByServerError` for another status and `NoAnswerError` without an answer, both
         with the code `failure`, and `result_too_large`.
         """
-        async with self._exchange(address, hook, fillings, failure) as response:
-            body = await _read_capped(response, MAX_RESULT_BYTES + 1)
+        async with self._exchange(
+            address, hook, fillings, failure, keeps_connection=keeps_connection
+        ) as answer:
+            body = bytearray()
+            await answer.read(MAX_RESULT_BYTES + 1, body)
             if len(body) > MAX_RESULT_BYTES:
                 raise too_large()
             return Reply(
                 _asked(hook),
-                response.status_code,
-                response.headers.get("Content-Type", ""),
-                _encodings(response),
-                body,
+                answer.status,
+                ", ".join(answer.header("content-type")),
+                _encodings(answer),
+                bytes(body),
             )
 
     @asynccontextmanager
     async def _exchange(
-        self, address: Address, hook: Hook, fillings: Placeholders, failure: ErrorCode
-    ) -> AsyncIterator[httpx2.Response]:
+        self,
+        address: Address,
+        hook: Hook,
+        fillings: Placeholders,
+        failure: ErrorCode,
+        *,
+        keeps_connection: bool = False,
+    ) -> AsyncIterator[Answer]:
         """Send `hook` and yield its 2xx answer, whose body is not read yet."""
-        headers = {
-            name: fillings.in_header(value)
-            for name, value in hook.headers.items()
-            if name.lower() not in _FRAMING
-        }
-        content = None
-        if hook.body is not None:
-            content = fillings.in_body(hook.body).encode()
-            if not any(name.lower() == "content-type" for name in headers):
-                headers["Content-Type"] = "application/json"
         asked = _asked(hook)
         try:
-            url = _url(address, hook.path, fillings)
-            async with self._client.stream(
-                hook.method,
-                url,
-                headers=_encoded(headers),
-                content=content,
-                extensions=to_address(address),
-            ) as response:
-                if not response.is_success:
-                    excerpt = await _excerpt(response)
-                    raise RefusedByServerError(failure, asked, response.status_code, excerpt)
-                yield response
+            request = _request_of(hook, fillings, keeps_connection=keeps_connection)
+            async with self._transport.exchange(address, request) as answer:
+                if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of success
+                    excerpt = await _excerpt(answer)
+                    raise RefusedByServerError(failure, asked, answer.status, excerpt)
+                yield answer
         except RefusedError as error:
             raise NoAnswerError(failure, f"{asked}: {error} {NOBODY_LISTENS}") from error
-        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
-            reason = str(error) or type(error).__name__
+        except (NoExchangeError, UnicodeError) as error:
             raise NoAnswerError(
-                failure, f"The model server gave no complete answer to {asked}: {reason}"
+                failure, f"The model server gave no complete answer to {asked}: {error}"
             ) from error
 
 
@@ -186,31 +170,37 @@ def _probe_result(status: int) -> ProbeResult:
     return ProbeResult(answer, str(status), status)
 
 
-def _encodings(response: httpx2.Response) -> tuple[str, ...]:
+def _encodings(answer: Answer) -> tuple[str, ...]:
     """Return the content codings that change a body; RFC 9110, 8.4: a list, in any case."""
-    listed = ",".join(response.headers.get_list("Content-Encoding"))
+    listed = ",".join(answer.header("content-encoding"))
     names = (name.strip().lower() for name in listed.split(","))
     return tuple(name for name in names if name not in {"", "identity"})
 
 
-async def _excerpt(response: httpx2.Response) -> str:
+async def _excerpt(answer: Answer) -> str:
     """Return the beginning of an error answer's body, or what came before it broke off."""
     body = bytearray()
-    with suppress(httpx2.TransportError):
-        await _read_capped(response, EXCERPT_CHARS * 4, into=body)
+    with suppress(NoExchangeError):
+        await answer.read(EXCERPT_CHARS * 4, body)
     return body.decode(errors="replace")[:EXCERPT_CHARS]
 
 
-async def _read_capped(
-    response: httpx2.Response, most: int, into: bytearray | None = None
-) -> bytes:
-    """Return the body, not decoded, cut after `most` bytes."""
-    body = bytearray() if into is None else into
-    async for piece in response.aiter_raw():
-        body += piece
-        if len(body) >= most:
-            break
-    return bytes(body[:most])
+def _request_of(hook: Hook, fillings: Placeholders, *, keeps_connection: bool) -> Request:
+    """Return the request that a hook asks for; raises `spec_refused` if its path is invalid."""
+    headers = [
+        (name, fillings.in_header(value))
+        for name, value in hook.headers.items()
+        if name.lower() not in _FRAMING
+    ]
+    content = None
+    if hook.body is not None:
+        content = fillings.in_body(hook.body).encode()
+        if not any(name.lower() == "content-type" for name, _ in headers):
+            headers.append(("Content-Type", "application/json"))
+    _check_path(hook.path)
+    return Request(
+        hook.method, _target(fillings.in_path(hook.path)), tuple(headers), content, keeps_connection
+    )
 
 
 def _asked(hook: Hook) -> str:
@@ -218,8 +208,8 @@ def _asked(hook: Hook) -> str:
     return f"{hook.method} {hook.path}"
 
 
-def _url(address: Address, path: str, fillings: Placeholders | None = None) -> str:
-    """Return the URL of a path; raises `spec_refused` if the path is invalid.
+def _check_path(path: str) -> None:
+    """Raise `spec_refused` if the path is invalid.
 
     The catalog checks paths too, but a path may also come from a record or a label that an older
     version, or someone else, has written.
@@ -231,9 +221,19 @@ def _url(address: Address, path: str, fillings: Placeholders | None = None) -> s
             "one / and to contain no control characters. Store a corrected model in the catalog, "
             "and create the job again.",
         )
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"http://{host}:{address.port}{fillings.in_path(path) if fillings else path}"
 
 
-def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("ascii"), value.encode()) for name, value in headers.items()]
+def _target(path: str) -> str:
+    """Return the path and query as a request line has them; raises `NoExchangeError`."""
+    return _encoded(path) if len(path) > _PATH_CHARS else _encoded_once(path)
+
+
+def _encoded(path: str) -> str:
+    """Percent-encode a path. The host is a placeholder: the caller of an exchange names it."""
+    try:
+        return httpx2.URL(f"http://container{path}").raw_path.decode("ascii")
+    except httpx2.InvalidURL as error:
+        raise NoExchangeError(str(error)) from error
+
+
+_encoded_once = lru_cache(maxsize=1_024)(_encoded)

@@ -19,7 +19,7 @@ MAX_FRAMING_BYTES = 256 << 10
 MAX_CHUNKS = 8_192
 """Chunks of one body; 1 MiB in chunks of 128 bytes is allowed."""
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: .*)?")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 _HEADER_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
@@ -40,6 +40,14 @@ class Head:
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+    minor_version: int = 1
+    """0 for HTTP/1.0, 1 for HTTP/1.1."""
+
+    @property
+    def ends_connection(self) -> bool:
+        """True if the server closes the connection after this answer; RFC 9112, 9.3."""
+        options = b",".join(self.values(b"connection")).lower().split(b",")
+        return self.minor_version == 0 or any(one.strip() == b"close" for one in options)
 
     def values(self, name: bytes) -> list[bytes]:
         """Return the values of a header; `name` is in lower case."""
@@ -62,6 +70,17 @@ class AnswerReader:
     def done(self) -> bool:
         """True once the whole answer was read; later bytes are ignored."""
         return self._body is not None and self._body.done
+
+    @property
+    def reusable(self) -> bool:
+        """True if the answer is complete and its connection may carry another request."""
+        return (
+            self.done
+            and not self._buffer
+            and not isinstance(self._body, _UntilClosed)
+            and self.head is not None
+            and not self.head.ends_connection
+        )
 
     def feed(self, data: bytes) -> bytes:
         """Parse the next bytes and return the part of the body in them; raises `BadAnswerError`."""
@@ -223,4 +242,4 @@ def _parse_head(raw: bytes) -> Head:
         if not colon or not _HEADER_NAME.fullmatch(name):
             raise BadAnswerError(f"A header line is invalid: {line[:40]!r}.")
         headers.append((name, value.strip(b" \t")))
-    return Head(int(status[1]), tuple(headers))
+    return Head(int(status[2]), tuple(headers), int(status[1]))

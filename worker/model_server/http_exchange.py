@@ -1,4 +1,4 @@
-"""One HTTP exchange with a model server, over a connection of its own, with limited work.
+"""One HTTP exchange with a model server, with limited work.
 
 A model server is not trusted. The callers limit the time of an exchange. This module limits what an
 exchange costs the event loop, which also serves the heartbeats and all other containers:
@@ -9,15 +9,26 @@ exchange costs the event loop, which also serves the heartbeats and all other co
   `TRICKLE_READS_PER_S`, however many there are.
 
 The request is sent while the answer is read, because a server may answer before it has read all.
+Connections are kept open between inferences (`ConnectionPool`); any other request has one of its
+own.
 """
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-
-import httpx2
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 from worker.engine.protocol import Address
+from worker.model_server.connections import (
+    BrokenConnectionError,
+    Connection,
+    ConnectionPool,
+    NoExchangeError,
+    connect,
+    reason_of,
+)
 from worker.model_server.http_answer import AnswerReader, BadAnswerError, Head
 
 READ_BYTES = 16 << 10
@@ -28,15 +39,52 @@ TRICKLE_READS_PER_S = 200.0
 """Reads a second that all trickling exchanges share."""
 TRICKLE_PAUSE_S = 0.02
 """Least seconds between two reads of a trickling exchange."""
-_WANTED = frozenset({b"content-type", b"content-encoding"})
-"""The headers of an answer that are used; others are dropped: parsing 250 cookies takes 60 ms."""
+_STANDARD_HEADERS = (
+    ("Accept", "application/json"),
+    ("Accept-Encoding", "identity"),
+    ("User-Agent", "modelyard"),
+)
+"""What every request says unless its hook says something else."""
+_WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
+"""Methods whose requests state the length of their body even if they have none; RFC 9110, 8.6."""
 
 
-_ADDRESS = "modelyard_address"
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to a model server."""
+
+    method: str
+    target: str
+    """Path and query, percent-encoded."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Without those that frame the message."""
+    content: bytes | None = None
+    keeps_connection: bool = False
+    """True: the connection may have served an earlier request, and may serve a later one."""
 
 
-class RefusedError(httpx2.ConnectError):
-    """Nothing listens at the address."""
+class Answer(Protocol):
+    """The final answer to a request; its body is not read yet."""
+
+    @property
+    def status(self) -> int:
+        """The status code, 200 to 599."""
+
+    def header(self, name: str) -> list[str]:
+        """Return the values of a header; `name` is in lower case."""
+
+    async def read(self, most: int, into: bytearray) -> None:
+        """Append the body to `into`, not decoded, until it ends or `into` has `most` bytes.
+
+        Raises `NoExchangeError` if the body breaks off; what came before is in `into` then.
+        """
+
+
+class Transport(Protocol):
+    """Carries requests into containers. The tests have one that leads to fake containers."""
+
+    def exchange(self, address: Address, request: Request) -> AbstractAsyncContextManager[Answer]:
+        """Send a request and yield its answer; raises `NoExchangeError`."""
 
 
 class Pace:
@@ -52,71 +100,159 @@ class Pace:
         return max(TRICKLE_PAUSE_S, self.trickling / TRICKLE_READS_PER_S)
 
 
-class BoundedTransport(httpx2.AsyncBaseTransport):
-    """Sends each request over a new connection, and closes it with the response.
-
-    Connections are not reused: a server that closes an idle one at the moment of its next use would
-    look like a server that died. On loopback a new one costs a fraction of a millisecond.
-    """
+class BoundedTransport:
+    """Sends requests to model servers; the exchanges of one worker share pace and connections."""
 
     def __init__(self) -> None:
-        """All exchanges of this transport share one pace."""
         self.pace = Pace()
+        self.pool = ConnectionPool()
+        self._unproven: dict[Connection, float] = {}
+        """New connections that wait for their first answer, and since when; oldest first."""
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Return the final answer, its body not read yet; raises `httpx2.TransportError`."""
-        message = _as_bytes(request, await request.aread())
-        connection = await _connected(request)
-        exchange = _Exchange(connection, message, self.pace)
+    def close(self) -> None:
+        """Close the idle connections."""
+        self.pool.close()
+
+    @asynccontextmanager
+    async def exchange(self, address: Address, request: Request) -> AsyncIterator[Answer]:
+        """Send a request and yield its answer; raises `NoExchangeError`.
+
+        A connection that ended while it was idle is replaced by a new one if the server has
+        provably not read the request.
+        """
+        message = _as_bytes(address, request)
+        exchange = await self._begin(address, request, message)
         try:
-            head, first = await exchange.head()
+            yield exchange
+        finally:
+            exchange.end()
+
+    async def _begin(self, address: Address, request: Request, message: bytes) -> "_Exchange":
+        if not request.keeps_connection:
+            return await self._send(await connect(address), message, kept=False)
+        connection = await self.pool.take(address)
+        try:
+            return await self._send(connection, message, kept=True)
+        except UnreadRequestError:
+            self.pool.distrust(address)
+            return await self._send(await connect(address), message, kept=True)
+
+    async def _send(self, connection: Connection, message: bytes, *, kept: bool) -> "_Exchange":
+        """Send the message and return once the head of the final answer is there."""
+        loop = asyncio.get_running_loop()
+        exchange = _Exchange(connection, message, self.pace, self._give_back if kept else None)
+        if kept and not connection.reused:
+            self._unproven[connection] = loop.time()
+        try:
+            await exchange.read_head()
         except BaseException:
-            exchange.close()
+            exchange.end()
             raise
-        wanted = [header for header in head.headers if header[0].lower() in _WANTED]
-        stream = _Body(exchange, first)
-        return httpx2.Response(head.status, headers=wanted, stream=stream, request=request)
+        finally:
+            self._unproven.pop(connection, None)
+        return exchange
+
+    def _give_back(self, connection: Connection, began: float) -> None:
+        """Keep a connection for the next request, unless the server seems to serve one at a time.
+
+        A server with one thread may serve a connection until it ends. Requests on other connections
+        would then wait for as long as this one is used again and again. So it is closed if a new
+        connection has waited for its first answer since before the exchange on this one began.
+        """
+        waiting_since = next(iter(self._unproven.values()), None)
+        if waiting_since is not None and waiting_since < began:
+            connection.close()
+        else:
+            self.pool.give_back(connection)
+
+
+class UnreadRequestError(BrokenConnectionError):
+    """The server closed the connection before it had received anything of the request."""
 
 
 class _Exchange:
-    def __init__(self, connection: socket.socket, message: bytes, pace: Pace) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        message: bytes,
+        pace: Pace,
+        give_back: Callable[[Connection, float], None] | None,
+    ) -> None:
+        """Send `message`; with `give_back` the connection is given back if it can be used again."""
         self._connection = connection
         self._reader = AnswerReader()
         self._pace = pace
+        self._give_back = give_back
         self._small_reads = 0
-        self._sender = _Sender(connection, message)
+        self._read_anything = False
+        self._first = b""
+        self._began = asyncio.get_running_loop().time()
+        connection.begin_request()
+        self._sender = _Sender(connection.socket, message)
 
-    async def head(self) -> tuple[Head, bytes]:
-        """Return the final head and the part of the body that came with it."""
-        while True:
-            body = await self.more()
-            if self._reader.head is not None:
-                return self._reader.head, body
+    @property
+    def _head(self) -> Head:
+        if self._reader.head is None:
+            raise RuntimeError("the head was not read")
+        return self._reader.head
 
-    async def more(self) -> bytes:
+    @property
+    def status(self) -> int:
+        return self._head.status
+
+    def header(self, name: str) -> list[str]:
+        return [value.decode("latin-1") for value in self._head.values(name.encode())]
+
+    async def read_head(self) -> None:
+        """Read until the head of the final answer is there; keep what came of the body with it."""
+        while self._reader.head is None:
+            self._first = await self._more()
+
+    async def read(self, most: int, into: bytearray) -> None:
+        into += self._first
+        self._first = b""
+        while not self._reader.done and len(into) < most:
+            into += await self._more()
+        del into[most:]
+
+    def end(self) -> None:
+        """End the exchange: give the connection back, or close it."""
+        if self._connection.closed:
+            return
+        trickled = self._trickles
+        if trickled:
+            self._pace.trickling -= 1
+        complete = self._sender.done and self._reader.reusable and not trickled
+        self._sender.stop()
+        if self._give_back is not None and complete:
+            self._give_back(self._connection, self._began)
+        else:
+            self._connection.close()
+
+    async def _more(self) -> bytes:
         """Read once; return the part of the body in what came."""
         try:
             data = await self._read()
             if data:
+                self._read_anything = True
                 return self._reader.feed(data)
+            if not self._read_anything and self._connection.unread_by_peer():
+                raise UnreadRequestError("The connection was closed before the request came.")
             self._reader.closed()
         except BadAnswerError as error:
-            raise httpx2.RemoteProtocolError(str(error)) from error
+            raise BrokenConnectionError(str(error)) from error
         return b""
-
-    @property
-    def done(self) -> bool:
-        return self._reader.done
 
     async def _read(self) -> bytes:
         if self._trickles:
             await asyncio.sleep(self._pace.pause_s)
         else:
             await asyncio.sleep(0)  # `sock_recv` does not yield if bytes are there already
+        loop = asyncio.get_running_loop()
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._connection, READ_BYTES)
+            data = await loop.sock_recv(self._connection.socket, READ_BYTES)
         except OSError as error:
-            raise httpx2.ReadError(f"The connection broke ({_reason(error)}).") from error
+            raise BrokenConnectionError(f"The connection broke ({reason_of(error)}).") from error
         if len(data) < SMALL_READ_BYTES:
             self._small_reads += 1
             if self._small_reads == FREE_SMALL_READS:
@@ -126,14 +262,6 @@ class _Exchange:
     @property
     def _trickles(self) -> bool:
         return self._small_reads >= FREE_SMALL_READS
-
-    def close(self) -> None:
-        if self._connection.fileno() < 0:
-            return
-        if self._trickles:
-            self._pace.trickling -= 1
-        self._sender.stop()
-        self._connection.close()
 
 
 class _Sender:
@@ -146,7 +274,13 @@ class _Sender:
         self._connection = connection
         self._left = memoryview(message)
         self._waits = False
+        self._failed = False
         self._send()
+
+    @property
+    def done(self) -> bool:
+        """True once the whole message was sent."""
+        return not self._left and not self._failed
 
     def _send(self) -> None:
         try:
@@ -154,6 +288,7 @@ class _Sender:
         except BlockingIOError:
             pass
         except OSError:
+            self._failed = True
             self._left = self._left[:0]
         if not self._left:
             self.stop()
@@ -167,66 +302,23 @@ class _Sender:
             asyncio.get_running_loop().remove_writer(self._connection)
 
 
-class _Body(httpx2.AsyncByteStream):
-    def __init__(self, exchange: _Exchange, first: bytes) -> None:
-        self._exchange = exchange
-        self._first = first
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._first:
-            yield self._first
-        while not self._exchange.done:
-            if piece := await self._exchange.more():
-                yield piece
-
-    async def aclose(self) -> None:
-        self._exchange.close()
-
-
-def to_address(address: Address) -> dict[str, Address]:
-    """Return the request extensions with the address to connect to.
-
-    The address is never parsed from the URL, because a URL contains text that others wrote.
-    """
-    return {_ADDRESS: address}
-
-
-async def _connected(request: httpx2.Request) -> socket.socket:
-    address = request.extensions.get(_ADDRESS)
-    if not isinstance(address, Address):
-        raise httpx2.LocalProtocolError("The request does not say where to send it (to_address).")
-    host, port = address.host, address.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        connection = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise httpx2.ConnectError(_reason(error)) from error
-    try:
-        connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, (host, port))
-    except ConnectionRefusedError as error:
-        connection.close()
-        raise RefusedError("The connection was refused.") from error
-    except OSError as error:
-        connection.close()
-        raise httpx2.ConnectError(f"No connection ({_reason(error)}).") from error
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _as_bytes(request: httpx2.Request, content: bytes) -> bytes:
-    """Return the request as bytes; raises `LocalProtocolError` if a value contains a line end."""
-    target = request.url.raw_path
-    lines = [
-        b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target),
-        *(b"%b: %b" % header for header in request.headers.raw),
+def _as_bytes(address: Address, request: Request) -> bytes:
+    """Return the request as bytes; raises `NoExchangeError` if a value contains a line end."""
+    named = {name.lower() for name, _ in request.headers}
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    headers = [
+        ("Host", f"{host}:{address.port}"),
+        *(one for one in _STANDARD_HEADERS if one[0].lower() not in named),
     ]
-    if any(b"\r" in line or b"\n" in line for line in lines) or b" " in target:
-        raise httpx2.LocalProtocolError("The request has a line end inside a line.")
-    return b"\r\n".join([*lines, b"", content])
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__
+    if not request.keeps_connection:
+        headers.append(("Connection", "close"))
+    headers += request.headers
+    if request.content is not None or request.method in _WITH_LENGTH:
+        headers.append(("Content-Length", str(len(request.content or b""))))
+    lines = [
+        f"{request.method} {request.target} HTTP/1.1",
+        *(f"{name}: {value}" for name, value in headers),
+    ]
+    if " " in request.target or any("\r" in line or "\n" in line for line in lines):
+        raise NoExchangeError("The request has a line end inside a line.")
+    return "\r\n".join([*lines, "", ""]).encode() + (request.content or b"")

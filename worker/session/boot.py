@@ -8,11 +8,14 @@ import structlog
 from modelyard.broker import backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
+from worker.attempts.journal import AttemptJournal
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
 from worker.model_server.client import ModelServer
 from worker.session.host_channel import HostChannel
 from worker.session.inventory import build_inventory
 from worker.session.lease import Lease
+from worker.session.reporter import MAX_REPORTS
+from worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
@@ -31,15 +34,15 @@ class BootRecovery:
         runtime: ContainerRuntime,
         server: ModelServer,
         lease: Lease,
-        slots: int,
-        labels: dict[str, str],
+        journal: AttemptJournal,
+        settings: WorkerSettings,
     ) -> None:
         self._channel = channel
         self._runtime = runtime
         self._server = server
         self._lease = lease
-        self._slots = slots
-        self._labels = labels
+        self._journal = journal
+        self._settings = settings
         self._engine_facts: EngineFacts | None = None
 
     async def prepare(self, *, engine_wait_s: float = ENGINE_WAIT_S) -> None:
@@ -70,16 +73,21 @@ class BootRecovery:
     async def announce(self) -> list[ContainerFacts]:
         """Publish this host's capacity and inventory, confirmed; return its containers.
 
+        The first reports of what earlier incarnations had begun are published before that: so the
+        dispatcher, which handles both in this order, takes none of them for never begun.
         The lease begins with this message. An engine that does not answer is waited for without a
         limit, because it has answered before. Raises `BrokerUnavailableError`; the caller may call
         again, because a second announcement does no harm.
         """
         containers = await self._containers()
+        begun_known = self._journal.take_over()
+        await self._report_begun()
         online = HostOnline(
-            slots=self._slots,
-            labels=self._labels,
+            slots=self._settings.worker_slots,
+            labels=self._settings.worker_labels,
             engine=self._engine_facts or await self._runtime.facts(),
             inventory=tuple(await build_inventory(self._server, containers)),
+            begun_known=begun_known,
         )
         channel = self._channel
         reports = WorkerReports(
@@ -88,8 +96,20 @@ class BootRecovery:
         sent_at = self._lease.clock()
         await channel.publish_reports(reports.model_dump_json().encode())
         self._lease.renew(sent_at)
+        self._journal.announced()
         log.info("host.online", incarnation=channel.incarnation, containers=len(containers))
         return containers
+
+    async def _report_begun(self) -> None:
+        """Report what earlier incarnations had begun, confirmed; then the journal forgets it."""
+        channel = self._channel
+        while begun := self._journal.begun[:MAX_REPORTS]:
+            log.info("attempts.begun_before", count=len(begun))
+            reports = WorkerReports(
+                host_id=channel.host_id, incarnation=channel.incarnation, operations=tuple(begun)
+            )
+            await channel.publish_reports(reports.model_dump_json().encode())
+            self._journal.reported(begun)
 
     async def _containers(self) -> list[ContainerFacts]:
         failures = 0

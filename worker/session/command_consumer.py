@@ -1,4 +1,4 @@
-"""Consumes the host's queue: parse, admit, report the acceptance, ack, and only then start."""
+"""Consumes the host's queue: parse, admit, write down, start; `Acceptance` acks later."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,11 +13,13 @@ from modelyard.broker import (
 )
 from modelyard.contract.messages import HostCommand
 from modelyard.process.crash_points import crash_point
-from worker.attempts.registry import AttemptRegistry, CommandDecision
+from modelyard.process.tasks import TaskGroup
+from worker.attempts.journal import key_of
+from worker.attempts.registry import AttemptRegistry, CommandDecision, DecidedCommand
 from worker.execution.executor import AttemptRunner
+from worker.session.acceptance import Acceptance
 from worker.session.command_decode import UnreadableCommand, read_commands, read_envelope
 from worker.session.host_channel import HostChannel
-from worker.session.reporter import Reporter
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +34,7 @@ class CommandConsumer:
         self,
         channel: HostChannel,
         *,
-        reporter: Reporter,
+        acceptance: Acceptance,
         registry: AttemptRegistry,
         attempts: AttemptRunner,
         announce: Callable[[], Awaitable[None]],
@@ -45,7 +47,7 @@ class CommandConsumer:
         is admitted, and the broker returns the unsettled deliveries to the queue.
         """
         self._channel = channel
-        self._reporter = reporter
+        self._acceptance = acceptance
         self._registry = registry
         self._attempts = attempts
         self._announce = announce
@@ -57,14 +59,16 @@ class CommandConsumer:
 
     async def run(self) -> None:
         """Consume until cancelled."""
-        await consume_forever(
-            self._subscribe,
-            self._handle,
-            name="commands",
-            max_items=MAX_DELIVERIES,
-            # The queue itself may be gone: ask a dispatcher to declare it again.
-            prepare=self._channel.say_hello,
-        )
+        async with TaskGroup() as tasks:
+            tasks.create_task(self._acceptance.run())
+            await consume_forever(
+                self._subscribe,
+                self._handle,
+                name="commands",
+                max_items=MAX_DELIVERIES,
+                # The queue itself may be gone: ask a dispatcher to declare it again.
+                prepare=self._channel.say_hello,
+            )
 
     @asynccontextmanager
     async def _subscribe(self) -> AsyncIterator[Subscription]:
@@ -95,40 +99,44 @@ class CommandConsumer:
             self._announced = True
 
     async def _handle(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
-        commands: list[HostCommand] = []
-        for delivery in deliveries:
-            commands += await self._read(delivery)
+        read = [(delivery, await self._read(delivery)) for delivery in deliveries]
         await self._held()
         # No await between the check of the lease and these admissions: the registry refuses an
         # admitted command when it comes again, so one that is admitted and not started is lost.
-        taken = [(command, self._registry.take(command)) for command in commands]
-        for command, it in taken:
+        taken = [
+            (delivery, command, self._registry.take(command))
+            for delivery, commands in read
+            for command in commands
+        ]
+        for delivery in deliveries:
+            reporting = [
+                key_of(command)
+                for source, command, it in taken
+                if source is delivery and (it.attempt is not None or it.report is not None)
+            ]
+            self._acceptance.hold(subscription, delivery, reporting)
+        for _, command, it in taken:
             if it.decision is not CommandDecision.NEW:
-                log.info(
-                    "command.not_new",
-                    decision=it.decision.value,
-                    operation_id=command.operation_id,
-                    epoch=command.epoch,
-                    generation=command.generation,
-                )
-            if it.decision is CommandDecision.REPEATED and it.report is not None:
-                self._reporter.put(it.report)
-        new = [it.report for _, it in taken if it.decision is CommandDecision.NEW and it.report]
-        # The acceptance is confirmed before the ack: from here the dispatcher's record and this
-        # process carry the work. The attempt starts even if the ack fails, because the registry
-        # recognises the command when the broker redelivers it.
+                self._not_new(command, it)
+        new = [it.attempt for *_, it in taken if it.attempt is not None and not it.attempt.begun]
         if new:
             crash_point("worker.before_accept")
-        await self._reporter.deliver(new)
-        if new:
+            await self._acceptance.secure(new)
             crash_point("worker.after_accept")
-        try:
-            crash_point("worker.before_ack")
-            await subscription.ack(deliveries)
-        finally:
-            for _, it in taken:
-                if it.attempt is not None:
-                    self._attempts.start(it.attempt, it.superseded)
+        for *_, it in taken:
+            if it.attempt is not None:
+                self._attempts.start(it.attempt, it.superseded)
+
+    def _not_new(self, command: HostCommand, it: DecidedCommand) -> None:
+        log.info(
+            "command.not_new",
+            decision=it.decision.value,
+            operation_id=command.operation_id,
+            epoch=command.epoch,
+            generation=command.generation,
+        )
+        if it.report is not None:
+            self._acceptance.repeat(it.report)
 
     async def _read(self, delivery: Delivery) -> list[HostCommand]:
         """Return the commands for this incarnation; send unreadable ones to the dead letters."""

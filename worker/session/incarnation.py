@@ -13,9 +13,9 @@ import uuid_utils.compat
 
 from modelyard.broker import Broker
 from modelyard.contract.messages import Heartbeat
-from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.job_locks import JobLocks
+from worker.attempts.journal import AttemptJournal
 from worker.attempts.registry import AttemptRegistry
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.engine.protocol import ContainerRuntime
@@ -23,6 +23,7 @@ from worker.execution.discards import Discards
 from worker.execution.executor import AttemptRunner
 from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer
+from worker.session.acceptance import Acceptance
 from worker.session.boot import BootRecovery
 from worker.session.command_consumer import CommandConsumer
 from worker.session.control_consumer import ControlConsumer
@@ -52,7 +53,7 @@ class WorkerParts:
     containers: ContainerLifecycle
     verbs: VerbRunner
     locks: JobLocks
-    heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
+    journal: AttemptJournal
 
 
 class Incarnation:
@@ -65,6 +66,8 @@ class Incarnation:
         self._channel = HostChannel(parts.broker, parts.settings.host_id, self.incarnation)
         self._reporter = Reporter(self._channel)
         self._registry = AttemptRegistry(self._reporter.put, held=lease.held)
+        self._acceptance = Acceptance(self._reporter, parts.journal)
+        self._registry.on_silenced = self._acceptance.silenced
 
     async def run(self, stop: asyncio.Event, *, engine_wait_s: float) -> None:
         """Work until `stop` is set or the lease is lost.
@@ -114,8 +117,8 @@ class Incarnation:
             runtime=parts.runtime,
             server=parts.server,
             lease=self._lease,
-            slots=settings.worker_slots,
-            labels=settings.worker_labels,
+            journal=parts.journal,
+            settings=settings,
         )
         await recovery.prepare(engine_wait_s=engine_wait_s)
         announced = asyncio.Event()
@@ -129,7 +132,7 @@ class Incarnation:
 
         consumer = CommandConsumer(
             self._channel,
-            reporter=self._reporter,
+            acceptance=self._acceptance,
             registry=self._registry,
             attempts=attempts,
             announce=announce,
@@ -153,7 +156,7 @@ class Incarnation:
         relist = InventoryLoop(
             runtime=parts.runtime,
             server=parts.server,
-            health=parts.containers.health,
+            containers=parts.containers,
             registry=self._registry,
             discards=discards,
             reporter=self._reporter,
@@ -161,7 +164,7 @@ class Incarnation:
         async with TaskGroup() as tasks:
             tasks.create_task(control.run())
             tasks.create_task(consumer.run())
-            tasks.create_task(heartbeat.run(interval_s=parts.heartbeat_interval_s))
+            tasks.create_task(heartbeat.run(interval_s=self._lease.renewal_interval_s))
             await announced.wait()
             tasks.create_task(relist.run())
 

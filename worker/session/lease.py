@@ -9,7 +9,7 @@ knows when it *sent* the last confirmed one, which is earlier, and its lease end
 import asyncio
 from collections.abc import Callable
 
-from modelyard.contract.topology import LOST_AFTER_S
+from modelyard.contract.topology import HEARTBEAT_INTERVAL_S, LOST_AFTER_S
 from modelyard.process.clock import uptime_s
 
 WORKER_LEASE_S = LOST_AFTER_S * 0.8
@@ -29,14 +29,17 @@ class Lease:
         self,
         *,
         seconds: float = WORKER_LEASE_S,
+        renewal_interval_s: float = HEARTBEAT_INTERVAL_S,
         clock: Callable[[], float] = uptime_s,
         on_renewal: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Make a lease that begins with its first renewal.
 
+        A heartbeat is to renew it every `renewal_interval_s` seconds.
         Each renewal calls `on_renewal` with the time, by `clock`, from which the lease counts.
         """
         self._seconds = seconds
+        self.renewal_interval_s = renewal_interval_s
         self._on_renewal = on_renewal
         self._ends_at: float | None = None
         self._lost = False

@@ -13,7 +13,7 @@ from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.topology import INVENTORY_INTERVAL_S
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.registry import AttemptRegistry
-from worker.containers.health import ModelHealth
+from worker.containers.lifecycle import ContainerLifecycle
 from worker.engine.protocol import ContainerRuntime, EngineUnavailableError
 from worker.execution.discards import Discards
 from worker.model_server.client import ModelServer
@@ -38,14 +38,15 @@ class InventoryLoop:
         *,
         runtime: ContainerRuntime,
         server: ModelServer,
-        health: ModelHealth,
+        containers: ContainerLifecycle,
         registry: AttemptRegistry,
         discards: Discards,
         reporter: Reporter,
     ) -> None:
         self._runtime = runtime
         self._server = server
-        self._health = health
+        self._health = containers.health
+        self._running = containers.running
         self._registry = registry
         self._discards = discards
         self._reporter = reporter
@@ -102,6 +103,7 @@ class InventoryLoop:
                 if facts.dead and facts.labels is not None:
                     self._discards.finish(facts.id, facts.labels.job_id)
             containers = [facts for facts in listed if not facts.dead]
+            self._running.compare(containers)
             for gone in known - {facts.id for facts in containers}:
                 self._health.record_removed(gone)
             items = await build_inventory(self._server, containers, unasked=busy)

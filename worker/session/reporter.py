@@ -47,6 +47,8 @@ class Reporter:
     ) -> None:
         self._channel = channel
         self._backoff = backoff
+        self.on_confirmed: Callable[[Sequence[OperationReport]], None] = lambda _: None
+        """Called with the reports of each message that the broker has confirmed."""
         self._stuck_since: float | None = None
         self._waiting: OrderedDict[_Key, OperationReport] = OrderedDict()
         self._work_waiting = asyncio.Event()
@@ -108,6 +110,7 @@ class Reporter:
                 failures = 0
                 self._in_flight = frozenset()
                 self._stuck_since = time.monotonic() if self._waiting else None
+                self.on_confirmed([report for report, _ in chunk])
                 async with self._confirmed:
                     self._confirmed.notify_all()
 

@@ -9,7 +9,7 @@ import pytest
 
 from dispatcher.scheduling.scheduler import WITHDRAWN
 from modelyard.broker import Broker
-from modelyard.contract.errors import ErrorCode
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.messages import (
     InventoryItem,
@@ -20,6 +20,7 @@ from modelyard.contract.states import Admission, JobState, OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS_QUEUE, REPORTS, REPORTS_QUEUE
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
+from tests.support.dispatcher.deployed import loaded
 from tests.support.dispatcher.driver import (
     MODEL,
     DispatcherDriver,
@@ -324,19 +325,103 @@ async def test_an_inference_that_a_reboot_interrupted_fails_with_the_cause(
         await host.accept(command)
         await driver.operation(operation_id, OperationState.RUNNING)
         host.incarnation = uuid.uuid4().hex
-        found = InventoryItem(
-            container_id="ab" * 32,
-            job_id="job-1",
-            generation=1,
-            operation_id="x",
-            running=True,
-            loaded=True,
-        )
-        await host.come_online(found)
+        await host.come_online(_LOADED)
         failed = await driver.operation(operation_id, OperationState.FAILED)
     assert failed.error is not None
     assert failed.error.code is ErrorCode.WORKER_INTERRUPTED
     assert (await driver.job("job-1")).state is JobState.LOADED
+
+
+_LOADED = InventoryItem(
+    container_id="ab" * 32,
+    job_id="job-1",
+    generation=1,
+    operation_id="x",
+    running=True,
+    loaded=True,
+)
+
+
+async def test_an_inference_that_no_worker_has_begun_is_dispatched_again_after_a_boot(
+    driver: DispatcherDriver,
+) -> None:
+    async with scripted_host(driver.broker, "h1") as host:
+        await loaded(driver, host)
+        operation_id = await driver.submit(Verb.INFER, input=1)
+        first = await host.command()
+        host.incarnation = uuid.uuid4().hex
+        await host.come_online(_LOADED)
+        again = await host.command()
+        assert (again.operation_id, again.epoch) == (operation_id, first.epoch + 1)
+        await host.finish(again, result_json="1")
+        assert (await driver.operation(operation_id, OperationState.SUCCEEDED)).failures == 0
+
+
+@pytest.mark.parametrize("reported", [True, False])
+async def test_an_inference_that_may_have_begun_before_a_boot_is_not_dispatched_again(
+    driver: DispatcherDriver,
+    reported: bool,  # noqa: FBT001 - pytest names it
+) -> None:
+    async with scripted_host(driver.broker, "h1") as host:
+        await loaded(driver, host)
+        operation_id = await driver.submit(Verb.INFER, input=1)
+        command = await host.command()
+        host.incarnation = uuid.uuid4().hex
+        if reported:  # as a worker does with what the one before it had begun
+            await host.accept(command)
+        host.begun_known = reported
+        await host.come_online(_LOADED)
+        failed = await driver.operation(operation_id, OperationState.FAILED)
+        assert failed.error is not None
+        assert failed.error.code is ErrorCode.WORKER_INTERRUPTED
+        assert not host.has_command
+
+
+async def test_an_inference_that_its_worker_refused_is_dispatched_again(
+    driver: DispatcherDriver,
+) -> None:
+    async with scripted_host(driver.broker, "h1") as host:
+        await loaded(driver, host)
+        operation_id = await driver.submit(Verb.INFER, input=1)
+        refused = await host.command()
+        error = ErrorInfo.of(ErrorCode.NOT_ACCEPTED)
+        await host.report(refused, OperationState.FAILED, seq=1, error=error)
+        again = await host.command()
+        assert (again.operation_id, again.epoch) == (operation_id, 2)
+        await host.finish(again, result_json="1")
+        await driver.operation(operation_id, OperationState.SUCCEEDED)
+
+
+async def test_the_command_of_an_inference_is_repeated_until_its_worker_answers(
+    driver: DispatcherDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted_host(driver.broker, "h1") as host:
+        await loaded(driver, host)
+        monkeypatch.setattr("dispatcher.maintenance.open_operations.UNACCEPTED_S", 0.1)
+        monkeypatch.setattr("dispatcher.maintenance.deadlines.NOT_ACCEPTED_S", 0.2)
+        operation_id = await driver.submit(Verb.INFER, input=1)
+        commands = [await host.command() for _ in range(4)]
+        assert {(one.operation_id, one.epoch) for one in commands} == {(operation_id, 1)}
+        await host.finish(commands[0], result_json="1")
+        assert (await driver.operation(operation_id, OperationState.SUCCEEDED)).failures == 0
+
+
+async def test_the_start_of_an_operation_is_reckoned_back_from_its_only_report(
+    driver: DispatcherDriver,
+) -> None:
+    async with scripted_host(driver.broker, "h1") as host:
+        await loaded(driver, host)
+        operation_id = await driver.submit(Verb.INFER, input=1)
+        command = await host.command()
+        await host.report(command, OperationState.SUCCEEDED, seq=2, ran_s=30.0)
+        ended = await driver.operation(operation_id, OperationState.SUCCEEDED)
+        assert ended.dispatched_at == ended.started_at, "it can't have begun earlier"
+        operation_id = await driver.submit(Verb.INFER, input=1)
+        await host.report(await host.command(), OperationState.SUCCEEDED, seq=2, ran_s=0.001)
+        ended = await driver.operation(operation_id, OperationState.SUCCEEDED)
+        assert ended.started_at is not None
+        assert ended.finished_at is not None
+        assert (ended.finished_at - ended.started_at).total_seconds() == 0.001
 
 
 async def test_a_container_that_a_boot_does_not_find_fails_its_job_and_frees_the_host(

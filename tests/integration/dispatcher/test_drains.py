@@ -207,3 +207,19 @@ async def test_a_client_who_ends_a_job_ends_its_move(driver: DispatcherDriver) -
             )
         )
         assert (await h2.control(lambda one: bool(one.discards))).discards[0].generation == 2
+
+
+async def test_an_inventory_of_the_new_host_from_before_the_move_says_nothing_of_the_job(
+    driver: DispatcherDriver,
+) -> None:
+    async with scripted_host(driver.broker, "h1") as h1, scripted_host(driver.broker, "h2") as h2:
+        await h2.finish(await first_leg(driver, h1, h2))
+        before = h2.number
+        await h2.finish(await h2.command())
+        job = await driver.job("job-1", where=lambda one: one.host_id == "h2")
+        down = item(job, running=False, loaded=False)
+        await h2.look(down, number=before)
+        await created(driver, h2, "job-2")
+        assert (await driver.job("job-1")).state is JobState.LOADED
+        await h2.look(down)
+        await driver.job("job-1", where=lambda one: one.state is JobState.FAILED)

@@ -22,8 +22,10 @@ from tests.support.dispatcher.scripted_host import ScriptedHost, scripted_host
 from tests.support.worker.broker import reporter_on
 from tests.support.worker.harness import HOST, VerbHarness
 from worker.attempts.job_locks import JobLocks
+from worker.attempts.journal import AttemptJournal
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.executor import AttemptRunner
+from worker.session.acceptance import Acceptance
 from worker.session.command_consumer import CommandConsumer
 from worker.session.host_channel import HostChannel
 
@@ -154,7 +156,7 @@ def _consumer(broker: Broker, tasks: TaskGroup) -> CommandConsumer:
     registry = AttemptRegistry(reporter.put)
     return CommandConsumer(
         HostChannel(broker, HOST, "i-1"),
-        reporter=reporter,
+        acceptance=Acceptance(reporter, AttemptJournal(None)),
         registry=registry,
         attempts=AttemptRunner(VerbHarness().operations, registry, JobLocks(), tasks),
         announce=at_once,

@@ -290,6 +290,24 @@ async def test_a_loaded_job_is_lost_with_its_host_and_what_it_ran_fails(
         assert (await driver.operation(running)).state is OperationState.FAILED
 
 
+async def test_an_inference_that_a_lost_host_was_given_is_not_dispatched_elsewhere(
+    driver: DispatcherDriver,
+) -> None:
+    async with scripted_host(driver.broker, "h1") as h1:
+        await loaded(driver, h1, model="m-comes-back")
+        given = await driver.submit(Verb.INFER, input=1)
+        await h1.command()
+        async with scripted_host(driver.broker, "h2") as h2:
+            await lose(driver, "h1")
+            for verb in (Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD):
+                command = await h2.command()
+                assert command.verb is verb
+                await h2.finish(command)
+            ended = await driver.operation(given, OperationState.FAILED)
+            assert ended.error is not None
+            assert ended.error.code is ErrorCode.HOST_LOST
+
+
 async def test_a_model_that_wants_it_is_recreated_elsewhere_before_what_waits(
     driver: DispatcherDriver,
 ) -> None:

@@ -51,6 +51,8 @@ class ScriptedHost:
         self._commands: asyncio.Queue[HostCommand] = asyncio.Queue()
         self._controls: asyncio.Queue[HostControl] = asyncio.Queue()
         self.labels: dict[str, str] = {}
+        self.begun_known = True
+        """False: its announcements say that earlier boots may have begun what nobody knows of."""
 
     async def come_online(self, *inventory: InventoryItem) -> None:
         """Announce a boot."""
@@ -59,6 +61,7 @@ class ScriptedHost:
             labels=self.labels,
             engine=EngineFacts(version="20.10", api_version="1.41"),
             inventory=inventory,
+            begun_known=self.begun_known,
         )
         await self._report(online=online)
 

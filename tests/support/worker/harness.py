@@ -15,7 +15,7 @@ from worker.containers.datasets import Datasets
 from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
 from worker.execution.verbs import VerbRunner
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
 from worker.model_server.results import ResultReader
 from worker.service import build_containers, build_verbs
 
@@ -75,7 +75,7 @@ class VerbHarness:
 
     def restarted(self) -> VerbRunner:
         """Return operations that know nothing of what was done before."""
-        server = ModelServer(http_client(self.runtime.transport))
+        server = ModelServer(self.runtime.model_servers)
         containers = build_containers(
             self.runtime,
             server,

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ from modelyard.contract.states import OperationState, Phase, Verb
 from tests.support.waiting import eventually
 from tests.support.worker.broker import FakeBroker, delivery_of
 from tests.support.worker.harness import HOST, VerbHarness
-from worker.model_server.client import ModelServer, http_client
+from worker.attempts.journal import AttemptJournal
+from worker.model_server.client import ModelServer
 from worker.service import Worker, build_verbs
 from worker.session.lease import WORKER_LEASE_S, Lease
 from worker.settings import WorkerSettings
@@ -34,11 +37,13 @@ class Host:
     """One worker, and the words that a dispatcher says to it."""
 
     def __init__(
-        self, harness: VerbHarness | None = None, *, fence_s: float = WORKER_LEASE_S, **service: Any
+        self, harness: VerbHarness | None = None, *, fence_s: float = WORKER_LEASE_S, **lease: Any
     ) -> None:
         self.harness = harness or VerbHarness()
         self.broker = FakeBroker()
         self.stop = asyncio.Event()
+        self._folder = TemporaryDirectory()
+        self.journal = AttemptJournal(Path(self._folder.name) / "attempts")
         with pytest.MonkeyPatch.context() as patch:
             quick = partial(build_verbs, cleanup_retry_s=CLEANUP_RETRY_S)
             patch.setattr("worker.service.build_verbs", quick)
@@ -46,9 +51,9 @@ class Host:
                 WorkerSettings(host_id=HOST, worker_allowed_images=("*",)),
                 broker=self.broker,
                 runtime=self.harness.runtime,
-                server=ModelServer(http_client(self.harness.runtime.transport)),
-                new_lease=partial(Lease, seconds=fence_s),
-                **service,
+                server=ModelServer(self.harness.runtime.model_servers),
+                journal=self.journal,
+                new_lease=partial(Lease, seconds=fence_s, **lease),
             )
 
     @property
@@ -129,10 +134,10 @@ class Host:
 
 
 @asynccontextmanager
-async def running_host(harness: VerbHarness | None = None, **service: Any) -> AsyncIterator[Host]:
+async def running_host(harness: VerbHarness | None = None, **lease: Any) -> AsyncIterator[Host]:
     """Run a worker; it is stopped at the end, at once and without a word."""
     async with asyncio.timeout(30):
-        host = Host(harness, **service)
+        host = Host(harness, **lease)
         running = asyncio.create_task(host.service.run(host.stop))
         try:
             yield host

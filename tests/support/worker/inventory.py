@@ -12,7 +12,7 @@ from tests.support.worker.harness import VerbHarness
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.discards import Discards
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
 from worker.session.relist import InventoryLoop
 
 
@@ -30,8 +30,8 @@ class InventoryHarness:
         health._clock = lambda: self.now
         self.relist = InventoryLoop(
             runtime=self.harness.runtime,
-            server=ModelServer(http_client(self.harness.runtime.transport)),
-            health=health,
+            server=ModelServer(self.harness.runtime.model_servers),
+            containers=containers,
             registry=self.registry,
             discards=Discards(containers, self.registry, JobLocks(), tasks),
             reporter=self.reporter,

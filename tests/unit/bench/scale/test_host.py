@@ -10,7 +10,8 @@ from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import JobState, OperationState, Verb
 from worker.attempts.attempt import Attempt, Outcome
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
+from worker.model_server.http_exchange import BoundedTransport
 from worker.settings import WorkerSettings
 
 
@@ -20,7 +21,7 @@ class Bench:
     def __init__(self) -> None:
         self.engine = SimulatedEngine("h1")
         settings = WorkerSettings(host_id="h1")
-        self.verbs = SimulatedVerbs(self.engine, ModelServer(http_client()), settings)
+        self.verbs = SimulatedVerbs(self.engine, ModelServer(BoundedTransport()), settings)
         self.reported = asyncio.Event()
 
     def attempt(self, verb: Verb, job_id: str = "j1") -> Attempt:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 
 import pytest
 from pydantic import ValidationError
@@ -12,7 +13,8 @@ from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
-from worker.model_server.client import ModelServer, NoAnswerError, http_client
+from worker.model_server.client import ModelServer, NoAnswerError
+from worker.model_server.http_exchange import BoundedTransport
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.results import Reply, ResultReader, result_of
 from worker.model_server.templates import Placeholders
@@ -60,9 +62,9 @@ async def raw() -> AsyncIterator[Raw]:
 
 
 @pytest.fixture
-async def model_server() -> AsyncIterator[ModelServer]:
-    async with http_client() as client:
-        yield ModelServer(client)
+def model_server() -> Iterator[ModelServer]:
+    with closing(BoundedTransport()) as transport:
+        yield ModelServer(transport)
 
 
 def fillings(value: object = None) -> Placeholders:

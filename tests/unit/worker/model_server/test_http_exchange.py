@@ -3,24 +3,22 @@
 import asyncio
 import gzip
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
-import httpx2
 import pytest
 
 from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address
-from worker.model_server.client import ModelServer, NoAnswerError, http_client
+from worker.model_server.client import ModelServer, NoAnswerError
 from worker.model_server.http_exchange import (
     TRICKLE_PAUSE_S,
     TRICKLE_READS_PER_S,
     BoundedTransport,
     Pace,
-    to_address,
 )
 from worker.model_server.templates import Placeholders
 
@@ -58,9 +56,14 @@ def flood(first: bytes, endless: bytes) -> Serve:
 
 
 @pytest.fixture
-async def model_server() -> AsyncIterator[ModelServer]:
-    async with http_client() as client:
-        yield ModelServer(client)
+def transport() -> Iterator[BoundedTransport]:
+    with closing(BoundedTransport()) as made:
+        yield made
+
+
+@pytest.fixture
+def model_server(transport: BoundedTransport) -> ModelServer:
+    return ModelServer(transport)
 
 
 async def ask(server: ModelServer, address: Address, input_json: str | None = None) -> bytes:
@@ -91,28 +94,6 @@ async def test_a_flood_ends_by_itself_and_costs_little(
         with pytest.raises(ModelyardError):
             await ask(model_server, address)
         assert time.process_time() - began < FLOOD_CPU_S
-
-
-async def test_headers_that_nobody_looks_at_are_not_handed_on() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Type: x/y\r\nX: y\r\n\r\n")
-
-    async with asyncio.timeout(20), served(serve) as address, http_client() as client:
-        answer = await client.get("http://127.0.0.1/", extensions=to_address(address))
-    assert dict(answer.headers) == {"content-type": "x/y"}
-
-
-async def test_a_request_goes_to_the_given_address_whatever_its_url_says() -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-
-    async with asyncio.timeout(20), served(serve) as address, http_client() as client:
-        there = await client.get("http://127.0.0.9:1/", extensions=to_address(address))
-        assert there.status_code == 204
-        with pytest.raises(httpx2.LocalProtocolError, match="where to send it"):
-            await client.get(f"http://{address.host}:{address.port}/")
 
 
 async def test_a_server_that_trickles_is_read_less_often(
@@ -150,14 +131,14 @@ def test_the_pause_grows_with_the_exchanges_that_trickle() -> None:
     assert pace.trickling / pace.pause_s == TRICKLE_READS_PER_S
 
 
-async def test_an_exchange_that_trickled_is_not_counted_when_it_is_over() -> None:
-    transport = BoundedTransport()
-    async with http_client(transport) as client, served(flood(b"", b"H")) as address:
+async def test_an_exchange_that_trickled_is_not_counted_when_it_is_over(
+    transport: BoundedTransport, model_server: ModelServer
+) -> None:
+    async with served(flood(b"", b"H")) as address:
         with pytest.raises(NoAnswerError):
-            await ask(ModelServer(client), address)
-    slow = flood(b"HTTP/1.1 200 OK\r\n\r\n", b"x")
-    async with http_client(transport) as client, served(slow) as address:
-        asking = asyncio.create_task(ask(ModelServer(client), address))
+            await ask(model_server, address)
+    async with served(flood(b"HTTP/1.1 200 OK\r\n\r\n", b"x")) as address:
+        asking = asyncio.create_task(ask(model_server, address))
 
         async def it_trickles() -> bool:
             return transport.pace.trickling > 0
@@ -204,19 +185,3 @@ async def test_a_connection_that_is_closed_too_early_is_no_answer(
     async with asyncio.timeout(10), served(serve) as address:
         with pytest.raises(NoAnswerError, match="POST /infer"):
             await ask(model_server, address)
-
-
-async def test_each_request_has_a_connection_of_its_own_and_says_so(
-    model_server: ModelServer,
-) -> None:
-    heads: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heads.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
-
-    async with asyncio.timeout(10), served(serve) as address:
-        await ask(model_server, address)
-        await ask(model_server, address)
-    assert len(heads) == 2
-    assert all(b"\r\nConnection: close\r\n" in head for head in heads)

@@ -3,21 +3,25 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from modelyard.broker import DETAIL_HEADER, REASON_HEADER
+from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import (
+    CancelOperation,
     Heartbeat,
     HostCommand,
     HostCommands,
     OperationReport,
     WorkerReports,
 )
-from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.states import OperationState, Phase, Verb
 from modelyard.contract.topology import HEARTBEATS, REPORTS
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
@@ -25,14 +29,17 @@ from tests.support.waiting import eventually
 from tests.support.worker.broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
 from tests.support.worker.harness import HOST, IMAGE, VerbHarness, model
 from worker.attempts.job_locks import JobLocks
+from worker.attempts.journal import AttemptJournal
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.executor import AttemptRunner
-from worker.model_server.client import ModelServer, http_client
+from worker.model_server.client import ModelServer
+from worker.session.acceptance import Acceptance
 from worker.session.boot import BootRecovery
 from worker.session.command_consumer import CommandConsumer
 from worker.session.heartbeat import HeartbeatSender
 from worker.session.host_channel import HostChannel
 from worker.session.lease import Lease
+from worker.settings import WorkerSettings
 
 CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 
@@ -40,17 +47,23 @@ CREATE, LOAD, INFER = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER
 class Intake:
     """A consumer over a fake broker and a fake engine."""
 
-    def __init__(self, tasks: TaskGroup, harness: VerbHarness | None = None) -> None:
+    def __init__(
+        self, tasks: TaskGroup, journal: AttemptJournal, harness: VerbHarness | None = None
+    ) -> None:
         self.broker = FakeBroker()
+        journal.take_over()
+        journal.announced()
         self.harness = harness or VerbHarness()
         self.reporter = reporter_on(self.broker)
         self.registry = AttemptRegistry(self.reporter.put)
         self.attempts = AttemptRunner(self.harness.operations, self.registry, JobLocks(), tasks)
         self.announced = 0
         self.lease = Lease()
+        acceptance = Acceptance(self.reporter, journal)
+        self.registry.on_silenced = acceptance.silenced
         self.consumer = CommandConsumer(
             HostChannel(self.broker, HOST, "i-1"),
-            reporter=self.reporter,
+            acceptance=acceptance,
             registry=self.registry,
             attempts=self.attempts,
             announce=self._announce,
@@ -101,31 +114,74 @@ class Intake:
 
 
 @asynccontextmanager
-async def intake(harness: VerbHarness | None = None) -> AsyncIterator[Intake]:
-    async with asyncio.timeout(20), TaskGroup() as tasks:
-        made = Intake(tasks, harness)
-        yield made
-        await made.attempts.drain(0.0)
-        made.stop()
+async def intake(
+    harness: VerbHarness | None = None, *, path: Path | None = None
+) -> AsyncIterator[Intake]:
+    """Give a consumer whose journal is the file `path`, or one of its own."""
+    with TemporaryDirectory() as folder, closing(_journal(path, folder)) as journal:
+        async with asyncio.timeout(20), TaskGroup() as tasks:
+            made = Intake(tasks, journal, harness)
+            yield made
+            await made.attempts.drain(0.0)
+            made.stop()
 
 
-async def test_accepted_is_confirmed_before_the_delivery_is_settled() -> None:
+def _journal(path: Path | None, folder: str) -> AttemptJournal:
+    return AttemptJournal(path or Path(folder) / "attempts")
+
+
+async def test_a_short_attempt_is_one_report_and_is_settled_after_its_confirm() -> None:
     async with intake() as it:
         command = it.harness.command(CREATE)
         await it.send(command)
         ended = await it.ended(command)
+        await it.settled()
     kinds = [kind for kind, _ in it.broker.log]
-    assert kinds.index("publish") < kinds.index("ack")
-    first = it.broker.reports[0]
-    assert (first.state, first.phase, first.seq) == (OperationState.RUNNING, None, 1)
+    assert kinds == ["publish", "ack"]
+    assert it.broker.reports == [ended]
     assert ended.state is OperationState.SUCCEEDED
-    seqs = [report.seq for report in it.broker.reports]
-    assert seqs == sorted(seqs)
+    assert ended.ran_s is not None
     assert it.announced == 1
 
 
-async def test_while_the_broker_is_away_nothing_is_settled_or_begun() -> None:
+async def test_an_attempt_that_lasts_is_reported_as_running_and_settled_meanwhile() -> None:
     async with intake() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.may_infer.clear()
+        command = it.harness.command(INFER, input=1)
+        await it.send(command)
+        await it.settled()
+        [running] = it.broker.reports
+        assert (running.state, running.phase) == (OperationState.RUNNING, Phase.INFERRING)
+        it.harness.server.may_infer.set()
+        await it.ended(command)
+    seqs = [report.seq for report in it.broker.reports]
+    assert len(seqs) == 2
+    assert seqs == sorted(seqs)
+
+
+async def test_work_begins_while_the_broker_is_away_and_is_settled_later() -> None:
+    async with intake() as it:
+        command = it.harness.command(CREATE)
+        await it.subscription()
+        it.broker.away = True
+        await it.send(command)
+
+        async def made() -> bool:
+            return len(it.harness.runtime.containers) == 1
+
+        await eventually(made)
+        assert it.broker.log == []
+        it.broker.away = False
+        await it.ended(command)
+        await it.settled()
+
+
+async def test_without_a_journal_nothing_begins_before_its_acceptance_is_confirmed(
+    tmp_path: Path,
+) -> None:
+    async with intake(path=tmp_path / "missing" / "attempts") as it:
         command = it.harness.command(CREATE)
         it.broker.away = True
         await it.send(command)
@@ -134,6 +190,82 @@ async def test_while_the_broker_is_away_nothing_is_settled_or_begun() -> None:
         assert it.harness.runtime.containers == {}
         it.broker.away = False
         await it.ended(command)
+    first = it.broker.reports[0]
+    assert (first.state, first.phase, first.seq) == (OperationState.RUNNING, None, 1)
+
+
+async def test_what_a_dead_worker_had_begun_the_next_one_reports_before_it_announces_itself(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "attempts"
+    async with intake(path=path) as it:
+        reported = it.harness.command(CREATE)
+        await it.send(reported)
+        await it.ended(reported)
+        await it.settled()
+        it.broker.away = True
+        begun = it.harness.command(CREATE, job="job-2", generation=3, epoch=2)
+        await it.send(begun)
+
+        async def made() -> bool:
+            return len(it.harness.runtime.containers) == 2
+
+        await eventually(made)
+    broker = FakeBroker()
+    with closing(AttemptJournal(path)) as journal:
+        await _boot(broker, it.harness, journal).announce()
+        first, second = broker.messages
+        [report] = first.operations
+        assert (report.operation_id, report.epoch, report.seq) == (begun.operation_id, 2, 1)
+        assert (report.job_id, report.generation) == ("job-2", 3)
+        assert report.state is OperationState.RUNNING
+        assert second.online is not None
+        assert second.online.begun_known
+        await _boot(broker, it.harness, journal).announce()
+    assert [message.operations for message in broker.messages[2:]] == [()]
+
+
+async def test_a_worker_says_so_when_it_can_not_know_what_had_begun(tmp_path: Path) -> None:
+    known: list[bool] = []
+    for path in (tmp_path / "attempts", tmp_path / "attempts", None):
+        broker = FakeBroker()
+        with closing(AttemptJournal(path)) as journal:
+            await _boot(broker, VerbHarness(), journal).announce()
+        [message] = broker.messages
+        assert message.online is not None
+        known.append(message.online.begun_known)
+    assert known == [False, True, False], "the first one has no journal of an earlier worker"
+
+
+async def test_an_inference_for_an_old_container_is_refused_with_a_report() -> None:
+    async with intake() as it:
+        it.registry.record_generations([("job-1", 2)])
+        command = it.harness.command(INFER, input=1)
+        await it.send(command)
+        refused = await it.ended(command)
+        await it.settled()
+    assert refused.error is not None
+    assert refused.error.code is ErrorCode.NOT_ACCEPTED
+    assert it.harness.server.requests == []
+
+
+async def test_a_delivery_does_not_wait_for_an_attempt_that_is_told_to_be_silent() -> None:
+    async with intake() as it:
+        it.broker.away = True
+        command = it.harness.command(CREATE)
+        it.harness.runtime.images.clear()
+        it.harness.runtime.registry[IMAGE] = lambda _: FakeServer()
+        it.harness.runtime.pull_may_end.clear()
+        await it.send(command)
+
+        async def begun() -> bool:
+            return it.registry.running == 1
+
+        await eventually(begun)
+        it.registry.cancel(
+            CancelOperation(operation_id=command.operation_id, epoch=1, reason="stale")
+        )
+        await it.settled()
 
 
 async def test_a_command_that_comes_twice_runs_once() -> None:
@@ -279,9 +411,12 @@ async def test_nothing_is_taken_once_the_lease_is_lost() -> None:
 async def test_what_was_taken_at_the_very_end_of_a_term_is_not_begun() -> None:
     async with intake() as it:
         assert await it.attempts.abandon() == []
-        command = it.harness.command(CREATE)
-        await it.send(command)
-        await it.settled()
+        await it.send(it.harness.command(CREATE))
+
+        async def taken() -> bool:
+            return it.registry.running == 1
+
+        await eventually(taken)
     assert it.harness.runtime.containers == {}
 
 
@@ -374,10 +509,10 @@ async def test_a_boot_reports_what_it_found() -> None:
     recovery = BootRecovery(
         HostChannel(broker, HOST, "i-2"),
         runtime=harness.runtime,
-        server=ModelServer(http_client(harness.runtime.transport)),
+        server=ModelServer(harness.runtime.model_servers),
         lease=Lease(),
-        slots=3,
-        labels={"zone": "a"},
+        journal=AttemptJournal(None),
+        settings=WorkerSettings(host_id=HOST, worker_slots=3, worker_labels={"zone": "a"}),
     )
     await recovery.prepare()
     containers = await recovery.announce()
@@ -392,14 +527,7 @@ async def test_a_boot_reports_what_it_found() -> None:
 
 async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() -> None:
     harness, broker = VerbHarness(), FakeBroker()
-    recovery = BootRecovery(
-        HostChannel(broker, HOST, "i-1"),
-        runtime=harness.runtime,
-        server=ModelServer(http_client(harness.runtime.transport)),
-        lease=Lease(),
-        slots=1,
-        labels={},
-    )
+    recovery = _boot(broker, harness, AttemptJournal(None))
     await recovery.prepare()
     harness.runtime.available = False
     async with asyncio.timeout(10), TaskGroup() as tasks:
@@ -408,3 +536,14 @@ async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() 
         assert not announcing.done()
         harness.runtime.available = True
     assert announcing.result() == []
+
+
+def _boot(broker: FakeBroker, harness: VerbHarness, journal: AttemptJournal) -> BootRecovery:
+    return BootRecovery(
+        HostChannel(broker, HOST, "i-2"),
+        runtime=harness.runtime,
+        server=ModelServer(harness.runtime.model_servers),
+        lease=Lease(),
+        journal=journal,
+        settings=WorkerSettings(host_id=HOST),
+    )

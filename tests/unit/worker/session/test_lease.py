@@ -119,7 +119,7 @@ async def cut(host: Host) -> None:
 
 
 async def test_a_worker_whose_beats_are_taken_keeps_its_incarnation() -> None:
-    async with running_host(fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
+    async with running_host(fence_s=SHORT_S, renewal_interval_s=BEAT_S) as host:
         await host.online()
 
         async def beaten() -> bool:
@@ -133,7 +133,7 @@ async def test_a_lost_lease_ends_temps_and_models_that_move_and_nothing_else() -
     harness = VerbHarness()
     harness.runtime.images[harness.spec.image] = lambda _: FakeServer(may_infer=asyncio.Event())
     moving = model(on_host_lost="recreate")
-    async with running_host(harness, fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
+    async with running_host(harness, fence_s=SHORT_S, renewal_interval_s=BEAT_S) as host:
         await host.done(CREATE, job="stays")
         await host.done(LOAD, job="stays")
         await host.done(CREATE, job="moves", spec=moving)
@@ -165,7 +165,7 @@ async def test_a_lost_lease_ends_temps_and_models_that_move_and_nothing_else() -
 
 async def test_what_waited_to_be_reported_is_dropped_with_the_lease() -> None:
     harness = VerbHarness(model(Profile.PROCESS))
-    async with running_host(harness, fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
+    async with running_host(harness, fence_s=SHORT_S, renewal_interval_s=BEAT_S) as host:
         command = harness.command(CREATE)
         create = harness.runtime.create
         may_create = asyncio.Event()
@@ -187,7 +187,7 @@ async def test_what_waited_to_be_reported_is_dropped_with_the_lease() -> None:
 
 
 async def test_a_command_for_the_lost_incarnation_is_not_taken() -> None:
-    async with running_host(fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
+    async with running_host(fence_s=SHORT_S, renewal_interval_s=BEAT_S) as host:
         await host.online()
         await cut(host)
         command = host.harness.command(CREATE)
@@ -199,7 +199,7 @@ async def test_a_command_for_the_lost_incarnation_is_not_taken() -> None:
 
 
 async def test_an_engine_that_is_away_loses_the_lease_and_is_waited_for() -> None:
-    async with running_host(fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
+    async with running_host(fence_s=SHORT_S, renewal_interval_s=BEAT_S) as host:
         await host.online()
         subscription = host.broker.subscription
         host.harness.runtime.available = False
@@ -227,7 +227,7 @@ async def test_a_boot_that_was_given_up_announces_itself_anew() -> None:
 
 
 async def test_what_could_not_be_ended_with_the_lease_is_ended_later() -> None:
-    async with running_host(fence_s=SHORT_S, heartbeat_interval_s=BEAT_S) as host:
+    async with running_host(fence_s=SHORT_S, renewal_interval_s=BEAT_S) as host:
         host.harness.server.may_infer.clear()
         temp = host.harness.command(TEMP, input=1)
         await host.send(temp)
