@@ -1,17 +1,22 @@
 """Scheduling: dispatches the operations that may start now; what finds no host gets reasons.
 
-One pass over some jobs: read a snapshot, decide, end the operations that can't run, reserve,
-assign, claim, publish the commands, publish the events. What a crash leaves behind:
+One pass over some jobs: take their lines and the hosts from memory, decide, end the operations that
+can't run, reserve, assign, claim, publish the commands, note the events. Inferences that need no
+more than a claim are claimed in memory as they are decided, before anything is awaited, so that no
+other pass decides about them too; if a write fails, their jobs are dropped from memory. Most of
+them never come here: `FirstPass` dispatches them with the write that takes them in. What a crash
+leaves behind in the record, the only thing that outlives this process:
 
 - after reserve: the reservation names a job that is not assigned to the host; the sweep frees it;
 - after assign: the job names its host and next generation while the operation is still QUEUED;
   the next pass finds the job placed and continues from there;
 - after claim: the operation is DISPATCHED and no command is published; the sweep publishes it;
-- after publish: only the event is missing.
+- after publish: the event is missing, as it was only noted.
 
-A dispatcher whose term is over may be in the middle of a pass over the same jobs: reservations are
-guarded by the host document, assignments by the job's version, claims by the operation's state and
-epoch.
+What is in memory may be outdated, and a dispatcher whose term is over may be in the middle of a
+pass over the same jobs. Neither does harm: reservations are guarded by the host document,
+assignments by the job's version, claims by the operation's state and epoch. A guard that finds
+nothing drops what is in memory, and the job has another pass.
 """
 
 import asyncio

@@ -394,7 +394,8 @@ class Heartbeat(Message):
 class Event(Message):
     """A recorded fact, published on `modelyard.events` after it was stored; for anyone.
 
-    Delivery is at least once: `event_id` is the same for the same fact.
+    It may come twice, with the same `event_id`, and it may be missing if a dispatcher or RabbitMQ
+    died as it was published: the record has every fact.
     """
 
     schema_version: Literal[1] = 1

@@ -157,7 +157,8 @@ class DispatcherParts:
 
         self.event_log.then(note)
         running = asyncio.create_task(self.event_log.run())
-        await published.wait()
+        async with asyncio.timeout(10.0):
+            await published.wait()
         running.cancel()
         await asyncio.wait([running])
         return [one.routing_key for one in self._published if one.exchange == EVENTS.name]

@@ -38,10 +38,11 @@ class Published:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Publish what is noted."""
+        """Publish what is noted, for some seconds at most."""
         running = asyncio.create_task(self.log.run())
         try:
-            yield
+            async with asyncio.timeout(10.0):
+                yield
         finally:
             running.cancel()
             await asyncio.wait([running])
@@ -77,7 +78,7 @@ class Published:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "backoff_s", lambda _: 0.0)
+    monkeypatch.setattr(bounds, "backoff_s", lambda _: 0.001)
 
 
 def event(name: str) -> Event:
@@ -236,7 +237,8 @@ async def test_nothing_is_acked_once_the_term_is_over() -> None:
     it.then("first")
     it.term.end()
     with pytest.raises(NotLeadingError):
-        await it.log.run()
+        async with asyncio.timeout(10.0):
+            await it.log.run()
     assert it.done == []
 
 

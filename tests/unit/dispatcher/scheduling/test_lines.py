@@ -236,12 +236,12 @@ async def test_an_operation_becomes_what_is_noted_and_keeps_its_place(
     await parts.lines.read([JOB])
     there = parts.lines.operation(JOB, first.operation_id)
     assert there is not None
-    parts.lines.replace(dispatched(there))
+    then = dispatched(there)
+    parts.lines.replace(then)
     assert held(parts.lines) == [first.operation_id, second.operation_id]
-    now = parts.lines.operation(JOB, first.operation_id)
-    assert now == dispatched(there)
+    assert parts.lines.operation(JOB, first.operation_id) == then
     parts.lines.replace(there)
-    assert parts.lines.operation(JOB, first.operation_id) == now  # that was earlier
+    assert parts.lines.operation(JOB, first.operation_id) == then  # that was earlier
     parts.lines.remove(JOB, first.operation_id)
     assert held(parts.lines) == [second.operation_id]
 
@@ -337,11 +337,15 @@ async def test_all_active_operations_have_their_turn(
         parts.load_job(job_id)
     many = await active(parts, *jobs)
     await parts.lines.verify()
-    for one in many:
-        write_unheard(parts, one, epoch=2)
-    for left in (2, 1, 0):
+    for stale in many:
+        assert len([job_id for job_id in jobs if parts.lines.line(job_id)]) == len(jobs)
+        write_unheard(parts, stale, epoch=2)
+        for _ in range(2 * len(jobs)):  # wherever its turn is; a round may begin anew meanwhile
+            await parts.lines.verify()
+        assert parts.lines.line(stale.job_id or "") is None
+        write_unheard(parts, stale, epoch=1)
+        await parts.lines.read(jobs)
         await parts.lines.verify()
-        assert len([job_id for job_id in jobs if parts.lines.line(job_id)]) == left
 
 
 async def test_nothing_is_read_if_nothing_is_active(parts: DispatcherParts) -> None:
