@@ -9,6 +9,7 @@ import uvloop
 from dispatcher.service import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.process.garbage import collect_rarely
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     purpose = "Records requests, places them on hosts, records the workers' reports."
     settings = start_process(PROG, purpose, DispatcherSettings, argv)
     setup_logging("dispatcher", level=settings.log_level, log_format=settings.log_format)
+    collect_rarely()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings))

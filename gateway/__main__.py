@@ -15,6 +15,7 @@ from gateway.service import Gateway
 from gateway.settings import AuthMethod, GatewaySettings
 from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.process.garbage import collect_rarely
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the gateway until SIGTERM or SIGINT."""
     settings = start_process(PROG, "Modelyard's HTTP API.", GatewaySettings, argv)
     setup_logging("gateway", level=settings.log_level, log_format=settings.log_format)
+    collect_rarely()
     most = connections_within_file_limit(settings.gateway_max_connections)
     settings = settings.model_copy(update={"gateway_max_connections": most})
     try:

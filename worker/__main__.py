@@ -10,6 +10,7 @@ import structlog
 
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
+from modelyard.process.garbage import collect_rarely
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for caution in settings.cautions:
         log.warning("settings.caution", caution=caution)
+    collect_rarely()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(run(settings))

@@ -28,7 +28,7 @@ MAX_INPUT_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
-class _Held:
+class _HeldLine:
     job: JobRecord
     operations: dict[str, OperationRecord]
     """Its first open operations by id, in the order of the line."""
@@ -56,7 +56,7 @@ class Lines:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._held: OrderedDict[str, _HeldLine] = OrderedDict()
         self._loading: list[_Loading] = []
         self._entering: Counter[str] = Counter()
         self._active: dict[str, OperationRecord] = {}
@@ -211,7 +211,7 @@ class Lines:
 
     def _hold(self, line: JobLine) -> None:
         self._drop(line.job.job_id)
-        held = _Held(line.job, {}, whole=len(line.operations) < LINE_HEAD)
+        held = _HeldLine(line.job, {}, whole=len(line.operations) < LINE_HEAD)
         self._held[line.job.job_id] = held
         for operation in line.operations:
             self._put(held, operation)
@@ -223,13 +223,13 @@ class Lines:
             for operation_id in list(held.operations):
                 self._take(held, operation_id)
 
-    def _put(self, held: _Held, operation: OperationRecord) -> None:
+    def _put(self, held: _HeldLine, operation: OperationRecord) -> None:
         before = held.operations.get(operation.operation_id)
         self._operations += before is None
         self._input_bytes += _size(operation) - _size(before)
         held.operations[operation.operation_id] = operation
 
-    def _take(self, held: _Held, operation_id: str) -> None:
+    def _take(self, held: _HeldLine, operation_id: str) -> None:
         before = held.operations.pop(operation_id, None)
         self._operations -= before is not None
         self._input_bytes -= _size(before)

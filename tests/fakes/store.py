@@ -9,8 +9,7 @@ from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.catalog import CatalogCollection
-from modelyard.store.changes import Changes
-from modelyard.store.connection import Collection, MongoConnection
+from modelyard.store.connection import Changes, Collection, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
