@@ -146,6 +146,11 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
     return pipeline
 
 
+def _not_before_dispatch(at: datetime) -> Document:
+    """Return a time by the dispatcher's clock, or that of the dispatch if it is later."""
+    return {"$max": ["$dispatched_at", at]}
+
+
 def _began_at(ran_s: float) -> Document:
     """Return when an attempt began that has lasted `ran_s` seconds: after it was dispatched."""
     return {"$max": ["$claimed_at", {"$subtract": ["$$NOW", int(ran_s * 1_000)]}]}
@@ -221,7 +226,12 @@ def report_write(
         if report.progress
         else None,
         "error": literal(report.error),
-        "started_at": {"$ifNull": ["$started_at", receipt.started_at if receipt else began_at]},
+        "started_at": {
+            "$ifNull": [
+                "$started_at",
+                _not_before_dispatch(receipt.started_at) if receipt else began_at,
+            ]
+        },
         "begun_at": {"$ifNull": ["$begun_at", began_at]},
         # A worker has begun it, so its queue deadline does not apply any more.
         "expires_at": "$$REMOVE",
@@ -231,7 +241,7 @@ def report_write(
     if state.terminal:
         changes |= {"open": False, "finished_at": "$$NOW"}
         if receipt is not None:
-            changes["finished_at"] = receipt.finished_at
+            changes["finished_at"] = _not_before_dispatch(receipt.finished_at)
     if result is not None:
         changes |= {
             "result_json": {"$literal": result.inline_json},

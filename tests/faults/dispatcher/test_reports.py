@@ -90,8 +90,9 @@ def _ends(recording: Recording) -> dict[str, dict[str, Document]]:
     }
 
 
-DRAWN = ("token", "current", "not_before")
-"""Made by chance: names of passes, and how long an attempt that failed rests."""
+DRAWN = ("token", "current", "not_before", "dispatched_at", "started_at", "finished_at")
+"""Made by chance: names of passes, how long an attempt that failed rests, and what the dispatcher's
+own clock says."""
 COUNTED = ("version", "updated_at", "loaded_at", "told")
 """They tell of the latest write, and a report that comes again writes again what it had written."""
 

@@ -272,14 +272,20 @@ async def test_a_freed_slot_goes_to_the_most_urgent_not_to_who_comes_now(
 @pytest.fixture
 def stone(driver: DispatcherDriver, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a job whose messages make the dispatcher stumble."""
-    take_in = driver.store.operations.take_in
+    enter, take_in = driver.store.operations.enter, driver.store.operations.take_in
 
-    async def trips(new: Any) -> list[bool]:
+    async def trips(entries: Any) -> Any:
+        if any(one.new.job_id == "stone" for one in entries):
+            raise OverflowError("nobody foresaw this")
+        return await enter(entries)
+
+    async def trips_again(new: Any) -> list[bool]:
         if any(one.job_id == "stone" for one, _ in new):
             raise OverflowError("nobody foresaw this")
         return await take_in(new)
 
-    monkeypatch.setattr(driver.store.operations, "take_in", trips)
+    monkeypatch.setattr(driver.store.operations, "enter", trips)
+    monkeypatch.setattr(driver.store.operations, "take_in", trips_again)
     return "stone"
 
 
