@@ -85,10 +85,10 @@ class FirstPass:
                 self._lines.forget(unclear)
         in_line = [one for one in entries if one not in back]
         claims = [one.claim for one in in_line if one.claim is not None]
-        await self._commands.publish([claim.dispatched() for claim in claims], held)
+        await self._commands.publish([claim.dispatched for claim in claims], held)
         # What was never QUEUED in the record without being DISPATCHED too has only that event.
         self._event_log.note(
-            operation_event(one.claim.dispatched() if one.claim else one.new.queued())
+            operation_event(one.claim.dispatched if one.claim else one.new.queued())
             for one in in_line
         )
         return [one.new for one in back]
@@ -120,7 +120,7 @@ class FirstPass:
                     claim = DispatchClaim(
                         start.operation, host.host_id, host.incarnation or "", start.job.generation
                     )
-                    self._lines.replace(claim.dispatched())
+                    self._lines.replace(claim.dispatched)
                     claims[key] = claim
         return [
             IntakeEntry(one, lines[one.operation_id], claims.get(one.operation_id)) for one in new

@@ -45,9 +45,8 @@ class OrderedIntake:
         """
         ids = [one.operation_id for one in wanted]
         jobs = sorted({one.job_id for one in wanted if one.job_id and not one.rejection})
-        known, earlier, _ = await together(
-            self._store.operation_queries.known(ids),
-            self._store.operation_queries.not_in_line(jobs, but=ids),
+        (known, earlier), _ = await together(
+            self._store.operation_queries.known_or_not_in_line(ids, jobs),
             self._store.jobs.ensure(jobs),
         )
         for one in wanted:

@@ -130,10 +130,6 @@ class Lines:
             self._mark_changed(job_id)
             self._drop(job_id)
 
-    def clear(self) -> None:
-        """Drop everything."""
-        self.forget(list(self._held))
-
     @contextmanager
     def entering(self, job_ids: Sequence[str]) -> Iterator[None]:
         """Enclose the write that puts new operations of these jobs in line.

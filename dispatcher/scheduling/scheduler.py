@@ -24,6 +24,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import structlog
 
@@ -67,7 +68,7 @@ RETRY_AFTER_S = 0.5
 WITHDRAWN = "It was withdrawn: no host could take it, and a TERMINATE waited behind it."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PlannedDispatch:
     """One operation that this pass will dispatch to a host."""
 
@@ -78,9 +79,9 @@ class PlannedDispatch:
     placement: PlaceAndDispatch | None
     """Set if the operation needs a new reservation."""
 
-    @property
+    @cached_property
     def claim(self) -> DispatchClaim:
-        """The request to dispatch it."""
+        """The request to dispatch it: one for memory and record, so that both have its time."""
         incarnation = self.host.incarnation or ""
         return DispatchClaim(self.operation, self.host.host_id, incarnation, self.generation)
 
@@ -237,7 +238,7 @@ class Scheduler:
         plan = make_plan(self._still(lines), catalog, FreeCapacity(hosts))
         shared = [one for one in plan.dispatches if one.operation.shared]
         for one in shared:
-            self._lines.replace(one.claim.dispatched())
+            self._lines.replace(one.claim.dispatched)
         try:
             await self._end(plan)
             await self._store.operations.explain_waiting(plan.waiting)

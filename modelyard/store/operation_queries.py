@@ -45,20 +45,22 @@ class OperationQueries:
         """Return those of these operations that are recorded."""
         return await self._find_known({"_id": {"$in": list(operation_ids)}})
 
-    async def not_in_line(
-        self, job_ids: Sequence[str], *, but: Sequence[str]
-    ) -> list[KnownOperation]:
-        """Return recorded operations of these jobs without a position, oldest first."""
-        found = await self._find_known(_not_in_line(job_ids) | {"_id": {"$nin": list(but)}})
-        return list(found.values())
-
     async def known_or_not_in_line(
         self, operation_ids: Sequence[str], job_ids: Sequence[str]
     ) -> tuple[dict[str, KnownOperation], list[KnownOperation]]:
-        """Return what `known` and `not_in_line`, but for these operations, return, in one query."""
+        """Return those of these operations that are recorded, and others that have no position.
+
+        The others are recorded operations of these jobs, oldest first.
+        """
         ids = set(operation_ids)
+        not_in_line = {
+            "job_id": {"$in": list(job_ids)},
+            "open": True,
+            "line": None,
+            "aside": {"$ne": True},
+        }
         found = await self._find_known(
-            {"$or": [{"_id": {"$in": list(operation_ids)}}, _not_in_line(job_ids)]}
+            {"$or": [{"_id": {"$in": list(operation_ids)}}, not_in_line]}
         )
         return (
             {key: one for key, one in found.items() if key in ids},
@@ -246,12 +248,3 @@ class OperationQueries:
             )
             for document in found
         }
-
-
-def _not_in_line(job_ids: Sequence[str]) -> Document:
-    return {
-        "job_id": {"$in": list(job_ids)},
-        "open": True,
-        "line": None,
-        "aside": {"$ne": True},
-    }

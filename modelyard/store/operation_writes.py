@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 
 from pymongo import UpdateOne
 
@@ -26,7 +27,7 @@ def now_for_people() -> datetime:
     return now.replace(microsecond=now.microsecond // 1_000 * 1_000)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DispatchClaim:
     """The scheduler's request to dispatch one operation whose epoch is still as it was read."""
 
@@ -36,8 +37,9 @@ class DispatchClaim:
     generation: int
     at: datetime = field(default_factory=now_for_people)
 
+    @cached_property
     def dispatched(self) -> OperationRecord:
-        """Return the operation as it is after this claim."""
+        """The operation as it is after this claim."""
         return self.operation.model_copy(
             update={
                 "state": OperationState.DISPATCHED,

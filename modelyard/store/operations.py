@@ -193,7 +193,7 @@ class Operations:
             raise
         all_moved = done.matched_count == len(writes)
         if all_moved and all(claim.operation.input_at_hand for claim in claims):
-            return [claim.dispatched() for claim in claims]
+            return [claim.dispatched for claim in claims]
         if not all_moved:
             self._connection.changes.written(jobs=jobs)
         return await self._queries.find(

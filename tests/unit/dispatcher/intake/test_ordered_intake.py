@@ -96,7 +96,7 @@ async def test_what_is_rejected_is_recorded_as_such(parts: DispatcherParts) -> N
 
 
 @pytest.mark.parametrize("fate", ["lost_before", "lost_after"])
-@pytest.mark.parametrize("call", range(6))
+@pytest.mark.parametrize("call", range(5))  # each of its calls to MongoDB
 async def test_what_fails_is_done_again_without_doing_anything_twice(
     parts: DispatcherParts, call: int, fate: Fate
 ) -> None:

@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -68,17 +68,6 @@ def answering(answer: bytes, times: int = 1_000) -> Callable[[Server], Serve]:
         return serve
 
     return serve_on
-
-
-@pytest.fixture
-def transport() -> Iterator[BoundedTransport]:
-    with closing(BoundedTransport()) as made:
-        yield made
-
-
-@pytest.fixture
-def model_server(transport: BoundedTransport) -> ModelServer:
-    return ModelServer(transport)
 
 
 async def ask(server: ModelServer, address: Address, *, keeps: bool = True) -> bytes:

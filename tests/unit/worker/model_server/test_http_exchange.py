@@ -3,8 +3,8 @@
 import asyncio
 import gzip
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -53,17 +53,6 @@ def flood(first: bytes, endless: bytes) -> Serve:
             await asyncio.sleep(0)
 
     return serve
-
-
-@pytest.fixture
-def transport() -> Iterator[BoundedTransport]:
-    with closing(BoundedTransport()) as made:
-        yield made
-
-
-@pytest.fixture
-def model_server(transport: BoundedTransport) -> ModelServer:
-    return ModelServer(transport)
 
 
 async def ask(server: ModelServer, address: Address, input_json: str | None = None) -> bytes:
