@@ -83,11 +83,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist says that this process has collected
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Install programs and make images before the first test: no test's time is meant for it."""
+    """Install programs and make images before the first test: no test's time is meant for it.
+
+    pytest-xdist begins when all its processes have collected, and any of them may be the one that
+    runs the tests with servers.
+    """
     first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
     if session.config.option.collectonly or not first:
-        return  # No process begins a test before this one is done here.
+        return
     needed = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     try:
         if "programs" in needed:
