@@ -137,12 +137,16 @@ class DockerEngine:
         )
 
     def _claim_network(self) -> EngineNetwork:
-        """Reuse the block of the last start, because users' networks may have addresses in it."""
+        """Reuse the block of the last start, because users' networks may have addresses in it.
+
+        That is found even if somebody removed the folder while the engine ran, or after a crash.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        known = self.network
+        known = EngineNetwork.found(self._bridge) or self.network
         if known:
             known.remove()  # a crash may have left its bridges and rules
             if is_free(known.block):
+                self._block_file.write_text(str(known.block))
                 return known
             shutil.rmtree(self.folder / "engine" / "network", ignore_errors=True)
         network = EngineNetwork(self._bridge, free_block())

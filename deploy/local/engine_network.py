@@ -34,6 +34,14 @@ class EngineNetwork:
     bridge: str
     block: ipaddress.IPv4Network
 
+    @classmethod
+    def found(cls, bridge: str) -> EngineNetwork | None:
+        """Return the network whose default bridge exists; None if there is no such bridge."""
+        for name, address in _addresses():
+            if name == bridge:
+                return cls(bridge, ipaddress.IPv4Network(f"{address}/{_BLOCK}", strict=False))
+        return None
+
     @property
     def pool(self) -> ipaddress.IPv4Network:
         """The part of the block out of which the engine gives networks to its users."""

@@ -322,6 +322,26 @@ def test_an_engine_that_crashed_comes_back_with_its_images_networks_and_containe
     assert docker(engine, "ps", "-aq") == ""
 
 
+@pytest.mark.timeout(180)
+def test_an_engine_whose_folder_was_removed_after_a_crash_starts_anew_and_leaves_nothing(
+    engines: tuple[DockerEngine, DockerEngine],
+) -> None:
+    before = engines[0]
+    docker(before, "network", "create", "modelyard")
+    network = before.network
+    assert network
+    before.kill()
+    shutil.rmtree(before.folder)
+    engine = DockerEngine(before.folder)
+    engine.start()
+    try:
+        assert engine.network == network
+        assert docker(engine, "network", "ls", "-q", "-f", "name=modelyard") == ""
+    finally:
+        engine.stop()
+    assert kernel_mentions(engine) == []
+
+
 def test_an_unknown_kind_of_engine_address_is_refused_in_plain_words() -> None:
     with pytest.raises(StackError, match="only unix:// and tcp://"):
         engine_api.version("ssh://elsewhere")
