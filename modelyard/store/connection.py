@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from bson.codec_options import CodecOptions, DatetimeConversion
@@ -19,6 +21,7 @@ from pymongo.errors import (
 from pymongo.write_concern import WriteConcern
 
 from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
+from modelyard.process.clock import uptime_s
 
 Collection = AsyncIOMotorCollection[dict[str, Any]]
 
@@ -30,6 +33,8 @@ would make its whole collection unreadable."""
 
 DEFAULT_DATABASE = "modelyard"
 DUPLICATE_KEY = 11_000
+TIME_HOLDS_S = 10.0
+"""Seconds after which the database is asked for the time again."""
 
 _UNUSABLE_URL = (
     "MongoDB's URL can't be used; expected mongodb://[user:password@]host[:port]/database"
@@ -38,6 +43,14 @@ _UNUSABLE_URL = (
 
 
 Listener = Callable[[Iterable[str]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _ToldTime:
+    """What the database's clock showed at a moment by `uptime_s`."""
+
+    time: datetime
+    at: float
 
 
 class Changes:
@@ -82,6 +95,8 @@ class MongoConnection:
         """
         self._timeout_s = timeout_s
         self.changes = Changes()
+        self._told: _ToldTime | None = None
+        self._latest: datetime | None = None
         try:
             self._client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
                 url,
@@ -108,6 +123,28 @@ class MongoConnection:
         """Return if a primary answers; raises `StoreUnavailableError`."""
         async with self.answering():
             await self.database.command("ping")
+
+    async def time(self) -> datetime:
+        """Return the time by the database's clock, in whole milliseconds as MongoDB stores it.
+
+        It is asked for every `TIME_HOLDS_S` seconds, and wrong by half of what that call took at
+        most. It never goes back, so what one process records is in order. Raises
+        `StoreUnavailableError`.
+        """
+        asked_at = uptime_s()
+        if self._told is None or self._told.at < asked_at - TIME_HOLDS_S:
+            async with self.answering():
+                time = await self._asked_time()
+            self._told = _ToldTime(time, (asked_at + uptime_s()) / 2)
+        now = self._told.time + timedelta(seconds=uptime_s() - self._told.at)
+        now = now.replace(microsecond=now.microsecond // 1_000 * 1_000)
+        self._latest = now if self._latest is None else max(now, self._latest)
+        return self._latest
+
+    async def _asked_time(self) -> datetime:
+        answer = await self.database.command("hello")
+        time: datetime = answer["localTime"]
+        return time
 
     def close(self) -> None:
         """Close all sockets."""
@@ -152,6 +189,14 @@ class MongoConnection:
             raise
         except PyMongoError as error:
             raise StoreUnavailableError(f"MongoDB does not answer: {error}") from error
+
+
+def duplicates(error: BulkWriteError) -> frozenset[int]:
+    """Return which writes were refused because their keys exist; raises the error for others."""
+    errors = error.details["writeErrors"]
+    if any(one["code"] != DUPLICATE_KEY for one in errors):
+        raise error
+    return frozenset(one["index"] for one in errors)
 
 
 def _is_not_now(error: OperationFailure) -> bool:

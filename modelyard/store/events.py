@@ -7,7 +7,7 @@ from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from modelyard.contract.messages import Event
-from modelyard.store.connection import DUPLICATE_KEY, MongoConnection
+from modelyard.store.connection import MongoConnection, duplicates
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import DeadLetter, error_document
 
@@ -48,10 +48,7 @@ class Events:
             async with self._connection.answering():
                 await self._collection.insert_many(documents, ordered=False)
         except BulkWriteError as error:
-            errors = error.details["writeErrors"]
-            if any(one["code"] != DUPLICATE_KEY for one in errors):
-                raise
-            known = frozenset(one["index"] for one in errors)
+            known = duplicates(error)
         return frozenset(one.event_id for n, one in enumerate(events) if n not in known)
 
     async def hosts_of(self, event_ids: Iterable[str]) -> dict[str, str | None]:

@@ -1,7 +1,8 @@
 """The guarded writes to one operation, as MongoDB's update pipelines."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 from pymongo import UpdateOne
@@ -90,9 +91,6 @@ class Receipt:
     """The message that it came in, if the operation keeps that: if it belongs to a relocation."""
 
 
-_NOT_QUEUED = sorted(set(OperationState) - {OperationState.QUEUED})
-
-
 def sources(target: OperationState) -> list[str]:
     return sorted(operation_sources(target))
 
@@ -109,13 +107,48 @@ def literal(value: ErrorInfo | None) -> Document | None:
 def recording(operation: NewOperation, line: int | None, place: int) -> list[Document]:
     """Return a pipeline that records a new operation, and sets its `line` if it has none.
 
-    `place` is its position among the operations of the same write, which all share one `$$NOW`.
+    `place` grows with each operation that this process records: it orders those of one moment.
     Every value that a client chose is a literal, so that none of its keys or strings is evaluated
     as an expression.
     """
+
+    def after(seconds: float) -> object:
+        return {"$add": ["$$NOW", int(seconds * 1_000)]}
+
+    document = {"$literal": _recorded(operation, place)}
+    pipeline: list[Document] = [
+        {
+            "$replaceWith": {
+                "$cond": [
+                    {"$eq": [{"$type": "$accepted_at"}, "missing"]},
+                    {"$mergeObjects": [document, _times(operation, after)]},
+                    "$$ROOT",
+                ],
+            },
+        },
+    ]
+    if line is not None:
+        pipeline.append({"$set": {"line": {"$ifNull": ["$line", line]}}})
+    return pipeline
+
+
+def new_document(operation: NewOperation, place: int, at: datetime) -> Document:
+    """Return the document of an operation that is recorded at `at` by the database's clock.
+
+    To insert it costs MongoDB a quarter of what `recording` does.
+    """
+
+    def after(seconds: float) -> object:
+        return at + timedelta(milliseconds=int(seconds * 1_000))
+
+    return _recorded(operation, place) | _times(operation, after)
+
+
+def _recorded(operation: NewOperation, place: int) -> Document:
+    """Return a new operation's document, but for its times."""
     rejection = operation.rejection
     document = operation.model_dump(mode="json", exclude={"operation_id", "rejection", "rest_s"})
-    document |= {
+    return document | {
         "_id": operation.operation_id,
         "state": OperationState.REJECTED if rejection else OperationState.QUEUED,
         "open": rejection is None,
@@ -125,27 +158,18 @@ def recording(operation: NewOperation, line: int | None, place: int) -> list[Doc
         "seq": 0,
         "error": error_document(rejection),
     }
-    set_by_database: Document = {"accepted_at": "$$NOW"}
-    if rejection is not None:
-        set_by_database["finished_at"] = "$$NOW"
+
+
+def _times(operation: NewOperation, after: Callable[[float], object]) -> Document:
+    """Return a new operation's times; `after` says when some seconds after now are over."""
+    times: Document = {"accepted_at": after(0.0)}
+    if operation.rejection is not None:
+        times["finished_at"] = after(0.0)
     if operation.rest_s:
-        set_by_database["not_before"] = {"$add": ["$$NOW", int(operation.rest_s * 1_000)]}
+        times["not_before"] = after(operation.rest_s)
     if operation.queue_timeout_s is not None:
-        set_by_database["expires_at"] = {"$add": ["$$NOW", int(operation.queue_timeout_s * 1_000)]}
-    pipeline: list[Document] = [
-        {
-            "$replaceWith": {
-                "$cond": [
-                    {"$eq": [{"$type": "$accepted_at"}, "missing"]},
-                    {"$mergeObjects": [{"$literal": document}, set_by_database]},
-                    "$$ROOT",
-                ],
-            },
-        },
-    ]
-    if line is not None:
-        pipeline.append({"$set": {"line": {"$ifNull": ["$line", line]}}})
-    return pipeline
+        times["expires_at"] = after(operation.queue_timeout_s)
+    return times
 
 
 def _not_before_dispatch(at: datetime) -> Document:
@@ -161,21 +185,23 @@ def _began_at(ran_s: float) -> Document:
 def entry_write(entry: IntakeEntry, place: int) -> UpdateOne:
     """Return the write that records an operation and puts it in line; with a claim it starts.
 
-    It is refused as a duplicate key if the operation is recorded and may not enter as it is.
+    It changes nothing if the operation is recorded and may not enter as it is.
     """
     new, claim = entry.new, entry.claim
-    pipeline = recording(new, entry.line, place)
+    may_enter: list[Document] = [
+        {"$eq": [{"$ifNull": ["$line", None]}, None]},
+        {"$eq": ["$payload_hash", new.payload_hash]},
+        {"$eq": ["$epoch", 0]},
+        {"$ne": ["$cancel_requested", True]},
+        {"$eq": [{"$type": "$not_before"}, "missing"]},
+        {"$eq": ["$state", OperationState.REJECTED if new.rejection else OperationState.QUEUED]},
+    ]
+    changes: Document = {"line": entry.line}
     if claim is not None:
-        pipeline.append({"$set": _dispatched(claim)})
+        changes |= _dispatched(claim)
     return UpdateOne(
-        {
-            "_id": new.operation_id,
-            "line": None,
-            "payload_hash": new.payload_hash,
-            "state": {"$nin": _NOT_QUEUED},
-            "cancel_requested": {"$ne": True},
-        },
-        pipeline,
+        {"_id": new.operation_id},
+        [*recording(new, None, place), _changed_if(may_enter, changes)],
         upsert=True,
     )
 
@@ -217,7 +243,10 @@ def _dispatched(claim: DispatchClaim) -> Document:
 def report_write(
     report: OperationReport, result: ResultPlace | None, receipt: Receipt | None = None
 ) -> UpdateOne:
-    """Return the write of a report; without `receipt` the database's clock says when it ended."""
+    """Return the write of a report, which changes nothing if the report is stale.
+
+    Without `receipt` the database's clock says when it ended.
+    """
     state = report.state
     began_at = _began_at(report.ran_s or 0.0)
     changes: Document = {
@@ -235,8 +264,6 @@ def report_write(
             ]
         },
         "begun_at": {"$ifNull": ["$begun_at", began_at]},
-        # A worker has begun it, so its queue deadline does not apply any more.
-        "expires_at": "$$REMOVE",
     }
     if report.container_id is not None:
         changes["container_id"] = {"$literal": report.container_id}
@@ -252,12 +279,25 @@ def report_write(
         }
     if receipt is not None and receipt.told is not None:
         changes["told"] = {"$literal": receipt.told.model_dump()}
-    return UpdateOne(
-        {
-            "_id": report.operation_id,
-            "epoch": report.epoch,
-            "seq": {"$lt": report.seq},
-            "state": {"$in": sorted(operation_sources(state) & ACTIVE_ON_HOST_STATES)},
-        },
-        [{"$set": changes}],
-    )
+    current: list[Document] = [
+        {"$eq": ["$epoch", report.epoch]},
+        {"$lt": ["$seq", report.seq]},
+        {"$in": ["$state", sorted(operation_sources(state) & ACTIVE_ON_HOST_STATES)]},
+    ]
+    # A worker has begun it, so its queue deadline does not apply any more.
+    stage = _changed_if(current, changes, without="expires_at")
+    return UpdateOne({"_id": report.operation_id}, [stage])
+
+
+def _changed_if(
+    conditions: Sequence[Document], changes: Document, *, without: str | None = None
+) -> Document:
+    """Return a stage that sets fields, and removes one, if all conditions hold.
+
+    It stands for a filter: MongoDB finds a document by its key alone in half of the time. A
+    change to `$$REMOVE` has no effect here.
+    """
+    after: Document = {"$mergeObjects": ["$$ROOT", changes]}
+    if without is not None:
+        after = {"$unsetField": {"field": without, "input": after}}
+    return {"$replaceWith": {"$cond": [{"$and": conditions}, after, "$$ROOT"]}}

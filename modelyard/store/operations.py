@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import BulkWriteError
@@ -9,7 +10,7 @@ from pymongo.errors import BulkWriteError
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
-from modelyard.store.connection import DUPLICATE_KEY, MongoConnection
+from modelyard.store.connection import MongoConnection, duplicates
 from modelyard.store.operation_queries import WITHOUT_PAYLOAD, KnownOperation, OperationQueries
 from modelyard.store.operation_writes import (
     ACTIVE_ON_HOST_STATES,
@@ -20,6 +21,7 @@ from modelyard.store.operation_writes import (
     claim_write,
     entry_write,
     literal,
+    new_document,
     recording,
     report_write,
     sources,
@@ -70,6 +72,7 @@ class Operations:
         self._collection = connection.collection("operations")
         self._queries = queries
         self._counters = connection.collection("counters")
+        self._places = count()
 
     # --- recording ---
 
@@ -78,11 +81,36 @@ class Operations:
 
         An operation whose id is recorded already stays as it is.
         """
-        return await self._upsert([(operation, None) for operation in new])
+        if not new:
+            return []
+        at = await self._connection.time()
+        documents = [new_document(one, next(self._places), at) for one in new]
+        known = frozenset[int]()
+        try:
+            async with self._connection.answering():
+                await self._collection.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            known = duplicates(error)
+        return [index not in known for index in range(len(new))]
 
     async def take_in(self, new: Sequence[tuple[NewOperation, int]]) -> list[bool]:
         """Record the operations that are new, and give each its position if it has none."""
-        return await self._upsert(new)
+        if not new:
+            return []
+        async with self._connection.writing(jobs=[operation.job_id for operation, _ in new]):
+            done = await self._collection.bulk_write(
+                [
+                    UpdateOne(
+                        {"_id": operation.operation_id},
+                        recording(operation, line, next(self._places)),
+                        upsert=True,
+                    )
+                    for operation, line in new
+                ],
+                ordered=False,
+            )
+        upserted = done.upserted_ids or {}
+        return [index in upserted for index in range(len(new))]
 
     async def mark_unpublished(self, operation_ids: Sequence[str]) -> None:
         """Mark recorded operations whose messages the broker did not confirm."""
@@ -109,33 +137,19 @@ class Operations:
 
         The listeners of changes are not told: who calls this keeps its memory itself.
         """
-        created: set[str] = set()
-        left_alone = [*enumerate(entries)]
-        for _ in range(2):
-            # A gateway may record an operation at this very moment: the second time it is there.
-            left_alone = await self._enter(left_alone, created)
-            if not left_alone:
-                break
-        return Entered(
-            frozenset(created), frozenset(entry.new.operation_id for _, entry in left_alone)
-        )
-
-    async def _enter(
-        self, entries: Sequence[tuple[int, IntakeEntry]], created: set[str]
-    ) -> list[tuple[int, IntakeEntry]]:
-        """Add to `created`; return the entries that were left alone."""
-        writes = [entry_write(entry, place) for place, entry in entries]
-        try:
-            async with self._connection.answering():
-                done = await self._collection.bulk_write(writes, ordered=False)
-        except BulkWriteError as error:
-            errors = error.details["writeErrors"]
-            if any(one["code"] != DUPLICATE_KEY for one in errors):
-                raise
-            created.update(one["_id"] for one in error.details["upserted"])
-            return [entries[one["index"]] for one in errors]
-        created.update((done.upserted_ids or {}).values())
-        return []
+        async with self._connection.answering():
+            done = await self._collection.bulk_write(
+                [entry_write(entry, next(self._places)) for entry in entries], ordered=False
+            )
+            created = frozenset((done.upserted_ids or {}).values())
+            if done.modified_count + len(created) == len(entries):
+                return Entered(created, frozenset())
+            lines = {entry.new.operation_id: entry.line for entry in entries}
+            found = await self._collection.find({"_id": {"$in": list(lines)}}, {"line": 1}).to_list(
+                None
+            )
+        in_line = {one["_id"] for one in found if one.get("line") == lines[one["_id"]]}
+        return Entered(created, frozenset(lines.keys() - in_line))
 
     async def withdraw(self, entries: Iterable[IntakeEntry]) -> None:
         """Take new operations out of line again, if no worker can have heard of them yet."""
@@ -387,12 +401,12 @@ class Operations:
         results: Mapping[str, ResultPlace],
         receipts: Mapping[str, Receipt] | None = None,
     ) -> int:
-        """Write the reports of workers; return how many writes found their operation.
+        """Write the reports of workers; return how many changed their operation.
 
         `results` and `receipts` are by operation; see `report_write`.
 
         Each write is guarded by the states it may come from, the epoch and the sequence number.
-        A report whose write finds nothing is stale. The listeners of changes are not told: who
+        A report whose write changes nothing is stale. The listeners of changes are not told: who
         calls this keeps its memory itself.
         """
         if not reports:
@@ -409,25 +423,4 @@ class Operations:
                 ],
                 ordered=False,
             )
-        return done.matched_count
-
-    # --- inside ---
-
-    async def _upsert(self, new: Sequence[tuple[NewOperation, int | None]]) -> list[bool]:
-        if not new:
-            return []
-        in_line = [operation.job_id for operation, line in new if line is not None]
-        async with self._connection.writing(jobs=in_line):
-            done = await self._collection.bulk_write(
-                [
-                    UpdateOne(
-                        {"_id": operation.operation_id},
-                        recording(operation, line, place),
-                        upsert=True,
-                    )
-                    for place, (operation, line) in enumerate(new)
-                ],
-                ordered=False,
-            )
-        upserted = done.upserted_ids or {}
-        return [index in upserted for index in range(len(new))]
+        return done.modified_count

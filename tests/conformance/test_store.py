@@ -32,6 +32,7 @@ from modelyard.store.operations import FRONT_OF_LINE, QueuedEnding
 from modelyard.store.records import NewOperation, OperationRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
+from tests.support.waiting import eventually
 
 ONE, TWO = (f"0190c2f0-0000-7000-8000-00000000000{n}" for n in (1, 2))
 SPEC = ModelSpec(name="m", image="x/y", profile=Profile.BATCH, env={"A": "$x.y"})
@@ -121,6 +122,35 @@ async def test_an_operation_is_recorded_once_however_often_it_comes(store: Store
     first = await store.operation_queries.get(ONE)
     assert await store.operations.record([new(ONE, priority=9)]) == [False]
     assert await store.operation_queries.get(ONE) == first
+
+
+async def test_what_one_process_records_is_in_the_order_of_its_calls(store: Store) -> None:
+    ids = [uuid.uuid4().hex for _ in range(40)]
+    for n in range(0, 40, 4):
+        await store.operations.record([new(one) for one in ids[n : n + 4]])
+    known = await store.operation_queries.known(ids)
+    assert sorted(ids, key=lambda one: known[one].accepted) == ids
+
+
+async def test_a_deadline_counts_by_the_clock_of_the_database(store: Store) -> None:
+    await store.operations.record([new(ONE, queue_timeout_s=0.001), new(TWO, queue_timeout_s=60)])
+
+    async def late() -> bool:
+        return bool(await store.operations.expired(limit=9))
+
+    await eventually(late, what="the deadline")
+    assert [one.operation_id for one in await store.operations.expired(limit=9)] == [ONE]
+
+
+async def test_a_report_ends_the_deadline_of_the_queue(store: Store) -> None:
+    operation = new(ONE, queue_timeout_s=0.001)
+    await store.operations.take_in([(operation, 1)])
+    await store.operations.claim([DispatchClaim(operation.queued(), "h", "boot", 1)], token="t")
+    await store.operations.apply([report(OperationState.RUNNING, seq=1)], {})
+    running = await store.operation_queries.get(ONE)
+    assert running is not None
+    assert await store.operations.requeue(running)
+    assert await store.operations.expired(limit=9) == []
 
 
 async def test_what_clients_send_is_never_an_expression(store: Store) -> None:

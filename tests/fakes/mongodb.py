@@ -199,14 +199,15 @@ class MemoryCollection:
         writes = [as_stored(_parts(one)) for one in requests]
         fate = await self._link.there(Call.WRITE)
         now = self._database.now
-        matched = 0
+        matched = modified = 0
         upserted: list[Document] = []
         errors: list[Document] = []
         for index, (query, update, upsert) in enumerate(writes):
             if index:
                 await self._link.pause()
-            if self._update_one(query, update, now):
+            if (changed := self._update_one(query, update, now)) is not None:
                 matched += 1
+                modified += changed
             elif upsert:
                 made = updated(seed_of(query), update, now, inserting=True)
                 if made["_id"] in self._documents:
@@ -218,7 +219,7 @@ class MemoryCollection:
         if errors:
             details = {"upserted": upserted, "writeErrors": errors, "writeConcernErrors": []}
             raise BulkWriteError(details)
-        counts = {"nMatched": matched, "nModified": matched, "nUpserted": len(upserted)}
+        counts = {"nMatched": matched, "nModified": modified, "nUpserted": len(upserted)}
         return BulkWriteResult({**counts, "upserted": upserted}, acknowledged=True)
 
     async def find_one_and_update(
@@ -296,14 +297,14 @@ class MemoryCollection:
             return self._all()
         return [self._documents[one] for one in dict.fromkeys(keys) if one in self._documents]
 
-    def _update_one(self, query: Mapping[str, Any], update: Update, now: datetime) -> bool:
+    def _update_one(self, query: Mapping[str, Any], update: Update, now: datetime) -> bool | None:
+        """Return whether the document that fits was changed; None if none fits."""
         for one in self._found(query, limit=1, now=now):
             after = updated(one, update, now, inserting=False)
             if after["_id"] != one["_id"]:
                 raise NotKnownError("an update that changes the key")
-            self._database.write(self._name, after)
-            return True
-        return False
+            return self._database.write(self._name, after) != one
+        return None
 
     async def _piped(
         self, documents: list[Document], stages: Sequence[Mapping[str, Any]]

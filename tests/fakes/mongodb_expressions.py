@@ -88,6 +88,13 @@ def _if_null(given: Any, variables: Variables) -> Any:
     return value
 
 
+def _unset_field(given: Mapping[str, Any], variables: Variables) -> Any:
+    if set(given) != {"field", "input"}:
+        raise NotKnownError(f"$unsetField with {sorted(given)}")
+    document = evaluate(given["input"], variables)
+    return {key: one for key, one in document.items() if key != given["field"]}
+
+
 def _filter(given: Mapping[str, Any], variables: Variables) -> Any:
     if set(given) != {"input", "as", "cond"}:
         raise NotKnownError(f"$filter with {sorted(given)}")
@@ -160,6 +167,7 @@ def _set_union(operands: Sequence[Any]) -> Any:
 _LAZY: Mapping[str, Callable[[Any, Variables], Any]] = {
     "$cond": _cond,
     "$ifNull": _if_null,
+    "$unsetField": _unset_field,
     "$and": lambda given, known: all(truth(evaluate(one, known)) for one in given),
     "$or": lambda given, known: any(truth(evaluate(one, known)) for one in given),
 }

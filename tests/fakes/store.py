@@ -1,5 +1,6 @@
 """The real store over MongoDB in memory: its own writes and guards, another server."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from gridfs.errors import FileExists, NoFile
@@ -32,6 +33,8 @@ class MemoryConnection(MongoConnection):
     def __init__(self, database: MemoryDatabase, link: Link, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self.changes = Changes()
+        self._told = None
+        self._latest = None
         self.memory = database
         self.link = link
 
@@ -41,6 +44,12 @@ class MemoryConnection(MongoConnection):
     async def ping(self) -> None:
         async with self.answering():
             await self.link.back(await self.link.there())
+
+    async def _asked_time(self) -> datetime:
+        fate = await self.link.there(Call.READ)
+        now = self.memory.now
+        await self.link.back(fate)
+        return now
 
     def close(self) -> None:
         """Nothing is held."""
