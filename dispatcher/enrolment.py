@@ -4,6 +4,7 @@ A worker sends a `HostHello` when it boots, and again whenever its queues are mi
 operator has already declared them (`modelyard rabbitmq`), declaring them again changes nothing.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -18,23 +19,48 @@ from modelyard.contract.topology import REPORTS_QUEUE, Queue, queues_of_host
 log = structlog.get_logger(__name__)
 
 
+AT_ONCE = 10
+"""Hosts whose queues are declared over one connection, which may take some seconds."""
+MOST_WAITING = 10_000
+"""Hosts that may wait; a worker whose hello was dropped says hello again."""
+
+
 class Enrolment:
-    """Declares the queues of the hosts whose workers say hello. Doing so twice is harmless."""
+    """Declares the queues of the hosts whose workers say hello. Doing so twice is harmless.
+
+    It takes about 0.1 s a host, so it is done beside the heartbeats: a large fleet that boots at
+    once must not make others look lost.
+    """
 
     def __init__(self, broker: Broker, control: ControlPublisher) -> None:
         self._broker = broker
         self._control = control
+        self._waiting: dict[str, HostHello] = {}
+        self._any_waiting = asyncio.Event()
 
-    async def enrol(self, hellos: Iterable[HostHello]) -> None:
+    def ask(self, hellos: Iterable[HostHello]) -> None:
+        """Have the queues of these hosts declared soon."""
+        for hello in hellos:
+            if hello.host_id in self._waiting or len(self._waiting) < MOST_WAITING:
+                self._waiting[hello.host_id] = hello
+                self._any_waiting.set()
+
+    async def run(self) -> None:
+        """Declare queues until cancelled."""
+        while True:
+            await self._any_waiting.wait()
+            some = [self._waiting.pop(host_id) for host_id in [*self._waiting][:AT_ONCE]]
+            if not self._waiting:
+                self._any_waiting.clear()
+            await self._enrol(some)
+
+    async def _enrol(self, waiting: Sequence[HostHello]) -> None:
         """Declare the queues of these hosts.
 
         Failures are only logged, because a worker repeats its hello until its queues exist. If a
         queue exists with other arguments, only the worker of that host is affected: the dispatcher
         tells it, and the worker exits with a message for its operator.
         """
-        waiting = list(hellos)
-        if not waiting:
-            return
         try:
             await self._declare(waiting)
         except TopologyMismatchError:

@@ -208,12 +208,13 @@ class Leader:
         self.dead_letters = DeadLetterRecorder(
             store, senders, control=control, retries=retries, decoder=self._decoder
         )
+        self._enrolment = Enrolment(broker, control)
         self.heartbeats = Heartbeats(
             store,
             broker,
             senders,
             control=control,
-            enrolment=Enrolment(broker, control),
+            enrolment=self._enrolment,
             lost=lost,
         )
         watch = HostWatch(store, broker, event_log, self.scheduler, lost)
@@ -252,6 +253,7 @@ class Leader:
                 self.event_log.run(),
                 self.scheduler.run(),
                 self.cancels.run(),
+                self._enrolment.run(),
                 self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s),
                 self._consume(JOBS_QUEUE, self.intake.handle, max_items=50),
                 self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200),

@@ -97,7 +97,7 @@ class Heartbeats:
                 # Its jobs may run on other hosts by now.
                 await self._renounce(beat)
         await self._meet_strangers(newest.values(), recorded)
-        await self._enrolment.enrol(hellos.values())
+        self._enrolment.ask(hellos.values())
         await subscription.ack(batch)
 
     def _read(self, delivery: Delivery) -> Heartbeat | HostHello | None:
