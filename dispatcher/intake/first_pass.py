@@ -66,7 +66,7 @@ class FirstPass:
             brought = {one.operation_id: one.job_id for one in new}
             entered, (known, earlier) = await together(
                 self._store.operations.enter(entries),
-                self._store.operation_queries.known_or_not_in_line(list(brought), jobs),
+                self._store.operation_queries.known_and_unbrought(list(brought), jobs),
             )
             crash_point("dispatcher.intake.after_record")
             # What only this write has recorded may have been asked for before what was recorded.

@@ -46,7 +46,7 @@ class OrderedIntake:
         ids = [one.operation_id for one in wanted]
         jobs = sorted({one.job_id for one in wanted if one.job_id and not one.rejection})
         (known, earlier), _ = await together(
-            self._store.operation_queries.known_or_not_in_line(ids, jobs),
+            self._store.operation_queries.known_and_unbrought(ids, jobs),
             self._store.jobs.ensure(jobs),
         )
         for one in wanted:

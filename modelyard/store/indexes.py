@@ -1,6 +1,7 @@
 """Every index, in one place; created at start, and harmless to create again."""
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.errors import OperationFailure
 
 from modelyard.store.connection import MongoConnection
 
@@ -8,9 +9,20 @@ _OPEN = {"partialFilterExpression": {"open": True}}
 
 INDEXES: dict[str, list[IndexModel]] = {
     "operations": [
-        # The open operations of a job in order, and intake's query for recorded operations whose
-        # message has not arrived yet.
+        # The open operations of a job in order.
         IndexModel([("job_id", ASCENDING), ("line", ASCENDING)], name="line", **_OPEN),
+        # Recorded operations whose message has not arrived, oldest first; and those among them
+        # whose message the broker did not confirm.
+        IndexModel(
+            [("line", ASCENDING), ("accepted_at", ASCENDING), ("accepted_place", ASCENDING)],
+            name="unbrought",
+            **_OPEN,
+        ),
+        IndexModel(
+            [("job_id", ASCENDING), ("line", ASCENDING)],
+            name="unpublished",
+            partialFilterExpression={"open": True, "unpublished": True},
+        ),
         # Waiting operations in the order in which the scheduler tries them.
         IndexModel(
             [("state", ASCENDING), ("priority", DESCENDING), ("line", ASCENDING)],
@@ -38,7 +50,6 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="wishes",
             partialFilterExpression={"open": True, "cancel_requested": True},
         ),
-        IndexModel([("token", ASCENDING)], name="token", **_OPEN),
         # Pages for clients.
         IndexModel([("accepted_at", DESCENDING), ("_id", DESCENDING)], name="page"),
         IndexModel(
@@ -79,8 +90,20 @@ INDEXES: dict[str, list[IndexModel]] = {
 }
 
 
+_OBSOLETE = (("operations", "token"),)
+"""Indexes that an earlier version made."""
+_INDEX_NOT_FOUND = 27  # of MongoDB's error codes
+
+
 async def ensure_indexes(connection: MongoConnection) -> None:
-    """Create what is missing; raises `StoreUnavailableError`."""
+    """Create what is missing, and drop what is obsolete; raises `StoreUnavailableError`."""
     for collection, indexes in INDEXES.items():
         async with connection.answering(timeout_s=60.0):
             await connection.collection(collection).create_indexes(indexes)
+    for collection, name in _OBSOLETE:
+        try:
+            async with connection.answering(timeout_s=60.0):
+                await connection.collection(collection).drop_index(name)
+        except OperationFailure as error:
+            if error.code != _INDEX_NOT_FOUND:
+                raise

@@ -24,7 +24,7 @@ class KnownOperation:
     state: OperationState
     line: int | None
     accepted: tuple[datetime, int]
-    """When it was recorded, and its position among those recorded in the same write."""
+    """When it was recorded, and its position among those that its process recorded then."""
     unpublished: bool = False
     """True if the broker did not confirm its message when it was recorded."""
 
@@ -45,35 +45,43 @@ class OperationQueries:
         """Return those of these operations that are recorded."""
         return await self._find_known({"_id": {"$in": list(operation_ids)}})
 
-    async def known_or_not_in_line(
+    async def known_and_unbrought(
         self, operation_ids: Sequence[str], job_ids: Sequence[str]
     ) -> tuple[dict[str, KnownOperation], list[KnownOperation]]:
-        """Return those of these operations that are recorded, and others that have no position.
+        """Return those of these operations that are recorded, and what may go before them.
 
-        The others are recorded operations of these jobs, oldest first.
+        That are recorded operations of these jobs that have no position, oldest first: those that
+        were recorded before the latest of the known, and those that the broker did not confirm.
+        What waits in the broker's queue behind these operations is not among them, or is not read:
+        there may be millions.
         """
-        ids = set(operation_ids)
-        not_in_line = {
+        known = await self.known(operation_ids)
+        not_in_line: Document = {
             "job_id": {"$in": list(job_ids)},
             "open": True,
             "line": None,
             "aside": {"$ne": True},
         }
-        found = await self._find_known(
-            {"$or": [{"_id": {"$in": list(operation_ids)}}, not_in_line]}
-        )
-        return (
-            {key: one for key, one in found.items() if key in ids},
-            [one for key, one in found.items() if key not in ids],
-        )
+        either = [{**not_in_line, "unpublished": True}]
+        if known:
+            at, place = max(one.accepted for one in known.values())
+            either += [
+                {**not_in_line, "accepted_at": {"$lt": at}},
+                {**not_in_line, "accepted_at": at, "accepted_place": {"$lt": place}},
+            ]
+        found = await self._find_known({"$or": either})
+        return known, [one for key, one in found.items() if key not in set(operation_ids)]
 
     async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[KnownOperation]:
-        """Return recorded operations whose message has not arrived in `older_than_s` seconds."""
+        """Return recorded operations whose message has not arrived in `older_than_s` seconds.
+
+        The oldest come first.
+        """
         found = await self._find_known(
             {
-                "state": OperationState.QUEUED,
                 "open": True,
                 "line": None,
+                "state": OperationState.QUEUED,
                 "aside": {"$ne": True},
                 "$expr": older("$accepted_at", older_than_s),
             },
@@ -232,7 +240,7 @@ class OperationQueries:
         async with self._connection.answering():
             found = (
                 await self._collection.find(dict(criteria), _KNOWN_FIELDS)
-                .sort([("accepted_at", 1), ("accepted_place", 1), ("_id", 1)])
+                .sort([("accepted_at", 1), ("accepted_place", 1)])
                 .limit(limit)
                 .to_list(None)
             )

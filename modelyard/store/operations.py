@@ -211,7 +211,12 @@ class Operations:
         if not all_moved:
             self._connection.changes.written(jobs=jobs)
         return await self._queries.find(
-            {"token": token, "open": True, "state": OperationState.DISPATCHED}, with_input=True
+            {
+                "_id": {"$in": [claim.operation.operation_id for claim in claims]},
+                "token": token,
+                "state": OperationState.DISPATCHED,
+            },
+            with_input=True,
         )
 
     async def end_queued(

@@ -132,6 +132,24 @@ async def test_what_one_process_records_is_in_the_order_of_its_calls(store: Stor
     assert sorted(ids, key=lambda one: known[one].accepted) == ids
 
 
+async def test_of_what_has_no_place_only_that_is_read_which_may_go_before(store: Store) -> None:
+    first, second, third, other = (new() for _ in range(4))
+    for one in (first, second, third):
+        await store.operations.record([one])
+    await store.operations.record([other.model_copy(update={"job_id": "another"})])
+    ask = store.operation_queries.known_and_unbrought
+    known, before = await ask([second.operation_id], ["j"])
+    assert list(known) == [second.operation_id]
+    assert [one.operation_id for one in before] == [first.operation_id]
+    await store.operations.mark_unpublished([third.operation_id])
+    _, before = await ask([second.operation_id], ["j"])
+    assert [one.operation_id for one in before] == [first.operation_id, third.operation_id]
+    _, before = await ask([ONE], ["j"])
+    assert [one.operation_id for one in before] == [third.operation_id]
+    await store.operations.take_in([(first, 1), (third, 2)])
+    assert (await ask([second.operation_id], ["j"]))[1] == []
+
+
 async def test_a_deadline_counts_by_the_clock_of_the_database(store: Store) -> None:
     await store.operations.record([new(ONE, queue_timeout_s=0.001), new(TWO, queue_timeout_s=60)])
 

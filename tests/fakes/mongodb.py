@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import bson
 from pymongo import IndexModel, ReturnDocument, UpdateOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 from pymongo.results import (
     BulkWriteResult,
     DeleteResult,
@@ -258,6 +258,12 @@ class MemoryCollection:
     async def create_indexes(self, indexes: Sequence[IndexModel]) -> list[str]:
         """Do nothing: there is nothing to be quick about."""
         return await self._call(Call.OTHER, lambda: [one.document["name"] for one in indexes])
+
+    async def drop_index(self, name: str) -> None:
+        def drop() -> None:
+            raise OperationFailure(f"There is no index {name}.", code=27)
+
+        await self._call(Call.OTHER, drop)
 
     # --- inside ---
 
