@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from bson.codec_options import CodecOptions, DatetimeConversion
@@ -21,7 +20,7 @@ from pymongo.errors import (
 from pymongo.write_concern import WriteConcern
 
 from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
-from modelyard.process.clock import uptime_s
+from modelyard.process.clock import RemoteClock, uptime_s
 
 Collection = AsyncIOMotorCollection[dict[str, Any]]
 
@@ -33,7 +32,7 @@ would make its whole collection unreadable."""
 
 DEFAULT_DATABASE = "modelyard"
 DUPLICATE_KEY = 11_000
-TIME_HOLDS_S = 10.0
+ASK_TIME_EVERY_S = 10.0
 """Seconds after which the database is asked for the time again."""
 
 _UNUSABLE_URL = (
@@ -43,14 +42,6 @@ _UNUSABLE_URL = (
 
 
 Listener = Callable[[Iterable[str]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _ToldTime:
-    """What the database's clock showed at a moment by `uptime_s`."""
-
-    time: datetime
-    at: float
 
 
 class Changes:
@@ -95,8 +86,7 @@ class MongoConnection:
         """
         self._timeout_s = timeout_s
         self.changes = Changes()
-        self._told: _ToldTime | None = None
-        self._latest: datetime | None = None
+        self._clock = RemoteClock()
         try:
             self._client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
                 url,
@@ -127,19 +117,15 @@ class MongoConnection:
     async def time(self) -> datetime:
         """Return the time by the database's clock, in whole milliseconds as MongoDB stores it.
 
-        It is asked for every `TIME_HOLDS_S` seconds, and wrong by half of what that call took at
-        most. It never goes back, so what one process records is in order. Raises
-        `StoreUnavailableError`.
+        It is asked for every `ASK_TIME_EVERY_S` seconds only. It does not go back by itself, so
+        what one process records is in order. Raises `StoreUnavailableError`.
         """
-        asked_at = uptime_s()
-        if self._told is None or self._told.at < asked_at - TIME_HOLDS_S:
+        if self._clock.age_s > ASK_TIME_EVERY_S:
+            asked_at = uptime_s()
             async with self.answering():
                 time = await self._asked_time()
-            self._told = _ToldTime(time, (asked_at + uptime_s()) / 2)
-        now = self._told.time + timedelta(seconds=uptime_s() - self._told.at)
-        now = now.replace(microsecond=now.microsecond // 1_000 * 1_000)
-        self._latest = now if self._latest is None else max(now, self._latest)
-        return self._latest
+            self._clock.hear(time, asked_at=asked_at, answered_at=uptime_s())
+        return self._clock.now()
 
     async def _asked_time(self) -> datetime:
         answer = await self.database.command("hello")

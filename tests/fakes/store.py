@@ -7,6 +7,7 @@ from gridfs.errors import FileExists, NoFile
 from pymongo.errors import AutoReconnect
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.process.clock import RemoteClock
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.catalog import CatalogCollection
@@ -33,8 +34,7 @@ class MemoryConnection(MongoConnection):
     def __init__(self, database: MemoryDatabase, link: Link, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self.changes = Changes()
-        self._told = None
-        self._latest = None
+        self._clock = RemoteClock()
         self.memory = database
         self.link = link
 
