@@ -7,15 +7,14 @@ behind:
 - after it: the operations are in line, some of them DISPATCHED. The message is delivered again and
   finds them there. A command that was not published is published by the sweep.
 
-An operation whose message has not come may have to go before those of this batch. Whether there is
-one is asked while the write is under way; if so, the operations of its job are withdrawn before any
-worker hears of them.
+An operation that the broker did not confirm may have to go before those of this batch. Whether
+there is one is asked while the write is under way; if so, the operations of its job are withdrawn
+before any worker hears of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from dispatcher.events import EventLog, operation_event
-from dispatcher.intake.order import overtaking
 from dispatcher.intake.positions import Positions
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
@@ -63,24 +62,22 @@ class FirstPass:
             # Up to the write nothing is awaited, so what is decided holds for the lines of now.
             entries = self._entries(new, places, hosts)
             held = {one.job_id: one for one in self._jobs_of(entries)}
-            brought = {one.operation_id: one.job_id for one in new}
-            entered, (known, earlier) = await together(
+            left_alone, unpublished = await together(
                 self._store.operations.enter(entries),
-                self._store.operation_queries.known_and_unbrought(list(brought), jobs),
+                self._store.operation_queries.unpublished(jobs),
             )
             crash_point("dispatcher.intake.after_record")
-            # What only this write has recorded may have been asked for before what was recorded.
-            recorded = {key: one for key, one in known.items() if key not in entered.created}
-            unclear = overtaking(brought, recorded, earlier)
-            unclear |= {brought[key] or "" for key in entered.left_alone}
+            brought = {one.operation_id for one in new}
+            unclear = {one.job_id or "" for one in unpublished if one.operation_id not in brought}
+            unclear |= {one.job_id or "" for one in new if one.operation_id in left_alone}
             back = [
                 one
                 for one in entries
-                if (one.new.job_id or "") in unclear or one.new.operation_id in entered.left_alone
+                if (one.new.job_id or "") in unclear or one.new.operation_id in left_alone
             ]
             if back:
                 await self._store.operations.withdraw(
-                    one for one in back if one.new.operation_id not in entered.left_alone
+                    one for one in back if one.new.operation_id not in left_alone
                 )
                 self._lines.forget(unclear)
         in_line = [one for one in entries if one not in back]

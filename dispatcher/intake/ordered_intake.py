@@ -1,7 +1,7 @@
 """Taking operations in step by step, where the record has to be read before anything is decided.
 
-For messages that come again, ids that are recorded already, and jobs with recorded operations whose
-messages have not come. What a crash leaves behind is found by the message's next delivery.
+For messages that come again, ids that are recorded already, and jobs with operations whose messages
+the broker did not confirm. What a crash leaves behind is found by the message's next delivery.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,8 +45,9 @@ class OrderedIntake:
         """
         ids = [one.operation_id for one in wanted]
         jobs = sorted({one.job_id for one in wanted if one.job_id and not one.rejection})
-        (known, earlier), _ = await together(
-            self._store.operation_queries.known_and_unbrought(ids, jobs),
+        known, unpublished, _ = await together(
+            self._store.operation_queries.known(ids),
+            self._store.operation_queries.unpublished(jobs),
             self._store.jobs.ensure(jobs),
         )
         for one in wanted:
@@ -55,10 +56,12 @@ class OrderedIntake:
             for dropped in sorted(hashes[key] - {kept}):
                 log.warning("intake.payload_mismatch", operation_id=key)
                 await self._store.audit.payload_mismatch(key, kept, dropped)
-        order = in_order({one.operation_id: one.job_id for one in wanted}, known, earlier)
+        order = in_order({one.operation_id: one.job_id for one in wanted}, known, unpublished)
         places = dict(zip(order, await self._positions.take(len(order)), strict=True))
         await self._store.operations.put_in_line(
-            (one, places[one.operation_id]) for one in earlier if one.operation_id in places
+            (one, places[one.operation_id])
+            for one in unpublished
+            if one.operation_id in places and one.operation_id not in ids
         )
         await self._store.operations.take_in(
             [(one, places[one.operation_id]) for one in wanted if one.operation_id in places]

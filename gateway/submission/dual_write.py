@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -46,6 +45,7 @@ class Durability:
     """Where one operation is durable."""
 
     recorded: bool
+    """True if it is in the record, and also that it was not published, if that is so."""
     published: bool
     first: bool
     """True if this write created the record; false if the id was recorded before."""
@@ -98,31 +98,34 @@ class DualWrite:
             for one in (recording, publishing):
                 if one is not None:
                     one.cancel()
-        durabilities = [
+        noted = first is not None and await self._noted(operations[published:])
+        return [
             Durability(
-                recorded=first is not None,
+                recorded=first is not None and (index < published or noted),
                 published=index < published,
                 first=first is not None and first[index],
             )
             for index in range(len(new))
         ]
-        await self._note_unpublished(
-            [
-                operation.operation_id
-                for (operation, _), durability in zip(new, durabilities, strict=True)
-                if durability.recorded and not durability.published
-            ]
-        )
-        return durabilities
 
-    async def _note_unpublished(self, operation_ids: Sequence[str]) -> None:
-        """Record that they were not published, so that intake puts them before later messages."""
-        if operation_ids:
-            with suppress(StoreUnavailableError):
-                await self._store_up.ask(
-                    lambda: self._store.operations.mark_unpublished(operation_ids),
-                    within_s=MARK_TIMEOUT_S,
-                )
+    async def _noted(self, unpublished: Sequence[NewOperation]) -> bool:
+        """Record that operations were not published; return whether that is done.
+
+        Then intake puts them before later messages. Else they would come into line at some later
+        time, so no client may be told that they are accepted.
+        """
+        if not unpublished:
+            return True
+        try:
+            await self._store_up.ask(
+                lambda: self._store.operations.mark_unpublished(
+                    [one.operation_id for one in unpublished]
+                ),
+                within_s=MARK_TIMEOUT_S,
+            )
+        except StoreUnavailableError:
+            return False
+        return True
 
     def _begin_to_record(
         self, operations: OperationGroup, *, alone: bool

@@ -6,21 +6,23 @@ from pymongo.errors import OperationFailure
 from modelyard.store.connection import MongoConnection
 
 _OPEN = {"partialFilterExpression": {"open": True}}
+UNBROUGHT = "unbrought"
+UNPUBLISHED = "unpublished"
 
 INDEXES: dict[str, list[IndexModel]] = {
     "operations": [
         # The open operations of a job in order.
         IndexModel([("job_id", ASCENDING), ("line", ASCENDING)], name="line", **_OPEN),
-        # Recorded operations whose message has not arrived, oldest first; and those among them
-        # whose message the broker did not confirm.
+        # Recorded operations whose message has not arrived, oldest first; and those of a job whose
+        # message the broker did not confirm.
         IndexModel(
             [("line", ASCENDING), ("accepted_at", ASCENDING), ("accepted_place", ASCENDING)],
-            name="unbrought",
+            name=UNBROUGHT,
             **_OPEN,
         ),
         IndexModel(
             [("job_id", ASCENDING), ("line", ASCENDING)],
-            name="unpublished",
+            name=UNPUBLISHED,
             partialFilterExpression={"open": True, "unpublished": True},
         ),
         # Waiting operations in the order in which the scheduler tries them.

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+
+from pymongo.errors import OperationFailure
 
 from modelyard.contract.states import OperationState, Verb
 from modelyard.store.connection import MongoConnection
+from modelyard.store.indexes import UNBROUGHT, UNPUBLISHED
 from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES, ResultPlace, older
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import Document, OperationRecord
@@ -25,12 +28,11 @@ class KnownOperation:
     line: int | None
     accepted: tuple[datetime, int]
     """When it was recorded, and its position among those that its process recorded then."""
-    unpublished: bool = False
-    """True if the broker did not confirm its message when it was recorded."""
 
 
+_BAD_VALUE = 2  # of MongoDB's error codes
 _KNOWN_FIELDS = dict.fromkeys(
-    ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place", "unpublished"), 1
+    ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place"), 1
 )
 
 
@@ -45,38 +47,32 @@ class OperationQueries:
         """Return those of these operations that are recorded."""
         return await self._find_known({"_id": {"$in": list(operation_ids)}})
 
-    async def known_and_unbrought(
-        self, operation_ids: Sequence[str], job_ids: Sequence[str]
-    ) -> tuple[dict[str, KnownOperation], list[KnownOperation]]:
-        """Return those of these operations that are recorded, and what may go before them.
+    async def unpublished(self, job_ids: Sequence[str]) -> list[KnownOperation]:
+        """Return recorded operations of these jobs whose messages the broker did not confirm.
 
-        That are recorded operations of these jobs that have no position, oldest first: those that
-        were recorded before the latest of the known, and those that the broker did not confirm.
-        What waits in the broker's queue behind these operations is not among them, or is not read:
-        there may be millions.
+        The oldest come first. None has a position yet.
         """
-        known = await self.known(operation_ids)
-        not_in_line: Document = {
+        criteria = {
             "job_id": {"$in": list(job_ids)},
             "open": True,
             "line": None,
+            "unpublished": True,
             "aside": {"$ne": True},
         }
-        either = [{**not_in_line, "unpublished": True}]
-        if known:
-            at, place = max(one.accepted for one in known.values())
-            either += [
-                {**not_in_line, "accepted_at": {"$lt": at}},
-                {**not_in_line, "accepted_at": at, "accepted_place": {"$lt": place}},
-            ]
-        found = await self._find_known({"$or": either})
-        return known, [one for key, one in found.items() if key not in set(operation_ids)]
+        return list((await self._find_known(criteria, index=UNPUBLISHED)).values())
 
-    async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[KnownOperation]:
+    async def overdue_for_line(
+        self, *, older_than_s: float, limit: int, younger_than_s: float | None = None
+    ) -> list[KnownOperation]:
         """Return recorded operations whose message has not arrived in `older_than_s` seconds.
 
-        The oldest come first.
+        The oldest come first. With `younger_than_s` it costs MongoDB less: every operation is for a
+        moment where these are in the index, and is passed over there for some minutes.
         """
+        since: Document = {}
+        if younger_than_s is not None:
+            oldest = await self._connection.time() - timedelta(seconds=younger_than_s)
+            since = {"accepted_at": {"$gte": oldest}}
         found = await self._find_known(
             {
                 "open": True,
@@ -84,8 +80,10 @@ class OperationQueries:
                 "state": OperationState.QUEUED,
                 "aside": {"$ne": True},
                 "$expr": older("$accepted_at", older_than_s),
+                **since,
             },
             limit=limit,
+            index=UNBROUGHT,
         )
         return list(found.values())
 
@@ -235,15 +233,27 @@ class OperationQueries:
         return [OperationRecord.model_validate(document) for document in found]
 
     async def _find_known(
-        self, criteria: Mapping[str, Any], *, limit: int = 0
+        self, criteria: Document, *, limit: int = 0, index: str | None = None
     ) -> dict[str, KnownOperation]:
-        async with self._connection.answering():
-            found = (
-                await self._collection.find(dict(criteria), _KNOWN_FIELDS)
-                .sort([("accepted_at", 1), ("accepted_place", 1)])
-                .limit(limit)
-                .to_list(None)
-            )
+        """Return what meets the criteria, the oldest first.
+
+        With `index` MongoDB need not compare ways to find it, which takes longer than to do so, and
+        can't choose one that reads a job's whole past. It may be gone: an operator dropped it.
+        """
+        cursor = (
+            self._collection.find(criteria, _KNOWN_FIELDS)
+            .sort([("accepted_at", 1), ("accepted_place", 1)])
+            .limit(limit)
+        )
+        if index is not None:
+            cursor = cursor.hint(index)
+        try:
+            async with self._connection.answering():
+                found = await cursor.to_list(None)
+        except OperationFailure as error:
+            if index is None or error.code != _BAD_VALUE:
+                raise
+            return await self._find_known(criteria, limit=limit)
         return {
             document["_id"]: KnownOperation(
                 document["_id"],
@@ -252,7 +262,6 @@ class OperationQueries:
                 OperationState(document["state"]),
                 document.get("line"),
                 (document["accepted_at"], document.get("accepted_place", 0)),
-                bool(document.get("unpublished")),
             )
             for document in found
         }

@@ -45,17 +45,6 @@ class AttemptFailure:
 
 
 @dataclass(frozen=True, slots=True)
-class Entered:
-    """What became of operations that were to enter their lines, by their ids."""
-
-    created: frozenset[str]
-    """Those that nobody had recorded before."""
-    left_alone: frozenset[str]
-    """Those that have a position already, or are recorded with another payload, have ended, or are
-    to be cancelled."""
-
-
-@dataclass(frozen=True, slots=True)
 class QueuedEnding:
     """The end of an operation that is still QUEUED."""
 
@@ -132,8 +121,11 @@ class Operations:
         end = int(counter["value"])
         return range(end - count + 1, end + 1)
 
-    async def enter(self, entries: Sequence[IntakeEntry]) -> Entered:
+    async def enter(self, entries: Sequence[IntakeEntry]) -> frozenset[str]:
         """Record new operations with their positions, and claim those that start, in one write.
+
+        Return the ids of those that were left alone: they have a position already, or are recorded
+        with another payload, have begun or ended, or are to be cancelled.
 
         The listeners of changes are not told: who calls this keeps its memory itself.
         """
@@ -141,15 +133,14 @@ class Operations:
             done = await self._collection.bulk_write(
                 [entry_write(entry, next(self._places)) for entry in entries], ordered=False
             )
-            created = frozenset((done.upserted_ids or {}).values())
-            if done.modified_count + len(created) == len(entries):
-                return Entered(created, frozenset())
+            if done.modified_count + done.upserted_count == len(entries):
+                return frozenset()
             lines = {entry.new.operation_id: entry.line for entry in entries}
             found = await self._collection.find({"_id": {"$in": list(lines)}}, {"line": 1}).to_list(
                 None
             )
         in_line = {one["_id"] for one in found if one.get("line") == lines[one["_id"]]}
-        return Entered(created, frozenset(lines.keys() - in_line))
+        return frozenset(lines.keys() - in_line)
 
     async def withdraw(self, entries: Iterable[IntakeEntry]) -> None:
         """Take new operations out of line again, if no worker can have heard of them yet."""

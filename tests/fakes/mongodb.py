@@ -85,6 +85,11 @@ class MemoryCursor:
         self.most = most
         return self
 
+    def hint(self, index: str) -> "MemoryCursor":
+        """Change nothing: there are no indexes."""
+        del index
+        return self
+
     async def to_list(self, length: None) -> list[Document]:
         del length
         return await self._read(self)

@@ -151,7 +151,7 @@ class FrontDoor:
     async def submit(
         self, operation_id: str, request: JobRequest, *, retry_of: str | None = None
     ) -> bool:
-        """Return whether either has confirmed it; else it is unknown if it was taken."""
+        """Return whether it was accepted; else it is unknown if it was taken."""
         operation = NewOperation.of(operation_id, request, "http", retry_of=retry_of)
         submitted = SubmittedRequest(operation_id=operation_id, request=request, retry_of=retry_of)
         body = Submission(requests=(submitted,)).model_dump_json(exclude_defaults=True).encode()
@@ -159,7 +159,9 @@ class FrontDoor:
             _confirmed(self._record(operation)),
             _confirmed(self.broker.publish(JOBS, SUBMIT_KEY, body, message_type=SUBMISSION_TYPE)),
         )
-        return recorded or published
+        if recorded and not published:
+            return await _confirmed(self.store.operations.mark_unpublished([operation_id]))
+        return published
 
     async def publish_raw(self, body: bytes, key: str | None) -> bool:
         """Publish as any service does; return whether it was confirmed."""

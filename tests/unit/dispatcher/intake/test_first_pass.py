@@ -192,19 +192,17 @@ async def test_an_operation_that_was_never_published_goes_before(parts: Dispatch
     assert await parts.in_line() == [unpublished.operation_id, one.operation_id]
 
 
-async def test_an_operation_that_was_recorded_earlier_goes_before(parts: DispatcherParts) -> None:
-    earlier, one = new_operation(), new_operation()
-    await parts.store.operations.record([earlier])
-    await parts.store.operations.record([one])
-    assert await parts.first_pass.take([one]) == [one]
+async def test_what_was_not_published_and_comes_after_all_starts(parts: DispatcherParts) -> None:
+    """Only its confirmation was lost."""
+    one = await left_unpublished(parts)
+    assert await parts.first_pass.take([one]) == []
+    assert parts.commanded == [one.operation_id]
 
 
-async def test_what_is_recorded_only_now_may_have_been_asked_for_earlier(
-    parts: DispatcherParts,
-) -> None:
-    """The message of the other one lies behind it in the queue."""
+async def test_what_waits_in_the_queue_behind_does_not_matter(parts: DispatcherParts) -> None:
     other, one = new_operation(), new_operation()
     await parts.store.operations.record([other])
+    await parts.store.operations.record([one])
     assert await parts.first_pass.take([one]) == []
     assert await parts.in_line() == [one.operation_id]
     assert parts.commanded == [one.operation_id]
@@ -236,7 +234,7 @@ async def test_all_operations_of_a_job_go_back_with_one_of_them(parts: Dispatche
 
 
 @pytest.mark.parametrize("fate", ["lost_before", "lost_after"])
-@pytest.mark.parametrize("call", range(3), ids=["enter", "known", "withdraw"])
+@pytest.mark.parametrize("call", range(3), ids=["enter", "unpublished", "withdraw"])
 async def test_after_a_failure_nothing_is_in_memory_that_is_not_in_the_record(
     parts: DispatcherParts, call: int, fate: Fate
 ) -> None:

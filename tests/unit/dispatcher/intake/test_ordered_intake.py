@@ -39,6 +39,7 @@ async def test_what_was_recorded_earlier_comes_before(parts: DispatcherParts) ->
     many = [new_operation() for _ in range(4)]
     for one in many:
         await parts.store.operations.record([one])
+    await parts.store.operations.mark_unpublished(ids(many[:2]))
     await take(parts, many[2], many[3])
     assert await parts.in_line() == ids(many)
     assert await parts.told() == ["operation.queued"] * 2  # the others have their own messages
@@ -96,12 +97,13 @@ async def test_what_is_rejected_is_recorded_as_such(parts: DispatcherParts) -> N
 
 
 @pytest.mark.parametrize("fate", ["lost_before", "lost_after"])
-@pytest.mark.parametrize("call", range(5))  # each of its calls to MongoDB
+@pytest.mark.parametrize("call", range(6))  # each of its calls to MongoDB
 async def test_what_fails_is_done_again_without_doing_anything_twice(
     parts: DispatcherParts, call: int, fate: Fate
 ) -> None:
     many = [new_operation() for _ in range(3)]
     await parts.store.operations.record(many[:2])
+    await parts.store.operations.mark_unpublished([many[0].operation_id])
     parts.link.fates.extend([None] * call)
     parts.link.fates.append(fate)
     with pytest.raises(StoreUnavailableError):

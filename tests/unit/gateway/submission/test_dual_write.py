@@ -28,6 +28,8 @@ class Stores:
         self.recorded: list[list[str]] = []
         self.ensured: list[set[str]] = []
         self.messages: list[list[str]] = []
+        self.marked: list[str] = []
+        self.mark_error: Exception | None = None
         self.record_error: Exception | None = None
         self.publish_from: int | None = None
         self.store_goes_on = asyncio.Event()
@@ -35,6 +37,7 @@ class Stores:
         store = Store("mongodb://127.0.0.1:1/x", name="test")
         broker = Broker("amqp://127.0.0.1:1", name="test")
         monkeypatch.setattr(store.operations, "record", self._record)
+        monkeypatch.setattr(store.operations, "mark_unpublished", self._mark)
         monkeypatch.setattr(store.jobs, "ensure", self._ensure)
         monkeypatch.setattr(broker, "publish", self._publish)
         self.store_up = Availability("mongodb", self._nothing, StoreUnavailableError)
@@ -50,6 +53,11 @@ class Stores:
             raise self.record_error
         self.recorded.append([one.operation_id for one in new])
         return [True] * len(new)
+
+    async def _mark(self, operation_ids: Sequence[str]) -> None:
+        if self.mark_error is not None:
+            raise self.mark_error
+        self.marked += operation_ids
 
     async def _ensure(self, job_ids: Iterable[str]) -> None:
         self.ensured.append(set(job_ids))
@@ -106,6 +114,16 @@ async def test_a_batch_is_cut_by_size_and_a_break_leaves_no_gap(stores: Stores) 
     assert [durability.published for durability in durabilities] == [True] * 4 + [False] * 6
     assert stores.messages == [[operation.operation_id for operation, _ in batch[:4]]]
     assert all(durability.recorded for durability in durabilities)
+    assert stores.marked == [operation.operation_id for operation, _ in batch[4:]]
+
+
+async def test_what_is_not_published_is_durable_only_if_the_record_says_so(stores: Stores) -> None:
+    """Else later requests would be served first, although clients saw this one accepted."""
+    stores.publish_from = 1
+    stores.mark_error = StoreUnavailableError()
+    async with running(stores.dual_write):
+        durabilities = await stores.dual_write.take(new(10, text="x" * 60_000))
+    assert [durability.recorded for durability in durabilities] == [True] * 4 + [False] * 6
 
 
 async def test_a_break_is_told_to_those_behind_it_only(stores: Stores) -> None:
