@@ -6,6 +6,7 @@ extension, as KServe, Triton and MLServer speak it.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from urllib.parse import quote
 
 from modelyard.contract.catalog.entries import Hook, ModelSpec, Profile
@@ -87,7 +88,12 @@ def _http(spec: ModelSpec) -> ServerDialogue:
 
 
 def _open_inference(spec: ModelSpec) -> ServerDialogue:
-    name = quote(spec.served_name, safe="")
+    return _open_inference_of(spec.served_name)
+
+
+@lru_cache(maxsize=1_000)
+def _open_inference_of(served_name: str) -> ServerDialogue:
+    name = quote(served_name, safe="")
     return ServerDialogue(
         verbs=_ALL_VERBS,
         in_memory=InMemory.SERVER_SAYS_SO,

@@ -18,7 +18,12 @@ from worker.attempts.journal import key_of
 from worker.attempts.registry import AttemptRegistry, CommandDecision, DecidedCommand
 from worker.execution.executor import AttemptRunner
 from worker.session.acceptance import Acceptance
-from worker.session.command_decode import UnreadableCommand, read_commands, read_envelope
+from worker.session.command_decode import (
+    ParsedSpecs,
+    UnreadableCommand,
+    read_commands,
+    read_envelope,
+)
 from worker.session.host_channel import HostChannel
 
 log = structlog.get_logger(__name__)
@@ -54,6 +59,7 @@ class CommandConsumer:
         self._announced = False
         self._held = held
         self._refused = False
+        self._specs = ParsedSpecs()
         self.attached = False
         """True while the broker has this consumer registered."""
 
@@ -149,7 +155,7 @@ class CommandConsumer:
             # needed.
             log.info("commands.other_incarnation", incarnation=envelope.incarnation)
             return []
-        commands, unreadable = read_commands(envelope)
+        commands, unreadable = read_commands(envelope, self._specs)
         for one in unreadable:
             await self._return(delivery, one)
         return commands

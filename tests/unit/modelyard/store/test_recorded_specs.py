@@ -23,7 +23,12 @@ from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
 from tests.support.worker.harness import HOST, VerbHarness, model
 from worker.containers.planning import PlanRules, plan_container, spec_hash
-from worker.session.command_decode import CommandEnvelope, read_commands, read_envelope
+from worker.session.command_decode import (
+    CommandEnvelope,
+    ParsedSpecs,
+    read_commands,
+    read_envelope,
+)
 
 FIXTURE = Path(__file__).resolve().parents[3] / "fixtures/records_before_stricter_rules.json"
 RECORDS: dict[str, Any] = json.loads(FIXTURE.read_text())
@@ -36,7 +41,7 @@ def command_of(name: str) -> HostCommand:
     """Return the command of an older dispatcher that carries this model."""
     envelope = read_envelope(json.dumps(RECORDS["host_commands"]).encode())
     assert isinstance(envelope, CommandEnvelope)
-    good, bad = read_commands(envelope)
+    good, bad = read_commands(envelope, ParsedSpecs())
     assert bad == []
     return next(one for one in good if one.model.name == name)
 
