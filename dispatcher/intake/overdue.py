@@ -1,6 +1,5 @@
 """Operations that are recorded and whose message has not come get their place in line here."""
 
-import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -13,10 +12,6 @@ from modelyard.store import Store
 
 OVERDUE_S = 3.0
 """Age in seconds at which a recorded operation may get a place in line without its message."""
-RECENT_S = 30.0
-"""Age in seconds up to which overdue operations are looked for in each sweep."""
-LOOK_AT_ALL_EVERY_S = 60.0
-"""Seconds between two sweeps that look for older ones too: what was recorded with a delay."""
 AT_ONCE = 1_000
 """Most operations that intake writes at once; no message holds more."""
 
@@ -36,7 +31,6 @@ class OverdueOperations:
         self._broker = broker
         self._positions = positions
         self._wake = wake
-        self._look_at_all_at = float("-inf")
 
     async def ask(self) -> None:
         """Ask through the jobs queue to put operations in line whose message has not come.
@@ -46,13 +40,9 @@ class OverdueOperations:
         before it, including those that a frozen or dead dispatcher held. So no operation whose
         message is still in the queue is overtaken. Raises `StoreUnavailableError`.
         """
-        now = asyncio.get_running_loop().time()
-        everything = now >= self._look_at_all_at
         overdue = await self._store.operation_queries.overdue_for_line(
-            older_than_s=OVERDUE_S, younger_than_s=None if everything else RECENT_S, limit=1
+            older_than_s=OVERDUE_S, limit=1
         )
-        if everything and not overdue:
-            self._look_at_all_at = now + LOOK_AT_ALL_EVERY_S
         if overdue:
             with suppress(BrokerUnavailableError):  # the next sweep asks again
                 await self._broker.publish(JOBS, SUBMIT_KEY, b"", message_type=OVERDUE_TYPE)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pymongo.errors import OperationFailure
@@ -61,18 +61,11 @@ class OperationQueries:
         }
         return list((await self._find_known(criteria, index=UNPUBLISHED)).values())
 
-    async def overdue_for_line(
-        self, *, older_than_s: float, limit: int, younger_than_s: float | None = None
-    ) -> list[KnownOperation]:
+    async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[KnownOperation]:
         """Return recorded operations whose message has not arrived in `older_than_s` seconds.
 
-        The oldest come first. With `younger_than_s` it costs MongoDB less: every operation is for a
-        moment where these are in the index, and is passed over there for some minutes.
+        The oldest come first.
         """
-        since: Document = {}
-        if younger_than_s is not None:
-            oldest = await self._connection.time() - timedelta(seconds=younger_than_s)
-            since = {"accepted_at": {"$gte": oldest}}
         found = await self._find_known(
             {
                 "open": True,
@@ -80,7 +73,6 @@ class OperationQueries:
                 "state": OperationState.QUEUED,
                 "aside": {"$ne": True},
                 "$expr": older("$accepted_at", older_than_s),
-                **since,
             },
             limit=limit,
             index=UNBROUGHT,
