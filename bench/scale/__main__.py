@@ -3,9 +3,8 @@
 Each fleet of simulated hosts has servers of its own, empty at the start, and the same number of
 loaded jobs. On one fleet more and more operations wait; for each number of them the dispatcher is
 started anew, so that whatever it keeps of them in memory it has read from the record. On another
-fleet the active dispatcher is killed while another one stands by. The goal of that counts from the
-end of the dead one's lease. Today there is none: RabbitMQ moves the single active consumer as soon
-as the connection is gone, and the time counts from the kill.
+fleet the leading dispatcher is killed while another one stands by. The goal of that counts from the
+end of the dead one's lease.
 """
 
 from __future__ import annotations

@@ -63,19 +63,23 @@ def rows_of_waiting(by_waiting: Mapping[int, Measurement]) -> list[Row]:
 
 
 def rows_of_takeovers(waiting: int, jobs: int, takeovers: Sequence[Takeover]) -> list[Row]:
-    """Compare the slowest takeover with the goal, which today counts from the kill."""
+    """Compare the slowest takeover with the goal, which counts from the end of the lease."""
     if not takeovers:
         return []
-    first = [one.first_command_s for one in takeovers]
+    first = [one.first_command_s - one.lease_ended_s for one in takeovers]
     return [
         Row(
-            f"takeover, {waiting:,} waiting, {jobs:,} live jobs: kill -9 to first command",
+            f"takeover, {waiting:,} waiting, {jobs:,} live jobs: end of lease to first command",
             ", ".join(f"{seconds:.1f}" for seconds in first) + " s",
             goal=f"<= {TAKEOVER_AT_MOST_S:.0f} s",
             met=max(first) <= TAKEOVER_AT_MOST_S,
         ),
         Row(
-            "... to an inference on every live job",
+            "... kill -9 to first command",
+            ", ".join(f"{one.first_command_s:.1f}" for one in takeovers) + " s",
+        ),
+        Row(
+            "... kill -9 to an inference on every live job",
             ", ".join(f"{one.all_ended_s:.1f}" for one in takeovers) + " s",
         ),
     ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pymongo import MongoClient
 
 from bench.processes import cpu_between, memory
 from bench.scale.load import NotEndedError, infer
 from bench.scale.site import SET_UP_S
 from bench.statistics import percentile
+from modelyard.store.leases import DISPATCHER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +55,10 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """What happened after the active dispatcher was killed. Seconds since the kill."""
+    """What happened after the leading dispatcher was killed. Seconds since the kill."""
 
+    lease_ended_s: float
+    """Until the end of its lease: nobody else may lead before."""
     first_command_s: float
     """Until the first command was at a host."""
     all_ended_s: float
@@ -94,15 +101,25 @@ async def measure(site: Site, jobs: Sequence[str], windows: Windows) -> Measurem
 
 
 async def measure_takeover(site: Site, active: str, jobs: Sequence[str]) -> Takeover:
-    """Kill the active dispatcher, which has nothing to do, and submit an inference on each job.
+    """Kill the leading dispatcher, which has nothing to do, and submit an inference on each job.
 
     Every command that comes then is another dispatcher's. Raises `NotEndedError`.
     """
     first_command, killed_at = site.fleet.gauges.first_command, time.monotonic()
     site.stack.dispatchers[active].kill()
     first_command.value = 0.0
+    lease_ended_s = await asyncio.to_thread(_lease_left_s, site.stack.mongodb.url)
     await site.load.run_all([infer(job_id) for job_id in jobs], SET_UP_S)
     return Takeover(
+        lease_ended_s=round(lease_ended_s, 2),
         first_command_s=round(first_command.value - killed_at, 2),
         all_ended_s=round(time.monotonic() - killed_at, 2),
     )
+
+
+def _lease_left_s(url: str) -> float:
+    """Return the seconds until the lease ends; the database's clock is that of this machine."""
+    with MongoClient[dict[str, Any]](url, tz_aware=True) as client:
+        lease = client.get_default_database()["leases"].find_one({"_id": DISPATCHER})
+    ends_at: datetime = lease["expires_at"] if lease else datetime.now(UTC)
+    return (ends_at - datetime.now(UTC)).total_seconds()

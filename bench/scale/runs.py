@@ -132,7 +132,8 @@ class ScaleBench:
                 found = await measure_takeover(site, active, self._jobs)
                 self.findings.takeovers.append(found)
                 step.result = (
-                    f"Takeover: first command after {found.first_command_s:.1f} s, "
+                    f"Takeover: first command {found.first_command_s:.1f} s after the kill, "
+                    f"end of the lease after {found.lease_ended_s:.1f} s, "
                     f"all jobs answered after {found.all_ended_s:.1f} s"
                 )
             active, standby = standby, active

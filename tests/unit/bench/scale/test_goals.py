@@ -48,8 +48,9 @@ def test_throughput_latency_and_memory_are_compared_where_most_wait() -> None:
 
 
 def test_the_slowest_takeover_counts() -> None:
-    takeovers = [Takeover(0.4, 9.0), Takeover(5.1, 12.0)]
+    takeovers = [Takeover(5.5, 5.9, 9.0), Takeover(4.5, 9.6, 12.0)]
 
-    first, _ = rows_of_takeovers(100_000, 2_000, takeovers)
+    first, killed, _ = rows_of_takeovers(100_000, 2_000, takeovers)
 
     assert (first.reached, first.met) == ("0.4, 5.1 s", False)
+    assert killed.reached == "5.9, 9.6 s"
