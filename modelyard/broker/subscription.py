@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -34,7 +35,7 @@ class TooManyBytesError(BrokerUnavailableError):
         super().__init__(f"More than {MAX_HELD_BYTES} bytes were delivered at once.")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Delivery:
     """One delivered message, and the handle to settle it with."""
 
@@ -52,6 +53,8 @@ class Delivery:
     header_bytes: int = 0
     headers_cut: bool = False
     """True if the message has more headers than are read, or some that can't be."""
+    settled: bool = False
+    """True once it was acked; a batch that is handled again may contain such deliveries."""
 
     @cached_property
     def fallback_key(self) -> str:
@@ -79,11 +82,6 @@ class Delivery:
         count = self.headers.get("x-delivery-count", 0)
         return count if isinstance(count, int) else 0
 
-    @property
-    def settled(self) -> bool:
-        """True once it was acked; a batch that is handled again may contain such deliveries."""
-        return bool(self.raw.processed)
-
 
 class Subscription:
     """A live consumer of one queue. It ends with `BrokerUnavailableError` and is not reused."""
@@ -96,6 +94,8 @@ class Subscription:
         self._ready: asyncio.Queue[Delivery] = asyncio.Queue()
         self._set_aside: Delivery | None = None
         """The next delivery, if it did not fit into the last batch."""
+        self._open: dict[Delivery, None] = {}
+        """What is not settled yet, in the broker's order."""
         self._held = 0
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -135,12 +135,23 @@ class Subscription:
         of the channel). So every consumer must recognise repetitions. Raises
         `BrokerUnavailableError`; the broker then delivers them again.
         """
+        given = dict.fromkeys(one for one in deliveries if not one.settled)
         with losses("The deliveries could not be settled"):
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                for delivery in deliveries:
-                    if not delivery.settled:
-                        await delivery.raw.ack()
-                        self._held -= delivery.held_bytes
+                earliest = list(islice(self._open, len(given)))
+                if len(given) > 1 and given.keys() == set(earliest):
+                    await earliest[-1].raw.ack(multiple=True)  # one frame for all up to this one
+                    self._settle(earliest)
+                else:
+                    for one in given:
+                        await one.raw.ack()
+                        self._settle([one])
+
+    def _settle(self, deliveries: Iterable[Delivery]) -> None:
+        for one in deliveries:
+            one.settled = True
+            self._held -= one.held_bytes
+            self._open.pop(one, None)
 
     async def _next(self) -> Delivery:
         if not self._lost.done():
@@ -181,6 +192,7 @@ class Subscription:
             user_id=message.user_id,
             raw=message,
         )
+        self._open[one] = None
         self._held += one.held_bytes
         if self._held > MAX_HELD_BYTES:
             self._end_as_too_large()
@@ -199,6 +211,7 @@ class Subscription:
     def _end_as_too_large(self) -> None:
         """End the subscription because it holds too many bytes, and drop all deliveries."""
         self._set_aside = None
+        self._open.clear()
         while not self._ready.empty():
             self._ready.get_nowait()
         self._end(TooManyBytesError())

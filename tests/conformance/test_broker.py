@@ -199,6 +199,31 @@ async def test_settling_twice_is_settling_once(broker: Broker) -> None:
         assert not subscription.is_lost
 
 
+@pytest.mark.parametrize(
+    "settled",
+    [[[0, 1, 2]], [[2, 0, 1]], [[1, 2]], [[4], [0, 1]], [[1, 3], [0, 1, 2], [5]], [[0], [1, 2, 4]]],
+    ids=str,
+)
+async def test_of_what_is_in_hand_only_what_was_settled_does_not_come_again(
+    broker: Broker, settled: list[list[int]]
+) -> None:
+    await broker.declare(QUEUES)
+    for number in range(6):
+        await broker.publish(JOBS, SUBMIT_KEY, str(number).encode())
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=6) as subscription:
+        batches = subscription.batches(max_items=6)
+        in_hand: list[Delivery] = []
+        while len(in_hand) < 6:
+            in_hand += await anext(batches)
+        for some in settled:
+            await subscription.ack([in_hand[number] for number in some])
+        gone = {number for some in settled for number in some}
+        assert [number for number, one in enumerate(in_hand) if one.settled] == sorted(gone)
+        assert subscription._held == sum(one.held_bytes for one in in_hand if not one.settled)
+    left = [str(number).encode() for number in range(6) if number not in gone]
+    assert await received(broker, JOBS_QUEUE, len(left)) == left
+
+
 async def test_a_message_that_no_queue_takes_is_an_error(broker: Broker) -> None:
     await broker.declare(QUEUES, exchanges=EXCHANGES)
     with pytest.raises(BrokerUnavailableError):

@@ -67,10 +67,16 @@ class Consumer:
             return
         raise AssertionError("A subscription takes a message without waiting for anything.")
 
-    def settle(self, letter: Letter) -> None:
-        """Take a message off the queue; raises `BrokerUnavailableError` if this one is over."""
+    def settle(self, letter: Letter, *, earlier_too: bool = False) -> None:
+        """Take a message off the queue; raises `BrokerUnavailableError` if this one is over.
+
+        With `earlier_too` all that were delivered before it, as AMQP's `multiple`.
+        """
         if self.subscription.is_lost or letter.place not in self.unsettled:
             raise BrokerUnavailableError("The channel is closed.")
+        places = [*self.unsettled]
+        for place in places[: places.index(letter.place)] if earlier_too else ():
+            del self.unsettled[place]
         del self.unsettled[letter.place]
         self.queue.deliver()
 
@@ -89,12 +95,10 @@ class Incoming:
         counted = {"x-delivery-count": letter.deliveries} if letter.deliveries else {}
         self.headers = {**letter.headers, **counted}
         self.user_id = letter.user_id
-        self.processed = False
 
-    async def ack(self) -> None:
+    async def ack(self, *, multiple: bool = False) -> None:
         await asyncio.sleep(0)
-        self._consumer.settle(self._letter)
-        self.processed = True
+        self._consumer.settle(self._letter, earlier_too=multiple)
 
 
 Bury = Callable[["MemoryQueue", Letter, str], None]

@@ -156,7 +156,7 @@ def _deliveries(batch: Sequence[WorkerReports]) -> list[Delivery]:
 
 def _delivery(message: Message, kind: str, *, routing_key: str = "") -> Delivery:
     body = message.model_dump_json(exclude_defaults=kind == SUBMISSION_TYPE).encode()
-    raw: Any = SimpleNamespace(processed=False)
+    raw: Any = SimpleNamespace()
     return Delivery(
         body=body,
         message_id=None,
