@@ -3,7 +3,15 @@
 import asyncio
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -15,8 +23,10 @@ import aio_pika
 import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueFrames
+from pamqp.header import ContentHeader
 
 from modelyard.broker.connection_loss import (
     ConsumingFailedError,
@@ -111,23 +121,32 @@ class Broker:
         those on their way are lost with the connection. Raises `BrokerUnavailableError` if there is
         none, or if it does not take them within `PUBLISH_TIMEOUT_S` seconds.
         """
+        if not messages:
+            return
         with losses(f"RabbitMQ did not take messages to {exchange.name}"):
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
                 channel = await self._unconfirmed_channel()
-                for number, (routing_key, body) in enumerate(messages, start=1):
-                    await channel.basic_publish(
-                        body,
-                        exchange=exchange.name,
-                        routing_key=routing_key,
-                        properties=Basic.Properties(
-                            content_type="application/json",
-                            delivery_mode=aio_pika.DeliveryMode.PERSISTENT.value,
-                            message_type=message_type,
-                            timestamp=datetime.now(UTC),
-                            user_id=self.user,
-                        ),
-                        wait=number == len(messages),
+                # All but the last are one write to the socket; the library sends the last one, and
+                # waits until there is room in the socket again.
+                *first, (last_key, last_body) = messages
+                frames: list[Basic.Publish | ContentHeader | ContentBody] = []
+                for routing_key, body in first:
+                    properties = self._unconfirmed_properties(message_type)
+                    frames += [
+                        Basic.Publish(exchange=exchange.name, routing_key=routing_key),
+                        ContentHeader(body_size=len(body), properties=properties),
+                        *_content(body, channel.max_content_size),
+                    ]
+                if frames:
+                    await channel.write_queue.put(
+                        aiormq.abc.ChannelFrame.marshall(channel.number, frames)
                     )
+                await channel.basic_publish(
+                    last_body,
+                    exchange=exchange.name,
+                    routing_key=last_key,
+                    properties=self._unconfirmed_properties(message_type),
+                )
 
     async def declare(
         self,
@@ -328,6 +347,16 @@ class Broker:
             self._publishing = (connection, channel)
             return channel
 
+    def _unconfirmed_properties(self, message_type: str) -> Basic.Properties:
+        return Basic.Properties(
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT.value,
+            message_id=uuid.uuid4().hex,
+            message_type=message_type,
+            timestamp=datetime.now(UTC),
+            user_id=self.user,
+        )
+
     async def _unconfirmed_channel(self) -> aiormq.Channel:
         """Return a channel of the publishing connection that is not in confirm mode."""
         await self._channel()
@@ -347,6 +376,12 @@ class Broker:
             self._unconfirmed = None
             self._exchanges.clear()
             await close_quietly(connection)
+
+
+def _content(body: bytes, most: int) -> Iterator[ContentBody]:
+    """Yield a body in frames of at most `most` bytes of it."""
+    for start in range(0, len(body), most):
+        yield ContentBody(body[start : start + most])
 
 
 async def _declare_all(

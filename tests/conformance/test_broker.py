@@ -881,8 +881,10 @@ async def test_messages_without_confirmation_come_in_order_and_name_their_sender
 ) -> None:
     await broker.declare(QUEUES)
     sent = [(f"operation.{number % 3}", str(number).encode()) for number in range(300)]
+    sent[7:9] = [("operation.large", b"x" * 300_000), ("operation.empty", b"")]
     async with broker.tap(EVENTS, ["operation.*"]) as subscription:
         await broker.publish_unconfirmed(EVENTS, [("nobody.listens", b"x")], message_type="t")
+        await broker.publish_unconfirmed(EVENTS, [], message_type="t")
         await broker.publish_unconfirmed(EVENTS, sent, message_type="t")
         heard: list[tuple[str, bytes]] = []
         async with asyncio.timeout(10):
