@@ -27,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 FLUSHED_AT_ONCE = 500
 """Most events that are appended with one write."""
+LINGER_S = 0.02
+"""Seconds that events wait for others if nobody waits for them: the end of an inference usually
+comes so soon after its dispatch, and both are one write."""
 MOST_NOTED = 10_000
 """Events that may wait before scheduling waits for them."""
 
@@ -69,11 +72,14 @@ class EventLog:
         self._term = term
         self._noted: deque[Event | _After] = deque()
         self._any_noted = asyncio.Event()
+        self._hurry = asyncio.Event()
+        """Set once somebody waits for what is noted."""
 
     def note(self, events: Iterable[Event]) -> None:
         """Have events about durable facts published soon."""
-        self._noted.extend(events)
-        self._wake()
+        some = list(events)
+        self._noted.extend(some)
+        self._wake(hurry=not all(map(_may_linger, some)))
 
     def then(self, work: Callable[[], Awaitable[object]]) -> None:
         """Have `work` done once all events that were noted before are published.
@@ -82,7 +88,7 @@ class EventLog:
         done after the end of the term: the next leader has to see what this one did at the last.
         """
         self._noted.append(_After(work))
-        self._wake()
+        self._wake(hurry=False)
 
     async def publish(self, events: Sequence[Event]) -> None:
         """Note events; return once they, and all that were noted before, are published.
@@ -122,6 +128,9 @@ class EventLog:
         failures = 0
         while True:
             await self._any_noted.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await self._hurry.wait()
             batch = list(islice(self._noted, FLUSHED_AT_ONCE))
             events = [one for one in batch if isinstance(one, Event)]
             try:
@@ -143,15 +152,18 @@ class EventLog:
                     await one.carry_out()
             if not self._noted:
                 self._any_noted.clear()
+                self._hurry.clear()
 
     async def _all_published(self) -> None:
         published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._noted.append(_After(None, published))
-        self._wake()
+        self._wake(hurry=True)
         await published
 
-    def _wake(self) -> None:
+    def _wake(self, *, hurry: bool) -> None:
         self._any_noted.set()
+        if hurry or len(self._noted) >= FLUSHED_AT_ONCE:
+            self._hurry.set()
 
     async def _flush(self, events: Sequence[Event]) -> None:
         """Append and publish. An unavailable broker is only logged: clients read the record."""
@@ -167,6 +179,14 @@ class EventLog:
             await self._broker.publish_unconfirmed(EVENTS, messages, message_type=EVENT_TYPE)
         except BrokerUnavailableError as error:
             log.warning("events.not_published", count=len(events), error=str(error))
+
+
+def _may_linger(event: Event) -> bool:
+    return event.type in _LINGERING
+
+
+_LINGERING = frozenset({"operation.queued", "operation.dispatched", "operation.running"})
+"""Events that no request waits for."""
 
 
 def fact_id(source: OperationRecord | OperationReport) -> str:

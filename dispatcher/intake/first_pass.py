@@ -7,9 +7,9 @@ behind:
 - after it: the operations are in line, some of them DISPATCHED. The message is delivered again and
   finds them there. A command that was not published is published by the sweep.
 
-An operation that the broker did not confirm may have to go before those of this batch. Whether
-there is one is asked while the write is under way; if so, the operations of its job are withdrawn
-before any worker hears of them.
+An operation that the broker did not confirm may have to go before those of this batch. The write
+finds out whether there is one; if so, the operations of its job are withdrawn before any worker
+hears of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,6 @@ from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.ordering import shared_starts
 from modelyard.contract.states import Liveness
 from modelyard.process.crash_points import crash_point
-from modelyard.process.tasks import together
 from modelyard.store import Store
 from modelyard.store.operation_writes import DispatchClaim, IntakeEntry
 from modelyard.store.records import HostRecord, JobRecord, NewOperation
@@ -62,14 +61,13 @@ class FirstPass:
             # Up to the write nothing is awaited, so what is decided holds for the lines of now.
             entries = self._entries(new, places, hosts)
             held = {one.job_id: one for one in self._jobs_of(entries)}
-            left_alone, unpublished = await together(
-                self._store.operations.enter(entries),
-                self._store.operation_queries.unpublished(jobs),
-            )
+            entered = await self._store.operations.enter(entries)
             crash_point("dispatcher.intake.after_record")
-            brought = {one.operation_id for one in new}
-            unclear = {one.job_id or "" for one in unpublished if one.operation_id not in brought}
-            unclear |= {one.job_id or "" for one in new if one.operation_id in left_alone}
+            left_alone = entered.left_alone
+            unclear = {one.job_id or "" for one in new if one.operation_id in left_alone}
+            if entered.unpublished:
+                before = await self._store.operation_queries.unpublished(jobs)
+                unclear |= {one.job_id or "" for one in before}
             back = [
                 one
                 for one in entries

@@ -52,14 +52,8 @@ class OperationQueries:
 
         The oldest come first. None has a position yet.
         """
-        criteria = {
-            "job_id": {"$in": list(job_ids)},
-            "open": True,
-            "line": None,
-            "unpublished": True,
-            "aside": {"$ne": True},
-        }
-        return list((await self._find_known(criteria, index=UNPUBLISHED)).values())
+        found = await self._find_known(unpublished_of(job_ids), index=UNPUBLISHED)
+        return list(found.values())
 
     async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[KnownOperation]:
         """Return recorded operations whose message has not arrived in `older_than_s` seconds.
@@ -257,3 +251,14 @@ class OperationQueries:
             )
             for document in found
         }
+
+
+def unpublished_of(job_ids: Sequence[str]) -> Document:
+    """Return the criteria of operations without a position that the broker did not confirm."""
+    return {
+        "job_id": {"$in": list(job_ids)},
+        "open": True,
+        "line": None,
+        "unpublished": True,
+        "aside": {"$ne": True},
+    }

@@ -25,7 +25,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store import Store
-from modelyard.store.indexes import INDEXES
+from modelyard.store.indexes import INDEXES, UNPUBLISHED
 from modelyard.store.jobs import Assignment, JobEffect
 from modelyard.store.operation_writes import DispatchClaim, IntakeEntry
 from modelyard.store.operations import FRONT_OF_LINE, QueuedEnding
@@ -136,7 +136,8 @@ async def test_what_the_broker_did_not_confirm_is_found_until_it_has_a_place(sto
     first, second, third, other = (new() for _ in range(4))
     for one in (first, second, third):
         await store.operations.record([one])
-    await store.operations.record([other.model_copy(update={"job_id": "another"})])
+    other = other.model_copy(update={"job_id": "another"})
+    await store.operations.record([other])
     await store.operations.mark_unpublished([third.operation_id, other.operation_id])
     await store.operations.mark_unpublished([first.operation_id])
 
@@ -144,8 +145,23 @@ async def test_what_the_broker_did_not_confirm_is_found_until_it_has_a_place(sto
         return [one.operation_id for one in await store.operation_queries.unpublished(["j"])]
 
     assert await unpublished() == [first.operation_id, third.operation_id]
+    for entry, found in ((second, True), (other, False)):
+        assert (await store.operations.enter([IntakeEntry(entry, 1)])).unpublished is found
     await store.operations.take_in([(first, 1)])
     assert await unpublished() == [third.operation_id]
+
+
+async def test_operations_enter_although_an_operator_dropped_an_index(mongo_url: str) -> None:
+    store = Store(mongo_url, name="test", timeout_s=10.0)
+    await store.prepare()
+    with MongoClient[dict[str, object]](mongo_url) as client:
+        client.get_default_database()["operations"].drop_index(UNPUBLISHED)
+    known = new()
+    await store.operations.record([known])
+    entered = await store.operations.enter([IntakeEntry(known, 1), IntakeEntry(new(), 2)])
+    assert (entered.left_alone, entered.unpublished) == (frozenset(), True)
+    assert await store.operation_queries.unpublished(["j"]) == []
+    store.close()
 
 
 async def test_a_deadline_counts_by_the_clock_of_the_database(store: Store) -> None:
@@ -213,8 +229,9 @@ async def test_new_operations_enter_the_line_and_start_with_one_write(store: Sto
         IntakeEntry(brought, 3, claims[1]),
         *(IntakeEntry(one, 4) for one in (known, changed, ended)),
     ]
-    left_alone = await store.operations.enter(entries)
-    assert left_alone == {one.operation_id for one in (known, other, ended)}
+    entered = await store.operations.enter(entries)
+    assert not entered.unpublished
+    assert entered.left_alone == {one.operation_id for one in (known, other, ended)}
     found = await store.operation_queries.get_many([one.new.operation_id for one in entries])
     for line, one in ((2, recorded), (3, brought)):
         there = found[one.operation_id]

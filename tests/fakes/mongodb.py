@@ -225,7 +225,8 @@ class MemoryCollection:
             details = {"upserted": upserted, "writeErrors": errors, "writeConcernErrors": []}
             raise BulkWriteError(details)
         counts = {"nMatched": matched, "nModified": modified, "nUpserted": len(upserted)}
-        return BulkWriteResult({**counts, "upserted": upserted}, acknowledged=True)
+        answer = {**counts, "upserted": upserted, "writeErrors": []}
+        return BulkWriteResult(answer, acknowledged=True)
 
     async def find_one_and_update(
         self,
@@ -367,6 +368,6 @@ def as_stored_answer(answer: T) -> T:
 
 
 def _parts(write: UpdateOne) -> tuple[Document, Update, bool]:
-    if type(write) is not UpdateOne or write._collation or write._array_filters or write._hint:
+    if type(write) is not UpdateOne or write._collation or write._array_filters:
         raise NotKnownError(f"the write {write!r}")
     return dict(write._filter), write._doc, bool(write._upsert)
