@@ -38,7 +38,7 @@ class Waiters:
     def __init__(self, broker: Broker, *, max_waiting: int = MAX_WAITING) -> None:
         self._broker = broker
         self._max_waiting = max_waiting
-        self._waiters: dict[str, set[_WaitingRequest]] = {}
+        self._waiters: dict[str, set[WaitingRequest]] = {}
         self.waiting = 0
         """How many requests wait now."""
         self.attached = asyncio.Event()
@@ -72,22 +72,26 @@ class Waiters:
         """
         if self.full:
             return await read(operation_id)
-        deadline = asyncio.get_running_loop().time() + seconds
         # It listens before it reads, so the event of an end that the read misses is not missed too.
-        with self._listening(operation_id) as waiter:
+        with self.listening(operation_id) as waiter:
             record = await read(operation_id)
             if record is None or record.state.terminal:
                 return record
-            return await self._wait_for_end(record, deadline, waiter, read, receive)
+            return await self.end_of(record, seconds, waiter, read, receive)
 
-    async def _wait_for_end(
+    async def end_of(
         self,
         seen: OperationRecord,
-        deadline: float,
-        waiter: "_WaitingRequest",
+        seconds: float,
+        waiter: "WaitingRequest",
         read: Read,
         receive: Receive,
     ) -> OperationRecord | None:
+        """Do as `until_end` for an operation that has not ended, and was seen like this.
+
+        `waiter` has been listening since before.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
         disconnect = asyncio.ensure_future(_until_disconnect(receive))
         disconnect.add_done_callback(lambda _: waiter.woken.set())
         try:
@@ -106,8 +110,9 @@ class Waiters:
             disconnect.cancel()
 
     @contextmanager
-    def _listening(self, operation_id: str) -> Iterator["_WaitingRequest"]:
-        waiter = _WaitingRequest()
+    def listening(self, operation_id: str) -> Iterator["WaitingRequest"]:
+        """Listen for the end of an operation, which need not be accepted yet."""
+        waiter = WaitingRequest()
         group = self._waiters.setdefault(operation_id, set())
         group.add(waiter)
         self.waiting += 1
@@ -151,7 +156,7 @@ class Waiters:
                 waiter.woken.set()
 
 
-class _WaitingRequest:
+class WaitingRequest:
     """One request that waits."""
 
     def __init__(self) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypedDict
 
 from pydantic import ValidationError
@@ -18,12 +19,13 @@ from modelyard.contract.messages import (
     MAX_REQUEST_BYTES,
     JobRequest,
     Submission,
+    SubmittedRequest,
 )
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue, canonical_json, parse_json
 from modelyard.contract.topology import REPLAY_HEADER
 from modelyard.contract.validation import error_list, parse_request, size_errors
-from modelyard.store.records import NewOperation, Source
+from modelyard.store.records import EPOCH, NewOperation, Source
 
 IDEMPOTENCY_HEADER = "idempotency-key"
 REPLAY_TENANT = "~replays"
@@ -125,12 +127,17 @@ def _from_gateway(body: bytes) -> list[NewOperation]:
             "Its type says that it is a submission, but its body is not.",
             errors=error_list(error),
         ) from error
-    return [
-        _from_request(
-            one.operation_id, one.request, "http", retry_of=one.retry_of, tenant=one.tenant
-        )
-        for one in submission.requests
-    ]
+    return [_submitted(one) for one in submission.requests]
+
+
+def _submitted(one: SubmittedRequest) -> NewOperation:
+    operation = _from_request(
+        one.operation_id, one.request, "http", retry_of=one.retry_of, tenant=one.tenant
+    )
+    if one.accepted_ms is None:
+        return operation
+    at = EPOCH + timedelta(milliseconds=one.accepted_ms)
+    return operation.model_copy(update={"accepted": (at, one.accepted_number)})
 
 
 def _check_sizes(value: JsonValue) -> None:
@@ -149,7 +156,8 @@ def _check_sizes(value: JsonValue) -> None:
 def _replayed(operation: NewOperation, replay: str) -> NewOperation:
     first = operation.operation_id
     key = operation_id_for_key(f"{replay}/{first}", tenant=REPLAY_TENANT)
-    return operation.model_copy(update={"operation_id": key, "retry_of": first})
+    update = {"operation_id": key, "retry_of": first, "accepted": None}
+    return operation.model_copy(update=update)
 
 
 def _from_client(body: bytes, key: str, *, tenant: str) -> list[NewOperation]:

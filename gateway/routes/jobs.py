@@ -1,5 +1,6 @@
 """`/inference_router/` and `/v1/jobs`: submit one request or a batch; list and read jobs."""
 
+from contextlib import ExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -13,7 +14,7 @@ from gateway.routes.dependencies import (
     page_answer,
     refuse_repeated,
 )
-from gateway.routes.submitting import accepted, answered
+from gateway.routes.submitting import accepted, answered, awaiting
 from gateway.submission import bodies
 from gateway.submission.batches import accept_batch
 from gateway.views import job_view
@@ -60,11 +61,14 @@ async def submit(request: Request, gateway: GatewayDependencies, caller: Submitt
     """Accept one request and answer with its operation, as soon as it is durable."""
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
-    async with gateway.reader.one(request, key, tenant=caller.tenant) as pending:
-        if refusal := refuse_to_submit(caller, pending.request.operation_type):
-            raise refusal
-        outcome = await accepted(gateway, pending)
-    return await answered(gateway, outcome, wait_s, request.receive)
+    with ExitStack() as waits:
+        async with gateway.reader.one(request, key, tenant=caller.tenant) as asked:
+            if refusal := refuse_to_submit(caller, asked.request.operation_type):
+                raise refusal
+            pending = asked.accepted_now(gateway.store)
+            awaited = awaiting(gateway, pending, waits) if wait_s else None
+            outcome = await accepted(gateway, pending)
+        return await answered(gateway, outcome, wait_s, request.receive, awaited)
 
 
 @router.post(

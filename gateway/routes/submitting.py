@@ -1,5 +1,8 @@
 """Accepting and answering a single request: a new one, or the retry of an operation."""
 
+from contextlib import ExitStack
+from dataclasses import dataclass
+
 from fastapi import Response
 from starlette.types import Receive
 
@@ -8,9 +11,11 @@ from gateway.routes.dependencies import answer
 from gateway.service import Gateway
 from gateway.submission.acceptor import PendingRequest
 from gateway.views import operation_path, operation_view
+from gateway.waiters import WaitingRequest
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import ModelyardError, StoreUnavailableError
 from modelyard.contract.views import OperationView
+from modelyard.store.records import OperationRecord
 
 
 async def accepted(gateway: Gateway, pending: PendingRequest) -> Accepted:
@@ -21,8 +26,33 @@ async def accepted(gateway: Gateway, pending: PendingRequest) -> Accepted:
     return outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A new operation whose end a request waits for since before it was accepted."""
+
+    new: OperationRecord
+    """Without its input, which may be large."""
+    waiter: WaitingRequest
+
+
+def awaiting(gateway: Gateway, pending: PendingRequest, waits: ExitStack) -> Awaited | None:
+    """Begin to wait for the end of a new operation, so that it need not be read to wait for it.
+
+    Null if it may be an old one, or if too many requests wait already.
+    """
+    new = pending.operation
+    if pending.keyed or new.accepted is None or gateway.waiters.full:
+        return None
+    waiter = waits.enter_context(gateway.waiters.listening(new.operation_id))
+    return Awaited(new.queued().model_copy(update={"input_json": None}), waiter)
+
+
 async def answered(
-    gateway: Gateway, outcome: Accepted, wait_s: float | None, receive: Receive
+    gateway: Gateway,
+    outcome: Accepted,
+    wait_s: float | None,
+    receive: Receive,
+    awaited: Awaited | None = None,
 ) -> Response:
     """Answer 202 with the operation of an accepted request.
 
@@ -31,9 +61,11 @@ async def answered(
     wait already, the preference is not applied. Raises `ClientDisconnect` if the client disconnects
     while it waits.
     """
-    if gateway.waiters.full:
+    if gateway.waiters.full and awaited is None:
         wait_s = None
-    ended = await _ended(gateway, outcome.operation_id, wait_s, receive) if wait_s else None
+    ended = (
+        await _ended(gateway, outcome.operation_id, wait_s, receive, awaited) if wait_s else None
+    )
     headers = {"Location": operation_path(outcome.operation_id)}
     if wait_s is not None:
         headers |= {"Preference-Applied": f"wait={wait_s:.0f}", "Vary": "Prefer"}
@@ -45,13 +77,21 @@ async def answered(
 
 
 async def _ended(
-    gateway: Gateway, operation_id: str, wait_s: float, receive: Receive
+    gateway: Gateway,
+    operation_id: str,
+    wait_s: float,
+    receive: Receive,
+    awaited: Awaited | None,
 ) -> OperationView | None:
     """Wait for the operation to end and return it; null if it can't be read now."""
+    read = gateway.reading.operation
     try:
-        record = await gateway.waiters.until_end(
-            operation_id, wait_s, gateway.reading.operation, receive
-        )
+        if awaited is None:
+            record = await gateway.waiters.until_end(operation_id, wait_s, read, receive)
+        else:
+            record = await gateway.waiters.end_of(
+                awaited.new, wait_s, awaited.waiter, read, receive
+            )
     except StoreUnavailableError:
         return None  # the request is accepted nevertheless
     return operation_view(record) if record else None

@@ -6,7 +6,7 @@ way to the dispatcher. If one of the two is missing, the dispatcher works from t
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import structlog
@@ -67,6 +67,11 @@ class PendingRequest:
     def operation_id(self) -> str:
         """The id of the operation."""
         return self.operation.operation_id
+
+    def accepted_now(self, store: Store) -> Self:
+        """Return the request with this moment as that of its acceptance, if the time is known."""
+        (operation,) = store.operations.accepted_now([self.operation])
+        return replace(self, operation=operation)
 
     def accepted(self, existing: OperationRecord | None = None) -> Accepted:
         """Return the answer for a durable operation, with its state if it existed before."""

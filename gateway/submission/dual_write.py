@@ -78,14 +78,15 @@ class DualWrite:
         async with TaskGroup() as tasks:
             tasks.create_task(unending(self._recording.run()))
             tasks.create_task(unending(self._publishing.run()))
+            tasks.create_task(unending(self._store.keep_time()))
 
     async def take(self, new: Sequence[tuple[NewOperation, JobRequest]]) -> list[Durability]:
         """Record and publish operations; return where each is durable after about a second."""
         if not new:
             return []
-        operations = tuple(operation for operation, _ in new)
+        operations = tuple(self._store.operations.accepted_now(one for one, _ in new))
         size = sum(map(_size, operations))
-        messages = await _messages(new)
+        messages = await _messages(zip(operations, (request for _, request in new), strict=True))
         deadline = asyncio.get_running_loop().time() + STORE_TIMEOUT_S + size / BYTES_PER_S
         # Both begin before the first is awaited. They are futures, for two tasks would cost more
         # than all else that is done here for a small request.
@@ -234,7 +235,7 @@ def _size(operation: NewOperation) -> int:
     return len(operation.input_json or "")
 
 
-async def _messages(new: Sequence[tuple[NewOperation, JobRequest]]) -> Messages:
+async def _messages(new: Iterable[tuple[NewOperation, JobRequest]]) -> Messages:
     messages: list[bytes] = []
     unpaused = 0
     for operation, request in new:
@@ -253,7 +254,12 @@ def _message(operation: NewOperation, request: JobRequest) -> bytes:
         fields = f'{fields[:-1]},"input":{operation.input_json}}}'
     retry = f',"retry_of":"{operation.retry_of}"' if operation.retry_of else ""
     tenant = f',"tenant":"{operation.tenant}"' if operation.tenant != DEFAULT_TENANT else ""
-    named = f'"operation_id":"{operation.operation_id}"{retry}{tenant}'
+    accepted = ""
+    if operation.accepted is not None:
+        at, number = operation.accepted
+        accepted_ms = round(at.timestamp() * 1_000)
+        accepted = f',"accepted_ms":{accepted_ms},"accepted_number":{number}'
+    named = f'"operation_id":"{operation.operation_id}"{retry}{tenant}{accepted}'
     return f'{{{named},"request":{fields}}}'.encode()
 
 

@@ -169,6 +169,10 @@ def _is_canonical(json_text: str) -> bool:
     return json_text.isascii() and "{" not in json_text and "\x7f" not in json_text
 
 
+LATEST_MS = 253_402_300_799_999
+"""The end of the year 9999 in milliseconds since 1970."""
+
+
 class SubmittedRequest(Message):
     """A request that a gateway has validated and given an operation id."""
 
@@ -178,6 +182,11 @@ class SubmittedRequest(Message):
     """The operation that ended without success and that this one runs again."""
     tenant: Id = DEFAULT_TENANT
     """The tenant that owns the operation, as the gateway found out."""
+    accepted_ms: int | None = Field(default=None, ge=0, le=LATEST_MS)
+    """When the gateway accepted it, in milliseconds since 1970 by MongoDB's clock; null if the
+    gateway did not know that clock."""
+    accepted_number: int = Field(default=0, ge=0, lt=1 << 63)
+    """Orders the operations that a gateway accepts in the same millisecond."""
 
 
 class Submission(Message):

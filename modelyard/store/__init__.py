@@ -1,9 +1,13 @@
 """MongoDB: the records of Modelyard. The only package that imports motor."""
 
+import asyncio
+from contextlib import suppress
+
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.catalog import CatalogCollection
-from modelyard.store.connection import MongoConnection
+from modelyard.store.connection import ASK_TIME_EVERY_S, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
@@ -41,6 +45,13 @@ class Store:
     async def ping(self) -> None:
         """Return if a primary answers; raises `StoreUnavailableError`."""
         await self._connection.ping()
+
+    async def keep_time(self) -> None:
+        """Ask for the database's time again and again, so that nobody waits for it."""
+        while True:
+            with suppress(StoreUnavailableError):
+                await self._connection.time()
+            await asyncio.sleep(ASK_TIME_EVERY_S + 0.1)
 
     def close(self) -> None:
         """Close all sockets."""

@@ -127,6 +127,14 @@ class MongoConnection:
             self._clock.hear(time, asked_at=asked_at, answered_at=uptime_s())
         return self._clock.now()
 
+    @property
+    def known_time(self) -> datetime | None:
+        """The time as `time` returned it last, and what has passed since; None if it never did."""
+        try:
+            return self._clock.now()
+        except LookupError:
+            return None
+
     async def _asked_time(self) -> datetime:
         answer = await self.database.command("hello")
         time: datetime = answer["localTime"]

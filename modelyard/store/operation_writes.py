@@ -13,6 +13,7 @@ from modelyard.contract.states import OperationState, operation_sources
 from modelyard.store.records import (
     Document,
     LastReport,
+    Moment,
     NewOperation,
     OperationRecord,
     error_document,
@@ -104,60 +105,59 @@ def literal(value: ErrorInfo | None) -> Document | None:
     return None if value is None else {"$literal": error_document(value)}
 
 
-def recording(operation: NewOperation, line: int | None, place: int) -> list[Document]:
+def recording(operation: NewOperation, line: int | None, number: int) -> list[Document]:
     """Return a pipeline that records a new operation, and sets its `line` if it has none.
 
-    `place` grows with each operation that this process records: it orders those of one moment.
-    Every value that a client chose is a literal, so that none of its keys or strings is evaluated
-    as an expression.
+    If no gateway has said when it accepted it, that is now; `number` is the second part of a
+    `Moment` then. Every value that a client chose is a literal, so that none of its keys or strings
+    is evaluated as an expression.
     """
+    if operation.accepted is not None:
+        document: Document = {"$literal": accepted_document(operation, operation.accepted)}
+    else:
 
-    def after(seconds: float) -> object:
-        return {"$add": ["$$NOW", int(seconds * 1_000)]}
+        def after(seconds: float) -> object:
+            return {"$add": ["$$NOW", int(seconds * 1_000)]}
 
-    document = {"$literal": _recorded(operation, place)}
-    pipeline: list[Document] = [
-        {
-            "$replaceWith": {
-                "$cond": [
-                    {"$eq": [{"$type": "$accepted_at"}, "missing"]},
-                    {"$mergeObjects": [document, _times(operation, after)]},
-                    "$$ROOT",
-                ],
-            },
-        },
-    ]
+        fields = {"$literal": _recorded(operation, number)}
+        document = {"$mergeObjects": [fields, _times(operation, after)]}
+    is_new = {"$eq": [{"$type": "$accepted_at"}, "missing"]}
+    pipeline: list[Document] = [{"$replaceWith": {"$cond": [is_new, document, "$$ROOT"]}}]
     if line is not None:
         pipeline.append({"$set": {"line": {"$ifNull": ["$line", line]}}})
     return pipeline
 
 
-def new_document(operation: NewOperation, place: int, at: datetime) -> Document:
-    """Return the document of an operation that is recorded at `at` by the database's clock.
+def accepted_document(operation: NewOperation, accepted: Moment) -> Document:
+    """Return the document of a new operation that was accepted at this moment.
 
     To insert it costs MongoDB a quarter of what `recording` does.
     """
+    at, number = accepted
 
     def after(seconds: float) -> object:
         return at + timedelta(milliseconds=int(seconds * 1_000))
 
-    return _recorded(operation, place) | _times(operation, after)
+    return _recorded(operation, number) | _times(operation, after)
 
 
-def _recorded(operation: NewOperation, place: int) -> Document:
+def _recorded(operation: NewOperation, number: int) -> Document:
     """Return a new operation's document, but for its times."""
     rejection = operation.rejection
-    document = operation.model_dump(mode="json", exclude={"operation_id", "rejection", "rest_s"})
+    document = operation.model_dump(mode="json", exclude=_NOT_AS_IT_IS)
     return document | {
         "_id": operation.operation_id,
         "state": OperationState.REJECTED if rejection else OperationState.QUEUED,
         "open": rejection is None,
-        "accepted_place": place,
+        "accepted_place": number,
         "has_input": operation.input_json is not None,
         "epoch": 0,
         "seq": 0,
         "error": error_document(rejection),
     }
+
+
+_NOT_AS_IT_IS = {"operation_id", "rejection", "rest_s", "accepted"}
 
 
 def _times(operation: NewOperation, after: Callable[[float], object]) -> Document:
@@ -182,10 +182,11 @@ def _began_at(ran_s: float) -> Document:
     return {"$max": ["$claimed_at", {"$subtract": ["$$NOW", int(ran_s * 1_000)]}]}
 
 
-def entry_write(entry: IntakeEntry, place: int) -> UpdateOne:
+def entry_write(entry: IntakeEntry, number: int) -> UpdateOne:
     """Return the write that records an operation and puts it in line; with a claim it starts.
 
-    It changes nothing if the operation is recorded and may not enter as it is.
+    `number` is as for `recording`. It changes nothing if the operation is recorded and may not
+    enter as it is.
     """
     new, claim = entry.new, entry.claim
     may_enter: list[Document] = [
@@ -201,7 +202,7 @@ def entry_write(entry: IntakeEntry, place: int) -> UpdateOne:
         changes |= _dispatched(claim)
     return UpdateOne(
         {"_id": new.operation_id},
-        [*recording(new, None, place), _changed_if(may_enter, changes)],
+        [*recording(new, None, number), _changed_if(may_enter, changes)],
         upsert=True,
     )
 

@@ -26,10 +26,10 @@ from modelyard.store.operation_writes import (
     IntakeEntry,
     Receipt,
     ResultPlace,
+    accepted_document,
     claim_write,
     entry_write,
     literal,
-    new_document,
     recording,
     report_write,
     sources,
@@ -82,9 +82,19 @@ class Operations:
         self._collection = connection.collection("operations")
         self._queries = queries
         self._counters = connection.collection("counters")
-        self._places = count()
+        self._numbers = count()
 
     # --- recording ---
+
+    def accepted_now(self, new: Iterable[NewOperation]) -> list[NewOperation]:
+        """Return the operations, each with this moment if it has none and the time is known."""
+        at = self._connection.known_time
+        return [
+            one
+            if one.accepted or at is None
+            else one.model_copy(update={"accepted": (at, next(self._numbers))})
+            for one in new
+        ]
 
     async def record(self, new: Sequence[NewOperation]) -> list[bool]:
         """Record the operations that are new, in one write; return True for each new one.
@@ -93,8 +103,11 @@ class Operations:
         """
         if not new:
             return []
-        at = await self._connection.time()
-        documents = [new_document(one, next(self._places), at) for one in new]
+        if any(one.accepted is None for one in new):
+            await self._connection.time()
+        documents = [
+            accepted_document(one, one.accepted) for one in self.accepted_now(new) if one.accepted
+        ]
         known = frozenset[int]()
         try:
             async with self._connection.answering():
@@ -112,7 +125,7 @@ class Operations:
                 [
                     UpdateOne(
                         {"_id": operation.operation_id},
-                        recording(operation, line, next(self._places)),
+                        recording(operation, line, next(self._numbers)),
                         upsert=True,
                     )
                     for operation, line in new
@@ -148,7 +161,7 @@ class Operations:
         The listeners of changes are not told: who calls this keeps its memory itself.
         """
         jobs = sorted({entry.new.job_id for entry in entries if entry.new.job_id})
-        writes = [entry_write(entry, next(self._places)) for entry in entries]
+        writes = [entry_write(entry, next(self._numbers)) for entry in entries]
         async with self._connection.answering():
             done: Mapping[str, Any]
             try:

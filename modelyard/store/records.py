@@ -1,6 +1,6 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, Self, TypeVar
 
 import structlog
@@ -67,6 +67,12 @@ def _recorded(kind: type[S], value: object) -> object:
         return None
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Moment = tuple[datetime, int]
+"""A time by the database's clock in whole milliseconds, and a number that grows with each operation
+that one process accepts: it orders those of the same millisecond."""
+
+
 class NewOperation(Record):
     """An operation that is about to be recorded for the first time."""
 
@@ -92,6 +98,8 @@ class NewOperation(Record):
     """True if it is outside of its job's order: it prepares a move while other operations go on."""
     rejection: ErrorInfo | None = None
     """Set if it is recorded as REJECTED at once."""
+    accepted: Moment | None = None
+    """When its gateway accepted it; None: when it is recorded."""
 
     @classmethod
     def of(
@@ -155,6 +163,7 @@ class NewOperation(Record):
             state=OperationState.REJECTED if self.rejection else OperationState.QUEUED,
             error=self.rejection,
             line=line,
+            accepted_at=self.accepted[0] if self.accepted else None,
         )
 
 

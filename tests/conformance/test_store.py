@@ -7,7 +7,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -162,6 +162,20 @@ async def test_operations_enter_although_an_operator_dropped_an_index(mongo_url:
     assert (entered.left_alone, entered.unpublished) == (frozenset(), True)
     assert await store.operation_queries.unpublished(["j"]) == []
     store.close()
+
+
+async def test_an_operation_was_accepted_when_its_gateway_says_whoever_records_it(
+    store: Store,
+) -> None:
+    moment = (datetime(2025, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC), 9)
+    ways = [new(uuid.uuid4().hex, queue_timeout_s=2.0) for _ in range(3)]
+    ways = [one.model_copy(update={"accepted": moment}) for one in ways]
+    await store.operations.record([ways[0]])
+    await store.operations.take_in([(ways[1], 1)])
+    await store.operations.enter([IntakeEntry(ways[2], 2)])
+    known = await store.operation_queries.known([one.operation_id for one in ways])
+    assert [one.accepted for one in known.values()] == [moment] * 3
+    assert len(await store.operations.expired(limit=9)) == 3
 
 
 async def test_a_deadline_counts_by_the_clock_of_the_database(store: Store) -> None:

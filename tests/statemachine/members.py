@@ -11,7 +11,7 @@ from dispatcher.settings import DispatcherSettings
 from gateway.service import Gateway
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.message_types import CANCEL_TYPE, SUBMISSION_TYPE
-from modelyard.contract.messages import CancelNotice, JobRequest, Submission, SubmittedRequest
+from modelyard.contract.messages import CancelNotice, JobRequest, Submission
 from modelyard.contract.topology import JOBS, LOST_AFTER_S, SUBMIT_KEY
 from modelyard.store.records import NewOperation, OperationRecord
 from tests.fakes.broker import MemoryBroker
@@ -19,6 +19,7 @@ from tests.fakes.broker_links import Link
 from tests.fakes.store import MemoryStore
 from tests.statemachine.engine import EngineWay
 from tests.statemachine.loop import Process, VirtualLoop
+from tests.support.dispatcher.submitted import submitted_request
 from worker.attempts.journal import AttemptJournal
 from worker.model_server.client import ModelServer
 from worker.service import Worker
@@ -152,8 +153,9 @@ class FrontDoor:
         self, operation_id: str, request: JobRequest, *, retry_of: str | None = None
     ) -> bool:
         """Return whether it was accepted; else it is unknown if it was taken."""
-        operation = NewOperation.of(operation_id, request, "http", retry_of=retry_of)
-        submitted = SubmittedRequest(operation_id=operation_id, request=request, retry_of=retry_of)
+        new = NewOperation.of(operation_id, request, "http", retry_of=retry_of)
+        (operation,) = self.store.operations.accepted_now([new])
+        submitted = submitted_request(operation, request)
         body = Submission(requests=(submitted,)).model_dump_json(exclude_defaults=True).encode()
         recorded, published = await asyncio.gather(
             _confirmed(self._record(operation)),

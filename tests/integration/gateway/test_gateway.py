@@ -603,4 +603,12 @@ async def test_a_submission_names_its_requests_as_the_contract_says(served: Serv
     operation_id = await served.accepted(job_id="j-1")
     [submission] = await served.published(1)
     request = JobRequest(job_id="j-1", operation_type=Verb.TERMINATE)
-    assert submission.requests == (SubmittedRequest(operation_id=operation_id, request=request),)
+    record = await served.store.operation_queries.get(operation_id)
+    assert record is not None
+    assert record.accepted_at is not None
+    submitted = SubmittedRequest(
+        operation_id=operation_id,
+        request=request,
+        accepted_ms=round(record.accepted_at.timestamp() * 1_000),
+    )
+    assert submission.requests == (submitted,)

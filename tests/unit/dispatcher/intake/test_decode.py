@@ -1,6 +1,9 @@
 """Reading messages of the jobs queue."""
 
 import json
+from datetime import UTC, datetime
+
+import pytest
 
 from dispatcher.intake.decode import UnreadableMessage, decode, idempotency_key
 from modelyard.contract.errors import ErrorCode
@@ -9,12 +12,15 @@ from modelyard.contract.message_types import SUBMISSION_TYPE
 from modelyard.contract.messages import JobRequest, Submission, SubmittedRequest
 from modelyard.contract.states import Verb
 from modelyard.store.records import NewOperation
+from tests.support.dispatcher.submitted import submitted_request
 
 REQUEST = {"job_id": "j", "operation_type": "TEMP", "model": "m", "input": [1.5]}
 
 
-def read(value: object, *, key: str = "k", kind: str | None = None) -> list[NewOperation]:
-    decoded = decode(json.dumps(value).encode(), message_type=kind, key=key)
+def read(
+    value: object, *, key: str = "k", kind: str | None = None, replay: str | None = None
+) -> list[NewOperation]:
+    decoded = decode(json.dumps(value).encode(), message_type=kind, key=key, replay=replay)
     assert isinstance(decoded, list)
     return decoded
 
@@ -61,6 +67,27 @@ def test_a_submission_of_a_gateway_keeps_its_ids() -> None:
     (operation,) = read(submission.model_dump(mode="json"), kind=SUBMISSION_TYPE)
     assert (operation.operation_id, operation.source) == (operation_id, "http")
     assert operation.payload_hash == request.payload_hash()
+
+
+def test_a_submission_of_a_gateway_says_when_it_was_accepted() -> None:
+    request = JobRequest.model_validate(REQUEST)
+    moment = (datetime(2026, 11, 26, 12, 30, 1, 234_000, tzinfo=UTC), 7)
+    operation = NewOperation.of(new_operation_id(), request, "http")
+    operation = operation.model_copy(update={"accepted": moment})
+    submission = Submission(requests=(submitted_request(operation, request),))
+    sent = submission.model_dump(mode="json")
+    assert read(sent, kind=SUBMISSION_TYPE) == [operation]
+    (again,) = read(sent, kind=SUBMISSION_TYPE, replay="r")
+    assert again.accepted is None, "a replay is accepted when it is replayed"
+    (of_a_client,) = read(sent["requests"], key="k")
+    assert of_a_client.accepted is None
+
+
+@pytest.mark.parametrize("accepted_ms", [-1, 1 << 63, 1.5, "now"])
+def test_a_moment_that_can_not_be_makes_a_submission_unreadable(accepted_ms: object) -> None:
+    one = {"operation_id": new_operation_id(), "request": REQUEST, "accepted_ms": accepted_ms}
+    body = json.dumps({"requests": [one]}).encode()
+    assert isinstance(decode(body, message_type=SUBMISSION_TYPE, key="k"), UnreadableMessage)
 
 
 def test_a_forged_submission_is_unreadable() -> None:
