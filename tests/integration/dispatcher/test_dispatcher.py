@@ -265,6 +265,7 @@ async def test_what_a_gateway_recorded_while_the_broker_was_away_keeps_its_turn(
     load = JobRequest(job_id="j", operation_type=Verb.DEPLOY_LOAD)
     first, second = new_operation_id(), new_operation_id()
     await driver.store.operations.record([NewOperation.of(first, create, "http")])
+    await driver.store.operations.mark_unpublished([first])
     async with scripted_host(driver.broker, "h1") as host:
         await driver.store.operations.record([NewOperation.of(second, load, "http")])
         await driver.submission((second, load))
