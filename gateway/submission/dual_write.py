@@ -33,6 +33,8 @@ MAX_WRITE_BYTES = 2 << 20
 """Most bytes of inputs in one write to MongoDB: encoding them blocks the event loop."""
 MAX_GROUP = 1_000
 """Most requests or batches that share one write."""
+GROUPS_EVERY_S = 0.01
+"""Least seconds between two writes of requests that come at the same time."""
 MAX_ENSURED = 10_000
 """Most job ids that are remembered as having a record."""
 
@@ -66,10 +68,10 @@ class DualWrite:
         self._broker = broker
         self._broker_up = broker_up
         self._recording: Coalescer[OperationGroup, tuple[bool, ...]] = Coalescer(
-            self._record_groups, max_items=MAX_GROUP
+            self._record_groups, max_items=MAX_GROUP, every_s=GROUPS_EVERY_S
         )
         self._publishing: Coalescer[Messages, int] = Coalescer(
-            self._publish_groups, max_items=MAX_GROUP
+            self._publish_groups, max_items=MAX_GROUP, every_s=GROUPS_EVERY_S
         )
         self._ensured: dict[str, None] = {}
 

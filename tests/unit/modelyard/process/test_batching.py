@@ -102,3 +102,24 @@ async def test_of_several_parts_that_are_away_the_first_is_named() -> None:
     with pytest.raises(StoreUnavailableError) as raised:
         await together(failing(StoreUnavailableError()), stubborn(BrokerUnavailableError()))
     assert isinstance(raised.value.__cause__, ExceptionGroup)
+
+
+async def test_groups_have_a_distance_and_what_comes_alone_does_not_wait() -> None:
+    loop = asyncio.get_running_loop()
+    flushes: list[tuple[float, list[int]]] = []
+
+    async def flush(items: Sequence[int]) -> list[int]:
+        flushes.append((loop.time(), list(items)))
+        return list(items)
+
+    coalescer = Coalescer[int, int](flush, max_items=10, every_s=0.2)
+    running = asyncio.create_task(coalescer.run())
+    together = [coalescer.enqueue(number) for number in (1, 2)]
+    await asyncio.gather(*together)
+    await asyncio.gather(coalescer.submit(3))
+    await coalescer.submit(4)
+    running.cancel()
+    (first, one), (second, two), (third, three) = flushes
+    assert [one, two, three] == [[1, 2], [3], [4]]
+    assert second - first >= 0.2
+    assert third - second < 0.2
