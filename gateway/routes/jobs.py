@@ -65,7 +65,7 @@ async def submit(request: Request, gateway: GatewayDependencies, caller: Submitt
         async with gateway.reader.one(request, key, tenant=caller.tenant) as asked:
             if refusal := refuse_to_submit(caller, asked.request.operation_type):
                 raise refusal
-            pending = asked.accepted_now(gateway.store)
+            pending = asked.accepted_now(gateway.store) if wait_s else asked
             awaited = awaiting(gateway, pending, waits) if wait_s else None
             outcome = await accepted(gateway, pending)
         return await answered(gateway, outcome, wait_s, request.receive, awaited)
