@@ -6,6 +6,7 @@ made, nor about jobs with a later report. So any other difference from the recor
 container changed by itself. The plans are pure; carrying them out twice is harmless.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ from modelyard.contract.messages import (
 from modelyard.contract.retries import retry_delay_s
 from modelyard.contract.states import JobState, OperationState
 from modelyard.process.crash_points import crash_point
+from modelyard.process.tasks import together
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, OperationRecord, RestorationRecord
 
@@ -224,7 +226,8 @@ class Reconciler:
         interrupted = [one for one in active if one.incarnation != boot.incarnation]
         inventory = Inventory(items=boot.online.inventory)
         found = InventoryReport(boot.host_id, boot.incarnation, inventory, boot.number)
-        plan = await self._compare(found, interrupted, booted=True)
+        jobs = await self._jobs([found])
+        plan = plan_inventory_repairs(found, jobs, interrupted, booted=True)
         plan.discards += await self._correct(boot.host_id, plan.findings)
         crash_point("dispatcher.boot.after_jobs")
         for operation in interrupted:
@@ -243,14 +246,42 @@ class Reconciler:
         self._scheduler.wake_waiting()
         await self._event_log.publish([host_event(boot.host_id, "online", boot.incarnation)])
 
-    async def handle_inventory(self, report: InventoryReport) -> None:
-        """Repair what an inventory report shows; raises `StoreUnavailableError`."""
-        host = await self._store.hosts.get(report.host_id)
-        if host is None or host.incarnation != report.incarnation:
-            await self._fence_off(report, "inventory")
+    async def handle_inventories(self, reports: Sequence[InventoryReport]) -> None:
+        """Repair what the inventory reports of several hosts show; the record is read once for all.
+
+        Raises `StoreUnavailableError`.
+        """
+        boots = await self._store.hosts.incarnations(one.host_id for one in reports)
+        current: list[InventoryReport] = []
+        for report in reports:
+            if boots.get(report.host_id) == report.incarnation:
+                current.append(report)
+            else:
+                await self._fence_off(report, "inventory")
+        if not current:
             return
-        active = await self._store.operation_queries.on_host(report.host_id)
-        plan = await self._compare(report, active, booted=False)
+        active, jobs = await together(
+            self._store.operation_queries.on_hosts([one.host_id for one in current]),
+            self._jobs(current),
+        )
+        at_work: dict[str | None, list[OperationRecord]] = defaultdict(list)
+        for operation in active:
+            at_work[operation.host_id].append(operation)
+        there: dict[str | None, dict[str, JobRecord]] = defaultdict(dict)
+        for job in jobs.values():
+            there[job.host_id][job.job_id] = job
+        for report in current:
+            named = {item.job_id for item in report.inventory.items} & jobs.keys()
+            mine = there[report.host_id] | {job_id: jobs[job_id] for job_id in named}
+            await self._repair(report, mine, at_work[report.host_id])
+
+    async def _repair(
+        self,
+        report: InventoryReport,
+        jobs: Mapping[str, JobRecord],
+        active: Sequence[OperationRecord],
+    ) -> None:
+        plan = plan_inventory_repairs(report, jobs, active)
         plan.discards += await self._correct(report.host_id, plan.findings)
         await self._remove(report.host_id, report.incarnation, plan)
         await self._request_missing_reports(report, active)
@@ -277,13 +308,14 @@ class Reconciler:
         if await self._event_log.record([note]):
             await self._store.hosts.count_fenced_off({(late.host_id, "other_incarnation"): 1})
 
-    async def _compare(
-        self, report: InventoryReport, active: Sequence[OperationRecord], *, booted: bool
-    ) -> InventoryPlan:
-        jobs = {job.job_id: job for job in await self._store.jobs.on_host(report.host_id)}
-        elsewhere = {item.job_id for item in report.inventory.items} - jobs.keys()
-        jobs |= await self._store.jobs.get_many(sorted(elsewhere))
-        return plan_inventory_repairs(report, jobs, active, booted=booted)
+    async def _jobs(self, reports: Sequence[InventoryReport]) -> dict[str, JobRecord]:
+        """Return the jobs that are on the reporting hosts, and those that the reports name."""
+        there = await self._store.jobs.on_hosts([one.host_id for one in reports])
+        jobs = {job.job_id: job for job in there}
+        named = {item.job_id for one in reports for item in one.inventory.items}
+        if elsewhere := named - jobs.keys():
+            jobs |= await self._store.jobs.get_many(sorted(elsewhere))
+        return jobs
 
     async def _correct(self, host_id: str, findings: Sequence[Finding]) -> list[InventoryItem]:
         """Write the findings; return the containers that are to be removed."""

@@ -29,6 +29,8 @@ class _Unrecorded:
     """Host and report, in the order of arrival."""
     senders: dict[str, LastReport] = field(default_factory=dict)
     """By host: the incarnation that reported, and the number of its last message."""
+    inventories: list[InventoryReport] = field(default_factory=list)
+    """At most one of each host; they are compared with all reports of the batch, later ones too."""
 
 
 class Recorder:
@@ -89,11 +91,14 @@ class Recorder:
         unrecorded.senders[host_id] = LastReport(incarnation=incarnation, number=number)
         unrecorded.reports += [(host_id, report) for report in message.operations]
         if message.inventory is not None and with_inventory:
-            await self._barrier(unrecorded)
-            inventory = InventoryReport(host_id, incarnation, message.inventory, number)
-            await self._reconciler.handle_inventory(inventory)
+            unrecorded.inventories.append(
+                InventoryReport(host_id, incarnation, message.inventory, number)
+            )
 
     async def _barrier(self, unrecorded: _Unrecorded) -> None:
         """Record everything that was reported so far, so that what comes next can rely on it."""
         reports, unrecorded.reports = unrecorded.reports, []
         await self._writer.write(latest(reports), unrecorded.senders)
+        inventories, unrecorded.inventories = unrecorded.inventories, []
+        if inventories:
+            await self._reconciler.handle_inventories(inventories)

@@ -184,7 +184,11 @@ class Jobs:
 
     async def on_host(self, host_id: str) -> list[JobRecord]:
         """Return the jobs that hold a reservation on a host."""
-        return await self._with_age({"host_id": host_id})
+        return await self.on_hosts([host_id])
+
+    async def on_hosts(self, host_ids: Sequence[str]) -> list[JobRecord]:
+        """Return the jobs that hold a reservation on one of several hosts."""
+        return await self._with_age({"host_id": {"$in": list(host_ids)}})
 
     async def get_with_age(self, job_ids: Sequence[str]) -> list[JobRecord]:
         """Return those of the jobs that exist, with the field `steady` set."""

@@ -141,8 +141,16 @@ class OperationQueries:
 
     async def on_host(self, host_id: str) -> list[OperationRecord]:
         """Return the operations that a host has been given and that have not ended."""
+        return await self.on_hosts([host_id])
+
+    async def on_hosts(self, host_ids: Sequence[str]) -> list[OperationRecord]:
+        """Return those of several hosts."""
         return await self.find(
-            {"host_id": host_id, "open": True, "state": {"$in": sorted(ACTIVE_ON_HOST_STATES)}}
+            {
+                "host_id": {"$in": list(host_ids)},
+                "open": True,
+                "state": {"$in": sorted(ACTIVE_ON_HOST_STATES)},
+            }
         )
 
     async def unaccepted(self, *, older_than_s: float, limit: int) -> list[OperationRecord]:
