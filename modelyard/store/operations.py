@@ -169,7 +169,8 @@ class Operations:
                 done = written.bulk_api_result
             except BulkWriteError as error:
                 done = error.details
-                if any(one["index"] < len(writes) for one in done["writeErrors"]):
+                of_entries = [one for one in done["writeErrors"] if one["index"] < len(writes)]
+                if of_entries or done["writeConcernErrors"]:
                     raise
                 log.warning("intake.not_probed", error=str(done["writeErrors"])[:200])
         unpublished = bool(done["writeErrors"]) or (
