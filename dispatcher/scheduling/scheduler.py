@@ -241,9 +241,12 @@ class Scheduler:
             self._lines.replace(one.claim.dispatched)
         try:
             await self._end(plan)
-            await self._store.operations.explain_waiting(plan.waiting)
-            for operation in plan.explained:
-                self._lines.replace(operation)
+            if await self._store.operations.explain_waiting(plan.waiting):
+                for operation in plan.explained:
+                    self._lines.replace(operation)
+            else:
+                # Intake may be writing one of them down at this moment; the sweep explains it then.
+                self._lines.forget(one.job_id or "" for one in plan.explained)
             await self._dispatch(plan.dispatches)
         except BaseException:
             self._lines.forget(one.job.job_id for one in shared)

@@ -288,12 +288,12 @@ class Operations:
             {"_id": {"$in": [one.operation.operation_id for one in endings]}, "token": token}
         )
 
-    async def explain_waiting(self, reasons: Mapping[str, Sequence[str]]) -> None:
-        """Store why operations that are QUEUED could not be placed."""
+    async def explain_waiting(self, reasons: Mapping[str, Sequence[str]]) -> bool:
+        """Store why operations could not be placed; False if not all of them are QUEUED."""
         if not reasons:
-            return
+            return True
         async with self._connection.answering():
-            await self._collection.bulk_write(
+            done = await self._collection.bulk_write(
                 [
                     UpdateOne(
                         {"_id": key, "state": OperationState.QUEUED},
@@ -303,6 +303,7 @@ class Operations:
                 ],
                 ordered=False,
             )
+        return done.matched_count == len(reasons)
 
     async def expired(self, *, limit: int) -> list[OperationRecord]:
         """Return operations that stayed QUEUED past their deadline."""

@@ -1,8 +1,16 @@
 """What one pass decides, before it is written."""
 
-from dispatcher.scheduling.scheduler import PlannedDispatch
+from dispatcher.scheduling.scheduler import PlannedDispatch, Scheduler
+from modelyard.contract.states import Liveness, Verb
+from modelyard.store.operation_writes import IntakeEntry
 from modelyard.store.records import HostRecord, JobRecord
-from tests.support.dispatcher.parts import HOST, INCARNATION, JOB, new_operation
+from tests.support.dispatcher.parts import (
+    HOST,
+    INCARNATION,
+    JOB,
+    DispatcherParts,
+    new_operation,
+)
 
 
 def test_a_pass_makes_one_claim_for_memory_and_record() -> None:
@@ -12,3 +20,27 @@ def test_a_pass_makes_one_claim_for_memory_and_record() -> None:
     planned = PlannedDispatch(operation, JobRecord(job_id=JOB), host, 1, None)
     assert planned.claim is planned.claim
     assert planned.claim.dispatched.dispatched_at == planned.claim.at
+
+
+async def test_why_an_operation_waits_is_explained_also_if_it_was_just_being_written_down() -> None:
+    """A pass may come between intake's note in memory and its write, and explain nothing then."""
+    parts = DispatcherParts()
+    await parts.begin()
+    document = parts.database.collections["hosts"][HOST]
+    parts.database.write("hosts", {**document, "liveness": Liveness.SUSPECT})
+    scheduler = Scheduler(
+        parts.store,
+        parts.event_log,
+        parts.commands,
+        parts.term,
+        lines=parts.lines,
+        fleet=parts.fleet,
+    )
+    one = new_operation(Verb.DEPLOY_UNLOAD)
+    await parts.lines.read([JOB])
+    with parts.lines.entering([JOB]):
+        parts.lines.append(one.queued(1))
+        await scheduler.schedule([JOB])
+        await parts.store.operations.enter([IntakeEntry(one, 1)])
+    await scheduler.schedule_next_page()
+    assert (await parts.recorded(one)).waiting_for == (f"host {HOST} is SUSPECT",)
