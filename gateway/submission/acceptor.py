@@ -164,9 +164,18 @@ class Acceptor:
         }
 
     async def _existing(self, pending: Sequence[PendingRequest]) -> dict[str, OperationRecord]:
+        """Return the operations that exist already, so that a client may be told of them.
+
+        One that has no position may never have been published: its gateway may have died, or may be
+        about to say so. It is marked before the client hears of it and sends what comes after it.
+        """
         if not pending:
             return {}
-        return await self._store.operation_queries.get_many([one.operation_id for one in pending])
+        found = await self._store.operation_queries.get_many([one.operation_id for one in pending])
+        unbrought = [key for key, one in found.items() if one.line is None]
+        if unbrought:
+            await self._store.operations.mark_unpublished(unbrought)
+        return found
 
 
 def _unknown(one: PendingRequest, field: str, code: ErrorCode) -> FaultyRequestError:
