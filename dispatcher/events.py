@@ -79,7 +79,7 @@ class EventLog:
         """Have events about durable facts published soon."""
         some = list(events)
         self._noted.extend(some)
-        self._wake(hurry=not all(map(_may_linger, some)))
+        self._wake(hurry=any(one.type not in _LINGERING for one in some))
 
     def then(self, work: Callable[[], Awaitable[object]]) -> None:
         """Have `work` done once all events that were noted before are published.
@@ -179,10 +179,6 @@ class EventLog:
             await self._broker.publish_unconfirmed(EVENTS, messages, message_type=EVENT_TYPE)
         except BrokerUnavailableError as error:
             log.warning("events.not_published", count=len(events), error=str(error))
-
-
-def _may_linger(event: Event) -> bool:
-    return event.type in _LINGERING
 
 
 _LINGERING = frozenset({"operation.queued", "operation.dispatched", "operation.running"})

@@ -1,7 +1,7 @@
 """The connection to MongoDB: its errors become ours here, and its writes are told to listeners."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -105,6 +105,23 @@ class MongoConnection:
             write_concern=WriteConcern(w="majority"),
         )
 
+    async def insert_new(
+        self, collection: Collection, documents: Sequence[dict[str, Any]]
+    ) -> frozenset[int]:
+        """Insert documents whose keys are new; return which of them, by index, existed already.
+
+        Raises `StoreUnavailableError`.
+        """
+        try:
+            async with self.answering():
+                await collection.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            errors = error.details["writeErrors"]
+            if any(one["code"] != DUPLICATE_KEY for one in errors):
+                raise
+            return frozenset(one["index"] for one in errors)
+        return frozenset()
+
     def collection(self, name: str) -> Collection:
         """Return a collection of the database."""
         return self.database[name]
@@ -183,14 +200,6 @@ class MongoConnection:
             raise
         except PyMongoError as error:
             raise StoreUnavailableError(f"MongoDB does not answer: {error}") from error
-
-
-def duplicates(error: BulkWriteError) -> frozenset[int]:
-    """Return which writes were refused because their keys exist; raises the error for others."""
-    errors = error.details["writeErrors"]
-    if any(one["code"] != DUPLICATE_KEY for one in errors):
-        raise error
-    return frozenset(one["index"] for one in errors)
 
 
 def _is_not_now(error: OperationFailure) -> bool:

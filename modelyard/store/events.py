@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pymongo import ReturnDocument, UpdateOne
-from pymongo.errors import BulkWriteError
 
 from modelyard.contract.messages import Event
-from modelyard.store.connection import MongoConnection, duplicates
+from modelyard.store.connection import MongoConnection
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import DeadLetter, error_document
 
@@ -43,12 +42,7 @@ class Events:
                 {"_id": event.event_id, "at": event.at, **document}
                 | ({"error": error} if error else {})
             )
-        known = frozenset[int]()
-        try:
-            async with self._connection.answering():
-                await self._collection.insert_many(documents, ordered=False)
-        except BulkWriteError as error:
-            known = duplicates(error)
+        known = await self._connection.insert_new(self._collection, documents)
         return frozenset(one.event_id for n, one in enumerate(events) if n not in known)
 
     async def hosts_of(self, event_ids: Iterable[str]) -> dict[str, str | None]:

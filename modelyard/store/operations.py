@@ -12,7 +12,7 @@ from pymongo.errors import BulkWriteError
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState, operation_sources
-from modelyard.store.connection import MongoConnection, duplicates
+from modelyard.store.connection import MongoConnection
 from modelyard.store.indexes import UNPUBLISHED
 from modelyard.store.operation_queries import (
     WITHOUT_PAYLOAD,
@@ -108,12 +108,7 @@ class Operations:
         documents = [
             accepted_document(one, one.accepted) for one in self.accepted_now(new) if one.accepted
         ]
-        known = frozenset[int]()
-        try:
-            async with self._connection.answering():
-                await self._collection.insert_many(documents, ordered=False)
-        except BulkWriteError as error:
-            known = duplicates(error)
+        known = await self._connection.insert_new(self._collection, documents)
         return [index not in known for index in range(len(new))]
 
     async def take_in(self, new: Sequence[tuple[NewOperation, int]]) -> list[bool]:

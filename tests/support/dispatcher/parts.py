@@ -13,6 +13,7 @@ from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
+from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest
 from modelyard.contract.states import JobState, Verb
@@ -75,6 +76,14 @@ class DispatcherParts:
         self.store.changes.listen(jobs=self.lines.forget, hosts=self.fleet.mark)
         self.positions = Positions(self.store, self.term)
         self.commands = CommandPublisher(self.broker, self.term, default_timeout_s=60.0)
+        self.scheduler = Scheduler(
+            self.store,
+            self.event_log,
+            self.commands,
+            self.term,
+            lines=self.lines,
+            fleet=self.fleet,
+        )
         self.woken: list[str] = []
         """Jobs for which the scheduler would be woken."""
         self.first_pass = FirstPass(

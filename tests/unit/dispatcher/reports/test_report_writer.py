@@ -6,7 +6,6 @@ from dispatcher.control import ControlPublisher
 from dispatcher.maintenance.retries import Retries
 from dispatcher.reports.fencing import Fencing
 from dispatcher.reports.report_writer import ReportWriter
-from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import OperationState
@@ -23,14 +22,7 @@ class Writing:
     def __init__(self) -> None:
         self.parts = parts = DispatcherParts()
         self.one = new_operation()
-        scheduler = Scheduler(
-            parts.store,
-            parts.event_log,
-            parts.commands,
-            parts.term,
-            lines=parts.lines,
-            fleet=parts.fleet,
-        )
+        scheduler = parts.scheduler
         retries = Retries(parts.store, parts.event_log, scheduler, max_attempts=3)
         fencing = Fencing(parts.store, parts.event_log, ControlPublisher(parts.broker))
         self._writer = ReportWriter(

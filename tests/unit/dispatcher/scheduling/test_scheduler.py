@@ -1,6 +1,6 @@
 """What one pass decides, before it is written."""
 
-from dispatcher.scheduling.scheduler import PlannedDispatch, Scheduler
+from dispatcher.scheduling.scheduler import PlannedDispatch
 from modelyard.contract.states import Liveness, Verb
 from modelyard.store.operation_writes import IntakeEntry
 from modelyard.store.records import HostRecord, JobRecord
@@ -28,19 +28,11 @@ async def test_why_an_operation_waits_is_explained_also_if_it_was_just_being_wri
     await parts.begin()
     document = parts.database.collections["hosts"][HOST]
     parts.database.write("hosts", {**document, "liveness": Liveness.SUSPECT})
-    scheduler = Scheduler(
-        parts.store,
-        parts.event_log,
-        parts.commands,
-        parts.term,
-        lines=parts.lines,
-        fleet=parts.fleet,
-    )
     one = new_operation(Verb.DEPLOY_UNLOAD)
     await parts.lines.read([JOB])
     with parts.lines.entering([JOB]):
         parts.lines.append(one.queued(1))
-        await scheduler.schedule([JOB])
+        await parts.scheduler.schedule([JOB])
         await parts.store.operations.enter([IntakeEntry(one, 1)])
-    await scheduler.schedule_next_page()
+    await parts.scheduler.schedule_next_page()
     assert (await parts.recorded(one)).waiting_for == (f"host {HOST} is SUSPECT",)
