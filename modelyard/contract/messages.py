@@ -19,6 +19,12 @@ from pydantic import (
     model_validator,
 )
 
+from modelyard.contract.capacity.offers import (
+    MAX_DEVICES,
+    DeviceId,
+    DeviceReading,
+    HostCapacity,
+)
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.values import Label, Text
 from modelyard.contract.errors import ErrorInfo
@@ -217,6 +223,8 @@ class HostCommand(Message):
     generation: Positive
     model: ModelSpec
     dataset: DatasetSpec | None = None
+    devices: Annotated[tuple[DeviceId, ...], Field(max_length=MAX_DEVICES)] = ()
+    """The devices that are bound to the job's container, by uuid."""
     container_id: str | None = None
     """The id of the job's container in MongoDB. The worker finds the container by name."""
     input_json: str | None = None
@@ -359,8 +367,11 @@ class EngineFacts(Message):
 class HostOnline(Message):
     """A worker has booted: the capacity it offers and the containers it found."""
 
-    slots: Slots
+    slots: Slots | None = None
+    """Most jobs at the same time; null: its processors, memory and devices are the only limit."""
     labels: Labels = Field(default_factory=dict)
+    capacity: HostCapacity | None = None
+    """Null from workers before 0.2: only the slots are counted then."""
     engine: EngineFacts
     inventory: Annotated[tuple[InventoryItem, ...], FailFast()] = ()
     begun_known: bool = True
@@ -394,10 +405,12 @@ class Heartbeat(Message):
     schema_version: Literal[1] = 1
     host_id: Id
     incarnation: str
-    slots: Slots
+    slots: Slots | None = None
     labels: Labels = Field(default_factory=dict)
     running: Count = 0
     """Operations that the worker works on."""
+    devices: Annotated[tuple[DeviceReading, ...], FailFast()] = Field((), max_length=MAX_DEVICES)
+    """The last measurement of each device; one that is missing could not be measured."""
 
 
 class Event(Message):

@@ -7,6 +7,7 @@ from pydantic import (
     Field,
 )
 
+from modelyard.contract.capacity.offers import DeviceReading
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import EngineFacts, Message, Progress
 from modelyard.contract.states import (
@@ -94,6 +95,33 @@ class DrainView(Message):
     """True once no job and no operation is left on the host."""
 
 
+class Amount(Message):
+    """How much of something a host has for jobs, and how much of it they hold."""
+
+    allocatable: float
+    allocated: float
+    reserved: float = 0.0
+    """What is kept for the system; `allocatable` is what remains."""
+
+
+class DeviceView(Message):
+    """A device of a host: an accelerator with memory of its own."""
+
+    uuid: str
+    index: int
+    model: str
+    memory: int
+    """Bytes that programs can use."""
+    allocated: int
+    """Bytes that loaded models hold."""
+    jobs: tuple[str, ...] = ()
+    """Jobs whose containers see the device."""
+    resident: dict[str, int] = Field(default_factory=dict)
+    """Bytes that each job holds whose model is loaded, or being loaded."""
+    measured: DeviceReading | None = None
+    """What the last heartbeat said; null if nothing is measured."""
+
+
 class HostView(Message):
     """A host as clients see it."""
 
@@ -103,8 +131,14 @@ class HostView(Message):
     labels: dict[str, str] = Field(default_factory=dict)
     drain: DrainView | None = None
     """Set while `admission` is DRAINING."""
-    slots: int
+    slots: int | None = None
+    """Most jobs at the same time; null: only its processors, memory and devices limit them."""
     slots_used: int
+    cpus: Amount | None = None
+    """Processors for containers; null if the host's worker does not tell. So is `memory`."""
+    memory: Amount | None = None
+    """Bytes of memory for containers, and for models while they are loaded."""
+    devices: tuple[DeviceView, ...] = ()
     jobs: tuple[str, ...] = ()
     running: int = 0
     fenced_off: dict[str, int] = Field(default_factory=dict)

@@ -17,7 +17,7 @@ from worker.model_server.templates import fill
 _SHM_BYTES = 64 << 20
 _HOME = "HOME"
 _NO_FACTS = ImageFacts()
-_ADDED_LATER = ("shm", "disk")
+_ADDED_LATER = ("shm", "disk", "resident_memory")
 """Fields of the resources that were added after `spec_hash` was in use; see there."""
 
 
@@ -90,11 +90,22 @@ def plan_container(
         memory=spec.resources.memory,
         shm=min(spec.resources.shm or _SHM_BYTES, spec.resources.memory),
         cpus=spec.resources.cpus,
-        gpus=spec.resources.gpus,
+        devices=_devices(command),
         pids_limit=rules.pids_limit,
         stop_grace_s=spec.stop_grace_s,
         dataset=dataset,
     )
+
+
+def _devices(command: HostCommand) -> tuple[str, ...]:
+    """Return the devices that the dispatcher has bound; raises `create_failed` without them."""
+    if len(command.devices) < command.model.resources.gpus:
+        raise ModelyardError(
+            ErrorCode.CREATE_FAILED,
+            f"The model needs {command.model.resources.gpus} GPUs and the command names "
+            f"{len(command.devices)}: the dispatcher is of an older version.",
+        )
+    return command.devices
 
 
 def _kept_folder(spec: ModelSpec) -> str | None:

@@ -74,7 +74,10 @@ class Profile(StrEnum):
 
 
 class Resources(CatalogModel):
-    """The most that one container may use. The scheduler ignores it when it chooses a host."""
+    """What one container may use at most; the host keeps that much for it.
+
+    See docs/capacity.md.
+    """
 
     cpus: Annotated[float, Field(strict=True, ge=0.01, le=1024, allow_inf_nan=False), ON_ENTRY] = (
         1.0
@@ -88,11 +91,15 @@ class Resources(CatalogModel):
     """Bytes that the container may write to its root file system and its volumes, which are not in
     memory; null: the setting of the host's worker. The worker stops a container that writes more,
     with `disk_quota_exceeded`."""
+    resident_memory: Size | None = None
+    """The part of `memory` that is used only while the model is loaded: it is kept from LOAD to
+    UNLOAD, so unloaded models can share it. null: all of `memory` is kept as long as the container
+    exists."""
     gpus: Annotated[int, Field(strict=True, ge=0, le=64), ON_ENTRY] = 0
-    """GPUs that the worker requests from the engine. The engine chooses them, and other containers
-    may use them too."""
+    """GPUs that the container sees. They are chosen and bound to it when it is created."""
     gpu_memory: Size = 0
-    """Bytes of memory on each GPU: a note for people, neither enforced nor used."""
+    """Bytes of memory that the loaded model takes on each GPU; other models may use the rest. 0:
+    while it is loaded it has each GPU for itself."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -119,10 +126,24 @@ def _disk_is_enough(resources: Resources) -> Iterator[BrokenRule]:
         yield BrokenRule(("disk",), "disk must be at least 1m")
 
 
+def _resident_is_a_part_of_memory(resources: Resources) -> Iterator[BrokenRule]:
+    if (resources.resident_memory or 0) > resources.memory:
+        yield BrokenRule(
+            ("resident_memory",), "resident_memory can't be more than memory, of which it is a part"
+        )
+
+
+def _gpu_memory_is_on_a_gpu(resources: Resources) -> Iterator[BrokenRule]:
+    if resources.gpu_memory and not resources.gpus:
+        yield BrokenRule(("gpu_memory",), "gpu_memory needs gpus: how many GPUs have it")
+
+
 RESOURCE_RULES: tuple[Rule[Resources], ...] = (
     _memory_is_enough,
     _shm_is_a_part_of_memory,
     _disk_is_enough,
+    _resident_is_a_part_of_memory,
+    _gpu_memory_is_on_a_gpu,
 )
 
 
