@@ -16,6 +16,9 @@ from worker.containers.disk import DiskWatch
 from worker.containers.images import Images
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.planning import PlanRules
+from worker.devices.declared import DeclaredDevices
+from worker.devices.nvml import NvmlDevices
+from worker.devices.watch import DeviceWatch
 from worker.engine.image_references import AllowList
 from worker.engine.protocol import ContainerRuntime
 from worker.execution.batch import Batch
@@ -26,6 +29,7 @@ from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer
 from worker.model_server.results import ResultReader
 from worker.session.boot import ENGINE_WAIT_S
+from worker.session.host_offer import HostOffer
 from worker.session.incarnation import Incarnation, WorkerParts
 from worker.session.lease import Lease
 from worker.settings import WorkerSettings
@@ -57,6 +61,11 @@ class Worker:
             allowed=AllowList(settings.worker_allowed_images),
         )
         self._disk = DiskWatch(runtime, containers.health)
+        self._devices = DeviceWatch(
+            NvmlDevices()
+            if settings.worker_devices is None
+            else DeclaredDevices(settings.worker_devices)
+        )
         self._parts = WorkerParts(
             settings=settings,
             broker=broker,
@@ -66,6 +75,7 @@ class Worker:
             verbs=build_verbs(runtime, server, self._results, containers),
             locks=JobLocks(),
             journal=journal,
+            offer=HostOffer(settings, self._devices),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -84,6 +94,7 @@ class Worker:
             cleaning = tasks.create_task(self._parts.verbs.clean_up())
             measuring = tasks.create_task(self._disk.run())
             watching = tasks.create_task(self._parts.containers.running.run())
+            reading = tasks.create_task(self._devices.run())
             while not stop.is_set():
                 incarnation = Incarnation(self._parts, self._new_lease())
                 await incarnation.run(stop, engine_wait_s=engine_wait_s)
@@ -92,6 +103,7 @@ class Worker:
             cleaning.cancel()
             measuring.cancel()
             watching.cancel()
+            reading.cancel()
 
 
 def build_containers(

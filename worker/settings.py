@@ -3,15 +3,17 @@
 import os
 import platform
 import tempfile
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator
 from pydantic_settings import NoDecode
 
+from modelyard.contract.capacity.offers import MAX_DEVICES, Device, HostCapacity
 from modelyard.contract.catalog.values import AbsolutePath, Size
 from modelyard.contract.ids import Id
-from modelyard.contract.messages import Labels
+from modelyard.contract.messages import EngineFacts, Labels
 from modelyard.process.settings import JSON, Expects, ProcessSettings
 from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
@@ -41,6 +43,23 @@ VolumePatterns = Annotated[
     NoDecode,
     JSON,
     Expects('a JSON list of names in which * stands for any letters, such as ["ds-*"]'),
+]
+Cpus = Annotated[float, Field(ge=0.01, le=100_000, allow_inf_nan=False)]
+
+
+class DeclaredDevice(Device):
+    """A device as an operator writes it: its memory may be a text such as `24g`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory: Annotated[Size, Field(gt=0)]
+
+
+Devices = Annotated[
+    tuple[DeclaredDevice, ...] | None,
+    NoDecode,
+    JSON,
+    Expects('a JSON list, such as [{"uuid": "GPU-1", "model": "A100", "memory": "40g"}]'),
 ]
 NetworkName = Annotated[
     str,
@@ -74,8 +93,31 @@ class WorkerSettings(ProcessSettings):
         description="The Docker Engine of this host: unix:///PATH, tcp://HOST:PORT, http:// or "
         "https://.",
     )
-    worker_slots: int = Field(
-        4, ge=0, le=10_000, description="Number of jobs that this host takes at the same time."
+    worker_slots: int | None = Field(
+        None,
+        ge=0,
+        le=10_000,
+        description="Most jobs at the same time; if not set, processors, memory and devices are "
+        "the only limit.",
+    )
+    worker_cpus: Cpus | None = Field(
+        None,
+        description="Processors that this host has for containers and the system, such as 16; more "
+        "than the machine has lets models share them. The engine's number if not set.",
+    )
+    worker_memory: Size | None = Field(
+        None, description="Memory that this host has, such as 64g; the engine's if not set."
+    )
+    worker_reserved_cpus: float = Field(
+        0.0, ge=0, le=100_000, description="Processors that are kept from containers."
+    )
+    worker_reserved_memory: Size = Field(
+        512 << 20, description="Memory that is kept from containers, such as 2g."
+    )
+    worker_devices: Devices = Field(
+        None,
+        description="This host's accelerators, as a JSON list such as "
+        '[{"uuid": "GPU-1", "memory": "40g"}]; if not set, NVIDIA\'s driver is asked.',
     )
     worker_labels: HostLabels = Field(
         default_factory=dict,
@@ -135,6 +177,17 @@ class WorkerSettings(ProcessSettings):
             raise ValueError(f"patterns of the form {form}") from error
         return patterns
 
+    @field_validator("worker_devices")
+    @classmethod
+    def _devices_differ(
+        cls, devices: tuple[DeclaredDevice, ...] | None
+    ) -> tuple[DeclaredDevice, ...] | None:
+        if devices and len({one.uuid for one in devices}) < len(devices):
+            raise ValueError("devices with different uuids")
+        if devices and len(devices) > MAX_DEVICES:
+            raise ValueError(f"at most {MAX_DEVICES} devices")
+        return devices
+
     @field_validator("worker_network")
     @classmethod
     def _network_is_not_built_in(cls, name: str) -> str:
@@ -157,6 +210,20 @@ class WorkerSettings(ProcessSettings):
         if not self.worker_allowed_images:
             return ("MODELYARD_WORKER_ALLOWED_IMAGES is not set: no image may run here.",)
         return ()
+
+    def capacity(self, engine: EngineFacts, devices: Sequence[Device]) -> HostCapacity | None:
+        """Return what this host offers; None if nobody tells its processors or its memory."""
+        cpus = self.worker_cpus or engine.cpus
+        memory = self.worker_memory or engine.memory
+        if not cpus or not memory:
+            return None
+        return HostCapacity(
+            cpus=cpus,
+            memory=memory,
+            reserved_cpus=self.worker_reserved_cpus,
+            reserved_memory=self.worker_reserved_memory,
+            devices=tuple(devices),
+        )
 
     def plan_rules(self) -> PlanRules:
         """Return the settings that hold for all containers of this host."""

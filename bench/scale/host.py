@@ -16,6 +16,8 @@ from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.cancellation import AttemptCancelledError
 from worker.attempts.job_locks import JobLocks
 from worker.containers.datasets import Datasets
+from worker.devices.declared import DeclaredDevices
+from worker.devices.watch import DeviceWatch
 from worker.engine.image_references import AllowList
 from worker.execution.batch import Batch
 from worker.execution.cleanup import Cleanup
@@ -24,6 +26,7 @@ from worker.execution.models import Models
 from worker.execution.verbs import VerbRunner
 from worker.model_server.results import ResultReader
 from worker.service import build_containers
+from worker.session.host_offer import HostOffer
 from worker.session.incarnation import Incarnation, WorkerParts
 from worker.session.lease import Lease
 from worker.settings import WorkerSettings
@@ -110,7 +113,7 @@ async def run_host(
 
     No request is ever sent to `server`, which all hosts may share.
     """
-    settings = WorkerSettings(host_id=host_id, worker_slots=slots)
+    settings = WorkerSettings(host_id=host_id, worker_slots=slots, worker_devices=())
     engine = SimulatedEngine(host_id)
     verbs = SimulatedVerbs(engine, server, settings)
     parts = WorkerParts(
@@ -122,6 +125,7 @@ async def run_host(
         verbs=verbs,
         locks=JobLocks(),
         journal=journal,
+        offer=HostOffer(settings, DeviceWatch(DeclaredDevices(()))),
     )
     while True:
         await Incarnation(parts, Lease()).run(asyncio.Event(), engine_wait_s=math.inf)

@@ -20,6 +20,8 @@ from deploy.local.packages import ENGINE, explain, find_program
 
 _RUN = Path("/run")
 _SHIM_SOCKETS = Path("/run/containerd/s")
+_DEVICE_HOOK = "nvidia-container-runtime-hook"
+"""Docker looks for it when it starts, and takes requests for devices only where it is."""
 _READY_S = 60.0
 _STOP_S = 30.0
 
@@ -133,8 +135,27 @@ class DockerEngine:
                 *("--bridge", network.bridge),
                 *("--default-address-pool", f"base={network.pool},size=24"),
             ],
-            _environment(),
+            self._environment(),
         )
+
+    def _environment(self) -> dict[str, str]:
+        path = [os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]
+        if find_program(_DEVICE_HOOK) is None:
+            path.append(str(self._stand_in_for_device_hook()))
+        return {**os.environ, "PATH": os.pathsep.join(path)}
+
+    def _stand_in_for_device_hook(self) -> Path:
+        """Make the program without which an engine binds no devices; return its folder.
+
+        It does nothing. So a machine without a GPU can bind devices that its worker declares: the
+        container finds their uuids in `NVIDIA_VISIBLE_DEVICES`.
+        """
+        folder = self.folder / "bin"
+        folder.mkdir(exist_ok=True)
+        program = folder / _DEVICE_HOOK
+        program.write_text("#!/bin/sh\nexit 0\n")
+        program.chmod(0o755)
+        return folder
 
     def _claim_network(self) -> EngineNetwork:
         """Reuse the block of the last start, because users' networks may have addresses in it.
@@ -175,8 +196,3 @@ def _program(name: str) -> Path:
     if found is None:
         raise CannotProvide(explain(ENGINE))
     return found
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    return {**os.environ, "PATH": path}

@@ -102,6 +102,9 @@ class Services:
         host = {
             "MODELYARD_HOST_ID": self._host_id,
             "MODELYARD_WORKER_SLOTS": str(self._slots),
+            # For trying it out: only the slots limit how many models share this machine.
+            "MODELYARD_WORKER_CPUS": "1000",
+            "MODELYARD_WORKER_MEMORY": "1t",
             "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self._layout.datasets)]),
             # Only users of this machine can reach the gateway.
             "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',

@@ -188,7 +188,7 @@ class Plans:
             memory=64 << 20,
             shm=64 << 20,
             cpus=1.0,
-            gpus=0,
+            devices=(),
             pids_limit=32,
             stop_grace_s=5,
             dataset=dataset,

@@ -53,7 +53,8 @@ class ContainerPlan:
     memory: int
     shm: int
     cpus: float
-    gpus: int
+    devices: tuple[str, ...]
+    """The devices that the container sees, by uuid."""
     pids_limit: int
     stop_grace_s: float
     dataset: DatasetMount | None

@@ -7,15 +7,15 @@ import structlog
 
 from modelyard.broker import backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.messages import EngineFacts, HostOnline, WorkerReports
+from modelyard.contract.messages import EngineFacts, WorkerReports
 from worker.attempts.journal import AttemptJournal
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
 from worker.model_server.client import ModelServer
 from worker.session.host_channel import HostChannel
+from worker.session.host_offer import HostOffer
 from worker.session.inventory import build_inventory
 from worker.session.lease import Lease
 from worker.session.reporter import MAX_REPORTS
-from worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
@@ -35,14 +35,14 @@ class BootRecovery:
         server: ModelServer,
         lease: Lease,
         journal: AttemptJournal,
-        settings: WorkerSettings,
+        offer: HostOffer,
     ) -> None:
         self._channel = channel
         self._runtime = runtime
         self._server = server
         self._lease = lease
         self._journal = journal
-        self._settings = settings
+        self._offer = offer
         self._engine_facts: EngineFacts | None = None
 
     async def prepare(self, *, engine_wait_s: float = ENGINE_WAIT_S) -> None:
@@ -82,11 +82,9 @@ class BootRecovery:
         containers = await self._containers()
         begun_known = self._journal.take_over()
         await self._report_begun()
-        online = HostOnline(
-            slots=self._settings.worker_slots,
-            labels=self._settings.worker_labels,
-            engine=self._engine_facts or await self._runtime.facts(),
-            inventory=tuple(await build_inventory(self._server, containers)),
+        online = await self._offer.online(
+            self._engine_facts or await self._runtime.facts(),
+            await build_inventory(self._server, containers),
             begun_known=begun_known,
         )
         channel = self._channel

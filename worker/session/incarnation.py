@@ -29,6 +29,7 @@ from worker.session.command_consumer import CommandConsumer
 from worker.session.control_consumer import ControlConsumer
 from worker.session.heartbeat import HeartbeatSender
 from worker.session.host_channel import HostChannel
+from worker.session.host_offer import HostOffer
 from worker.session.lease import Lease
 from worker.session.relist import InventoryLoop
 from worker.session.reporter import Reporter
@@ -54,6 +55,7 @@ class WorkerParts:
     verbs: VerbRunner
     locks: JobLocks
     journal: AttemptJournal
+    offer: HostOffer
 
 
 class Incarnation:
@@ -111,14 +113,14 @@ class Incarnation:
         self, attempts: AttemptRunner, discards: Discards, engine_wait_s: float
     ) -> None:
         """Boot, then consume commands, send heartbeats and publish inventories."""
-        parts, settings = self._parts, self._parts.settings
+        parts = self._parts
         recovery = BootRecovery(
             self._channel,
             runtime=parts.runtime,
             server=parts.server,
             lease=self._lease,
             journal=parts.journal,
-            settings=settings,
+            offer=parts.offer,
         )
         await recovery.prepare(engine_wait_s=engine_wait_s)
         announced = asyncio.Event()
@@ -169,10 +171,4 @@ class Incarnation:
             tasks.create_task(relist.run())
 
     def _heartbeat(self) -> Heartbeat:
-        return Heartbeat(
-            host_id=self._channel.host_id,
-            incarnation=self.incarnation,
-            slots=self._parts.settings.worker_slots,
-            labels=self._parts.settings.worker_labels,
-            running=self._registry.running,
-        )
+        return self._parts.offer.heartbeat(self.incarnation, running=self._registry.running)

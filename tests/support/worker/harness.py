@@ -99,6 +99,7 @@ class VerbHarness:
         dataset: DatasetSpec | None = None,
         timeout_s: float = 30.0,
         spec: ModelSpec | None = None,
+        devices: tuple[str, ...] = (),
         **given: object,
     ) -> HostCommand:
         """Return a command; `input=` of any JSON type gives it an input."""
@@ -110,6 +111,7 @@ class VerbHarness:
             generation=generation,
             model=spec or self.spec,
             dataset=dataset,
+            devices=devices,
             input_json=json.dumps(given["input"]) if "input" in given else None,
             timeout_s=timeout_s,
         )

@@ -48,7 +48,7 @@ class Host:
             quick = partial(build_verbs, cleanup_retry_s=CLEANUP_RETRY_S)
             patch.setattr("worker.service.build_verbs", quick)
             self.service = Worker(
-                WorkerSettings(host_id=HOST, worker_allowed_images=("*",)),
+                WorkerSettings(host_id=HOST, worker_allowed_images=("*",), worker_devices=()),
                 broker=self.broker,
                 runtime=self.harness.runtime,
                 server=ModelServer(self.harness.runtime.model_servers),

@@ -2,14 +2,21 @@
 
 import pytest
 
+from modelyard.contract.messages import EngineFacts
 from worker.__main__ import main
 from worker.settings import Reach, WorkerSettings
 
+DEVICES = 'a JSON list, such as [{"uuid": "GPU-1", "model": "A100", "memory": "40g"}]'
 VARIABLES = (
     "MODELYARD_AMQP_URL",
     "MODELYARD_HOST_ID",
     "DOCKER_HOST",
     "MODELYARD_WORKER_SLOTS",
+    "MODELYARD_WORKER_CPUS",
+    "MODELYARD_WORKER_MEMORY",
+    "MODELYARD_WORKER_RESERVED_CPUS",
+    "MODELYARD_WORKER_RESERVED_MEMORY",
+    "MODELYARD_WORKER_DEVICES",
     "MODELYARD_WORKER_LABELS",
     "MODELYARD_WORKER_DATASET_ROOTS",
     "MODELYARD_WORKER_ALLOWED_IMAGES",
@@ -33,7 +40,8 @@ def test_without_any_setting_the_defaults_are_sane(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MODELYARD_HOST_ID", "h")
     settings = WorkerSettings()
     assert settings.docker_url == "unix:///var/run/docker.sock"
-    assert settings.worker_slots == 4
+    assert settings.worker_slots is None
+    assert settings.worker_devices is None
     assert settings.worker_dataset_roots == ()
     assert settings.worker_allowed_images == ()
     assert settings.worker_allowed_volumes == ()
@@ -77,6 +85,17 @@ NETWORK = "a network of its own, on which containers are kept apart"
         ("MODELYARD_HOST_ID", "../x", ID),
         ("MODELYARD_HOST_ID", "gpu 7", ID),
         ("MODELYARD_WORKER_SLOTS", "many", "a valid integer, unable to parse string as an integer"),
+        ("MODELYARD_WORKER_CPUS", "0", "greater than or equal to 0.01"),
+        ("MODELYARD_WORKER_MEMORY", "much", "a size in bytes, or with k, m, g or t, such as 512m"),
+        ("MODELYARD_WORKER_DEVICES", "GPU-1", DEVICES),
+        ("MODELYARD_WORKER_DEVICES", '[{"uuid": "a.b", "memory": 1}]', DEVICES),
+        ("MODELYARD_WORKER_DEVICES", '[{"uuid": "a", "memory": 0}]', DEVICES),
+        ("MODELYARD_WORKER_DEVICES", '[{"uuid": "a", "memory": 1, "size": 2}]', DEVICES),
+        (
+            "MODELYARD_WORKER_DEVICES",
+            '[{"uuid": "a", "memory": 1}, {"uuid": "a", "memory": 2}]',
+            "devices with different uuids",
+        ),
         ("MODELYARD_WORKER_SLOTS", "-1", "greater than or equal to 0"),
         ("DOCKER_HOST", "/run/docker.sock", URL),
         ("DOCKER_HOST", "ssh://x", URL),
@@ -137,3 +156,43 @@ def test_which_images_may_run_is_said_where_nobody_has_chosen(
 ) -> None:
     said = WorkerSettings(host_id="h", worker_allowed_images=images).cautions
     assert (caution in said[0]) if caution else said == ()
+
+
+FACTS = EngineFacts(version="1", api_version="1", cpus=8, memory=32 << 30)
+
+
+def test_a_host_offers_what_its_engine_has_but_for_what_the_system_keeps() -> None:
+    offer = WorkerSettings(host_id="h").capacity(FACTS, ())
+    assert offer is not None
+    assert offer.allocatable_millicpus == 8_000
+    assert offer.allocatable_memory == (32 << 30) - (512 << 20)
+
+
+def test_an_operator_says_what_a_host_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_WORKER_CPUS", "16")
+    monkeypatch.setenv("MODELYARD_WORKER_RESERVED_CPUS", "0.5")
+    monkeypatch.setenv("MODELYARD_WORKER_MEMORY", "64g")
+    monkeypatch.setenv("MODELYARD_WORKER_RESERVED_MEMORY", "4g")
+    monkeypatch.setenv(
+        "MODELYARD_WORKER_DEVICES",
+        '[{"uuid": "GPU-1", "model": "A100", "memory": "40g"}, {"uuid": "GPU-2", "memory": 5}]',
+    )
+    settings = WorkerSettings(host_id="h")
+    offer = settings.capacity(FACTS, settings.worker_devices or ())
+    assert offer is not None
+    assert (offer.allocatable_millicpus, offer.allocatable_memory) == (15_500, 60 << 30)
+    assert [(one.uuid, one.model, one.memory) for one in offer.devices] == [
+        ("GPU-1", "A100", 40 << 30), ("GPU-2", "", 5),
+    ]  # fmt: skip
+
+
+def test_more_is_never_kept_for_the_system_than_there_is() -> None:
+    settings = WorkerSettings(host_id="h", worker_reserved_memory="1t", worker_reserved_cpus=99.0)
+    offer = settings.capacity(FACTS, ())
+    assert offer is not None
+    assert (offer.allocatable_millicpus, offer.allocatable_memory) == (0, 0)
+
+
+def test_an_engine_that_tells_nothing_of_its_machine_is_limited_by_slots_alone() -> None:
+    facts = EngineFacts(version="1", api_version="1")
+    assert WorkerSettings(host_id="h").capacity(facts, ()) is None

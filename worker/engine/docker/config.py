@@ -76,9 +76,9 @@ def _host_config(plan: ContainerPlan) -> dict[str, Any]:
         host["Tmpfs"] = {_TMP: options}
     if plan.port is not None and plan.publish:
         host["PortBindings"] = {f"{plan.port}/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}
-    if plan.gpus:
+    if plan.devices:
         host["DeviceRequests"] = [
-            {"Driver": "nvidia", "Count": plan.gpus, "Capabilities": [["gpu"]]}
+            {"Driver": "nvidia", "DeviceIDs": list(plan.devices), "Capabilities": [["gpu"]]}
         ]
     return host
 

@@ -33,7 +33,10 @@ HOST_CONFIG = {
 
 def plan(mount: DatasetMount | None = None, *, publish: bool = True, **more: Any) -> ContainerPlan:
     profile = more.pop("profile", Profile.OPEN_INFERENCE)
-    command = VerbHarness(model(profile, **more)).command(Verb.DEPLOY_CREATE, generation=3)
+    devices = more.pop("devices", ())
+    command = VerbHarness(model(profile, **more)).command(
+        Verb.DEPLOY_CREATE, generation=3, devices=devices
+    )
     return plan_container(command, mount, PlanRules(host_id=HOST, publish=publish))
 
 
@@ -115,8 +118,16 @@ def test_a_result_file_outlives_its_process(result_file: str, volume: str | None
 
 def test_gpus_are_asked_for_only_where_the_model_needs_them() -> None:
     assert "DeviceRequests" not in engine_config(plan())["HostConfig"]
-    asked = engine_config(plan(resources=Resources(gpus=2)))["HostConfig"]["DeviceRequests"]
-    assert asked == [{"Driver": "nvidia", "Count": 2, "Capabilities": [["gpu"]]}]
+    bound = plan(resources=Resources(gpus=2), devices=("GPU-b", "GPU-c"))
+    asked = engine_config(bound)["HostConfig"]["DeviceRequests"]
+    assert asked == [
+        {"Driver": "nvidia", "DeviceIDs": ["GPU-b", "GPU-c"], "Capabilities": [["gpu"]]}
+    ]
+
+
+def test_a_container_never_gets_gpus_that_nobody_has_bound() -> None:
+    with pytest.raises(ModelyardError, match="needs 2 GPUs and the command names 1"):
+        plan(resources=Resources(gpus=2), devices=("GPU-b",))
 
 
 def test_on_the_network_no_port_is_published() -> None:

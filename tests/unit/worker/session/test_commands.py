@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from modelyard.broker import DETAIL_HEADER, REASON_HEADER
+from modelyard.contract.capacity.offers import Device, HostCapacity
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import (
     CancelOperation,
@@ -31,6 +32,8 @@ from tests.support.worker.harness import HOST, IMAGE, VerbHarness, model
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.journal import AttemptJournal
 from worker.attempts.registry import AttemptRegistry
+from worker.devices.declared import DeclaredDevices
+from worker.devices.watch import DeviceWatch
 from worker.execution.executor import AttemptRunner
 from worker.model_server.client import ModelServer
 from worker.session.acceptance import Acceptance
@@ -38,6 +41,7 @@ from worker.session.boot import BootRecovery
 from worker.session.command_consumer import CommandConsumer
 from worker.session.heartbeat import HeartbeatSender
 from worker.session.host_channel import HostChannel
+from worker.session.host_offer import HostOffer
 from worker.session.lease import Lease
 from worker.settings import WorkerSettings
 
@@ -512,13 +516,22 @@ async def test_a_boot_reports_what_it_found() -> None:
         server=ModelServer(harness.runtime.model_servers),
         lease=Lease(),
         journal=AttemptJournal(None),
-        settings=WorkerSettings(host_id=HOST, worker_slots=3, worker_labels={"zone": "a"}),
+        offer=HostOffer(
+            WorkerSettings(host_id=HOST, worker_slots=3, worker_labels={"zone": "a"}),
+            DeviceWatch(DeclaredDevices([Device(uuid="GPU-a", memory=1 << 30)])),
+        ),
     )
     await recovery.prepare()
     containers = await recovery.announce()
     message = WorkerReports.model_validate_json(broker.published[-1][1])
     assert message.online is not None
     assert (message.incarnation, message.online.slots) == ("i-2", 3)
+    assert message.online.capacity == HostCapacity(
+        cpus=4.0,
+        memory=8 << 30,
+        reserved_memory=512 << 20,
+        devices=(Device(uuid="GPU-a", memory=1 << 30),),
+    )
     inventory = [(i.job_id, i.generation, i.running, i.loaded) for i in message.online.inventory]
     assert inventory == [("job-1", 1, True, True), ("job-2", 1, False, False)]
     assert len(containers) == 2
@@ -545,5 +558,5 @@ def _boot(broker: FakeBroker, harness: VerbHarness, journal: AttemptJournal) -> 
         server=ModelServer(harness.runtime.model_servers),
         lease=Lease(),
         journal=journal,
-        settings=WorkerSettings(host_id=HOST),
+        offer=HostOffer(WorkerSettings(host_id=HOST), DeviceWatch(DeclaredDevices(()))),
     )

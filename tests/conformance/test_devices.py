@@ -1,0 +1,79 @@
+"""One suite for every `DeviceInventory`: declared devices, those in memory, and the driver's.
+
+The driver's are tested on machines that have one; elsewhere it has no devices, which is tested too.
+"""
+
+import asyncio
+import ctypes.util
+
+import pytest
+
+from modelyard.contract.messages import (
+    MAX_HEARTBEAT_BYTES,
+    EngineFacts,
+    Heartbeat,
+    HostOnline,
+)
+from tests.fakes.devices import GIB, FakeDevices, devices
+from worker.devices.declared import DeclaredDevices
+from worker.devices.nvml import NvmlDevices
+from worker.devices.protocol import DeviceInventory
+from worker.devices.watch import DeviceWatch
+from worker.session.host_offer import HostOffer
+from worker.settings import WorkerSettings
+
+HAS_DRIVER = ctypes.util.find_library("nvidia-ml") is not None
+TWO = devices(24 * GIB, 80 * GIB)
+
+
+@pytest.fixture(params=["declared", "memory", "driver"])
+async def inventory(request: pytest.FixtureRequest) -> DeviceInventory:
+    if request.param == "declared":
+        return DeclaredDevices(TWO)
+    return FakeDevices(TWO) if request.param == "memory" else NvmlDevices()
+
+
+async def test_devices_are_told_apart_and_stay_the_same(inventory: DeviceInventory) -> None:
+    found = await inventory.found()
+    assert len({one.uuid for one in found}) == len(found)
+    assert [one.index for one in found] == list(range(len(found)))
+    assert all(one.memory > GIB and one.model for one in found)
+    assert await inventory.found() == found
+    if not isinstance(inventory, NvmlDevices):
+        assert len(found) == 2
+
+
+async def test_a_driver_that_is_there_has_devices_and_no_other_has() -> None:
+    assert bool(await NvmlDevices().found()) is HAS_DRIVER
+
+
+async def test_what_is_measured_is_of_these_devices(inventory: DeviceInventory) -> None:
+    found = {one.uuid: one for one in await inventory.found()}
+    readings = await inventory.read()
+    assert {one.uuid for one in readings} <= found.keys()
+    assert all(0 <= one.memory_used <= found[one.uuid].memory for one in readings)
+    if not isinstance(inventory, DeclaredDevices):
+        assert len(readings) == len(found)
+
+
+async def test_who_asks_at_the_same_time_gets_an_answer(inventory: DeviceInventory) -> None:
+    found, *others = await asyncio.gather(
+        inventory.found(), *(inventory.read() for _ in range(4)), inventory.found()
+    )
+    assert others[-1] == found
+
+
+async def test_what_a_worker_tells_of_them_fits_into_its_messages(
+    inventory: DeviceInventory,
+) -> None:
+    watch = DeviceWatch(inventory)
+    offer = HostOffer(WorkerSettings(host_id="h", worker_cpus=8.0, worker_memory=GIB), watch)
+    online = await offer.online(EngineFacts(version="1", api_version="1"), (), begun_known=True)
+    await watch.measure()
+    beat = offer.heartbeat("boot", running=0)
+    assert HostOnline.model_validate_json(online.model_dump_json()) == online
+    assert online.capacity is not None
+    assert online.capacity.devices == await inventory.found()
+    text = beat.model_dump_json()
+    assert Heartbeat.model_validate_json(text) == beat
+    assert len(text) < MAX_HEARTBEAT_BYTES

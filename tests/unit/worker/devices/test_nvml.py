@@ -1,0 +1,182 @@
+"""What is made of a driver's answers: MIG instances, devices that are lost, drivers that hang."""
+
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from modelyard.contract.capacity.offers import Device, DeviceReading
+from tests.support.waiting import eventually
+from worker.devices import nvml
+from worker.devices.nvml import NvmlDevices
+from worker.devices.protocol import DevicesUnreadableError
+
+GIB = 1 << 30
+NOT_SUPPORTED = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+LOST = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+NOT_FOUND = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+NO_DRIVER = pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+
+
+@dataclass
+class Gpu:
+    """One GPU or instance of a driver that the test makes up."""
+
+    uuid: str
+    used: int = GIB
+    free: int = 79 * GIB
+    instances: list["Gpu"] = field(default_factory=list)
+    mig: bool = False
+    knows_mig: bool = True
+    knows_load: bool = True
+    lost: bool = False
+
+
+class Driver:
+    """Stands in for the functions of `pynvml` that are used."""
+
+    def __init__(self, *gpus: Gpu) -> None:
+        self.gpus = list(gpus)
+        self.open = 0
+        self.failure: Exception | None = None
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def nvmlInit(self) -> None:  # noqa: N802 - the library's name
+        self.answers.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> Gpu:  # noqa: N802
+        if self.gpus[number].lost:
+            raise LOST
+        return self.gpus[number]
+
+    def nvmlDeviceGetMigMode(self, gpu: Gpu) -> list[int]:  # noqa: N802
+        if not gpu.knows_mig:
+            raise NOT_SUPPORTED
+        return [int(gpu.mig), int(gpu.mig)]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: Gpu) -> int:  # noqa: ARG002, N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: Gpu, number: int) -> Gpu:  # noqa: N802
+        if number >= len(gpu.instances):
+            raise NOT_FOUND
+        return gpu.instances[number]
+
+    def nvmlDeviceGetUUID(self, gpu: Gpu) -> str:  # noqa: N802
+        return gpu.uuid
+
+    def nvmlDeviceGetName(self, gpu: Gpu) -> bytes:  # noqa: ARG002, N802
+        return b"NVIDIA H100"
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: Gpu, version: int | None = None) -> Any:  # noqa: N802
+        if version is None:
+            return SimpleNamespace(total=gpu.used + gpu.free, used=gpu.used, free=gpu.free)
+        if not gpu.knows_mig:
+            raise NOT_SUPPORTED
+        reserved = GIB // 2
+        total = gpu.used + gpu.free + reserved
+        return SimpleNamespace(total=total, reserved=reserved, used=gpu.used, free=gpu.free)
+
+    def nvmlDeviceGetUtilizationRates(self, gpu: Gpu) -> Any:  # noqa: N802
+        if not gpu.knows_load:
+            raise NOT_SUPPORTED
+        return SimpleNamespace(gpu=37, memory=5)
+
+    def nvmlDeviceGetTemperatureV(self, gpu: Gpu, sensor: int) -> int:  # noqa: ARG002, N802
+        if not gpu.knows_load:
+            raise NOT_SUPPORTED
+        return 51
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, gpu: Gpu) -> list[int]:  # noqa: ARG002, N802
+        return [1, 2]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    made = Driver()
+    for name in dir(Driver):
+        if name.startswith("nvml"):
+            monkeypatch.setattr(pynvml, name, getattr(made, name))
+    return made
+
+
+def device(uuid: str, index: int = 0) -> Device:
+    return Device(uuid=uuid, index=index, model="NVIDIA H100", memory=80 * GIB)
+
+
+async def test_memory_that_the_driver_keeps_for_itself_is_not_offered(driver: Driver) -> None:
+    driver.gpus = [Gpu("GPU-a"), Gpu("GPU-b", knows_mig=False)]
+    assert await NvmlDevices().found() == (device("GPU-a"), device("GPU-b", 1))
+    assert driver.open == 0
+
+
+async def test_a_gpu_in_mig_mode_is_its_instances(driver: Driver) -> None:
+    parts = [Gpu("MIG-1"), Gpu("MIG-2", knows_load=False)]
+    driver.gpus = [Gpu("GPU-a", mig=True, instances=parts), Gpu("GPU-b")]
+    devices = NvmlDevices()
+    assert await devices.found() == (
+        device("MIG-1"), device("MIG-2", 1), device("GPU-b", 2),
+    )  # fmt: skip
+    readings = await devices.read()
+    assert [one.uuid for one in readings] == ["MIG-1", "MIG-2", "GPU-b"]
+    assert readings[1] == DeviceReading(uuid="MIG-2", memory_used=GIB, processes=2)
+    assert readings[2] == DeviceReading(
+        uuid="GPU-b", memory_used=GIB, utilisation=37, temperature_c=51, processes=2
+    )
+
+
+async def test_a_gpu_that_fell_off_the_bus_hides_no_other(driver: Driver) -> None:
+    driver.gpus = [Gpu("GPU-a", lost=True), Gpu("GPU-b")]
+    assert [one.uuid for one in await NvmlDevices().found()] == ["GPU-b"]
+    assert [one.uuid for one in await NvmlDevices().read()] == ["GPU-b"]
+    assert driver.open == 0
+
+
+async def test_a_host_whose_driver_is_not_loaded_has_no_devices(driver: Driver) -> None:
+    driver.failure = NO_DRIVER
+    assert await NvmlDevices().found() == ()
+    assert await NvmlDevices().read() == ()
+
+
+async def test_a_driver_that_fails_is_not_taken_for_a_host_without_devices(driver: Driver) -> None:
+    driver.failure = pynvml.NVMLError(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    with pytest.raises(DevicesUnreadableError, match="version mismatch"):
+        await NvmlDevices().found()
+
+
+async def test_a_driver_that_hangs_is_asked_once(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "ANSWER_S", 0.05)
+    driver.gpus = [Gpu("GPU-a")]
+    driver.answers.clear()
+    devices = NvmlDevices()
+    try:
+        with pytest.raises(DevicesUnreadableError, match="does not answer"):
+            await devices.read()
+        with pytest.raises(DevicesUnreadableError, match="has not answered the last question"):
+            await devices.read()
+    finally:
+        driver.answers.set()
+    monkeypatch.setattr(nvml, "ANSWER_S", 10.0)
+
+    async def found() -> tuple[Device, ...] | None:
+        with suppress(DevicesUnreadableError):
+            return await devices.found()
+        return None
+
+    assert await eventually(found, what="the driver's answer") == (device("GPU-a"),)

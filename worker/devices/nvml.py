@@ -1,0 +1,161 @@
+"""NVIDIA GPUs and their MIG instances, as the driver's own library (NVML) tells about them.
+
+A GPU in MIG mode is not a device itself: programs use its instances. Source: NVIDIA's NVML API
+reference; the functions and error codes are those of `nvidia-ml-py`. Only this module imports it.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pynvml
+import structlog
+
+from modelyard.contract.capacity.offers import MAX_DEVICES, Device, DeviceReading
+from worker.devices.protocol import DevicesUnreadableError
+
+log = structlog.get_logger(__name__)
+
+ANSWER_S = 5.0
+"""Seconds that the driver may take for one answer: a broken GPU can block its calls."""
+_NO_DRIVER = (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)
+_LIBRARY = threading.Lock()
+"""One thread at a time asks the driver."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A device with the library's handle of it, which is valid until the library is shut down."""
+
+    device: Device
+    handle: Any
+
+
+class NvmlDevices:
+    """The GPUs of this host; a host without NVIDIA's driver has none."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._asking: asyncio.Future[Any] | None = None
+
+    async def found(self) -> tuple[Device, ...]:
+        """Return all GPUs and MIG instances, by index; raises `DevicesUnreadableError`."""
+        return await self._ask(lambda: tuple(one.device for one in _devices()))
+
+    async def read(self) -> tuple[DeviceReading, ...]:
+        """Measure them; raises `DevicesUnreadableError`."""
+        return await self._ask(_readings)
+
+    async def _ask(self, question: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
+        """Ask in a thread, one question at a time.
+
+        While the driver has not answered the last one, which may be never, it is not asked again.
+        """
+        async with self._turn:
+            if self._asking is not None and not self._asking.done():
+                raise DevicesUnreadableError("the driver has not answered the last question yet")
+            self._asking = asyncio.ensure_future(asyncio.to_thread(_with_library, question))
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    found: tuple[T, ...] = await asyncio.shield(self._asking)
+            except TimeoutError as error:
+                raise DevicesUnreadableError("the driver does not answer") from error
+            except pynvml.NVMLError as error:
+                raise DevicesUnreadableError(str(error)) from error
+            return found
+
+
+def _with_library(question: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
+    """Answer with the library loaded each time anew: the driver may be replaced meanwhile."""
+    with _LIBRARY:
+        try:
+            pynvml.nvmlInit()
+        except _NO_DRIVER:
+            return ()
+        try:
+            return question()
+        finally:
+            pynvml.nvmlShutdown()
+
+
+def _devices() -> list[_Found]:
+    found: list[_Found] = []
+    for number in range(pynvml.nvmlDeviceGetCount()):
+        with suppress(pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_NoPermission):
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
+            handles = list(_instances(gpu)) if _in_mig_mode(gpu) else [gpu]
+            found += [
+                _described(handle, index) for index, handle in enumerate(handles, start=len(found))
+            ]
+    if len(found) > MAX_DEVICES:
+        log.warning("devices.too_many", found=len(found), used=MAX_DEVICES)
+    return found[:MAX_DEVICES]
+
+
+def _in_mig_mode(gpu: object) -> bool:
+    try:
+        current, _pending = pynvml.nvmlDeviceGetMigMode(gpu)
+    except pynvml.NVMLError_NotSupported:
+        return False
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _instances(gpu: object) -> Iterator[object]:
+    for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+        with suppress(pynvml.NVMLError_NotFound):
+            yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
+
+
+def _described(handle: object, index: int) -> _Found:
+    memory = _memory(handle)
+    device = Device(
+        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+        index=index,
+        model=_text(pynvml.nvmlDeviceGetName(handle))[:128],
+        memory=memory.free + memory.used,
+    )
+    return _Found(device, handle)
+
+
+def _readings() -> tuple[DeviceReading, ...]:
+    readings: list[DeviceReading] = []
+    for one in _devices():
+        with suppress(pynvml.NVMLError):  # it is missing then, and the others are not
+            readings.append(_measured(one))
+    return tuple(readings)
+
+
+def _measured(one: _Found) -> DeviceReading:
+    return DeviceReading(
+        uuid=one.device.uuid,
+        memory_used=_memory(one.handle).used,
+        utilisation=_known(lambda: pynvml.nvmlDeviceGetUtilizationRates(one.handle).gpu),
+        temperature_c=_known(
+            lambda: pynvml.nvmlDeviceGetTemperatureV(one.handle, pynvml.NVML_TEMPERATURE_GPU)
+        ),
+        processes=_known(lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(one.handle))),
+    )
+
+
+def _memory(handle: object) -> Any:  # noqa: ANN401 - a structure of the library
+    """Return memory without what the driver keeps for itself, where it tells that apart."""
+    try:
+        return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return pynvml.nvmlDeviceGetMemoryInfo(handle)
+
+
+def _known(measure: Callable[[], int]) -> int | None:
+    """Return a measurement; None if this device or its driver does not have it."""
+    with suppress(pynvml.NVMLError):
+        return measure()
+    return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,39 @@
+"""What a worker tells of its host: at its boot all that it offers, then what was measured."""
+
+from collections.abc import Sequence
+
+from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline, InventoryItem
+from worker.devices.watch import DeviceWatch
+from worker.settings import WorkerSettings
+
+
+class HostOffer:
+    """The host's slots, labels, processors, memory and devices."""
+
+    def __init__(self, settings: WorkerSettings, devices: DeviceWatch) -> None:
+        self._settings = settings
+        self._devices = devices
+
+    async def online(
+        self, engine: EngineFacts, inventory: Sequence[InventoryItem], *, begun_known: bool
+    ) -> HostOnline:
+        """Return the announcement of a boot; devices that can't be found now are not offered."""
+        return HostOnline(
+            slots=self._settings.worker_slots,
+            labels=self._settings.worker_labels,
+            capacity=self._settings.capacity(engine, await self._devices.found()),
+            engine=engine,
+            inventory=tuple(inventory),
+            begun_known=begun_known,
+        )
+
+    def heartbeat(self, incarnation: str, *, running: int) -> Heartbeat:
+        """Return a heartbeat with the last measurements."""
+        return Heartbeat(
+            host_id=self._settings.host_id,
+            incarnation=incarnation,
+            slots=self._settings.worker_slots,
+            labels=self._settings.worker_labels,
+            running=running,
+            devices=self._devices.latest,
+        )
