@@ -5,8 +5,17 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from modelyard.contract.answers import Accepted, DeadLetterSummary, DeadLetterView
+from modelyard.contract.capacity.offers import MILLI
 from modelyard.contract.states import OperationState, Verb
-from modelyard.contract.views import DrainView, HostView, JobView, Links, OperationView
+from modelyard.contract.views import (
+    Amount,
+    DeviceView,
+    DrainView,
+    HostView,
+    JobView,
+    Links,
+    OperationView,
+)
 from modelyard.store.records import (
     DeadLetter,
     DrainRecord,
@@ -109,6 +118,9 @@ def host_view(record: HostRecord) -> HostView:
         drain=_drain_view(record.drain) if record.drain else None,
         slots=record.slots,
         slots_used=record.slots_used,
+        cpus=_cpus(record),
+        memory=_memory(record),
+        devices=_devices(record),
         jobs=tuple(held.job_id for held in record.reservations),
         running=record.running,
         fenced_off=record.fenced_off,
@@ -116,6 +128,57 @@ def host_view(record: HostRecord) -> HostView:
         engine=record.engine,
         last_seen=record.last_seen,
     )
+
+
+def _cpus(record: HostRecord) -> Amount | None:
+    capacity = record.capacity
+    if capacity is None:
+        return None
+    return Amount(
+        allocatable=capacity.allocatable_millicpus / MILLI,
+        allocated=sum(held.millicpus for held in record.reservations) / MILLI,
+        reserved=capacity.reserved_cpus,
+    )
+
+
+def _memory(record: HostRecord) -> Amount | None:
+    capacity = record.capacity
+    if capacity is None:
+        return None
+    residents = [held.resident for held in record.reservations if held.resident]
+    return Amount(
+        allocatable=capacity.allocatable_memory,
+        allocated=sum(held.memory for held in record.reservations)
+        + sum(one.memory for one in residents),
+        reserved=capacity.reserved_memory,
+    )
+
+
+def _devices(record: HostRecord) -> tuple[DeviceView, ...]:
+    """Return the devices, each with who holds how much of it."""
+    measured = {one.uuid: one for one in record.readings}
+    views: list[DeviceView] = []
+    for device in record.capacity.devices if record.capacity else ():
+        resident = {
+            held.job_id: held.resident.devices[device.uuid]
+            for held in record.reservations
+            if held.resident and device.uuid in held.resident.devices
+        }
+        views.append(
+            DeviceView(
+                uuid=device.uuid,
+                index=device.index,
+                model=device.model,
+                memory=device.memory,
+                allocated=sum(resident.values()),
+                jobs=tuple(
+                    held.job_id for held in record.reservations if device.uuid in held.devices
+                ),
+                resident=resident,
+                measured=measured.get(device.uuid),
+            )
+        )
+    return tuple(views)
 
 
 def dead_letter_path(dead_letter_id: str) -> str:

@@ -94,22 +94,28 @@ class Relocations:
     async def _begin(self, job: JobRecord, capacity: FreeCapacity) -> None:
         if job.spec is None:
             return
-        chosen = capacity.place(PlacementRequest(labels=job.spec.host_labels, job_id=job.job_id))
+        chosen = capacity.place(
+            PlacementRequest.of(job, job.spec, at_once=job.state is JobState.LOADED)
+        )
         if isinstance(chosen, Unplaced):
             log.info("move.no_room", job_id=job.job_id, reasons=chosen.reasons)
             return
-        there = chosen.host
+        there, allocation = chosen.host, chosen.allocation
         move = RelocationRecord(
-            host_id=there.host_id, generation=job.next_generation, state=job.state
+            host_id=there.host_id,
+            generation=allocation.generation,
+            state=job.state,
+            devices=allocation.devices,
         )
         token = uuid.uuid4().hex
-        if not await self._store.hosts.reserve(there, [(job.job_id, move.generation)], token=token):
+        if not await self._store.hosts.reserve(there, [allocation], token=token):
             return
         crash_point("dispatcher.move.after_reserve")
         if await self._store.jobs.begin_move(job, move):
             crash_point("dispatcher.move.after_begin")
             log.info("move.begun", job_id=job.job_id, to=move.host_id, generation=move.generation)
-            await self._dispatch(job, move, Verb.DEPLOY_CREATE, there, None)
+            moving = job.model_copy(update={"move": move})
+            await self._dispatch(moving, move, Verb.DEPLOY_CREATE, there, None)
         else:
             await self._store.hosts.release_token(there.host_id, [job.job_id], token=token)
 

@@ -1,11 +1,16 @@
-"""Leaked reservations: capacity that a host holds for a job which is not there (any more)."""
+"""Leaked reservations: capacity that a host holds for a job which is not there (any more).
+
+And memory that it holds for a model which is not in memory, because an attempt to load it ended in
+a way that no report told of.
+"""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import structlog
 
 from dispatcher.scheduling.scheduler import Scheduler
+from modelyard.contract.states import JobState
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import HostRecord, JobRecord, Reservation
@@ -16,30 +21,44 @@ LEAK_GRACE_S = 10.0
 """Seconds for which a reservation must look leaked: a running scheduling pass looks the same."""
 
 
+Found = tuple[HostRecord, Reservation]
+
+
+class _Overdue:
+    """What has looked leaked in every sweep for `LEAK_GRACE_S`."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str], float] = {}
+
+    def overdue(self, seen: Mapping[tuple[str, str], Found]) -> list[Found]:
+        """Note what looks leaked now; return what has looked so for long enough."""
+        now = time.monotonic()
+        self._since = {key: self._since.get(key, now) for key in seen}
+        return [one for key, one in seen.items() if now - self._since[key] >= LEAK_GRACE_S]
+
+
 class ReservationLeaks:
     """A repair of the sweep: frees reservations that a crash between two steps left behind."""
 
     def __init__(self, store: Store, scheduler: Scheduler) -> None:
         self._store = store
         self._scheduler = scheduler
-        self._leaks_seen: dict[tuple[str, str], float] = {}
+        self._leaks_seen = _Overdue()
+        self._unused_seen = _Overdue()
 
     async def free(self) -> None:
         """Free what has looked leaked for `LEAK_GRACE_S`; raises `StoreUnavailableError`."""
         hosts = await self._store.hosts.all()
         held = [(host, one) for host in hosts for one in host.reservations]
         jobs = await self._store.jobs.get_many([one.job_id for _, one in held])
+        await self._let_go(held, jobs)
         idle = await self._idle(jobs.values())
         leaks = {
             (host.host_id, one.token + one.job_id): (host, one)
             for host, one in held
             if _is_leaked(host, one, jobs.get(one.job_id), idle)
         }
-        now = time.monotonic()
-        self._leaks_seen = {key: self._leaks_seen.get(key, now) for key in leaks}
-        for key, (host, one) in leaks.items():
-            if now - self._leaks_seen[key] < LEAK_GRACE_S:
-                continue
+        for host, one in self._leaks_seen.overdue(leaks):
             log.warning(
                 "reservation.leaked",
                 host_id=host.host_id,
@@ -52,6 +71,36 @@ class ReservationLeaks:
             crash_point("dispatcher.sweep.after_take_back")
             await self._store.hosts.release({host.host_id: [(one.job_id, one.generation)]})
             self._scheduler.wake_waiting()
+
+    async def _let_go(
+        self, held: Iterable[tuple[HostRecord, Reservation]], jobs: Mapping[str, JobRecord]
+    ) -> None:
+        """Free what is held for models that no operation is loading, and that are not loaded."""
+        unused = {
+            (host.host_id, one.token + one.job_id): (host, one)
+            for host, one in held
+            if one.resident is not None
+            and (job := jobs.get(one.job_id)) is not None
+            and (job.state, job.generation) == (JobState.CREATED, one.generation)
+        }
+        at_work = await self._at_work(jobs[one.job_id] for _, one in unused.values())
+        resting = {key: found for key, found in unused.items() if found[1].job_id not in at_work}
+        for host, one in self._unused_seen.overdue(resting):
+            job = jobs[one.job_id]
+            log.warning("resident.leaked", host_id=host.host_id, job_id=job.job_id)
+            # A dispatcher that was frozen between holding and assigning loses its assignment.
+            if await self._store.jobs.fence(job):
+                crash_point("dispatcher.sweep.after_fence")
+                await self._store.hosts.let_go(
+                    host.host_id, job.job_id, one.generation, before=job.version + 1
+                )
+                self._scheduler.wake_waiting()
+
+    async def _at_work(self, jobs: Iterable[JobRecord]) -> set[str]:
+        """Return the jobs whose current operation has not ended."""
+        current = {job.current.operation_id: job.job_id for job in jobs if job.current}
+        known = await self._store.operation_queries.get_many(list(current)) if current else {}
+        return {current[one.operation_id] for one in known.values() if not one.state.terminal}
 
     async def _take_back(self, job: JobRecord, held: Reservation, idle: set[str]) -> bool:
         """Change the job's version, so that no earlier scheduling pass can use this reservation.
@@ -66,16 +115,7 @@ class ReservationLeaks:
     async def _idle(self, jobs: Iterable[JobRecord]) -> set[str]:
         """Return the jobs that are not live and whose current operation has ended."""
         resting = [job for job in jobs if not job.state.live]
-        current = await self._store.operation_queries.get_many(
-            [job.current.operation_id for job in resting if job.current]
-        )
-        return {
-            job.job_id
-            for job in resting
-            if job.current is None
-            or job.current.operation_id not in current
-            or current[job.current.operation_id].state.terminal
-        }
+        return {job.job_id for job in resting} - await self._at_work(resting)
 
 
 def _is_leaked(host: HostRecord, held: Reservation, job: JobRecord | None, idle: set[str]) -> bool:

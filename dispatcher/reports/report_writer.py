@@ -18,6 +18,7 @@ from dispatcher.maintenance.retries import Retries
 from dispatcher.reports.fencing import CurrentReport, Fencing, StaleReport, fence
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.scheduler import Scheduler
+from modelyard.contract.capacity.needs import resident_need
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
@@ -119,6 +120,7 @@ class ReportWriter:
         results = await self._keep_results(accepted)
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
+        await self._let_go(accepted)
         new = [one.report for one in accepted if one.new]
         receipts = _receipts_of(accepted)
         try:
@@ -211,6 +213,30 @@ class ReportWriter:
             and (job.state, job.generation) == (one.report.job_state, one.report.generation)
         }
 
+    async def _let_go(self, accepted: Sequence[CurrentReport]) -> None:
+        """Free what models held that are not in memory any more.
+
+        An UNLOAD has succeeded, or a LOAD has ended without its model in memory. These operations
+        are still open in the record, so no later LOAD of their jobs has begun.
+        """
+        over = {
+            one.report.job_id: one
+            for one in accepted
+            if one.new and one.report.state.terminal and one.operation.verb in _MEMORY_VERBS
+        }
+        if not over:
+            return
+        for job in (await self._store.jobs.get_many(list(over))).values():
+            one = over[job.job_id]
+            unloaded = job.state is JobState.CREATED and job.generation == one.report.generation
+            if not unloaded or job.spec is None or resident_need(job.spec).nothing:
+                continue
+            if await self._store.hosts.let_go(
+                one.operation.host_id or "", job.job_id, job.generation, before=job.version
+            ):
+                crash_point("dispatcher.recorder.after_let_go")
+                self._scheduler.wake_waiting()
+
     async def _recoveries(
         self, telling: Sequence[CurrentReport]
     ) -> Mapping[str, PendingRestoration]:
@@ -250,6 +276,10 @@ class ReportWriter:
                 overtaken.append(StaleReport(one.operation.host_id or "", one.report, "overtaken"))
         await self._fencing.record(overtaken)
         return valid
+
+
+_MEMORY_VERBS = frozenset({Verb.DEPLOY_LOAD, Verb.DEPLOY_UNLOAD})
+"""The verbs after which a model may be out of memory while its container stays."""
 
 
 def _receipts_of(accepted: Sequence[CurrentReport]) -> dict[str, Receipt]:

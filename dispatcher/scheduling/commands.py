@@ -81,14 +81,16 @@ class CommandPublisher:
         if job is None or job.spec is None or operation.verb is None:
             log.error("command.without_job", operation_id=operation.operation_id)
             return None
+        generation = operation.generation or job.generation
         return HostCommand(
             operation_id=operation.operation_id,
             epoch=operation.epoch,
             verb=operation.verb,
             job_id=job.job_id,
-            generation=operation.generation or job.generation,
+            generation=generation,
             model=job.spec,
             dataset=job.dataset_spec,
+            devices=job.devices_of(generation),
             container_id=job.container_id,
             input_json=operation.input_json,
             timeout_s=operation.timeout_s or self._default_timeout_s,

@@ -1,29 +1,79 @@
-"""Placement: chooses a host for a job. Pure: a snapshot in, a decision with its reasons out."""
+"""Placement: which host a job goes to, and what it holds there. Pure.
+
+A snapshot in, a decision with its reasons out. The rules are in docs/capacity.md.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
+from modelyard.contract.capacity.ledger import (
+    Allocation,
+    DeviceRoom,
+    ResidentAllocation,
+    Room,
+)
+from modelyard.contract.capacity.needs import (
+    ContainerNeed,
+    ResidentNeed,
+    container_need,
+    resident_need,
+)
+from modelyard.contract.capacity.offers import MILLI
+from modelyard.contract.capacity.sizes import size_text
+from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.states import Admission, Liveness
-from modelyard.store.records import HostRecord
+from modelyard.store.records import HostRecord, JobRecord
+
+_LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
+"""The smallest container that Docker makes."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
     """What a job needs of its host."""
 
-    labels: Mapping[str, str] = field(default_factory=dict)
-    slots: int = 1
     job_id: str = ""
+    generation: int = 1
+    version: int = 0
+    """The job's version, as the resident allocation names it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    container: ContainerNeed = field(default_factory=ContainerNeed)
+    resident: ResidentNeed = field(default_factory=ResidentNeed)
+    at_once: bool = False
+    """True if the model comes into memory by the same operation."""
     avoid: frozenset[str] = frozenset()
     """Hosts that are chosen only if no other fits."""
+
+    @classmethod
+    def of(
+        cls,
+        job: JobRecord,
+        spec: ModelSpec,
+        *,
+        at_once: bool,
+        avoid: frozenset[str] = frozenset(),
+    ) -> "PlacementRequest":
+        """Return what the next container of a job needs."""
+        return cls(
+            job_id=job.job_id,
+            generation=job.next_generation,
+            version=job.version,
+            labels=spec.host_labels,
+            container=container_need(spec),
+            resident=resident_need(spec),
+            at_once=at_once,
+            avoid=avoid,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The host that was chosen."""
+    """The host that was chosen, and what the job holds of it."""
 
     host: HostRecord
+    allocation: Allocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +86,13 @@ class Unplaced:
 
 
 class FreeCapacity:
-    """The hosts of one snapshot and the slots that earlier decisions of this pass left free."""
+    """The hosts of one snapshot, and what earlier decisions of this pass left of them."""
 
     def __init__(self, hosts: Mapping[str, HostRecord]) -> None:
         """`hosts` are by id; ties go to the first of them."""
         self._hosts = hosts
-        self._taken: Counter[str] = Counter()
-
-    def _free(self, host: HostRecord) -> int:
-        return host.slots - host.slots_used - self._taken[host.host_id]
+        self._left: dict[str, Room] = {}
+        """The room of hosts that this pass has taken something of."""
 
     def host(self, host_id: str) -> HostRecord | None:
         """Return a host of the snapshot."""
@@ -52,42 +100,114 @@ class FreeCapacity:
 
     @property
     def any_left(self) -> bool:
-        """True if some host has a slot free for a job without label requirements."""
-        return any(
-            _refusal(host, PlacementRequest(), self._free(host)) is None
-            for host in self._hosts.values()
+        """True if some host has room for the smallest container."""
+        least = PlacementRequest(
+            container=ContainerNeed(millicpus=_LEAST_MILLICPUS, memory=_LEAST_MEMORY)
         )
+        return any(_refusal(host, least, self._room(host)) is None for host in self._hosts.values())
 
     def place(self, need: PlacementRequest) -> Placed | Unplaced:
-        """Choose the host with the most free slots among those that fit, and take its slots.
+        """Choose the host that is used least among those that fit, and take what the job needs.
 
-        Hosts in `need.avoid`, where an attempt has failed, are chosen only if no other fits.
-        Ties go to the first host id, so that the same snapshot always gives the same answer.
+        Hosts in `need.avoid`, where an attempt has failed, are chosen only if no other fits; hosts
+        on which the model could not be loaded now, only if there is no other either. Ties go to the
+        first host id, so that the same snapshot always gives the same answer.
         """
-        refusals: Counter[str] = Counter()
-        fitting: list[HostRecord] = []
+        refusals: Counter[_Refusal] = Counter()
+        best: tuple[tuple[object, ...], HostRecord, Room, tuple[str, ...]] | None = None
         for host in self._hosts.values():
-            refusal = _refusal(host, need, self._free(host))
-            if refusal is None:
-                fitting.append(host)
-            else:
+            room = self._room(host)
+            refusal = _refusal(host, need, room)
+            if refusal is not None:
                 refusals[refusal] += 1
-        if not fitting:
-            hopeful = any(_may_fit(host, need) for host in self._hosts.values())
-            return Unplaced(_explain(refusals), hopeless=not hopeful)
-        best = min(
-            fitting,
-            key=lambda host: (
+                continue
+            devices = _chosen_devices(room, need)
+            key = (
                 host.host_id in need.avoid,
-                -self._free(host),
+                not _loads_now(room, need, devices),
+                _used_part(host.total, room, need.container),
                 host.host_id,
-            ),
+            )
+            if best is None or key < best[0]:
+                best = key, host, room, devices
+        if best is None:
+            hopeful = any(_may_fit(host, need) for host in self._hosts.values())
+            return Unplaced(_explain(refusals, need), hopeless=not hopeful)
+        _, host, room, devices = best
+        allocation = Allocation.of(
+            need.job_id,
+            need.generation,
+            need.container,
+            devices=devices,
+            resident=_resident(need.resident, devices, room, need.version)
+            if need.at_once
+            else None,
         )
-        self._taken[best.host_id] += need.slots
-        return Placed(best)
+        self._left[host.host_id] = room.without(allocation)
+        return Placed(host, allocation)
+
+    def hold(self, job: JobRecord, spec: ModelSpec) -> ResidentAllocation | Unplaced | None:
+        """Take what a job's model needs in memory, on the devices that are bound to its container.
+
+        None if it needs no more than its container holds.
+        """
+        need = resident_need(spec)
+        host = self._hosts.get(job.host_id or "")
+        if need.nothing or host is None:
+            return None
+        held = host.reservation(job.job_id, job.generation)
+        if held is None:
+            return Unplaced((f"host {host.host_id} does not hold a place for this job yet",))
+        # A container of an older version has no devices bound: nobody knows which it uses.
+        bound = held.devices if len(held.devices) == need.devices else ()
+        room = self._room(host)
+        # What was given to an earlier attempt, which did not come to an end, is there already.
+        reason = None if held.resident else _not_loadable(room, need, bound)
+        if reason is not None:
+            return Unplaced((f"host {host.host_id} {reason}",))
+        resident = _resident(need, bound, room, job.version)
+        if held.resident is None and resident is not None:
+            self._left[host.host_id] = room.without_resident(resident)
+        return resident
+
+    def _room(self, host: HostRecord) -> Room:
+        return self._left.get(host.host_id) or host.room
 
 
-def _refusal(host: HostRecord, need: PlacementRequest, free: int) -> str | None:
+class _Lacks(Enum):
+    """What a host has too little of."""
+
+    SLOTS = "slots"
+    CPUS = "cpus"
+    MEMORY = "memory"
+    DEVICES = "devices"
+
+
+@dataclass(frozen=True, slots=True)
+class _Shortage:
+    lacks: _Lacks
+    when_empty: bool
+    """True if the host would have too little of it without any job."""
+
+
+_Refusal = str | _Shortage
+
+
+def _refusal(host: HostRecord, need: PlacementRequest, room: Room) -> _Refusal | None:
+    """Return why a host can't take a job now; the same for many hosts."""
+    closed = _closed(host, need)
+    if closed is not None:
+        return closed
+    for left, when_empty in ((host.total, True), (room, False)):
+        lacks = _lacks(left, need, when_empty=when_empty)
+        if lacks is not None:
+            return _Shortage(lacks, when_empty)
+    if any(held.job_id == need.job_id for held in host.reservations):
+        return "still has a reservation of this job"
+    return None
+
+
+def _closed(host: HostRecord, need: PlacementRequest) -> str | None:
     if host.liveness is not Liveness.ONLINE:
         return f"is {host.liveness}"
     if host.admission is not Admission.OPEN:
@@ -95,26 +215,133 @@ def _refusal(host: HostRecord, need: PlacementRequest, free: int) -> str | None:
     for label, value in need.labels.items():
         if host.labels.get(label) != value:
             return f"does not have the label {label}={value}"
-    if free < need.slots:
-        return "has no free slot"
-    if any(held.job_id == need.job_id for held in host.reservations):
-        return "still has a reservation of this job"
     return None
+
+
+def _lacks(room: Room, need: PlacementRequest, *, when_empty: bool) -> _Lacks | None:
+    """Return what there is too little of: now, or for the model too if the host were empty."""
+    wanted, loads = need.container, need.at_once or when_empty
+    if room.slots is not None and room.slots < wanted.slots:
+        return _Lacks.SLOTS
+    if room.millicpus is not None and room.millicpus < wanted.millicpus:
+        return _Lacks.CPUS
+    if room.memory is not None and room.memory < _memory(need, loads=loads):
+        return _Lacks.MEMORY
+    if wanted.devices and loads:
+        devices = room.devices.values()
+        fitting = sum(
+            one.could_take(need.resident) if when_empty else one.takes(need.resident)
+            for one in devices
+        )
+        return _Lacks.DEVICES if fitting < wanted.devices else None
+    return None
+
+
+def _memory(need: PlacementRequest, *, loads: bool) -> int:
+    return need.container.memory + (need.resident.memory if loads else 0)
+
+
+def _words(refusal: _Refusal, need: PlacementRequest) -> str:
+    if isinstance(refusal, str):
+        return refusal
+    free = "" if refusal.when_empty else " free"
+    match refusal.lacks:
+        case _Lacks.SLOTS:
+            return f"has no{free} slot"
+        case _Lacks.CPUS:
+            return f"has less than {need.container.millicpus / MILLI:g} CPUs{free}"
+        case _Lacks.MEMORY:
+            memory = _memory(need, loads=need.at_once or refusal.when_empty)
+            return f"has less than {size_text(memory)} of memory{free}"
+        case _Lacks.DEVICES:
+            few = "no device" if need.container.devices == 1 else "too few devices"
+            if need.resident.device_memory is not None:
+                return f"has {few} with {size_text(need.resident.device_memory)}{free}"
+            return f"has {few}" if refusal.when_empty else f"has {few} for one model alone"
 
 
 def _may_fit(host: HostRecord, need: PlacementRequest) -> bool:
     """Tell whether the host would fit if it were ONLINE, OPEN and empty."""
     return (
         host.liveness is not Liveness.LOST
-        and host.slots >= need.slots
+        and _lacks(host.total, need, when_empty=True) is None
         and all(host.labels.get(label) == value for label, value in need.labels.items())
     )
 
 
-def _explain(refusals: Counter[str]) -> tuple[str, ...]:
+def _chosen_devices(room: Room, need: PlacementRequest) -> tuple[str, ...]:
+    """Return the devices for a container: those where its model can be loaded soonest.
+
+    For a model that comes into memory now, the fullest ones that have room: so the others keep
+    room for large models. Otherwise those with the most room for each container that sees them.
+    """
+    wanted = need.container.devices
+    if not wanted:
+        return ()
+
+    def key(uuid: str) -> tuple[object, ...]:
+        device = room.devices[uuid]
+        ready = device.takes(need.resident)
+        left = device.free if need.at_once else -device.free / (device.bound + 1)
+        return not ready, left, device.bound, uuid
+
+    fitting = [uuid for uuid, one in room.devices.items() if one.could_take(need.resident)]
+    return tuple(sorted(fitting, key=key)[:wanted])
+
+
+def _loads_now(room: Room, need: PlacementRequest, devices: tuple[str, ...]) -> bool:
+    if need.resident.nothing:
+        return True
+    after = None if room.memory is None else room.memory - need.container.memory
+    enough = after is None or after >= need.resident.memory
+    return enough and all(room.devices[uuid].takes(need.resident) for uuid in devices)
+
+
+def _resident(
+    need: ResidentNeed, devices: tuple[str, ...], room: Room, version: int
+) -> ResidentAllocation | None:
+    if need.nothing:
+        return None
+    given = {uuid: room.devices[uuid].given(need) for uuid in devices if uuid in room.devices}
+    return ResidentAllocation(version=version, memory=need.memory, devices=given)
+
+
+def _not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str | None:
+    """Return why a model can't be loaded into its container now; None if it can."""
+    if room.memory is not None and room.memory < need.memory:
+        return f"has less than {size_text(need.memory)} of memory free"
+    for uuid in bound:
+        device: DeviceRoom | None = room.devices.get(uuid)
+        if device is None:
+            return f"does not have the device {uuid} any more"
+        if not device.takes(need):
+            if need.device_memory is None:
+                return f"does not have the device {uuid} for one model alone"
+            return f"has less than {size_text(need.device_memory)} free on the device {uuid}"
+    return None
+
+
+def _used_part(total: Room, room: Room, taken: ContainerNeed) -> float:
+    """Return the part of the host that is used after a placement: of what is used most."""
+    parts = [
+        1 - (left - more) / whole
+        for whole, left, more in (
+            (total.slots, room.slots, taken.slots),
+            (total.millicpus, room.millicpus, taken.millicpus),
+            (total.memory, room.memory, taken.memory),
+        )
+        if whole and left is not None
+    ]
+    return max(parts, default=0.0)
+
+
+def _explain(refusals: Counter[_Refusal], need: PlacementRequest) -> tuple[str, ...]:
     if not refusals:
         return ("no host is registered",)
+    counts: Counter[str] = Counter()
+    for refusal, count in refusals.items():
+        counts[_words(refusal, need)] += count
     return tuple(
         f"1 host {reason}" if count == 1 else f"{count} hosts: each {reason}"
-        for reason, count in sorted(refusals.items())
+        for reason, count in sorted(counts.items())
     )

@@ -8,6 +8,8 @@ them never come here: `FirstPass` dispatches them with the write that takes them
 leaves behind in the record, the only thing that outlives this process:
 
 - after reserve: the reservation names a job that is not assigned to the host; the sweep frees it;
+- after hold: the host holds memory for a model that is not being loaded; the next pass uses it, or
+  the sweep frees it;
 - after assign: the job names its host and next generation while the operation is still QUEUED;
   the next pass finds the job placed and continues from there;
 - after claim: the operation is DISPATCHED and no command is published; the sweep publishes it;
@@ -43,9 +45,10 @@ from dispatcher.scheduling.ordering import (
     TerminateBehind,
     next_decisions,
 )
-from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest
+from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
+from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
-from modelyard.contract.states import Liveness, OperationState
+from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.store import Store
@@ -76,8 +79,12 @@ class PlannedDispatch:
     job: JobRecord
     host: HostRecord
     generation: int
-    placement: PlaceAndDispatch | None
+    placement: PlaceAndDispatch | None = None
     """Set if the operation needs a new reservation."""
+    allocation: Allocation | None = None
+    """What is reserved then."""
+    resident: ResidentAllocation | None = None
+    """Set if the operation loads a model that needs more than its container holds."""
 
     @cached_property
     def claim(self) -> DispatchClaim:
@@ -134,25 +141,48 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
                 # A command in its queue could not be cancelled, and no deadline would apply to it.
                 _wait(plan, operation, (f"host {host_id} is {host.liveness}",))
             else:
-                plan.dispatches.append(PlannedDispatch(operation, job, host, job.generation, None))
+                _dispatch_there(decision, host, plan, capacity)
         case PlaceAndDispatch(job=job, spec=spec, ended_by=ended_by):
             chosen = capacity.place(
-                PlacementRequest(
-                    labels=spec.host_labels,
-                    job_id=job.job_id,
+                PlacementRequest.of(
+                    job,
+                    spec,
+                    at_once=operation.verb is Verb.TEMP,
                     avoid=frozenset(operation.avoid),
                 )
             )
             if isinstance(chosen, Placed):
-                generation = job.next_generation
                 plan.dispatches.append(
-                    PlannedDispatch(operation, job, chosen.host, generation, decision)
+                    PlannedDispatch(
+                        operation,
+                        job,
+                        chosen.host,
+                        chosen.allocation.generation,
+                        decision,
+                        chosen.allocation,
+                    )
                 )
             elif ended_by is TerminateBehind.NEXT or (ended_by is not None and chosen.hopeless):
                 error = ErrorInfo.of(ErrorCode.CANCELLED, WITHDRAWN)
                 plan.endings.append(QueuedEnding(operation, OperationState.CANCELLED, error))
             else:
                 _wait(plan, operation, chosen.reasons)
+
+
+def _dispatch_there(
+    decision: Dispatch, host: HostRecord, plan: SchedulingPlan, capacity: FreeCapacity
+) -> None:
+    """Dispatch an operation to the host that its job is on; a LOAD only if the model has room."""
+    operation, job = decision.operation, decision.job
+    resident: ResidentAllocation | Unplaced | None = None
+    if operation.verb is Verb.DEPLOY_LOAD and job.state is JobState.CREATED and job.spec:
+        resident = capacity.hold(job, job.spec)
+    if isinstance(resident, Unplaced):
+        _wait(plan, operation, resident.reasons)
+    else:
+        plan.dispatches.append(
+            PlannedDispatch(operation, job, host, job.generation, resident=resident)
+        )
 
 
 def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:
@@ -327,7 +357,9 @@ class Scheduler:
         token = _token()
         reserved = await self._reserve(dispatches, token)
         crash_point("dispatcher.after_reserve")
-        assigned = await self._assign(reserved, token)
+        held = await self._hold(reserved)
+        crash_point("dispatcher.after_hold")
+        assigned = await self._assign(held, token)
         crash_point("dispatcher.after_assign")
         claimed = await self._store.operations.claim([one.claim for one in assigned], token=token)
         crash_point("dispatcher.after_claim")
@@ -363,8 +395,21 @@ class Scheduler:
 
     async def _reserve_together(self, shares: Sequence[PlannedDispatch], token: str) -> bool:
         return await self._store.hosts.reserve(
-            shares[0].host, [(one.job.job_id, one.generation) for one in shares], token=token
+            shares[0].host, [one.allocation for one in shares if one.allocation], token=token
         )
+
+    async def _hold(self, ready: Sequence[PlannedDispatch]) -> list[PlannedDispatch]:
+        """Hold what models need in memory; return the dispatches that may go on."""
+        held: list[PlannedDispatch] = []
+        for one in ready:
+            if one.resident is None or await self._store.hosts.hold(
+                one.host, one.job.job_id, one.generation, one.resident
+            ):
+                held.append(one)
+            else:
+                self._lines.forget([one.job.job_id])
+                self.wake([one.job.job_id])
+        return held
 
     async def _assign(self, ready: Sequence[PlannedDispatch], token: str) -> list[PlannedDispatch]:
         """Make each operation its job's current one; inferences share the job unchanged."""
@@ -417,6 +462,7 @@ def _assignment(one: PlannedDispatch) -> Assignment:
         host_id=one.host.host_id,
         spec=one.placement.spec if one.placement else None,
         dataset_spec=one.placement.dataset if one.placement else None,
+        devices=one.allocation.devices if one.allocation else (),
         anew=one.placement is not None and one.operation.source != "system",
     )
 

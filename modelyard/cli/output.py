@@ -14,9 +14,17 @@ from rich.table import Table
 from modelyard.client.credentials import VARIABLE
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.answers import Accepted, BatchItem, DeadLetterSummary, Fault
+from modelyard.contract.capacity.sizes import part_text, size_text
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.strict_json import JsonValue
-from modelyard.contract.views import DrainView, HostView, JobView, OperationView
+from modelyard.contract.views import (
+    Amount,
+    DeviceView,
+    DrainView,
+    HostView,
+    JobView,
+    OperationView,
+)
 
 _STYLES = {
     "SUCCEEDED": "green",
@@ -33,7 +41,7 @@ _STYLES = {
     "SUSPECT": "yellow",
 }
 
-_IDS = {"key", "operation", "container", "host", "dead letter"}
+_IDS = {"key", "operation", "container", "host", "dead letter", "uuid"}
 _SHOWN_IF_TRUE = {"cancel_requested"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that a terminal may take for commands; other people wrote the texts that are printed.
@@ -122,21 +130,63 @@ class Output:
         self._many(found, ("job", "state", "model", "dataset", "host", "container"), rows)
 
     def hosts(self, found: Sequence[HostView]) -> None:
-        """Print hosts."""
+        """Print hosts, and their devices if they have some."""
         rows = [
             (
                 one.host_id,
                 one.liveness,
                 one.admission,
-                f"{one.slots_used}/{one.slots}",
+                str(one.slots_used) if one.slots is None else f"{one.slots_used}/{one.slots}",
+                f"{one.cpus.allocated:g}/{one.cpus.allocatable:g}" if one.cpus else "",
+                _part(one.memory),
                 str(one.running),
                 _when(one.last_seen),
                 _drained(one.drain),
             )
             for one in found
         ]
-        names = ("host", "liveness", "admission", "slots", "running", "seen", "drain")
+        names = (
+            "host",
+            "liveness",
+            "admission",
+            "jobs",
+            "cpus",
+            "memory",
+            "running",
+            "seen",
+            "drain",
+        )
         self._many(found, names, rows)
+        if not self.as_json and any(one.devices for one in found):
+            self._out.print()
+            self._devices(found)
+
+    def _devices(self, found: Sequence[HostView]) -> None:
+        rows = [
+            (
+                one.host_id,
+                str(device.index),
+                device.model,
+                device.uuid,
+                part_text(device.allocated, device.memory),
+                *_measured(device),
+                ", ".join(device.resident) or "",
+            )
+            for one in found
+            for device in one.devices
+        ]
+        names = (
+            "host",
+            "device",
+            "model",
+            "uuid",
+            "allocated",
+            "used",
+            "busy",
+            "temperature",
+            "loaded",
+        )
+        self._table(names, rows)
 
     def dead_letters(self, found: Sequence[DeadLetterSummary]) -> None:
         """Print dead letters."""
@@ -258,6 +308,22 @@ def _styled(cell: str) -> str:
 def _plain(text: str) -> str:
     """Escape markup and the characters that a terminal may take for commands."""
     return escape(_CONTROL.sub(lambda one: f"\\x{ord(one.group()):02x}", text))
+
+
+def _part(amount: Amount | None) -> str:
+    return part_text(int(amount.allocated), int(amount.allocatable)) if amount else ""
+
+
+def _measured(device: DeviceView) -> tuple[str, str, str]:
+    """Return what was measured of a device: memory in use, time at work, temperature."""
+    reading = device.measured
+    if reading is None:
+        return "", "", ""
+    return (
+        size_text(reading.memory_used),
+        "" if reading.utilisation is None else f"{reading.utilisation}%",
+        "" if reading.temperature_c is None else f"{reading.temperature_c} °C",
+    )
 
 
 def _drained(drain: DrainView | None) -> str:

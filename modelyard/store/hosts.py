@@ -1,10 +1,11 @@
 """Hosts: their capacity, their liveness, and the reservations on them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from pymongo import ReturnDocument, UpdateOne
 
+from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.connection import MongoConnection
@@ -119,6 +120,8 @@ class Hosts:
                         "liveness": Liveness.ONLINE,
                         "slots": online.slots,
                         "labels": online.labels,
+                        "capacity": online.capacity.model_dump() if online.capacity else None,
+                        "readings": [],
                         "engine": online.engine.model_dump(mode="json"),
                     },
                     "$push": {
@@ -151,6 +154,7 @@ class Hosts:
                         "slots": heartbeat.slots,
                         "labels": heartbeat.labels,
                         "running": heartbeat.running,
+                        "readings": [one.model_dump() for one in heartbeat.devices],
                     },
                     "$currentDate": {"last_seen": True},
                 },
@@ -215,18 +219,13 @@ class Hosts:
                 )
         return host_ids
 
-    async def reserve(
-        self, host: HostRecord, wanted: Sequence[tuple[str, int]], *, token: str
-    ) -> bool:
-        """Reserve one slot for each `(job_id, generation)`, all or none, in one guarded update.
+    async def reserve(self, host: HostRecord, wanted: Sequence[Allocation], *, token: str) -> bool:
+        """Reserve what these jobs need, all or nothing, in one guarded update.
 
-        False if the host has too few free slots, is not OPEN and ONLINE under the incarnation that
-        `host` has, or holds a reservation of one of the jobs already.
+        False if the host has not enough of something left, is not OPEN and ONLINE under the
+        incarnation that `host` has, or holds a reservation of one of the jobs already.
         """
-        entries = [
-            Reservation(job_id=job_id, generation=generation, token=token).model_dump()
-            for job_id, generation in wanted
-        ]
+        entries = [Reservation(**dict(one), token=token).model_dump() for one in wanted]
         async with self._connection.writing(hosts=[host.host_id]):
             done = await self._collection.update_one(
                 {
@@ -234,13 +233,61 @@ class Hosts:
                     "incarnation": host.incarnation,
                     "admission": Admission.OPEN,
                     "liveness": Liveness.ONLINE,
-                    "reservations.job_id": {"$nin": [job_id for job_id, _ in wanted]},
-                    "$expr": {"$lte": [{"$add": ["$slots_used", len(entries)]}, "$slots"]},
+                    "reservations.job_id": {"$nin": [one.job_id for one in wanted]},
+                    "$expr": {"$and": _fits(host, wanted)},
                 },
                 {
                     "$push": {"reservations": {"$each": entries}},
-                    "$inc": {"slots_used": len(entries)},
+                    "$inc": {"slots_used": sum(one.slots for one in wanted)},
                 },
+            )
+        return done.matched_count == 1
+
+    async def hold(
+        self, host: HostRecord, job_id: str, generation: int, resident: ResidentAllocation
+    ) -> bool:
+        """Give a job what it needs while its model is in memory, in one guarded update.
+
+        What it holds already is replaced. False if the host has not enough left, is not ONLINE
+        under the incarnation that `host` has, or holds no reservation of this generation of the
+        job; also if what the job holds was given to a later attempt.
+        """
+        asked = Allocation(job_id=job_id, generation=generation, slots=0, resident=resident)
+        this = {"job_id": job_id, "generation": generation}
+        async with self._connection.writing(hosts=[host.host_id]):
+            done = await self._collection.update_one(
+                {
+                    "_id": host.host_id,
+                    "incarnation": host.incarnation,
+                    "liveness": Liveness.ONLINE,
+                    "reservations": {
+                        "$elemMatch": this
+                        | {"resident.version": {"$not": {"$gt": resident.version}}}
+                    },
+                    "$expr": {"$and": _fits(host, [asked], besides=job_id)},
+                },
+                [_changed(_is(job_id, generation), {"$literal": resident.model_dump()})],
+            )
+        return done.matched_count == 1
+
+    async def let_go(self, host_id: str, job_id: str, generation: int, *, before: int) -> bool:
+        """Free what a job held while its model was in memory; return whether it held anything.
+
+        Only what was given before the version `before` of the job: a later attempt keeps its own.
+        """
+        async with self._connection.writing(hosts=[host_id]):
+            done = await self._collection.update_one(
+                {
+                    "_id": host_id,
+                    "reservations": {
+                        "$elemMatch": {
+                            "job_id": job_id,
+                            "generation": generation,
+                            "resident.version": {"$lt": before},
+                        }
+                    },
+                },
+                [_changed(_is(job_id, generation), None)],
             )
         return done.matched_count == 1
 
@@ -248,15 +295,7 @@ class Hosts:
         """Free reservations of `(job_id, generation)` by host; those already free are ignored."""
         await self._drop(
             {
-                host_id: [
-                    {
-                        "$and": [
-                            {"$eq": ["$$held.job_id", {"$literal": job_id}]},
-                            {"$eq": ["$$held.generation", generation]},
-                        ],
-                    }
-                    for job_id, generation in pairs
-                ]
+                host_id: [_is(job_id, generation) for job_id, generation in pairs]
                 for host_id, pairs in leaving.items()
             },
         )
@@ -301,3 +340,74 @@ class Hosts:
         if writes:
             async with self._connection.writing(hosts=conditions):
                 await self._collection.bulk_write(writes, ordered=False)
+
+
+def _is(job_id: str, generation: int) -> Document:
+    """Return the condition that `$$held` is the reservation of this generation of the job."""
+    return {
+        "$and": [
+            {"$eq": ["$$held.job_id", {"$literal": job_id}]},
+            {"$eq": ["$$held.generation", generation]},
+        ]
+    }
+
+
+def _changed(which: Document, resident: Document | None) -> Document:
+    """Return the stage that sets `resident` of the reservations for which a condition holds."""
+    changed = {"$mergeObjects": ["$$held", {"resident": resident}]}
+    return {
+        "$set": {
+            "reservations": {
+                "$map": {
+                    "input": "$reservations",
+                    "as": "held",
+                    "in": {"$cond": [which, changed, "$$held"]},
+                }
+            }
+        }
+    }
+
+
+def _fits(
+    host: HostRecord, wanted: Sequence[Allocation], *, besides: str | None = None
+) -> list[Document]:
+    """Return the conditions that a host has enough left of each resource that is wanted.
+
+    What is allocated is summed up from the host's document as it is when the update is made, so two
+    updates can't both take what is left once. With `besides`, what that job holds while its model
+    is in memory is not counted: it is replaced. The limits are of the incarnation that the caller
+    compares; only the slots may change within it.
+    """
+    total, residents = host.total, [one.resident for one in wanted if one.resident]
+    conditions: list[Document] = []
+    if slots := sum(one.slots for one in wanted):
+        capped = total.slots is not None
+        conditions += [_at_most(slots, ["$slots_used"], "$slots")] if capped else []
+    if total.millicpus is not None and (cpus := sum(one.millicpus for one in wanted)):
+        allocated = {"$sum": "$reservations.millicpus"}
+        conditions.append(_at_most(cpus, [allocated], total.millicpus))
+    memory = sum(one.memory for one in wanted) + sum(one.memory for one in residents)
+    if total.memory is not None and memory:
+        held = [{"$sum": "$reservations.memory"}, _resident("memory", besides)]
+        conditions.append(_at_most(memory, held, total.memory))
+    devices: Counter[str] = Counter()
+    for one in residents:
+        devices.update(one.devices)
+    for uuid, amount in devices.items():
+        there = total.devices.get(uuid)
+        held = [_resident(f"devices.{uuid}", besides)]
+        conditions.append(_at_most(amount, held, there.memory if there else 0))
+    return conditions
+
+
+def _at_most(added: int, held: Sequence[object], limit: object) -> Document:
+    return {"$lte": [{"$add": [*held, added]}, limit]}
+
+
+def _resident(field: str, besides: str | None) -> Document:
+    """Return the sum of what models in memory hold of something."""
+    if besides is None:
+        return {"$sum": f"$reservations.resident.{field}"}
+    other = {"$ne": ["$$held.job_id", {"$literal": besides}]}
+    amount = {"$cond": [other, f"$$held.resident.{field}", None]}
+    return {"$sum": {"$map": {"input": "$reservations", "as": "held", "in": amount}}}

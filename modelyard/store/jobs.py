@@ -40,6 +40,8 @@ class Assignment:
     host_id: str
     spec: ModelSpec | None = None
     dataset_spec: DatasetSpec | None = None
+    devices: tuple[str, ...] = ()
+    """The devices that are bound to the new container, by uuid."""
     anew: bool = False
     """True if a client asked for it: the counts of restarts and failed moves begin again."""
 
@@ -302,6 +304,7 @@ class Jobs:
                 "host_id": move.host_id,
                 "generation": move.generation,
                 "container_id": leg.container_id,
+                "devices": list(move.devices),
                 "told": leg.told.model_dump() if leg.told else None,
                 "move": None,
                 "move_failures": 0,
@@ -410,6 +413,7 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
             "dataset_spec": one.dataset_spec.model_dump_json() if one.dataset_spec else None,
             "model": one.spec.name,
             "dataset": one.dataset_spec.name if one.dataset_spec else None,
+            "devices": list(one.devices),
         }
     return UpdateOne(
         {"_id": one.job_id, "version": one.seen_version},

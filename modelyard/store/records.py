@@ -1,11 +1,15 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from modelyard.contract.capacity.ledger import Allocation, Room, room_left, total_room
+from modelyard.contract.capacity.offers import DeviceId, DeviceReading, HostCapacity
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
@@ -271,6 +275,8 @@ class RelocationRecord(Record):
     generation: int
     state: JobState
     """The job's state when the move began; if the state changes, the job is not moved."""
+    devices: tuple[DeviceId, ...] = ()
+    """The devices that are bound to its container there."""
 
 
 class JobRecord(Record):
@@ -286,6 +292,8 @@ class JobRecord(Record):
     spec: ModelSpec | None = None
     """The model as it was when the job was placed; later changes of the catalog don't reach it."""
     dataset_spec: DatasetSpec | None = None
+    devices: tuple[DeviceId, ...] = ()
+    """The devices that are bound to its container, by uuid."""
     current: CurrentOperation | None = None
     highest_generation: int = 0
     """The highest generation that was ever given out; an abandoned move leaves a gap."""
@@ -309,6 +317,11 @@ class JobRecord(Record):
         """The generation of its next container."""
         return max(self.generation, self.highest_generation) + 1
 
+    def devices_of(self, generation: int) -> tuple[str, ...]:
+        """Return the devices that are bound to the container of a generation."""
+        moved = self.move is not None and self.move.generation == generation
+        return self.move.devices if self.move is not None and moved else self.devices
+
     def owns(self, host_id: str, generation: int) -> bool:
         """Tell whether the container or reservation of this host and generation is the job's."""
         here = (self.host_id, self.generation)
@@ -326,13 +339,11 @@ class JobRecord(Record):
         return _recorded(DatasetSpec, value)
 
 
-class Reservation(Record):
+class Reservation(Allocation):
     """Capacity of a host held for one generation of a job."""
 
-    job_id: str
-    generation: int
     token: str
-    slots: int = 1
+    """The mark of the scheduling pass that made it."""
 
 
 class DrainRecord(Record):
@@ -352,8 +363,13 @@ class HostRecord(Record):
     incarnation: str | None = None
     begun_known: bool = True
     """False: operations that its earlier incarnations were given may have begun unreported."""
-    slots: int = 0
+    slots: int | None = 0
+    """Most jobs at the same time; None: only the capacity limits them."""
     slots_used: int = 0
+    capacity: HostCapacity | None = None
+    """None until a worker that announces it has come online."""
+    readings: tuple[DeviceReading, ...] = ()
+    """The last measurement of each device."""
     labels: dict[str, str] = Field(default_factory=dict)
     engine: EngineFacts | None = None
     reservations: tuple[Reservation, ...] = ()
@@ -362,6 +378,34 @@ class HostRecord(Record):
     fenced_off: dict[str, int] = Field(default_factory=dict)
     """Its late reports, counted by reason; a boot of the worker does not reset them."""
     last_seen: datetime | None = None
+
+    @cached_property
+    def total(self) -> Room:
+        """What the host would have for jobs if it were empty."""
+        return total_room(self.slots, self.capacity)
+
+    @cached_property
+    def room(self) -> Room:
+        """What it has left, by its reservations and by what was measured."""
+        return room_left(self.total, self.reservations, self.readings)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; what was calculated for the original does not go with it."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("total", "room"):
+            copied.__dict__.pop(name, None)
+        return copied
+
+    def reservation(self, job_id: str, generation: int) -> Reservation | None:
+        """Return what a generation of a job holds on this host."""
+        return next(
+            (
+                one
+                for one in self.reservations
+                if (one.job_id, one.generation) == (job_id, generation)
+            ),
+            None,
+        )
 
 
 class JobLine(Record):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from modelyard.contract.capacity.ledger import Allocation
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import (
@@ -78,7 +79,7 @@ def new(operation_id: str | None = None, **fields: object) -> NewOperation:
 async def dispatched(store: Store, operation_id: str = ONE) -> OperationRecord:
     await store.operations.take_in([(new(operation_id), 1)])
     (won,) = await store.operations.claim(
-        [DispatchClaim(new(operation_id).queued(), "h", "boot", 1)], token=uuid.uuid4().hex
+        [DispatchClaim(new(operation_id).queued(1), "h", "boot", 1)], token=uuid.uuid4().hex
     )
     return won
 
@@ -191,7 +192,7 @@ async def test_a_deadline_counts_by_the_clock_of_the_database(store: Store) -> N
 async def test_a_report_ends_the_deadline_of_the_queue(store: Store) -> None:
     operation = new(ONE, queue_timeout_s=0.001)
     await store.operations.take_in([(operation, 1)])
-    await store.operations.claim([DispatchClaim(operation.queued(), "h", "boot", 1)], token="t")
+    await store.operations.claim([DispatchClaim(operation.queued(1), "h", "boot", 1)], token="t")
     await store.operations.apply([report(OperationState.RUNNING, seq=1)], {})
     running = await store.operation_queries.get(ONE)
     assert running is not None
@@ -204,7 +205,7 @@ async def test_what_clients_send_is_never_an_expression(store: Store) -> None:
     operation = new(ONE, input=odd, metadata={"k": "$$ROOT"})
     await store.operations.take_in([(operation, 1)])
     (won,) = await store.operations.claim(
-        [DispatchClaim(operation.queued(), "$h", "$$NOW", 1)], token="t"
+        [DispatchClaim(operation.queued(1), "$h", "$$NOW", 1)], token="t"
     )
     assert won.input_json == operation.input_json
     assert (won.metadata, won.host_id, won.incarnation) == ({"k": "$$ROOT"}, "$h", "$$NOW")
@@ -264,7 +265,7 @@ async def test_only_one_of_many_claims_wins(store: Store) -> None:
     claims = await asyncio.gather(
         *(
             store.operations.claim(
-                [DispatchClaim(new(ONE).queued(), f"h{n}", "boot", 1)], token=f"t{n}"
+                [DispatchClaim(new(ONE).queued(1), f"h{n}", "boot", 1)], token=f"t{n}"
             )
             for n in range(10)
         )
@@ -327,7 +328,7 @@ async def test_requeueing_needs_the_epoch_and_the_next_claim_raises_it(store: St
 async def test_only_what_is_queued_can_be_rejected(store: Store) -> None:
     await dispatched(store)
     assert not await store.operations.end_queued(
-        [QueuedEnding(new(ONE).queued(), OperationState.REJECTED)], token="t"
+        [QueuedEnding(new(ONE).queued(1), OperationState.REJECTED)], token="t"
     )
     assert await state_of(store) is OperationState.DISPATCHED
 
@@ -337,7 +338,10 @@ async def test_many_reservations_at_once_never_exceed_a_host(store: Store) -> No
     host = await store.hosts.get("h")
     assert host is not None
     done = await asyncio.gather(
-        *(store.hosts.reserve(host, [(f"j{n}", 1)], token="t") for n in range(20))
+        *(
+            store.hosts.reserve(host, [Allocation(job_id=f"j{n}", generation=1)], token="t")
+            for n in range(20)
+        )
     )
     assert sum(done) == 2
     full = await store.hosts.get("h")
@@ -349,8 +353,8 @@ async def test_a_reservation_is_freed_once_and_only_for_its_generation(store: St
     await store.hosts.come_online("h", "boot", ONLINE)
     host = await store.hosts.get("h")
     assert host is not None
-    assert await store.hosts.reserve(host, [("j", 2)], token="t")
-    assert not await store.hosts.reserve(host, [("j", 3)], token="t")
+    assert await store.hosts.reserve(host, [Allocation(job_id="j", generation=2)], token="t")
+    assert not await store.hosts.reserve(host, [Allocation(job_id="j", generation=3)], token="t")
     await store.hosts.release({"h": [("j", 1)]})
     used = []
     for _ in range(2):
@@ -559,7 +563,7 @@ async def test_an_operation_that_is_seen_ended_has_left_its_mark_on_the_job_that
             step = Assignment("j", job.version + number - 1, ids[number - 1], 1, number, "h")
             assert await store.jobs.assign([step], token=f"t{number}") == {"j"}
             await store.operations.end_queued(
-                [QueuedEnding(new(ids[number - 1]).queued(), OperationState.SUCCEEDED)],
+                [QueuedEnding(new(ids[number - 1]).queued(number), OperationState.SUCCEEDED)],
                 token=f"t{number}",
             )
 

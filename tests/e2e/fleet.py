@@ -20,6 +20,8 @@ from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.states import OperationState
 
 ROOT = Path(__file__).resolve().parents[2]
+DEVICES = ("8g", "4g")
+"""The memory of the devices that each host declares."""
 WAIT_S = 20
 END_WITHIN_S = 90.0
 
@@ -116,6 +118,15 @@ class Fleet:
         return broker | {
             "MODELYARD_HOST_ID": host_id,
             "MODELYARD_WORKER_SLOTS": str(self.slots),
+            # Only the slots and the devices limit what runs on the test's small machine.
+            "MODELYARD_WORKER_CPUS": "1000",
+            "MODELYARD_WORKER_MEMORY": "1t",
+            "MODELYARD_WORKER_DEVICES": json.dumps(
+                [
+                    {"uuid": f"GPU-{host_id}-{index}", "index": index, "memory": size}
+                    for index, size in enumerate(DEVICES)
+                ]
+            ),
             "MODELYARD_WORKER_LABELS": json.dumps({"name": host_id}),
             "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self.datasets)]),
             "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',

@@ -104,6 +104,17 @@ def _filter(given: Mapping[str, Any], variables: Variables) -> Any:
     return [one for one in items if truth(evaluate(given["cond"], {**variables, given["as"]: one}))]
 
 
+def _map(given: Mapping[str, Any], variables: Variables) -> Any:
+    if set(given) != {"input", "as", "in"}:
+        raise NotKnownError(f"$map with {sorted(given)}")
+    items = evaluate(given["input"], variables)
+    if items is MISSING or items is None:
+        return None
+    return [
+        _null_if_missing(evaluate(given["in"], {**variables, given["as"]: one})) for one in items
+    ]
+
+
 def _add(operands: Sequence[Any]) -> Any:
     if any(one is MISSING or one is None for one in operands):
         return None
@@ -167,6 +178,7 @@ def _set_union(operands: Sequence[Any]) -> Any:
 _LAZY: Mapping[str, Callable[[Any, Variables], Any]] = {
     "$cond": _cond,
     "$ifNull": _if_null,
+    "$map": _map,
     "$unsetField": _unset_field,
     "$and": lambda given, known: all(truth(evaluate(one, known)) for one in given),
     "$or": lambda given, known: any(truth(evaluate(one, known)) for one in given),

@@ -43,6 +43,9 @@ def _fits(document: Document, key: str, wanted: Any, now: datetime) -> bool:
         found = list(values_at(document, key.split(".")))
     else:
         found = [document.get(key, MISSING)]
+    if isinstance(wanted, dict) and set(wanted) == {"$elemMatch"}:
+        arrays = (one for one in found if isinstance(one, list))
+        return any(matches(one, wanted["$elemMatch"], now) for many in arrays for one in many)
     if isinstance(wanted, dict) and any(name.startswith("$") for name in wanted):
         return all(_holds(name, found, operand) for name, operand in wanted.items())
     return _equals(found, wanted)
@@ -84,6 +87,7 @@ def _compared(test: Callable[[Any, Any], bool]) -> Callable[[Sequence[Any], Any]
 _OPERATORS: Mapping[str, Callable[[Sequence[Any], Any], bool]] = {
     "$eq": _equals,
     "$ne": lambda found, wanted: not _equals(found, wanted),
+    "$not": lambda found, wanted: not all(_holds(name, found, one) for name, one in wanted.items()),
     "$in": _is_in,
     "$nin": lambda found, wanted: not _is_in(found, wanted),
     "$exists": lambda found, wanted: any(one is not MISSING for one in found) is wanted,

@@ -32,11 +32,17 @@ def _open(name: str, **more: object) -> ModelSpec:
 MODELS: Mapping[str, ModelSpec] = {
     one.name: one
     for one in (
-        _open("open", max_concurrency=2),
-        _open("http", profile=Profile.HTTP, hooks=_HOOKS),
+        _open("open", max_concurrency=2, resources={"gpus": 1, "gpu_memory": "5g"}),
+        _open("http", profile=Profile.HTTP, hooks=_HOOKS, resources={"gpus": 1}),
         _open("process", profile=Profile.PROCESS, hooks=_PROCESS_HOOKS, stop_grace_s=1.0),
         ModelSpec(name="batch", image="models/batch", profile=Profile.BATCH),
-        _open("steady", restart="on_failure", on_host_lost="recreate", max_restarts=2),
+        _open(
+            "steady",
+            restart="on_failure",
+            on_host_lost="recreate",
+            max_restarts=2,
+            resources={"gpus": 1, "gpu_memory": "3g"},
+        ),
         _open("recreated", on_host_lost="recreate"),
         _open("restarted", profile=Profile.HTTP, hooks=_HOOKS, restart="on_failure"),
         _open("refusing"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE
+from tests.statemachine.catalog import MODELS
 from tests.statemachine.world import World
 from tests.support.invariants.checker import (
     Snapshot,
@@ -17,7 +18,8 @@ from tests.support.invariants.checker import (
     one_container_each,
 )
 from tests.support.invariants.histories import STALE
-from tests.support.invariants.outside import Labelled
+from tests.support.invariants.outside import Document, Labelled
+from tests.support.invariants.sampler import allocations
 
 
 def wrong_now(world: World) -> list[str]:
@@ -114,13 +116,12 @@ def _names_twice(world: World) -> Iterator[str]:
 
 
 def _waiting_for_room(now: Snapshot) -> set[str]:
-    """Return the jobs whose line stands because every slot is taken.
+    """Return the jobs whose line stands because what the first of it needs is taken.
 
-    Only what needs a place waits for room. An operation keeps its mark of having waited, for room
-    or for its host, until it is given out, also while others go before it: such a line moves.
+    An operation keeps its mark of having waited, for room or for its host, until it is given out,
+    also while others go before it: such a line moves.
     """
-    if any(host["slots_used"] < host.get("slots", 0) for host in now.hosts):
-        return set()
+    jobs = {job["_id"]: job for job in now.jobs}
     first: dict[str, dict[str, Any]] = {}
     for one in now.operations:
         if one["open"] and one.get("line") is not None:
@@ -129,8 +130,28 @@ def _waiting_for_room(now: Snapshot) -> set[str]:
     return {
         job_id
         for job_id, one in first.items()
-        if one.get("waits") and VERB_RULES[Verb(one["verb"])].places
+        if one.get("waits") and not any(_has_room(host, one, jobs[job_id]) for host in now.hosts)
     }
+
+
+def _has_room(host: Document, operation: Document, job: Document) -> bool:
+    """Tell whether a host has what an operation needs to begin: a slot, memory of a device."""
+    verb = Verb(operation["verb"])
+    places = VERB_RULES[verb].places
+    if not places and (verb is not Verb.DEPLOY_LOAD or host["_id"] != job["host_id"]):
+        return verb is not Verb.DEPLOY_LOAD
+    if places and host["slots_used"] >= host.get("slots", 0):
+        return False
+    spec = MODELS.get(operation["model"] if places else json.loads(job["spec"])["name"])
+    if spec is None or not spec.resources.gpus:
+        return True
+    allocated = allocations(host)
+    for device in host["capacity"]["devices"]:
+        used, there = allocated[device["uuid"]]
+        taken = 0 if verb is Verb.DEPLOY_CREATE else used
+        if there - taken >= (spec.resources.gpu_memory or there):
+            return True
+    return False
 
 
 def _all_terminal(world: World, now: Snapshot, waiting: set[str]) -> Iterator[str]:

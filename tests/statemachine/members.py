@@ -24,7 +24,7 @@ from worker.attempts.journal import AttemptJournal
 from worker.model_server.client import ModelServer
 from worker.service import Worker
 from worker.session.lease import Lease
-from worker.settings import WorkerSettings
+from worker.settings import DeclaredDevice, WorkerSettings
 from worker.watchdog.process import Watchdog
 
 if TYPE_CHECKING:
@@ -88,7 +88,13 @@ def run_dispatcher(
 
 
 def run_worker(
-    loop: VirtualLoop, process: Process, way: EngineWay, broker: MemoryBroker, *, slots: int
+    loop: VirtualLoop,
+    process: Process,
+    way: EngineWay,
+    broker: MemoryBroker,
+    *,
+    slots: int,
+    devices: tuple[DeclaredDevice, ...],
 ) -> Member:
     """Begin a worker and its watchdog, which outlives it."""
     host_id = way.engine.host_id
@@ -97,6 +103,7 @@ def run_worker(
     settings = WorkerSettings(
         host_id=host_id,
         worker_slots=slots,
+        worker_devices=devices,
         worker_allowed_images=("*",),
         worker_allowed_volumes=("*",),
     )

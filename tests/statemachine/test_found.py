@@ -54,9 +54,9 @@ def scheduler_on(store: MemoryStore) -> Scheduler:
 async def one_waits(store: MemoryStore) -> None:
     """Record a host, a model and an operation that is first in its job's line."""
     await store.hosts.come_online("h", "boot", ONLINE)
-    await store.models.put(MODELS["open"])
+    await store.models.put(MODELS["recreated"])
     request = JobRequest.model_validate(
-        {"job_id": "j", "operation_type": "DEPLOY_CREATE", "model": "open"}
+        {"job_id": "j", "operation_type": "DEPLOY_CREATE", "model": "recreated"}
     )
     await store.jobs.ensure(["j"])
     await store.operations.take_in([(NewOperation.of(ONE, request, "http"), 1)])

@@ -34,8 +34,13 @@ from tests.statemachine.members import (
 from tests.statemachine.watching import Watching
 from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import EngineUnavailableError
+from worker.settings import DeclaredDevice
 
 SLOTS = {"h1": 2, "h2": 1}
+DEVICES = {
+    host_id: (DeclaredDevice(uuid=f"GPU-{host_id}", memory=size),)
+    for host_id, size in (("h1", "8g"), ("h2", "4g"))
+}
 CONNECTION_DIES_S = 25.0
 """Seconds after which RabbitMQ gives up a client that does not answer its heartbeats."""
 REMEMBERED = 30
@@ -184,7 +189,14 @@ class World:
         self._starts[host_id] += 1
         name = f"{host_id}.{self._starts[host_id]}"
         way = EngineWay(self.loop, self.engines[host_id], self.pause, self.slow_s[host_id])
-        member = run_worker(self.loop, Process(name), way, self._broker(name), slots=SLOTS[host_id])
+        member = run_worker(
+            self.loop,
+            Process(name),
+            way,
+            self._broker(name),
+            slots=SLOTS[host_id],
+            devices=DEVICES[host_id],
+        )
         self.workers[host_id] = member
         return self._started(member)
 

@@ -8,6 +8,7 @@ import pytest
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.topology import JOBS_QUEUE
 from modelyard.process.crash_points import CRASH_POINTS, VARIABLE
+from tests.e2e.fleet import Json
 from tests.faults.dispatcher.test_dispatcher import KILLED, POINTS
 from tests.faults.dispatcher.test_drains import END_POINTS, GIVEN_UP_POINTS, MOVE_POINTS
 from tests.faults.dispatcher.test_leadership import LEASE_POINTS
@@ -38,12 +39,14 @@ SUSPECT = "dispatcher.sweep.after_suspect"
 PUBLISH = ["dispatcher.sweep.after_look", "dispatcher.sweep.after_mark"]
 TAKE_BACK = "dispatcher.sweep.after_take_back"
 RESERVES = "dispatcher.after_reserve"
+FENCE = "dispatcher.sweep.after_fence"
+HOLDS = "dispatcher.after_hold"
 
 
 def test_each_point_of_the_dispatcher_is_killed_somewhere() -> None:
     killed = {*POINTS, *LOST_POINTS, *MOVE_POINTS, *GIVEN_UP_POINTS, *END_POINTS}
     killed |= {*AGAIN, *BOOT, *RECOVERY, *CANCEL, *DEADLINES, *DEAD, *HOLD}
-    killed |= {*LEASE_POINTS, EXPIRE, SUSPECT, *PUBLISH, TAKE_BACK}
+    killed |= {*LEASE_POINTS, EXPIRE, SUSPECT, *PUBLISH, TAKE_BACK, FENCE}
     assert killed == {one for one in CRASH_POINTS if one.startswith("dispatcher.")}
 
 
@@ -234,3 +237,32 @@ async def test_a_reservation_of_what_never_began_is_taken_back(fleet: CheckedFle
     assert (await fleet.ended(late))["state"] == "EXPIRED"
     await fleet.holds()
     assert not (await fleet.host(HOST))["reservations"]
+
+
+async def test_memory_that_is_held_for_a_load_that_never_began_is_freed(
+    fleet: CheckedFleet,
+) -> None:
+    """Whoever held it dies, and the LOAD expires before anyone goes on with it."""
+    job_id = fleet.job_id()
+    await fleet.done("DEPLOY_CREATE", job_id, model="load-http")
+    host_id = (await fleet.job(job_id))["host_id"]
+
+    async def held() -> Json:
+        (one,) = (await fleet.host(host_id))["reservations"]
+        found: Json = one["resident"]
+        return found
+
+    await fleet.stop(*DISPATCHERS)
+    await fleet.launch("dispatcher", **{VARIABLE: HOLDS})
+    late = await fleet.submit("DEPLOY_LOAD", job_id, queue_timeout_s=QUEUE_TIMEOUT_S)
+    await fleet.died_at("dispatcher", HOLDS)
+    assert sum((await held())["devices"].values()) == 1 << 30
+    await lasts(QUEUE_TIMEOUT_S)
+    async with fleet.dispatcher_dies_at(FENCE):
+        pass
+    assert (await fleet.ended(late))["state"] == "EXPIRED"
+    await fleet.holds()
+    assert await held() is None
+    await fleet.done("DEPLOY_LOAD", job_id)
+    assert await held()
+    await fleet.holds()

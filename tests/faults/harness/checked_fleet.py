@@ -428,7 +428,7 @@ async def open_checked_fleet(site: Site) -> AsyncIterator[CheckedFleet]:
 
 async def _prepare(fleet: CheckedFleet) -> None:
     """Put the models of a load into the catalog, and somebody else's container on each engine."""
-    await fleet.put_probe("load-http", max_concurrency=2)
+    await fleet.put_probe("load-http", max_concurrency=2, resources={"gpus": 1, "gpu_memory": "1g"})
     if fleet.site.bystanders:
         return
     for host_id, engine in fleet.engines.items():

@@ -6,6 +6,7 @@ import pytest
 
 from dispatcher.maintenance.moves import MOST_FAILURES
 from modelyard.broker import Broker
+from modelyard.contract.capacity.ledger import Allocation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import HostCommand, InventoryItem
 from modelyard.contract.states import Admission, JobState, OperationState, Verb
@@ -175,7 +176,8 @@ async def test_a_host_to_which_a_job_is_on_its_way_is_not_drained_yet(
         await created(driver, host)
         at = await driver.store.hosts.get("h1")
         assert at is not None
-        assert await driver.store.hosts.reserve(at, [("another", 1)], token="t")
+        taken = Allocation(job_id="another", generation=1)
+        assert await driver.store.hosts.reserve(at, [taken], token="t")
         await driver.submit(Verb.TERMINATE)
         await host.finish(await host.command())
         await driver.store.hosts.drain("h1", move=False, deadline_s=None)

@@ -10,6 +10,7 @@ import pytest
 
 from dispatcher.intake import overdue
 from modelyard.broker import Broker
+from modelyard.contract.capacity.ledger import Allocation
 from modelyard.contract.catalog.entries import Hook, Hooks, ModelSpec
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
@@ -391,7 +392,8 @@ async def test_a_host_that_still_holds_a_reservation_of_the_job_is_passed_over(
         await eventually(lambda: _two(driver.store))
         roomy = await driver.store.hosts.get("h1")
         assert roomy is not None
-        assert await driver.store.hosts.reserve(roomy, [("job-1", 7)], token="left behind")
+        taken = Allocation(job_id="job-1", generation=7)
+        assert await driver.store.hosts.reserve(roomy, [taken], token="left behind")
         await driver.submit(Verb.DEPLOY_CREATE)
         assert (await second.command(within_s=5)).job_id == "job-1"
 

@@ -77,7 +77,7 @@ async def recorded(store: Store, place: ResultPlace) -> None:
     operation = NewOperation.of(ONE, request, "http")
     await store.operations.take_in([(operation, 1)])
     assert await store.operations.claim(
-        [DispatchClaim(operation.queued(), "h", "boot", 1)], token=uuid.uuid4().hex
+        [DispatchClaim(operation.queued(1), "h", "boot", 1)], token=uuid.uuid4().hex
     )
     end = OperationReport(
         operation_id=ONE,

@@ -344,6 +344,7 @@ def containers_as_recorded(now: Snapshot) -> Iterator[str]:
 def capacity(now: Snapshot) -> Iterator[str]:
     """Yield where reservations and live jobs differ (I5)."""
     live: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    states = {job["_id"]: JobState(job["state"]) for job in now.jobs}
     for job in now.jobs:
         if JobState(job["state"]).live:
             live[job["host_id"]].add((job["_id"], job["generation"]))
@@ -353,10 +354,21 @@ def capacity(now: Snapshot) -> Iterator[str]:
         for pair, count in Counter(held).items():
             if count > 1:
                 yield f"{host['_id']} holds {count} reservations for {pair}"
+        yield from _residents(host, states)
         for pair in sorted(set(held) - live[host["_id"]]):
             yield f"{host['_id']} holds a reservation for {pair}, which is not live there"
         for pair in sorted(live[host["_id"]] - set(held)):
             yield f"{host['_id']} has no reservation for {pair}, which is live there"
+
+
+def _residents(host: Document, states: Mapping[str, JobState]) -> Iterator[str]:
+    """Yield where what is held for models in memory and the jobs that are loaded differ."""
+    for one in host.get("reservations", ()):
+        loaded = states.get(one["job_id"]) is JobState.LOADED
+        if one.get("resident") and not loaded:
+            yield f"{host['_id']} holds memory for {one['job_id']}, which is not loaded"
+        if loaded and one.get("devices") and not one.get("resident"):
+            yield f"{host['_id']} holds no memory for {one['job_id']}, which is loaded"
 
 
 def letters(now: Snapshot) -> Iterator[str]:

@@ -73,8 +73,33 @@ def over_capacity(host: Document) -> list[str]:
     used, slots = host.get("slots_used", 0), host.get("slots", 0)
     held = sum(one["slots"] for one in host.get("reservations", ()))
     wrong = []
-    if used > slots:
+    if slots is not None and used > slots:
         wrong.append(f"host {host['_id']} has {used} of {slots} slots in use")
     if used != held:
         wrong.append(f"host {host['_id']} counts {used} slots in use and has reserved {held}")
+    for what, (allocated, there) in sorted(allocations(host).items()):
+        if allocated > there:
+            wrong.append(f"host {host['_id']} has allocated {allocated} of {there}: {what}")
     return wrong
+
+
+def allocations(host: Document) -> dict[str, tuple[float, float]]:
+    """Return how much of each resource of a host is allocated, and how much there is."""
+    has = host.get("capacity")
+    if not has:
+        return {}
+    entries = host.get("reservations", ())
+    residents = [one["resident"] for one in entries if one.get("resident")]
+    memory = sum(one.get("memory", 0) for one in [*entries, *residents])
+    cpus = sum(one.get("millicpus", 0) for one in entries)
+    return {
+        "processors": (cpus, 1_000 * (has["cpus"] - has["reserved_cpus"])),
+        "memory": (memory, has["memory"] - has["reserved_memory"]),
+        **{
+            device["uuid"]: (
+                sum(one["devices"].get(device["uuid"], 0) for one in residents),
+                device["memory"],
+            )
+            for device in has["devices"]
+        },
+    }

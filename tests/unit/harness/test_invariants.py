@@ -97,6 +97,51 @@ def test_a_host_that_counts_wrong_is_found_in_a_sample() -> None:
     assert "has reserved 1" in over_capacity(host(HELD, used=2))[0]
 
 
+CAPACITY = {
+    "cpus": 2.0,
+    "reserved_cpus": 0.5,
+    "memory": 100,
+    "reserved_memory": 10,
+    "devices": [{"uuid": "GPU-a", "memory": 40}],
+}
+
+
+def on_device(job_id: str, amount: int, **more: Any) -> Document:
+    resident = {"version": 1, "memory": 0, "devices": {"GPU-a": amount}}
+    return {**HELD, "job_id": job_id, "devices": ["GPU-a"], "resident": resident, **more}
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ([on_device("j1", 40)], None),
+        ([on_device("j1", 20), on_device("j2", 21)], "41 of 40: GPU-a"),
+        ([{**HELD, "millicpus": 1_501}], "1501 of 1500.0: processors"),
+        ([{**HELD, "memory": 60}, {**HELD, "memory": 31}], "91 of 90: memory"),
+    ],
+)
+def test_a_host_that_gives_more_than_it_has_is_named(
+    held: list[Document], said: str | None
+) -> None:
+    wrong = over_capacity({**host(*held), "capacity": CAPACITY})
+    assert [sentence.partition("allocated ")[2] for sentence in wrong] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("state", "held", "said"),
+    [
+        ("LOADED", on_device("j1", 40), None),
+        ("CREATED", on_device("j1", 40), "holds memory for j1, which is not loaded"),
+        ("LOADED", on_device("j1", 40, resident=None), "holds no memory for j1"),
+    ],
+)
+def test_memory_is_held_for_what_is_loaded(state: str, held: Document, said: str | None) -> None:
+    now = snapshot(jobs=[{**JOB, "state": state}], hosts=[{**host(held), "capacity": CAPACITY}])
+    found = list(capacity(now))
+    assert len(found) == (said is not None)
+    assert all(said in sentence for sentence in found if said)
+
+
 CONNECTED = {
     "modelyard gateway consume": 1,
     "modelyard gateway publish": 1,

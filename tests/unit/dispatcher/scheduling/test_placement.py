@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
 from modelyard.contract.states import Admission, Liveness
-from modelyard.store.records import HostRecord
+from modelyard.store.records import HostRecord, Reservation
 
 
 def host(
@@ -21,7 +21,9 @@ def host(
     return HostRecord(
         host_id=name,
         slots=slots,
-        slots_used=used,
+        reservations=tuple(
+            Reservation(job_id=f"of-{name}-{n}", generation=1, token="t") for n in range(used)
+        ),
         liveness=liveness,
         admission=admission,
         labels=labels,
@@ -118,6 +120,6 @@ def test_no_host_is_ever_given_more_than_it_has(sizes: list[tuple[int, int]], jo
         found = capacity.place(PlacementRequest())
         if isinstance(found, Placed):
             given_to[found.host.host_id] = given_to.get(found.host.host_id, 0) + 1
-    free = {one.host_id: max(0, one.slots - one.slots_used) for one in hosts}
+    free = {one.host_id: max(0, (one.slots or 0) - len(one.reservations)) for one in hosts}
     assert all(count <= free[name] for name, count in given_to.items())
     assert sum(given_to.values()) == min(jobs, sum(free.values()))

@@ -1,0 +1,198 @@
+"""The ledger of a host, on a real MongoDB and in memory: no more is given than there is."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
+from modelyard.contract.capacity.offers import Device, HostCapacity
+from modelyard.contract.messages import EngineFacts, HostOnline
+from modelyard.store import Store
+from modelyard.store.records import HostRecord
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.store import MemoryStore
+
+A, B = "GPU-a", "GPU-b"
+CAPACITY = HostCapacity(
+    cpus=4.0,
+    memory=1_100,
+    reserved_memory=100,
+    devices=(Device(uuid=A, memory=80), Device(uuid=B, index=1, memory=40)),
+)
+
+
+@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    if request.param == "memory":
+        made: Store = MemoryStore(MemoryDatabase(time.monotonic))
+    else:
+        made = Store(request.getfixturevalue("mongo_url"), name="test", timeout_s=10.0)
+    yield made
+    made.close()
+
+
+async def online(store: Store, *, slots: int | None = None) -> HostRecord:
+    facts = EngineFacts(version="1", api_version="1")
+    await store.hosts.come_online(
+        "h", "boot", HostOnline(slots=slots, capacity=CAPACITY, engine=facts)
+    )
+    return await now(store)
+
+
+async def now(store: Store) -> HostRecord:
+    host = await store.hosts.get("h")
+    assert host is not None
+    return host
+
+
+def asks(job: str, *, cpus: int = 0, memory: int = 0, **devices: int) -> Allocation:
+    there = {A if name == "a" else B: amount for name, amount in devices.items()}
+    return Allocation(
+        job_id=job,
+        generation=1,
+        millicpus=cpus,
+        memory=memory,
+        devices=tuple(there),
+        resident=resident(devices=there) if there else None,
+    )
+
+
+def resident(
+    version: int = 1, *, memory: int = 0, devices: dict[str, int] | None = None
+) -> ResidentAllocation:
+    return ResidentAllocation(version=version, memory=memory, devices=devices or {})
+
+
+@pytest.mark.parametrize(
+    ("each", "fits"),
+    [
+        pytest.param({"cpus": 1_500}, 2, id="processors"),
+        pytest.param({"memory": 300}, 3, id="memory"),
+        pytest.param({"a": 30}, 2, id="a device"),
+        pytest.param({"a": 80}, 1, id="a whole device"),
+        pytest.param({"a": 10, "b": 20}, 2, id="two devices"),
+        pytest.param({"cpus": 1_000, "memory": 100, "a": 1}, 4, id="whatever ends first"),
+        pytest.param({}, 20, id="nothing"),
+    ],
+)
+async def test_of_many_who_ask_at_once_as_many_get_it_as_fit(
+    store: Store, each: dict[str, int], fits: int
+) -> None:
+    host = await online(store)
+    done = await asyncio.gather(
+        *(store.hosts.reserve(host, [asks(f"j{n}", **each)], token="t") for n in range(20))
+    )
+    assert sum(done) == fits
+    assert len((await now(store)).reservations) == fits
+
+
+async def test_those_who_ask_together_get_it_together_or_not_at_all(store: Store) -> None:
+    host = await online(store)
+    too_many = [asks(f"j{n}", memory=400) for n in range(3)]
+    assert not await store.hosts.reserve(host, too_many, token="t")
+    assert (await now(store)).reservations == ()
+    assert await store.hosts.reserve(host, too_many[:2], token="t")
+
+
+async def test_slots_are_a_cap_besides(store: Store) -> None:
+    host = await online(store, slots=1)
+    assert await store.hosts.reserve(host, [asks("one", cpus=100)], token="t")
+    assert not await store.hosts.reserve(host, [asks("two", cpus=100)], token="t")
+
+
+async def test_what_is_not_there_is_never_given(store: Store) -> None:
+    host = await online(store)
+    odd = Allocation(
+        job_id="j", generation=1, resident=resident(devices={"GPU-of-another-host": 1})
+    )
+    assert not await store.hosts.reserve(host, [odd], token="t")
+
+
+async def test_models_in_memory_share_what_they_do_not_hold_while_unloaded(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("one"), asks("two")], token="t")
+    need = resident(memory=600, devices={A: 50})
+    assert await store.hosts.hold(host, "one", 1, need)
+    assert not await store.hosts.hold(host, "two", 1, need)
+    assert await store.hosts.let_go("h", "one", 1, before=2)
+    assert await store.hosts.hold(host, "two", 1, need)
+
+
+async def test_of_many_models_that_load_at_once_as_many_may_as_fit(store: Store) -> None:
+    host = await online(store)
+    jobs = [f"j{n}" for n in range(12)]
+    await store.hosts.reserve(host, [asks(job) for job in jobs], token="t")
+    done = await asyncio.gather(
+        *(store.hosts.hold(host, job, 1, resident(devices={A: 20})) for job in jobs)
+    )
+    assert sum(done) == 4
+
+
+async def test_a_model_that_is_in_memory_does_not_stand_in_its_own_way(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    assert await store.hosts.hold(host, "j", 1, resident(1, memory=600, devices={A: 50}))
+    assert await store.hosts.hold(host, "j", 1, resident(2, memory=700, devices={A: 60}))
+    held = (await now(store)).reservations[0].resident
+    assert held == resident(2, memory=700, devices={A: 60})
+
+
+async def test_a_late_word_takes_nothing_from_a_later_attempt(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    await store.hosts.hold(host, "j", 1, resident(7, devices={A: 50}))
+    assert not await store.hosts.let_go("h", "j", 1, before=7)
+    assert not await store.hosts.let_go("h", "j", 2, before=9)
+    assert not await store.hosts.hold(host, "j", 1, resident(6, devices={A: 1}))
+    assert (await now(store)).reservations[0].resident == resident(7, devices={A: 50})
+    assert await store.hosts.let_go("h", "j", 1, before=8)
+    assert not await store.hosts.let_go("h", "j", 1, before=8)
+
+
+async def test_who_has_no_reservation_holds_nothing(store: Store) -> None:
+    host = await online(store)
+    assert not await store.hosts.hold(host, "j", 1, resident(devices={A: 1}))
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    assert not await store.hosts.hold(host, "j", 2, resident(devices={A: 1}))
+    stale = host.model_copy(update={"incarnation": "an earlier boot"})
+    assert not await store.hosts.hold(stale, "j", 1, resident(devices={A: 1}))
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_ledger_never_exceeds_what_there_is(store: Store, seed: int) -> None:
+    """Clients with an old picture of the host ask for random things at the same time."""
+    rng = random.Random(seed)
+    old = await online(store, slots=6)
+
+    async def one_step(number: int) -> None:
+        job = f"j{number % 8}"
+        what = rng.random()
+        devices = {A: rng.choice((10, 40, 80)), B: rng.choice((0, 10, 40))}
+        if what < 0.4:
+            cpus, memory = rng.choice((500, 1_500)), rng.choice((100, 400))
+            await store.hosts.reserve(old, [asks(job, cpus=cpus, memory=memory)], token="t")
+        elif what < 0.8:
+            held = resident(number, memory=rng.choice((0, 300)), devices=devices)
+            await store.hosts.hold(old, job, 1, held)
+        elif what < 0.9:
+            await store.hosts.let_go("h", job, 1, before=number)
+        else:
+            await store.hosts.release({"h": [(job, 1)]})
+
+    loaded = 0
+    for round_ in range(30):
+        await asyncio.gather(*(one_step(round_ * 8 + n) for n in range(8)))
+        host = await now(store)
+        room = host.room
+        assert room.slots is not None
+        assert room.slots >= 0
+        assert room.millicpus is not None
+        assert room.millicpus >= 0
+        assert room.memory is not None
+        assert room.memory >= 0
+        assert all(device.free >= 0 for device in room.devices.values())
+        loaded += sum(one.resident is not None for one in host.reservations)
+    assert loaded > 20, "a test in which hardly anything was held would prove nothing"

@@ -1,0 +1,109 @@
+"""Devices through all parts: who sees which, who may use how much, and who waits for whom.
+
+The devices are declared, since the test's machine has none: the engines bind them all the same.
+"""
+
+import asyncio
+import uuid
+from typing import Any
+
+from tests.e2e.catalog import PROBE, PROBES
+from tests.e2e.fleet import Engine, Json, User
+from tests.support.waiting import eventually
+
+GIB = 1 << 30
+ON_H1 = {"host_labels": {"name": "h1"}}
+_WHAT_IT_SEES = """
+import json, os, time
+began = time.time()
+time.sleep(0.5)
+print(json.dumps({"sees": os.environ.get("NVIDIA_VISIBLE_DEVICES", ""),
+                  "began": began, "ended": time.time()}))
+"""
+
+
+async def put(user: User, spec: dict[str, Any], **resources: Any) -> str:
+    """Put a model with these needs on h1 into the catalog; return its name."""
+    name = f"device-{uuid.uuid4().hex[:8]}"
+    needs = {"memory": "256m", "cpus": 0.1, **resources}
+    await user.put_model(name, image=PROBE, **ON_H1, **spec, resources=needs)
+    return name
+
+
+async def seen(user: User, **resources: Any) -> Json:
+    """Run a batch with these needs; return what it saw, and when."""
+    spec = {"profile": "batch", "command": ["python3", "-c", _WHAT_IT_SEES]}
+    done = await user.done("TEMP", user.job_id(), model=await put(user, spec, **resources))
+    found: Json = await user.result(done["operation_id"])
+    return found
+
+
+async def waiting(user: User, operation_id: str) -> list[str] | None:
+    """Return why an operation waits, once it says so."""
+    view = (await user.http.get(f"/v1/operations/{operation_id}")).json()
+    return view.get("waiting_for") or None
+
+
+async def devices(user: User) -> dict[str, Json]:
+    """Return the devices of h1 by uuid."""
+    view = (await user.http.get("/v1/hosts/h1")).json()
+    return {one["uuid"]: one for one in view["devices"]}
+
+
+async def test_a_container_sees_the_devices_that_are_bound_to_it_and_no_others(user: User) -> None:
+    assert (await seen(user, gpus=2))["sees"] == "GPU-h1-1,GPU-h1-0"
+    assert (await seen(user, gpus=1, gpu_memory="6g"))["sees"] == "GPU-h1-0"
+    assert (await seen(user))["sees"] == ""
+
+
+async def test_models_that_work_at_the_same_time_never_hold_more_than_a_device_has(
+    user: User,
+) -> None:
+    runs = await asyncio.gather(*(seen(user, gpus=1, gpu_memory="3g") for _ in range(8)))
+    most = {"GPU-h1-0": 2, "GPU-h1-1": 1}
+    for one in runs:
+        here = [it for it in runs if it["sees"] == one["sees"]]
+        at_once = sum(it["began"] <= one["began"] < it["ended"] for it in here)
+        assert at_once <= most[one["sees"]]
+    assert {one["sees"] for one in runs} == set(most)
+    assert all(one["allocated"] == 0 for one in (await devices(user)).values())
+
+
+async def test_a_loaded_model_keeps_others_out_until_it_is_unloaded(
+    user: User, engines: dict[str, Engine]
+) -> None:
+    model = await put(user, PROBES["probe-http"], gpus=1, gpu_memory="6g")
+    first, second = user.job_id(), user.job_id()
+    for job in (first, second):
+        await user.done("DEPLOY_CREATE", job, model=model)
+        (container,) = await engines["h1"].containers(job)
+        asked = (await engines["h1"].inspect(container["Id"]))["HostConfig"]["DeviceRequests"]
+        assert [one["DeviceIDs"] for one in asked] == [["GPU-h1-0"]]
+    await user.done("DEPLOY_LOAD", first)
+    held = (await devices(user))["GPU-h1-0"]
+    assert held["resident"] == {first: 6 * GIB}
+    assert set(held["jobs"]) == {first, second}
+    assert held["allocated"] == 6 * GIB
+
+    load = await user.submit("DEPLOY_LOAD", second)
+    reasons = await eventually(lambda: waiting(user, load), what="the reason")
+    assert reasons == ["host h1 has less than 6 GiB free on the device GPU-h1-0"]
+    await user.done("DEPLOY_UNLOAD", first)
+    assert (await user.ended(load))["state"] == "SUCCEEDED"
+    assert (await devices(user))["GPU-h1-0"]["resident"] == {second: 6 * GIB}
+    for job in (first, second):
+        await user.done("TERMINATE", job)
+    left = (await devices(user))["GPU-h1-0"]
+    assert (left["resident"], left["jobs"], left["allocated"]) == ({}, [], 0)
+
+
+async def test_what_no_host_can_hold_says_so(user: User) -> None:
+    model = await put(user, PROBES["probe-http"], gpus=1, gpu_memory="9g")
+    job = user.job_id()
+    create = await user.submit("DEPLOY_CREATE", job, model=model)
+    reasons = await eventually(lambda: waiting(user, create), what="the reason")
+    assert set(reasons) == {
+        "1 host does not have the label name=h1",
+        "1 host has no device with 9 GiB",
+    }
+    await user.done("TERMINATE", job)
