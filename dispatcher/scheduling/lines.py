@@ -151,11 +151,14 @@ class Lines:
                     del self._entering[job_id]
 
     def append(self, operation: OperationRecord) -> None:
-        """Put a new operation at the end of its job's line."""
+        """Put a new operation at the end of its job's line, unless it is there already.
+
+        A client may have sent its id again, even with another request.
+        """
         job_id = operation.job_id or ""
         self._mark_changed(job_id)
         held = self._held.get(job_id)
-        if held is None:
+        if held is None or operation.operation_id in held.operations:
             return
         if held.whole and len(held.operations) < MAX_OF_A_JOB:
             self._put(held, self._within_budget(operation))

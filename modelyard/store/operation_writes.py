@@ -212,6 +212,8 @@ def claim_write(claim: DispatchClaim, token: str) -> UpdateOne:
     return UpdateOne(
         {
             "_id": claim.operation.operation_id,
+            # An id that came again with another request has another position in memory.
+            "line": claim.operation.line,
             "state": {"$in": sources(OperationState.DISPATCHED)},
             "epoch": claim.operation.epoch,
         },

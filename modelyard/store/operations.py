@@ -252,14 +252,22 @@ class Operations:
     async def end_queued(
         self, endings: Sequence[QueuedEnding], *, token: str
     ) -> list[OperationRecord]:
-        """End operations if they are still QUEUED; return those that it ended."""
+        """End operations if they are still QUEUED; return those that it ended.
+
+        They are told by id and position: an id that came again with another request is in memory
+        for a moment, at a position that the record does not have.
+        """
         if not endings:
             return []
         async with self._connection.writing(jobs=[one.operation.job_id for one in endings]):
             await self._collection.bulk_write(
                 [
                     UpdateOne(
-                        {"_id": ending.operation.operation_id, "state": OperationState.QUEUED},
+                        {
+                            "_id": ending.operation.operation_id,
+                            "line": ending.operation.line,
+                            "state": OperationState.QUEUED,
+                        },
                         [
                             {
                                 "$set": {

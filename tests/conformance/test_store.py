@@ -333,6 +333,19 @@ async def test_only_what_is_queued_can_be_rejected(store: Store) -> None:
     assert await state_of(store) is OperationState.DISPATCHED
 
 
+async def test_what_was_decided_on_another_request_with_the_same_id_has_no_effect(
+    store: Store,
+) -> None:
+    """The other request is in memory for a moment, with a position that it never gets."""
+    await store.operations.take_in([(new(ONE), 1)])
+    other = new(ONE, operation_type="TERMINATE", job_id="another").queued(2)
+    ending = QueuedEnding(other, OperationState.SUCCEEDED)
+    assert not await store.operations.end_queued([ending], token="t")
+    claim = DispatchClaim(other, "h", "boot", 1)
+    assert not await store.operations.claim([claim], token="t")
+    assert await state_of(store) is OperationState.QUEUED
+
+
 async def test_many_reservations_at_once_never_exceed_a_host(store: Store) -> None:
     await store.hosts.come_online("h", "boot", ONLINE)
     host = await store.hosts.get("h")

@@ -8,7 +8,7 @@ import pytest
 from dispatcher.scheduling import lines as bounds
 from dispatcher.scheduling.lines import Lines, LinesRead
 from modelyard.contract.errors import StoreUnavailableError
-from modelyard.contract.states import JobState, OperationState
+from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.jobs import LINE_HEAD, JobEffect
 from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.operations import QueuedEnding
@@ -219,6 +219,18 @@ async def test_a_read_that_began_before_operations_entered_is_not_kept(
 
 
 # --- keeping the copy exact ---
+
+
+async def test_an_id_that_comes_again_with_another_request_changes_nothing(
+    parts: DispatcherParts,
+) -> None:
+    one = new_operation()
+    await parts.put_in_line(one)
+    await parts.lines.read([JOB])
+    before = parts.lines.operation(JOB, one.operation_id)
+    parts.lines.append(one.model_copy(update={"verb": Verb.TERMINATE}).queued(1_000))
+    assert parts.lines.operation(JOB, one.operation_id) is before
+    assert held(parts.lines) == [one.operation_id]
 
 
 async def test_an_operation_becomes_what_is_noted_and_keeps_its_place(
