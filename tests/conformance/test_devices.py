@@ -5,6 +5,7 @@ The driver's are tested on machines that have one; elsewhere it has no devices, 
 
 import asyncio
 import ctypes.util
+import sys
 
 import pytest
 
@@ -15,6 +16,7 @@ from modelyard.contract.messages import (
     HostOnline,
 )
 from tests.fakes.devices import GIB, FakeDevices, devices
+from tests.support.waiting import eventually
 from worker.devices.declared import DeclaredDevices
 from worker.devices.nvml import NvmlDevices
 from worker.devices.protocol import DeviceInventory
@@ -77,3 +79,44 @@ async def test_what_a_worker_tells_of_them_fits_into_its_messages(
     text = beat.model_dump_json()
     assert Heartbeat.model_validate_json(text) == beat
     assert len(text) < MAX_HEARTBEAT_BYTES
+
+
+_TAKES_MEMORY = """
+import ctypes, sys, time
+cuda, handle, context, pointer = (
+    ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+)
+for code in (
+    cuda.cuInit(0),
+    cuda.cuDeviceGet(ctypes.byref(handle), 0),
+    cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle),
+    cuda.cuCtxSetCurrent(context),
+    cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(int(sys.argv[1]))),
+):
+    assert code == 0, code
+print("taken", flush=True)
+time.sleep(600)
+"""
+
+if HAS_DRIVER:
+
+    async def test_memory_that_a_program_takes_is_measured_until_it_ends() -> None:
+        inventory = NvmlDevices()
+        (before, *_) = await inventory.read()
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _TAKES_MEMORY, str(4 * GIB), stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert program.stdout is not None
+            assert await program.stdout.readline() == b"taken\n"
+            (during, *_) = await inventory.read()
+            assert 4 * GIB <= during.memory_used - before.memory_used < 6 * GIB
+        finally:
+            program.kill()
+            await program.wait()
+
+        async def freed() -> bool:
+            (after, *_) = await inventory.read()
+            return after.memory_used - before.memory_used < GIB // 4
+
+        await eventually(freed, what="the memory of a program that was killed")
