@@ -216,6 +216,7 @@ def operation_event(operation: OperationRecord) -> Event:
         dispatched_at=operation.dispatched_at,
         started_at=operation.started_at,
         finished_at=operation.finished_at if complete else None,
+        detail={"reason": operation.reason} if operation.reason else {},
     )
 
 

@@ -22,6 +22,7 @@ from dispatcher.maintenance.cancels import Cancels
 from dispatcher.maintenance.deadlines import Deadlines
 from dispatcher.maintenance.drains import Drains
 from dispatcher.maintenance.host_watch import HostWatch
+from dispatcher.maintenance.idle_unloads import IdleUnloads
 from dispatcher.maintenance.lost_hosts import LostHosts
 from dispatcher.maintenance.moves import Relocations
 from dispatcher.maintenance.open_operations import OpenOperations
@@ -39,6 +40,8 @@ from dispatcher.reports.report_writer import ReportWriter
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
+from dispatcher.scheduling.memory import Memory
+from dispatcher.scheduling.residency import Residency
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from dispatcher.settings import DispatcherSettings
@@ -146,7 +149,11 @@ class Leader:
         )
         lines, fleet = Lines(store), Fleet(store)
         self._stop_listening = store.changes.listen(jobs=lines.forget, hosts=fleet.mark)
-        self.scheduler = Scheduler(store, event_log, commands, term, lines=lines, fleet=fleet)
+        memory = Memory(lines, fleet)
+        residency = Residency(store, memory, swap_wait_s=settings.dispatcher_swap_wait_s)
+        self.scheduler = Scheduler(
+            store, event_log, commands, term, memory=memory, residency=residency
+        )
         control = ControlPublisher(broker)
         self.cancels = Cancels(store, event_log, self.scheduler, control)
         self._decoder = MessageDecoder()
@@ -220,6 +227,7 @@ class Leader:
         watch = HostWatch(store, broker, event_log, self.scheduler, lost)
         open_ones = OpenOperations(store, event_log, self.scheduler, commands, retries)
         restoration = JobRestoration(store, self.scheduler)
+        self._idle_unloads = IdleUnloads(store, self.scheduler, term, lines)
         # All periodic repairs, in the order of a round; docs/architecture.md says what each mends.
         repairs = (
             Repair("overdue", overdue.ask),
@@ -255,6 +263,7 @@ class Leader:
                 self.cancels.run(),
                 self._enrolment.run(),
                 self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s),
+                self._idle_unloads.run(),
                 self._consume(JOBS_QUEUE, self.intake.handle, max_items=50),
                 self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200),
                 self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50),

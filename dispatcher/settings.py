@@ -45,6 +45,13 @@ class DispatcherSettings(StoreSettings):
     dispatcher_sweep_interval_s: float = Field(
         default=2.0, gt=0, le=60, description="Seconds between two rounds of the sweep's repairs."
     )
+    dispatcher_swap_wait_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=86_400,
+        description="Seconds that an operation waits for a model's place until also models that "
+        "are in use are unloaded for it, if they are loaded on demand.",
+    )
     dispatcher_max_attempts: int = Field(
         default=3,
         ge=1,

@@ -72,6 +72,7 @@ def operation_view(record: OperationRecord) -> OperationView:
         metadata=record.metadata,
         source=record.source,
         retry_of=record.retry_of,
+        reason=record.reason,
         cancel_requested=record.cancel_requested,
         not_before=record.not_before if record.state is OperationState.QUEUED else None,
         error=record.error,

@@ -9,9 +9,9 @@ import structlog
 from dispatcher.control import ControlPublisher
 from dispatcher.events import EventLog, host_event
 from dispatcher.maintenance.cancels import tell_to_cancel
-from dispatcher.maintenance.recovery import record_in_front, system_operation
 from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
+from dispatcher.scheduling.system_operations import record_in_front, system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import Admission, OperationState, Verb
 from modelyard.process.crash_points import crash_point
@@ -85,5 +85,6 @@ class Drains:
             if job.state.live:
                 # The key names the generation, so each container gets one TERMINATE at most.
                 key = f"drained/{host.host_id}/{job.generation}"
-                await record_in_front(self._store, [system_operation(job, Verb.TERMINATE, key)])
+                end = system_operation(job, Verb.TERMINATE, key, "drain")
+                await record_in_front(self._store, [end])
                 self._scheduler.wake([job.job_id])

@@ -23,11 +23,11 @@ import structlog
 from dispatcher.control import ControlPublisher
 from dispatcher.events import EventLog, observed_event, operation_event
 from dispatcher.maintenance.cancels import tell_to_cancel
-from dispatcher.maintenance.recovery import system_operation
 from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.placement import FreeCapacity, PlacementRequest, Unplaced
 from dispatcher.scheduling.scheduler import Scheduler
+from dispatcher.scheduling.system_operations import system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
@@ -35,7 +35,13 @@ from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.operations import QueuedEnding
-from modelyard.store.records import HostRecord, JobRecord, OperationRecord, RelocationRecord
+from modelyard.store.records import (
+    HostRecord,
+    JobRecord,
+    NewOperation,
+    OperationRecord,
+    RelocationRecord,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -160,7 +166,7 @@ class Relocations:
         leg: OperationRecord | None,
     ) -> None:
         """Dispatch one operation of a move to its host; `leg` is its record, if it has one."""
-        new = system_operation(job, verb, _why(move)).model_copy(update={"aside": True})
+        new = _operation_of(job, move, verb)
         await self._store.operations.record([new])
         crash_point("dispatcher.move.after_record")
         claimed = await self._store.operations.claim(
@@ -235,9 +241,10 @@ def _is_final(leg: OperationRecord, verb: Verb) -> bool:
     return not is_retried(verb, leg.error.code)
 
 
-def _why(move: RelocationRecord) -> str:
-    return f"move/{move.generation}"
-
-
 def _step_operation_id(job: JobRecord, move: RelocationRecord, verb: Verb) -> str:
-    return system_operation(job, verb, _why(move)).operation_id
+    return _operation_of(job, move, verb).operation_id
+
+
+def _operation_of(job: JobRecord, move: RelocationRecord, verb: Verb) -> NewOperation:
+    made = system_operation(job, verb, f"move/{move.generation}", "move")
+    return made.model_copy(update={"aside": True})

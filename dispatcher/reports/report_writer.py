@@ -325,4 +325,5 @@ def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
         shared=one.operation.shared,
         coming=coming,
         told=one.told,
+        ran_s=report.ran_s,
     )

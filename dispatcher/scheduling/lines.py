@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from dispatcher.scheduling.usage import Usage
 from modelyard.contract.states import OperationState
 from modelyard.store import Store
 from modelyard.store.jobs import LINE_HEAD
@@ -58,6 +59,7 @@ class Lines:
         self._store = store
         self._held: OrderedDict[str, _HeldLine] = OrderedDict()
         self._loading: list[_Loading] = []
+        self.usage = Usage()
         self._entering: Counter[str] = Counter()
         self._active: dict[str, OperationRecord] = {}
         """The active operations at the last call of `verify`."""
@@ -177,6 +179,7 @@ class Lines:
 
     def remove(self, job_id: str, operation_id: str) -> None:
         """Note that an operation has ended."""
+        self.usage.note(job_id)
         self._mark_changed(job_id)
         held = self._held.get(job_id)
         if held is not None:

@@ -10,7 +10,7 @@ from enum import Enum
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.states import VERB_RULES, OperationState, Verb, VerbRule
+from modelyard.contract.states import VERB_RULES, JobState, OperationState, Verb, VerbRule
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
 CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
@@ -70,7 +70,15 @@ class PlaceAndDispatch:
     """Set if a TERMINATE waits behind the operation."""
 
 
-Decision = Reject | AlreadySatisfied | Dispatch | PlaceAndDispatch
+@dataclass(frozen=True, slots=True)
+class LoadFirst:
+    """The operation needs the model in memory: load it before, as its model says `on_demand`."""
+
+    operation: OperationRecord
+    job: JobRecord
+
+
+Decision = Reject | AlreadySatisfied | Dispatch | PlaceAndDispatch | LoadFirst
 
 
 def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
@@ -92,10 +100,12 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
             break
         if shared and inferring >= _concurrency(line.job):
             break
-        decision = _decide(line.job, operation, catalog)
+        decision = _load_first(line.job, operation) or _decide(line.job, operation, catalog)
         if isinstance(decision, PlaceAndDispatch):
             decision = replace(decision, ended_by=_ended_by(line, operation))
         decisions.append(decision)
+        if isinstance(decision, LoadFirst):
+            break
         if isinstance(decision, Reject):
             continue  # a rejection changes nothing, so the next operation may start
         if not shared:
@@ -154,6 +164,15 @@ def _decide(job: JobRecord, operation: OperationRecord, catalog: CatalogEntries)
     return Reject(operation, ErrorInfo.of(ErrorCode.CONTAINER_MISSING))
 
 
+def _load_first(job: JobRecord, operation: OperationRecord) -> LoadFirst | None:
+    """Return the decision to load the model before, if its inference asks for that."""
+    asks = operation.verb is Verb.INFER and job.state is JobState.CREATED
+    if not asks or job.host_id is None or job.spec is None or not job.spec.residency.on_demand:
+        return None
+    wrong = _mismatch(job, operation) or _other_container(job, operation, Verb.INFER)
+    return None if wrong else LoadFirst(operation, job)
+
+
 def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bool:
     """Tell whether a placing verb needs no new placement: it holds, or it is dispatched again."""
     if job.state in rule.holds_in:
@@ -202,9 +221,15 @@ def _state_error(job: JobRecord, verb: Verb) -> ErrorInfo | None:
     wanted = " or ".join(sorted(rule.starts_from))
     return ErrorInfo(
         code=ErrorCode.INVALID_JOB_STATE,
-        message=f"{verb} starts from {wanted}; job {job.job_id!r} is {job.state}.",
+        message=f"{verb} starts from {wanted}; job {job.job_id!r} is {job.state}{_why(job)}.",
         detail={"job_state": job.state, "starts_from": sorted(rule.starts_from)},
     )
+
+
+def _why(job: JobRecord) -> str:
+    if job.state is not JobState.FAILED or job.error is None:
+        return ""
+    return f" ({job.error.code}: {job.error.message.rstrip('.')})"
 
 
 def _mismatch(job: JobRecord, operation: OperationRecord) -> ErrorInfo | None:

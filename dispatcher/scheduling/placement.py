@@ -5,7 +5,7 @@ A snapshot in, a decision with its reasons out. The rules are in docs/capacity.m
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from modelyard.contract.capacity.ledger import (
@@ -235,6 +235,13 @@ def _lacks(room: Room, need: PlacementRequest, *, when_empty: bool) -> _Lacks | 
         )
         return _Lacks.DEVICES if fitting < wanted.devices else None
     return None
+
+
+def loadable_when_empty(host: HostRecord, need: PlacementRequest) -> bool:
+    """Tell whether a host would take a job now if no model were in memory on it."""
+    if _closed(host, need) is not None or _lacks(host.total, need, when_empty=True) is not None:
+        return False
+    return _lacks(host.room, replace(need, at_once=False), when_empty=False) is None
 
 
 def _memory(need: PlacementRequest, *, loads: bool) -> int:

@@ -33,19 +33,20 @@ import structlog
 from dispatcher.events import EventLog, operation_event
 from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
-from dispatcher.scheduling.fleet import Fleet
-from dispatcher.scheduling.lines import Lines
+from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.ordering import (
     AlreadySatisfied,
     CatalogEntries,
     Decision,
     Dispatch,
+    LoadFirst,
     PlaceAndDispatch,
     Reject,
     TerminateBehind,
     next_decisions,
 )
 from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
+from dispatcher.scheduling.residency import Crowded, Residency
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
@@ -101,6 +102,10 @@ class SchedulingPlan:
     terminated_jobs: list[str] = field(default_factory=list)
     """Jobs whose TERMINATE succeeds as it is, because they have no container."""
     dispatches: list[PlannedDispatch] = field(default_factory=list)
+    loads: list[LoadFirst] = field(default_factory=list)
+    """Inferences whose model has to be loaded before."""
+    crowded: list[Crowded] = field(default_factory=list)
+    """Operations that could start if models were unloaded."""
     explained: list[OperationRecord] = field(default_factory=list)
     """Operations that stay QUEUED for other reasons than before, with their new reasons."""
 
@@ -133,7 +138,9 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
         case AlreadySatisfied():
             plan.endings.append(QueuedEnding(operation, OperationState.SUCCEEDED))
             plan.terminated_jobs.append(operation.job_id or "")
-        case Dispatch(job=job, host_id=host_id):
+        case LoadFirst():
+            plan.loads.append(decision)
+        case Dispatch(host_id=host_id):
             host = capacity.host(host_id)
             if host is None or host.incarnation is None:
                 _wait(plan, operation, (f"host {host_id} is not known",))
@@ -142,31 +149,31 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
                 _wait(plan, operation, (f"host {host_id} is {host.liveness}",))
             else:
                 _dispatch_there(decision, host, plan, capacity)
-        case PlaceAndDispatch(job=job, spec=spec, ended_by=ended_by):
-            chosen = capacity.place(
-                PlacementRequest.of(
-                    job,
-                    spec,
-                    at_once=operation.verb is Verb.TEMP,
-                    avoid=frozenset(operation.avoid),
-                )
-            )
-            if isinstance(chosen, Placed):
-                plan.dispatches.append(
-                    PlannedDispatch(
-                        operation,
-                        job,
-                        chosen.host,
-                        chosen.allocation.generation,
-                        decision,
-                        chosen.allocation,
-                    )
-                )
-            elif ended_by is TerminateBehind.NEXT or (ended_by is not None and chosen.hopeless):
-                error = ErrorInfo.of(ErrorCode.CANCELLED, WITHDRAWN)
-                plan.endings.append(QueuedEnding(operation, OperationState.CANCELLED, error))
-            else:
-                _wait(plan, operation, chosen.reasons)
+        case PlaceAndDispatch():
+            _place(decision, plan, capacity)
+
+
+def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapacity) -> None:
+    operation, job, ended_by = decision.operation, decision.job, decision.ended_by
+    request = PlacementRequest.of(
+        job,
+        decision.spec,
+        at_once=operation.verb is Verb.TEMP,
+        avoid=frozenset(operation.avoid),
+    )
+    chosen = capacity.place(request)
+    if isinstance(chosen, Placed):
+        generation = chosen.allocation.generation
+        plan.dispatches.append(
+            PlannedDispatch(operation, job, chosen.host, generation, decision, chosen.allocation)
+        )
+    elif ended_by is TerminateBehind.NEXT or (ended_by is not None and chosen.hopeless):
+        error = ErrorInfo.of(ErrorCode.CANCELLED, WITHDRAWN)
+        plan.endings.append(QueuedEnding(operation, OperationState.CANCELLED, error))
+    else:
+        _wait(plan, operation, chosen.reasons)
+        if request.at_once and not request.resident.nothing and not chosen.hopeless:
+            plan.crowded.append(Crowded(operation, request))
 
 
 def _dispatch_there(
@@ -177,12 +184,15 @@ def _dispatch_there(
     resident: ResidentAllocation | Unplaced | None = None
     if operation.verb is Verb.DEPLOY_LOAD and job.state is JobState.CREATED and job.spec:
         resident = capacity.hold(job, job.spec)
-    if isinstance(resident, Unplaced):
-        _wait(plan, operation, resident.reasons)
-    else:
+    if not isinstance(resident, Unplaced):
         plan.dispatches.append(
             PlannedDispatch(operation, job, host, job.generation, resident=resident)
         )
+        return
+    _wait(plan, operation, resident.reasons)
+    if job.spec is not None:
+        request = PlacementRequest.of(job, job.spec, at_once=True)
+        plan.crowded.append(Crowded(operation, request, host.host_id, job.devices))
 
 
 def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:
@@ -203,14 +213,15 @@ class Scheduler:
         commands: CommandPublisher,
         term: Term,
         *,
-        lines: Lines,
-        fleet: Fleet,
+        memory: Memory,
+        residency: Residency,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._commands = commands
-        self._lines = lines
-        self._fleet = fleet
+        self._lines = memory.lines
+        self._fleet = memory.fleet
+        self._residency = residency
         self._term = term
         self._jobs: dict[str, None] = {}
         self._waiting_woken = False
@@ -278,6 +289,7 @@ class Scheduler:
                 # Intake may be writing one of them down at this moment; the sweep explains it then.
                 self._lines.forget(one.job_id or "" for one in plan.explained)
             await self._dispatch(plan.dispatches)
+            self.wake(await self._residency.make_room(plan.crowded))
         except BaseException:
             self._lines.forget(one.job.job_id for one in shared)
             raise
@@ -342,6 +354,9 @@ class Scheduler:
         return CatalogEntries(models, datasets)
 
     async def _end(self, plan: SchedulingPlan) -> None:
+        if plan.loads:
+            plan.endings += await self._residency.load_first(plan.loads)
+            self.wake(one.job.job_id for one in plan.loads)
         if not plan.endings:
             return
         await self._store.jobs.terminated_without_container(plan.terminated_jobs)

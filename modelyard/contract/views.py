@@ -51,7 +51,10 @@ class OperationView(Message):
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     source: Literal["http", "amqp", "system"] = "http"
-    """`system`: Modelyard itself submitted it, to restore a job or to move it."""
+    """`system`: Modelyard itself submitted it, for `reason`."""
+    reason: str | None = None
+    """Only with `system`: `recovery`, `move`, `drain`, `idle`, `on_demand:<operation>` or
+    `evicted_for:<operation>`."""
     retry_of: str | None = None
     """The operation that this one runs again."""
     cancel_requested: bool = False

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from datetime import datetime
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import StoreUnavailableError
@@ -45,6 +46,10 @@ class Store:
     async def ping(self) -> None:
         """Return if a primary answers; raises `StoreUnavailableError`."""
         await self._connection.ping()
+
+    async def time(self) -> datetime:
+        """Return the time by the database's clock; raises `StoreUnavailableError`."""
+        return await self._connection.time()
 
     async def keep_time(self) -> None:
         """Ask for the database's time again and again, so that nobody waits for it."""

@@ -52,6 +52,12 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="wishes",
             partialFilterExpression={"open": True, "cancel_requested": True},
         ),
+        # Loads that were put before inferences.
+        IndexModel(
+            [("reason", ASCENDING)],
+            name="reason",
+            partialFilterExpression={"reason": {"$type": "string"}},
+        ),
         # Pages for clients.
         IndexModel([("accepted_at", DESCENDING), ("_id", DESCENDING)], name="page"),
         IndexModel(
@@ -74,6 +80,11 @@ INDEXES: dict[str, list[IndexModel]] = {
             [("recovery.key", ASCENDING)],
             name="to_bring_back",
             partialFilterExpression={"recovery": {"$type": "object"}},
+        ),
+        IndexModel(
+            [("state", ASCENDING)],
+            name="idle_unloading",
+            partialFilterExpression={"idle_unload_s": {"$gt": 0}},
         ),
         IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)], name="page"),
         IndexModel(

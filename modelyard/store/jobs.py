@@ -74,6 +74,8 @@ class JobEffect:
     shared: bool = False
     coming: PendingRestoration | None = None
     told: LastReport | None = None
+    ran_s: float | None = None
+    """Seconds that the attempt has taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,14 @@ class Jobs:
         async with self._connection.answering():
             found = await self._collection.find(
                 {"recovery": {"$type": "object"}}, limit=limit
+            ).to_list(None)
+        return [JobRecord.model_validate(document) for document in found]
+
+    async def idle_unloading(self) -> list[JobRecord]:
+        """Return the loaded jobs whose models are unloaded when they are idle."""
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {"state": JobState.LOADED, "idle_unload_s": {"$gt": 0}}
             ).to_list(None)
         return [JobRecord.model_validate(document) for document in found]
 
@@ -414,6 +424,7 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
             "model": one.spec.name,
             "dataset": one.dataset_spec.name if one.dataset_spec else None,
             "devices": list(one.devices),
+            "idle_unload_s": one.spec.residency.idle_unload_s,
         }
     return UpdateOne(
         {"_id": one.job_id, "version": one.seen_version},
@@ -454,4 +465,5 @@ def _effect_write(effect: JobEffect) -> UpdateOne:
     dates = {"updated_at": True}
     if effect.state is JobState.LOADED and not effect.shared:
         dates["loaded_at"] = True
+        changes["load_s"] = effect.ran_s
     return UpdateOne(guard, {"$set": changes, "$inc": {"version": 1}, "$currentDate": dates})

@@ -139,6 +139,21 @@ class OperationQueries:
             limit=limit,
         )
 
+    async def last_end(self, job_id: str) -> datetime | None:
+        """Return when the operation of a job that was accepted last has ended; None if none has."""
+        page = await self.page({"job_id": job_id}, after=None, limit=1)
+        return page.items[0].finished_at if page.items else None
+
+    async def failed_loads(self, operation_ids: Sequence[str]) -> dict[str, OperationRecord]:
+        """Return by inference the LOAD that was put before it and did not succeed."""
+        reasons = {f"on_demand:{key}": key for key in operation_ids}
+        failed = [one for one in OperationState if one.terminal]
+        failed.remove(OperationState.SUCCEEDED)
+        found = await self.find(
+            {"reason": {"$in": list(reasons), "$type": "string"}, "state": {"$in": failed}}
+        )
+        return {reasons[one.reason]: one for one in found if one.reason in reasons}
+
     async def on_host(self, host_id: str) -> list[OperationRecord]:
         """Return the operations that a host has been given and that have not ended."""
         return await self.on_hosts([host_id])

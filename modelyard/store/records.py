@@ -94,6 +94,8 @@ class NewOperation(Record):
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     retry_of: str | None = None
+    reason: str | None = None
+    """Why Modelyard itself submitted it: `idle`, `on_demand:<operation>` and the like."""
     tenant: str = DEFAULT_TENANT
     """The tenant that owns it."""
     rest_s: float = 0.0
@@ -162,6 +164,7 @@ class NewOperation(Record):
             queue_timeout_s=self.queue_timeout_s,
             metadata=self.metadata,
             retry_of=self.retry_of,
+            reason=self.reason,
             tenant=self.tenant,
             aside=self.aside,
             state=OperationState.REJECTED if self.rejection else OperationState.QUEUED,
@@ -201,6 +204,7 @@ class OperationRecord(Record):
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     retry_of: str | None = None
+    reason: str | None = None
     tenant: str = DEFAULT_TENANT
     cancel_requested: bool = False
     not_before: datetime | None = None
@@ -309,6 +313,10 @@ class JobRecord(Record):
     error: ErrorInfo | None = None
     told: LastReport | None = None
     """Earlier messages of the same boot say nothing about the job any more."""
+    loaded_at: datetime | None = None
+    """When its model was loaded last, by the database's clock."""
+    load_s: float | None = None
+    """Seconds that this took."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
 

@@ -32,8 +32,19 @@ def _open(name: str, **more: object) -> ModelSpec:
 MODELS: Mapping[str, ModelSpec] = {
     one.name: one
     for one in (
-        _open("open", max_concurrency=2, resources={"gpus": 1, "gpu_memory": "5g"}),
-        _open("http", profile=Profile.HTTP, hooks=_HOOKS, resources={"gpus": 1}),
+        _open(
+            "open",
+            max_concurrency=2,
+            resources={"gpus": 1, "gpu_memory": "5g"},
+            residency={"on_demand": True, "min_resident_s": 1.0},
+        ),
+        _open(
+            "http",
+            profile=Profile.HTTP,
+            hooks=_HOOKS,
+            resources={"gpus": 1},
+            residency={"on_demand": True, "idle_unload_s": 6.0, "min_resident_s": 0.0},
+        ),
         _open("process", profile=Profile.PROCESS, hooks=_PROCESS_HOOKS, stop_grace_s=1.0),
         ModelSpec(name="batch", image="models/batch", profile=Profile.BATCH),
         _open(
@@ -45,7 +56,12 @@ MODELS: Mapping[str, ModelSpec] = {
         ),
         _open("recreated", on_host_lost="recreate"),
         _open("restarted", profile=Profile.HTTP, hooks=_HOOKS, restart="on_failure"),
-        _open("refusing"),
+        _open("refusing", residency={"on_demand": True}),
+        _open(
+            "pinned",
+            resources={"gpus": 1, "gpu_memory": "5g"},
+            residency={"on_demand": True, "pinned": True, "min_resident_s": 0.0},
+        ),
         _open("stillborn"),
         _open("fragile", restart="on_failure", max_restarts=1),
         _open("missing"),
@@ -61,6 +77,7 @@ MANNERS: Mapping[str, Manners] = {
     "recreated": Manners(takes_s=10.0),
     "restarted": Manners(takes_s=0.5),
     "refusing": Manners(load_status=500),
+    "pinned": Manners(takes_s=0.5),
     "stillborn": Manners(start_exit=1),
     "fragile": Manners(dies_of_inference=True),
 }

@@ -44,6 +44,7 @@ DEPLOYED = st.sampled_from(
     ["steady", "recreated", "open", "http", "process", "fragile", "refusing"]
 )
 """Models that get somewhere when they are created and loaded."""
+ON_DEMAND = st.sampled_from(sorted(one.name for one in MODELS.values() if one.residency.on_demand))
 TAKING_AWAY = st.sampled_from([Verb.TERMINATE, Verb.DEPLOY_UNLOAD, Verb.TEMP])
 CRASH_POINTS = [one for one in ALL_CRASH_POINTS if not one.startswith("gateway.")]
 ANY = st.integers(min_value=0, max_value=7)
@@ -102,6 +103,13 @@ class Fleet(RuleBasedStateMachine):
     @rule(target=keys, job_id=JOB_IDS, model=DEPLOYED, infers=st.integers(0, 3))
     def submit_a_deployment(self, job_id: str, model: str, infers: int) -> Any:
         verbs = [Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, *([Verb.INFER] * infers)]
+        made = [self.world.submit(_request(job_id, verb, model)) for verb in verbs]
+        self._after(0.05)
+        return multiple(*made)
+
+    @rule(target=keys, job_id=JOB_IDS, model=ON_DEMAND, infers=st.integers(1, 3))
+    def submit_what_loads_by_itself(self, job_id: str, model: str, infers: int) -> Any:
+        verbs = [Verb.DEPLOY_CREATE, *([Verb.INFER] * infers)]
         made = [self.world.submit(_request(job_id, verb, model)) for verb in verbs]
         self._after(0.05)
         return multiple(*made)

@@ -10,6 +10,8 @@ from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
+from dispatcher.scheduling.memory import Memory
+from dispatcher.scheduling.residency import Residency
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest, OperationReport
 from modelyard.contract.states import OperationState
@@ -46,9 +48,10 @@ def scheduler_on(store: MemoryStore) -> Scheduler:
     broker = MemoryBroker(MemoryRabbit(), name="test")
     term = Term(1, float("inf"))
     commands = CommandPublisher(broker, term, default_timeout_s=60.0)
-    return Scheduler(
-        store, EventLog(store, broker, term), commands, term, lines=Lines(store), fleet=Fleet(store)
-    )
+    memory = Memory(Lines(store), Fleet(store))
+    residency = Residency(store, memory, swap_wait_s=10.0)
+    log = EventLog(store, broker, term)
+    return Scheduler(store, log, commands, term, memory=memory, residency=residency)
 
 
 async def one_waits(store: MemoryStore) -> None:

@@ -44,6 +44,8 @@ def spec_hash(spec: ModelSpec) -> str:
     older version created still matches its spec.
     """
     document = spec.model_dump(mode="json")
+    # It says nothing about the container.
+    del document["residency"]
     for name in _ADDED_LATER:
         if document["resources"][name] is None:
             del document["resources"][name]

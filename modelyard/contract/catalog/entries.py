@@ -147,6 +147,24 @@ RESOURCE_RULES: tuple[Rule[Resources], ...] = (
 )
 
 
+class Residency(CatalogModel):
+    """When the model is in memory, besides what DEPLOY_LOAD and DEPLOY_UNLOAD ask."""
+
+    on_demand: Switch = False
+    """True: an INFER loads the model if it is not in memory, and Modelyard may unload it while
+    another model needs its place."""
+    idle_unload_s: (
+        Annotated[float, Field(strict=True, gt=0, le=604_800, allow_inf_nan=False), ON_ENTRY] | None
+    ) = None
+    """Seconds without an operation after which Modelyard unloads the model; null: never."""
+    pinned: Switch = False
+    """True: Modelyard never unloads the model to make room."""
+    min_resident_s: Annotated[
+        float, Field(strict=True, ge=0, le=86_400, allow_inf_nan=False), ON_ENTRY
+    ] = 5.0
+    """Seconds after its load in which Modelyard does not unload the model."""
+
+
 class Hook(CatalogModel):
     """One HTTP request that the worker sends to the container's own port.
 
@@ -191,6 +209,7 @@ class ModelSpec(CatalogModel):
     model_name: ServedName | None = None
     """The name that the server knows the model by; `name` if not given."""
     resources: Resources = Resources()
+    residency: Residency = Residency()
     max_concurrency: Annotated[int, Field(strict=True, ge=1, le=128), ON_ENTRY] = 1
     """INFER operations that may run in the container at the same time."""
     dataset_mount: AbsolutePath | None = "/data"
@@ -333,7 +352,13 @@ def _ready_file_stays_inside(dataset: DatasetSpec) -> Iterator[BrokenRule]:
         yield BrokenRule(("ready_file",), "ready_file stays inside of the dataset")
 
 
+def _only_a_server_stays_in_memory(spec: ModelSpec) -> Iterator[BrokenRule]:
+    if spec.profile is Profile.BATCH and spec.residency != Residency():
+        yield BrokenRule(("residency",), "the profile batch is never in memory between operations")
+
+
 MODEL_RULES: tuple[Rule[ModelSpec], ...] = (
+    _only_a_server_stays_in_memory,
     _profile_has_what_it_needs,
     _only_a_batch_has_a_result_file,
     _dataset_has_a_place_of_its_own,

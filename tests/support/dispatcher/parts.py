@@ -13,6 +13,8 @@ from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
+from dispatcher.scheduling.memory import Memory
+from dispatcher.scheduling.residency import Residency
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest
@@ -29,6 +31,7 @@ HOST, INCARNATION, JOB = "h1", "boot-1", "j1"
 MODEL = ModelSpec(name="m", image="m", profile=Profile.OPEN_INFERENCE, port=8080, max_concurrency=2)
 ENDLESS = float("inf")
 _numbers = itertools.count(1)
+SWAP_WAIT_S = 10.0
 
 
 class SlowAnswers(Link):
@@ -74,6 +77,7 @@ class DispatcherParts:
         self.event_log = EventLog(self.store, self.broker, self.term)
         self.lines, self.fleet = Lines(self.store), Fleet(self.store)
         self.store.changes.listen(jobs=self.lines.forget, hosts=self.fleet.mark)
+        memory = Memory(self.lines, self.fleet)
         self.positions = Positions(self.store, self.term)
         self.commands = CommandPublisher(self.broker, self.term, default_timeout_s=60.0)
         self.scheduler = Scheduler(
@@ -81,8 +85,8 @@ class DispatcherParts:
             self.event_log,
             self.commands,
             self.term,
-            lines=self.lines,
-            fleet=self.fleet,
+            memory=memory,
+            residency=Residency(self.store, memory, swap_wait_s=SWAP_WAIT_S),
         )
         self.woken: list[str] = []
         """Jobs for which the scheduler would be woken."""

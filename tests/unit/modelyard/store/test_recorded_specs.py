@@ -61,7 +61,9 @@ async def stored() -> MemoryStore:
 def test_a_stored_model_is_read_as_it_was_stored(name: str) -> None:
     spec = read_spec(ModelSpec, MODELS[name])
     known = json.loads(MODELS[name])
-    assert {**known, "resources": None} == {**spec.model_dump(mode="json"), "resources": None}
+    read = spec.model_dump(mode="json")
+    same = known.keys() - {"resources"}
+    assert {name: known[name] for name in same} == {name: read[name] for name in same}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -1,0 +1,14 @@
+"""What the leading dispatcher holds in memory of the record."""
+
+from dataclasses import dataclass
+
+from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.lines import Lines
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The jobs with their lines, and the hosts."""
+
+    lines: Lines
+    fleet: Fleet

@@ -1,0 +1,40 @@
+"""The dispatcher's own operations: ordinary ones of the record, each with its reason.
+
+Their ids derive from the job and what they are for, so recording one twice changes nothing.
+"""
+
+from collections.abc import Sequence
+
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.messages import JobRequest
+from modelyard.contract.states import Verb
+from modelyard.store import Store
+from modelyard.store.operations import FRONT_OF_LINE
+from modelyard.store.records import JobRecord, NewOperation
+
+SYSTEM = "~system"
+"""The tenant of the dispatcher's own operations. No client's tenant can have this name, so no
+client can take the id of such an operation beforehand."""
+
+
+def system_operation(job: JobRecord, verb: Verb, key: str, reason: str) -> NewOperation:
+    """Return an operation of the dispatcher itself; the same job, verb and key give the same id."""
+    places = verb is Verb.DEPLOY_CREATE
+    request = JobRequest(
+        job_id=job.job_id,
+        operation_type=verb,
+        model=job.spec.name if job.spec and places else None,
+        dataset=job.dataset_spec.name if job.dataset_spec and places else None,
+    )
+    operation_id = operation_id_for_key(f"{job.job_id}/{key}/{verb}", tenant=SYSTEM)
+    made = NewOperation.of(operation_id, request, "system")
+    return made.model_copy(update={"reason": reason})
+
+
+async def record_in_front(store: Store, operations: Sequence[NewOperation]) -> None:
+    """Record operations ahead of all client operations in line; recorded ones stay unchanged."""
+    if operations:
+        lines = await store.operations.next_positions(len(operations))
+        await store.operations.take_in(
+            [(one, line + FRONT_OF_LINE) for one, line in zip(operations, lines, strict=True)]
+        )

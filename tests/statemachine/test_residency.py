@@ -1,0 +1,246 @@
+"""Models come into memory when they are asked for, and leave it for others or when idle.
+
+Real dispatchers and workers, on a virtual clock: what is said to take seconds takes them exactly.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from modelyard.contract.ids import operation_id_for_key
+from modelyard.contract.states import OperationState
+from tests.statemachine.loop import VirtualLoop
+from tests.statemachine.virtual import virtual_machine
+from tests.statemachine.world import World
+
+Document = dict[str, Any]
+SOON_S = 2.0
+IDLE_S = 6.0
+"""`idle_unload_s` of the model `http`."""
+SWAP_WAIT_S = 30.0
+TAKE_OVER_S = 10.0
+
+
+class Yard:
+    """One dispatcher, and the host h1: two slots, and one device of 8 GiB."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.world = World(loop, seed=3)
+        self.leader = self.world.start_dispatcher()
+        self.world.start_worker("h1")
+        loop.advance(3.0)
+
+    def ask(self, job_id: str, verb: str, **more: Any) -> str:
+        """Ask for an operation and return its id at once."""
+        if verb == "INFER":
+            more["input"] = 1
+        key = self.world.submit({"job_id": job_id, "operation_type": verb, **more})
+        return operation_id_for_key(key)
+
+    def create(self, job_id: str, model: str) -> None:
+        """Create a job; its model is not in memory."""
+        made = self.ask(job_id, "DEPLOY_CREATE", model=model)
+        self.advance(SOON_S)
+        assert self.operation(made)["state"] == "SUCCEEDED"
+
+    def used(self, job_id: str, model: str) -> None:
+        """Create a job and have its model used once."""
+        self.create(job_id, model)
+        infer = self.ask(job_id, "INFER")
+        self.until_ended(infer)
+        assert self.operation(infer)["state"] == "SUCCEEDED"
+
+    def advance(self, seconds: float) -> None:
+        self.world.loop.advance(seconds)
+
+    def until_ended(self, operation_id: str, *, within_s: float = 60.0) -> float:
+        """Advance until an operation has ended; return the seconds that this took."""
+        began = self.world.loop.time()
+        while not OperationState(self.operation(operation_id)["state"]).terminal:
+            assert self.world.loop.time() - began < within_s, self.operation(operation_id)
+            self.advance(0.1)
+        return self.world.loop.time() - began
+
+    def operation(self, operation_id: str) -> Document:
+        found = self.world.database.documents("operations")
+        return next((one for one in found if one["_id"] == operation_id), {"state": "QUEUED"})
+
+    def ours(self, job_id: str) -> list[tuple[str, str, str]]:
+        """Return verb, reason and state of the operations that Modelyard itself submitted."""
+        found = self.world.database.documents("operations")
+        return [
+            (one["verb"], one["reason"], one["state"])
+            for one in sorted(found, key=lambda it: it["line"] or 0)
+            if one["job_id"] == job_id and one["source"] == "system"
+        ]
+
+    def state(self, job_id: str) -> str:
+        (job,) = [one for one in self.world.database.documents("jobs") if one["_id"] == job_id]
+        state: str = job["state"]
+        return state
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Bytes of the device that each job holds."""
+        (host,) = self.world.database.documents("hosts")
+        return {
+            one["job_id"]: sum(one["resident"]["devices"].values())
+            for one in host["reservations"]
+            if one["resident"]
+        }
+
+
+@pytest.fixture
+def yard() -> Iterator[Yard]:
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    with virtual_machine(loop, lambda _: None):
+        made = Yard(loop)
+        yield made
+        assert made.world.died == []
+        assert made.world.watching.wrong == []
+        loop.finish()
+    asyncio.set_event_loop(None)
+
+
+def test_an_inference_has_its_model_loaded(yard: Yard) -> None:
+    yard.create("j1", "open")
+    first, second = yard.ask("j1", "INFER"), yard.ask("j1", "INFER")
+    yard.until_ended(second)
+    assert yard.operation(first)["state"] == yard.operation(second)["state"] == "SUCCEEDED"
+    assert yard.ours("j1") == [("DEPLOY_LOAD", f"on_demand:{first}", "SUCCEEDED")]
+    assert yard.held == {"j1": 5 << 30}
+
+
+def test_a_model_that_is_not_loaded_on_demand_is_not(yard: Yard) -> None:
+    yard.create("j1", "steady")
+    infer = yard.ask("j1", "INFER")
+    yard.until_ended(infer)
+    assert yard.operation(infer)["error"]["code"] == "invalid_job_state"
+    assert yard.ours("j1") == []
+
+
+def test_inferences_whose_model_can_not_be_loaded_say_why(yard: Yard) -> None:
+    yard.create("j1", "refusing")
+    for one in [yard.ask("j1", "INFER") for _ in range(2)]:
+        yard.until_ended(one)
+        ended = yard.operation(one)
+        assert ended["state"] == "REJECTED"
+        assert "job 'j1' is FAILED (load_failed: " in ended["error"]["message"]
+    assert [(verb, state) for verb, _, state in yard.ours("j1")] == [("DEPLOY_LOAD", "FAILED")]
+    assert yard.held == {}
+
+
+def test_an_inference_whose_load_was_cancelled_ends_with_it(yard: Yard) -> None:
+    yard.create("j1", "http")
+    yard.create("j2", "pinned")
+    yard.ask("j2", "DEPLOY_LOAD")
+    yard.advance(SOON_S)
+    first = yard.ask("j1", "INFER")
+    yard.advance(SOON_S)
+    (load,) = [one for one in yard.world.database.documents("operations")
+               if one["job_id"] == "j1" and one["source"] == "system"]  # fmt: skip
+    yard.world.loop.run(yard.world.front.cancel(load["_id"]))
+    yard.until_ended(first)
+    ended = yard.operation(first)
+    assert (ended["state"], ended["error"]["code"]) == ("REJECTED", "cancelled")
+    assert ended["error"]["message"].startswith("The model could not be loaded for it: ")
+    assert yard.state("j1") == "CREATED"
+
+
+def test_an_idle_model_is_unloaded_in_time(yard: Yard) -> None:
+    yard.used("j1", "http")
+    yard.advance(IDLE_S - 1.0)
+    assert yard.state("j1") == "LOADED"
+    yard.advance(1.0 + SOON_S)
+    assert yard.state("j1") == "CREATED"
+    assert ("DEPLOY_UNLOAD", "idle", "SUCCEEDED") in yard.ours("j1")
+    assert yard.held == {}
+
+
+def test_a_model_that_is_used_again_and_again_is_never_idle(yard: Yard) -> None:
+    yard.used("j1", "http")
+    for _ in range(5):
+        yard.advance(IDLE_S - 2.0)
+        yard.until_ended(yard.ask("j1", "INFER"))
+        assert yard.state("j1") == "LOADED"
+
+
+def test_a_new_leader_goes_by_when_the_model_was_used_last(yard: Yard) -> None:
+    yard.used("j1", "http")
+    yard.world.kill(yard.leader)
+    yard.world.start_dispatcher()
+    yard.advance(IDLE_S - 3.0)
+    assert yard.state("j1") == "LOADED"
+    yard.advance(3.0 + TAKE_OVER_S)
+    assert yard.state("j1") == "CREATED"
+
+
+def test_an_idle_model_makes_room_for_another_one(yard: Yard) -> None:
+    yard.used("j1", "open")
+    yard.create("j2", "open")
+    infer = yard.ask("j2", "INFER")
+    assert yard.until_ended(infer) < 10.0
+    (load,) = [one for one in yard.world.database.documents("operations")
+               if one["job_id"] == "j2" and one["source"] == "system"]  # fmt: skip
+    assert ("DEPLOY_UNLOAD", f"evicted_for:{load['_id']}", "SUCCEEDED") in yard.ours("j1")
+    assert yard.held == {"j2": 5 << 30}
+    again = yard.ask("j1", "INFER")
+    assert yard.until_ended(again) < 10.0
+    assert yard.held == {"j1": 5 << 30}
+
+
+def test_a_one_shot_run_has_room_made_for_it(yard: Yard) -> None:
+    yard.used("j1", "open")
+    temp = yard.ask("j2", "TEMP", model="open", input=1)
+    assert yard.until_ended(temp) < 10.0
+    assert yard.operation(temp)["state"] == "SUCCEEDED"
+    assert yard.state("j1") == "CREATED"
+
+
+@pytest.mark.parametrize("model", ["pinned", "steady"])
+def test_what_is_pinned_or_was_loaded_by_hand_stays(yard: Yard, model: str) -> None:
+    yard.create("j1", model)
+    yard.ask("j1", "DEPLOY_LOAD")
+    yard.advance(SOON_S)
+    yard.create("j2", "http")
+    infer = yard.ask("j2", "INFER")
+    yard.advance(2 * SWAP_WAIT_S)
+    assert yard.state("j1") == "LOADED"
+    assert yard.ours("j1") == []
+    assert yard.operation(infer)["state"] == "QUEUED"
+    yard.ask("j1", "TERMINATE")
+    yard.until_ended(infer)
+    assert yard.operation(infer)["state"] == "SUCCEEDED"
+
+
+def test_what_is_always_in_use_makes_room_after_a_bounded_wait(yard: Yard) -> None:
+    yard.create("j1", "open")
+    yard.create("j2", "open")
+    asked = [yard.ask("j1", "INFER") for _ in range(4)]
+    yard.advance(3.0)
+    other = yard.ask("j2", "INFER")
+    began = yard.world.loop.time()
+    while yard.operation(other)["state"] != "SUCCEEDED":
+        asked.append(yard.ask("j1", "INFER"))  # there is always one in line
+        yard.advance(0.4)
+        assert yard.world.loop.time() - began < SWAP_WAIT_S + 15.0
+    assert yard.world.loop.time() - began > SWAP_WAIT_S - 2.0
+    yard.advance(120.0)
+    ended = [yard.operation(one)["state"] for one in (*asked, other)]
+    assert set(ended) == {"SUCCEEDED"}, "nobody is refused or interrupted by it"
+
+
+def test_a_model_stays_for_its_least_time(yard: Yard) -> None:
+    yard.used("j1", "open")
+    yard.create("j2", "open")
+    (before,) = [one for one in yard.world.database.documents("jobs") if one["_id"] == "j1"]
+    infer = yard.ask("j2", "INFER")
+    yard.until_ended(infer)
+    unload = next(
+        one for one in yard.world.database.documents("operations")
+        if one["job_id"] == "j1" and one["verb"] == "DEPLOY_UNLOAD"
+    )  # fmt: skip
+    assert (unload["accepted_at"] - before["loaded_at"]).total_seconds() >= 1.0
