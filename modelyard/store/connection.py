@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from bson.codec_options import CodecOptions, DatetimeConversion
@@ -155,7 +155,8 @@ class MongoConnection:
     async def _asked_time(self) -> datetime:
         answer = await self.database.command("hello")
         time: datetime = answer["localTime"]
-        return time
+        # The driver leaves out the zone in answers to commands: such a time is UTC.
+        return time.replace(tzinfo=UTC)
 
     def close(self) -> None:
         """Close all sockets."""

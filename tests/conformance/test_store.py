@@ -229,6 +229,17 @@ async def test_a_place_in_line_is_given_once(store: Store) -> None:
     assert found.line == 7
 
 
+async def test_the_time_has_its_zone_as_all_recorded_times_have(store: Store) -> None:
+    """Without one, a gateway whose machine is not on UTC would take it for its own time."""
+    now = await store.time()
+    assert now.tzinfo is UTC
+    await store.operations.record([new(ONE)])
+    found = await store.operation_queries.get(ONE)
+    assert found is not None
+    assert found.accepted_at is not None
+    assert abs((found.accepted_at - now).total_seconds()) < 5.0
+
+
 async def test_new_operations_enter_the_line_and_start_with_one_write(store: Store) -> None:
     recorded, brought, known, other, ended = (new(uuid.uuid4().hex) for _ in range(5))
     await store.operations.record([recorded, ended])
