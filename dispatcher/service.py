@@ -41,7 +41,7 @@ from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
-from dispatcher.scheduling.residency import Residency
+from dispatcher.scheduling.residency import Residents
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.senders import Senders
 from dispatcher.settings import DispatcherSettings
@@ -150,7 +150,7 @@ class Leader:
         lines, fleet = Lines(store), Fleet(store)
         self._stop_listening = store.changes.listen(jobs=lines.forget, hosts=fleet.mark)
         memory = Memory(lines, fleet)
-        residency = Residency(store, memory, swap_wait_s=settings.dispatcher_swap_wait_s)
+        residency = Residents(store, memory, swap_wait_s=settings.dispatcher_swap_wait_s)
         self.scheduler = Scheduler(
             store, event_log, commands, term, memory=memory, residency=residency
         )

@@ -25,13 +25,13 @@ from dispatcher.events import EventLog, observed_event, operation_event
 from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.commands import CommandPublisher
-from dispatcher.scheduling.placement import FreeCapacity, PlacementRequest, Unplaced
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
+from modelyard.scheduling.placement import FreeCapacity, PlacementRequest, Unplaced
 from modelyard.store import Store
 from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.operations import QueuedEnding

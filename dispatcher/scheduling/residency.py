@@ -1,4 +1,4 @@
-"""Residency: brings models into memory for inferences that ask for them, and makes room.
+"""Residents: brings models into memory for inferences that ask for them, and makes room.
 
 A LOAD or UNLOAD that Modelyard decides on is an ordinary operation at the front of its job's line,
 with its reason. Nothing that works is interrupted: an UNLOAD takes effect when the inferences that
@@ -6,7 +6,6 @@ run have ended, and those that wait behind it load the model again. What a crash
 operation is recorded, or it is not, and then the next pass decides anew.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,15 +15,16 @@ import structlog
 from dispatcher.scheduling.eviction import Candidate, cheapest
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.ordering import LoadFirst
-from dispatcher.scheduling.placement import PlacementRequest, loadable_when_empty
 from dispatcher.scheduling.system_operations import record_in_front, system_operation
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.states import OperationState, Verb
+from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
+from modelyard.scheduling.placement import PlacementRequest, loadable_when_empty
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding
-from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
+from modelyard.store.records import HostRecord, JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,6 @@ LOAD_S = 1.0
 """Seconds that a load counts for which has not been measured."""
 MEMORY = "memory"
 """The host's memory, among the uuids of its devices."""
-LEAVING = (Verb.DEPLOY_UNLOAD, Verb.TERMINATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class _Way:
     jobs: tuple[str, ...]
 
 
-class Residency:
+class Residents:
     """Loads models on demand, and unloads idle ones that others need the place of."""
 
     def __init__(self, store: Store, memory: Memory, *, swap_wait_s: float) -> None:
@@ -130,9 +129,11 @@ class Residency:
             if line is None or it.resident is None or line.job.generation != it.generation:
                 continue
             frees = {**it.resident.devices, MEMORY: it.resident.memory}
-            if _is_leaving(line):
+            if is_leaving(line):
                 found.append(Candidate(it.job_id, 0.0, frees))
-            elif _may_leave(line, now, in_use=waited_s >= self._swap_wait_s):
+            elif (stays := why_it_stays(line, now)) is None or (
+                stays is Stays.IN_USE and waited_s >= self._swap_wait_s
+            ):
                 found.append(Candidate(it.job_id, self._cost(line.job), frees))
         return found
 
@@ -141,7 +142,7 @@ class Residency:
 
     async def _evict(self, operation: OperationRecord, way: _Way) -> set[str]:
         read = await self._lines.read(way.jobs)
-        leaving = [line.job for line in read.lines if not _is_leaving(line)]
+        leaving = [line.job for line in read.lines if not is_leaving(line)]
         await record_in_front(
             self._store,
             [
@@ -169,24 +170,6 @@ def _hosts_for(one: Crowded, hosts: Mapping[str, HostRecord]) -> Iterable[HostRe
         return [hosts[one.host_id]] if one.host_id in hosts else []
     fitting = [host for host in hosts.values() if loadable_when_empty(host, one.request)]
     return fitting[:HOSTS_AT_ONCE]
-
-
-def _is_leaving(line: JobLine) -> bool:
-    """Tell whether an operation that takes the model out of memory is first in line."""
-    return bool(line.operations) and line.operations[0].verb in LEAVING
-
-
-def _may_leave(line: JobLine, now: datetime, *, in_use: bool) -> bool:
-    job, spec = line.job, line.job.spec
-    if spec is None or not spec.residency.on_demand or spec.residency.pinned:
-        return False
-    if job.state is not JobState.LOADED or job.move is not None or job.recovery is not None:
-        return False
-    resident_s = (now - job.loaded_at).total_seconds() if job.loaded_at else math.inf
-    if resident_s < spec.residency.min_resident_s:
-        return False
-    # Nothing is put before an operation that changes the job itself.
-    return not line.operations or (in_use and all(one.shared for one in line.operations))
 
 
 def _ways(one: Crowded, host: HostRecord, candidates: Sequence[Candidate]) -> list[_Way]:

@@ -45,13 +45,13 @@ from dispatcher.scheduling.ordering import (
     TerminateBehind,
     next_decisions,
 )
-from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
-from dispatcher.scheduling.residency import Crowded, Residency
+from dispatcher.scheduling.residency import Crowded, Residents
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
+from modelyard.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
 from modelyard.store.operation_writes import DispatchClaim
@@ -214,7 +214,7 @@ class Scheduler:
         term: Term,
         *,
         memory: Memory,
-        residency: Residency,
+        residency: Residents,
     ) -> None:
         self._store = store
         self._event_log = event_log

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import openapi
 from gateway.access.authentication import needs, refuse_to_submit
+from gateway.explaining import explanation_of
 from gateway.problems import RETRY_AFTER_S
 from gateway.routes.dependencies import (
     GatewayDependencies,
@@ -28,7 +29,7 @@ from modelyard.contract.answers import Accepted, OperationPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id, OperationId
 from modelyard.contract.states import OperationState, Verb
-from modelyard.contract.views import OperationView
+from modelyard.contract.views import Explanation, OperationView
 from modelyard.store.records import OperationRecord
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"])
@@ -136,6 +137,21 @@ async def read_result(operation_id: OperationId, gateway: GatewayDependencies) -
         media_type="application/json",
         headers={"Content-Length": str(record.result_bytes)},
     )
+
+
+@router.get(
+    "/{operation_id}/explain",
+    response_model=Explanation,
+    responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.JOBS_READ)],
+    summary="Explain why an operation has not started",
+)
+async def explain_operation(operation_id: OperationId, gateway: GatewayDependencies) -> Response:
+    """Return what an operation waits for: in its job's line, for a host, for memory of a device."""
+    found = await gateway.reading.ask(lambda: explanation_of(gateway.store, operation_id))
+    if found is None:
+        raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no operation {operation_id}.")
+    return answer(found)
 
 
 @router.post(

@@ -51,6 +51,12 @@ def status(ctx: Context, id: Annotated[str, typer.Argument(help="An operation or
         session.out.one(session.yard.job(id))
 
 
+def explain(ctx: Context, operation: Operation) -> None:
+    """Explain why an operation has not started."""
+    session = session_of(ctx)
+    session.out.explanation(session.yard.explain(operation))
+
+
 def result(ctx: Context, operation: Operation) -> None:
     """Print an operation's result."""
     session = session_of(ctx)

@@ -21,6 +21,7 @@ from modelyard.contract.views import (
     Amount,
     DeviceView,
     DrainView,
+    Explanation,
     HostView,
     JobView,
     OperationView,
@@ -128,6 +129,38 @@ class Output:
             for one in found
         ]
         self._many(found, ("job", "state", "model", "dataset", "host", "container"), rows)
+
+    def explanation(self, found: Explanation) -> None:
+        """Print why an operation has not started."""
+        if self.as_json:
+            self.value(found.model_dump(mode="json"))
+            return
+        for sentence in found.reasons:
+            self._out.print(_plain(sentence), soft_wrap=True)
+        if found.ahead_in_waiting_room:
+            count = found.ahead_in_waiting_room
+            self._out.print(f"More urgent operations that wait for a host: {count}.")
+        if found.estimated_start_s is not None:
+            self._out.print(f"It starts in about {found.estimated_start_s:.3g} s.")
+        if not found.hosts:
+            return
+        self._out.print()
+        rows = [(one.host_id, one.refusal or "has room") for one in found.hosts]
+        self._table(("host", "why not"), rows)
+        held = [
+            (
+                one.host_id,
+                it.job_id,
+                it.model or "",
+                ", ".join(f"{name} {size_text(size)}" for name, size in it.frees.items()),
+                it.stays or "makes room",
+            )
+            for one in found.hosts
+            for it in one.holders
+        ]
+        if held:
+            self._out.print()
+            self._table(("host", "in memory", "model", "would free", "stays because"), held)
 
     def hosts(self, found: Sequence[HostView]) -> None:
         """Print hosts, and their devices if they have some."""

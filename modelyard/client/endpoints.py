@@ -35,7 +35,7 @@ from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
-from modelyard.contract.views import HostView, JobView, OperationView
+from modelyard.contract.views import Explanation, HostView, JobView, OperationView
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -152,6 +152,11 @@ def operation(operation_id: str, wait_s: float = 0.0) -> Call[OperationView]:
     params = {"wait": f"{wait_s:.3f}"} if wait_s > 0 else {}
     path = f"/v1/operations/{_quoted(operation_id)}"
     return Call("GET", path, _reader(OperationView), params=params, patience_s=wait_s)
+
+
+def explain(operation_id: str) -> Call[Explanation]:
+    """Read why an operation has not started."""
+    return Call("GET", f"/v1/operations/{_quoted(operation_id)}/explain", _reader(Explanation))
 
 
 def cancel(operation_id: str, wait_s: float = 0.0) -> Call[OperationView]:

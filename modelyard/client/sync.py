@@ -35,7 +35,7 @@ from modelyard.contract.answers import (
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue
-from modelyard.contract.views import HostView, JobView, OperationView
+from modelyard.contract.views import Explanation, HostView, JobView, OperationView
 
 T = TypeVar("T")
 
@@ -143,6 +143,10 @@ class Modelyard:
     def operation(self, operation: Operation, *, wait_s: float = 0.0) -> OperationView:
         """Read an operation, after waiting for its end for up to `wait_s` seconds (60)."""
         return self._send(endpoints.operation(id_of(operation), wait_s))
+
+    def explain(self, operation: Operation) -> Explanation:
+        """Read why an operation has not started."""
+        return self._send(endpoints.explain(id_of(operation)))
 
     def wait(self, operation: Operation, timeout_s: float | None = None) -> OperationView:
         """Return the operation once it has succeeded.

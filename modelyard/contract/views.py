@@ -71,6 +71,48 @@ class OperationView(Message):
     links: Links
 
 
+class HolderView(Message):
+    """A job whose model is in memory on a host, seen from an operation that needs the place."""
+
+    job_id: str
+    model: str | None = None
+    frees: dict[str, int] = Field(default_factory=dict)
+    """Bytes by device, or `memory` of the host, that its unload would free."""
+    stays: str | None = None
+    """Why it is not unloaded for others; null: it makes room."""
+
+
+class HostVerdict(Message):
+    """Whether a host would take an operation now."""
+
+    host_id: str
+    fits: bool
+    refusal: str | None = None
+    """The first rule that refuses, with its numbers."""
+    holders: tuple[HolderView, ...] = ()
+    """What is in memory there, if that is what refuses."""
+
+
+class Explanation(Message):
+    """Why an operation has not started, as of now."""
+
+    operation_id: str
+    state: OperationState
+    reasons: tuple[str, ...]
+    """Sentences, the most important first; never empty."""
+    ahead_in_line: int = 0
+    """Operations of its job that go before it."""
+    next_in_line: str | None = None
+    """The first of them."""
+    ahead_in_waiting_room: int | None = None
+    """More urgent operations of other jobs that wait for a host; null if it does not wait there.
+    1,000 also stands for more."""
+    hosts: tuple[HostVerdict, ...] = ()
+    """Each host, at most 100, if the operation needs a place on one."""
+    estimated_start_s: float | None = None
+    """Seconds until it starts, by how long its job's operations took lately; null: not known."""
+
+
 class JobView(Message):
     """A job as clients see it."""
 

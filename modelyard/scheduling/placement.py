@@ -244,6 +244,61 @@ def loadable_when_empty(host: HostRecord, need: PlacementRequest) -> bool:
     return _lacks(host.room, replace(need, at_once=False), when_empty=False) is None
 
 
+def refusal_with_numbers(host: HostRecord, need: PlacementRequest) -> str | None:
+    """Return why a host can't take a job now, with what it has; None if it can."""
+    refusal = _refusal(host, need, host.room)
+    if not isinstance(refusal, _Shortage):
+        return refusal
+    total, room = host.total, host.total if refusal.when_empty else host.room
+    loads = need.at_once or refusal.when_empty
+    tail = "even when empty" if refusal.when_empty else "now"
+    match refusal.lacks:
+        case _Lacks.SLOTS:
+            return f"all of its {total.slots} slots are taken ({tail})"
+        case _Lacks.CPUS:
+            wanted, left = need.container.millicpus / MILLI, (room.millicpus or 0) / MILLI
+            return f"it needs {wanted:g} CPUs, and {left:g} are free {tail}"
+        case _Lacks.MEMORY:
+            wanted_size = size_text(_memory(need, loads=loads))
+            left_size = size_text(max(0, room.memory or 0))
+            return f"it needs {wanted_size} of memory, and {left_size} are free {tail}"
+        case _Lacks.DEVICES:
+            return f"it needs {_devices_text(need.resident)}; {_free_text(room)} {tail}"
+
+
+def refusal_to_load(host: HostRecord, job: JobRecord, spec: ModelSpec) -> str | None:
+    """Return why a job's model can't be loaded on its host now, with numbers; None if it can."""
+    held = host.reservation(job.job_id, job.generation)
+    need = resident_need(spec)
+    if held is None or held.resident is not None or need.nothing:
+        return None
+    room = host.room
+    if _not_loadable(room, need, held.devices) is None:
+        return None
+    if room.memory is not None and room.memory < need.memory:
+        left = size_text(max(0, room.memory))
+        return f"it needs {size_text(need.memory)} of memory, and {left} are free"
+    bound = {uuid: one for uuid, one in room.devices.items() if uuid in held.devices}
+    return f"it needs {_devices_text(need)}; {_free_text(replace(room, devices=bound))}"
+
+
+def _devices_text(need: ResidentNeed) -> str:
+    count = "1 device" if need.devices == 1 else f"{need.devices} devices"
+    if need.device_memory is None:
+        return f"{count} for itself"
+    return f"{size_text(need.device_memory)} on {count}"
+
+
+def _free_text(room: Room) -> str:
+    if not room.devices:
+        return "there is no such device"
+    parts = [
+        f"{uuid} has {size_text(max(0, one.free))} of {size_text(one.memory)} free"
+        for uuid, one in sorted(room.devices.items())
+    ]
+    return ", ".join(parts)
+
+
 def _memory(need: PlacementRequest, *, loads: bool) -> int:
     return need.container.memory + (need.resident.memory if loads else 0)
 

@@ -139,6 +139,20 @@ class OperationQueries:
             limit=limit,
         )
 
+    async def more_urgent(self, operation: OperationRecord) -> int:
+        """Count the operations without a host that are scheduled before this one, up to 1,000."""
+        before: Document = {
+            "state": OperationState.QUEUED,
+            "waits": True,
+            "$or": [
+                {"priority": {"$gt": operation.priority}},
+                {"priority": operation.priority, "line": {"$lt": operation.line}},
+            ],
+        }
+        async with self._connection.answering():
+            found = await self._collection.find(before, {"_id": 1}, limit=1_000).to_list(None)
+        return len(found)
+
     async def last_end(self, job_id: str) -> datetime | None:
         """Return when the operation of a job that was accepted last has ended; None if none has."""
         page = await self.page({"job_id": job_id}, after=None, limit=1)

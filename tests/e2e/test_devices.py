@@ -4,6 +4,7 @@ The devices are declared, since the test's machine has none: the engines bind th
 """
 
 import asyncio
+import time
 import uuid
 from typing import Any
 
@@ -88,6 +89,15 @@ async def test_a_loaded_model_keeps_others_out_until_it_is_unloaded(
     load = await user.submit("DEPLOY_LOAD", second)
     reasons = await eventually(lambda: waiting(user, load), what="the reason")
     assert reasons == ["host h1 has less than 6 GiB free on the device GPU-h1-0"]
+    began = time.monotonic()
+    said = (await user.http.get(f"/v1/operations/{load}/explain")).json()
+    assert time.monotonic() - began < 0.5
+    assert said["reasons"][0] == (
+        "Its model has no room on host h1: it needs 6 GiB on 1 device; GPU-h1-0 has 2 GiB of 8 GiB "
+        "free."
+    )
+    (holder,) = said["hosts"][0]["holders"]
+    assert (holder["job_id"], holder["frees"]) == (first, {"GPU-h1-0": 6 * GIB})
     await user.done("DEPLOY_UNLOAD", first)
     assert (await user.ended(load))["state"] == "SUCCEEDED"
     assert (await devices(user))["GPU-h1-0"]["resident"] == {second: 6 * GIB}
@@ -106,4 +116,44 @@ async def test_what_no_host_can_hold_says_so(user: User) -> None:
         "1 host does not have the label name=h1",
         "1 host has no device with 9 GiB",
     }
+    await user.done("TERMINATE", job)
+
+
+async def test_more_models_than_fit_are_loaded_as_they_are_asked_for(
+    user: User, engines: dict[str, Engine]
+) -> None:
+    """Three models share one device of 8 GiB, on which one of them fits at a time."""
+    residency = {"on_demand": True, "min_resident_s": 0.0}
+    spec = {**PROBES["probe-http"], "residency": residency}
+    jobs = [user.job_id() for _ in range(3)]
+    for job in jobs:
+        model = await put(user, spec, gpus=1, gpu_memory="6g")
+        await user.done("DEPLOY_CREATE", job, model=model)
+    for job in (*jobs, *jobs):
+        done = await user.done("INFER", job, input={"text": job})
+        assert await user.result(done["operation_id"])
+        assert (await devices(user))["GPU-h1-0"]["resident"] == {job: 6 * GIB}
+    found = (await user.http.get("/v1/operations", params={"job_id": jobs[0]})).json()
+    reasons = [one["reason"] for one in found["operations"] if one["source"] == "system"]
+    kinds = [reason.partition(":")[0] for reason in reasons]
+    assert sorted(kinds) == ["evicted_for", "evicted_for", "on_demand", "on_demand"]
+    for job in jobs:
+        await user.done("TERMINATE", job)
+        assert not await engines["h1"].containers(job)
+
+
+async def test_an_idle_model_leaves_memory_by_itself(user: User) -> None:
+    residency = {"on_demand": True, "idle_unload_s": 2.0, "min_resident_s": 0.0}
+    model = await put(user, {**PROBES["probe-http"], "residency": residency}, gpus=1)
+    job = user.job_id()
+    await user.done("DEPLOY_CREATE", job, model=model)
+    await user.done("INFER", job, input={})
+    began = time.monotonic()
+
+    async def unloaded() -> bool:
+        return str((await user.job(job))["state"]) == "CREATED"
+
+    await eventually(unloaded, what="the unload")
+    assert 1.0 < time.monotonic() - began < 6.0
+    assert all(not one["resident"] for one in (await devices(user)).values())
     await user.done("TERMINATE", job)

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from gateway.explaining import explanation_of
 from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE
 from tests.statemachine.catalog import MODELS
@@ -48,6 +49,7 @@ def wrong_when_quiet(world: World, *, nothing_waits: bool) -> list[str]:
         *(f"I5: {sentence}" for sentence in capacity(now)),
         *(f"I8: {sentence}" for sentence in _queues(world)),
         *(f"alive: {sentence}" for sentence in _alive(now)),
+        *(f"explain: {sentence}" for sentence in _unexplained(world, now)),
     ]
 
 
@@ -187,6 +189,15 @@ def _alive(now: Snapshot) -> Iterator[str]:
     for job in now.jobs:
         if job.get("recovery"):
             yield f"{job['_id']} still waits to be brought back"
+
+
+def _unexplained(world: World, now: Snapshot) -> Iterator[str]:
+    """Yield operations that wait although it is said that they are about to start."""
+    for one in now.operations:
+        if one["state"] == OperationState.QUEUED:
+            found = world.loop.run(explanation_of(world.front.store, one["_id"]))
+            if found is None or "is about to" in found.reasons[0]:
+                yield f"{one['_id']} waits: {found.reasons if found else None}"
 
 
 def _told(world: World, now: Snapshot) -> Iterator[str]:

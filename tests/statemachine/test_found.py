@@ -11,7 +11,7 @@ from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
-from dispatcher.scheduling.residency import Residency
+from dispatcher.scheduling.residency import Residents
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest, OperationReport
 from modelyard.contract.states import OperationState
@@ -49,7 +49,7 @@ def scheduler_on(store: MemoryStore) -> Scheduler:
     term = Term(1, float("inf"))
     commands = CommandPublisher(broker, term, default_timeout_s=60.0)
     memory = Memory(Lines(store), Fleet(store))
-    residency = Residency(store, memory, swap_wait_s=10.0)
+    residency = Residents(store, memory, swap_wait_s=10.0)
     log = EventLog(store, broker, term)
     return Scheduler(store, log, commands, term, memory=memory, residency=residency)
 

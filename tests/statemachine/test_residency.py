@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from gateway.explaining import explanation_of
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.states import OperationState
+from modelyard.contract.views import Explanation
+from modelyard.scheduling.leaving import Stays
 from tests.statemachine.loop import VirtualLoop
 from tests.statemachine.virtual import virtual_machine
 from tests.statemachine.world import World
@@ -21,6 +24,7 @@ IDLE_S = 6.0
 """`idle_unload_s` of the model `http`."""
 SWAP_WAIT_S = 30.0
 TAKE_OVER_S = 10.0
+PINNED, BY_HAND = str(Stays.PINNED), str(Stays.BY_HAND)
 
 
 class Yard:
@@ -66,6 +70,12 @@ class Yard:
     def operation(self, operation_id: str) -> Document:
         found = self.world.database.documents("operations")
         return next((one for one in found if one["_id"] == operation_id), {"state": "QUEUED"})
+
+    def explain(self, operation_id: str) -> Explanation:
+        """Return why an operation waits, as a gateway says it."""
+        found = self.world.loop.run(explanation_of(self.world.front.store, operation_id))
+        assert found is not None
+        return found
 
     def ours(self, job_id: str) -> list[tuple[str, str, str]]:
         """Return verb, reason and state of the operations that Modelyard itself submitted."""
@@ -200,8 +210,8 @@ def test_a_one_shot_run_has_room_made_for_it(yard: Yard) -> None:
     assert yard.state("j1") == "CREATED"
 
 
-@pytest.mark.parametrize("model", ["pinned", "steady"])
-def test_what_is_pinned_or_was_loaded_by_hand_stays(yard: Yard, model: str) -> None:
+@pytest.mark.parametrize(("model", "stays"), [("pinned", PINNED), ("steady", BY_HAND)])
+def test_what_is_pinned_or_was_loaded_by_hand_stays(yard: Yard, model: str, stays: str) -> None:
     yard.create("j1", model)
     yard.ask("j1", "DEPLOY_LOAD")
     yard.advance(SOON_S)
@@ -209,6 +219,12 @@ def test_what_is_pinned_or_was_loaded_by_hand_stays(yard: Yard, model: str) -> N
     infer = yard.ask("j2", "INFER")
     yard.advance(2 * SWAP_WAIT_S)
     assert yard.state("j1") == "LOADED"
+    (load,) = [one for one in yard.world.database.documents("operations")
+               if one["job_id"] == "j2" and one["source"] == "system"]  # fmt: skip
+    behind = yard.explain(infer)
+    assert (behind.ahead_in_line, behind.next_in_line) == (1, load["_id"])
+    (verdict,) = yard.explain(load["_id"]).hosts
+    assert [(it.job_id, it.stays) for it in verdict.holders] == [("j1", stays)]
     assert yard.ours("j1") == []
     assert yard.operation(infer)["state"] == "QUEUED"
     yard.ask("j1", "TERMINATE")

@@ -14,7 +14,7 @@ from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
-from dispatcher.scheduling.residency import Residency
+from dispatcher.scheduling.residency import Residents
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest
@@ -86,7 +86,7 @@ class DispatcherParts:
             self.commands,
             self.term,
             memory=memory,
-            residency=Residency(self.store, memory, swap_wait_s=SWAP_WAIT_S),
+            residency=Residents(self.store, memory, swap_wait_s=SWAP_WAIT_S),
         )
         self.woken: list[str] = []
         """Jobs for which the scheduler would be woken."""

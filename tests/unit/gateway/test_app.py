@@ -65,6 +65,7 @@ async def test_the_openapi_document_is_whole(app: FastAPI) -> None:
         "/v1/jobs/{job_id}",
         "/v1/operations",
         "/v1/operations/{operation_id}",
+        "/v1/operations/{operation_id}/explain",
         "/v1/operations/{operation_id}/result",
         "/v1/operations/{operation_id}/cancel",
         "/v1/operations/{operation_id}/retry",

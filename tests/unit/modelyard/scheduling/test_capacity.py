@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.capacity.offers import Device, DeviceReading, HostCapacity
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.states import JobState
+from modelyard.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
 from modelyard.store.records import HostRecord, JobRecord, Reservation
 
 GIB = 1 << 30

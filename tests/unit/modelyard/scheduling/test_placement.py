@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
 from modelyard.contract.states import Admission, Liveness
+from modelyard.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
 from modelyard.store.records import HostRecord, Reservation
 
 

@@ -1,0 +1,47 @@
+"""Which models in memory may be unloaded to make room for others. Pure."""
+
+import math
+from datetime import datetime
+from enum import StrEnum
+
+from modelyard.contract.states import JobState, Verb
+from modelyard.store.records import JobLine
+
+TAKES_OUT = (Verb.DEPLOY_UNLOAD, Verb.TERMINATE)
+"""Verbs that take a model out of memory."""
+
+
+class Stays(StrEnum):
+    """Why a model stays in memory; the text is for people."""
+
+    BY_HAND = "its model is not loaded on demand, so nothing would bring it back"
+    PINNED = "its model is pinned"
+    MOVING = "it is being moved or restored"
+    YOUNG = "it was loaded a moment ago (min_resident_s)"
+    IN_USE = "inferences run on it or wait for it"
+    CHANGING = "an operation is changing it"
+
+
+def is_leaving(line: JobLine) -> bool:
+    """Tell whether the first operation in line takes the model out of memory."""
+    return bool(line.operations) and line.operations[0].verb in TAKES_OUT
+
+
+def why_it_stays(line: JobLine, now: datetime) -> Stays | None:
+    """Return why a model may not be unloaded for another one now; None if it may.
+
+    `IN_USE` holds for a bounded time only. `now` is a time by the database's clock.
+    """
+    job, spec = line.job, line.job.spec
+    if spec is None or not spec.residency.on_demand:
+        return Stays.BY_HAND
+    if spec.residency.pinned:
+        return Stays.PINNED
+    if job.state is not JobState.LOADED or job.move is not None or job.recovery is not None:
+        return Stays.MOVING if job.move or job.recovery else Stays.CHANGING
+    resident_s = (now - job.loaded_at).total_seconds() if job.loaded_at else math.inf
+    if resident_s < spec.residency.min_resident_s:
+        return Stays.YOUNG
+    if line.operations:
+        return Stays.IN_USE if all(one.shared for one in line.operations) else Stays.CHANGING
+    return None

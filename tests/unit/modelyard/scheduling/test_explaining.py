@@ -1,0 +1,249 @@
+"""What is said of an operation that has not started: the rule that holds it, with its numbers."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
+from modelyard.contract.capacity.offers import Device, HostCapacity
+from modelyard.contract.catalog.entries import ModelSpec
+from modelyard.contract.errors import ErrorCode, ErrorInfo
+from modelyard.contract.states import JobState, Liveness, OperationState, Verb
+from modelyard.scheduling.explaining import Facts, explain
+from modelyard.store.records import (
+    HostRecord,
+    JobLine,
+    JobRecord,
+    OperationRecord,
+    Reservation,
+    RestorationRecord,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+GIB = 1 << 30
+A = "GPU-a"
+
+
+def spec(**more: Any) -> ModelSpec:
+    resources = {"cpus": 1.0, "memory": "1g"} | more.pop("resources", {})
+    return ModelSpec.model_validate(
+        {"name": "m", "image": "x/y", "profile": "open-inference", "port": 1} | more
+        | {"resources": resources}
+    )  # fmt: skip
+
+
+def operation(
+    verb: Verb = Verb.INFER, line: int | None = 9, state: str = "QUEUED", **more: Any
+) -> OperationRecord:
+    fields = {"operation_id": f"op-{line}", "job_id": "j", "verb": verb, "model": "m"}
+    return OperationRecord.model_validate({**fields, "line": line, "state": state, **more})
+
+
+def job(state: JobState = JobState.LOADED, **more: Any) -> JobRecord:
+    fields: dict[str, Any] = {"job_id": "j", "state": state, "host_id": "h", "generation": 1}
+    return JobRecord.model_validate({**fields, "spec": spec(), **more})
+
+
+def host(*held: Allocation, **more: Any) -> HostRecord:
+    offer = HostCapacity(cpus=8.0, memory=32 * GIB, devices=(Device(uuid=A, memory=8 * GIB),))
+    reservations = tuple(Reservation(**dict(one), token="t") for one in held)
+    fields = {"host_id": "h", "slots": None, "capacity": offer, "reservations": reservations}
+    return HostRecord.model_validate({**fields, **more})
+
+
+def facts(one: OperationRecord, *before: OperationRecord, of: JobRecord, **more: Any) -> Facts:
+    return Facts(one, NOW, line=JobLine(job=of, operations=(*before, one)), **more)
+
+
+def test_what_has_started_or_ended_says_where() -> None:
+    sent = operation(state="DISPATCHED", host_id="h")
+    runs = operation(state="RUNNING", host_id="h", phase="inferring")
+    said = [explain(Facts(one, NOW)).reasons for one in (sent, runs, operation(state="FAILED"))]
+    assert said == [
+        ("It was sent to host h, whose worker has not begun it yet.",),
+        ("It runs on host h: inferring.",),
+        ("It has ended: FAILED.",),
+    ]
+
+
+def test_what_was_not_taken_in_yet() -> None:
+    assert "not taken it in yet" in explain(Facts(operation(line=None), NOW)).reasons[0]
+
+
+def test_a_pause_after_a_failure_names_it_and_its_end() -> None:
+    error = ErrorInfo.of(ErrorCode.IMAGE_PULL_FAILED)
+    one = operation(resting=True, not_before=NOW + timedelta(seconds=30), error=error)
+    assert explain(facts(one, of=job())).reasons == (
+        (
+            "Its last attempt failed (image_pull_failed); "
+            "the next begins at 2026-01-01T00:00:30+00:00."
+        ),
+    )
+
+
+def test_what_goes_before_in_line_is_named_and_counted() -> None:
+    before = operation(Verb.DEPLOY_LOAD, 1, "RUNNING", reason="on_demand:op-9")
+    found = explain(facts(operation(), before, operation(line=2), of=job(JobState.CREATED)))
+    assert found.reasons == (
+        (
+            "2 operations of job j go before it; the first is DEPLOY_LOAD op-1 (RUNNING, for "
+            "on_demand:op-9)."
+        ),
+    )
+    assert (found.ahead_in_line, found.next_in_line) == (2, "op-1")
+
+
+def test_inferences_beyond_what_the_model_runs_at_once() -> None:
+    running = operation(line=1, state="RUNNING", started_at=NOW - timedelta(seconds=1))
+    waiting = operation(line=2)
+    found = explain(facts(operation(), running, waiting, of=job(), took_s={Verb.INFER: 4.0}))
+    assert "2 inferences of job j are before it, and its model runs 1" in found.reasons[0]
+    assert found.estimated_start_s == 7.0
+
+
+def test_a_restoration_goes_first() -> None:
+    down = job(JobState.FAILED, recovery=RestorationRecord(to=JobState.LOADED, key=1))
+    assert explain(facts(operation(), of=down)).reasons == ("Job j is being restored first.",)
+
+
+def test_a_silent_host_is_named() -> None:
+    there = host(liveness=Liveness.SUSPECT)
+    assert explain(facts(operation(), of=job(), hosts=[there])).reasons == (
+        "Its job is on host h, which is SUSPECT.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("resources", "held", "refusal"),
+    [
+        (
+            {"cpus": 4.0},
+            Allocation(job_id="o", generation=1, millicpus=5_500),
+            "it needs 4 CPUs, and 2.5 are free now",
+        ),
+        ({"cpus": 64.0}, None, "it needs 64 CPUs, and 8 are free even when empty"),
+        (
+            {"memory": "2g"},
+            Allocation(job_id="o", generation=1, memory=31 * GIB),
+            "it needs 2 GiB of memory, and 1 GiB are free now",
+        ),
+        (
+            {"gpus": 1, "gpu_memory": "3g"},
+            Allocation(
+                job_id="o",
+                generation=1,
+                devices=(A,),
+                resident=ResidentAllocation(devices={A: 6 * GIB}),
+            ),
+            "it needs 3 GiB on 1 device; GPU-a has 2 GiB of 8 GiB free now",
+        ),
+        (
+            {"gpus": 2},
+            None,
+            "it needs 2 devices for itself; GPU-a has 8 GiB of 8 GiB free even when empty",
+        ),
+    ],
+)
+def test_each_host_says_what_it_lacks_with_numbers(
+    resources: dict[str, Any], held: Allocation | None, refusal: str
+) -> None:
+    one = operation(Verb.TEMP)
+    there = host(*([held] if held else []))
+    found = explain(
+        facts(
+            one,
+            of=job(JobState.NONE, host_id=None),
+            spec=spec(resources=resources),
+            hosts=[there],
+            more_urgent=3,
+        )
+    )
+    assert [(it.host_id, it.fits, it.refusal) for it in found.hosts] == [("h", False, refusal)]
+    ever = "could ever hold it" if "even" in refusal else "has room for it now"
+    assert ever in found.reasons[0]
+    assert found.ahead_in_waiting_room == 3
+
+
+def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
+    def held(job_id: str) -> Allocation:
+        resident = ResidentAllocation(devices={A: 4 * GIB})
+        return Allocation(job_id=job_id, generation=1, devices=(A,), resident=resident)
+
+    def line(job_id: str, *operations: OperationRecord, **residency: Any) -> JobLine:
+        loaded = job(
+            job_id=job_id,
+            spec=spec(residency=residency),
+            loaded_at=NOW - timedelta(seconds=60),
+        )
+        return JobLine(job=loaded, operations=operations)
+
+    one = operation(Verb.DEPLOY_LOAD)
+    bound = Allocation(job_id="j", generation=1, devices=(A,))
+    mine = job(JobState.CREATED, spec=spec(resources={"gpus": 1, "gpu_memory": "6g"}))
+    found = explain(
+        facts(
+            one,
+            of=mine,
+            hosts=[host(bound, held("idle"), held("by-hand"))],
+            residents={
+                "idle": line("idle", on_demand=True),
+                "by-hand": line("by-hand"),
+            },
+        )
+    )
+    assert found.reasons == (
+        (
+            "Its model has no room on host h: it needs 6 GiB on 1 device; "
+            "GPU-a has 0 bytes of 8 GiB free."
+        ),
+    )
+    (there,) = found.hosts
+    assert [(it.job_id, it.frees, it.stays is None) for it in there.holders] == [
+        ("idle", {A: 4 * GIB}, True), ("by-hand", {A: 4 * GIB}, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("residency", "operations", "stays"),
+    [
+        ({"pinned": True}, (), "its model is pinned"),
+        ({"min_resident_s": 90.0}, (), "it was loaded a moment ago (min_resident_s)"),
+        ({}, (operation(line=1),), "inferences run on it or wait for it"),
+        ({}, (operation(Verb.DEPLOY_UNLOAD, 1),), "an operation is changing it"),
+        ({}, (), None),
+    ],
+)
+def test_why_a_model_stays(
+    residency: dict[str, Any], operations: tuple[OperationRecord, ...], stays: str | None
+) -> None:
+    loaded = job(
+        job_id="other",
+        spec=spec(residency={"on_demand": True, **residency}),
+        loaded_at=NOW - timedelta(seconds=60),
+    )
+    resident = ResidentAllocation(devices={A: 8 * GIB})
+    other = Allocation(job_id="other", generation=1, devices=(A,), resident=resident)
+    found = explain(
+        facts(
+            operation(Verb.TEMP),
+            of=job(JobState.NONE, host_id=None),
+            spec=spec(resources={"gpus": 1}),
+            hosts=[host(other)],
+            residents={"other": JobLine(job=loaded, operations=operations)},
+        )
+    )
+    assert [it.stays for it in found.hosts[0].holders] == [stays]
+
+
+def test_what_can_start_says_that_too() -> None:
+    found = explain(
+        facts(
+            operation(Verb.TEMP),
+            of=job(JobState.NONE, host_id=None),
+            spec=spec(),
+            hosts=[host()],
+        )
+    )
+    assert found.reasons == ("It can start on h; the dispatcher is about to send it there.",)
+    assert OperationState.QUEUED is found.state
