@@ -53,6 +53,7 @@ class FirstPass:
         These are not in line: they are recorded already, or others of their jobs go before them.
         Raises `StoreUnavailableError`.
         """
+        new = self._store.operations.accepted_now(new)
         jobs = sorted({one.job_id for one in new if one.job_id and one.rejection is None})
         await self._hold(jobs)
         hosts = await self._fleet.hosts()

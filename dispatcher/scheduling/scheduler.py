@@ -118,7 +118,7 @@ class SchedulingPlan:
 def make_plan(
     lines: Sequence[JobLine], catalog: CatalogEntries, capacity: FreeCapacity
 ) -> SchedulingPlan:
-    """Decide over a snapshot. Capacity is given in order of priority, then of acceptance."""
+    """Decide over a snapshot. Capacity is given in order of rank."""
     plan = SchedulingPlan()
     decisions = [decision for line in lines for decision in next_decisions(line, catalog)]
     for decision in sorted(decisions, key=_urgency):
@@ -127,7 +127,7 @@ def make_plan(
 
 
 def _urgency(decision: Decision) -> tuple[int, int]:
-    return -decision.operation.priority, decision.operation.line or 0
+    return decision.operation.rank, decision.operation.line or 0
 
 
 def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> None:

@@ -54,7 +54,9 @@ MAX_REPORT_BYTES = 4 << 20
 MAX_HEARTBEAT_BYTES = 64 << 10
 MAX_METADATA = 32
 """Entries of a request's metadata."""
-MAX_PRIORITY = 9
+MIN_PRIORITY, MAX_PRIORITY = -100, 100
+AGING_S = 60.0
+"""Seconds of waiting that count as much as one point of priority: so every wait is bounded."""
 MAX_CONTAINER_CLAIM = 128
 """Characters of a request's `container_id`; a whole id has 64."""
 MAKING = (Verb.DEPLOY_CREATE, Verb.TEMP)
@@ -114,9 +116,9 @@ class JobRequest(BaseModel):
     of the job's container, in full or at least its first 12 characters."""
     input: Any = None
     """Any JSON; INFER and TEMP send it to the model."""
-    priority: int = Field(default=0, ge=0, le=MAX_PRIORITY, strict=True)
-    """Higher goes first among operations that wait for a host. It never changes the order within a
-    job."""
+    priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY, strict=True)
+    """Higher goes first among operations that wait for a host; a minute of waiting counts as one
+    point, so none waits for ever. It never changes the order within a job."""
     timeout_s: Seconds | None = None
     """Seconds that the operation may run on a worker until it is TIMED_OUT; null: the dispatcher's
     default."""

@@ -27,13 +27,13 @@ INDEXES: dict[str, list[IndexModel]] = {
         ),
         # Waiting operations in the order in which the scheduler tries them.
         IndexModel(
-            [("state", ASCENDING), ("priority", DESCENDING), ("line", ASCENDING)],
-            name="waiting",
+            [("state", ASCENDING), ("rank", ASCENDING), ("line", ASCENDING)],
+            name="waiting_by_rank",
             **_OPEN,
         ),
         IndexModel(
-            [("priority", DESCENDING), ("line", ASCENDING)],
-            name="without_host",
+            [("rank", ASCENDING), ("line", ASCENDING)],
+            name="without_host_by_rank",
             partialFilterExpression={"waits": True},
         ),
         IndexModel(
@@ -103,7 +103,11 @@ INDEXES: dict[str, list[IndexModel]] = {
 }
 
 
-_OBSOLETE = (("operations", "token"),)
+_OBSOLETE = (
+    ("operations", "token"),
+    ("operations", "waiting"),
+    ("operations", "without_host"),
+)
 """Indexes that an earlier version made."""
 _INDEX_NOT_FOUND = 27  # of MongoDB's error codes
 

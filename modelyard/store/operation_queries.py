@@ -122,20 +122,20 @@ class OperationQueries:
         return to_page(found, OperationRecord, "accepted_at", limit)
 
     async def waiting(self, *, after: OperationRecord | None, limit: int) -> list[OperationRecord]:
-        """Return QUEUED operations that have a position: highest priority first, then oldest."""
+        """Return QUEUED operations that have a position, by rank."""
         criteria: Document = {"state": OperationState.QUEUED, "open": True, "line": {"$ne": None}}
         if after is not None:
             criteria["$or"] = [
-                {"priority": {"$lt": after.priority}},
-                {"priority": after.priority, "line": {"$gt": after.line}},
+                {"rank": {"$gt": after.rank}},
+                {"rank": after.rank, "line": {"$gt": after.line}},
             ]
-        return await self.find(criteria, sort=[("priority", -1), ("line", 1)], limit=limit)
+        return await self.find(criteria, sort=[("rank", 1), ("line", 1)], limit=limit)
 
     async def without_host(self, *, limit: int) -> list[OperationRecord]:
         """Return operations that the scheduler found no host for, the most urgent first."""
         return await self.find(
             {"state": OperationState.QUEUED, "waits": True},
-            sort=[("priority", -1), ("line", 1)],
+            sort=[("rank", 1), ("line", 1)],
             limit=limit,
         )
 
@@ -145,8 +145,8 @@ class OperationQueries:
             "state": OperationState.QUEUED,
             "waits": True,
             "$or": [
-                {"priority": {"$gt": operation.priority}},
-                {"priority": operation.priority, "line": {"$lt": operation.line}},
+                {"rank": {"$lt": operation.rank}},
+                {"rank": operation.rank, "line": {"$lt": operation.line}},
             ],
         }
         async with self._connection.answering():

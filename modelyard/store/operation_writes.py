@@ -17,6 +17,8 @@ from modelyard.store.records import (
     NewOperation,
     OperationRecord,
     error_document,
+    points_ms,
+    rank_of,
 )
 
 ACTIVE_ON_HOST_STATES = frozenset({OperationState.DISPATCHED, OperationState.RUNNING})
@@ -120,7 +122,9 @@ def recording(operation: NewOperation, line: int | None, number: int) -> list[Do
             return {"$add": ["$$NOW", int(seconds * 1_000)]}
 
         fields = {"$literal": _recorded(operation, number)}
-        document = {"$mergeObjects": [fields, _times(operation, after)]}
+        now_ms = {"$toLong": "$$NOW"}
+        rank = {"rank": {"$subtract": [now_ms, points_ms(operation.priority)]}}
+        document = {"$mergeObjects": [fields, rank | _times(operation, after)]}
     is_new = {"$eq": [{"$type": "$accepted_at"}, "missing"]}
     pipeline: list[Document] = [{"$replaceWith": {"$cond": [is_new, document, "$$ROOT"]}}]
     if line is not None:
@@ -138,7 +142,8 @@ def accepted_document(operation: NewOperation, accepted: Moment) -> Document:
     def after(seconds: float) -> object:
         return at + timedelta(milliseconds=int(seconds * 1_000))
 
-    return _recorded(operation, number) | _times(operation, after)
+    rank = rank_of(operation.priority, at)
+    return _recorded(operation, number) | {"rank": rank} | _times(operation, after)
 
 
 def _recorded(operation: NewOperation, number: int) -> Document:

@@ -1,7 +1,7 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
 
@@ -15,6 +15,7 @@ from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.messages import (
+    AGING_S,
     MAX_REQUEST_BYTES,
     EngineFacts,
     JobRequest,
@@ -75,6 +76,21 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Moment = tuple[datetime, int]
 """A time by the database's clock in whole milliseconds, and a number that grows with each operation
 that one process accepts: it orders those of the same millisecond."""
+
+
+def rank_of(priority: int, accepted_at: datetime) -> int:
+    """Return the turn of an operation: its acceptance in milliseconds, earlier by its priority.
+
+    Priority that grows with each second of waiting gives the same order at all times, so it is
+    stored once: a higher one with `p` points more goes first unless it came `p * AGING_S` later.
+    """
+    accepted_ms = round((accepted_at - EPOCH) / timedelta(milliseconds=1))
+    return accepted_ms - points_ms(priority)
+
+
+def points_ms(priority: int) -> int:
+    """Return the milliseconds of waiting that a priority counts as much as."""
+    return round(priority * AGING_S * 1_000)
 
 
 class NewOperation(Record):
@@ -160,6 +176,7 @@ class NewOperation(Record):
             has_input=self.input_json is not None,
             input_json=self.input_json,
             priority=self.priority,
+            rank=rank_of(self.priority, self.accepted[0]) if self.accepted else 0,
             timeout_s=self.timeout_s,
             queue_timeout_s=self.queue_timeout_s,
             metadata=self.metadata,
@@ -200,6 +217,8 @@ class OperationRecord(Record):
     input_json: str | None = None
     """None also if the query left it out, because it may be large."""
     priority: int = 0
+    rank: int = 0
+    """When it is the turn of what waits for a host: the lowest goes first; see `rank_of`."""
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
     metadata: dict[str, str] = Field(default_factory=dict)

@@ -357,6 +357,35 @@ async def test_what_was_decided_on_another_request_with_the_same_id_has_no_effec
     assert await state_of(store) is OperationState.QUEUED
 
 
+async def test_waiting_counts_as_priority_so_none_waits_for_ever(store: Store) -> None:
+    now = await store.time()
+
+    def asked(name: str, priority: int, minutes_ago: float) -> NewOperation:
+        at = now - timedelta(minutes=minutes_ago)
+        return new(name, priority=priority).model_copy(update={"accepted": (at, 0)})
+
+    given = [
+        asked("old", 0, 11), asked("urgent", 10, 0), asked("older", -100, 90),
+        asked("oldest", -100, 120), asked("plain", 0, 0), asked("least", -100, 0),
+    ]  # fmt: skip
+    await store.operations.record(given[:3])
+    await store.operations.take_in([(one, line) for line, one in enumerate(given, start=1)])
+    await store.operations.take_in([(new("by AMQP", priority=1), 9)])
+    found = await store.operation_queries.waiting(after=None, limit=9)
+    names = [one.operation_id for one in found]
+    assert names == [
+        "oldest", "old", "urgent", "by AMQP", "plain", "older", "least",
+    ]  # fmt: skip
+    pages: list[str] = []
+    after: OperationRecord | None = None
+    while page := await store.operation_queries.waiting(after=after, limit=2):
+        pages += [one.operation_id for one in page]
+        after = page[-1]
+    assert pages == names
+    by_id = {one.operation_id: one for one in found}
+    assert by_id["urgent"].rank == given[1].queued(2).rank
+
+
 async def test_many_reservations_at_once_never_exceed_a_host(store: Store) -> None:
     await store.hosts.come_online("h", "boot", ONLINE)
     host = await store.hosts.get("h")

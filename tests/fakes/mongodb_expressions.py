@@ -4,7 +4,7 @@ Source: MongoDB's manual, "Aggregation Operators".
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.fakes.mongodb_values import (
@@ -18,6 +18,7 @@ from tests.fakes.mongodb_values import (
     value_at,
 )
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Variables = Mapping[str, Any]
 
 
@@ -185,6 +186,7 @@ _LAZY: Mapping[str, Callable[[Any, Variables], Any]] = {
 }
 _EAGER: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "$add": _add,
+    "$toLong": lambda operands: round((operands[0] - _EPOCH) / timedelta(milliseconds=1)),
     "$subtract": _subtract,
     "$min": _min,
     "$max": _max,

@@ -120,7 +120,9 @@ def test_an_inference_has_its_model_loaded(yard: Yard) -> None:
     first, second = yard.ask("j1", "INFER"), yard.ask("j1", "INFER")
     yard.until_ended(second)
     assert yard.operation(first)["state"] == yard.operation(second)["state"] == "SUCCEEDED"
-    assert yard.ours("j1") == [("DEPLOY_LOAD", f"on_demand:{first}", "SUCCEEDED")]
+    ((verb, reason, state),) = yard.ours("j1")
+    assert (verb, state) == ("DEPLOY_LOAD", "SUCCEEDED")
+    assert reason in {f"on_demand:{first}", f"on_demand:{second}"}
     assert yard.held == {"j1": 5 << 30}
 
 

@@ -96,7 +96,7 @@ def idle_connections(fleet: CheckedFleet) -> Iterator[None]:
 
 def large_bodies() -> list[tuple[str, bytes]]:
     """Return bodies at every limit; none of them holds a request that could be accepted."""
-    wrong = b',"priority":99}'
+    wrong = b',"priority":999}'
     inputs = [FILLS[name](MIB - 256) for name in ("numbers", "pixels", "rows", "words", "quotes")]
     single = [infer("j", one)[:-1] + wrong for one in inputs for _ in range(2)]
     batches = [

@@ -133,7 +133,7 @@ async def test_what_cannot_be_read_becomes_a_dead_letter_and_holds_up_nobody(
         ({"job_id": {"$ne": ""}}, "/job_id"),
         ({"model": "a\n"}, "/model"),
         ({"container_id": 5}, "/container_id"),
-        ({"priority": 99}, "/priority"),
+        ({"priority": 101}, "/priority"),
         ({"surprise": 1}, "/surprise"),
     ],
 )

@@ -129,7 +129,7 @@ async def test_what_is_wrong_in_a_large_batch_is_told_for_each_request(
     served: ServedGateway,
 ) -> None:
     good = infer("j-1", FILLS["text"](100_000))
-    wrong = b'{"job_id":"j-2","operation_type":"INFER","input":"x","priority":99}'
+    wrong = b'{"job_id":"j-2","operation_type":"INFER","input":"x","priority":999}'
     answer = await post(served, "/v1/jobs/batch", b'{"requests":[' + good + b"," + wrong + b"]}")
     first, second = answer.json()["results"]
     assert first["status"] == 202

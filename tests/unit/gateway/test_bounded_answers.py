@@ -132,7 +132,7 @@ def test_a_request_is_the_same_wherever_it_was_read(
 
 
 def test_an_error_is_the_same_wherever_it_was_found() -> None:
-    body = json.dumps([REQUEST | {"priority": 10}, 5]).encode()
+    body = json.dumps([REQUEST | {"priority": 101}, 5]).encode()
     for one in read_batch(
         body,
         key=None,

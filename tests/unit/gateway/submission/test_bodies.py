@@ -109,7 +109,7 @@ async def test_an_operator_in_any_field_is_refused_with_a_pointer(
         ({"container_id": "a" * 129}, "/container_id"),
         ({"operation_type": "deploy_create"}, "/operation_type"),
         ({"priority": "1"}, "/priority"),
-        ({"priority": 10}, "/priority"),
+        ({"priority": -101}, "/priority"),
         ({"timeout_s": -1}, "/timeout_s"),
         ({"timeout_s": "1"}, "/timeout_s"),
         ({"metadata": {"a": 1}}, "/metadata/a"),

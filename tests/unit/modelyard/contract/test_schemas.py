@@ -48,7 +48,7 @@ def test_the_request_schema_takes_what_the_gateway_takes_and_refuses_what_it_ref
         REQUEST | {"job_id": "a/b"},
         REQUEST | {"operation_type": "DANCE"},
         REQUEST | {"unknown": 1},
-        REQUEST | {"priority": 10},
+        REQUEST | {"priority": 101},
         {"job_id": "j-1"},
     ):
         assert not validator.is_valid(wrong), wrong
