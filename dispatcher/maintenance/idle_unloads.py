@@ -17,6 +17,7 @@ from modelyard.store.records import JobRecord, NewOperation
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 0.5
+KEY_S = 10.0
 
 
 class IdleUnloads:
@@ -46,13 +47,15 @@ class IdleUnloads:
             return
         read = await self._lines.read([job.job_id for job in jobs])
         busy = {line.job.job_id for line in read.lines if line.operations} | read.moved
+        now = await self._store.time()
         unloads: list[NewOperation] = []
         for job in jobs:
             if job.job_id in busy:
-                self._usage.note(job.job_id)
+                self._usage.busy(job.job_id)
             elif await self._is_idle(job):
                 log.info("model.idle", job_id=job.job_id, host_id=job.host_id)
-                key = f"idle/{job.version}"
+                # A cancelled one is followed by another: the key changes with time.
+                key = f"idle/{job.version}/{int(now.timestamp() // KEY_S)}"
                 unloads.append(system_operation(job, Verb.DEPLOY_UNLOAD, key, "idle"))
         await self._record(unloads)
 

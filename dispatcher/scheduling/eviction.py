@@ -21,6 +21,9 @@ class Candidate:
     """Bytes by resource: a device's uuid, or `memory` of the host."""
 
 
+Freed = frozenset[tuple[str, int]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Choice:
     cost: float
@@ -40,20 +43,26 @@ def cheapest(lacking: Mapping[str, int], candidates: Sequence[Candidate]) -> tup
         (one for one in candidates if any(one.frees.get(name, 0) > 0 for name in wanted)),
         key=lambda one: (one.cost, one.job_id),
     )
+    if not _enough(wanted, helping):
+        return None
+    if len(helping) > EXACT and not _enough(wanted, helping[:EXACT]):
+        return _greedy(wanted, helping)
+    return _exact(wanted, helping[:EXACT])
+
+
+def _exact(wanted: dict[str, int], helping: Sequence[Candidate]) -> tuple[str, ...] | None:
+    """Search all sets of candidates, which are sorted by cost, as far as they may be the best."""
     # What all candidates behind a position free together: without it, going on is pointless.
     behind: list[dict[str, int]] = [dict.fromkeys(wanted, 0)]
-    helping = helping[:EXACT] if _enough(wanted, helping[:EXACT]) else helping
     for one in reversed(helping):
         last = behind[-1]
         behind.append({name: last[name] + one.frees.get(name, 0) for name in wanted})
     behind.reverse()
-    if any(behind[0][name] < amount for name, amount in wanted.items()):
-        return None
-    if len(helping) > EXACT:
-        return _greedy(wanted, helping)
     best: _Choice | None = None
 
-    def search(position: int, left: dict[str, int], chosen: _Choice) -> None:
+    def search(
+        position: int, left: dict[str, int], chosen: _Choice, skipped: frozenset[Freed]
+    ) -> None:
         nonlocal best
         if all(amount <= 0 for amount in left.values()):
             if best is None or _order(chosen) < _order(best):
@@ -64,11 +73,16 @@ def cheapest(lacking: Mapping[str, int], candidates: Sequence[Candidate]) -> tup
         if any(behind[position][name] < amount for name, amount in left.items()):
             return
         one = helping[position]
+        same = frozenset(one.frees.items())
+        if same in skipped:  # a cheaper one that frees the same was not taken either
+            search(position + 1, left, chosen, skipped)
+            return
         taken = {name: amount - one.frees.get(name, 0) for name, amount in left.items()}
-        search(position + 1, taken, _Choice(chosen.cost + one.cost, (*chosen.jobs, one.job_id)))
-        search(position + 1, left, chosen)
+        more = _Choice(chosen.cost + one.cost, (*chosen.jobs, one.job_id))
+        search(position + 1, taken, more, skipped)
+        search(position + 1, left, chosen, skipped | {same})
 
-    search(0, wanted, _Choice(0.0, ()))
+    search(0, wanted, _Choice(0.0, ()), frozenset())
     return best.jobs if best is not None else None
 
 

@@ -11,8 +11,11 @@ from enum import Enum
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import VERB_RULES, JobState, OperationState, Verb, VerbRule
+from modelyard.scheduling.leaving import TAKES_OUT
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
+ON_DEMAND = "on_demand:"
+"""Begins the reason of a LOAD that was put before an inference, whose id follows."""
 CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
 """A container's id or a prefix of it: Docker's short form has 12 characters."""
 
@@ -47,6 +50,8 @@ class Dispatch:
     operation: OperationRecord
     job: JobRecord
     host_id: str
+    unwanted: bool = False
+    """True if nobody needs it any more: it loads a model, and what follows takes it out again."""
 
 
 class TerminateBehind(Enum):
@@ -96,19 +101,13 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
                 break
             inferring += 1  # one that waits for its retry uses up a slot, and so keeps its place
             continue
-        if inferring and not shared:
-            break
-        if shared and inferring >= _concurrency(line.job):
+        if _has_to_wait(operation, inferring, line):
             break
         decision = _load_first(line.job, operation) or _decide(line.job, operation, catalog)
-        if isinstance(decision, PlaceAndDispatch):
-            decision = replace(decision, ended_by=_ended_by(line, operation))
-        decisions.append(decision)
-        if isinstance(decision, LoadFirst):
-            break
+        decisions.append(_with_what_follows(decision, line))
         if isinstance(decision, Reject):
             continue  # a rejection changes nothing, so the next operation may start
-        if not shared:
+        if not shared or isinstance(decision, LoadFirst):
             break
         inferring += 1
     return decisions
@@ -130,6 +129,34 @@ def shared_starts(line: JobLine) -> list[Dispatch]:
 def _schedulable(line: JobLine) -> tuple[OperationRecord, ...]:
     """Return the line, or nothing while a restoration is about to put its operations in front."""
     return () if line.job.recovery is not None else line.operations
+
+
+def _with_what_follows(decision: Decision, line: JobLine) -> Decision:
+    if isinstance(decision, PlaceAndDispatch):
+        return replace(decision, ended_by=_ended_by(line, decision.operation))
+    if isinstance(decision, Dispatch):
+        return replace(decision, unwanted=_is_unwanted(line, decision.operation))
+    return decision
+
+
+def _has_to_wait(operation: OperationRecord, inferring: int, line: JobLine) -> bool:
+    """Tell whether an operation waits for inferences, so many of which go before it."""
+    if operation.shared:
+        return inferring >= _concurrency(line.job)
+    if operation.verb is Verb.DEPLOY_UNLOAD:
+        # It may have been put before inferences that run: they end first.
+        return any(one.state is not OperationState.QUEUED for one in line.operations)
+    return inferring > 0
+
+
+def _is_unwanted(line: JobLine, load: OperationRecord) -> bool:
+    """Tell whether a LOAD that has no room is only in the way of what waits behind it."""
+    if load.verb is not Verb.DEPLOY_LOAD:
+        return False
+    behind = [one.verb for one in line.operations if one is not load]
+    if behind and behind[0] in TAKES_OUT:
+        return True
+    return (load.reason or "").startswith(ON_DEMAND) and Verb.INFER not in behind
 
 
 def _ended_by(line: JobLine, first: OperationRecord) -> TerminateBehind | None:

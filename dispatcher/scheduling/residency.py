@@ -6,6 +6,8 @@ run have ended, and those that wait behind it load the model again. What a crash
 operation is recorded, or it is not, and then the next pass decides anew.
 """
 
+import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,14 +16,14 @@ import structlog
 
 from dispatcher.scheduling.eviction import Candidate, cheapest
 from dispatcher.scheduling.memory import Memory
-from dispatcher.scheduling.ordering import LoadFirst
+from dispatcher.scheduling.ordering import ON_DEMAND, LoadFirst
 from dispatcher.scheduling.system_operations import record_in_front, system_operation
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, Verb
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
-from modelyard.scheduling.placement import PlacementRequest, loadable_when_empty
+from modelyard.scheduling.placement import Kept, PlacementRequest, loadable_when_empty
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import HostRecord, JobRecord, OperationRecord
@@ -29,9 +31,12 @@ from modelyard.store.records import HostRecord, JobRecord, OperationRecord
 log = structlog.get_logger(__name__)
 
 MOST_AT_ONCE = 50
-"""Operations for which one pass makes room; the others have their turn in later ones."""
-HOSTS_AT_ONCE = 20
+"""Operations for which one pass makes room."""
+HOSTS_AT_ONCE = 5
 """Hosts that are looked at for an operation that is not on a host yet."""
+KEPT_S = 30.0
+"""Seconds for which room is kept after the last eviction for an operation."""
+KEY_S = 10.0
 LOAD_S = 1.0
 """Seconds that a load counts for which has not been measured."""
 MEMORY = "memory"
@@ -48,6 +53,14 @@ class Crowded:
     """The host that its job is on; None: any host would do."""
     bound: tuple[str, ...] = ()
     """The devices that are bound to its job's container."""
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptUntil:
+    kept: Kept
+    rank: int
+    until: float
+    """A moment of the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,8 @@ class Residents:
         self._fleet = memory.fleet
         self._usage = memory.lines.usage
         self._swap_wait_s = swap_wait_s
+        self._kept: dict[str, _KeptUntil] = {}
+        """By job."""
 
     async def load_first(self, wanted: Sequence[LoadFirst]) -> list[QueuedEnding]:
         """Put a LOAD before each of these inferences; return those whose LOAD has failed.
@@ -80,7 +95,7 @@ class Residents:
                 one.job,
                 Verb.DEPLOY_LOAD,
                 f"on_demand/{one.operation.operation_id}/{one.job.version}",
-                f"on_demand:{one.operation.operation_id}",
+                f"{ON_DEMAND}{one.operation.operation_id}",
             )
             for one in wanted
         }
@@ -104,14 +119,31 @@ class Residents:
             return woken
         hosts = await self._fleet.hosts()
         now = await self._store.time()
-        for one in crowded[:MOST_AT_ONCE]:
+        tries = 0
+        for one in crowded:
             ways: list[_Way] = []
+            await asyncio.sleep(0)
             for host in _hosts_for(one, hosts):
                 ways += _ways(one, host, await self._candidates(host, one, now))
             if ways:
                 best = min(ways, key=lambda way: (way.cost, len(way.jobs), way.host_id))
-                woken |= await self._evict(one.operation, best)
+                woken |= await self._evict(one, best, now)
+                tries += 1
+            if tries == MOST_AT_ONCE:
+                break
         return woken
+
+    def kept(self) -> list[Kept]:
+        """Return what is being cleared for operations, so that nobody else takes it meanwhile.
+
+        On each host for the most urgent one only: two that wait for each other would wait for ever.
+        """
+        now = time.monotonic()
+        self._kept = {job_id: one for job_id, one in self._kept.items() if one.until > now}
+        first: dict[str, _KeptUntil] = {}
+        for one in sorted(self._kept.values(), key=lambda it: (it.rank, it.kept.job_id)):
+            first.setdefault(one.kept.host_id, one)
+        return [one.kept for one in first.values()]
 
     async def _candidates(self, host: HostRecord, one: Crowded, now: datetime) -> list[Candidate]:
         """Return the models on a host that may be unloaded; those that leave already cost nothing.
@@ -140,7 +172,15 @@ class Residents:
     def _cost(self, job: JobRecord) -> float:
         return (job.load_s or LOAD_S) * (1e-6 + self._usage.rate(job.job_id))
 
-    async def _evict(self, operation: OperationRecord, way: _Way) -> set[str]:
+    async def _evict(self, one: Crowded, way: _Way, now: datetime) -> set[str]:
+        operation = one.operation
+        if one.bound and way.jobs:
+            # What is cleared stays free for it, as long as it takes others to leave.
+            until = time.monotonic() + KEPT_S
+            kept = Kept(way.host_id, one.request.job_id, one.request.resident, one.bound)
+            self._kept[one.request.job_id] = _KeptUntil(kept, operation.rank, until)
+        # A cancelled one is followed by another: the key changes with time.
+        key = f"evict/{operation.operation_id}/{int(now.timestamp() // KEY_S)}"
         read = await self._lines.read(way.jobs)
         leaving = [line.job for line in read.lines if not is_leaving(line)]
         await record_in_front(
@@ -149,13 +189,14 @@ class Residents:
                 system_operation(
                     job,
                     Verb.DEPLOY_UNLOAD,
-                    f"evict/{job.version}",
+                    f"{key}/{job.version}",
                     f"evicted_for:{operation.operation_id}",
                 )
                 for job in leaving
             ],
         )
         for job in leaving:
+            self._kept.pop(job.job_id, None)
             log.info(
                 "model.evicted",
                 job_id=job.job_id,
@@ -223,7 +264,7 @@ def _lacks(host: HostRecord, uuid: str, need: ResidentNeed) -> int | None:
     allocated = sum(
         it.resident.devices.get(uuid, 0) for it in host.reservations if it.resident is not None
     )
-    used = next((one.memory_used for one in host.readings if one.uuid == uuid), 0)
+    used = next((one.memory_used for one in host.current_readings if one.uuid == uuid), 0)
     foreign = max(0, used - allocated)
     if need.device_memory is None:
         return allocated if device.memory - foreign >= WHOLE * device.memory else None

@@ -69,6 +69,7 @@ PAGES_AT_ONCE = 4
 URGENT = 50
 """Most urgent operations without a host that join a pass in which some job needs a placement."""
 RETRY_AFTER_S = 0.5
+UNWANTED = "It was withdrawn: its model had no room, and nothing in line needs it any more."
 WITHDRAWN = "It was withdrawn: no host could take it, and a TERMINATE waited behind it."
 
 
@@ -189,6 +190,10 @@ def _dispatch_there(
             PlannedDispatch(operation, job, host, job.generation, resident=resident)
         )
         return
+    if decision.unwanted:
+        error = ErrorInfo.of(ErrorCode.CANCELLED, UNWANTED)
+        plan.endings.append(QueuedEnding(operation, OperationState.CANCELLED, error))
+        return
     _wait(plan, operation, resident.reasons)
     if job.spec is not None:
         request = PlacementRequest.of(job, job.spec, at_once=True)
@@ -276,7 +281,7 @@ class Scheduler:
         catalog = await self._catalog(lines)
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
-        plan = make_plan(self._still(lines), catalog, FreeCapacity(hosts))
+        plan = make_plan(self._still(lines), catalog, FreeCapacity(hosts, self._residency.kept()))
         shared = [one for one in plan.dispatches if one.operation.shared]
         for one in shared:
             self._lines.replace(one.claim.dispatched)
@@ -422,8 +427,8 @@ class Scheduler:
             ):
                 held.append(one)
             else:
+                # The sweep schedules it: what was read may be right, and the host too small now.
                 self._lines.forget([one.job.job_id])
-                self.wake([one.job.job_id])
         return held
 
     async def _assign(self, ready: Sequence[PlannedDispatch], token: str) -> list[PlannedDispatch]:

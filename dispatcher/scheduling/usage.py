@@ -42,6 +42,16 @@ class Usage:
         while len(self._used) > MAX_JOBS:
             self._used.popitem(last=False)
 
+    def busy(self, job_id: str) -> None:
+        """Note that the job has operations now, which counts as no further use."""
+        used = self._used.get(job_id)
+        if used is None:
+            self.note(job_id)
+        else:
+            now = self._clock()
+            used.count *= _left(now - used.at)
+            used.at = now
+
     def idle_s(self, job_id: str) -> float | None:
         """Return the seconds since the last use; None if it is not known."""
         used = self._used.get(job_id)

@@ -137,10 +137,7 @@ def _of_placement(facts: Facts) -> Explanation:
     if facts.spec is None or line is None:
         return _explanation(facts, f"The catalog has no model {operation.model!r}.")
     request = PlacementRequest.of(line.job, facts.spec, at_once=operation.verb is Verb.TEMP)
-    verdicts = [
-        _verdict(facts, host, refusal_with_numbers(host, request))
-        for host in facts.hosts[:MOST_HOSTS]
-    ]
+    verdicts = [_verdict(facts, host, refusal_with_numbers(host, request)) for host in facts.hosts]
     fitting = [one.host_id for one in verdicts if one.fits]
     if fitting:
         sentence = f"It can start on {fitting[0]}; the dispatcher is about to send it there."
@@ -151,7 +148,7 @@ def _of_placement(facts: Facts) -> Explanation:
         if all(one.refusal and "even when empty" in one.refusal for one in verdicts):
             sentence = f"None of {len(facts.hosts)} hosts could ever hold it."
     return _explanation(
-        facts, sentence, hosts=tuple(verdicts), ahead_in_waiting_room=facts.more_urgent
+        facts, sentence, hosts=tuple(verdicts[:MOST_HOSTS]), ahead_in_waiting_room=facts.more_urgent
     )
 
 

@@ -4,7 +4,7 @@ A snapshot in, a decision with its reasons out. The rules are in docs/capacity.m
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -85,12 +85,25 @@ class Unplaced:
     """True if no known host would fit even when empty: only another host would help."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is being cleared on a host for the model of one job; others may not take it."""
+
+    host_id: str
+    job_id: str
+    need: ResidentNeed
+    devices: tuple[str, ...]
+
+
 class FreeCapacity:
     """The hosts of one snapshot, and what earlier decisions of this pass left of them."""
 
-    def __init__(self, hosts: Mapping[str, HostRecord]) -> None:
+    def __init__(self, hosts: Mapping[str, HostRecord], kept: Iterable[Kept] = ()) -> None:
         """`hosts` are by id; ties go to the first of them."""
         self._hosts = hosts
+        self._kept = tuple(kept)
+        self._refused: dict[object, Unplaced] = {}
+        """By what was needed: room only becomes less within a pass."""
         self._left: dict[str, Room] = {}
         """The room of hosts that this pass has taken something of."""
 
@@ -104,7 +117,9 @@ class FreeCapacity:
         least = PlacementRequest(
             container=ContainerNeed(millicpus=_LEAST_MILLICPUS, memory=_LEAST_MEMORY)
         )
-        return any(_refusal(host, least, self._room(host)) is None for host in self._hosts.values())
+        return any(
+            _refusal(host, least, self._room(host, "")) is None for host in self._hosts.values()
+        )
 
     def place(self, need: PlacementRequest) -> Placed | Unplaced:
         """Choose the host that is used least among those that fit, and take what the job needs.
@@ -113,10 +128,14 @@ class FreeCapacity:
         on which the model could not be loaded now, only if there is no other either. Ties go to the
         first host id, so that the same snapshot always gives the same answer.
         """
+        labels = tuple(sorted(need.labels.items()))
+        same_need = (labels, need.container, need.resident, need.at_once)
+        if (known := self._refused.get(same_need)) is not None:
+            return known
         refusals: Counter[_Refusal] = Counter()
         best: tuple[tuple[object, ...], HostRecord, Room, tuple[str, ...]] | None = None
         for host in self._hosts.values():
-            room = self._room(host)
+            room = self._room(host, need.job_id)
             refusal = _refusal(host, need, room)
             if refusal is not None:
                 refusals[refusal] += 1
@@ -132,7 +151,10 @@ class FreeCapacity:
                 best = key, host, room, devices
         if best is None:
             hopeful = any(_may_fit(host, need) for host in self._hosts.values())
-            return Unplaced(_explain(refusals, need), hopeless=not hopeful)
+            unplaced = Unplaced(_explain(refusals, need), hopeless=not hopeful)
+            if _OWN not in refusals and not self._kept:
+                self._refused[same_need] = unplaced
+            return unplaced
         _, host, room, devices = best
         allocation = Allocation.of(
             need.job_id,
@@ -143,7 +165,8 @@ class FreeCapacity:
             if need.at_once
             else None,
         )
-        self._left[host.host_id] = room.without(allocation)
+        left = self._left.get(host.host_id) or host.room
+        self._left[host.host_id] = left.without(allocation)
         return Placed(host, allocation)
 
     def hold(self, job: JobRecord, spec: ModelSpec) -> ResidentAllocation | Unplaced | None:
@@ -160,18 +183,25 @@ class FreeCapacity:
             return Unplaced((f"host {host.host_id} does not hold a place for this job yet",))
         # A container of an older version has no devices bound: nobody knows which it uses.
         bound = held.devices if len(held.devices) == need.devices else ()
-        room = self._room(host)
+        room = self._room(host, job.job_id)
         # What was given to an earlier attempt, which did not come to an end, is there already.
         reason = None if held.resident else _not_loadable(room, need, bound)
         if reason is not None:
             return Unplaced((f"host {host.host_id} {reason}",))
         resident = _resident(need, bound, room, job.version)
         if held.resident is None and resident is not None:
-            self._left[host.host_id] = room.without_resident(resident)
+            left = self._left.get(host.host_id) or host.room
+            self._left[host.host_id] = left.without_resident(resident)
         return resident
 
-    def _room(self, host: HostRecord) -> Room:
-        return self._left.get(host.host_id) or host.room
+    def _room(self, host: HostRecord, job_id: str) -> Room:
+        """Return what is left of a host for a job, without what is kept for others."""
+        room = self._left.get(host.host_id) or host.room
+        for kept in self._kept:
+            if kept.host_id == host.host_id and kept.job_id != job_id and _still_waits(kept, host):
+                resident = _resident(kept.need, kept.devices, room, 0)
+                room = room if resident is None else room.without_resident(resident)
+        return room
 
 
 class _Lacks(Enum):
@@ -191,6 +221,12 @@ class _Shortage:
 
 
 _Refusal = str | _Shortage
+_OWN = "still has a reservation of this job"
+
+
+def _still_waits(kept: Kept, host: HostRecord) -> bool:
+    """Tell whether the job that room is kept for has a container here and holds no memory yet."""
+    return any(one.job_id == kept.job_id and one.resident is None for one in host.reservations)
 
 
 def _refusal(host: HostRecord, need: PlacementRequest, room: Room) -> _Refusal | None:
@@ -203,7 +239,7 @@ def _refusal(host: HostRecord, need: PlacementRequest, room: Room) -> _Refusal |
         if lacks is not None:
             return _Shortage(lacks, when_empty)
     if any(held.job_id == need.job_id for held in host.reservations):
-        return "still has a reservation of this job"
+        return _OWN
     return None
 
 

@@ -156,7 +156,7 @@ class Hosts:
                         "running": heartbeat.running,
                         "readings": [one.model_dump() for one in heartbeat.devices],
                     },
-                    "$currentDate": {"last_seen": True},
+                    "$currentDate": {"last_seen": True, "measured_at": True},
                 },
             )
             for heartbeat in heartbeats
@@ -287,7 +287,7 @@ class Hosts:
                         }
                     },
                 },
-                [_changed(_is(job_id, generation), None)],
+                [_changed(_is(job_id, generation), None), {"$set": {"freed_at": "$$NOW"}}],
             )
         return done.matched_count == 1
 
@@ -331,7 +331,12 @@ class Hosts:
                             },
                         },
                     },
-                    {"$set": {"slots_used": {"$sum": "$reservations.slots"}}},
+                    {
+                        "$set": {
+                            "slots_used": {"$sum": "$reservations.slots"},
+                            "freed_at": "$$NOW",
+                        }
+                    },
                 ],
             )
             for host_id, which in conditions.items()

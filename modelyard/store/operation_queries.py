@@ -127,7 +127,11 @@ class OperationQueries:
         if after is not None:
             criteria["$or"] = [
                 {"rank": {"$gt": after.rank}},
-                {"rank": after.rank, "line": {"$gt": after.line}},
+                # An earlier version recorded none; such operations are read with rank 0.
+                {
+                    "rank": {"$in": [after.rank, *([] if after.rank else [None])]},
+                    "line": {"$gt": after.line},
+                },
             ]
         return await self.find(criteria, sort=[("rank", 1), ("line", 1)], limit=limit)
 

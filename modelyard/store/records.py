@@ -373,6 +373,11 @@ class Reservation(Allocation):
     """The mark of the scheduling pass that made it."""
 
 
+MEASURED_AFTER_S = 3.0
+"""Seconds after which a measurement that arrives is one from after a moment: workers measure every
+two seconds."""
+
+
 class DrainRecord(Record):
     """How a host is drained."""
 
@@ -397,6 +402,10 @@ class HostRecord(Record):
     """None until a worker that announces it has come online."""
     readings: tuple[DeviceReading, ...] = ()
     """The last measurement of each device."""
+    measured_at: datetime | None = None
+    """When it came, by the database's clock."""
+    freed_at: datetime | None = None
+    """When a job has given something back last, by the same clock."""
     labels: dict[str, str] = Field(default_factory=dict)
     engine: EngineFacts | None = None
     reservations: tuple[Reservation, ...] = ()
@@ -414,7 +423,18 @@ class HostRecord(Record):
     @cached_property
     def room(self) -> Room:
         """What it has left, by its reservations and by what was measured."""
-        return room_left(self.total, self.reservations, self.readings)
+        return room_left(self.total, self.reservations, self.current_readings)
+
+    @property
+    def current_readings(self) -> tuple[DeviceReading, ...]:
+        """The measurements that decisions go by: none from before something was given back.
+
+        Memory that a model has just left would count as that of somebody else.
+        """
+        if self.freed_at is None or self.measured_at is None:
+            return self.readings
+        fresh = (self.measured_at - self.freed_at).total_seconds() > MEASURED_AFTER_S
+        return self.readings if fresh else ()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; what was calculated for the original does not go with it."""

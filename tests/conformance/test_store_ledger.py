@@ -4,14 +4,15 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
-from modelyard.contract.capacity.offers import Device, HostCapacity
-from modelyard.contract.messages import EngineFacts, HostOnline
+from modelyard.contract.capacity.offers import Device, DeviceReading, HostCapacity
+from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline
 from modelyard.store import Store
-from modelyard.store.records import HostRecord
+from modelyard.store.records import MEASURED_AFTER_S, HostRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
 
@@ -196,3 +197,30 @@ async def test_the_ledger_never_exceeds_what_there_is(store: Store, seed: int) -
         assert all(device.free >= 0 for device in room.devices.values())
         loaded += sum(one.resident is not None for one in host.reservations)
     assert loaded > 20, "a test in which hardly anything was held would prove nothing"
+
+
+async def test_what_was_measured_before_something_was_given_back_says_nothing(
+    store: Store,
+) -> None:
+    host = await online(store)
+    beat = Heartbeat(
+        host_id="h",
+        incarnation="boot",
+        devices=(DeviceReading(uuid=A, memory_used=70),),
+    )
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    await store.hosts.beat([beat])
+    assert (await now(store)).room.devices[A].free == 10, "somebody else uses it"
+    await store.hosts.hold(host, "j", 1, resident(1, devices={A: 10}))
+    await store.hosts.let_go("h", "j", 1, before=2)
+    assert (await now(store)).room.devices[A].free == 80
+    await store.hosts.beat([beat])
+    there = await now(store)
+    assert there.room.devices[A].free == 80, "it may have been measured before"
+    assert there.freed_at is not None
+    later = there.freed_at + timedelta(seconds=MEASURED_AFTER_S + 1)
+    assert there.model_copy(update={"measured_at": later}).room.devices[A].free == 10
+    await store.hosts.release({"h": [("j", 1)]})
+    again = await now(store)
+    assert again.freed_at is not None
+    assert again.freed_at >= there.freed_at

@@ -82,7 +82,7 @@ class Yard:
         found = self.world.database.documents("operations")
         return [
             (one["verb"], one["reason"], one["state"])
-            for one in sorted(found, key=lambda it: it["line"] or 0)
+            for one in sorted(found, key=lambda it: it.get("line") or 0)
             if one["job_id"] == job_id and one["source"] == "system"
         ]
 
@@ -262,3 +262,62 @@ def test_a_model_stays_for_its_least_time(yard: Yard) -> None:
         if one["job_id"] == "j1" and one["verb"] == "DEPLOY_UNLOAD"
     )  # fmt: skip
     assert (unload["accepted_at"] - before["loaded_at"]).total_seconds() >= 1.0
+
+
+def test_what_takes_a_model_away_does_not_wait_behind_its_load(yard: Yard) -> None:
+    yard.create("j1", "pinned")
+    yard.ask("j1", "DEPLOY_LOAD")
+    yard.create("j2", "open")
+    load = yard.ask("j2", "DEPLOY_LOAD")
+    yard.advance(SOON_S)
+    assert yard.operation(load)["state"] == "QUEUED"
+    end = yard.ask("j2", "TERMINATE")
+    assert yard.until_ended(end) < 5.0
+    assert yard.operation(load)["state"] == "CANCELLED"
+    assert yard.state("j2") == "TERMINATED"
+
+
+def test_a_load_for_an_inference_that_was_cancelled_is_withdrawn(yard: Yard) -> None:
+    yard.create("j1", "pinned")
+    yard.ask("j1", "DEPLOY_LOAD")
+    yard.create("j2", "open")
+    infer = yard.ask("j2", "INFER")
+    yard.advance(SOON_S)
+    assert [state for _, _, state in yard.ours("j2")] == ["QUEUED"]
+    yard.world.loop.run(yard.world.front.cancel(infer))
+    yard.advance(6.0)
+    assert [state for _, _, state in yard.ours("j2")] == ["CANCELLED"]
+    assert yard.state("j2") == "CREATED"
+
+
+def test_an_eviction_that_was_cancelled_is_tried_again(yard: Yard) -> None:
+    yard.create("j1", "open")
+    busy = [yard.ask("j1", "INFER") for _ in range(30)]
+    yard.create("j2", "open")
+    infer = yard.ask("j2", "INFER")
+    while not any(verb == "DEPLOY_UNLOAD" for verb, _, _ in yard.ours("j1")):
+        busy.append(yard.ask("j1", "INFER"))
+        yard.advance(0.3)
+    unloads = [one for one in yard.world.database.documents("operations")
+               if one["job_id"] == "j1" and one["verb"] == "DEPLOY_UNLOAD"]  # fmt: skip
+    for one in unloads:
+        yard.world.loop.run(yard.world.front.cancel(one["_id"]))
+    yard.until_ended(infer, within_s=120.0)
+    assert yard.operation(infer)["state"] == "SUCCEEDED"
+
+
+def test_room_that_was_made_is_not_taken_back_by_who_made_it(yard: Yard) -> None:
+    """Two small models are in use, and a large one needs the place of both."""
+    for job in ("j1", "j2"):
+        yard.create(job, "small")
+    for job in ("j1", "j2"):
+        yard.until_ended(yard.ask(job, "INFER"))
+    yard.ask("j2", "TERMINATE")
+    yard.advance(SOON_S)
+    yard.create("j3", "http")
+    large = yard.ask("j3", "INFER")
+    began = yard.world.loop.time()
+    while yard.operation(large)["state"] != "SUCCEEDED":
+        yard.ask("j1", "INFER")
+        yard.advance(0.4)
+        assert yard.world.loop.time() - began < SWAP_WAIT_S + 20.0

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pynvml
 import structlog
+from pydantic import ValidationError
 
 from modelyard.contract.capacity.offers import MAX_DEVICES, Device, DeviceReading
 from worker.devices.protocol import DevicesUnreadableError
@@ -86,12 +87,14 @@ def _with_library(question: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
 def _devices() -> list[_Found]:
     found: list[_Found] = []
     for number in range(pynvml.nvmlDeviceGetCount()):
-        with suppress(pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_NoPermission):
+        try:
             gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
             handles = list(_instances(gpu)) if _in_mig_mode(gpu) else [gpu]
             found += [
                 _described(handle, index) for index, handle in enumerate(handles, start=len(found))
             ]
+        except (pynvml.NVMLError, ValidationError) as error:  # the others are not hidden by it
+            log.debug("device.unusable", index=number, error=str(error)[:200])
     if len(found) > MAX_DEVICES:
         log.warning("devices.too_many", found=len(found), used=MAX_DEVICES)
     return found[:MAX_DEVICES]
