@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.states import OperationState
@@ -61,6 +62,8 @@ class Lines:
         self._loading: list[_Loading] = []
         self.usage = Usage()
         self._entering: Counter[str] = Counter()
+        self._uncertain: dict[str, str] = {}
+        """Operations whose write is under way, with their jobs."""
         self._active: dict[str, OperationRecord] = {}
         """The active operations at the last call of `verify`."""
         self._verified: set[str] = set()
@@ -84,6 +87,18 @@ class Lines:
             return None
         self._held.move_to_end(job_id)
         return JobLine(job=held.job, operations=tuple(held.operations.values()))
+
+    def certain(self, job_id: str) -> JobLine | None:
+        """Return a job with its line up to the first operation that may leave it again.
+
+        While the write that puts operations in line is under way, it is not known whether others
+        have to go before them.
+        """
+        line = self.line(job_id)
+        if line is None or not self._uncertain:
+            return line
+        sure = takewhile(lambda one: one.operation_id not in self._uncertain, line.operations)
+        return line.model_copy(update={"operations": tuple(sure)})
 
     def operation(self, job_id: str, operation_id: str) -> OperationRecord | None:
         """Return an open operation, if it is in memory."""
@@ -151,6 +166,9 @@ class Lines:
                 self._entering[job_id] -= 1
                 if not self._entering[job_id]:
                     del self._entering[job_id]
+            self._uncertain = {
+                key: job_id for key, job_id in self._uncertain.items() if job_id in self._entering
+            }
 
     def append(self, operation: OperationRecord) -> None:
         """Put a new operation at the end of its job's line, unless it is there already.
@@ -162,6 +180,8 @@ class Lines:
         held = self._held.get(job_id)
         if held is None or operation.operation_id in held.operations:
             return
+        if job_id in self._entering:
+            self._uncertain[operation.operation_id] = job_id
         if held.whole and len(held.operations) < MAX_OF_A_JOB:
             self._put(held, self._within_budget(operation))
             self._evict()

@@ -306,7 +306,7 @@ class Scheduler:
         """
         now: list[JobLine] = []
         for line in lines:
-            held = self._lines.line(line.job.job_id)
+            held = self._lines.certain(line.job.job_id)
             if held is not None and _catalog_names(held) <= _catalog_names(line):
                 now.append(held)
             else:

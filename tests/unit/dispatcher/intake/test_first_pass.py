@@ -247,6 +247,7 @@ async def test_after_a_failure_nothing_is_in_memory_that_is_not_in_the_record(
     if call > 0:
         await left_unpublished(parts)
     one, behind = new_operation(), new_operation()
+    await parts.store.time()  # it is known for some seconds
     parts.link.fates.extend([None] * call)
     parts.link.fates.append(fate)
     with pytest.raises(StoreUnavailableError):

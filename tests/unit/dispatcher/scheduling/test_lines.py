@@ -170,6 +170,25 @@ async def test_a_read_that_fails_holds_nothing(parts: DispatcherParts) -> None:
 # --- while operations enter ---
 
 
+async def test_what_enters_is_not_certain_until_its_write_has_ended(
+    parts: DispatcherParts,
+) -> None:
+    """Others of its job that were not published may have to go before it."""
+    one, entering, behind = (new_operation() for _ in range(3))
+    await parts.put_in_line(one)
+    await parts.lines.read([JOB])
+    with parts.lines.entering([JOB]):
+        for new in (entering, behind):
+            parts.lines.append(queued(new, 2_000))
+        line = parts.lines.certain(JOB)
+        assert line is not None
+        assert [it.operation_id for it in line.operations] == [one.operation_id]
+        assert held(parts.lines) == [it.operation_id for it in (one, entering, behind)]
+    line = parts.lines.certain(JOB)
+    assert line is not None
+    assert len(line.operations) == 3
+
+
 async def test_a_job_is_not_read_while_operations_enter_its_line(parts: DispatcherParts) -> None:
     with parts.lines.entering([JOB]):
         assert await parts.lines.read([JOB]) == LinesRead()
