@@ -143,10 +143,11 @@ def _has_to_wait(operation: OperationRecord, inferring: int, line: JobLine) -> b
     """Tell whether an operation waits for inferences, so many of which go before it."""
     if operation.shared:
         return inferring >= _concurrency(line.job)
-    if operation.verb is Verb.DEPLOY_UNLOAD:
-        # It may have been put before inferences that run: they end first.
-        return any(one.state is not OperationState.QUEUED for one in line.operations)
-    return inferring > 0
+    # An UNLOAD may have been put before inferences that run: they end first.
+    unloads = operation.verb is Verb.DEPLOY_UNLOAD
+    return inferring > 0 or (
+        unloads and any(one.state is not OperationState.QUEUED for one in line.operations)
+    )
 
 
 def _is_unwanted(line: JobLine, load: OperationRecord) -> bool:

@@ -9,12 +9,13 @@ from dispatcher.scheduling.ordering import (
     CatalogEntries,
     Decision,
     Dispatch,
+    LoadFirst,
     PlaceAndDispatch,
     Reject,
     TerminateBehind,
     next_decisions,
 )
-from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile, Residency
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.records import CurrentOperation, JobLine, JobRecord, OperationRecord
@@ -153,6 +154,54 @@ def test_inferences_go_together_up_to_the_models_concurrency() -> None:
 def test_unload_waits_for_running_inference() -> None:
     running = op(Verb.INFER, OperationState.RUNNING)
     assert decisions(job(JobState.LOADED), running, op(Verb.DEPLOY_UNLOAD)) == []
+
+
+def test_unload_waits_for_inferences_that_start_before_it() -> None:
+    infer, unload = op(Verb.INFER), op(Verb.DEPLOY_UNLOAD)
+    (started,) = decisions(job(JobState.LOADED), infer, unload)
+    assert started.operation is infer
+
+
+def test_an_unload_in_front_waits_for_inferences_that_run_behind_it() -> None:
+    unload, running = op(Verb.DEPLOY_UNLOAD), op(Verb.INFER, OperationState.RUNNING)
+    assert decisions(job(JobState.LOADED), unload, running, op(Verb.INFER)) == []
+    (started,) = decisions(job(JobState.LOADED), unload, op(Verb.INFER))
+    assert started.operation is unload
+
+
+ON_DEMAND_MODEL = MODEL.model_copy(update={"residency": Residency(on_demand=True)})
+
+
+def test_an_inference_on_demand_has_its_model_loaded_first() -> None:
+    created = job(JobState.CREATED, spec=ON_DEMAND_MODEL)
+    infer = op(Verb.INFER)
+    assert decisions(created, infer, op(Verb.INFER)) == [LoadFirst(infer, created)]
+    (loaded,) = decisions(job(JobState.LOADED, spec=ON_DEMAND_MODEL), infer)
+    assert isinstance(loaded, Dispatch)
+    refused = only(created, op(Verb.INFER, model="other"))
+    assert isinstance(refused, Reject)
+    assert isinstance(only(job(JobState.CREATED), infer), Reject)
+
+
+@pytest.mark.parametrize(
+    ("reason", "behind", "unwanted"),
+    [
+        (None, (), False),
+        (None, (Verb.INFER, Verb.TERMINATE), False),
+        (None, (Verb.TERMINATE,), True),
+        (None, (Verb.DEPLOY_UNLOAD,), True),
+        ("on_demand:x", (Verb.INFER,), False),
+        ("on_demand:x", (Verb.INFER, Verb.DEPLOY_UNLOAD), False),
+        ("on_demand:x", (), True),
+    ],
+)
+def test_a_load_is_unwanted_if_nothing_in_line_needs_it(
+    reason: str | None, behind: tuple[Verb, ...], *, unwanted: bool
+) -> None:
+    load = op(Verb.DEPLOY_LOAD).model_copy(update={"reason": reason})
+    first = decisions(job(JobState.CREATED), load, *(op(verb) for verb in behind))[0]
+    assert isinstance(first, Dispatch)
+    assert first.unwanted is unwanted
 
 
 def test_inference_behind_an_unload_waits_for_it() -> None:
