@@ -15,5 +15,5 @@ def part_text(part: int, whole: int) -> str:
     """Return how much of a number of bytes something is, both in the unit of the whole."""
     for unit, name in _UNITS:
         if whole >= unit:
-            return f"{part / unit:.3g}/{whole / unit:.3g} {name}"
+            return f"{part / unit:.4g}/{whole / unit:.4g} {name}"
     return f"{part}/{whole} bytes"
