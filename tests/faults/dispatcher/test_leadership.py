@@ -16,7 +16,7 @@ from tests.support.servers.proxy import Fault
 LEASE_POINTS = points("dispatcher.lease")
 LONG_S = 2 * LEADER_LEASE_S
 """Longer than the lease."""
-WITHOUT_BROKER_S = 40.0
+WITHOUT_BROKER_S = 50.0
 """Longer than a leader takes to learn that it is cut off from RabbitMQ, and lets others lead."""
 pytestmark = [pytest.mark.faults, pytest.mark.fault(LEADERSHIP)]
 
