@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 
 import structlog
 
 from dispatcher.leadership import Term
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.scheduler import Scheduler
-from dispatcher.scheduling.system_operations import record_in_front, system_operation
+from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import Verb
 from modelyard.store import Store
@@ -17,7 +18,6 @@ from modelyard.store.records import JobRecord, NewOperation
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 0.5
-KEY_S = 10.0
 
 
 class IdleUnloads:
@@ -52,10 +52,9 @@ class IdleUnloads:
         for job in jobs:
             if job.job_id in busy:
                 self._usage.busy(job.job_id)
-            elif await self._is_idle(job):
+            elif await self._is_idle(job, now):
                 log.info("model.idle", job_id=job.job_id, host_id=job.host_id)
-                # A cancelled one is followed by another: the key changes with time.
-                key = f"idle/{job.version}/{int(now.timestamp() // KEY_S)}"
+                key = f"idle/{job.version}/{period(now)}"
                 unloads.append(system_operation(job, Verb.DEPLOY_UNLOAD, key, "idle"))
         await self._record(unloads)
 
@@ -66,11 +65,10 @@ class IdleUnloads:
             self._usage.note(one.job_id or "")
         self._scheduler.wake(one.job_id for one in unloads if one.job_id)
 
-    async def _is_idle(self, job: JobRecord) -> bool:
+    async def _is_idle(self, job: JobRecord, now: datetime) -> bool:
         if job.spec is None or job.move is not None or job.recovery is not None:
             return False
         residency = job.spec.residency
-        now = await self._store.time()
         resident_s = (now - job.loaded_at).total_seconds() if job.loaded_at else 0.0
         if residency.idle_unload_s is None or resident_s < residency.min_resident_s:
             return False

@@ -17,7 +17,7 @@ import structlog
 from dispatcher.scheduling.eviction import Candidate, cheapest
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.ordering import ON_DEMAND, LoadFirst
-from dispatcher.scheduling.system_operations import record_in_front, system_operation
+from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.contract.errors import ErrorCode, ErrorInfo
@@ -36,7 +36,6 @@ HOSTS_AT_ONCE = 5
 """Hosts that are looked at for an operation that is not on a host yet."""
 KEPT_S = 30.0
 """Seconds for which room is kept after the last eviction for an operation."""
-KEY_S = 10.0
 LOAD_S = 1.0
 """Seconds that a load counts for which has not been measured."""
 MEMORY = "memory"
@@ -179,8 +178,7 @@ class Residents:
             until = time.monotonic() + KEPT_S
             kept = Kept(way.host_id, one.request.job_id, one.request.resident, one.bound)
             self._kept[one.request.job_id] = _KeptUntil(kept, operation.rank, until)
-        # A cancelled one is followed by another: the key changes with time.
-        key = f"evict/{operation.operation_id}/{int(now.timestamp() // KEY_S)}"
+        key = f"evict/{operation.operation_id}/{period(now)}"
         read = await self._lines.read(way.jobs)
         leaving = [line.job for line in read.lines if not is_leaving(line)]
         await record_in_front(

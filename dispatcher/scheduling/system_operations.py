@@ -4,6 +4,7 @@ Their ids derive from the job and what they are for, so recording one twice chan
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import JobRequest
@@ -15,6 +16,17 @@ from modelyard.store.records import JobRecord, NewOperation
 SYSTEM = "~system"
 """The tenant of the dispatcher's own operations. No client's tenant can have this name, so no
 client can take the id of such an operation beforehand."""
+
+
+_PERIOD_S = 10.0
+
+
+def period(now: datetime) -> int:
+    """Return a part of a key that changes with time.
+
+    So an operation that a client has cancelled is followed by another one, if it is still needed.
+    """
+    return int(now.timestamp() // _PERIOD_S)
 
 
 def system_operation(job: JobRecord, verb: Verb, key: str, reason: str) -> NewOperation:

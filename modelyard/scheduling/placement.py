@@ -165,8 +165,7 @@ class FreeCapacity:
             if need.at_once
             else None,
         )
-        left = self._left.get(host.host_id) or host.room
-        self._left[host.host_id] = left.without(allocation)
+        self._left[host.host_id] = self._left_of(host).without(allocation)
         return Placed(host, allocation)
 
     def hold(self, job: JobRecord, spec: ModelSpec) -> ResidentAllocation | Unplaced | None:
@@ -190,13 +189,15 @@ class FreeCapacity:
             return Unplaced((f"host {host.host_id} {reason}",))
         resident = _resident(need, bound, room, job.version)
         if held.resident is None and resident is not None:
-            left = self._left.get(host.host_id) or host.room
-            self._left[host.host_id] = left.without_resident(resident)
+            self._left[host.host_id] = self._left_of(host).without_resident(resident)
         return resident
+
+    def _left_of(self, host: HostRecord) -> Room:
+        return self._left.get(host.host_id) or host.room
 
     def _room(self, host: HostRecord, job_id: str) -> Room:
         """Return what is left of a host for a job, without what is kept for others."""
-        room = self._left.get(host.host_id) or host.room
+        room = self._left_of(host)
         for kept in self._kept:
             if kept.host_id == host.host_id and kept.job_id != job_id and _still_waits(kept, host):
                 resident = _resident(kept.need, kept.devices, room, 0)
