@@ -146,11 +146,9 @@ def _memory(record: HostRecord) -> Amount | None:
     capacity = record.capacity
     if capacity is None:
         return None
-    residents = [held.resident for held in record.reservations if held.resident]
     return Amount(
         allocatable=capacity.allocatable_memory,
-        allocated=sum(held.memory for held in record.reservations)
-        + sum(one.memory for one in residents),
+        allocated=sum(held.all_memory for held in record.reservations),
         reserved=capacity.reserved_memory,
     )
 

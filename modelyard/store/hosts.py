@@ -391,7 +391,7 @@ def _fits(
     if total.millicpus is not None and (cpus := sum(one.millicpus for one in wanted)):
         allocated = {"$sum": "$reservations.millicpus"}
         conditions.append(_at_most(cpus, [allocated], total.millicpus))
-    memory = sum(one.memory for one in wanted) + sum(one.memory for one in residents)
+    memory = sum(one.all_memory for one in wanted)
     if total.memory is not None and memory:
         held = [{"$sum": "$reservations.memory"}, _resident("memory", besides)]
         conditions.append(_at_most(memory, held, total.memory))

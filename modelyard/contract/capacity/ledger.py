@@ -46,6 +46,11 @@ class Allocation(_Entry):
     """The devices that are bound to its container."""
     resident: ResidentAllocation | None = None
 
+    @property
+    def all_memory(self) -> int:
+        """Bytes of host memory of the container, and of its model while that is in memory."""
+        return self.memory + (self.resident.memory if self.resident else 0)
+
     @classmethod
     def of(
         cls,
@@ -110,7 +115,7 @@ class Room:
             self,
             slots=_less(self.slots, taken.slots),
             millicpus=_less(self.millicpus, taken.millicpus),
-            memory=_less(self.memory, taken.memory + _memory(taken.resident)),
+            memory=_less(self.memory, taken.all_memory),
             devices=_devices_less(self.devices, taken.devices, taken.resident),
         )
 
@@ -157,10 +162,6 @@ def room_left(
 
 def _less(left: int | None, taken: int) -> int | None:
     return None if left is None else left - taken
-
-
-def _memory(resident: ResidentAllocation | None) -> int:
-    return resident.memory if resident else 0
 
 
 def _devices_less(
