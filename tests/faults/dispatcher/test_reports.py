@@ -90,9 +90,10 @@ def _ends(recording: Recording) -> dict[str, dict[str, Document]]:
     }
 
 
-DRAWN = ("token", "current", "not_before", "dispatched_at", "started_at", "finished_at")
+BY_OWN_CLOCK = ("accepted_at", "rank", "dispatched_at", "started_at", "finished_at")
+DRAWN = ("token", "current", "not_before", *BY_OWN_CLOCK)
 """Made by chance: names of passes, how long an attempt that failed rests, and what the dispatcher's
-own clock says."""
+own clock says, which goes on within a step."""
 COUNTED = ("version", "updated_at", "loaded_at", "told")
 """They tell of the latest write, and a report that comes again writes again what it had written."""
 
