@@ -147,7 +147,7 @@ class Leader:
         commands = CommandPublisher(
             broker, term, default_timeout_s=settings.dispatcher_default_timeout_s
         )
-        lines, fleet = Lines(store), Fleet(store)
+        lines, fleet = Lines(store), Fleet(store, policy=settings.dispatcher_placement)
         self._stop_listening = store.changes.listen(jobs=lines.forget, hosts=fleet.mark)
         memory = Memory(lines, fleet)
         residency = Residents(store, memory, swap_wait_s=settings.dispatcher_swap_wait_s)

@@ -9,6 +9,7 @@ from dispatcher.senders import HOST_PLACEHOLDER
 from modelyard.contract.messages import MAX_TIMEOUT_S
 from modelyard.contract.rabbitmq.permissions import GATEWAY_USER, WORKER_USER
 from modelyard.process.settings import JSON, Expects, StoreSettings
+from modelyard.scheduling.placement import PlacementPolicy
 
 
 def _names_the_host(template: str) -> str:
@@ -51,6 +52,11 @@ class DispatcherSettings(StoreSettings):
         le=86_400,
         description="Seconds that an operation waits for a model's place until also models that "
         "are in use are unloaded for it, if they are loaded on demand.",
+    )
+    dispatcher_placement: PlacementPolicy = Field(
+        default=PlacementPolicy.BINPACK,
+        description="binpack or spread: which of the hosts that would start a job equally soon "
+        "gets it, the one that is used most (so the others keep room for large models) or least.",
     )
     dispatcher_max_attempts: int = Field(
         default=3,

@@ -31,7 +31,8 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
-from modelyard.scheduling.placement import FreeCapacity, PlacementRequest, Unplaced
+from modelyard.scheduling.fitting import PlacementRequest
+from modelyard.scheduling.placement import FreeCapacity, Unplaced
 from modelyard.store import Store
 from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.operations import QueuedEnding
@@ -82,7 +83,7 @@ class Relocations:
                 await self._begin_all(host, hosts)
 
     async def _begin_all(self, host: HostRecord, hosts: Sequence[HostRecord]) -> None:
-        capacity = FreeCapacity({one.host_id: one for one in hosts})
+        capacity = self._scheduler.free_capacity({one.host_id: one for one in hosts})
         for job in await self._store.jobs.on_host(host.host_id):
             movable = job.state.live and job.move is None and job.move_failures < MOST_FAILURES
             if movable and await self._at_rest(job):

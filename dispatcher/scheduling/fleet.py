@@ -9,6 +9,7 @@ guarded in the database, and one that fails marks its host.
 import asyncio
 from collections.abc import Iterable, Mapping
 
+from modelyard.scheduling.placement import FreeCapacity, Kept, PlacementPolicy
 from modelyard.store import Store
 from modelyard.store.records import HostRecord
 
@@ -16,8 +17,9 @@ from modelyard.store.records import HostRecord
 class Fleet:
     """All hosts of the record, as this dispatcher has last read them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, policy: PlacementPolicy = PlacementPolicy.BINPACK) -> None:
         self._store = store
+        self._policy = policy
         self._hosts: dict[str, HostRecord] = {}
         self._outdated: set[str] = set()
         self._being_read: set[str] = set()
@@ -35,6 +37,10 @@ class Fleet:
                 if self._outdated:
                     await self._read(sorted(self._outdated))
         return self._hosts
+
+    def capacity_of(self, hosts: Mapping[str, HostRecord], kept: Iterable[Kept]) -> FreeCapacity:
+        """Return what is left of some hosts, to be given away by the policy."""
+        return FreeCapacity(hosts, kept, policy=self._policy)
 
     async def refresh(self) -> None:
         """Read all hosts; raises `StoreUnavailableError`."""

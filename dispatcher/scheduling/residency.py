@@ -22,8 +22,9 @@ from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, Verb
+from modelyard.scheduling.fitting import PlacementRequest, loadable_when_empty
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
-from modelyard.scheduling.placement import Kept, PlacementRequest, loadable_when_empty
+from modelyard.scheduling.placement import Kept
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import HostRecord, JobRecord, OperationRecord

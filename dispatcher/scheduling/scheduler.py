@@ -24,8 +24,8 @@ nothing drops what is in memory, and the job has another pass.
 import asyncio
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import structlog
@@ -51,7 +51,8 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableErro
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
-from modelyard.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
+from modelyard.scheduling.fitting import PlacementRequest
+from modelyard.scheduling.placement import FreeCapacity, Placed, Unplaced
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
 from modelyard.store.operation_writes import DispatchClaim
@@ -160,8 +161,11 @@ def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapac
         job,
         decision.spec,
         at_once=operation.verb is Verb.TEMP,
+        dataset=decision.dataset,
         avoid=frozenset(operation.avoid),
     )
+    if operation.verb is Verb.TEMP:
+        request = replace(request, temporary=True)
     chosen = capacity.place(request)
     if isinstance(chosen, Placed):
         generation = chosen.allocation.generation
@@ -243,6 +247,10 @@ class Scheduler:
         self._waiting_woken = True
         self._woken.set()
 
+    def free_capacity(self, hosts: Mapping[str, HostRecord]) -> FreeCapacity:
+        """Return what is left of some hosts, for jobs that are placed one after the other."""
+        return self._fleet.capacity_of(hosts, self._residency.kept())
+
     async def run(self) -> None:
         """Run passes for ever. While MongoDB is unavailable, woken jobs are kept and retried."""
         while True:
@@ -270,7 +278,7 @@ class Scheduler:
         self._term.check()
         read = await self._lines.read(job_ids)
         lines, moved = [*read.lines], read.moved
-        if any(_may_place(line) for line in lines):
+        if any(_may_take_capacity(line) for line in lines):
             # Capacity goes to the most urgent operations, not only to those of this pass.
             waiting = await self._store.operation_queries.without_host(limit=URGENT)
             others = {one.job_id for one in waiting if one.job_id} - set(job_ids)
@@ -281,7 +289,7 @@ class Scheduler:
         catalog = await self._catalog(lines)
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
-        plan = make_plan(self._still(lines), catalog, FreeCapacity(hosts, self._residency.kept()))
+        plan = make_plan(self._still(lines), catalog, self.free_capacity(hosts))
         shared = [one for one in plan.dispatches if one.operation.shared]
         for one in shared:
             self._lines.replace(one.claim.dispatched)
@@ -331,7 +339,9 @@ class Scheduler:
         """
         page = await self._schedule_page(None)
         for _ in range(PAGES_AT_ONCE - 1):
-            if len(page) < WAITING_PAGE or not FreeCapacity(await self._fleet.hosts()).any_left:
+            if len(page) < WAITING_PAGE:
+                return
+            if not self.free_capacity(await self._fleet.hosts()).any_left:
                 return
             page = await self._schedule_page(page[-1])
 
@@ -468,8 +478,8 @@ def _catalog_names(line: JobLine) -> frozenset[tuple[str, str]]:
     )
 
 
-def _may_place(line: JobLine) -> bool:
-    return any(operation.places for operation in line.operations)
+def _may_take_capacity(line: JobLine) -> bool:
+    return any(one.places or one.verb is Verb.DEPLOY_LOAD for one in line.operations)
 
 
 def _assignment(one: PlannedDispatch) -> Assignment:

@@ -11,12 +11,9 @@ from datetime import datetime
 from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.views import Explanation, HolderView, HostVerdict
+from modelyard.scheduling.fitting import KEPT_FOR_OTHERS, PlacementRequest
 from modelyard.scheduling.leaving import why_it_stays
-from modelyard.scheduling.placement import (
-    PlacementRequest,
-    refusal_to_load,
-    refusal_with_numbers,
-)
+from modelyard.scheduling.refusals import refusal_to_load, refusal_with_numbers
 from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
 
 MOST_HOSTS = 100
@@ -139,7 +136,9 @@ def _of_placement(facts: Facts) -> Explanation:
     request = PlacementRequest.of(line.job, facts.spec, at_once=operation.verb is Verb.TEMP)
     verdicts = [_verdict(facts, host, refusal_with_numbers(host, request)) for host in facts.hosts]
     fitting = [one.host_id for one in verdicts if one.fits]
-    if fitting:
+    if fitting and any(KEPT_FOR_OTHERS in reason for reason in operation.waiting_for):
+        sentence = f"Host {fitting[0]} has room for it and {KEPT_FOR_OTHERS} that needs more."
+    elif fitting:
         sentence = f"It can start on {fitting[0]}; the dispatcher is about to send it there."
     elif not verdicts:
         sentence = "No host has ever been online."

@@ -5,67 +5,37 @@ A snapshot in, a decision with its reasons out. The rules are in docs/capacity.m
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass
+from enum import StrEnum
 
-from modelyard.contract.capacity.ledger import (
-    Allocation,
-    DeviceRoom,
-    ResidentAllocation,
-    Room,
-)
-from modelyard.contract.capacity.needs import (
-    ContainerNeed,
-    ResidentNeed,
-    container_need,
-    resident_need,
-)
-from modelyard.contract.capacity.offers import MILLI
-from modelyard.contract.capacity.sizes import size_text
+from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation, Room, used_part
+from modelyard.contract.capacity.needs import ContainerNeed, ResidentNeed, resident_need
 from modelyard.contract.catalog.entries import ModelSpec
-from modelyard.contract.states import Admission, Liveness
+from modelyard.scheduling.fitting import (
+    KEPT_FOR_OTHERS,
+    OWN,
+    PlacementRequest,
+    Refusal,
+    chosen_devices,
+    loads_now,
+    may_fit,
+    refusal_of,
+)
+from modelyard.scheduling.refusals import not_loadable, summed_up
+from modelyard.scheduling.survey import survey
 from modelyard.store.records import HostRecord, JobRecord
 
 _LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
 """The smallest container that Docker makes."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlacementRequest:
-    """What a job needs of its host."""
+class PlacementPolicy(StrEnum):
+    """Which of the hosts that would start a job equally soon is taken."""
 
-    job_id: str = ""
-    generation: int = 1
-    version: int = 0
-    """The job's version, as the resident allocation names it."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    container: ContainerNeed = field(default_factory=ContainerNeed)
-    resident: ResidentNeed = field(default_factory=ResidentNeed)
-    at_once: bool = False
-    """True if the model comes into memory by the same operation."""
-    avoid: frozenset[str] = frozenset()
-    """Hosts that are chosen only if no other fits."""
-
-    @classmethod
-    def of(
-        cls,
-        job: JobRecord,
-        spec: ModelSpec,
-        *,
-        at_once: bool,
-        avoid: frozenset[str] = frozenset(),
-    ) -> "PlacementRequest":
-        """Return what the next container of a job needs."""
-        return cls(
-            job_id=job.job_id,
-            generation=job.next_generation,
-            version=job.version,
-            labels=spec.host_labels,
-            container=container_need(spec),
-            resident=resident_need(spec),
-            at_once=at_once,
-            avoid=avoid,
-        )
+    BINPACK = "binpack"
+    """The one that is used most: the others keep room for large models."""
+    SPREAD = "spread"
+    """The one that is used least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +68,28 @@ class Kept:
 class FreeCapacity:
     """The hosts of one snapshot, and what earlier decisions of this pass left of them."""
 
-    def __init__(self, hosts: Mapping[str, HostRecord], kept: Iterable[Kept] = ()) -> None:
+    def __init__(
+        self,
+        hosts: Mapping[str, HostRecord],
+        kept: Iterable[Kept] = (),
+        *,
+        policy: PlacementPolicy = PlacementPolicy.BINPACK,
+    ) -> None:
         """`hosts` are by id; ties go to the first of them."""
         self._hosts = hosts
-        self._kept = tuple(kept)
+        self._policy = policy
+        self._kept: dict[str, list[Kept]] = {}
+        for one in kept:
+            self._kept.setdefault(one.host_id, []).append(one)
         self._refused: dict[object, Unplaced] = {}
         """By what was needed: room only becomes less within a pass."""
         self._left: dict[str, Room] = {}
         """The room of hosts that this pass has taken something of."""
+        self._awaited: dict[str, Allocation] = {}
+        """By host: what a more urgent operation waits for there. What it needs and others leave
+        over is not given to operations behind it."""
+        self._awaiting: set[tuple[tuple[str, str], ...]] = set()
+        """The labels of those for which a host is kept: one operation for each set of labels."""
 
     def host(self, host_id: str) -> HostRecord | None:
         """Return a host of the snapshot."""
@@ -118,55 +102,31 @@ class FreeCapacity:
             container=ContainerNeed(millicpus=_LEAST_MILLICPUS, memory=_LEAST_MEMORY)
         )
         return any(
-            _refusal(host, least, self._room(host, "")) is None for host in self._hosts.values()
+            refusal_of(host, least, self._room(host, "")) is None for host in self._hosts.values()
         )
 
     def place(self, need: PlacementRequest) -> Placed | Unplaced:
-        """Choose the host that is used least among those that fit, and take what the job needs.
+        """Choose the host where the job can start soonest, and take what it needs.
 
-        Hosts in `need.avoid`, where an attempt has failed, are chosen only if no other fits; hosts
-        on which the model could not be loaded now, only if there is no other either. Ties go to the
-        first host id, so that the same snapshot always gives the same answer.
+        In this order: hosts in `need.avoid`, where an attempt has failed, only if no other fits;
+        then those on which the model can be loaded now; then those that have its image and its
+        dataset; then by the policy. Ties go to the first host id, so that the same snapshot always
+        gives the same answer. If no host fits, the one that will fit by itself is kept for it: what
+        it needs there is given to no operation that is decided on later in this pass.
         """
         labels = tuple(sorted(need.labels.items()))
         same_need = (labels, need.container, need.resident, need.at_once)
         if (known := self._refused.get(same_need)) is not None:
             return known
-        refusals: Counter[_Refusal] = Counter()
-        best: tuple[tuple[object, ...], HostRecord, Room, tuple[str, ...]] | None = None
-        for host in self._hosts.values():
-            room = self._room(host, need.job_id)
-            refusal = _refusal(host, need, room)
-            if refusal is not None:
-                refusals[refusal] += 1
-                continue
-            devices = _chosen_devices(room, need)
-            key = (
-                host.host_id in need.avoid,
-                not _loads_now(room, need, devices),
-                _used_part(host.total, room, need.container),
-                host.host_id,
-            )
-            if best is None or key < best[0]:
-                best = key, host, room, devices
-        if best is None:
-            hopeful = any(_may_fit(host, need) for host in self._hosts.values())
-            unplaced = Unplaced(_explain(refusals, need), hopeless=not hopeful)
-            if _OWN not in refusals and not self._kept:
-                self._refused[same_need] = unplaced
-            return unplaced
-        _, host, room, devices = best
-        allocation = Allocation.of(
-            need.job_id,
-            need.generation,
-            need.container,
-            devices=devices,
-            resident=_resident(need.resident, devices, room, need.version)
-            if need.at_once
-            else None,
-        )
-        self._left[host.host_id] = self._left_of(host).without(allocation)
-        return Placed(host, allocation)
+        found = survey(self._rooms(need.job_id), need)
+        if found.fitting:
+            return self._take(need, *self._best(found.fitting, need))
+        unplaced = self._unplaced(need, found.refusals)
+        if not found.refusals[OWN] and not self._kept:
+            self._refused[same_need] = unplaced
+        if not unplaced.hopeless and labels not in self._awaiting:
+            self._await(need, labels)
+        return unplaced
 
     def hold(self, job: JobRecord, spec: ModelSpec) -> ResidentAllocation | Unplaced | None:
         """Take what a job's model needs in memory, on the devices that are bound to its container.
@@ -184,7 +144,9 @@ class FreeCapacity:
         bound = held.devices if len(held.devices) == need.devices else ()
         room = self._room(host, job.job_id)
         # What was given to an earlier attempt, which did not come to an end, is there already.
-        reason = None if held.resident else _not_loadable(room, need, bound)
+        reason = None if held.resident else not_loadable(room, need, bound)
+        if reason is not None and not_loadable(self._left_of(host), need, bound) is None:
+            reason = KEPT_FOR_OTHERS
         if reason is not None:
             return Unplaced((f"host {host.host_id} {reason}",))
         resident = _resident(need, bound, room, job.version)
@@ -192,37 +154,88 @@ class FreeCapacity:
             self._left[host.host_id] = self._left_of(host).without_resident(resident)
         return resident
 
+    def _best(
+        self, fitting: list[tuple[HostRecord, Room]], need: PlacementRequest
+    ) -> tuple[HostRecord, Room]:
+        """Return the host to take: of those that are left after each rule, by the policy."""
+        if need.avoid:
+            fitting = [one for one in fitting if one[0].host_id not in need.avoid] or fitting
+        if not need.at_once and not need.resident.nothing:
+            fitting = [one for one in fitting if loads_now(one[1], need)] or fitting
+        with_image = [one for one in fitting if need.image in one[0].images]
+        if need.dataset is not None:
+            with_both = [one for one in with_image if need.dataset in one[0].datasets]
+            with_image = with_both or with_image
+        fitting = with_image or fitting
+        sign = -1 if self._policy is PlacementPolicy.BINPACK else 1
+        return min(fitting, key=lambda one: (sign * self._used_part(one[0]), one[0].host_id))
+
+    def _used_part(self, host: HostRecord) -> float:
+        left = self._left.get(host.host_id)
+        return host.used_part if left is None else used_part(host.total, left)
+
+    def _take(self, need: PlacementRequest, host: HostRecord, room: Room) -> Placed:
+        allocation = _allocation(need, chosen_devices(room, need), room)
+        self._left[host.host_id] = self._left_of(host).without(allocation)
+        return Placed(host, allocation)
+
+    def _unplaced(self, need: PlacementRequest, refusals: Counter[Refusal]) -> Unplaced:
+        refusals.update(self._correction(need))
+        of_kinds = {host.kind: host for host in self._hosts.values()}
+        hopeful = any(may_fit(host, need) for host in of_kinds.values())
+        return Unplaced(summed_up(refusals, need), hopeless=not hopeful)
+
+    def _correction(self, need: PlacementRequest) -> Counter[Refusal]:
+        """Return what to add to refusals, so that room which is kept for others is called that."""
+        hosts = [self._hosts[host_id] for host_id in self._awaited]
+        kept = [one for one, _ in survey(((it, self._left_of(it)) for it in hosts), need).fitting]
+        if not kept:
+            return Counter()
+        correction = Counter[Refusal]({KEPT_FOR_OTHERS: len(kept)})
+        correction.subtract(survey(((it, self._room(it, "")) for it in kept), need).refusals)
+        return correction
+
+    def _await(self, need: PlacementRequest, labels: tuple[tuple[str, str], ...]) -> None:
+        """Keep a host for an operation: one on which it fits once what ends by itself has ended.
+
+        Of those the one that is used least. Nothing is kept where jobs would have to leave that may
+        stay for ever.
+        """
+        self._awaiting.add(labels)
+        hosts = (
+            (host, host.lasting_room)
+            for host_id, host in self._hosts.items()
+            if host_id not in self._awaited
+        )
+        fitting = survey(hosts, need).fitting
+        if fitting:
+            host, _ = min(fitting, key=lambda one: (one[0].used_part, one[0].host_id))
+            room = self._left_of(host)
+            self._awaited[host.host_id] = _allocation(need, chosen_devices(room, need), room)
+
+    def _rooms(self, job_id: str) -> Iterable[tuple[HostRecord, Room]]:
+        """Return all hosts with what a job could be given there."""
+        special = {*self._left, *self._awaited, *self._kept}
+        if not special:
+            return ((host, host.room) for host in self._hosts.values())
+        return (
+            (host, self._room(host, job_id) if host_id in special else host.room)
+            for host_id, host in self._hosts.items()
+        )
+
     def _left_of(self, host: HostRecord) -> Room:
         return self._left.get(host.host_id) or host.room
 
     def _room(self, host: HostRecord, job_id: str) -> Room:
         """Return what is left of a host for a job, without what is kept for others."""
-        room = self._left_of(host)
-        for kept in self._kept:
-            if kept.host_id == host.host_id and kept.job_id != job_id and _still_waits(kept, host):
+        room = self._left.get(host.host_id) or host.room
+        if host.host_id in self._awaited:
+            room = room.without(self._awaited[host.host_id])
+        for kept in self._kept.get(host.host_id, ()):
+            if kept.job_id != job_id and _still_waits(kept, host):
                 resident = _resident(kept.need, kept.devices, room, 0)
                 room = room if resident is None else room.without_resident(resident)
         return room
-
-
-class _Lacks(Enum):
-    """What a host has too little of."""
-
-    SLOTS = "slots"
-    CPUS = "cpus"
-    MEMORY = "memory"
-    DEVICES = "devices"
-
-
-@dataclass(frozen=True, slots=True)
-class _Shortage:
-    lacks: _Lacks
-    when_empty: bool
-    """True if the host would have too little of it without any job."""
-
-
-_Refusal = str | _Shortage
-_OWN = "still has a reservation of this job"
 
 
 def _still_waits(kept: Kept, host: HostRecord) -> bool:
@@ -230,170 +243,15 @@ def _still_waits(kept: Kept, host: HostRecord) -> bool:
     return any(one.job_id == kept.job_id and one.resident is None for one in host.reservations)
 
 
-def _refusal(host: HostRecord, need: PlacementRequest, room: Room) -> _Refusal | None:
-    """Return why a host can't take a job now; the same for many hosts."""
-    closed = _closed(host, need)
-    if closed is not None:
-        return closed
-    for left, when_empty in ((host.total, True), (room, False)):
-        lacks = _lacks(left, need, when_empty=when_empty)
-        if lacks is not None:
-            return _Shortage(lacks, when_empty)
-    if any(held.job_id == need.job_id for held in host.reservations):
-        return _OWN
-    return None
-
-
-def _closed(host: HostRecord, need: PlacementRequest) -> str | None:
-    if host.liveness is not Liveness.ONLINE:
-        return f"is {host.liveness}"
-    if host.admission is not Admission.OPEN:
-        return f"is {host.admission}"
-    for label, value in need.labels.items():
-        if host.labels.get(label) != value:
-            return f"does not have the label {label}={value}"
-    return None
-
-
-def _lacks(room: Room, need: PlacementRequest, *, when_empty: bool) -> _Lacks | None:
-    """Return what there is too little of: now, or for the model too if the host were empty."""
-    wanted, loads = need.container, need.at_once or when_empty
-    if room.slots is not None and room.slots < wanted.slots:
-        return _Lacks.SLOTS
-    if room.millicpus is not None and room.millicpus < wanted.millicpus:
-        return _Lacks.CPUS
-    if room.memory is not None and room.memory < _memory(need, loads=loads):
-        return _Lacks.MEMORY
-    if wanted.devices and loads:
-        devices = room.devices.values()
-        fitting = sum(
-            one.could_take(need.resident) if when_empty else one.takes(need.resident)
-            for one in devices
-        )
-        return _Lacks.DEVICES if fitting < wanted.devices else None
-    return None
-
-
-def loadable_when_empty(host: HostRecord, need: PlacementRequest) -> bool:
-    """Tell whether a host would take a job now if no model were in memory on it."""
-    if _closed(host, need) is not None or _lacks(host.total, need, when_empty=True) is not None:
-        return False
-    return _lacks(host.room, replace(need, at_once=False), when_empty=False) is None
-
-
-def refusal_with_numbers(host: HostRecord, need: PlacementRequest) -> str | None:
-    """Return why a host can't take a job now, with what it has; None if it can."""
-    refusal = _refusal(host, need, host.room)
-    if not isinstance(refusal, _Shortage):
-        return refusal
-    total, room = host.total, host.total if refusal.when_empty else host.room
-    loads = need.at_once or refusal.when_empty
-    tail = "even when empty" if refusal.when_empty else "now"
-    match refusal.lacks:
-        case _Lacks.SLOTS:
-            return f"all of its {total.slots} slots are taken ({tail})"
-        case _Lacks.CPUS:
-            wanted, left = need.container.millicpus / MILLI, (room.millicpus or 0) / MILLI
-            return f"it needs {wanted:g} CPUs, and {left:g} are free {tail}"
-        case _Lacks.MEMORY:
-            wanted_size = size_text(_memory(need, loads=loads))
-            left_size = size_text(max(0, room.memory or 0))
-            return f"it needs {wanted_size} of memory, and {left_size} are free {tail}"
-        case _Lacks.DEVICES:
-            return f"it needs {_devices_text(need.resident)}; {_free_text(room)} {tail}"
-
-
-def refusal_to_load(host: HostRecord, job: JobRecord, spec: ModelSpec) -> str | None:
-    """Return why a job's model can't be loaded on its host now, with numbers; None if it can."""
-    held = host.reservation(job.job_id, job.generation)
-    need = resident_need(spec)
-    if held is None or held.resident is not None or need.nothing:
-        return None
-    room = host.room
-    if _not_loadable(room, need, held.devices) is None:
-        return None
-    if room.memory is not None and room.memory < need.memory:
-        left = size_text(max(0, room.memory))
-        return f"it needs {size_text(need.memory)} of memory, and {left} are free"
-    bound = {uuid: one for uuid, one in room.devices.items() if uuid in held.devices}
-    return f"it needs {_devices_text(need)}; {_free_text(replace(room, devices=bound))}"
-
-
-def _devices_text(need: ResidentNeed) -> str:
-    count = "1 device" if need.devices == 1 else f"{need.devices} devices"
-    if need.device_memory is None:
-        return f"{count} for itself"
-    return f"{size_text(need.device_memory)} on {count}"
-
-
-def _free_text(room: Room) -> str:
-    if not room.devices:
-        return "there is no such device"
-    parts = [
-        f"{uuid} has {size_text(max(0, one.free))} of {size_text(one.memory)} free"
-        for uuid, one in sorted(room.devices.items())
-    ]
-    return ", ".join(parts)
-
-
-def _memory(need: PlacementRequest, *, loads: bool) -> int:
-    return need.container.memory + (need.resident.memory if loads else 0)
-
-
-def _words(refusal: _Refusal, need: PlacementRequest) -> str:
-    if isinstance(refusal, str):
-        return refusal
-    free = "" if refusal.when_empty else " free"
-    match refusal.lacks:
-        case _Lacks.SLOTS:
-            return f"has no{free} slot"
-        case _Lacks.CPUS:
-            return f"has less than {need.container.millicpus / MILLI:g} CPUs{free}"
-        case _Lacks.MEMORY:
-            memory = _memory(need, loads=need.at_once or refusal.when_empty)
-            return f"has less than {size_text(memory)} of memory{free}"
-        case _Lacks.DEVICES:
-            few = "no device" if need.container.devices == 1 else "too few devices"
-            if need.resident.device_memory is not None:
-                return f"has {few} with {size_text(need.resident.device_memory)}{free}"
-            return f"has {few}" if refusal.when_empty else f"has {few} for one model alone"
-
-
-def _may_fit(host: HostRecord, need: PlacementRequest) -> bool:
-    """Tell whether the host would fit if it were ONLINE, OPEN and empty."""
-    return (
-        host.liveness is not Liveness.LOST
-        and _lacks(host.total, need, when_empty=True) is None
-        and all(host.labels.get(label) == value for label, value in need.labels.items())
+def _allocation(need: PlacementRequest, devices: tuple[str, ...], room: Room) -> Allocation:
+    return Allocation.of(
+        need.job_id,
+        need.generation,
+        need.container,
+        devices=devices,
+        temporary=need.temporary,
+        resident=_resident(need.resident, devices, room, need.version) if need.at_once else None,
     )
-
-
-def _chosen_devices(room: Room, need: PlacementRequest) -> tuple[str, ...]:
-    """Return the devices for a container: those where its model can be loaded soonest.
-
-    For a model that comes into memory now, the fullest ones that have room: so the others keep
-    room for large models. Otherwise those with the most room for each container that sees them.
-    """
-    wanted = need.container.devices
-    if not wanted:
-        return ()
-
-    def key(uuid: str) -> tuple[object, ...]:
-        device = room.devices[uuid]
-        ready = device.takes(need.resident)
-        left = device.free if need.at_once else -device.free / (device.bound + 1)
-        return not ready, left, device.bound, uuid
-
-    fitting = [uuid for uuid, one in room.devices.items() if one.could_take(need.resident)]
-    return tuple(sorted(fitting, key=key)[:wanted])
-
-
-def _loads_now(room: Room, need: PlacementRequest, devices: tuple[str, ...]) -> bool:
-    if need.resident.nothing:
-        return True
-    after = None if room.memory is None else room.memory - need.container.memory
-    enough = after is None or after >= need.resident.memory
-    return enough and all(room.devices[uuid].takes(need.resident) for uuid in devices)
 
 
 def _resident(
@@ -403,44 +261,3 @@ def _resident(
         return None
     given = {uuid: room.devices[uuid].given(need) for uuid in devices if uuid in room.devices}
     return ResidentAllocation(version=version, memory=need.memory, devices=given)
-
-
-def _not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str | None:
-    """Return why a model can't be loaded into its container now; None if it can."""
-    if room.memory is not None and room.memory < need.memory:
-        return f"has less than {size_text(need.memory)} of memory free"
-    for uuid in bound:
-        device: DeviceRoom | None = room.devices.get(uuid)
-        if device is None:
-            return f"does not have the device {uuid} any more"
-        if not device.takes(need):
-            if need.device_memory is None:
-                return f"does not have the device {uuid} for one model alone"
-            return f"has less than {size_text(need.device_memory)} free on the device {uuid}"
-    return None
-
-
-def _used_part(total: Room, room: Room, taken: ContainerNeed) -> float:
-    """Return the part of the host that is used after a placement: of what is used most."""
-    parts = [
-        1 - (left - more) / whole
-        for whole, left, more in (
-            (total.slots, room.slots, taken.slots),
-            (total.millicpus, room.millicpus, taken.millicpus),
-            (total.memory, room.memory, taken.memory),
-        )
-        if whole and left is not None
-    ]
-    return max(parts, default=0.0)
-
-
-def _explain(refusals: Counter[_Refusal], need: PlacementRequest) -> tuple[str, ...]:
-    if not refusals:
-        return ("no host is registered",)
-    counts: Counter[str] = Counter()
-    for refusal, count in refusals.items():
-        counts[_words(refusal, need)] += count
-    return tuple(
-        f"1 host {reason}" if count == 1 else f"{count} hosts: each {reason}"
-        for reason, count in sorted(counts.items())
-    )

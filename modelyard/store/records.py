@@ -1,5 +1,6 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -8,7 +9,13 @@ from typing import Any, Literal, Self, TypeVar
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from modelyard.contract.capacity.ledger import Allocation, Room, room_left, total_room
+from modelyard.contract.capacity.ledger import (
+    Allocation,
+    Room,
+    room_left,
+    total_room,
+    used_part,
+)
 from modelyard.contract.capacity.offers import DeviceId, DeviceReading, HostCapacity
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
@@ -386,6 +393,10 @@ class DrainRecord(Record):
     done: bool = False
 
 
+CALCULATED = ("total", "room", "lasting_room", "kind", "used_part", "reserved_jobs")
+"""What is calculated from the other fields of a host, when it is first asked for."""
+
+
 class HostRecord(Record):
     """One host, with everything reserved on it."""
 
@@ -407,6 +418,10 @@ class HostRecord(Record):
     freed_at: datetime | None = None
     """When a job has given something back last, by the same clock."""
     labels: dict[str, str] = Field(default_factory=dict)
+    images: frozenset[str] = frozenset()
+    """Names of images that its engine has, as far as its worker tells."""
+    datasets: frozenset[str] = frozenset()
+    """Names of datasets that it has used lately, and so has at hand."""
     engine: EngineFacts | None = None
     reservations: tuple[Reservation, ...] = ()
     drain: DrainRecord | None = None
@@ -425,6 +440,30 @@ class HostRecord(Record):
         """What it has left, by its reservations and by what was measured."""
         return room_left(self.total, self.reservations, self.current_readings)
 
+    @cached_property
+    def lasting_room(self) -> Room:
+        """What it will have left once the jobs that end by themselves have ended."""
+        return room_left(self.total, (one for one in self.reservations if not one.temporary))
+
+    @cached_property
+    def kind(self) -> str:
+        """The same for hosts that would take the same jobs if they were empty."""
+        total = self.total
+        sizes = sorted(one.memory for one in total.devices.values())
+        limits = (total.slots, total.millicpus, total.memory, sizes)
+        labels = sorted(self.labels.items())
+        return sys.intern(f"{self.liveness} {self.admission} {labels} {limits}")
+
+    @cached_property
+    def used_part(self) -> float:
+        """The part of the host that jobs hold, 0 to 1: of what they hold most of."""
+        return used_part(self.total, self.room)
+
+    @cached_property
+    def reserved_jobs(self) -> frozenset[str]:
+        """The jobs that hold something here."""
+        return frozenset(one.job_id for one in self.reservations)
+
     @property
     def current_readings(self) -> tuple[DeviceReading, ...]:
         """The measurements that decisions go by: none from before something was given back.
@@ -439,7 +478,7 @@ class HostRecord(Record):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; what was calculated for the original does not go with it."""
         copied = super().model_copy(update=update, deep=deep)
-        for name in ("total", "room"):
+        for name in CALCULATED:
             copied.__dict__.pop(name, None)
         return copied
 

@@ -113,7 +113,8 @@ class Fleet:
             listening = {"MODELYARD_GATEWAY_HOST": LOOPBACK}
             return stores | listening | {"MODELYARD_GATEWAY_PORT": str(self.port)}
         if name in self.dispatchers:
-            return stores
+            # So all hosts have something to do.
+            return stores | {"MODELYARD_DISPATCHER_PLACEMENT": "spread"}
         host_id = name.removeprefix("worker-")
         return broker | {
             "MODELYARD_HOST_ID": host_id,

@@ -13,6 +13,7 @@ from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableEr
 from modelyard.contract.message_types import CANCEL_TYPE, SUBMISSION_TYPE
 from modelyard.contract.messages import CancelNotice, JobRequest, Submission
 from modelyard.contract.topology import JOBS, LOST_AFTER_S, SUBMIT_KEY
+from modelyard.scheduling.placement import PlacementPolicy
 from modelyard.store.records import NewOperation, OperationRecord
 from tests.fakes.broker import MemoryBroker
 from tests.fakes.broker_links import Link
@@ -77,7 +78,11 @@ def run_dispatcher(
     loop: VirtualLoop, process: Process, store: MemoryStore, broker: MemoryBroker
 ) -> Member:
     """Begin a dispatcher."""
-    settings = DispatcherSettings(dispatcher_orphan_grace_s=20.0, dispatcher_default_timeout_s=90.0)
+    settings = DispatcherSettings(
+        dispatcher_orphan_grace_s=20.0,
+        dispatcher_default_timeout_s=90.0,
+        dispatcher_placement=PlacementPolicy.SPREAD,
+    )
     member = Member(process, broker, store, links=[store.link, broker.link])
 
     async def work() -> None:

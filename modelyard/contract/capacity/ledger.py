@@ -6,8 +6,11 @@ job. No total is kept: what is allocated is the sum of the entries, here and in 
 writes.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,6 +47,8 @@ class Allocation(_Entry):
     memory: Bytes = 0
     devices: tuple[DeviceId, ...] = ()
     """The devices that are bound to its container."""
+    temporary: bool = False
+    """True if it ends by itself: that of a TEMP."""
     resident: ResidentAllocation | None = None
 
     @property
@@ -59,6 +64,7 @@ class Allocation(_Entry):
         need: ContainerNeed,
         *,
         devices: tuple[str, ...] = (),
+        temporary: bool = False,
         resident: ResidentAllocation | None = None,
     ) -> "Allocation":
         """Return the allocation that meets a need."""
@@ -69,6 +75,7 @@ class Allocation(_Entry):
             millicpus=need.millicpus,
             memory=need.memory,
             devices=devices,
+            temporary=temporary,
             resident=resident,
         )
 
@@ -100,7 +107,7 @@ class DeviceRoom:
         return self.memory if need.device_memory is None else need.device_memory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Room:
     """What is left of a host. None means that it is not limited."""
 
@@ -108,6 +115,38 @@ class Room:
     millicpus: int | None = None
     memory: int | None = None
     devices: Mapping[str, DeviceRoom] = field(default_factory=dict)
+
+    @cached_property
+    def free_on_devices(self) -> tuple[int, ...]:
+        """Bytes that are free on each device, the most first."""
+        return tuple(sorted((one.free for one in self.devices.values()), reverse=True))
+
+    @cached_property
+    def free_devices(self) -> int:
+        """Devices that one model could have for itself."""
+        whole = ResidentNeed()
+        return sum(one.takes(whole) for one in self.devices.values())
+
+    @cached_property
+    def numbers(self) -> tuple[float, float, float, int, tuple[int, ...]]:
+        """Slots, thousandths of processors, bytes of memory; then `free_devices` and the other.
+
+        What is not limited is infinite.
+        """
+        return (
+            math.inf if self.slots is None else self.slots,
+            math.inf if self.millicpus is None else self.millicpus,
+            math.inf if self.memory is None else self.memory,
+            self.free_devices,
+            self.free_on_devices,
+        )
+
+    def takes_on_devices(self, need: ResidentNeed, count: int) -> bool:
+        """Tell whether so many devices have room for a model now."""
+        if need.device_memory is None:
+            return self.free_devices >= count
+        free = self.free_on_devices
+        return len(free) >= count and (not count or free[count - 1] >= need.device_memory)
 
     def without(self, taken: Allocation) -> "Room":
         """Return what is left after one more allocation."""
@@ -149,15 +188,45 @@ def room_left(
     the memory after the larger one of allocated and measured: what jobs hold and do not use yet is
     not free, and what is used and held by no job neither.
     """
-    room = total
+    slots = millicpus = memory = 0
+    taken: Counter[str] = Counter()
+    bound: Counter[str] = Counter()
     for one in allocations:
-        room = room.without(one)
+        slots += one.slots
+        millicpus += one.millicpus
+        memory += one.all_memory
+        bound.update(one.devices)
+        if one.resident is not None:
+            taken.update(one.resident.devices)
     measured = {one.uuid: one.memory_used for one in readings}
-    devices = {
-        uuid: replace(one, free=min(one.free, one.memory - measured.get(uuid, 0)))
-        for uuid, one in room.devices.items()
-    }
-    return replace(room, devices=devices)
+    return Room(
+        _less(total.slots, slots),
+        _less(total.millicpus, millicpus),
+        _less(total.memory, memory),
+        {
+            uuid: DeviceRoom(
+                one.memory,
+                min(one.free - taken[uuid], one.memory - measured.get(uuid, 0)),
+                one.bound + bound[uuid],
+                untouched=one.untouched and uuid not in taken,
+            )
+            for uuid, one in total.devices.items()
+        },
+    )
+
+
+def used_part(total: Room, room: Room) -> float:
+    """Return the part of a host that is used, 0 to 1: of slots, processors or memory the most."""
+    parts = (
+        1 - left / whole
+        for whole, left in (
+            (total.slots, room.slots),
+            (total.millicpus, room.millicpus),
+            (total.memory, room.memory),
+        )
+        if whole and left is not None
+    )
+    return max(parts, default=0.0)
 
 
 def _less(left: int | None, taken: int) -> int | None:

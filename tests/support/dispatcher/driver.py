@@ -94,8 +94,9 @@ class DispatcherDriver:
 async def running_dispatcher(
     store: Store, broker: Broker, **settings: Any
 ) -> AsyncIterator[Dispatcher]:
-    """Run a dispatcher, which leads unless another one does."""
+    """Run a dispatcher, which leads unless another one does; it gives all hosts something to do."""
     settings.setdefault("dispatcher_sweep_interval_s", 0.2)
+    settings.setdefault("dispatcher_placement", "spread")
     dispatcher = Dispatcher(DispatcherSettings(**settings), store, broker)
     await dispatcher.prepare()
     async with _running(dispatcher.run()):

@@ -4,9 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelyard.contract.capacity.needs import ContainerNeed
+from modelyard.contract.capacity.offers import HostCapacity
 from modelyard.contract.states import Admission, Liveness
-from modelyard.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
+from modelyard.scheduling.fitting import PlacementRequest
+from modelyard.scheduling.placement import FreeCapacity, Placed, PlacementPolicy, Unplaced
 from modelyard.store.records import HostRecord, Reservation
+
+GIB = 1 << 30
 
 
 def host(
@@ -31,8 +36,10 @@ def host(
     )
 
 
-def capacity_of(hosts: list[HostRecord]) -> FreeCapacity:
-    return FreeCapacity({one.host_id: one for one in hosts})
+def capacity_of(
+    hosts: list[HostRecord], policy: PlacementPolicy = PlacementPolicy.BINPACK
+) -> FreeCapacity:
+    return FreeCapacity({one.host_id: one for one in hosts}, policy=policy)
 
 
 def chosen(capacity: FreeCapacity, **labels: str) -> str:
@@ -41,8 +48,77 @@ def chosen(capacity: FreeCapacity, **labels: str) -> str:
     return found.host.host_id
 
 
-def test_the_host_with_the_most_free_slots_is_chosen() -> None:
-    assert chosen(capacity_of([host("a", used=2), host("b", used=1), host("c", used=3)])) == "b"
+@pytest.mark.parametrize(
+    ("policy", "wanted"), [(PlacementPolicy.BINPACK, "c"), (PlacementPolicy.SPREAD, "b")]
+)
+def test_the_host_that_is_used_most_or_least_is_chosen_by_the_policy(
+    policy: PlacementPolicy, wanted: str
+) -> None:
+    hosts = [host("a", used=2), host("b", used=1), host("c", used=3)]
+    assert chosen(capacity_of(hosts, policy)) == wanted
+
+
+def test_a_host_that_has_the_image_is_chosen_before_others_and_the_dataset_before_that() -> None:
+    bare, image = host("a", used=3), host("b").model_copy(update={"images": frozenset({"x/y"})})
+    both = image.model_copy(update={"host_id": "c", "datasets": frozenset({"d"})})
+    need = PlacementRequest(image="x/y", dataset="d")
+    assert placed_on([bare, image, both], need) == "c"
+    assert placed_on([bare, image], need) == "b"
+    assert placed_on([bare], need) == "a"
+    elsewhere = PlacementRequest(image="x/y", dataset="d", avoid=frozenset({"b", "c"}))
+    assert placed_on([bare, image, both], elsewhere) == "a"
+
+
+def placed_on(hosts: list[HostRecord], need: PlacementRequest) -> str:
+    found = capacity_of(hosts).place(need)
+    assert isinstance(found, Placed)
+    return found.host.host_id
+
+
+def sized(name: str, *held: Reservation, cpus: float = 8.0) -> HostRecord:
+    capacity = HostCapacity(cpus=cpus, memory=64 * GIB)
+    there = host(name, labels="x")
+    return there.model_copy(update={"slots": None, "capacity": capacity, "reservations": held})
+
+
+def takes(
+    cpus: float, memory: int = 0, *, job: str = "j", temporary: bool = True
+) -> PlacementRequest:
+    need = ContainerNeed(millicpus=round(cpus * 1_000), memory=memory)
+    return PlacementRequest(job_id=job, container=need, at_once=temporary, temporary=temporary)
+
+
+def held(cpus: float, *, temporary: bool) -> Reservation:
+    millicpus = round(cpus * 1_000)
+    return Reservation(
+        job_id="held", generation=1, token="t", millicpus=millicpus, temporary=temporary
+    )
+
+
+def test_what_a_large_job_waits_for_is_not_given_to_small_ones_behind_it() -> None:
+    capacity = capacity_of([sized("a", held(4, temporary=True))])
+    assert isinstance(capacity.place(takes(6, job="large")), Unplaced)
+    small = capacity.place(takes(1, job="small"))
+    assert small == Unplaced(("1 host keeps what is free for a more urgent operation",))
+
+
+def test_a_small_job_that_does_not_delay_the_large_one_goes_ahead_of_it() -> None:
+    capacity = capacity_of([sized("a", held(4, temporary=True)), sized("b", cpus=4)])
+    assert isinstance(capacity.place(takes(6, 60 * GIB, job="large")), Unplaced)
+    elsewhere = capacity.place(takes(1, job="on-another-host"))
+    assert isinstance(elsewhere, Placed)
+    assert elsewhere.host.host_id == "b"
+    beside = capacity.place(takes(0, 4 * GIB, job="of-what-it-leaves-over"))
+    assert isinstance(beside, Placed)
+    assert beside.host.host_id in ("a", "b")
+    assert isinstance(capacity.place(takes(3, 30 * GIB, job="fills-b")), Placed)
+    assert isinstance(capacity.place(takes(1, job="would-delay")), Unplaced)
+
+
+def test_nothing_is_kept_where_only_what_stays_for_ever_would_have_to_leave() -> None:
+    capacity = capacity_of([sized("a", held(4, temporary=False))])
+    assert isinstance(capacity.place(takes(6, job="large")), Unplaced)
+    assert isinstance(capacity.place(takes(4, job="small")), Placed)
 
 
 def test_equal_hosts_are_taken_by_name() -> None:

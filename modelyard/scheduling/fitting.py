@@ -1,0 +1,176 @@
+"""Which hosts fit: what a job needs against what a host has. Pure.
+
+A refusal is the first rule that a host breaks. The words for people are in `refusals`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from modelyard.contract.capacity.ledger import Room
+from modelyard.contract.capacity.needs import (
+    ContainerNeed,
+    ResidentNeed,
+    container_need,
+    resident_need,
+)
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.states import Admission, Liveness
+from modelyard.store.records import HostRecord, JobRecord
+
+OWN = "still has a reservation of this job"
+KEPT_FOR_OTHERS = "keeps what is free for a more urgent operation"
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementRequest:
+    """What a job needs of its host."""
+
+    job_id: str = ""
+    generation: int = 1
+    version: int = 0
+    """The job's version, as the resident allocation names it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    container: ContainerNeed = field(default_factory=ContainerNeed)
+    resident: ResidentNeed = field(default_factory=ResidentNeed)
+    at_once: bool = False
+    """True if the model comes into memory by the same operation."""
+    temporary: bool = False
+    """True if the job ends by itself, as a TEMP does."""
+    avoid: frozenset[str] = frozenset()
+    """Hosts that are chosen only if no other fits."""
+    image: str = ""
+    dataset: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        job: JobRecord,
+        spec: ModelSpec,
+        *,
+        at_once: bool,
+        dataset: DatasetSpec | None = None,
+        avoid: frozenset[str] = frozenset(),
+    ) -> "PlacementRequest":
+        """Return what the next container of a job needs."""
+        return cls(
+            job_id=job.job_id,
+            generation=job.next_generation,
+            version=job.version,
+            labels=spec.host_labels,
+            container=container_need(spec),
+            resident=resident_need(spec),
+            at_once=at_once,
+            avoid=avoid,
+            image=spec.image,
+            dataset=dataset.name if dataset else None,
+        )
+
+
+class Lacks(Enum):
+    """What a host has too little of."""
+
+    SLOTS = "slots"
+    CPUS = "cpus"
+    MEMORY = "memory"
+    DEVICES = "devices"
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A host has too little of something."""
+
+    lacks: Lacks
+    when_empty: bool
+    """True if the host would have too little of it without any job."""
+
+
+Refusal = str | Shortage
+
+
+def refusal_of(host: HostRecord, need: PlacementRequest, room: Room) -> Refusal | None:
+    """Return why a host can't take a job now; the same for many hosts."""
+    closed = closed_to(host, need)
+    if closed is not None:
+        return closed
+    if (lacks := lacking(host.total, need, when_empty=True)) is not None:
+        return Shortage(lacks, when_empty=True)
+    if (lacks := lacking(room, need, when_empty=False)) is not None:
+        return Shortage(lacks, when_empty=False)
+    return OWN if need.job_id in host.reserved_jobs else None
+
+
+def closed_to(host: HostRecord, need: PlacementRequest) -> str | None:
+    """Return why a host takes no job of this kind, whatever room it has."""
+    if host.liveness is not Liveness.ONLINE:
+        return f"is {host.liveness}"
+    if host.admission is not Admission.OPEN:
+        return f"is {host.admission}"
+    for label, value in need.labels.items():
+        if host.labels.get(label) != value:
+            return f"does not have the label {label}={value}"
+    return None
+
+
+def lacking(room: Room, need: PlacementRequest, *, when_empty: bool) -> Lacks | None:
+    """Return what there is too little of: now, or for the model too if the host were empty.
+
+    What is not needed is never lacking, even where less than nothing is left.
+    """
+    wanted, loads = need.container, need.at_once or when_empty
+    if room.slots is not None and room.slots < wanted.slots and wanted.slots:
+        return Lacks.SLOTS
+    if room.millicpus is not None and room.millicpus < wanted.millicpus and wanted.millicpus:
+        return Lacks.CPUS
+    memory = wanted.memory + need.resident.memory if loads else wanted.memory
+    if room.memory is not None and room.memory < memory and memory:
+        return Lacks.MEMORY
+    if loads and wanted.devices and not room.takes_on_devices(need.resident, wanted.devices):
+        return Lacks.DEVICES
+    return None
+
+
+def loads_now(room: Room, need: PlacementRequest) -> bool:
+    """Tell whether the model could be loaded at once into a container that fits."""
+    resident = need.resident
+    if resident.nothing:
+        return True
+    if room.memory is not None and room.memory < need.container.memory + resident.memory:
+        return False
+    return room.takes_on_devices(resident, need.container.devices)
+
+
+def may_fit(host: HostRecord, need: PlacementRequest) -> bool:
+    """Tell whether the host would fit if it were ONLINE, OPEN and empty."""
+    return (
+        host.liveness is not Liveness.LOST
+        and all(host.labels.get(label) == value for label, value in need.labels.items())
+        and lacking(host.total, need, when_empty=True) is None
+    )
+
+
+def loadable_when_empty(host: HostRecord, need: PlacementRequest) -> bool:
+    """Tell whether a host would take a job now if no model were in memory on it."""
+    if closed_to(host, need) is not None or lacking(host.total, need, when_empty=True) is not None:
+        return False
+    return lacking(host.room, replace(need, at_once=False), when_empty=False) is None
+
+
+def chosen_devices(room: Room, need: PlacementRequest) -> tuple[str, ...]:
+    """Return the devices for a container: those where its model can be loaded soonest.
+
+    For a model that comes into memory now, the fullest ones that have room: so the others keep
+    room for large models. Otherwise those with the most room for each container that sees them.
+    """
+    wanted = need.container.devices
+    if not wanted:
+        return ()
+
+    def key(uuid: str) -> tuple[object, ...]:
+        device = room.devices[uuid]
+        ready = device.takes(need.resident)
+        left = device.free if need.at_once else -device.free / (device.bound + 1)
+        return not ready, left, device.bound, uuid
+
+    fitting = [uuid for uuid, one in room.devices.items() if one.could_take(need.resident)]
+    return tuple(sorted(fitting, key=key)[:wanted])

@@ -1,0 +1,118 @@
+"""The words for why hosts refuse, for `waiting_for` and for explanations. Pure."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from modelyard.contract.capacity.ledger import DeviceRoom, Room
+from modelyard.contract.capacity.needs import ResidentNeed, resident_need
+from modelyard.contract.capacity.offers import MILLI
+from modelyard.contract.capacity.sizes import size_text
+from modelyard.contract.catalog.entries import ModelSpec
+from modelyard.scheduling.fitting import Lacks, PlacementRequest, Refusal, Shortage, refusal_of
+from modelyard.store.records import HostRecord, JobRecord
+
+
+def summed_up(refusals: Mapping[Refusal, int], need: PlacementRequest) -> tuple[str, ...]:
+    """Return how many hosts refuse for which reason, such as `2 hosts: each has no free slot`."""
+    if not refusals:
+        return ("no host is registered",)
+    counts: Counter[str] = Counter()
+    for refusal, count in refusals.items():
+        if count:
+            counts[_words(refusal, need)] += count
+    return tuple(
+        f"1 host {reason}" if count == 1 else f"{count} hosts: each {reason}"
+        for reason, count in sorted(counts.items())
+    )
+
+
+def refusal_with_numbers(host: HostRecord, need: PlacementRequest) -> str | None:
+    """Return why a host can't take a job now, with what it has; None if it can."""
+    refusal = refusal_of(host, need, host.room)
+    if not isinstance(refusal, Shortage):
+        return refusal
+    total, room = host.total, host.total if refusal.when_empty else host.room
+    memory = _memory(need, refusal)
+    tail = "even when empty" if refusal.when_empty else "now"
+    match refusal.lacks:
+        case Lacks.SLOTS:
+            return f"all of its {total.slots} slots are taken ({tail})"
+        case Lacks.CPUS:
+            wanted, left = need.container.millicpus / MILLI, (room.millicpus or 0) / MILLI
+            return f"it needs {wanted:g} CPUs, and {left:g} are free {tail}"
+        case Lacks.MEMORY:
+            left_size = size_text(max(0, room.memory or 0))
+            return f"it needs {size_text(memory)} of memory, and {left_size} are free {tail}"
+        case Lacks.DEVICES:
+            return f"it needs {_devices_text(need.resident)}; {_free_text(room.devices)} {tail}"
+
+
+def refusal_to_load(host: HostRecord, job: JobRecord, spec: ModelSpec) -> str | None:
+    """Return why a job's model can't be loaded on its host now, with numbers; None if it can."""
+    held = host.reservation(job.job_id, job.generation)
+    need = resident_need(spec)
+    if held is None or held.resident is not None or need.nothing:
+        return None
+    room = host.room
+    if not_loadable(room, need, held.devices) is None:
+        return None
+    if room.memory is not None and room.memory < need.memory:
+        left = size_text(max(0, room.memory))
+        return f"it needs {size_text(need.memory)} of memory, and {left} are free"
+    bound = {uuid: one for uuid, one in room.devices.items() if uuid in held.devices}
+    return f"it needs {_devices_text(need)}; {_free_text(bound)}"
+
+
+def not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str | None:
+    """Return why a model can't be loaded into its container now; None if it can."""
+    if room.memory is not None and room.memory < need.memory:
+        return f"has less than {size_text(need.memory)} of memory free"
+    for uuid in bound:
+        device: DeviceRoom | None = room.devices.get(uuid)
+        if device is None:
+            return f"does not have the device {uuid} any more"
+        if not device.takes(need):
+            if need.device_memory is None:
+                return f"does not have the device {uuid} for one model alone"
+            return f"has less than {size_text(need.device_memory)} free on the device {uuid}"
+    return None
+
+
+def _words(refusal: Refusal, need: PlacementRequest) -> str:
+    if isinstance(refusal, str):
+        return refusal
+    free = "" if refusal.when_empty else " free"
+    match refusal.lacks:
+        case Lacks.SLOTS:
+            return f"has no{free} slot"
+        case Lacks.CPUS:
+            return f"has less than {need.container.millicpus / MILLI:g} CPUs{free}"
+        case Lacks.MEMORY:
+            return f"has less than {size_text(_memory(need, refusal))} of memory{free}"
+        case Lacks.DEVICES:
+            few = "no device" if need.container.devices == 1 else "too few devices"
+            if need.resident.device_memory is not None:
+                return f"has {few} with {size_text(need.resident.device_memory)}{free}"
+            return f"has {few}" if refusal.when_empty else f"has {few} for one model alone"
+
+
+def _memory(need: PlacementRequest, refusal: Shortage) -> int:
+    loads = need.at_once or refusal.when_empty
+    return need.container.memory + (need.resident.memory if loads else 0)
+
+
+def _devices_text(need: ResidentNeed) -> str:
+    count = "1 device" if need.devices == 1 else f"{need.devices} devices"
+    if need.device_memory is None:
+        return f"{count} for itself"
+    return f"{size_text(need.device_memory)} on {count}"
+
+
+def _free_text(devices: Mapping[str, DeviceRoom]) -> str:
+    if not devices:
+        return "there is no such device"
+    parts = [
+        f"{uuid} has {size_text(max(0, one.free))} of {size_text(one.memory)} free"
+        for uuid, one in sorted(devices.items())
+    ]
+    return ", ".join(parts)
