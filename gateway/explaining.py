@@ -25,7 +25,8 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
     if operation is None:
         return None
     now = await store.time()
-    if operation.state is not OperationState.QUEUED or operation.job_id is None:
+    in_line = operation.state is OperationState.QUEUED and operation.line is not None
+    if operation.job_id is None or not in_line:
         return explain(Facts(operation, now))
     read, hosts, spec = await together(
         store.jobs.lines([operation.job_id]), store.hosts.all(), _spec(store, operation)

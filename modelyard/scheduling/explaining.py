@@ -44,6 +44,8 @@ def explain(facts: Facts) -> Explanation:
     operation = facts.operation
     if operation.state is not OperationState.QUEUED:
         return _of_started(operation)
+    if operation.aside:
+        return _explanation(facts, f"It belongs to the move of job {operation.job_id}.")
     if operation.line is None or facts.line is None:
         return _explanation(facts, "It was accepted, and the dispatcher has not taken it in yet.")
     if operation.resting and operation.not_before is not None:
@@ -137,7 +139,7 @@ def _of_placement(facts: Facts) -> Explanation:
     verdicts = [_verdict(facts, host, refusal_with_numbers(host, request)) for host in facts.hosts]
     fitting = [one.host_id for one in verdicts if one.fits]
     if fitting and any(KEPT_FOR_OTHERS in reason for reason in operation.waiting_for):
-        sentence = f"Host {fitting[0]} has room for it and {KEPT_FOR_OTHERS} that needs more."
+        sentence = f"Host {fitting[0]} has room for it, but {KEPT_FOR_OTHERS}."
     elif fitting:
         sentence = f"It can start on {fitting[0]}; the dispatcher is about to send it there."
     elif not verdicts:

@@ -11,6 +11,7 @@ from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.scheduling.explaining import Facts, explain
+from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
 from modelyard.store.records import (
     HostRecord,
     JobLine,
@@ -69,6 +70,21 @@ def test_what_has_started_or_ended_says_where() -> None:
 
 def test_what_was_not_taken_in_yet() -> None:
     assert "not taken it in yet" in explain(Facts(operation(line=None), NOW)).reasons[0]
+
+
+def test_a_step_of_a_move_is_in_no_line() -> None:
+    one = operation(Verb.DEPLOY_CREATE, line=None, aside=True)
+    assert explain(Facts(one, NOW)).reasons == ("It belongs to the move of job j.",)
+
+
+def test_room_that_is_kept_for_a_more_urgent_operation_is_called_that() -> None:
+    reason = f"1 host {KEPT_FOR_OTHERS}"
+    one = operation(Verb.TEMP, waiting_for=(reason,))
+    new = job(JobState.NONE, host_id=None, generation=0)
+    assert explain(facts(one, of=new, spec=spec(), hosts=(host(),))).reasons == (
+        "Host h has room for it, but keeps what is free for a more urgent operation.",
+        reason,
+    )
 
 
 def test_a_pause_after_a_failure_names_it_and_its_end() -> None:
