@@ -33,6 +33,7 @@ import structlog
 from dispatcher.events import EventLog, operation_event
 from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
+from dispatcher.scheduling.making_room import Crowded
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.ordering import (
     AlreadySatisfied,
@@ -45,7 +46,7 @@ from dispatcher.scheduling.ordering import (
     TerminateBehind,
     next_decisions,
 )
-from dispatcher.scheduling.residency import Crowded, Residents
+from dispatcher.scheduling.residency import Residents
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb

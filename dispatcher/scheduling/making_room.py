@@ -1,0 +1,204 @@
+"""Making room: which models to unload on which host, so that an operation could start. Pure."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.scheduling.eviction import Candidate, cheapest
+from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
+from modelyard.contract.capacity.needs import ResidentNeed
+from modelyard.scheduling.fitting import PlacementRequest, loadable_when_empty
+from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
+from modelyard.scheduling.placement import Kept
+from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
+
+HOSTS_AT_ONCE = 5
+"""Hosts that are looked at for an operation that is not on a host yet."""
+KEPT_S = 30.0
+"""Seconds for which room is kept after the last eviction for an operation."""
+MEMORY = "memory"
+"""The host's memory, among the uuids of its devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crowded:
+    """An operation that could start if models were unloaded."""
+
+    operation: OperationRecord
+    request: PlacementRequest
+    host_id: str | None = None
+    """The host that its job is on; None: any host would do."""
+    bound: tuple[str, ...] = ()
+    """The devices that are bound to its job's container."""
+
+    def hosts(self, hosts: Mapping[str, HostRecord]) -> list[HostRecord]:
+        """Return the hosts on which it could start."""
+        if self.host_id is not None:
+            return [hosts[self.host_id]] if self.host_id in hosts else []
+        found: list[HostRecord] = []
+        for host in hosts.values():
+            if loadable_when_empty(host, self.request):
+                found.append(host)
+            if len(found) == HOSTS_AT_ONCE:
+                break
+        return found
+
+    def has_waited(self, now: datetime, seconds: float) -> bool:
+        """Tell whether it has waited for so long."""
+        accepted_at = self.operation.accepted_at
+        return accepted_at is not None and (now - accepted_at).total_seconds() >= seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Models to unload on one host, so that an operation could start there."""
+
+    cost: float
+    host_id: str
+    jobs: tuple[str, ...]
+
+
+def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
+    """Return the jobs that hold memory on a host, without the one that needs it."""
+    return [
+        one.job_id
+        for one in host.reservations
+        if one.resident and one.job_id != besides.request.job_id
+    ]
+
+
+def candidates(
+    host: HostRecord,
+    lines: Iterable[JobLine],
+    now: datetime,
+    *,
+    in_use_too: bool,
+    cost: Callable[[JobRecord], float],
+) -> list[Candidate]:
+    """Return the models on a host that may be unloaded; those that leave already cost nothing.
+
+    `lines` are of the jobs that hold memory there. With `in_use_too` also models that have
+    inferences in line: those that run end first, the others load the model again.
+    """
+    found: list[Candidate] = []
+    for line in lines:
+        held = host.reservation(line.job.job_id, line.job.generation)
+        if held is None or held.resident is None:
+            continue
+        frees = {**held.resident.devices, MEMORY: held.resident.memory}
+        if is_leaving(line):
+            found.append(Candidate(held.job_id, 0.0, frees))
+        elif (stays := why_it_stays(line, now)) is None or (stays is Stays.IN_USE and in_use_too):
+            found.append(Candidate(held.job_id, cost(line.job), frees))
+    return found
+
+
+def cheapest_way(
+    one: Crowded, offers: Iterable[tuple[HostRecord, Sequence[Candidate]]]
+) -> Way | None:
+    """Return the host and the models to unload there for which it costs least."""
+    ways = [way for host, there in offers for way in _ways(one, host, there)]
+    return min(ways, key=lambda way: (way.cost, len(way.jobs), way.host_id), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptUntil:
+    kept: Kept
+    rank: int
+    until: float
+    """A moment of the monotonic clock."""
+
+
+class KeptRoom:
+    """What is being cleared for operations, so that nobody else takes it meanwhile."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._kept: dict[str, _KeptUntil] = {}
+        """By job."""
+
+    def keep(self, one: Crowded, way: Way) -> None:
+        """Keep what an operation needs on the devices that are bound to its job's container."""
+        kept = Kept(way.host_id, one.request.job_id, one.request.resident, one.bound)
+        until = self._clock() + KEPT_S
+        self._kept[kept.job_id] = _KeptUntil(kept, one.operation.rank, until)
+
+    def give_up(self, job_id: str) -> None:
+        """Keep nothing for a job any more: its own model leaves."""
+        self._kept.pop(job_id, None)
+
+    def current(self) -> list[Kept]:
+        """Return what is kept now.
+
+        Of those that need the same device, or any memory of a host, for the most urgent one only:
+        two that wait for each other would wait for ever.
+        """
+        now = self._clock()
+        self._kept = {job_id: one for job_id, one in self._kept.items() if one.until > now}
+        taken: set[tuple[str, str]] = set()
+        current: list[Kept] = []
+        for one in sorted(self._kept.values(), key=lambda it: (it.rank, it.kept.job_id)):
+            names = [*one.kept.devices, *([MEMORY] if one.kept.need.memory else [])]
+            needs = {(one.kept.host_id, name) for name in names}
+            if not needs & taken:
+                current.append(one.kept)
+                taken |= needs
+        return current
+
+
+def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Way]:
+    """Return how an operation could get room on a host: one way for each choice of devices."""
+    need = one.request.resident
+    memory = need.memory + (one.request.container.memory if one.host_id is None else 0)
+    lacking: dict[str, int] = {}
+    if host.room.memory is not None and host.room.memory < memory:
+        lacking[MEMORY] = memory - host.room.memory
+    if not need.devices or (one.host_id is not None and not one.bound):
+        return _way(host, lacking, there)
+    if one.bound:
+        for uuid in one.bound:
+            amount = _lacks(host, uuid, need)
+            if amount is None:
+                return []
+            lacking[uuid] = amount
+        return _way(host, lacking, there)
+    singly: list[tuple[float, str]] = []
+    amounts: dict[str, int] = {}
+    for uuid in host.room.devices:
+        amount = _lacks(host, uuid, need)
+        if amount is None:
+            continue
+        amounts[uuid] = amount
+        singly += [(way.cost, uuid) for way in _way(host, {uuid: amount}, there)]
+    if len(singly) < need.devices:
+        return []
+    chosen = sorted(singly)[: need.devices]
+    return _way(host, lacking | {uuid: amounts[uuid] for _, uuid in chosen}, there)
+
+
+def _way(host: HostRecord, lacking: Mapping[str, int], there: Sequence[Candidate]) -> list[Way]:
+    jobs = cheapest(lacking, there)
+    if jobs is None:
+        return []
+    cost = {one.job_id: one.cost for one in there}
+    return [Way(sum(cost[job_id] for job_id in jobs), host.host_id, jobs)]
+
+
+def _lacks(host: HostRecord, uuid: str, need: ResidentNeed) -> int | None:
+    """Return the bytes that jobs have to free on a device; None if it could not take the model.
+
+    What others than jobs use, as measured, is not freed by unloading.
+    """
+    device: DeviceRoom | None = host.total.devices.get(uuid)
+    if device is None or not device.could_take(need):
+        return None
+    allocated = sum(
+        it.resident.devices.get(uuid, 0) for it in host.reservations if it.resident is not None
+    )
+    used = next((one.memory_used for one in host.current_readings if one.uuid == uuid), 0)
+    foreign = max(0, used - allocated)
+    if need.device_memory is None:
+        return allocated if device.memory - foreign >= WHOLE * device.memory else None
+    if need.device_memory > device.memory - foreign:
+        return None
+    return max(0, need.device_memory - (device.memory - foreign - allocated))
