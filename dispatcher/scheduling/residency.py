@@ -16,13 +16,13 @@ import structlog
 
 from dispatcher.scheduling.eviction import Candidate, cheapest
 from dispatcher.scheduling.memory import Memory
-from dispatcher.scheduling.ordering import ON_DEMAND, LoadFirst
 from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, Verb
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
+from modelyard.scheduling.ordering import ON_DEMAND, LoadFirst
 from modelyard.scheduling.placement import Kept, PlacementRequest, loadable_when_empty
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding

@@ -34,7 +34,13 @@ from dispatcher.events import EventLog, operation_event
 from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.memory import Memory
-from dispatcher.scheduling.ordering import (
+from dispatcher.scheduling.residency import Crowded, Residents
+from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
+from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
+from modelyard.contract.states import JobState, Liveness, OperationState, Verb
+from modelyard.process.crash_points import crash_point
+from modelyard.process.tasks import together
+from modelyard.scheduling.ordering import (
     AlreadySatisfied,
     CatalogEntries,
     Decision,
@@ -45,12 +51,6 @@ from dispatcher.scheduling.ordering import (
     TerminateBehind,
     next_decisions,
 )
-from dispatcher.scheduling.residency import Crowded, Residents
-from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
-from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
-from modelyard.contract.states import JobState, Liveness, OperationState, Verb
-from modelyard.process.crash_points import crash_point
-from modelyard.process.tasks import together
 from modelyard.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
