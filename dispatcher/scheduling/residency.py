@@ -23,7 +23,8 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, Verb
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
 from modelyard.scheduling.ordering import ON_DEMAND, LoadFirst
-from modelyard.scheduling.placement import Kept, PlacementRequest, loadable_when_empty
+from modelyard.scheduling.placement import Kept, loadable_when_empty
+from modelyard.scheduling.planning import Crowded
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import HostRecord, JobRecord, OperationRecord
@@ -40,18 +41,6 @@ LOAD_S = 1.0
 """Seconds that a load counts for which has not been measured."""
 MEMORY = "memory"
 """The host's memory, among the uuids of its devices."""
-
-
-@dataclass(frozen=True, slots=True)
-class Crowded:
-    """An operation that could start if models were unloaded."""
-
-    operation: OperationRecord
-    request: PlacementRequest
-    host_id: str | None = None
-    """The host that its job is on; None: any host would do."""
-    bound: tuple[str, ...] = ()
-    """The devices that are bound to its job's container."""
 
 
 @dataclass(frozen=True, slots=True)

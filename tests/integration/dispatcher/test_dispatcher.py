@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from dispatcher.scheduling.scheduler import WITHDRAWN
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
@@ -19,6 +18,7 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import Admission, JobState, OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS_QUEUE, REPORTS, REPORTS_QUEUE
 from modelyard.contract.validation import parse_request
+from modelyard.scheduling.planning import WITHDRAWN
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
 from tests.support.dispatcher.deployed import loaded
