@@ -5,18 +5,17 @@ Parsing a large body takes long enough to stall the event loop, so another proce
 
 import json
 from collections.abc import Iterator
+from typing import Unpack
 
 from dispatcher.intake import listed as lists
-from dispatcher.intake.decode import decode
+from dispatcher.intake.decode import DecodeArguments, decode
 from dispatcher.intake.decoder import pack
 from modelyard.process.body_child import Part, serve
 
 
-def decoded(
-    body: bytes, *, message_type: str | None, key: str, replay: str | None
-) -> Iterator[Part]:
+def decoded(body: bytes, **arguments: Unpack[DecodeArguments]) -> Iterator[Part]:
     """Yield the operations in a message of the jobs queue."""
-    yield from pack(decode(body, message_type=message_type, key=key, replay=replay))
+    yield from pack(decode(body, **arguments))
 
 
 def listed(body: bytes, *, name: str) -> Iterator[Part]:

@@ -212,6 +212,7 @@ def _dead_letter_fields(record: DeadLetter) -> dict[str, Any]:
         "routing_key": record.routing_key,
         "message_id": record.message_id,
         "message_type": record.message_type,
+        "message_priority": record.message_priority,
         "payload_bytes": max(record.payload_bytes, len(record.payload)),
         "replays": record.replays,
         "replayed_at": record.replayed_at,

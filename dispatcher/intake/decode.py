@@ -16,6 +16,7 @@ from modelyard.contract.message_types import SUBMISSION_TYPE
 from modelyard.contract.messages import (
     MAX_BATCH,
     MAX_BATCH_BYTES,
+    MAX_PRIORITY,
     MAX_REQUEST_BYTES,
     JobRequest,
     Submission,
@@ -80,6 +81,7 @@ class DecodeArguments(TypedDict):
     message_type: str | None
     key: str
     replay: str | None
+    priority: int
 
 
 def decode_arguments(
@@ -91,17 +93,25 @@ def decode_arguments(
         message_type=delivery.type if trusted else None,
         key=own or fallback_key or delivery.fallback_key,
         replay=replay_key(delivery.headers) if trusted else None,
+        priority=min(delivery.priority, MAX_PRIORITY),
     )
 
 
 def decode(
-    body: bytes, *, message_type: str | None, key: str, replay: str | None = None
+    body: bytes,
+    *,
+    message_type: str | None,
+    key: str,
+    replay: str | None = None,
+    priority: int = 0,
 ) -> list[NewOperation] | UnreadableMessage:
     """Return the operations that a message requests, in the order of its requests.
 
     An invalid request becomes an operation too, with a `rejection`. The operation ids derive from
     `key`: with the publisher's own key they are the same on every redelivery. With `replay` the
     ids are new ones, because the first operations have ended.
+
+    `priority` is the message's own: that of each client's request that names none.
     """
     try:
         if message_type == SUBMISSION_TYPE:
@@ -110,8 +120,8 @@ def decode(
                 return operations
             return [_replayed(one, replay) for one in operations]
         if replay is not None:
-            return _from_client(body, replay, tenant=REPLAY_TENANT)
-        return _from_client(body, key, tenant=DEFAULT_TENANT)
+            return _from_client(body, replay, tenant=REPLAY_TENANT, priority=priority)
+        return _from_client(body, key, tenant=DEFAULT_TENANT, priority=priority)
     except InvalidRequestError as error:
         return UnreadableMessage(error.info())
 
@@ -160,7 +170,7 @@ def _replayed(operation: NewOperation, replay: str) -> NewOperation:
     return operation.model_copy(update=update)
 
 
-def _from_client(body: bytes, key: str, *, tenant: str) -> list[NewOperation]:
+def _from_client(body: bytes, key: str, *, tenant: str, priority: int) -> list[NewOperation]:
     value = parse_json(body, max_bytes=MAX_BATCH_BYTES)
     if not isinstance(value, list):
         if len(body) > MAX_REQUEST_BYTES:
@@ -168,7 +178,7 @@ def _from_client(body: bytes, key: str, *, tenant: str) -> list[NewOperation]:
                 ErrorCode.BODY_TOO_LARGE,
                 f"The request has {len(body)} bytes; at most {MAX_REQUEST_BYTES} are allowed.",
             )
-        return [_operation(value, operation_id_for_key(key, tenant=tenant))]
+        return [_operation(value, operation_id_for_key(key, tenant=tenant), priority)]
     if not value:
         raise InvalidRequestError(ErrorCode.INVALID_REQUEST, "The list holds no request.")
     if len(value) > MAX_BATCH:
@@ -177,14 +187,18 @@ def _from_client(body: bytes, key: str, *, tenant: str) -> list[NewOperation]:
             f"The list holds {len(value)} requests; it may hold 1 to {MAX_BATCH}.",
         )
     return [
-        _operation(item, operation_id_for_key(f"{key}/{index}", tenant=tenant))
+        _operation(item, operation_id_for_key(f"{key}/{index}", tenant=tenant), priority)
         for index, item in enumerate(value)
     ]
 
 
-def _operation(value: JsonValue, operation_id: str) -> NewOperation:
+def _operation(value: JsonValue, operation_id: str, priority: int) -> NewOperation:
     try:
-        return _from_request(operation_id, parse_request(value), "amqp")
+        request = parse_request(value)
+        if "priority" not in request.model_fields_set:
+            # Before the payload's hash is taken: with another priority it is another request.
+            request = request.model_copy(update={"priority": priority})
+        return _from_request(operation_id, request, "amqp")
     except InvalidRequestError as error:
         return _rejected(value, operation_id, error)
 

@@ -19,9 +19,9 @@ from dispatcher.intake.positions import Positions
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
-from dispatcher.scheduling.ordering import shared_starts
 from modelyard.contract.states import Liveness
 from modelyard.process.crash_points import crash_point
+from modelyard.scheduling.ordering import shared_starts
 from modelyard.store import Store
 from modelyard.store.operation_writes import DispatchClaim, IntakeEntry
 from modelyard.store.records import HostRecord, JobRecord, NewOperation

@@ -250,6 +250,7 @@ def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:
         buried=origin.buried,
         message_id=delivery.message_id,
         message_type=delivery.type,
+        message_priority=delivery.priority,
         payload=delivery.body[:MAX_KEPT_PAYLOAD],
         payload_bytes=origin.payload_bytes,
     )

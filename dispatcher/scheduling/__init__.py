@@ -1,1 +1,1 @@
-"""Scheduling: order within a job, placement on a host, commands to workers."""
+"""Scheduling: passes over the jobs, their lines in memory, room for models, commands to workers."""

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from dispatcher.scheduling.eviction import Candidate, cheapest
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
-from modelyard.scheduling.fitting import PlacementRequest, loadable_when_empty
+from modelyard.scheduling.fitting import loadable_when_empty
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
 from modelyard.scheduling.placement import Kept
-from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
+from modelyard.scheduling.planning import Crowded
+from modelyard.store.records import HostRecord, JobLine, JobRecord
 
 HOSTS_AT_ONCE = 5
 """Hosts that are looked at for an operation that is not on a host yet."""
@@ -20,33 +22,18 @@ MEMORY = "memory"
 """The host's memory, among the uuids of its devices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Crowded:
-    """An operation that could start if models were unloaded."""
+def hosts_for(one: Crowded, hosts: Mapping[str, HostRecord]) -> list[HostRecord]:
+    """Return the hosts on which an operation could start, at most `HOSTS_AT_ONCE`."""
+    if one.host_id is not None:
+        return [hosts[one.host_id]] if one.host_id in hosts else []
+    fitting = (host for host in hosts.values() if loadable_when_empty(host, one.request))
+    return list(islice(fitting, HOSTS_AT_ONCE))
 
-    operation: OperationRecord
-    request: PlacementRequest
-    host_id: str | None = None
-    """The host that its job is on; None: any host would do."""
-    bound: tuple[str, ...] = ()
-    """The devices that are bound to its job's container."""
 
-    def hosts(self, hosts: Mapping[str, HostRecord]) -> list[HostRecord]:
-        """Return the hosts on which it could start."""
-        if self.host_id is not None:
-            return [hosts[self.host_id]] if self.host_id in hosts else []
-        found: list[HostRecord] = []
-        for host in hosts.values():
-            if loadable_when_empty(host, self.request):
-                found.append(host)
-            if len(found) == HOSTS_AT_ONCE:
-                break
-        return found
-
-    def has_waited(self, now: datetime, seconds: float) -> bool:
-        """Tell whether it has waited for so long."""
-        accepted_at = self.operation.accepted_at
-        return accepted_at is not None and (now - accepted_at).total_seconds() >= seconds
+def has_waited(one: Crowded, now: datetime, seconds: float) -> bool:
+    """Tell whether an operation has waited for so long."""
+    accepted_at = one.operation.accepted_at
+    return accepted_at is not None and (now - accepted_at).total_seconds() >= seconds
 
 
 @dataclass(frozen=True, slots=True)

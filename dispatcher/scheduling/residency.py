@@ -14,21 +14,23 @@ from datetime import datetime
 import structlog
 
 from dispatcher.scheduling.making_room import (
-    Crowded,
     KeptRoom,
     Way,
     candidates,
     cheapest_way,
+    has_waited,
+    hosts_for,
     residents_of,
 )
 from dispatcher.scheduling.memory import Memory
-from dispatcher.scheduling.ordering import ON_DEMAND, LoadFirst
 from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, Verb
 from modelyard.scheduling.leaving import is_leaving
+from modelyard.scheduling.ordering import ON_DEMAND, LoadFirst
 from modelyard.scheduling.placement import Kept
+from modelyard.scheduling.planning import Crowded
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding
 from modelyard.store.records import JobRecord, OperationRecord
@@ -90,9 +92,9 @@ class Residents:
         tries = 0
         for one in crowded:
             await asyncio.sleep(0)
-            in_use_too = one.has_waited(now, self._swap_wait_s)
+            in_use_too = has_waited(one, now, self._swap_wait_s)
             offers = []
-            for host in one.hosts(hosts):
+            for host in hosts_for(one, hosts):
                 read = await self._lines.read(residents_of(host, besides=one))
                 there = candidates(host, read.lines, now, in_use_too=in_use_too, cost=self._cost)
                 offers.append((host, there))

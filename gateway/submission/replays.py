@@ -57,6 +57,7 @@ class Replays:
                 # A client may have sent any message type: the gateway must not vouch for it.
                 message_type=letter.message_type if letter.from_modelyard else None,
                 headers={REPLAY_HEADER: f"{dead_letter_id}:{marked.replays}"},
+                priority=letter.message_priority,
                 timeout_s=REPLAY_S,
             )
         except BrokerUnavailableError as error:

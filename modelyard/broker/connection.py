@@ -83,6 +83,7 @@ class Broker:
         message_type: str | None = None,
         message_id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        priority: int = 0,
         mandatory: bool = True,
         persistent: bool = True,
         timeout_s: float = PUBLISH_TIMEOUT_S,
@@ -105,6 +106,7 @@ class Broker:
             message_id=message_id or uuid.uuid4().hex,
             type=message_type,
             headers=dict(headers or {}),
+            priority=priority,
             user_id=self.user,
         )
         with losses(f"RabbitMQ did not confirm a message to {exchange.name}"):

@@ -50,6 +50,7 @@ async def send_to_dead_letters(
         # A message without an id keeps the key that it was read with, so that a replay finds the
         # same operation ids.
         message_id=delivery.message_id or delivery.fallback_key,
+        priority=delivery.priority,
         headers={
             **kept,
             REASON_HEADER: error.code,

@@ -48,6 +48,8 @@ class Delivery:
     headers: Mapping[str, Any]
     user_id: str | None
     raw: AbstractIncomingMessage
+    priority: int = 0
+    """The property of that name, 0 to 255; 0 if the message has none."""
     body_bytes: int = 0
     """Size of the whole body; 0 if `body` is the whole of it."""
     header_bytes: int = 0
@@ -190,6 +192,7 @@ class Subscription:
             header_bytes=known.wire_bytes,
             headers_cut=known.cut,
             user_id=message.user_id,
+            priority=message.priority or 0,
             raw=message,
         )
         self._open[one] = None

@@ -120,6 +120,8 @@ class DeadLetterSummary(ApiAnswer):
     routing_key: str = ""
     message_id: str | None = None
     message_type: str | None = None
+    message_priority: int = 0
+    """The message's own priority, 0 to 255; that of its requests that name none."""
     payload_bytes: int = Field(default=0, ge=0)
     """Size of the whole payload."""
     replays: int = Field(default=0, ge=0)

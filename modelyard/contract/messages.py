@@ -118,7 +118,8 @@ class JobRequest(BaseModel):
     """Any JSON; INFER and TEMP send it to the model."""
     priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY, strict=True)
     """Higher goes first among operations that wait for a host; a minute of waiting counts as one
-    point, so none waits for ever. It never changes the order within a job."""
+    point, so none waits for ever. It never changes the order within a job. In a message over AMQP
+    the property `priority` of the message counts if this is left out."""
     timeout_s: Seconds | None = None
     """Seconds that the operation may run on a worker until it is TIMED_OUT; null: the dispatcher's
     default."""

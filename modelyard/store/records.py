@@ -518,6 +518,7 @@ class DeadLetter(Record):
     """True if a process of Modelyard dead-lettered it; False if RabbitMQ did."""
     message_id: str | None = None
     message_type: str | None = None
+    message_priority: int = 0
     payload: bytes = b""
     """The whole payload, or its beginning if it was too large; empty if the query left it out."""
     payload_bytes: int = 0

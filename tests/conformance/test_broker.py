@@ -26,9 +26,10 @@ from modelyard.broker import (
     Subscription,
     TopologyMismatchError,
     consume_forever,
+    send_to_dead_letters,
 )
 from modelyard.broker.connection_loss import losses
-from modelyard.contract.errors import BrokerUnavailableError
+from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ErrorInfo
 from modelyard.contract.topology import (
     DEAD,
     DEAD_QUEUE,
@@ -910,6 +911,26 @@ async def test_a_message_that_nobody_takes_in_time_becomes_a_dead_letter(broker:
     assert (one.body, one.routing_key) == (b"late", "short")
     [death] = one.headers["x-death"]
     assert (death["reason"], death["queue"]) == ("expired", "short")
+
+
+async def test_a_message_keeps_its_priority_also_as_a_dead_letter(broker: Broker) -> None:
+    await broker.declare(QUEUES)
+    await broker.publish(JOBS, SUBMIT_KEY, b"urgent", priority=255)
+    await broker.publish(JOBS, SUBMIT_KEY, b"as usual")
+    buried = ErrorInfo(code=ErrorCode.INVALID_JSON, message="It is not JSON.")
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=2) as subscription:
+        held: list[Delivery] = []
+        while len(held) < 2:
+            held += await anext(subscription.batches(max_items=2))
+        for one in held:
+            await send_to_dead_letters(broker, one, buried, queue=JOBS_QUEUE.name)
+        await subscription.ack(held)
+    async with asyncio.timeout(10), broker.subscribe(DEAD_QUEUE, prefetch=2) as subscription:
+        letters: list[Delivery] = []
+        while len(letters) < 2:
+            letters += await anext(subscription.batches(max_items=2))
+    for found in (held, letters):
+        assert {one.body: one.priority for one in found} == {b"urgent": 255, b"as usual": 0}
 
 
 async def test_only_the_first_consumer_is_active_until_it_goes(broker: Broker) -> None:

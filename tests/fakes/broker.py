@@ -142,13 +142,21 @@ class MemoryBroker(Broker):
         message_type: str | None = None,
         message_id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        priority: int = 0,
         mandatory: bool = True,
         persistent: bool = True,
         timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
         del persistent  # quorum queues keep everything, and a restart ends all others
         letter = Letter(
-            body, routing_key, exchange.name, message_id, message_type, headers or {}, self.user
+            body,
+            routing_key,
+            exchange.name,
+            message_id,
+            message_type,
+            headers or {},
+            self.user,
+            priority,
         )
         durable = self._rabbit.is_durable(letter)
         async with _within(timeout_s):

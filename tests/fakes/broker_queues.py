@@ -27,6 +27,7 @@ class Letter:
     headers: Mapping[str, Any] = field(default_factory=dict)
     user_id: str | None = None
     """The sender's user, as RabbitMQ has verified it."""
+    priority: int = 0
     place: int = 0
     """How many messages the queue had taken in with it: its name there."""
     deliveries: int = 0
@@ -95,6 +96,7 @@ class Incoming:
         counted = {"x-delivery-count": letter.deliveries} if letter.deliveries else {}
         self.headers = {**letter.headers, **counted}
         self.user_id = letter.user_id
+        self.priority = letter.priority
 
     async def ack(self, *, multiple: bool = False) -> None:
         await asyncio.sleep(0)

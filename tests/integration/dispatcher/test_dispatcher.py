@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from dispatcher.scheduling.scheduler import WITHDRAWN
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
@@ -18,6 +17,8 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import Admission, JobState, OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS_QUEUE, REPORTS, REPORTS_QUEUE
+from modelyard.contract.validation import parse_request
+from modelyard.scheduling.planning import WITHDRAWN
 from modelyard.store import Store
 from modelyard.store.records import NewOperation
 from tests.support.dispatcher.deployed import loaded
@@ -236,6 +237,56 @@ async def test_freed_capacity_goes_to_the_most_urgent_that_waits(driver: Dispatc
         assert not host.has_command
         await host.finish(urgent)
         assert (await host.command()).operation_id == low
+
+
+async def test_the_priority_of_a_message_counts_where_its_request_names_none(
+    driver: DispatcherDriver,
+) -> None:
+    temp = {"operation_type": "TEMP", "model": "m-131", "input": {}}
+    async with scripted_host(driver.broker, "h1", slots=1) as host:
+        await driver.submit(Verb.DEPLOY_CREATE, "first")
+        await host.finish(await host.command())
+        for name, body, of_the_message in (
+            ("low", {}, 0),
+            ("named", {"priority": 0}, 9),
+            ("high", {}, 9),
+            ("highest", {}, 255),
+        ):
+            await driver.publish(temp | body | {"job_id": name}, key=name, priority=of_the_message)
+        waiting = {
+            name: await driver.operation(operation_id_for_key(name), OperationState.QUEUED)
+            for name in ("low", "named", "high", "highest")
+        }
+        assert {name: one.priority for name, one in waiting.items()} == {
+            "low": 0,
+            "named": 0,
+            "high": 9,
+            "highest": 100,
+        }
+        await driver.submit(Verb.TERMINATE, "first")
+        await host.finish(await host.command())
+        order = []
+        for _ in waiting:
+            command = await host.command()
+            order.append(command.job_id)
+            await host.finish(command)
+    assert order == ["highest", "high", "low", "named"]
+
+
+async def test_a_request_is_the_same_wherever_its_priority_was_named(
+    driver: DispatcherDriver,
+) -> None:
+    body = {"job_id": "j", "operation_type": "TERMINATE"}
+    await driver.publish(body, key="k", priority=5)
+    await driver.publish(body | {"priority": 5}, key="k")
+    await driver.publish(body, key="k", priority=6)
+
+    async def audited() -> list[dict[str, Any]] | None:
+        return await driver.store.audit.of_operation(operation_id_for_key("k")) or None
+
+    (note,) = await eventually(audited, what="a note of the third")
+    five, six = (parse_request(body | {"priority": number}) for number in (5, 6))
+    assert (note["kept_hash"], note["dropped_hash"]) == (five.payload_hash(), six.payload_hash())
 
 
 async def test_a_command_that_nobody_accepted_is_published_again_as_the_same_attempt(

@@ -201,6 +201,11 @@ async def test_a_large_batch_is_taken_with_what_is_wrong_in_it(driver: Dispatche
     assert rejected.error.code == "invalid_request"
 
 
+async def test_a_large_message_has_its_priority_too(driver: DispatcherDriver) -> None:
+    await driver.publish(infer("j-1", FILLS["text"](MIB // 4)), key="k", priority=7)
+    assert (await driver.operation(operation_id_for_key("k"))).priority == 7
+
+
 async def test_of_a_message_larger_than_any_valid_one_the_beginning_is_kept(
     driver: DispatcherDriver,
 ) -> None:

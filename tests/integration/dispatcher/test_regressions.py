@@ -317,9 +317,11 @@ async def test_a_buried_message_keeps_what_its_publisher_said(
 ) -> None:
     body = json.dumps({"job_id": stone, "operation_type": Verb.TERMINATE}).encode()
     said = {"Idempotency-Key": "night-run-9", "team": "vision", "big": "x" * 70_000}
-    await driver.broker.publish(JOBS, SUBMIT_KEY, body, headers=said)
-    await driver.operation(operation_id_for_key("night-run-9"), OperationState.REJECTED)
-    kept = (await driver.dead_letter()).headers
+    await driver.broker.publish(JOBS, SUBMIT_KEY, body, headers=said, priority=7)
+    ended = await driver.operation(operation_id_for_key("night-run-9"), OperationState.REJECTED)
+    letter = await driver.dead_letter()
+    assert ended.priority == letter.message_priority == 7
+    kept = letter.headers
     assert {name: kept.get(name) for name in said} == said | {"big": None}
 
 

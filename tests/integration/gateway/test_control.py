@@ -348,6 +348,7 @@ async def test_a_replay_publishes_what_came_and_says_which_replay_it_is(
 ) -> None:
     body = json.dumps({"job_id": "j-1", "operation_type": "TERMINATE"}).encode()
     dead = letter(1, payload=body, message_type="somebodys.type", from_modelyard=True)
+    dead = dead.model_copy(update={"message_priority": 7})
     await served.store.dead_letters.add([dead])
     for times in (1, 2):
         answer = await served.client.post(f"/v1/dead-letters/{dead.dead_letter_id}/replay")
@@ -357,6 +358,7 @@ async def test_a_replay_publishes_what_came_and_says_which_replay_it_is(
         [message] = await served.messages(1)
         assert message.body == body
         assert message.type == "somebodys.type"
+        assert message.priority == answer.json()["message_priority"] == 7
         assert message.headers[REPLAY_HEADER] == f"{dead.dead_letter_id}:{times}"
         assert message.message_id != "mine"
 

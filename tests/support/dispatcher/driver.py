@@ -31,9 +31,9 @@ class DispatcherDriver:
         self.store = store
         self.broker = broker
 
-    async def publish(self, body: object, *, key: str | None = None) -> None:
+    async def publish(self, body: object, *, key: str | None = None, priority: int = 0) -> None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        await self.broker.publish(JOBS, SUBMIT_KEY, raw, message_id=key)
+        await self.broker.publish(JOBS, SUBMIT_KEY, raw, message_id=key, priority=priority)
 
     async def submission(self, *requests: tuple[str, JobRequest]) -> None:
         """Publish as a gateway does."""

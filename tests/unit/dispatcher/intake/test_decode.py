@@ -18,9 +18,15 @@ REQUEST = {"job_id": "j", "operation_type": "TEMP", "model": "m", "input": [1.5]
 
 
 def read(
-    value: object, *, key: str = "k", kind: str | None = None, replay: str | None = None
+    value: object,
+    *,
+    key: str = "k",
+    kind: str | None = None,
+    replay: str | None = None,
+    priority: int = 0,
 ) -> list[NewOperation]:
-    decoded = decode(json.dumps(value).encode(), message_type=kind, key=key, replay=replay)
+    body = json.dumps(value).encode()
+    decoded = decode(body, message_type=kind, key=key, replay=replay, priority=priority)
     assert isinstance(decoded, list)
     return decoded
 
@@ -56,6 +62,38 @@ def test_one_bad_request_in_a_list_is_rejected_alone() -> None:
     assert (bad.job_id, bad.verb) == ("j", None)
     assert odd.rejection is not None
     assert odd.rejection.code is ErrorCode.INVALID_REQUEST
+
+
+def test_the_priority_of_a_message_is_that_of_its_requests_that_name_none() -> None:
+    asked = [REQUEST, REQUEST | {"priority": 0}, REQUEST | {"priority": -3}]
+    assert [one.priority for one in read(asked, priority=7)] == [7, 0, -3]
+    (replayed,) = read(REQUEST, priority=7, replay="r")
+    assert replayed.priority == 7
+
+
+def test_a_priority_means_the_same_wherever_a_message_names_it() -> None:
+    (in_the_body,) = read(REQUEST | {"priority": 7})
+    (beside_it,) = read(REQUEST, priority=7)
+    assert beside_it == in_the_body
+    assert beside_it.payload_hash != read(REQUEST)[0].payload_hash
+    assert read(REQUEST, priority=0) == read(REQUEST | {"priority": 0})
+
+
+def test_a_null_is_no_priority_whatever_the_message_says() -> None:
+    (operation,) = read(REQUEST | {"priority": None}, priority=7)
+    assert operation.rejection is not None
+    assert operation.rejection.detail["errors"][0]["pointer"] == "/priority"
+
+
+def test_a_submission_of_a_gateway_has_no_priority_but_its_requests() -> None:
+    one = SubmittedRequest(
+        operation_id=new_operation_id(), request=JobRequest.model_validate(REQUEST)
+    )
+    submission = Submission(requests=(one,)).model_dump(mode="json")
+    for replay in (None, "r"):
+        (operation,) = read(submission, kind=SUBMISSION_TYPE, replay=replay, priority=7)
+        assert operation.priority == 0
+        assert operation.payload_hash == one.request.payload_hash()
 
 
 def test_a_submission_of_a_gateway_keeps_its_ids() -> None:

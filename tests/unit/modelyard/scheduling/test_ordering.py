@@ -4,7 +4,10 @@ import itertools
 
 import pytest
 
-from dispatcher.scheduling.ordering import (
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile, Residency
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.scheduling.ordering import (
     AlreadySatisfied,
     CatalogEntries,
     Decision,
@@ -15,9 +18,6 @@ from dispatcher.scheduling.ordering import (
     TerminateBehind,
     next_decisions,
 )
-from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile, Residency
-from modelyard.contract.errors import ErrorCode
-from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.records import CurrentOperation, JobLine, JobRecord, OperationRecord
 
 MODEL = ModelSpec(
