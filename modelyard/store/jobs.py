@@ -462,8 +462,19 @@ def _effect_write(effect: JobEffect) -> UpdateOne:
             changes["container_id"] = effect.container_id
     else:
         changes |= {"host_id": None, "container_id": None}
-    dates = {"updated_at": True}
     if effect.state is JobState.LOADED and not effect.shared:
-        dates["loaded_at"] = True
-        changes["load_s"] = effect.ran_s
+        return UpdateOne(guard, [{"$set": _loaded(changes, effect.ran_s)}])
+    dates = {"updated_at": True}
     return UpdateOne(guard, {"$set": changes, "$inc": {"version": 1}, "$currentDate": dates})
+
+
+def _loaded(changes: Document, load_s: float | None) -> Document:
+    """Return the changes of a job whose model is loaded; if it was before, that is not news."""
+    was_loaded = {"$eq": ["$state", JobState.LOADED]}
+    return {
+        **{name: {"$literal": value} for name, value in changes.items()},
+        "version": {"$add": ["$version", 1]},
+        "updated_at": "$$NOW",
+        "loaded_at": {"$cond": [was_loaded, "$loaded_at", "$$NOW"]},
+        "load_s": {"$cond": [was_loaded, "$load_s", {"$literal": load_s}]},
+    }
