@@ -43,5 +43,6 @@ def why_it_stays(line: JobLine, now: datetime) -> Stays | None:
     if resident_s < spec.residency.min_resident_s:
         return Stays.YOUNG
     if line.operations:
-        return Stays.IN_USE if all(one.shared for one in line.operations) else Stays.CHANGING
+        # What waits behind inferences does not change the model yet; an UNLOAD goes before it.
+        return Stays.IN_USE if line.operations[0].shared else Stays.CHANGING
     return None
