@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from itertools import islice
 
 from dispatcher.scheduling.eviction import Candidate, cheapest
@@ -12,7 +13,7 @@ from modelyard.scheduling.fitting import loadable_when_empty
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
 from modelyard.scheduling.placement import Kept
 from modelyard.scheduling.planning import Crowded
-from modelyard.store.records import HostRecord, JobLine, JobRecord
+from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
 
 HOSTS_AT_ONCE = 5
 """Hosts that are looked at for an operation that is not on a host yet."""
@@ -43,15 +44,35 @@ class Way:
     cost: float
     host_id: str
     jobs: tuple[str, ...]
+    devices: tuple[str, ...] = ()
+    """Where the operation's model would be then."""
 
 
 def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
-    """Return the jobs that hold memory on a host, without the one that needs it."""
+    """Return the jobs that hold memory where another one needs it, without that one."""
+    need = besides.request.resident
     return [
         one.job_id
         for one in host.reservations
-        if one.resident and one.job_id != besides.request.job_id
+        if one.resident
+        and one.job_id != besides.request.job_id
+        and (
+            (need.memory and one.resident.memory)
+            or not besides.bound
+            or not one.resident.devices.keys().isdisjoint(besides.bound)
+        )
     ]
+
+
+class Leaving(Enum):
+    """Which models count as leaving to make room, besides those that do already."""
+
+    IDLE = "idle"
+    """Those that may be unloaded at once."""
+    IN_USE = "in use"
+    """Those with inferences in line too: those that run end first, the others load it again."""
+    LATER = "later"
+    """All that may have to leave at some time, and jobs that end by themselves."""
 
 
 def candidates(
@@ -59,13 +80,12 @@ def candidates(
     lines: Iterable[JobLine],
     now: datetime,
     *,
-    in_use_too: bool,
+    leaving: Leaving,
     cost: Callable[[JobRecord], float],
 ) -> list[Candidate]:
-    """Return the models on a host that may be unloaded; those that leave already cost nothing.
+    """Return what would leave a host; what leaves already costs nothing.
 
-    `lines` are of the jobs that hold memory there. With `in_use_too` also models that have
-    inferences in line: those that run end first, the others load the model again.
+    `lines` are of the jobs that hold memory there.
     """
     found: list[Candidate] = []
     for line in lines:
@@ -75,9 +95,20 @@ def candidates(
         frees = {**held.resident.devices, MEMORY: held.resident.memory}
         if is_leaving(line):
             found.append(Candidate(held.job_id, 0.0, frees))
-        elif (stays := why_it_stays(line, now)) is None or (stays is Stays.IN_USE and in_use_too):
+        elif held.temporary:
+            if leaving is Leaving.LATER:
+                frees[MEMORY] += held.memory
+                found.append(Candidate(held.job_id, 0.0, frees))
+        elif why_it_stays(line, now) in _LEAVE[leaving]:
             found.append(Candidate(held.job_id, cost(line.job), frees))
     return found
+
+
+_LEAVE: Mapping[Leaving, frozenset[Stays | None]] = {
+    Leaving.IDLE: frozenset({None}),
+    Leaving.IN_USE: frozenset({None, Stays.IN_USE}),
+    Leaving.LATER: frozenset({None, *Stays} - {Stays.BY_HAND, Stays.PINNED}),
+}
 
 
 def cheapest_way(
@@ -91,7 +122,7 @@ def cheapest_way(
 @dataclass(frozen=True, slots=True)
 class _KeptUntil:
     kept: Kept
-    rank: int
+    operation: OperationRecord
     until: float
     """A moment of the monotonic clock."""
 
@@ -105,32 +136,24 @@ class KeptRoom:
         """By job."""
 
     def keep(self, one: Crowded, way: Way) -> None:
-        """Keep what an operation needs on the devices that are bound to its job's container."""
-        kept = Kept(way.host_id, one.request.job_id, one.request.resident, one.bound)
-        until = self._clock() + KEPT_S
-        self._kept[kept.job_id] = _KeptUntil(kept, one.operation.rank, until)
+        """Keep what the operation's model needs in memory: where it is bound to, or will be."""
+        operation, request = one.operation, one.request
+        kept = Kept(way.host_id, request.job_id, operation.rank, request.resident, way.devices)
+        self._kept[kept.job_id] = _KeptUntil(kept, operation, self._clock() + KEPT_S)
 
     def give_up(self, job_id: str) -> None:
-        """Keep nothing for a job any more: its own model leaves."""
+        """Keep nothing for a job any more: its own model leaves, or nothing would help it."""
         self._kept.pop(job_id, None)
 
-    def current(self) -> list[Kept]:
-        """Return what is kept now.
-
-        Of those that need the same device, or any memory of a host, for the most urgent one only:
-        two that wait for each other would wait for ever.
-        """
+    def current(self, waits: Callable[[OperationRecord], bool]) -> list[Kept]:
+        """Return what is kept now; `waits` tells whether an operation still waits."""
         now = self._clock()
-        self._kept = {job_id: one for job_id, one in self._kept.items() if one.until > now}
-        taken: set[tuple[str, str]] = set()
-        current: list[Kept] = []
-        for one in sorted(self._kept.values(), key=lambda it: (it.rank, it.kept.job_id)):
-            names = [*one.kept.devices, *([MEMORY] if one.kept.need.memory else [])]
-            needs = {(one.kept.host_id, name) for name in names}
-            if not needs & taken:
-                current.append(one.kept)
-                taken |= needs
-        return current
+        self._kept = {
+            job_id: one
+            for job_id, one in self._kept.items()
+            if one.until > now and waits(one.operation)
+        }
+        return [one.kept for one in self._kept.values()]
 
 
 def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Way]:
@@ -148,7 +171,7 @@ def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Wa
             if amount is None:
                 return []
             lacking[uuid] = amount
-        return _way(host, lacking, there)
+        return _way(host, lacking, there, one.bound)
     singly: list[tuple[float, str]] = []
     amounts: dict[str, int] = {}
     for uuid in host.room.devices:
@@ -159,16 +182,21 @@ def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Wa
         singly += [(way.cost, uuid) for way in _way(host, {uuid: amount}, there)]
     if len(singly) < need.devices:
         return []
-    chosen = sorted(singly)[: need.devices]
-    return _way(host, lacking | {uuid: amounts[uuid] for _, uuid in chosen}, there)
+    chosen = tuple(uuid for _, uuid in sorted(singly)[: need.devices])
+    return _way(host, lacking | {uuid: amounts[uuid] for uuid in chosen}, there, chosen)
 
 
-def _way(host: HostRecord, lacking: Mapping[str, int], there: Sequence[Candidate]) -> list[Way]:
+def _way(
+    host: HostRecord,
+    lacking: Mapping[str, int],
+    there: Sequence[Candidate],
+    devices: tuple[str, ...] = (),
+) -> list[Way]:
     jobs = cheapest(lacking, there)
     if jobs is None:
         return []
     cost = {one.job_id: one.cost for one in there}
-    return [Way(sum(cost[job_id] for job_id in jobs), host.host_id, jobs)]
+    return [Way(sum(cost[job_id] for job_id in jobs), host.host_id, jobs, devices)]
 
 
 def _lacks(host: HostRecord, uuid: str, need: ResidentNeed) -> int | None:

@@ -8,13 +8,14 @@ operation is recorded, or it is not, and then the next pass decides anew.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import structlog
 
 from dispatcher.scheduling.making_room import (
     KeptRoom,
+    Leaving,
     Way,
     candidates,
     cheapest_way,
@@ -33,7 +34,7 @@ from modelyard.scheduling.placement import Kept
 from modelyard.scheduling.planning import Crowded
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding
-from modelyard.store.records import JobRecord, OperationRecord
+from modelyard.store.records import HostRecord, JobRecord, OperationRecord
 
 log = structlog.get_logger(__name__)
 
@@ -92,29 +93,41 @@ class Residents:
         tries = 0
         for one in crowded:
             await asyncio.sleep(0)
-            in_use_too = has_waited(one, now, self._swap_wait_s)
-            offers = []
-            for host in hosts_for(one, hosts):
-                read = await self._lines.read(residents_of(host, besides=one))
-                there = candidates(host, read.lines, now, in_use_too=in_use_too, cost=self._cost)
-                offers.append((host, there))
-            if (way := cheapest_way(one, offers)) is not None:
+            waited = has_waited(one, now, self._swap_wait_s)
+            way = await self._way(one, hosts, now, Leaving.IN_USE if waited else Leaving.IDLE)
+            if way is not None:
                 woken |= await self._evict(one, way, now)
                 tries += 1
+            elif (later := await self._way(one, hosts, now, Leaving.LATER)) is not None:
+                # What is free there now is not given to others: it will be needed.
+                self._kept.keep(one, later)
+            else:
+                self._kept.give_up(one.request.job_id)
             if tries == MOST_AT_ONCE:
                 break
         return woken
 
+    async def _way(
+        self, one: Crowded, hosts: Mapping[str, HostRecord], now: datetime, leaving: Leaving
+    ) -> Way | None:
+        offers = []
+        for host in hosts_for(one, hosts):
+            read = await self._lines.read(residents_of(host, besides=one))
+            offers.append(
+                (host, candidates(host, read.lines, now, leaving=leaving, cost=self._cost))
+            )
+        return cheapest_way(one, offers)
+
     def kept(self) -> list[Kept]:
         """Return what is being cleared for operations."""
-        return self._kept.current()
+        return self._kept.current(self._lines.agree)
 
     def _cost(self, job: JobRecord) -> float:
         return reload_cost(job, self._usage)
 
     async def _evict(self, one: Crowded, way: Way, now: datetime) -> set[str]:
         operation = one.operation
-        if one.bound and way.jobs:
+        if way.jobs:
             # What is cleared stays free for it, as long as it takes others to leave.
             self._kept.keep(one, way)
         key = f"evict/{operation.operation_id}/{period(now)}"

@@ -62,6 +62,10 @@ def _of_line(facts: Facts, line: JobLine) -> Explanation:
         return _explanation(facts, f"Job {job.job_id} is being restored first.", ahead)
     if ahead and not _joins(operation, ahead, job):
         return _explanation(facts, _behind(operation, ahead, job), ahead)
+    running = sum(one.state is not OperationState.QUEUED for one in line.operations)
+    if operation.verb is Verb.DEPLOY_UNLOAD and running:
+        ends = "1 inference ends" if running == 1 else f"{running} inferences end"
+        return _explanation(facts, f"{ends} first on job {job.job_id}.")
     if operation.places:
         return _of_placement(facts)
     return _of_its_host(facts, job)

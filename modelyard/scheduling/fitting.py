@@ -37,6 +37,8 @@ class PlacementRequest:
     """True if the model comes into memory by the same operation."""
     temporary: bool = False
     """True if the job ends by itself, as a TEMP does."""
+    rank: int = 0
+    """The operation's: what is kept for operations behind it is not kept from it."""
     avoid: frozenset[str] = frozenset()
     """Hosts that are chosen only if no other fits."""
     image: str = ""
@@ -97,7 +99,7 @@ def refusal_of(host: HostRecord, need: PlacementRequest, room: Room) -> Refusal 
         return Shortage(lacks, when_empty=True)
     if (lacks := lacking(room, need, when_empty=False)) is not None:
         return Shortage(lacks, when_empty=False)
-    return OWN if need.job_id in host.reserved_jobs else None
+    return OWN if need.job_id in host.held_by else None
 
 
 def closed_to(host: HostRecord, need: PlacementRequest) -> str | None:

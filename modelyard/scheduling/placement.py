@@ -57,10 +57,14 @@ class Unplaced:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is being cleared on a host for the model of one job; others may not take it."""
+    """What is being cleared on a host for the model of one job; operations behind it can't have it.
+
+    Those before it can: otherwise two that wait for each other would wait for ever.
+    """
 
     host_id: str
     job_id: str
+    rank: int
     need: ResidentNeed
     devices: tuple[str, ...]
 
@@ -102,7 +106,8 @@ class FreeCapacity:
             container=ContainerNeed(millicpus=_LEAST_MILLICPUS, memory=_LEAST_MEMORY)
         )
         return any(
-            refusal_of(host, least, self._room(host, "")) is None for host in self._hosts.values()
+            refusal_of(host, least, self._room(host, least)) is None
+            for host in self._hosts.values()
         )
 
     def place(self, need: PlacementRequest) -> Placed | Unplaced:
@@ -118,7 +123,7 @@ class FreeCapacity:
         same_need = (labels, need.container, need.resident, need.at_once)
         if (known := self._refused.get(same_need)) is not None:
             return known
-        found = survey(self._rooms(need.job_id), need)
+        found = survey(self._rooms(need), need)
         if found.fitting:
             return self._take(need, *self._best(found.fitting, need))
         unplaced = self._unplaced(need, found.refusals)
@@ -128,10 +133,12 @@ class FreeCapacity:
             self._await(need, labels)
         return unplaced
 
-    def hold(self, job: JobRecord, spec: ModelSpec) -> ResidentAllocation | Unplaced | None:
+    def hold(
+        self, job: JobRecord, spec: ModelSpec, rank: int
+    ) -> ResidentAllocation | Unplaced | None:
         """Take what a job's model needs in memory, on the devices that are bound to its container.
 
-        None if it needs no more than its container holds.
+        None if it needs no more than its container holds. `rank` is that of the operation.
         """
         need = resident_need(spec)
         host = self._hosts.get(job.host_id or "")
@@ -142,7 +149,7 @@ class FreeCapacity:
             return Unplaced((f"host {host.host_id} does not hold a place for this job yet",))
         # A container of an older version has no devices bound: nobody knows which it uses.
         bound = held.devices if len(held.devices) == need.devices else ()
-        room = self._room(host, job.job_id)
+        room = self._room(host, PlacementRequest(job_id=job.job_id, rank=rank))
         # What was given to an earlier attempt, which did not come to an end, is there already.
         reason = None if held.resident else not_loadable(room, need, bound)
         if reason is not None and not_loadable(self._left_of(host), need, bound) is None:
@@ -167,12 +174,15 @@ class FreeCapacity:
             with_both = [one for one in with_image if need.dataset in one[0].datasets]
             with_image = with_both or with_image
         fitting = with_image or fitting
-        sign = -1 if self._policy is PlacementPolicy.BINPACK else 1
-        return min(fitting, key=lambda one: (sign * self._used_part(one[0]), one[0].host_id))
+        used = [self._used_part(host) for host, _ in fitting]
+        wanted = max(used) if self._policy is PlacementPolicy.BINPACK else min(used)
+        equal = [one for one, part in zip(fitting, used, strict=True) if part == wanted]
+        return min(equal, key=lambda one: one[0].host_id)
 
     def _used_part(self, host: HostRecord) -> float:
-        left = self._left.get(host.host_id)
-        return host.used_part if left is None else used_part(host.total, left)
+        if self._left and (left := self._left.get(host.host_id)) is not None:
+            return used_part(host.total, left)
+        return host.used_part
 
     def _take(self, need: PlacementRequest, host: HostRecord, room: Room) -> Placed:
         allocation = _allocation(need, chosen_devices(room, need), room)
@@ -192,7 +202,7 @@ class FreeCapacity:
         if not kept:
             return Counter()
         correction = Counter[Refusal]({KEPT_FOR_OTHERS: len(kept)})
-        correction.subtract(survey(((it, self._room(it, "")) for it in kept), need).refusals)
+        correction.subtract(survey(((it, self._room(it, need)) for it in kept), need).refusals)
         return correction
 
     def _await(self, need: PlacementRequest, labels: tuple[tuple[str, str], ...]) -> None:
@@ -213,34 +223,36 @@ class FreeCapacity:
             room = self._left_of(host)
             self._awaited[host.host_id] = _allocation(need, chosen_devices(room, need), room)
 
-    def _rooms(self, job_id: str) -> Iterable[tuple[HostRecord, Room]]:
+    def _rooms(self, need: PlacementRequest) -> Iterable[tuple[HostRecord, Room]]:
         """Return all hosts with what a job could be given there."""
         special = {*self._left, *self._awaited, *self._kept}
         if not special:
             return ((host, host.room) for host in self._hosts.values())
         return (
-            (host, self._room(host, job_id) if host_id in special else host.room)
+            (host, self._room(host, need) if host_id in special else host.room)
             for host_id, host in self._hosts.items()
         )
 
     def _left_of(self, host: HostRecord) -> Room:
         return self._left.get(host.host_id) or host.room
 
-    def _room(self, host: HostRecord, job_id: str) -> Room:
+    def _room(self, host: HostRecord, need: PlacementRequest) -> Room:
         """Return what is left of a host for a job, without what is kept for others."""
         room = self._left.get(host.host_id) or host.room
         if host.host_id in self._awaited:
             room = room.without(self._awaited[host.host_id])
         for kept in self._kept.get(host.host_id, ()):
-            if kept.job_id != job_id and _still_waits(kept, host):
+            ahead = kept.rank <= need.rank and kept.job_id != need.job_id
+            if ahead and _still_waits(kept, host):
                 resident = _resident(kept.need, kept.devices, room, 0)
                 room = room if resident is None else room.without_resident(resident)
         return room
 
 
 def _still_waits(kept: Kept, host: HostRecord) -> bool:
-    """Tell whether the job that room is kept for has a container here and holds no memory yet."""
-    return any(one.job_id == kept.job_id and one.resident is None for one in host.reservations)
+    """Tell whether the job that room is kept for holds no memory here yet."""
+    held = host.held_by.get(kept.job_id)
+    return held is None or held.resident is None
 
 
 def _allocation(need: PlacementRequest, devices: tuple[str, ...], room: Room) -> Allocation:

@@ -144,8 +144,7 @@ def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapac
         dataset=decision.dataset,
         avoid=frozenset(operation.avoid),
     )
-    if operation.verb is Verb.TEMP:
-        request = replace(request, temporary=True)
+    request = replace(request, rank=operation.rank, temporary=operation.verb is Verb.TEMP)
     chosen = capacity.place(request)
     if isinstance(chosen, Placed):
         generation = chosen.allocation.generation
@@ -168,7 +167,7 @@ def _dispatch_there(
     operation, job = decision.operation, decision.job
     resident: ResidentAllocation | Unplaced | None = None
     if operation.verb is Verb.DEPLOY_LOAD and job.state is JobState.CREATED and job.spec:
-        resident = capacity.hold(job, job.spec)
+        resident = capacity.hold(job, job.spec, operation.rank)
     if not isinstance(resident, Unplaced):
         plan.dispatches.append(
             PlannedDispatch(operation, job, host, job.generation, resident=resident)

@@ -62,7 +62,7 @@ def survey(hosts: Iterable[tuple[HostRecord, Room]], need: PlacementRequest) -> 
             whole < count if device_memory is None else free[count - 1] < device_memory
         ):
             refused.append(_NO_DEVICE)
-        elif job_id in host.reserved_jobs:
+        elif job_id in host.held_by:
             refused.append(OWN)
         else:
             fitting.append((host, room))

@@ -393,7 +393,7 @@ class DrainRecord(Record):
     done: bool = False
 
 
-CALCULATED = ("total", "room", "lasting_room", "kind", "used_part", "reserved_jobs")
+CALCULATED = ("total", "room", "lasting_room", "kind", "used_part", "held_by")
 """What is calculated from the other fields of a host, when it is first asked for."""
 
 
@@ -460,9 +460,9 @@ class HostRecord(Record):
         return used_part(self.total, self.room)
 
     @cached_property
-    def reserved_jobs(self) -> frozenset[str]:
-        """The jobs that hold something here."""
-        return frozenset(one.job_id for one in self.reservations)
+    def held_by(self) -> Mapping[str, Reservation]:
+        """What each job holds here: no job has two reservations on one host."""
+        return {one.job_id: one for one in self.reservations}
 
     @property
     def current_readings(self) -> tuple[DeviceReading, ...]:
@@ -484,14 +484,8 @@ class HostRecord(Record):
 
     def reservation(self, job_id: str, generation: int) -> Reservation | None:
         """Return what a generation of a job holds on this host."""
-        return next(
-            (
-                one
-                for one in self.reservations
-                if (one.job_id, one.generation) == (job_id, generation)
-            ),
-            None,
-        )
+        held = self.held_by.get(job_id)
+        return held if held is not None and held.generation == generation else None
 
 
 class JobLine(Record):

@@ -218,7 +218,7 @@ def loading(there: HostRecord, of: ModelSpec, job: str = "job") -> object:
     record = JobRecord(
         job_id=job, state=JobState.CREATED, host_id="h", generation=1, version=9, spec=of
     )
-    return capacity(there).hold(record, of)
+    return capacity(there).hold(record, of, rank=0)
 
 
 def test_loading_takes_memory_on_the_devices_that_are_bound() -> None:

@@ -72,6 +72,14 @@ def test_what_was_not_taken_in_yet() -> None:
     assert "not taken it in yet" in explain(Facts(operation(line=None), NOW)).reasons[0]
 
 
+def test_an_unload_that_was_put_first_waits_for_what_runs() -> None:
+    runs = operation(line=3, state="RUNNING")
+    unload = operation(Verb.DEPLOY_UNLOAD, line=-1, reason="idle")
+    line = JobLine(job=job(), operations=(unload, runs))
+    said = explain(Facts(unload, NOW, line=line, hosts=(host(),)))
+    assert said.reasons == ("1 inference ends first on job j.",)
+
+
 def test_a_step_of_a_move_is_in_no_line() -> None:
     one = operation(Verb.DEPLOY_CREATE, line=None, aside=True)
     assert explain(Facts(one, NOW)).reasons == ("It belongs to the move of job j.",)
