@@ -15,13 +15,16 @@ SEED ?=
 # All tests that need a server run one after the other, on the same servers; the others beside them.
 PARALLEL := -n auto --maxprocesses 4 --dist loadscope
 
-.PHONY: help setup demo test test-fast faults soak bench bench-scale bench-containers up down \
+.PHONY: help setup demo test test-fast faults soak bench bench-scale bench-containers simulate up down \
 	status check fmt clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
-setup: $(READY) ## Make .venv with everything in it, at the pinned versions.
+setsimulate: $(READY) ## Run the scheduling rules over traces of whole fleets: ARGS='--seed 2 --scale 1'
+	@$(PYTHON) -m bench.simulator $(ARGS)
+
+up: $(READY) ## Make .venv with everything in it, at the pinned versions.
 
 $(READY): pyproject.toml requirements.lock deploy/local/requirements.txt deploy/local/venv.sh
 	@deploy/local/venv.sh $(VENV)
@@ -55,6 +58,9 @@ bench-scale: $(READY) ## Measure the dispatcher with 2,000 hosts, 1,000,000 wait
 
 bench-containers: $(READY) ## Measure real containers beside the same calls by aiodocker alone.
 	@$(PYTHON) -m bench.containers $(ARGS)
+
+simulate: $(READY) ## Run the scheduling rules over traces of whole fleets: ARGS='--seed 2 --scale 1'
+	@$(PYTHON) -m bench.simulator $(ARGS)
 
 up: $(READY) ## Start the stack in the background; its addresses are in var/stack.env.
 	@$(PYTHON) -m deploy.local up $(ARGS)
