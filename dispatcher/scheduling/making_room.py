@@ -1,6 +1,6 @@
 """Making room: which models to unload on which host, so that an operation could start. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -144,6 +144,10 @@ class KeptRoom:
     def give_up(self, job_id: str) -> None:
         """Keep nothing for a job any more: its own model leaves, or nothing would help it."""
         self._kept.pop(job_id, None)
+
+    def waiting_on(self, host_ids: Collection[str]) -> list[str]:
+        """Return the jobs for which room is kept on some hosts."""
+        return [job_id for job_id, one in self._kept.items() if one.kept.host_id in host_ids]
 
     def current(self, waits: Callable[[OperationRecord], bool]) -> list[Kept]:
         """Return what is kept now; `waits` tells whether an operation still waits."""

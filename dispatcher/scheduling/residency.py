@@ -8,7 +8,7 @@ operation is recorded, or it is not, and then the next pass decides anew.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import structlog
@@ -117,6 +117,10 @@ class Residents:
                 (host, candidates(host, read.lines, now, leaving=leaving, cost=self._cost))
             )
         return cheapest_way(one, offers)
+
+    def waiting_on(self, host_ids: Collection[str]) -> list[str]:
+        """Return jobs that wait until models on some hosts are not in use any more."""
+        return self._kept.waiting_on(host_ids)
 
     def kept(self) -> list[Kept]:
         """Return what is being cleared for operations."""

@@ -34,7 +34,7 @@ from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
 from modelyard.contract.errors import StoreUnavailableError
-from modelyard.contract.states import Verb
+from modelyard.contract.states import JobState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.scheduling.ordering import CatalogEntries
@@ -143,6 +143,8 @@ class Scheduler:
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
         plan = make_plan(self._still(lines), catalog, self.free_capacity(hosts))
+        if contending := self._residency.waiting_on(_with_idle_models(lines)):
+            self.wake(contending)
         shared = [one for one in plan.dispatches if one.operation.shared]
         for one in shared:
             self._lines.replace(one.claim.dispatched)
@@ -318,6 +320,15 @@ class Scheduler:
                 unused[one.host.host_id].append(one.job.job_id)
         for host_id, job_ids in unused.items():
             await self._store.hosts.release_token(host_id, job_ids, token=token)
+
+
+def _with_idle_models(lines: Sequence[JobLine]) -> set[str]:
+    """Return the hosts of models in memory that nothing in line needs."""
+    return {
+        line.job.host_id
+        for line in lines
+        if line.job.host_id and line.job.state is JobState.LOADED and not line.operations
+    }
 
 
 def _may_take_capacity(line: JobLine) -> bool:

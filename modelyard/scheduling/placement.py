@@ -19,7 +19,6 @@ from modelyard.scheduling.fitting import (
     chosen_devices,
     loads_now,
     may_fit,
-    refusal_of,
 )
 from modelyard.scheduling.refusals import not_loadable, summed_up
 from modelyard.scheduling.survey import survey
@@ -105,10 +104,7 @@ class FreeCapacity:
         least = PlacementRequest(
             container=ContainerNeed(millicpus=_LEAST_MILLICPUS, memory=_LEAST_MEMORY)
         )
-        return any(
-            refusal_of(host, least, self._room(host, least)) is None
-            for host in self._hosts.values()
-        )
+        return bool(survey(self._rooms(least), least).fitting)
 
     def place(self, need: PlacementRequest) -> Placed | Unplaced:
         """Choose the host where the job can start soonest, and take what it needs.
