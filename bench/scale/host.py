@@ -68,6 +68,7 @@ class SimulatedVerbs(VerbRunner):
             Datasets(runtime, ()),
             rules=settings.plan_rules(),
             allowed=AllowList(("*",)),
+            inventory=DeclaredDevices(()),
         )
         cleanup = Cleanup(containers)
         super().__init__(

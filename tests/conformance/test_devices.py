@@ -18,6 +18,7 @@ from modelyard.contract.messages import (
 from tests.fakes.devices import GIB, FakeDevices, devices
 from tests.support.waiting import eventually
 from worker.devices.declared import DeclaredDevices
+from worker.devices.holders import DeviceHolders
 from worker.devices.nvml import NvmlDevices
 from worker.devices.protocol import DeviceInventory
 from worker.devices.watch import DeviceWatch
@@ -56,6 +57,20 @@ async def test_what_is_measured_is_of_these_devices(inventory: DeviceInventory) 
     assert all(0 <= one.memory_used <= found[one.uuid].memory for one in readings)
     if not isinstance(inventory, DeclaredDevices):
         assert len(readings) == len(found)
+
+
+async def test_programs_are_of_these_devices(inventory: DeviceInventory) -> None:
+    if isinstance(inventory, FakeDevices):
+        inventory.running[TWO[1].uuid] = {17: 3 * GIB, 18: GIB}
+    found = {one.uuid: one for one in await inventory.found()}
+    programs = await inventory.programs()
+    assert programs.keys() <= found.keys()
+    for uuid, taken in programs.items():
+        assert all(pid > 0 and 0 <= size <= found[uuid].memory for pid, size in taken.items())
+    if isinstance(inventory, FakeDevices):
+        assert programs == {TWO[0].uuid: {}, TWO[1].uuid: {17: 3 * GIB, 18: GIB}}
+    if isinstance(inventory, DeclaredDevices):
+        assert programs == {}
 
 
 async def test_who_asks_at_the_same_time_gets_an_answer(inventory: DeviceInventory) -> None:
@@ -111,6 +126,12 @@ if HAS_DRIVER:
             assert await program.stdout.readline() == b"taken\n"
             (during, *_) = await inventory.read()
             assert 4 * GIB <= during.memory_used - before.memory_used < 6 * GIB
+            pid = program.pid
+            holders = DeviceHolders(inventory, containers=lambda it: {"c"} if it == pid else ())
+            held = await holders.held_by("c")
+            assert 4 * GIB <= held[during.uuid] < 6 * GIB
+            others = DeviceHolders(inventory, containers=lambda _: ())
+            assert not any((await others.held_by("c")).values())
         finally:
             program.kill()
             await program.wait()

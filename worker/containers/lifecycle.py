@@ -10,6 +10,7 @@ from worker.containers.datasets import Datasets, mount_target, verify_mount
 from worker.containers.error_logging import log_errors
 from worker.containers.health import ModelHealth
 from worker.containers.images import Images
+from worker.containers.memory_meter import MemoryMeter
 from worker.containers.planning import PlanRules, plan_container, spec_hash
 from worker.containers.readiness import RepeatedProbe, while_running
 from worker.containers.running import RunningContainers
@@ -41,6 +42,7 @@ class ContainerLifecycle:
         datasets: Datasets,
         server: ModelServer,
         rules: PlanRules,
+        meter: MemoryMeter,
     ) -> None:
         self._runtime = runtime
         self._images = images
@@ -49,6 +51,8 @@ class ContainerLifecycle:
         self._rules = rules
         self.health = ModelHealth()
         """What this process knows of the models in the containers."""
+        self.meter = meter
+        """What the models in the containers take."""
         self.running = RunningContainers(runtime)
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
@@ -235,7 +239,17 @@ class ContainerLifecycle:
         self.running.forget(container_id)
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
+        self.record_removed(container_id)
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Ids of the containers of which this process remembers anything."""
+        return self.health.known | self.meter.known
+
+    def record_removed(self, container_id: str) -> None:
+        """Forget a container that was removed."""
         self.health.record_removed(container_id)
+        self.meter.record_removed(container_id)
 
     async def _stop(self, facts: ContainerFacts, grace_s: float) -> None:
         try:

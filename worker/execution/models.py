@@ -51,7 +51,9 @@ class Models:
                 await attempt.require_lease()
                 # If this attempt fails the model may be in memory or not.
                 self._containers.health.forget(facts.id)
+                await self._containers.meter.begin(command, facts)
                 await self._load_in_time(command, facts, memory)
+        await self._containers.meter.measure(facts.id)
         self._containers.health.stopped.discard(facts.id)
         crash_point("worker.after_load")
         self._containers.health.record_loaded(facts.id)
@@ -94,6 +96,7 @@ class Models:
         address = address_of(facts)
         attempt.report(Phase.INFERRING, container_id=facts.id)
         await attempt.require_lease()
+        self._containers.meter.use(facts.id)
         kept = self._containers.running.get(facts.name) is facts
         asking = self._server.ask(
             address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED, keeps_connection=kept
@@ -113,6 +116,8 @@ class Models:
     async def _load_by_start(
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
+        if not facts.running:
+            await self._containers.meter.begin(command, facts)
         facts = await self._containers.start(command, facts, attempt)
         attempt.report(Phase.LOADING, container_id=facts.id)
         ready = dialogue_of(command.model).ready

@@ -8,6 +8,7 @@ from modelyard.contract.catalog.entries import DatasetSpec, Hook, Hooks, ModelSp
 from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import HostCommand, OperationReport
 from modelyard.contract.states import Phase, Verb
+from tests.fakes.devices import FakeDevices
 from tests.fakes.programs import FakeBatch, FakeServer
 from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
 from worker.attempts.attempt import Attempt, Outcome
@@ -71,6 +72,7 @@ class VerbHarness:
         self.reports: list[OperationReport] = []
         self._numbers = itertools.count(1)
         self.results = ResultReader()
+        self.devices = FakeDevices()
         self.operations = self.restarted()
 
     def restarted(self) -> VerbRunner:
@@ -82,6 +84,7 @@ class VerbHarness:
             Datasets(self.runtime, self.dataset_roots, self.volumes),
             rules=PlanRules(host_id=HOST),
             allowed=AllowList(self.allowed),
+            inventory=self.devices,
         )
         self.operations = build_verbs(
             self.runtime, server, self.results, containers, cleanup_retry_s=0.01

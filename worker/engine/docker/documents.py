@@ -23,6 +23,7 @@ class _State(_Document):
     exit_code: int = 0
     oom_killed: bool = Field(default=False, alias="OOMKilled")
     started_at: str = _NEVER
+    pid: int = 0
 
 
 class _Config(_Document):
@@ -130,6 +131,23 @@ class ContainerDocument(_Document):
         if endpoint is None or not endpoint.ip_address:
             return None
         return Address(endpoint.ip_address, labels.port)
+
+
+class _MemoryStats(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    usage: int = 0
+    max_usage: int | None = None
+    """Not set under control groups version 2."""
+    stats: dict[str, int] = Field(default_factory=dict)
+
+
+class StatsDocument(BaseModel):
+    """`GET /containers/{id}/stats`. Without its numbers the container does not run."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    memory_stats: _MemoryStats = _MemoryStats()
 
 
 class NetworkDocument(_Document):
