@@ -39,6 +39,8 @@ from dispatcher.reports.recorder import Recorder
 from dispatcher.reports.report_writer import ReportWriter
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.footprints import LearnedFootprints
+from dispatcher.scheduling.grown_residents import GrownResidents
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
@@ -148,8 +150,8 @@ class Leader:
             broker, term, default_timeout_s=settings.dispatcher_default_timeout_s
         )
         lines, fleet = Lines(store), Fleet(store)
+        memory = Memory(lines, fleet, LearnedFootprints(store))
         self._stop_listening = store.changes.listen(jobs=lines.forget, hosts=fleet.mark)
-        memory = Memory(lines, fleet)
         residency = Residents(store, memory, swap_wait_s=settings.dispatcher_swap_wait_s)
         self.scheduler = Scheduler(
             store, event_log, commands, term, memory=memory, residency=residency
@@ -198,7 +200,7 @@ class Leader:
             broker,
             senders,
             event_log,
-            writer=ReportWriter(store, event_log, self.scheduler, retries, fencing, lines),
+            writer=ReportWriter(store, event_log, self.scheduler, retries, fencing, memory),
             reconciler=reconciler,
             deadlines=deadlines,
         )
@@ -242,6 +244,7 @@ class Leader:
             Repair("publish", open_ones.publish_again),
             Repair("leaks", ReservationLeaks(store, self.scheduler).free),
             Repair("memory", lines.verify),
+            Repair("footprints", GrownResidents(store, memory).raise_held),
             Repair("schedule", self.scheduler.schedule_next_page),
         )
         # While MongoDB is away no heartbeat is recorded, so silence proves nothing about a host.

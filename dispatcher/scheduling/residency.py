@@ -264,11 +264,12 @@ def _lacks(host: HostRecord, uuid: str, need: ResidentNeed) -> int | None:
     )
     used = next((one.memory_used for one in host.current_readings if one.uuid == uuid), 0)
     foreign = max(0, used - allocated)
-    if need.device_memory is None:
+    amount = need.on(device.model)
+    if amount is None:
         return allocated if device.memory - foreign >= WHOLE * device.memory else None
-    if need.device_memory > device.memory - foreign:
+    if amount > device.memory - foreign:
         return None
-    return max(0, need.device_memory - (device.memory - foreign - allocated))
+    return max(0, amount - (device.memory - foreign - allocated))
 
 
 def _not_loaded(load: OperationRecord) -> ErrorInfo:

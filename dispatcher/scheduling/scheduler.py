@@ -51,7 +51,13 @@ from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableErro
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
-from modelyard.scheduling.placement import FreeCapacity, Placed, PlacementRequest, Unplaced
+from modelyard.scheduling.placement import (
+    FreeCapacity,
+    LearnedOf,
+    Placed,
+    PlacementRequest,
+    Unplaced,
+)
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
 from modelyard.store.operation_writes import DispatchClaim
@@ -159,6 +165,7 @@ def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapac
     request = PlacementRequest.of(
         job,
         decision.spec,
+        capacity.learned(decision.spec),
         at_once=operation.verb is Verb.TEMP,
         avoid=frozenset(operation.avoid),
     )
@@ -196,7 +203,7 @@ def _dispatch_there(
         return
     _wait(plan, operation, resident.reasons)
     if job.spec is not None:
-        request = PlacementRequest.of(job, job.spec, at_once=True)
+        request = capacity.request_to_load(job, job.spec)
         plan.crowded.append(Crowded(operation, request, host.host_id, job.devices))
 
 
@@ -226,6 +233,7 @@ class Scheduler:
         self._commands = commands
         self._lines = memory.lines
         self._fleet = memory.fleet
+        self._footprints = memory.footprints
         self._residency = residency
         self._term = term
         self._jobs: dict[str, None] = {}
@@ -242,6 +250,10 @@ class Scheduler:
         """Schedule the waiting operations soon: capacity has become free."""
         self._waiting_woken = True
         self._woken.set()
+
+    async def learned(self) -> LearnedOf:
+        """Return what tells what was learned of a model; raises `StoreUnavailableError`."""
+        return await self._footprints.learned()
 
     async def run(self) -> None:
         """Run passes for ever. While MongoDB is unavailable, woken jobs are kept and retried."""
@@ -279,9 +291,11 @@ class Scheduler:
             moved |= urgent.moved
         self.wake(moved)
         catalog = await self._catalog(lines)
+        learned = await self.learned()
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
-        plan = make_plan(self._still(lines), catalog, FreeCapacity(hosts, self._residency.kept()))
+        capacity = FreeCapacity(hosts, self._residency.kept(), learned)
+        plan = make_plan(self._still(lines), catalog, capacity)
         shared = [one for one in plan.dispatches if one.operation.shared]
         for one in shared:
             self._lines.replace(one.claim.dispatched)

@@ -22,6 +22,7 @@ from modelyard.contract.views import (
     DeviceView,
     DrainView,
     Explanation,
+    FootprintView,
     HostView,
     JobView,
     OperationView,
@@ -274,6 +275,22 @@ class Output:
         """Print models."""
         rows = [(one.name, one.profile, one.image) for one in found]
         self._many(found, ("model", "profile", "image"), rows)
+
+    def footprints(self, found: Sequence[FootprintView]) -> None:
+        """Print what models take."""
+        rows = [
+            (
+                one.image,
+                one.device,
+                "" if one.memory is None else size_text(one.memory),
+                "" if one.device_memory is None else size_text(one.device_memory),
+                str(one.loads),
+                _when(one.last_seen),
+            )
+            for one in found
+        ]
+        names = ("image", "device", "memory", "device memory", "loads", "measured")
+        self._many(found, names, rows)
 
     def datasets(self, found: Sequence[DatasetSpec]) -> None:
         """Print datasets."""

@@ -4,10 +4,11 @@ A snapshot in, a decision with its reasons out. The rules are in docs/capacity.m
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.capacity.ledger import (
     Allocation,
     DeviceRoom,
@@ -18,6 +19,8 @@ from modelyard.contract.capacity.needs import (
     ContainerNeed,
     ResidentNeed,
     container_need,
+    holds_while_loaded,
+    need_beside,
     resident_need,
 )
 from modelyard.contract.capacity.offers import MILLI
@@ -25,6 +28,9 @@ from modelyard.contract.capacity.sizes import size_text
 from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.records import HostRecord, JobRecord
+
+LearnedOf = Callable[[ModelSpec], Learned]
+"""Returns what was learned of a model."""
 
 _LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
 """The smallest container that Docker makes."""
@@ -51,6 +57,7 @@ class PlacementRequest:
         cls,
         job: JobRecord,
         spec: ModelSpec,
+        learned: Learned,
         *,
         at_once: bool,
         avoid: frozenset[str] = frozenset(),
@@ -61,8 +68,8 @@ class PlacementRequest:
             generation=job.next_generation,
             version=job.version,
             labels=spec.host_labels,
-            container=container_need(spec),
-            resident=resident_need(spec),
+            container=container_need(spec, learned),
+            resident=resident_need(spec, learned),
             at_once=at_once,
             avoid=avoid,
         )
@@ -98,8 +105,14 @@ class Kept:
 class FreeCapacity:
     """The hosts of one snapshot, and what earlier decisions of this pass left of them."""
 
-    def __init__(self, hosts: Mapping[str, HostRecord], kept: Iterable[Kept] = ()) -> None:
+    def __init__(
+        self,
+        hosts: Mapping[str, HostRecord],
+        kept: Iterable[Kept] = (),
+        learned: LearnedOf = lambda _: NOTHING_LEARNED,
+    ) -> None:
         """`hosts` are by id; ties go to the first of them."""
+        self.learned = learned
         self._hosts = hosts
         self._kept = tuple(kept)
         self._refused: dict[object, Unplaced] = {}
@@ -173,24 +186,36 @@ class FreeCapacity:
 
         None if it needs no more than its container holds.
         """
-        need = resident_need(spec)
         host = self._hosts.get(job.host_id or "")
-        if need.nothing or host is None:
+        if not holds_while_loaded(spec) or host is None:
             return None
         held = host.reservation(job.job_id, job.generation)
         if held is None:
             return Unplaced((f"host {host.host_id} does not hold a place for this job yet",))
+        need = need_beside(spec, self.learned(spec), held.memory)
         # A container of an older version has no devices bound: nobody knows which it uses.
         bound = held.devices if len(held.devices) == need.devices else ()
         room = self._room(host, job.job_id)
-        # What was given to an earlier attempt, which did not come to an end, is there already.
-        reason = None if held.resident else _not_loadable(room, need, bound)
+        if held.resident is not None:
+            # It was given to an earlier attempt, which did not come to an end.
+            return held.resident.model_copy(update={"version": job.version})
+        reason = _not_loadable(room, need, bound)
         if reason is not None:
             return Unplaced((f"host {host.host_id} {reason}",))
         resident = _resident(need, bound, room, job.version)
-        if held.resident is None and resident is not None:
+        if resident is not None:
             self._left[host.host_id] = self._left_of(host).without_resident(resident)
         return resident
+
+    def request_to_load(self, job: JobRecord, spec: ModelSpec) -> PlacementRequest:
+        """Return what a job's model needs that `hold` did not get on its host."""
+        learned = self.learned(spec)
+        request = PlacementRequest.of(job, spec, learned, at_once=True)
+        host = self._hosts.get(job.host_id or "")
+        held = host.reservation(job.job_id, job.generation) if host else None
+        if held is None:
+            return request
+        return replace(request, resident=need_beside(spec, learned, held.memory))
 
     def _left_of(self, host: HostRecord) -> Room:
         return self._left.get(host.host_id) or host.room
@@ -219,6 +244,8 @@ class _Shortage:
     lacks: _Lacks
     when_empty: bool
     """True if the host would have too little of it without any job."""
+    wanted: str = ""
+    """What it should have on a device, if that is what it lacks."""
 
 
 _Refusal = str | _Shortage
@@ -238,7 +265,8 @@ def _refusal(host: HostRecord, need: PlacementRequest, room: Room) -> _Refusal |
     for left, when_empty in ((host.total, True), (room, False)):
         lacks = _lacks(left, need, when_empty=when_empty)
         if lacks is not None:
-            return _Shortage(lacks, when_empty)
+            wanted = _wanted_text(left, need.resident) if lacks is _Lacks.DEVICES else ""
+            return _Shortage(lacks, when_empty, wanted)
     if any(held.job_id == need.job_id for held in host.reservations):
         return _OWN
     return None
@@ -300,30 +328,41 @@ def refusal_with_numbers(host: HostRecord, need: PlacementRequest) -> str | None
             left_size = size_text(max(0, room.memory or 0))
             return f"it needs {wanted_size} of memory, and {left_size} are free {tail}"
         case _Lacks.DEVICES:
-            return f"it needs {_devices_text(need.resident)}; {_free_text(room)} {tail}"
+            wanted_there = _devices_text(need.resident, refusal.wanted)
+            return f"it needs {wanted_there}; {_free_text(room)} {tail}"
 
 
-def refusal_to_load(host: HostRecord, job: JobRecord, spec: ModelSpec) -> str | None:
+def refusal_to_load(
+    host: HostRecord, job: JobRecord, spec: ModelSpec, learned: Learned
+) -> str | None:
     """Return why a job's model can't be loaded on its host now, with numbers; None if it can."""
     held = host.reservation(job.job_id, job.generation)
-    need = resident_need(spec)
-    if held is None or held.resident is not None or need.nothing:
+    if held is None or held.resident is not None or not holds_while_loaded(spec):
         return None
-    room = host.room
+    need, room = need_beside(spec, learned, held.memory), host.room
     if _not_loadable(room, need, held.devices) is None:
         return None
     if room.memory is not None and room.memory < need.memory:
         left = size_text(max(0, room.memory))
         return f"it needs {size_text(need.memory)} of memory, and {left} are free"
     bound = {uuid: one for uuid, one in room.devices.items() if uuid in held.devices}
-    return f"it needs {_devices_text(need)}; {_free_text(replace(room, devices=bound))}"
+    there = replace(room, devices=bound)
+    return f"it needs {_devices_text(need, _wanted_text(there, need))}; {_free_text(there)}"
 
 
-def _devices_text(need: ResidentNeed) -> str:
+def _wanted_text(room: Room, need: ResidentNeed) -> str:
+    """Return how much of a device a model needs; empty if it needs all of it.
+
+    Of several kinds of devices it may need different amounts: then of the one that comes first.
+    """
+    models = sorted({one.model for one in room.devices.values()}) or [""]
+    amounts = [model for model in models if need.on(model) is not None]
+    return need.text_on(amounts[0]) if amounts else ""
+
+
+def _devices_text(need: ResidentNeed, wanted: str) -> str:
     count = "1 device" if need.devices == 1 else f"{need.devices} devices"
-    if need.device_memory is None:
-        return f"{count} for itself"
-    return f"{size_text(need.device_memory)} on {count}"
+    return f"{wanted} on {count}" if wanted else f"{count} for itself"
 
 
 def _free_text(room: Room) -> str:
@@ -354,8 +393,8 @@ def _words(refusal: _Refusal, need: PlacementRequest) -> str:
             return f"has less than {size_text(memory)} of memory{free}"
         case _Lacks.DEVICES:
             few = "no device" if need.container.devices == 1 else "too few devices"
-            if need.resident.device_memory is not None:
-                return f"has {few} with {size_text(need.resident.device_memory)}{free}"
+            if refusal.wanted:
+                return f"has {few} with {refusal.wanted}{free}"
             return f"has {few}" if refusal.when_empty else f"has {few} for one model alone"
 
 
@@ -414,9 +453,12 @@ def _not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str
         if device is None:
             return f"does not have the device {uuid} any more"
         if not device.takes(need):
-            if need.device_memory is None:
+            if need.on(device.model) is None:
                 return f"does not have the device {uuid} for one model alone"
-            return f"has less than {size_text(need.device_memory)} free on the device {uuid}"
+            wanted = need.text_on(device.model)
+            if not device.could_take(need):
+                return f"has only {size_text(device.memory)} on the device {uuid}, not {wanted}"
+            return f"has less than {wanted} free on the device {uuid}"
     return None
 
 

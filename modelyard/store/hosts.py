@@ -252,6 +252,29 @@ class Hosts:
         under the incarnation that `host` has, or holds no reservation of this generation of the
         job; also if what the job holds was given to a later attempt.
         """
+        not_later = {"$not": {"$gt": resident.version}}
+        return await self._replace_resident(host, (job_id, generation), resident, not_later)
+
+    async def raise_resident(
+        self, host: HostRecord, job_id: str, generation: int, resident: ResidentAllocation
+    ) -> bool:
+        """Let a job hold more for its model, in one guarded update like that of `hold`.
+
+        False also if it does not hold what was given to it with this version any more.
+        """
+        return await self._replace_resident(
+            host, (job_id, generation), resident, {"$eq": resident.version}
+        )
+
+    async def _replace_resident(
+        self,
+        host: HostRecord,
+        key: tuple[str, int],
+        resident: ResidentAllocation,
+        version: Document,
+    ) -> bool:
+        """Set what a generation of a job holds if the version of what it holds now is so."""
+        job_id, generation = key
         asked = Allocation(job_id=job_id, generation=generation, slots=0, resident=resident)
         this = {"job_id": job_id, "generation": generation}
         async with self._connection.writing(hosts=[host.host_id]):
@@ -260,10 +283,7 @@ class Hosts:
                     "_id": host.host_id,
                     "incarnation": host.incarnation,
                     "liveness": Liveness.ONLINE,
-                    "reservations": {
-                        "$elemMatch": this
-                        | {"resident.version": {"$not": {"$gt": resident.version}}}
-                    },
+                    "reservations": {"$elemMatch": this | {"resident.version": version}},
                     "$expr": {"$and": _fits(host, [asked], besides=job_id)},
                 },
                 [_changed(_is(job_id, generation), {"$literal": resident.model_dump()})],

@@ -153,6 +153,29 @@ async def test_a_late_word_takes_nothing_from_a_later_attempt(store: Store) -> N
     assert not await store.hosts.let_go("h", "j", 1, before=8)
 
 
+async def test_a_model_in_memory_gets_more_if_there_is_room(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("one"), asks("two")], token="t")
+    await store.hosts.hold(host, "one", 1, resident(3, devices={A: 30}))
+    await store.hosts.hold(host, "two", 1, resident(1, devices={A: 30}))
+    assert not await store.hosts.raise_resident(host, "one", 1, resident(3, devices={A: 51}))
+    assert await store.hosts.raise_resident(host, "one", 1, resident(3, devices={A: 50}))
+    assert (await now(store)).room.devices[A].free == 0
+
+
+async def test_only_what_is_still_held_is_raised(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    more = resident(3, devices={A: 50})
+    assert not await store.hosts.raise_resident(host, "j", 1, more), "nothing is held"
+    await store.hosts.hold(host, "j", 1, resident(4, devices={A: 30}))
+    assert not await store.hosts.raise_resident(host, "j", 1, more), "of a later attempt"
+    await store.hosts.let_go("h", "j", 1, before=5)
+    now_unloaded = more.model_copy(update={"version": 4})
+    assert not await store.hosts.raise_resident(host, "j", 1, now_unloaded), "it was let go"
+    assert (await now(store)).reservations[0].resident is None
+
+
 async def test_who_has_no_reservation_holds_nothing(store: Store) -> None:
     host = await online(store)
     assert not await store.hosts.hold(host, "j", 1, resident(devices={A: 1}))

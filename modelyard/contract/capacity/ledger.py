@@ -84,20 +84,25 @@ class DeviceRoom:
     """Containers that it is bound to."""
     untouched: bool = True
     """True if no job holds memory on it."""
+    model: str = ""
+    """What it is: models take more on one kind of device than on another."""
 
     def takes(self, need: ResidentNeed) -> bool:
         """Tell whether the device has room for a model now."""
-        if need.device_memory is None:
+        amount = need.on(self.model)
+        if amount is None:
             return self.untouched and self.free >= WHOLE * self.memory
-        return need.device_memory <= self.free
+        return amount <= self.free
 
     def could_take(self, need: ResidentNeed) -> bool:
         """Tell whether the device would have room for a model if nothing were on it."""
-        return need.device_memory is None or need.device_memory <= self.memory
+        amount = need.on(self.model)
+        return amount is None or amount <= self.memory
 
     def given(self, need: ResidentNeed) -> int:
         """Return the bytes that a model with this need holds on it."""
-        return self.memory if need.device_memory is None else need.device_memory
+        amount = need.on(self.model)
+        return self.memory if amount is None else amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,7 @@ def total_room(slots: int | None, capacity: HostCapacity | None) -> Room:
         slots,
         capacity.allocatable_millicpus,
         capacity.allocatable_memory,
-        {one.uuid: DeviceRoom(one.memory, one.memory) for one in capacity.devices},
+        {one.uuid: DeviceRoom(one.memory, one.memory, model=one.model) for one in capacity.devices},
     )
 
 
