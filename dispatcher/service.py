@@ -32,6 +32,7 @@ from dispatcher.maintenance.recovery import JobRestoration
 from dispatcher.maintenance.reservation_leaks import ReservationLeaks
 from dispatcher.maintenance.retries import Retries
 from dispatcher.maintenance.sweep import Repair, Sweep
+from dispatcher.reports.beat_writer import BeatWriter
 from dispatcher.reports.dead_letters import DeadLetterRecorder
 from dispatcher.reports.fencing import Fencing
 from dispatcher.reports.heartbeats import Heartbeats
@@ -219,7 +220,7 @@ class Leader:
         )
         self._enrolment = Enrolment(broker, control)
         self.heartbeats = Heartbeats(
-            store,
+            BeatWriter(store, event_log, self.scheduler),
             broker,
             senders,
             control=control,

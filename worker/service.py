@@ -13,6 +13,7 @@ from worker.attempts.job_locks import JobLocks
 from worker.attempts.journal import AttemptJournal
 from worker.containers.datasets import Datasets
 from worker.containers.disk import DiskWatch
+from worker.containers.given_back import GivenBack, MemoryWatch, UnloadRules
 from worker.containers.images import Images
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.memory_meter import MemoryMeter
@@ -21,6 +22,7 @@ from worker.devices.declared import DeclaredDevices
 from worker.devices.holders import DeviceHolders
 from worker.devices.nvml import NvmlDevices
 from worker.devices.protocol import DeviceInventory
+from worker.devices.taints import DeviceTaints
 from worker.devices.watch import DeviceWatch
 from worker.engine.image_references import AllowList
 from worker.engine.protocol import ContainerRuntime
@@ -67,10 +69,10 @@ class Worker:
             Datasets(runtime, settings.worker_dataset_roots, settings.worker_allowed_volumes),
             rules=settings.plan_rules(),
             allowed=AllowList(settings.worker_allowed_images),
-            inventory=inventory,
+            memory=build_memory_watch(runtime, inventory, settings.unload_rules()),
         )
         self._disk = DiskWatch(runtime, containers.health)
-        self._devices = DeviceWatch(inventory)
+        self._devices = DeviceWatch(inventory, containers.taints)
         self._parts = WorkerParts(
             settings=settings,
             broker=broker,
@@ -120,11 +122,19 @@ def build_containers(
     *,
     rules: PlanRules,
     allowed: AllowList,
-    inventory: DeviceInventory,
+    memory: MemoryWatch,
 ) -> ContainerLifecycle:
     """Return the container steps over this engine; tests pass a fake engine."""
+    return ContainerLifecycle(runtime, Images(runtime, allowed), datasets, server, rules, memory)
+
+
+def build_memory_watch(
+    runtime: ContainerRuntime, inventory: DeviceInventory, rules: UnloadRules
+) -> MemoryWatch:
+    """Return what watches the memory of this host; tests pass fakes."""
     meter = MemoryMeter(runtime, DeviceHolders(inventory))
-    return ContainerLifecycle(runtime, Images(runtime, allowed), datasets, server, rules, meter)
+    taints = DeviceTaints(inventory, within_s=rules.within_s)
+    return MemoryWatch(meter, GivenBack(meter, rules), taints)
 
 
 def build_verbs(

@@ -71,7 +71,7 @@ def _raised(
     for uuid, held in resident.devices.items():
         device = host.total.devices.get(uuid)
         amount = need.on(device.model) if device is not None else None
-        if device is None or amount is None or amount <= held:
+        if device is None or amount is None or amount <= held or uuid in host.taints:
             continue
         if _allocated(host.reservations, uuid) - held + amount > device.memory:
             return None

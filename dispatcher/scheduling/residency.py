@@ -257,7 +257,7 @@ def _lacks(host: HostRecord, uuid: str, need: ResidentNeed) -> int | None:
     What others than jobs use, as measured, is not freed by unloading.
     """
     device: DeviceRoom | None = host.total.devices.get(uuid)
-    if device is None or not device.could_take(need):
+    if device is None or not device.could_take(need) or uuid in host.taints:
         return None
     allocated = sum(
         it.resident.devices.get(uuid, 0) for it in host.reservations if it.resident is not None

@@ -204,7 +204,7 @@ class Output:
                 device.uuid,
                 part_text(device.allocated, device.memory),
                 *_measured(device),
-                ", ".join(device.resident) or "",
+                _loaded(device),
             )
             for one in found
             for device in one.devices
@@ -362,6 +362,17 @@ def _plain(text: str) -> str:
 
 def _part(amount: Amount | None) -> str:
     return part_text(int(amount.allocated), int(amount.allocatable)) if amount else ""
+
+
+def _loaded(device: DeviceView) -> str:
+    """Return the jobs whose models are on a device, or why nothing new goes there."""
+    jobs = ", ".join(device.resident)
+    taint = device.measured.tainted if device.measured else None
+    if taint is None:
+        return jobs
+    whose = f" by {taint.job_id}" if taint.job_id else ""
+    tainted = f"tainted: {size_text(taint.memory)} not given back{whose}"
+    return f"{jobs}; {tainted}" if jobs else tainted
 
 
 def _measured(device: DeviceView) -> tuple[str, str, str]:

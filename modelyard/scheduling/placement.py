@@ -23,7 +23,7 @@ from modelyard.contract.capacity.needs import (
     need_beside,
     resident_need,
 )
-from modelyard.contract.capacity.offers import MILLI
+from modelyard.contract.capacity.offers import MILLI, DeviceTaint
 from modelyard.contract.capacity.sizes import size_text
 from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.states import Admission, Liveness
@@ -292,14 +292,16 @@ def _lacks(room: Room, need: PlacementRequest, *, when_empty: bool) -> _Lacks | 
         return _Lacks.CPUS
     if room.memory is not None and room.memory < _memory(need, loads=loads):
         return _Lacks.MEMORY
-    if wanted.devices and loads:
-        devices = room.devices.values()
-        fitting = sum(
-            one.could_take(need.resident) if when_empty else one.takes(need.resident)
-            for one in devices
-        )
-        return _Lacks.DEVICES if fitting < wanted.devices else None
-    return None
+    if not wanted.devices:
+        return None
+    devices = room.devices.values()
+    if when_empty:
+        fitting = sum(one.could_take(need.resident) for one in devices)
+    elif loads:
+        fitting = sum(one.takes(need.resident) for one in devices)
+    else:  # binding takes no memory, and yet nothing new goes to a tainted device
+        fitting = sum(one.could_take(need.resident) and one.tainted is None for one in devices)
+    return _Lacks.DEVICES if fitting < wanted.devices else None
 
 
 def loadable_when_empty(host: HostRecord, need: PlacementRequest) -> bool:
@@ -369,10 +371,17 @@ def _free_text(room: Room) -> str:
     if not room.devices:
         return "there is no such device"
     parts = [
-        f"{uuid} has {size_text(max(0, one.free))} of {size_text(one.memory)} free"
+        _taint_text(uuid, one.tainted)
+        if one.tainted is not None
+        else f"{uuid} has {size_text(max(0, one.free))} of {size_text(one.memory)} free"
         for uuid, one in sorted(room.devices.items())
     ]
     return ", ".join(parts)
+
+
+def _taint_text(uuid: str, taint: DeviceTaint) -> str:
+    whose = f" by job {taint.job_id}" if taint.job_id else ""
+    return f"the device {uuid} is tainted: {size_text(taint.memory)} not given back{whose}"
 
 
 def _memory(need: PlacementRequest, *, loads: bool) -> int:
@@ -423,7 +432,11 @@ def _chosen_devices(room: Room, need: PlacementRequest) -> tuple[str, ...]:
         left = device.free if need.at_once else -device.free / (device.bound + 1)
         return not ready, left, device.bound, uuid
 
-    fitting = [uuid for uuid, one in room.devices.items() if one.could_take(need.resident)]
+    fitting = [
+        uuid
+        for uuid, one in room.devices.items()
+        if one.could_take(need.resident) and one.tainted is None
+    ]
     return tuple(sorted(fitting, key=key)[:wanted])
 
 
@@ -453,13 +466,19 @@ def _not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str
         if device is None:
             return f"does not have the device {uuid} any more"
         if not device.takes(need):
-            if need.on(device.model) is None:
-                return f"does not have the device {uuid} for one model alone"
-            wanted = need.text_on(device.model)
-            if not device.could_take(need):
-                return f"has only {size_text(device.memory)} on the device {uuid}, not {wanted}"
-            return f"has less than {wanted} free on the device {uuid}"
+            return _why_it_does_not_take(uuid, device, need)
     return None
+
+
+def _why_it_does_not_take(uuid: str, device: DeviceRoom, need: ResidentNeed) -> str:
+    if device.tainted is not None:
+        return f"can't use a device: {_taint_text(uuid, device.tainted)}"
+    if need.on(device.model) is None:
+        return f"does not have the device {uuid} for one model alone"
+    wanted = need.text_on(device.model)
+    if not device.could_take(need):
+        return f"has only {size_text(device.memory)} on the device {uuid}, not {wanted}"
+    return f"has less than {wanted} free on the device {uuid}"
 
 
 def _used_part(total: Room, room: Room, taken: ContainerNeed) -> float:

@@ -1,7 +1,7 @@
 """Hosts: their capacity, their liveness, and the reservations on them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pymongo import ReturnDocument, UpdateOne
 
@@ -234,6 +234,7 @@ class Hosts:
                     "admission": Admission.OPEN,
                     "liveness": Liveness.ONLINE,
                     "reservations.job_id": {"$nin": [one.job_id for one in wanted]},
+                    **_untainted({uuid for one in wanted for uuid in one.devices}),
                     "$expr": {"$and": _fits(host, wanted)},
                 },
                 {
@@ -250,7 +251,8 @@ class Hosts:
 
         What it holds already is replaced. False if the host has not enough left, is not ONLINE
         under the incarnation that `host` has, or holds no reservation of this generation of the
-        job; also if what the job holds was given to a later attempt.
+        job; if one of the devices is tainted; also if what the job holds was given to a later
+        attempt.
         """
         not_later = {"$not": {"$gt": resident.version}}
         return await self._replace_resident(host, (job_id, generation), resident, not_later)
@@ -284,6 +286,7 @@ class Hosts:
                     "incarnation": host.incarnation,
                     "liveness": Liveness.ONLINE,
                     "reservations": {"$elemMatch": this | {"resident.version": version}},
+                    **_untainted(resident.devices),
                     "$expr": {"$and": _fits(host, [asked], besides=job_id)},
                 },
                 [_changed(_is(job_id, generation), {"$literal": resident.model_dump()})],
@@ -375,6 +378,14 @@ def _is(job_id: str, generation: int) -> Document:
             {"$eq": ["$$held.generation", generation]},
         ]
     }
+
+
+def _untainted(devices: Collection[str]) -> Document:
+    """Return the condition that the last heartbeat told of no taint on any of these devices."""
+    if not devices:
+        return {}
+    tainted = {"uuid": {"$in": sorted(devices)}, "tainted": {"$type": "object"}}
+    return {"readings": {"$not": {"$elemMatch": tainted}}}
 
 
 def _changed(which: Document, resident: Document | None) -> Document:

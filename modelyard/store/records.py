@@ -9,7 +9,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from modelyard.contract.capacity.ledger import Allocation, Room, room_left, total_room
-from modelyard.contract.capacity.offers import DeviceId, DeviceReading, HostCapacity
+from modelyard.contract.capacity.offers import DeviceId, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
@@ -423,7 +423,12 @@ class HostRecord(Record):
     @cached_property
     def room(self) -> Room:
         """What it has left, by its reservations and by what was measured."""
-        return room_left(self.total, self.reservations, self.current_readings)
+        return room_left(self.total, self.reservations, self.current_readings, self.taints)
+
+    @property
+    def taints(self) -> Mapping[str, DeviceTaint]:
+        """The tainted devices by uuid, as the last heartbeat told."""
+        return {one.uuid: one.tainted for one in self.readings if one.tainted is not None}
 
     @property
     def current_readings(self) -> tuple[DeviceReading, ...]:

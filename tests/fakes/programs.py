@@ -34,6 +34,10 @@ class FakeServer:
     loaded: bool = False
     takes: int = 0
     """Bytes of memory that its model takes."""
+    rests: int = 0
+    """Bytes that it keeps after an unload."""
+    keeps: bool = False
+    """True: an unload gives no memory back."""
     becomes_ready: bool = True
     ready_from_start: bool = False
     silent: bool = False
@@ -100,7 +104,8 @@ class FakeServer:
         if word == "unload":
             self.unloads += 1
             self.loaded = False
-            self._use(0)
+            if not self.keeps:
+                self._use(self.rests)
             return httpx2.Response(200)
         if word == "infer":
             return await self._infer(request)

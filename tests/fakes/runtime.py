@@ -127,6 +127,7 @@ class FakeContainer:
             exit_code=self.exit_code,
             oom_killed=self.oom_killed,
             dead=self.dead,
+            devices=plan.devices if plan else (),
             labels=ContainerLabels.parse(plan.labels.as_labels(), name=self.name) if plan else None,
             fills_disk=plan is None or not plan.read_only or plan.kept_folder is not None,
             mounts=_mounts(plan) if plan else (),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from modelyard.contract.capacity.footprints import Footprint
+from modelyard.contract.capacity.sizes import size_text
 from modelyard.contract.messages import HostCommand
 from worker.devices.holders import DeviceHolders
 from worker.devices.protocol import DevicesUnreadableError
@@ -30,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 INTERVAL_S = 5.0
 """Seconds between two measurements of models that are in use."""
+SLACK = 16 << 20
+"""Bytes of host memory that a server may keep besides: allocators keep some."""
 NEWS = 1.01
 """A peak is reported again once it is that many times what was reported."""
 
@@ -126,6 +129,29 @@ class MemoryMeter:
             return None
         taken.reported = found
         return found
+
+    async def kept(self, command: HostCommand, container_id: str, *, tolerance: int) -> list[str]:
+        """Return what a container still holds that its unloaded model should have given back.
+
+        Of a device that is more than before the load and `tolerance` bytes. Of host memory it is
+        more than what remains held for the container; nothing if all of it does.
+        """
+        kept: list[str] = []
+        idle, taken = self._idle.get(container_id), self._taken.get(container_id)
+        for uuid, held in (await self._devices(container_id, command.devices)).items():
+            more = held - (idle.devices.get(uuid, 0) if idle else 0)
+            if more > tolerance:
+                kept.append(f"{size_text(more)} on the device {uuid}")
+        resources = command.model.resources
+        declared = resources.resident_memory
+        given = [one for one in (declared, taken and taken.memory) if isinstance(one, int)]
+        if not declared or not given:
+            return kept
+        reading = await self._memory(container_id)
+        allowed = resources.memory - min(resources.memory, max(given)) + SLACK
+        if reading is not None and reading.used > allowed:
+            kept.append(f"{size_text(reading.used - allowed + SLACK)} of the host's memory")
+        return kept
 
     def forget(self, container_id: str) -> None:
         """Forget a model that is not in memory any more."""

@@ -167,6 +167,8 @@ class ContainerFacts:
     """None if it has no port or does not run."""
     fills_disk: bool = False
     """True if it can write to the host's disk."""
+    devices: tuple[str, ...] = ()
+    """The devices that are bound to it, by uuid."""
     dead: bool = False
     """True if its removal began and failed, so that all that can be done is to remove it again."""
 

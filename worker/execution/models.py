@@ -2,6 +2,8 @@
 
 import asyncio
 
+import structlog
+
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import Phase
@@ -15,6 +17,8 @@ from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import InMemory, dialogue_of
 from worker.model_server.results import ResultReader
+
+log = structlog.get_logger(__name__)
 
 WATCH_AFTER_S = 1.0
 """Seconds after which a request to the model also watches the container; most end earlier."""
@@ -60,7 +64,11 @@ class Models:
         return facts
 
     async def unload(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> None:
-        """Take the model out of memory."""
+        """Take the model out of memory; return once that is measured to be free.
+
+        Raises `memory_not_freed` if it is not in time: the container is stopped then, so it is
+        free, and a LOAD starts the container again.
+        """
         dialogue = dialogue_of(command.model)
         if dialogue.in_memory is InMemory.PROCESS_RUNS:
             if facts.running:
@@ -79,8 +87,36 @@ class Models:
                     # The server can't unload, so the container is stopped; a LOAD starts it again.
                     self._containers.health.stopped.add(facts.id)
                     await self._stop(command, facts, attempt)
+            if facts.id not in self._containers.health.stopped:
+                await self._require_freed(command, facts, attempt)
         crash_point("worker.after_unload")
         self._containers.health.record_unloaded(facts.id)
+
+    async def _require_freed(
+        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
+    ) -> None:
+        given_back = self._containers.given_back
+        kept = await given_back.kept_after_unload(command, facts.id)
+        if not kept:
+            return
+        log.warning(
+            "model.memory_not_freed",
+            job_id=command.job_id,
+            container_id=facts.id,
+            kept=kept,
+            within_s=given_back.rules.within_s,
+        )
+        self._containers.health.stopped.add(facts.id)
+        await self._stop(command, facts, attempt)
+        crash_point("worker.after_unload")
+        self._containers.health.record_unloaded(facts.id)
+        raise ModelyardError(
+            ErrorCode.MEMORY_NOT_FREED,
+            f"{given_back.rules.within_s:g} s after its unload the model server still held "
+            f"{' and '.join(kept)} more than it should. Its container was stopped, which frees the "
+            "memory; the next load starts it again.",
+            kept=kept,
+        )
 
     async def infer(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
         """Send the input, or the request to run over the dataset; return the answer as JSON."""

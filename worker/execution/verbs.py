@@ -148,7 +148,12 @@ class VerbRunner:
         facts = await self.containers.require(command)
         await self.containers.meter.measure(facts.id)
         news = self.containers.meter.news(facts.id)
-        await self._models.unload(command, facts, attempt)
+        try:
+            await self._models.unload(command, facts, attempt)
+        except ModelyardError as error:
+            if error.code is ErrorCode.MEMORY_NOT_FREED:
+                self.containers.meter.forget(facts.id)
+            raise
         self.containers.meter.forget(facts.id)
         return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id, footprint=news)
 

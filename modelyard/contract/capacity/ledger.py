@@ -8,12 +8,19 @@ writes.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelyard.contract.capacity.needs import ContainerNeed, ResidentNeed
-from modelyard.contract.capacity.offers import Bytes, DeviceId, DeviceReading, HostCapacity
+from modelyard.contract.capacity.offers import (
+    Bytes,
+    DeviceId,
+    DeviceReading,
+    DeviceTaint,
+    HostCapacity,
+)
 
 WHOLE = 0.9
 """The part of a device's memory that must be free before it is given to one model alone: a driver
@@ -84,11 +91,15 @@ class DeviceRoom:
     """Containers that it is bound to."""
     untouched: bool = True
     """True if no job holds memory on it."""
+    tainted: DeviceTaint | None = None
+    """Set while memory of a container that has ended is still taken: nothing new goes there."""
     model: str = ""
     """What it is: models take more on one kind of device than on another."""
 
     def takes(self, need: ResidentNeed) -> bool:
         """Tell whether the device has room for a model now."""
+        if self.tainted is not None:
+            return False
         amount = need.on(self.model)
         if amount is None:
             return self.untouched and self.free >= WHOLE * self.memory
@@ -146,7 +157,10 @@ def total_room(slots: int | None, capacity: HostCapacity | None) -> Room:
 
 
 def room_left(
-    total: Room, allocations: Iterable[Allocation], readings: Iterable[DeviceReading] = ()
+    total: Room,
+    allocations: Iterable[Allocation],
+    readings: Iterable[DeviceReading] = (),
+    taints: Mapping[str, DeviceTaint] = MappingProxyType({}),
 ) -> Room:
     """Return what is left of a host.
 
@@ -159,7 +173,11 @@ def room_left(
         room = room.without(one)
     measured = {one.uuid: one.memory_used for one in readings}
     devices = {
-        uuid: replace(one, free=min(one.free, one.memory - measured.get(uuid, 0)))
+        uuid: replace(
+            one,
+            free=min(one.free, one.memory - measured.get(uuid, 0)),
+            tainted=taints.get(uuid),
+        )
         for uuid, one in room.devices.items()
     }
     return replace(room, devices=devices)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from modelyard.client import ApiError, AsyncModelyard, Modelyard, OperationFailed
+from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile, Resources
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import operation_id_for_key
-from modelyard.contract.messages import EngineFacts, HostOnline
+from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline
 from modelyard.contract.states import JobState, OperationState
 from modelyard.store.capacity.footprints import FootprintKey, Peak
 from modelyard.store.records import DeadLetter
@@ -323,6 +324,22 @@ async def test_the_catalog_is_applied_listed_read_and_deleted(
     dataset = '{"name": "d", "path": "/srv/d"}'
     assert (await run(served.url, "datasets", "apply", "-", stdin=dataset)).code == 0
     assert "/srv/d" in (await run(served.url, "datasets", "list")).out
+
+
+async def test_a_tainted_device_is_shown_with_whose_memory_it_is(served: ServedGateway) -> None:
+    offer = HostCapacity(cpus=1.0, memory=1 << 30, devices=(Device(uuid="GPU-a", memory=8 << 30),))
+    engine = EngineFacts(version="29", api_version="1.44")
+    online = HostOnline(slots=2, engine=engine, capacity=offer)
+    await served.store.hosts.come_online("h-1", "i-2", online)
+    taint = DeviceTaint(memory=4 << 30, job_id="gone")
+    reading = DeviceReading(uuid="GPU-a", memory_used=4 << 30, tainted=taint)
+    beat = Heartbeat(host_id="h-1", incarnation="i-2", devices=(reading,))
+    assert await served.store.hosts.beat([beat])
+    with Modelyard(served.url) as client:
+        (host,) = await asyncio.to_thread(client.hosts)
+    assert host.devices[0].measured == reading
+    printed = " ".join((await run(served.url, "hosts")).out.split())
+    assert "tainted: 4 GiB" in printed
 
 
 async def test_what_a_model_takes_is_read_also_when_it_left_the_catalog(

@@ -30,9 +30,14 @@ class _Config(_Document):
     labels: dict[str, str] | None = None
 
 
+class _DeviceRequest(_Document):
+    device_ids: tuple[str, ...] | None = Field(default=None, alias="DeviceIDs")
+
+
 class _HostConfig(_Document):
     readonly_rootfs: bool = False
     tmpfs: dict[str, str] | None = None
+    device_requests: tuple[_DeviceRequest, ...] | None = None
 
 
 class _Mount(_Document):
@@ -98,6 +103,11 @@ class ContainerDocument(_Document):
             exit_code=state.exit_code if started and not state.running else None,
             oom_killed=state.oom_killed,
             dead=self.dead,
+            devices=tuple(
+                uuid
+                for asked in self.host_config.device_requests or ()
+                for uuid in asked.device_ids or ()
+            ),
             labels=labels,
             mounts=mounts,
             fills_disk=not self.host_config.readonly_rootfs or any(it.on_disk for it in mounts),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
-from modelyard.contract.capacity.offers import Device, DeviceReading, HostCapacity
+from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.states import JobState
 from modelyard.scheduling.placement import (
@@ -430,3 +430,41 @@ def test_a_load_takes_what_its_container_does_not_hold_already() -> None:
     )
     all_held = before.model_copy(update={"memory": 4 * GIB})
     assert load_on(host("h", all_held), of, knows(memory=0)) is None
+
+
+def tainted(there: HostRecord, uuid: str = A) -> HostRecord:
+    taint = DeviceTaint(memory=4 * GIB, job_id="gone")
+    reading = DeviceReading(uuid=uuid, memory_used=4 * GIB, tainted=taint)
+    return there.model_copy(update={"readings": (reading,)})
+
+
+TAINTED = "the device GPU-a is tainted: 4 GiB not given back by job gone"
+
+
+def test_nothing_is_loaded_on_a_tainted_device() -> None:
+    there = tainted(host("h", holds("job", A), devices=[80 * GIB]))
+    of = spec(gpus=1, gpu_memory="1g")
+    assert reasons(loading(there, of)) == (f"host h can't use a device: {TAINTED}",)
+    job = JobRecord(job_id="job", host_id="h", generation=1)
+    assert refusal_to_load(there, job, of, NOTHING_LEARNED) == (
+        f"it needs 1 GiB on 1 device; {TAINTED}"
+    )
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["temp", "create"])
+def test_containers_are_bound_to_devices_that_are_not_tainted(*, at_once: bool) -> None:
+    there = tainted(host(devices=[80 * GIB, 8 * GIB]))
+    of = spec(gpus=1, gpu_memory="1g")
+    one = PlacementRequest.of(JobRecord(job_id="j"), of, NOTHING_LEARNED, at_once=at_once)
+    assert placed(capacity(there).place(one)) == ("h", (B,))
+    two = PlacementRequest.of(JobRecord(job_id="j"), spec(gpus=2), NOTHING_LEARNED, at_once=at_once)
+    found = capacity(there).place(two)
+    assert isinstance(found, Unplaced)
+    assert not found.hopeless
+    said = refusal_with_numbers(there, two)
+    assert said is not None
+    assert TAINTED in said
+
+
+def test_models_without_a_device_go_to_a_host_with_a_tainted_one() -> None:
+    assert placed(capacity(tainted(host(devices=[8 * GIB]))).place(create(spec()))) == ("h", ())
