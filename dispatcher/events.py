@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ comes so soon after its dispatch, and both are one write."""
 MOST_NOTED = 10_000
 """Events that may wait before scheduling waits for them."""
 
-HostFact = Literal["online", "suspect", "lost", "drained"]
+HostFact = Literal["online", "suspect", "lost", "drained", "device_tainted", "device_untainted"]
 """The events about hosts, each published as `host.<fact>`."""
 
 
@@ -324,16 +324,23 @@ def observed_event(
     )
 
 
-def host_event(host_id: str, fact: HostFact, incarnation: str | None) -> Event:
+def host_event(host_id: str, fact: HostFact, incarnation: str | None, **detail: object) -> Event:
     """Return an event about a host."""
     now = _now()
     return Event(
-        event_id=f"host:{host_id}:{fact}:{incarnation}:{now.timestamp()}",
+        event_id=":".join(
+            ("host", host_id, fact, str(incarnation), str(now.timestamp()), *_uuid_in(detail))
+        ),
         type=f"host.{fact}",
         at=now,
         host_id=host_id,
-        detail={"incarnation": incarnation},
+        detail={"incarnation": incarnation, **detail},
     )
+
+
+def _uuid_in(detail: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the device that an event is about: two may change at the same moment."""
+    return (str(detail["uuid"]),) if "uuid" in detail else ()
 
 
 def _now() -> datetime:

@@ -32,6 +32,7 @@ from dispatcher.maintenance.recovery import JobRestoration
 from dispatcher.maintenance.reservation_leaks import ReservationLeaks
 from dispatcher.maintenance.retries import Retries
 from dispatcher.maintenance.sweep import Repair, Sweep
+from dispatcher.reports.beat_writer import BeatWriter
 from dispatcher.reports.dead_letters import DeadLetterRecorder
 from dispatcher.reports.fencing import Fencing
 from dispatcher.reports.heartbeats import Heartbeats
@@ -39,6 +40,8 @@ from dispatcher.reports.recorder import Recorder
 from dispatcher.reports.report_writer import ReportWriter
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.footprints import LearnedFootprints
+from dispatcher.scheduling.grown_residents import GrownResidents
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
@@ -148,8 +151,8 @@ class Leader:
             broker, term, default_timeout_s=settings.dispatcher_default_timeout_s
         )
         lines, fleet = Lines(store), Fleet(store, policy=settings.dispatcher_placement)
+        memory = Memory(lines, fleet, LearnedFootprints(store))
         self._stop_listening = store.changes.listen(jobs=lines.forget, hosts=fleet.mark)
-        memory = Memory(lines, fleet)
         residency = Residents(store, memory, swap_wait_s=settings.dispatcher_swap_wait_s)
         self.scheduler = Scheduler(
             store, event_log, commands, term, memory=memory, residency=residency
@@ -198,7 +201,7 @@ class Leader:
             broker,
             senders,
             event_log,
-            writer=ReportWriter(store, event_log, self.scheduler, retries, fencing, lines),
+            writer=ReportWriter(store, event_log, self.scheduler, retries, fencing, memory),
             reconciler=reconciler,
             deadlines=deadlines,
         )
@@ -217,7 +220,7 @@ class Leader:
         )
         self._enrolment = Enrolment(broker, control)
         self.heartbeats = Heartbeats(
-            store,
+            BeatWriter(store, event_log, self.scheduler),
             broker,
             senders,
             control=control,
@@ -242,6 +245,7 @@ class Leader:
             Repair("publish", open_ones.publish_again),
             Repair("leaks", ReservationLeaks(store, self.scheduler).free),
             Repair("memory", lines.verify),
+            Repair("footprints", GrownResidents(store, memory).raise_held),
             Repair("schedule", self.scheduler.schedule_next_page),
         )
         # While MongoDB is away no heartbeat is recorded, so silence proves nothing about a host.

@@ -3,12 +3,14 @@
 from collections import defaultdict
 from statistics import median
 
+from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.views import Explanation
 from modelyard.process.tasks import together
 from modelyard.scheduling.explaining import MOST_HOSTS, Facts, explain
 from modelyard.store import Store
+from modelyard.store.capacity.footprints import learned_of
 from modelyard.store.records import HostRecord, JobLine, OperationRecord
 
 MOST_RESIDENTS = 200
@@ -35,6 +37,7 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
         store.operation_queries.more_urgent(operation), _took_s(store, operation.job_id)
     )
     line = read.lines[0] if read.lines else None
+    model = spec or (line.job.spec if line else None)
     here = [one for one in line.operations if one.operation_id == operation_id] if line else []
     facts = Facts(
         operation=operation.model_copy(update={"resting": here[0].resting}) if here else operation,
@@ -44,6 +47,7 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
         hosts=hosts,
         more_urgent=more_urgent,
         residents=await _residents(store, hosts, line),
+        learned=await _learned(store, model),
         took_s=took_s,
     )
     return explain(facts)
@@ -53,6 +57,13 @@ async def _spec(store: Store, operation: OperationRecord) -> ModelSpec | None:
     if not operation.places or operation.model is None:
         return None
     return (await store.models.get_many([operation.model])).get(operation.model)
+
+
+async def _learned(store: Store, model: ModelSpec | None) -> Learned:
+    if model is None:
+        return NOTHING_LEARNED
+    known = learned_of(await store.footprints.of_model(model.name))
+    return known.get((model.name, model.image), NOTHING_LEARNED)
 
 
 async def _residents(

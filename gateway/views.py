@@ -11,11 +11,13 @@ from modelyard.contract.views import (
     Amount,
     DeviceView,
     DrainView,
+    FootprintView,
     HostView,
     JobView,
     Links,
     OperationView,
 )
+from modelyard.store.capacity.footprints import FootprintRecord
 from modelyard.store.records import (
     DeadLetter,
     DrainRecord,
@@ -178,6 +180,18 @@ def _devices(record: HostRecord) -> tuple[DeviceView, ...]:
             )
         )
     return tuple(views)
+
+
+def footprint_view(record: FootprintRecord) -> FootprintView:
+    """Return a footprint as clients see it."""
+    return FootprintView(
+        image=record.image,
+        device=record.device,
+        memory=record.memory,
+        device_memory=record.device_memory,
+        loads=record.loads,
+        last_seen=record.last_seen,
+    )
 
 
 def dead_letter_path(dead_letter_id: str) -> str:

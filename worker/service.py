@@ -13,11 +13,16 @@ from worker.attempts.job_locks import JobLocks
 from worker.attempts.journal import AttemptJournal
 from worker.containers.datasets import Datasets
 from worker.containers.disk import DiskWatch
+from worker.containers.given_back import GivenBack, MemoryWatch, UnloadRules
 from worker.containers.images import Images
 from worker.containers.lifecycle import ContainerLifecycle
+from worker.containers.memory_meter import MemoryMeter
 from worker.containers.planning import PlanRules
 from worker.devices.declared import DeclaredDevices
+from worker.devices.holders import DeviceHolders
 from worker.devices.nvml import NvmlDevices
+from worker.devices.protocol import DeviceInventory
+from worker.devices.taints import DeviceTaints
 from worker.devices.watch import DeviceWatch
 from worker.engine.image_references import AllowList
 from worker.engine.protocol import ContainerRuntime
@@ -53,19 +58,21 @@ class Worker:
         """Wire the parts; nothing starts before `run`. Each incarnation gets a lease of its own."""
         self._new_lease = new_lease
         self._results = ResultReader()
+        inventory: DeviceInventory = (
+            NvmlDevices()
+            if settings.worker_devices is None
+            else DeclaredDevices(settings.worker_devices)
+        )
         containers = build_containers(
             runtime,
             server,
             Datasets(runtime, settings.worker_dataset_roots, settings.worker_allowed_volumes),
             rules=settings.plan_rules(),
             allowed=AllowList(settings.worker_allowed_images),
+            memory=build_memory_watch(runtime, inventory, settings.unload_rules()),
         )
         self._disk = DiskWatch(runtime, containers.health)
-        self._devices = DeviceWatch(
-            NvmlDevices()
-            if settings.worker_devices is None
-            else DeclaredDevices(settings.worker_devices)
-        )
+        self._devices = DeviceWatch(inventory, containers.taints)
         self._parts = WorkerParts(
             settings=settings,
             broker=broker,
@@ -95,6 +102,7 @@ class Worker:
             measuring = tasks.create_task(self._disk.run())
             watching = tasks.create_task(self._parts.containers.running.run())
             reading = tasks.create_task(self._devices.run())
+            metering = tasks.create_task(self._parts.containers.meter.run())
             while not stop.is_set():
                 incarnation = Incarnation(self._parts, self._new_lease())
                 await incarnation.run(stop, engine_wait_s=engine_wait_s)
@@ -104,6 +112,7 @@ class Worker:
             measuring.cancel()
             watching.cancel()
             reading.cancel()
+            metering.cancel()
 
 
 def build_containers(
@@ -113,9 +122,19 @@ def build_containers(
     *,
     rules: PlanRules,
     allowed: AllowList,
+    memory: MemoryWatch,
 ) -> ContainerLifecycle:
     """Return the container steps over this engine; tests pass a fake engine."""
-    return ContainerLifecycle(runtime, Images(runtime, allowed), datasets, server, rules)
+    return ContainerLifecycle(runtime, Images(runtime, allowed), datasets, server, rules, memory)
+
+
+def build_memory_watch(
+    runtime: ContainerRuntime, inventory: DeviceInventory, rules: UnloadRules
+) -> MemoryWatch:
+    """Return what watches the memory of this host; tests pass fakes."""
+    meter = MemoryMeter(runtime, DeviceHolders(inventory))
+    taints = DeviceTaints(inventory, within_s=rules.within_s)
+    return MemoryWatch(meter, GivenBack(meter, rules), taints)
 
 
 def build_verbs(

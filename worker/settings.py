@@ -15,6 +15,7 @@ from modelyard.contract.catalog.values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import EngineFacts, Labels
 from modelyard.process.settings import JSON, Expects, ProcessSettings
+from worker.containers.given_back import UnloadRules
 from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
 
@@ -157,6 +158,18 @@ class WorkerSettings(ProcessSettings):
     worker_max_disk: Size = Field(
         100 << 30, description="The largest resources.disk that a model may ask for."
     )
+    worker_unload_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="Seconds after an unload, or the end of a container, in which its memory must "
+        "be free; a container that keeps it longer is stopped.",
+    )
+    worker_unload_tolerance: Size = Field(
+        768 << 20,
+        description="Memory of a GPU that a model server may keep after an unload, such as 768m: "
+        "CUDA's context, which a process keeps until it ends, takes about 600m.",
+    )
     worker_pids_limit: int = Field(
         256, ge=8, le=1 << 20, description="Most processes and threads that a container may have."
     )
@@ -224,6 +237,10 @@ class WorkerSettings(ProcessSettings):
             reserved_memory=self.worker_reserved_memory,
             devices=tuple(devices),
         )
+
+    def unload_rules(self) -> UnloadRules:
+        """Return when a model counts as out of memory."""
+        return UnloadRules(self.worker_unload_timeout_s, self.worker_unload_tolerance)
 
     def plan_rules(self) -> PlanRules:
         """Return the settings that hold for all containers of this host."""

@@ -25,7 +25,7 @@ from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models
 from worker.execution.verbs import VerbRunner
 from worker.model_server.results import ResultReader
-from worker.service import build_containers
+from worker.service import build_containers, build_memory_watch
 from worker.session.host_offer import HostOffer
 from worker.session.incarnation import Incarnation, WorkerParts
 from worker.session.lease import Lease
@@ -68,6 +68,7 @@ class SimulatedVerbs(VerbRunner):
             Datasets(runtime, ()),
             rules=settings.plan_rules(),
             allowed=AllowList(("*",)),
+            memory=build_memory_watch(runtime, DeclaredDevices(()), settings.unload_rules()),
         )
         cleanup = Cleanup(containers)
         super().__init__(
@@ -125,7 +126,7 @@ async def run_host(
         verbs=verbs,
         locks=JobLocks(),
         journal=journal,
-        offer=HostOffer(settings, DeviceWatch(DeclaredDevices(()))),
+        offer=HostOffer(settings, DeviceWatch(DeclaredDevices(()), verbs.containers.taints)),
     )
     while True:
         await Incarnation(parts, Lease()).run(asyncio.Event(), engine_wait_s=math.inf)

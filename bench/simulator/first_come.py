@@ -10,6 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from modelyard.contract.capacity.needs import resident_need
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -72,7 +74,7 @@ class _Server:
         return self._memory[uuid] - sum(self._needs(one.model, uuid) for one in there)
 
     def _needs(self, model: SimulatedModel, uuid: str) -> int:
-        return model.spec.resources.gpu_memory or self._memory[uuid]
+        return resident_need(model.spec).device_memory or self._memory[uuid]
 
 
 def serve(

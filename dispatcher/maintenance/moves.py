@@ -83,7 +83,8 @@ class Relocations:
                 await self._begin_all(host, hosts)
 
     async def _begin_all(self, host: HostRecord, hosts: Sequence[HostRecord]) -> None:
-        capacity = self._scheduler.free_capacity({one.host_id: one for one in hosts})
+        learned = await self._scheduler.learned()
+        capacity = self._scheduler.free_capacity({one.host_id: one for one in hosts}, learned)
         for job in await self._store.jobs.on_host(host.host_id):
             movable = job.state.live and job.move is None and job.move_failures < MOST_FAILURES
             if movable and await self._at_rest(job):
@@ -102,7 +103,9 @@ class Relocations:
         if job.spec is None:
             return
         chosen = capacity.place(
-            PlacementRequest.of(job, job.spec, at_once=job.state is JobState.LOADED)
+            PlacementRequest.of(
+                job, job.spec, capacity.learned(job.spec), at_once=job.state is JobState.LOADED
+            )
         )
         if isinstance(chosen, Unplaced):
             log.info("move.no_room", job_id=job.job_id, reasons=chosen.reasons)

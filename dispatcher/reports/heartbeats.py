@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from dispatcher.control import ControlPublisher
 from dispatcher.enrolment import Enrolment
 from dispatcher.maintenance.lost_hosts import LostHosts
+from dispatcher.reports.beat_writer import BeatWriter
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
 from modelyard.contract.message_types import HELLO_TYPE
 from modelyard.contract.messages import MAX_HEARTBEAT_BYTES, Heartbeat, HostHello
 from modelyard.contract.topology import REPORTS_QUEUE
-from modelyard.store import Store
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class Heartbeats:
 
     def __init__(
         self,
-        store: Store,
+        writer: BeatWriter,
         broker: Broker,
         senders: Senders,
         *,
@@ -66,7 +66,7 @@ class Heartbeats:
         enrolment: Enrolment,
         lost: LostHosts,
     ) -> None:
-        self._store = store
+        self._writer = writer
         self._broker = broker
         self._senders = senders
         self._control = control
@@ -88,10 +88,7 @@ class Heartbeats:
                 hellos[sign.host_id] = sign
             elif sign is not None:
                 newest[sign.host_id] = sign
-        all_known = await self._store.hosts.beat(newest.values())
-        recorded = {host_id: beat.incarnation for host_id, beat in newest.items()}
-        if not all_known:
-            recorded = await self._store.hosts.incarnations(newest)
+        recorded = await self._writer.write(newest)
         for beat in newest.values():
             if (beat.host_id, beat.incarnation) in self._lost.boots:
                 # Its jobs may run on other hosts by now.

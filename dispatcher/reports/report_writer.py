@@ -16,9 +16,10 @@ from dispatcher.events import EventLog, job_event, report_event
 from dispatcher.maintenance.reconciler import restoration_of
 from dispatcher.maintenance.retries import Retries
 from dispatcher.reports.fencing import CurrentReport, Fencing, StaleReport, fence
-from dispatcher.scheduling.lines import Lines
+from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.scheduler import Scheduler
-from modelyard.contract.capacity.needs import resident_need
+from modelyard.contract.capacity.needs import holds_while_loaded
+from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
@@ -38,12 +39,14 @@ class ReportWriter:
         scheduler: Scheduler,
         retries: Retries,
         fencing: Fencing,
-        lines: Lines,
+        memory: Memory,
     ) -> None:
         self._store = store
         self._event_log = event_log
         self._scheduler = scheduler
-        self._lines = lines
+        self._lines = memory.lines
+        self._fleet = memory.fleet
+        self._footprints = memory.footprints
         self._retries = retries
         self._fencing = fencing
 
@@ -121,6 +124,7 @@ class ReportWriter:
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
         await self._let_go(accepted)
+        measured = await self._measured(accepted)
         new = [one.report for one in accepted if one.new]
         receipts = _receipts_of(accepted)
         try:
@@ -133,6 +137,7 @@ class ReportWriter:
             self._lines.forget(one.report.job_id for one in accepted)
             accepted = await self._still_valid(accepted)
         self._remember(accepted, receipts)
+        await self._learn(measured, accepted)
         ended = [one for one in accepted if one.report.state.terminal]
         self._scheduler.wake(one.report.job_id for one in ended)
         self._event_log.note(
@@ -229,13 +234,46 @@ class ReportWriter:
         for job in (await self._store.jobs.get_many(list(over))).values():
             one = over[job.job_id]
             unloaded = job.state is JobState.CREATED and job.generation == one.report.generation
-            if not unloaded or job.spec is None or resident_need(job.spec).nothing:
+            if not unloaded or job.spec is None or not holds_while_loaded(job.spec):
                 continue
             if await self._store.hosts.let_go(
                 one.operation.host_id or "", job.job_id, job.generation, before=job.version
             ):
                 crash_point("dispatcher.recorder.after_let_go")
                 self._scheduler.wake_waiting()
+
+    async def _measured(self, accepted: Sequence[CurrentReport]) -> Mapping[str, ModelSpec]:
+        """Return the models of the operations whose reports have a footprint that counts.
+
+        Only one of an attempt that succeeded does, and only once.
+        """
+        telling = {
+            one.report.operation_id: one.report.job_id
+            for one in accepted
+            if one.new
+            and one.report.footprint is not None
+            and one.report.state is OperationState.SUCCEEDED
+        }
+        if not telling:
+            return {}
+        jobs = await self._store.jobs.get_many(sorted(set(telling.values())))
+        return {
+            operation_id: job.spec
+            for operation_id, job_id in telling.items()
+            if (job := jobs.get(job_id)) is not None and job.spec is not None
+        }
+
+    async def _learn(
+        self, measured: Mapping[str, ModelSpec], accepted: Sequence[CurrentReport]
+    ) -> None:
+        """Note the footprints of reports that are recorded now; a crash before it loses them."""
+        for one in accepted:
+            spec, found = measured.get(one.report.operation_id), one.report.footprint
+            if spec is None or found is None:
+                continue
+            host = (await self._fleet.hosts()).get(one.operation.host_id or "")
+            new_load = found.load == one.report.operation_id
+            await self._footprints.learn(spec, host, found, new_load=new_load)
 
     async def _recoveries(
         self, telling: Sequence[CurrentReport]

@@ -9,7 +9,7 @@ guarded in the database, and one that fails marks its host.
 import asyncio
 from collections.abc import Iterable, Mapping
 
-from modelyard.scheduling.placement import FreeCapacity, Kept, PlacementPolicy
+from modelyard.scheduling.placement import FreeCapacity, Kept, LearnedOf, PlacementPolicy
 from modelyard.store import Store
 from modelyard.store.records import HostRecord
 
@@ -38,9 +38,11 @@ class Fleet:
                     await self._read(sorted(self._outdated))
         return self._hosts
 
-    def capacity_of(self, hosts: Mapping[str, HostRecord], kept: Iterable[Kept]) -> FreeCapacity:
+    def capacity_of(
+        self, hosts: Mapping[str, HostRecord], kept: Iterable[Kept], learned: LearnedOf
+    ) -> FreeCapacity:
         """Return what is left of some hosts, to be given away by the policy."""
-        return FreeCapacity(hosts, kept, policy=self._policy)
+        return FreeCapacity(hosts, kept, learned, policy=self._policy)
 
     async def refresh(self) -> None:
         """Read all hosts; raises `StoreUnavailableError`."""

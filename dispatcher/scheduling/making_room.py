@@ -209,15 +209,16 @@ def _lacks(host: HostRecord, uuid: str, need: ResidentNeed) -> int | None:
     What others than jobs use, as measured, is not freed by unloading.
     """
     device: DeviceRoom | None = host.total.devices.get(uuid)
-    if device is None or not device.could_take(need):
+    if device is None or not device.could_take(need) or uuid in host.taints:
         return None
     allocated = sum(
         it.resident.devices.get(uuid, 0) for it in host.reservations if it.resident is not None
     )
     used = next((one.memory_used for one in host.current_readings if one.uuid == uuid), 0)
     foreign = max(0, used - allocated)
-    if need.device_memory is None:
+    amount = need.on(device.model)
+    if amount is None:
         return allocated if device.memory - foreign >= WHOLE * device.memory else None
-    if need.device_memory > device.memory - foreign:
+    if amount > device.memory - foreign:
         return None
-    return max(0, need.device_memory - (device.memory - foreign - allocated))
+    return max(0, amount - (device.memory - foreign - allocated))

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.footprints import LearnedFootprints
 from dispatcher.scheduling.lines import Lines
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The jobs with their lines, and the hosts."""
+    """The jobs with their lines, the hosts, and what models take."""
 
     lines: Lines
     fleet: Fleet
+    footprints: LearnedFootprints

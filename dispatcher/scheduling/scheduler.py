@@ -38,7 +38,7 @@ from modelyard.contract.states import JobState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.scheduling.ordering import CatalogEntries
-from modelyard.scheduling.placement import FreeCapacity
+from modelyard.scheduling.placement import FreeCapacity, LearnedOf
 from modelyard.scheduling.planning import (
     PlannedDispatch,
     SchedulingPlan,
@@ -83,6 +83,7 @@ class Scheduler:
         self._commands = commands
         self._lines = memory.lines
         self._fleet = memory.fleet
+        self._footprints = memory.footprints
         self._residency = residency
         self._term = term
         self._jobs: dict[str, None] = {}
@@ -100,9 +101,13 @@ class Scheduler:
         self._waiting_woken = True
         self._woken.set()
 
-    def free_capacity(self, hosts: Mapping[str, HostRecord]) -> FreeCapacity:
+    def free_capacity(self, hosts: Mapping[str, HostRecord], learned: LearnedOf) -> FreeCapacity:
         """Return what is left of some hosts, for jobs that are placed one after the other."""
-        return self._fleet.capacity_of(hosts, self._residency.kept())
+        return self._fleet.capacity_of(hosts, self._residency.kept(), learned)
+
+    async def learned(self) -> LearnedOf:
+        """Return what tells what was learned of a model; raises `StoreUnavailableError`."""
+        return await self._footprints.learned()
 
     async def run(self) -> None:
         """Run passes for ever. While MongoDB is unavailable, woken jobs are kept and retried."""
@@ -140,9 +145,10 @@ class Scheduler:
             moved |= urgent.moved
         self.wake(moved)
         catalog = await self._catalog(lines)
+        learned = await self.learned()
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
-        plan = make_plan(self._still(lines), catalog, self.free_capacity(hosts))
+        plan = make_plan(self._still(lines), catalog, self.free_capacity(hosts, learned))
         if contending := self._residency.waiting_on(_with_idle_models(lines)):
             self.wake(contending)
         shared = [one for one in plan.dispatches if one.operation.shared]
@@ -196,7 +202,7 @@ class Scheduler:
         for _ in range(PAGES_AT_ONCE - 1):
             if len(page) < WAITING_PAGE:
                 return
-            if not self.free_capacity(await self._fleet.hosts()).any_left:
+            if not self.free_capacity(await self._fleet.hosts(), await self.learned()).any_left:
                 return
             page = await self._schedule_page(page[-1])
 

@@ -13,8 +13,9 @@ from gateway.routes.dependencies import GatewayDependencies, answer
 from gateway.submission.catalog_cache import NameCache
 from gateway.submission.request_reader import RequestReader
 from gateway.submission.requests import validated
+from gateway.views import footprint_view
 from modelyard.contract.access.scopes import Scope
-from modelyard.contract.answers import DatasetList, Fault, ModelList
+from modelyard.contract.answers import DatasetList, Fault, FootprintList, ModelList
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
@@ -61,6 +62,22 @@ async def put_model(name: Id, request: Request, gateway: GatewayDependencies) ->
 async def read_model(name: Id, gateway: GatewayDependencies) -> Response:
     """Return one model."""
     return await _read(gateway.reading, gateway.store.models, name)
+
+
+@router.get(
+    "/models/{name}/footprints",
+    response_model=FootprintList,
+    responses=openapi.ONE_ANSWERS,
+    dependencies=[needs(Scope.CATALOG_READ)],
+    summary="Read what a model takes",
+)
+async def read_footprints(name: Id, gateway: GatewayDependencies) -> Response:
+    """Return what the model was measured to take while it was in memory; also of former images."""
+    ask, store = gateway.reading.ask, gateway.store
+    found = await ask(lambda: store.footprints.of_model(name))
+    if not found and await ask(lambda: store.models.get(name)) is None:
+        raise _no_such(name)
+    return answer(FootprintList(footprints=tuple(footprint_view(one) for one in found)))
 
 
 @router.delete(

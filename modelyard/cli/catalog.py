@@ -25,6 +25,12 @@ def get_model(ctx: Context, name: Name) -> None:
     session_of(ctx).out.one(session_of(ctx).yard.model(name))
 
 
+@models.command("footprints")
+def model_footprints(ctx: Context, name: Name) -> None:
+    """Show what a model was measured to take in memory, by image and kind of device."""
+    session_of(ctx).out.footprints(session_of(ctx).yard.footprints(name))
+
+
 @models.command("apply")
 def apply_model(ctx: Context, file: File) -> None:
     """Store the model of a JSON file under its name."""

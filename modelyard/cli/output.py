@@ -22,6 +22,7 @@ from modelyard.contract.views import (
     DeviceView,
     DrainView,
     Explanation,
+    FootprintView,
     HostView,
     JobView,
     OperationView,
@@ -203,7 +204,7 @@ class Output:
                 device.uuid,
                 part_text(device.allocated, device.memory),
                 *_measured(device),
-                ", ".join(device.resident) or "",
+                _loaded(device),
             )
             for one in found
             for device in one.devices
@@ -275,6 +276,22 @@ class Output:
         rows = [(one.name, one.profile, one.image) for one in found]
         self._many(found, ("model", "profile", "image"), rows)
 
+    def footprints(self, found: Sequence[FootprintView]) -> None:
+        """Print what models take."""
+        rows = [
+            (
+                one.image,
+                one.device,
+                "" if one.memory is None else size_text(one.memory),
+                "" if one.device_memory is None else size_text(one.device_memory),
+                str(one.loads),
+                _when(one.last_seen),
+            )
+            for one in found
+        ]
+        names = ("image", "device", "memory", "device memory", "loads", "measured")
+        self._many(found, names, rows)
+
     def datasets(self, found: Sequence[DatasetSpec]) -> None:
         """Print datasets."""
         rows = [(one.name, one.path or f"volume {one.volume}") for one in found]
@@ -345,6 +362,17 @@ def _plain(text: str) -> str:
 
 def _part(amount: Amount | None) -> str:
     return part_text(int(amount.allocated), int(amount.allocatable)) if amount else ""
+
+
+def _loaded(device: DeviceView) -> str:
+    """Return the jobs whose models are on a device, or why nothing new goes there."""
+    jobs = ", ".join(device.resident)
+    taint = device.measured.tainted if device.measured else None
+    if taint is None:
+        return jobs
+    whose = f" by {taint.job_id}" if taint.job_id else ""
+    tainted = f"tainted: {size_text(taint.memory)} not given back{whose}"
+    return f"{jobs}; {tainted}" if jobs else tainted
 
 
 def _measured(device: DeviceView) -> tuple[str, str, str]:

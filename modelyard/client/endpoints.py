@@ -25,6 +25,7 @@ from modelyard.contract.answers import (
     DeadLetterPage,
     DeadLetterSummary,
     DeadLetterView,
+    FootprintList,
     HostList,
     JobPage,
     ModelList,
@@ -35,7 +36,13 @@ from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
-from modelyard.contract.views import Explanation, HostView, JobView, OperationView
+from modelyard.contract.views import (
+    Explanation,
+    FootprintView,
+    HostView,
+    JobView,
+    OperationView,
+)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -274,6 +281,13 @@ def models() -> Call[tuple[ModelSpec, ...]]:
     return Call("GET", "/v1/models", lambda r: read(r).models)
 
 
+def footprints(model: str) -> Call[tuple[FootprintView, ...]]:
+    """Read what a model was measured to take."""
+    read = _reader(FootprintList)
+    path = f"/v1/models/{_quoted(model)}/footprints"
+    return Call("GET", path, lambda r: read(r).footprints)
+
+
 def datasets() -> Call[tuple[DatasetSpec, ...]]:
     """List the datasets of the catalog."""
     read = _reader(DatasetList)
@@ -289,7 +303,9 @@ def put_entry(collection: str, kind: type[M], spec: M | Mapping[str, JsonValue])
     """Store a catalog entry under its name."""
     name = spec.get("name", "") if isinstance(spec, Mapping) else getattr(spec, "name", "")
     path = f"/v1/{collection}/{_quoted(str(name))}"
-    return Call("PUT", path, _reader(kind), body=_dumped(spec))
+    # What was given counts, even where it is the default.
+    body = spec.model_dump_json(exclude_unset=True) if isinstance(spec, BaseModel) else None
+    return Call("PUT", path, _reader(kind), body=body or _dumped(spec))
 
 
 def delete_entry(collection: str, name: str) -> Call[None]:

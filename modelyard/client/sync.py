@@ -35,7 +35,13 @@ from modelyard.contract.answers import (
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue
-from modelyard.contract.views import Explanation, HostView, JobView, OperationView
+from modelyard.contract.views import (
+    Explanation,
+    FootprintView,
+    HostView,
+    JobView,
+    OperationView,
+)
 
 T = TypeVar("T")
 
@@ -282,6 +288,10 @@ class Modelyard:
     def model(self, name: str) -> ModelSpec:
         """Read a model."""
         return self._send(endpoints.entry("models", ModelSpec, name))
+
+    def footprints(self, model: str) -> tuple[FootprintView, ...]:
+        """Read what a model was measured to take in memory, by image and kind of device."""
+        return self._send(endpoints.footprints(model))
 
     def put_model(self, spec: ModelSpec | Mapping[str, JsonValue]) -> ModelSpec:
         """Store a model under its name."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import OperationState
-from modelyard.contract.views import HostView, JobView, Links, OperationView
+from modelyard.contract.views import FootprintView, HostView, JobView, Links, OperationView
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 PROBLEM_TYPE_PREFIX = "urn:modelyard:problem:"
@@ -100,6 +100,12 @@ class ModelList(ApiAnswer):
     """The models of the catalog, by name."""
 
     models: tuple[ModelSpec, ...]
+
+
+class FootprintList(ApiAnswer):
+    """What a model was measured to take, by image and kind of device."""
+
+    footprints: tuple[FootprintView, ...]
 
 
 class DatasetList(ApiAnswer):

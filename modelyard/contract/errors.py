@@ -74,6 +74,7 @@ class ErrorCode(StrEnum):
     NOT_READY = "not_ready"
     LOAD_FAILED = "load_failed"
     UNLOAD_FAILED = "unload_failed"
+    MEMORY_NOT_FREED = "memory_not_freed"
     INFERENCE_FAILED = "inference_failed"
     BAD_RESULT = "bad_result"
     RESULT_TOO_LARGE = "result_too_large"
@@ -161,6 +162,9 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.NOT_READY: "The container did not answer ready before its deadline.",
         ErrorCode.LOAD_FAILED: "The model server refused to load the model.",
         ErrorCode.UNLOAD_FAILED: "The model server refused to unload the model.",
+        ErrorCode.MEMORY_NOT_FREED: (
+            "The model server did not give its memory back, so its container was stopped."
+        ),
         ErrorCode.INFERENCE_FAILED: "The model server answered the inference with an error.",
         ErrorCode.BAD_RESULT: "The model's answer is not JSON.",
         ErrorCode.RESULT_TOO_LARGE: "The result is larger than a worker may report.",

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from modelyard.contract.capacity.footprints import Footprint
 from modelyard.contract.capacity.offers import (
     MAX_DEVICES,
     DeviceId,
@@ -316,6 +317,9 @@ class OperationReport(Message):
     """The result as JSON text."""
     ran_s: float | None = Field(default=None, ge=0, le=1e9)
     """Seconds since the attempt began, by the worker's own clock; null if it is not known."""
+    footprint: Footprint | None = None
+    """What the job's model was measured to take: after its load, and later if it has become more.
+    Null if there is nothing new, and from workers before 0.2."""
 
 
 class InventoryItem(Message):

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from modelyard.contract.answers import Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.messages import Event, JobRequest, Submission
-from modelyard.contract.views import HostView, JobView, OperationView
+from modelyard.contract.views import FootprintView, HostView, JobView, OperationView
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "schemas"
@@ -30,6 +30,7 @@ PUBLIC: dict[str, tuple[type[BaseModel], Mode]] = {
     "operation-view": (OperationView, "serialization"),
     "job-view": (JobView, "serialization"),
     "host-view": (HostView, "serialization"),
+    "footprint-view": (FootprintView, "serialization"),
     "model-spec": (ModelSpec, "validation"),
     "dataset-spec": (DatasetSpec, "validation"),
     "problem": (Problem, "validation"),

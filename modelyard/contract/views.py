@@ -71,6 +71,23 @@ class OperationView(Message):
     links: Links
 
 
+class FootprintView(Message):
+    """What a model with one image was measured to take on one kind of device."""
+
+    image: str
+    device: str = ""
+    """What the device is, such as `NVIDIA H100 80GB HBM3`; empty for a model without devices."""
+    memory: int | None = None
+    """Bytes of host memory that the model takes beyond what its container uses without it: the most
+    of the last 10 loads. null: not measured."""
+    device_memory: int | None = None
+    """Bytes on each of its devices, likewise."""
+    loads: int = 0
+    """Loads that were measured."""
+    last_seen: datetime | None = None
+    """When it was measured last."""
+
+
 class HolderView(Message):
     """A job whose model is in memory on a host, seen from an operation that needs the place."""
 

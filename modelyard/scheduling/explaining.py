@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.contract.views import Explanation, HolderView, HostVerdict
@@ -35,6 +36,8 @@ class Facts:
     more_urgent: int = 0
     residents: Mapping[str, JobLine] = field(default_factory=dict)
     """Jobs that hold memory on these hosts, by id."""
+    learned: Learned = NOTHING_LEARNED
+    """What the model was measured to take."""
     took_s: Mapping[Verb, float] = field(default_factory=dict)
     """Seconds that the job's operations took lately, by verb."""
 
@@ -139,7 +142,8 @@ def _of_placement(facts: Facts) -> Explanation:
     operation, line = facts.operation, facts.line
     if facts.spec is None or line is None:
         return _explanation(facts, f"The catalog has no model {operation.model!r}.")
-    request = PlacementRequest.of(line.job, facts.spec, at_once=operation.verb is Verb.TEMP)
+    at_once = operation.verb is Verb.TEMP
+    request = PlacementRequest.of(line.job, facts.spec, facts.learned, at_once=at_once)
     verdicts = [_verdict(facts, host, refusal_with_numbers(host, request)) for host in facts.hosts]
     fitting = [one.host_id for one in verdicts if one.fits]
     if fitting and any(KEPT_FOR_OTHERS in reason for reason in operation.waiting_for):
@@ -164,7 +168,7 @@ def _of_its_host(facts: Facts, job: JobRecord) -> Explanation:
     if host.liveness is not Liveness.ONLINE:
         return _explanation(facts, f"Its job is on host {host.host_id}, which is {host.liveness}.")
     if facts.operation.verb is Verb.DEPLOY_LOAD and job.state is JobState.CREATED and job.spec:
-        refusal = refusal_to_load(host, job, job.spec)
+        refusal = refusal_to_load(host, job, job.spec, facts.learned)
         if refusal is not None:
             verdict = _verdict(facts, host, refusal)
             sentence = f"Its model has no room on host {host.host_id}: {refusal}."

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from modelyard.contract.capacity.footprints import Learned
 from modelyard.contract.capacity.ledger import Room
 from modelyard.contract.capacity.needs import (
     ContainerNeed,
@@ -49,6 +50,7 @@ class PlacementRequest:
         cls,
         job: JobRecord,
         spec: ModelSpec,
+        learned: Learned,
         *,
         at_once: bool,
         dataset: DatasetSpec | None = None,
@@ -60,8 +62,8 @@ class PlacementRequest:
             generation=job.next_generation,
             version=job.version,
             labels=spec.host_labels,
-            container=container_need(spec),
-            resident=resident_need(spec),
+            container=container_need(spec, learned),
+            resident=resident_need(spec, learned),
             at_once=at_once,
             avoid=avoid,
             image=spec.image,
@@ -85,6 +87,8 @@ class Shortage:
     lacks: Lacks
     when_empty: bool
     """True if the host would have too little of it without any job."""
+    wanted: str = ""
+    """What it should have on a device, if that is what it lacks."""
 
 
 Refusal = str | Shortage
@@ -95,11 +99,26 @@ def refusal_of(host: HostRecord, need: PlacementRequest, room: Room) -> Refusal 
     closed = closed_to(host, need)
     if closed is not None:
         return closed
-    if (lacks := lacking(host.total, need, when_empty=True)) is not None:
-        return Shortage(lacks, when_empty=True)
-    if (lacks := lacking(room, need, when_empty=False)) is not None:
-        return Shortage(lacks, when_empty=False)
+    for left, when_empty in ((host.total, True), (room, False)):
+        if (lacks := lacking(left, need, when_empty=when_empty)) is not None:
+            return shortage(left, need, lacks, when_empty=when_empty)
     return OWN if need.job_id in host.held_by else None
+
+
+def shortage(room: Room, need: PlacementRequest, lacks: Lacks, *, when_empty: bool) -> Shortage:
+    """Return the refusal of a host that has too little of something."""
+    wanted = wanted_text(room, need.resident) if lacks is Lacks.DEVICES else ""
+    return Shortage(lacks, when_empty, wanted)
+
+
+def wanted_text(room: Room, need: ResidentNeed) -> str:
+    """Return how much of a device a model needs; empty if it needs all of it.
+
+    Of several kinds of devices it may need different amounts: then of the one that comes first.
+    """
+    models = sorted({one.model for one in room.devices.values()}) or [""]
+    amounts = [model for model in models if need.on(model) is not None]
+    return need.text_on(amounts[0]) if amounts else ""
 
 
 def closed_to(host: HostRecord, need: PlacementRequest) -> str | None:
@@ -127,7 +146,10 @@ def lacking(room: Room, need: PlacementRequest, *, when_empty: bool) -> Lacks | 
     memory = wanted.memory + need.resident.memory if loads else wanted.memory
     if room.memory is not None and room.memory < memory and memory:
         return Lacks.MEMORY
-    if loads and wanted.devices and not room.takes_on_devices(need.resident, wanted.devices):
+    # On an empty host it is enough that the devices could have it; also, nothing is bound to a
+    # device that is tainted.
+    now = need.at_once and not when_empty
+    if wanted.devices and not room.has_devices(need.resident, wanted.devices, loads=now):
         return Lacks.DEVICES
     return None
 
@@ -139,7 +161,7 @@ def loads_now(room: Room, need: PlacementRequest) -> bool:
         return True
     if room.memory is not None and room.memory < need.container.memory + resident.memory:
         return False
-    return room.takes_on_devices(resident, need.container.devices)
+    return room.has_devices(resident, need.container.devices, loads=True)
 
 
 def may_fit(host: HostRecord, need: PlacementRequest) -> bool:
@@ -174,5 +196,9 @@ def chosen_devices(room: Room, need: PlacementRequest) -> tuple[str, ...]:
         left = device.free if need.at_once else -device.free / (device.bound + 1)
         return not ready, left, device.bound, uuid
 
-    fitting = [uuid for uuid, one in room.devices.items() if one.could_take(need.resident)]
+    fitting = [
+        uuid
+        for uuid, one in room.devices.items()
+        if one.could_take(need.resident) and one.tainted is None
+    ]
     return tuple(sorted(fitting, key=key)[:wanted])

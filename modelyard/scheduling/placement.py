@@ -4,12 +4,18 @@ A snapshot in, a decision with its reasons out. The rules are in docs/capacity.m
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation, Room, used_part
-from modelyard.contract.capacity.needs import ContainerNeed, ResidentNeed, resident_need
+from modelyard.contract.capacity.needs import (
+    ContainerNeed,
+    ResidentNeed,
+    holds_while_loaded,
+    need_beside,
+)
 from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.scheduling.fitting import (
     KEPT_FOR_OTHERS,
@@ -23,6 +29,9 @@ from modelyard.scheduling.fitting import (
 from modelyard.scheduling.refusals import not_loadable, summed_up
 from modelyard.scheduling.survey import survey
 from modelyard.store.records import HostRecord, JobRecord
+
+LearnedOf = Callable[[ModelSpec], Learned]
+"""Returns what was learned of a model."""
 
 _LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
 """The smallest container that Docker makes."""
@@ -75,10 +84,12 @@ class FreeCapacity:
         self,
         hosts: Mapping[str, HostRecord],
         kept: Iterable[Kept] = (),
+        learned: LearnedOf = lambda _: NOTHING_LEARNED,
         *,
         policy: PlacementPolicy = PlacementPolicy.BINPACK,
     ) -> None:
         """`hosts` are by id; ties go to the first of them."""
+        self.learned = learned
         self._hosts = hosts
         self._policy = policy
         self._kept: dict[str, list[Kept]] = {}
@@ -136,26 +147,38 @@ class FreeCapacity:
 
         None if it needs no more than its container holds. `rank` is that of the operation.
         """
-        need = resident_need(spec)
         host = self._hosts.get(job.host_id or "")
-        if need.nothing or host is None:
+        if not holds_while_loaded(spec) or host is None:
             return None
         held = host.reservation(job.job_id, job.generation)
         if held is None:
             return Unplaced((f"host {host.host_id} does not hold a place for this job yet",))
+        if held.resident is not None:
+            # It was given to an earlier attempt, which did not come to an end.
+            return held.resident.model_copy(update={"version": job.version})
+        need = need_beside(spec, self.learned(spec), held.memory)
         # A container of an older version has no devices bound: nobody knows which it uses.
         bound = held.devices if len(held.devices) == need.devices else ()
         room = self._room(host, PlacementRequest(job_id=job.job_id, rank=rank))
-        # What was given to an earlier attempt, which did not come to an end, is there already.
-        reason = None if held.resident else not_loadable(room, need, bound)
+        reason = not_loadable(room, need, bound)
         if reason is not None and not_loadable(self._left_of(host), need, bound) is None:
             reason = KEPT_FOR_OTHERS
         if reason is not None:
             return Unplaced((f"host {host.host_id} {reason}",))
         resident = _resident(need, bound, room, job.version)
-        if held.resident is None and resident is not None:
+        if resident is not None:
             self._left[host.host_id] = self._left_of(host).without_resident(resident)
         return resident
+
+    def request_to_load(self, job: JobRecord, spec: ModelSpec) -> PlacementRequest:
+        """Return what a job's model needs that `hold` did not get on its host."""
+        learned = self.learned(spec)
+        request = PlacementRequest.of(job, spec, learned, at_once=True)
+        host = self._hosts.get(job.host_id or "")
+        held = host.reservation(job.job_id, job.generation) if host else None
+        if held is None:
+            return request
+        return replace(request, resident=need_beside(spec, learned, held.memory))
 
     def _best(
         self, fitting: list[tuple[HostRecord, Room]], need: PlacementRequest

@@ -140,6 +140,7 @@ def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapac
     request = PlacementRequest.of(
         job,
         decision.spec,
+        capacity.learned(decision.spec),
         at_once=operation.verb is Verb.TEMP,
         dataset=decision.dataset,
         avoid=frozenset(operation.avoid),
@@ -179,7 +180,7 @@ def _dispatch_there(
         return
     _wait(plan, operation, resident.reasons)
     if job.spec is not None:
-        request = PlacementRequest.of(job, job.spec, at_once=True)
+        request = capacity.request_to_load(job, job.spec)
         plan.crowded.append(Crowded(operation, request, host.host_id, job.devices))
 
 

@@ -2,13 +2,22 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
+from modelyard.contract.capacity.footprints import Learned
 from modelyard.contract.capacity.ledger import DeviceRoom, Room
-from modelyard.contract.capacity.needs import ResidentNeed, resident_need
-from modelyard.contract.capacity.offers import MILLI
+from modelyard.contract.capacity.needs import ResidentNeed, holds_while_loaded, need_beside
+from modelyard.contract.capacity.offers import MILLI, DeviceTaint
 from modelyard.contract.capacity.sizes import size_text
 from modelyard.contract.catalog.entries import ModelSpec
-from modelyard.scheduling.fitting import Lacks, PlacementRequest, Refusal, Shortage, refusal_of
+from modelyard.scheduling.fitting import (
+    Lacks,
+    PlacementRequest,
+    Refusal,
+    Shortage,
+    refusal_of,
+    wanted_text,
+)
 from modelyard.store.records import HostRecord, JobRecord
 
 
@@ -44,23 +53,26 @@ def refusal_with_numbers(host: HostRecord, need: PlacementRequest) -> str | None
             left_size = size_text(max(0, room.memory or 0))
             return f"it needs {size_text(memory)} of memory, and {left_size} are free {tail}"
         case Lacks.DEVICES:
-            return f"it needs {_devices_text(need.resident)}; {_free_text(room.devices)} {tail}"
+            wanted_there = _devices_text(need.resident, refusal.wanted)
+            return f"it needs {wanted_there}; {_free_text(room)} {tail}"
 
 
-def refusal_to_load(host: HostRecord, job: JobRecord, spec: ModelSpec) -> str | None:
+def refusal_to_load(
+    host: HostRecord, job: JobRecord, spec: ModelSpec, learned: Learned
+) -> str | None:
     """Return why a job's model can't be loaded on its host now, with numbers; None if it can."""
     held = host.reservation(job.job_id, job.generation)
-    need = resident_need(spec)
-    if held is None or held.resident is not None or need.nothing:
+    if held is None or held.resident is not None or not holds_while_loaded(spec):
         return None
-    room = host.room
+    need, room = need_beside(spec, learned, held.memory), host.room
     if not_loadable(room, need, held.devices) is None:
         return None
     if room.memory is not None and room.memory < need.memory:
         left = size_text(max(0, room.memory))
         return f"it needs {size_text(need.memory)} of memory, and {left} are free"
     bound = {uuid: one for uuid, one in room.devices.items() if uuid in held.devices}
-    return f"it needs {_devices_text(need)}; {_free_text(bound)}"
+    there = replace(room, devices=bound)
+    return f"it needs {_devices_text(need, wanted_text(there, need))}; {_free_text(there)}"
 
 
 def not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str | None:
@@ -72,10 +84,19 @@ def not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str 
         if device is None:
             return f"does not have the device {uuid} any more"
         if not device.takes(need):
-            if need.device_memory is None:
-                return f"does not have the device {uuid} for one model alone"
-            return f"has less than {size_text(need.device_memory)} free on the device {uuid}"
+            return _why_it_does_not_take(uuid, device, need)
     return None
+
+
+def _why_it_does_not_take(uuid: str, device: DeviceRoom, need: ResidentNeed) -> str:
+    if device.tainted is not None:
+        return f"can't use a device: {_taint_text(uuid, device.tainted)}"
+    if need.on(device.model) is None:
+        return f"does not have the device {uuid} for one model alone"
+    wanted = need.text_on(device.model)
+    if not device.could_take(need):
+        return f"has only {size_text(device.memory)} on the device {uuid}, not {wanted}"
+    return f"has less than {wanted} free on the device {uuid}"
 
 
 def _words(refusal: Refusal, need: PlacementRequest) -> str:
@@ -91,8 +112,8 @@ def _words(refusal: Refusal, need: PlacementRequest) -> str:
             return f"has less than {size_text(_memory(need, refusal))} of memory{free}"
         case Lacks.DEVICES:
             few = "no device" if need.container.devices == 1 else "too few devices"
-            if need.resident.device_memory is not None:
-                return f"has {few} with {size_text(need.resident.device_memory)}{free}"
+            if refusal.wanted:
+                return f"has {few} with {refusal.wanted}{free}"
             return f"has {few}" if refusal.when_empty else f"has {few} for one model alone"
 
 
@@ -101,18 +122,23 @@ def _memory(need: PlacementRequest, refusal: Shortage) -> int:
     return need.container.memory + (need.resident.memory if loads else 0)
 
 
-def _devices_text(need: ResidentNeed) -> str:
+def _devices_text(need: ResidentNeed, wanted: str) -> str:
     count = "1 device" if need.devices == 1 else f"{need.devices} devices"
-    if need.device_memory is None:
-        return f"{count} for itself"
-    return f"{size_text(need.device_memory)} on {count}"
+    return f"{wanted} on {count}" if wanted else f"{count} for itself"
 
 
-def _free_text(devices: Mapping[str, DeviceRoom]) -> str:
-    if not devices:
+def _free_text(room: Room) -> str:
+    if not room.devices:
         return "there is no such device"
     parts = [
-        f"{uuid} has {size_text(max(0, one.free))} of {size_text(one.memory)} free"
-        for uuid, one in sorted(devices.items())
+        _taint_text(uuid, one.tainted)
+        if one.tainted is not None
+        else f"{uuid} has {size_text(max(0, one.free))} of {size_text(one.memory)} free"
+        for uuid, one in sorted(room.devices.items())
     ]
     return ", ".join(parts)
+
+
+def _taint_text(uuid: str, taint: DeviceTaint) -> str:
+    whose = f" by job {taint.job_id}" if taint.job_id else ""
+    return f"the device {uuid} is tainted: {size_text(taint.memory)} not given back{whose}"

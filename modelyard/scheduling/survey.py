@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from modelyard.contract.capacity.ledger import Room
+from modelyard.contract.capacity.ledger import Room, has_devices
+from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.scheduling.fitting import (
     OWN,
     Lacks,
@@ -18,6 +19,7 @@ from modelyard.scheduling.fitting import (
     Shortage,
     closed_to,
     lacking,
+    shortage,
 )
 from modelyard.store.records import HostRecord
 
@@ -25,7 +27,6 @@ _FITS: Final = "fits"
 _NO_SLOT = Shortage(Lacks.SLOTS, when_empty=False)
 _NO_CPU = Shortage(Lacks.CPUS, when_empty=False)
 _NO_MEMORY = Shortage(Lacks.MEMORY, when_empty=False)
-_NO_DEVICE = Shortage(Lacks.DEVICES, when_empty=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ def survey(hosts: Iterable[tuple[HostRecord, Room]], need: PlacementRequest) -> 
     """Return the hosts that can take a job with this room, and why the others can't."""
     slots, millicpus = need.container.slots, need.container.millicpus
     memory = need.container.memory + (need.resident.memory if need.at_once else 0)
-    count = need.container.devices if need.at_once else 0
-    device_memory, job_id = need.resident.device_memory, need.job_id
+    count, job_id, amounts = need.container.devices, need.job_id, _Amounts(need.resident)
     fitting: list[tuple[HostRecord, Room]] = []
     of_kinds: dict[str, Refusal] = {}
     refused: list[Refusal] = []
@@ -49,7 +49,7 @@ def survey(hosts: Iterable[tuple[HostRecord, Room]], need: PlacementRequest) -> 
         of_kind = of_kinds.get(host.kind)
         if of_kind is None:
             of_kind = of_kinds[host.kind] = _of_kind(host, need)
-        slots_left, millicpus_left, memory_left, whole, free = room.numbers
+        slots_left, millicpus_left, memory_left, devices = room.numbers
         if of_kind is not _FITS:
             refused.append(of_kind)
         elif slots_left < slots and slots:
@@ -58,10 +58,8 @@ def survey(hosts: Iterable[tuple[HostRecord, Room]], need: PlacementRequest) -> 
             refused.append(_NO_CPU)
         elif memory_left < memory and memory:
             refused.append(_NO_MEMORY)
-        elif count and (
-            whole < count if device_memory is None else free[count - 1] < device_memory
-        ):
-            refused.append(_NO_DEVICE)
+        elif count and not has_devices(devices, amounts, count, loads=need.at_once):
+            refused.append(amounts.shortage(host, need))
         elif job_id in host.held_by:
             refused.append(OWN)
         else:
@@ -81,5 +79,25 @@ def _counted(refused: list[Refusal]) -> Counter[Refusal]:
 def _of_kind(host: HostRecord, need: PlacementRequest) -> Refusal:
     """Return why hosts of this kind refuse even when they are empty."""
     lacks = lacking(host.total, need, when_empty=True)
-    shortage = Shortage(lacks, when_empty=True) if lacks is not None else None
-    return closed_to(host, need) or shortage or _FITS
+    lasting = shortage(host.total, need, lacks, when_empty=True) if lacks is not None else None
+    return closed_to(host, need) or lasting or _FITS
+
+
+class _Amounts(dict[str, int | None]):
+    """What the model needs on a device, by the device's model: asked for once for each."""
+
+    def __init__(self, need: ResidentNeed) -> None:
+        super().__init__()
+        self._need = need
+        self._shortages: dict[str, Shortage] = {}
+
+    def __missing__(self, model: str) -> int | None:
+        self[model] = self._need.on(model)
+        return self[model]
+
+    def shortage(self, host: HostRecord, need: PlacementRequest) -> Shortage:
+        """Return the refusal of a host whose devices are full."""
+        if host.kind not in self._shortages:
+            lacks = shortage(host.total, need, Lacks.DEVICES, when_empty=False)
+            self._shortages[host.kind] = lacks
+        return self._shortages[host.kind]

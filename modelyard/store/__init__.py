@@ -7,6 +7,7 @@ from datetime import datetime
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store.api_keys import ApiKeys
+from modelyard.store.capacity.footprints import Footprints
 from modelyard.store.catalog import CatalogCollection
 from modelyard.store.connection import ASK_TIME_EVERY_S, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
@@ -32,6 +33,7 @@ class Store:
         self.hosts = Hosts(self._connection)
         self.models = CatalogCollection(self._connection, "models", ModelSpec)
         self.datasets = CatalogCollection(self._connection, "datasets", DatasetSpec)
+        self.footprints = Footprints(self._connection)
         self.events = Events(self._connection)
         self.dead_letters = DeadLetters(self._connection)
         self.audit = Audit(self._connection)

@@ -1,7 +1,7 @@
 """Hosts: their capacity, their liveness, and the reservations on them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pymongo import ReturnDocument, UpdateOne
 
@@ -234,6 +234,7 @@ class Hosts:
                     "admission": Admission.OPEN,
                     "liveness": Liveness.ONLINE,
                     "reservations.job_id": {"$nin": [one.job_id for one in wanted]},
+                    **_untainted({uuid for one in wanted for uuid in one.devices}),
                     "$expr": {"$and": _fits(host, wanted)},
                 },
                 {
@@ -250,8 +251,32 @@ class Hosts:
 
         What it holds already is replaced. False if the host has not enough left, is not ONLINE
         under the incarnation that `host` has, or holds no reservation of this generation of the
-        job; also if what the job holds was given to a later attempt.
+        job; if one of the devices is tainted; also if what the job holds was given to a later
+        attempt.
         """
+        not_later = {"$not": {"$gt": resident.version}}
+        return await self._replace_resident(host, (job_id, generation), resident, not_later)
+
+    async def raise_resident(
+        self, host: HostRecord, job_id: str, generation: int, resident: ResidentAllocation
+    ) -> bool:
+        """Let a job hold more for its model, in one guarded update like that of `hold`.
+
+        False also if it does not hold what was given to it with this version any more.
+        """
+        return await self._replace_resident(
+            host, (job_id, generation), resident, {"$eq": resident.version}
+        )
+
+    async def _replace_resident(
+        self,
+        host: HostRecord,
+        key: tuple[str, int],
+        resident: ResidentAllocation,
+        version: Document,
+    ) -> bool:
+        """Set what a generation of a job holds if the version of what it holds now is so."""
+        job_id, generation = key
         asked = Allocation(job_id=job_id, generation=generation, slots=0, resident=resident)
         this = {"job_id": job_id, "generation": generation}
         async with self._connection.writing(hosts=[host.host_id]):
@@ -260,10 +285,8 @@ class Hosts:
                     "_id": host.host_id,
                     "incarnation": host.incarnation,
                     "liveness": Liveness.ONLINE,
-                    "reservations": {
-                        "$elemMatch": this
-                        | {"resident.version": {"$not": {"$gt": resident.version}}}
-                    },
+                    "reservations": {"$elemMatch": this | {"resident.version": version}},
+                    **_untainted(resident.devices),
                     "$expr": {"$and": _fits(host, [asked], besides=job_id)},
                 },
                 [_changed(_is(job_id, generation), {"$literal": resident.model_dump()})],
@@ -355,6 +378,14 @@ def _is(job_id: str, generation: int) -> Document:
             {"$eq": ["$$held.generation", generation]},
         ]
     }
+
+
+def _untainted(devices: Collection[str]) -> Document:
+    """Return the condition that the last heartbeat told of no taint on any of these devices."""
+    if not devices:
+        return {}
+    tainted = {"uuid": {"$in": sorted(devices)}, "tainted": {"$type": "object"}}
+    return {"readings": {"$not": {"$elemMatch": tainted}}}
 
 
 def _changed(which: Document, resident: Document | None) -> Document:

@@ -3,6 +3,7 @@
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import OperationFailure
 
+from modelyard.store.capacity.footprints import UNUSED_S
 from modelyard.store.connection import MongoConnection
 
 _OPEN = {"partialFilterExpression": {"open": True}}
@@ -91,6 +92,10 @@ INDEXES: dict[str, list[IndexModel]] = {
             [("state", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
             name="state_page",
         ),
+    ],
+    "footprints": [
+        IndexModel([("model", ASCENDING)], name="model"),
+        IndexModel([("last_seen", ASCENDING)], name="age", expireAfterSeconds=UNUSED_S),
     ],
     "events": [
         IndexModel([("operation_id", ASCENDING), ("at", ASCENDING)], name="operation"),

@@ -16,7 +16,7 @@ from modelyard.contract.capacity.ledger import (
     total_room,
     used_part,
 )
-from modelyard.contract.capacity.offers import DeviceId, DeviceReading, HostCapacity
+from modelyard.contract.capacity.offers import DeviceId, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
@@ -438,19 +438,25 @@ class HostRecord(Record):
     @cached_property
     def room(self) -> Room:
         """What it has left, by its reservations and by what was measured."""
-        return room_left(self.total, self.reservations, self.current_readings)
+        return room_left(self.total, self.reservations, self.current_readings, self.taints)
+
+    @property
+    def taints(self) -> Mapping[str, DeviceTaint]:
+        """The tainted devices by uuid, as the last heartbeat told."""
+        return {one.uuid: one.tainted for one in self.readings if one.tainted is not None}
 
     @cached_property
     def lasting_room(self) -> Room:
         """What it will have left once the jobs that end by themselves have ended."""
-        return room_left(self.total, (one for one in self.reservations if not one.temporary))
+        lasting = [one for one in self.reservations if not one.temporary]
+        return room_left(self.total, lasting, taints=self.taints)
 
     @cached_property
     def kind(self) -> str:
         """The same for hosts that would take the same jobs if they were empty."""
         total = self.total
-        sizes = sorted(one.memory for one in total.devices.values())
-        limits = (total.slots, total.millicpus, total.memory, sizes)
+        devices = sorted((one.model, one.memory) for one in total.devices.values())
+        limits = (total.slots, total.millicpus, total.memory, devices)
         labels = sorted(self.labels.items())
         return sys.intern(f"{self.liveness} {self.admission} {labels} {limits}")
 

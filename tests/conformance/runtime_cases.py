@@ -87,10 +87,25 @@ print('{"ok": 1}', flush=True)
 raise SystemExit(int(sys.argv[1]))
 """
 
+_HOLD = """
+import time
+held = b"x" * (32 << 20)
+print("held", flush=True)
+time.sleep(1000)
+"""
+
 _HUGE_LINE = 'print("x" * 100_000 + "end")'
 _MANY = "import sys\nfor i in range(40): print(str(i % 10) * 9_999)\nsys.stdout.flush()"
 
 _TALKED = "".join(f"out {i}\n" for i in range(50)) + "last\n"
+
+
+class _Holder(FakeBatch):
+    """Holds memory until it is stopped."""
+
+    def start(self, container: FakeContainer) -> None:
+        super().start(container)
+        container.use(33 << 20)
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,7 @@ def cases() -> Mapping[str, Case]:
             )
             for code in (0, 3)
         ),
+        Case("holds memory", _python(_HOLD), _Holder(exit_code=None, stdout="held\n")),
         Case("sleeps", ("sleep", "1000"), FakeBatch(exit_code=None)),
         Case("unstartable", ("sleep", "1000"), _Unstartable()),
         # The init process starts, and ends with the shell's code for "not found".

@@ -18,8 +18,10 @@ from modelyard.contract.messages import (
 from tests.fakes.devices import GIB, FakeDevices, devices
 from tests.support.waiting import eventually
 from worker.devices.declared import DeclaredDevices
+from worker.devices.holders import DeviceHolders
 from worker.devices.nvml import NvmlDevices
 from worker.devices.protocol import DeviceInventory
+from worker.devices.taints import DeviceTaints
 from worker.devices.watch import DeviceWatch
 from worker.session.host_offer import HostOffer
 from worker.settings import WorkerSettings
@@ -58,6 +60,20 @@ async def test_what_is_measured_is_of_these_devices(inventory: DeviceInventory) 
         assert len(readings) == len(found)
 
 
+async def test_programs_are_of_these_devices(inventory: DeviceInventory) -> None:
+    if isinstance(inventory, FakeDevices):
+        inventory.running[TWO[1].uuid] = {17: 3 * GIB, 18: GIB}
+    found = {one.uuid: one for one in await inventory.found()}
+    programs = await inventory.programs()
+    assert programs.keys() <= found.keys()
+    for uuid, taken in programs.items():
+        assert all(pid > 0 and 0 <= size <= found[uuid].memory for pid, size in taken.items())
+    if isinstance(inventory, FakeDevices):
+        assert programs == {TWO[0].uuid: {}, TWO[1].uuid: {17: 3 * GIB, 18: GIB}}
+    if isinstance(inventory, DeclaredDevices):
+        assert programs == {}
+
+
 async def test_who_asks_at_the_same_time_gets_an_answer(inventory: DeviceInventory) -> None:
     found, *others = await asyncio.gather(
         inventory.found(), *(inventory.read() for _ in range(4)), inventory.found()
@@ -68,7 +84,7 @@ async def test_who_asks_at_the_same_time_gets_an_answer(inventory: DeviceInvento
 async def test_what_a_worker_tells_of_them_fits_into_its_messages(
     inventory: DeviceInventory,
 ) -> None:
-    watch = DeviceWatch(inventory)
+    watch = DeviceWatch(inventory, DeviceTaints(inventory, within_s=1.0))
     offer = HostOffer(WorkerSettings(host_id="h", worker_cpus=8.0, worker_memory=GIB), watch)
     online = await offer.online(EngineFacts(version="1", api_version="1"), (), begun_known=True)
     await watch.measure()
@@ -98,6 +114,15 @@ print("taken", flush=True)
 time.sleep(600)
 """
 
+
+async def test_what_no_container_holds_taints_nothing(inventory: DeviceInventory) -> None:
+    taints = DeviceTaints(inventory, within_s=0.1)
+    assert await taints.before_end("0" * 64, "job") is None
+    await taints.update()
+    readings = await inventory.read()
+    assert taints.marked(readings) == readings
+
+
 if HAS_DRIVER:
 
     async def test_memory_that_a_program_takes_is_measured_until_it_ends() -> None:
@@ -111,6 +136,12 @@ if HAS_DRIVER:
             assert await program.stdout.readline() == b"taken\n"
             (during, *_) = await inventory.read()
             assert 4 * GIB <= during.memory_used - before.memory_used < 6 * GIB
+            pid = program.pid
+            holders = DeviceHolders(inventory, containers=lambda it: {"c"} if it == pid else ())
+            held = await holders.held_by("c")
+            assert 4 * GIB <= held[during.uuid] < 6 * GIB
+            others = DeviceHolders(inventory, containers=lambda _: ())
+            assert not any((await others.held_by("c")).values())
         finally:
             program.kill()
             await program.wait()
@@ -120,3 +151,54 @@ if HAS_DRIVER:
             return after.memory_used - before.memory_used < GIB // 4
 
         await eventually(freed, what="the memory of a program that was killed")
+
+    async def test_memory_of_a_container_that_was_killed_is_free_in_time() -> None:
+        inventory = NvmlDevices()
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _TAKES_MEMORY, str(4 * GIB), stdout=asyncio.subprocess.PIPE
+        )
+        pid = program.pid
+        taints = DeviceTaints(
+            inventory, within_s=5.0, containers=lambda it: {"c"} if it == pid else ()
+        )
+        try:
+            assert program.stdout is not None
+            assert await program.stdout.readline() == b"taken\n"
+            leaving = await taints.before_end("c", "job")
+            assert leaving is not None
+            assert max(leaving.held.values()) >= 4 * GIB
+        finally:
+            program.kill()
+            await program.wait()
+        await taints.after_end(leaving)
+        assert all(one.tainted is None for one in taints.marked(await inventory.read()))
+
+    async def test_a_program_that_does_not_end_taints_its_device_until_it_does(
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("worker.devices.taints.TOLD_S", 0.1)
+        inventory = NvmlDevices()
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _TAKES_MEMORY, str(GIB), stdout=asyncio.subprocess.PIPE
+        )
+        pid = program.pid
+        taints = DeviceTaints(
+            inventory, within_s=0.5, containers=lambda it: {"c"} if it == pid else ()
+        )
+        try:
+            assert program.stdout is not None
+            assert await program.stdout.readline() == b"taken\n"
+            leaving = await taints.before_end("c", "job")
+            assert leaving is not None
+            await taints.after_end(leaving)
+            marked = taints.marked(await inventory.read())
+            assert [one.tainted.job_id for one in marked if one.tainted] == ["job"]
+        finally:
+            program.kill()
+            await program.wait()
+
+        async def free() -> bool:
+            await taints.update()
+            return all(one.tainted is None for one in taints.marked(await inventory.read()))
+
+        await eventually(free, what="the end of the taint")

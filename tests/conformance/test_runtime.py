@@ -486,12 +486,30 @@ async def test_what_is_written_to_the_root_and_to_volumes_is_measured(
     await eventually(all_of_it, within_s=_TIMEOUT_S)
 
 
+async def test_memory_that_a_container_uses_is_measured_until_it_stops(
+    harness: RuntimeHarness,
+) -> None:
+    container_id = await harness.run("holds memory")
+
+    async def held() -> bool:
+        return "held" in await harness.runtime.log_tail(container_id, lines=5)
+
+    await eventually(held, within_s=_TIMEOUT_S)
+    reading = await harness.runtime.memory(container_id)
+    assert 32 << 20 <= reading.used <= 48 << 20
+    assert reading.highest is None or reading.highest >= 32 << 20
+    await harness.runtime.stop(container_id, 0.0)
+    assert (await harness.runtime.memory(container_id)).in_use == 0
+
+
 async def test_what_is_gone_is_not_measured(harness: RuntimeHarness) -> None:
     plan = harness.plan("sleeps", read_only=False)
     facts = await harness.runtime.inspect(await harness.runtime.create(plan))
     await harness.runtime.remove(facts.id)
     with pytest.raises(NoSuchContainerError):
         await harness.runtime.written(facts.id)
+    with pytest.raises(NoSuchContainerError):
+        await harness.runtime.memory(facts.id)
 
 
 async def test_an_image_that_is_not_there_brings_nothing(harness: RuntimeHarness) -> None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
-from modelyard.contract.capacity.offers import Device, DeviceReading, HostCapacity
+from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline
 from modelyard.store import Store
 from modelyard.store.records import MEASURED_AFTER_S, HostRecord
@@ -151,6 +151,62 @@ async def test_a_late_word_takes_nothing_from_a_later_attempt(store: Store) -> N
     assert (await now(store)).reservations[0].resident == resident(7, devices={A: 50})
     assert await store.hosts.let_go("h", "j", 1, before=8)
     assert not await store.hosts.let_go("h", "j", 1, before=8)
+
+
+async def test_a_model_in_memory_gets_more_if_there_is_room(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("one"), asks("two")], token="t")
+    await store.hosts.hold(host, "one", 1, resident(3, devices={A: 30}))
+    await store.hosts.hold(host, "two", 1, resident(1, devices={A: 30}))
+    assert not await store.hosts.raise_resident(host, "one", 1, resident(3, devices={A: 51}))
+    assert await store.hosts.raise_resident(host, "one", 1, resident(3, devices={A: 50}))
+    assert (await now(store)).room.devices[A].free == 0
+
+
+async def test_only_what_is_still_held_is_raised(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    more = resident(3, devices={A: 50})
+    assert not await store.hosts.raise_resident(host, "j", 1, more), "nothing is held"
+    await store.hosts.hold(host, "j", 1, resident(4, devices={A: 30}))
+    assert not await store.hosts.raise_resident(host, "j", 1, more), "of a later attempt"
+    await store.hosts.let_go("h", "j", 1, before=5)
+    now_unloaded = more.model_copy(update={"version": 4})
+    assert not await store.hosts.raise_resident(host, "j", 1, now_unloaded), "it was let go"
+    assert (await now(store)).reservations[0].resident is None
+
+
+async def test_nothing_new_goes_to_a_tainted_device_until_it_is_free(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j"), asks("k")], token="t")
+    await store.hosts.hold(host, "j", 1, resident(1, devices={A: 10}))
+
+    async def told(*readings: DeviceReading) -> None:
+        assert await store.hosts.beat(
+            [Heartbeat(host_id="h", incarnation="boot", devices=readings)]
+        )
+
+    taint = DeviceTaint(memory=5, job_id="gone")
+    await told(DeviceReading(uuid=A, memory_used=15, tainted=taint))
+    assert (await now(store)).taints == {A: taint}
+    assert not await store.hosts.hold(host, "k", 1, resident(1, devices={A: 1}))
+    assert not await store.hosts.reserve(host, [asks("new", a=0)], token="t")
+    assert await store.hosts.hold(host, "k", 1, resident(1, devices={B: 1}))
+    assert await store.hosts.reserve(host, [asks("cpu", cpus=1)], token="t")
+    assert await store.hosts.let_go("h", "j", 1, before=2)
+    await told(DeviceReading(uuid=A, memory_used=0))
+    assert await store.hosts.hold(host, "j", 1, resident(2, devices={A: 1}))
+
+
+async def test_a_taint_counts_though_what_was_measured_is_too_old(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    reading = DeviceReading(uuid=A, memory_used=70, tainted=DeviceTaint(memory=70))
+    await store.hosts.beat([Heartbeat(host_id="h", incarnation="boot", devices=(reading,))])
+    await store.hosts.release({"h": [("j", 1)]})
+    there = await now(store)
+    assert there.current_readings == ()
+    assert there.room.devices[A].tainted == DeviceTaint(memory=70)
 
 
 async def test_who_has_no_reservation_holds_nothing(store: Store) -> None:

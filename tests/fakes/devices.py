@@ -1,6 +1,6 @@
 """Devices in memory. They pass the same conformance suite as those of a driver."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from modelyard.contract.capacity.offers import Device, DeviceReading
 from worker.devices.protocol import DevicesUnreadableError
@@ -15,6 +15,8 @@ class FakeDevices:
         self.devices = list(devices)
         self.used: dict[str, int] = {}
         """Bytes in use by uuid."""
+        self.running: dict[str, dict[int, int]] = {}
+        """Bytes by uuid, then by process id; they count as used too."""
         self.broken: str | None = None
         """Why the driver does not answer; None: it does."""
 
@@ -27,13 +29,20 @@ class FakeDevices:
         return tuple(
             DeviceReading(
                 uuid=one.uuid,
-                memory_used=self.used.get(one.uuid, 0),
+                memory_used=self.used.get(one.uuid, 0) + sum(self._of(one.uuid).values()),
                 utilisation=0,
                 temperature_c=30,
-                processes=0,
+                processes=len(self._of(one.uuid)),
             )
             for one in self.devices
         )
+
+    async def programs(self) -> Mapping[str, Mapping[int, int]]:
+        self._answer()
+        return {one.uuid: dict(self._of(one.uuid)) for one in self.devices}
+
+    def _of(self, uuid: str) -> Mapping[int, int]:
+        return self.running.get(uuid, {})
 
     def _answer(self) -> None:
         if self.broken is not None:

@@ -166,6 +166,19 @@ def _merge(operands: Sequence[Any]) -> Document:
     return merged
 
 
+def _concat_arrays(operands: Sequence[Any]) -> Any:
+    if any(one is MISSING or one is None for one in operands):
+        return None
+    return [one for many in operands for one in many]
+
+
+def _slice(operands: Sequence[Any]) -> Any:
+    items, count = operands
+    if items is MISSING or items is None:
+        return None
+    return items[count:] if count < 0 else items[:count]
+
+
 def _set_union(operands: Sequence[Any]) -> Any:
     if any(one is MISSING or one is None for one in operands):
         return None
@@ -194,6 +207,8 @@ _EAGER: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "$sum": _sum,
     "$mergeObjects": _merge,
     "$setUnion": _set_union,
+    "$concatArrays": _concat_arrays,
+    "$slice": _slice,
     "$type": lambda operands: type_of(operands[0]),
     "$not": lambda operands: not truth(operands[0]),
     "$in": lambda operands: any(same(operands[0], one) for one in operands[1]),

@@ -43,9 +43,12 @@ def _fits(document: Document, key: str, wanted: Any, now: datetime) -> bool:
         found = list(values_at(document, key.split(".")))
     else:
         found = [document.get(key, MISSING)]
-    if isinstance(wanted, dict) and set(wanted) == {"$elemMatch"}:
+    negated = isinstance(wanted, dict) and set(wanted) == {"$not"}
+    asked = wanted["$not"] if negated else wanted
+    if isinstance(asked, dict) and set(asked) == {"$elemMatch"}:
         arrays = (one for one in found if isinstance(one, list))
-        return any(matches(one, wanted["$elemMatch"], now) for many in arrays for one in many)
+        fits = any(matches(one, asked["$elemMatch"], now) for many in arrays for one in many)
+        return fits is not negated
     if isinstance(wanted, dict) and any(name.startswith("$") for name in wanted):
         return all(_holds(name, found, operand) for name, operand in wanted.items())
     return _equals(found, wanted)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from tests.fakes.runtime import FakeContainer
+from tests.fakes.runtime import OWN_MEMORY, FakeContainer
 from worker.engine.protocol import StartRefusedError
 
 TERMINATED = 143
@@ -32,6 +32,12 @@ class FakeServer:
     loads: int = 0
     unloads: int = 0
     loaded: bool = False
+    takes: int = 0
+    """Bytes of memory that its model takes."""
+    rests: int = 0
+    """Bytes that it keeps after an unload."""
+    keeps: bool = False
+    """True: an unload gives no memory back."""
     becomes_ready: bool = True
     ready_from_start: bool = False
     silent: bool = False
@@ -68,6 +74,8 @@ class FakeServer:
             raise StartRefusedError(self.refuse_start)
         self.container = container
         self.loaded = self.ready_from_start
+        if self.loaded:
+            self._use(self.takes)
         container.write("server starts\n", stderr=True)
         if self.start_exit is not None:
             container.exit(self.start_exit)
@@ -96,10 +104,16 @@ class FakeServer:
         if word == "unload":
             self.unloads += 1
             self.loaded = False
+            if not self.keeps:
+                self._use(self.rests)
             return httpx2.Response(200)
         if word == "infer":
             return await self._infer(request)
         return httpx2.Response(404, text="not found")
+
+    def _use(self, memory: int) -> None:
+        if self.container is not None:
+            self.container.use(OWN_MEMORY + memory)
 
     async def _load(self) -> httpx2.Response:
         self.loads += 1
@@ -109,6 +123,7 @@ class FakeServer:
             self.container.exit(self.load_exit)
         if self.load_status == httpx2.codes.OK:
             self.loaded = True
+            self._use(self.takes)
         return httpx2.Response(self.load_status, text=self.load_text)
 
     async def _infer(self, request: httpx2.Request) -> httpx2.Response:

@@ -30,6 +30,7 @@ from worker.engine.protocol import (
     FileUnreadableError,
     ImageNotFoundError,
     ImagePullFailedError,
+    MemoryReading,
     MountFacts,
     NameConflictError,
     NoSuchContainerError,
@@ -39,6 +40,8 @@ from worker.engine.protocol import (
     checked_ref,
 )
 
+OWN_MEMORY = 1 << 20
+"""Bytes that a program takes for itself."""
 KILLED = 137
 """128 + SIGKILL, as the engine reports it."""
 
@@ -83,12 +86,21 @@ class FakeContainer:
     disk: int = 0
     """Bytes that it has written to the disk."""
     immeasurable: bool = False
-    """True: measuring what it has written fails."""
+    """True: measuring what it has written, or its memory, fails."""
+    memory: int = 0
+    """Bytes that it uses of the host's memory while it runs."""
+    most_memory: int = 0
+    """The most of it since it started, by what `use` was told."""
     files: dict[str, bytes] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it stops running or is removed; a new one for each start."""
     on_change: Callable[[], None] = lambda: None
     """Called at the same moments."""
+
+    def use(self, memory: int) -> None:
+        """Use so many bytes of memory from now on."""
+        self.memory = memory
+        self.most_memory = max(self.most_memory, memory)
 
     def write(self, text: str, *, stderr: bool = False) -> None:
         """Write to the log, and to stdout unless it is stderr."""
@@ -115,6 +127,7 @@ class FakeContainer:
             exit_code=self.exit_code,
             oom_killed=self.oom_killed,
             dead=self.dead,
+            devices=plan.devices if plan else (),
             labels=ContainerLabels.parse(plan.labels.as_labels(), name=self.name) if plan else None,
             fills_disk=plan is None or not plan.read_only or plan.kept_folder is not None,
             mounts=_mounts(plan) if plan else (),
@@ -230,6 +243,14 @@ class FakeRuntime:
             raise EngineUnavailableError("Docker did not answer within 60 s (tried to measure).")
         return container.disk
 
+    async def memory(self, container_id: str) -> MemoryReading:
+        container = self._get(container_id)
+        if container.immeasurable:
+            raise EngineUnavailableError("Docker did not answer within 5 s (tried to measure).")
+        if not container.running:
+            return MemoryReading()
+        return MemoryReading(container.memory, 0, container.most_memory)
+
     async def volume_sizes(self) -> dict[str, int]:
         self._reach()
         if self.volumes_immeasurable:
@@ -271,6 +292,8 @@ class FakeRuntime:
         container.exit_code = None
         container.oom_killed = False
         container.port = next(self._ports)
+        container.memory = container.most_memory = 0
+        container.use(OWN_MEMORY)
         container.changed = asyncio.Event()
         try:
             container.program.start(container)

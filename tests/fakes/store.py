@@ -10,6 +10,7 @@ from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.process.clock import RemoteClock
 from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeys
+from modelyard.store.capacity.footprints import Footprints
 from modelyard.store.catalog import CatalogCollection
 from modelyard.store.connection import Changes, Collection, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
@@ -117,6 +118,7 @@ class MemoryStore(Store):
         self.hosts = Hosts(connection)
         self.models = CatalogCollection(connection, "models", ModelSpec)
         self.datasets = CatalogCollection(connection, "datasets", DatasetSpec)
+        self.footprints = Footprints(connection)
         self.events = Events(connection)
         self.dead_letters = DeadLetters(connection)
         self.audit = Audit(connection)

@@ -37,6 +37,7 @@ SHUTDOWN = "SIGTERM to everything at once, under load; a second SIGTERM"
 BUSY = "Model server silent because it is busy"
 FLOODS = "Model server that floods"
 ODD = "Model server that is odd"
+KEEPS = "Model server that keeps its memory after an unload"
 CLIENTS = (
     "Clients that vanish while they wait; 300 idle or half-open connections; bodies at every limit "
     "at once"
@@ -55,6 +56,7 @@ REQUIRED = (
     BUSY,
     FLOODS,
     ODD,
+    KEEPS,
     CLIENTS,
 )
 """All that `make faults` has to make: a name without a test is missing."""

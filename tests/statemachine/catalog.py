@@ -58,7 +58,7 @@ MODELS: Mapping[str, ModelSpec] = {
         _open("restarted", profile=Profile.HTTP, hooks=_HOOKS, restart="on_failure"),
         _open(
             "small",
-            resources={"gpus": 1, "gpu_memory": "2g"},
+            resources={"gpus": 1, "gpu_memory": "2g", "resident_memory": "600m"},
             residency={"on_demand": True, "min_resident_s": 1.0},
         ),
         _open("refusing", residency={"on_demand": True}),
@@ -83,7 +83,7 @@ MANNERS: Mapping[str, Manners] = {
     "restarted": Manners(takes_s=0.5),
     "refusing": Manners(load_status=500),
     "pinned": Manners(takes_s=0.5),
-    "small": Manners(takes_s=1.0),
+    "small": Manners(takes_s=1.0, takes=600 << 20),
     "stillborn": Manners(start_exit=1),
     "fragile": Manners(dies_of_inference=True),
 }

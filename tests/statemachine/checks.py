@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.explaining import explanation_of
+from modelyard.contract.capacity.needs import resident_need
 from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE
 from tests.statemachine.catalog import MODELS
@@ -151,7 +152,8 @@ def _has_room(host: Document, operation: Document, job: Document) -> bool:
     for device in host["capacity"]["devices"]:
         used, there = allocated[device["uuid"]]
         taken = 0 if verb is Verb.DEPLOY_CREATE else used
-        if there - taken >= (spec.resources.gpu_memory or there):
+        needed = resident_need(spec).on("")  # nothing is measured of declared devices
+        if there - taken >= (there if needed is None else needed):
             return True
     return False
 

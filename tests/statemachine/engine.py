@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 
-from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
+from tests.fakes.runtime import OWN_MEMORY, FakeContainer, FakeRuntime, Program
 from tests.statemachine.loop import VirtualLoop
 from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import CreateRefusedError, DiskFullError, EngineUnavailableError
@@ -42,6 +42,10 @@ class Manners:
     """Seconds of one inference, or of the whole of a batch."""
     start_exit: int | None = None
     load_status: int = 200
+    takes: int = 0
+    """Bytes of host memory that the model takes."""
+    keeps: bool = False
+    """True: an unload gives none of it back."""
     dies_of_inference: bool = False
     exit_code: int = 0
     """Of a batch."""
@@ -86,11 +90,13 @@ class ModelProgram(Program):
         self._plan = plan
         self._batch = batch
         self._boots = 0
+        self._container: FakeContainer | None = None
         self.loaded = False
         self.ready_from_start = False
 
     def start(self, container: FakeContainer) -> None:
         self._boots += 1
+        self._container = container
         self.loaded = self.ready_from_start
         if self._manners.start_exit is not None:
             container.exit(self._manners.start_exit)
@@ -107,9 +113,13 @@ class ModelProgram(Program):
         if word == "load":
             await asyncio.sleep(0.2)
             self.loaded = self.loaded or self._manners.load_status == httpx2.codes.OK
+            if self.loaded and self._container is not None:
+                self._container.use(OWN_MEMORY + self._manners.takes)
             return httpx2.Response(self._manners.load_status)
         if word == "unload":
             self.loaded = False
+            if self._container is not None and not self._manners.keeps:
+                self._container.use(OWN_MEMORY)
         return httpx2.Response(200)
 
     async def infer(self, container: FakeContainer, content: bytes) -> httpx2.Response:

@@ -340,6 +340,11 @@ class Fleet(RuleBasedStateMachine):
             self.world.manners[model].takes_s = seconds
         self._after(0.05)
 
+    @rule(keeps=st.booleans())
+    def change_whether_a_model_gives_its_memory_back(self, *, keeps: bool) -> None:
+        self.world.manners["small"].keeps = keeps
+        self._after(0.05)
+
     # --- the end ---
 
     def teardown(self) -> None:

@@ -9,6 +9,7 @@ from dispatcher.events import EventLog
 from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.footprints import LearnedFootprints
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
@@ -48,7 +49,7 @@ def scheduler_on(store: MemoryStore) -> Scheduler:
     broker = MemoryBroker(MemoryRabbit(), name="test")
     term = Term(1, float("inf"))
     commands = CommandPublisher(broker, term, default_timeout_s=60.0)
-    memory = Memory(Lines(store), Fleet(store))
+    memory = Memory(Lines(store), Fleet(store), LearnedFootprints(store))
     residency = Residents(store, memory, swap_wait_s=10.0)
     log = EventLog(store, broker, term)
     return Scheduler(store, log, commands, term, memory=memory, residency=residency)

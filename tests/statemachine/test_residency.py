@@ -321,3 +321,46 @@ def test_room_that_was_made_is_not_taken_back_by_who_made_it(yard: Yard) -> None
         yard.ask("j1", "INFER")
         yard.advance(0.4)
         assert yard.world.loop.time() - began < SWAP_WAIT_S + 20.0
+
+
+def test_a_server_that_keeps_its_memory_is_stopped_and_started_again_for_the_next_inference(
+    yard: Yard,
+) -> None:
+    yard.world.manners["small"].keeps = True
+    yard.used("j1", "small")
+    (container,) = yard.world.containers("h1")
+    unload = yard.ask("j1", "DEPLOY_UNLOAD")
+    yard.advance(5.0)
+    assert yard.operation(unload)["state"] == "RUNNING"
+    assert yard.held == {"j1": 2 << 30}, "its memory is not free yet"
+    yard.until_ended(unload)
+    ended = yard.operation(unload)
+    assert (ended["state"], ended["error"]["code"]) == ("FAILED", "memory_not_freed")
+    assert not container.running
+    assert (yard.state("j1"), yard.held) == ("CREATED", {})
+    again = yard.ask("j1", "INFER")
+    yard.until_ended(again)
+    assert yard.operation(again)["state"] == "SUCCEEDED"
+    assert container.running
+
+
+def test_a_server_that_keeps_its_memory_makes_room_all_the_same(yard: Yard) -> None:
+    yard.world.manners["small"].keeps = True
+    yard.used("j1", "small")
+    yard.create("j2", "http")  # it needs the whole device
+    infer = yard.ask("j2", "INFER")
+    yard.until_ended(infer)
+    assert yard.operation(infer)["state"] == "SUCCEEDED"
+    assert [state for _, reason, state in yard.ours("j1") if reason.startswith("evicted")] == [
+        "FAILED"
+    ]
+    assert yard.state("j1") == "CREATED"
+
+
+def test_what_models_take_is_learned(yard: Yard) -> None:
+    for _ in range(3):
+        yard.until_ended(yard.ask("j1", "TERMINATE"))
+        yard.used("j1", "small")
+    (footprint,) = yard.world.database.documents("footprints")
+    assert footprint["loads"] == 3
+    assert {one["memory"] for one in footprint["peaks"]} == {600 << 20}

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from modelyard.contract.capacity.footprints import Footprint
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import HostCommand, OperationReport, Progress
 from modelyard.contract.states import JobState, OperationState, Phase
@@ -26,6 +27,8 @@ class Outcome:
     container_id: str | None = None
     error: ErrorInfo | None = None
     result_json: str | None = None
+    footprint: Footprint | None = None
+    """What the model was measured to take, if that is news."""
 
 
 async def lease_always_held() -> None:
@@ -44,6 +47,7 @@ class _Standing:
     container_id: str | None = None
     error: ErrorInfo | None = None
     result_json: str | None = None
+    footprint: Footprint | None = None
 
 
 class Attempt:
@@ -131,6 +135,7 @@ class Attempt:
                 container_id=outcome.container_id or self._standing.container_id,
                 error=outcome.error,
                 result_json=outcome.result_json,
+                footprint=outcome.footprint,
             )
         )
 
@@ -173,5 +178,6 @@ class Attempt:
             container_id=standing.container_id,
             error=standing.error,
             result_json=standing.result_json,
+            footprint=standing.footprint,
             ran_s=None if self._began_at is None else time.monotonic() - self._began_at,
         )

@@ -8,11 +8,13 @@ from worker.attempts.attempt import Attempt
 from worker.containers.catalog_check import check_catalog_rules
 from worker.containers.datasets import Datasets, mount_target, verify_mount
 from worker.containers.error_logging import log_errors
+from worker.containers.given_back import MemoryWatch
 from worker.containers.health import ModelHealth
 from worker.containers.images import Images
 from worker.containers.planning import PlanRules, plan_container, spec_hash
 from worker.containers.readiness import RepeatedProbe, while_running
 from worker.containers.running import RunningContainers
+from worker.devices.taints import Leaving
 from worker.engine.labels import container_name
 from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import (
@@ -41,6 +43,7 @@ class ContainerLifecycle:
         datasets: Datasets,
         server: ModelServer,
         rules: PlanRules,
+        memory: MemoryWatch,
     ) -> None:
         self._runtime = runtime
         self._images = images
@@ -49,6 +52,10 @@ class ContainerLifecycle:
         self._rules = rules
         self.health = ModelHealth()
         """What this process knows of the models in the containers."""
+        self.meter = memory.meter
+        """What the models in the containers take."""
+        self.taints = memory.taints
+        self.given_back = memory.given_back
         self.running = RunningContainers(runtime)
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
@@ -91,7 +98,7 @@ class ContainerLifecycle:
                     verify_mount(known, target)
                 return known
             # It was created from another spec under the same generation: replace it.
-            await self._remove(known.id)
+            await self._remove(known)
         return await self._create(command, attempt)
 
     async def _create(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
@@ -180,16 +187,25 @@ class ContainerLifecycle:
             if it.running and grace_s:
                 await self._stop(it, grace_s)
                 crash_point("worker.stop.after_stop")
-            await self._remove(it.id)
+            await self._remove(it)
 
-    async def stop(self, facts: ContainerFacts, grace_s: float) -> None:
-        """Stop the container; raises `NoSuchContainerError`. Stopped already is success."""
+    async def stop(self, facts: ContainerFacts, grace_s: float, *, at_once: bool = False) -> None:
+        """Stop the container; raises `NoSuchContainerError`. Stopped already is success.
+
+        Unless it has to be `at_once`, return once its memory is free, or its devices are tainted.
+        """
         self.running.forget(facts.id)
+        leaving = None if at_once else await self._leaving(facts)
         await self._runtime.stop(facts.id, grace_s)
+        if leaving is not None:
+            await self.taints.after_end(leaving)
 
-    async def halt(self, facts: ContainerFacts) -> None:
-        """Stop the container without a grace period: what it has in memory is of no use."""
-        await self._stop(facts, 0.0)
+    async def halt(self, facts: ContainerFacts, *, at_once: bool = False) -> None:
+        """Stop the container without a grace period: what it has in memory is of no use.
+
+        With `at_once` nobody looks whether its memory becomes free.
+        """
+        await self._stop(facts, 0.0, at_once=at_once)
         crash_point("worker.stop.after_halt")
         self.health.record_unloaded(facts.id)
 
@@ -201,7 +217,7 @@ class ContainerLifecycle:
         async with log_errors("lease.not_halted", HALT_S):
             for facts in await self._runtime.list_own():
                 if facts.running and facts.labels is not None and facts.labels.strict:
-                    await self.halt(facts)
+                    await self.halt(facts, at_once=True)
 
     async def discard(self, discard: DiscardContainer, *, grace_s: float) -> bool:
         """Stop and remove the container; return false if it is not the one that was meant.
@@ -223,22 +239,44 @@ class ContainerLifecycle:
         if facts.running:
             await self._stop(facts, grace_s)
             crash_point("worker.discard.after_stop")
-        await self._remove(facts.id)
+        await self._remove(facts)
         return True
 
     async def finish_removal(self, container_id: str) -> None:
         """Remove a container that `list_own` has returned as dead."""
-        await self._remove(container_id)
+        await self._remove_id(container_id)
 
-    async def _remove(self, container_id: str) -> None:
+    async def _remove(self, facts: ContainerFacts) -> None:
+        """Remove a container; return once its memory is free, or its devices are tainted."""
+        leaving = await self._leaving(facts)
+        await self._remove_id(facts.id)
+        if leaving is not None:
+            await self.taints.after_end(leaving)
+
+    async def _remove_id(self, container_id: str) -> None:
         crash_point("worker.before_remove")
         self.running.forget(container_id)
         await self._runtime.remove(container_id)
         crash_point("worker.after_remove")
-        self.health.record_removed(container_id)
+        self.record_removed(container_id)
 
-    async def _stop(self, facts: ContainerFacts, grace_s: float) -> None:
+    async def _leaving(self, facts: ContainerFacts) -> Leaving | None:
+        if not facts.running or not facts.devices:
+            return None
+        return await self.taints.before_end(facts.id, facts.labels.job_id if facts.labels else "")
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Ids of the containers of which this process remembers anything."""
+        return self.health.known | self.meter.known
+
+    def record_removed(self, container_id: str) -> None:
+        """Forget a container that was removed."""
+        self.health.record_removed(container_id)
+        self.meter.record_removed(container_id)
+
+    async def _stop(self, facts: ContainerFacts, grace_s: float, *, at_once: bool = False) -> None:
         try:
-            await self.stop(facts, grace_s)
+            await self.stop(facts, grace_s, at_once=at_once)
         except NoSuchContainerError:
             return  # gone already is success

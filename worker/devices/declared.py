@@ -1,6 +1,6 @@
 """Devices that the operator declares: for accelerators that NVML does not know, and for tests."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from modelyard.contract.capacity.offers import Device, DeviceReading
 
@@ -25,3 +25,7 @@ class DeclaredDevices:
     async def read(self) -> tuple[DeviceReading, ...]:
         """Return nothing: what the ledger says is all that is known of them."""
         return ()
+
+    async def programs(self) -> Mapping[str, Mapping[int, int]]:
+        """Return nothing, for the same reason."""
+        return {}

@@ -6,7 +6,7 @@ reference; the functions and error codes are those of `nvidia-ml-py`. Only this 
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -51,6 +51,10 @@ class NvmlDevices:
     async def read(self) -> tuple[DeviceReading, ...]:
         """Measure them; raises `DevicesUnreadableError`."""
         return await self._ask(_readings)
+
+    async def programs(self) -> Mapping[str, Mapping[int, int]]:
+        """Ask which programs compute on them; raises `DevicesUnreadableError`."""
+        return dict(await self._ask(_programs))
 
     async def _ask(self, question: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
         """Ask in a thread, one question at a time.
@@ -143,6 +147,18 @@ def _measured(one: _Found) -> DeviceReading:
         ),
         processes=_known(lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(one.handle))),
     )
+
+
+def _programs() -> tuple[tuple[str, Mapping[int, int]], ...]:
+    found: list[tuple[str, Mapping[int, int]]] = []
+    for one in _devices():
+        with suppress(pynvml.NVMLError):  # it is missing then, and the others are not
+            running = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(one.handle)
+            taken = {it.pid: it.usedGpuMemory for it in running}
+            # The driver has no number where it may not look: all of them or nothing.
+            if all(isinstance(amount, int) for amount in taken.values()):
+                found.append((one.device.uuid, taken))
+    return tuple(found)
 
 
 def _memory(handle: object) -> Any:  # noqa: ANN401 - a structure of the library

@@ -1,5 +1,6 @@
 """The devices of a host as the worker sees them, whatever tells about them."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from modelyard.contract.capacity.offers import Device, DeviceReading
@@ -21,3 +22,9 @@ class DeviceInventory(Protocol):
 
     async def read(self) -> tuple[DeviceReading, ...]:
         """Measure the devices. One that does not answer is missing in the result."""
+
+    async def programs(self) -> Mapping[str, Mapping[int, int]]:
+        """Return the bytes of each device's memory that programs take: by uuid, then by process id.
+
+        A device that can't tell all of them is missing in the result.
+        """

@@ -6,6 +6,7 @@ import structlog
 
 from modelyard.contract.capacity.offers import Device, DeviceReading
 from worker.devices.protocol import DeviceInventory, DevicesUnreadableError
+from worker.devices.taints import DeviceTaints
 
 log = structlog.get_logger(__name__)
 
@@ -18,11 +19,18 @@ AGAIN_S = 1.0
 class DeviceWatch:
     """The last measurement of each device."""
 
-    def __init__(self, inventory: DeviceInventory) -> None:
+    def __init__(self, inventory: DeviceInventory, taints: DeviceTaints) -> None:
         self._inventory = inventory
+        self._taints = taints
         self._unreadable = False
-        self.latest: tuple[DeviceReading, ...] = ()
-        """Empty while the devices can't be measured."""
+        self._measured: tuple[DeviceReading, ...] = ()
+
+    def latest(self) -> tuple[DeviceReading, ...]:
+        """Return the last measurements for a heartbeat: none while devices can't be measured.
+
+        A tainted device is among them in any case.
+        """
+        return self._taints.marked(self._measured)
 
     async def found(self) -> tuple[Device, ...]:
         """Return the host's devices; none, and a log line, if they can't be found in time."""
@@ -43,10 +51,11 @@ class DeviceWatch:
     async def measure(self) -> None:
         """Measure once; never raises."""
         try:
-            self.latest = await self._inventory.read()
+            self._measured = await self._inventory.read()
         except DevicesUnreadableError as error:
             if not self._unreadable:
                 log.warning("devices.unreadable", error=str(error))
-            self._unreadable, self.latest = True, ()
+            self._unreadable, self._measured = True, ()
         else:
             self._unreadable = False
+            await self._taints.update()

@@ -167,6 +167,8 @@ class ContainerFacts:
     """None if it has no port or does not run."""
     fills_disk: bool = False
     """True if it can write to the host's disk."""
+    devices: tuple[str, ...] = ()
+    """The devices that are bound to it, by uuid."""
     dead: bool = False
     """True if its removal began and failed, so that all that can be done is to remove it again."""
 
@@ -177,6 +179,24 @@ class ContainerExit:
 
     code: int
     oom_killed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReading:
+    """What a container uses of the host's memory, in bytes; nothing while it does not run."""
+
+    in_use: int = 0
+    """With files that the kernel keeps in memory for it."""
+    droppable: int = 0
+    """The part of it that are such files, not used for a while: the kernel drops them when it needs
+    room."""
+    highest: int | None = None
+    """The most that was in use since the container started; None if the kernel does not tell."""
+
+    @property
+    def used(self) -> int:
+        """Bytes in use now that the kernel can't just drop."""
+        return self.in_use - self.droppable
 
 
 class ContainerRuntime(Protocol):
@@ -275,6 +295,9 @@ class ContainerRuntime(Protocol):
 
     async def log_is_full(self, container_id: str) -> bool:
         """Return whether the log is so long that the engine may have dropped its beginning."""
+
+    async def memory(self, container_id: str) -> MemoryReading:
+        """Measure a container's memory. Raises `NoSuchContainerError`."""
 
     async def written(self, container_id: str) -> int:
         """Return the bytes that a container has written to its root file system.

@@ -23,6 +23,7 @@ class Batch:
 
     async def run(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
         """Return the result as JSON text; raises `exited` or `oom_killed` if the code is not 0."""
+        await self._containers.meter.begin(command, facts, runs=True)
         await self._containers.start(command, facts, attempt)
         attempt.report(Phase.INFERRING, container_id=facts.id)
         end = await self._runtime.wait_exit(facts.id)

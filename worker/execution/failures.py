@@ -70,6 +70,8 @@ class FailureOutcomes:
         """
         if command.verb is Verb.TERMINATE or error.code in _WITHOUT_EFFECT:
             return _outcome(error, None)
+        if error.code is ErrorCode.MEMORY_NOT_FREED:
+            return _outcome(error, JobState.CREATED)  # its container is there, and stopped
         if command.verb is Verb.DEPLOY_LOAD and is_retried(command.verb, error.code):
             # The container did not cause the error, and the next attempt needs the container.
             return _outcome(error, None)

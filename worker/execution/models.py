@@ -2,6 +2,8 @@
 
 import asyncio
 
+import structlog
+
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import Phase
@@ -15,6 +17,8 @@ from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import InMemory, dialogue_of
 from worker.model_server.results import ResultReader
+
+log = structlog.get_logger(__name__)
 
 WATCH_AFTER_S = 1.0
 """Seconds after which a request to the model also watches the container; most end earlier."""
@@ -51,14 +55,20 @@ class Models:
                 await attempt.require_lease()
                 # If this attempt fails the model may be in memory or not.
                 self._containers.health.forget(facts.id)
+                await self._containers.meter.begin(command, facts)
                 await self._load_in_time(command, facts, memory)
+        await self._containers.meter.measure(facts.id)
         self._containers.health.stopped.discard(facts.id)
         crash_point("worker.after_load")
         self._containers.health.record_loaded(facts.id)
         return facts
 
     async def unload(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> None:
-        """Take the model out of memory."""
+        """Take the model out of memory; return once that is measured to be free.
+
+        Raises `memory_not_freed` if it is not in time: the container is stopped then, so it is
+        free, and a LOAD starts the container again.
+        """
         dialogue = dialogue_of(command.model)
         if dialogue.in_memory is InMemory.PROCESS_RUNS:
             if facts.running:
@@ -77,8 +87,36 @@ class Models:
                     # The server can't unload, so the container is stopped; a LOAD starts it again.
                     self._containers.health.stopped.add(facts.id)
                     await self._stop(command, facts, attempt)
+            if facts.id not in self._containers.health.stopped:
+                await self._require_freed(command, facts, attempt)
         crash_point("worker.after_unload")
         self._containers.health.record_unloaded(facts.id)
+
+    async def _require_freed(
+        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
+    ) -> None:
+        given_back = self._containers.given_back
+        kept = await given_back.kept_after_unload(command, facts.id)
+        if not kept:
+            return
+        log.warning(
+            "model.memory_not_freed",
+            job_id=command.job_id,
+            container_id=facts.id,
+            kept=kept,
+            within_s=given_back.rules.within_s,
+        )
+        self._containers.health.stopped.add(facts.id)
+        await self._stop(command, facts, attempt)
+        crash_point("worker.after_unload")
+        self._containers.health.record_unloaded(facts.id)
+        raise ModelyardError(
+            ErrorCode.MEMORY_NOT_FREED,
+            f"{given_back.rules.within_s:g} s after its unload the model server still held "
+            f"{' and '.join(kept)} more than it should. Its container was stopped, which frees the "
+            "memory; the next load starts it again.",
+            kept=kept,
+        )
 
     async def infer(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
         """Send the input, or the request to run over the dataset; return the answer as JSON."""
@@ -94,6 +132,7 @@ class Models:
         address = address_of(facts)
         attempt.report(Phase.INFERRING, container_id=facts.id)
         await attempt.require_lease()
+        self._containers.meter.use(facts.id)
         kept = self._containers.running.get(facts.name) is facts
         asking = self._server.ask(
             address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED, keeps_connection=kept
@@ -113,6 +152,8 @@ class Models:
     async def _load_by_start(
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> ContainerFacts:
+        if not facts.running:
+            await self._containers.meter.begin(command, facts)
         facts = await self._containers.start(command, facts, attempt)
         attempt.report(Phase.LOADING, container_id=facts.id)
         ready = dialogue_of(command.model).ready

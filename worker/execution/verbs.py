@@ -135,17 +135,27 @@ class VerbRunner:
     async def _load(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.require(command)
         facts = await self._models.load(command, facts, attempt)
-        return Outcome(OperationState.SUCCEEDED, JobState.LOADED, facts.id)
+        news = self.containers.meter.news(facts.id)
+        return Outcome(OperationState.SUCCEEDED, JobState.LOADED, facts.id, footprint=news)
 
     async def _infer(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.reach(command)
         result = await self._models.infer(command, facts, attempt)
-        return Outcome(OperationState.SUCCEEDED, None, facts.id, result_json=result)
+        news = self.containers.meter.news(facts.id)
+        return Outcome(OperationState.SUCCEEDED, None, facts.id, result_json=result, footprint=news)
 
     async def _unload(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.require(command)
-        await self._models.unload(command, facts, attempt)
-        return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id)
+        await self.containers.meter.measure(facts.id)
+        news = self.containers.meter.news(facts.id)
+        try:
+            await self._models.unload(command, facts, attempt)
+        except ModelyardError as error:
+            if error.code is ErrorCode.MEMORY_NOT_FREED:
+                self.containers.meter.forget(facts.id)
+            raise
+        self.containers.meter.forget(facts.id)
+        return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id, footprint=news)
 
     async def _terminate(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.find(command)
@@ -167,7 +177,14 @@ class VerbRunner:
                 facts = await self.containers.serve(command, facts, attempt)
             facts = await self._models.load(command, facts, attempt)
             result = await self._models.infer(command, facts, attempt)
-        return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id, result_json=result)
+            await self.containers.meter.measure(facts.id)
+        return Outcome(
+            OperationState.SUCCEEDED,
+            JobState.TERMINATED,
+            facts.id,
+            result_json=result,
+            footprint=self.containers.meter.news(facts.id),
+        )
 
 
 def _cancellable(attempt: Attempt) -> AbstractAsyncContextManager[None]:

@@ -35,5 +35,5 @@ class HostOffer:
             slots=self._settings.worker_slots,
             labels=self._settings.worker_labels,
             running=running,
-            devices=self._devices.latest,
+            devices=self._devices.latest(),
         )

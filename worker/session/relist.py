@@ -45,6 +45,7 @@ class InventoryLoop:
     ) -> None:
         self._runtime = runtime
         self._server = server
+        self._containers = containers
         self._health = containers.health
         self._running = containers.running
         self._registry = registry
@@ -90,7 +91,7 @@ class InventoryLoop:
         inventory is queued at the moment it is composed, so every later report is sent after it.
         A container in state `dead` is left out and removed.
         """
-        known = self._health.known
+        known = self._containers.known
         with self._registry.busy_jobs() as busy:
             try:
                 listed = await self._runtime.list_own()
@@ -105,7 +106,7 @@ class InventoryLoop:
             containers = [facts for facts in listed if not facts.dead]
             self._running.compare(containers)
             for gone in known - {facts.id for facts in containers}:
-                self._health.record_removed(gone)
+                self._containers.record_removed(gone)
             items = await build_inventory(self._server, containers, unasked=busy)
             judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
             self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))

@@ -52,6 +52,7 @@ class Settings:
         self.load_status = int(env.get("PROBE_LOAD_STATUS", "200"))
         self.ready_seconds = float(env.get("PROBE_READY_SECONDS", "0"))
         self.hold_bytes = int(env.get("PROBE_HOLD_BYTES", "0"))
+        self.keeps = env.get("PROBE_KEEPS") == "1"
         self.redirect = env.get("PROBE_REDIRECT")
         self.redirect_on = env.get("PROBE_REDIRECT_ON", "infer").split(",")
         self.ignore_sigterm = env.get("PROBE_IGNORE_SIGTERM") == "1"
@@ -155,7 +156,8 @@ class Model:
             if not self.loaded:
                 return
             self.loaded = False
-            self._held = b""
+            if not self._settings.keeps:
+                self._held = b""
             self._ready_at = NEVER
             self.count("unloads")
             if self.counts["running"]:

@@ -7,16 +7,23 @@ writes.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelyard.contract.capacity.needs import ContainerNeed, ResidentNeed
-from modelyard.contract.capacity.offers import Bytes, DeviceId, DeviceReading, HostCapacity
+from modelyard.contract.capacity.offers import (
+    Bytes,
+    DeviceId,
+    DeviceReading,
+    DeviceTaint,
+    HostCapacity,
+)
 
 WHOLE = 0.9
 """The part of a device's memory that must be free before it is given to one model alone: a driver
@@ -91,20 +98,80 @@ class DeviceRoom:
     """Containers that it is bound to."""
     untouched: bool = True
     """True if no job holds memory on it."""
+    tainted: DeviceTaint | None = None
+    """Set while memory of a container that has ended is still taken: nothing new goes there."""
+    model: str = ""
+    """What it is: models take more on one kind of device than on another."""
 
     def takes(self, need: ResidentNeed) -> bool:
         """Tell whether the device has room for a model now."""
-        if need.device_memory is None:
+        if self.tainted is not None:
+            return False
+        amount = need.on(self.model)
+        if amount is None:
             return self.untouched and self.free >= WHOLE * self.memory
-        return need.device_memory <= self.free
+        return amount <= self.free
 
     def could_take(self, need: ResidentNeed) -> bool:
         """Tell whether the device would have room for a model if nothing were on it."""
-        return need.device_memory is None or need.device_memory <= self.memory
+        amount = need.on(self.model)
+        return amount is None or amount <= self.memory
 
     def given(self, need: ResidentNeed) -> int:
         """Return the bytes that a model with this need holds on it."""
-        return self.memory if need.device_memory is None else need.device_memory
+        amount = need.on(self.model)
+        return self.memory if amount is None else amount
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesOfAKind:
+    """The devices of one model on a host, as numbers for quick decisions."""
+
+    model: str
+    sizes: tuple[int, ...]
+    """Bytes that each has, the most first."""
+    free: tuple[int, ...]
+    """Bytes that are free on each, the most first."""
+    whole: int
+    """Those that one model could have for itself."""
+
+    @classmethod
+    def of(cls, model: str, devices: Sequence[DeviceRoom]) -> "DevicesOfAKind":
+        """Return the numbers of some devices of one model."""
+        whole = ResidentNeed()
+        return cls(
+            model,
+            tuple(sorted((one.memory for one in devices), reverse=True)),
+            tuple(sorted((one.free for one in devices), reverse=True)),
+            sum(one.takes(whole) for one in devices),
+        )
+
+
+def has_devices(
+    kinds: Sequence[DevicesOfAKind],
+    amounts: Mapping[str, int | None],
+    count: int,
+    *,
+    loads: bool,
+) -> bool:
+    """Tell whether enough devices could have a model, or, with `loads`, have room for it now.
+
+    `amounts` has the bytes that it needs on a device, by the device's model; None: all of them.
+    """
+    if len(kinds) == 1:  # as nearly everywhere
+        (kind,) = kinds
+        amount, there = amounts[kind.model], kind.free if loads else kind.sizes
+        if amount is None:
+            return (kind.whole if loads else len(kind.sizes)) >= count
+        return len(there) >= count and there[count - 1] >= amount
+    fitting = 0
+    for kind in kinds:
+        amount, there = amounts[kind.model], kind.free if loads else kind.sizes
+        if amount is None:
+            fitting += kind.whole if loads else len(kind.sizes)
+        else:
+            fitting += sum(one >= amount for one in there)
+    return fitting >= count
 
 
 @dataclass(frozen=True)
@@ -117,19 +184,17 @@ class Room:
     devices: Mapping[str, DeviceRoom] = field(default_factory=dict)
 
     @cached_property
-    def free_on_devices(self) -> tuple[int, ...]:
-        """Bytes that are free on each device, the most first."""
-        return tuple(sorted((one.free for one in self.devices.values()), reverse=True))
+    def kinds_of_devices(self) -> tuple[DevicesOfAKind, ...]:
+        """The devices to which something new may go, by their model."""
+        by_model: dict[str, list[DeviceRoom]] = defaultdict(list)
+        for one in self.devices.values():
+            if one.tainted is None:
+                by_model[one.model].append(one)
+        return tuple(DevicesOfAKind.of(model, there) for model, there in by_model.items())
 
     @cached_property
-    def free_devices(self) -> int:
-        """Devices that one model could have for itself."""
-        whole = ResidentNeed()
-        return sum(one.takes(whole) for one in self.devices.values())
-
-    @cached_property
-    def numbers(self) -> tuple[float, float, float, int, tuple[int, ...]]:
-        """Slots, thousandths of processors, bytes of memory; then `free_devices` and the other.
+    def numbers(self) -> tuple[float, float, float, tuple[DevicesOfAKind, ...]]:
+        """Slots, thousandths of processors, bytes of memory, and devices.
 
         What is not limited is infinite.
         """
@@ -137,16 +202,13 @@ class Room:
             math.inf if self.slots is None else self.slots,
             math.inf if self.millicpus is None else self.millicpus,
             math.inf if self.memory is None else self.memory,
-            self.free_devices,
-            self.free_on_devices,
+            self.kinds_of_devices,
         )
 
-    def takes_on_devices(self, need: ResidentNeed, count: int) -> bool:
-        """Tell whether so many devices have room for a model now."""
-        if need.device_memory is None:
-            return self.free_devices >= count
-        free = self.free_on_devices
-        return len(free) >= count and (not count or free[count - 1] >= need.device_memory)
+    def has_devices(self, need: ResidentNeed, count: int, *, loads: bool) -> bool:
+        """Tell whether so many devices could have a model, or, with `loads`, have room for it."""
+        amounts = {one.model: need.on(one.model) for one in self.kinds_of_devices}
+        return has_devices(self.kinds_of_devices, amounts, count, loads=loads)
 
     def without(self, taken: Allocation) -> "Room":
         """Return what is left after one more allocation."""
@@ -175,12 +237,15 @@ def total_room(slots: int | None, capacity: HostCapacity | None) -> Room:
         slots,
         capacity.allocatable_millicpus,
         capacity.allocatable_memory,
-        {one.uuid: DeviceRoom(one.memory, one.memory) for one in capacity.devices},
+        {one.uuid: DeviceRoom(one.memory, one.memory, model=one.model) for one in capacity.devices},
     )
 
 
 def room_left(
-    total: Room, allocations: Iterable[Allocation], readings: Iterable[DeviceReading] = ()
+    total: Room,
+    allocations: Iterable[Allocation],
+    readings: Iterable[DeviceReading] = (),
+    taints: Mapping[str, DeviceTaint] = MappingProxyType({}),
 ) -> Room:
     """Return what is left of a host.
 
@@ -204,11 +269,12 @@ def room_left(
         _less(total.millicpus, millicpus),
         _less(total.memory, memory),
         {
-            uuid: DeviceRoom(
-                one.memory,
-                min(one.free - taken[uuid], one.memory - measured.get(uuid, 0)),
-                one.bound + bound[uuid],
+            uuid: replace(
+                one,
+                free=min(one.free - taken[uuid], one.memory - measured.get(uuid, 0)),
+                bound=one.bound + bound[uuid],
                 untouched=one.untouched and uuid not in taken,
+                tainted=taints.get(uuid),
             )
             for uuid, one in total.devices.items()
         },

@@ -33,6 +33,18 @@ class Device(_Offer):
     """Bytes of memory that it has for programs."""
 
 
+class DeviceTaint(_Offer):
+    """Memory of a device that did not become free when a container ended.
+
+    Nothing new goes to the device until it is measured to be free.
+    """
+
+    memory: Bytes
+    """Bytes that are still taken."""
+    job_id: Annotated[str, StringConstraints(max_length=128)] = ""
+    """Whose container it was."""
+
+
 class DeviceReading(_Offer):
     """What was measured of one device."""
 
@@ -44,6 +56,8 @@ class DeviceReading(_Offer):
     temperature_c: Annotated[int, Field(ge=-273, le=1_000)] | None = None
     processes: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
     """Programs that compute on it."""
+    tainted: DeviceTaint | None = None
+    """Set while memory of a container that has ended is still taken."""
 
 
 class HostCapacity(_Offer):

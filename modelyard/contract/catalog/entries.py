@@ -23,6 +23,7 @@ from modelyard.contract.catalog.mounts import (
 )
 from modelyard.contract.catalog.rules import ON_ENTRY, BrokenRule, Rule, follow_rules
 from modelyard.contract.catalog.values import (
+    AUTO,
     AbsolutePath,
     EnvName,
     FileInside,
@@ -32,6 +33,7 @@ from modelyard.contract.catalog.values import (
     Label,
     ServedName,
     Size,
+    SizeOrAuto,
     Switch,
     Text,
     UrlPath,
@@ -91,14 +93,16 @@ class Resources(CatalogModel):
     """Bytes that the container may write to its root file system and its volumes, which are not in
     memory; null: the setting of the host's worker. The worker stops a container that writes more,
     with `disk_quota_exceeded`."""
-    resident_memory: Size | None = None
+    resident_memory: SizeOrAuto | None = None
     """The part of `memory` that is used only while the model is loaded: it is kept from LOAD to
-    UNLOAD, so unloaded models can share it. null: all of `memory` is kept as long as the container
-    exists."""
+    UNLOAD, so unloaded models can share it; more of it if the model was measured to take more.
+    `auto`: what was measured, and all of `memory` until then. null: all of `memory` is kept as long
+    as the container exists."""
     gpus: Annotated[int, Field(strict=True, ge=0, le=64), ON_ENTRY] = 0
     """GPUs that the container sees. They are chosen and bound to it when it is created."""
-    gpu_memory: Size = 0
-    """Bytes of memory that the loaded model takes on each GPU; other models may use the rest. 0:
+    gpu_memory: SizeOrAuto = 0
+    """Bytes of memory that the loaded model takes on each GPU, or more if it was measured to take
+    more; other models may use the rest. `auto`: what was measured, and the whole GPU until then. 0:
     while it is loaded it has each GPU for itself."""
 
     @model_validator(mode="wrap")
@@ -127,7 +131,12 @@ def _disk_is_enough(resources: Resources) -> Iterator[BrokenRule]:
 
 
 def _resident_is_a_part_of_memory(resources: Resources) -> Iterator[BrokenRule]:
-    if (resources.resident_memory or 0) > resources.memory:
+    resident = resources.resident_memory
+    if resident == AUTO and "memory" not in resources.model_fields_set:
+        yield BrokenRule(
+            ("memory",), "with resident_memory auto, memory must say how much it is at the most"
+        )
+    elif resident is not None and resident != AUTO and resident > resources.memory:
         yield BrokenRule(
             ("resident_memory",), "resident_memory can't be more than memory, of which it is a part"
         )

@@ -1,9 +1,16 @@
 """The single values of catalog entries: sizes, paths, names, numbers, each with its rules."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    TypeAdapter,
+)
 
 from modelyard.contract.catalog.rules import ON_ENTRY
 
@@ -35,6 +42,29 @@ Size = Annotated[
     ON_ENTRY,
 ]
 """Bytes; written as an integer or as `512m`, `2g` (powers of 1,024, as Docker means them)."""
+
+AUTO: Literal["auto"] = "auto"
+"""In the place of a size: as much as the model was measured to take."""
+_SIZES = TypeAdapter[int](Annotated[int, Field(strict=True, ge=0, le=1 << 50)])
+
+
+def _size_or_auto(value: object) -> int | Literal["auto"]:
+    if value == AUTO:
+        return AUTO
+    try:
+        return _SIZES.validate_python(parse_size(value))
+    except ValueError as error:  # pydantic's own is one, too
+        # One fault with the field's own name; a union would name each of its parts.
+        message = 'a size in bytes, or with k, m, g or t, such as 512m; or "auto"'
+        raise ValueError(message) from error
+
+
+SizeOrAuto = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_size_or_auto, json_schema_input_type=int | SizeText | Literal["auto"]),
+    ON_ENTRY,
+]
+"""A size as in `Size`, or `auto`."""
 
 Switch = Annotated[bool, Field(strict=True), ON_ENTRY]
 """`true` or `false`; a text or a number can't stand for one."""

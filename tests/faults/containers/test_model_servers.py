@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.fleet import Engine
 from tests.faults.harness.checked_fleet import CheckedFleet, Json
-from tests.faults.table import BUSY, FLOODS, ODD
+from tests.faults.table import BUSY, FLOODS, KEEPS, ODD
 from tests.support.invariants.processes import grown
 from tests.support.waiting import eventually
 
@@ -97,6 +97,36 @@ async def test_the_unload_of_a_server_that_stays_busy_does_not_succeed(fleet: Ch
 
     # What was sent is done when the server gets to it, whoever waits for that.
     await eventually(it_was_sent, within_s=60)
+    await fleet.done("TERMINATE", job_id)
+    await fleet.holds()
+
+
+@pytest.mark.fault(KEEPS)
+@pytest.mark.parametrize("killed", [False, True], ids=["", "the worker is killed meanwhile"])
+async def test_a_server_that_keeps_its_memory_is_stopped_and_comes_back_on_demand(
+    fleet: CheckedFleet, *, killed: bool
+) -> None:
+    await fleet.put_probe(
+        "keeper",
+        env={"PROBE_HOLD_BYTES": str(100 << 20), "PROBE_KEEPS": "1"},
+        resources={"memory": "160m", "resident_memory": "100m"},
+        residency={"on_demand": True},
+        **HERE,
+    )
+    job_id = fleet.job_id()
+    await fleet.loaded(job_id, model="keeper")
+    unload = await fleet.submit("DEPLOY_UNLOAD", job_id)
+    if killed:
+        await fleet.running_state(unload)
+        await fleet.kill(f"worker-{HOST}")
+        await fleet.launch(f"worker-{HOST}")
+        await fleet.online(f"worker-{HOST}")
+    one = await fleet.ended(unload)
+    assert (one["state"], error_of(one)["code"]) == ("FAILED", "memory_not_freed"), one
+    assert (await fleet.job(job_id))["state"] == "CREATED"
+    (held,) = [it for it in (await fleet.host(HOST))["reservations"] if it["job_id"] == job_id]
+    assert held["resident"] is None
+    await fleet.done("INFER", job_id, input={})
     await fleet.done("TERMINATE", job_id)
     await fleet.holds()
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from modelyard.client import ApiError, AsyncModelyard, Modelyard, OperationFailed
-from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTaint, HostCapacity
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile, Resources
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import operation_id_for_key
-from modelyard.contract.messages import EngineFacts, HostOnline
+from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline
 from modelyard.contract.states import JobState, OperationState
+from modelyard.store.capacity.footprints import FootprintKey, Peak
 from modelyard.store.records import DeadLetter
 from tests.support.gateway import ServedGateway, fill_catalog, serving
 
@@ -66,6 +68,7 @@ async def test_the_asynchronous_client_reads_pages_batches_and_the_catalog(
         model = ModelSpec(name="m", image="a/b:1", profile=Profile.BATCH)
         assert await client.put_model(model) == await client.model("m") == model
         assert [one.name for one in await client.models()] == ["m", "m-131"]
+        assert await client.footprints("m") == ()
         await client.delete_model("m")
         dataset = DatasetSpec(name="d", volume="v")
         assert await client.put_dataset(dataset) == await client.dataset("d")
@@ -321,6 +324,53 @@ async def test_the_catalog_is_applied_listed_read_and_deleted(
     dataset = '{"name": "d", "path": "/srv/d"}'
     assert (await run(served.url, "datasets", "apply", "-", stdin=dataset)).code == 0
     assert "/srv/d" in (await run(served.url, "datasets", "list")).out
+
+
+async def test_a_tainted_device_is_shown_with_whose_memory_it_is(served: ServedGateway) -> None:
+    offer = HostCapacity(cpus=1.0, memory=1 << 30, devices=(Device(uuid="GPU-a", memory=8 << 30),))
+    engine = EngineFacts(version="29", api_version="1.44")
+    online = HostOnline(slots=2, engine=engine, capacity=offer)
+    await served.store.hosts.come_online("h-1", "i-2", online)
+    taint = DeviceTaint(memory=4 << 30, job_id="gone")
+    reading = DeviceReading(uuid="GPU-a", memory_used=4 << 30, tainted=taint)
+    beat = Heartbeat(host_id="h-1", incarnation="i-2", devices=(reading,))
+    assert await served.store.hosts.beat([beat])
+    with Modelyard(served.url) as client:
+        (host,) = await asyncio.to_thread(client.hosts)
+    assert host.devices[0].measured == reading
+    printed = " ".join((await run(served.url, "hosts")).out.split())
+    assert "tainted: 4 GiB" in printed
+
+
+async def test_what_a_model_takes_is_read_also_when_it_left_the_catalog(
+    served: ServedGateway,
+) -> None:
+    footprints, key = served.store.footprints, FootprintKey("m-131", "a/b:1", "NVIDIA H100")
+    peak = Peak(load="one", memory=3 << 30, device_memory=40 << 30)
+    await footprints.learn(key, peak, new_load=True)
+    with Modelyard(served.url) as client:
+        (found,) = await asyncio.to_thread(client.footprints, "m-131")
+    assert (found.image, found.device) == ("a/b:1", "NVIDIA H100")
+    assert (found.memory, found.device_memory, found.loads) == (3 << 30, 40 << 30, 1)
+    table = (await run(served.url, "models", "footprints", "m-131")).out
+    assert "3 GiB" in table
+    assert "40 GiB" in table
+    await served.store.models.delete("m-131")
+    as_json = await run(served.url, "--json", "models", "footprints", "m-131")
+    assert json.loads(as_json.out) == [found.model_dump(mode="json")]
+    unknown = await run(served.url, "models", "footprints", "nobody")
+    assert unknown.code == 1
+    assert "not_found" in unknown.err
+
+
+async def test_a_model_that_needs_what_it_is_measured_to_take_is_put_as_it_was_given(
+    served: ServedGateway,
+) -> None:
+    # The size is the default, which a client may leave out elsewhere.
+    resources = Resources(memory=1 << 30, resident_memory="auto")
+    model = ModelSpec(name="m", image="a/b:1", profile=Profile.BATCH, resources=resources)
+    with Modelyard(served.url) as client:
+        assert await asyncio.to_thread(client.put_model, model) == model
 
 
 async def test_a_file_of_requests_is_submitted_as_a_batch(served: ServedGateway) -> None:

@@ -12,6 +12,7 @@ from dispatcher.intake.positions import Positions
 from dispatcher.leadership import Term
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
+from dispatcher.scheduling.footprints import LearnedFootprints
 from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
@@ -77,7 +78,8 @@ class DispatcherParts:
         self.event_log = EventLog(self.store, self.broker, self.term)
         self.lines, self.fleet = Lines(self.store), Fleet(self.store)
         self.store.changes.listen(jobs=self.lines.forget, hosts=self.fleet.mark)
-        memory = Memory(self.lines, self.fleet)
+        self.footprints = LearnedFootprints(self.store)
+        memory = self.memory = Memory(self.lines, self.fleet, self.footprints)
         self.positions = Positions(self.store, self.term)
         self.commands = CommandPublisher(self.broker, self.term, default_timeout_s=60.0)
         self.scheduler = Scheduler(

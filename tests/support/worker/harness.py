@@ -8,16 +8,18 @@ from modelyard.contract.catalog.entries import DatasetSpec, Hook, Hooks, ModelSp
 from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import HostCommand, OperationReport
 from modelyard.contract.states import Phase, Verb
+from tests.fakes.devices import FakeDevices
 from tests.fakes.programs import FakeBatch, FakeServer
 from tests.fakes.runtime import FakeContainer, FakeRuntime, Program
 from worker.attempts.attempt import Attempt, Outcome
 from worker.containers.datasets import Datasets
+from worker.containers.given_back import UnloadRules
 from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
 from worker.execution.verbs import VerbRunner
 from worker.model_server.client import ModelServer
 from worker.model_server.results import ResultReader
-from worker.service import build_containers, build_verbs
+from worker.service import build_containers, build_memory_watch, build_verbs
 
 HOST = "host-1"
 IMAGE = "modelyard/probe:local"
@@ -71,6 +73,8 @@ class VerbHarness:
         self.reports: list[OperationReport] = []
         self._numbers = itertools.count(1)
         self.results = ResultReader()
+        self.devices = FakeDevices()
+        self.unload_rules = UnloadRules(within_s=0.2)
         self.operations = self.restarted()
 
     def restarted(self) -> VerbRunner:
@@ -82,6 +86,7 @@ class VerbHarness:
             Datasets(self.runtime, self.dataset_roots, self.volumes),
             rules=PlanRules(host_id=HOST),
             allowed=AllowList(self.allowed),
+            memory=build_memory_watch(self.runtime, self.devices, self.unload_rules),
         )
         self.operations = build_verbs(
             self.runtime, server, self.results, containers, cleanup_retry_s=0.01

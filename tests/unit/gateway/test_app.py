@@ -81,6 +81,7 @@ async def test_the_openapi_document_is_whole(app: FastAPI) -> None:
         "/v1/keys/{key_id}",
         "/v1/models",
         "/v1/models/{name}",
+        "/v1/models/{name}/footprints",
         "/v1/datasets",
         "/v1/datasets/{name}",
         "/livez",

@@ -1,9 +1,11 @@
 """The worker's settings and what it says to somebody who got one wrong."""
 
 import pytest
+from pydantic import ValidationError
 
 from modelyard.contract.messages import EngineFacts
 from worker.__main__ import main
+from worker.containers.given_back import UnloadRules
 from worker.settings import Reach, WorkerSettings
 
 DEVICES = 'a JSON list, such as [{"uuid": "GPU-1", "model": "A100", "memory": "40g"}]'
@@ -18,6 +20,8 @@ VARIABLES = (
     "MODELYARD_WORKER_RESERVED_MEMORY",
     "MODELYARD_WORKER_DEVICES",
     "MODELYARD_WORKER_LABELS",
+    "MODELYARD_WORKER_UNLOAD_TIMEOUT_S",
+    "MODELYARD_WORKER_UNLOAD_TOLERANCE",
     "MODELYARD_WORKER_DATASET_ROOTS",
     "MODELYARD_WORKER_ALLOWED_IMAGES",
     "MODELYARD_WORKER_ALLOWED_VOLUMES",
@@ -196,3 +200,19 @@ def test_more_is_never_kept_for_the_system_than_there_is() -> None:
 def test_an_engine_that_tells_nothing_of_its_machine_is_limited_by_slots_alone() -> None:
     facts = EngineFacts(version="1", api_version="1")
     assert WorkerSettings(host_id="h").capacity(facts, ()) is None
+
+
+def test_when_a_model_counts_as_out_of_memory_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert WorkerSettings(host_id="h").unload_rules() == UnloadRules(10.0, 768 << 20)
+    monkeypatch.setenv("MODELYARD_WORKER_UNLOAD_TIMEOUT_S", "2.5")
+    monkeypatch.setenv("MODELYARD_WORKER_UNLOAD_TOLERANCE", "1g")
+    assert WorkerSettings(host_id="h").unload_rules() == UnloadRules(2.5, 1 << 30)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "601", "soon"])
+def test_the_time_for_giving_memory_back_has_bounds(
+    monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    monkeypatch.setenv("MODELYARD_WORKER_UNLOAD_TIMEOUT_S", seconds)
+    with pytest.raises(ValidationError):
+        WorkerSettings(host_id="h")

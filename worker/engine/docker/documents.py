@@ -23,15 +23,21 @@ class _State(_Document):
     exit_code: int = 0
     oom_killed: bool = Field(default=False, alias="OOMKilled")
     started_at: str = _NEVER
+    pid: int = 0
 
 
 class _Config(_Document):
     labels: dict[str, str] | None = None
 
 
+class _DeviceRequest(_Document):
+    device_ids: tuple[str, ...] | None = Field(default=None, alias="DeviceIDs")
+
+
 class _HostConfig(_Document):
     readonly_rootfs: bool = False
     tmpfs: dict[str, str] | None = None
+    device_requests: tuple[_DeviceRequest, ...] | None = None
 
 
 class _Mount(_Document):
@@ -97,6 +103,11 @@ class ContainerDocument(_Document):
             exit_code=state.exit_code if started and not state.running else None,
             oom_killed=state.oom_killed,
             dead=self.dead,
+            devices=tuple(
+                uuid
+                for asked in self.host_config.device_requests or ()
+                for uuid in asked.device_ids or ()
+            ),
             labels=labels,
             mounts=mounts,
             fills_disk=not self.host_config.readonly_rootfs or any(it.on_disk for it in mounts),
@@ -130,6 +141,23 @@ class ContainerDocument(_Document):
         if endpoint is None or not endpoint.ip_address:
             return None
         return Address(endpoint.ip_address, labels.port)
+
+
+class _MemoryStats(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    usage: int = 0
+    max_usage: int | None = None
+    """Not set under control groups version 2."""
+    stats: dict[str, int] = Field(default_factory=dict)
+
+
+class StatsDocument(BaseModel):
+    """`GET /containers/{id}/stats`. Without its numbers the container does not run."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    memory_stats: _MemoryStats = _MemoryStats()
 
 
 class NetworkDocument(_Document):

@@ -6,12 +6,15 @@ from dispatcher.control import ControlPublisher
 from dispatcher.maintenance.retries import Retries
 from dispatcher.reports.fencing import Fencing
 from dispatcher.reports.report_writer import ReportWriter
+from modelyard.contract.capacity.footprints import Footprint, Learned
+from modelyard.contract.capacity.offers import Device, HostCapacity
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
-from modelyard.contract.messages import OperationReport
+from modelyard.contract.messages import EngineFacts, HostOnline, OperationReport
 from modelyard.contract.states import OperationState
+from modelyard.store.capacity.footprints import FootprintRecord
 from modelyard.store.records import NewOperation
 from tests.fakes.broker_links import Call, Fate
-from tests.support.dispatcher.parts import HOST, JOB, DispatcherParts, new_operation
+from tests.support.dispatcher.parts import HOST, JOB, MODEL, DispatcherParts, new_operation
 
 RUNNING, SUCCEEDED = OperationState.RUNNING, OperationState.SUCCEEDED
 
@@ -26,7 +29,7 @@ class Writing:
         retries = Retries(parts.store, parts.event_log, scheduler, max_attempts=3)
         fencing = Fencing(parts.store, parts.event_log, ControlPublisher(parts.broker))
         self._writer = ReportWriter(
-            parts.store, parts.event_log, scheduler, retries, fencing, parts.lines
+            parts.store, parts.event_log, scheduler, retries, fencing, parts.memory
         )
 
     async def begin(self) -> None:
@@ -120,3 +123,76 @@ async def test_a_write_that_fails_is_done_again(writing: Writing, fate: Fate) ->
     await writing.report(report(writing.one, SUCCEEDED, 1))
     assert (await parts.recorded(writing.one)).state is SUCCEEDED
     assert await parts.told() == ["operation.dispatched", "operation.succeeded"]
+
+
+async def footprints(writing: Writing) -> list[FootprintRecord]:
+    return await writing.parts.store.footprints.all()
+
+
+LOAD_ID = "01930a7c-5d2e-7c11-9d7f-3a1f0c5e9b42"
+TAKES = Footprint(load=LOAD_ID, memory=100)
+
+
+async def test_what_a_model_was_measured_to_take_is_learned_once(writing: Writing) -> None:
+    one = report(writing.one, SUCCEEDED, 2, footprint=TAKES)
+    await writing.report(one)
+    (found,) = await footprints(writing)
+    assert (found.model, found.image, found.device, found.memory) == ("m", "m", "", 100)
+    assert found.loads == 0  # an inference told it, and the load was counted or lost
+    learned = await writing.parts.footprints.learned()
+    assert learned(MODEL).memory == 100
+    # It comes again, as after a crash before it was settled.
+    await writing.report(one)
+    await writing.report(one.model_copy(update={"footprint": Footprint(load=LOAD_ID, memory=500)}))
+    assert await footprints(writing) == [found]
+
+
+async def test_a_load_that_was_measured_is_counted(writing: Writing) -> None:
+    mine = Footprint(load=writing.one.operation_id, memory=100)
+    await writing.report(report(writing.one, SUCCEEDED, 2, footprint=mine))
+    (found,) = await footprints(writing)
+    assert found.loads == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"epoch": 2},
+        {"generation": 2},
+        {"job_id": "other"},
+        {"state": RUNNING},
+        {"state": OperationState.FAILED, "error": ErrorInfo.of(ErrorCode.LOAD_FAILED)},
+    ],
+    ids=["epoch", "generation", "job", "running", "failed"],
+)
+async def test_what_is_late_or_did_not_succeed_teaches_nothing(
+    writing: Writing, fields: dict[str, object]
+) -> None:
+    one = report(writing.one, SUCCEEDED, 2, footprint=TAKES).model_copy(update=fields)
+    await writing.report(one)
+    assert await footprints(writing) == []
+
+
+async def test_a_report_that_was_overtaken_teaches_nothing(writing: Writing) -> None:
+    parts, key = writing.parts, writing.one.operation_id
+    document = parts.database.collections["operations"][key]
+    parts.database.write("operations", document | {"state": "QUEUED", "seq": 0, "epoch": 2})
+    await writing.report(report(writing.one, SUCCEEDED, 2, footprint=TAKES))
+    assert await footprints(writing) == []
+
+
+async def test_devices_are_learned_by_their_kind_and_the_one_that_took_most_counts(
+    writing: Writing,
+) -> None:
+    devices = tuple(
+        Device(uuid=uuid, index=index, model=kind, memory=1_000)
+        for index, (uuid, kind) in enumerate((("a", "X"), ("b", "X"), ("c", "Y"), ("d", "Y")))
+    )
+    engine = EngineFacts(version="1", api_version="1")
+    offer = HostCapacity(cpus=1.0, memory=1_000, devices=devices)
+    online = HostOnline(slots=4, engine=engine, capacity=offer)
+    await writing.parts.store.hosts.come_online(HOST, "boot-2", online)
+    taken = Footprint(load=LOAD_ID, memory=7, devices={"a": 10, "b": 30, "c": 20, "gone": 99})
+    await writing.report(report(writing.one, SUCCEEDED, 2, footprint=taken))
+    learned = await writing.parts.footprints.learned()
+    assert learned(MODEL) == Learned(7, (("X", 30), ("Y", 20)))

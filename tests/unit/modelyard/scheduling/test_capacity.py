@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
-from modelyard.contract.capacity.offers import Device, DeviceReading, HostCapacity
+from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.states import JobState
 from modelyard.scheduling.fitting import PlacementRequest
 from modelyard.scheduling.placement import FreeCapacity, Placed, Unplaced
+from modelyard.scheduling.refusals import refusal_to_load, refusal_with_numbers
 from modelyard.store.records import HostRecord, JobRecord, Reservation
 
 GIB = 1 << 30
@@ -68,11 +70,11 @@ def capacity(*hosts: HostRecord) -> FreeCapacity:
 
 
 def create(of: ModelSpec, job: str = "job") -> PlacementRequest:
-    return PlacementRequest.of(JobRecord(job_id=job), of, at_once=False)
+    return PlacementRequest.of(JobRecord(job_id=job), of, NOTHING_LEARNED, at_once=False)
 
 
 def temp(of: ModelSpec, job: str = "job") -> PlacementRequest:
-    return PlacementRequest.of(JobRecord(job_id=job), of, at_once=True)
+    return PlacementRequest.of(JobRecord(job_id=job), of, NOTHING_LEARNED, at_once=True)
 
 
 def placed(found: Placed | Unplaced) -> tuple[str, tuple[str, ...]]:
@@ -304,7 +306,9 @@ def test_no_pass_ever_gives_more_than_there_is(
     given_to: dict[str, list[Allocation]] = {name: [] for name in hosts}
     for number, (resources, at_once) in enumerate(wanted):
         job = JobRecord(job_id=f"j{number}")
-        found = free.place(PlacementRequest.of(job, spec(**resources), at_once=at_once))
+        found = free.place(
+            PlacementRequest.of(job, spec(**resources), NOTHING_LEARNED, at_once=at_once)
+        )
         if isinstance(found, Placed):
             assert len(set(found.allocation.devices)) == resources["gpus"]
             given_to[found.host.host_id].append(found.allocation)
@@ -314,3 +318,148 @@ def test_no_pass_ever_gives_more_than_there_is(
         assert (room.millicpus or 0) >= 0
         assert (room.memory or 0) >= 0
         assert all(one.free >= 0 for one in room.devices.values())
+
+
+KIND = "Test"
+
+
+def knows(device: int | None = None, memory: int | None = None) -> Learned:
+    """Return what was learned, in GiB."""
+    return Learned(
+        None if memory is None else memory * GIB,
+        () if device is None else ((KIND, device * GIB),),
+    )
+
+
+def with_kind(there: HostRecord) -> HostRecord:
+    assert there.capacity is not None
+    named = tuple(one.model_copy(update={"model": KIND}) for one in there.capacity.devices)
+    return there.model_copy(
+        update={"capacity": there.capacity.model_copy(update={"devices": named})}
+    )
+
+
+def load_on(there: HostRecord, of: ModelSpec, learned: Learned) -> object:
+    free = FreeCapacity({"h": there}, learned=lambda _: learned)
+    job = JobRecord(
+        job_id="job", state=JobState.CREATED, host_id="h", generation=1, version=9, spec=of
+    )
+    return free.hold(job, of, rank=0)
+
+
+AUTO = spec(gpus=1, gpu_memory="auto")
+
+
+def test_a_model_of_which_nothing_is_known_has_its_device_for_itself_the_first_time() -> None:
+    there = with_kind(host("h", holds("job", A), devices=[8 * GIB]))
+    assert load_on(there, AUTO, NOTHING_LEARNED) == ResidentAllocation(
+        version=9, devices={A: 8 * GIB}
+    )
+    shared = with_kind(host("h", holds("o", A, a=GIB), holds("job", A), devices=[8 * GIB]))
+    assert reasons(load_on(shared, AUTO, NOTHING_LEARNED)) == (
+        "host h does not have the device GPU-a for one model alone",
+    )
+    assert load_on(shared, AUTO, knows(3)) == ResidentAllocation(version=9, devices={A: 3 * GIB})
+
+
+def test_a_model_that_takes_more_than_it_declares_holds_what_it_takes() -> None:
+    there = with_kind(host("h", holds("job", A), devices=[8 * GIB]))
+    declared = spec(gpus=1, gpu_memory="2g")
+    assert load_on(there, declared, knows(5)) == ResidentAllocation(version=9, devices={A: 5 * GIB})
+    assert load_on(there, declared, knows(1)) == ResidentAllocation(version=9, devices={A: 2 * GIB})
+
+
+def test_a_load_that_lacks_what_was_measured_says_both_numbers() -> None:
+    there = with_kind(host("h", holds("o", A, a=6 * GIB), holds("job", A), devices=[8 * GIB]))
+    declared = spec(gpus=1, gpu_memory="2g")
+    assert reasons(load_on(there, declared, knows(5))) == (
+        "host h has less than 5 GiB (measured; 2 GiB declared) free on the device GPU-a",
+    )
+    job = JobRecord(job_id="job", host_id="h", generation=1)
+    assert refusal_to_load(there, job, declared, knows(5)) == (
+        "it needs 5 GiB (measured; 2 GiB declared) on 1 device; GPU-a has 2 GiB of 8 GiB free"
+    )
+
+
+def test_a_model_that_was_measured_to_fit_no_device_says_so() -> None:
+    there = with_kind(host("h", holds("job", A), devices=[8 * GIB]))
+    assert reasons(load_on(there, AUTO, knows(9))) == (
+        "host h has only 8 GiB on the device GPU-a, not 9 GiB (measured)",
+    )
+    free = FreeCapacity({"h": there})
+    request = PlacementRequest.of(JobRecord(job_id="new"), AUTO, knows(9), at_once=False)
+    found = free.place(request)
+    assert isinstance(found, Unplaced)
+    assert found == Unplaced(("1 host has no device with 9 GiB (measured)",), hopeless=True)
+    assert refusal_with_numbers(there, request) == (
+        "it needs 9 GiB (measured) on 1 device; GPU-a has 8 GiB of 8 GiB free even when empty"
+    )
+
+
+def test_a_temp_holds_what_a_load_would() -> None:
+    there = with_kind(host(devices=[8 * GIB]))
+    of = spec(gpus=1, gpu_memory="2g", memory="4g", resident_memory="1g")
+    request = PlacementRequest.of(JobRecord(job_id="t"), of, knows(5, memory=3), at_once=True)
+    found = FreeCapacity({"h": there}).place(request)
+    assert isinstance(found, Placed)
+    assert found.allocation.resident == ResidentAllocation(memory=3 * GIB, devices={A: 5 * GIB})
+    assert found.allocation.all_memory == 4 * GIB
+
+
+def test_what_an_attempt_that_did_not_end_was_given_is_not_asked_for_again() -> None:
+    there = with_kind(host("h", holds("job", A, a=2 * GIB), devices=[8 * GIB]))
+    assert load_on(there, spec(gpus=1, gpu_memory="2g"), knows(5)) == ResidentAllocation(
+        version=9, devices={A: 2 * GIB}
+    )
+
+
+def test_a_load_takes_what_its_container_does_not_hold_already() -> None:
+    of = spec(memory="4g", resident_memory="auto")
+    before = Allocation(job_id="job", generation=1, memory=0)
+    assert load_on(host("h", before), of, knows(memory=1)) == ResidentAllocation(
+        version=9, memory=4 * GIB
+    )
+    since = before.model_copy(update={"memory": 3 * GIB})
+    assert load_on(host("h", since), of, NOTHING_LEARNED) == ResidentAllocation(
+        version=9, memory=GIB
+    )
+    all_held = before.model_copy(update={"memory": 4 * GIB})
+    assert load_on(host("h", all_held), of, knows(memory=0)) is None
+
+
+def tainted(there: HostRecord, uuid: str = A) -> HostRecord:
+    taint = DeviceTaint(memory=4 * GIB, job_id="gone")
+    reading = DeviceReading(uuid=uuid, memory_used=4 * GIB, tainted=taint)
+    return there.model_copy(update={"readings": (reading,)})
+
+
+TAINTED = "the device GPU-a is tainted: 4 GiB not given back by job gone"
+
+
+def test_nothing_is_loaded_on_a_tainted_device() -> None:
+    there = tainted(host("h", holds("job", A), devices=[80 * GIB]))
+    of = spec(gpus=1, gpu_memory="1g")
+    assert reasons(loading(there, of)) == (f"host h can't use a device: {TAINTED}",)
+    job = JobRecord(job_id="job", host_id="h", generation=1)
+    assert refusal_to_load(there, job, of, NOTHING_LEARNED) == (
+        f"it needs 1 GiB on 1 device; {TAINTED}"
+    )
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["temp", "create"])
+def test_containers_are_bound_to_devices_that_are_not_tainted(*, at_once: bool) -> None:
+    there = tainted(host(devices=[80 * GIB, 8 * GIB]))
+    of = spec(gpus=1, gpu_memory="1g")
+    one = PlacementRequest.of(JobRecord(job_id="j"), of, NOTHING_LEARNED, at_once=at_once)
+    assert placed(capacity(there).place(one)) == ("h", (B,))
+    two = PlacementRequest.of(JobRecord(job_id="j"), spec(gpus=2), NOTHING_LEARNED, at_once=at_once)
+    found = capacity(there).place(two)
+    assert isinstance(found, Unplaced)
+    assert not found.hopeless
+    said = refusal_with_numbers(there, two)
+    assert said is not None
+    assert TAINTED in said
+
+
+def test_models_without_a_device_go_to_a_host_with_a_tainted_one() -> None:
+    assert placed(capacity(tainted(host(devices=[8 * GIB]))).place(create(spec()))) == ("h", ())

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from modelyard.contract.capacity.footprints import Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.capacity.offers import Device, HostCapacity
 from modelyard.contract.catalog.entries import ModelSpec
@@ -226,6 +227,23 @@ def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
     assert [(it.job_id, it.frees, it.stays is None) for it in there.holders] == [
         ("idle", {A: 4 * GIB}, True), ("by-hand", {A: 4 * GIB}, False),
     ]  # fmt: skip
+
+
+def test_a_need_that_was_measured_is_explained_with_both_numbers() -> None:
+    one = operation(Verb.DEPLOY_LOAD)
+    mine = job(JobState.CREATED, spec=spec(resources={"gpus": 1, "gpu_memory": "2g"}))
+    bound = Allocation(job_id="j", generation=1, devices=(A,))
+    learned = Learned(devices=(("", 9 * GIB),))
+    found = explain(facts(one, of=mine, hosts=[host(bound)], learned=learned))
+    assert found.reasons == (
+        (
+            "Its model has no room on host h: it needs 9 GiB (measured; 2 GiB declared) on 1 "
+            "device; GPU-a has 8 GiB of 8 GiB free."
+        ),
+    )
+    assert explain(facts(one, of=mine, hosts=[host(bound)])).reasons == (
+        "The dispatcher is about to send it to host h.",
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ class Gpu:
     knows_mig: bool = True
     knows_load: bool = True
     lost: bool = False
+    taken: dict[int, int | None] = field(default_factory=lambda: {1: GIB // 2, 2: GIB // 2})
+    """Bytes by process id; None where the driver may not look."""
 
 
 class Driver:
@@ -101,8 +103,8 @@ class Driver:
             raise NOT_SUPPORTED
         return 51
 
-    def nvmlDeviceGetComputeRunningProcesses_v3(self, gpu: Gpu) -> list[int]:  # noqa: ARG002, N802
-        return [1, 2]
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, gpu: Gpu) -> list[Any]:  # noqa: N802
+        return [SimpleNamespace(pid=pid, usedGpuMemory=amount) for pid, amount in gpu.taken.items()]
 
 
 @pytest.fixture
@@ -180,3 +182,20 @@ async def test_a_driver_that_hangs_is_asked_once(
         return None
 
     assert await eventually(found, what="the driver's answer") == (device("GPU-a"),)
+
+
+async def test_programs_are_told_by_device_and_process(driver: Driver) -> None:
+    parts = [Gpu("MIG-1", taken={7: GIB}), Gpu("MIG-2", taken={})]
+    driver.gpus = [Gpu("GPU-a", mig=True, instances=parts), Gpu("GPU-b")]
+    assert await NvmlDevices().programs() == {
+        "MIG-1": {7: GIB},
+        "MIG-2": {},
+        "GPU-b": {1: GIB // 2, 2: GIB // 2},
+    }
+
+
+async def test_a_device_that_does_not_tell_what_each_program_takes_is_left_out(
+    driver: Driver,
+) -> None:
+    driver.gpus = [Gpu("GPU-a", taken={1: GIB, 2: None}), Gpu("GPU-b"), Gpu("GPU-c", lost=True)]
+    assert list(await NvmlDevices().programs()) == ["GPU-b"]

@@ -33,6 +33,7 @@ from worker.attempts.job_locks import JobLocks
 from worker.attempts.journal import AttemptJournal
 from worker.attempts.registry import AttemptRegistry
 from worker.devices.declared import DeclaredDevices
+from worker.devices.taints import DeviceTaints
 from worker.devices.watch import DeviceWatch
 from worker.execution.executor import AttemptRunner
 from worker.model_server.client import ModelServer
@@ -115,6 +116,12 @@ class Intake:
     def stop(self) -> None:
         for task in self._running:
             task.cancel()
+
+
+def declared(*devices: Device) -> DeviceWatch:
+    """Return a watch over devices of which nothing is measured."""
+    inventory = DeclaredDevices(devices)
+    return DeviceWatch(inventory, DeviceTaints(inventory, within_s=1.0))
 
 
 @asynccontextmanager
@@ -518,7 +525,7 @@ async def test_a_boot_reports_what_it_found() -> None:
         journal=AttemptJournal(None),
         offer=HostOffer(
             WorkerSettings(host_id=HOST, worker_slots=3, worker_labels={"zone": "a"}),
-            DeviceWatch(DeclaredDevices([Device(uuid="GPU-a", memory=1 << 30)])),
+            declared(Device(uuid="GPU-a", memory=1 << 30)),
         ),
     )
     await recovery.prepare()
@@ -558,5 +565,5 @@ def _boot(broker: FakeBroker, harness: VerbHarness, journal: AttemptJournal) -> 
         server=ModelServer(harness.runtime.model_servers),
         lease=Lease(),
         journal=journal,
-        offer=HostOffer(WorkerSettings(host_id=HOST), DeviceWatch(DeclaredDevices(()))),
+        offer=HostOffer(WorkerSettings(host_id=HOST), declared()),
     )

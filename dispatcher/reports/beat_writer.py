@@ -1,0 +1,74 @@
+"""Writes heartbeats to the record, and tells of devices that are tainted or free again."""
+
+from collections.abc import Iterable, Mapping
+
+import structlog
+
+from dispatcher.events import EventLog, host_event
+from dispatcher.scheduling.scheduler import Scheduler
+from modelyard.contract.capacity.offers import DeviceTaint
+from modelyard.contract.messages import Event, Heartbeat
+from modelyard.store import Store
+
+log = structlog.get_logger(__name__)
+
+Taints = Mapping[str, DeviceTaint]
+"""By uuid."""
+
+
+class BeatWriter:
+    """Writes the heartbeats of all hosts."""
+
+    def __init__(self, store: Store, event_log: EventLog, scheduler: Scheduler) -> None:
+        self._store = store
+        self._event_log = event_log
+        self._scheduler = scheduler
+        self._taints: dict[str, Taints] = {}
+        """By host, as recorded; of hosts that this term has heard of."""
+
+    async def write(self, beats: Mapping[str, Heartbeat]) -> Mapping[str, str]:
+        """Record a heartbeat of each host; return the incarnation that is recorded of each.
+
+        Raises `StoreUnavailableError`.
+        """
+        await self._recall(beats)
+        recorded: Mapping[str, str] = {host_id: one.incarnation for host_id, one in beats.items()}
+        if not await self._store.hosts.beat(beats.values()):
+            recorded = await self._store.hosts.incarnations(beats)
+        self._tell(
+            one for host_id, one in beats.items() if recorded.get(host_id) == one.incarnation
+        )
+        return recorded
+
+    async def _recall(self, host_ids: Iterable[str]) -> None:
+        """Read what an earlier leader has recorded of hosts that are new to this one."""
+        unknown = [host_id for host_id in host_ids if host_id not in self._taints]
+        if unknown:
+            found = {one.host_id: one.taints for one in await self._store.hosts.all(unknown)}
+            self._taints |= {host_id: found.get(host_id, {}) for host_id in unknown}
+
+    def _tell(self, beats: Iterable[Heartbeat]) -> None:
+        """Have events published about devices whose taint has begun or ended.
+
+        A dispatcher that dies before tells nothing: the record has the taint.
+        """
+        events: list[Event] = []
+        for beat in beats:
+            before, host_id = self._taints[beat.host_id], beat.host_id
+            now = {one.uuid: one.tainted for one in beat.devices if one.tainted is not None}
+            self._taints[host_id] = now
+            begun = [uuid for uuid in now if uuid not in before]
+            over = [uuid for uuid in before if uuid not in now]
+            if not begun and not over:
+                continue
+            self._store.changes.written(hosts=[host_id])
+            for uuid in begun:
+                detail = {"uuid": uuid, "bytes": now[uuid].memory, "job_id": now[uuid].job_id}
+                log.warning("device.tainted", host_id=host_id, **detail)
+                events.append(host_event(host_id, "device_tainted", beat.incarnation, **detail))
+            for uuid in over:
+                log.info("device.untainted", host_id=host_id, uuid=uuid)
+                events.append(host_event(host_id, "device_untainted", beat.incarnation, uuid=uuid))
+            if over:
+                self._scheduler.wake_waiting()
+        self._event_log.note(events)
