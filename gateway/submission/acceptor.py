@@ -5,7 +5,7 @@ way to the dispatcher. If one of the two is missing, the dispatcher works from t
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -25,6 +25,7 @@ from modelyard.contract.errors import (
 )
 from modelyard.contract.ids import DEFAULT_TENANT, new_operation_id, operation_id_for_key
 from modelyard.contract.messages import JobRequest
+from modelyard.scheduling.leaving import TAKES_OUT
 from modelyard.store import Store
 from modelyard.store.records import NewOperation, OperationRecord
 
@@ -34,6 +35,14 @@ LOOKUP_S = 0.5
 """How long a request waits for MongoDB to look up its key, its model and its dataset."""
 
 Outcome = Accepted | ModelyardError
+
+
+class KeyReusedError(InvalidRequestError):
+    """The idempotency key belongs to another request, on the job `job_id`."""
+
+    def __init__(self, job_id: str | None) -> None:
+        super().__init__(ErrorCode.IDEMPOTENCY_KEY_REUSED)
+        self.job_id = job_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,7 @@ class PendingRequest:
         """Return the answer to a repeated key: the existing operation, if the request is equal."""
         wanted = (self.operation.payload_hash, self.operation.retry_of)
         if (existing.payload_hash, existing.retry_of) != wanted:
-            return InvalidRequestError(ErrorCode.IDEMPOTENCY_KEY_REUSED)
+            return KeyReusedError(existing.job_id)
         return self.accepted(existing)
 
 
@@ -90,9 +99,18 @@ class Acceptor:
     """Accepts valid requests."""
 
     def __init__(
-        self, store: Store, availability: Availability, dual_write: DualWrite, catalog: CatalogCache
+        self,
+        store: Store,
+        availability: Availability,
+        dual_write: DualWrite,
+        catalog: CatalogCache,
+        leaving: Callable[[str], None],
     ) -> None:
-        """`availability` is that of the store."""
+        """`availability` is that of the store.
+
+        Call `leaving` with a job before its model is to be unloaded, or its container removed.
+        """
+        self._leaving = leaving
         self._store = store
         self._availability = availability
         self._dual_write = dual_write
@@ -100,6 +118,9 @@ class Acceptor:
 
     async def accept(self, pending: Sequence[PendingRequest]) -> list[Outcome]:
         """Return the outcome of each request, in order; the errors are for clients."""
+        for one in pending:
+            if one.request.operation_type in TAKES_OUT:
+                self._leaving(one.request.job_id)
         outcomes = await self._answer_without_write(pending)
         fresh = [one for one in pending if one.operation_id not in outcomes]
         written = await self._dual_write.take([(one.operation, one.request) for one in fresh])
