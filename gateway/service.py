@@ -9,6 +9,7 @@ from gateway.access.key_ring import KeyRing
 from gateway.availability import Availability, Condition
 from gateway.cancels import CancelRequests
 from gateway.inference.job_choice import JobChoice
+from gateway.inference.leaving_jobs import LeavingJobs
 from gateway.reading import BoundedReads
 from gateway.submission.acceptor import Acceptor
 from gateway.submission.catalog_cache import CatalogCache
@@ -57,10 +58,9 @@ class Gateway:
         self._broker_up = Availability("rabbitmq", self._probe_broker, BrokerUnavailableError)
         self._dual_write = DualWrite(store, self._store_up, broker, self._broker_up)
         self.catalog = CatalogCache(store)
-        self.job_choice = JobChoice(store, self._store_up)
-        self.acceptor = Acceptor(
-            store, self._store_up, self._dual_write, self.catalog, self.job_choice.leaving
-        )
+        leaving = LeavingJobs()
+        self.acceptor = Acceptor(store, self._store_up, self._dual_write, self.catalog, leaving)
+        self.job_choice = JobChoice(store, self._store_up, leaving)
         self.reading = BoundedReads(store, self._store_up)
         self.cancels = CancelRequests(store, self.reading, broker, self._broker_up)
         self.replays = Replays(store, self.reading, broker, self._broker_up)

@@ -1,9 +1,8 @@
 """Chooses the job of each inference on a model, from a reading of its jobs.
 
 A reading costs queries, and inferences come by the thousand, so a reading is used for a while. What
-it says may be outdated: a job may be about to end. This gateway avoids a job from the moment in
-which it accepts a TERMINATE or DEPLOY_UNLOAD for it; those that another gateway accepts are in the
-next reading.
+it says may be outdated: a job may be about to end. This gateway avoids a job as soon as it accepts
+a TERMINATE or DEPLOY_UNLOAD for it; those that another gateway accepts are in the next reading.
 """
 
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 from gateway.availability import Availability
 from gateway.inference.least_loaded import LeastLoaded, has_backlog
+from gateway.inference.leaving_jobs import LeavingJobs
 from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
 from modelyard.contract.states import JobState
@@ -28,11 +28,8 @@ READ_S = 1.0
 """How long an inference waits for a reading."""
 WINDOW = 32
 """Most jobs in a reading; if there are more, the next reading has the ones behind them."""
-LEAVING_S = 1.0
-"""How long a job is avoided whose model is to be unloaded; by then each reading says so."""
 MAX_REMEMBERED = 1_000
 """Most models of which a reading is kept."""
-MAX_LEAVING = 10_000
 MAX_GROUP = 32
 """Most models that are read at the same time."""
 
@@ -63,6 +60,7 @@ class JobChoice:
         self,
         store: Store,
         availability: Availability,
+        leaving: LeavingJobs,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -71,8 +69,7 @@ class JobChoice:
         self._availability = availability
         self._clock = clock
         self._readings: dict[Copies, _CopiesReading] = {}
-        self._leaving: dict[str, float] = {}
-        """Until when a job is avoided."""
+        self._leaving = leaving
         # Those who ask at the same time share one reading.
         self._reads: Coalescer[Copies, _CopiesReading] = Coalescer(
             self._read_group, max_items=MAX_GROUP
@@ -97,12 +94,6 @@ class JobChoice:
         refusal = reading.refusal or Refusal(ErrorCode.NO_SERVING_JOB, "")
         raise ModelyardError(refusal.code, refusal.message)
 
-    def leaving(self, job_id: str) -> None:
-        """Avoid a job for a moment: its model is about to be unloaded, or its container removed."""
-        self._leaving.pop(job_id, None)
-        self._leaving[job_id] = self._clock() + LEAVING_S
-        self._forget_who_left()
-
     def _age_s(self, reading: _CopiesReading) -> float:
         return self._clock() - reading.read_at
 
@@ -115,7 +106,6 @@ class JobChoice:
             return known
 
     async def _read_group(self, wanted: Sequence[Copies]) -> list[_CopiesReading | Exception]:
-        self._forget_who_left()
         outdated = [
             one
             for one in dict.fromkeys(wanted)
@@ -166,14 +156,6 @@ class JobChoice:
             message = f"Model {copies.model!r} has the profile batch, which knows only TEMP."
             return Refusal(ErrorCode.UNSUPPORTED_VERB, message)
         return Refusal(ErrorCode.NO_SERVING_JOB, _what_there_is(copies, states))
-
-    def _forget_who_left(self) -> None:
-        now = self._clock()
-        while self._leaving:
-            oldest = next(iter(self._leaving))
-            if self._leaving[oldest] > now and len(self._leaving) <= MAX_LEAVING:
-                return
-            del self._leaving[oldest]
 
 
 def unknown_model(name: str) -> Refusal:

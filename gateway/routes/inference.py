@@ -1,6 +1,7 @@
 """`/v1/models/{name}/infer`: send an inference to whichever job of a model is best placed."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -11,10 +12,10 @@ from gateway.access.authentication import needs
 from gateway.inference.job_choice import unknown_model
 from gateway.problems import FaultyRequestError
 from gateway.routes.dependencies import GatewayDependencies, refuse_repeated
-from gateway.routes.submitting import accepted, answered, awaiting
+from gateway.routes.submitting import Awaited, accepted, answered, awaiting
 from gateway.service import Gateway
 from gateway.submission import bodies
-from gateway.submission.acceptor import KeyReusedError, PendingRequest
+from gateway.submission.acceptor import JobLeavingError, KeyReusedError, PendingRequest
 from gateway.submission.request_reader import InferenceOn
 from modelyard.contract.access.scopes import Principal, scopes_to_submit
 from modelyard.contract.answers import Accepted, Fault
@@ -74,10 +75,18 @@ async def infer(
     wait_s = bodies.preferred_wait(request)
     with ExitStack() as waits:
         async with gateway.reader.inference(request, copies, key, tenant=caller.tenant) as on:
-            pending = await on(await _job_for(gateway, copies, key, tenant=caller.tenant))
-            pending = pending.accepted_now(gateway.store) if wait_s else pending
-            awaited = awaiting(gateway, pending, waits) if wait_s else None
-            outcome = await _accepted(gateway, pending, on)
+
+            async def submitted(*, movable: bool) -> tuple[Accepted, Awaited | None]:
+                job_id = await _job_for(gateway, copies, key, tenant=caller.tenant)
+                pending = replace(await on(job_id), movable=movable)
+                pending = pending.accepted_now(gateway.store) if wait_s else pending
+                awaited = awaiting(gateway, pending, waits) if wait_s else None
+                return await _accepted(gateway, pending, on), awaited
+
+            try:
+                outcome, awaited = await submitted(movable=True)
+            except JobLeavingError:
+                outcome, awaited = await submitted(movable=False)
         return await answered(gateway, outcome, wait_s, request.receive, awaited)
 
 

@@ -5,7 +5,7 @@ way to the dispatcher. If one of the two is missing, the dispatcher works from t
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -13,6 +13,7 @@ import structlog
 
 from gateway import views
 from gateway.availability import Availability
+from gateway.inference.leaving_jobs import LeavingJobs
 from gateway.problems import FaultyRequestError
 from gateway.submission.catalog_cache import CatalogCache
 from gateway.submission.dual_write import DualWrite
@@ -45,6 +46,13 @@ class KeyReusedError(InvalidRequestError):
         self.job_id = job_id
 
 
+class JobLeavingError(ModelyardError):
+    """The job of a movable request is leaving: another one is to be chosen. Nothing was stored."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE)
+
+
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
     """A valid request and its operation, which is not durable yet."""
@@ -56,6 +64,8 @@ class PendingRequest:
     """The JSON pointer to the request in its body."""
     keyed: bool
     """True if the request has an idempotency key."""
+    movable: bool = False
+    """True if the gateway chose its job, and can choose another one if that job is leaving."""
 
     @classmethod
     def of(
@@ -104,12 +114,9 @@ class Acceptor:
         availability: Availability,
         dual_write: DualWrite,
         catalog: CatalogCache,
-        leaving: Callable[[str], None],
+        leaving: LeavingJobs,
     ) -> None:
-        """`availability` is that of the store.
-
-        Call `leaving` with a job before its model is to be unloaded, or its container removed.
-        """
+        """`availability` is that of the store."""
         self._leaving = leaving
         self._store = store
         self._availability = availability
@@ -120,8 +127,12 @@ class Acceptor:
         """Return the outcome of each request, in order; the errors are for clients."""
         for one in pending:
             if one.request.operation_type in TAKES_OUT:
-                self._leaving(one.request.job_id)
+                self._leaving.mark(one.request.job_id)
         outcomes = await self._answer_without_write(pending)
+        # From here to the write nothing is awaited: whoever marks the job now comes behind.
+        for one in pending:
+            if one.movable and one.request.job_id in self._leaving:
+                outcomes.setdefault(one.operation_id, JobLeavingError())
         fresh = [one for one in pending if one.operation_id not in outcomes]
         written = await self._dual_write.take([(one.operation, one.request) for one in fresh])
         lost_race: list[PendingRequest] = []

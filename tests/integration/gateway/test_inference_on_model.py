@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -12,11 +12,14 @@ import pytest
 from deploy.local.mongodb import MongoDB
 from gateway.inference import job_choice
 from gateway.inference.job_choice import FRESH_S
+from gateway.submission.acceptor import PendingRequest
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import MAX_REQUEST_BYTES
 from modelyard.contract.states import JobState, Verb
 from modelyard.process.body_process import LARGE_BODY_BYTES
+from modelyard.store.queries.serving_jobs import Copies
+from modelyard.store.records import OperationRecord
 from tests.support.gateway import (
     Json,
     ServedGateway,
@@ -232,6 +235,40 @@ async def test_nothing_goes_to_a_job_from_the_moment_in_which_it_is_to_be_termin
     end = {"job_id": "a", "operation_type": "TERMINATE"}
     await served.client.post("/v1/jobs/batch", json=[end])
     assert {(await accepted(served))["job_id"] for _ in range(6)} == {"b"}
+
+
+async def test_an_inference_that_a_terminate_overtakes_goes_to_another_job(
+    served: ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks its key up after its job was chosen; the TERMINATE is accepted meanwhile."""
+    await placed(served.store, "a")
+    choose, look_up = served.gateway.job_choice.job_for, served.gateway.acceptor._existing
+    chosen: list[str] = []
+
+    async def choosing(copies: Copies) -> str:
+        chosen.append(await choose(copies))
+        return chosen[-1]
+
+    async def slow_look_up(pending: Sequence[PendingRequest]) -> dict[str, OperationRecord]:
+        monkeypatch.undo()
+        monkeypatch.setattr(served.gateway.job_choice, "job_for", choosing)
+        await placed(served.store, "b")
+        await read_anew(served)
+        await served.submit({"job_id": "a", "operation_type": "TERMINATE"})
+        return await look_up(pending)
+
+    monkeypatch.setattr(served.gateway.job_choice, "job_for", choosing)
+    monkeypatch.setattr(served.gateway.acceptor, "_existing", slow_look_up)
+    key = {"Idempotency-Key": "k", "Prefer": "wait=1"}
+    assert (await accepted(served, headers=key))["job_id"] == "b"
+    assert chosen == ["a", "b"]
+
+
+async def test_the_only_job_gets_an_inference_though_it_is_leaving(served: ServedGateway) -> None:
+    """Its line may load it again; if not, the operation is REJECTED with the reason."""
+    await placed(served.store, "a", spec=spec_of(on_demand=True))
+    await served.submit({"job_id": "a", "operation_type": "DEPLOY_UNLOAD"})
+    assert (await accepted(served))["job_id"] == "a"
 
 
 async def test_a_copy_that_another_gateway_terminates_is_left_out_soon(

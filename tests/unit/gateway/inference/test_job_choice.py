@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.availability import Availability
-from gateway.inference import job_choice
-from gateway.inference.job_choice import FRESH_S, KEPT_S, LEAVING_S, WINDOW, JobChoice
+from gateway.inference import job_choice, leaving_jobs
+from gateway.inference.job_choice import FRESH_S, KEPT_S, WINDOW, JobChoice
+from gateway.inference.leaving_jobs import LEAVING_S, LeavingJobs
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
 from modelyard.contract.states import JobState, Verb
@@ -31,7 +32,8 @@ class Chooser:
         self.hands = MemoryStore(self.database)
         self.now = 1_000.0
         self.availability = Availability("mongodb", self.store.ping, StoreUnavailableError)
-        self.choice = JobChoice(self.store, self.availability, clock=lambda: self.now)
+        self.leaving = LeavingJobs(clock=lambda: self.now)
+        self.choice = JobChoice(self.store, self.availability, self.leaving, clock=lambda: self.now)
 
     @property
     def reads(self) -> int:
@@ -118,7 +120,7 @@ async def test_a_job_that_is_about_to_end_is_avoided_at_once(chooser: Chooser) -
     for name in "ab":
         await placed(chooser.hands, name)
     await chooser.jobs_for(2)
-    chooser.choice.leaving("a")
+    chooser.leaving.mark("a")
     assert await chooser.jobs_for(5) == {"b": 5}
     chooser.now += FRESH_S
     assert await chooser.jobs_for(5) == {"b": 5}  # the record may not say so yet
@@ -129,7 +131,7 @@ async def test_a_job_that_is_about_to_end_is_avoided_at_once(chooser: Chooser) -
 async def test_the_last_job_is_chosen_although_it_may_end(chooser: Chooser) -> None:
     """Whether it is unloaded only, and loaded again for the inference, its line will say."""
     await placed(chooser.hands, "a")
-    chooser.choice.leaving("a")
+    chooser.leaving.mark("a")
     assert await chooser.jobs_for(2) == {"a": 2}
 
 
@@ -183,16 +185,26 @@ async def test_who_finds_no_job_is_told_which_there_are_and_what_to_do(chooser: 
     assert elsewhere.message.startswith("There is no job of model 'm' with the dataset 'ds-1':")
 
 
-async def test_readings_and_marks_are_bounded(
-    chooser: Chooser, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_readings_are_bounded(chooser: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_choice, "MAX_REMEMBERED", 3)
-    monkeypatch.setattr(job_choice, "MAX_LEAVING", 3)
     for number in range(9):
-        chooser.choice.leaving(f"j-{number}")
         await chooser.refusal(Copies(f"m-{number}"))
     assert [copies.model for copies in chooser.choice._readings] == ["m-6", "m-7", "m-8"]
-    assert list(chooser.choice._leaving) == ["j-6", "j-7", "j-8"]
+
+
+def test_marks_of_leaving_jobs_end_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving_jobs, "MAX_LEAVING", 3)
+    now = 0.0
+    jobs = LeavingJobs(clock=lambda: now)
+    for number in range(9):
+        jobs.mark(str(number))
+    assert [one for one in map(str, range(9)) if one in jobs] == ["6", "7", "8"]
+    now = LEAVING_S / 2
+    jobs.mark("7")
+    now = LEAVING_S
+    assert [one for one in map(str, range(9)) if one in jobs] == ["7"]
+    jobs.mark("9")
+    assert len(jobs) == 2
 
 
 async def test_a_request_that_goes_away_takes_no_reading_from_the_others(chooser: Chooser) -> None:
