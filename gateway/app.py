@@ -9,7 +9,16 @@ from gateway.middleware.error_boundary import ErrorBoundary
 from gateway.middleware.query_bounds import QueryBounds
 from gateway.middleware.request_ids import RequestIds
 from gateway.middleware.shutdown import ShutdownMiddleware
-from gateway.routes import catalog, dead_letters, health, hosts, jobs, keys, operations
+from gateway.routes import (
+    catalog,
+    dead_letters,
+    health,
+    hosts,
+    inference,
+    jobs,
+    keys,
+    operations,
+)
 from gateway.service import Gateway
 from modelyard import __version__
 
@@ -33,11 +42,12 @@ def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
         responses=openapi.EVERYWHERE,
     )
     app.state.gateway = gateway
-    app.include_router(jobs.submitting)
+    for direct in (jobs, inference):
+        app.include_router(direct.submitting)
     for routes in (jobs, operations, hosts, catalog, dead_letters, keys, health):
         app.include_router(routes.router)
     problems.install(app)
-    app.add_middleware(DirectRoutes, routes=jobs.submitting.routes)
+    app.add_middleware(DirectRoutes, routes=[*jobs.submitting.routes, *inference.submitting.routes])
     app.add_middleware(QueryBounds)
     app.add_middleware(ErrorBoundary)
     app.add_middleware(ShutdownMiddleware, waiters=gateway.waiters)

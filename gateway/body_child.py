@@ -12,6 +12,7 @@ from gateway.submission.retries import request_again
 from modelyard.contract.errors import InvalidRequestError, ModelyardError
 from modelyard.contract.strict_json import JsonValue
 from modelyard.process.body_child import Part, serve
+from modelyard.store.queries.serving_jobs import Copies
 from modelyard.store.records import OperationRecord
 
 
@@ -19,6 +20,25 @@ def one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> Iterato
     """Yield the one request in a body."""
     try:
         yield pack_asked(requests.read_one(body, key=key, tenant=tenant, max_bytes=max_bytes))
+    except InvalidRequestError as error:
+        yield pack_error(error)
+
+
+def inference(
+    body: bytes,
+    *,
+    copies: dict[str, str],
+    job_id: str,
+    key: str | None,
+    tenant: str,
+    max_bytes: int,
+) -> Iterator[Part]:
+    """Yield the inference in a body, on a job that was chosen."""
+    of = Copies(**copies)
+    try:
+        yield pack_asked(
+            requests.read_inference(body, of, job_id, key=key, tenant=tenant, max_bytes=max_bytes)
+        )
     except InvalidRequestError as error:
         yield pack_error(error)
 
@@ -57,4 +77,4 @@ def again(
 
 
 if __name__ == "__main__":
-    serve({"one": one, "batch": batch, "again": again})
+    serve({"one": one, "inference": inference, "batch": batch, "again": again})

@@ -8,7 +8,7 @@ from pydantic.json_schema import models_json_schema
 from modelyard.contract.access.api_keys import NewApiKey
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
-from modelyard.contract.messages import JobRequest
+from modelyard.contract.messages import InferenceRequest, JobRequest
 from modelyard.contract.views import OperationView
 
 Document = dict[str, Any]
@@ -22,7 +22,7 @@ Submit a request with `POST /v1/jobs`; it answers 202 with the operation, which 
 """
 
 _REFS = "#/components/schemas/{model}"
-_BODIES = (JobRequest, ModelSpec, DatasetSpec, NewApiKey)
+_BODIES = (JobRequest, InferenceRequest, ModelSpec, DatasetSpec, NewApiKey)
 _INPUT = "{model}Input"
 
 
@@ -61,11 +61,8 @@ _CREATE = {
     "operation_type": "DEPLOY_CREATE",
     "container_id": "",
 }
-_INFER = {
-    "job_id": "j-1",
-    "operation_type": "INFER",
-    "input": {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0, 1]}]},
-}
+_INPUTS = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0, 1]}]}
+_INFER = {"job_id": "j-1", "operation_type": "INFER", "input": _INPUTS}
 _MODEL = {
     "image": "models/digits:1",
     "profile": "open-inference",
@@ -142,6 +139,15 @@ SUBMIT_ANSWERS: Responses = {
     ),
     **_BODY_ANSWERS,
 }
+INFERENCE_ANSWERS: Responses = {
+    **SUBMIT_ANSWERS,
+    404: _problem("`not_found`: the catalog has no model of this name."),
+    409: _problem("`no_serving_job`: no job of the model can take an inference now."),
+    422: _problem(
+        "`invalid_request`, `unknown_dataset`, `idempotency_key_reused`, or `unsupported_verb`: "
+        "the model has the profile `batch`."
+    ),
+}
 RETRY_ANSWERS: Responses = {
     200: SUBMIT_ANSWERS[200],
     404: ONE_ANSWERS[404],
@@ -166,6 +172,23 @@ SUBMIT_BODY = {
         },
     ),
     "parameters": [_KEY, _PREFER],
+}
+INFERENCE_BODY = {
+    **_body(
+        "InferenceRequest", {"infer": {"summary": "An inference", "value": {"input": _INPUTS}}}
+    ),
+    "parameters": [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+        {
+            "name": "dataset",
+            "in": "query",
+            "required": False,
+            "description": "Only jobs that were created with this dataset.",
+            "schema": {"type": "string"},
+        },
+        _KEY,
+        _PREFER,
+    ],
 }
 SUBMIT_HEADERS = {"parameters": [_KEY, _PREFER]}
 BATCH_BODY = {

@@ -8,6 +8,8 @@ from gateway.access.authentication import Authentication
 from gateway.access.key_ring import KeyRing
 from gateway.availability import Availability, Condition
 from gateway.cancels import CancelRequests
+from gateway.inference.job_choice import JobChoice
+from gateway.inference.leaving_jobs import LeavingJobs
 from gateway.reading import BoundedReads
 from gateway.submission.acceptor import Acceptor
 from gateway.submission.catalog_cache import CatalogCache
@@ -56,7 +58,9 @@ class Gateway:
         self._broker_up = Availability("rabbitmq", self._probe_broker, BrokerUnavailableError)
         self._dual_write = DualWrite(store, self._store_up, broker, self._broker_up)
         self.catalog = CatalogCache(store)
-        self.acceptor = Acceptor(store, self._store_up, self._dual_write, self.catalog)
+        leaving = LeavingJobs()
+        self.acceptor = Acceptor(store, self._store_up, self._dual_write, self.catalog, leaving)
+        self.job_choice = JobChoice(store, self._store_up, leaving)
         self.reading = BoundedReads(store, self._store_up)
         self.cancels = CancelRequests(store, self.reading, broker, self._broker_up)
         self.replays = Replays(store, self.reading, broker, self._broker_up)
@@ -75,6 +79,7 @@ class Gateway:
                 self._broker_up.watch(),
                 self._dual_write.run(),
                 self.reading.run(),
+                self.job_choice.run(),
                 self.cancels.run(),
                 self.waiters.run(),
                 self.keys.run(),

@@ -5,6 +5,7 @@ FastAPI matches each request against its routers and resolves everything that a 
 the gateway itself does. The routes are FastAPI's own, so the OpenAPI document has them, too.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -19,31 +20,34 @@ from gateway.problems import answer_to
 from modelyard.contract.errors import ModelyardError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+_Template = tuple[str, re.Pattern[str], Endpoint]
+"""A method, and the paths with parameters for which its endpoint is."""
 
 
 class DirectRoutes:
     """Middleware: answers requests for the given routes itself.
 
     Their endpoints take the request, and dependencies that take only the request; other routes
-    raise `TypeError`. Dependencies are not cached, and the app's `dependency_overrides` do not
-    apply.
+    raise `TypeError`. Parameters of a path are in `request.path_params`, as text. Dependencies are
+    not cached, and the app's `dependency_overrides` do not apply.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
-        self._endpoints = {
-            (method, route.path): _endpoint_of(route)
-            for route in routes
-            if isinstance(route, APIRoute)
-            for method in route.methods or ()
-        }
+        self._endpoints: dict[tuple[str, str], Endpoint] = {}
+        self._templates: list[_Template] = []
+        for route in routes:
+            if not isinstance(route, APIRoute):
+                continue
+            endpoint = _endpoint_of(route)
+            for method in route.methods or ():
+                if route.param_convertors:
+                    self._templates.append((method, route.path_regex, endpoint))
+                else:
+                    self._endpoints[method, route.path] = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = (
-            self._endpoints.get((scope["method"], scope["path"]))
-            if scope["type"] == "http"
-            else None
-        )
+        endpoint = self._endpoint(scope) if scope["type"] == "http" else None
         if endpoint is None:
             await self._app(scope, receive, send)
             return
@@ -53,6 +57,17 @@ class DirectRoutes:
         except (ModelyardError, ClientDisconnect) as error:
             response = answer_to(request, error)
         await response(scope, receive, send)
+
+    def _endpoint(self, scope: Scope) -> Endpoint | None:
+        method, path = scope["method"], scope["path"]
+        endpoint = self._endpoints.get((method, path))
+        if endpoint is not None:
+            return endpoint
+        for its_method, template, endpoint in self._templates:
+            if method == its_method and (found := template.match(path)):
+                scope["path_params"] = found.groupdict()
+                return endpoint
+        return None
 
 
 def _endpoint_of(route: APIRoute) -> Endpoint:

@@ -13,6 +13,7 @@ import structlog
 
 from gateway import views
 from gateway.availability import Availability
+from gateway.inference.leaving_jobs import LeavingJobs
 from gateway.problems import FaultyRequestError
 from gateway.submission.catalog_cache import CatalogCache
 from gateway.submission.dual_write import DualWrite
@@ -25,6 +26,7 @@ from modelyard.contract.errors import (
 )
 from modelyard.contract.ids import DEFAULT_TENANT, new_operation_id, operation_id_for_key
 from modelyard.contract.messages import JobRequest
+from modelyard.scheduling.leaving import TAKES_OUT
 from modelyard.store import Store
 from modelyard.store.records import NewOperation, OperationRecord
 
@@ -34,6 +36,21 @@ LOOKUP_S = 0.5
 """How long a request waits for MongoDB to look up its key, its model and its dataset."""
 
 Outcome = Accepted | ModelyardError
+
+
+class KeyReusedError(InvalidRequestError):
+    """The idempotency key belongs to another request, on the job `job_id`."""
+
+    def __init__(self, job_id: str | None) -> None:
+        super().__init__(ErrorCode.IDEMPOTENCY_KEY_REUSED)
+        self.job_id = job_id
+
+
+class JobLeavingError(ModelyardError):
+    """The job of a movable request is leaving: another one is to be chosen. Nothing was stored."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,8 @@ class PendingRequest:
     """The JSON pointer to the request in its body."""
     keyed: bool
     """True if the request has an idempotency key."""
+    movable: bool = False
+    """True if the gateway chose its job, and can choose another one if that job is leaving."""
 
     @classmethod
     def of(
@@ -82,7 +101,7 @@ class PendingRequest:
         """Return the answer to a repeated key: the existing operation, if the request is equal."""
         wanted = (self.operation.payload_hash, self.operation.retry_of)
         if (existing.payload_hash, existing.retry_of) != wanted:
-            return InvalidRequestError(ErrorCode.IDEMPOTENCY_KEY_REUSED)
+            return KeyReusedError(existing.job_id)
         return self.accepted(existing)
 
 
@@ -90,9 +109,15 @@ class Acceptor:
     """Accepts valid requests."""
 
     def __init__(
-        self, store: Store, availability: Availability, dual_write: DualWrite, catalog: CatalogCache
+        self,
+        store: Store,
+        availability: Availability,
+        dual_write: DualWrite,
+        catalog: CatalogCache,
+        leaving: LeavingJobs,
     ) -> None:
         """`availability` is that of the store."""
+        self._leaving = leaving
         self._store = store
         self._availability = availability
         self._dual_write = dual_write
@@ -100,7 +125,14 @@ class Acceptor:
 
     async def accept(self, pending: Sequence[PendingRequest]) -> list[Outcome]:
         """Return the outcome of each request, in order; the errors are for clients."""
+        for one in pending:
+            if one.request.operation_type in TAKES_OUT:
+                self._leaving.mark(one.request.job_id)
         outcomes = await self._answer_without_write(pending)
+        # From here to the write nothing is awaited: whoever marks the job now comes behind.
+        for one in pending:
+            if one.movable and one.request.job_id in self._leaving:
+                outcomes.setdefault(one.operation_id, JobLeavingError())
         fresh = [one for one in pending if one.operation_id not in outcomes]
         written = await self._dual_write.take([(one.operation, one.request) for one in fresh])
         lost_race: list[PendingRequest] = []

@@ -4,8 +4,8 @@ A large body would block the event loop while it is parsed.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Request
 
@@ -13,13 +13,14 @@ from gateway.submission.acceptor import PendingRequest
 from gateway.submission.bodies import receive
 from gateway.submission.body_budget import BodyBudget
 from gateway.submission.request_transfer import unpack
-from gateway.submission.requests import RefusedRequest, read_batch, read_one
+from gateway.submission.requests import RefusedRequest, read_batch, read_inference, read_one
 from gateway.submission.retries import request_again
 from modelyard.contract.json_bounds import CATALOG_LIMITS
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
 from modelyard.contract.strict_json import JsonValue, parse_json
 from modelyard.process.body_child import Part
 from modelyard.process.body_process import LARGE_BODY_BYTES, BodyProcess
+from modelyard.store.queries.serving_jobs import Copies
 from modelyard.store.records import OperationRecord
 
 MODULE = "gateway.body_child"
@@ -27,6 +28,9 @@ MAX_CATALOG_BYTES = 256 << 10
 """Most bytes of a model or a dataset. It holds few values, so it is parsed in this process."""
 _UNPACKED_AT_ONCE = 32
 """Requests that are unpacked before the event loop may run other tasks."""
+
+InferenceOn = Callable[[str], Awaitable[PendingRequest]]
+"""Returns an inference on the job of this id."""
 
 
 class RequestReader:
@@ -68,6 +72,30 @@ class RequestReader:
             [part] = await self._process.ask("one", arguments, body)
             async with self._durable_turn:
                 yield _only(part)
+
+    @asynccontextmanager
+    async def inference(
+        self, request: Request, copies: Copies, key: str | None, *, tenant: str
+    ) -> AsyncIterator[InferenceOn]:
+        """Yield what returns the inference in a body on a job that was chosen.
+
+        It may be called again with another job: then an earlier request with its key went there.
+        """
+        most = self.max_request_bytes
+        async with receive(request, self.budget, max_bytes=most) as body, AsyncExitStack() as turn:
+            given = {"key": key, "tenant": tenant, "max_bytes": most}
+
+            async def read_small(job_id: str) -> PendingRequest:
+                return read_inference(body, copies, job_id, key=key, tenant=tenant, max_bytes=most)
+
+            async def read_large(job_id: str) -> PendingRequest:
+                await turn.aclose()
+                arguments = {"copies": copies.criteria, "job_id": job_id, **given}
+                [part] = await self._process.ask("inference", arguments, body)
+                await turn.enter_async_context(self._durable_turn)
+                return _only(part)
+
+            yield read_small if len(body) < LARGE_BODY_BYTES else read_large
 
     @asynccontextmanager
     async def batch(

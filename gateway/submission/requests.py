@@ -10,9 +10,11 @@ from gateway.problems import FaultyRequestError, faults_of
 from gateway.submission.acceptor import PendingRequest
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
-from modelyard.contract.messages import MAX_BATCH, JobRequest
+from modelyard.contract.messages import MAX_BATCH, InferenceRequest, JobRequest
+from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue, parse_json
 from modelyard.contract.validation import size_errors, unknown_names
+from modelyard.store.queries.serving_jobs import Copies
 
 _LIST_NAME = "requests"
 _MAX_JOB_ID_CHARS = 128
@@ -31,6 +33,24 @@ class RefusedRequest:
 def read_one(body: bytes, *, key: str | None, tenant: str, max_bytes: int) -> PendingRequest:
     """Return the one request in a body; raises `InvalidRequestError`."""
     request = validated(JobRequest, parse_json(body, max_bytes=max_bytes))
+    return PendingRequest.of(request, key, tenant=tenant)
+
+
+def read_inference(
+    body: bytes, copies: Copies, job_id: str, *, key: str | None, tenant: str, max_bytes: int
+) -> PendingRequest:
+    """Return the inference in a body, on a job that was chosen; raises `InvalidRequestError`.
+
+    It names its model and dataset: should the job be another one's by then, it is REJECTED.
+    """
+    asked = validated(InferenceRequest, parse_json(body, max_bytes=max_bytes))
+    request = JobRequest(
+        job_id=job_id,
+        operation_type=Verb.INFER,
+        model=copies.model,
+        dataset=copies.dataset,
+        **{name: getattr(asked, name) for name in asked.model_fields_set},
+    )
     return PendingRequest.of(request, key, tenant=tenant)
 
 

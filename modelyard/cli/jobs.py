@@ -6,7 +6,7 @@ import typer
 
 from modelyard.cli.exit_codes import FAILED
 from modelyard.cli.options import Context, File, Key, Limit, OnHost, Wait
-from modelyard.cli.session import json_file, json_text, mapping, session_of, submitted
+from modelyard.cli.session import finish, json_file, json_text, mapping, session_of, submitted
 from modelyard.client.endpoints import RequestOptions, request
 from modelyard.contract.states import JobState, Verb
 
@@ -58,20 +58,36 @@ def load(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None
     submitted(session_of(ctx), request(Verb.DEPLOY_LOAD, job, {}), wait=wait, key=key)
 
 
-def infer(
+def infer(  # noqa: PLR0913 - options
     ctx: Context,
-    job: Job,
+    job: Annotated[str | None, typer.Argument(help="The job; or give --model.")] = None,
     *,
     input: Annotated[str, typer.Option(help="JSON, @FILE, or - for standard input.")],  # noqa: A002
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Ask whichever job of this model is best placed."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", help="With --model: only jobs that have this dataset."),
+    ] = None,
     wait: Wait = False,
     key: Key = None,
 ) -> None:
-    """Send an input to a job's model; --wait prints the answer.
+    """Send an input to a job's model, or to any job of a model; --wait prints the answer.
 
     Use `submit` to give timeouts, a priority or metadata.
     """
-    body = request(Verb.INFER, job, {}, input=json_text(input))
-    submitted(session_of(ctx), body, wait=wait, key=key)
+    session, value = session_of(ctx), json_text(input)
+    if job is not None and model is None:
+        if dataset is not None:
+            raise typer.BadParameter("a job has its dataset", param_hint="--dataset")
+        submitted(session, request(Verb.INFER, job, {}, input=value), wait=wait, key=key)
+    elif model is not None and job is None:
+        accepted = session.yard.infer_model(model, value, dataset=dataset, idempotency_key=key)
+        finish(session, accepted, wait=wait)
+    else:
+        raise typer.BadParameter("give a job or --model, and not both", param_hint="JOB")
 
 
 def unload(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:

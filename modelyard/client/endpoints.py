@@ -60,14 +60,19 @@ class OperationFailed(Exception):  # noqa: N818 - named as the state that it rep
         super().__init__(f"operation {operation.operation_id} ended {operation.state}{reason}")
 
 
-class RequestOptions(TypedDict, total=False):
-    """Optional fields of every request; see `JobRequest`."""
+class InferenceOptions(TypedDict, total=False):
+    """Optional fields of an inference on a model; see `InferenceRequest`."""
 
-    container_id: str
     priority: int
     timeout_s: float
     queue_timeout_s: float
     metadata: dict[str, str]
+
+
+class RequestOptions(InferenceOptions, total=False):
+    """Optional fields of every request on a job; see `JobRequest`."""
+
+    container_id: str
 
 
 class PageFilters(TypedDict, total=False):
@@ -145,6 +150,24 @@ def request(
 def submit(request: Request, key: str | None) -> Call[Accepted]:
     """Submit one request; if the caller gives no key, it gets a random one."""
     return Call("POST", "/v1/jobs", _reader(Accepted), body=_dumped(request), headers=_key(key))
+
+
+def infer_model(
+    model: str,
+    dataset: str | None,
+    key: str | None,
+    options: InferenceOptions,
+    input: JsonValue,  # noqa: A002 - the name in the API
+) -> Call[Accepted]:
+    """Submit an inference on any job of a model, with a random key if the caller gives none."""
+    return Call(
+        "POST",
+        f"/v1/models/{_quoted(model)}/infer",
+        _reader(Accepted),
+        body=dump_json({"input": input, **options}),
+        params={} if dataset is None else {"dataset": dataset},
+        headers=_key(key),
+    )
 
 
 def submit_batch(requests: Sequence[Request], key: str | None) -> Call[tuple[BatchItem, ...]]:

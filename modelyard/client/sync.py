@@ -11,6 +11,7 @@ from modelyard.client import endpoints
 from modelyard.client.credentials import authorization
 from modelyard.client.endpoints import (
     LONGEST_POLL_S,
+    InferenceOptions,
     Request,
     RequestOptions,
     id_of,
@@ -123,6 +124,23 @@ class Modelyard:
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
         return self.submit(endpoints.request(Verb.INFER, job_id, options, input=input))
+
+    def infer_model(
+        self,
+        model: str,
+        input: JsonValue,  # noqa: A002 - the name in the API
+        *,
+        dataset: str | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[InferenceOptions],
+    ) -> Accepted:
+        """Send an input to whichever job of a model is best placed; the answer names the job.
+
+        With `dataset` only jobs that were created with it are asked. Raises `ApiError` with
+        `no_serving_job` if there is none that could take it now.
+        """
+        call = endpoints.infer_model(model, dataset, idempotency_key, options, input)
+        return self._send(call)
 
     def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Take the job's model out of memory."""

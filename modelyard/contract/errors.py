@@ -36,6 +36,7 @@ class ErrorCode(StrEnum):
 
     # HTTP only.
     NOT_FOUND = "not_found"
+    NO_SERVING_JOB = "no_serving_job"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     RESULT_NOT_READY = "result_not_ready"
     NO_RESULT = "no_result"
@@ -117,6 +118,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.CROSS_SITE: "A web page of another site may not send this request.",
         ErrorCode.MISDIRECTED: "This gateway does not serve the host name of the request.",
         ErrorCode.NOT_FOUND: "There is nothing at this address.",
+        ErrorCode.NO_SERVING_JOB: "No job of the model can take an inference now.",
         ErrorCode.METHOD_NOT_ALLOWED: "This address does not support this method.",
         ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",
         ErrorCode.NO_RESULT: "The operation ended without a result.",

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -69,6 +70,12 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
+def _given(value: object) -> object:
+    if value is None:
+        raise ValueError("an inference needs an input")
+    return value
+
+
 OptionalId = Annotated[
     Id | None, BeforeValidator(_empty_is_none, json_schema_input_type=Id | Literal[""] | None)
 ]
@@ -100,21 +107,13 @@ class Message(BaseModel):
     )
 
 
-class JobRequest(BaseModel):
-    """One request on a job: the same schema over HTTP and AMQP."""
+class RequestFields(BaseModel):
+    """What a request says besides what it is about. A field that is not known is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
     )
 
-    job_id: Id
-    operation_type: Verb = Field(strict=False)
-    model: OptionalId = None
-    """Required for DEPLOY_CREATE and TEMP; for the other verbs it must be the job's model."""
-    dataset: OptionalId = None
-    container_id: ContainerClaim = None
-    """Optional. DEPLOY_CREATE and TEMP ignore it. The other verbs are REJECTED unless it is the id
-    of the job's container, in full or at least its first 12 characters."""
     input: Any = None
     """Any JSON; INFER and TEMP send it to the model."""
     priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY, strict=True)
@@ -130,6 +129,26 @@ class JobRequest(BaseModel):
         default_factory=dict, max_length=MAX_METADATA
     )
     """The client's own notes. Modelyard stores and returns them, and never reads them."""
+
+
+class InferenceRequest(RequestFields):
+    """An inference on any job of a model: `POST /v1/models/{name}/infer`."""
+
+    input: Annotated[Any, AfterValidator(_given)]
+    """Any JSON but null; it is sent to the model."""
+
+
+class JobRequest(RequestFields):
+    """One request on a job: the same schema over HTTP and AMQP."""
+
+    job_id: Id
+    operation_type: Verb = Field(strict=False)
+    model: OptionalId = None
+    """Required for DEPLOY_CREATE and TEMP; for the other verbs it must be the job's model."""
+    dataset: OptionalId = None
+    container_id: ContainerClaim = None
+    """Optional. DEPLOY_CREATE and TEMP ignore it. The other verbs are REJECTED unless it is the id
+    of the job's container, in full or at least its first 12 characters."""
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from modelyard.contract.answers import Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
-from modelyard.contract.messages import Event, JobRequest, Submission
+from modelyard.contract.messages import Event, InferenceRequest, JobRequest, Submission
 from modelyard.contract.views import FootprintView, HostView, JobView, OperationView
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -25,6 +25,7 @@ Mode = Literal["validation", "serialization"]
 # Messages that Modelyard reads are described as input, those that only it writes as output.
 PUBLIC: dict[str, tuple[type[BaseModel], Mode]] = {
     "job-request": (JobRequest, "validation"),
+    "inference-request": (InferenceRequest, "validation"),
     "submission": (Submission, "validation"),
     "event": (Event, "validation"),
     "operation-view": (OperationView, "serialization"),

@@ -17,6 +17,7 @@ from modelyard.store.jobs import Jobs
 from modelyard.store.leases import Leases
 from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
+from modelyard.store.queries.serving_jobs import ServingJobs
 from modelyard.store.results import Results
 
 
@@ -30,6 +31,7 @@ class Store:
         self.operation_queries = OperationQueries(self._connection)
         self.operations = Operations(self._connection, self.operation_queries)
         self.jobs = Jobs(self._connection)
+        self.serving_jobs = ServingJobs(self._connection)
         self.hosts = Hosts(self._connection)
         self.models = CatalogCollection(self._connection, "models", ModelSpec)
         self.datasets = CatalogCollection(self._connection, "datasets", DatasetSpec)

@@ -32,6 +32,7 @@ would make its whole collection unreadable."""
 
 DEFAULT_DATABASE = "modelyard"
 DUPLICATE_KEY = 11_000
+BAD_VALUE = 2
 ASK_TIME_EVERY_S = 10.0
 """Seconds after which the database is asked for the time again."""
 

@@ -9,6 +9,7 @@ from modelyard.store.connection import MongoConnection
 _OPEN = {"partialFilterExpression": {"open": True}}
 UNBROUGHT = "unbrought"
 UNPUBLISHED = "unpublished"
+COPIES = "copies"
 
 INDEXES: dict[str, list[IndexModel]] = {
     "operations": [
@@ -87,6 +88,8 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="idle_unloading",
             partialFilterExpression={"idle_unload_s": {"$gt": 0}},
         ),
+        # The copies of a model by state: for inferences that any of them may answer.
+        IndexModel([("model", ASCENDING), ("state", ASCENDING), ("_id", ASCENDING)], name=COPIES),
         IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)], name="page"),
         IndexModel(
             [("state", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],

@@ -424,7 +424,10 @@ def _assignment_write(one: Assignment, token: str) -> UpdateOne:
             "model": one.spec.name,
             "dataset": one.dataset_spec.name if one.dataset_spec else None,
             "devices": list(one.devices),
+            # What queries ask of a spec, which is stored as text.
             "idle_unload_s": one.spec.residency.idle_unload_s,
+            "on_demand": one.spec.residency.on_demand,
+            "max_concurrency": one.spec.max_concurrency,
         }
     return UpdateOne(
         {"_id": one.job_id, "version": one.seen_version},

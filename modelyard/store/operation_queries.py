@@ -8,7 +8,7 @@ from typing import Any
 from pymongo.errors import OperationFailure
 
 from modelyard.contract.states import OperationState, Verb
-from modelyard.store.connection import MongoConnection
+from modelyard.store.connection import BAD_VALUE, MongoConnection
 from modelyard.store.indexes import UNBROUGHT, UNPUBLISHED
 from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES, ResultPlace, older
 from modelyard.store.paging import Page, Position, page_filter, to_page
@@ -30,7 +30,6 @@ class KnownOperation:
     """When it was recorded, and its position among those that its process recorded then."""
 
 
-_BAD_VALUE = 2  # of MongoDB's error codes
 _KNOWN_FIELDS = dict.fromkeys(
     ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place"), 1
 )
@@ -278,7 +277,7 @@ class OperationQueries:
             async with self._connection.answering():
                 found = await cursor.to_list(None)
         except OperationFailure as error:
-            if index is None or error.code != _BAD_VALUE:
+            if index is None or error.code != BAD_VALUE:
                 raise
             return await self._find_known(criteria, limit=limit)
         return {

@@ -25,7 +25,7 @@ from tests.fakes.broker_links import Call, Link
 from tests.fakes.mongodb_expressions import evaluate
 from tests.fakes.mongodb_queries import in_order, matches, projected
 from tests.fakes.mongodb_updates import Update, seed_of, updated
-from tests.fakes.mongodb_values import Document, NotKnownError, value_at
+from tests.fakes.mongodb_values import MISSING, Document, NotKnownError, same, value_at
 
 T = TypeVar("T")
 Watcher = Callable[[str, Document | None, Document], None]
@@ -131,7 +131,10 @@ class MemoryCollection:
         found = await self.find(query, projection, limit=1).to_list(None)
         return found[0] if found else None
 
-    def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> MemoryCursor:
+    def aggregate(
+        self, pipeline: Sequence[Mapping[str, Any]], *, hint: str | None = None
+    ) -> MemoryCursor:
+        del hint  # there are no indexes
         stages = as_stored(list(pipeline))
 
         async def read(_: MemoryCursor) -> list[Document]:
@@ -344,6 +347,8 @@ class MemoryCollection:
                 return [projected(one, given) for one in documents]
             case "$addFields":
                 return [_with_fields(one, given, now) for one in documents]
+            case "$group":
+                return _grouped(documents, given, now)
         raise NotKnownError(f"the stage {name}")
 
     async def _looked_up(self, document: Document, given: Mapping[str, Any]) -> Document:
@@ -358,6 +363,26 @@ class MemoryCollection:
 def _with_fields(document: Document, fields: Mapping[str, Any], now: datetime) -> Document:
     known = {"ROOT": document, "NOW": now}
     return document | {field: evaluate(value, known) for field, value in fields.items()}
+
+
+def _grouped(documents: list[Document], given: Mapping[str, Any], now: datetime) -> list[Document]:
+    """Put documents together by the value of `_id`; in each other field one operator adds up."""
+    groups: list[Document] = []
+    for document in documents:
+        known = {"ROOT": document, "NOW": now}
+        key = evaluate(given["_id"], known)
+        key = None if key is MISSING else key
+        group = next((one for one in groups if same(one["_id"], key)), None)
+        if group is None:
+            groups.append(group := {"_id": key})
+        for field, adds in given.items():
+            if field != "_id":
+                ((operator, value),) = adds.items()
+                if operator not in ("$sum", "$max"):
+                    raise NotKnownError(f"the accumulator {operator}")
+                so_far = [{"$literal": group[field]}] if field in group else []
+                group[field] = evaluate({operator: [*so_far, value]}, known)
+    return groups
 
 
 def as_stored_answer(answer: T) -> T:

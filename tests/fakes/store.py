@@ -19,6 +19,7 @@ from modelyard.store.jobs import Jobs
 from modelyard.store.leases import Leases
 from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
+from modelyard.store.queries.serving_jobs import ServingJobs
 from modelyard.store.results import Results
 from tests.fakes.broker_links import Call, Link
 from tests.fakes.mongodb import MemoryCollection, MemoryDatabase
@@ -115,6 +116,7 @@ class MemoryStore(Store):
         self.operation_queries = OperationQueries(connection)
         self.operations = Operations(connection, self.operation_queries)
         self.jobs = Jobs(connection)
+        self.serving_jobs = ServingJobs(connection)
         self.hosts = Hosts(connection)
         self.models = CatalogCollection(connection, "models", ModelSpec)
         self.datasets = CatalogCollection(connection, "datasets", DatasetSpec)

@@ -1,4 +1,7 @@
-"""What one inference on a loaded job costs, from HTTP request to answer: counted, not timed.
+"""What one inference on a loaded model costs, from HTTP request to answer: counted, not timed.
+
+Asked of its job, and of the model, so that the gateway chooses the job: once it has read which jobs
+there are, that costs nothing more.
 
 The real gateway, dispatcher and worker run over broker, store and engine in memory, on a virtual
 clock. Nothing takes time there but what is counted, so the time that passes is the count.
@@ -7,7 +10,7 @@ clock. Nothing takes time there but what is counted, so the time that passes is 
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import httpx2
 import pytest
@@ -27,10 +30,15 @@ READS_IN_SERIES = 0
 MOST_CALLS = {Call.WRITE: 4, Call.READ: 0, Call.DURABLE_MESSAGE: 3, Call.PASSING_MESSAGE: 2}
 """Most commands to the database, and most messages, of all processes together."""
 
+READS_TO_CHOOSE = 1
+"""Most reads in series more, if the gateway has not read lately which jobs the model has."""
+
 HOST, JOB, MODEL = "h1", "j1", "http"
+INPUT = {"input": {"operation": "one"}}
 READ_S = 0.000_1
 DURABLE_S = 0.001
 """What a call takes. A read beside a write is not in series with it: it is answered earlier."""
+COSTS_S = {Call.READ: READ_S, Call.WRITE: DURABLE_S, Call.DURABLE_MESSAGE: DURABLE_S}
 TRIES = 4
 """Inferences that are counted. The least is the count: periodic work may fall upon some of them."""
 BETWEEN_S, AFTER_S = 0.7, 0.1
@@ -55,11 +63,21 @@ class Fleet:
         self._ask(Verb.DEPLOY_LOAD)
         self.infer()
 
-    def infer(self) -> tuple[float, Counter[Call]]:
-        """Have an inference done; return the seconds until its answer, and all calls for it."""
+    def infer(self, of: str = JOB) -> tuple[float, Counter[Call]]:
+        """Have an inference done; return the seconds until its answer, and all calls for it.
+
+        It is asked of the job or of the model.
+        """
         self._loop.advance(BETWEEN_S)
+        return self.infer_again(of)
+
+    def infer_again(self, of: str = JOB) -> tuple[float, Counter[Call]]:
+        """Do as `infer`, soon after the one before."""
         before, began = self._calls, self._loop.time()
-        self._ask(Verb.INFER, input={"operation": "one"})
+        if of == JOB:
+            self._ask(Verb.INFER, **INPUT)
+        else:
+            self._post(f"/v1/models/{of}/infer", INPUT)
         took_s = self._loop.time() - began
         self._loop.advance(AFTER_S)
         return took_s, self._calls - before
@@ -75,14 +93,16 @@ class Fleet:
 
     def answers(self) -> tuple[dict[str, object], dict[str, object]]:
         """Return the answer to a request that waits, and what is read of its operation then."""
-        waited = self._ask(Verb.INFER, input={"operation": "one"})
+        waited = self._ask(Verb.INFER, **INPUT)
         self._loop.advance(AFTER_S)
         read = self._loop.run(self._client.get(f"/v1/operations/{waited['operation_id']}"))
         return waited, read.json()
 
     def _ask(self, verb: Verb, **more: object) -> dict[str, object]:
-        request = {"job_id": JOB, "operation_type": verb, **more}
-        posting = self._client.post("/v1/jobs", json=request, headers={"Prefer": "wait=60"})
+        return self._post("/v1/jobs", {"job_id": JOB, "operation_type": verb, **more})
+
+    def _post(self, path: str, request: Mapping[str, object]) -> dict[str, object]:
+        posting = self._client.post(path, json=request, headers={"Prefer": "wait=60"})
         answer = self._loop.run(posting)
         assert (answer.status_code, answer.json()["state"]) == (200, "SUCCEEDED"), answer.text
         body: dict[str, object] = answer.json()
@@ -103,20 +123,46 @@ def fleet() -> Iterator[Fleet]:
             asyncio.set_event_loop(None)
 
 
+def in_series(took_s: float) -> tuple[int, int]:
+    """Return how many durable waits and how many reads an inference waited for."""
+    return divmod(round(took_s / READ_S), round(DURABLE_S / READ_S))
+
+
 def test_it_waits_for_few_durable_writes_and_for_no_reads_one_after_another(fleet: Fleet) -> None:
-    fleet.take_time(
-        {Call.READ: READ_S, Call.WRITE: DURABLE_S, Call.DURABLE_MESSAGE: DURABLE_S},
-    )
-    took_s = min(fleet.infer()[0] for _ in range(TRIES))
-    durable, reads = divmod(round(took_s / READ_S), round(DURABLE_S / READ_S))
+    fleet.take_time(COSTS_S)
+    durable, reads = in_series(min(fleet.infer()[0] for _ in range(TRIES)))
+    assert durable <= DURABLE_WAITS_IN_SERIES
+    assert reads <= READS_IN_SERIES
+
+
+def test_asked_of_the_model_it_waits_for_one_read_more_and_soon_after_for_none(
+    fleet: Fleet,
+) -> None:
+    fleet.take_time(COSTS_S)
+    pairs = [(fleet.infer(MODEL)[0], fleet.infer_again(MODEL)[0]) for _ in range(TRIES)]
+    durable, reads = in_series(min(first for first, _ in pairs))
+    assert durable <= DURABLE_WAITS_IN_SERIES
+    assert reads <= READS_IN_SERIES + READS_TO_CHOOSE
+    durable, reads = in_series(min(again for _, again in pairs))
     assert durable <= DURABLE_WAITS_IN_SERIES
     assert reads <= READS_IN_SERIES
 
 
 def test_all_processes_together_make_few_calls_for_it(fleet: Fleet) -> None:
-    counts = [fleet.infer()[1] for _ in range(TRIES)]
-    least = {call: min(count[call] for count in counts) for call in Call}
-    assert {call: least[call] for call in MOST_CALLS if least[call] > MOST_CALLS[call]} == {}
+    assert too_many([fleet.infer()[1] for _ in range(TRIES)], MOST_CALLS) == {}
+
+
+def test_asked_of_the_model_they_make_one_read_more_and_soon_after_none(fleet: Fleet) -> None:
+    pairs = [(fleet.infer(MODEL)[1], fleet.infer_again(MODEL)[1]) for _ in range(TRIES)]
+    with_reading = MOST_CALLS | {Call.READ: MOST_CALLS[Call.READ] + READS_TO_CHOOSE}
+    assert too_many([first for first, _ in pairs], with_reading) == {}
+    assert too_many([again for _, again in pairs], MOST_CALLS) == {}
+
+
+def too_many(counts: Sequence[Counter[Call]], most: Mapping[Call, int]) -> dict[Call, int]:
+    """Return the calls of which even the fewest are more than there may be."""
+    least = {call: min(count[call] for count in counts) for call in most}
+    return {call: count for call, count in least.items() if count > most[call]}
 
 
 def test_what_a_waiting_request_is_told_is_what_the_record_says(fleet: Fleet) -> None:

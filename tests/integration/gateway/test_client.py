@@ -19,6 +19,7 @@ from modelyard.contract.states import JobState, OperationState
 from modelyard.store.capacity.footprints import FootprintKey, Peak
 from modelyard.store.records import DeadLetter
 from tests.support.gateway import ServedGateway, fill_catalog, serving
+from tests.support.placed import placed, spec_of
 
 PAYLOAD = b"\x1b[2J [bold]not markup"
 LETTER = DeadLetter(
@@ -77,6 +78,23 @@ async def test_the_asynchronous_client_reads_pages_batches_and_the_catalog(
         with pytest.raises(ApiError) as caught:
             await client.dataset("d")
         assert caught.value.code == "not_found"
+
+
+async def test_an_inference_on_a_model_names_the_job_that_got_it(served: ServedGateway) -> None:
+    await served.store.models.put(spec_of())
+    await placed(served.store, "j-1", dataset="ds-550")
+    async with AsyncModelyard(served.url) as client:
+        asked = await client.infer_model("m", [1], dataset="ds-550", metadata={"by": "me"})
+        assert asked.job_id == "j-1"
+        assert (await client.operation(asked)).metadata == {"by": "me"}
+        with pytest.raises(ApiError) as refused:
+            await client.infer_model("m", [1], dataset="other")
+    assert (refused.value.code, refused.value.status) == ("no_serving_job", 409)
+    with Modelyard(served.url) as one:
+        first, again = [
+            await asyncio.to_thread(one.infer_model, "m", 1, idempotency_key="k") for _ in range(2)
+        ]
+    assert first == again
 
 
 async def test_a_failure_carries_its_cause(served: ServedGateway) -> None:
@@ -154,6 +172,22 @@ async def test_waiting_shows_the_states_and_prints_the_result(served: ServedGate
     assert ran.code == 0
     assert json.loads(ran.out) == {"y": "ü"}
     assert ran.err.splitlines() == ["INFER j-1 QUEUED", "INFER j-1 SUCCEEDED on h-1"]
+
+
+async def test_an_inference_on_a_model_is_followed_like_any_other(served: ServedGateway) -> None:
+    refused = await run(served.url, "infer", "--model", "m-131", "--input", "1")
+    assert (refused.code, "profile batch" in refused.err) == (1, True)
+    await placed(served.store, "j-1", spec=spec_of("digits"), dataset="ds-550")
+    await served.store.models.put(spec_of("digits"))
+    arguments = ("infer", "-m", "digits", "-d", "ds-550", "--input", "[1]", "--wait", "--key", "k")
+    running = asyncio.create_task(run(served.url, *arguments))
+    [submission] = await served.published(1)
+    operation_id = operation_id_for_key("k")
+    assert submission.requests[0].operation_id == operation_id
+    await served.finish(operation_id, result_json="[2]")
+    ran = await running
+    assert (ran.code, json.loads(ran.out)) == (0, [2])
+    assert ran.err.splitlines()[-1] == "INFER j-1 SUCCEEDED on h-1"
 
 
 async def test_a_failed_operation_is_exit_code_1(served: ServedGateway) -> None:
@@ -390,6 +424,9 @@ async def test_wrong_usage_is_exit_code_2_and_says_why(served: ServedGateway) ->
     wrong = {
         ("infer", "j-1"): "--input",
         ("infer", "j-1", "--input", "{"): "--input",
+        ("infer", "--input", "1"): "--model",
+        ("infer", "j-1", "--model", "m", "--input", "1"): "not both",
+        ("infer", "j-1", "--dataset", "d", "--input", "1"): "--dataset",
         ("create", "j-1"): "--model",
         ("submit", "/nowhere.json"): "No such file",
         ("terminate", "a/b"): "job_id",

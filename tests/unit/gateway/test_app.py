@@ -82,6 +82,7 @@ async def test_the_openapi_document_is_whole(app: FastAPI) -> None:
         "/v1/models",
         "/v1/models/{name}",
         "/v1/models/{name}/footprints",
+        "/v1/models/{name}/infer",
         "/v1/datasets",
         "/v1/datasets/{name}",
         "/livez",
@@ -114,6 +115,10 @@ async def test_every_body_is_described_with_an_example(app: FastAPI) -> None:
     assert set(submit["responses"]) == {
         "200", "202", "400", "401", "403", "408", "413", "415", "422", "429", "500", "503",
     }  # fmt: skip
+    infer = document["paths"]["/v1/models/{name}/infer"]["post"]
+    named = {one["name"] for one in infer["parameters"]}
+    assert named == {"name", "dataset", "Idempotency-Key", "Prefer"}
+    assert set(infer["responses"]) == {*submit["responses"], "404", "409"}
     retry = document["paths"]["/v1/operations/{operation_id}/retry"]["post"]
     names = {one["name"] for one in retry["parameters"]}
     assert names == {"operation_id", "Idempotency-Key", "Prefer"}

@@ -1,0 +1,1 @@
+"""Inferences on a model: which of its jobs takes each of them."""

@@ -1,0 +1,1 @@
+"""Queries over more than one collection, each for one purpose."""
