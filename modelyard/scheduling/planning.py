@@ -29,6 +29,8 @@ from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRec
 
 UNWANTED = "It was withdrawn: its model had no room, and nothing in line needs it any more."
 WITHDRAWN = "It was withdrawn: no host could take it, and a TERMINATE waited behind it."
+URGENT = 50
+"""Most urgent operations without a host that join a pass in which some job may take capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,24 @@ def catalog_names(line: JobLine) -> frozenset[tuple[str, str]]:
     )
 
 
+def may_take_capacity(line: JobLine) -> bool:
+    """Tell whether an operation of a line may need room on a host."""
+    return any(one.places or one.verb is Verb.DEPLOY_LOAD for one in line.operations)
+
+
+def placement_request(decision: PlaceAndDispatch) -> PlacementRequest:
+    """Return what an operation that is to be placed needs of its host."""
+    operation = decision.operation
+    request = PlacementRequest.of(
+        decision.job,
+        decision.spec,
+        at_once=operation.verb is Verb.TEMP,
+        dataset=decision.dataset,
+        avoid=frozenset(operation.avoid),
+    )
+    return replace(request, temporary=operation.verb is Verb.TEMP)
+
+
 def _urgency(decision: Decision) -> tuple[int, int]:
     return decision.operation.rank, decision.operation.line or 0
 
@@ -137,15 +157,7 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
 
 def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapacity) -> None:
     operation, job, ended_by = decision.operation, decision.job, decision.ended_by
-    request = PlacementRequest.of(
-        job,
-        decision.spec,
-        at_once=operation.verb is Verb.TEMP,
-        dataset=decision.dataset,
-        avoid=frozenset(operation.avoid),
-    )
-    if operation.verb is Verb.TEMP:
-        request = replace(request, temporary=True)
+    request = placement_request(decision)
     chosen = capacity.place(request)
     if isinstance(chosen, Placed):
         generation = chosen.allocation.generation
