@@ -35,7 +35,7 @@ from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
-from modelyard.contract.views import Explanation, HostView, JobView, OperationView
+from modelyard.contract.views import DryRun, Explanation, HostView, JobView, OperationView
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -138,6 +138,13 @@ def request(
 def submit(request: Request, key: str | None) -> Call[Accepted]:
     """Submit one request; if the caller gives no key, it gets a random one."""
     return Call("POST", "/v1/jobs", _reader(Accepted), body=_dumped(request), headers=_key(key))
+
+
+def dry_run(request: Request, key: str | None) -> Call[DryRun]:
+    """Ask what would become of a request; it gets no key unless the caller gives one."""
+    headers = {} if key is None else _key(key)
+    params, body = {"dry_run": "true"}, _dumped(request)
+    return Call("POST", "/v1/jobs", _reader(DryRun), params=params, body=body, headers=headers)
 
 
 def submit_batch(requests: Sequence[Request], key: str | None) -> Call[tuple[BatchItem, ...]]:
