@@ -16,7 +16,7 @@ of its writes make that harmless (decision 0028); the lease keeps it rare.
 import asyncio
 import random
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -83,8 +83,10 @@ class Term:
 class Leadership:
     """One dispatcher's part in who leads."""
 
-    def __init__(self, leases: Leases) -> None:
+    def __init__(self, leases: Leases, *, notes: Mapping[str, str] | None = None) -> None:
+        """Leave `notes` for other processes on how this dispatcher leads."""
         self._leases = leases
+        self._notes = notes
         self._holder = uuid.uuid4().hex
 
     async def lead(self, work: Callable[[Term], Coroutine[Any, Any, None]]) -> None:
@@ -113,7 +115,7 @@ class Leadership:
             sent_at = uptime_s()
             try:
                 number = await self._leases.acquire(
-                    DISPATCHER, self._holder, seconds=LEADER_LEASE_S
+                    DISPATCHER, self._holder, seconds=LEADER_LEASE_S, notes=self._notes
                 )
             except StoreUnavailableError as error:
                 if not waiting:

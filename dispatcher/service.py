@@ -72,6 +72,7 @@ from modelyard.contract.topology import (
 )
 from modelyard.process.body_process import BodyProcessEndedError, BodyProcessUnavailableError
 from modelyard.process.tasks import TaskGroup, unending
+from modelyard.scheduling.placement import PLACEMENT_NOTE
 from modelyard.store import Store
 
 log = structlog.get_logger(__name__)
@@ -103,7 +104,8 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Stand by or lead until cancelled; raises as `prepare` does."""
-        leadership = Leadership(self._store.leases)
+        notes = {PLACEMENT_NOTE: self._settings.dispatcher_placement}
+        leadership = Leadership(self._store.leases, notes=notes)
         while True:
             await self.prepare()  # whoever can't reach both servers does not ask for the lease
             log.info("dispatcher.ready")

@@ -1,21 +1,34 @@
 """Reads what an explanation needs: all of it at about the same moment."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from statistics import median
 
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.catalog.entries import ModelSpec
-from modelyard.contract.states import OperationState, Verb
-from modelyard.contract.views import Explanation
+from modelyard.contract.errors import StoreUnavailableError
+from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.views import DryRun, Explanation
 from modelyard.process.tasks import together
-from modelyard.scheduling.explaining import MOST_HOSTS, Facts, explain
+from modelyard.scheduling.explaining import explain, explain_in_line, explain_request
+from modelyard.scheduling.ordering import CatalogEntries
+from modelyard.scheduling.placement import PLACEMENT_NOTE, LearnedOf, PlacementPolicy
+from modelyard.scheduling.planning import URGENT, catalog_names, may_take_capacity
+from modelyard.scheduling.prospects import MOST_HOSTS, Facts
 from modelyard.store import Store
 from modelyard.store.capacity.footprints import learned_of
-from modelyard.store.records import HostRecord, JobLine, OperationRecord
+from modelyard.store.jobs import LINE_HEAD
+from modelyard.store.leases import DISPATCHER
+from modelyard.store.records import HostRecord, JobLine, JobRecord, NewOperation, OperationRecord
 
 MOST_RESIDENTS = 200
 LATELY = 20
 """Operations of the job from which it is known how long they take."""
+_TRIES = 3
+_BEHIND_ALL = (1 << 63) - 1
+"""The position of an operation that is not in line, behind all that are."""
 
 
 async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
@@ -26,51 +39,156 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
     operation = await store.operation_queries.get(operation_id)
     if operation is None:
         return None
-    now = await store.time()
     in_line = operation.state is OperationState.QUEUED and operation.line is not None
     if operation.job_id is None or not in_line:
-        return explain(Facts(operation, now))
-    read, hosts, spec = await together(
-        store.jobs.lines([operation.job_id]), store.hosts.all(), _spec(store, operation)
+        return explain(operation)
+    place = await _place_of(store, operation, operation.job_id)
+    return explain_in_line(await _facts(store, place, await store.time()))
+
+
+async def explanation_of_request(store: Store, new: NewOperation) -> DryRun:
+    """Return what would become of a valid request that is not made.
+
+    Nothing is written. Raises `StoreUnavailableError`.
+    """
+    if new.job_id is None or new.verb is None:
+        raise ValueError("a valid request names a job and a verb")
+    now = await store.time()
+    accepted = new.model_copy(update={"accepted": (now, 0)}).queued(_BEHIND_ALL)
+    operation = accepted.model_copy(update={"input_json": None})
+    place = await _place_behind_all(store, operation, new.job_id)
+    return explain_request(new.verb, await _facts(store, place, now))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An operation in its job's line, of which the first ones are known."""
+
+    operation: OperationRecord
+    line: JobLine
+    beyond: int = 0
+    """Operations between those and itself."""
+
+
+async def _place_of(store: Store, operation: OperationRecord, job_id: str) -> _Place:
+    """Return an operation in its line, as it is there."""
+    line = await _line(store, job_id)
+    for there in line.operations:
+        if there.operation_id == operation.operation_id:
+            return _Place(there, line)
+    if len(line.operations) < LINE_HEAD:  # it was in line a moment ago
+        now = await store.operation_queries.get(operation.operation_id)
+        return _Place(now or operation, _with(line, [operation]))
+    before = await store.operation_queries.open_of_job(job_id, before=operation.line)
+    return _Place(operation, _with(line, [operation]), max(0, before - len(line.operations)))
+
+
+async def _place_behind_all(store: Store, operation: OperationRecord, job_id: str) -> _Place:
+    """Return an operation behind all of its job's that are open, taken in or not."""
+    line, not_in_line = await together(
+        _line(store, job_id), store.operation_queries.not_in_line(job_id, limit=LINE_HEAD)
     )
-    more_urgent, took_s = await together(
-        store.operation_queries.more_urgent(operation), _took_s(store, operation.job_id)
+    ahead = len(line.operations) + len(not_in_line)
+    if ahead < LINE_HEAD:
+        # One that is being taken in may have been read twice.
+        known = {one.operation_id for one in line.operations}
+        late = [one for one in not_in_line if one.operation_id not in known]
+        return _Place(operation, _with(line, [*late, operation]))
+    count = await store.operation_queries.open_of_job(job_id)
+    return _Place(operation, _with(line, [operation]), max(1, count - len(line.operations)))
+
+
+async def _line(store: Store, job_id: str) -> JobLine:
+    """Return a job with the head of its line; if nobody has named the job yet, as a new one."""
+    for _ in range(_TRIES):
+        read = await store.jobs.lines([job_id])
+        if read.lines:
+            return read.lines[0]
+        if not read.moved:
+            return JobLine(job=JobRecord(job_id=job_id), operations=())
+    raise StoreUnavailableError(f"Job {job_id} changed each time that it was read.")
+
+
+def _with(line: JobLine, more: Iterable[OperationRecord]) -> JobLine:
+    return line.model_copy(update={"operations": (*line.operations, *more)})
+
+
+async def _facts(store: Store, place: _Place, now: datetime) -> Facts:
+    operation, line = place.operation, place.line
+    # A model that is loaded on demand takes capacity too.
+    takes_capacity = may_take_capacity(line) or line.job.state is JobState.CREATED
+    here = [line.job.host_id] if line.job.host_id else []
+    hosts, urgent, policy = await together(
+        store.hosts.all(None if takes_capacity else here),
+        _urgent(store, besides=line.job.job_id, wanted=takes_capacity),
+        _policy(store),
     )
-    line = read.lines[0] if read.lines else None
-    model = spec or (line.job.spec if line else None)
-    here = [one for one in line.operations if one.operation_id == operation_id] if line else []
-    facts = Facts(
-        operation=operation.model_copy(update={"resting": here[0].resting}) if here else operation,
-        now=now,
-        line=line,
-        spec=spec,
+    lines = [line, *urgent]
+    residents, catalog, (more_urgent, took_s) = await together(
+        _residents(store, hosts, line),
+        _catalog(store, lines),
+        together(_more_urgent(store, operation), _took_s(store, line.job.job_id)),
+    )
+    return Facts(
+        operation,
+        line,
+        now,
+        beyond=place.beyond,
+        urgent=urgent,
+        catalog=catalog,
+        learned=await _learned(store, catalog, lines),
         hosts=hosts,
+        policy=policy,
         more_urgent=more_urgent,
-        residents=await _residents(store, hosts, line),
-        learned=await _learned(store, model),
+        residents=residents,
         took_s=took_s,
     )
-    return explain(facts)
 
 
-async def _spec(store: Store, operation: OperationRecord) -> ModelSpec | None:
-    if not operation.places or operation.model is None:
-        return None
-    return (await store.models.get_many([operation.model])).get(operation.model)
+async def _urgent(store: Store, *, besides: str, wanted: bool) -> tuple[JobLine, ...]:
+    """Return the jobs that join a pass which gives capacity away, because they wait for some."""
+    if not wanted:
+        return ()
+    waiting = await store.operation_queries.without_host(limit=URGENT)
+    read = await store.jobs.lines(sorted({one.job_id for one in waiting if one.job_id} - {besides}))
+    return read.lines
 
 
-async def _learned(store: Store, model: ModelSpec | None) -> Learned:
-    if model is None:
-        return NOTHING_LEARNED
-    known = learned_of(await store.footprints.of_model(model.name))
-    return known.get((model.name, model.image), NOTHING_LEARNED)
+async def _policy(store: Store) -> PlacementPolicy:
+    noted = (await store.leases.notes(DISPATCHER)).get(PLACEMENT_NOTE)
+    return PlacementPolicy(noted) if noted in set(PlacementPolicy) else PlacementPolicy.BINPACK
+
+
+async def _catalog(store: Store, lines: Sequence[JobLine]) -> CatalogEntries:
+    names = frozenset[tuple[str, str]]().union(*map(catalog_names, lines))
+    models, datasets = await together(
+        store.models.get_many(name for kind, name in names if kind == "model"),
+        store.datasets.get_many(name for kind, name in names if kind == "dataset"),
+    )
+    return CatalogEntries(models, datasets)
+
+
+async def _more_urgent(store: Store, operation: OperationRecord) -> int:
+    return await store.operation_queries.more_urgent(operation) if operation.places else 0
+
+
+async def _learned(store: Store, catalog: CatalogEntries, lines: Sequence[JobLine]) -> LearnedOf:
+    """Return what tells what was learned of the models that may be placed or loaded."""
+    of_jobs = {line.job.spec.name for line in lines if line.job.spec is not None}
+    found = await store.footprints.of_models(sorted({*catalog.models, *of_jobs}))
+    known = learned_of(found)
+
+    def of(spec: ModelSpec) -> Learned:
+        return known.get((spec.name, spec.image), NOTHING_LEARNED)
+
+    return of
 
 
 async def _residents(
-    store: Store, hosts: list[HostRecord], line: JobLine | None
+    store: Store, hosts: Sequence[HostRecord], line: JobLine
 ) -> dict[str, JobLine]:
     """Return the jobs that hold memory on the hosts that are looked at."""
-    here = line.job.host_id if line else None
+    here = line.job.host_id
     looked_at = [one for one in hosts if here is None or one.host_id == here][:MOST_HOSTS]
     held = [it.job_id for host in looked_at for it in host.reservations if it.resident]
     read = await store.jobs.lines(held[:MOST_RESIDENTS])

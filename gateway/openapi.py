@@ -9,7 +9,7 @@ from modelyard.contract.access.api_keys import NewApiKey
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.messages import InferenceRequest, JobRequest
-from modelyard.contract.views import OperationView
+from modelyard.contract.views import DryRun, OperationView
 
 Document = dict[str, Any]
 Responses = dict[int | str, Document]
@@ -77,6 +77,14 @@ _KEY = _header(
     "request at `index` has the key `KEY/index`.",
 )
 _PREFER = _header("Prefer", "`wait=N` waits up to N seconds (at most 60) for the operation to end.")
+_DRY_RUN = {
+    "name": "dry_run",
+    "in": "query",
+    "required": False,
+    "description": "With `true` the request is checked and nothing is made: the answer is 200 and "
+    "says what would become of it now.",
+    "schema": {"type": "boolean", "default": False},
+}
 
 EVERYWHERE: Responses = {
     500: _problem("`internal`: an unexpected error in the gateway."),
@@ -133,7 +141,11 @@ RESULT_ANSWERS: Responses = {
     404: _problem("`not_found`, or `no_result` if the operation ended without a result."),
 }
 SUBMIT_ANSWERS: Responses = {
-    200: {"model": OperationView, "description": "With `Prefer: wait=N`: the operation has ended."},
+    200: {
+        "model": OperationView | DryRun,
+        "description": "With `Prefer: wait=N`: the operation has ended. With `dry_run=true`: what "
+        "would become of the request.",
+    },
     422: _problem(
         "`invalid_request`, `unknown_model`, `unknown_dataset` or `idempotency_key_reused`."
     ),
@@ -149,7 +161,7 @@ INFERENCE_ANSWERS: Responses = {
     ),
 }
 RETRY_ANSWERS: Responses = {
-    200: SUBMIT_ANSWERS[200],
+    200: {"model": OperationView, "description": "With `Prefer: wait=N`: the operation has ended."},
     404: ONE_ANSWERS[404],
     409: _problem(
         "`not_retryable`: the operation is open or has succeeded, or its request was not recorded "
@@ -171,7 +183,7 @@ SUBMIT_BODY = {
             "infer": {"summary": "An inference", "value": _INFER},
         },
     ),
-    "parameters": [_KEY, _PREFER],
+    "parameters": [_DRY_RUN, _KEY, _PREFER],
 }
 INFERENCE_BODY = {
     **_body(

@@ -34,16 +34,18 @@ from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
 from modelyard.contract.errors import StoreUnavailableError
-from modelyard.contract.states import JobState, Verb
+from modelyard.contract.states import JobState
 from modelyard.process.crash_points import crash_point
 from modelyard.process.tasks import together
 from modelyard.scheduling.ordering import CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, LearnedOf
 from modelyard.scheduling.planning import (
+    URGENT,
     PlannedDispatch,
     SchedulingPlan,
     catalog_names,
     make_plan,
+    may_take_capacity,
 )
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
@@ -57,8 +59,6 @@ WAITING_PAGE = 500
 """Most queued operations that are read at once when capacity has become free."""
 PAGES_AT_ONCE = 4
 """Pages of queued operations that are scheduled before woken jobs have their turn."""
-URGENT = 50
-"""Most urgent operations without a host that join a pass in which some job needs a placement."""
 RETRY_AFTER_S = 0.5
 
 
@@ -136,7 +136,7 @@ class Scheduler:
         self._term.check()
         read = await self._lines.read(job_ids)
         lines, moved = [*read.lines], read.moved
-        if any(_may_take_capacity(line) for line in lines):
+        if any(may_take_capacity(line) for line in lines):
             # Capacity goes to the most urgent operations, not only to those of this pass.
             waiting = await self._store.operation_queries.without_host(limit=URGENT)
             others = {one.job_id for one in waiting if one.job_id} - set(job_ids)
@@ -335,10 +335,6 @@ def _with_idle_models(lines: Sequence[JobLine]) -> set[str]:
         for line in lines
         if line.job.host_id and line.job.state is JobState.LOADED and not line.operations
     }
-
-
-def _may_take_capacity(line: JobLine) -> bool:
-    return any(one.places or one.verb is Verb.DEPLOY_LOAD for one in line.operations)
 
 
 def _assignment(one: PlannedDispatch) -> Assignment:

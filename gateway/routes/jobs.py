@@ -14,7 +14,7 @@ from gateway.routes.dependencies import (
     page_answer,
     refuse_repeated,
 )
-from gateway.routes.submitting import accepted, answered, awaiting
+from gateway.routes.submitting import accepted, answered, awaiting, dry_run
 from gateway.submission import bodies
 from gateway.submission.batches import accept_batch
 from gateway.views import job_view
@@ -58,8 +58,13 @@ class JobQuery(PageQuery):
     summary="Submit a request on a job",
 )
 async def submit(request: Request, gateway: GatewayDependencies, caller: Submitter) -> Response:
-    """Accept one request and answer with its operation, as soon as it is durable."""
+    """Accept one request and answer with its operation, as soon as it is durable.
+
+    With `dry_run=true` nothing is accepted: the answer says what would become of the request now.
+    """
     key = bodies.idempotency_key(request)
+    if bodies.is_dry_run(request):
+        return answer(await dry_run(request, gateway, caller, key))
     wait_s = bodies.preferred_wait(request)
     with ExitStack() as waits:
         async with gateway.reader.one(request, key, tenant=caller.tenant) as asked:
@@ -82,6 +87,7 @@ async def submit_batch(
     request: Request, gateway: GatewayDependencies, caller: Submitter
 ) -> Response:
     """Accept or refuse each request on its own; a refused one does not affect the others."""
+    bodies.refuse_dry_run(request)
     key = bodies.idempotency_key(request)
     async with gateway.reader.batch(request, key, tenant=caller.tenant) as read:
         return answer(await accept_batch(gateway.acceptor, read, caller))

@@ -200,6 +200,7 @@ async def retry_operation(
 
     Without an `Idempotency-Key` each call creates another operation.
     """
+    bodies.refuse_dry_run(request)
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
     record = await gateway.reading.ask(

@@ -1,21 +1,42 @@
-"""Accepting and answering a single request: a new one, or the retry of an operation."""
+"""Accepting and answering a single request: a new one, a retry, or one that is not made."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from fastapi import Response
+from fastapi import Request, Response
 from starlette.types import Receive
 
+from gateway.access.authentication import refuse_to_submit
+from gateway.explaining import explanation_of_request
 from gateway.problems import RETRY_AFTER_S
 from gateway.routes.dependencies import answer
 from gateway.service import Gateway
 from gateway.submission.acceptor import PendingRequest
 from gateway.views import operation_path, operation_view
 from gateway.waiters import WaitingRequest
+from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import ModelyardError, StoreUnavailableError
-from modelyard.contract.views import OperationView
+from modelyard.contract.views import DryRun, OperationView
+from modelyard.scheduling.explaining import explain_repetition
 from modelyard.store.records import OperationRecord
+
+
+async def dry_run(request: Request, gateway: Gateway, caller: Principal, key: str | None) -> DryRun:
+    """Return what would become of a request; raises the `ModelyardError` that would refuse it.
+
+    Whoever may not read jobs does not get what the record says of the hosts and other jobs.
+    """
+    async with gateway.reader.one(request, key, tenant=caller.tenant) as asked:
+        if refusal := refuse_to_submit(caller, asked.request.operation_type):
+            raise refusal
+        existing = await gateway.reading.ask(lambda: gateway.acceptor.check(asked))
+        if existing is not None:
+            return explain_repetition(asked.request.operation_type, existing)
+        found = await gateway.reading.ask(
+            lambda: explanation_of_request(gateway.store, asked.operation)
+        )
+    return found if caller.may(Scope.JOBS_READ) else found.model_copy(update={"hosts": ()})
 
 
 async def accepted(gateway: Gateway, pending: PendingRequest) -> Accepted:

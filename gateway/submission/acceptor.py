@@ -146,6 +146,23 @@ class Acceptor:
         outcomes |= await self._answer_lost_races(lost_race)
         return [outcomes[one.operation_id] for one in pending]
 
+    async def check(self, pending: PendingRequest) -> OperationRecord | None:
+        """Return the operation that has a request's key already, if any; nothing is written.
+
+        Raises the `ModelyardError` with which `accept` would answer, and `StoreUnavailableError`.
+        """
+        if pending.keyed:
+            existing = await self._store.operation_queries.get(pending.operation_id)
+            if existing is not None:
+                outcome = pending.repeated(existing)
+                if isinstance(outcome, ModelyardError):
+                    raise outcome
+                return existing
+        refusal = _not_in_catalog(pending, *await self._missing([pending.request]))
+        if refusal is not None:
+            raise refusal
+        return None
+
     async def _answer_without_write(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer requests that repeat a key, or name a model or dataset the catalog lacks.
 
@@ -161,22 +178,25 @@ class Acceptor:
             return {}
 
     async def _look_up(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
-        requests = [one.request for one in pending]
-        known, no_models, no_datasets = await asyncio.gather(
+        known, missing = await asyncio.gather(
             self._existing([one for one in pending if one.keyed]),
-            self._catalog.models.missing({r.model for r in requests if r.model}),
-            self._catalog.datasets.missing({r.dataset for r in requests if r.dataset}),
+            self._missing([one.request for one in pending]),
         )
         outcomes: dict[str, Outcome] = {}
         for one in pending:
             existing = known.get(one.operation_id)
             if existing is not None:
                 outcomes[one.operation_id] = one.repeated(existing)
-            elif one.request.model in no_models:
-                outcomes[one.operation_id] = _unknown(one, "model", ErrorCode.UNKNOWN_MODEL)
-            elif one.request.dataset in no_datasets:
-                outcomes[one.operation_id] = _unknown(one, "dataset", ErrorCode.UNKNOWN_DATASET)
+            elif (refusal := _not_in_catalog(one, *missing)) is not None:
+                outcomes[one.operation_id] = refusal
         return outcomes
+
+    async def _missing(self, requests: Sequence[JobRequest]) -> tuple[set[str], set[str]]:
+        """Return the models and the datasets that are named and not in the catalog."""
+        return await asyncio.gather(
+            self._catalog.models.missing({r.model for r in requests if r.model}),
+            self._catalog.datasets.missing({r.dataset for r in requests if r.dataset}),
+        )
 
     async def _answer_lost_races(self, lost_race: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer requests whose key another request used between the lookup and the write."""
@@ -208,6 +228,16 @@ class Acceptor:
         if unbrought:
             await self._store.operations.mark_unpublished(unbrought)
         return found
+
+
+def _not_in_catalog(
+    one: PendingRequest, no_models: set[str], no_datasets: set[str]
+) -> FaultyRequestError | None:
+    if one.request.model in no_models:
+        return _unknown(one, "model", ErrorCode.UNKNOWN_MODEL)
+    if one.request.dataset in no_datasets:
+        return _unknown(one, "dataset", ErrorCode.UNKNOWN_DATASET)
+    return None
 
 
 def _unknown(one: PendingRequest, field: str, code: ErrorCode) -> FaultyRequestError:

@@ -22,6 +22,8 @@ BODY_S = 30.0
 
 KEY_HEADER = "Idempotency-Key"
 _KEY: TypeAdapter[str] = TypeAdapter(Key)
+DRY_RUN = "dry_run"
+_BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 _WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?:;.*)?", re.IGNORECASE)
 
 
@@ -73,6 +75,30 @@ def preferred_wait(request: Request) -> float | None:
             if match is not None:
                 return min(float(match.group(1)), MOST_WAIT_S)
     return None
+
+
+def is_dry_run(request: Request) -> bool:
+    """Tell whether `dry_run=true` is in the query; raises `FaultyRequestError` if it is unclear."""
+    if not request.scope.get("query_string"):
+        return False
+    values = request.query_params.getlist(DRY_RUN)
+    if not values:
+        return False
+    if len(values) > 1:
+        raise FaultyRequestError([Fault(parameter=DRY_RUN, message="It was sent twice.")])
+    try:
+        return _BOOLEAN.validate_python(values[0])
+    except ValidationError as error:
+        raise FaultyRequestError(
+            [Fault(parameter=DRY_RUN, message="It is true or false.")]
+        ) from error
+
+
+def refuse_dry_run(request: Request) -> None:
+    """Raise `FaultyRequestError` if a dry run is asked for that there is not: nothing is made."""
+    if is_dry_run(request):
+        message = "Only a single request has a dry run, at /v1/jobs."
+        raise FaultyRequestError([Fault(parameter=DRY_RUN, message=message)])
 
 
 def _check_media_type(request: Request) -> None:

@@ -9,21 +9,44 @@ from modelyard.cli.options import Context, File, Key, Limit, OnHost, Wait
 from modelyard.cli.session import finish, json_file, json_text, mapping, session_of, submitted
 from modelyard.client.endpoints import RequestOptions, request
 from modelyard.contract.states import JobState, Verb
+from modelyard.contract.views import DryRunOutcome
 
 Job = Annotated[str, typer.Argument(help="The job.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of the catalog.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="A dataset of the catalog.")]
 Input = Annotated[str | None, typer.Option(help="JSON, @FILE, or - for standard input.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Make nothing; say what would become of the request, and why it waits."
+    ),
+]
 Priority = Annotated[int | None, typer.Option(min=0, max=9, help="Higher goes first.")]
 
 
-def submit(ctx: Context, file: File, *, wait: Wait = False, key: Key = None) -> None:
+def submit(
+    ctx: Context,
+    file: File,
+    *,
+    wait: Wait = False,
+    dry_run: DryRun = False,
+    key: Key = None,
+) -> None:
     """Submit the request of a JSON file, or a list of up to 1,000 of them.
 
-    `--wait` takes no list. The key of a list gives each request a key with its place in the list.
+    `--wait` and `--dry-run` take no list. The key of a list gives each request a key with its place
+    in the list.
     """
     session = session_of(ctx)
     body = json_file(file)
+    if dry_run:
+        if wait or isinstance(body, list):
+            raise typer.BadParameter("it takes neither a list nor --wait", param_hint="--dry-run")
+        found = session.yard.dry_run(mapping(body), idempotency_key=key)
+        session.out.dry_run(found)
+        if found.outcome is DryRunOutcome.REJECTED:
+            raise typer.Exit(FAILED)
+        return
     if not isinstance(body, list):
         submitted(session, mapping(body), wait=wait, key=key)
         return

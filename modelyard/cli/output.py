@@ -21,11 +21,13 @@ from modelyard.contract.views import (
     Amount,
     DeviceView,
     DrainView,
+    DryRun,
     Explanation,
     FootprintView,
     HostView,
     JobView,
     OperationView,
+    Outlook,
 )
 
 _STYLES = {
@@ -133,6 +135,13 @@ class Output:
 
     def explanation(self, found: Explanation) -> None:
         """Print why an operation has not started."""
+        self._outlook(found, "why not")
+
+    def dry_run(self, found: DryRun) -> None:
+        """Print what would become of a request that is not made."""
+        self._outlook(found, "answer")
+
+    def _outlook(self, found: Outlook, of_hosts: str) -> None:
         if self.as_json:
             self.value(found.model_dump(mode="json"))
             return
@@ -141,13 +150,13 @@ class Output:
         if found.ahead_in_waiting_room:
             count = found.ahead_in_waiting_room
             self._out.print(f"More urgent operations that wait for a host: {count}.")
-        if found.estimated_start_s is not None:
+        if found.estimated_start_s:
             self._out.print(f"It starts in about {found.estimated_start_s:.3g} s.")
         if not found.hosts:
             return
         self._out.print()
         rows = [(one.host_id, one.refusal or "has room") for one in found.hosts]
-        self._table(("host", "why not"), rows)
+        self._table(("host", of_hosts), rows)
         held = [
             (
                 one.host_id,

@@ -38,6 +38,7 @@ from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.views import (
+    DryRun,
     Explanation,
     FootprintView,
     HostView,
@@ -95,6 +96,10 @@ class AsyncModelyard:
     async def submit(self, request: Request, *, idempotency_key: str | None = None) -> Accepted:
         """Submit a request; returns once the gateway has stored it durably, before it runs."""
         return await self._send(endpoints.submit(request, idempotency_key))
+
+    async def dry_run(self, request: Request, *, idempotency_key: str | None = None) -> DryRun:
+        """Return what would become of a request now; nothing is made."""
+        return await self._send(endpoints.dry_run(request, idempotency_key))
 
     async def submit_batch(
         self, requests: Sequence[Request], *, idempotency_key: str | None = None

@@ -37,6 +37,7 @@ from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
 from modelyard.contract.views import (
+    DryRun,
     Explanation,
     FootprintView,
     HostView,
@@ -168,6 +169,13 @@ def infer_model(
         params={} if dataset is None else {"dataset": dataset},
         headers=_key(key),
     )
+
+
+def dry_run(request: Request, key: str | None) -> Call[DryRun]:
+    """Ask what would become of a request; it gets no key unless the caller gives one."""
+    headers = {} if key is None else _key(key)
+    params, body = {"dry_run": "true"}, _dumped(request)
+    return Call("POST", "/v1/jobs", _reader(DryRun), params=params, body=body, headers=headers)
 
 
 def submit_batch(requests: Sequence[Request], key: str | None) -> Call[tuple[BatchItem, ...]]:

@@ -37,6 +37,7 @@ from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.views import (
+    DryRun,
     Explanation,
     FootprintView,
     HostView,
@@ -94,6 +95,10 @@ class Modelyard:
     def submit(self, request: Request, *, idempotency_key: str | None = None) -> Accepted:
         """Submit a request; returns once the gateway has stored it durably, before it runs."""
         return self._send(endpoints.submit(request, idempotency_key))
+
+    def dry_run(self, request: Request, *, idempotency_key: str | None = None) -> DryRun:
+        """Return what would become of a request now; nothing is made."""
+        return self._send(endpoints.dry_run(request, idempotency_key))
 
     def submit_batch(
         self, requests: Sequence[Request], *, idempotency_key: str | None = None

@@ -1,6 +1,7 @@
 """How the HTTP API shows operations, jobs and hosts: one view each."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import (
@@ -110,11 +111,9 @@ class HostVerdict(Message):
     """What is in memory there, if that is what refuses."""
 
 
-class Explanation(Message):
-    """Why an operation has not started, as of now."""
+class Outlook(Message):
+    """Whether an operation can start now, and what it waits for."""
 
-    operation_id: str
-    state: OperationState
     reasons: tuple[str, ...]
     """Sentences, the most important first; never empty."""
     ahead_in_line: int = 0
@@ -128,6 +127,44 @@ class Explanation(Message):
     """Each host, at most 100, if the operation needs a place on one."""
     estimated_start_s: float | None = None
     """Seconds until it starts, by how long its job's operations took lately; null: not known."""
+
+
+class Explanation(Outlook):
+    """Why an operation has not started, as of now."""
+
+    operation_id: str
+    state: OperationState
+
+
+class DryRunOutcome(StrEnum):
+    """What would become of a request now."""
+
+    REJECTED = "rejected"
+    """It would be accepted, and then be REJECTED with `error`."""
+    SUCCEEDS = "succeeds"
+    """It would succeed as it is: what it asks for holds already."""
+    STARTS = "starts"
+    """It would be sent to `host_id` at once."""
+    LOADS_FIRST = "loads_first"
+    """Its job's model would be loaded on `host_id` first, on demand."""
+    WAITS = "waits"
+    """It would stay QUEUED, for `reasons`."""
+    REPEATS = "repeats"
+    """Its idempotency key is that of the operation `operation_id`, so nothing new would be made."""
+
+
+class DryRun(Outlook):
+    """What would become of a request that is not made, as of now."""
+
+    outcome: DryRunOutcome
+    job_id: str
+    operation_type: Verb
+    error: ErrorInfo | None = None
+    host_id: str | None = None
+    devices: tuple[str, ...] = ()
+    """The devices of that host which its container sees, by uuid."""
+    operation_id: str | None = None
+    """The operation that has its idempotency key already."""
 
 
 class JobView(Message):

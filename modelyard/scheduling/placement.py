@@ -37,6 +37,10 @@ _LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
 """The smallest container that Docker makes."""
 
 
+PLACEMENT_NOTE = "placement"
+"""The leading dispatcher's note of its policy, for those who explain what it would do."""
+
+
 class PlacementPolicy(StrEnum):
     """Which of the hosts that would start a job equally soon is taken."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from modelyard.contract.capacity.footprints import Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
@@ -29,6 +30,8 @@ from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRec
 
 UNWANTED = "It was withdrawn: its model had no room, and nothing in line needs it any more."
 WITHDRAWN = "It was withdrawn: no host could take it, and a TERMINATE waited behind it."
+URGENT = 50
+"""Most urgent operations without a host that join a pass in which some job may take capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,25 @@ def catalog_names(line: JobLine) -> frozenset[tuple[str, str]]:
     )
 
 
+def may_take_capacity(line: JobLine) -> bool:
+    """Tell whether an operation of a line may need room on a host."""
+    return any(one.places or one.verb is Verb.DEPLOY_LOAD for one in line.operations)
+
+
+def placement_request(decision: PlaceAndDispatch, learned: Learned) -> PlacementRequest:
+    """Return what an operation that is to be placed needs of its host."""
+    operation = decision.operation
+    request = PlacementRequest.of(
+        decision.job,
+        decision.spec,
+        learned,
+        at_once=operation.verb is Verb.TEMP,
+        dataset=decision.dataset,
+        avoid=frozenset(operation.avoid),
+    )
+    return replace(request, rank=operation.rank, temporary=operation.verb is Verb.TEMP)
+
+
 def _urgency(decision: Decision) -> tuple[int, int]:
     return decision.operation.rank, decision.operation.line or 0
 
@@ -137,15 +159,7 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
 
 def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapacity) -> None:
     operation, job, ended_by = decision.operation, decision.job, decision.ended_by
-    request = PlacementRequest.of(
-        job,
-        decision.spec,
-        capacity.learned(decision.spec),
-        at_once=operation.verb is Verb.TEMP,
-        dataset=decision.dataset,
-        avoid=frozenset(operation.avoid),
-    )
-    request = replace(request, rank=operation.rank, temporary=operation.verb is Verb.TEMP)
+    request = placement_request(decision, capacity.learned(decision.spec))
     chosen = capacity.place(request)
     if isinstance(chosen, Placed):
         generation = chosen.allocation.generation

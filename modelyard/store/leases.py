@@ -1,5 +1,7 @@
 """Leases: which process has a role that only one may have at a time."""
 
+from collections.abc import Mapping
+
 from pymongo import ReturnDocument
 
 from modelyard.store.connection import MongoConnection
@@ -22,11 +24,14 @@ class Leases:
         self._connection = connection
         self._collection = connection.collection("leases")
 
-    async def acquire(self, role: str, holder: str, *, seconds: float) -> int | None:
+    async def acquire(
+        self, role: str, holder: str, *, seconds: float, notes: Mapping[str, str] | None = None
+    ) -> int | None:
         """Take a role for `seconds`; return the number of the new term, None if another has it.
 
         `holder` is a random name of one process. It may have the role already, from an earlier
-        term or from a call whose answer was lost; it gets a new term all the same.
+        term or from a call whose answer was lost; it gets a new term all the same. `notes` are what
+        other processes may want to know of how it fills the role.
         """
         ends = {"$ifNull": ["$expires_at", "$$NOW"]}
         free = {"$or": [{"$eq": ["$holder", holder]}, {"$lte": [ends, "$$NOW"]}]}
@@ -40,6 +45,7 @@ class Leases:
                             "holder": {"$cond": [free, holder, "$holder"]},
                             "term": {"$cond": [free, {"$add": [term, 1]}, term]},
                             "expires_at": {"$cond": [free, _in(seconds), ends]},
+                            "notes": {"$cond": [free, {"$literal": dict(notes or {})}, "$notes"]},
                         }
                     }
                 ],
@@ -47,6 +53,12 @@ class Leases:
                 return_document=ReturnDocument.AFTER,
             )
         return int(found["term"]) if found["holder"] == holder else None
+
+    async def notes(self, role: str) -> dict[str, str]:
+        """Return the notes of the last process that took a role; empty if there are none."""
+        async with self._connection.answering():
+            found = await self._collection.find_one({"_id": role}, {"notes": 1})
+        return (found or {}).get("notes") or {}
 
     async def renew(self, role: str, holder: str, *, term: int, seconds: float) -> bool:
         """Let a term last for `seconds` from now; False if the role has gone to another term."""

@@ -12,7 +12,7 @@ from modelyard.store.connection import BAD_VALUE, MongoConnection
 from modelyard.store.indexes import UNBROUGHT, UNPUBLISHED
 from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES, ResultPlace, older
 from modelyard.store.paging import Page, Position, page_filter, to_page
-from modelyard.store.records import Document, OperationRecord
+from modelyard.store.records import EPOCH, Document, OperationRecord
 
 WITHOUT_PAYLOAD = {"input_json": 0, "result_json": 0}
 
@@ -154,6 +154,22 @@ class OperationQueries:
         }
         async with self._connection.answering():
             found = await self._collection.find(before, {"_id": 1}, limit=1_000).to_list(None)
+        return len(found)
+
+    async def not_in_line(self, job_id: str, *, limit: int) -> list[OperationRecord]:
+        """Return operations of a job that are accepted and not taken in yet, about the first."""
+        found = await self.find(
+            {"job_id": job_id, "open": True, "line": None, "aside": {"$ne": True}}, limit=limit
+        )
+        return sorted(found, key=lambda one: one.accepted_at or EPOCH)
+
+    async def open_of_job(self, job_id: str, *, before: int | None = None) -> int:
+        """Count the open operations of a job, up to 1,000; with `before` those earlier in line."""
+        criteria: Document = {"job_id": job_id, "open": True, "aside": {"$ne": True}}
+        if before is not None:
+            criteria["line"] = {"$ne": None, "$lt": before}
+        async with self._connection.answering():
+            found = await self._collection.find(criteria, {"_id": 1}, limit=1_000).to_list(None)
         return len(found)
 
     async def last_end(self, job_id: str) -> datetime | None:

@@ -512,6 +512,26 @@ async def test_an_operation_may_go_before_all_those_of_clients(store: Store) -> 
     assert [one.line for one in line.operations] == [lines["c"], 1, 2]
 
 
+async def test_what_is_open_of_a_job_is_counted_and_what_is_not_in_line_is_listed(
+    store: Store,
+) -> None:
+    lines = {"a": 1, "b": 2, "c": 3 + FRONT_OF_LINE}
+    await store.operations.take_in([(new(key), line) for key, line in lines.items()])
+    outside = new("leg").model_copy(update={"aside": True})
+    other = new("of another", job_id="k")
+    rejected = new("bad").model_copy(update={"rejection": ErrorInfo.of(ErrorCode.INTERNAL)})
+    for one in (new("d"), new("e", input={"large": 1}), outside, other, rejected):
+        await store.operations.record([one])
+    queries = store.operation_queries
+    late = await queries.not_in_line("j", limit=9)
+    assert [one.operation_id for one in late] == ["d", "e"]
+    assert [(one.has_input, one.input_json) for one in late] == [(False, None), (True, None)]
+    assert len(await queries.not_in_line("j", limit=1)) == 1
+    assert await queries.open_of_job("j") == 5
+    assert [await queries.open_of_job("j", before=line) for line in (lines["c"], 1, 2)] == [0, 1, 2]
+    assert await queries.open_of_job("nobody's") == 0
+
+
 async def test_pages_list_everything_once_newest_first(store: Store) -> None:
     for number in range(7):
         await store.operations.record([new(f"o{number}")])

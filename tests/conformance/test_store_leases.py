@@ -78,3 +78,19 @@ async def test_a_holder_that_asks_again_gets_a_new_term(leases: Leases) -> None:
     assert await leases.acquire(DISPATCHER, "a", seconds=LONG_S) == 1
     assert await leases.acquire(DISPATCHER, "a", seconds=LONG_S) == 2
     assert not await leases.renew(DISPATCHER, "a", term=1, seconds=LONG_S)
+
+
+async def test_the_notes_are_those_of_the_last_who_took_the_role(leases: Leases) -> None:
+    assert await leases.notes(DISPATCHER) == {}
+    await leases.acquire(DISPATCHER, "a", seconds=0, notes={"placement": "$spread"})
+    assert await leases.notes(DISPATCHER) == {"placement": "$spread"}
+    await leases.acquire(DISPATCHER, "b", seconds=LONG_S, notes={"placement": "binpack"})
+    assert await leases.acquire(DISPATCHER, "c", seconds=LONG_S, notes={"placement": "x"}) is None
+    assert await leases.renew(DISPATCHER, "b", term=2, seconds=LONG_S)
+    assert await leases.notes(DISPATCHER) == {"placement": "binpack"}
+
+
+async def test_a_holder_without_notes_leaves_none_of_an_earlier_one(leases: Leases) -> None:
+    await leases.acquire(DISPATCHER, "a", seconds=0, notes={"placement": "spread"})
+    await leases.acquire(DISPATCHER, "b", seconds=LONG_S)
+    assert await leases.notes(DISPATCHER) == {}

@@ -4,12 +4,14 @@ The devices are declared, since the test's machine has none: the engines bind th
 """
 
 import asyncio
+import json
 import time
 import uuid
 from typing import Any
 
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Engine, Json, User
+from tests.support.command_line import run
 from tests.support.waiting import eventually
 
 GIB = 1 << 30
@@ -105,6 +107,38 @@ async def test_a_loaded_model_keeps_others_out_until_it_is_unloaded(
         await user.done("TERMINATE", job)
     left = (await devices(user))["GPU-h1-0"]
     assert (left["resident"], left["jobs"], left["allocated"]) == ({}, [], 0)
+
+
+async def test_a_dry_run_foretells_the_devices_and_who_holds_them(
+    user: User, engines: dict[str, Engine]
+) -> None:
+    model = await put(user, PROBES["probe-http"], gpus=1, gpu_memory="6g")
+    first, second = user.job_id(), user.job_id()
+
+    async def said(verb: str, job: str, **fields: Any) -> Json:
+        body = json.dumps({"job_id": job, "operation_type": verb, **fields})
+        ran = await run(user.fleet.url, "--json", "submit", "-", "--dry-run", stdin=body)
+        assert ran.code == 0, ran.err
+        found: Json = json.loads(ran.out)
+        return found
+
+    for job in (first, second):
+        found = await said("DEPLOY_CREATE", job, model=model)
+        assert (found["outcome"], found["host_id"]) == ("starts", "h1")
+        await user.done("DEPLOY_CREATE", job, model=model)
+        (container,) = await engines["h1"].containers(job)
+        asked = (await engines["h1"].inspect(container["Id"]))["HostConfig"]["DeviceRequests"]
+        assert [one["DeviceIDs"] for one in asked] == [found["devices"]]
+    await user.done("DEPLOY_LOAD", first)
+    found = await said("DEPLOY_LOAD", second)
+    assert found["outcome"] == "waits"
+    ((holder,),) = [one["holders"] for one in found["hosts"]]
+    assert (holder["job_id"], holder["frees"]) == (first, {"GPU-h1-0": 6 * GIB})
+    assert "not loaded on demand" in holder["stays"]
+    await user.done("TERMINATE", first)
+    assert (await said("DEPLOY_LOAD", second))["outcome"] == "starts"
+    await user.done("DEPLOY_LOAD", second)
+    await user.done("TERMINATE", second)
 
 
 async def test_what_no_host_can_hold_says_so(user: User) -> None:

@@ -90,6 +90,10 @@ class Footprints:
         """Return the footprints of a model with each image on each kind of device."""
         return await self._read({"model": model})
 
+    async def of_models(self, models: Sequence[str]) -> Sequence[FootprintRecord]:
+        """Return the footprints of several models."""
+        return await self._read({"model": {"$in": list(models)}}) if models else []
+
     async def _read(self, criteria: Document) -> list[FootprintRecord]:
         async with self._connection.answering():
             found = await self._collection.find(criteria).sort("_id", 1).to_list(None)

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,13 @@ from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTain
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile, Resources
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import operation_id_for_key
-from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline
-from modelyard.contract.states import JobState, OperationState
+from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline, JobRequest
+from modelyard.contract.states import Admission, JobState, OperationState, Verb
+from modelyard.contract.topology import JOBS_QUEUE
+from modelyard.contract.views import DryRunOutcome
 from modelyard.store.capacity.footprints import FootprintKey, Peak
 from modelyard.store.records import DeadLetter
+from tests.support.command_line import run
 from tests.support.gateway import ServedGateway, fill_catalog, serving
 from tests.support.placed import placed, spec_of
 
@@ -97,6 +98,18 @@ async def test_an_inference_on_a_model_names_the_job_that_got_it(served: ServedG
     assert first == again
 
 
+async def test_both_clients_ask_what_would_become_of_a_request(served: ServedGateway) -> None:
+    request = JobRequest(job_id="j-1", operation_type=Verb.TEMP, model="m-131")
+    with Modelyard(served.url) as client:
+        found = await asyncio.to_thread(client.dry_run, request)
+    async with AsyncModelyard(served.url) as other:
+        assert await other.dry_run(request) == found
+        asked = await other.submit(request, idempotency_key="k")
+        again = await other.dry_run(request, idempotency_key="k")
+    assert (found.outcome, found.host_id) == (DryRunOutcome.STARTS, "h-1")
+    assert (again.outcome, again.operation_id) == (DryRunOutcome.REPEATS, asked.operation_id)
+
+
 async def test_a_failure_carries_its_cause(served: ServedGateway) -> None:
     async with AsyncModelyard(served.url) as client:
         asked = await client.temp("j-1", "m-131", "ds-550")
@@ -135,31 +148,6 @@ async def test_the_asynchronous_client_cancels_retries_drains_and_replays(
 
 
 # --- the command line ---
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command said."""
-
-    code: int
-    out: str
-    err: str
-
-
-async def run(url: str, *arguments: str, stdin: str = "") -> Ran:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "modelyard.cli",
-        *arguments,
-        env={"MODELYARD_URL": url, "COLUMNS": "200"},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate(stdin.encode())
-    assert "Traceback" not in err.decode()
-    return Ran(process.returncode or 0, out.decode(), err.decode())
 
 
 async def test_waiting_shows_the_states_and_prints_the_result(served: ServedGateway) -> None:
@@ -418,6 +406,38 @@ async def test_a_file_of_requests_is_submitted_as_a_batch(served: ServedGateway)
     waited = await run(served.url, "submit", "-", "--wait", stdin=json.dumps([good]))
     assert waited.code == 2
     assert "--wait takes no list" in waited.err
+
+
+async def test_a_dry_run_says_what_would_be_for_people_and_machines(served: ServedGateway) -> None:
+    request = json.dumps({"job_id": "j-1", "operation_type": "TEMP", "model": "m-131"})
+    ran = await run(served.url, "submit", "-", "--dry-run", stdin=request)
+    assert ran.code == 0, ran.err
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert ran.out.startswith("It would start at once on host h-1.\n")
+    assert lines[-2:] == [["host", "answer"], ["h-1", "has", "room"]]
+    machine = await run(served.url, "--json", "submit", "-", "--dry-run", stdin=request)
+    found = json.loads(machine.out)
+    assert (found["outcome"], found["host_id"]) == ("starts", "h-1")
+    await served.store.hosts.admit("h-1", Admission.CORDONED)
+    waits = await run(served.url, "submit", "-", "--dry-run", stdin=request)
+    assert waits.code == 0
+    assert "1 host is CORDONED" in waits.out
+    assert [line.split() for line in waits.out.splitlines()][-1] == ["h-1", "is", "CORDONED"]
+    assert await served.broker.message_count(JOBS_QUEUE.name) == 0
+
+
+async def test_a_dry_run_that_would_be_rejected_is_exit_code_1(served: ServedGateway) -> None:
+    load = json.dumps({"job_id": "j-1", "operation_type": "DEPLOY_LOAD"})
+    ran = await run(served.url, "submit", "-", "--dry-run", stdin=load)
+    assert ran.code == 1
+    assert ran.out.startswith("It would be REJECTED (invalid_job_state): ")
+    refused = await run(served.url, "submit", "-", "--dry-run", stdin="{}")
+    assert refused.code == 2
+    assert "/job_id: field required" in refused.err
+    for wrong in (("--wait", load), ("--json", f"[{load}]")):
+        usage = await run(served.url, "submit", "-", "--dry-run", wrong[0], stdin=wrong[1])
+        assert usage.code == 2
+        assert "neither a list nor --wait" in usage.err
 
 
 async def test_wrong_usage_is_exit_code_2_and_says_why(served: ServedGateway) -> None:

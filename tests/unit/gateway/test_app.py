@@ -111,7 +111,11 @@ async def test_every_body_is_described_with_an_example(app: FastAPI) -> None:
                 if int(status) >= 400:
                     assert "application/problem+json" in response["content"], (operation, status)
     submit = document["paths"]["/v1/jobs"]["post"]
-    assert {one["name"] for one in submit["parameters"]} == {"Idempotency-Key", "Prefer"}
+    assert {one["name"] for one in submit["parameters"]} == {
+        "dry_run",
+        "Idempotency-Key",
+        "Prefer",
+    }
     assert set(submit["responses"]) == {
         "200", "202", "400", "401", "403", "408", "413", "415", "422", "429", "500", "503",
     }  # fmt: skip

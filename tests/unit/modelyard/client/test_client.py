@@ -19,7 +19,7 @@ from modelyard.contract.access.scopes import Role
 from modelyard.contract.answers import Accepted
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.states import OperationState, Verb
-from modelyard.contract.views import HostView, Links, OperationView
+from modelyard.contract.views import DryRun, DryRunOutcome, HostView, Links, OperationView
 
 ID = "01890000-0000-7000-8000-000000000000"
 ACCEPTED = Accepted(
@@ -177,6 +177,19 @@ def test_a_verb_says_only_what_was_given() -> None:
     assert script.seen[0].content == (
         b'{"job_id":"j-1","operation_type":"DEPLOY_CREATE","model":"m-131","priority":2}'
     )
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_dry_run_has_a_key_only_if_one_was_given(key: str | None) -> None:
+    found = DryRun(
+        outcome=DryRunOutcome.WAITS, job_id="j", operation_type=Verb.INFER, reasons=("It waits.",)
+    )
+    script = Script(unavailable(), httpx2.Response(200, content=found.model_dump_json()))
+    request = {"job_id": "j", "operation_type": "INFER", "input": 1}
+    assert script.client().dry_run(request, idempotency_key=key) == found
+    for sent in script.seen:
+        assert sent.url.raw_path == b"/v1/jobs?dry_run=true"
+        assert sent.headers.get("Idempotency-Key") == key
 
 
 def test_a_model_is_stored_at_its_name() -> None:

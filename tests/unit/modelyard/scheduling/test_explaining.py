@@ -1,67 +1,25 @@
 """What is said of an operation that has not started: the rule that holds it, with its numbers."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from modelyard.contract.capacity.footprints import Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
-from modelyard.contract.capacity.offers import Device, HostCapacity
-from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
-from modelyard.scheduling.explaining import Facts, explain
+from modelyard.scheduling.explaining import explain, explain_in_line
 from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
-from modelyard.store.records import (
-    HostRecord,
-    JobLine,
-    JobRecord,
-    OperationRecord,
-    Reservation,
-    RestorationRecord,
-)
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-GIB = 1 << 30
-A = "GPU-a"
-
-
-def spec(**more: Any) -> ModelSpec:
-    resources = {"cpus": 1.0, "memory": "1g"} | more.pop("resources", {})
-    return ModelSpec.model_validate(
-        {"name": "m", "image": "x/y", "profile": "open-inference", "port": 1} | more
-        | {"resources": resources}
-    )  # fmt: skip
-
-
-def operation(
-    verb: Verb = Verb.INFER, line: int | None = 9, state: str = "QUEUED", **more: Any
-) -> OperationRecord:
-    fields = {"operation_id": f"op-{line}", "job_id": "j", "verb": verb, "model": "m"}
-    return OperationRecord.model_validate({**fields, "line": line, "state": state, **more})
-
-
-def job(state: JobState = JobState.LOADED, **more: Any) -> JobRecord:
-    fields: dict[str, Any] = {"job_id": "j", "state": state, "host_id": "h", "generation": 1}
-    return JobRecord.model_validate({**fields, "spec": spec(), **more})
-
-
-def host(*held: Allocation, **more: Any) -> HostRecord:
-    offer = HostCapacity(cpus=8.0, memory=32 * GIB, devices=(Device(uuid=A, memory=8 * GIB),))
-    reservations = tuple(Reservation(**dict(one), token="t") for one in held)
-    fields = {"host_id": "h", "slots": None, "capacity": offer, "reservations": reservations}
-    return HostRecord.model_validate({**fields, **more})
-
-
-def facts(one: OperationRecord, *before: OperationRecord, of: JobRecord, **more: Any) -> Facts:
-    return Facts(one, NOW, line=JobLine(job=of, operations=(*before, one)), **more)
+from modelyard.scheduling.prospects import Facts
+from modelyard.store.records import JobLine, OperationRecord, RestorationRecord
+from tests.support.scheduling import GIB, NOW, A, catalog, facts, host, job, operation, spec
 
 
 def test_what_has_started_or_ended_says_where() -> None:
     sent = operation(state="DISPATCHED", host_id="h")
     runs = operation(state="RUNNING", host_id="h", phase="inferring")
-    said = [explain(Facts(one, NOW)).reasons for one in (sent, runs, operation(state="FAILED"))]
+    said = [explain(one).reasons for one in (sent, runs, operation(state="FAILED"))]
     assert said == [
         ("It was sent to host h, whose worker has not begun it yet.",),
         ("It runs on host h: inferring.",),
@@ -70,36 +28,69 @@ def test_what_has_started_or_ended_says_where() -> None:
 
 
 def test_what_was_not_taken_in_yet() -> None:
-    assert "not taken it in yet" in explain(Facts(operation(line=None), NOW)).reasons[0]
+    assert "not taken it in yet" in explain(operation(line=None)).reasons[0]
 
 
 def test_an_unload_that_was_put_first_waits_for_what_runs() -> None:
     runs = operation(line=3, state="RUNNING")
     unload = operation(Verb.DEPLOY_UNLOAD, line=-1, reason="idle")
     line = JobLine(job=job(), operations=(unload, runs))
-    said = explain(Facts(unload, NOW, line=line, hosts=(host(),)))
-    assert said.reasons == ("1 inference ends first on job j.",)
+    said = explain_in_line(Facts(unload, line, NOW, hosts=(host(),)))
+    assert said.reasons == ("What runs on job j ends before it.",)
+
+
+def test_room_that_only_the_dispatcher_knows_to_be_kept_is_explained_by_its_reason() -> None:
+    one = operation(Verb.DEPLOY_LOAD, waiting_for=(f"host h {KEPT_FOR_OTHERS}",))
+    mine = job(JobState.CREATED, spec=spec(resources={"gpus": 1, "gpu_memory": "2g"}))
+    bound = Allocation(job_id="j", generation=1, devices=(A,))
+    assert explain_in_line(facts(one, of=mine, hosts=[host(bound)])).reasons == (
+        f"Host h has room for it, but {KEPT_FOR_OTHERS}.",
+    )
 
 
 def test_a_step_of_a_move_is_in_no_line() -> None:
     one = operation(Verb.DEPLOY_CREATE, line=None, aside=True)
-    assert explain(Facts(one, NOW)).reasons == ("It belongs to the move of job j.",)
+    assert explain(one).reasons == ("It belongs to the move of job j.",)
 
 
 def test_room_that_is_kept_for_a_more_urgent_operation_is_called_that() -> None:
-    reason = f"1 host {KEPT_FOR_OTHERS}"
-    one = operation(Verb.TEMP, waiting_for=(reason,))
+    one = operation(Verb.TEMP, rank=2)
     new = job(JobState.NONE, host_id=None, generation=0)
-    assert explain(facts(one, of=new, spec=spec(), hosts=(host(),))).reasons == (
-        "Host h has room for it, but keeps what is free for a more urgent operation.",
-        reason,
+    large = operation(Verb.TEMP, 1, job_id="large", model="large", rank=1)
+    waits = JobLine(job=new.model_copy(update={"job_id": "large"}), operations=(large,))
+    runs = Allocation(job_id="runs", generation=1, millicpus=6_000, temporary=True)
+    found = explain_in_line(
+        facts(
+            one,
+            of=new,
+            catalog=catalog(spec(), spec(name="large", resources={"cpus": 4.0})),
+            hosts=(host(runs),),
+            urgent=(waits,),
+        )
     )
+    assert found.reasons == (
+        "Host h has room for it, but keeps what is free for a more urgent operation.",
+        f"1 host {KEPT_FOR_OTHERS}",
+    )
+
+
+def test_room_that_a_more_urgent_operation_is_about_to_take_is_not_promised() -> None:
+    one = operation(Verb.TEMP, rank=2)
+    new = job(JobState.NONE, host_id=None, generation=0)
+    urgent = operation(Verb.TEMP, 1, job_id="urgent", rank=1)
+    waits = JobLine(job=new.model_copy(update={"job_id": "urgent"}), operations=(urgent,))
+    known, there = catalog(spec(resources={"cpus": 5.0})), (host(),)
+    found = explain_in_line(facts(one, of=new, catalog=known, hosts=there, urgent=(waits,)))
+    assert found.reasons[0] == "Host h has room for it, which goes to more urgent operations."
+    later = one.model_copy(update={"rank": 0})
+    found = explain_in_line(facts(later, of=new, catalog=known, hosts=there, urgent=(waits,)))
+    assert found.reasons == ("The dispatcher is about to send it to host h.",)
 
 
 def test_a_pause_after_a_failure_names_it_and_its_end() -> None:
     error = ErrorInfo.of(ErrorCode.IMAGE_PULL_FAILED)
     one = operation(resting=True, not_before=NOW + timedelta(seconds=30), error=error)
-    assert explain(facts(one, of=job())).reasons == (
+    assert explain_in_line(facts(one, of=job())).reasons == (
         (
             "Its last attempt failed (image_pull_failed); "
             "the next begins at 2026-01-01T00:00:30+00:00."
@@ -109,7 +100,7 @@ def test_a_pause_after_a_failure_names_it_and_its_end() -> None:
 
 def test_what_goes_before_in_line_is_named_and_counted() -> None:
     before = operation(Verb.DEPLOY_LOAD, 1, "RUNNING", reason="on_demand:op-9")
-    found = explain(facts(operation(), before, operation(line=2), of=job(JobState.CREATED)))
+    found = explain_in_line(facts(operation(), before, operation(line=2), of=job(JobState.CREATED)))
     assert found.reasons == (
         (
             "2 operations of job j go before it; the first is DEPLOY_LOAD op-1 (RUNNING, for "
@@ -122,19 +113,21 @@ def test_what_goes_before_in_line_is_named_and_counted() -> None:
 def test_inferences_beyond_what_the_model_runs_at_once() -> None:
     running = operation(line=1, state="RUNNING", started_at=NOW - timedelta(seconds=1))
     waiting = operation(line=2)
-    found = explain(facts(operation(), running, waiting, of=job(), took_s={Verb.INFER: 4.0}))
+    took_s = {Verb.INFER: 4.0}
+    found = explain_in_line(facts(operation(), running, waiting, of=job(), took_s=took_s))
     assert "2 inferences of job j are before it, and its model runs 1" in found.reasons[0]
     assert found.estimated_start_s == 7.0
 
 
 def test_a_restoration_goes_first() -> None:
     down = job(JobState.FAILED, recovery=RestorationRecord(to=JobState.LOADED, key=1))
-    assert explain(facts(operation(), of=down)).reasons == ("Job j is being restored first.",)
+    found = explain_in_line(facts(operation(), of=down))
+    assert found.reasons == ("Job j is being restored first.",)
 
 
 def test_a_silent_host_is_named() -> None:
     there = host(liveness=Liveness.SUSPECT)
-    assert explain(facts(operation(), of=job(), hosts=[there])).reasons == (
+    assert explain_in_line(facts(operation(), of=job(), hosts=[there])).reasons == (
         "Its job is on host h, which is SUSPECT.",
     )
 
@@ -175,11 +168,11 @@ def test_each_host_says_what_it_lacks_with_numbers(
 ) -> None:
     one = operation(Verb.TEMP)
     there = host(*([held] if held else []))
-    found = explain(
+    found = explain_in_line(
         facts(
             one,
             of=job(JobState.NONE, host_id=None),
-            spec=spec(resources=resources),
+            catalog=catalog(spec(resources=resources)),
             hosts=[there],
             more_urgent=3,
         )
@@ -206,7 +199,7 @@ def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
     one = operation(Verb.DEPLOY_LOAD)
     bound = Allocation(job_id="j", generation=1, devices=(A,))
     mine = job(JobState.CREATED, spec=spec(resources={"gpus": 1, "gpu_memory": "6g"}))
-    found = explain(
+    found = explain_in_line(
         facts(
             one,
             of=mine,
@@ -234,14 +227,14 @@ def test_a_need_that_was_measured_is_explained_with_both_numbers() -> None:
     mine = job(JobState.CREATED, spec=spec(resources={"gpus": 1, "gpu_memory": "2g"}))
     bound = Allocation(job_id="j", generation=1, devices=(A,))
     learned = Learned(devices=(("", 9 * GIB),))
-    found = explain(facts(one, of=mine, hosts=[host(bound)], learned=learned))
+    found = explain_in_line(facts(one, of=mine, hosts=[host(bound)], learned=lambda _: learned))
     assert found.reasons == (
         (
             "Its model has no room on host h: it needs 9 GiB (measured; 2 GiB declared) on 1 "
             "device; GPU-a has 8 GiB of 8 GiB free."
         ),
     )
-    assert explain(facts(one, of=mine, hosts=[host(bound)])).reasons == (
+    assert explain_in_line(facts(one, of=mine, hosts=[host(bound)])).reasons == (
         "The dispatcher is about to send it to host h.",
     )
 
@@ -266,11 +259,11 @@ def test_why_a_model_stays(
     )
     resident = ResidentAllocation(devices={A: 8 * GIB})
     other = Allocation(job_id="other", generation=1, devices=(A,), resident=resident)
-    found = explain(
+    found = explain_in_line(
         facts(
             operation(Verb.TEMP),
             of=job(JobState.NONE, host_id=None),
-            spec=spec(resources={"gpus": 1}),
+            catalog=catalog(spec(resources={"gpus": 1})),
             hosts=[host(other)],
             residents={"other": JobLine(job=loaded, operations=operations)},
         )
@@ -279,13 +272,13 @@ def test_why_a_model_stays(
 
 
 def test_what_can_start_says_that_too() -> None:
-    found = explain(
+    found = explain_in_line(
         facts(
             operation(Verb.TEMP),
             of=job(JobState.NONE, host_id=None),
-            spec=spec(),
+            catalog=catalog(spec()),
             hosts=[host()],
         )
     )
-    assert found.reasons == ("It can start on h; the dispatcher is about to send it there.",)
+    assert found.reasons == ("The dispatcher is about to send it to host h.",)
     assert OperationState.QUEUED is found.state

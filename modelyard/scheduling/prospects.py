@@ -1,0 +1,314 @@
+"""What the dispatcher would do with an operation now: the plan of a pass, with its numbers. Pure.
+
+The operation may exist, or be that of a request which is not made. The plan is made by the same
+functions as the dispatcher's; only what it holds in memory alone is not known here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import takewhile
+
+from modelyard.contract.capacity.footprints import NOTHING_LEARNED
+from modelyard.contract.errors import ErrorInfo
+from modelyard.contract.states import Liveness, OperationState, Verb
+from modelyard.contract.views import DryRunOutcome, HolderView, HostVerdict
+from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
+from modelyard.scheduling.leaving import why_it_stays
+from modelyard.scheduling.ordering import (
+    ON_DEMAND,
+    AlreadySatisfied,
+    CatalogEntries,
+    Dispatch,
+    LoadFirst,
+    PlaceAndDispatch,
+    Reject,
+    next_decisions,
+)
+from modelyard.scheduling.placement import FreeCapacity, LearnedOf, PlacementPolicy
+from modelyard.scheduling.planning import (
+    PlannedDispatch,
+    SchedulingPlan,
+    make_plan,
+    placement_request,
+)
+from modelyard.scheduling.refusals import refusal_to_load, refusal_with_numbers
+from modelyard.store.records import HostRecord, JobLine, OperationRecord, rank_of
+
+MOST_HOSTS = 100
+MOST_HOLDERS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known at one moment of an operation in line, or of one that would be."""
+
+    operation: OperationRecord
+    line: JobLine
+    """Its job with the first operations of the line, and with itself."""
+    now: datetime
+    """The time by the database's clock."""
+    beyond: int = 0
+    """How many operations between those and itself are left out."""
+    urgent: Sequence[JobLine] = ()
+    """The other jobs whose operations wait for a host, as far as they join each pass."""
+    catalog: CatalogEntries = field(default_factory=lambda: CatalogEntries({}, {}))
+    """The entries that these jobs name."""
+    hosts: Sequence[HostRecord] = ()
+    policy: PlacementPolicy = PlacementPolicy.BINPACK
+    """The leading dispatcher's."""
+    more_urgent: int = 0
+    residents: Mapping[str, JobLine] = field(default_factory=dict)
+    """Jobs that hold memory on these hosts, by id."""
+    learned: LearnedOf = lambda _: NOTHING_LEARNED
+    """Tells what models were measured to take."""
+    took_s: Mapping[Verb, float] = field(default_factory=dict)
+    """Seconds that the job's operations took lately, by verb."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What would become of an operation now."""
+
+    outcome: DryRunOutcome
+    reasons: tuple[str, ...] = ()
+    """Sentences: what it waits for, the most important first."""
+    error: ErrorInfo | None = None
+    host_id: str | None = None
+    devices: tuple[str, ...] = ()
+    ahead_in_line: int = 0
+    next_in_line: str | None = None
+    ahead_in_waiting_room: int | None = None
+    hosts: tuple[HostVerdict, ...] = ()
+    estimated_start_s: float | None = None
+
+
+def prospect_of(facts: Facts) -> Prospect:
+    """Return what would become of an operation if a pass of the scheduler began now."""
+    key = facts.operation.operation_id
+    line = _with_new_reasons(facts.line, key)
+    ahead = [*takewhile(lambda one: one.operation_id != key, line.operations)]
+    decisions = next_decisions(line, facts.catalog) if not facts.beyond else []
+    decision = next((one for one in decisions if one.operation.operation_id == key), None)
+    hosts = {host.host_id: host for host in facts.hosts}
+    capacity = FreeCapacity(hosts, learned=facts.learned, policy=facts.policy)
+    plan = make_plan([line, *facts.urgent], facts.catalog, capacity)
+    match decision:
+        case None:
+            return _behind(facts, ahead, plan)
+        case Reject(error=error):
+            return Prospect(DryRunOutcome.REJECTED, error=error)
+        case AlreadySatisfied():
+            return Prospect(DryRunOutcome.SUCCEEDS)
+        case LoadFirst():
+            return _after_its_load(facts, decision)
+        case PlaceAndDispatch():
+            return _placed(facts, decision, plan)
+        case Dispatch():
+            return _on_its_host(facts, decision, plan)
+
+
+def _with_new_reasons(line: JobLine, key: str) -> JobLine:
+    """Return the line without the operation's recorded reasons: a plan has only what is new."""
+    operations = tuple(
+        one.model_copy(update={"waiting_for": ()}) if one.operation_id == key else one
+        for one in line.operations
+    )
+    return line.model_copy(update={"operations": operations})
+
+
+def _planned(plan: SchedulingPlan, operation: OperationRecord) -> PlannedDispatch | None:
+    key = operation.operation_id
+    return next((one for one in plan.dispatches if one.operation.operation_id == key), None)
+
+
+def _cancelled(plan: SchedulingPlan, operation: OperationRecord) -> bool:
+    key = operation.operation_id
+    return any(
+        one.operation.operation_id == key and one.state is OperationState.CANCELLED
+        for one in plan.endings
+    )
+
+
+# --- behind others of its job ---
+
+
+def _behind(facts: Facts, ahead: Sequence[OperationRecord], plan: SchedulingPlan) -> Prospect:
+    job = facts.line.job
+    if job.recovery is not None:
+        sentence = f"Job {job.job_id} is being restored first."
+    elif not ahead:
+        sentence = f"What runs on job {job.job_id} ends before it."
+    else:
+        sentence = _what_is_ahead(facts, ahead)
+    withdrawn = [one for one in ahead if _cancelled(plan, one)]
+    makes_way = tuple(
+        f"{one.verb} {one.operation_id} has no room, and is CANCELLED to make way for it."
+        for one in withdrawn
+    )
+    return Prospect(
+        DryRunOutcome.WAITS,
+        (sentence, *makes_way),
+        ahead_in_line=len(ahead) + facts.beyond,
+        next_in_line=ahead[0].operation_id if ahead else None,
+        estimated_start_s=_estimate(facts, ahead),
+    )
+
+
+def _what_is_ahead(facts: Facts, ahead: Sequence[OperationRecord]) -> str:
+    first, job, total = ahead[0], facts.line.job, len(ahead) + facts.beyond
+    if _share(facts, ahead) and job.spec is not None:
+        return (
+            f"{total} inferences of job {job.job_id} are before it, and its model runs "
+            f"{job.spec.max_concurrency} at the same time (max_concurrency)."
+        )
+    go = "1 operation of job {0} goes" if total == 1 else f"{total} operations of job {{0}} go"
+    why = f", for {first.reason}" if first.reason else ""
+    return (
+        f"{go.format(job.job_id)} before it; the first is {first.verb} {first.operation_id} "
+        f"({first.state}{why})."
+    )
+
+
+def _share(facts: Facts, ahead: Sequence[OperationRecord]) -> bool:
+    """Tell whether it and all before it may run at the same time."""
+    return facts.operation.shared and all(one.shared for one in ahead) and not facts.beyond
+
+
+def _estimate(facts: Facts, ahead: Sequence[OperationRecord]) -> float | None:
+    """Return the seconds that those ahead take, less what has passed of those that run."""
+    if facts.beyond or not ahead:
+        return None
+    seconds = 0.0
+    for one in ahead:
+        took_s = facts.took_s.get(one.verb) if one.verb else None
+        if took_s is None:
+            return None
+        ran_s = (facts.now - one.started_at).total_seconds() if one.started_at else 0.0
+        seconds += max(0.0, took_s - max(0.0, ran_s))
+    spec = facts.line.job.spec
+    at_once = spec.max_concurrency if spec and all(one.shared for one in ahead) else 1
+    return seconds / at_once
+
+
+# --- on the host of its job ---
+
+
+def _on_its_host(facts: Facts, decision: Dispatch, plan: SchedulingPlan) -> Prospect:
+    operation, job, host_id = decision.operation, decision.job, decision.host_id
+    if _planned(plan, operation) is not None:
+        return Prospect(
+            DryRunOutcome.STARTS, host_id=host_id, devices=job.devices, estimated_start_s=0.0
+        )
+    host = next((one for one in facts.hosts if one.host_id == host_id), None)
+    hosts: tuple[HostVerdict, ...] = ()
+    if _cancelled(plan, operation):
+        sentence = _withdrawal(operation)
+    elif host is None or host.incarnation is None:
+        sentence = f"Its job is on host {host_id}, which is not known."
+    elif host.liveness is not Liveness.ONLINE:
+        sentence = f"Its job is on host {host_id}, which is {host.liveness}."
+    else:
+        refusal = (
+            refusal_to_load(host, job, job.spec, facts.learned(job.spec)) if job.spec else None
+        )
+        sentence = f"Its model has no room on host {host_id}: {refusal}."
+        if refusal is None:  # other rules than room, which have no numbers
+            refusal = plan.waiting[operation.operation_id][0]
+            sentence = f"Its model can't be loaded now: {refusal}."
+        hosts = (_verdict(facts, host, refusal),)
+    return Prospect(DryRunOutcome.WAITS, (sentence,), hosts=hosts)
+
+
+def _withdrawal(operation: OperationRecord) -> str:
+    return f"The dispatcher is about to cancel it: {operation.verb} has no room, and is in the way."
+
+
+def _after_its_load(facts: Facts, decision: LoadFirst) -> Prospect:
+    """Return what would become of an inference whose model is loaded first, on demand."""
+    key, job = decision.operation.operation_id, decision.job
+    load = OperationRecord(
+        operation_id=f"{ON_DEMAND}{key}",
+        job_id=job.job_id,
+        verb=Verb.DEPLOY_LOAD,
+        source="system",
+        reason=f"{ON_DEMAND}{key}",
+        state=OperationState.QUEUED,
+        rank=rank_of(0, facts.now),
+    )
+    line = facts.line.model_copy(update={"operations": (load, *facts.line.operations)})
+    first = prospect_of(replace(facts, operation=load, line=line))
+    starts = first.outcome is DryRunOutcome.STARTS
+    return Prospect(
+        DryRunOutcome.LOADS_FIRST,
+        first.reasons,
+        host_id=job.host_id,
+        devices=job.devices,
+        hosts=first.hosts,
+        estimated_start_s=facts.took_s.get(Verb.DEPLOY_LOAD, job.load_s) if starts else None,
+    )
+
+
+# --- on a host that is chosen for it ---
+
+
+def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> Prospect:
+    operation = decision.operation
+    request = placement_request(decision, facts.learned(decision.spec))
+    refusals = [(host, refusal_with_numbers(host, request)) for host in facts.hosts]
+    verdicts = tuple(_verdict(facts, *one) for one in refusals[:MOST_HOSTS])
+    start = _planned(plan, operation)
+    if start is not None:
+        return Prospect(
+            DryRunOutcome.STARTS,
+            host_id=start.host.host_id,
+            devices=start.allocation.devices if start.allocation else (),
+            ahead_in_waiting_room=facts.more_urgent,
+            hosts=verdicts,
+            estimated_start_s=0.0,
+        )
+    if _cancelled(plan, operation):
+        return Prospect(DryRunOutcome.WAITS, (_withdrawal(operation),), hosts=verdicts)
+    reasons = plan.waiting.get(operation.operation_id, ())
+    return Prospect(
+        DryRunOutcome.WAITS,
+        (_why_no_host(refusals, reasons), *reasons),
+        ahead_in_waiting_room=facts.more_urgent,
+        hosts=verdicts,
+    )
+
+
+def _why_no_host(refusals: Sequence[tuple[HostRecord, str | None]], reasons: Sequence[str]) -> str:
+    fitting = next((host.host_id for host, refusal in refusals if refusal is None), None)
+    if fitting is not None and any(KEPT_FOR_OTHERS in one for one in reasons):
+        return f"Host {fitting} has room for it, but {KEPT_FOR_OTHERS}."
+    if fitting is not None:
+        return f"Host {fitting} has room for it, which goes to more urgent operations."
+    if not refusals:
+        return "No host has ever been online."
+    if all("even when empty" in (refusal or "") for _, refusal in refusals):
+        return f"None of {len(refusals)} hosts could ever hold it."
+    return f"None of {len(refusals)} hosts has room for it now."
+
+
+def _verdict(facts: Facts, host: HostRecord, refusal: str | None) -> HostVerdict:
+    holders = _holders(facts, host) if refusal is not None else ()
+    return HostVerdict(host_id=host.host_id, fits=refusal is None, refusal=refusal, holders=holders)
+
+
+def _holders(facts: Facts, host: HostRecord) -> tuple[HolderView, ...]:
+    holders: list[HolderView] = []
+    for held in host.reservations:
+        line = facts.residents.get(held.job_id)
+        if held.resident is None or line is None or len(holders) == MOST_HOLDERS:
+            continue
+        memory = {"memory": held.resident.memory} if held.resident.memory else {}
+        holders.append(
+            HolderView(
+                job_id=held.job_id,
+                model=line.job.spec.name if line.job.spec else None,
+                frees={**held.resident.devices, **memory},
+                stays=why_it_stays(line, facts.now),
+            )
+        )
+    return tuple(holders)
