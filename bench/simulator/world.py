@@ -24,7 +24,7 @@ from bench.simulator.rules import (
 )
 from dispatcher.scheduling.making_room import (
     KeptRoom,
-    Leaving,
+    MayLeave,
     Way,
     candidates,
     cheapest_way,
@@ -241,9 +241,9 @@ class World:
         woken: list[str] = []
         for one in crowded:
             waited = has_waited(one, self._time, self._scenario.swap_wait_s)
-            way = self._way(one, Leaving.IN_USE if waited else Leaving.IDLE)
+            way = self._way(one, MayLeave.IN_USE if waited else MayLeave.IDLE)
             if way is None:
-                if (later := self._way(one, Leaving.LATER)) is not None:
+                if (later := self._way(one, MayLeave.LATER)) is not None:
                     self._kept.keep(one, later)
                 else:
                     self._kept.give_up(one.request.job_id)
@@ -256,7 +256,7 @@ class World:
                     woken.append(job_id)
         return woken
 
-    def _way(self, one: Crowded, leaving: Leaving) -> Way | None:
+    def _way(self, one: Crowded, leaving: MayLeave) -> Way | None:
         def cost(job: JobRecord) -> float:
             return reload_cost(job, self._usage)
 

@@ -64,7 +64,7 @@ def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
     ]
 
 
-class Leaving(Enum):
+class MayLeave(Enum):
     """Which models count as leaving to make room, besides those that do already."""
 
     IDLE = "idle"
@@ -80,7 +80,7 @@ def candidates(
     lines: Iterable[JobLine],
     now: datetime,
     *,
-    leaving: Leaving,
+    leaving: MayLeave,
     cost: Callable[[JobRecord], float],
 ) -> list[Candidate]:
     """Return what would leave a host; what leaves already costs nothing.
@@ -96,7 +96,7 @@ def candidates(
         if is_leaving(line):
             found.append(Candidate(held.job_id, 0.0, frees))
         elif held.temporary:
-            if leaving is Leaving.LATER:
+            if leaving is MayLeave.LATER:
                 frees[MEMORY] += held.memory
                 found.append(Candidate(held.job_id, 0.0, frees))
         elif why_it_stays(line, now) in _LEAVE[leaving]:
@@ -104,10 +104,10 @@ def candidates(
     return found
 
 
-_LEAVE: Mapping[Leaving, frozenset[Stays | None]] = {
-    Leaving.IDLE: frozenset({None}),
-    Leaving.IN_USE: frozenset({None, Stays.IN_USE}),
-    Leaving.LATER: frozenset({None, *Stays} - {Stays.BY_HAND, Stays.PINNED}),
+_LEAVE: Mapping[MayLeave, frozenset[Stays | None]] = {
+    MayLeave.IDLE: frozenset({None}),
+    MayLeave.IN_USE: frozenset({None, Stays.IN_USE}),
+    MayLeave.LATER: frozenset({None, *Stays} - {Stays.BY_HAND, Stays.PINNED}),
 }
 
 

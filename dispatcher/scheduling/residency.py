@@ -15,7 +15,7 @@ import structlog
 
 from dispatcher.scheduling.making_room import (
     KeptRoom,
-    Leaving,
+    MayLeave,
     Way,
     candidates,
     cheapest_way,
@@ -94,11 +94,11 @@ class Residents:
         for one in crowded:
             await asyncio.sleep(0)
             waited = has_waited(one, now, self._swap_wait_s)
-            way = await self._way(one, hosts, now, Leaving.IN_USE if waited else Leaving.IDLE)
+            way = await self._way(one, hosts, now, MayLeave.IN_USE if waited else MayLeave.IDLE)
             if way is not None:
                 woken |= await self._evict(one, way, now)
                 tries += 1
-            elif (later := await self._way(one, hosts, now, Leaving.LATER)) is not None:
+            elif (later := await self._way(one, hosts, now, MayLeave.LATER)) is not None:
                 # What is free there now is not given to others: it will be needed.
                 self._kept.keep(one, later)
             else:
@@ -108,7 +108,7 @@ class Residents:
         return woken
 
     async def _way(
-        self, one: Crowded, hosts: Mapping[str, HostRecord], now: datetime, leaving: Leaving
+        self, one: Crowded, hosts: Mapping[str, HostRecord], now: datetime, leaving: MayLeave
     ) -> Way | None:
         offers = []
         for host in hosts_for(one, hosts):

@@ -474,8 +474,13 @@ def _effect_write(effect: JobEffect) -> UpdateOne:
 def _loaded(changes: Document, load_s: float | None) -> Document:
     """Return the changes of a job whose model is loaded; if it was before, that is not news."""
     was_loaded = {"$eq": ["$state", JobState.LOADED]}
+    fields: Document = {}
+    for name, value in changes.items():
+        outer, _, inner = name.partition(".")
+        # In a stage, unlike in an update, a document is merged into the one that is there.
+        fields[outer] = {inner: {"$literal": value}} if inner else {"$literal": value}
     return {
-        **{name: {"$literal": value} for name, value in changes.items()},
+        **fields,
         "version": {"$add": ["$version", 1]},
         "updated_at": "$$NOW",
         "loaded_at": {"$cond": [was_loaded, "$loaded_at", "$$NOW"]},

@@ -30,7 +30,7 @@ from modelyard.store.indexes import INDEXES, UNPUBLISHED
 from modelyard.store.jobs import Assignment, JobEffect
 from modelyard.store.operation_writes import DispatchClaim, IntakeEntry
 from modelyard.store.operations import FRONT_OF_LINE, QueuedEnding
-from modelyard.store.records import NewOperation, OperationRecord
+from modelyard.store.records import JobRecord, LastReport, NewOperation, OperationRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
 from tests.support.waiting import eventually
@@ -467,6 +467,33 @@ async def test_only_the_current_attempt_may_change_a_job(store: Store) -> None:
     now = await store.jobs.get("j")
     assert now is not None
     assert (now.state, now.container_id, now.spec) == (JobState.CREATED, "c" * 64, SPEC)
+
+
+async def test_a_load_of_a_model_in_memory_changes_neither_when_nor_how_long_it_was_loaded(
+    store: Store,
+) -> None:
+    await store.jobs.ensure(["j"])
+    await store.jobs.assign([Assignment("j", 0, ONE, 1, 1, "h", SPEC)], token="t")
+
+    async def report(seq: int, state: JobState, ran_s: float) -> JobRecord:
+        told = LastReport(incarnation="boot", number=seq)
+        effect = JobEffect(
+            "j", ONE, 1, seq, 1, "h", state, "c" * 64, None, told=told, ran_s=ran_s
+        )  # fmt: skip
+        assert await store.jobs.apply([effect]) == 1
+        job = await store.jobs.get("j")
+        assert job is not None
+        assert job.current is not None
+        assert (job.state, job.current.operation_id, job.current.seq) == (state, ONE, seq)
+        assert job.told == told
+        return job
+
+    await report(1, JobState.CREATED, 1.0)
+    loaded = await report(2, JobState.LOADED, 2.0)
+    again = await report(3, JobState.LOADED, 0.1)
+    assert again.version == loaded.version + 1
+    assert loaded.loaded_at is not None
+    assert (again.loaded_at, again.load_s) == (loaded.loaded_at, 2.0)
 
 
 @pytest.mark.parametrize("size", [10, MAX_INLINE_RESULT_BYTES + 1])
