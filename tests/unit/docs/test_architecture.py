@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -93,13 +94,20 @@ def _defined(node: ast.AST) -> Iterator[str]:
             pass
 
 
-def _product() -> Mapping[Path, frozenset[str]]:
+@cache
+def names_by_file() -> Mapping[str, frozenset[str]]:
+    """Return what each file of the product defines.
+
+    Not when this module is imported: each process that collects tests would read all the files.
+    """
     files = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    return {path: frozenset(_names_in(path)) for path in files}
+    return {str(path.relative_to(ROOT)): frozenset(_names_in(path)) for path in files}
 
 
-NAMES_IN = _product()
-ALL_NAMES = frozenset[str]().union(*NAMES_IN.values())
+@cache
+def all_names() -> frozenset[str]:
+    """Return what the product defines."""
+    return frozenset[str]().union(*names_by_file().values())
 
 
 def in_code_type(text: str) -> list[str]:
@@ -116,7 +124,7 @@ def exists(word: str) -> bool:
         return True
     if PATH.fullmatch(word):
         return (ROOT / word).exists()
-    return NAME.fullmatch(word) is not None and word in ALL_NAMES
+    return NAME.fullmatch(word) is not None and word in all_names()
 
 
 def test_everything_in_code_type_exists() -> None:
@@ -149,7 +157,7 @@ def told_places(text: str) -> list[tuple[str, str]]:
     ),
 )
 def test_each_name_is_in_the_file_that_the_sentence_gives(name: str, path: str) -> None:
-    assert name in NAMES_IN.get(ROOT / path, frozenset())
+    assert name in names_by_file().get(path, frozenset())
 
 
 def test_sentences_that_give_a_file_are_read() -> None:
@@ -175,11 +183,11 @@ def concerns() -> list[tuple[str, list[str], list[str]]]:
 def test_each_type_lives_where_the_table_says(
     what: str, types: list[str], paths: list[str]
 ) -> None:
-    places = [ROOT / path for path in paths]
+    places = tuple(f"{path.rstrip('/')}/" for path in paths)
     there = {
         name
-        for file, names in NAMES_IN.items()
-        if any(place in (file, *file.parents) for place in places)
+        for file, names in names_by_file().items()
+        if f"{file}/".startswith(places)
         for name in names
     }
     assert types, what

@@ -12,7 +12,11 @@ from gateway.submission.requests import RefusedRequest, read_batch, read_one, va
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES, JobRequest
-from tests.unit.gateway.submission.test_bodies import client, post  # noqa: F401 - a fixture
+from tests.unit.gateway.submission.test_bodies import (
+    ONE_LOOP,
+    client,  # noqa: F401 - a fixture
+    post,
+)
 
 LARGEST = 16 << 10
 REQUEST = {"job_id": "j-1", "operation_type": "INFER", "input": [1]}
@@ -20,6 +24,7 @@ REQUEST = {"job_id": "j-1", "operation_type": "INFER", "input": [1]}
 WIDE = "\U0001f600"
 
 
+@ONE_LOOP
 @pytest.mark.parametrize(
     "change",
     [
@@ -44,6 +49,7 @@ async def test_a_problem_is_small_whatever_was_wrong(
     assert len(answer.content) <= LARGEST
 
 
+@ONE_LOOP
 async def test_the_answer_to_a_batch_of_wrong_requests_is_bounded(
     client: object,  # noqa: F811
 ) -> None:
@@ -56,6 +62,7 @@ async def test_the_answer_to_a_batch_of_wrong_requests_is_bounded(
     assert len(answer.content) < 1 << 20 < len(body)
 
 
+@ONE_LOOP
 async def test_a_catalog_entry_of_many_names_is_refused_at_once(
     client: object,  # noqa: F811
 ) -> None:
@@ -65,6 +72,7 @@ async def test_a_catalog_entry_of_many_names_is_refused_at_once(
     assert answer.json()["code"] == "invalid_json"
 
 
+@ONE_LOOP
 @pytest.mark.parametrize("query", ["a&" * MAX_PARAMETERS, "a=" + "x" * 9_000])
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models", "/v1/operations/x", "/nowhere"])
 async def test_a_query_without_end_is_not_taken_apart(

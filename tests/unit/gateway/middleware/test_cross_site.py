@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
+import pytest_asyncio
 
 from gateway.app import create_app
 from gateway.middleware.cross_site import WebRules
@@ -15,6 +16,8 @@ from tests.support.gateway import problem
 
 OWN = "http://127.0.0.1:8080"
 APP = "https://app.example"
+ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
+"""For the tests of one gateway."""
 CHANGES = [
     ("POST", "/v1/jobs"),
     ("POST", "/inference_router/"),
@@ -38,8 +41,9 @@ async def browser(rules: WebRules | None = None) -> AsyncIterator[httpx2.AsyncCl
     await gateway.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
+    """Give the tests a browser's view of one gateway: it keeps nothing from one to the next."""
     async with browser() as made:
         yield made
 
@@ -47,6 +51,7 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
 # --- the host ---
 
 
+@ONE_LOOP
 @pytest.mark.parametrize(
     "host",
     [
@@ -83,11 +88,13 @@ async def test_loopback_is_ours(client: httpx2.AsyncClient, host: str) -> None:
     assert (await client.get("/openapi.json", headers={"Host": host})).status_code == 200
 
 
+@ONE_LOOP
 async def test_the_first_of_two_hosts_does_not_cover_the_second(client: httpx2.AsyncClient) -> None:
     both = [("Host", "127.0.0.1"), ("Host", "evil.example")]
     assert (await client.get("/openapi.json", headers=both)).status_code == 421
 
 
+@ONE_LOOP
 async def test_what_a_proxy_says_of_the_host_is_not_believed(client: httpx2.AsyncClient) -> None:
     for name, value in (("X-Forwarded-Host", "127.0.0.1"), ("Forwarded", "host=127.0.0.1")):
         headers = {"Host": "evil.example", name: value}
@@ -113,6 +120,7 @@ def test_the_address_at_which_a_connection_arrived_is_ours() -> None:
     assert not rules.answers_for("10.0.0.5", None)
 
 
+@ONE_LOOP
 async def test_load_balancers_may_ask_by_any_name_whether_it_lives(
     client: httpx2.AsyncClient,
 ) -> None:
@@ -124,6 +132,7 @@ async def test_load_balancers_may_ask_by_any_name_whether_it_lives(
 # --- the origin ---
 
 
+@ONE_LOOP
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 @pytest.mark.parametrize(
     "marks",
@@ -149,11 +158,13 @@ async def test_a_page_of_another_site_changes_nothing(
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
+@ONE_LOOP
 async def test_two_origins_are_as_bad_as_the_worse_one(client: httpx2.AsyncClient) -> None:
     both = [("Origin", OWN), ("Origin", "https://evil.example")]
     assert (await client.post("/v1/hosts/h/cordon", headers=both)).status_code == 403
 
 
+@ONE_LOOP
 @pytest.mark.parametrize(
     "marks",
     [
@@ -170,6 +181,7 @@ async def test_who_is_no_page_of_another_site_is_let_through(
     assert (await client.post("/v1/hosts/h/cordon", headers=marks)).status_code == 503
 
 
+@ONE_LOOP
 async def test_a_page_of_another_site_does_not_see_what_it_reads(
     client: httpx2.AsyncClient,
 ) -> None:
@@ -181,6 +193,7 @@ async def test_a_page_of_another_site_does_not_see_what_it_reads(
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@ONE_LOOP
 async def test_no_preflight_of_another_site_is_answered_well(client: httpx2.AsyncClient) -> None:
     marks = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     answer = await client.options("/v1/jobs", headers=marks)
@@ -212,6 +225,7 @@ async def test_a_page_of_an_allowed_origin_may_do_all_that_its_key_may() -> None
 # --- the body ---
 
 
+@ONE_LOOP
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 @pytest.mark.parametrize(
     "types",
@@ -235,6 +249,7 @@ async def test_what_a_form_can_send_is_refused_everywhere(
     assert problem(answer)["code"] == "unsupported_media_type"
 
 
+@ONE_LOOP
 async def test_a_change_needs_no_body_where_there_is_nothing_to_say(
     client: httpx2.AsyncClient,
 ) -> None:

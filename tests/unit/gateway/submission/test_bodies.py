@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
+import pytest_asyncio
 
 from gateway.app import create_app
 from gateway.service import Gateway
@@ -27,12 +28,19 @@ REQUEST = {
     "queue_timeout_s": 1,
     "metadata": {},
 }
+ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
+"""For the tests of one gateway."""
+pytestmark = ONE_LOOP
 PATHS = ("/v1/jobs", "/inference_router/", "/v1/jobs/batch", "/v1/models/m-131")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
-    """Give the test a gateway whose stores do not exist: nothing of this may reach them."""
+    """Give the tests a gateway whose stores do not exist: nothing of this may reach them.
+
+    One for all of them: a gateway keeps nothing of what it refuses, and its body process takes
+    longer to start than all the rest.
+    """
     store = Store(f"mongodb://{NOWHERE}/x", name="test", timeout_s=0.1)
     gateway = Gateway(store, Broker(f"amqp://{NOWHERE}", name="test"))
     transport = httpx2.ASGITransport(app=create_app(gateway))

@@ -102,24 +102,25 @@ def test_what_is_too_much_is_refused_before_anything_is_made_of_it(
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("start", "repeated"),
     [
-        b'"' + b"\\" * (ROOM - 2),
-        b'"' * ROOM,
-        b'"\\' * (ROOM // 2),
-        (b"1" * 199 + b" ") * (ROOM // 200),
-        b"e0" * (ROOM // 2),
-        b"e" + b"0" * ROOM,
-        b"[" * ROOM,
-        b"[]" * (ROOM // 2),
+        (b'"', b"\\"),
+        (b"", b'"'),
+        (b"", b'"\\'),
+        (b"", b"1" * 199 + b" "),
+        (b"", b"e0"),
+        (b"e", b"0"),
+        (b"", b"["),
+        (b"", b"[]"),
     ],
-    ids=lambda body: repr(body[:8]),
+    ids=lambda part: repr(part[:8]),
 )
-def test_counting_takes_a_time_that_is_linear_in_the_text(body: bytes) -> None:
+def test_counting_takes_a_time_that_is_linear_in_the_text(start: bytes, repeated: bytes) -> None:
+    body = start + repeated * (ROOM // len(repeated))
     began = time.perf_counter()
     check_numbers = may_hold_unusual_numbers(body)
     with pytest.raises(InvalidRequestError):
-        parse_json(body, max_bytes=ROOM + 1)
+        parse_json(body, max_bytes=len(body))
     assert time.perf_counter() - began < 3.0, check_numbers  # quadratic would be hours
 
 

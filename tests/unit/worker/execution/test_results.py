@@ -13,6 +13,7 @@ from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.process.body_process import LARGE_BODY_BYTES
 from tests.fakes.programs import FakeBatch
 from tests.support.large_bodies import FILLS, MIB, feeling
 from tests.support.waiting import eventually
@@ -20,14 +21,14 @@ from tests.support.worker.harness import VerbHarness, model
 from tests.support.worker.host import running_host
 from worker.model_server.results import ResultReader, result_of
 
-CONTAINERS, ANSWERS_EACH = 8, 2
+CONTAINERS, ANSWERS_EACH = 4, 2
 LARGE = b"[" + b",".join([b'{"a":1}'] * (MIB // 8 - 1)) + b"]"
 
 
 @pytest.fixture
 async def reader() -> AsyncIterator[ResultReader]:
     made = ResultReader()
-    await made.read(LARGE)
+    await made.read(b" " * LARGE_BODY_BYTES + b"1")
     yield made
     await made.aclose()
 
@@ -79,7 +80,7 @@ async def test_the_large_result_of_a_batch_is_read_there_too() -> None:
 
 async def test_a_result_is_the_same_wherever_it_is_read(reader: ResultReader) -> None:
     for name, fill in FILLS.items():
-        body = fill(MIB // 2)
+        body = fill(MIB // 8)
         assert await reader.read(body) == result_of(body), name
 
 
