@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from pymongo import MongoClient
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
@@ -21,14 +22,33 @@ from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
 from modelyard.broker import Broker
 from modelyard.store import Store
-from tests.support.servers.virtual_hosts import virtual_hosts
+from tests.support.servers.data import data_folder
+from tests.support.servers.databases import own_database
+from tests.support.servers.virtual_hosts import VirtualHosts
 
 # Not under pytest's own folder: RabbitMQ runs under an account of its own and has to get in, and
 # the engines keep their images from one session to the next.
 FOLDER = Path(__file__).resolve().parents[1] / "var" / "tests"
-SERVERS = {"folder", "programs", "rabbitmq", "mongodb", "engine", "second_engine"}
+SERVERS = {"folder", "programs", "data", "rabbitmq", "mongodb", "engine", "second_engine"}
 """The fixtures that start a server, install one, or hold its data."""
 WITHOUT_SERVERS = ("tests/unit/", "tests/statemachine/")
+WITHOUT_ENGINES = (
+    "tests/integration/bench/",
+    "tests/integration/cli/",
+    "tests/integration/dispatcher/",
+    "tests/integration/gateway/",
+    "tests/integration/store/",
+)
+"""Where tests need no other servers than RabbitMQ and MongoDB: about half of all that need any."""
+
+# What the product logs of a fault is printed in plain words. Until it is told otherwise, structlog
+# prints the source around each line of a traceback, which takes longer than most tests.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,23 +72,41 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("server")
 
 
-class ServersInOneProcess(LoadScopeScheduling):  # type: ignore[misc]
-    """Has one of pytest-xdist's processes run all tests that need servers, one after the other.
+class ServersInTwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
+    """Has two of pytest-xdist's processes run all tests that need servers, each on its own servers.
 
-    There is one RabbitMQ for all, two processes can't share an engine's folder, and what is
-    measured there is not disturbed by another such test. The others go to whoever is free.
+    Tests with servers wait more than they work, so that two rows of them, side by side, are done in
+    little more than half the time. More of them would disturb each other: some of them measure.
+    Two processes can't share an engine's folder: the tests with engines are all in the same row.
+    The tests without servers go to whoever is free.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        """Return a name; what has the same name is run by the same process."""
-        alone = self.config.option.fast or nodeid.startswith(WITHOUT_SERVERS)
-        return nodeid if alone else "servers"
+        """Return a name; what has the same name is run by the same process.
+
+        The cases of one test stay together: they may share what takes long to make.
+        """
+        if self.config.option.fast or nodeid.startswith(WITHOUT_SERVERS):
+            return nodeid.partition("[")[0]
+        return "without engines" if nodeid.startswith(WITHOUT_ENGINES) else "with engines"
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        """Forget what is done: pytest-xdist counts all that is left after each test."""
+        super().mark_test_complete(node, item_index, duration)
+        of_node = self.assigned_work[node]
+        for name in [name for name, tests in of_node.items() if all(tests.values())]:
+            del of_node[name]
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServersInOneProcess:
-    """Say which process runs which test."""
-    return ServersInOneProcess(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServersInTwoProcesses:
+    """Say which process runs which test.
+
+    In the order in which they are collected: what takes longest, the tests with servers and the
+    state machine, comes first. By default it would be what has the most cases.
+    """
+    config.option.loadscopereorder = False
+    return ServersInTwoProcesses(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -116,6 +154,13 @@ def folder(pytestconfig: pytest.Config) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def data(folder: Path) -> Iterator[Path]:
+    """Give the session's RabbitMQ and MongoDB a folder: in memory, if there is enough of it."""
+    with data_folder(folder) as where:
+        yield where
+
+
+@pytest.fixture(scope="session")
 def programs() -> None:
     """Install what the machine lacks, as `make up` does; where that can't be, say what it is."""
     _install()
@@ -127,18 +172,18 @@ def _install() -> None:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(folder: Path, programs: None) -> Iterator[RabbitMQ]:  # noqa: ARG001
+def rabbitmq(data: Path, programs: None) -> Iterator[RabbitMQ]:  # noqa: ARG001
     """Start a RabbitMQ for the session."""
-    server = RabbitMQ(folder / "rabbitmq", max_message_bytes=LARGEST_MESSAGE_BYTES)
+    server = RabbitMQ(data / "rabbitmq", max_message_bytes=LARGEST_MESSAGE_BYTES)
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def mongodb(folder: Path) -> Iterator[MongoDB]:
+def mongodb(data: Path) -> Iterator[MongoDB]:
     """Start a MongoDB replica set of one for the session."""
-    server = MongoDB(folder / "mongodb")
+    server = MongoDB(data / "mongodb")
     server.start()
     yield server
     server.stop()
@@ -170,24 +215,31 @@ def _engine(name: str) -> Generator[DockerEngine]:
 
 
 @pytest.fixture(scope="session")
-def _vhosts(rabbitmq: RabbitMQ) -> Iterator[str]:
+def mongo_client(mongodb: MongoDB) -> Iterator[MongoClient[dict[str, Any]]]:
+    """Give the session a client that looks after the databases of the tests."""
+    with MongoClient[dict[str, Any]](mongodb.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def virtual_hosts(rabbitmq: RabbitMQ) -> VirtualHosts:
     """Make virtual hosts as they are asked for."""
-    return virtual_hosts(rabbitmq, "test")
+    return VirtualHosts(rabbitmq, "test")
 
 
 @pytest.fixture
-def amqp_url(rabbitmq: RabbitMQ, _vhosts: Iterator[str]) -> str:
+def amqp_url(rabbitmq: RabbitMQ, virtual_hosts: VirtualHosts) -> Iterator[str]:
     """Give the test a virtual host of its own."""
-    return f"{rabbitmq.url}/{next(_vhosts)}"
+    name = virtual_hosts.take()
+    yield f"{rabbitmq.url}/{name}"
+    virtual_hosts.give_back(name)
 
 
 @pytest.fixture
-def mongo_url(mongodb: MongoDB) -> Iterator[str]:
+def mongo_url(mongodb: MongoDB, mongo_client: MongoClient[dict[str, Any]]) -> Iterator[str]:
     """Give the test a database of its own."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield mongodb.url.replace("/modelyard?", f"/{name}?")
-    with MongoClient[dict[str, object]](mongodb.url) as client:
-        client.drop_database(name)
+    with own_database(mongo_client, mongodb.url) as url:
+        yield url
 
 
 @pytest.fixture

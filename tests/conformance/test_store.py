@@ -639,7 +639,7 @@ async def test_an_operation_that_is_seen_ended_has_left_its_mark_on_the_job_that
 
     The fake's clients take turns in the same order each time: more rounds show nothing new.
     """
-    rounds = 25 if isinstance(database, MemoryDatabase) else 200
+    rounds = 25 if isinstance(database, MemoryDatabase) else 100
     await store.jobs.ensure(["j"])
     ids = [f"0190c2f0-0000-7000-8000-{number:012d}" for number in range(1, rounds + 2)]
     await store.operations.take_in([(new(key), line) for line, key in enumerate(ids, start=1)])

@@ -26,16 +26,18 @@ from modelyard.store.connection import Collection, MongoConnection
 from modelyard.store.records import NewOperation
 
 APP = "modelyard-failing"
+TIMEOUT_S = 3.0
+"""The driver tries some of the failures again until this time is over."""
 ID = "00000000-0000-7000-8000-000000000001"
 
 
 @pytest.fixture(scope="module")
-def failing_mongodb(folder: Path) -> Iterator[MongoDB]:
+def failing_mongodb(data: Path) -> Iterator[MongoDB]:
     """Start a MongoDB that takes `configureFailPoint`."""
     with pytest.MonkeyPatch.context() as patch:
         options = (*local_mongodb._OPTIONS, ("--setParameter", "enableTestCommands=1"))
         patch.setattr(local_mongodb, "_OPTIONS", options)
-        server = MongoDB(folder / "failing-mongodb")
+        server = MongoDB(data / "failing-mongodb")
         server.start()
     yield server
     server.stop()
@@ -67,7 +69,7 @@ def fail_point(failing_mongodb: MongoDB) -> Iterator[FailPoint]:
 
 @pytest.fixture
 async def connection(failing_mongodb: MongoDB) -> AsyncIterator[MongoConnection]:
-    made = MongoConnection(failing_mongodb.url, name="failing", timeout_s=10.0)
+    made = MongoConnection(failing_mongodb.url, name="failing", timeout_s=TIMEOUT_S)
     await made.collection("things").drop()
     yield made
     made.close()

@@ -13,7 +13,7 @@ from tests.e2e.catalog import DIGITS, PROBE, PROBES
 from tests.e2e.fleet import Engine, Fleet, User, a_user_of
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(
     folder: Path,
     rabbitmq: RabbitMQ,

@@ -25,7 +25,7 @@ from tests.faults.harness.checked_fleet import (
 from tests.faults.harness.proxied_fleet import ProxiedFleet, open_proxied_fleet
 from tests.faults.harness.registry import SlowRegistry
 from tests.support.invariants.outside import EngineView
-from tests.support.servers.virtual_hosts import virtual_hosts
+from tests.support.servers.virtual_hosts import VirtualHosts
 
 PATIENCE_S = 300
 CUT_S = 30.0
@@ -36,17 +36,17 @@ HERE = Path(__file__).parent
 MEMBERS = 3
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def servers(
-    folder: Path,
+    data: Path,
     programs: None,  # noqa: ARG001
     engine: DockerEngine,
     second_engine: DockerEngine,
 ) -> Iterator[Servers]:
     """Start a RabbitMQ of our own and a MongoDB of three members."""
     packages.ensure(packages.CLOCKS, lambda line: print(line, file=sys.stderr))  # noqa: T201
-    rabbitmq = RabbitMQ(folder / "faults-rabbitmq", max_message_bytes=LARGEST_MESSAGE_BYTES)
-    mongodb = MongoDB(folder / "faults-mongodb", members=MEMBERS)
+    rabbitmq = RabbitMQ(data / "faults-rabbitmq", max_message_bytes=LARGEST_MESSAGE_BYTES)
+    mongodb = MongoDB(data / "faults-mongodb", members=MEMBERS)
     try:
         rabbitmq.start()
         mongodb.start()
@@ -56,7 +56,7 @@ def servers(
             rabbitmq,
             mongodb,
             {"h1": engine, "h2": second_engine},
-            virtual_hosts(rabbitmq, "fault"),
+            VirtualHosts(rabbitmq, "fault"),
             (str(network.gateway.ip), free_port()),
         )
     finally:
@@ -91,7 +91,7 @@ class Sites:
             site.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def sites(servers: Servers, folder: Path) -> Iterator[Sites]:
     """Keep a site from test to test."""
     made = Sites(servers, folder)

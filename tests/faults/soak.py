@@ -31,7 +31,7 @@ from tests.faults.harness.checked_fleet import (
 )
 from tests.faults.harness.load import Load, Mix
 from tests.faults.harness.nemesis import EVERYTHING, Nemesis
-from tests.support.servers.virtual_hosts import virtual_hosts
+from tests.support.servers.virtual_hosts import VirtualHosts
 
 FOLDER = Path(__file__).resolve().parents[2] / "var" / "tests"
 WAVE = Mix(jobs=4, infers=6, temps=4, batches=3)
@@ -81,7 +81,7 @@ def start_servers(folder: Path, stack: ExitStack) -> Servers:
     if network is None:
         raise RuntimeError("an engine that runs has a network")
     collector = (str(network.gateway.ip), free_port())
-    return Servers(rabbitmq, mongodb, engines, virtual_hosts(rabbitmq, "fault"), collector)
+    return Servers(rabbitmq, mongodb, engines, VirtualHosts(rabbitmq, "fault"), collector)
 
 
 async def soak(site: Site, seed: int, seconds: float) -> int:

@@ -68,7 +68,7 @@ async def test_a_pull_may_take_longer_than_the_broker_waits_for_an_acknowledgeme
 
         await eventually(trickles, what="the pull of the last layer")
         for _ in range(TIMES):
-            vhost = await asyncio.to_thread(next, fleet.servers.vhosts)
+            vhost = await asyncio.to_thread(fleet.servers.virtual_hosts.take)
             await thrown_out(f"{fleet.servers.rabbitmq.url}/{vhost}")
         one = await fleet.running_state(operation_id)
         assert (one["epoch"], one["phase"]) == (1, "pulling")

@@ -136,7 +136,7 @@ async def one_slot(
         servers.rabbitmq,
         servers.mongodb,
         {"h1": servers.engines["h1"]},
-        servers.vhosts,
+        servers.virtual_hosts,
         servers.collector,
     )
     allowed = {"worker-h1": {"MODELYARD_WORKER_ALLOWED_IMAGES": '["modelyard/*"]'}}

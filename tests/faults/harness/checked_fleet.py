@@ -32,6 +32,7 @@ from tests.support.invariants.ledger import Ledger
 from tests.support.invariants.outside import Database, EngineView
 from tests.support.invariants.processes import Holding
 from tests.support.invariants.sampler import Sampler
+from tests.support.servers.virtual_hosts import VirtualHosts
 from tests.support.waiting import eventually
 
 Json = dict[str, Any]
@@ -58,7 +59,7 @@ class Servers:
     rabbitmq: RabbitMQ
     mongodb: MongoDB
     engines: Mapping[str, DockerEngine]
-    vhosts: Iterator[str]
+    virtual_hosts: VirtualHosts
     collector: tuple[str, int]
     """Where the collector of whichever test runs listens."""
 
@@ -80,6 +81,7 @@ class Site:
     def close(self) -> None:
         """Stop the fleet and remove what it has made."""
         self.processes.stop()
+        self.servers.virtual_hosts.give_back(urlsplit(self.processes.amqp_url).path[1:])
         for host_id, engine in self.servers.engines.items():
             for label in (f"modelyard.host={host_id}", BYSTANDER):
                 engine_api.remove_containers(engine.url, label)
@@ -109,7 +111,7 @@ def make_site(
     settings: Callable[[str, str], Mapping[str, Mapping[str, str]]] | None = None,
 ) -> Site:
     """Prepare a fleet that does not run yet; `settings` is asked with the two servers' URLs."""
-    amqp_url = f"{servers.rabbitmq.url}/{next(servers.vhosts)}"
+    amqp_url = f"{servers.rabbitmq.url}/{servers.virtual_hosts.take()}"
     mongo_url = servers.mongodb.url.replace("/modelyard?", f"/faults_{uuid.uuid4().hex[:12]}?")
     own = folder / f"site-{uuid.uuid4().hex[:8]}"
     processes = Fleet(

@@ -22,7 +22,7 @@ from tests.support.large_bodies import FILLS, MIB, feeling, infer, many_names
 from tests.support.servers.raw_properties import raw_headers
 from tests.support.waiting import eventually
 
-HOSTILE = 30
+HOSTILE = 16
 HOSTILE_HEADERS = 200
 
 

@@ -1,4 +1,4 @@
-"""Connections to a gateway that serves: each wait ends, idle ones give way, HTTP is read strictly.
+"""Connections to a gateway that serves: each wait ends, and idle ones give way.
 
 All of it by raw sockets, as those who mean harm use them.
 """
@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx2
@@ -24,6 +24,7 @@ from gateway.http import connections
 from gateway.http.connections import ConnectionLimits
 from tests.support.gateway import ServedGateway, serving
 from tests.support.waiting import eventually
+from tests.support.wire import CHUNKED, SIZED, Wire, post, problem_in, wire
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SHORT = ConnectionLimits(max_open=40, header_s=1.0, idle_s=1, write_s=1.0)
@@ -42,54 +43,6 @@ async def patient(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]
     """Serve a gateway that waits for long, but for few."""
     async with serving(mongo_url, amqp_url, limits=LONG) as served:
         yield served
-
-
-class Wire:
-    """A connection whose bytes are chosen."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def rest(self, within_s: float = 8.0) -> bytes:
-        """Return all that comes until the gateway closes."""
-        async with asyncio.timeout(within_s):
-            try:
-                return await self.reader.read()
-            except ConnectionError:
-                return b""
-
-    async def answer(self) -> tuple[int, bytes]:
-        """Return the status and the body of one answer; the connection stays open."""
-        async with asyncio.timeout(8):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
-            return int(head.split()[1]), await self.reader.readexactly(length)
-
-
-@asynccontextmanager
-async def wire(url: str) -> AsyncIterator[Wire]:
-    port = httpx2.URL(url).port
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        yield Wire(reader, writer)
-    finally:
-        writer.close()
-
-
-def problem_in(answer: bytes) -> tuple[int, str]:
-    """Return status and code of a raw answer, which must be a whole problem that ends it all."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"connection: close" in head.lower()
-    assert b"application/problem+json" in head
-    document = json.loads(body)
-    assert f"X-Request-Id: {document['request_id']}".encode() in head
-    assert document["status"] == int(head.split()[1])
-    return document["status"], document["code"]
 
 
 # --- each wait ends ---
@@ -205,7 +158,7 @@ async def test_requests_that_wait_end_as_soon_as_their_clients_have_gone(
     poll = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     async with AsyncExitStack() as stack:
         clients = []
-        for request in (poll, _post(SIZED, b"Prefer: wait=60")):
+        for request in (poll, post(SIZED, b"Prefer: wait=60")):
             for number in range(WAITING):
                 one = await stack.enter_async_context(wire(patient.url))
                 await one.send(request)
@@ -344,98 +297,15 @@ async def test_the_address_with_the_most_idle_connections_gives_way_first(
     writer.close()
 
 
-# --- strictness ---
-
-REQUEST = b'{"job_id":"j","operation_type":"TERMINATE"}'
-
-
-def _post(*lines: bytes, body: bytes = REQUEST, version: bytes = b"1.1") -> bytes:
-    given = (b"POST /v1/jobs HTTP/" + version, b"Host: localhost")
-    return b"\r\n".join([*given, b"Content-Type: application/json", *lines, b"", body])
-
-
-SIZED = b"Content-Length: %d" % len(REQUEST)
-CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(REQUEST), REQUEST)
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        _post(SIZED, b"Transfer-Encoding: chunked", body=CHUNKED),
-        _post(b"Transfer-Encoding: chunked", SIZED, body=CHUNKED),
-        _post(b"Transfer-Encoding: chunked", b"Content-Length: 0", body=CHUNKED),
-        _post(b"Transfer-Encoding: gzip, chunked", body=CHUNKED),
-        _post(b"Transfer-Encoding: identity", body=CHUNKED),
-        _post(b"Transfer-Encoding : chunked", body=CHUNKED),
-        _post(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", body=CHUNKED),
-        _post(b"Transfer-Encoding: chunked", body=CHUNKED, version=b"1.0"),
-        _post(b"Transfer-Encoding: chunked", body=b"zz\r\n{}\r\n0\r\n\r\n"),
-        _post(SIZED, b"Content-Length: 3"),
-        _post(SIZED, SIZED),
-        _post(SIZED + b", %d" % len(REQUEST)),
-        _post(b"Content-Length: +43"),
-        _post(b"Content-Length: -1"),
-        _post(b"Content-Length: 0x2b"),
-        _post(b"Content-Length: "),
-        _post(b"Content-Length:\r\n 43"),
-        _post(SIZED, b"X-Folded: a\r\n b"),
-        _post(SIZED, b"X-Folded: a\r\n\tb"),
-        _post(SIZED, b"X-Bare: a\nX-Other: b"),
-        _post(SIZED, b"X-Nul: a\0b"),
-        _post(SIZED, b"No colon"),
-        _post(SIZED, b"Host: evil.example"),
-        _post(SIZED, version=b"2.0"),
-        _post(SIZED, version=b"1.2"),
-        b"POST  /v1/jobs HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\n\r\n",
-        b"GET /livez\r\n\r\n",
-        b"GET /livez HTTP/1.1\nHost: localhost\n\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    ],
-)
-async def test_what_two_servers_may_read_in_two_ways_is_400_and_the_end(
-    patient: ServedGateway, request_: bytes
-) -> None:
-    async with wire(patient.url) as other:
-        await other.send(request_)
-        assert problem_in(await other.rest()) == (400, "invalid_request")
-    assert not (await patient.client.get("/v1/operations")).json()["operations"]
-
-
-@pytest.mark.parametrize("pad", [b"X-Pad: " + b"x" * 20_000, b"\r\n".join([b"X: y"] * 5_000)])
-async def test_a_header_that_is_too_large_is_431(patient: ServedGateway, pad: bytes) -> None:
-    async with wire(patient.url) as other:
-        await other.send(_post(SIZED, pad))
-        assert problem_in(await other.rest()) == (431, "invalid_request")
-
-
-async def test_an_error_in_the_middle_of_a_body_ends_only_its_own_connection(
-    patient: ServedGateway,
-) -> None:
-    async with wire(patient.url) as other:
-        await other.send(_post(b"Transfer-Encoding: chunked", body=b"5\r\n{}   \r\n"))
-        await other.send(b"zz\r\n")
-        assert problem_in(await other.rest()) == (400, "invalid_request")
-    assert (await patient.client.get("/livez")).status_code == 200
-
-
 async def test_requests_behind_one_another_are_answered_in_order(patient: ServedGateway) -> None:
     async with wire(patient.url) as other:
-        second = _post(SIZED)
-        third = _post(b"Transfer-Encoding: chunked", body=CHUNKED)
+        second = post(SIZED)
+        third = post(b"Transfer-Encoding: chunked", body=CHUNKED)
         pretty = b'{\n  "job_id": "j",\n\t"operation_type": "TERMINATE"\n}'
-        fourth = _post(b"Content-Length: %d" % len(pretty), body=pretty)
+        fourth = post(b"Content-Length: %d" % len(pretty), body=pretty)
         await other.send(GET + second + third + fourth + GET)
         statuses = [(await other.answer())[0] for _ in range(5)]
         assert statuses == [200, 202, 202, 202, 200]
-
-
-async def test_what_comes_behind_a_refusal_is_not_read(patient: ServedGateway) -> None:
-    async with wire(patient.url) as other:
-        await other.send(_post(SIZED, SIZED) + _post(SIZED))
-        assert (await other.rest()).count(b"HTTP/1.1 4") == 1
-    assert not (await patient.client.get("/v1/operations")).json()["operations"]
 
 
 # --- file descriptors ---

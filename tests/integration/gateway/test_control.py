@@ -96,40 +96,6 @@ async def test_a_cancel_whose_wait_is_over_answers_202(served: ServedGateway) ->
     assert (answer.status_code, answer.json()["state"]) == (202, "QUEUED")
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
-        (f"{NOWHERE}/cancel", 404),
-        ("/v1/operations/%2e%2e/cancel", 404),
-        (f"{NOWHERE}/cancel?wait=61", 422),
-        (f"{NOWHERE}/cancel?wait=1&wait=2", 422),
-        (f"{NOWHERE}/cancel?force=1", 422),
-        (f"{NOWHERE}/retry", 404),
-        ("/v1/operations/abc/retry", 404),
-        ("/v1/hosts/nobody/drain", 404),
-        ("/v1/hosts/a%00/drain", 404),
-        ("/v1/hosts/h-1/drain?deadline_s=0", 422),
-        ("/v1/hosts/h-1/drain?deadline_s=604801", 422),
-        ("/v1/hosts/h-1/drain?deadline_s=nan", 422),
-        ("/v1/hosts/h-1/drain?deadline_s=inf", 422),
-        ("/v1/hosts/h-1/drain?move=perhaps", 422),
-        ("/v1/hosts/h-1/drain?move=true&move=false", 422),
-        ("/v1/hosts/h-1/drain?move[$ne]=true", 422),
-        ("/v1/dead-letters/nobody/replay", 404),
-        ("/v1/dead-letters/%24ne/replay", 404),
-    ],
-)
-async def test_what_is_unknown_or_wrong_is_refused(
-    served: ServedGateway, path: str, status: int
-) -> None:
-    answer = await served.client.post(path)
-    assert answer.status_code == status, answer.text
-    assert problem(answer)["code"] == ("not_found" if status == 404 else "invalid_request")
-    host = await served.store.hosts.get("h-1")
-    assert host is not None
-    assert host.drain is None
-
-
 async def test_a_cancel_needs_mongodb_and_not_rabbitmq(
     served: ServedGateway, rabbitmq: RabbitMQ, mongodb: MongoDB
 ) -> None:

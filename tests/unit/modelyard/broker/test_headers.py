@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-import structlog
 from pamqp import encode, frame
 from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
@@ -25,7 +24,6 @@ def quiet() -> Iterator[None]:
     """Write no lines into the log: they are not what is measured."""
     with capture_logs():
         yield
-    structlog.reset_defaults()
 
 
 def entry(name: bytes, kind: bytes, content: bytes) -> bytes:
