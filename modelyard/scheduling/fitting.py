@@ -15,7 +15,7 @@ from modelyard.contract.capacity.needs import (
     container_need,
     resident_need,
 )
-from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.records import HostRecord, JobRecord
 
@@ -42,8 +42,6 @@ class PlacementRequest:
     """The operation's: what is kept for operations behind it is not kept from it."""
     avoid: frozenset[str] = frozenset()
     """Hosts that are chosen only if no other fits."""
-    image: str = ""
-    dataset: str | None = None
 
     @classmethod
     def of(
@@ -53,7 +51,6 @@ class PlacementRequest:
         learned: Learned,
         *,
         at_once: bool,
-        dataset: DatasetSpec | None = None,
         avoid: frozenset[str] = frozenset(),
     ) -> "PlacementRequest":
         """Return what the next container of a job needs."""
@@ -66,8 +63,6 @@ class PlacementRequest:
             resident=resident_need(spec, learned),
             at_once=at_once,
             avoid=avoid,
-            image=spec.image,
-            dataset=dataset.name if dataset else None,
         )
 
 

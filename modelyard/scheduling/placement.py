@@ -125,10 +125,10 @@ class FreeCapacity:
         """Choose the host where the job can start soonest, and take what it needs.
 
         In this order: hosts in `need.avoid`, where an attempt has failed, only if no other fits;
-        then those on which the model can be loaded now; then those that have its image and its
-        dataset; then by the policy. Ties go to the first host id, so that the same snapshot always
-        gives the same answer. If no host fits, the one that will fit by itself is kept for it: what
-        it needs there is given to no operation that is decided on later in this pass.
+        then those on which the model can be loaded now; then by the policy. Ties go to the first
+        host id, so that the same snapshot always gives the same answer. If no host fits, the one
+        that will fit by itself is kept for it: what it needs there is given to no operation that is
+        decided on later in this pass.
         """
         labels = tuple(sorted(need.labels.items()))
         same_need = (labels, need.container, need.resident, need.at_once)
@@ -192,11 +192,6 @@ class FreeCapacity:
             fitting = [one for one in fitting if one[0].host_id not in need.avoid] or fitting
         if not need.at_once and not need.resident.nothing:
             fitting = [one for one in fitting if loads_now(one[1], need)] or fitting
-        with_image = [one for one in fitting if need.image in one[0].images]
-        if need.dataset is not None:
-            with_both = [one for one in with_image if need.dataset in one[0].datasets]
-            with_image = with_both or with_image
-        fitting = with_image or fitting
         used = [self._used_part(host) for host, _ in fitting]
         wanted = max(used) if self._policy is PlacementPolicy.BINPACK else min(used)
         equal = [one for one, part in zip(fitting, used, strict=True) if part == wanted]

@@ -418,10 +418,6 @@ class HostRecord(Record):
     freed_at: datetime | None = None
     """When a job has given something back last, by the same clock."""
     labels: dict[str, str] = Field(default_factory=dict)
-    images: frozenset[str] = frozenset()
-    """Names of images that its engine has, as far as its worker tells."""
-    datasets: frozenset[str] = frozenset()
-    """Names of datasets that it has used lately, and so has at hand."""
     engine: EngineFacts | None = None
     reservations: tuple[Reservation, ...] = ()
     drain: DrainRecord | None = None

@@ -58,23 +58,6 @@ def test_the_host_that_is_used_most_or_least_is_chosen_by_the_policy(
     assert chosen(capacity_of(hosts, policy)) == wanted
 
 
-def test_a_host_that_has_the_image_is_chosen_before_others_and_the_dataset_before_that() -> None:
-    bare, image = host("a", used=3), host("b").model_copy(update={"images": frozenset({"x/y"})})
-    both = image.model_copy(update={"host_id": "c", "datasets": frozenset({"d"})})
-    need = PlacementRequest(image="x/y", dataset="d")
-    assert placed_on([bare, image, both], need) == "c"
-    assert placed_on([bare, image], need) == "b"
-    assert placed_on([bare], need) == "a"
-    elsewhere = PlacementRequest(image="x/y", dataset="d", avoid=frozenset({"b", "c"}))
-    assert placed_on([bare, image, both], elsewhere) == "a"
-
-
-def placed_on(hosts: list[HostRecord], need: PlacementRequest) -> str:
-    found = capacity_of(hosts).place(need)
-    assert isinstance(found, Placed)
-    return found.host.host_id
-
-
 def sized(name: str, *held: Reservation, cpus: float = 8.0) -> HostRecord:
     capacity = HostCapacity(cpus=cpus, memory=64 * GIB)
     there = host(name, labels="x")
