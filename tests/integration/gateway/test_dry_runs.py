@@ -119,14 +119,15 @@ async def test_an_unclear_wish_is_refused_and_makes_nothing(
     assert await alone.broker.message_count(JOBS_QUEUE.name) == 0
 
 
-async def test_a_batch_and_a_retry_have_no_dry_run_and_are_not_made_instead(
+async def test_what_has_no_dry_run_is_not_made_instead(
     alone: ServedGateway, mongo_url: str
 ) -> None:
     failed = await alone.accepted()
     await alone.finish(failed, OperationState.FAILED)
     await alone.published(1)
     before = everything(mongo_url)
-    for path in ("/v1/jobs/batch", f"/v1/operations/{failed}/retry"):
+    retry = f"/v1/operations/{failed}/retry"
+    for path in ("/v1/jobs/batch", retry, "/v1/models/m-131/infer"):
         answer = await answer_to(alone, [TERMINATE], f"{path}?dry_run=true")
         assert answer.status_code == 422, path
         assert problem(answer)["errors"][0]["parameter"] == "dry_run"
