@@ -8,6 +8,7 @@ from modelyard.cli.exit_codes import FAILED
 from modelyard.cli.options import Context, File, Key, Limit, OnHost, Wait
 from modelyard.cli.session import finish, json_file, json_text, mapping, session_of, submitted
 from modelyard.client.endpoints import RequestOptions, request
+from modelyard.contract.messages import MAX_PRIORITY, MIN_PRIORITY
 from modelyard.contract.states import JobState, Verb
 from modelyard.contract.views import DryRunOutcome
 
@@ -21,7 +22,9 @@ DryRun = Annotated[
         "--dry-run", help="Make nothing; say what would become of the request, and why it waits."
     ),
 ]
-Priority = Annotated[int | None, typer.Option(min=0, max=9, help="Higher goes first.")]
+Priority = Annotated[
+    int | None, typer.Option(min=MIN_PRIORITY, max=MAX_PRIORITY, help="Higher goes first.")
+]
 
 
 def submit(

@@ -189,5 +189,9 @@ async def test_an_idle_model_leaves_memory_by_itself(user: User) -> None:
 
     await eventually(unloaded, what="the unload")
     assert 1.0 < time.monotonic() - began < 6.0
-    assert all(not one["resident"] for one in (await devices(user)).values())
+
+    async def nobody_is_resident() -> bool:  # it is freed after its job has become CREATED
+        return all(not one["resident"] for one in (await devices(user)).values())
+
+    await eventually(nobody_is_resident, what="the memory to be free")
     await user.done("TERMINATE", job)
