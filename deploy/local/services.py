@@ -15,7 +15,7 @@ from deploy.local.ports import LOOPBACK
 from deploy.local.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from deploy.local.layout import Endpoints, Layout
@@ -24,6 +24,11 @@ _READY_S = 60.0
 _STOP_S = 15.0
 _TIMEOUT_S = 2.0
 _WORKER_SLOTS = 4
+DECLARED_DEVICES = (
+    {"uuid": "DEMO-0", "index": 0, "model": "declared", "memory": "24g"},
+    {"uuid": "DEMO-1", "index": 1, "model": "declared", "memory": "24g"},
+)
+"""Devices that a private stack's worker offers, so that placement on GPUs can be tried without."""
 
 
 class Service:
@@ -72,8 +77,17 @@ class Service:
 class Services:
     """Gateway, dispatcher and one worker of a stack."""
 
-    def __init__(self, layout: Layout, *, host_id: str, slots: int = _WORKER_SLOTS) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        host_id: str,
+        slots: int = _WORKER_SLOTS,
+        devices: Sequence[Mapping[str, object]] | None = None,
+    ) -> None:
+        """With `devices` the worker offers these instead of those that the machine has."""
         self._layout = layout
+        self._devices = devices
         self._host_id = host_id
         self._slots = slots
         self.gateway, self.dispatcher, self.worker = (
@@ -110,6 +124,8 @@ class Services:
             "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',
             "DOCKER_HOST": endpoints.docker_host,
         }
+        if self._devices is not None:
+            host["MODELYARD_WORKER_DEVICES"] = json.dumps(self._devices)
         authentication = {"MODELYARD_AUTH": "keys" if api_key else "none"}
         self.gateway.launch({**stores, **listening, **authentication})
         self.dispatcher.launch(stores)

@@ -14,7 +14,7 @@ from deploy.local.locks import exclusive
 from deploy.local.ports import free_port
 from deploy.local.progress import Progress
 from deploy.local.servers import Servers
-from deploy.local.services import Services, url_on
+from deploy.local.services import DECLARED_DEVICES, Services, url_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,13 +72,10 @@ class LocalStack:
         with_keys: bool = False,
     ) -> Self:
         """Return a stack separate from that of `make up`; it leaves only images and logs."""
-        return cls(
-            Layout.private(),
-            given,
-            host_id=PRIVATE_HOST_ID,
-            progress=progress,
-            with_keys=with_keys,
-        )
+        layout = Layout.private()
+        stack = cls(layout, given, host_id=PRIVATE_HOST_ID, progress=progress, with_keys=with_keys)
+        stack.services = Services(layout, host_id=PRIVATE_HOST_ID, devices=DECLARED_DEVICES)
+        return stack
 
     @property
     def endpoints(self) -> Endpoints:
