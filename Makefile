@@ -12,19 +12,19 @@ PEERS_READY := $(PEERS)/.ready
 ARGS ?=
 MINUTES ?= 10
 SEED ?=
-# All tests that need a server run one after the other, on the same servers; the others beside them.
-PARALLEL := -n auto --maxprocesses 4 --dist loadscope
+# Two processes run the tests that need servers, which mostly wait, and one runs the others.
+PARALLEL := -n 3 --dist loadscope
 
-.PHONY: help setup demo test test-fast faults soak bench bench-scale bench-containers simulate up down \
-	status check fmt clean
+# Without compiled modules each process of the tests compiles all of them, five seconds long.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup demo test test-fast faults soak bench bench-scale bench-containers simulate up \
+	down status check fmt clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
-setsimulate: $(READY) ## Run the scheduling rules over traces of whole fleets: ARGS='--seed 2 --scale 1'
-	@$(PYTHON) -m bench.simulator $(ARGS)
-
-up: $(READY) ## Make .venv with everything in it, at the pinned versions.
+setup: $(READY) ## Make .venv with everything in it, at the pinned versions.
 
 $(READY): pyproject.toml requirements.lock deploy/local/requirements.txt deploy/local/venv.sh
 	@deploy/local/venv.sh $(VENV)

@@ -24,6 +24,7 @@ from modelyard.broker import Broker
 from modelyard.store import Store
 from tests.support.servers.data import data_folder
 from tests.support.servers.databases import own_database
+from tests.support.servers.turns import turn
 from tests.support.servers.virtual_hosts import VirtualHosts
 
 # Not under pytest's own folder: RabbitMQ runs under an account of its own and has to get in, and
@@ -76,7 +77,8 @@ class ServersInTwoProcesses(LoadScopeScheduling):  # type: ignore[misc]
     """Has two of pytest-xdist's processes run all tests that need servers, each on its own servers.
 
     Tests with servers wait more than they work, so that two rows of them, side by side, are done in
-    little more than half the time. More of them would disturb each other: some of them measure.
+    little more than half the time. What is marked with `alone` has nothing of the other row beside
+    it, and comes last: all that needs no servers has ended by then.
     Two processes can't share an engine's folder: the tests with engines are all in the same row.
     The tests without servers go to whoever is free.
     """
@@ -109,8 +111,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ServersInTwo
     return ServersInTwoProcesses(config, log)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time of the test begins
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test with servers in its turn: what has to be alone is not disturbed by others."""
+    if not item.get_closest_marker("server"):
+        return (yield)
+    with turn(FOLDER, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what waits, where nobody wants to wait."""
+    """Leave out what waits, where nobody wants to wait; what has to be alone comes last."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
     if not config.option.fast:
         return
     kept, left_out = list[pytest.Item](), list[pytest.Item]()

@@ -36,6 +36,7 @@ async def letters(driver: DispatcherDriver, count: int) -> list[DeadLetter]:
     return await eventually(there, what=f"{count} dead letters", within_s=60)
 
 
+@pytest.mark.alone
 async def test_a_good_message_and_a_heartbeat_do_not_wait_for_hostile_ones(
     driver: DispatcherDriver,
 ) -> None:
@@ -66,6 +67,7 @@ async def test_a_good_message_and_a_heartbeat_do_not_wait_for_hostile_ones(
     assert "names" in found[0].detail
 
 
+@pytest.mark.alone
 async def test_200_messages_with_hostile_headers_hold_up_neither_a_good_one_nor_a_heartbeat(
     driver: DispatcherDriver,
 ) -> None:

@@ -34,6 +34,7 @@ async def post(served: ServedGateway, path: str, body: bytes) -> httpx2.Response
     return await served.client.post(path, content=body, headers=JSON, timeout=100)
 
 
+@pytest.mark.alone
 async def test_the_worst_bodies_at_once_stop_neither_the_loop_nor_others(
     served: ServedGateway,
 ) -> None:
@@ -80,6 +81,7 @@ async def test_a_large_body_that_nobody_can_read_now_is_to_be_sent_again(
     assert (await post(served, "/v1/jobs", body)).status_code == 202
 
 
+@pytest.mark.alone
 async def test_an_object_of_many_names_is_refused_in_a_small_answer(served: ServedGateway) -> None:
     body = many_names(600_000)
     async with feeling() as lags:
