@@ -97,7 +97,7 @@ class Residents:
             way = await self._way(one, hosts, now, MayLeave.IN_USE if waited else MayLeave.IDLE)
             if way is not None:
                 woken |= await self._evict(one, way, now)
-                tries += 1
+                tries += bool(way.jobs)
             elif (later := await self._way(one, hosts, now, MayLeave.LATER)) is not None:
                 # What is free there now is not given to others: it will be needed.
                 self._kept.keep(one, later)

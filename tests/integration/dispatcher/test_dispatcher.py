@@ -473,7 +473,8 @@ async def test_the_start_of_an_operation_is_reckoned_back_from_its_only_report(
         ended = await driver.operation(operation_id, OperationState.SUCCEEDED)
         assert ended.started_at is not None
         assert ended.finished_at is not None
-        assert (ended.finished_at - ended.started_at).total_seconds() == 0.001
+        # It can't have begun before it was dispatched, which may be in the same millisecond.
+        assert (ended.finished_at - ended.started_at).total_seconds() <= 0.001
 
 
 async def test_a_container_that_a_boot_does_not_find_fails_its_job_and_frees_the_host(

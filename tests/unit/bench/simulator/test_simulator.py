@@ -10,7 +10,7 @@ from bench.simulator.rules import BrokenRuleError
 from bench.simulator.traces import random_trace
 from bench.simulator.world import World
 from dispatcher.scheduling import making_room
-from modelyard.contract.capacity.ledger import Room
+from modelyard.contract.capacity.ledger import DeviceRoom, Room
 from modelyard.scheduling import leaving
 from modelyard.scheduling.leaving import Stays
 
@@ -49,8 +49,9 @@ def _broken() -> bool:
 
 
 def test_a_room_that_is_too_large_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Room, "free_on_devices", (1 << 50,) * 8)
-    monkeypatch.setattr(Room, "memory", None)
+    monkeypatch.setattr(Room, "has_devices", lambda *_, **__: True)
+    monkeypatch.setattr("modelyard.scheduling.survey.has_devices", lambda *_, **__: True)
+    monkeypatch.setattr(DeviceRoom, "takes", lambda *_: True)
     assert _broken()
 
 
