@@ -17,6 +17,7 @@ If the job changes meanwhile, the move is given up: every write compares the job
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -47,6 +48,8 @@ from modelyard.store.records import (
 log = structlog.get_logger(__name__)
 
 LIMIT = 100
+_BEHIND_ALL = 1 << 62
+"""A rank that no operation reaches."""
 MOST_FAILURES = 3
 """How many moves of a job may fail in a row before the job stays where it is."""
 
@@ -102,11 +105,11 @@ class Relocations:
     async def _begin(self, job: JobRecord, capacity: FreeCapacity) -> None:
         if job.spec is None:
             return
-        chosen = capacity.place(
-            PlacementRequest.of(
-                job, job.spec, capacity.learned(job.spec), at_once=job.state is JobState.LOADED
-            )
+        request = PlacementRequest.of(
+            job, job.spec, capacity.learned(job.spec), at_once=job.state is JobState.LOADED
         )
+        # It goes behind all that waits, and keeps nothing from the other moves.
+        chosen = capacity.place(replace(request, rank=_BEHIND_ALL, awaits=False))
         if isinstance(chosen, Unplaced):
             log.info("move.no_room", job_id=job.job_id, reasons=chosen.reasons)
             return

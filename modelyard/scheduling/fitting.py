@@ -40,6 +40,8 @@ class PlacementRequest:
     """True if the job ends by itself, as a TEMP does."""
     rank: int = 0
     """The operation's: what is kept for operations behind it is not kept from it."""
+    awaits: bool = True
+    """False if no host is kept for it where it does not fit now."""
     avoid: frozenset[str] = frozenset()
     """Hosts that are chosen only if no other fits."""
 

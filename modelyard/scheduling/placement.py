@@ -140,7 +140,7 @@ class FreeCapacity:
         unplaced = self._unplaced(need, found.refusals)
         if not found.refusals[OWN] and not self._kept:
             self._refused[same_need] = unplaced
-        if not unplaced.hopeless and labels not in self._awaiting:
+        if need.awaits and not unplaced.hopeless and labels not in self._awaiting:
             self._await(need, labels)
         return unplaced
 

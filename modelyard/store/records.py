@@ -1,7 +1,8 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
@@ -445,7 +446,15 @@ class HostRecord(Record):
     def lasting_room(self) -> Room:
         """What it will have left once the jobs that end by themselves have ended."""
         lasting = [one for one in self.reservations if not one.temporary]
-        return room_left(self.total, lasting, taints=self.taints)
+        held, stays = _on_devices(self.reservations), _on_devices(lasting)
+        # What is used and held by no job stays too, as far as anybody knows.
+        readings = [
+            one.model_copy(
+                update={"memory_used": stays[one.uuid] + max(0, one.memory_used - held[one.uuid])}
+            )
+            for one in self.current_readings
+        ]
+        return room_left(self.total, lasting, readings, self.taints)
 
     @cached_property
     def kind(self) -> str:
@@ -488,6 +497,15 @@ class HostRecord(Record):
         """Return what a generation of a job holds on this host."""
         held = self.held_by.get(job_id)
         return held if held is not None and held.generation == generation else None
+
+
+def _on_devices(reservations: Iterable[Reservation]) -> Counter[str]:
+    """Return the bytes that models in memory hold, by device."""
+    held: Counter[str] = Counter()
+    for one in reservations:
+        if one.resident is not None:
+            held.update(one.resident.devices)
+    return held
 
 
 class JobLine(Record):

@@ -134,7 +134,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.call_at(self._now + seconds, self.stop, context=contextvars.Context())
         self.run_forever()
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> Any:
         """Call it at once: while a real thread works, no virtual time may pass."""
         del executor
         answer = self.create_future()
