@@ -22,17 +22,7 @@ from bench.simulator.rules import (
     host_record,
     spec_of,
 )
-from dispatcher.scheduling.making_room import (
-    KeptRoom,
-    MayLeave,
-    Way,
-    candidates,
-    cheapest_way,
-    has_waited,
-    hosts_for,
-    residents_of,
-)
-from dispatcher.scheduling.residency import reload_cost
+from dispatcher.scheduling.making_room import KeptRoom, decide, hosts_for, residents_of
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.scheduling.leaving import is_leaving
@@ -240,31 +230,18 @@ class World:
     def _make_room(self, crowded: Iterable[Crowded]) -> list[str]:
         woken: list[str] = []
         for one in crowded:
-            waited = has_waited(one, self._time, self._scenario.swap_wait_s)
-            way = self._way(one, MayLeave.IN_USE if waited else MayLeave.IDLE)
-            if way is None:
-                if (later := self._way(one, MayLeave.LATER)) is not None:
-                    self._kept.keep(one, later)
-                else:
-                    self._kept.give_up(one.request.job_id)
-                continue
-            if way.jobs:
-                self._kept.keep(one, way)
-            for job_id in way.jobs:
+            there = [
+                (host, [self._line(job_id) for job_id in residents_of(host, besides=one)])
+                for host in hosts_for(one, self._hosts)
+            ]
+            wait_s = self._scenario.swap_wait_s
+            decision = decide(one, there, self._time, swap_wait_s=wait_s, usage=self._usage)
+            self._kept.follow(one, decision)
+            for job_id in decision.way.jobs if decision.way else ():
                 if not is_leaving(self._line(job_id)):
                     self._evict(job_id, one)
                     woken.append(job_id)
         return woken
-
-    def _way(self, one: Crowded, leaving: MayLeave) -> Way | None:
-        def cost(job: JobRecord) -> float:
-            return reload_cost(job, self._usage)
-
-        offers = []
-        for host in hosts_for(one, self._hosts):
-            lines = [self._line(job_id) for job_id in residents_of(host, besides=one)]
-            offers.append((host, candidates(host, lines, self._time, leaving=leaving, cost=cost)))
-        return cheapest_way(one, offers)
 
     def _evict(self, job_id: str, one: Crowded) -> None:
         job = self._jobs[job_id]
@@ -274,8 +251,8 @@ class World:
         residency, age_s = spec.residency, (self._time - job.loaded_at).total_seconds()
         if residency.pinned or not residency.on_demand or age_s < residency.min_resident_s:
             raise BrokenRuleError(f"{job_id} had to stay in memory and was evicted.")
-        in_use = bool(self._lines[job_id])
-        if in_use and not has_waited(one, self._time, self._scenario.swap_wait_s):
+        waited_s = (self._time - (one.operation.accepted_at or BEGINNING)).total_seconds()
+        if self._lines[job_id] and waited_s < self._scenario.swap_wait_s:
             raise BrokenRuleError(f"{job_id} is in use and was evicted too early.")
         self._kept.give_up(job_id)
         reason = f"evicted_for:{one.operation.operation_id}"

@@ -4,8 +4,6 @@ The sweep raises what they hold where there is room. Where there is none nothing
 is measured of the device keeps others away, and the next load needs the larger amount.
 """
 
-from collections.abc import Iterable
-
 import structlog
 
 from dispatcher.scheduling.memory import Memory
@@ -73,13 +71,9 @@ def _raised(
         amount = need.on(device.model) if device is not None else None
         if device is None or amount is None or amount <= held or uuid in host.taints:
             continue
-        if _allocated(host.reservations, uuid) - held + amount > device.memory:
+        if host.held_on_devices[uuid] - held + amount > device.memory:
             return None
         devices[uuid] = amount
     if devices == resident.devices:
         return None
     return resident.model_copy(update={"devices": devices})
-
-
-def _allocated(reservations: Iterable[Reservation], uuid: str) -> int:
-    return sum(one.resident.devices.get(uuid, 0) for one in reservations if one.resident)

@@ -1,5 +1,6 @@
 """Making room: which models to unload on which host, so that an operation could start. Pure."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,6 +8,7 @@ from enum import Enum
 from itertools import islice
 
 from dispatcher.scheduling.eviction import Candidate, cheapest
+from dispatcher.scheduling.usage import Usage
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.scheduling.fitting import loadable_when_empty
@@ -19,6 +21,8 @@ HOSTS_AT_ONCE = 5
 """Hosts that are looked at for an operation that is not on a host yet."""
 KEPT_S = 30.0
 """Seconds for which room is kept after the last eviction for an operation."""
+LOAD_S = 1.0
+"""Seconds that a load counts for which has not been measured."""
 MEMORY = "memory"
 """The host's memory, among the uuids of its devices."""
 
@@ -31,12 +35,6 @@ def hosts_for(one: Crowded, hosts: Mapping[str, HostRecord]) -> list[HostRecord]
     return list(islice(fitting, HOSTS_AT_ONCE))
 
 
-def has_waited(one: Crowded, now: datetime, seconds: float) -> bool:
-    """Tell whether an operation has waited for so long."""
-    accepted_at = one.operation.accepted_at
-    return accepted_at is not None and (now - accepted_at).total_seconds() >= seconds
-
-
 @dataclass(frozen=True, slots=True)
 class Way:
     """Models to unload on one host, so that an operation could start there."""
@@ -46,6 +44,16 @@ class Way:
     jobs: tuple[str, ...]
     devices: tuple[str, ...] = ()
     """Where the operation's model would be then."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomDecision:
+    """How an operation gets room; nothing is set if nothing would help it."""
+
+    way: Way | None = None
+    """What to unload now; no models, if it has to wait for those that leave already."""
+    later: Way | None = None
+    """Set instead if nothing may be unloaded now, and it will have room when others have left."""
 
 
 def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
@@ -64,7 +72,7 @@ def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
     ]
 
 
-class MayLeave(Enum):
+class _MayLeave(Enum):
     """Which models count as leaving to make room, besides those that do already."""
 
     IDLE = "idle"
@@ -75,18 +83,46 @@ class MayLeave(Enum):
     """All that may have to leave at some time, and jobs that end by themselves."""
 
 
-def candidates(
-    host: HostRecord,
-    lines: Iterable[JobLine],
+_LEAVE: Mapping[_MayLeave, frozenset[Stays | None]] = {
+    _MayLeave.IDLE: frozenset({None}),
+    _MayLeave.IN_USE: frozenset({None, Stays.IN_USE}),
+    _MayLeave.LATER: frozenset({None, *Stays} - {Stays.BY_HAND, Stays.PINNED}),
+}
+
+
+def decide(
+    one: Crowded,
+    there: Iterable[tuple[HostRecord, Sequence[JobLine]]],
     now: datetime,
     *,
-    leaving: MayLeave,
-    cost: Callable[[JobRecord], float],
-) -> list[Candidate]:
-    """Return what would leave a host; what leaves already costs nothing.
+    swap_wait_s: float,
+    usage: Usage,
+) -> RoomDecision:
+    """Return what to unload so that an operation could start, where that costs least.
 
-    `lines` are of the jobs that hold memory there.
+    `there` has the hosts of `hosts_for`, each with the lines of its `residents_of`. After
+    `swap_wait_s` seconds of waiting also models that are in use make room.
     """
+    offers = list(there)
+
+    def cheapest_way(leaving: _MayLeave) -> Way | None:
+        ways = [
+            way
+            for host, lines in offers
+            for way in _ways(one, host, _candidates(host, lines, now, leaving, usage))
+        ]
+        return min(ways, key=lambda way: (way.cost, len(way.jobs), way.host_id), default=None)
+
+    accepted_at = one.operation.accepted_at
+    waited_s = (now - accepted_at).total_seconds() if accepted_at else -math.inf
+    way = cheapest_way(_MayLeave.IN_USE if waited_s >= swap_wait_s else _MayLeave.IDLE)
+    return RoomDecision(way) if way else RoomDecision(later=cheapest_way(_MayLeave.LATER))
+
+
+def _candidates(
+    host: HostRecord, lines: Iterable[JobLine], now: datetime, leaving: _MayLeave, usage: Usage
+) -> list[Candidate]:
+    """Return what would leave a host; what leaves already costs nothing."""
     found: list[Candidate] = []
     for line in lines:
         held = host.reservation(line.job.job_id, line.job.generation)
@@ -96,27 +132,17 @@ def candidates(
         if is_leaving(line):
             found.append(Candidate(held.job_id, 0.0, frees))
         elif held.temporary:
-            if leaving is MayLeave.LATER:
+            if leaving is _MayLeave.LATER:
                 frees[MEMORY] += held.memory
                 found.append(Candidate(held.job_id, 0.0, frees))
         elif why_it_stays(line, now) in _LEAVE[leaving]:
-            found.append(Candidate(held.job_id, cost(line.job), frees))
+            found.append(Candidate(held.job_id, _reload_cost(line.job, usage), frees))
     return found
 
 
-_LEAVE: Mapping[MayLeave, frozenset[Stays | None]] = {
-    MayLeave.IDLE: frozenset({None}),
-    MayLeave.IN_USE: frozenset({None, Stays.IN_USE}),
-    MayLeave.LATER: frozenset({None, *Stays} - {Stays.BY_HAND, Stays.PINNED}),
-}
-
-
-def cheapest_way(
-    one: Crowded, offers: Iterable[tuple[HostRecord, Sequence[Candidate]]]
-) -> Way | None:
-    """Return the host and the models to unload there for which it costs least."""
-    ways = [way for host, there in offers for way in _ways(one, host, there)]
-    return min(ways, key=lambda way: (way.cost, len(way.jobs), way.host_id), default=None)
+def _reload_cost(job: JobRecord, usage: Usage) -> float:
+    """Return what it costs to have a model back: its last load, times how often it is used."""
+    return (job.load_s or LOAD_S) * (1e-6 + usage.rate(job.job_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +161,19 @@ class KeptRoom:
         self._kept: dict[str, _KeptUntil] = {}
         """By job."""
 
-    def keep(self, one: Crowded, way: Way) -> None:
+    def follow(self, one: Crowded, decision: RoomDecision) -> None:
+        """Keep room for an operation where models leave for it, now or later.
+
+        As long as that takes: what is free there already is not given to others either. None is
+        kept any more if nothing would help.
+        """
+        way = decision.way or decision.later
+        if way is None:
+            self.give_up(one.request.job_id)
+        elif way.jobs or decision.later:
+            self._keep(one, way)
+
+    def _keep(self, one: Crowded, way: Way) -> None:
         """Keep what the operation's model needs in memory: where it is bound to, or will be."""
         operation, request = one.operation, one.request
         kept = Kept(way.host_id, request.job_id, operation.rank, request.resident, way.devices)
@@ -211,11 +249,7 @@ def _lacks(host: HostRecord, uuid: str, need: ResidentNeed) -> int | None:
     device: DeviceRoom | None = host.total.devices.get(uuid)
     if device is None or not device.could_take(need) or uuid in host.taints:
         return None
-    allocated = sum(
-        it.resident.devices.get(uuid, 0) for it in host.reservations if it.resident is not None
-    )
-    used = next((one.memory_used for one in host.current_readings if one.uuid == uuid), 0)
-    foreign = max(0, used - allocated)
+    allocated, foreign = host.held_on_devices[uuid], host.foreign_on_devices[uuid]
     amount = need.on(device.model)
     if amount is None:
         return allocated if device.memory - foreign >= WHOLE * device.memory else None

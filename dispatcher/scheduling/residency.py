@@ -8,24 +8,14 @@ operation is recorded, or it is not, and then the next pass decides anew.
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import structlog
 
-from dispatcher.scheduling.making_room import (
-    KeptRoom,
-    MayLeave,
-    Way,
-    candidates,
-    cheapest_way,
-    has_waited,
-    hosts_for,
-    residents_of,
-)
+from dispatcher.scheduling.making_room import KeptRoom, Way, decide, hosts_for, residents_of
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
-from dispatcher.scheduling.usage import Usage
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, Verb
 from modelyard.scheduling.leaving import is_leaving
@@ -34,14 +24,12 @@ from modelyard.scheduling.placement import Kept
 from modelyard.scheduling.planning import Crowded
 from modelyard.store import Store
 from modelyard.store.operations import QueuedEnding
-from modelyard.store.records import HostRecord, JobRecord, OperationRecord
+from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
 
 MOST_AT_ONCE = 50
 """Operations for which one pass makes room."""
-LOAD_S = 1.0
-"""Seconds that a load counts for which has not been measured."""
 
 
 class Residents:
@@ -93,30 +81,18 @@ class Residents:
         tries = 0
         for one in crowded:
             await asyncio.sleep(0)
-            waited = has_waited(one, now, self._swap_wait_s)
-            way = await self._way(one, hosts, now, MayLeave.IN_USE if waited else MayLeave.IDLE)
-            if way is not None:
-                woken |= await self._evict(one, way, now)
-                tries += bool(way.jobs)
-            elif (later := await self._way(one, hosts, now, MayLeave.LATER)) is not None:
-                # What is free there now is not given to others: it will be needed.
-                self._kept.keep(one, later)
-            else:
-                self._kept.give_up(one.request.job_id)
+            there = [
+                (host, (await self._lines.read(residents_of(host, besides=one))).lines)
+                for host in hosts_for(one, hosts)
+            ]
+            decision = decide(one, there, now, swap_wait_s=self._swap_wait_s, usage=self._usage)
+            self._kept.follow(one, decision)
+            if decision.way is not None:
+                woken |= await self._evict(one, decision.way, now)
+                tries += bool(decision.way.jobs)
             if tries == MOST_AT_ONCE:
                 break
         return woken
-
-    async def _way(
-        self, one: Crowded, hosts: Mapping[str, HostRecord], now: datetime, leaving: MayLeave
-    ) -> Way | None:
-        offers = []
-        for host in hosts_for(one, hosts):
-            read = await self._lines.read(residents_of(host, besides=one))
-            offers.append(
-                (host, candidates(host, read.lines, now, leaving=leaving, cost=self._cost))
-            )
-        return cheapest_way(one, offers)
 
     def waiting_on(self, host_ids: Collection[str]) -> list[str]:
         """Return jobs that wait until models on some hosts are not in use any more."""
@@ -126,14 +102,8 @@ class Residents:
         """Return what is being cleared for operations."""
         return self._kept.current(self._lines.agree)
 
-    def _cost(self, job: JobRecord) -> float:
-        return reload_cost(job, self._usage)
-
     async def _evict(self, one: Crowded, way: Way, now: datetime) -> set[str]:
         operation = one.operation
-        if way.jobs:
-            # What is cleared stays free for it, as long as it takes others to leave.
-            self._kept.keep(one, way)
         key = f"evict/{operation.operation_id}/{period(now)}"
         read = await self._lines.read(way.jobs)
         leaving = [line.job for line in read.lines if not is_leaving(line)]
@@ -158,11 +128,6 @@ class Residents:
                 evicted_for=operation.operation_id,
             )
         return {job.job_id for job in leaving}
-
-
-def reload_cost(job: JobRecord, usage: Usage) -> float:
-    """Return what it costs to have a model back: its last load, times how often it is used."""
-    return (job.load_s or LOAD_S) * (1e-6 + usage.rate(job.job_id))
 
 
 def _not_loaded(load: OperationRecord) -> ErrorInfo:

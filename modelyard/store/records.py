@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from modelyard.contract.capacity.ledger import (
     Allocation,
     Room,
+    held_on_devices,
     room_left,
     total_room,
     used_part,
@@ -394,7 +395,10 @@ class DrainRecord(Record):
     done: bool = False
 
 
-CALCULATED = ("total", "room", "lasting_room", "kind", "used_part", "held_by")
+CALCULATED = (
+    "total", "room", "held_on_devices", "foreign_on_devices", "lasting_room", "kind", "used_part",
+    "held_by",
+)  # fmt: skip
 """What is calculated from the other fields of a host, when it is first asked for."""
 
 
@@ -443,14 +447,26 @@ class HostRecord(Record):
         return {one.uuid: one.tainted for one in self.readings if one.tainted is not None}
 
     @cached_property
+    def held_on_devices(self) -> Counter[str]:
+        """Bytes that models in memory hold, by device."""
+        return held_on_devices(self.reservations)
+
+    @cached_property
+    def foreign_on_devices(self) -> Counter[str]:
+        """Bytes that others than jobs use, as measured, by device: unloading does not free them."""
+        used = {one.uuid: one.memory_used for one in self.current_readings}
+        held = self.held_on_devices
+        return Counter({uuid: max(0, amount - held[uuid]) for uuid, amount in used.items()})
+
+    @cached_property
     def lasting_room(self) -> Room:
         """What it will have left once the jobs that end by themselves have ended."""
         lasting = [one for one in self.reservations if not one.temporary]
-        held, stays = _on_devices(self.reservations), _on_devices(lasting)
-        # What is used and held by no job stays too, as far as anybody knows.
+        stays = held_on_devices(lasting)
+        # What others use stays too, as far as anybody knows.
         readings = [
             one.model_copy(
-                update={"memory_used": stays[one.uuid] + max(0, one.memory_used - held[one.uuid])}
+                update={"memory_used": stays[one.uuid] + self.foreign_on_devices[one.uuid]}
             )
             for one in self.current_readings
         ]
@@ -497,15 +513,6 @@ class HostRecord(Record):
         """Return what a generation of a job holds on this host."""
         held = self.held_by.get(job_id)
         return held if held is not None and held.generation == generation else None
-
-
-def _on_devices(reservations: Iterable[Reservation]) -> Counter[str]:
-    """Return the bytes that models in memory hold, by device."""
-    held: Counter[str] = Counter()
-    for one in reservations:
-        if one.resident is not None:
-            held.update(one.resident.devices)
-    return held
 
 
 class JobLine(Record):

@@ -243,7 +243,7 @@ def total_room(slots: int | None, capacity: HostCapacity | None) -> Room:
 
 def room_left(
     total: Room,
-    allocations: Iterable[Allocation],
+    allocations: Sequence[Allocation],
     readings: Iterable[DeviceReading] = (),
     taints: Mapping[str, DeviceTaint] = MappingProxyType({}),
 ) -> Room:
@@ -254,15 +254,12 @@ def room_left(
     not free, and what is used and held by no job neither.
     """
     slots = millicpus = memory = 0
-    taken: Counter[str] = Counter()
-    bound: Counter[str] = Counter()
+    taken, bound = held_on_devices(allocations), Counter[str]()
     for one in allocations:
         slots += one.slots
         millicpus += one.millicpus
         memory += one.all_memory
         bound.update(one.devices)
-        if one.resident is not None:
-            taken.update(one.resident.devices)
     measured = {one.uuid: one.memory_used for one in readings}
     return Room(
         _less(total.slots, slots),
@@ -279,6 +276,15 @@ def room_left(
             for uuid, one in total.devices.items()
         },
     )
+
+
+def held_on_devices(allocations: Iterable[Allocation]) -> Counter[str]:
+    """Return the bytes that models in memory hold, by device."""
+    held: Counter[str] = Counter()
+    for one in allocations:
+        if one.resident is not None:
+            held.update(one.resident.devices)
+    return held
 
 
 def used_part(total: Room, room: Room) -> float:

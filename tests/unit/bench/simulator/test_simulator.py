@@ -10,6 +10,7 @@ from bench.simulator.rules import BrokenRuleError
 from bench.simulator.traces import random_trace
 from bench.simulator.world import World
 from dispatcher.scheduling import making_room
+from dispatcher.scheduling.making_room import RoomDecision
 from modelyard.contract.capacity.ledger import DeviceRoom, Room
 from modelyard.scheduling import leaving
 from modelyard.scheduling.leaving import Stays
@@ -74,6 +75,6 @@ def test_a_model_in_use_that_is_evicted_at_once_is_found(monkeypatch: pytest.Mon
 
 
 def test_an_operation_that_nobody_makes_room_for_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.simulator.world.cheapest_way", lambda *_: None)
+    monkeypatch.setattr("bench.simulator.world.decide", lambda *_, **__: RoomDecision())
     with pytest.raises(BrokenRuleError, match="never starts"):
         World(traces.one_hot(Random(1), 0.01)).run()
