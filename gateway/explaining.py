@@ -15,8 +15,9 @@ from modelyard.process.tasks import together
 from modelyard.scheduling.explaining import explain, explain_in_line, explain_request
 from modelyard.scheduling.ordering import CatalogEntries
 from modelyard.scheduling.placement import PLACEMENT_NOTE, LearnedOf, PlacementPolicy
-from modelyard.scheduling.planning import URGENT, catalog_names, may_take_capacity
+from modelyard.scheduling.planning import may_take_capacity
 from modelyard.scheduling.prospects import MOST_HOSTS, Facts
+from modelyard.scheduling.reading import entries_of, urgent_jobs
 from modelyard.store import Store
 from modelyard.store.capacity.footprints import learned_of
 from modelyard.store.jobs import LINE_HEAD
@@ -126,7 +127,7 @@ async def _facts(store: Store, place: _Place, now: datetime) -> Facts:
     lines = [line, *urgent]
     residents, catalog, (more_urgent, took_s) = await together(
         _residents(store, hosts, line),
-        _catalog(store, lines),
+        entries_of(store, lines),
         together(_more_urgent(store, operation), _took_s(store, line.job.job_id)),
     )
     return Facts(
@@ -149,23 +150,12 @@ async def _urgent(store: Store, *, besides: str, wanted: bool) -> tuple[JobLine,
     """Return the jobs that join a pass which gives capacity away, because they wait for some."""
     if not wanted:
         return ()
-    waiting = await store.operation_queries.without_host(limit=URGENT)
-    read = await store.jobs.lines(sorted({one.job_id for one in waiting if one.job_id} - {besides}))
-    return read.lines
+    return (await store.jobs.lines(await urgent_jobs(store, besides=[besides]))).lines
 
 
 async def _policy(store: Store) -> PlacementPolicy:
     noted = (await store.leases.notes(DISPATCHER)).get(PLACEMENT_NOTE)
     return PlacementPolicy(noted) if noted in set(PlacementPolicy) else PlacementPolicy.BINPACK
-
-
-async def _catalog(store: Store, lines: Sequence[JobLine]) -> CatalogEntries:
-    names = frozenset[tuple[str, str]]().union(*map(catalog_names, lines))
-    models, datasets = await together(
-        store.models.get_many(name for kind, name in names if kind == "model"),
-        store.datasets.get_many(name for kind, name in names if kind == "dataset"),
-    )
-    return CatalogEntries(models, datasets)
 
 
 async def _more_urgent(store: Store, operation: OperationRecord) -> int:

@@ -6,7 +6,7 @@ import structlog
 
 from dispatcher.events import EventLog, host_event
 from dispatcher.scheduling.scheduler import Scheduler
-from modelyard.contract.capacity.offers import DeviceTaint
+from modelyard.contract.capacity.offers import DeviceTaint, taints_of
 from modelyard.contract.messages import Event, Heartbeat
 from modelyard.store import Store
 
@@ -55,7 +55,7 @@ class BeatWriter:
         events: list[Event] = []
         for beat in beats:
             before, host_id = self._taints[beat.host_id], beat.host_id
-            now = {one.uuid: one.tainted for one in beat.devices if one.tainted is not None}
+            now = taints_of(beat.devices)
             self._taints[host_id] = now
             begun = [uuid for uuid in now if uuid not in before]
             over = [uuid for uuid in before if uuid not in now]

@@ -36,17 +36,15 @@ from dispatcher.scheduling.residency import Residents
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import JobState
 from modelyard.process.crash_points import crash_point
-from modelyard.process.tasks import together
-from modelyard.scheduling.ordering import CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, LearnedOf
 from modelyard.scheduling.planning import (
-    URGENT,
     PlannedDispatch,
     SchedulingPlan,
     catalog_names,
     make_plan,
     may_take_capacity,
 )
+from modelyard.scheduling.reading import entries_of, urgent_jobs
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
 from modelyard.store.records import HostRecord, JobLine, OperationRecord
@@ -138,13 +136,11 @@ class Scheduler:
         lines, moved = [*read.lines], read.moved
         if any(may_take_capacity(line) for line in lines):
             # Capacity goes to the most urgent operations, not only to those of this pass.
-            waiting = await self._store.operation_queries.without_host(limit=URGENT)
-            others = {one.job_id for one in waiting if one.job_id} - set(job_ids)
-            urgent = await self._lines.read(sorted(others))
+            urgent = await self._lines.read(await urgent_jobs(self._store, besides=job_ids))
             lines += urgent.lines
             moved |= urgent.moved
         self.wake(moved)
-        catalog = await self._catalog(lines)
+        catalog = await entries_of(self._store, lines)
         learned = await self.learned()
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
@@ -220,14 +216,6 @@ class Scheduler:
         for start in range(0, len(jobs), JOBS_IN_A_PASS):
             await self.schedule(jobs[start : start + JOBS_IN_A_PASS])
         return page
-
-    async def _catalog(self, lines: Sequence[JobLine]) -> CatalogEntries:
-        names = frozenset[tuple[str, str]]().union(*map(catalog_names, lines))
-        models, datasets = await together(
-            self._store.models.get_many(name for kind, name in names if kind == "model"),
-            self._store.datasets.get_many(name for kind, name in names if kind == "dataset"),
-        )
-        return CatalogEntries(models, datasets)
 
     async def _end(self, plan: SchedulingPlan) -> None:
         if plan.loads:

@@ -1,1 +1,1 @@
-"""What the dispatcher decides by, and the gateway explains by: pure functions over records."""
+"""What the dispatcher decides by, and the gateway explains by. Pure, but for `reading`."""

@@ -256,7 +256,7 @@ class FreeCapacity:
 
     def _room(self, host: HostRecord, need: PlacementRequest) -> Room:
         """Return what is left of a host for a job, without what is kept for others."""
-        room = self._left.get(host.host_id) or host.room
+        room = self._left_of(host)
         if host.host_id in self._awaited:
             room = room.without(self._awaited[host.host_id])
         for kept in self._kept.get(host.host_id, ()):

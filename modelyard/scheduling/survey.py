@@ -44,6 +44,7 @@ def survey(hosts: Iterable[tuple[HostRecord, Room]], need: PlacementRequest) -> 
     count, job_id, amounts = need.container.devices, need.job_id, _Amounts(need.resident)
     fitting: list[tuple[HostRecord, Room]] = []
     of_kinds: dict[str, Refusal] = {}
+    no_device: dict[str, Refusal] = {}
     refused: list[Refusal] = []
     for host, room in hosts:
         of_kind = of_kinds.get(host.kind)
@@ -59,7 +60,9 @@ def survey(hosts: Iterable[tuple[HostRecord, Room]], need: PlacementRequest) -> 
         elif memory_left < memory and memory:
             refused.append(_NO_MEMORY)
         elif count and not has_devices(devices, amounts, count, loads=need.at_once):
-            refused.append(amounts.shortage(host, need))
+            if host.kind not in no_device:
+                no_device[host.kind] = shortage(host.total, need, Lacks.DEVICES, when_empty=False)
+            refused.append(no_device[host.kind])
         elif job_id in host.held_by:
             refused.append(OWN)
         else:
@@ -89,15 +92,7 @@ class _Amounts(dict[str, int | None]):
     def __init__(self, need: ResidentNeed) -> None:
         super().__init__()
         self._need = need
-        self._shortages: dict[str, Shortage] = {}
 
     def __missing__(self, model: str) -> int | None:
         self[model] = self._need.on(model)
         return self[model]
-
-    def shortage(self, host: HostRecord, need: PlacementRequest) -> Shortage:
-        """Return the refusal of a host whose devices are full."""
-        if host.kind not in self._shortages:
-            lacks = shortage(host.total, need, Lacks.DEVICES, when_empty=False)
-            self._shortages[host.kind] = lacks
-        return self._shortages[host.kind]

@@ -18,7 +18,13 @@ from modelyard.contract.capacity.ledger import (
     total_room,
     used_part,
 )
-from modelyard.contract.capacity.offers import DeviceId, DeviceReading, DeviceTaint, HostCapacity
+from modelyard.contract.capacity.offers import (
+    DeviceId,
+    DeviceReading,
+    DeviceTaint,
+    HostCapacity,
+    taints_of,
+)
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
@@ -444,7 +450,7 @@ class HostRecord(Record):
     @property
     def taints(self) -> Mapping[str, DeviceTaint]:
         """The tainted devices by uuid, as the last heartbeat told."""
-        return {one.uuid: one.tainted for one in self.readings if one.tainted is not None}
+        return taints_of(self.readings)
 
     @cached_property
     def held_on_devices(self) -> Counter[str]:

@@ -7,6 +7,7 @@ writes.
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,9 +130,9 @@ class DevicesOfAKind:
 
     model: str
     sizes: tuple[int, ...]
-    """Bytes that each has, the most first."""
+    """Bytes that each has, the least first."""
     free: tuple[int, ...]
-    """Bytes that are free on each, the most first."""
+    """Bytes that are free on each, the least first."""
     whole: int
     """Those that one model could have for itself."""
 
@@ -141,8 +142,8 @@ class DevicesOfAKind:
         whole = ResidentNeed()
         return cls(
             model,
-            tuple(sorted((one.memory for one in devices), reverse=True)),
-            tuple(sorted((one.free for one in devices), reverse=True)),
+            tuple(sorted(one.memory for one in devices)),
+            tuple(sorted(one.free for one in devices)),
             sum(one.takes(whole) for one in devices),
         )
 
@@ -158,19 +159,13 @@ def has_devices(
 
     `amounts` has the bytes that it needs on a device, by the device's model; None: all of them.
     """
-    if len(kinds) == 1:  # as nearly everywhere
-        (kind,) = kinds
-        amount, there = amounts[kind.model], kind.free if loads else kind.sizes
-        if amount is None:
-            return (kind.whole if loads else len(kind.sizes)) >= count
-        return len(there) >= count and there[count - 1] >= amount
     fitting = 0
     for kind in kinds:
         amount, there = amounts[kind.model], kind.free if loads else kind.sizes
         if amount is None:
             fitting += kind.whole if loads else len(kind.sizes)
         else:
-            fitting += sum(one >= amount for one in there)
+            fitting += len(there) - bisect_left(there, amount)
     return fitting >= count
 
 

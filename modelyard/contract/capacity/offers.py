@@ -1,5 +1,6 @@
 """What a host offers, as its worker announces it, and what was measured of its devices."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -58,6 +59,11 @@ class DeviceReading(_Offer):
     """Programs that compute on it."""
     tainted: DeviceTaint | None = None
     """Set while memory of a container that has ended is still taken."""
+
+
+def taints_of(readings: Iterable[DeviceReading]) -> dict[str, DeviceTaint]:
+    """Return the tainted devices by uuid."""
+    return {one.uuid: one.tainted for one in readings if one.tainted is not None}
 
 
 class HostCapacity(_Offer):
