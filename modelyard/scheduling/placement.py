@@ -171,7 +171,9 @@ class FreeCapacity:
             return Unplaced((f"host {host.host_id} {reason}",))
         resident = _resident(need, bound, room, job.version)
         if resident is not None:
-            self._left[host.host_id] = self._left_of(host).without_resident(resident)
+            self._left[host.host_id] = self._left_of(host).without_memory(
+                resident.memory, resident.devices
+            )
         return resident
 
     def request_to_load(self, job: JobRecord, spec: ModelSpec) -> PlacementRequest:
@@ -259,18 +261,29 @@ class FreeCapacity:
         room = self._left_of(host)
         if host.host_id in self._awaited:
             room = room.without(self._awaited[host.host_id])
-        for kept in self._kept.get(host.host_id, ()):
-            ahead = kept.rank <= need.rank and kept.job_id != need.job_id
-            if ahead and _still_waits(kept, host):
-                resident = _resident(kept.need, kept.devices, room, 0)
-                room = room if resident is None else room.without_resident(resident)
-        return room
+        ahead = [
+            one
+            for one in self._kept.get(host.host_id, ())
+            if one.rank <= need.rank and one.job_id != need.job_id and _still_waits(one, host)
+        ]
+        return _without(room, ahead) if ahead else room
 
 
 def _still_waits(kept: Kept, host: HostRecord) -> bool:
     """Tell whether the job that room is kept for holds no memory here yet."""
     held = host.held_by.get(kept.job_id)
     return held is None or held.resident is None
+
+
+def _without(room: Room, kept: Iterable[Kept]) -> Room:
+    """Return what is left when all of these have got what is kept for them."""
+    memory, devices = 0, Counter[str]()
+    for one in kept:
+        memory += one.need.memory
+        for uuid in one.devices:
+            if uuid in room.devices:
+                devices[uuid] += room.devices[uuid].given(one.need)
+    return room.without_memory(memory, devices)
 
 
 def _allocation(need: PlacementRequest, devices: tuple[str, ...], room: Room) -> Allocation:

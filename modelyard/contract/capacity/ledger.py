@@ -212,15 +212,17 @@ class Room:
             slots=_less(self.slots, taken.slots),
             millicpus=_less(self.millicpus, taken.millicpus),
             memory=_less(self.memory, taken.all_memory),
-            devices=_devices_less(self.devices, taken.devices, taken.resident),
+            devices=_devices_less(
+                self.devices, taken.devices, taken.resident.devices if taken.resident else {}
+            ),
         )
 
-    def without_resident(self, taken: ResidentAllocation) -> "Room":
-        """Return what is left after one more model is in memory."""
+    def without_memory(self, memory: int, devices: Mapping[str, int]) -> "Room":
+        """Return what is left after models take so many bytes of the host and of its devices."""
         return replace(
             self,
-            memory=_less(self.memory, taken.memory),
-            devices=_devices_less(self.devices, (), taken),
+            memory=_less(self.memory, memory),
+            devices=_devices_less(self.devices, (), devices),
         )
 
 
@@ -301,9 +303,8 @@ def _less(left: int | None, taken: int) -> int | None:
 
 
 def _devices_less(
-    devices: Mapping[str, DeviceRoom], bound: Iterable[str], resident: ResidentAllocation | None
+    devices: Mapping[str, DeviceRoom], bound: Iterable[str], taken: Mapping[str, int]
 ) -> Mapping[str, DeviceRoom]:
-    taken = resident.devices if resident else {}
     changed = {
         uuid: replace(
             devices[uuid],
