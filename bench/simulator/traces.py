@@ -151,7 +151,7 @@ def large_fleet(random: Random, scale: float) -> Scenario:
     inferences = [
         one
         for job_id, _ in jobs
-        for one in _inferences(random, job_id, 0.05, 240.0 * scale, 1.0)
+        for one in _inferences(random, job_id, 0.01, 80.0 * scale, 1.0)
     ]  # fmt: skip
     arrivals = sorted([*created, *inferences], key=lambda one: one.at)
     return Scenario("large fleet", _fleet(hosts, 8), tuple(models), tuple(arrivals))
