@@ -92,7 +92,7 @@ class Waiters:
         `waiter` has been listening since before.
         """
         deadline = asyncio.get_running_loop().time() + seconds
-        disconnect = asyncio.ensure_future(_until_disconnect(receive))
+        disconnect = asyncio.ensure_future(until_disconnect(receive))
         disconnect.add_done_callback(lambda _: waiter.woken.set())
         try:
             while True:
@@ -203,7 +203,7 @@ async def _set_before(deadline: float, woken: asyncio.Event) -> bool:
     return True
 
 
-async def _until_disconnect(receive: Receive) -> None:
+async def until_disconnect(receive: Receive) -> None:
     """Return once the client has disconnected; drop what it still sends of its body."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -22,6 +22,7 @@ import pytest
 from deploy.local.ports import free_port
 from gateway.http import connections
 from gateway.http.connections import ConnectionLimits
+from gateway.waiters import until_disconnect
 from tests.support.gateway import ServedGateway, serving
 from tests.support.waiting import eventually
 from tests.support.wire import CHUNKED, SIZED, Wire, post, problem_in, wire
@@ -164,6 +165,13 @@ async def test_requests_that_wait_end_as_soon_as_their_clients_have_gone(
                 await one.send(request)
                 clients.append((one, number % 2 == 0))
         await patient.has_waiters(2 * WAITING)
+
+        async def listening() -> bool:
+            coroutines = [getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()]
+            return coroutines.count(until_disconnect.__name__) == 2 * WAITING
+
+        # A request that begins to listen for its client's end reads on, once.
+        await eventually(listening, what="requests that listen for a disconnect")
         # While a second request waits for its turn, the gateway does not read on.
         for one, sends_another in clients:
             if sends_another:
