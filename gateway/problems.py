@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from gateway.middleware.request_ids import request_id_of
-from gateway.routes.allowed_methods import allowed_methods
+from gateway.routes.allowed_methods import AllowedMethods
 from modelyard.contract import answers
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem
@@ -210,7 +210,7 @@ def answer_to(request: Request, error: ModelyardError | ClientDisconnect) -> Res
     return respond(request, problem_of(error), {"Connection": "close"} if close else None)
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, allowed: AllowedMethods) -> None:
     """Answer every error of the app with a problem document."""
 
     async def on_modelyard_error(request: Request, error: Exception) -> Response:
@@ -220,7 +220,7 @@ def install(app: FastAPI) -> None:
         return _refused_parameters(request, _expect(RequestValidationError, error).errors())
 
     async def on_router_error(request: Request, error: Exception) -> Response:
-        return _refused_by_router(request, _expect(HTTPException, error))
+        return _refused_by_router(request, _expect(HTTPException, error), allowed)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return answer_to(request, _expect(ClientDisconnect, error))
@@ -251,12 +251,12 @@ def _refused_parameters(request: Request, found: Sequence[Mapping[str, Any]]) ->
     return respond(request, problem_of(FaultyRequestError(faults)))
 
 
-def _refused_by_router(request: Request, error: HTTPException) -> Response:
+def _refused_by_router(request: Request, error: HTTPException, allowed: AllowedMethods) -> Response:
     code = _CODE_OF_STATUS.get(error.status_code, ErrorCode.INTERNAL)
     problem = problem_of(ModelyardError(code)).model_copy(update={"status": error.status_code})
     headers = dict(error.headers or {})
     if code is ErrorCode.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(allowed_methods(request.app, request.url.path))
+        headers["Allow"] = ", ".join(allowed.of(request.scope["path"]))
     return respond(request, problem, headers)
 
 

@@ -127,10 +127,10 @@ async def test_every_error_is_a_problem(
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("DELETE", "/v1/jobs", "GET, POST"),
-        ("POST", "/v1/models/x", "DELETE, GET, PUT"),
-        ("GET", "/inference_router/", "POST"),
-        ("PUT", "/livez", "GET"),
+        ("DELETE", "/v1/jobs", "GET, HEAD, OPTIONS, POST"),
+        ("POST", "/v1/models/x", "DELETE, GET, HEAD, OPTIONS, PUT"),
+        ("GET", "/inference_router/", "OPTIONS, POST"),
+        ("PUT", "/livez", "GET, HEAD, OPTIONS"),
     ],
 )
 async def test_a_method_that_is_not_taken_is_told_the_ones_that_are(
