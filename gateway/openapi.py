@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from gateway.routes.preconditions import TAGS_PATTERN
 from modelyard.contract.access.api_keys import NewApiKey
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
@@ -44,13 +45,13 @@ def _ref(model: str) -> str:
     return _REFS.format(model=_INPUT.format(model=model))
 
 
-def _header(name: str, description: str) -> Document:
+def _header(name: str, description: str, *, pattern: str | None = None) -> Document:
     return {
         "name": name,
         "in": "header",
         "required": False,
         "description": description,
-        "schema": {"type": "string"},
+        "schema": {"type": "string"} | ({} if pattern is None else {"pattern": pattern}),
     }
 
 
@@ -86,6 +87,20 @@ _DRY_RUN = {
     "schema": {"type": "boolean", "default": False},
 }
 
+_IF_MATCH = _header(
+    "If-Match",
+    "Entity tags, of which the entry must have one; `*`: there must be an entry. Otherwise the "
+    "answer is 412.",
+    pattern=TAGS_PATTERN,
+)
+_IF_NONE_MATCH = _header(
+    "If-None-Match",
+    "Entity tags, of which the entry must have none; `*`: there must be no entry. Otherwise a read "
+    "is answered with 304, and a write with 412.",
+    pattern=TAGS_PATTERN,
+)
+_ETAG = {"ETag": {"description": "Changes with the entry.", "schema": {"type": "string"}}}
+
 EVERYWHERE: Responses = {
     500: _problem("`internal`: an unexpected error in the gateway."),
 }
@@ -96,6 +111,14 @@ ONE_ANSWERS: Responses = {
     422: _problem("`invalid_request`: a parameter is invalid."),
     **UNAVAILABLE,
 }
+_CHANGED = _problem("`precondition_failed`: the entry is not as the request's headers expect.")
+ENTRY_ANSWERS: Responses = {
+    200: {"headers": _ETAG},
+    304: {"description": "The client has the entry as it is.", "headers": _ETAG},
+    412: _CHANGED,
+    **ONE_ANSWERS,
+}
+DELETE_ENTRY_ANSWERS: Responses = {412: _CHANGED, **ONE_ANSWERS}
 CANCEL_ANSWERS: Responses = {
     200: {"model": OperationView, "description": "The operation is CANCELLED."},
     409: _problem("`already_ended`: the operation had already ended in another state."),
@@ -130,7 +153,9 @@ CREATE_KEY_ANSWERS: Responses = {
     **_BODY_ANSWERS,
 }
 PUT_ANSWERS: Responses = {
-    201: {"description": "Created: the name is new."},
+    200: {"headers": _ETAG},
+    201: {"description": "Created: the name is new.", "headers": _ETAG},
+    412: _CHANGED,
     422: _problem("`invalid_request`, with JSON pointers."),
     **_BODY_ANSWERS,
 }
@@ -232,8 +257,9 @@ BATCH_BODY = {
     ),
     "parameters": [_KEY],
 }
-MODEL_BODY = _body("ModelSpec", {"model": {"summary": "A model", "value": _MODEL}})
-DATASET_BODY = _body(
+CONDITIONAL = {"parameters": [_IF_MATCH, _IF_NONE_MATCH]}
+MODEL_BODY = _body("ModelSpec", {"model": {"summary": "A model", "value": _MODEL}}) | CONDITIONAL
+DATASET_BODY = CONDITIONAL | _body(
     "DatasetSpec", {"folder": {"summary": "A folder", "value": {"path": "/srv/datasets/ds-550"}}}
 )
 

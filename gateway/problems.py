@@ -59,6 +59,7 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.RESULT_NOT_READY: 409,
         ErrorCode.NO_RESULT: 404,
         ErrorCode.ALREADY_ENDED: 409,
+        ErrorCode.PRECONDITION_FAILED: 412,
         ErrorCode.NOT_RETRYABLE: 409,
         ErrorCode.NOT_REPLAYABLE: 409,
         ErrorCode.UNAVAILABLE: 503,

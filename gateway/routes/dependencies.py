@@ -1,9 +1,10 @@
 """Shared by the routes: access to the gateway, pages of lists, and JSON answers."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, cast
+from typing import Annotated, TypeVar, cast
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request, Response
@@ -15,7 +16,9 @@ from modelyard.contract.answers import Fault
 from modelyard.contract.errors import InvalidRequestError
 from modelyard.contract.ids import Id
 from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS
-from modelyard.store.paging import Position
+from modelyard.store.paging import NamedPage, Position, name_cursor, parse_name_cursor
+
+N = TypeVar("N")
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 200
@@ -38,7 +41,7 @@ async def _gateway(request: Request) -> Gateway:
 GatewayDependencies = Annotated[Gateway, Depends(_gateway)]
 
 
-class PageQuery(BaseModel):
+class ListQuery(BaseModel):
     """The parameters of every list. An unknown filter is refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
@@ -54,19 +57,6 @@ class PageQuery(BaseModel):
         """Return the filters, keyed by field of the record."""
         return self.model_dump(mode="json", exclude={"limit", "cursor"}, exclude_none=True)
 
-    def after(self) -> Position | None:
-        """Return the position after which the page starts; raises `InvalidRequestError`."""
-        if self.cursor is None:
-            return None
-        try:
-            position = Position.parse(self.cursor)
-            _MOMENT.validate_python(position.at)
-            _NAME.validate_python(position.key)
-        except (InvalidRequestError, ValidationError, RecursionError) as error:
-            message = "It is not the cursor of a page."
-            raise FaultyRequestError([Fault(parameter="cursor", message=message)]) from error
-        return position
-
     def next_url(self, path: str, cursor: str) -> str:
         """Return the URL of the next page."""
         query = {**self.criteria_as_given(), "limit": str(self.limit), "cursor": cursor}
@@ -75,6 +65,45 @@ class PageQuery(BaseModel):
     def criteria_as_given(self) -> dict[str, str]:
         """Return the filters, keyed by query parameter."""
         return self.criteria()
+
+
+class PageQuery(ListQuery):
+    """The parameters of a list that is ordered by time."""
+
+    def after(self) -> Position | None:
+        """Return the position after which the page starts; raises `InvalidRequestError`."""
+        if self.cursor is None:
+            return None
+        with _refusing_cursor():
+            position = Position.parse(self.cursor)
+            _MOMENT.validate_python(position.at)
+            _NAME.validate_python(position.key)
+        return position
+
+
+class NamedPageQuery(ListQuery):
+    """The parameters of a list that is ordered by name."""
+
+    def after_name(self) -> str | None:
+        """Return the name after which the page starts; raises `InvalidRequestError`."""
+        if self.cursor is None:
+            return None
+        with _refusing_cursor():
+            return _NAME.validate_python(parse_name_cursor(self.cursor))
+
+
+def cursor_of(page: NamedPage[N]) -> str | None:
+    """Return the cursor of the page after this one, if there is one."""
+    return None if page.next is None else name_cursor(page.next)
+
+
+@contextmanager
+def _refusing_cursor() -> Iterator[None]:
+    try:
+        yield
+    except (InvalidRequestError, ValidationError, RecursionError) as error:
+        message = "It is not the cursor of a page."
+        raise FaultyRequestError([Fault(parameter="cursor", message=message)]) from error
 
 
 async def refuse_repeated(request: Request) -> None:
@@ -102,7 +131,7 @@ def answer(
     )
 
 
-def page_answer(content: BaseModel, query: PageQuery, path: str, cursor: str | None) -> Response:
+def page_answer(content: BaseModel, query: ListQuery, path: str, cursor: str | None) -> Response:
     """Return the answer for a page, with a `Link` to the next one."""
     link = f'<{query.next_url(path, cursor)}>; rel="next"' if cursor else None
     return answer(content, headers={"Link": link} if link else None)

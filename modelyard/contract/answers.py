@@ -91,15 +91,17 @@ class JobPage(ApiAnswer):
 
 
 class HostList(ApiAnswer):
-    """Every host that ever came online."""
+    """Hosts that were ever online, by name; `next` is the cursor of the next page, if any."""
 
     hosts: tuple[HostView, ...]
+    next: str | None = None
 
 
 class ModelList(ApiAnswer):
-    """The models of the catalog, by name."""
+    """Models of the catalog, by name; `next` is the cursor of the next page, if any."""
 
     models: tuple[ModelSpec, ...]
+    next: str | None = None
 
 
 class FootprintList(ApiAnswer):
@@ -109,9 +111,10 @@ class FootprintList(ApiAnswer):
 
 
 class DatasetList(ApiAnswer):
-    """The datasets of the catalog, by name."""
+    """Datasets of the catalog, by name; `next` is the cursor of the next page, if any."""
 
     datasets: tuple[DatasetSpec, ...]
+    next: str | None = None
 
 
 class DeadLetterSummary(ApiAnswer):

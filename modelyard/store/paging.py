@@ -1,8 +1,11 @@
-"""Pages by position, newest first: new entries don't shift them, and deep pages cost no more."""
+"""Pages by position: new entries don't shift them, and deep pages cost no more.
+
+What happened is listed newest first, what has a name by name.
+"""
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -11,6 +14,7 @@ from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.store.records import Document, Record
 
 T = TypeVar("T", bound=Record)
+N = TypeVar("N")
 
 _FIRST_YEAR, _LAST_YEAR = 1970, 9000
 
@@ -24,15 +28,13 @@ class Position:
 
     def cursor(self) -> str:
         """Return the position as an opaque string for clients."""
-        packed = json.dumps([self.at.isoformat(), self.key]).encode()
-        return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+        return _packed([self.at.isoformat(), self.key])
 
     @classmethod
     def parse(cls, cursor: str) -> "Position":
         """Read a cursor; raises `InvalidRequestError` if `cursor()` did not make it."""
         try:
-            padded = cursor + "=" * (-len(cursor) % 4)
-            at, key = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
+            at, key = _unpacked(cursor)
             moment = datetime.fromisoformat(at)
         except (ValueError, TypeError) as error:
             raise _invalid_cursor() from error
@@ -41,6 +43,31 @@ class Position:
         if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:  # years that BSON dates can hold safely
             raise _invalid_cursor()
         return cls(moment, key)
+
+
+def name_cursor(name: str) -> str:
+    """Return the name of the last entry of a page as an opaque string for clients."""
+    return _packed([name])
+
+
+def parse_name_cursor(cursor: str) -> str:
+    """Read a cursor; raises `InvalidRequestError` if `name_cursor` did not make it."""
+    try:
+        (name,) = _unpacked(cursor)
+    except (ValueError, TypeError) as error:
+        raise _invalid_cursor() from error
+    if not isinstance(name, str):
+        raise _invalid_cursor()
+    return name
+
+
+def _packed(parts: Sequence[str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+def _unpacked(cursor: str) -> Any:  # noqa: ANN401 - any JSON: the cursor may be anything
+    padded = cursor + "=" * (-len(cursor) % 4)
+    return json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
 
 
 def _invalid_cursor() -> InvalidRequestError:
@@ -76,3 +103,26 @@ def to_page(
         items=tuple(record.model_validate(document) for document in kept),
         next=Position(last[time_field], last["_id"]) if last else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPage(Generic[N]):
+    """Some entries by name, and the name after which the next page starts, if there is one."""
+
+    items: tuple[N, ...]
+    next: str | None
+
+    @classmethod
+    def of(
+        cls, documents: Sequence[Document], limit: int, read: Callable[[Document], N | None]
+    ) -> "NamedPage[N]":
+        """Make a page of up to `limit + 1` documents, as `to_page`; `read` may leave some out."""
+        kept = documents[:limit]
+        last = kept[-1]["_id"] if len(documents) > limit and kept else None
+        read_ones = (read(document) for document in kept)
+        return cls(tuple(one for one in read_ones if one is not None), last)
+
+
+def names_after(name: str | None) -> Document:
+    """Return a query for the entries that come after a name."""
+    return {} if name is None else {"_id": {"$gt": name}}
