@@ -11,6 +11,7 @@ from gateway.middleware.query_bounds import QueryBounds
 from gateway.middleware.request_ids import RequestIds
 from gateway.middleware.shutdown import ShutdownMiddleware
 from gateway.routes import (
+    api_docs,
     catalog,
     dead_letters,
     health,
@@ -35,7 +36,7 @@ def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
         title="Modelyard",
         version=__version__,
         description=openapi.DESCRIPTION,
-        # FastAPI's pages load their scripts from a CDN, so they are blank without the internet.
+        # FastAPI's pages load their scripts from a CDN; `api_docs` has one that does not.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -45,7 +46,8 @@ def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
     )
     app.state.gateway = gateway
     direct = [jobs.submitting, inference.submitting]
-    others = [one.router for one in (jobs, operations, hosts, catalog, dead_letters, keys, health)]
+    plain = (jobs, operations, hosts, catalog, dead_letters, keys, health, api_docs)
+    others = [one.router for one in plain]
     for router in (*direct, *others):
         app.include_router(router)
     allowed = AllowedMethods(

@@ -29,7 +29,7 @@ from modelyard.contract.states import Verb
 from modelyard.process.settings import WrongSettingsError, read_settings
 from modelyard.store import Store
 
-PUBLIC = {"/livez", "/readyz", "/openapi.json"}
+PUBLIC = {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/{name}"}
 
 
 @pytest.fixture
