@@ -9,7 +9,8 @@ from gateway.routes.preconditions import TAGS_PATTERN
 from modelyard.contract.access.api_keys import NewApiKey
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
-from modelyard.contract.messages import InferenceRequest, JobRequest
+from modelyard.contract.ids import ID_PATTERN
+from modelyard.contract.messages import KEY_PATTERN, InferenceRequest, JobRequest
 from modelyard.contract.views import DryRun, OperationView
 
 Document = dict[str, Any]
@@ -20,6 +21,8 @@ Runs model containers on a fleet of plain Docker hosts, driven by durable job re
 
 Submit a request with `POST /v1/jobs`; it answers 202 with the operation, which is polled at
 `GET /v1/operations/{id}?wait=30`. Every error is an RFC 9457 problem with a stable `code`.
+
+`HEAD` answers as `GET` does, without the content; `OPTIONS` answers 204 with `Allow`.
 """
 
 _REFS = "#/components/schemas/{model}"
@@ -55,6 +58,7 @@ def _header(name: str, description: str, *, pattern: str | None = None) -> Docum
     }
 
 
+_NAME: Document = {"type": "string", "pattern": ID_PATTERN}
 _CREATE = {
     "job_id": "j-1",
     "model": "m-131",
@@ -76,6 +80,7 @@ _KEY = _header(
     "1 to 255 printable ASCII characters. Sending the same key with the same request again returns "
     "the same operation; with another request it is 422 `idempotency_key_reused`. In a batch the "
     "request at `index` has the key `KEY/index`.",
+    pattern=KEY_PATTERN,
 )
 _PREFER = _header("Prefer", "`wait=N` waits up to N seconds (at most 60) for the operation to end.")
 _DRY_RUN = {
@@ -102,7 +107,11 @@ _IF_NONE_MATCH = _header(
 _ETAG = {"ETag": {"description": "Changes with the entry.", "schema": {"type": "string"}}}
 
 EVERYWHERE: Responses = {
+    408: _problem("`invalid_request`: the request did not arrive in time."),
+    421: _problem("`misdirected`: the gateway does not answer for this host name."),
+    431: _problem("`invalid_request`: the header has more than 16 KiB."),
     500: _problem("`internal`: an unexpected error in the gateway."),
+    503: _problem("`unavailable`, with `Retry-After`."),
 }
 UNAVAILABLE: Responses = {503: _problem("`unavailable`, with `Retry-After`.")}
 READ_ANSWERS: Responses = UNAVAILABLE
@@ -134,7 +143,6 @@ LIST_ANSWERS: Responses = {
 }
 _BODY_ANSWERS: Responses = {
     400: _problem("`invalid_json`."),
-    408: _problem("`invalid_request`: the body did not arrive in time."),
     413: _problem("`body_too_large`."),
     415: _problem("`unsupported_media_type`."),
     **UNAVAILABLE,
@@ -215,19 +223,26 @@ INFERENCE_BODY = {
         "InferenceRequest", {"infer": {"summary": "An inference", "value": {"input": _INPUTS}}}
     ),
     "parameters": [
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+        {"name": "name", "in": "path", "required": True, "schema": _NAME},
         {
             "name": "dataset",
             "in": "query",
             "required": False,
             "description": "Only jobs that were created with this dataset.",
-            "schema": {"type": "string"},
+            "schema": _NAME,
         },
         _KEY,
         _PREFER,
     ],
 }
 SUBMIT_HEADERS = {"parameters": [_KEY, _PREFER]}
+_REQUESTS: Document = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 1000,
+    # Whatever else is in the list is refused by itself, and the others are accepted.
+    "items": {"anyOf": [{"$ref": _ref("JobRequest")}, {}]},
+}
 BATCH_BODY = {
     **_json_body(
         {
@@ -236,21 +251,9 @@ BATCH_BODY = {
                     "type": "object",
                     "required": ["requests"],
                     "additionalProperties": False,
-                    "properties": {
-                        "requests": {
-                            "type": "array",
-                            "minItems": 1,
-                            "maxItems": 1000,
-                            "items": {"$ref": _ref("JobRequest")},
-                        }
-                    },
+                    "properties": {"requests": _REQUESTS},
                 },
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": 1000,
-                    "items": {"$ref": _ref("JobRequest")},
-                },
+                _REQUESTS,
             ]
         },
         {"two": {"summary": "Two requests", "value": {"requests": [_CREATE, _INFER]}}},
@@ -301,5 +304,26 @@ def _schemas_of_bodies() -> Document:
         ref_template=_REFS.format(model=_INPUT),
     )
     _, problems = models_json_schema([(Problem, "serialization")], ref_template=_REFS)
+    for entry in (ModelSpec, DatasetSpec):
+        _leave_name_to_path(bodies["$defs"][entry.__name__])
     inputs = {_INPUT.format(model=name): schema for name, schema in bodies["$defs"].items()}
+    _close_maps(inputs)
     return {**inputs, **problems["$defs"]}
+
+
+def _leave_name_to_path(entry: Document) -> None:
+    """Say that an entry need not have its name, which is in the path."""
+    entry["required"].remove("name")
+    entry["properties"]["name"]["description"] = "As in the path; it may be left out."
+
+
+def _close_maps(schema: object) -> None:
+    """Say that no other names are allowed where all names have a pattern; pydantic does not."""
+    if isinstance(schema, dict):
+        if "patternProperties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for inner in schema.values():
+            _close_maps(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            _close_maps(inner)

@@ -14,7 +14,6 @@ from gateway.routes.dependencies import (
     GatewayDependencies,
     NamedPageQuery,
     answer,
-    cursor_of,
     page_answer,
     refuse_repeated,
 )
@@ -50,7 +49,7 @@ async def list_models(
 ) -> Response:
     """Return a page of the models of the catalog."""
     page = await _page(gateway.reading, gateway.store.models, query)
-    content = ModelList(models=page.items, next=cursor_of(page))
+    content = ModelList(models=page.items, next=page.next)
     return page_answer(content, query, "/v1/models", content.next)
 
 
@@ -125,7 +124,7 @@ async def list_datasets(
 ) -> Response:
     """Return a page of the datasets of the catalog."""
     page = await _page(gateway.reading, gateway.store.datasets, query)
-    content = DatasetList(datasets=page.items, next=cursor_of(page))
+    content = DatasetList(datasets=page.items, next=page.next)
     return page_answer(content, query, "/v1/datasets", content.next)
 
 
@@ -187,8 +186,7 @@ async def _spec(kind: type[S], name: str, request: Request, reader: RequestReade
 async def _page(
     reading: BoundedReads, collection: CatalogCollection[S], query: NamedPageQuery
 ) -> NamedPage[S]:
-    after = query.after_name()
-    return await reading.ask(lambda: collection.page(after=after, limit=query.limit))
+    return await reading.ask(lambda: collection.page(after=query.cursor, limit=query.limit))
 
 
 async def _put(

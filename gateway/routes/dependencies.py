@@ -1,37 +1,22 @@
 """Shared by the routes: access to the gateway, pages of lists, and JSON answers."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Annotated, TypeVar, cast
+from collections.abc import Mapping
+from typing import Annotated, cast
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.problems import FaultyRequestError
 from gateway.service import Gateway
 from modelyard.contract.answers import Fault
-from modelyard.contract.errors import InvalidRequestError
-from modelyard.contract.ids import Id
 from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS
-from modelyard.store.paging import NamedPage, Position, name_cursor, parse_name_cursor
-
-N = TypeVar("N")
+from modelyard.store.paging import CURSOR_PATTERN, NAME_CURSOR_PATTERN, Position
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 200
-MAX_CURSOR_CHARS = 512
-
-# The parts of a cursor go into a database query, so they are validated like any other input.
-_NAME: TypeAdapter[str] = TypeAdapter(Id)
-_MOMENT: TypeAdapter[datetime] = TypeAdapter(
-    Annotated[
-        datetime,
-        Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9999, 12, 30, tzinfo=UTC)),
-    ]
-)
+_CURSOR = "`next` of the previous page; all other parameters must be the same as there."
 
 
 async def _gateway(request: Request) -> Gateway:
@@ -47,11 +32,7 @@ class ListQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE, description="Entries per page.")
-    cursor: str | None = Field(
-        default=None,
-        max_length=MAX_CURSOR_CHARS,
-        description="`next` of the previous page; all other parameters must be the same as there.",
-    )
+    cursor: str | None = None
 
     def criteria(self) -> dict[str, str]:
         """Return the filters, keyed by field of the record."""
@@ -70,40 +51,17 @@ class ListQuery(BaseModel):
 class PageQuery(ListQuery):
     """The parameters of a list that is ordered by time."""
 
+    cursor: str | None = Field(default=None, pattern=CURSOR_PATTERN, description=_CURSOR)
+
     def after(self) -> Position | None:
-        """Return the position after which the page starts; raises `InvalidRequestError`."""
-        if self.cursor is None:
-            return None
-        with _refusing_cursor():
-            position = Position.parse(self.cursor)
-            _MOMENT.validate_python(position.at)
-            _NAME.validate_python(position.key)
-        return position
+        """Return the position after which the page starts."""
+        return None if self.cursor is None else Position.parse(self.cursor)
 
 
 class NamedPageQuery(ListQuery):
     """The parameters of a list that is ordered by name."""
 
-    def after_name(self) -> str | None:
-        """Return the name after which the page starts; raises `InvalidRequestError`."""
-        if self.cursor is None:
-            return None
-        with _refusing_cursor():
-            return _NAME.validate_python(parse_name_cursor(self.cursor))
-
-
-def cursor_of(page: NamedPage[N]) -> str | None:
-    """Return the cursor of the page after this one, if there is one."""
-    return None if page.next is None else name_cursor(page.next)
-
-
-@contextmanager
-def _refusing_cursor() -> Iterator[None]:
-    try:
-        yield
-    except (InvalidRequestError, ValidationError, RecursionError) as error:
-        message = "It is not the cursor of a page."
-        raise FaultyRequestError([Fault(parameter="cursor", message=message)]) from error
+    cursor: str | None = Field(default=None, pattern=NAME_CURSOR_PATTERN, description=_CURSOR)
 
 
 async def refuse_repeated(request: Request) -> None:

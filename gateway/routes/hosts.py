@@ -11,7 +11,6 @@ from gateway.routes.dependencies import (
     GatewayDependencies,
     NamedPageQuery,
     answer,
-    cursor_of,
     page_answer,
     refuse_repeated,
 )
@@ -59,11 +58,10 @@ async def list_hosts(
     gateway: GatewayDependencies, query: Annotated[NamedPageQuery, Query()]
 ) -> Response:
     """Return a page of the hosts that have ever been online."""
-    after = query.after_name()
     page = await gateway.reading.ask(
-        lambda: gateway.store.hosts.page(after=after, limit=query.limit)
+        lambda: gateway.store.hosts.page(after=query.cursor, limit=query.limit)
     )
-    content = HostList(hosts=tuple(map(host_view, page.items)), next=cursor_of(page))
+    content = HostList(hosts=tuple(map(host_view, page.items)), next=page.next)
     return page_answer(content, query, "/v1/hosts", content.next)
 
 

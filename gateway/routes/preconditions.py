@@ -12,7 +12,7 @@ from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, ModelyardError
 
 IF_MATCH, IF_NONE_MATCH = "If-Match", "If-None-Match"
-TAGS_PATTERN = r'^(\*|(W/)?"[!#-~]*"([ \t]*,[ \t]*(W/)?"[!#-~]*")*)$'
+TAGS_PATTERN = r'^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$'
 """What such a header may hold: `*`, or a list of entity tags."""
 TAG_DIGITS = 32
 """Hex digits of an entity tag: 128 bits of a SHA-256."""

@@ -19,6 +19,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic.config import JsonDict
 
 from modelyard.contract.capacity.footprints import Footprint
 from modelyard.contract.capacity.offers import (
@@ -88,7 +89,8 @@ ContainerClaim = Annotated[
 MetadataKey = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)]
-Key = Annotated[str, StringConstraints(strict=True, pattern=r"^[\x21-\x7e]{1,255}$")]
+KEY_PATTERN = r"^[!-~]{1,255}$"
+Key = Annotated[str, StringConstraints(strict=True, pattern=KEY_PATTERN)]
 """An idempotency key: 1 to 255 printable ASCII characters without spaces."""
 
 
@@ -138,8 +140,36 @@ class InferenceRequest(RequestFields):
     """Any JSON but null; it is sent to the model."""
 
 
+_CONDITIONS: JsonDict = {
+    "allOf": [
+        {
+            "if": {"properties": {"operation_type": {"enum": list(MAKING)}}},
+            "then": {
+                "required": ["model"],
+                "properties": {"model": {"type": "string", "minLength": 1}},
+            },
+            "else": {
+                "properties": {
+                    "container_id": {
+                        "type": ["string", "null"],
+                        "maxLength": MAX_CONTAINER_CLAIM,
+                    }
+                }
+            },
+        },
+        {
+            "if": {"properties": {"operation_type": {"const": Verb.INFER}}},
+            "then": {"required": ["input"], "properties": {"input": {"not": {"type": "null"}}}},
+        },
+    ]
+}
+"""What each verb needs, for the JSON schema of a request."""
+
+
 class JobRequest(RequestFields):
     """One request on a job: the same schema over HTTP and AMQP."""
+
+    model_config = ConfigDict(json_schema_extra=_CONDITIONS)
 
     job_id: Id
     operation_type: Verb = Field(strict=False)
