@@ -75,6 +75,7 @@ def operation_view(record: OperationRecord) -> OperationView:
         source=record.source,
         retry_of=record.retry_of,
         reason=record.reason,
+        payload_mismatch=record.payload_mismatch,
         cancel_requested=record.cancel_requested,
         not_before=record.not_before if record.state is OperationState.QUEUED else None,
         error=record.error,

@@ -240,6 +240,8 @@ class OperationRecord(Record):
     retry_of: str | None = None
     reason: str | None = None
     tenant: str = DEFAULT_TENANT
+    payload_mismatch: bool = False
+    """True if its id came again with another request, which has no effect."""
     cancel_requested: bool = False
     not_before: datetime | None = None
     resting: bool = False
