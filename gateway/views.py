@@ -228,6 +228,8 @@ def _dead_letter_fields(record: DeadLetter) -> dict[str, Any]:
         "message_id": record.message_id,
         "message_type": record.message_type,
         "message_priority": record.message_priority,
+        "content_type": record.content_type,
+        "content_encoding": record.content_encoding,
         "payload_bytes": max(record.payload_bytes, len(record.payload)),
         "replays": record.replays,
         "replayed_at": record.replayed_at,

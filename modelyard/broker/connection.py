@@ -35,6 +35,7 @@ from modelyard.broker.connection_loss import (
     close_quietly,
     losses,
 )
+from modelyard.broker.properties import JSON, MessageProperties
 from modelyard.broker.subscription import Subscription
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import EXCHANGES, Exchange, Queue
@@ -84,6 +85,7 @@ class Broker:
         message_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         priority: int = 0,
+        properties: MessageProperties = JSON,
         mandatory: bool = True,
         persistent: bool = True,
         timeout_s: float = PUBLISH_TIMEOUT_S,
@@ -99,7 +101,10 @@ class Broker:
         )
         message = aio_pika.Message(
             body,
-            content_type="application/json",
+            content_type=properties.content_type,
+            content_encoding=properties.content_encoding,
+            reply_to=properties.reply_to,
+            correlation_id=properties.correlation_id,
             delivery_mode=mode,
             # The library matches returned messages by id, so no two attempts share one. An id that
             # the caller gives is the exception: readers recognise repetitions by it.

@@ -131,6 +131,9 @@ class DeadLetterSummary(ApiAnswer):
     message_type: str | None = None
     message_priority: int = 0
     """The message's own priority, 0 to 255; that of its requests that name none."""
+    content_type: str | None = None
+    content_encoding: str | None = None
+    """Both as the publisher set them; null: it did not."""
     payload_bytes: int = Field(default=0, ge=0)
     """Size of the whole payload."""
     replays: int = Field(default=0, ge=0)

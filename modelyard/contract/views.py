@@ -59,8 +59,7 @@ class OperationView(Message):
     retry_of: str | None = None
     """The operation that this one runs again."""
     payload_mismatch: bool = False
-    """True if a message came with the same idempotency key and another request. That one was not
-    accepted: over HTTP it is refused with `idempotency_key_reused`, over AMQP only this shows it."""
+    """True if another request came over AMQP with the same idempotency key: it has no effect."""
     cancel_requested: bool = False
     not_before: datetime | None = None
     """While QUEUED after a failed attempt: the earliest time of the next attempt."""

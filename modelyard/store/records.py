@@ -548,6 +548,8 @@ class DeadLetter(Record):
     message_id: str | None = None
     message_type: str | None = None
     message_priority: int = 0
+    content_type: str | None = None
+    content_encoding: str | None = None
     payload: bytes = b""
     """The whole payload, or its beginning if it was too large; empty if the query left it out."""
     payload_bytes: int = 0

@@ -10,7 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from modelyard.broker import Broker, QueueHeldError, Subscription, TopologyMismatchError
+from modelyard.broker import (
+    JSON,
+    Broker,
+    MessageProperties,
+    QueueHeldError,
+    Subscription,
+    TopologyMismatchError,
+)
 from modelyard.broker.connection import (
     CONNECT_TIMEOUT_S,
     INSPECT_TIMEOUT_S,
@@ -143,6 +150,7 @@ class MemoryBroker(Broker):
         message_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         priority: int = 0,
+        properties: MessageProperties = JSON,
         mandatory: bool = True,
         persistent: bool = True,
         timeout_s: float = PUBLISH_TIMEOUT_S,
@@ -157,6 +165,7 @@ class MemoryBroker(Broker):
             headers or {},
             self.user,
             priority,
+            properties,
         )
         durable = self._rabbit.is_durable(letter)
         async with _within(timeout_s):
