@@ -28,7 +28,7 @@ from modelyard.broker.headers import (
     added_by_rabbitmq,
 )
 from modelyard.broker.lenient_decoding import decode_leniently
-from modelyard.broker.properties import JSON, MessageProperties
+from modelyard.broker.properties import JSON, DirectReply, MessageProperties
 from modelyard.broker.subscription import Delivery, Subscription
 
 decode_leniently()
@@ -47,6 +47,7 @@ __all__ = [
     "Broker",
     "ConsumingFailedError",
     "Delivery",
+    "DirectReply",
     "MessageProperties",
     "QueueHeldError",
     "Subscription",

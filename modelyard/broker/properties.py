@@ -13,6 +13,15 @@ class MessageProperties:
     correlation_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DirectReply:
+    """A message to one queue, whatever is bound."""
+
+    queue: str
+    correlation_id: str | None
+    body: bytes
+
+
 UNSET = MessageProperties()
 JSON = MessageProperties(content_type="application/json")
 """Those of our own messages."""

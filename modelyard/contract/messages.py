@@ -52,6 +52,8 @@ MAX_RESULT_BYTES = 1 << 20
 """A result that a worker may report."""
 MAX_INLINE_RESULT_BYTES = 256 << 10
 """A result that stays in the operation's document; larger ones go to GridFS."""
+MAX_EVENT_RESULT_BYTES = 16 << 10
+"""A result that is in the event of its operation's end; every subscriber gets it."""
 MAX_REPORT_BYTES = 4 << 20
 """A message of a worker. A result in it is JSON text inside of JSON, which may double its size."""
 MAX_HEARTBEAT_BYTES = 64 << 10
@@ -497,6 +499,9 @@ class Event(Message):
     """True if a client had asked to cancel the operation; null if not, or if it is not known."""
     result_bytes: int | None = None
     """Size of the operation's result as JSON; null if there is none."""
+    result: Any = None
+    """The operation's result, if it has at most 16 KiB as JSON. Without it read the result over
+    HTTP, if `result_bytes` says that there is one."""
     dispatched_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -13,6 +13,7 @@ from typing import Any
 from modelyard.broker import (
     JSON,
     Broker,
+    DirectReply,
     MessageProperties,
     QueueHeldError,
     Subscription,
@@ -184,6 +185,18 @@ class MemoryBroker(Broker):
                 self._rabbit.route(
                     Letter(body, routing_key, exchange.name, None, message_type, {}, self.user)
                 )
+            await self.link.back(fate)
+
+    async def reply(self, replies: Sequence[DirectReply], *, message_type: str) -> None:
+        if not replies:
+            return
+        async with _within(PUBLISH_TIMEOUT_S):
+            fate = await self.link.there(Call.PASSING_MESSAGE, count=len(replies))
+            for one in replies:
+                properties = replace(JSON, correlation_id=one.correlation_id)
+                letter = Letter(one.body, one.queue, "", None, message_type, {}, self.user)
+                if one.queue in self._rabbit.queues:
+                    self._rabbit.queues[one.queue].put(replace(letter, properties=properties))
             await self.link.back(fate)
 
     async def declare(
