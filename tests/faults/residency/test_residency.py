@@ -74,7 +74,7 @@ async def waits(fleet: CheckedFleet, operation_id: str, reason: str) -> None:
 
     async def it_does() -> bool:
         (one,) = await fleet.database.all("operations", {"_id": operation_id})
-        return one["state"] == "QUEUED" and any(reason in it for it in one["waiting_for"])
+        return one["state"] == "QUEUED" and any(reason in it for it in one.get("waiting_for", ()))
 
     await eventually(it_does, within_s=30, what=f"{operation_id} waiting because it {reason}")
 
