@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 
 import structlog
 from aiodocker.containers import DockerContainer
@@ -132,26 +132,19 @@ class DockerRuntime:
         networks = [NetworkDocument.model_validate(raw) for raw in found]
         return next((known for known in networks if known.name == self._network), None)
 
-    async def has_image(self, image: str) -> bool:
-        async with deadline("look for an image", CALL_S):
-            try:
-                await self._docker.images.inspect(full_reference(image))
-            except DockerError as error:
-                if error.status == NOT_FOUND:
-                    return False
-                raise
-            return True
-
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
-        if await self.has_image(image):
+        with suppress(ImageNotFoundError):
+            await self.image(image)
             return
         async with deadline(f"pull {image}", PULL_S):
             await pull(self._streams, full_reference(image), on_progress)
-        # The progress stream may end without an error when its connection breaks.
-        if not await self.has_image(image):
+        try:
+            # The progress stream may end without an error when its connection breaks.
+            await self.image(image)
+        except ImageNotFoundError as error:
             raise ImagePullFailedError(
                 f"{image}: the pull ended without an error, but the engine does not have the image."
-            )
+            ) from error
 
     async def image(self, image: str) -> ImageFacts:
         async with deadline("inspect an image", CALL_S):

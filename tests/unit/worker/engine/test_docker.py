@@ -228,7 +228,7 @@ READS: dict[str, Call] = {
 }
 MORE: dict[str, Call] = {
     f"GET /containers/{ID}/archive": lambda it: it.read_file(ID, "/x", max_bytes=1),
-    "GET /images/docker.io/library/x:latest/json": lambda it: it.has_image("x"),
+    "GET /images/docker.io/library/x:latest/json": lambda it: it.image("x"),
     "GET /volumes/v": lambda it: it.volume("v"),
 }
 
