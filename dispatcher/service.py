@@ -71,6 +71,7 @@ from modelyard.contract.topology import (
     Queue,
 )
 from modelyard.process.body_process import BodyProcessEndedError, BodyProcessUnavailableError
+from modelyard.process.health.file import HealthFile
 from modelyard.process.tasks import TaskGroup, unending
 from modelyard.scheduling.placement import PLACEMENT_NOTE
 from modelyard.store import Store
@@ -101,11 +102,12 @@ class Dispatcher:
         self._settings = settings
         self._store = store
         self._broker = broker
+        self._health = HealthFile(settings.health_file)
 
     async def run(self) -> None:
         """Stand by or lead until cancelled; raises as `prepare` does."""
         notes = {PLACEMENT_NOTE: self._settings.dispatcher_placement}
-        leadership = Leadership(self._store.leases, notes=notes)
+        leadership = Leadership(self._store.leases, notes=notes, on_answer=self._health.beat)
         while True:
             await self.prepare()  # whoever can't reach both servers does not ask for the lease
             log.info("dispatcher.ready")

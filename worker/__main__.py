@@ -11,6 +11,7 @@ import structlog
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
 from modelyard.process.garbage import collect_rarely
+from modelyard.process.health.file import HealthFile
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
@@ -73,6 +74,12 @@ async def run(
         lease_file=lease_file,
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
+    health = HealthFile(settings.health_file)
+
+    def renewed(at: float) -> None:
+        watchdog.renewed(at)
+        health.beat()
+
     broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
     rules = settings.plan_rules()
     runtime = DockerRuntime(
@@ -98,7 +105,7 @@ async def run(
                 Lease,
                 seconds=fence_s,
                 renewal_interval_s=heartbeat_interval_s,
-                on_renewal=watchdog.renewed,
+                on_renewal=renewed,
             ),
         ).run(stop)
         # Only after an orderly end: after a failure the engine may still execute a request that

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Annotated, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -68,6 +75,15 @@ def _with_one_port(url: SecretStr) -> SecretStr:
 # The URLs hold passwords: as secrets they stay out of every message and log.
 AmqpUrl = Annotated[SecretStr, _url_of("amqp", "amqps"), AfterValidator(_with_one_port)]
 MongoUrl = Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")]
+HealthPath = Annotated[
+    Annotated[str, StringConstraints(pattern=r"^/\S+$")] | None,
+    Field(
+        default=None,
+        description="File that this process touches every few seconds while it works, for health "
+        "checks (python -m modelyard.process.health.check); none if not set.",
+    ),
+    Expects("an absolute path, such as /run/modelyard/health"),
+]
 
 
 class ProcessSettings(BaseSettings):
