@@ -1,0 +1,45 @@
+"""What the services of this installation offer to the command line, as entry points.
+
+The command line imports no service: what a service needs may not be installed.
+"""
+
+from importlib.metadata import entry_points
+
+import typer
+
+from modelyard.process.settings import ProcessSettings
+
+SERVICES = ("gateway", "dispatcher", "worker")
+_SETTINGS = "modelyard.settings"
+
+
+def settings_of(service: str) -> type[ProcessSettings]:
+    """Return the settings of a service; raises `typer.BadParameter` if it is not installed."""
+    loaded = _loaded(_SETTINGS, service)
+    if not (isinstance(loaded, type) and issubclass(loaded, ProcessSettings)):
+        raise TypeError(f"the entry point {service} of {_SETTINGS} is {loaded!r}")
+    return loaded
+
+
+def is_installed(service: str) -> bool:
+    """Tell whether what a service needs is installed."""
+    try:
+        settings_of(service)
+    except typer.BadParameter:
+        return False
+    return True
+
+
+def _loaded(group: str, service: str) -> object:
+    found = list(entry_points(group=group, name=service))
+    if not found:
+        known = ", ".join(SERVICES)
+        raise typer.BadParameter(f"{service!r} is none of {known}", param_hint="--service")
+    try:
+        return found[0].load()
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(
+            f"the {service} is not installed here ({error.name} is missing): "
+            f"pip install 'modelyard[{service}]'",
+            param_hint="--service",
+        ) from error
