@@ -14,6 +14,7 @@ from modelyard.contract.access.api_keys import MAX_EXPIRY_S, CreatedApiKey
 from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
 from modelyard.process.config.sources import WrongSettingsError
+from modelyard.process.launcher import missing_extra
 from modelyard.process.settings import read_settings
 
 keys = typer.Typer(no_args_is_help=True, help="API keys and what each may do.")
@@ -90,9 +91,12 @@ def bootstrap(
     gateway.
     """
     # Only this command needs MongoDB's driver, which takes a while to import.
-    from modelyard.cli.bootstrap import bootstrap_key  # noqa: PLC0415
-
     session = session_of(ctx)
+    try:
+        from modelyard.cli.bootstrap import bootstrap_key  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        session.out.error(missing_extra("dispatcher", error))
+        raise typer.Exit(USAGE) from error
     try:
         url = read_settings(BootstrapSettings).mongo_url.get_secret_value()
         created = asyncio.run(bootstrap_key(url, name, _seconds(expires), force=force))

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 
 import typer
 
+from modelyard.process.launcher import missing_extra
 from modelyard.process.settings import ProcessSettings
 
 SERVICES = ("gateway", "dispatcher", "worker")
@@ -21,15 +22,6 @@ def settings_of(service: str) -> type[ProcessSettings]:
     return loaded
 
 
-def is_installed(service: str) -> bool:
-    """Tell whether what a service needs is installed."""
-    try:
-        settings_of(service)
-    except typer.BadParameter:
-        return False
-    return True
-
-
 def _loaded(group: str, service: str) -> object:
     found = list(entry_points(group=group, name=service))
     if not found:
@@ -38,8 +30,4 @@ def _loaded(group: str, service: str) -> object:
     try:
         return found[0].load()
     except ModuleNotFoundError as error:
-        raise typer.BadParameter(
-            f"the {service} is not installed here ({error.name} is missing): "
-            f"pip install 'modelyard[{service}]'",
-            param_hint="--service",
-        ) from error
+        raise typer.BadParameter(missing_extra(service, error), param_hint="--service") from error
