@@ -42,6 +42,7 @@ modelyard() {
         --volume "$secrets:/secrets" --workdir /secrets "$images/cli:$version" "$@"
 }
 
+bridge=$(docker network inspect bridge --format '{{(index .IPAM.Config 0).Gateway}}' || true)
 hosts=
 for host in "$@"; do hosts="$hosts --host $host"; done
 # shellcheck disable=SC2086 # names without spaces
@@ -58,7 +59,10 @@ for host in "$@"; do
     fi
     modelyard rabbitmq urls --broker "$address:$port" --user "worker-$host"
 done
-chmod 0644 "$secrets/rabbitmq-definitions.json" "$secrets"/*.amqp-url
+if [ ! -e "$secrets/grafana-password" ]; then
+    head -c 24 /dev/urandom | base64 > "$secrets/grafana-password"
+fi
+chmod 0644 "$secrets/rabbitmq-definitions.json" "$secrets/grafana-password" "$secrets"/*.amqp-url
 
 if [ -e "$env_file" ]; then
     echo "setup.sh: kept $env_file as it is"
@@ -74,6 +78,8 @@ MODELYARD_DOCKER_GROUP=$(stat -L -c %g "$socket")
 MODELYARD_DATASETS=/srv/datasets
 # As a JSON list; none may run until this is set.
 MODELYARD_ALLOWED_IMAGES=[]
+# Where Prometheus in its container reaches the worker: the host's address on Docker's bridge.
+MODELYARD_WORKER_METRICS_ADDRESS=${bridge:-127.0.0.1}:9183
 # Where RabbitMQ listens for workers, and the gateway for clients.
 MODELYARD_AMQP_LISTEN=$listen:$port
 MODELYARD_GATEWAY_LISTEN=127.0.0.1:8080

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deploy.local.builder import Progress
 
 _UP_S = 600.0
+_UP_TRIES = 3
 _SHORT_S = 120.0
 _PROBE_S = 20.0
 
@@ -42,8 +43,20 @@ class ComposeProject:
         self._command = [*_compose_command(), *options]
 
     def up(self, progress: Progress) -> None:
-        """Start all services, each when those that it depends on are healthy."""
-        self._run("up", "--detach", seconds=_UP_S, on_line=progress)
+        """Start all services, each when those that it depends on are healthy.
+
+        Begun again if it fails: of several engines on one machine one may lose a race for the
+        packet filter, and can then publish no port.
+        """
+        for left in reversed(range(_UP_TRIES)):
+            try:
+                self._run("up", "--detach", seconds=_UP_S, on_line=progress)
+            except ImagesError as error:
+                if not left:
+                    raise
+                progress(str(error).splitlines()[-1])
+            else:
+                return
 
     def start(self, service: str) -> None:
         self._run("up", "--detach", "--no-deps", service)
