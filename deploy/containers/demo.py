@@ -78,8 +78,7 @@ def main() -> int:
         project = _prepared(docker_host, environment, port)
         exits.callback(_remove, project, docker_host)
         with progress.step("Compose") as step:
-            project.up(step.note)
-            key = _ready(project, url_on(port))
+            key = _started(project, url_on(port), step.note)
             step.result = f"Gateway ready on {url_on(port)}, host {HOST_ID} online"
         wrong = _calls(project, url_on(port), key, progress)
     progress.say(f"Wrong: {', '.join(wrong)}" if wrong else "All results are right.")
@@ -131,9 +130,13 @@ def _prepared(docker_host: str, servers: dict[str, str], port: int) -> ComposePr
     return ComposeProject(PROJECT, files, env_file=_FOLDER / "env", environment=settings)
 
 
-def _ready(project: ComposeProject, url: str) -> str:
-    """Create the first API key as an operator does; return it once the host is online."""
+def _started(project: ComposeProject, url: str, note: Callable[[str], None]) -> str:
+    """Start all, and create the first API key as an operator does; return it with the host online.
+
+    Raises `StackError` with the end of the logs.
+    """
     try:
+        project.up(note)
         key = project.once("cli", "keys", "bootstrap", "--name", "demo", "--expires", "1h")
         wait_until(lambda: gateway_ready(url), _ONLINE_S, "the gateway")
         wait_until(lambda: host_online(url, HOST_ID, key), _ONLINE_S, f"host {HOST_ID} online")
