@@ -178,6 +178,11 @@ def read_settings(kind: type[S]) -> S:
         raise WrongSettingsError(f"{name} is wrong: expected {reason.rstrip('.')}.") from error
 
 
+def environment_names() -> list[str]:
+    """Return the variables of the environment that begin as Modelyard's do."""
+    return sorted(name for name in os.environ if name.startswith(PREFIX))
+
+
 def start_process(prog: str, purpose: str, kind: type[S], argv: Sequence[str] | None) -> S:
     """Read a process's command line and settings; exits for `--help`, `--version` and mistakes."""
     parser = argparse.ArgumentParser(

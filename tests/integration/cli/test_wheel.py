@@ -148,6 +148,9 @@ def test_a_service_starts_where_its_extra_is_installed_and_says_which_one_is_mis
     assert refused.stderr.startswith(f"modelyard-{service}: ")
     assert refused.stderr.endswith(f"is not installed: pip install 'modelyard[{service}]'.\n")
     assert len(refused.stderr.splitlines()) == 1
+    examined = environments[""].run("modelyard", "doctor", "--service", service)
+    assert examined.returncode == 2
+    assert f"pip install 'modelyard[{service}]'" in examined.stderr
 
 
 def test_the_first_key_is_made_where_the_databases_driver_is(environments: Environments) -> None:
