@@ -98,10 +98,19 @@ _UNAVAILABLE = (StoreUnavailableError, BrokerUnavailableError, BodyProcessUnavai
 class Dispatcher:
     """One of several dispatchers on a broker and a database: a `Leader` for the terms it leads."""
 
-    def __init__(self, settings: DispatcherSettings, store: Store, broker: Broker) -> None:
+    def __init__(
+        self,
+        settings: DispatcherSettings,
+        store: Store,
+        broker: Broker,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_ready` is called whenever both servers are ready for it: it leads or stands by."""
         self._settings = settings
         self._store = store
         self._broker = broker
+        self._on_ready = on_ready
         self._health = HealthFile(settings.health_file)
 
     async def run(self) -> None:
@@ -111,6 +120,7 @@ class Dispatcher:
         while True:
             await self.prepare()  # whoever can't reach both servers does not ask for the lease
             log.info("dispatcher.ready")
+            self._on_ready()
             await leadership.lead(self._lead)
 
     async def prepare(self) -> None:

@@ -49,6 +49,8 @@ COMPOSE = (Need("docker-compose", "docker-compose", "reads deploy/compose.yaml")
 CLIENTS = (Need("amqp-publish", "amqp-tools", "publishes from the command line"),)
 CLOCKS = (Need("faketime", "faketime", "gives a process a wrong clock, for tests of faults"),)
 
+UNITS = (Need("systemd-analyze", "systemd", "checks the units of the services"),)
+
 
 def find_program(program: str) -> Path | None:
     """Find a program, also in the system folders that a user's PATH may leave out."""

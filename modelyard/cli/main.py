@@ -16,6 +16,7 @@ from modelyard.cli.dead_letters import dead_letters
 from modelyard.cli.exit_codes import FAILED, UNAVAILABLE, USAGE
 from modelyard.cli.keys import keys
 from modelyard.cli.machine.config import config
+from modelyard.cli.machine.doctor import doctor
 from modelyard.cli.options import Context
 from modelyard.cli.output import Output
 from modelyard.cli.rabbitmq import rabbitmq
@@ -61,6 +62,7 @@ commands.command("hosts")(hosts.list_hosts)
 commands.command("cordon")(hosts.cordon)
 commands.command("uncordon")(hosts.uncordon)
 commands.command("drain")(hosts.drain)
+commands.command("doctor")(doctor)
 commands.add_typer(models, name="models")
 commands.add_typer(datasets, name="datasets")
 commands.add_typer(dead_letters, name="dead-letters")

@@ -67,6 +67,10 @@ class Output:
         # JSON escapes most control characters itself; the others can stand in strings only.
         sys.stdout.write(_CONTROL.sub(lambda one: f"\\u{ord(one.group()):04x}", text) + "\n")
 
+    def line(self, text: str, *, style: str | None = None) -> None:
+        """Print a line for people on stdout; it is never folded."""
+        self._out.print(_plain(text), soft_wrap=True, style=style)
+
     def note(self, text: str) -> None:
         """Print a line for people on stderr."""
         self._err.print(_plain(text), soft_wrap=True)

@@ -44,6 +44,7 @@ from modelyard.process.config.sources import (
     variable,
 )
 from modelyard.process.logging import LogFormat, LogLevel
+from modelyard.process.service_manager import ServiceManager
 
 EXIT_WRONG_SETTINGS = 2
 
@@ -173,6 +174,22 @@ class StoreSettings(ProcessSettings):
     )
 
 
+class ServiceManagerSettings(BaseSettings):
+    """What systemd sets for the processes that it starts; empty for all others."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    notify_socket: str | None = Field(None, validation_alias="NOTIFY_SOCKET")
+    watchdog_usec: int | None = Field(None, validation_alias="WATCHDOG_USEC", gt=0)
+    watchdog_pid: int | None = Field(None, validation_alias="WATCHDOG_PID")
+
+    def manager(self) -> ServiceManager:
+        """Return the manager; its watchdog counts only if it is meant for this very process."""
+        meant = self.watchdog_pid in (None, os.getpid())
+        watchdog_s = self.watchdog_usec / 1e6 if self.watchdog_usec and meant else None
+        return ServiceManager(self.notify_socket or None, watchdog_s=watchdog_s)
+
+
 S = TypeVar("S", bound=ConfiguredSettings)
 
 
@@ -192,6 +209,11 @@ def read_settings(kind: type[S]) -> S:
         origin = kind.origins()[field]
         name = variable(kind, field) if origin.kind is OriginKind.DEFAULT else str(origin)
         raise WrongSettingsError(f"{name} is wrong: expected {reason.rstrip('.')}.") from error
+
+
+def environment_names() -> list[str]:
+    """Return the variables of the environment that begin as Modelyard's do."""
+    return sorted(name for name in os.environ if name.startswith(PREFIX))
 
 
 def start_process(prog: str, purpose: str, kind: type[S], argv: Sequence[str] | None) -> S:

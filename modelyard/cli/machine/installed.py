@@ -3,15 +3,19 @@
 The command line imports no service: what a service needs may not be installed.
 """
 
+from contextlib import suppress
 from importlib.metadata import entry_points
+from typing import cast
 
 import typer
 
+from modelyard.doctor.diagnosis import Examination
 from modelyard.process.launcher import missing_extra
 from modelyard.process.settings import ProcessSettings
 
 SERVICES = ("gateway", "dispatcher", "worker")
 _SETTINGS = "modelyard.settings"
+_EXAMINATIONS = "modelyard.doctor"
 
 
 def settings_of(service: str) -> type[ProcessSettings]:
@@ -20,6 +24,21 @@ def settings_of(service: str) -> type[ProcessSettings]:
     if not (isinstance(loaded, type) and issubclass(loaded, ProcessSettings)):
         raise TypeError(f"the entry point {service} of {_SETTINGS} is {loaded!r}")
     return loaded
+
+
+def examination_of(service: str) -> Examination:
+    """Return the checks of a service; raises `typer.BadParameter` if it is not installed."""
+    return cast("Examination", _loaded(_EXAMINATIONS, service))
+
+
+def installed() -> list[str]:
+    """Return the services whose extras are installed."""
+    found: list[str] = []
+    for service in SERVICES:
+        with suppress(typer.BadParameter):
+            examination_of(service)
+            found.append(service)
+    return found
 
 
 def _loaded(group: str, service: str) -> object:

@@ -20,6 +20,7 @@ from tests.support.waiting import eventually
 ROOT = Path(__file__).resolve().parents[3]
 LOCK = ROOT / "requirements.lock"
 INSTALL_S = 240
+PACKAGES = ("modelyard/", "gateway/", "dispatcher/", "worker/")
 BASE = {"httpx2", "pydantic", "pydantic-settings", "rich", "structlog", "typer", "uuid_utils"}
 STORE = {"motor", "pymongo"}
 OF_EXTRAS = {
@@ -117,10 +118,12 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Environments:
 def test_the_wheel_has_the_product_and_the_units_and_no_tests(environments: Environments) -> None:
     with zipfile.ZipFile(environments.wheel) as opened:
         names = opened.namelist()
-    packages = {name.partition("/")[0] for name in names if ".dist-info" not in name}
-    assert packages == {"modelyard", "gateway", "dispatcher", "worker"}
-    for package in packages:
-        assert f"{package}/py.typed" in names
+    units = {name.rpartition("/")[2] for name in names if "/data/share/modelyard/systemd/" in name}
+    assert units == {one.name for one in (ROOT / "deploy" / "systemd").iterdir()}
+    others = [name for name in names if not name.startswith((*PACKAGES, "modelyard-"))]
+    assert others == []
+    for package in PACKAGES:
+        assert f"{package}py.typed" in names
 
 
 @pytest.mark.parametrize("extra", OF_EXTRAS)
@@ -148,6 +151,9 @@ def test_a_service_starts_where_its_extra_is_installed_and_says_which_one_is_mis
     assert refused.stderr.startswith(f"modelyard-{service}: ")
     assert refused.stderr.endswith(f"is not installed: pip install 'modelyard[{service}]'.\n")
     assert len(refused.stderr.splitlines()) == 1
+    examined = environments[""].run("modelyard", "doctor", "--service", service)
+    assert examined.returncode == 2
+    assert f"pip install 'modelyard[{service}]'" in examined.stderr
 
 
 def test_the_first_key_is_made_where_the_databases_driver_is(environments: Environments) -> None:
