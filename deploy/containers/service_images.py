@@ -18,7 +18,7 @@ PREFIX = "modelyard"
 
 _DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 _FILES = ("pyproject.toml", "requirements.lock", "README.md", "LICENSE")
-_PACKAGES = ("modelyard", "gateway", "dispatcher", "worker")
+_FOLDERS = ("modelyard", "gateway", "dispatcher", "worker", "deploy/systemd")
 _STAND_INS = Path(__file__).parent / "stand_ins"
 _MONGOD = ROOT / "deploy" / "local" / "requirements.txt"
 
@@ -37,7 +37,7 @@ def ensure_service_images(docker_host: str, progress: Progress) -> None:
     """Build the images whose inputs have changed. Raises `ImagesError`."""
     base = ensure_base(docker_host, progress)
     inputs = hash_inputs(
-        base.identity, *(ROOT / name for name in (*_FILES, *_PACKAGES)), _DOCKERFILE
+        base.identity, *(ROOT / name for name in (*_FILES, *_FOLDERS)), _DOCKERFILE
     )
     for target in TARGETS:
         options = ("--target", target, "--build-arg", f"VERSION={__version__}",
@@ -89,7 +89,7 @@ def _ensure(  # noqa: PLR0913 - private, and all are named
 def _copy_sources(context: Path) -> None:
     for name in _FILES:
         shutil.copyfile(ROOT / name, context / name)
-    for name in _PACKAGES:
+    for name in _FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, context / name, ignore=ignored)
     shutil.copyfile(_DOCKERFILE, context / "Dockerfile")
