@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from modelyard import __version__
+from modelyard.process.addresses import parse_address
 from modelyard.process.logging import LogFormat, LogLevel
 
 PREFIX = "MODELYARD_"
@@ -68,6 +69,15 @@ def _with_one_port(url: SecretStr) -> SecretStr:
 # The URLs hold passwords: as secrets they stay out of every message and log.
 AmqpUrl = Annotated[SecretStr, _url_of("amqp", "amqps"), AfterValidator(_with_one_port)]
 MongoUrl = Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")]
+
+
+def _usable(address: str) -> str:
+    parse_address(address)
+    return address
+
+
+MetricsAddress = Annotated[str, AfterValidator(_usable)]
+"""Where a process is scraped: `HOST:PORT`, or `off`."""
 
 
 class ProcessSettings(BaseSettings):
