@@ -6,13 +6,16 @@ from collections.abc import Sequence
 import structlog
 import uvloop
 
+from dispatcher.metrics import DispatcherMetrics
 from dispatcher.service import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.metrics.process import ProcessMetrics, StoreMetrics
 from modelyard.process.garbage import collect_rarely
 from modelyard.process.logging import setup_logging
 from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
+from modelyard.process.tasks import TaskGroup, unending
 from modelyard.store import Store
 
 log = structlog.get_logger(__name__)
@@ -37,12 +40,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 async def _run(settings: DispatcherSettings) -> None:
+    watched = ProcessMetrics("dispatcher")
     try:
-        store = Store(settings.mongo_url.get_secret_value(), name="dispatcher")
+        store = Store(
+            settings.mongo_url.get_secret_value(),
+            name="dispatcher",
+            call_ended=StoreMetrics(watched.registry).call_ended,
+        )
     except ValueError as error:
         give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
-    broker = Broker(settings.amqp_url.get_secret_value(), name="dispatcher")
-    work = asyncio.create_task(Dispatcher(settings, store, broker).run())
+    broker = Broker(
+        settings.amqp_url.get_secret_value(),
+        name="dispatcher",
+        publish_ended=watched.publish_ended,
+    )
+    dispatcher = Dispatcher(settings, store, broker, DispatcherMetrics(watched.registry))
+    work = asyncio.create_task(_work(dispatcher, watched, settings.dispatcher_metrics_address))
     process = ProcessExit()
     code = 1
     # RabbitMQ requeues the messages that are not settled yet.
@@ -57,6 +70,12 @@ async def _run(settings: DispatcherSettings) -> None:
             await broker.close()
             store.close()
             process.soon(code)
+
+
+async def _work(dispatcher: Dispatcher, watched: ProcessMetrics, address: str) -> None:
+    async with TaskGroup() as tasks:
+        tasks.create_task(unending(watched.run(address)))
+        await dispatcher.run()
 
 
 if __name__ == "__main__":

@@ -48,11 +48,11 @@ class AccessLog:
                 sent += len(message.get("body", b""))
             await send(message)
 
-        began = time.perf_counter()
+        began = time.monotonic()
         try:
             await self._app(scope, receive, watched)
         finally:
-            seconds = time.perf_counter() - began
+            seconds = time.monotonic() - began
             route = _route_of(scope)
             self._metrics.answered(scope["method"], route, status, seconds)
             code: ErrorCode | None = scope.get(CODE)

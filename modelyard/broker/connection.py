@@ -129,7 +129,7 @@ class Broker:
             priority=priority,
             user_id=self.user,
         )
-        began, confirmed = time.perf_counter(), False
+        began, confirmed = time.monotonic(), False
         try:
             with losses(f"RabbitMQ did not confirm a message to {exchange.name}"):
                 async with asyncio.timeout(timeout_s):
@@ -137,7 +137,7 @@ class Broker:
                     await target.publish(message, routing_key, mandatory=mandatory)
                     confirmed = True
         finally:
-            self._publish_ended(time.perf_counter() - began, confirmed=confirmed)
+            self._publish_ended(time.monotonic() - began, confirmed=confirmed)
 
     async def publish_unconfirmed(
         self, exchange: Exchange, messages: Sequence[tuple[str, bytes]], *, message_type: str

@@ -86,12 +86,12 @@ class Coalescer(Generic[T, R]):
 
     async def _flush_batch(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         results: Sequence[R | Exception]
-        began = time.perf_counter()
+        began = time.monotonic()
         try:
             results = await self._flush([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - it is handed to every caller, not swallowed
             results = [error] * len(batch)
-        self._flushed(len(batch), time.perf_counter() - began)
+        self._flushed(len(batch), time.monotonic() - began)
         if len(results) != len(batch):
             wrong = ValueError(f"A flush of {len(batch)} items returned {len(results)} results.")
             results = [wrong] * len(batch)

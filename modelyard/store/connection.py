@@ -198,7 +198,7 @@ class MongoConnection:
         the same guarded write may be made again. Raises `StoreUnreadableError` for an answer that
         can't be decoded.
         """
-        began, answered = time.perf_counter(), False
+        began, answered = time.monotonic(), False
         try:
             async with asyncio.timeout(timeout_s or self._timeout_s):
                 yield
@@ -220,7 +220,7 @@ class MongoConnection:
         except PyMongoError as error:
             raise StoreUnavailableError(f"MongoDB does not answer: {error}") from error
         finally:
-            self.call_ended(time.perf_counter() - began, answered=answered)
+            self.call_ended(time.monotonic() - began, answered=answered)
 
 
 def _is_not_now(error: OperationFailure) -> bool:
