@@ -148,6 +148,7 @@ async def serving(
     rules: WebRules | None = None,
     limits: ConnectionLimits | None = None,
     max_waiting: int = MAX_WAITING,
+    port: int = 0,
 ) -> AsyncIterator[ServedGateway]:
     """Serve a gateway between a real RabbitMQ and a real MongoDB that it has all to itself."""
     store = Store(mongo_url, name="gateway", timeout_s=2.0)
@@ -157,7 +158,7 @@ async def serving(
     await other.declare([JOBS_QUEUE, DEAD_QUEUE])
     gateway = Gateway(store, broker, with_keys=with_keys, max_waiting=max_waiting)
     server = GatewayServer(create_app(gateway, rules), on_stop=gateway.waiters.close, limits=limits)
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         async with asyncio.TaskGroup() as tasks:
