@@ -71,6 +71,7 @@ from modelyard.contract.topology import (
     Queue,
 )
 from modelyard.process.body_process import BodyProcessEndedError, BodyProcessUnavailableError
+from modelyard.process.health.file import HealthFile
 from modelyard.process.tasks import TaskGroup, unending
 from modelyard.scheduling.placement import PLACEMENT_NOTE
 from modelyard.store import Store
@@ -97,18 +98,29 @@ _UNAVAILABLE = (StoreUnavailableError, BrokerUnavailableError, BodyProcessUnavai
 class Dispatcher:
     """One of several dispatchers on a broker and a database: a `Leader` for the terms it leads."""
 
-    def __init__(self, settings: DispatcherSettings, store: Store, broker: Broker) -> None:
+    def __init__(
+        self,
+        settings: DispatcherSettings,
+        store: Store,
+        broker: Broker,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_ready` is called whenever both servers are ready for it: it leads or stands by."""
         self._settings = settings
         self._store = store
         self._broker = broker
+        self._on_ready = on_ready
+        self._health = HealthFile(settings.health_file)
 
     async def run(self) -> None:
         """Stand by or lead until cancelled; raises as `prepare` does."""
         notes = {PLACEMENT_NOTE: self._settings.dispatcher_placement}
-        leadership = Leadership(self._store.leases, notes=notes)
+        leadership = Leadership(self._store.leases, notes=notes, on_answer=self._health.beat)
         while True:
             await self.prepare()  # whoever can't reach both servers does not ask for the lease
             log.info("dispatcher.ready")
+            self._on_ready()
             await leadership.lead(self._lead)
 
     async def prepare(self) -> None:

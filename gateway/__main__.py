@@ -17,7 +17,13 @@ from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.process.garbage import collect_rarely
 from modelyard.process.logging import setup_logging
-from modelyard.process.settings import EXIT_WRONG_SETTINGS, give_up, start_process
+from modelyard.process.service_manager import ServiceManager
+from modelyard.process.settings import (
+    EXIT_WRONG_SETTINGS,
+    ServiceManagerSettings,
+    give_up,
+    start_process,
+)
 from modelyard.process.shutdown import ProcessExit, find_error
 from modelyard.process.tasks import TaskGroup
 from modelyard.store import Store
@@ -45,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     process = ProcessExit()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, listener, process))
+            runner.run(_serve(settings, listener, process, ServiceManagerSettings().manager()))
     except Exception as error:
         mismatch = find_error(error, TopologyMismatchError)
         if mismatch is None:
@@ -53,7 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         give_up(PROG, str(mismatch))
 
 
-async def _serve(settings: GatewaySettings, listener: socket.socket, process: ProcessExit) -> None:
+async def _serve(
+    settings: GatewaySettings,
+    listener: socket.socket,
+    process: ProcessExit,
+    manager: ServiceManager,
+) -> None:
     try:
         store = Store(
             settings.mongo_url.get_secret_value(), name="gateway", timeout_s=STORE_TIMEOUT_S
@@ -80,12 +91,15 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, process: Pr
     log.info("gateway.listening", host=host, port=port, version=__version__)
     code = 1
     try:
-        async with TaskGroup() as tasks:
-            running = tasks.create_task(gateway.run())
-            await server.serve(sockets=[listener])
-            running.cancel()
+        with manager.watched():
+            async with TaskGroup() as tasks:
+                running = tasks.create_task(gateway.run())
+                manager.ready()  # the kernel takes connections in from here on
+                await server.serve(sockets=[listener])
+                running.cancel()
         code = 0
     finally:
+        manager.stopping()
         process.begin()
         await gateway.close()
         process.soon(code)

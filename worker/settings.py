@@ -14,7 +14,7 @@ from modelyard.contract.capacity.offers import MAX_DEVICES, Device, HostCapacity
 from modelyard.contract.catalog.values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import EngineFacts, Labels
-from modelyard.process.settings import JSON, Expects, ProcessSettings
+from modelyard.process.settings import JSON, Expects, HealthPath, ProcessSettings
 from worker.containers.given_back import UnloadRules
 from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
@@ -77,12 +77,14 @@ class Reach(StrEnum):
     PUBLISHED = "published"
     """Through a port that is published on 127.0.0.1."""
     NETWORK = "network"
-    """By its address on the job network; the worker must share the engine's network namespace."""
+    """By its address on the job network; the worker must share the engine's network namespace, as a
+    container with `--network host` does. No port is published."""
 
 
 class WorkerSettings(ProcessSettings):
     """The environment variable of a field is `MODELYARD_` and its name, except `DOCKER_HOST`."""
 
+    health_file: HealthPath
     host_id: HostId = Field(
         default_factory=platform.node,
         description="This host's id, unique among all hosts: 1 to 128 letters, digits, _, . or -; "

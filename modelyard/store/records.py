@@ -408,7 +408,7 @@ class DrainRecord(Record):
 
 CALCULATED = (
     "total", "room", "held_on_devices", "foreign_on_devices", "lasting_room", "kind", "used_part",
-    "held_by",
+    "held_by", "memory_of_models",
 )  # fmt: skip
 """What is calculated from the other fields of a host, when it is first asked for."""
 
@@ -461,6 +461,11 @@ class HostRecord(Record):
     def held_on_devices(self) -> Counter[str]:
         """Bytes that models in memory hold, by device."""
         return held_on_devices(self.reservations)
+
+    @cached_property
+    def memory_of_models(self) -> int:
+        """Bytes of host memory that are held for models in memory, besides their containers."""
+        return sum(one.resident.memory for one in self.reservations if one.resident)
 
     @cached_property
     def foreign_on_devices(self) -> Counter[str]:

@@ -148,6 +148,7 @@ class VerbRunner:
         facts = await self.containers.require(command)
         await self.containers.meter.measure(facts.id)
         news = self.containers.meter.news(facts.id)
+        await self.containers.meter.leave(command, facts.id)
         try:
             await self._models.unload(command, facts, attempt)
         except ModelyardError as error:

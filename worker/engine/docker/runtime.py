@@ -45,6 +45,7 @@ from worker.engine.docker.documents import (
 from worker.engine.docker.events import watch
 from worker.engine.docker.memory import peak_of, reading_of
 from worker.engine.docker.output import DockerOutput
+from worker.engine.docker.own_addresses import is_own
 from worker.engine.docker.pull import pull
 from worker.engine.image_references import full_reference
 from worker.engine.labels import HOST, JOB
@@ -121,10 +122,17 @@ class DockerRuntime:
                 except DockerError as error:
                     if error.status != CONFLICT:
                         raise
-            elif not known.isolates:
+                known = await self._known_network()
+            if known is not None and not known.isolates:
                 raise EngineUnavailableError(
                     f"The network {self._network} exists and lets containers reach each other: "
                     f"remove it, or create it with the option {ICC_OPTION}=false."
+                )
+            if known is not None and not self._publish and not any(map(is_own, known.gateways)):
+                raise EngineUnavailableError(
+                    f"This worker can't reach containers on the network {self._network} by their "
+                    "addresses, because it does not share the engine's network namespace. Run its "
+                    "container with --network host, or set MODELYARD_WORKER_REACH=published."
                 )
 
     async def _known_network(self) -> NetworkDocument | None:
