@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from gateway import openapi
 from gateway.access.authentication import needs
+from gateway.monitoring.operator_log import log_change
 from gateway.problems import FaultyRequestError
 from gateway.reading import BoundedReads
 from gateway.routes.dependencies import (
@@ -21,7 +22,7 @@ from gateway.routes.preconditions import Preconditions, etag_of
 from gateway.submission.request_reader import RequestReader
 from gateway.submission.requests import validated
 from gateway.views import footprint_view
-from modelyard.contract.access.scopes import Scope
+from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import DatasetList, Fault, FootprintList, ModelList
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
@@ -33,6 +34,8 @@ WRITES_TRIED = 3
 """How often a conditional write is tried while other requests change the entry."""
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
+
+Writer = Annotated[Principal, needs(Scope.CATALOG_WRITE)]
 
 S = TypeVar("S", ModelSpec, DatasetSpec)
 
@@ -58,13 +61,16 @@ async def list_models(
     response_model=ModelSpec,
     responses=openapi.PUT_ANSWERS,
     openapi_extra=openapi.MODEL_BODY,
-    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Store a model",
 )
-async def put_model(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
+async def put_model(
+    name: Id, request: Request, gateway: GatewayDependencies, writer: Writer
+) -> Response:
     """Store a model. Jobs that have a container keep the version with which it was created."""
     spec = await _spec(ModelSpec, name, request, gateway.reader)
-    return await _put(gateway.reading, gateway.store.models, spec, request)
+    new = await _put(gateway.reading, gateway.store.models, spec, request)
+    log_change(writer, "model.put", model=name, new=new, image=spec.image)
+    return _stored(spec, request.url.path, new=new)
 
 
 @router.get(
@@ -101,14 +107,16 @@ async def read_footprints(name: Id, gateway: GatewayDependencies) -> Response:
     status_code=204,
     responses=openapi.DELETE_ENTRY_ANSWERS,
     openapi_extra=openapi.CONDITIONAL,
-    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Delete a model",
 )
-async def delete_model(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
+async def delete_model(
+    name: Id, request: Request, gateway: GatewayDependencies, writer: Writer
+) -> Response:
     """Delete a model. Jobs that have a container keep using it."""
     gateway.catalog.models.forget(name)
     await _delete(gateway.reading, gateway.store.models, name, request)
     gateway.catalog.models.forget(name)
+    log_change(writer, "model.delete", model=name)
     return Response(status_code=204)
 
 
@@ -133,13 +141,16 @@ async def list_datasets(
     response_model=DatasetSpec,
     responses=openapi.PUT_ANSWERS,
     openapi_extra=openapi.DATASET_BODY,
-    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Store a dataset",
 )
-async def put_dataset(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
+async def put_dataset(
+    name: Id, request: Request, gateway: GatewayDependencies, writer: Writer
+) -> Response:
     """Store a dataset. Jobs that have a container keep the version with which it was created."""
     spec = await _spec(DatasetSpec, name, request, gateway.reader)
-    return await _put(gateway.reading, gateway.store.datasets, spec, request)
+    new = await _put(gateway.reading, gateway.store.datasets, spec, request)
+    log_change(writer, "dataset.put", dataset=name, new=new)
+    return _stored(spec, request.url.path, new=new)
 
 
 @router.get(
@@ -160,14 +171,16 @@ async def read_dataset(name: Id, request: Request, gateway: GatewayDependencies)
     status_code=204,
     responses=openapi.DELETE_ENTRY_ANSWERS,
     openapi_extra=openapi.CONDITIONAL,
-    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Delete a dataset",
 )
-async def delete_dataset(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
+async def delete_dataset(
+    name: Id, request: Request, gateway: GatewayDependencies, writer: Writer
+) -> Response:
     """Delete a dataset. Jobs that have a container keep using it."""
     gateway.catalog.datasets.forget(name)
     await _delete(gateway.reading, gateway.store.datasets, name, request)
     gateway.catalog.datasets.forget(name)
+    log_change(writer, "dataset.delete", dataset=name)
     return Response(status_code=204)
 
 
@@ -191,13 +204,15 @@ async def _page(
 
 async def _put(
     reading: BoundedReads, collection: CatalogCollection[S], spec: S, request: Request
-) -> Response:
+) -> bool:
+    """Store an entry, if the request's preconditions hold; True if it is new."""
     preconditions = Preconditions.of(request)
     if preconditions.any:
-        new = await _put_if(reading, collection, spec, preconditions)
-    else:
-        new = await reading.ask(lambda: collection.put(spec))
-    path = request.url.path
+        return await _put_if(reading, collection, spec, preconditions)
+    return await reading.ask(lambda: collection.put(spec))
+
+
+def _stored(spec: ModelSpec | DatasetSpec, path: str, *, new: bool) -> Response:
     headers = {"ETag": etag_of(spec), "Content-Location": path}
     return answer(spec, 201 if new else 200, headers | ({"Location": path} if new else {}))
 

@@ -502,6 +502,8 @@ class Event(Message):
     result: Any = None
     """The operation's result, if it has at most 16 KiB as JSON. Without it read the result over
     HTTP, if `result_bytes` says that there is one."""
+    accepted_at: datetime | None = None
+    """Set only if the event is about an operation that has ended."""
     dispatched_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -27,7 +27,7 @@ from modelyard.scheduling.fitting import (
     may_fit,
 )
 from modelyard.scheduling.refusals import not_loadable, summed_up
-from modelyard.scheduling.survey import survey
+from modelyard.scheduling.survey import NO_MEMORY, survey
 from modelyard.store.records import HostRecord, JobRecord
 
 LearnedOf = Callable[[ModelSpec], Learned]
@@ -65,6 +65,8 @@ class Unplaced:
     reasons: tuple[str, ...]
     hopeless: bool = False
     """True if no known host would fit even when empty: only another host would help."""
+    crowded: bool = False
+    """True if it may help that models leave memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,13 @@ class FreeCapacity:
         refusals.update(self._correction(need))
         of_kinds = {host.kind: host for host in self._hosts.values()}
         hopeful = any(may_fit(host, need) for host in of_kinds.values())
-        return Unplaced(summed_up(refusals, need), hopeless=not hopeful)
+        # Most operations are spared a look at what is in memory, which would not help them.
+        crowded = (need.at_once and not need.resident.nothing) or (
+            refusals[NO_MEMORY] > 0 and any(host.memory_of_models for host in self._hosts.values())
+        )
+        return Unplaced(
+            summed_up(refusals, need), hopeless=not hopeful, crowded=hopeful and crowded
+        )
 
     def _correction(self, need: PlacementRequest) -> Counter[Refusal]:
         """Return what to add to refusals, so that room which is kept for others is called that."""

@@ -26,7 +26,7 @@ from modelyard.store.records import HostRecord
 _FITS: Final = "fits"
 _NO_SLOT = Shortage(Lacks.SLOTS, when_empty=False)
 _NO_CPU = Shortage(Lacks.CPUS, when_empty=False)
-_NO_MEMORY = Shortage(Lacks.MEMORY, when_empty=False)
+NO_MEMORY = Shortage(Lacks.MEMORY, when_empty=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def survey(hosts: Iterable[tuple[HostRecord, Room]], need: PlacementRequest) -> 
         elif millicpus_left < millicpus and millicpus:
             refused.append(_NO_CPU)
         elif memory_left < memory and memory:
-            refused.append(_NO_MEMORY)
+            refused.append(NO_MEMORY)
         elif count and not has_devices(devices, amounts, count, loads=need.at_once):
             if host.kind not in no_device:
                 no_device[host.kind] = shortage(host.total, need, Lacks.DEVICES, when_empty=False)

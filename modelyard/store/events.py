@@ -15,6 +15,7 @@ _IN_THE_OPERATION = {
     "cancel_requested",
     "result",
     "result_bytes",
+    "accepted_at",
     "dispatched_at",
     "started_at",
     "finished_at",
