@@ -96,6 +96,7 @@ class Residents:
 
     def waiting_on(self, host_ids: Collection[str]) -> list[str]:
         """Return jobs that wait until models on some hosts are not in use any more."""
+        self.kept()  # what waits no longer is dropped, or it would be woken for ever
         return self._kept.waiting_on(host_ids)
 
     def kept(self) -> list[Kept]:

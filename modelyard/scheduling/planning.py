@@ -127,8 +127,11 @@ def catalog_names(line: JobLine) -> frozenset[tuple[str, str]]:
 
 
 def may_take_capacity(line: JobLine) -> bool:
-    """Tell whether an operation of a line may need room on a host."""
-    return any(one.places or one.verb is Verb.DEPLOY_LOAD for one in line.operations)
+    """Tell whether an operation that waits in a line may need room on a host."""
+    return any(
+        one.state is OperationState.QUEUED and (one.places or one.verb is Verb.DEPLOY_LOAD)
+        for one in line.operations
+    )
 
 
 def placement_request(decision: PlaceAndDispatch, learned: Learned) -> PlacementRequest:

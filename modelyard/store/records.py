@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
@@ -388,6 +388,11 @@ class Reservation(Allocation):
     """The mark of the scheduling pass that made it."""
 
 
+def reservations_of(wanted: Iterable[Allocation], token: str) -> tuple[Reservation, ...]:
+    """Return the reservations that one scheduling pass makes."""
+    return tuple(Reservation(**dict(one), token=token) for one in wanted)
+
+
 MEASURED_AFTER_S = 3.0
 """Seconds after which a measurement that arrives is one from after a moment: workers measure every
 two seconds."""
@@ -519,6 +524,15 @@ class HostRecord(Record):
         for name in CALCULATED:
             copied.__dict__.pop(name, None)
         return copied
+
+    def with_reserved(self, made: Sequence[Reservation]) -> Self:
+        """Return the host as it is once these reservations are written."""
+        return self.model_copy(
+            update={
+                "reservations": (*self.reservations, *made),
+                "slots_used": self.slots_used + sum(one.slots for one in made),
+            }
+        )
 
     def reservation(self, job_id: str, generation: int) -> Reservation | None:
         """Return what a generation of a job holds on this host."""
