@@ -17,6 +17,7 @@ from pydantic import (
     FailFast,
     Field,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.config import JsonDict
@@ -138,7 +139,9 @@ class RequestFields(BaseModel):
 class InferenceRequest(RequestFields):
     """An inference on any job of a model: `POST /v1/models/{name}/infer`."""
 
-    input: Annotated[Any, AfterValidator(_given)]
+    input: Annotated[
+        Any, AfterValidator(_given), WithJsonSchema({"not": {"type": "null"}, "title": "Input"})
+    ]
     """Any JSON but null; it is sent to the model."""
 
 
