@@ -6,7 +6,7 @@ The two classes have the same methods, which a test compares. Both send the call
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -17,6 +17,7 @@ from modelyard.client.credentials import authorization
 from modelyard.client.endpoints import (
     LONGEST_POLL_S,
     InferenceOptions,
+    NamedList,
     Request,
     RequestOptions,
     id_of,
@@ -266,7 +267,7 @@ class AsyncModelyard:
 
     async def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
-        return await self._send(endpoints.hosts())
+        return tuple([one async for page in self._pages(endpoints.hosts) for one in page.hosts])
 
     # --- dead letters ---
 
@@ -320,7 +321,7 @@ class AsyncModelyard:
 
     async def models(self) -> tuple[ModelSpec, ...]:
         """List the models of the catalog."""
-        return await self._send(endpoints.models())
+        return tuple([one async for page in self._pages(endpoints.models) for one in page.models])
 
     async def model(self, name: str) -> ModelSpec:
         """Read a model."""
@@ -340,7 +341,9 @@ class AsyncModelyard:
 
     async def datasets(self) -> tuple[DatasetSpec, ...]:
         """List the datasets of the catalog."""
-        return await self._send(endpoints.datasets())
+        return tuple(
+            [one async for page in self._pages(endpoints.datasets) for one in page.datasets]
+        )
 
     async def dataset(self, name: str) -> DatasetSpec:
         """Read a dataset."""
@@ -353,6 +356,18 @@ class AsyncModelyard:
     async def delete_dataset(self, name: str) -> None:
         """Delete a dataset; existing jobs keep their copy of it."""
         await self._send(endpoints.delete_entry("datasets", name))
+
+    async def _pages(
+        self, call: Callable[[str | None], Call[NamedList]]
+    ) -> AsyncIterator[NamedList]:
+        """Yield the pages of a list that is read whole."""
+        cursor: str | None = None
+        while True:
+            page = await self._send(call(cursor))
+            yield page
+            cursor = page.next
+            if cursor is None:
+                return
 
     async def _send(self, call: Call[T]) -> T:
         attempts = CallAttempts(call, self._attempts)

@@ -31,7 +31,6 @@ from modelyard.contract.answers import (
     ModelList,
     OperationPage,
 )
-from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState, Verb
@@ -46,10 +45,14 @@ from modelyard.contract.views import (
 )
 
 M = TypeVar("M", bound=BaseModel)
+NamedList = TypeVar("NamedList", HostList, ModelList, DatasetList)
+"""A page of a list by name."""
 
 Request = JobRequest | Mapping[str, JsonValue]
 LONGEST_POLL_S = 30.0
 """How long one request waits at the gateway; shorter than the timeouts of most proxies."""
+LARGEST_PAGE = 200
+"""Entries that the gateway gives at once; a list by name is read in such pages."""
 
 
 class OperationFailed(Exception):  # noqa: N818 - named as the state that it reports
@@ -300,16 +303,14 @@ def revoke_key(key_id: str) -> Call[ApiKeyView]:
     return Call("DELETE", f"/v1/keys/{_quoted(key_id)}", _reader(ApiKeyView))
 
 
-def hosts() -> Call[tuple[HostView, ...]]:
-    """List hosts."""
-    read = _reader(HostList)
-    return Call("GET", "/v1/hosts", lambda r: read(r).hosts)
+def hosts(cursor: str | None) -> Call[HostList]:
+    """List a page of hosts."""
+    return Call("GET", "/v1/hosts", _reader(HostList), params=_page(cursor))
 
 
-def models() -> Call[tuple[ModelSpec, ...]]:
-    """List the models of the catalog."""
-    read = _reader(ModelList)
-    return Call("GET", "/v1/models", lambda r: read(r).models)
+def models(cursor: str | None) -> Call[ModelList]:
+    """List a page of the models of the catalog."""
+    return Call("GET", "/v1/models", _reader(ModelList), params=_page(cursor))
 
 
 def footprints(model: str) -> Call[tuple[FootprintView, ...]]:
@@ -319,10 +320,9 @@ def footprints(model: str) -> Call[tuple[FootprintView, ...]]:
     return Call("GET", path, lambda r: read(r).footprints)
 
 
-def datasets() -> Call[tuple[DatasetSpec, ...]]:
-    """List the datasets of the catalog."""
-    read = _reader(DatasetList)
-    return Call("GET", "/v1/datasets", lambda r: read(r).datasets)
+def datasets(cursor: str | None) -> Call[DatasetList]:
+    """List a page of the datasets of the catalog."""
+    return Call("GET", "/v1/datasets", _reader(DatasetList), params=_page(cursor))
 
 
 def entry(collection: str, kind: type[M], name: str) -> Call[M]:
@@ -363,6 +363,11 @@ def _key(key: str | None) -> Headers:
 
 def _params(filters: PageFilters) -> dict[str, str]:
     return {name: str(value) for name, value in filters.items() if value is not None}
+
+
+def _page(cursor: str | None) -> dict[str, str]:
+    """Return the parameters of a page of a list that is read whole."""
+    return {"limit": str(LARGEST_PAGE)} | ({} if cursor is None else {"cursor": cursor})
 
 
 def _quoted(name: str) -> str:

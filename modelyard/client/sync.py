@@ -1,7 +1,7 @@
 """The synchronous client of the HTTP API; `modelyard.client.aio` is the one for asyncio."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -12,6 +12,7 @@ from modelyard.client.credentials import authorization
 from modelyard.client.endpoints import (
     LONGEST_POLL_S,
     InferenceOptions,
+    NamedList,
     Request,
     RequestOptions,
     id_of,
@@ -261,7 +262,7 @@ class Modelyard:
 
     def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
-        return self._send(endpoints.hosts())
+        return tuple(one for page in self._pages(endpoints.hosts) for one in page.hosts)
 
     # --- dead letters ---
 
@@ -315,7 +316,7 @@ class Modelyard:
 
     def models(self) -> tuple[ModelSpec, ...]:
         """List the models of the catalog."""
-        return self._send(endpoints.models())
+        return tuple(one for page in self._pages(endpoints.models) for one in page.models)
 
     def model(self, name: str) -> ModelSpec:
         """Read a model."""
@@ -335,7 +336,7 @@ class Modelyard:
 
     def datasets(self) -> tuple[DatasetSpec, ...]:
         """List the datasets of the catalog."""
-        return self._send(endpoints.datasets())
+        return tuple(one for page in self._pages(endpoints.datasets) for one in page.datasets)
 
     def dataset(self, name: str) -> DatasetSpec:
         """Read a dataset."""
@@ -348,6 +349,16 @@ class Modelyard:
     def delete_dataset(self, name: str) -> None:
         """Delete a dataset; existing jobs keep their copy of it."""
         self._send(endpoints.delete_entry("datasets", name))
+
+    def _pages(self, call: Callable[[str | None], Call[NamedList]]) -> Iterator[NamedList]:
+        """Yield the pages of a list that is read whole."""
+        cursor: str | None = None
+        while True:
+            page = self._send(call(cursor))
+            yield page
+            cursor = page.next
+            if cursor is None:
+                return
 
     def _send(self, call: Call[T]) -> T:
         attempts = CallAttempts(call, self._attempts)
