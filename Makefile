@@ -1,4 +1,5 @@
 # `make` alone lists the targets. ARGS passes options on: make test ARGS='-k placement'
+# STACK names a stack beside the usual one: make up STACK=two
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,6 +13,7 @@ PEERS_READY := $(PEERS)/.ready
 ARGS ?=
 MINUTES ?= 10
 SEED ?=
+STACK ?=
 # Two processes run the tests that need servers, which mostly wait, and one runs the others.
 PARALLEL := -n 3 --dist loadscope
 
@@ -68,14 +70,14 @@ bench-containers: $(READY) ## Measure real containers beside the same calls by a
 simulate: $(READY) ## Run the scheduling rules over traces of whole fleets: ARGS='--seed 2 --scale 1'
 	@$(PYTHON) -m bench.simulator $(ARGS)
 
-up: $(READY) ## Start the stack in the background; its addresses are in var/stack.env.
-	@$(PYTHON) -m deploy.local up $(ARGS)
+up: $(READY) ## Start the stack in the background; its addresses are in var/stack.env. STACK=two: another one.
+	@$(PYTHON) -m deploy.local up $(if $(STACK),--stack $(STACK)) $(ARGS)
 
 down: $(READY) ## Stop the stack and all that belongs to it.
-	@$(PYTHON) -m deploy.local down $(ARGS)
+	@$(PYTHON) -m deploy.local down $(if $(STACK),--stack $(STACK)) $(ARGS)
 
 status: $(READY) ## Show what runs, and where it answers.
-	@$(PYTHON) -m deploy.local status $(ARGS)
+	@$(PYTHON) -m deploy.local status $(if $(STACK),--stack $(STACK)) $(ARGS)
 
 check: $(READY) ## Check style, types, import rules and that the generated schemas are current.
 	$(VENV)/bin/ruff check
@@ -88,7 +90,7 @@ fmt: $(READY) ## Format the code and repair what the linter can.
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-clean: ## Stop the stack; remove its data, the virtual environment and all caches.
-	@if [ -x $(PYTHON) ] && [ -d var ]; then $(PYTHON) -m deploy.local down; fi
+clean: ## Stop all stacks; remove their data, the virtual environment and all caches.
+	@if [ -x $(PYTHON) ] && [ -d var ]; then $(PYTHON) -m deploy.local down --all; fi
 	rm -rf $(VENV) var dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Self
 
 from deploy.local import engine_api
+from deploy.local.caller_settings import CallerSettings
 from deploy.local.images import FAST, ensure_images
 from deploy.local.layout import ROOT, Given, Layout
 from deploy.local.processes import ProcessId, with_descendants
@@ -47,8 +48,9 @@ class BenchStack(LocalStack):
         folders = (var / "bench", var / "docker", var / "log" / "bench", var / "datasets")
         layout = Layout(root, *folders, transient=True)
         given = Given.by(os.environ)
-        made = cls(layout, given, host_id=HOST_ID, progress=progress, with_keys=True)
-        made.services = Services(layout, host_id=HOST_ID, slots=slots)
+        settings = CallerSettings({"MODELYARD_AUTH": "keys"})
+        made = cls(layout, given, host_id=HOST_ID, progress=progress, settings=settings)
+        made.services = Services(layout, settings, slots=slots)
         made.images = images
         return made
 

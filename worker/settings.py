@@ -24,6 +24,7 @@ from modelyard.process.settings import (
 from worker.containers.given_back import UnloadRules
 from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
+from worker.engine.labels import NAME_PREFIX, NAME_PREFIXES
 
 HostId = Annotated[
     Id,
@@ -72,6 +73,11 @@ NetworkName = Annotated[
     str,
     StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$"),
     Expects('1 to 64 letters, digits, "_", "." or "-", the first a letter or digit'),
+]
+NamePrefix = Annotated[
+    str,
+    StringConstraints(pattern=rf"^{NAME_PREFIXES.pattern}$"),
+    Expects('modelyard, or modelyard. and up to 16 lower-case letters, digits or "_"'),
 ]
 _DOCKER_NETWORKS = frozenset({"host", "none", "bridge", "default"})
 """Names of Docker's built-in networks, none of which isolates our containers from each other."""
@@ -154,6 +160,12 @@ class WorkerSettings(ProcessSettings):
         "network (by their address on the job network).",
     )
     worker_network: NetworkName = Field("modelyard", description="The Docker network of all jobs.")
+    worker_container_prefix: NamePrefix = Field(
+        NAME_PREFIX,
+        description="What the names of containers begin with: modelyard, or modelyard. and up to "
+        "16 lower-case letters, digits or _. Give workers of different installations that share "
+        "an engine different ones. Change it only on a host without jobs.",
+    )
     worker_tmpfs_size: Size = Field(
         256 << 20,
         description="Size of a container's /tmp, which is in memory: bytes, or such as 256m or 1g.",
@@ -256,6 +268,7 @@ class WorkerSettings(ProcessSettings):
         return PlanRules(
             host_id=self.host_id,
             network=self.worker_network,
+            prefix=self.worker_container_prefix,
             publish=self.worker_reach is Reach.PUBLISHED,
             tmpfs_bytes=self.worker_tmpfs_size,
             pids_limit=self.worker_pids_limit,

@@ -41,8 +41,9 @@ from deploy.local.layout import ROOT
 from deploy.local.locks import exclusive
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.progress import Progress
+from deploy.local.samples import DIGITS_DATASET
 from deploy.local.services import gateway_ready, host_online, url_on
-from deploy.local.stack import DIGITS_DATASET, provide_images
+from deploy.local.stack import provide_images
 from deploy.local.waiting import wait_until
 from modelyard import __version__
 from modelyard.client import Modelyard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,33 +11,43 @@ from rich.table import Table
 
 from deploy.local import background, services
 from deploy.local import demo as demonstration
+from deploy.local.caller_settings import CallerSettings
 from deploy.local.command_line import commands, run
 from deploy.local.errors import StackError
-from deploy.local.layout import ROOT, Given
+from deploy.local.layout import ROOT, Given, Layout
 from deploy.local.progress import Progress
-from deploy.local.state import State
+from deploy.local.state import State, environment_file
 
 app = commands("Modelyard on this machine, with real servers.")
+Stack = Annotated[
+    str, typer.Option("--stack", help="The name of another stack, beside the one without a name.")
+]
 
 
 @app.command()
-def up() -> None:
-    """Start the stack in the background."""
-    progress = Progress()
-    state = background.up(ROOT, Given.by(os.environ), progress)
-    progress.say(f"Modelyard: {state.endpoints.url}   For a shell: . var/stack.env")
+def up(stack: Stack = "") -> None:
+    """Start the stack in the background, with the MODELYARD_* settings of this environment."""
+    progress, layout = Progress(), Layout.background(ROOT, stack)
+    given, settings = Given.by(os.environ), CallerSettings.by(os.environ)
+    state = background.up(layout, given, progress, settings)
+    file = os.path.relpath(environment_file(layout.home))
+    progress.say(f"Modelyard: {state.endpoints.url}   For a shell: . {file}")
 
 
 @app.command()
-def down() -> None:
+def down(
+    stack: Stack = "",
+    all_: Annotated[bool, typer.Option("--all", help="Stop all stacks of this checkout.")] = False,  # noqa: FBT002
+) -> None:
     """Stop the stack, and remove what a crashed one has left."""
-    background.down(ROOT, Progress())
+    for layout in Layout.all_in_background() if all_ else [Layout.background(ROOT, stack)]:
+        background.down(layout, Progress())
 
 
 @app.command()
-def status() -> None:
+def status(stack: Stack = "") -> None:
     """Show the processes and the address of the stack."""
-    state = State.load(ROOT)
+    state = State.load(Layout.background(ROOT, stack).home)
     if state is None:
         Progress().say("No stack is up.")
         raise typer.Exit(1)
@@ -47,9 +58,9 @@ def status() -> None:
 
 
 @app.command()
-def env() -> None:
+def env(stack: Stack = "") -> None:
     """Print the addresses of the stack as lines for a shell."""
-    state = State.load(ROOT)
+    state = State.load(Layout.background(ROOT, stack).home)
     if state is None:
         message = "No stack is up."
         raise StackError(message)

@@ -9,17 +9,15 @@ import sys
 from deploy.local.errors import StartFailed
 
 _TIMEOUT_S = 30.0
-_VALID_FOR = "1h"
-"""Longer than any demonstration. In a MongoDB that the user provided the key outlives the stack."""
 
 
-def bootstrap_key(mongo_url: str) -> str:
-    """Create an admin key in the database at `mongo_url`, and return it.
+def bootstrap_key(mongo_url: str, valid_for: str) -> str:
+    """Create an admin key in the database at `mongo_url`, for a time such as `1h`; return it.
 
     Raises `StartFailed` with the output of the command.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MODELYARD_")}
-    command = ["keys", "bootstrap", "--name", "local stack", "--expires", _VALID_FOR, "--force"]
+    command = ["keys", "bootstrap", "--name", "local stack", "--expires", valid_for, "--force"]
     done = subprocess.run(
         [sys.executable, "-m", "modelyard.cli", *command],
         env={**inherited, "MODELYARD_MONGO_URL": mongo_url},

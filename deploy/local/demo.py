@@ -20,11 +20,12 @@ import httpx2
 from rich.live import Live
 from rich.table import Table
 
-from deploy.local.images import DIGITS
+from deploy.local.caller_settings import CallerSettings
 from deploy.local.layout import Given
 from deploy.local.progress import Progress
 from deploy.local.residency_demo import show_residency
-from deploy.local.stack import DIGITS_DATASET, LocalStack
+from deploy.local.samples import DIGITS_DATASET, DIGITS_MODEL, MODEL
+from deploy.local.stack import LocalStack
 from modelyard.client import Modelyard
 from modelyard.contract.states import OperationState, Verb
 
@@ -35,15 +36,6 @@ if TYPE_CHECKING:
     from modelyard.contract.views import OperationView
 
 JOB = "demo-1"
-MODEL = "m-131"
-DIGITS_MODEL = {
-    "name": MODEL,
-    "image": DIGITS,
-    "profile": "open-inference",
-    "port": 8080,
-    "model_name": "digits",
-    "resources": {"cpus": 1, "memory": "512m"},
-}
 CONTAINER_OF_NOTHING = {Verb.DEPLOY_CREATE: "aa", Verb.TEMP: "ASDF"}
 """What the original's clients send as container id before there is a container; it is ignored."""
 LATER_CALLS = (
@@ -96,7 +88,8 @@ class Step:
 def main() -> int:
     """Run the demonstration; return the exit status."""
     progress, given = Progress(), Given.by(os.environ)
-    with LocalStack.private(given, progress, with_keys=True) as stack:
+    settings = CallerSettings.by(os.environ).with_(MODELYARD_AUTH="keys")
+    with LocalStack.private(given, progress, settings) as stack:
         folder = stack.layout.datasets / DIGITS_DATASET
         digits = read_digits(folder)
         key = stack.api_key or ""

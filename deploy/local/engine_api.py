@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DEFAULT = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 5.0
 _REMOVAL_S = 60.0
+_IN_USE = 403
 _GONE = (404, 409)  # no such container; or it is being removed, or not running, already
 
 
@@ -47,6 +48,14 @@ def remove_containers(docker_host: str, label: str) -> int:
             answer = client.delete(f"/containers/{container}", params=options, timeout=_REMOVAL_S)
             _accept(answer)
     return len(containers)
+
+
+def remove_network(docker_host: str, name: str) -> None:
+    """Remove a network, unless there is none of this name or another container uses it."""
+    with _client(docker_host) as client:
+        answer = client.delete(f"/networks/{name}")
+        if answer.status_code != _IN_USE:
+            _accept(answer)
 
 
 def container_processes(docker_host: str, label: str) -> list[int]:

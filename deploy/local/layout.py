@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from deploy.local.errors import StackError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
+OWN_ADDRESSES = "MODELYARD_LOCAL_STACK"
+"""The variable of `stack.env` that lists which of its addresses are of the stack's own servers."""
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")
+"""Without a dash, so that the names of containers of two stacks can't be the same."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,7 @@ class Layout:
 
     `root` is the checkout; `data` holds RabbitMQ's and MongoDB's files, `docker` the images and
     containers of the private engine, `datasets` what workers may mount. The data of a
-    `transient` stack is removed when it stops.
+    `transient` stack is removed when it stops. `name` is empty for the only or first stack.
     """
 
     root: Path
@@ -27,12 +35,39 @@ class Layout:
     logs: Path
     datasets: Path
     transient: bool = False
+    name: str = ""
 
     @classmethod
-    def background(cls, root: Path = ROOT) -> Self:
-        """Lay out the stack of `make up`."""
-        var = root / "var"
-        return cls(root, var / "data", var / "docker", var / "log", var / "datasets")
+    def background(cls, root: Path = ROOT, name: str = "") -> Self:
+        """Lay out the stack of `make up`, or another one beside it, which has a name.
+
+        Raises `StackError` if the name can't be one.
+        """
+        if name and not _NAME.fullmatch(name):
+            raise StackError(
+                f"{name!r} can't be the name of a stack: up to 16 lower-case letters, digits and "
+                '"_", the first a letter.'
+            )
+        home = root / "var" / "stacks" / name if name else root / "var"
+        folders = (home / "data", home / "docker", home / "log", home / "datasets")
+        return cls(root, *folders, name=name)
+
+    @classmethod
+    def all_in_background(cls, root: Path = ROOT) -> list[Self]:
+        """Lay out the stack of `make up` and all that have ever been beside it."""
+        named = (root / "var" / "stacks").glob("*/")
+        return [cls.background(root), *(cls.background(root, one.name) for one in sorted(named))]
+
+    @property
+    def home(self) -> Path:
+        """The folder of the stack's record, of its lock and of `stack.env`."""
+        return self.data.parent
+
+    @property
+    def tag(self) -> str:
+        """A short name that no other stack of this machine has."""
+        digest = hashlib.sha256(str(self.data.resolve()).encode()).hexdigest()[:8]
+        return self.name or f"s{digest}"
 
     @classmethod
     def private(cls, root: Path = ROOT) -> Self:
@@ -52,11 +87,24 @@ class Given:
 
     @classmethod
     def by(cls, environment: Mapping[str, str]) -> Self:
-        """Read them from environment variables; an empty one counts as not set."""
+        """Read them from environment variables; an empty one counts as not set.
+
+        Addresses that come from the `stack.env` of a local stack, running or not, don't count: its
+        servers are no others' to use, and end with it.
+        """
         return cls(
-            amqp_url=environment.get("MODELYARD_AMQP_URL") or None,
-            mongo_url=environment.get("MODELYARD_MONGO_URL") or None,
+            amqp_url=_address(environment, "MODELYARD_AMQP_URL"),
+            mongo_url=_address(environment, "MODELYARD_MONGO_URL"),
             docker_host=environment.get("DOCKER_HOST") or None,
+        ).without(environment.get(OWN_ADDRESSES, "").split())
+
+    def without(self, addresses: Collection[str]) -> Self:
+        """Return these addresses except some."""
+        return replace(
+            self,
+            amqp_url=None if self.amqp_url in addresses else self.amqp_url,
+            mongo_url=None if self.mongo_url in addresses else self.mongo_url,
+            docker_host=None if self.docker_host in addresses else self.docker_host,
         )
 
 
@@ -77,3 +125,14 @@ class Endpoints:
             "MODELYARD_MONGO_URL": self.mongo_url,
             "DOCKER_HOST": self.docker_host,
         }
+
+
+def _address(environment: Mapping[str, str], variable: str) -> str | None:
+    """Return the address in a variable, or in the file that the variable with `_FILE` names."""
+    file = environment.get(f"{variable}_FILE")
+    if environment.get(variable) or not file:
+        return environment.get(variable) or None
+    try:
+        return Path(file).expanduser().read_text().strip() or None
+    except OSError as error:
+        raise StackError(f"{variable}_FILE names {file}, which can't be read: {error}") from None

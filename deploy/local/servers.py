@@ -24,11 +24,12 @@ class Servers:
     """The servers of a stack. Provided servers are only checked for an answer, never stopped."""
 
     def __init__(self, layout: Layout, given: Given, progress: Progress) -> None:
-        self.given = given
         self._progress = progress
         self.rabbitmq = RabbitMQ(layout.data / "rabbitmq", logs=layout.logs)
         self.mongodb = MongoDB(layout.data / "mongodb", logs=layout.logs)
         self.docker = DockerEngine(layout.docker, logs=layout.logs)
+        # A shell may still have the addresses of an earlier start.
+        self.given = given.without(self._own())
 
     @property
     def amqp_url(self) -> str:
@@ -41,6 +42,12 @@ class Servers:
     @property
     def docker_host(self) -> str:
         return self.given.docker_host or self.docker.url
+
+    @property
+    def own_addresses(self) -> tuple[str, ...]:
+        """The addresses in use that are of our own servers."""
+        used = (self.amqp_url, self.mongo_url, self.docker_host)
+        return tuple(one for one in used if one in self._own())
 
     def daemons(self) -> list[Daemon]:
         """List the processes of our own servers, whether they run or not."""
@@ -80,6 +87,9 @@ class Servers:
         """Keep our own servers running after the command that started them has ended."""
         for daemon in self.daemons():
             daemon.release()
+
+    def _own(self) -> tuple[str, ...]:
+        return self.rabbitmq.url, self.mongodb.url, self.docker.url
 
     def _existing_engine(self) -> str | None:
         """Find the provided engine, else the default one, else that of the background stack."""

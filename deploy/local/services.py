@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httpx2
 
+from deploy.local.caller_settings import CallerSettings
 from deploy.local.daemon import Daemon
 from deploy.local.errors import StartFailed
-from deploy.local.ports import LOOPBACK
+from deploy.local.ports import LOOPBACK, free_port, is_free
 from deploy.local.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ _READY_S = 60.0
 _STOP_S = 15.0
 _TIMEOUT_S = 2.0
 _WORKER_SLOTS = 4
+_METRICS_PORTS = {"GATEWAY": 9181, "DISPATCHER": 9182, "WORKER": 9183}
+"""The usual ones."""
 DECLARED_DEVICES = (
     {"uuid": "DEMO-0", "index": 0, "model": "declared", "memory": "24g"},
     {"uuid": "DEMO-1", "index": 1, "model": "declared", "memory": "24g"},
@@ -50,7 +54,8 @@ class Service:
     def launch(self, settings: Mapping[str, str]) -> None:
         """Start the process, without waiting for it, with `settings` in its environment.
 
-        It also gets this command's own environment, except `MODELYARD_*`.
+        It also gets this command's own environment, except `MODELYARD_*`: of those, `settings`
+        has the ones that are meant for the services.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MODELYARD_")}
         self._environment = {**inherited, **settings}
@@ -74,21 +79,33 @@ class Service:
         self.daemon.resume()
 
 
+@dataclass(frozen=True)
+class Host:
+    """The host of a stack's worker."""
+
+    host_id: str
+    tag: str = ""
+    """Part of the names on an engine that others use too, so that they differ from others'."""
+
+
 class Services:
     """Gateway, dispatcher and one worker of a stack."""
 
     def __init__(
         self,
         layout: Layout,
+        settings: CallerSettings | None = None,
         *,
-        host_id: str,
         slots: int = _WORKER_SLOTS,
         devices: Sequence[Mapping[str, object]] | None = None,
     ) -> None:
-        """With `devices` the worker offers these instead of those that the machine has."""
+        """With `devices` the worker offers these instead of those that the machine has.
+
+        `settings` win over all but the addresses of the stack.
+        """
         self._layout = layout
+        self._settings = settings or CallerSettings()
         self._devices = devices
-        self._host_id = host_id
         self._slots = slots
         self.gateway, self.dispatcher, self.worker = (
             Service(module, root=layout.root, folder=layout.data / "services", logs=layout.logs)
@@ -98,7 +115,7 @@ class Services:
     def daemons(self) -> list[Daemon]:
         return [self.gateway.daemon, self.dispatcher.daemon, self.worker.daemon]
 
-    def start(self, endpoints: Endpoints, api_key: str | None = None) -> None:
+    def start(self, endpoints: Endpoints, host: Host, api_key: str | None = None) -> None:
         """Start all three and return when the gateway shows the host as ONLINE.
 
         If there is a key, which must be able to read hosts, the gateway requires keys.
@@ -109,33 +126,24 @@ class Services:
         address = httpx2.URL(endpoints.url)
         broker = {"MODELYARD_AMQP_URL": endpoints.amqp_url}
         stores = {**broker, "MODELYARD_MONGO_URL": endpoints.mongo_url}
-        listening = {
-            "MODELYARD_GATEWAY_HOST": address.host,
-            "MODELYARD_GATEWAY_PORT": str(address.port),
-        }
-        host = {
-            "MODELYARD_HOST_ID": self._host_id,
-            "MODELYARD_WORKER_SLOTS": str(self._slots),
-            # For trying it out: only the slots limit how many models share this machine.
-            "MODELYARD_WORKER_CPUS": "1000",
-            "MODELYARD_WORKER_MEMORY": "1t",
-            "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self._layout.datasets)]),
-            # Only users of this machine can reach the gateway.
-            "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',
-            "DOCKER_HOST": endpoints.docker_host,
-        }
+        metrics = self._metrics_addresses()
+        over = self._settings.over
+        gateway = over({"MODELYARD_GATEWAY_HOST": address.host, **metrics})
+        self.gateway.launch(
+            {
+                **gateway,
+                **stores,
+                "MODELYARD_GATEWAY_PORT": str(address.port),
+                "MODELYARD_AUTH": "keys" if api_key else "none",
+            }
+        )
+        self.dispatcher.launch({**over(metrics), **stores})
+        worker = over({**self._worker_defaults(host), **metrics})
         if self._devices is not None:
-            host["MODELYARD_WORKER_DEVICES"] = json.dumps(self._devices)
-        if self._layout.transient:
-            # It may run beside another stack, which has the usual addresses.
-            for name, settings in (("GATEWAY", stores), ("WORKER", broker)):
-                settings[f"MODELYARD_{name}_METRICS_ADDRESS"] = "off"
-            stores["MODELYARD_DISPATCHER_METRICS_ADDRESS"] = "off"
-        authentication = {"MODELYARD_AUTH": "keys" if api_key else "none"}
-        self.gateway.launch({**stores, **listening, **authentication})
-        self.dispatcher.launch(stores)
-        self.worker.launch({**broker, **host})
-        self._await_ready(endpoints.url, api_key)
+            worker["MODELYARD_WORKER_DEVICES"] = json.dumps(self._devices)
+        addresses = {"MODELYARD_HOST_ID": host.host_id, "DOCKER_HOST": endpoints.docker_host}
+        self.worker.launch({**worker, **broker, **addresses})
+        self._await_ready(endpoints.url, host.host_id, api_key)
 
     def stop(self) -> None:
         """Stop worker, dispatcher and gateway of this run, or of an earlier one."""
@@ -148,19 +156,47 @@ class Services:
         for daemon in self.daemons():
             daemon.release()
 
-    def _await_ready(self, url: str, api_key: str | None) -> None:
+    def _worker_defaults(self, host: Host) -> dict[str, str]:
+        settings = {
+            "MODELYARD_WORKER_SLOTS": str(self._slots),
+            # For trying it out: only the slots limit how many models share this machine.
+            "MODELYARD_WORKER_CPUS": "1000",
+            "MODELYARD_WORKER_MEMORY": "1t",
+            "MODELYARD_WORKER_DATASET_ROOTS": json.dumps([str(self._layout.datasets)]),
+            # Only users of this machine can reach the gateway.
+            "MODELYARD_WORKER_ALLOWED_IMAGES": '["*"]',
+        }
+        if host.tag:
+            settings["MODELYARD_WORKER_CONTAINER_PREFIX"] = f"modelyard.{host.tag}"
+            settings["MODELYARD_WORKER_NETWORK"] = network_of(host.tag)
+        return settings
+
+    def _metrics_addresses(self) -> dict[str, str]:
+        """Return where the services are scraped: nowhere if they stop with this command.
+
+        Beside another stack, which has the usual addresses, it is at others.
+        """
+        if self._layout.transient:
+            return dict.fromkeys(map(_metrics_variable, _METRICS_PORTS), "off")
+        return {
+            _metrics_variable(service): f"{LOOPBACK}:{free_port()}"
+            for service, port in _METRICS_PORTS.items()
+            if not is_free(port)
+        }
+
+    def _await_ready(self, url: str, host_id: str, api_key: str | None) -> None:
         def ready() -> bool:
             for daemon in self.daemons():
                 daemon.check()
             if not self._is_ours(url):
                 return False
-            return gateway_ready(url) and host_online(url, self._host_id, api_key)
+            return gateway_ready(url) and host_online(url, host_id, api_key)
 
         try:
             wait_until(ready, _READY_S, "services")
         except TimeoutError:
             ends = "\n".join(f"The end of {d.log}:\n{d.log_end()}" for d in self.daemons())
-            message = f"Host {self._host_id} was not online within {_READY_S:g} s.\n{ends}"
+            message = f"Host {host_id} was not online within {_READY_S:g} s.\n{ends}"
             raise StartFailed(message) from None
 
     def _is_ours(self, url: str) -> bool:
@@ -191,5 +227,14 @@ def host_online(url: str, host_id: str, api_key: str | None = None) -> bool:
     return any(host["host_id"] == host_id and host["liveness"] == "ONLINE" for host in hosts)
 
 
-def url_on(port: int) -> str:
-    return f"http://{LOOPBACK}:{port}"
+def url_on(port: int, host: str = LOOPBACK) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def network_of(tag: str) -> str:
+    """Return the Docker network of the jobs of a stack whose engine others use too."""
+    return f"modelyard-{tag}"
+
+
+def _metrics_variable(service: str) -> str:
+    return f"MODELYARD_{service}_METRICS_ADDRESS"

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Self
 
 from deploy.local import engine_api, signals
 from deploy.local.api_key import bootstrap_key
+from deploy.local.caller_settings import CallerSettings
+from deploy.local.errors import StackError
 from deploy.local.images import ensure_images, export_dataset
 from deploy.local.layout import Endpoints, Given, Layout
 from deploy.local.locks import exclusive
-from deploy.local.ports import free_port
+from deploy.local.ports import LOOPBACK, free_port, is_free
 from deploy.local.progress import Progress
+from deploy.local.samples import DIGITS_DATASET
 from deploy.local.servers import Servers
-from deploy.local.services import DECLARED_DEVICES, Services, url_on
+from deploy.local.services import DECLARED_DEVICES, Host, Services, network_of, url_on
+from deploy.local.state import State, processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +28,14 @@ if TYPE_CHECKING:
     from deploy.local.daemon import Daemon
 
 HOST_ID = "local"
-DIGITS_DATASET = "ds-550"
 PRIVATE_HOST_ID = "demo"
+GATEWAY_PORT = 8080
+"""The port of a stack without a name, if it is free."""
+_PORT = "MODELYARD_GATEWAY_PORT"
+_ALL_ADDRESSES = frozenset({"0.0.0.0", "::", "localhost"})  # noqa: S104 - where not to send
+_SHORT, _LONG = "1h", "30d"
+"""How long the first API key is valid: in a MongoDB that the user provided it outlives the stack.
+"""
 
 
 def provide_images(docker_host: str, datasets: Path, note: Callable[[str], None]) -> None:
@@ -47,43 +57,63 @@ class LocalStack:
         layout: Layout,
         given: Given | None = None,
         *,
-        host_id: str = HOST_ID,
-        port: int | None = None,
+        host_id: str | None = None,
         progress: Progress | None = None,
-        with_keys: bool = False,
+        settings: CallerSettings | None = None,
     ) -> None:
-        """With `with_keys` the gateway requires API keys; `api_key` is then an admin key."""
+        """Without `host_id` the host is named by `settings`, or else by the stack.
+
+        If `settings` say that the gateway requires keys, `api_key` is an admin key after `start`.
+        """
         self.layout = layout
-        self.host_id = host_id
+        self.settings = settings or CallerSettings()
         self._progress = progress or Progress()
-        self._port = port or free_port()
         self._exits = ExitStack()
-        self._with_keys = with_keys
+        self._port = self._chosen_port()
+        self._host_id = host_id or self.settings.get("MODELYARD_HOST_ID")
         self.api_key: str | None = None
         self.servers = Servers(layout, given or Given(), self._progress)
-        self.services = Services(layout, host_id=host_id)
+        self.services = Services(layout, self.settings)
 
     @classmethod
     def private(
         cls,
         given: Given | None = None,
         progress: Progress | None = None,
-        *,
-        with_keys: bool = False,
+        settings: CallerSettings | None = None,
     ) -> Self:
         """Return a stack separate from that of `make up`; it leaves only images and logs."""
         layout = Layout.private()
-        stack = cls(layout, given, host_id=PRIVATE_HOST_ID, progress=progress, with_keys=with_keys)
-        stack.services = Services(layout, host_id=PRIVATE_HOST_ID, devices=DECLARED_DEVICES)
+        stack = cls(layout, given, progress=progress, settings=settings)
+        stack.services = Services(layout, stack.settings, devices=DECLARED_DEVICES)
         return stack
 
     @property
     def endpoints(self) -> Endpoints:
+        host = self.settings.get("MODELYARD_GATEWAY_HOST") or LOOPBACK
         return Endpoints(
-            url=url_on(self._port),
+            url=url_on(self._port, LOOPBACK if host in _ALL_ADDRESSES else host),
             amqp_url=self.servers.amqp_url,
             mongo_url=self.servers.mongo_url,
             docker_host=self.servers.docker_host,
+        )
+
+    @property
+    def host_id(self) -> str:
+        """The id of the stack's host, which no other worker on its engine has."""
+        usual = self.layout.name or (PRIVATE_HOST_ID if self.layout.transient else HOST_ID)
+        tag = self._engine_tag
+        return self._host_id or (f"{usual}-{tag}" if tag not in {"", usual} else usual)
+
+    @property
+    def state(self) -> State:
+        """What a later command has to know of this stack."""
+        return State(
+            self.endpoints,
+            self.host_id,
+            processes_of(self.daemons()),
+            self.servers.own_addresses,
+            self.api_key,
         )
 
     def daemons(self) -> list[Daemon]:
@@ -103,9 +133,12 @@ class LocalStack:
             with self._progress.step("Images") as step:
                 step.result = self.provide_images(step.note)
             with self._progress.step("Gateway, dispatcher, worker") as step:
-                if self._with_keys:
-                    self.api_key = bootstrap_key(self.endpoints.mongo_url)
-                self.services.start(self.endpoints, self.api_key)
+                if self.settings.with_keys:
+                    valid_for = _SHORT if self.layout.transient else _LONG
+                    self.api_key = bootstrap_key(self.endpoints.mongo_url, valid_for)
+                self._settle_port()
+                host = Host(self.host_id, self._engine_tag)
+                self.services.start(self.endpoints, host, self.api_key)
                 step.result = f"Gateway ready on {self.endpoints.url}, host {self.host_id} online"
             undo.pop_all()
 
@@ -148,10 +181,47 @@ class LocalStack:
     ) -> None:
         self._exits.close()
 
+    @property
+    def _engine_tag(self) -> str:
+        """What distinguishes our containers on an engine that others may use; empty on our own."""
+        ours = self.servers.docker_host == self.servers.docker.url and not self.layout.transient
+        return "" if ours else self.layout.tag
+
+    def _chosen_port(self) -> int:
+        """Return the port that the caller wants, or that the stack had the last time."""
+        wanted = self.settings.get(_PORT) or "0"
+        if not wanted.isdecimal():
+            raise StackError(f"{_PORT} is wrong: {wanted!r} is no port.")
+        if int(wanted):
+            return int(wanted)
+        if self.layout.transient:
+            return free_port()
+        if self._port_file.exists():
+            return int(self._port_file.read_text())
+        return free_port() if self.layout.name else GATEWAY_PORT
+
+    def _settle_port(self) -> None:
+        """Take another port if somebody listens on ours by now, unless the caller wants this one.
+
+        It is kept for the next start, so that shells and bookmarks stay right.
+        """
+        wanted = self.settings.get(_PORT) or "0"
+        if not int(wanted) and not is_free(self._port):
+            self._port = free_port()
+        if not self.layout.transient:
+            self._port_file.parent.mkdir(parents=True, exist_ok=True)
+            self._port_file.write_text(str(self._port))
+
+    @property
+    def _port_file(self) -> Path:
+        return self.layout.data / "gateway-port"
+
     def _remove_containers(self) -> None:
         docker_host = self.endpoints.docker_host
         if engine_api.version(docker_host):
             engine_api.remove_containers(docker_host, f"modelyard.host={self.host_id}")
+            if self._engine_tag:
+                engine_api.remove_network(docker_host, network_of(self._engine_tag))
 
     def _forget_data(self) -> None:
         """Remove the data of this run, or of an earlier run that was killed."""

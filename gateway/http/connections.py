@@ -5,12 +5,16 @@ its first byte, for the rest of a header, and for it to read on in an answer. `s
 a second, checks what each connection waits for; that is simpler than a timer for every wait, and
 cheap for thousands of connections.
 
+A client that has been refused may go on sending what it has begun. That is read and dropped, within
+bounds in bytes and in time, so that the client sees the answer (see `lingering`).
+
 If too many connections are open, idle ones are closed for new ones, beginning with the address that
 has the most. A client that has stopped reading its answer loses its connection too; one that still
 reads does not. A new connection is refused (503) only if all the others are being served.
 """
 
 import asyncio
+import math
 import select
 import time
 import uuid
@@ -26,6 +30,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from gateway.http.lingering import LingeringTransport, lingering
 from gateway.http.strict_http import StrictConnection
 from modelyard.contract import answers
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE
@@ -37,6 +42,8 @@ LOG_EVERY_S = 10.0
 """Least seconds between two log lines about refused or closed connections."""
 STALLED_S = 5.0
 """Seconds after which a client that reads nothing of its answer may lose its connection."""
+REST_BYTES = 64 << 20
+"""Most bytes that are dropped of a request that has been answered; then the connection is cut."""
 CLOSED_SHARE = 20
 """If too many connections are open, one in so many is closed at once."""
 
@@ -58,6 +65,8 @@ class Waiting(StrEnum):
     NEXT_REQUEST = "next_request"
     HEADER = "header"
     """The first byte or the rest of a request's header, or the rest of a refused body."""
+    REST = "rest"
+    """What the client still sends after the last answer, and its end of the connection."""
     READER = "reader"
     """The client, which has to read what was written."""
     ANSWER = "answer"
@@ -68,6 +77,7 @@ class ClientConnection(H11Protocol):
     """uvicorn's connection, with strict parsing and clean refusals; see `ClientConnections`."""
 
     conn: StrictConnection
+    transport: LingeringTransport
 
     def __init__(
         self, config: uvicorn.Config, server_state: ServerState, all_: "ClientConnections"
@@ -82,6 +92,7 @@ class ClientConnection(H11Protocol):
         """When the client had last read anything of what was written."""
         self._all = all_
         self._unsent = 0
+        self._dropped = 0
         self._seen: object = None
 
     @property
@@ -91,7 +102,7 @@ class ClientConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a new connection, if there is room for it or idle ones can be closed."""
-        super().connection_made(transport)  # type: ignore[arg-type]
+        super().connection_made(lingering(transport, lambda: self._body_is_coming))
         if not self._all.make_room(self):
             self.refuse(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -101,7 +112,11 @@ class ClientConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Handle bytes of the client; those that follow a refusal are dropped."""
-        if not self.transport.is_closing():
+        answered = self._body_is_coming and self.conn.our_state is h11.DONE
+        self._dropped = self._dropped + len(data) if answered or self.transport.lingers else 0
+        if self._dropped > REST_BYTES:
+            self.transport.abort()
+        elif not self.transport.is_closing():
             super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
@@ -119,12 +134,18 @@ class ClientConnection(H11Protocol):
             # To the app this looks like a disconnect of the client: uvicorn drops what it sends.
             cycle.disconnected = True
             cycle.message_event.set()
-        self.transport.close()
+        self.transport.linger()
 
     def shutdown(self) -> None:
-        """Close as soon as the request in flight is answered."""
+        """Close as soon as the request in flight is answered; nobody's rest is waited for."""
         if not self.transport.is_closing():
             super().shutdown()
+        if self.transport.lingers:
+            self.transport.abort()
+
+    @property
+    def _body_is_coming(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY
 
     def resume_writing(self) -> None:
         """Continue to write, because the client has read."""
@@ -152,13 +173,15 @@ class ClientConnection(H11Protocol):
         return self.waiting is not Waiting.ANSWER
 
     def _waits_for(self) -> Waiting:
+        if self.transport.lingers:
+            return Waiting.REST
         if self.transport.get_write_buffer_size() or self.transport.is_closing():
             return Waiting.READER
         if self.cycle is None:
             return Waiting.HEADER
         if not self.cycle.response_complete:
             return Waiting.ANSWER
-        if self.conn.their_state is h11.SEND_BODY or self.conn.has_part_of_header:
+        if self._body_is_coming or self.conn.has_part_of_header:
             return Waiting.HEADER
         return Waiting.NEXT_REQUEST
 
@@ -185,10 +208,13 @@ class ClientConnections:
         now = self.now()
         for one in self.of():
             one.update()
-            if one.waiting is Waiting.READER and now - one.read_on_at > self.limits.write_s:
-                self._abort(one)
-            elif one.waiting is Waiting.HEADER and now - one.since > self.limits.header_s:
+            waited = now - (one.read_on_at if one.waiting is Waiting.READER else one.since)
+            if waited <= self._most_s(one.waiting):
+                continue
+            if one.waiting is Waiting.HEADER:
                 self._close_late(one)
+            else:
+                self._abort(one)
         self._abort_reset()
         self._log_too_many()
 
@@ -210,6 +236,12 @@ class ClientConnections:
         if not closable:
             self._refused += 1
         return bool(closable)
+
+    def _most_s(self, waiting: Waiting) -> float:
+        """Return how long a connection may wait for this; other waits are bounded elsewhere."""
+        if waiting is Waiting.READER:
+            return self.limits.write_s
+        return self.limits.header_s if waiting in {Waiting.HEADER, Waiting.REST} else math.inf
 
     def _close_late(self, one: ClientConnection) -> None:
         """Close a connection whose header is late: with 408 if part of it came, else silently."""

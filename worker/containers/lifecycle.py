@@ -63,7 +63,7 @@ class ContainerLifecycle:
     async def find(self, command: HostCommand) -> ContainerFacts | None:
         """Return the container of the command's generation; None if there is none of ours."""
         try:
-            facts = await self._runtime.inspect(container_name(command.job_id, command.generation))
+            facts = await self._runtime.inspect(self._name(command))
         except NoSuchContainerError:
             return None
         labels = facts.labels
@@ -79,12 +79,15 @@ class ContainerLifecycle:
 
     async def reach(self, command: HostCommand) -> ContainerFacts:
         """Return the container as `require` does, without asking the engine if it surely runs."""
-        known = self.running.get(container_name(command.job_id, command.generation))
+        known = self.running.get(self._name(command))
         if known is not None:
             return known
         facts = await self.require(command)
         self.running.keep(facts)
         return facts
+
+    def _name(self, command: HostCommand) -> str:
+        return container_name(command.job_id, command.generation, self._rules.prefix)
 
     async def ensure(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
         """Return the job's container with its mounts checked; create it if it does not exist.

@@ -9,7 +9,7 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import canonical_json
-from worker.engine.labels import ContainerLabels, container_name
+from worker.engine.labels import NAME_PREFIX, ContainerLabels, container_name
 from worker.engine.plan import ContainerPlan, DatasetMount, ImageFacts
 from worker.model_server.profiles import inventory_path
 from worker.model_server.templates import fill
@@ -35,6 +35,8 @@ class PlanRules:
     """What a container may write to the disk if its model sets no limit."""
     max_disk_bytes: int = 100 << 30
     """The highest disk limit that a model may ask for."""
+    prefix: str = NAME_PREFIX
+    """What the names of containers begin with."""
 
 
 def spec_hash(spec: ModelSpec) -> str:
@@ -66,7 +68,7 @@ def plan_container(
     _check_image_volumes(spec, dataset, image)
     values = {"model": spec.served_name, "dataset": dataset.target if dataset else ""}
     return ContainerPlan(
-        name=container_name(command.job_id, command.generation),
+        name=container_name(command.job_id, command.generation, rules.prefix),
         labels=ContainerLabels(
             host_id=rules.host_id,
             job_id=command.job_id,
@@ -77,6 +79,7 @@ def plan_container(
             ready_path=inventory_path(spec),
             strict=command.verb is Verb.TEMP or spec.on_host_lost == "recreate",
             disk=_disk(spec.resources, rules),
+            prefix=rules.prefix,
         ),
         image=spec.image,
         command=tuple(fill(part, values) for part in spec.command) if spec.command else None,

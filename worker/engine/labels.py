@@ -1,10 +1,15 @@
 """The labels by which a worker recognises its containers after a restart or a crash."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-NAME_PREFIX = "modelyard-"
+NAME_PREFIX = "modelyard"
+NAME_PREFIXES = re.compile(r"modelyard(\.[a-z0-9_]{1,16})?")
+"""What a container's name may begin with. Workers of installations that share an engine have
+different ones. The dot and the missing dash keep two of them from making the same name.
+"""
 
 HOST = "modelyard.host"
 JOB = "modelyard.job"
@@ -15,12 +20,13 @@ PORT = "modelyard.port"
 READY = "modelyard.ready"
 LEASE = "modelyard.lease"
 DISK = "modelyard.disk"
+PREFIX = "modelyard.prefix"
 STRICT = "strict"
 
 
-def container_name(job_id: str, generation: int) -> str:
+def container_name(job_id: str, generation: int, prefix: str = NAME_PREFIX) -> str:
     """Return the name of a job's container of this generation; no other name is possible."""
-    return f"{NAME_PREFIX}{job_id}-{generation}"
+    return f"{prefix}-{job_id}-{generation}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +55,13 @@ class ContainerLabels:
     """Bytes that the container may write to the disk; None if it was created by a version without
     that limit."""
 
+    prefix: str = NAME_PREFIX
+    """What the container's name begins with."""
+
     @property
     def name(self) -> str:
         """The name of the container with these labels."""
-        return container_name(self.job_id, self.generation)
+        return container_name(self.job_id, self.generation, self.prefix)
 
     def as_labels(self) -> dict[str, str]:
         """Return the labels as Docker stores them.
@@ -70,6 +79,7 @@ class ContainerLabels:
             READY: self.ready_path or "",
             LEASE: STRICT if self.strict else "",
             DISK: "" if self.disk is None else str(self.disk),
+            PREFIX: self.prefix,
         }
 
     def same_container(self, other: Self) -> bool:
@@ -99,7 +109,9 @@ class ContainerLabels:
                 ready_path=labels.get(READY) or None,
                 strict=labels.get(LEASE) == STRICT,
                 disk=int(labels[DISK]) if labels.get(DISK) else None,
+                prefix=labels.get(PREFIX) or NAME_PREFIX,
             )
         except (KeyError, ValueError):
             return None
-        return parsed if parsed.name == name else None
+        ours = parsed.name == name and NAME_PREFIXES.fullmatch(parsed.prefix)
+        return parsed if ours else None
