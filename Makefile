@@ -20,7 +20,7 @@ PARALLEL := -n 3 --dist loadscope
 # Without compiled modules each process of the tests compiles all of them, five seconds long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo images compose-demo test test-fast faults soak bench bench-scale bench-containers simulate up \
+.PHONY: help setup demo images compose-demo test test-fast upgrade-test faults soak bench bench-scale bench-containers simulate up \
 	down status check fmt clean
 
 help: ## List the targets.
@@ -46,6 +46,9 @@ test: $(READY) ## Run all tests against the real servers.
 
 test-fast: $(READY) ## Run the tests that need no server and no patience: under a minute.
 	@$(PYTHON) -m pytest -n 4 --dist loadscope --fast tests/statemachine tests/unit tests/conformance $(ARGS)
+
+upgrade-test: $(READY) ## Replace each process by that of the next version and back; needs the git history.
+	@$(PYTHON) -m pytest -m upgrade tests/upgrade $(ARGS)
 
 faults: $(READY) ## Make every fault and check every invariant; ends with a table.
 	@$(PYTHON) -m pytest -p tests.faults.report --fault-table -m '' tests/faults $(ARGS)

@@ -43,7 +43,8 @@ class Service:
     ) -> None:
         name = name or module
         self.daemon = Daemon(name, folder, log=logs / f"{name}.log" if logs else None)
-        self._root = root
+        self.root = root
+        """The checkout whose code it runs; another one takes effect at its next start."""
         self._argv = [sys.executable, "-m", module]
         self._environment: dict[str, str] = {}
 
@@ -59,12 +60,12 @@ class Service:
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MODELYARD_")}
         self._environment = {**inherited, **settings}
-        self.daemon.spawn(self._argv, self._environment, cwd=self._root)
+        self.daemon.spawn(self._argv, self._environment, cwd=self.root)
 
     def restart(self) -> None:
         """Stop the process if it runs, and start it with the same settings again."""
         self.stop()
-        self.daemon.spawn(self._argv, self._environment, cwd=self._root)
+        self.daemon.spawn(self._argv, self._environment, cwd=self.root)
 
     def stop(self) -> None:
         self.daemon.stop(_STOP_S)

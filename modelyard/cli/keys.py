@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelyard.cli.exit_codes import FAILED, UNAVAILABLE, USAGE
-from modelyard.cli.machine.settings import BootstrapSettings
+from modelyard.cli.machine.settings import StoreCommandSettings
 from modelyard.cli.options import Context
 from modelyard.cli.session import session_of
 from modelyard.contract.access.api_keys import MAX_EXPIRY_S, CreatedApiKey
@@ -98,7 +98,7 @@ def bootstrap(
         session.out.error(missing_extra("dispatcher", error))
         raise typer.Exit(USAGE) from error
     try:
-        url = read_settings(BootstrapSettings).mongo_url.get_secret_value()
+        url = read_settings(StoreCommandSettings).mongo_url.get_secret_value()
         created = asyncio.run(bootstrap_key(url, name, _seconds(expires), force=force))
     except (WrongSettingsError, ValueError) as error:
         session.out.error(str(error))

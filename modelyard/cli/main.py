@@ -18,6 +18,7 @@ from modelyard.cli.describe import describe
 from modelyard.cli.exit_codes import FAILED, INTERRUPTED, UNAVAILABLE, USAGE
 from modelyard.cli.keys import keys
 from modelyard.cli.machine.config import config
+from modelyard.cli.machine.database import database
 from modelyard.cli.machine.doctor import doctor
 from modelyard.cli.options import Context
 from modelyard.cli.printing.output import Output
@@ -75,6 +76,7 @@ commands.add_typer(datasets, name="datasets")
 commands.add_typer(dead_letters, name="dead-letters")
 commands.add_typer(keys, name="keys")
 commands.add_typer(rabbitmq, name="rabbitmq")
+commands.add_typer(database, name="database")
 commands.add_typer(config, name="config")
 
 

@@ -1,8 +1,9 @@
 """The messages between clients, gateway, dispatcher, workers and subscribers.
 
-All are frozen. Every message on a queue carries `schema_version`; a reader accepts the version it
-knows and ignores fields that it does not know. A client's request is the exception: there an
-unknown field is an error. Times are UTC, durations are seconds.
+All are frozen. Every message on a queue carries `schema_version`; a reader accepts the versions it
+knows and ignores fields that it does not know. The next version is read one release before it is
+written, and the one before is read for as long (`docs/upgrading.md`). A client's request is the
+exception: there an unknown field is an error. Times are UTC, durations are seconds.
 """
 
 import hashlib

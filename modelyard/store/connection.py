@@ -37,7 +37,7 @@ BAD_VALUE = 2
 ASK_TIME_EVERY_S = 10.0
 """Seconds after which the database is asked for the time again."""
 
-_UNUSABLE_URL = (
+UNUSABLE_URL = (
     "MongoDB's URL can't be used; expected mongodb://[user:password@]host[:port]/database"
     "[?options], with user and password percent-encoded."
 )
@@ -114,7 +114,7 @@ class MongoConnection:
             )
         except (ConfigurationError, ValueError) as error:
             # The driver's message may contain a part of the password.
-            raise ValueError(_UNUSABLE_URL) from error
+            raise ValueError(UNUSABLE_URL) from error
         self.database: AsyncIOMotorDatabase[dict[str, Any]] = self._client.get_default_database(
             DEFAULT_DATABASE,
             codec_options=CODEC_OPTIONS,

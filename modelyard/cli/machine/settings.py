@@ -16,7 +16,7 @@ class CommandLineSettings(ConfiguredSettings):
     )
 
 
-class BootstrapSettings(StoreSettings):
-    """The database for the first API key, from the configuration of any service that uses it."""
+class StoreCommandSettings(StoreSettings):
+    """The database that a command works on itself, from the configuration of any service."""
 
     foreign_keys: ClassVar[bool] = True

@@ -7,7 +7,7 @@ import pytest
 
 from dispatcher.settings import DispatcherSettings
 from gateway.settings import AuthMethod, GatewaySettings
-from modelyard.cli.machine.settings import BootstrapSettings, CommandLineSettings
+from modelyard.cli.machine.settings import CommandLineSettings, StoreCommandSettings
 from modelyard.process.config.sources import (
     MAX_CONFIG_BYTES,
     MAX_SECRET_BYTES,
@@ -209,7 +209,7 @@ def test_only_secrets_have_files_of_their_own(file: Path) -> None:
 
 def test_a_command_may_read_the_database_from_the_file_of_a_service(file: Path) -> None:
     file.write_text('mongo_url = "mongodb://db.example/x"\ndispatcher_max_attempts = 5\n')
-    settings = read_settings(BootstrapSettings)
+    settings = read_settings(StoreCommandSettings)
     assert settings.mongo_url.get_secret_value() == "mongodb://db.example/x"
 
 
