@@ -20,7 +20,7 @@ PARALLEL := -n 3 --dist loadscope
 # Without compiled modules each process of the tests compiles all of them, five seconds long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo images compose-demo test test-fast upgrade-test faults soak bench bench-scale bench-containers simulate up \
+.PHONY: help setup demo images compose-demo test test-fast upgrade-test faults ecosystem soak bench bench-scale bench-containers simulate up \
 	down status check fmt clean
 
 help: ## List the targets.
@@ -52,6 +52,9 @@ upgrade-test: $(READY) ## Replace each process by that of the next version and b
 
 faults: $(READY) ## Make every fault and check every invariant; ends with a table.
 	@$(PYTHON) -m pytest -p tests.faults.report --fault-table -m '' tests/faults $(ARGS)
+
+ecosystem: $(READY) ## Run public model servers (MLServer, LitServe, BentoML) through all verbs.
+	@$(PYTHON) -m pytest -m '' tests/ecosystem $(ARGS)
 
 soak: $(READY) ## Break things at random under load: make soak MINUTES=10 SEED=7
 	@$(PYTHON) -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

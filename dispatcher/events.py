@@ -244,6 +244,8 @@ def operation_event(operation: OperationRecord) -> Event:
         error=operation.error,
         cancel_requested=operation.cancel_requested or None,
         result_bytes=operation.result_bytes,
+        result_type=operation.result_type,
+        result_sha256=operation.result_sha256,
         accepted_at=operation.accepted_at if operation.state.terminal else None,
         dispatched_at=operation.dispatched_at,
         started_at=operation.started_at,
@@ -269,7 +271,11 @@ def report_event(
         if report.state.terminal:
             written["finished_at"] = receipt.finished_at
     if result is not None:
-        written["result_bytes"] = result.size
+        written |= {
+            "result_bytes": result.size,
+            "result_type": result.content_type,
+            "result_sha256": result.sha256,
+        }
     reported = operation.model_copy(
         update={
             "job_id": report.job_id,

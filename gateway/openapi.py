@@ -168,7 +168,13 @@ PUT_ANSWERS: Responses = {
     **_BODY_ANSWERS,
 }
 RESULT_ANSWERS: Responses = {
-    200: {"description": "The model's answer.", "content": {"application/json": {}}},
+    200: {
+        "description": "The model's answer, with the media type that it gave.",
+        "content": {
+            "application/json": {},
+            "*/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
     409: _problem("`result_not_ready`, with `Retry-After`."),
     **ONE_ANSWERS,
     404: _problem("`not_found`, or `no_result` if the operation ended without a result."),

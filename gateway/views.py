@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from modelyard.contract.answers import Accepted, DeadLetterSummary, DeadLetterView
 from modelyard.contract.capacity.offers import MILLI
+from modelyard.contract.content.media_types import JSON_TYPE
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.views import (
     Amount,
@@ -80,6 +81,8 @@ def operation_view(record: OperationRecord) -> OperationView:
         not_before=record.not_before if record.state is OperationState.QUEUED else None,
         error=record.error,
         result_bytes=record.result_bytes,
+        result_type=None if record.result_bytes is None else record.result_type or JSON_TYPE,
+        result_sha256=record.result_sha256,
         accepted_at=record.accepted_at,
         dispatched_at=record.dispatched_at,
         started_at=record.started_at,

@@ -187,6 +187,8 @@ def _ended(seen: OperationRecord, end: Event) -> OperationRecord:
             "error": end.error,
             "cancel_requested": seen.cancel_requested or bool(end.cancel_requested),
             "result_bytes": end.result_bytes,
+            "result_type": end.result_type,
+            "result_sha256": end.result_sha256,
             "dispatched_at": end.dispatched_at,
             "started_at": end.started_at,
             "finished_at": end.finished_at,

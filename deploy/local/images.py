@@ -60,6 +60,17 @@ class Base:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What an image is built from."""
+
+    tag: str
+    source: Path
+    """A folder with a Dockerfile that takes the argument BASE_IMAGE."""
+    kept: bool = True
+    """True: it is kept in the cache, because building it takes longer than loading it."""
+
+
 def ensure_images(
     docker_host: str,
     progress: Progress,
@@ -80,7 +91,22 @@ def ensure_images(
     with exclusive(cache / ".lock", _TURN):
         base = _ensure_base(engine, progress, cache, _asked(base_image))
         for tag in which:
-            _ensure_built(engine, progress, cache, base, tag)
+            # Building the others is faster than loading them.
+            recipe = Recipe(tag, _SOURCES / _name(tag), kept=tag == DIGITS)
+            _ensure_built(engine, progress, cache, base, recipe)
+
+
+def ensure_image(
+    docker_host: str, tag: str, source: Path, progress: Progress, *, cache: Path = _CACHE
+) -> None:
+    """Build an image from a folder with a Dockerfile, or load it, unless it is up to date.
+
+    Raises `ImagesError`.
+    """
+    engine = Builder(docker_host)
+    with exclusive(cache / ".lock", _TURN):
+        base = _ensure_base(engine, progress, cache, _asked())
+        _ensure_built(engine, progress, cache, base, Recipe(tag, source))
 
 
 def ensure_base(docker_host: str, progress: Progress, *, cache: Path = _CACHE) -> Base:
@@ -168,10 +194,15 @@ def _make_base(tarball: Path, progress: Progress) -> None:
         _put(partial, tarball)
 
 
-def _ensure_built(engine: Builder, progress: Progress, cache: Path, base: Base, tag: str) -> None:
-    name = tag.partition("/")[2].partition(":")[0]
-    source = _SOURCES / name
-    inputs = digest(base.identity, hash_folder(source))
+def _name(tag: str) -> str:
+    return tag.partition("/")[2].partition(":")[0]
+
+
+def _ensure_built(
+    engine: Builder, progress: Progress, cache: Path, base: Base, recipe: Recipe
+) -> None:
+    tag, name = recipe.tag, _name(recipe.tag)
+    inputs = digest(base.identity, hash_folder(recipe.source))
     if engine.made_from(tag) == inputs:
         return
     tarball = cache / f"{name}-{inputs}.tar"
@@ -183,12 +214,12 @@ def _ensure_built(engine: Builder, progress: Progress, cache: Path, base: Base, 
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}.") as scratch:
         context = Path(scratch) / "context"
-        shutil.copytree(source, context, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(recipe.source, context, ignore=shutil.ignore_patterns("__pycache__"))
         engine.build(
             tag, context, progress,
             base=base.image, options=("--label", f"{INPUTS_LABEL}={inputs}"),
         )  # fmt: skip
-        if tag == DIGITS:  # building the probe is faster than loading it
+        if recipe.kept:
             partial = Path(scratch) / "image.tar"
             engine.run("save", "--output", str(partial), tag, deadline=_COPY)
             _put(partial, tarball)

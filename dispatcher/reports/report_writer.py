@@ -178,9 +178,11 @@ class ReportWriter:
     async def _keep_results(self, accepted: Sequence[CurrentReport]) -> Mapping[str, ResultPlace]:
         places: dict[str, ResultPlace] = {}
         for one in accepted:
-            if one.report.result_json is not None and one.new:
-                places[one.report.operation_id] = await self._store.results.put(
-                    one.report.operation_id, one.report.epoch, one.report.result_json
+            report = one.report
+            result = report.result_content if report.result_json is None else report.result_json
+            if result is not None and one.new:
+                places[report.operation_id] = await self._store.results.put(
+                    report.operation_id, report.epoch, result
                 )
         return places
 

@@ -27,6 +27,7 @@ from gateway.submission.bodies import MOST_WAIT_S
 from gateway.views import operation_view
 from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import Accepted, OperationPage
+from modelyard.contract.content.media_types import JSON_TYPE, file_ending, is_json
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id, OperationId
 from modelyard.contract.states import OperationState, Verb
@@ -129,15 +130,17 @@ async def read_operation(
     summary="Read the result of an operation",
 )
 async def read_result(operation_id: OperationId, gateway: GatewayDependencies) -> Response:
-    """Return the stored result, exactly as the model answered."""
+    """Return the stored result, exactly as the model answered, with the type that it gave."""
     record = _found(await gateway.reading.operation(operation_id), operation_id)
     if not record.state.terminal:
         raise ModelyardError(ErrorCode.RESULT_NOT_READY, f"The operation is {record.state}.")
     content = await _content(gateway, record)
     return StreamingResponse(
         content,
-        media_type="application/json",
-        headers={"Content-Length": str(record.result_bytes)},
+        headers={
+            **_result_headers(operation_id, record.result_type or JSON_TYPE),
+            "Content-Length": str(record.result_bytes),
+        },
     )
 
 
@@ -219,6 +222,22 @@ async def retry_operation(
     again = await gateway.reader.again(found, key, tenant=caller.tenant)
     outcome = await accepted(gateway, again)
     return await answered(gateway, outcome, wait_s, request.receive)
+
+
+def _result_headers(operation_id: str, media_type: str) -> dict[str, str]:
+    """Return the headers of a result, with which a browser does not run it.
+
+    Models are not trusted, and what they answer comes from the gateway's own address. That a
+    browser does not guess what it is, every answer says.
+    """
+    headers = {
+        "Content-Type": media_type,
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+    }
+    if not is_json(media_type):
+        name = f"{operation_id}.{file_ending(media_type)}"
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return headers
 
 
 def _found(record: OperationRecord | None, operation_id: str) -> OperationRecord:

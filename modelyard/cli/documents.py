@@ -78,6 +78,14 @@ def documents(name: str) -> list[JsonValue]:
     return _yaml(content, name) if path.suffix.lower() in _YAML else [_json(content, name)]
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file; raises `typer.BadParameter` if that is not possible."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}") from error
+
+
 def mapping(value: JsonValue) -> dict[str, JsonValue]:
     """Return a request; raises `typer.BadParameter` if it is not a JSON object."""
     if not isinstance(value, dict):

@@ -1,11 +1,14 @@
 """The commands that read, list, cancel and retry operations."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from modelyard.cli.documents import write_file
 from modelyard.cli.options import Context, Key, Limit, OnHost, OperationOrJob, Wait
+from modelyard.cli.printing.contents import described_content
 from modelyard.cli.session import finish, followed, operation_of, session_of, until_end
 from modelyard.client import OperationFailed
 from modelyard.client.endpoints import OperationFilters
@@ -58,10 +61,29 @@ def explain(ctx: Context, operation: OperationOrJob) -> None:
     session.out.explanation(session.yard.explain(operation_of(session, operation)))
 
 
-def result(ctx: Context, operation: OperationOrJob) -> None:
-    """Print an operation's result."""
+def result(
+    ctx: Context,
+    operation: OperationOrJob,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write it to this file, as the model gave it.", dir_okay=False
+        ),
+    ] = None,
+) -> None:
+    """Print an operation's result, or write it to a file.
+
+    What is no text is not printed on a terminal: a line says what it is. Into a pipe it goes as it
+    is.
+    """
     session = session_of(ctx)
-    session.out.value(session.yard.result(operation_of(session, operation, for_its_result=True)))
+    content = session.yard.content(operation_of(session, operation, for_its_result=True))
+    if output is None:
+        session.out.content(content)
+    else:
+        write_file(output, content.content)
+        session.out.note(f"{output}: {described_content(content)}")
 
 
 def wait(ctx: Context, operation: OperationOrJob, timeout: Timeout = None) -> None:

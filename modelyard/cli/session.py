@@ -91,7 +91,7 @@ def finish(session: Session, accepted: Accepted, *, wait: bool) -> None:
     session.out.note(f"operation {accepted.operation_id}")
     ended = followed(session, accepted.operation_id, None)
     if ended.result_bytes is not None and not session.out.as_json:
-        session.out.value(session.yard.result(ended))
+        session.out.content(session.yard.content(ended))
     else:
         session.out.one(ended)
 

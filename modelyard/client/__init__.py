@@ -13,7 +13,7 @@ dead letter and the creation of an API key have no such key and are sent once.
 """
 
 from modelyard.client.aio import AsyncModelyard
-from modelyard.client.endpoints import OperationFailed
+from modelyard.client.endpoints import Content, NotJsonError, OperationFailed
 from modelyard.client.retry import ApiError, ServiceUnavailableError
 from modelyard.client.sync import Modelyard
 from modelyard.contract.answers import Accepted
@@ -22,7 +22,9 @@ __all__ = [
     "Accepted",
     "ApiError",
     "AsyncModelyard",
+    "Content",
     "Modelyard",
+    "NotJsonError",
     "OperationFailed",
     "ServiceUnavailableError",
 ]

@@ -16,6 +16,7 @@ from modelyard.client import endpoints
 from modelyard.client.credentials import authorization
 from modelyard.client.endpoints import (
     LONGEST_POLL_S,
+    Content,
     InferenceOptions,
     NamedList,
     Request,
@@ -224,8 +225,15 @@ class AsyncModelyard:
         return await self._send(endpoints.retry(id_of(operation), idempotency_key))
 
     async def result(self, operation: Operation) -> JsonValue:
-        """Read the result of an operation that has ended."""
+        """Read the result of an operation that has ended.
+
+        Raises `NotJsonError` if it is something else than JSON; see `content`.
+        """
         return await self._send(endpoints.result(id_of(operation)))
+
+    async def content(self, operation: Operation) -> Content:
+        """Read the result of an operation that has ended, whatever it is, with its media type."""
+        return await self._send(endpoints.content(id_of(operation)))
 
     async def operations(self, **filters: Unpack[endpoints.OperationFilters]) -> OperationPage:
         """List operations, newest first; `cursor=page.next` gives the next page."""

@@ -6,8 +6,10 @@ idempotency key. The exceptions are replays and new API keys, where each call ha
 own.
 """
 
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -32,6 +34,7 @@ from modelyard.contract.answers import (
     OperationPage,
 )
 from modelyard.contract.catalog.rules import AS_RECORDED
+from modelyard.contract.content.media_types import is_json, media_type_of
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
@@ -62,6 +65,32 @@ class OperationFailed(Exception):  # noqa: N818 - named as the state that it rep
         self.operation = operation
         reason = f": {operation.error.code}: {operation.error.message}" if operation.error else ""
         super().__init__(f"operation {operation.operation_id} ended {operation.state}{reason}")
+
+
+class NotJsonError(Exception):
+    """A result is not JSON; `content` has it."""
+
+    def __init__(self, content: "Content") -> None:
+        self.content = content
+        super().__init__(
+            f"the result is no JSON but {content.media_type}, {len(content.content)} bytes; "
+            "`content` reads it"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A result with its media type."""
+
+    media_type: str
+    content: bytes
+
+    def json(self) -> JsonValue:
+        """Return it as JSON; raises `NotJsonError` if it is something else."""
+        if not is_json(self.media_type):
+            raise NotJsonError(self)
+        value: JsonValue = json.loads(self.content)
+        return value
 
 
 class InferenceOptions(TypedDict, total=False):
@@ -222,8 +251,13 @@ def retry(operation_id: str, key: str | None) -> Call[Accepted]:
 
 
 def result(operation_id: str) -> Call[JsonValue]:
-    """Read an operation's result."""
-    return Call("GET", f"/v1/operations/{_quoted(operation_id)}/result", lambda r: r.json())
+    """Read an operation's result, which has to be JSON."""
+    return Call("GET", _result_path(operation_id), lambda r: _content(r).json())
+
+
+def content(operation_id: str) -> Call[Content]:
+    """Read an operation's result, whatever it is."""
+    return Call("GET", _result_path(operation_id), _content)
 
 
 def operations(filters: OperationFilters) -> Call[OperationPage]:
@@ -350,6 +384,14 @@ def put_entry(collection: str, kind: type[M], spec: M | Mapping[str, JsonValue])
 def delete_entry(collection: str, name: str) -> Call[None]:
     """Delete a catalog entry."""
     return Call("DELETE", f"/v1/{collection}/{_quoted(name)}", lambda _: None, deletes=True)
+
+
+def _result_path(operation_id: str) -> str:
+    return f"/v1/operations/{_quoted(operation_id)}/result"
+
+
+def _content(response: httpx2.Response) -> Content:
+    return Content(media_type_of(response.headers.get("content-type", "")), response.content)
 
 
 def _reader(kind: type[M]) -> Callable[[httpx2.Response], M]:

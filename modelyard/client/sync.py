@@ -11,6 +11,7 @@ from modelyard.client import endpoints
 from modelyard.client.credentials import authorization
 from modelyard.client.endpoints import (
     LONGEST_POLL_S,
+    Content,
     InferenceOptions,
     NamedList,
     Request,
@@ -219,8 +220,15 @@ class Modelyard:
         return self._send(endpoints.retry(id_of(operation), idempotency_key))
 
     def result(self, operation: Operation) -> JsonValue:
-        """Read the result of an operation that has ended."""
+        """Read the result of an operation that has ended.
+
+        Raises `NotJsonError` if it is something else than JSON; see `content`.
+        """
         return self._send(endpoints.result(id_of(operation)))
+
+    def content(self, operation: Operation) -> Content:
+        """Read the result of an operation that has ended, whatever it is, with its media type."""
+        return self._send(endpoints.content(id_of(operation)))
 
     def operations(self, **filters: Unpack[endpoints.OperationFilters]) -> OperationPage:
         """List operations, newest first; `cursor=page.next` gives the next page."""

@@ -172,7 +172,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
             "The model server did not give its memory back, so its container was stopped."
         ),
         ErrorCode.INFERENCE_FAILED: "The model server answered the inference with an error.",
-        ErrorCode.BAD_RESULT: "The model's answer is not JSON.",
+        ErrorCode.BAD_RESULT: "The model's answer is no result.",
         ErrorCode.RESULT_TOO_LARGE: "The result is larger than a worker may report.",
         ErrorCode.TIMED_OUT: "The operation ran for longer than its timeout_s.",
         ErrorCode.CANCELLED: "A client cancelled the operation.",

@@ -32,6 +32,7 @@ from modelyard.contract.capacity.offers import (
 )
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.values import Label, Text
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.ids import DEFAULT_TENANT, Id, OperationId
 from modelyard.contract.states import (
@@ -369,7 +370,9 @@ class OperationReport(Message):
     container_id: str | None = None
     error: ErrorInfo | None = None
     result_json: str | None = None
-    """The result as JSON text."""
+    """The result as JSON text; null if it is not JSON."""
+    result_content: ResultContent | None = None
+    """The result with its type if it is not JSON."""
     ran_s: float | None = Field(default=None, ge=0, le=1e9)
     """Seconds since the attempt began, by the worker's own clock; null if it is not known."""
     footprint: Footprint | None = None
@@ -502,9 +505,13 @@ class Event(Message):
     cancel_requested: bool | None = None
     """True if a client had asked to cancel the operation; null if not, or if it is not known."""
     result_bytes: int | None = None
-    """Size of the operation's result as JSON; null if there is none."""
+    """Size of the operation's result; null if there is none."""
+    result_type: str | None = None
+    """Media type of the result; null from dispatchers before 0.2, whose results are all JSON."""
+    result_sha256: str | None = None
+    """SHA-256 of the result in hexadecimal digits."""
     result: Any = None
-    """The operation's result, if it has at most 16 KiB as JSON. Without it read the result over
+    """The operation's result, if it is JSON and has at most 16 KiB. Without it read the result over
     HTTP, if `result_bytes` says that there is one."""
     accepted_at: datetime | None = None
     """Set only if the event is about an operation that has ended."""

@@ -66,7 +66,11 @@ class OperationView(Message):
     error: ErrorInfo | None = None
     """Why it ended; while QUEUED, why its last attempt failed."""
     result_bytes: int | None = None
-    """Size of the stored result as JSON; null if there is none."""
+    """Size of the stored result; null if there is none."""
+    result_type: str | None = None
+    """Media type of the result: `application/json`, or what the model said."""
+    result_sha256: str | None = None
+    """SHA-256 of the result in hexadecimal digits; null if an older version stored it."""
     accepted_at: datetime | None = None
     dispatched_at: datetime | None = None
     started_at: datetime | None = None

@@ -15,6 +15,8 @@ _IN_THE_OPERATION = {
     "cancel_requested",
     "result",
     "result_bytes",
+    "result_type",
+    "result_sha256",
     "accepted_at",
     "dispatched_at",
     "started_at",

@@ -7,6 +7,7 @@ from typing import Any
 
 from pymongo.errors import OperationFailure
 
+from modelyard.contract.content.media_types import JSON_TYPE
 from modelyard.contract.states import OperationState, Verb
 from modelyard.store.connection import BAD_VALUE, MongoConnection
 from modelyard.store.indexes import UNBROUGHT, UNPUBLISHED
@@ -14,7 +15,15 @@ from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES, ResultPlace,
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import EPOCH, Document, OperationRecord
 
-WITHOUT_PAYLOAD = {"input_json": 0, "result_json": 0}
+WITHOUT_RESULT = {"result_json": 0, "result_content": 0}
+WITHOUT_PAYLOAD = {"input_json": 0, **WITHOUT_RESULT}
+_RESULT_FIELDS = (
+    *WITHOUT_RESULT,
+    "result_file",
+    "result_bytes",
+    "result_type",
+    "result_sha256",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +137,17 @@ class OperationQueries:
         """Return where the result of an operation is stored; None if it has none."""
         async with self._connection.answering():
             found = await self._collection.find_one(
-                {"_id": operation_id}, {"result_json": 1, "result_file": 1, "result_bytes": 1}
+                {"_id": operation_id}, dict.fromkeys(_RESULT_FIELDS, 1)
             )
         if found is None or found.get("result_bytes") is None:
             return None
         return ResultPlace(
-            found.get("result_json"), found.get("result_file"), found["result_bytes"]
+            content_type=found.get("result_type") or JSON_TYPE,
+            size=found["result_bytes"],
+            sha256=found.get("result_sha256"),
+            inline_json=found.get("result_json"),
+            inline_content=found.get("result_content"),
+            file_id=found.get("result_file"),
         )
 
     async def page(
@@ -297,7 +311,7 @@ class OperationQueries:
         with_input: bool = False,
     ) -> list[OperationRecord]:
         """Return what meets MongoDB `criteria`, for the other parts of the store."""
-        without = {"result_json": 0} if with_input else WITHOUT_PAYLOAD
+        without = WITHOUT_RESULT if with_input else WITHOUT_PAYLOAD
         async with self._connection.answering():
             cursor = self._collection.find(dict(criteria), without).limit(limit)
             if sort:

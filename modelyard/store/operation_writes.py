@@ -73,11 +73,15 @@ class IntakeEntry:
 
 @dataclass(frozen=True, slots=True)
 class ResultPlace:
-    """Where a reported result is stored."""
+    """Where a reported result is stored, and what it is."""
 
-    inline_json: str | None
-    file_id: str | None
+    content_type: str
     size: int
+    sha256: str | None
+    """None of a result that an older version stored."""
+    inline_json: str | None = None
+    inline_content: bytes | None = None
+    file_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,11 @@ def report_write(
             "result_json": {"$literal": result.inline_json},
             "result_file": result.file_id,
             "result_bytes": result.size,
+            "result_type": {"$literal": result.content_type},
+            "result_sha256": result.sha256,
         }
+        if result.inline_content is not None:
+            changes["result_content"] = {"$literal": result.inline_content}
     if receipt is not None and receipt.told is not None:
         changes["told"] = {"$literal": receipt.told.model_dump()}
     current: list[Document] = [

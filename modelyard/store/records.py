@@ -281,6 +281,9 @@ class OperationRecord(Record):
     container_id: str | None = None
     error: ErrorInfo | None = None
     result_bytes: int | None = None
+    result_type: str | None = None
+    """Media type; None of a result that an older version stored, which is JSON."""
+    result_sha256: str | None = None
     accepted_at: datetime | None = None
     dispatched_at: datetime | None = None
     started_at: datetime | None = None

@@ -1,12 +1,16 @@
 """Results: small ones in the operation's document, larger ones in GridFS."""
 
 import contextlib
+import hashlib
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from gridfs.errors import FileExists, NoFile
 from motor.motor_asyncio import AsyncIOMotorGridFSBucket
 
+from modelyard.contract.content.media_types import JSON_TYPE
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorCode, ModelyardError, StoreUnavailableError
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES
 from modelyard.store.connection import MongoConnection
@@ -35,21 +39,32 @@ class Results:
             connection.database, bucket_name="results"
         )
 
-    async def put(self, operation_id: str, epoch: int, result_json: str) -> ResultPlace:
-        """Store a result and return where; storing the same again changes nothing."""
-        content = result_json.encode()
+    async def put(self, operation_id: str, epoch: int, result: str | ResultContent) -> ResultPlace:
+        """Store a result and return where; storing the same again changes nothing.
+
+        A small one is not written here: it is in what is returned, and so in the write of its
+        operation. A text is JSON.
+        """
+        text = result if isinstance(result, str) else None
+        content = result.encode() if isinstance(result, str) else result.content
+        place = ResultPlace(
+            content_type=JSON_TYPE if isinstance(result, str) else result.content_type,
+            size=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
         if len(content) <= MAX_INLINE_RESULT_BYTES:
-            return ResultPlace(result_json, None, len(content))
+            inline = None if text is not None else content
+            return replace(place, inline_json=text, inline_content=inline)
         file_id = f"{operation_id}:{epoch}:{self._writer}"
         async with self._connection.answering(timeout_s=30.0):
             try:
                 await self._bucket.upload_from_stream_with_id(
-                    file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
+                    file_id, operation_id, content, chunk_size_bytes=CHUNK_BYTES
                 )
             except FileExists:
                 # The report came before, and its upload may have been interrupted.
                 await self._replace(file_id, operation_id, content)
-        return ResultPlace(None, file_id, len(content))
+        return replace(place, file_id=file_id)
 
     async def _replace(self, file_id: str, operation_id: str, content: bytes) -> None:
         try:
@@ -58,19 +73,21 @@ class Results:
             ):  # the upload had written chunks and no file yet; this deletes them
                 await self._bucket.delete(file_id)
             await self._bucket.upload_from_stream_with_id(
-                file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
+                file_id, operation_id, content, chunk_size_bytes=CHUNK_BYTES
             )
         except FileExists as error:
             message = "This process is still storing this result for an earlier report."
             raise StoreUnavailableError(message) from error
 
     async def get(self, operation_id: str) -> AsyncIterator[bytes] | None:
-        """Return an operation's result as chunks of JSON text, or null if it has none."""
+        """Return an operation's result in chunks, or null if it has none."""
         place = await self._queries.result(operation_id)
         if place is None:
             return None
         if place.inline_json is not None:
             return _one(place.inline_json.encode())
+        if place.inline_content is not None:
+            return _one(place.inline_content)
         return self._stream(place.file_id or "")
 
     async def _stream(self, file_id: str) -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ And on the one in memory, which the state machine runs on.
 """
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from pymongo import MongoClient
 
 from modelyard.contract.capacity.ledger import Allocation
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import (
     MAX_INLINE_RESULT_BYTES,
@@ -542,6 +544,23 @@ async def test_results_of_any_size_come_back_whole(store: Store, size: int) -> N
     chunks = await store.results.get(ONE)
     assert chunks is not None
     assert b"".join([chunk async for chunk in chunks]).decode() == text
+
+
+@pytest.mark.parametrize("size", [10, MAX_INLINE_RESULT_BYTES + 1])
+async def test_a_result_that_is_not_json_comes_back_with_its_type(store: Store, size: int) -> None:
+    await dispatched(store)
+    content = bytes(range(256)) * (size // 256) + b"\xff" * (size % 256)
+    result = ResultContent(content_type="image/png", content=content)
+    place = await store.results.put(ONE, 1, result)
+    assert (place.inline_content is None) == (size > MAX_INLINE_RESULT_BYTES)
+    await store.operations.apply([report(OperationState.SUCCEEDED, seq=1)], {ONE: place})
+    record = await store.operation_queries.get(ONE)
+    assert record is not None
+    assert (record.result_type, record.result_bytes) == ("image/png", size)
+    assert record.result_sha256 == hashlib.sha256(content).hexdigest()
+    chunks = await store.results.get(ONE)
+    assert chunks is not None
+    assert b"".join([chunk async for chunk in chunks]) == content
 
 
 async def test_an_operation_without_a_result_has_none(store: Store) -> None:

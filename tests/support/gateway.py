@@ -30,6 +30,7 @@ from modelyard.broker import Broker, Delivery
 from modelyard.contract.access.api_keys import ApiKey
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.messages import EngineFacts, Event, HostOnline, OperationReport, Submission
@@ -82,7 +83,7 @@ class ServedGateway:
         operation_id: str,
         state: OperationState = OperationState.SUCCEEDED,
         *,
-        result_json: str | None = None,
+        result_json: str | ResultContent | None = None,
         error: ErrorInfo | None = None,
         publish: bool = True,
     ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from modelyard.contract.capacity.footprints import Footprint
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import HostCommand, OperationReport, Progress
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
@@ -30,6 +31,9 @@ class Outcome:
     container_id: str | None = None
     error: ErrorInfo | None = None
     result_json: str | None = None
+    """The result, if it is JSON."""
+    result_content: ResultContent | None = None
+    """The result, if it is not JSON."""
     footprint: Footprint | None = None
     """What the model was measured to take, if that is news."""
 
@@ -50,6 +54,7 @@ class _Standing:
     container_id: str | None = None
     error: ErrorInfo | None = None
     result_json: str | None = None
+    result_content: ResultContent | None = None
     footprint: Footprint | None = None
 
 
@@ -142,6 +147,7 @@ class Attempt:
                 container_id=outcome.container_id or self._standing.container_id,
                 error=outcome.error,
                 result_json=outcome.result_json,
+                result_content=outcome.result_content,
                 footprint=outcome.footprint,
             )
         )
@@ -189,6 +195,7 @@ class Attempt:
             container_id=standing.container_id,
             error=standing.error,
             result_json=standing.result_json,
+            result_content=standing.result_content,
             footprint=standing.footprint,
             ran_s=None if self._began_at is None else time.monotonic() - self._began_at,
         )

@@ -185,8 +185,7 @@ class AttemptRegistry:
         if self._open.get(operation_id) is attempt:
             del self._open[operation_id]
             if attempt.ended:
-                result = attempt.latest.result_json or ""
-                ended = _Ended(attempt.latest, len(result.encode()))
+                ended = _Ended(attempt.latest, _result_bytes(attempt.latest))
                 self._ended[operation_id] = ended
                 self._ended_bytes += ended.result_bytes
         while self._ended and (
@@ -216,6 +215,11 @@ class AttemptRegistry:
         ended = self._ended.pop(operation_id, None)
         if ended is not None:
             self._ended_bytes -= ended.result_bytes
+
+
+def _result_bytes(report: OperationReport) -> int:
+    content = report.result_content.content if report.result_content else b""
+    return len((report.result_json or "").encode()) + len(content)
 
 
 def _refusal(command: HostCommand) -> OperationReport | None:

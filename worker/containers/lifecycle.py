@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from modelyard.contract.catalog.entries import Probe
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
@@ -182,9 +183,9 @@ class ContainerLifecycle:
         crash_point("worker.after_start")
         return await self._runtime.inspect(facts.id)
 
-    async def probe(self, facts: ContainerFacts, path: str, seconds: float, what: str) -> None:
-        """Wait until `path` answers 2xx; raises `not_ready`, `exited` or `oom_killed`."""
-        probe = RepeatedProbe(self._server, facts, path)
+    async def probe(self, facts: ContainerFacts, asked: Probe, seconds: float, what: str) -> None:
+        """Wait until the server answers yes; raises `not_ready`, `exited` or `oom_killed`."""
+        probe = RepeatedProbe(self._server, facts, asked)
         waiting = probe.until({ProbeVerdict.YES}, seconds, what)
         await while_running(self._runtime, facts.id, waiting)
 

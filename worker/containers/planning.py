@@ -1,6 +1,7 @@
 """Plans the container for a command: every field is decided before it is created. Pure."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelyard.contract.catalog.entries import ModelSpec, Resources
@@ -11,7 +12,7 @@ from modelyard.contract.states import Verb
 from modelyard.contract.strict_json import canonical_json
 from worker.engine.labels import NAME_PREFIX, ContainerLabels, container_name
 from worker.engine.plan import ContainerPlan, DatasetMount, ImageFacts
-from worker.model_server.profiles import inventory_path
+from worker.model_server.profiles import inventory_label
 from worker.model_server.templates import fill
 
 _SHM_BYTES = 64 << 20
@@ -48,6 +49,10 @@ def spec_hash(spec: ModelSpec) -> str:
     document = spec.model_dump(mode="json")
     # It says nothing about the container.
     del document["residency"]
+    # Nor does it: an answer is read by it, whatever container gave it.
+    del document["result_type"]
+    if document["entrypoint"] is None:
+        del document["entrypoint"]
     for name in _ADDED_LATER:
         if document["resources"][name] is None:
             del document["resources"][name]
@@ -76,13 +81,14 @@ def plan_container(
             generation=command.generation,
             spec=spec_hash(spec),
             port=spec.port,
-            ready_path=inventory_path(spec),
+            ready=inventory_label(spec),
             strict=command.verb is Verb.TEMP or spec.on_host_lost == "recreate",
             disk=_disk(spec.resources, rules),
             prefix=rules.prefix,
         ),
         image=spec.image,
-        command=tuple(fill(part, values) for part in spec.command) if spec.command else None,
+        entrypoint=_filled(spec.entrypoint, values),
+        command=_filled(spec.command or None, values),
         env=_home(spec, image) | {name: fill(value, values) for name, value in spec.env.items()},
         # The engine would give a uid without a group the group 0.
         user=spec.user if ":" in spec.user else f"{spec.user}:{spec.user}",
@@ -100,6 +106,10 @@ def plan_container(
         stop_grace_s=spec.stop_grace_s,
         dataset=dataset,
     )
+
+
+def _filled(parts: Sequence[str] | None, values: Mapping[str, str]) -> tuple[str, ...] | None:
+    return None if parts is None else tuple(fill(part, values) for part in parts)
 
 
 def _devices(command: HostCommand) -> tuple[str, ...]:

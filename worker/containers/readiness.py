@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar
 
+from modelyard.contract.catalog.entries import Probe
 from modelyard.contract.deaths import death_of
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.process.tasks import TaskGroup
@@ -28,18 +29,18 @@ _ENGINE_RETRY_S = 1.0
 class RepeatedProbe:
     """One probe of one container that can be repeated; it keeps the last result."""
 
-    def __init__(self, server: ModelServer, facts: ContainerFacts, path: str) -> None:
+    def __init__(self, server: ModelServer, facts: ContainerFacts, probe: Probe) -> None:
         """`facts` is a running container; raises `exited` or `oom_killed` if it does not run."""
         self._server = server
         self._address = address_of(facts)
-        self._path = path
+        self._probe = probe
         port = facts.labels.port if facts.labels else None
-        self._asked = f"GET {path} on the container's port {port or self._address.port}"
+        self._asked = f"GET {probe.path} on the container's port {port or self._address.port}"
         self.last: ProbeResult | None = None
 
     async def ask(self) -> ProbeResult:
         """Send the probe once."""
-        self.last = await self._server.probe(self._address, self._path)
+        self.last = await self._server.probe(self._address, self._probe)
         return self.last
 
     async def until(

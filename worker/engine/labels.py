@@ -41,8 +41,8 @@ class ContainerLabels:
     """A short hash of the ModelSpec from which the container was created."""
     port: int | None = None
     """The port on which the model server listens inside the container."""
-    ready_path: str | None = None
-    """The path that answers 2xx while the model is in memory.
+    ready: str | None = None
+    """What answers 2xx while the model is in memory: a path, or a probe as JSON.
 
     It is a label because a worker that has just booted does not know the ModelSpec.
     """
@@ -76,7 +76,7 @@ class ContainerLabels:
             GENERATION: str(self.generation),
             SPEC: self.spec,
             PORT: "" if self.port is None else str(self.port),
-            READY: self.ready_path or "",
+            READY: self.ready or "",
             LEASE: STRICT if self.strict else "",
             DISK: "" if self.disk is None else str(self.disk),
             PREFIX: self.prefix,
@@ -106,7 +106,7 @@ class ContainerLabels:
                 generation=int(labels[GENERATION]),
                 spec=labels[SPEC],
                 port=int(labels[PORT]) if labels.get(PORT) else None,
-                ready_path=labels.get(READY) or None,
+                ready=labels.get(READY) or None,
                 strict=labels.get(LEASE) == STRICT,
                 disk=int(labels[DISK]) if labels.get(DISK) else None,
                 prefix=labels.get(PREFIX) or NAME_PREFIX,

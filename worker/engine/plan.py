@@ -37,6 +37,8 @@ class ContainerPlan:
     name: str
     labels: ContainerLabels
     image: str
+    entrypoint: tuple[str, ...] | None
+    """None: the image's own; empty: none at all."""
     command: tuple[str, ...] | None
     env: Mapping[str, str]
     user: str

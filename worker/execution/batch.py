@@ -8,7 +8,9 @@ from worker.attempts.attempt import Attempt
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
-from worker.model_server.results import ResultReader
+from worker.model_server.results import BatchOutput, Result, ResultReader
+
+_LAST_LINE = "the last line of stdout"
 
 
 class Batch:
@@ -21,8 +23,8 @@ class Batch:
         self._containers = containers
         self._results = results
 
-    async def run(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
-        """Return the result as JSON text; raises `exited` or `oom_killed` if the code is not 0."""
+    async def run(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> Result:
+        """Return the result; raises `exited` or `oom_killed` if the code is not 0."""
         await self._containers.meter.begin(command, facts, runs=True)
         await self._containers.start(command, facts, attempt)
         attempt.report(Phase.INFERRING, container_id=facts.id)
@@ -32,17 +34,18 @@ class Batch:
         if end.code != 0:
             raise exited(end)
         attempt.report(Phase.SAVING)
-        return await self._results.read(await self._written(command, facts))
+        return await self._results.read_output(await self._written(command, facts))
 
-    async def _written(self, command: HostCommand, facts: ContainerFacts) -> bytes:
-        path = command.model.result_file
+    async def _written(self, command: HostCommand, facts: ContainerFacts) -> BatchOutput:
+        path, media_type = command.model.result_file, command.model.result_type
         if path is not None:
-            return await self._runtime.read_file(facts.id, path, max_bytes=MAX_RESULT_BYTES)
+            content = await self._runtime.read_file(facts.id, path, max_bytes=MAX_RESULT_BYTES)
+            return BatchOutput(path, media_type, content)
         # One byte more than the limit, and the newline, so that a result that is too large is seen.
         output = await self._runtime.stdout_tail(facts.id, max_bytes=MAX_RESULT_BYTES + 2)
         last_line = _last_line(output)
         if last_line:
-            return last_line
+            return BatchOutput(_LAST_LINE, media_type, last_line)
         if await self._runtime.log_is_full(facts.id):
             raise ModelyardError(
                 ErrorCode.BAD_RESULT,

@@ -16,7 +16,7 @@ from worker.execution.server_memory import ServerMemory, fillings_of
 from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import InMemory, dialogue_of
-from worker.model_server.results import ResultReader
+from worker.model_server.results import Result, ResultReader
 
 log = structlog.get_logger(__name__)
 
@@ -118,8 +118,8 @@ class Models:
             kept=kept,
         )
 
-    async def infer(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> str:
-        """Send the input, or the request to run over the dataset; return the answer as JSON."""
+    async def infer(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> Result:
+        """Send the input, or the request to run over the dataset; return the answer."""
         dialogue = dialogue_of(command.model)
         fillings = fillings_of(command)
         has_input = command.input_json is not None

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 
 import structlog
 
@@ -20,6 +21,7 @@ from worker.execution.cleanup import Cleanup
 from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models, grace_s
 from worker.model_server.profiles import InMemory, dialogue_of
+from worker.model_server.results import Result
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +144,9 @@ class VerbRunner:
         facts = await self.containers.reach(command)
         result = await self._models.infer(command, facts, attempt)
         news = self.containers.meter.news(facts.id)
-        return Outcome(OperationState.SUCCEEDED, None, facts.id, result_json=result, footprint=news)
+        return _with_result(
+            Outcome(OperationState.SUCCEEDED, None, facts.id, footprint=news), result
+        )
 
     async def _unload(self, command: HostCommand, attempt: Attempt) -> Outcome:
         facts = await self.containers.require(command)
@@ -178,13 +182,19 @@ class VerbRunner:
             facts = await self._models.load(command, facts, attempt)
             result = await self._models.infer(command, facts, attempt)
             await self.containers.meter.measure(facts.id)
-        return Outcome(
+        outcome = Outcome(
             OperationState.SUCCEEDED,
             JobState.TERMINATED,
             facts.id,
-            result_json=result,
             footprint=self.containers.meter.news(facts.id),
         )
+        return _with_result(outcome, result)
+
+
+def _with_result(outcome: Outcome, result: Result) -> Outcome:
+    if isinstance(result, str):
+        return replace(outcome, result_json=result)
+    return replace(outcome, result_content=result)
 
 
 def _cancellable(attempt: Attempt) -> AbstractAsyncContextManager[None]:

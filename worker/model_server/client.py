@@ -7,13 +7,13 @@ no host, so it can only be sent to the container's own port.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 
 import httpx2
 
-from modelyard.contract.catalog.entries import Hook
+from modelyard.contract.catalog.entries import Hook, Probe
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
@@ -27,6 +27,10 @@ PROBE_S = 2.0
 """Seconds that one readiness probe may take."""
 PROBES_AT_ONCE = 64
 """Probes that one worker sends at the same time; further ones wait."""
+PROBED_BYTES = 64 << 10
+"""Bytes of an answer in which the expected text of a probe is looked for."""
+_TEXT_CHARS = 100
+"""Characters of that text which are quoted."""
 EXCERPT_CHARS = 1_000
 """Characters of an error answer's body that are quoted in the error."""
 _PATH_CHARS = 200
@@ -75,17 +79,23 @@ class ModelServer:
         self._transport = transport
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
 
-    async def probe(self, address: Address, path: str) -> ProbeResult:
-        """Send GET `path`; a 2xx means yes. Raises `spec_refused` if `path` is invalid."""
-        _check_path(path)
+    async def probe(self, address: Address, probe: Probe) -> ProbeResult:
+        """Send a probe; a 2xx means yes, with `body_contains` one with that text in its body.
+
+        Raises `spec_refused` if its path is invalid.
+        """
+        _check_path(probe.path)
         async with self._probes:
             try:
-                request = Request("GET", _target(path))
+                request = Request("GET", _target(probe.path), _unframed(probe.headers))
                 async with (
                     asyncio.timeout(PROBE_S),
                     self._transport.exchange(address, request) as answer,
                 ):
-                    return _probe_result(answer.status)
+                    result = _probe_result(answer.status)
+                    if result.answer is ProbeVerdict.YES and probe.body_contains is not None:
+                        return await _with_text(answer, probe.body_contains)
+                    return result
             except RefusedError as error:
                 return ProbeResult(ProbeVerdict.NO, str(error), nobody_listens=True)
             except TimeoutError:
@@ -170,6 +180,20 @@ def _probe_result(status: int) -> ProbeResult:
     return ProbeResult(answer, str(status), status)
 
 
+async def _with_text(answer: Answer, text: str) -> ProbeResult:
+    """Read a 2xx answer as far as needed; without the text in it, it means no."""
+    body = bytearray()
+    await answer.read(PROBED_BYTES, body)
+    if text.encode() in body:
+        return ProbeResult(ProbeVerdict.YES, str(answer.status), answer.status)
+    heard = f"{answer.status} without {text[:_TEXT_CHARS]!r} in the body"
+    return ProbeResult(ProbeVerdict.NO, heard, answer.status)
+
+
+def _unframed(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in headers.items() if name.lower() not in _FRAMING)
+
+
 def _encodings(answer: Answer) -> tuple[str, ...]:
     """Return the content codings that change a body; RFC 9110, 8.4: a list, in any case."""
     listed = ",".join(answer.header("content-encoding"))
@@ -187,11 +211,7 @@ async def _excerpt(answer: Answer) -> str:
 
 def _request_of(hook: Hook, fillings: Placeholders, *, keeps_connection: bool) -> Request:
     """Return the request that a hook asks for; raises `spec_refused` if its path is invalid."""
-    headers = [
-        (name, fillings.in_header(value))
-        for name, value in hook.headers.items()
-        if name.lower() not in _FRAMING
-    ]
+    headers = [(name, fillings.in_header(value)) for name, value in _unframed(hook.headers)]
     content = None
     if hook.body is not None:
         content = fillings.in_body(hook.body).encode()

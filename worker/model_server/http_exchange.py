@@ -40,7 +40,7 @@ TRICKLE_READS_PER_S = 200.0
 TRICKLE_PAUSE_S = 0.02
 """Least seconds between two reads of a trickling exchange."""
 _STANDARD_HEADERS = (
-    ("Accept", "application/json"),
+    ("Accept", "application/json, */*;q=0.5"),
     ("Accept-Encoding", "identity"),
     ("User-Agent", "modelyard"),
 )

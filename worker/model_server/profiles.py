@@ -9,8 +9,14 @@ from enum import StrEnum
 from functools import lru_cache
 from urllib.parse import quote
 
-from modelyard.contract.catalog.entries import Hook, ModelSpec, Profile
+from pydantic import ValidationError
+
+from modelyard.contract.catalog.entries import Hook, ModelSpec, Probe, Profile
+from modelyard.contract.catalog.rules import AS_RECORDED
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.states import Verb
+from modelyard.contract.strict_json import dump_json
+from modelyard.contract.validation import first_errors
 from worker.model_server.templates import INPUT
 
 _ALL_VERBS = frozenset(Verb)
@@ -31,10 +37,10 @@ class ServerDialogue:
 
     verbs: frozenset[Verb]
     in_memory: InMemory
-    alive: str | None = None
-    """Path that answers 2xx once the server runs."""
-    ready: str | None = None
-    """Path that answers 2xx while the model is in memory; None if the server can't be asked."""
+    alive: Probe | None = None
+    """What answers 2xx once the server runs."""
+    ready: Probe | None = None
+    """What answers 2xx while the model is in memory; None if the server can't be asked."""
     load: Hook | None = None
     unload: Hook | None = None
     infer: Hook | None = None
@@ -53,15 +59,30 @@ def dialogue_of(spec: ModelSpec) -> ServerDialogue:
     return _DIALOGUES[spec.profile](spec)
 
 
-def inventory_path(spec: ModelSpec) -> str | None:
-    """Return the path that a worker probes after its boot to learn if the model is in memory.
+def inventory_label(spec: ModelSpec) -> str | None:
+    """Return what a worker probes after its boot to learn if the model is in memory, as a label.
 
     Without `hooks.ready` it is the alive path. The mistake that this allows is the smaller one: if
     an unloaded model counts as loaded the next INFER fails, but if a loaded one counted as unloaded
     the job would be lost.
     """
     dialogue = dialogue_of(spec)
-    return dialogue.ready or dialogue.alive
+    probe = dialogue.ready or dialogue.alive
+    if probe is None:
+        return None
+    if not probe.headers and probe.body_contains is None:
+        return probe.path
+    return dump_json(probe.model_dump(mode="json", exclude_defaults=True))
+
+
+def probe_in_label(label: str) -> Probe:
+    """Return the probe in a container's label; raises `spec_refused` if nobody can have set it."""
+    if not label.startswith("{"):
+        return Probe.model_construct(path=label, headers={}, body_contains=None)
+    try:
+        return Probe.model_validate_json(label, context=AS_RECORDED, extra="ignore")
+    except ValidationError as error:
+        raise ModelyardError(ErrorCode.SPEC_REFUSED, first_errors(error)) from error
 
 
 def _process(spec: ModelSpec) -> ServerDialogue:
@@ -97,8 +118,8 @@ def _open_inference_of(served_name: str) -> ServerDialogue:
     return ServerDialogue(
         verbs=_ALL_VERBS,
         in_memory=InMemory.SERVER_SAYS_SO,
-        alive="/v2/health/live",
-        ready=f"/v2/models/{name}/ready",
+        alive=Probe(path="/v2/health/live"),
+        ready=Probe(path=f"/v2/models/{name}/ready"),
         load=Hook(path=f"/v2/repository/models/{name}/load"),
         unload=Hook(path=f"/v2/repository/models/{name}/unload"),
         infer=Hook(path=f"/v2/models/{name}/infer", body=INPUT),

@@ -1,11 +1,14 @@
-"""Parses the JSON results of models: small ones in this process, large ones in the body process.
+"""Reads the results of models: JSON is parsed, anything else is kept as it came, with its type.
 
 Parsing 1 MiB of JSON holds Python's lock for up to 0.15 s, and a hundred containers may answer at
-once: heartbeats and all other work would wait until every result is parsed.
+once: heartbeats and all other work would wait until every result is parsed. So large results are
+parsed in the body process, small ones in this one.
 """
 
 from dataclasses import dataclass
 
+from modelyard.contract.content.media_types import JSON_TYPE, is_json, media_type_of
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from modelyard.contract.strict_json import dump_json, parse_json
@@ -15,7 +18,12 @@ from modelyard.process.body_process import LARGE_BODY_BYTES, BodyProcess, BodyPr
 MODULE = "worker.body_child"
 _FIRST_BYTES = 200
 """Bytes of an invalid answer that are quoted in the error."""
+_SHOWN_CHARS = 60
+"""Characters of it that the error's sentence has."""
 _HEADER_CHARS = 200
+
+Result = str | ResultContent
+"""JSON as compact text, or content of another type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,17 @@ class Reply:
     encodings: tuple[str, ...]
     """The content codings of the body; empty if it is not encoded."""
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutput:
+    """What a batch has written as its result."""
+
+    source: str
+    """Where, for errors: the path of a file, or the last line of stdout."""
+    media_type: str | None
+    """What the model's entry says that it is; None: JSON."""
+    content: bytes
 
 
 class ResultReader:
@@ -54,8 +73,11 @@ class ResultReader:
             raise ModelyardError(ErrorCode.WORKER_ERROR, message) from error
         return _unpacked(part)
 
-    async def read_reply(self, reply: Reply) -> str:
-        """Return the result in a server's answer as `read` does; errors quote the answer."""
+    async def read_reply(self, reply: Reply) -> Result:
+        """Return the result in a server's answer; errors quote the answer.
+
+        Its `Content-Type` says what it is. JSON is parsed, and so is an answer without one.
+        """
         detail = {
             "asked": reply.asked,
             "status": reply.status,
@@ -66,28 +88,58 @@ class ResultReader:
             raise ModelyardError(
                 ErrorCode.BAD_RESULT,
                 f"The model server encoded its answer to {reply.asked} with {encoded}, although "
-                "the request forbade it (Accept-Encoding: identity). Make it send plain JSON.",
+                "the request forbade it (Accept-Encoding: identity). Make it send plain content.",
                 **detail,
             )
-        if not reply.body.strip():
+        media_type = media_type_of(reply.content_type)
+        if not (reply.body.strip() if is_json(media_type) else reply.body):
             raise ModelyardError(
                 ErrorCode.BAD_RESULT,
                 f"The model server answered {reply.status} to {reply.asked} without content. "
-                "A result in JSON was expected.",
+                "A result was expected.",
                 **detail,
             )
+        if not is_json(media_type):
+            return ResultContent(content_type=media_type, content=reply.body)
+        said = f"with the type {media_type}" if reply.content_type.strip() else "without a type"
+        what = f"The model server's answer to {reply.asked}, {said},"
+        return await self._read_json(reply.body, what, detail)
+
+    async def read_output(self, output: BatchOutput) -> Result:
+        """Return the result that a batch has written; errors quote it."""
+        media_type = output.media_type or JSON_TYPE
+        if len(output.content) > MAX_RESULT_BYTES:
+            raise too_large()
+        if not is_json(media_type):
+            return ResultContent(content_type=media_type, content=output.content)
+        detail: dict[str, object] = {"source": output.source, "content_type": media_type}
+        return await self._read_json(output.content, f"The result in {output.source}", detail)
+
+    async def _read_json(self, body: bytes, what: str, detail: dict[str, object]) -> str:
         try:
-            return await self.read(reply.body)
+            return await self.read(body)
         except ModelyardError as error:
-            if error.code is ErrorCode.BAD_RESULT:
-                error.detail.update(
-                    detail, body=reply.body[:_FIRST_BYTES].decode("ascii", "backslashreplace")
-                )
-            raise
+            if error.code is not ErrorCode.BAD_RESULT:
+                raise
+            begins = printable(body, _FIRST_BYTES)
+            raise ModelyardError(
+                ErrorCode.BAD_RESULT,
+                f"{what} can't be read as JSON. {error.message} It begins with: "
+                f"{begins[:_SHOWN_CHARS]}",
+                **{**error.detail, **detail, "body": begins},
+            ) from error
+
+
+def printable(content: bytes, most: int) -> str:
+    """Return the first `most` bytes as ASCII; all others, and control characters, are escaped."""
+    text = content[:most].decode("ascii", "backslashreplace")
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def result_of(body: bytes) -> str:
-    """Return an answer as compact JSON text; raises `bad_result` and `result_too_large`."""
+    """Return JSON as compact text; raises `bad_result` and `result_too_large`."""
     try:
         text = dump_json(parse_json(body, max_bytes=MAX_RESULT_BYTES))
     except InvalidRequestError as error:

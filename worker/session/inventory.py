@@ -10,6 +10,7 @@ from worker.engine.labels import ContainerLabels
 from worker.engine.protocol import ContainerFacts
 from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
+from worker.model_server.profiles import probe_in_label
 
 
 async def build_inventory(
@@ -37,10 +38,10 @@ async def _item(
     server: ModelServer, facts: ContainerFacts, labels: ContainerLabels, *, ask: bool
 ) -> InventoryItem:
     answer: ProbeVerdict | None = None
-    if ask and facts.address is not None and labels.ready_path is not None:
-        # An invalid path in the label of one container must not hide the other containers.
+    if ask and facts.address is not None and labels.ready is not None:
+        # An invalid probe in the label of one container must not hide the other containers.
         with suppress(ModelyardError):
-            answer = (await server.probe(facts.address, labels.ready_path)).answer
+            answer = (await server.probe(facts.address, probe_in_label(labels.ready))).answer
     return InventoryItem(
         container_id=facts.id,
         job_id=labels.job_id,

@@ -25,6 +25,15 @@ def abridged(value: JsonValue) -> tuple[str, bool]:
     return "\n".join(lines), bool(left_out)
 
 
+def abridged_text(text: str) -> tuple[str, bool]:
+    """Return the first lines of a text, none of them too long, and whether any was left out."""
+    lines = text.rstrip("\n").split("\n")
+    shown = [line if len(line) <= MOST_CHARS else f"{line[:MOST_CHARS]}…" for line in lines]
+    if len(shown) > MOST_LINES:
+        shown = [*shown[: MOST_LINES - 1], f"… {len(lines) - MOST_LINES + 1:,} more lines"]
+    return "\n".join(shown), shown != lines
+
+
 def _lines(value: JsonValue, indent: str, left_out: list[str]) -> list[str]:
     """Return the lines of a value, and add to `left_out` what stands for something else.
 

@@ -9,15 +9,18 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
-from modelyard.cli.printing.abridging import abridged
+from modelyard.cli.printing.abridging import abridged, abridged_text
+from modelyard.cli.printing.contents import described_content, description_of
 from modelyard.cli.printing.failures import failure_lines
 from modelyard.cli.printing.plain import in_json, plain
 from modelyard.cli.printing.tables import GAP, laid_out
+from modelyard.client import Content
 from modelyard.client.credentials import VARIABLE
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.answers import Accepted, BatchItem, DeadLetterSummary, Fault
 from modelyard.contract.capacity.sizes import part_text, size_text
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.content.media_types import is_json, is_text
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.views import (
@@ -48,6 +51,7 @@ _STYLES = {
     "SUSPECT": "yellow",
 }
 
+_ABRIDGED = "Abridged for the terminal; into a pipe or a file it goes whole."
 _SHOWN_IF_TRUE = {"cancel_requested"}
 
 
@@ -69,10 +73,31 @@ class Output:
             text, left_out = abridged(value)
             sys.stdout.write(in_json(text) + "\n")
             if left_out:
-                self.note("Abridged for the terminal; into a pipe or a file it goes whole.")
+                self.note(_ABRIDGED)
             return
         text = json.dumps(value, ensure_ascii=False, indent=2 if terminal else None)
         sys.stdout.write(in_json(text) + "\n")
+
+    def content(self, content: Content) -> None:
+        """Print a result of any type.
+
+        On a terminal, what is no text is only named. With `--json` it is described, if it is not
+        JSON itself: its bytes would not be.
+        """
+        if is_json(content.media_type):
+            self.value(content.json())
+        elif self.as_json:
+            self.value(description_of(content))
+        elif not sys.stdout.isatty():
+            sys.stdout.buffer.write(content.content)
+            sys.stdout.buffer.flush()
+        elif is_text(content.media_type):
+            text, left_out = abridged_text(content.content.decode(errors="replace"))
+            sys.stdout.write(plain(text) + "\n")
+            if left_out:
+                self.note(_ABRIDGED)
+        else:
+            self.note(f"The result is {described_content(content)}. --output FILE writes it.")
 
     def line(self, text: str, *, style: str | None = None) -> None:
         """Print a line for people on stdout; it is never folded."""

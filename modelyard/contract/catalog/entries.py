@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
     ValidationInfo,
+    model_serializer,
     model_validator,
 )
 
@@ -41,6 +45,7 @@ from modelyard.contract.catalog.values import (
     User,
     VolumeName,
 )
+from modelyard.contract.content.media_types import MediaType
 from modelyard.contract.ids import Id
 
 _LEAST_MEMORY = 6 << 20
@@ -175,6 +180,9 @@ class Residency(CatalogModel):
     """Seconds after its load in which Modelyard does not unload the model."""
 
 
+Headers = Annotated[dict[HeaderName, HeaderValue], Field(max_length=32), ON_ENTRY]
+
+
 class Hook(CatalogModel):
     """One HTTP request that the worker sends to the container's own port.
 
@@ -184,22 +192,57 @@ class Hook(CatalogModel):
 
     method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
     path: UrlPath
-    headers: Annotated[dict[HeaderName, HeaderValue], Field(max_length=32), ON_ENTRY] = Field(
-        default_factory=dict
-    )
+    headers: Headers = Field(default_factory=dict)
     body: Any = None
 
 
-class Hooks(CatalogModel):
-    """The requests of the profiles `http` and `process`."""
+class Probe(CatalogModel):
+    """A GET to the container's own port that asks whether the server, or its model, is ready."""
 
-    load: Hook | None = None
-    unload: Hook | None = None
-    infer: Hook | None = None
-    alive: UrlPath = "/"
-    """The path that answers 2xx once the server runs."""
-    ready: UrlPath | None = None
-    """The path that answers 2xx once the model is in memory; null: a 2xx of `load` is enough."""
+    path: UrlPath
+    headers: Headers = Field(default_factory=dict)
+    body_contains: (
+        Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1_024), ON_ENTRY]
+        | None
+    ) = None
+    """A text that the first 64 KiB of the answer have to contain, too; null: a 2xx is enough."""
+
+    @model_serializer(mode="wrap")
+    def _path_alone(self, whole: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        """Return the path if that is all: as it was given, and as older versions read it."""
+        if self.headers or self.body_contains is not None:
+            return cast("dict[str, Any]", whole(self))
+        return self.path
+
+
+def _as_object(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_inference(value: object) -> object:
+    return {"path": value, "body": "{input}"} if isinstance(value, str) else value
+
+
+ProbeOrPath = Annotated[Probe, BeforeValidator(_as_object, json_schema_input_type=Probe | UrlPath)]
+"""A probe, or only its path."""
+HookOrPath = Annotated[Hook, BeforeValidator(_as_object, json_schema_input_type=Hook | UrlPath)]
+"""A hook, or only the path of a POST without a body."""
+InferHookOrPath = Annotated[
+    Hook, BeforeValidator(_as_inference, json_schema_input_type=Hook | UrlPath)
+]
+"""A hook, or only the path of a POST whose body is the input."""
+
+
+class Hooks(CatalogModel):
+    """The requests of the profiles `http` and `process`; each may be only a path."""
+
+    load: HookOrPath | None = None
+    unload: HookOrPath | None = None
+    infer: InferHookOrPath | None = None
+    alive: ProbeOrPath = Probe(path="/")
+    """What answers 2xx once the server runs."""
+    ready: ProbeOrPath | None = None
+    """What answers 2xx once the model is in memory; null: a 2xx of `load` is enough."""
 
 
 class ModelSpec(CatalogModel):
@@ -210,6 +253,9 @@ class ModelSpec(CatalogModel):
     name: Id
     image: ImageName
     profile: Profile
+    entrypoint: Annotated[tuple[Text, ...], Field(max_length=256), ON_ENTRY] | None = None
+    """Replaces the image's entrypoint; the image's command does not count then either. `{model}`
+    and `{dataset}` are filled in. `[]`: there is none, so `command` is what runs."""
     command: Annotated[tuple[Text, ...], Field(max_length=256), ON_ENTRY] | None = None
     """Replaces the image's command; `{model}` and `{dataset}` are filled in. No shell."""
     env: Annotated[dict[EnvName, Text], Field(max_length=256), ON_ENTRY] = Field(
@@ -260,6 +306,8 @@ class ModelSpec(CatalogModel):
 
     In /tmp, or in a folder of the image that `user` may write to; see docs/models.md.
     """
+    result_type: Annotated[MediaType, ON_ENTRY] | None = None
+    """`batch`: the media type of the result, such as `image/png`; null: it is JSON."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -311,9 +359,17 @@ def _profile_has_what_it_needs(spec: ModelSpec) -> Iterator[BrokenRule]:
         yield BrokenRule(("hooks",), "the profile process needs the hook infer")
 
 
+def _something_runs(spec: ModelSpec) -> Iterator[BrokenRule]:
+    if spec.entrypoint == () and not spec.command:
+        yield BrokenRule(("command",), "without an entrypoint, command says what runs")
+
+
 def _only_a_batch_has_a_result_file(spec: ModelSpec) -> Iterator[BrokenRule]:
     if spec.result_file is not None and spec.profile is not Profile.BATCH:
         yield BrokenRule(("result_file",), "result_file belongs to the profile batch")
+    if spec.result_type is not None and spec.profile is not Profile.BATCH:
+        message = "result_type belongs to the profile batch; a server says it in Content-Type"
+        yield BrokenRule(("result_type",), message)
 
 
 def _dataset_has_a_place_of_its_own(spec: ModelSpec) -> Iterator[BrokenRule]:
@@ -374,6 +430,7 @@ def _only_a_server_stays_in_memory(spec: ModelSpec) -> Iterator[BrokenRule]:
 MODEL_RULES: tuple[Rule[ModelSpec], ...] = (
     _only_a_server_stays_in_memory,
     _profile_has_what_it_needs,
+    _something_runs,
     _only_a_batch_has_a_result_file,
     _dataset_has_a_place_of_its_own,
     _result_file_has_a_place_of_its_own,

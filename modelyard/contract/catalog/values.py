@@ -109,8 +109,18 @@ HeaderValue = Annotated[
 ]
 """One line without spaces around it."""
 ServedName = Annotated[
-    str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"), ON_ENTRY
+    str,
+    StringConstraints(
+        strict=True,
+        max_length=256,
+        pattern=(
+            r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*"
+            r"(:[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
+        ),
+    ),
+    ON_ENTRY,
 ]
+"""A name as model hubs have them, too: `organisation/model:tag`."""
 VolumeName = Annotated[
     str, StringConstraints(strict=True, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"), ON_ENTRY
 ]

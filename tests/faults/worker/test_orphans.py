@@ -101,7 +101,7 @@ async def orphan(
         generation=generation,
         spec="0" * 12,
         port=8080,
-        ready_path="/ready",
+        ready="/ready",
     )
     config = {"Image": PROBE, "Labels": labels.as_labels()}
     return await fleet.engines[host].create(labels.name, config, start=start)

@@ -1,6 +1,7 @@
 """The command line as people and scripts use it, against a gateway that serves."""
 
 import asyncio
+import hashlib
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState
 from tests.support.command_line import run, run_on_terminal, started
@@ -173,6 +175,39 @@ async def test_a_terminal_gets_a_long_result_abridged_and_a_pipe_gets_it_whole(
     assert "Abridged" in seen.err
     whole = await run_on_terminal(served.url, "result", operation_id, "--json")
     assert json.loads(whole.out) == result
+
+
+async def test_an_image_goes_into_a_file_or_a_pipe_and_a_terminal_is_told_what_it_is(
+    served: ServedGateway, tmp_path: Path
+) -> None:
+    operation_id = await served.accepted(operation_type="INFER", input=1)
+    content = b"\x89PNG\x1b[2J" + bytes(range(256))
+    result = ResultContent(content_type="image/png", content=content)
+    await served.finish(operation_id, result_json=result)
+    seen = await run_on_terminal(served.url, "result", operation_id)
+    assert seen.out == ""
+    assert "image/png, 264 bytes" in seen.err
+    file = tmp_path / "a.png"
+    assert (await run(served.url, "result", operation_id, "-o", str(file))).code == 0
+    assert file.read_bytes() == content
+    piped = await started(served.url, "result", operation_id)
+    assert (await piped.communicate())[0] == content
+    told = json.loads((await run(served.url, "result", operation_id, "--json")).out)
+    assert told == {
+        "result_type": "image/png",
+        "result_bytes": len(content),
+        "result_sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+async def test_a_text_is_printed_on_a_terminal_and_commands_nothing(served: ServedGateway) -> None:
+    operation_id = await served.accepted(operation_type="INFER", input=1)
+    result = ResultContent(content_type="text/plain", content=b"seen\x1b[2J\n" + b"line\n" * 100)
+    await served.finish(operation_id, result_json=result)
+    seen = await run_on_terminal(served.url, "result", operation_id)
+    assert r"seen\x1b[2J" in seen.out
+    assert "… 42 more lines" in seen.out
+    assert (await run(served.url, "result", operation_id)).out.encode() == result.content
 
 
 async def test_a_narrow_terminal_gets_fewer_columns_and_whole_words(served: ServedGateway) -> None:

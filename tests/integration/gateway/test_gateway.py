@@ -1,12 +1,15 @@
 """The gateway between a real RabbitMQ and a real MongoDB: what clients send and get back."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from deploy.local.rabbitmq import RabbitMQ
+from modelyard.client import Modelyard, NotJsonError
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import (
@@ -332,6 +335,37 @@ async def test_a_large_result_is_streamed_whole(served: ServedGateway) -> None:
     answer = await served.client.get(f"/v1/operations/{operation_id}/result")
     assert answer.headers["Content-Length"] == str(len(result))
     assert answer.text == result
+
+
+@pytest.mark.parametrize("size", [100, 900_000])
+async def test_a_result_that_is_not_json_is_given_back_with_its_type_and_never_run(
+    served: ServedGateway, size: int
+) -> None:
+    content = b"<script>" + b"\x00" * (size - 8)
+    operation_id = await served.accepted(operation_type="INFER", input=1)
+    result = ResultContent(content_type="text/html; charset=utf-8", content=content)
+    await served.finish(operation_id, result_json=result)
+    path = f"/v1/operations/{operation_id}/result"
+    answer, head = await served.client.get(path), await served.client.head(path)
+    assert answer.content == content
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert answer.headers["Content-Length"] == str(size)
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
+    name = f"{operation_id}.bin"
+    assert answer.headers["Content-Disposition"] == f'attachment; filename="{name}"'
+    own = {"date", "x-request-id"}
+    told = [{k: v for k, v in one.headers.items() if k not in own} for one in (head, answer)]
+    assert (head.content, told[0]) == (b"", told[1])
+    view = (await served.client.get(f"/v1/operations/{operation_id}")).json()
+    assert view["result_type"] == "text/html; charset=utf-8"
+    assert view["result_bytes"] == size
+    assert view["result_sha256"] == hashlib.sha256(content).hexdigest()
+    with Modelyard(served.url) as yard:
+        read = await asyncio.to_thread(yard.content, operation_id)
+        assert (read.media_type, read.content) == ("text/html; charset=utf-8", content)
+        with pytest.raises(NotJsonError, match="text/html"):
+            await asyncio.to_thread(yard.result, operation_id)
 
 
 async def test_an_end_without_a_result_says_so(served: ServedGateway) -> None:

@@ -41,6 +41,9 @@ def engine_config(plan: ContainerPlan, *, limit_root: bool = False) -> dict[str,
     }
     if limit_root and not plan.read_only and plan.labels.disk is not None:
         config["HostConfig"]["StorageOpt"] = {"size": str(ceil(plan.labels.disk * ROOT_SLACK))}
+    if plan.entrypoint is not None:
+        # Of an empty list the engine would think that nothing was asked.
+        config["Entrypoint"] = list(plan.entrypoint) or [""]
     if plan.command is not None:
         config["Cmd"] = list(plan.command)
     if plan.port is not None:

@@ -67,6 +67,17 @@ async def test_an_inference_that_succeeds_costs_one_write_and_no_read(writing: W
     assert await parts.told() == ["operation.dispatched", "operation.succeeded"]
 
 
+async def test_so_does_one_whose_result_is_an_image(writing: Writing) -> None:
+    parts, before = writing.parts, writing.parts.link.calls.copy()
+    image = {"content_type": "image/png", "content": "iVBORw=="}
+    await writing.report(report(writing.one, SUCCEEDED, 1, result_content=image))
+    assert parts.link.calls[Call.READ] == before[Call.READ]
+    assert parts.link.calls[Call.WRITE] == before[Call.WRITE] + 1
+    recorded = await parts.recorded(writing.one)
+    assert (recorded.result_type, recorded.result_bytes) == ("image/png", 4)
+    assert await parts.memory_is_as_the_record()
+
+
 async def test_what_runs_is_noted_in_memory(writing: Writing) -> None:
     await writing.report(report(writing.one, RUNNING, 1))
     there = writing.parts.lines.operation(JOB, writing.one.operation_id)

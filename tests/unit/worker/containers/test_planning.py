@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelyard.contract.catalog.entries import Profile, Resources
+from modelyard.contract.catalog.entries import ModelSpec, Profile, Resources
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.states import Verb
 from tests.support.worker.harness import HOST, VerbHarness, model
-from worker.containers.planning import PlanRules, plan_container
+from worker.containers.planning import PlanRules, plan_container, spec_hash
 from worker.engine.docker.config import engine_config
 from worker.engine.docker.documents import ContainerDocument, ImageDocument, PullLine, PullProgress
 from worker.engine.image_references import AllowList, Repository, full_reference, repository_of
@@ -21,7 +21,7 @@ from worker.engine.plan import ContainerPlan, DatasetMount, ImageFacts
 TOP = {
     "Image", "User", "Env", "Labels", "Tty", "OpenStdin", "AttachStdin", "AttachStdout",
     "AttachStderr", "Healthcheck", "StopTimeout", "HostConfig", "NetworkingConfig",
-    "Cmd", "ExposedPorts",
+    "Cmd", "Entrypoint", "ExposedPorts",
 }  # fmt: skip
 HOST_CONFIG = {
     "NetworkMode", "CapDrop", "SecurityOpt", "Privileged", "PublishAllPorts", "IpcMode",
@@ -75,6 +75,28 @@ def test_name_and_labels_are_made_from_the_command() -> None:
 def test_equal_specs_have_one_hash_and_others_another() -> None:
     assert plan().labels.spec == plan().labels.spec
     assert plan().labels.spec != plan(env={"A": "b"}).labels.spec
+
+
+def test_a_container_of_an_older_version_still_matches_its_spec() -> None:
+    hooks = {
+        "load": {"path": "/l"},
+        "unload": {"path": "/u"},
+        "infer": {"path": "/i", "body": "{input}"},
+        "ready": "/r",
+    }
+    fields = {"name": "m", "image": "a/b:1", "profile": "http", "port": 80, "command": ["x"]}
+    assert spec_hash(ModelSpec.model_validate({**fields, "hooks": hooks})) == "de7ab8c7afb0b9bd"
+    batch = {"name": "m", "image": "a/b:1", "profile": "batch", "result_file": "/out/r"}
+    assert spec_hash(ModelSpec.model_validate(batch)) == "130ff3c8254bda45"
+
+
+def test_an_entrypoint_replaces_the_images_own() -> None:
+    given = plan(entrypoint=("serve", "{model}"), command=("--port", "80"), model_name="org/m:1")
+    config = engine_config(given)
+    assert (config["Entrypoint"], config["Cmd"]) == (["serve", "org/m:1"], ["--port", "80"])
+    none = engine_config(plan(entrypoint=(), command=("serve",)))
+    assert (none["Entrypoint"], none["Cmd"]) == ([""], ["serve"])
+    assert "Entrypoint" not in engine_config(plan())
 
 
 def test_a_uid_alone_never_gets_the_group_root() -> None:

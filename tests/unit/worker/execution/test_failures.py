@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from modelyard.contract.catalog.entries import DatasetSpec, Profile
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, OperationState, Verb
 from tests.fakes.programs import FakeBatch, FakeServer
@@ -286,6 +287,46 @@ async def test_a_log_that_has_lost_the_result_is_not_called_empty() -> None:
     harness = VerbHarness(model(Profile.BATCH), FakeBatch(log_is_full=True))
     error = failed(await harness.do(TEMP), ErrorCode.BAD_RESULT)
     assert "rotated" in error.message
+
+
+@pytest.mark.parametrize(
+    ("batch", "more", "source"),
+    [
+        (FakeBatch(stdout="done \x1b[2J!\n"), {}, "the last line of stdout"),
+        (
+            FakeBatch(files={"/tmp/r.json": b"done \x1b[2J!"}),
+            {"result_file": "/tmp/r.json"},
+            "/tmp/r.json",
+        ),
+    ],
+)
+async def test_a_batch_whose_result_is_not_json_shows_how_it_begins(
+    batch: FakeBatch, more: dict[str, str], source: str
+) -> None:
+    harness = VerbHarness(model(Profile.BATCH, **more), batch)
+    error = failed(await harness.do(TEMP), ErrorCode.BAD_RESULT)
+    shown = [error.detail[name] for name in ("source", "content_type", "body")]
+    assert shown == [source, "application/json", r"done \x1b[2J!"]
+    assert source in error.message
+    assert r"begins with: done \x1b[2J!" in error.message
+
+
+async def test_what_is_shown_of_a_long_result_is_short() -> None:
+    harness = VerbHarness(model(Profile.BATCH), FakeBatch(stdout="x" * 100_000 + "\n"))
+    error = failed(await harness.do(TEMP), ErrorCode.BAD_RESULT)
+    assert error.detail["body"] == "x" * 200
+    assert len(error.message) < 300
+
+
+@pytest.mark.parametrize(("size", "state"), [(1 << 20, "SUCCEEDED"), ((1 << 20) + 1, "FAILED")])
+async def test_a_batch_may_write_an_image(size: int, state: str) -> None:
+    content = b"\x89PNG" + b"x" * (size - 4)
+    spec = model(Profile.BATCH, result_file="/out/a.png", result_type="image/png")
+    harness = VerbHarness(spec, FakeBatch(files={"/out/a.png": content}))
+    ended = await harness.do(TEMP)
+    assert ended.state == state
+    expected = ResultContent(content_type="image/png", content=content)
+    assert ended.result_content == (expected if state == "SUCCEEDED" else None)
 
 
 async def test_a_result_file_that_is_not_there_is_a_bad_result() -> None:

@@ -8,8 +8,9 @@ from contextlib import closing
 import pytest
 from pydantic import ValidationError
 
-from modelyard.contract.catalog.entries import Hook
+from modelyard.contract.catalog.entries import Hook, Probe
 from modelyard.contract.catalog.rules import AS_RECORDED
+from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
@@ -18,6 +19,8 @@ from worker.model_server.http_exchange import BoundedTransport
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.results import Reply, ResultReader, result_of
 from worker.model_server.templates import Placeholders
+
+READY = Probe(path="/ready")
 
 
 class Raw:
@@ -151,7 +154,9 @@ async def test_what_is_no_path_is_refused_wherever_it_comes_from(
     with pytest.raises(ModelyardError) as sent:
         await send(model_server, raw, hook)
     with pytest.raises(ModelyardError) as probed:
-        await model_server.probe(raw.address, path)
+        await model_server.probe(
+            raw.address, Probe.model_construct(path=path, headers={}, body_contains=None)
+        )
     assert {sent.value.code, probed.value.code} == {ErrorCode.SPEC_REFUSED}
     assert raw.seen == []
 
@@ -181,7 +186,7 @@ async def test_what_one_model_sets_as_a_cookie_no_model_is_sent(
     other = Raw()
     async with await asyncio.start_server(other.serve, "127.0.0.1", 0) as server:
         other.address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
-        assert (await model_server.probe(raw.address, "/ready")).answer is ProbeVerdict.YES
+        assert (await model_server.probe(raw.address, READY)).answer is ProbeVerdict.YES
         await send(model_server, raw)
         await send(model_server, other)
         await send(model_server, raw)
@@ -284,8 +289,9 @@ async def test_of_a_load_hook_only_the_status_is_judged(
         (b"HTTP/1.1 204 No Content\r\n\r\n", "without content"),
         (b"HTTP/1.1 205 Reset\r\nContent-Length: 0\r\n\r\n", "without content"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n\n", "without content"),
-        (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>", "text/html"),
-        (b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n\x89PNG\r\n", "x89PNG"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 0\r\n\r\n", "image/png"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n<html>", "application/json"),
+        (b"HTTP/1.1 200 OK\r\n\r\n\x89PNG\x1b[2J", r"begins with: \x89PNG\x1b[2J"),
     ],
 )
 async def test_an_answer_that_is_no_result_says_what_came(
@@ -298,6 +304,42 @@ async def test_an_answer_that_is_no_result_says_what_came(
     assert caught.value.code is ErrorCode.BAD_RESULT
     assert says in f"{caught.value.message} {caught.value.detail}"
     assert caught.value.detail["asked"] == "POST /infer"
+
+
+@pytest.mark.parametrize(
+    ("told", "media_type"),
+    [
+        (b"image/png", "image/png"),
+        (b"text/plain; charset=utf-8", "text/plain; charset=utf-8"),
+        (b"no type", "application/octet-stream"),
+    ],
+)
+async def test_an_answer_that_is_not_json_is_a_result_with_its_type(
+    model_server: ModelServer, raw: Raw, told: bytes, media_type: str
+) -> None:
+    raw.answer = b"HTTP/1.1 200 OK\r\nContent-Type: " + told + b"\r\n\r\n\x89[1] \n"
+    result = await ResultReader().read_reply(await ask(model_server, raw))
+    assert result == ResultContent(content_type=media_type, content=b"\x89[1] \n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 20_000 + b'{"status": "ok"}', ProbeVerdict.YES),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 70_000 + b'{"status": "ok"}', ProbeVerdict.NO),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"loading"', ProbeVerdict.NO),
+        (b'HTTP/1.1 503 No\r\nContent-Length: 4\r\n\r\n"ok"', ProbeVerdict.NO),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", ProbeVerdict.SILENT),
+    ],
+)
+async def test_a_probe_may_expect_a_text_in_the_answer(
+    model_server: ModelServer, raw: Raw, answer: bytes, verdict: ProbeVerdict
+) -> None:
+    raw.answer = answer
+    probe = Probe(path="/ready", headers={"X-Key": "k", "Host": "other"}, body_contains='"ok"')
+    assert (await model_server.probe(raw.address, probe)).answer is verdict
+    assert b"X-Key: k\r\n" in raw.seen[0]
+    assert b"other" not in raw.seen[0]
 
 
 async def test_a_broken_connection_is_no_answer(model_server: ModelServer, raw: Raw) -> None:
@@ -330,11 +372,11 @@ async def test_2xx_is_yes_and_another_status_no_unless_the_model_was_not_asked(
     model_server: ModelServer, raw: Raw, status: str, answer: ProbeVerdict
 ) -> None:
     raw.answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nLocation: /\r\n\r\n".encode()
-    assert (await model_server.probe(raw.address, "/ready")).answer is answer
+    assert (await model_server.probe(raw.address, READY)).answer is answer
 
 
 async def test_a_refused_connection_is_no(model_server: ModelServer) -> None:
-    probe = await model_server.probe(Address("127.0.0.1", 1), "/ready")
+    probe = await model_server.probe(Address("127.0.0.1", 1), READY)
     assert (probe.answer, probe.nobody_listens) == (ProbeVerdict.NO, True)
 
 
@@ -343,7 +385,7 @@ async def test_a_probe_without_a_whole_answer_is_silence(
     model_server: ModelServer, raw: Raw, answer: bytes
 ) -> None:
     raw.answer = answer
-    assert (await model_server.probe(raw.address, "/ready")).answer is ProbeVerdict.SILENT
+    assert (await model_server.probe(raw.address, READY)).answer is ProbeVerdict.SILENT
 
 
 async def test_a_server_that_does_not_answer_in_time_is_silent(
@@ -351,7 +393,7 @@ async def test_a_server_that_does_not_answer_in_time_is_silent(
 ) -> None:
     monkeypatch.setattr("worker.model_server.client.PROBE_S", 0.1)
     raw.busy = asyncio.Event()
-    probe = await model_server.probe(raw.address, "/ready")
+    probe = await model_server.probe(raw.address, READY)
     raw.busy.set()
     assert (probe.answer, probe.heard) == (ProbeVerdict.SILENT, "nothing within 0.1 s")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modelyard.contract.catalog.entries import Hook
+from modelyard.contract.catalog.entries import Hook, Probe
 from modelyard.contract.errors import ErrorCode
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address
@@ -16,6 +16,7 @@ from worker.model_server.client import ModelServer, NoAnswerError
 from worker.model_server.http_exchange import BoundedTransport
 from worker.model_server.templates import Placeholders
 
+READY = Probe(path="/ready")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1"
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
@@ -109,7 +110,7 @@ async def test_other_requests_have_a_connection_of_their_own_and_say_so(
 
     async with served(serve_on) as server:
         await ask(model_server, server.address, keeps=False)
-        await model_server.probe(server.address, "/ready")
+        await model_server.probe(server.address, READY)
     assert server.connections == 2
     assert all(b"\r\nConnection: close\r\n" in head for head in heads)
 

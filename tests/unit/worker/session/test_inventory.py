@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from modelyard.contract.catalog.entries import Profile
+from modelyard.contract.catalog.entries import Probe, Profile
+from modelyard.contract.errors import ModelyardError
 from modelyard.contract.messages import Inventory
 from modelyard.contract.states import OperationState, Verb
 from tests.support.waiting import eventually
 from tests.support.worker.broker import FakeBroker, report, reporter_on
-from tests.support.worker.harness import BLIND_HOOKS, VerbHarness, model
+from tests.support.worker.harness import BLIND_HOOKS, HTTP_HOOKS, VerbHarness, model
 from tests.support.worker.inventory import InventoryHarness, inventory_harness
 from worker.attempts.attempt import Outcome
 from worker.containers.health import MISSES, SPACING_S, ModelHealth
 from worker.engine.protocol import EngineUnavailableError
 from worker.model_server.probes import ProbeVerdict
+from worker.model_server.profiles import inventory_label, probe_in_label
 
 CREATE, LOAD, INFER, UNLOAD = (
     Verb.DEPLOY_CREATE,
@@ -240,10 +242,23 @@ async def test_a_label_that_holds_no_path_hides_no_other_container() -> None:
                 assert (await there.harness.do(verb, job=job)).state is OperationState.SUCCEEDED
         plan = there.harness.container.plan
         assert plan is not None
-        labels = replace(plan.labels, ready_path="@127.0.0.9/")
+        labels = replace(plan.labels, ready="@127.0.0.9/")
         there.harness.container.plan = replace(plan, labels=labels)
         told = {item.job_id: item.answer for item in (await there.look()).items}
     assert told == {"job-1": "not_asked", "job-2": "yes"}
+
+
+async def test_a_label_keeps_the_whole_probe_for_the_next_worker() -> None:
+    probe = Probe(path="/ready", headers={"X-Key": "k"}, body_contains="loaded")
+    hooks = HTTP_HOOKS.model_copy(update={"ready": probe})
+    label = inventory_label(model(Profile.HTTP, hooks=hooks))
+    assert label is not None
+    assert probe_in_label(label) == probe
+    assert inventory_label(model(Profile.HTTP)) == "/ready"
+    assert probe_in_label("/ready") == Probe(path="/ready")
+    for broken in ("{", '{"headers": {}}'):
+        with pytest.raises(ModelyardError):
+            probe_in_label(broken)
 
 
 async def test_a_worker_that_lags_counts_no_probe_as_missed(

@@ -1,0 +1,1 @@
+"""What models answer besides JSON: media types, and content with its type."""

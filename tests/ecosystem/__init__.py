@@ -1,0 +1,1 @@
+"""Public model servers, as their projects publish them, through all verbs: `make ecosystem`."""
