@@ -304,7 +304,8 @@ def test_progress_sums_the_layers_that_were_announced() -> None:
 def test_every_label_of_ours_is_given_so_that_no_image_gives_it() -> None:
     labels = plan(profile=Profile.BATCH, resources=Resources(disk="1g")).labels
     written = labels.as_labels()
-    ours = {"host", "job", "operation", "generation", "spec", "port", "ready", "lease", "disk"}
+    ours = {"host", "prefix", "job", "operation", "generation", "spec"}
+    ours |= {"port", "ready", "lease", "disk"}
     assert set(written) == {f"modelyard.{name}" for name in ours}
     assert ContainerLabels.parse(written, name=labels.name) == labels
 
