@@ -11,7 +11,7 @@ from dispatcher.scheduling.eviction import Candidate, cheapest
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
-from modelyard.scheduling.fitting import loadable_when_empty
+from modelyard.scheduling.fitting import lacks_memory, loadable_when_empty
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
 from modelyard.scheduling.placement import Kept
 from modelyard.scheduling.planning import Crowded
@@ -203,8 +203,8 @@ def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Wa
     need = one.request.resident
     memory = need.memory + (one.request.container.memory if one.host_id is None else 0)
     lacking: dict[str, int] = {}
-    if host.room.memory is not None and host.room.memory < memory:
-        lacking[MEMORY] = memory - host.room.memory
+    if lacks_memory(host.room, memory):
+        lacking[MEMORY] = memory - (host.room.memory or 0)
     if not need.devices or (one.host_id is not None and not one.bound):
         return _way(host, lacking, there)
     if one.bound:

@@ -141,7 +141,7 @@ def lacking(room: Room, need: PlacementRequest, *, when_empty: bool) -> Lacks | 
     if room.millicpus is not None and room.millicpus < wanted.millicpus and wanted.millicpus:
         return Lacks.CPUS
     memory = wanted.memory + need.resident.memory if loads else wanted.memory
-    if room.memory is not None and room.memory < memory and memory:
+    if lacks_memory(room, memory):
         return Lacks.MEMORY
     # On an empty host it is enough that the devices could have it; also, nothing is bound to a
     # device that is tainted.
@@ -151,12 +151,17 @@ def lacking(room: Room, need: PlacementRequest, *, when_empty: bool) -> Lacks | 
     return None
 
 
+def lacks_memory(room: Room, wanted: int) -> bool:
+    """Tell whether there are less than so many bytes of memory; none are never lacking."""
+    return room.memory is not None and room.memory < wanted and wanted > 0
+
+
 def loads_now(room: Room, need: PlacementRequest) -> bool:
     """Tell whether the model could be loaded at once into a container that fits."""
     resident = need.resident
     if resident.nothing:
         return True
-    if room.memory is not None and room.memory < need.container.memory + resident.memory:
+    if lacks_memory(room, need.container.memory + resident.memory):
         return False
     return room.has_devices(resident, need.container.devices, loads=True)
 

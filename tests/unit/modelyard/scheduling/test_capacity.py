@@ -463,3 +463,14 @@ def test_containers_are_bound_to_devices_that_are_not_tainted(*, at_once: bool) 
 
 def test_models_without_a_device_go_to_a_host_with_a_tainted_one() -> None:
     assert placed(capacity(tainted(host(devices=[8 * GIB]))).place(create(spec()))) == ("h", ())
+
+
+def test_a_model_that_needs_no_host_memory_is_loaded_though_all_of_that_is_kept() -> None:
+    ends = Allocation(job_id="ends", generation=1, memory=4 * GIB, temporary=True)
+    there = host("h", ends, holds("job", A), memory=4 * GIB, devices=[8 * GIB])
+    free = FreeCapacity({"h": there})
+    assert isinstance(free.place(create(spec(memory="3g"), "waits")), Unplaced)
+    job = JobRecord(job_id="job", state=JobState.CREATED, host_id="h", generation=1, version=9)
+    assert free.hold(job, spec(gpus=1, gpu_memory="2g"), rank=1) == ResidentAllocation(
+        version=9, devices={A: 2 * GIB}
+    )
