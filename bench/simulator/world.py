@@ -12,7 +12,7 @@ import heapq
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 from bench.simulator.rivals import CREATE_S, SWEEP_S, Rivals
@@ -299,7 +299,9 @@ class World:
         if operation.verb is Verb.INFER and arrival is not None:
             self.outcome.started.append((arrival, job.devices, spec_of(job).name))
         elif operation.verb is Verb.DEPLOY_LOAD and operation.source == "system":
-            bound_s = self._rivals.bound_s(operation, job, self._now - waited_s)
+            lines = map(self._line, self._waiting[""])
+            unplaced = chain.from_iterable(one.operations[:1] for one in lines)
+            bound_s = self._rivals.bound_s(operation, job, self._now - waited_s, unplaced)
             self.outcome.room_waits.append((waited_s, bound_s))
 
     def _duration(self, operation: OperationRecord, model: SimulatedModel) -> float:

@@ -16,9 +16,12 @@ from modelyard.scheduling import leaving
 from modelyard.scheduling.leaving import Stays
 
 SEEDS = range(50)
+ONCE_BEYOND_THE_BOUND = (4342, 6857, 7045, 7777, 9179, 9520)
+"""Traces in which loads waited for memory that they did not need, or for the turns of those that a
+more urgent one waited for, which the bound did not count."""
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, *ONCE_BEYOND_THE_BOUND])
 def test_no_rule_is_broken_in_random_traces(seed: int) -> None:
     outcome = World(random_trace(seed)).run()
     assert all(waited <= bound for waited, bound in outcome.room_waits)
