@@ -1,6 +1,7 @@
 """Making room: which models to unload on which host, so that an operation could start. Pure."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -156,10 +157,16 @@ class _KeptUntil:
 class KeptRoom:
     """What is being cleared for operations, so that nobody else takes it meanwhile."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], waits: Callable[[OperationRecord], bool]
+    ) -> None:
+        """Keep nothing yet; `waits` tells whether an operation still waits."""
         self._clock = clock
+        self._waits = waits
         self._kept: dict[str, _KeptUntil] = {}
-        """By job."""
+        """By job; what ends first is the first."""
+        self._on: dict[str, set[str]] = defaultdict(set)
+        """The jobs for which something is kept, by host."""
 
     def follow(self, one: Crowded, decision: RoomDecision) -> None:
         """Keep room for an operation where models leave for it, now or later.
@@ -177,25 +184,33 @@ class KeptRoom:
         """Keep what the operation's model needs in memory: where it is bound to, or will be."""
         operation, request = one.operation, one.request
         kept = Kept(way.host_id, request.job_id, operation.rank, request.resident, way.devices)
+        self.give_up(kept.job_id)
         self._kept[kept.job_id] = _KeptUntil(kept, operation, self._clock() + KEPT_S)
+        self._on[kept.host_id].add(kept.job_id)
 
     def give_up(self, job_id: str) -> None:
         """Keep nothing for a job any more: its own model leaves, or nothing would help it."""
-        self._kept.pop(job_id, None)
+        known = self._kept.pop(job_id, None)
+        if known is not None:
+            there = self._on[known.kept.host_id]
+            there.discard(job_id)
+            if not there:
+                del self._on[known.kept.host_id]
 
     def waiting_on(self, host_ids: Collection[str]) -> list[str]:
         """Return the jobs for which room is kept on some hosts."""
-        return [job_id for job_id, one in self._kept.items() if one.kept.host_id in host_ids]
+        return [one.job_id for host_id in host_ids for one in self.on(host_id)]
 
-    def current(self, waits: Callable[[OperationRecord], bool]) -> list[Kept]:
-        """Return what is kept now; `waits` tells whether an operation still waits."""
+    def on(self, host_id: str) -> list[Kept]:
+        """Return what is kept on a host now."""
         now = self._clock()
-        self._kept = {
-            job_id: one
-            for job_id, one in self._kept.items()
-            if one.until > now and waits(one.operation)
-        }
-        return [one.kept for one in self._kept.values()]
+        while self._kept and (first := next(iter(self._kept.values()))).until <= now:
+            self.give_up(first.kept.job_id)
+        there = [self._kept[job_id] for job_id in self._on.get(host_id, ())]
+        for one in there:
+            if not self._waits(one.operation):
+                self.give_up(one.kept.job_id)
+        return [one.kept for one in there if one.kept.job_id in self._kept]
 
 
 def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Way]:

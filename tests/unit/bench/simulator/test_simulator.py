@@ -14,6 +14,7 @@ from dispatcher.scheduling.making_room import RoomDecision
 from modelyard.contract.capacity.ledger import DeviceRoom, Room
 from modelyard.scheduling import leaving
 from modelyard.scheduling.leaving import Stays
+from modelyard.scheduling.survey import Rooms
 
 SEEDS = range(50)
 ONCE_BEYOND_THE_BOUND = (4342, 6857, 7045, 7777, 9179, 9520)
@@ -54,7 +55,7 @@ def _broken() -> bool:
 
 def test_a_room_that_is_too_large_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "has_devices", lambda *_, **__: True)
-    monkeypatch.setattr("modelyard.scheduling.survey.has_devices", lambda *_, **__: True)
+    monkeypatch.setattr(Rooms, "_with_devices", lambda _, rows, *__, **___: rows)
     monkeypatch.setattr(DeviceRoom, "takes", lambda *_: True)
     assert _broken()
 

@@ -5,8 +5,11 @@ import asyncio
 import pytest
 
 from dispatcher.scheduling.fleet import Fleet
+from modelyard.contract.capacity.footprints import NOTHING_LEARNED
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import Admission
+from modelyard.scheduling.fitting import PlacementRequest
+from modelyard.scheduling.placement import Placed, Unplaced
 from tests.fakes.broker_links import Call
 from tests.support.dispatcher.parts import HOST, DispatcherParts
 
@@ -89,3 +92,15 @@ async def test_whoever_asks_while_a_host_is_read_gets_what_is_read(parts: Dispat
     parts.link.let_go()
     await first
     assert await second == {HOST: Admission.CORDONED}
+
+
+async def test_a_decision_goes_by_a_host_as_it_is_now(parts: DispatcherParts) -> None:
+    def found() -> Placed | Unplaced:
+        capacity = parts.fleet.capacity_of(hosts, lambda _: (), lambda _: NOTHING_LEARNED)
+        return capacity.place(PlacementRequest())
+
+    hosts = await parts.fleet.hosts()
+    assert isinstance(found(), Placed)
+    await parts.store.hosts.admit(HOST, Admission.CORDONED)
+    hosts = await parts.fleet.hosts()
+    assert found() == Unplaced(("1 host is CORDONED",))
