@@ -59,9 +59,7 @@ def _held(job_id: str, device: str, random: Random, *, ends: bool) -> Reservatio
     )
 
 
-def decision_times(
-    fleet: dict[str, HostRecord], decisions: int, kept: KeptOn = lambda _: ()
-) -> list[float]:
+def decision_times(fleet: dict[str, HostRecord], decisions: int, kept: KeptOn) -> list[float]:
     """Return the seconds of CPU that each decision took; no two ask for the same.
 
     Each is that of a pass of its own, after one of the hosts has changed.
@@ -70,7 +68,7 @@ def decision_times(
     FreeCapacity(fleet, table=table).place(_asked(1))  # as after the first pass of a leader
     took: list[float] = []
     gc.freeze()  # as the dispatcher does
-    for number, host in zip(range(decisions), cycle(fleet.values())):
+    for number, host in zip(range(decisions), cycle(fleet.values()), strict=False):
         fleet[host.host_id] = changed = host.model_copy(update={"running": number})
         began = time.process_time()
         table.put([changed])
@@ -80,8 +78,13 @@ def decision_times(
     return took
 
 
-def kept_everywhere(fleet: dict[str, HostRecord]) -> KeptOn:
-    """Return room that is kept on each host for two of many that wait for it."""
+def keep_nothing(_: str) -> tuple[Kept, ...]:
+    """Return what is kept on a host if nothing waits."""
+    return ()
+
+
+def kept_on(fleet: dict[str, HostRecord]) -> KeptOn:
+    """Return the room that is kept on each host of a fleet, for the first of many that wait."""
     need = ResidentNeed(0, 1, 5 * GIB)
 
     def kept(host_id: str) -> list[Kept]:
