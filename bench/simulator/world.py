@@ -12,7 +12,7 @@ import heapq
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 from bench.simulator.rivals import CREATE_S, SWEEP_S, Rivals
@@ -29,6 +29,7 @@ from modelyard.scheduling.leaving import is_leaving
 from modelyard.scheduling.ordering import ON_DEMAND, CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, PlacementPolicy
 from modelyard.scheduling.planning import make_plan
+from modelyard.scheduling.survey import Table
 from modelyard.store.records import (
     JobLine,
     JobRecord,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from bench.simulator.scenario import Arrival, Scenario, SimulatedModel
     from modelyard.scheduling.planning import Crowded, PlannedDispatch
+    from modelyard.store.records import HostRecord
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 TERMINATE_S, LOADED_ALREADY_S = 0.2, 0.05
@@ -85,11 +87,12 @@ class World:
         self._now = 0.0
         self._numbers = count(1)
         self._hosts = {one.host_id: host_record(one) for one in scenario.hosts}
+        self._table = Table(self._hosts.values())
         self._jobs: dict[str, JobRecord] = {}
         self._lines: dict[str, dict[str, OperationRecord]] = defaultdict(dict)
         self._arrivals: dict[str, Arrival] = {}
         self._usage = Usage(clock=lambda: self._now)
-        self._kept = KeptRoom(lambda: self._now)
+        self._kept = KeptRoom(lambda: self._now, self._still_waits)
         self._events: list[tuple[float, int, OperationRecord | None]] = []
         """Ends of operations, and sweeps, by their time."""
         self._over_at = max((one.at for one in scenario.arrivals), default=0.0) + PATIENCE_S
@@ -184,8 +187,7 @@ class World:
         if any(one.places or one.verb is Verb.DEPLOY_LOAD for it in lines for one in it.operations):
             others = sorted(self._waiting[""] - set(jobs), key=self._rank)[:URGENT]
             lines += [self._line(job_id) for job_id in others]
-        kept = self._kept.current(self._still_waits)
-        capacity = FreeCapacity(self._hosts, kept, policy=self._policy)
+        capacity = FreeCapacity(self._hosts, self._kept.on, policy=self._policy, table=self._table)
         plan = make_plan(lines, self._catalog, capacity)
         again: list[str] = []
         for ending in plan.endings:
@@ -299,7 +301,9 @@ class World:
         if operation.verb is Verb.INFER and arrival is not None:
             self.outcome.started.append((arrival, job.devices, spec_of(job).name))
         elif operation.verb is Verb.DEPLOY_LOAD and operation.source == "system":
-            bound_s = self._rivals.bound_s(operation, job, self._now - waited_s)
+            lines = map(self._line, self._waiting[""])
+            unplaced = chain.from_iterable(one.operations[:1] for one in lines)
+            bound_s = self._rivals.bound_s(operation, job, self._now - waited_s, unplaced)
             self.outcome.room_waits.append((waited_s, bound_s))
 
     def _duration(self, operation: OperationRecord, model: SimulatedModel) -> float:
@@ -386,10 +390,14 @@ class World:
         others = tuple(one for one in host.reservations if one.job_id != held.job_id)
         changed = host.model_copy(update={"reservations": (*others, held)})
         check_that_nothing_is_given_twice(changed)
-        self._hosts[host_id] = changed
+        self._put(changed)
 
     def _release(self, host_id: str, job: JobRecord) -> None:
         self._rivals.go(host_id, job.job_id, self._now)
         host = self._hosts[host_id]
         others = tuple(one for one in host.reservations if one.job_id != job.job_id)
-        self._hosts[host_id] = host.model_copy(update={"reservations": others})
+        self._put(host.model_copy(update={"reservations": others}))
+
+    def _put(self, host: HostRecord) -> None:
+        self._hosts[host.host_id] = host
+        self._table.put([host])

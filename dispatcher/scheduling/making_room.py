@@ -1,6 +1,7 @@
 """Making room: which models to unload on which host, so that an operation could start. Pure."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +12,7 @@ from dispatcher.scheduling.eviction import Candidate, cheapest
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
-from modelyard.scheduling.fitting import loadable_when_empty
+from modelyard.scheduling.fitting import lacks_memory, loadable_when_empty
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
 from modelyard.scheduling.placement import Kept
 from modelyard.scheduling.planning import Crowded
@@ -161,10 +162,16 @@ class _KeptUntil:
 class KeptRoom:
     """What is being cleared for operations, so that nobody else takes it meanwhile."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], waits: Callable[[OperationRecord], bool]
+    ) -> None:
+        """Keep nothing yet; `waits` tells whether an operation still waits."""
         self._clock = clock
+        self._waits = waits
         self._kept: dict[str, _KeptUntil] = {}
-        """By job."""
+        """By job; what ends first is the first."""
+        self._on: dict[str, set[str]] = defaultdict(set)
+        """The jobs for which something is kept, by host."""
 
     def follow(self, one: Crowded, decision: RoomDecision) -> None:
         """Keep room for an operation where models leave for it, now or later.
@@ -182,33 +189,41 @@ class KeptRoom:
         """Keep what the operation needs where its model is bound to, or will be."""
         operation, job_id = one.operation, one.request.job_id
         kept = Kept(way.host_id, job_id, operation.rank, one.need, way.devices)
+        self.give_up(job_id)
         self._kept[kept.job_id] = _KeptUntil(kept, operation, self._clock() + KEPT_S)
+        self._on[kept.host_id].add(kept.job_id)
 
     def give_up(self, job_id: str) -> None:
         """Keep nothing for a job any more: its own model leaves, or nothing would help it."""
-        self._kept.pop(job_id, None)
+        known = self._kept.pop(job_id, None)
+        if known is not None:
+            there = self._on[known.kept.host_id]
+            there.discard(job_id)
+            if not there:
+                del self._on[known.kept.host_id]
 
     def waiting_on(self, host_ids: Collection[str]) -> list[str]:
         """Return the jobs for which room is kept on some hosts."""
-        return [job_id for job_id, one in self._kept.items() if one.kept.host_id in host_ids]
+        return [one.job_id for host_id in host_ids for one in self.on(host_id)]
 
-    def current(self, waits: Callable[[OperationRecord], bool]) -> list[Kept]:
-        """Return what is kept now; `waits` tells whether an operation still waits."""
+    def on(self, host_id: str) -> list[Kept]:
+        """Return what is kept on a host now."""
         now = self._clock()
-        self._kept = {
-            job_id: one
-            for job_id, one in self._kept.items()
-            if one.until > now and waits(one.operation)
-        }
-        return [one.kept for one in self._kept.values()]
+        while self._kept and (first := next(iter(self._kept.values()))).until <= now:
+            self.give_up(first.kept.job_id)
+        there = [self._kept[job_id] for job_id in self._on.get(host_id, ())]
+        for one in there:
+            if not self._waits(one.operation):
+                self.give_up(one.kept.job_id)
+        return [one.kept for one in there if one.kept.job_id in self._kept]
 
 
 def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Way]:
     """Return how an operation could get room on a host: one way for each choice of devices."""
     need = one.need
     lacking: dict[str, int] = {}
-    if host.room.memory is not None and host.room.memory < need.memory:
-        lacking[MEMORY] = need.memory - host.room.memory
+    if lacks_memory(host.room, need.memory):
+        lacking[MEMORY] = need.memory - (host.room.memory or 0)
     if not need.devices or (one.host_id is not None and not one.bound):
         return _way(host, lacking, there)
     if one.bound:

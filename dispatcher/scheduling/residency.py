@@ -42,7 +42,7 @@ class Residents:
         self._fleet = memory.fleet
         self._usage = memory.lines.usage
         self._swap_wait_s = swap_wait_s
-        self._kept = KeptRoom(time.monotonic)
+        self._kept = KeptRoom(time.monotonic, memory.lines.agree)
 
     async def load_first(self, wanted: Sequence[LoadFirst]) -> list[QueuedEnding]:
         """Put a LOAD before each of these inferences; return those whose LOAD has failed.
@@ -96,12 +96,11 @@ class Residents:
 
     def waiting_on(self, host_ids: Collection[str]) -> list[str]:
         """Return jobs that wait until models on some hosts are not in use any more."""
-        self.kept()  # what waits no longer is dropped, or it would be woken for ever
         return self._kept.waiting_on(host_ids)
 
-    def kept(self) -> list[Kept]:
-        """Return what is being cleared for operations."""
-        return self._kept.current(self._lines.agree)
+    def kept(self, host_id: str) -> list[Kept]:
+        """Return what is being cleared for operations on a host."""
+        return self._kept.on(host_id)
 
     async def _evict(self, one: Crowded, way: Way, now: datetime) -> set[str]:
         operation = one.operation

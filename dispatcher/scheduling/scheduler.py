@@ -102,7 +102,7 @@ class Scheduler:
 
     def free_capacity(self, hosts: Mapping[str, HostRecord], learned: LearnedOf) -> FreeCapacity:
         """Return what is left of some hosts, for jobs that are placed one after the other."""
-        return self._fleet.capacity_of(hosts, self._residency.kept(), learned)
+        return self._fleet.capacity_of(hosts, self._residency.kept, learned)
 
     async def learned(self) -> LearnedOf:
         """Return what tells what was learned of a model; raises `StoreUnavailableError`."""

@@ -1,6 +1,5 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -407,7 +406,7 @@ class DrainRecord(Record):
 
 
 CALCULATED = (
-    "total", "room", "held_on_devices", "foreign_on_devices", "lasting_room", "kind", "used_part",
+    "total", "room", "held_on_devices", "foreign_on_devices", "lasting_room", "used_part",
     "held_by", "memory_of_models",
 )  # fmt: skip
 """What is calculated from the other fields of a host, when it is first asked for."""
@@ -478,6 +477,8 @@ class HostRecord(Record):
     def lasting_room(self) -> Room:
         """What it will have left once the jobs that end by themselves have ended."""
         lasting = [one for one in self.reservations if not one.temporary]
+        if len(lasting) == len(self.reservations):
+            return self.room
         stays = held_on_devices(lasting)
         # What others use stays too, as far as anybody knows.
         readings = [
@@ -488,14 +489,10 @@ class HostRecord(Record):
         ]
         return room_left(self.total, lasting, readings, self.taints)
 
-    @cached_property
-    def kind(self) -> str:
-        """The same for hosts that would take the same jobs if they were empty."""
-        total = self.total
-        devices = sorted((one.model, one.memory) for one in total.devices.values())
-        limits = (total.slots, total.millicpus, total.memory, devices)
-        labels = sorted(self.labels.items())
-        return sys.intern(f"{self.liveness} {self.admission} {labels} {limits}")
+    @property
+    def is_open(self) -> bool:
+        """True if it takes jobs at all."""
+        return self.liveness is Liveness.ONLINE and self.admission is Admission.OPEN
 
     @cached_property
     def used_part(self) -> float:

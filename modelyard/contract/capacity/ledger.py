@@ -6,7 +6,6 @@ job. No total is kept: what is allocated is the sum of the entries, here and in 
 writes.
 """
 
-import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -186,19 +185,6 @@ class Room:
             if one.tainted is None:
                 by_model[one.model].append(one)
         return tuple(DevicesOfAKind.of(model, there) for model, there in by_model.items())
-
-    @cached_property
-    def numbers(self) -> tuple[float, float, float, tuple[DevicesOfAKind, ...]]:
-        """Slots, thousandths of processors, bytes of memory, and devices.
-
-        What is not limited is infinite.
-        """
-        return (
-            math.inf if self.slots is None else self.slots,
-            math.inf if self.millicpus is None else self.millicpus,
-            math.inf if self.memory is None else self.memory,
-            self.kinds_of_devices,
-        )
 
     def has_devices(self, need: ResidentNeed, count: int, *, loads: bool) -> bool:
         """Tell whether so many devices could have a model, or, with `loads`, have room for it."""
