@@ -114,6 +114,8 @@ class FreeCapacity:
         over is not given to operations behind it."""
         self._awaiting: set[tuple[tuple[str, str], ...]] = set()
         """The labels of those for which a host is kept: one operation for each set of labels."""
+        self._last: tuple[Survey, PlacementRequest] | None = None
+        """The one for which a host is to be kept before the next decision, if there is one."""
 
     def host(self, host_id: str) -> HostRecord | None:
         """Return a host of the snapshot."""
@@ -141,6 +143,7 @@ class FreeCapacity:
         that will fit by itself is kept for it: what it needs there is given to no operation that is
         decided on later in this pass.
         """
+        self._await_for_last()
         labels = tuple(sorted(need.labels.items()))
         same_need = (labels, need.container, need.resident, need.at_once)
         if (known := self._refused.get(same_need)) is not None:
@@ -158,7 +161,7 @@ class FreeCapacity:
             self._refused[same_need] = unplaced
         if need.awaits and not unplaced.hopeless and labels not in self._awaiting:
             self._awaiting.add(labels)
-            self._await(found, need)
+            self._last = found, need
         return unplaced
 
     def hold(
@@ -168,6 +171,7 @@ class FreeCapacity:
 
         None if it needs no more than its container holds. `rank` is that of the operation.
         """
+        self._await_for_last()
         host = self._hosts.get(job.host_id or "")
         if not holds_while_loaded(spec) or host is None:
             return None
@@ -251,12 +255,15 @@ class FreeCapacity:
         if stays:
             self._lasting[host.host_id] = less(self._lasting_of(host))
 
-    def _await(self, found: Survey, need: PlacementRequest) -> None:
+    def _await_for_last(self) -> None:
         """Keep a host for an operation: one on which it fits once what ends by itself has ended.
 
         Of those the one that is used least. Nothing is kept where jobs would have to leave that may
         stay for ever.
         """
+        if self._last is None:
+            return
+        (found, need), self._last = self._last, None
         table, lasting = self._table, self._table.lasting()
         for host_id, room in self._lasting.items():
             lasting.put(table.row_of[host_id], room)
