@@ -18,7 +18,7 @@ PARALLEL := -n 3 --dist loadscope
 # Without compiled modules each process of the tests compiles all of them, five seconds long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-fast faults soak bench bench-scale bench-containers simulate up \
+.PHONY: help setup demo images compose-demo test test-fast faults soak bench bench-scale bench-containers simulate up \
 	down status check fmt clean
 
 help: ## List the targets.
@@ -32,6 +32,12 @@ $(READY): pyproject.toml requirements.lock deploy/local/requirements.txt deploy/
 
 demo: $(READY) ## Run the demonstration on a private stack, from nothing to a prediction, and stop it.
 	@$(PYTHON) -m deploy.local demo $(ARGS)
+
+images: $(READY) ## Build and test the images of gateway, dispatcher, worker and command line.
+	@$(PYTHON) -m deploy.containers images $(ARGS)
+
+compose-demo: $(READY) ## Start deploy/compose.yaml, send it the five calls, break it a little, and stop it.
+	@$(PYTHON) -m deploy.containers demo $(ARGS)
 
 test: $(READY) ## Run all tests against the real servers.
 	@$(PYTHON) -m pytest $(PARALLEL) $(ARGS)

@@ -83,9 +83,19 @@ class Term:
 class Leadership:
     """One dispatcher's part in who leads."""
 
-    def __init__(self, leases: Leases, *, notes: Mapping[str, str] | None = None) -> None:
-        """Leave `notes` for other processes on how this dispatcher leads."""
+    def __init__(
+        self,
+        leases: Leases,
+        *,
+        notes: Mapping[str, str] | None = None,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Leave `notes` for other processes on how this dispatcher leads.
+
+        `on_answer` is called whenever the database has answered: while standing by and leading.
+        """
         self._leases = leases
+        self._on_answer = on_answer
         self._notes = notes
         self._holder = uuid.uuid4().hex
 
@@ -122,6 +132,7 @@ class Leadership:
                     log.warning("dispatcher.waiting", error=str(error))
                 standing_by, waiting = False, True
             else:
+                self._on_answer()
                 if number is not None:
                     return Term(number, sent_at)
                 if not standing_by:
@@ -143,6 +154,7 @@ class Leadership:
                     term.end()
                 term.check()
                 term.renewed(sent_at)
+                self._on_answer()
                 pause_s, failing = RENEW_EVERY_S, False
             except StoreUnavailableError as error:
                 if not failing:

@@ -114,9 +114,7 @@ def _with(line: JobLine, more: Iterable[OperationRecord]) -> JobLine:
     return line.model_copy(update={"operations": (*line.operations, *more)})
 
 
-async def _facts(
-    store: Store, place: _Place, now: datetime, *, most: int | None = None
-) -> Facts:
+async def _facts(store: Store, place: _Place, now: datetime, *, most: int | None = None) -> Facts:
     """Return what is known of an operation; of more than `most` hosts only the first ones.
 
     Of many hosts a plan would take long, and the dispatcher has recorded what they say.

@@ -10,13 +10,18 @@ import structlog
 
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
+from modelyard.metrics.process import ProcessMetrics
 from modelyard.process.garbage import collect_rarely
+from modelyard.process.health.file import HealthFile
 from modelyard.process.logging import setup_logging
-from modelyard.process.settings import give_up, start_process
+from modelyard.process.service_manager import NOBODY, ServiceManager
+from modelyard.process.settings import ServiceManagerSettings, give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.journal import AttemptJournal
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
+from worker.metrics import WorkerMetrics
 from worker.model_server.client import ModelServer
 from worker.model_server.http_exchange import BoundedTransport
 from worker.service import Worker
@@ -40,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     collect_rarely()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(run(settings))
+            runner.run(run(settings, manager=ServiceManagerSettings().manager()))
     except (BaseExceptionGroup, EngineUnavailableError, TopologyMismatchError) as error:
         sentence = _cannot_start(error)
         if sentence is None:
@@ -54,8 +59,9 @@ async def run(
     heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S,
     fence_s: float = WORKER_LEASE_S,
     watchdog_s: float = WATCHDOG_LEASE_S,
+    manager: ServiceManager = NOBODY,
 ) -> None:
-    """Build the clients and run the service.
+    """Build the clients and run the service; the `manager` is told of it.
 
     The worker sends a heartbeat every `heartbeat_interval_s` seconds. Without a renewal the lease
     ends after `fence_s` seconds for the worker itself, and after `watchdog_s` seconds for its
@@ -73,12 +79,25 @@ async def run(
         lease_file=lease_file,
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
-    broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
+    health = HealthFile(settings.health_file)
+    watched = ProcessMetrics("worker")
+    broker = Broker(
+        settings.amqp_url.get_secret_value(),
+        name=f"worker {settings.host_id}",
+        publish_ended=watched.publish_ended,
+    )
     rules = settings.plan_rules()
     runtime = DockerRuntime(
         settings.docker_url, host_id=rules.host_id, network=rules.network, publish=rules.publish
     )
+
+    def on_renewal(at: float) -> None:
+        watchdog.renewed(at)
+        health.beat()
+        manager.ready()  # a lease is renewed once the host is announced
+
     async with AsyncExitStack() as closing:  # closes every client, even if closing another fails
+        closing.enter_context(manager.watched())
         # A process that is cut off usually has not told the watchdog that it stopped in good order.
         # The watchdog then stays, and stops containers that the engine may still be starting.
         closing.enter_context(stop_on_signals(stop.set, ProcessExit()))
@@ -88,7 +107,7 @@ async def run(
         transport = BoundedTransport()
         closing.callback(transport.close)
         server = ModelServer(transport)
-        await Worker(
+        worker = Worker(
             settings,
             broker=broker,
             runtime=runtime,
@@ -98,9 +117,15 @@ async def run(
                 Lease,
                 seconds=fence_s,
                 renewal_interval_s=heartbeat_interval_s,
-                on_renewal=watchdog.renewed,
+                on_renewal=on_renewal,
             ),
-        ).run(stop)
+            metrics=WorkerMetrics(watched.registry),
+        )
+        async with TaskGroup() as tasks:
+            scraped = tasks.create_task(watched.run(settings.worker_metrics_address))
+            await worker.run(stop)
+            scraped.cancel()
+        manager.stopping()
         # Only after an orderly end: after a failure the engine may still execute a request that
         # this worker sent, so the watchdog has to stay until the lease ends.
         watchdog.announce_shutdown()

@@ -14,7 +14,13 @@ from modelyard.contract.capacity.offers import MAX_DEVICES, Device, HostCapacity
 from modelyard.contract.catalog.values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import EngineFacts, Labels
-from modelyard.process.settings import JSON, Expects, ProcessSettings
+from modelyard.process.settings import (
+    JSON,
+    Expects,
+    HealthPath,
+    MetricsAddress,
+    ProcessSettings,
+)
 from worker.containers.given_back import UnloadRules
 from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
@@ -77,12 +83,14 @@ class Reach(StrEnum):
     PUBLISHED = "published"
     """Through a port that is published on 127.0.0.1."""
     NETWORK = "network"
-    """By its address on the job network; the worker must share the engine's network namespace."""
+    """By its address on the job network; the worker must share the engine's network namespace, as a
+    container with `--network host` does. No port is published."""
 
 
 class WorkerSettings(ProcessSettings):
     """The environment variable of a field is `MODELYARD_` and its name, except `DOCKER_HOST`."""
 
+    health_file: HealthPath
     host_id: HostId = Field(
         default_factory=platform.node,
         description="This host's id, unique among all hosts: 1 to 128 letters, digits, _, . or -; "
@@ -178,6 +186,10 @@ class WorkerSettings(ProcessSettings):
         default_factory=lambda: f"{tempfile.gettempdir()}/modelyard-{os.getuid()}",
         description="Folder for small files that a reboot may delete; only this user may write to "
         "it (default: modelyard-UID in the folder for temporary files).",
+    )
+    worker_metrics_address: MetricsAddress = Field(
+        default="127.0.0.1:9183",
+        description="HOST:PORT at which /metrics is scraped, without authentication; off for none.",
     )
 
     @field_validator("worker_allowed_images")

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from modelyard.contract.catalog.entries import ModelSpec
 
 TEMP = (
-    "list_own", "list_own", "inspect", "has_image", "ensure_network", "image", "create", "inspect",
+    "list_own", "image", "ensure_network", "create", "inspect",
     "start", "inspect", "wait_exit", "stdout_tail", "list_own", "remove",
 )  # fmt: skip
-CREATE = ("list_own", "inspect", "has_image", "ensure_network", "image", "create", "inspect")
-TERMINATE = ("inspect", "list_own", "remove")
+CREATE = ("list_own", "image", "ensure_network", "create", "inspect")
+TERMINATE = ("list_own", "remove")
 
 _RULES = PlanRules(host_id="bare")
 _NOT_FOUND = 404
@@ -78,9 +78,6 @@ class BareContainer:
         except DockerError as error:
             if error.status != _NOT_FOUND:
                 raise
-
-    async def _has_image(self) -> None:
-        await self.docker.images.inspect(self.config["Image"])
 
     async def _image(self) -> None:
         await self.docker.images.inspect(self.config["Image"])

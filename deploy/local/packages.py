@@ -45,8 +45,11 @@ IMAGES = (
     Need("debootstrap", "debootstrap", "makes a base image where no image registry is reachable"),
     Need("busybox", "busybox-static", "makes the small image of the tests"),
 )
+COMPOSE = (Need("docker-compose", "docker-compose", "reads deploy/compose.yaml"),)
 CLIENTS = (Need("amqp-publish", "amqp-tools", "publishes from the command line"),)
 CLOCKS = (Need("faketime", "faketime", "gives a process a wrong clock, for tests of faults"),)
+
+UNITS = (Need("systemd-analyze", "systemd", "checks the units of the services"),)
 
 
 def find_program(program: str) -> Path | None:

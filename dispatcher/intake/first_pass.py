@@ -19,7 +19,7 @@ from dispatcher.intake.positions import Positions
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.lines import Lines
-from modelyard.contract.states import Liveness
+from modelyard.contract.states import VERB_RULES, Liveness
 from modelyard.process.crash_points import crash_point
 from modelyard.scheduling.ordering import shared_starts
 from modelyard.store import Store
@@ -57,7 +57,9 @@ class FirstPass:
         new = self._store.operations.accepted_now(new)
         jobs = sorted({one.job_id for one in new if one.job_id and one.rejection is None})
         await self._hold(jobs)
-        hosts = await self._fleet.hosts()
+        # Only what shares its job may start here, so only then hosts matter.
+        starting = any(one.verb and VERB_RULES[one.verb].shared for one in new)
+        hosts = await self._fleet.hosts() if starting else {}
         places = await self._positions.take(len(new))
         with self._lines.entering(jobs):
             # Up to the write nothing is awaited, so what is decided holds for the lines of now.
@@ -96,8 +98,7 @@ class FirstPass:
         found = {line.job.job_id for line in read.lines} | read.moved
         absent = [job_id for job_id in jobs if job_id not in found]
         if absent:
-            await self._store.jobs.ensure(absent)
-            await self._lines.read(absent)
+            await self._lines.ensure(absent)
 
     def _entries(
         self, new: Sequence[NewOperation], places: Iterable[int], hosts: Mapping[str, HostRecord]

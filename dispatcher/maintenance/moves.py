@@ -123,6 +123,7 @@ class Relocations:
         token = uuid.uuid4().hex
         if not await self._store.hosts.reserve(there, [allocation], token=token):
             return
+        self._store.changes.written(hosts=[there.host_id])
         crash_point("dispatcher.move.after_reserve")
         if await self._store.jobs.begin_move(job, move):
             crash_point("dispatcher.move.after_begin")

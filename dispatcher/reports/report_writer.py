@@ -190,20 +190,24 @@ class ReportWriter:
         if not telling:
             return set()
         coming = await self._recoveries(telling)
-        await self._store.jobs.apply(
-            [
-                _effect(one, coming.get(one.report.job_id) if _found_down(one) else None)
-                for one in telling
-            ]
-        )
+        effects = [
+            _effect(one, coming.get(one.report.job_id) if _found_down(one) else None)
+            for one in telling
+        ]
+        before = {one.job_id: self._lines.job(one.job_id) for one in effects}
+        applied = await self._store.jobs.apply(effects)
         crash_point("dispatcher.recorder.after_jobs")
-        jobs = await self._store.jobs.get_many([one.report.job_id for one in telling])
+        if applied == len(effects) == len(before):
+            for effect in effects:
+                if (job := before[effect.job_id]) is not None:
+                    self._lines.replace_job(job, effect.applied_to(job))
+            # Each job is now as its report says, and has given up the generation if it ended.
+            told, gone = telling, telling
+        else:
+            told, gone = await self._compared(telling)
         freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for one in telling:
-            job = jobs.get(one.report.job_id)
-            # Free a reservation only when the job has given up that generation, whoever wrote it.
-            gone = job is None or job.host_id is None or job.generation > one.report.generation
-            if gone and not (one.report.job_state or JobState.NONE).live:
+        for one in gone:
+            if not (one.report.job_state or JobState.NONE).live:
                 freed[one.operation.host_id or ""].append(
                     (one.report.job_id, one.report.generation)
                 )
@@ -211,12 +215,28 @@ class ReportWriter:
             await self._store.hosts.release(freed)
             crash_point("dispatcher.recorder.after_release")
             self._scheduler.wake_waiting()
-        return {
-            one.report.job_id
-            for one in telling
-            if (job := jobs.get(one.report.job_id)) is not None
-            and (job.state, job.generation) == (one.report.job_state, one.report.generation)
-        }
+        return {one.report.job_id for one in told}
+
+    async def _compared(
+        self, telling: Sequence[CurrentReport]
+    ) -> tuple[list[CurrentReport], list[CurrentReport]]:
+        """Return the reports whose jobs are in the state that they tell of, whoever wrote it.
+
+        And those whose jobs have given up the generation: only then its reservation is freed.
+        """
+        jobs = await self._store.jobs.get_many([one.report.job_id for one in telling])
+        told: list[CurrentReport] = []
+        gone: list[CurrentReport] = []
+        for one in telling:
+            job = jobs.get(one.report.job_id)
+            if job is None or job.host_id is None or job.generation > one.report.generation:
+                gone.append(one)
+            if job is not None and (job.state, job.generation) == (
+                one.report.job_state,
+                one.report.generation,
+            ):
+                told.append(one)
+        return told, gone
 
     async def _let_go(self, accepted: Sequence[CurrentReport]) -> None:
         """Free what models held that are not in memory any more.

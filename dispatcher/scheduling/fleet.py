@@ -31,6 +31,11 @@ class Fleet:
         self._reading = asyncio.Lock()
         """One read at a time: an earlier one must not undo what a later one has brought."""
 
+    @property
+    def held(self) -> Mapping[str, HostRecord]:
+        """All hosts by id as they are in memory, outdated or not; for looking at them."""
+        return self._hosts
+
     async def hosts(self) -> Mapping[str, HostRecord]:
         """Return all hosts by id, in the order of their ids; raises `StoreUnavailableError`."""
         if not self._complete:
@@ -59,6 +64,19 @@ class Fleet:
     def mark(self, host_ids: Iterable[str]) -> None:
         """Mark hosts as changed: they are read before their next use."""
         self._outdated.update(host_ids)
+
+    def replace(self, before: HostRecord, after: HostRecord) -> None:
+        """Note what a write has made of a host, of which memory had `before` when it began.
+
+        If memory has something else by now, or is being read, the host is marked.
+        """
+        host_id = before.host_id
+        if self._hosts.get(host_id) is before and not self._reading.locked():
+            self._hosts[host_id] = after
+            if self._table is not None:
+                self._table.put([after])
+        else:
+            self.mark([host_id])
 
     async def _read(self, host_ids: list[str] | None) -> None:
         self._being_read, self._outdated = self._outdated, set()

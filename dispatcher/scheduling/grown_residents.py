@@ -1,8 +1,11 @@
 """Models in memory that were learned to take more than their jobs hold on their devices.
 
 The sweep raises what they hold where there is room. Where there is none nothing is changed: what
-is measured of the device keeps others away, and the next load needs the larger amount.
+is measured of the device keeps others away, and the next load needs the larger amount. Each round
+looks at the next few of them: in a large fleet most jobs are not in memory here.
 """
+
+from heapq import nsmallest
 
 import structlog
 
@@ -16,6 +19,9 @@ from modelyard.store.records import HostRecord, JobRecord, Reservation
 
 log = structlog.get_logger(__name__)
 
+JOBS_IN_A_ROUND = 200
+"""Most jobs that one round looks at."""
+
 
 class GrownResidents:
     """A repair of the sweep."""
@@ -25,36 +31,48 @@ class GrownResidents:
         self._fleet = memory.fleet
         self._lines = memory.lines
         self._footprints = memory.footprints
+        self._after = ("", "")
+        """The host and job that the last round came to."""
 
     async def raise_held(self) -> None:
-        """Let models hold what they were learned to take; raises `StoreUnavailableError`."""
+        """Let some models hold what they were learned to take; raises `StoreUnavailableError`."""
         await self._footprints.refresh_if_old()
         learned = await self._footprints.learned()
-        for host in list((await self._fleet.hosts()).values()):
-            if host.liveness is Liveness.ONLINE:
-                await self._raise_on(host, learned)
+        hosts = await self._fleet.hosts()
+        there = {
+            (host.host_id, one.job_id): one.resident
+            for host in hosts.values()
+            if host.liveness is Liveness.ONLINE
+            for one in host.reservations
+            if one.resident and one.resident.devices
+        }
+        page = nsmallest(JOBS_IN_A_ROUND, (key for key in there if key > self._after))
+        self._after = page[-1] if len(page) == JOBS_IN_A_ROUND else ("", "")
+        lines = await self._lines.read(job_id for _, job_id in page)
+        jobs = {line.job.job_id: line.job for line in lines.lines}
+        for host_id, job_id in page:
+            if job_id in jobs:
+                await self._raise(hosts[host_id], jobs[job_id], there[host_id, job_id], learned)
 
-    async def _raise_on(self, host: HostRecord, learned: LearnedOf) -> None:
-        held = {one.job_id: one for one in host.reservations if one.resident}
-        on_devices = [
-            job_id for job_id, one in held.items() if one.resident and one.resident.devices
-        ]
-        if not on_devices:
+    async def _raise(
+        self,
+        host: HostRecord,
+        job: JobRecord,
+        resident: ResidentAllocation,
+        learned: LearnedOf,
+    ) -> None:
+        if job.spec is None or not _is_loaded(job, host.held_by[job.job_id]):
             return
-        for job in [line.job for line in (await self._lines.read(on_devices)).lines]:
-            one = held[job.job_id]
-            if job.spec is None or not _is_loaded(job, one) or one.resident is None:
-                continue
-            raised = _raised(host, one.resident, resident_need(job.spec, learned(job.spec)))
-            if raised is not None and await self._store.hosts.raise_resident(
-                host, job.job_id, one.generation, raised
-            ):
-                log.info(
-                    "resident.raised",
-                    job_id=job.job_id,
-                    host_id=host.host_id,
-                    devices=raised.devices,
-                )
+        raised = _raised(host, resident, resident_need(job.spec, learned(job.spec)))
+        if raised is not None and await self._store.hosts.raise_resident(
+            host, job.job_id, job.generation, raised
+        ):
+            log.info(
+                "resident.raised",
+                job_id=job.job_id,
+                host_id=host.host_id,
+                devices=raised.devices,
+            )
 
 
 def _is_loaded(job: JobRecord, held: Reservation) -> bool:

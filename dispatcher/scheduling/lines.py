@@ -80,6 +80,22 @@ class Lines:
         lines = [line for job_id in wanted if (line := self.line(job_id)) is not None]
         return LinesRead(tuple(lines), frozenset(moved))
 
+    async def ensure(self, job_ids: Iterable[str]) -> None:
+        """Have jobs recorded, and read into memory; raises `StoreUnavailableError`.
+
+        A job that is recorded here has no operation in line, so there is nothing to read of it.
+        """
+        loading = _Loading()
+        self._loading.append(loading)
+        wanted = list(job_ids)
+        try:
+            new = await self._store.jobs.ensure(wanted)
+        finally:
+            self._loading.remove(loading)
+        for job_id in new - loading.changed:
+            self._hold(JobLine(job=JobRecord(job_id=job_id), operations=()))
+        await self.read(wanted)
+
     def line(self, job_id: str) -> JobLine | None:
         """Return a job with the head of its line, if it is in memory."""
         held = self._held.get(job_id)
@@ -87,6 +103,11 @@ class Lines:
             return None
         self._held.move_to_end(job_id)
         return JobLine(job=held.job, operations=tuple(held.operations.values()))
+
+    def job(self, job_id: str) -> JobRecord | None:
+        """Return a job, if it is in memory."""
+        held = self._held.get(job_id)
+        return None if held is None else held.job
 
     def certain(self, job_id: str) -> JobLine | None:
         """Return a job with its line up to the first operation that may leave it again.
@@ -196,6 +217,20 @@ class Lines:
         there = held.operations.get(operation.operation_id) if held is not None else None
         if held is not None and there is not None and _age(there) <= _age(operation):
             self._put(held, operation)
+
+    def replace_job(self, before: JobRecord, after: JobRecord | None) -> None:
+        """Note what a write has made of a job, of which memory had `before` when it began.
+
+        None, or something else in memory by now: the job is dropped.
+        """
+        self._mark_changed(before.job_id)
+        held = self._held.get(before.job_id)
+        if held is None:
+            return
+        if after is not None and held.job is before:
+            held.job = after
+        else:
+            self._drop(before.job_id)
 
     def remove(self, job_id: str, operation_id: str) -> None:
         """Note that an operation has ended."""

@@ -32,7 +32,12 @@ def hosts_for(one: Crowded, hosts: Mapping[str, HostRecord]) -> list[HostRecord]
     """Return the hosts on which an operation could start, at most `HOSTS_AT_ONCE`."""
     if one.host_id is not None:
         return [hosts[one.host_id]] if one.host_id in hosts else []
-    fitting = (host for host in hosts.values() if loadable_when_empty(host, one.request))
+    # What needs no device gets room only where models hold memory of the host.
+    fitting = (
+        host
+        for host in hosts.values()
+        if (one.need.devices or host.memory_of_models) and loadable_when_empty(host, one.request)
+    )
     return list(islice(fitting, HOSTS_AT_ONCE))
 
 
@@ -59,7 +64,7 @@ class RoomDecision:
 
 def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
     """Return the jobs that hold memory where another one needs it, without that one."""
-    need = besides.request.resident
+    need = besides.need
     return [
         one.job_id
         for one in host.reservations
@@ -67,7 +72,7 @@ def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
         and one.job_id != besides.request.job_id
         and (
             (need.memory and one.resident.memory)
-            or not besides.bound
+            or (need.devices and not besides.bound)
             or not one.resident.devices.keys().isdisjoint(besides.bound)
         )
     ]
@@ -181,10 +186,10 @@ class KeptRoom:
             self._keep(one, way)
 
     def _keep(self, one: Crowded, way: Way) -> None:
-        """Keep what the operation's model needs in memory: where it is bound to, or will be."""
-        operation, request = one.operation, one.request
-        kept = Kept(way.host_id, request.job_id, operation.rank, request.resident, way.devices)
-        self.give_up(kept.job_id)
+        """Keep what the operation needs where its model is bound to, or will be."""
+        operation, job_id = one.operation, one.request.job_id
+        kept = Kept(way.host_id, job_id, operation.rank, one.need, way.devices)
+        self.give_up(job_id)
         self._kept[kept.job_id] = _KeptUntil(kept, operation, self._clock() + KEPT_S)
         self._on[kept.host_id].add(kept.job_id)
 
@@ -215,11 +220,10 @@ class KeptRoom:
 
 def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Way]:
     """Return how an operation could get room on a host: one way for each choice of devices."""
-    need = one.request.resident
-    memory = need.memory + (one.request.container.memory if one.host_id is None else 0)
+    need = one.need
     lacking: dict[str, int] = {}
-    if lacks_memory(host.room, memory):
-        lacking[MEMORY] = memory - (host.room.memory or 0)
+    if lacks_memory(host.room, need.memory):
+        lacking[MEMORY] = need.memory - (host.room.memory or 0)
     if not need.devices or (one.host_id is not None and not one.bound):
         return _way(host, lacking, there)
     if one.bound:

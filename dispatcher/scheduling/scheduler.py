@@ -25,6 +25,7 @@ import asyncio
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -34,7 +35,7 @@ from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
 from modelyard.contract.errors import StoreUnavailableError
-from modelyard.contract.states import JobState
+from modelyard.contract.states import JobState, OperationState
 from modelyard.process.crash_points import crash_point
 from modelyard.scheduling.placement import FreeCapacity, LearnedOf
 from modelyard.scheduling.planning import (
@@ -47,7 +48,7 @@ from modelyard.scheduling.planning import (
 from modelyard.scheduling.reading import entries_of, urgent_jobs
 from modelyard.store import Store
 from modelyard.store.jobs import Assignment
-from modelyard.store.records import HostRecord, JobLine, OperationRecord
+from modelyard.store.records import HostRecord, JobLine, OperationRecord, reservations_of
 
 log = structlog.get_logger(__name__)
 
@@ -140,13 +141,15 @@ class Scheduler:
             lines += urgent.lines
             moved |= urgent.moved
         self.wake(moved)
+        if contending := self._residency.waiting_on(_with_idle_models(lines)):
+            self.wake(contending)
+        if not any(one.state is OperationState.QUEUED for line in lines for one in line.operations):
+            return  # whoever puts another one in line wakes the scheduler
         catalog = await entries_of(self._store, lines)
         learned = await self.learned()
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
         plan = make_plan(self._still(lines), catalog, self.free_capacity(hosts, learned))
-        if contending := self._residency.waiting_on(_with_idle_models(lines)):
-            self.wake(contending)
         shared = [one for one in plan.dispatches if one.operation.shared]
         for one in shared:
             self._lines.replace(one.claim.dispatched)
@@ -161,7 +164,7 @@ class Scheduler:
             await self._dispatch(plan.dispatches)
             self.wake(await self._residency.make_room(plan.crowded))
         except BaseException:
-            self._lines.forget(one.job.job_id for one in shared)
+            self._lines.forget(one.job.job_id for one in plan.dispatches)
             raise
 
     def _still(self, lines: Sequence[JobLine]) -> list[JobLine]:
@@ -242,11 +245,9 @@ class Scheduler:
         crash_point("dispatcher.after_assign")
         claimed = await self._store.operations.claim([one.claim for one in assigned], token=token)
         crash_point("dispatcher.after_claim")
-        jobs = {one.job.job_id: one.job for one in assigned if one.operation.shared}
-        changed = [one.job.job_id for one in assigned if one.job.job_id not in jobs]
-        if changed:
-            jobs |= await self._store.jobs.get_many(changed)
-        await self._commands.publish(claimed, jobs)
+        for one in claimed:
+            self._lines.replace(one)
+        await self._commands.publish(claimed, {one.job.job_id: one.job for one in assigned})
         crash_point("dispatcher.after_publish")
         await self._event_log.room()
         self._event_log.note(operation_event(one) for one in claimed)
@@ -273,9 +274,11 @@ class Scheduler:
         return ready
 
     async def _reserve_together(self, shares: Sequence[PlannedDispatch], token: str) -> bool:
-        return await self._store.hosts.reserve(
-            shares[0].host, [one.allocation for one in shares if one.allocation], token=token
-        )
+        host, wanted = shares[0].host, [one.allocation for one in shares if one.allocation]
+        if not await self._store.hosts.reserve(host, wanted, token=token):
+            return False
+        self._fleet.replace(host, host.with_reserved(reservations_of(wanted, token)))
+        return True
 
     async def _hold(self, ready: Sequence[PlannedDispatch]) -> list[PlannedDispatch]:
         """Hold what models need in memory; return the dispatches that may go on."""
@@ -291,13 +294,23 @@ class Scheduler:
         return held
 
     async def _assign(self, ready: Sequence[PlannedDispatch], token: str) -> list[PlannedDispatch]:
-        """Make each operation its job's current one; inferences share the job unchanged."""
+        """Make each operation its job's current one; inferences share the job unchanged.
+
+        The dispatches that may go on are returned with their jobs as they are now.
+        """
         exclusive = [one for one in ready if not one.operation.shared]
-        won = await self._store.jobs.assign([_assignment(one) for one in exclusive], token=token)
+        assignments = {one.job.job_id: _assignment(one) for one in exclusive}
+        won = await self._store.jobs.assign(list(assignments.values()), token=token)
         lost = [one for one in exclusive if one.job.job_id not in won]
         self.wake(one.job.job_id for one in lost)
+        assigned = [one for one in ready if one.operation.shared]
+        for one in exclusive:
+            if one.job.job_id in won:
+                job = assignments[one.job.job_id].applied_to(one.job)
+                self._lines.replace_job(one.job, job)
+                assigned.append(replace(one, job=job))
         await self._release_unused([one for one in lost if one.placement is not None], token)
-        return [one for one in ready if one.operation.shared or one.job.job_id in won]
+        return assigned
 
     async def _release_unused(self, lost: Sequence[PlannedDispatch], token: str) -> None:
         """Free the reservations of jobs that another writer has assigned meanwhile.

@@ -7,12 +7,15 @@ from typing import Annotated
 import typer
 
 from modelyard.cli.exit_codes import FAILED, UNAVAILABLE, USAGE
+from modelyard.cli.machine.settings import BootstrapSettings
 from modelyard.cli.options import Context
 from modelyard.cli.session import session_of
 from modelyard.contract.access.api_keys import MAX_EXPIRY_S, CreatedApiKey
 from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
-from modelyard.process.settings import StoreSettings, WrongSettingsError, read_settings
+from modelyard.process.config.sources import WrongSettingsError
+from modelyard.process.launcher import missing_extra
+from modelyard.process.settings import read_settings
 
 keys = typer.Typer(no_args_is_help=True, help="API keys and what each may do.")
 
@@ -84,14 +87,18 @@ def bootstrap(
 ) -> None:
     """Create the first admin key directly in MongoDB and print it, this once only.
 
-    The command needs the dispatcher's MODELYARD_MONGO_URL, and no gateway.
+    The command needs the dispatcher's MODELYARD_MONGO_URL, or its file in MODELYARD_CONFIG, and no
+    gateway.
     """
     # Only this command needs MongoDB's driver, which takes a while to import.
-    from modelyard.cli.bootstrap import bootstrap_key  # noqa: PLC0415
-
     session = session_of(ctx)
     try:
-        url = read_settings(StoreSettings).mongo_url.get_secret_value()
+        from modelyard.cli.bootstrap import bootstrap_key  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        session.out.error(missing_extra("dispatcher", error))
+        raise typer.Exit(USAGE) from error
+    try:
+        url = read_settings(BootstrapSettings).mongo_url.get_secret_value()
         created = asyncio.run(bootstrap_key(url, name, _seconds(expires), force=force))
     except (WrongSettingsError, ValueError) as error:
         session.out.error(str(error))

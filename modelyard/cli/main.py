@@ -15,6 +15,8 @@ from modelyard.cli.catalog import datasets, models
 from modelyard.cli.dead_letters import dead_letters
 from modelyard.cli.exit_codes import FAILED, UNAVAILABLE, USAGE
 from modelyard.cli.keys import keys
+from modelyard.cli.machine.config import config
+from modelyard.cli.machine.doctor import doctor
 from modelyard.cli.options import Context
 from modelyard.cli.output import Output
 from modelyard.cli.rabbitmq import rabbitmq
@@ -35,7 +37,8 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Run model containers on a fleet of plain Docker hosts.\n\n"
-    "To a gateway that asks for an API key it sends the one in MODELYARD_API_KEY.\n\n"
+    "To a gateway that asks for an API key it sends the one in MODELYARD_API_KEY, or in the file "
+    "that MODELYARD_API_KEY_FILE names.\n\n"
     "Exit codes: 0 done, 1 the operation failed or the request was refused, 2 wrong usage, 3 the "
     "service is unavailable.",
 )
@@ -59,11 +62,13 @@ commands.command("hosts")(hosts.list_hosts)
 commands.command("cordon")(hosts.cordon)
 commands.command("uncordon")(hosts.uncordon)
 commands.command("drain")(hosts.drain)
+commands.command("doctor")(doctor)
 commands.add_typer(models, name="models")
 commands.add_typer(datasets, name="datasets")
 commands.add_typer(dead_letters, name="dead-letters")
 commands.add_typer(keys, name="keys")
 commands.add_typer(rabbitmq, name="rabbitmq")
+commands.add_typer(config, name="config")
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer gives it so
@@ -76,8 +81,13 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer gives it so
 def _session(
     ctx: Context,
     url: Annotated[
-        str, typer.Option(envvar="MODELYARD_URL", help="The gateway's URL.")
-    ] = "http://127.0.0.1:8080",
+        str | None,
+        typer.Option(
+            envvar="MODELYARD_URL",
+            help="The gateway's URL; without it the one in the file of MODELYARD_CONFIG, or "
+            "http://127.0.0.1:8080.",
+        ),
+    ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
     version: Annotated[  # noqa: ARG001 - its callback does it
@@ -87,13 +97,8 @@ def _session(
         ),
     ] = False,
 ) -> None:
-    try:
-        session = Session(url, as_json=as_json)
-    except ValueError as error:
-        hint = VARIABLE if VARIABLE in str(error) else "--url"
-        raise typer.BadParameter(str(error), param_hint=hint) from error
-    ctx.obj = session
-    ctx.call_on_close(session.yard.close)
+    ctx.obj = session = Session(url, as_json=as_json)
+    ctx.call_on_close(session.close)
 
 
 def app(arguments: list[str] | None = None) -> None:

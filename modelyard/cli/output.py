@@ -45,7 +45,7 @@ _STYLES = {
     "SUSPECT": "yellow",
 }
 
-_IDS = {"key", "operation", "container", "host", "dead letter", "uuid"}
+_IDS = {"key", "operation", "container", "host", "dead letter", "uuid", "setting"}
 _SHOWN_IF_TRUE = {"cancel_requested"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that a terminal may take for commands; other people wrote the texts that are printed.
@@ -66,6 +66,10 @@ class Output:
         text = json.dumps(value, ensure_ascii=False, indent=indent)
         # JSON escapes most control characters itself; the others can stand in strings only.
         sys.stdout.write(_CONTROL.sub(lambda one: f"\\u{ord(one.group()):04x}", text) + "\n")
+
+    def line(self, text: str, *, style: str | None = None) -> None:
+        """Print a line for people on stdout; it is never folded."""
+        self._out.print(_plain(text), soft_wrap=True, style=style)
 
     def note(self, text: str) -> None:
         """Print a line for people on stderr."""
@@ -99,7 +103,7 @@ class Output:
             )
             for item in items
         ]
-        self._table(("status", "job", "operation", "answer"), rows)
+        self.table(("status", "job", "operation", "answer"), rows)
 
     def operations(self, found: Sequence[OperationView]) -> None:
         """Print operations."""
@@ -156,7 +160,7 @@ class Output:
             return
         self._out.print()
         rows = [(one.host_id, one.refusal or "has room") for one in found.hosts]
-        self._table(("host", of_hosts), rows)
+        self.table(("host", of_hosts), rows)
         held = [
             (
                 one.host_id,
@@ -170,7 +174,7 @@ class Output:
         ]
         if held:
             self._out.print()
-            self._table(("host", "in memory", "model", "would free", "stays because"), held)
+            self.table(("host", "in memory", "model", "would free", "stays because"), held)
 
     def hosts(self, found: Sequence[HostView]) -> None:
         """Print hosts, and their devices if they have some."""
@@ -229,7 +233,7 @@ class Output:
             "temperature",
             "loaded",
         )
-        self._table(names, rows)
+        self.table(names, rows)
 
     def dead_letters(self, found: Sequence[DeadLetterSummary]) -> None:
         """Print dead letters."""
@@ -329,9 +333,10 @@ class Output:
         if self.as_json:
             self.value([one.model_dump(mode="json") for one in found])
         else:
-            self._table(names, rows)
+            self.table(names, rows)
 
-    def _table(self, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    def table(self, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table for people."""
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for name in names:
             # People copy ids, so an id is never wrapped; the other columns are.

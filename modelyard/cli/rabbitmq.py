@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -18,6 +19,8 @@ from modelyard.contract.rabbitmq.permissions import Permissions
 
 RESERVED = ("modelyard", "amq")
 """A subscriber's own queues may not have names that begin with these."""
+
+_BROKER = r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}"
 
 rabbitmq = typer.Typer(
     no_args_is_help=True, help="RabbitMQ's users, permissions and queues for a fleet."
@@ -78,6 +81,37 @@ def print_definitions(
     typer.echo(json.dumps(definitions(vhost, users, known, host_ids=hosts), indent=2))
 
 
+@rabbitmq.command("urls")
+def write_urls(
+    *,
+    broker: Annotated[str, typer.Option(help="HOST:PORT at which the users reach RabbitMQ.")],
+    user: Annotated[
+        list[str] | None, typer.Option(help="A user; all in the file of passwords if not given.")
+    ] = None,
+    passwords: Annotated[
+        Path, typer.Option(help="The JSON file of passwords that `definitions` has written.")
+    ] = Path("rabbitmq-passwords.json"),
+    folder: Annotated[Path, typer.Option(help="The folder for the files.")] = Path(),
+    vhost: Annotated[str, typer.Option(help="The virtual host.")] = "/",
+    tls: Annotated[bool, typer.Option("--tls", help="Write amqps:// URLs.")] = False,
+) -> None:
+    """Write a file USER.amqp-url with the URL of each user, which only you can read.
+
+    Give a process its file as a secret, in MODELYARD_AMQP_URL_FILE.
+    """
+    if re.fullmatch(_BROKER, broker) is None:
+        raise typer.BadParameter(f"{broker!r} is not HOST:PORT", param_hint="--broker")
+    known = _read(passwords)
+    if unknown := [name for name in user or () if name not in known]:
+        message = f"{passwords} has no password for {', '.join(unknown)}"
+        raise typer.BadParameter(message, param_hint="--user")
+    for name in user or known:
+        secret = quote(known[name], safe="")
+        place = f"{broker}/{quote(vhost, safe='')}"
+        url = f"{'amqps' if tls else 'amqp'}://{quote(name, safe='')}:{secret}@{place}"
+        _write(folder / f"{name}.amqp-url", f"{url}\n", "--folder")
+
+
 def _check(option: str, names: Iterable[str]) -> None:
     for name in names:
         if re.fullmatch(ID_PATTERN, name) is None:
@@ -91,7 +125,7 @@ def _with_new_passwords(file: Path, users: Iterable[Permissions]) -> dict[str, s
     missing = [one.user for one in users if one.user not in known]
     if missing:
         known |= {user: secrets.token_urlsafe(32) for user in missing}
-        _write(file, known)
+        _write(file, json.dumps(known, indent=2) + "\n", "--passwords")
         typer.echo(f"{file}: new passwords for {', '.join(missing)}", err=True)
     return known
 
@@ -109,13 +143,13 @@ def _read(file: Path) -> dict[str, str]:
     return known
 
 
-def _write(file: Path, known: dict[str, str]) -> None:
+def _write(file: Path, text: str, option: str) -> None:
+    """Write a file that only we can read, in one step."""
     fresh = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            json.dump(known, opened, indent=2)
-            opened.write("\n")
+            opened.write(text)
         fresh.replace(file)
     except OSError as error:
-        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--passwords") from error
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint=option) from error

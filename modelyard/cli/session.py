@@ -2,14 +2,18 @@
 
 import sys
 import time
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import typer
 
+from modelyard.cli.machine.settings import CommandLineSettings
 from modelyard.cli.options import Context
 from modelyard.cli.output import Output, described
 from modelyard.client import Modelyard
+from modelyard.client.credentials import VARIABLE
 from modelyard.client.endpoints import pause_after_poll, succeeded
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import InvalidRequestError
@@ -17,6 +21,8 @@ from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.states import OperationState
 from modelyard.contract.strict_json import JsonValue, parse_json
 from modelyard.contract.views import OperationView
+from modelyard.process.config.sources import WrongSettingsError
+from modelyard.process.settings import read_settings
 
 POLL_S = 1.0
 """Seconds between two polls for another phase; the end of an operation is seen at once."""
@@ -25,9 +31,34 @@ POLL_S = 1.0
 class Session:
     """The client and the output of one command."""
 
-    def __init__(self, url: str, *, as_json: bool) -> None:
-        self.yard = Modelyard(url)
+    def __init__(self, url: str | None, *, as_json: bool) -> None:
+        """`url` is the gateway's; None is the one in the settings."""
+        self._url = url
+        self._closing = ExitStack()
         self.out = Output(as_json=as_json)
+
+    @cached_property
+    def yard(self) -> Modelyard:
+        """The client; raises `typer.BadParameter` for settings that can't be used.
+
+        It is made when it is used: some commands need no gateway.
+        """
+        try:
+            settings = read_settings(CommandLineSettings)
+        except WrongSettingsError as error:
+            raise typer.BadParameter(str(error)) from error
+        key = None if settings.api_key is None else settings.api_key.get_secret_value()
+        try:
+            yard = Modelyard(self._url or settings.url, api_key=key)
+        except ValueError as error:
+            hint = VARIABLE if VARIABLE in str(error) else "--url"
+            raise typer.BadParameter(str(error), param_hint=hint) from error
+        self._closing.callback(yard.close)
+        return yard
+
+    def close(self) -> None:
+        """Close the client, if it was used."""
+        self._closing.close()
 
 
 def session_of(ctx: Context) -> Session:

@@ -1,30 +1,53 @@
 """Settings that all three processes share: variables, errors and help.
 
 Each process has a `settings.py` with a class derived from one of these. Only that class reads the
-environment, and only `__main__` builds it.
+environment and the files that it names, and only `__main__` builds it.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, ClassVar, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from modelyard import __version__
+from modelyard.process.addresses import parse_address
+from modelyard.process.config.sources import (
+    CONFIG_VARIABLE,
+    IN_FILE,
+    PREFIX,
+    ConfigFile,
+    Environment,
+    Origin,
+    OriginKind,
+    SecretFiles,
+    WrongSettingsError,
+    config_file,
+    is_secret,
+    variable,
+)
 from modelyard.process.logging import LogFormat, LogLevel
+from modelyard.process.service_manager import ServiceManager
 
-PREFIX = "MODELYARD_"
 EXIT_WRONG_SETTINGS = 2
-
-
-class WrongSettingsError(Exception):
-    """A setting can't be used; the message is one sentence that names the variable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +91,31 @@ def _with_one_port(url: SecretStr) -> SecretStr:
 # The URLs hold passwords: as secrets they stay out of every message and log.
 AmqpUrl = Annotated[SecretStr, _url_of("amqp", "amqps"), AfterValidator(_with_one_port)]
 MongoUrl = Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")]
+HealthPath = Annotated[
+    Annotated[str, StringConstraints(pattern=r"^/\S+$")] | None,
+    Field(
+        default=None,
+        description="File that this process touches every few seconds while it works, for health "
+        "checks (python -m modelyard.process.health.check); none if not set.",
+    ),
+    Expects("an absolute path, such as /run/modelyard/health"),
+]
 
 
-class ProcessSettings(BaseSettings):
-    """The settings that every process has. Each is read from `MODELYARD_` and its name."""
+def _usable(address: str) -> str:
+    parse_address(address)
+    return address
+
+
+MetricsAddress = Annotated[str, AfterValidator(_usable)]
+"""Where a process is scraped: `HOST:PORT`, or `off`."""
+
+
+class ConfiguredSettings(BaseSettings):
+    """Settings from the environment, else from the TOML file of `MODELYARD_CONFIG`, else defaults.
+
+    A field's variable is `MODELYARD_` and its name, and its key in the file is its name.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -80,6 +124,45 @@ class ProcessSettings(BaseSettings):
         validate_by_name=True,
         validate_by_alias=True,
     )
+    foreign_keys: ClassVar[bool] = False
+    """Whether the file may have keys of other programs, which are ignored."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, of which the first one that has a value wins."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return init_settings, Environment(settings_cls), *cls._files(settings_cls)
+
+    @classmethod
+    def _files(cls, kind: type[BaseSettings]) -> tuple[SecretFiles, ConfigFile]:
+        file = config_file(os.environ)
+        return (
+            SecretFiles(kind, os.environ),
+            ConfigFile(kind, file, foreign_keys=cls.foreign_keys),
+        )
+
+    @classmethod
+    def origins(cls) -> dict[str, Origin]:
+        """Return where each field's value comes from; raises `WrongSettingsError`."""
+        secret_files, file = cls._files(cls)
+        found = dict.fromkeys(cls.model_fields, Origin())
+        found |= file.origins | secret_files.origins
+        for place in Environment(cls)():
+            field = _field_at(cls, place)
+            if field in found:
+                found[field] = Origin(OriginKind.ENVIRONMENT, variable(cls, field))
+        return found
+
+
+class ProcessSettings(ConfiguredSettings):
+    """The settings that every process has."""
 
     amqp_url: AmqpUrl = Field(
         default=SecretStr("amqp://guest:guest@127.0.0.1:5672"),
@@ -101,13 +184,29 @@ class StoreSettings(ProcessSettings):
     )
 
 
-S = TypeVar("S", bound=ProcessSettings)
+class ServiceManagerSettings(BaseSettings):
+    """What systemd sets for the processes that it starts; empty for all others."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    notify_socket: str | None = Field(None, validation_alias="NOTIFY_SOCKET")
+    watchdog_usec: int | None = Field(None, validation_alias="WATCHDOG_USEC", gt=0)
+    watchdog_pid: int | None = Field(None, validation_alias="WATCHDOG_PID")
+
+    def manager(self) -> ServiceManager:
+        """Return the manager; its watchdog counts only if it is meant for this very process."""
+        meant = self.watchdog_pid in (None, os.getpid())
+        watchdog_s = self.watchdog_usec / 1e6 if self.watchdog_usec and meant else None
+        return ServiceManager(self.notify_socket or None, watchdog_s=watchdog_s)
+
+
+S = TypeVar("S", bound=ConfiguredSettings)
 
 
 def read_settings(kind: type[S]) -> S:
-    """Read the environment; raises `WrongSettingsError`.
+    """Read the environment and the files that it names; raises `WrongSettingsError`.
 
-    The message never repeats a value: it may be a secret.
+    The message is one sentence. It never repeats a value, which may be a secret.
     """
     try:
         return kind()
@@ -117,15 +216,23 @@ def read_settings(kind: type[S]) -> S:
         reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if first["type"] != "value_error":  # those messages are Modelyard's own
             reason = _expected(kind, field) or reason
-        name = variable(kind, field)
+        origin = kind.origins()[field]
+        name = variable(kind, field) if origin.kind is OriginKind.DEFAULT else str(origin)
         raise WrongSettingsError(f"{name} is wrong: expected {reason.rstrip('.')}.") from error
+
+
+def environment_names() -> list[str]:
+    """Return the variables of the environment that begin as Modelyard's do."""
+    return sorted(name for name in os.environ if name.startswith(PREFIX))
 
 
 def start_process(prog: str, purpose: str, kind: type[S], argv: Sequence[str] | None) -> S:
     """Read a process's command line and settings; exits for `--help`, `--version` and mistakes."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=f"{purpose} Environment variables configure it:",
+        description=f"{purpose}\n\nEnvironment variables configure it, and the TOML file that "
+        f"{CONFIG_VARIABLE} names: there a key\nis the variable's name without {PREFIX}, in lower "
+        "case. A variable wins over the file.",
         epilog=describe(kind),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -143,7 +250,7 @@ def give_up(prog: str, sentence: str, *, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
-def describe(kind: type[ProcessSettings]) -> str:
+def describe(kind: type[ConfiguredSettings]) -> str:
     """Return every variable with its meaning, its range and its default, for `--help`."""
     schemas = kind.model_json_schema(by_alias=False)["properties"]
     lines: list[str] = []
@@ -154,22 +261,18 @@ def describe(kind: type[ProcessSettings]) -> str:
         joined = "; ".join(filter(None, notes))
         end = f" ({joined})" if joined else ""
         lines.append(f"  {variable(kind, name)}\n      {field.description}{end}")
+        if is_secret(field):
+            lines.append(f"  {variable(kind, name)}{IN_FILE}\n      A file that holds it instead.")
     return "\n".join(lines)
 
 
-def variable(kind: type[ProcessSettings], field: str) -> str:
-    """Return the environment variable of a field."""
-    alias = kind.model_fields[field].validation_alias
-    return str(alias or f"{PREFIX}{field.upper()}")
-
-
-def _field_at(kind: type[ProcessSettings], place: str) -> str:
+def _field_at(kind: type[ConfiguredSettings], place: str) -> str:
     """Return the field at an error's location, which is the field's name or its alias."""
     by_alias = {str(one.validation_alias): name for name, one in kind.model_fields.items()}
     return by_alias.get(place, place)
 
 
-def _expected(kind: type[ProcessSettings], field: str) -> str | None:
+def _expected(kind: type[ConfiguredSettings], field: str) -> str | None:
     metadata = kind.model_fields[field].metadata
     return next((one.words for one in metadata if isinstance(one, Expects)), None)
 

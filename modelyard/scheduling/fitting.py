@@ -168,7 +168,10 @@ def loadable_when_empty(host: HostRecord, need: PlacementRequest) -> bool:
     """Tell whether a host would take a job now if no model were in memory on it."""
     if closed_to(host, need) is not None or lacking(host.total, need, when_empty=True) is not None:
         return False
-    return lacking(host.room, replace(need, at_once=False), when_empty=False) is None
+    room = host.room
+    if room.memory is not None:
+        room = replace(room, memory=room.memory + host.memory_of_models)
+    return lacking(room, replace(need, at_once=False), when_empty=False) is None
 
 
 def chosen_devices(room: Room, need: PlacementRequest) -> tuple[str, ...]:

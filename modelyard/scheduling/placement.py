@@ -27,7 +27,7 @@ from modelyard.scheduling.fitting import (
     lacking,
 )
 from modelyard.scheduling.refusals import not_loadable, summed_up
-from modelyard.scheduling.survey import Rows, Survey, Table
+from modelyard.scheduling.survey import NO_MEMORY, Rows, Survey, Table
 from modelyard.store.records import HostRecord, JobRecord
 
 LearnedOf = Callable[[ModelSpec], Learned]
@@ -65,6 +65,8 @@ class Unplaced:
     reasons: tuple[str, ...]
     hopeless: bool = False
     """True if no known host would fit even when empty: only another host would help."""
+    crowded: bool = False
+    """True if it may help that models leave memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,13 @@ class FreeCapacity:
         own = sum(self._holds_already(row, need) for row in found.fitting)
         refusals += Counter({OWN: own, KEPT_FOR_OTHERS: len(found.fitting) - own})
         hopeful = self._table.could_help(found, need)
-        unplaced = Unplaced(summed_up(refusals, need), hopeless=not hopeful)
+        # Most operations are spared a look at what is in memory, which would not help them.
+        crowded = (need.at_once and not need.resident.nothing) or (
+            refusals[NO_MEMORY] > 0 and any(host.memory_of_models for host in self._hosts.values())
+        )
+        unplaced = Unplaced(
+            summed_up(refusals, need), hopeless=not hopeful, crowded=hopeful and crowded
+        )
         kept = any(self._kept(self._table.hosts[row].host_id) for row in found.fitting)
         if not own and not kept:
             self._refused[same_need] = unplaced

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from modelyard.contract.capacity.footprints import Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
+from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.scheduling.fitting import PlacementRequest
@@ -44,6 +45,20 @@ class Crowded:
     """The host that its job is on; None: any host would do."""
     bound: tuple[str, ...] = ()
     """The devices that are bound to its job's container."""
+
+    @property
+    def need(self) -> ResidentNeed:
+        """What it needs that models could leave to it: of the host's memory, and of devices.
+
+        What is placed needs the memory of its container as well; a CREATE needs no more than that.
+        """
+        request = self.request
+        if self.host_id is not None:
+            return request.resident
+        memory = request.container.memory
+        if not request.at_once:
+            return ResidentNeed(memory=memory)
+        return replace(request.resident, memory=memory + request.resident.memory)
 
 
 @dataclass(frozen=True)
@@ -112,8 +127,11 @@ def catalog_names(line: JobLine) -> frozenset[tuple[str, str]]:
 
 
 def may_take_capacity(line: JobLine) -> bool:
-    """Tell whether an operation of a line may need room on a host."""
-    return any(one.places or one.verb is Verb.DEPLOY_LOAD for one in line.operations)
+    """Tell whether an operation that waits in a line may need room on a host."""
+    return any(
+        one.state is OperationState.QUEUED and (one.places or one.verb is Verb.DEPLOY_LOAD)
+        for one in line.operations
+    )
 
 
 def placement_request(decision: PlaceAndDispatch, learned: Learned) -> PlacementRequest:
@@ -170,7 +188,7 @@ def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapac
         plan.endings.append(QueuedEnding(operation, OperationState.CANCELLED, error))
     else:
         _wait(plan, operation, chosen.reasons)
-        if request.at_once and not request.resident.nothing and not chosen.hopeless:
+        if chosen.crowded:
             plan.crowded.append(Crowded(operation, request))
 
 

@@ -28,6 +28,7 @@ from modelyard.store.records import HostRecord
 
 Rows = Sequence[int]
 """Numbers of hosts in the table, in their order."""
+NO_MEMORY = Shortage(Lacks.MEMORY, when_empty=False)
 MOST_LABELS = 100
 """Labels, each with a value, of which a table knows by heart which hosts have them."""
 

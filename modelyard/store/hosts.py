@@ -10,7 +10,7 @@ from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
-from modelyard.store.records import Document, HostRecord, Reservation
+from modelyard.store.records import Document, HostRecord, reservations_of
 
 KEPT_INCARNATIONS = 32
 
@@ -228,26 +228,34 @@ class Hosts:
         """Reserve what these jobs need, all or nothing, in one guarded update.
 
         False if the host has not enough of something left, is not OPEN and ONLINE under the
-        incarnation that `host` has, or holds a reservation of one of the jobs already.
+        incarnation that `host` has, or holds a reservation of one of the jobs already. The
+        listeners of changes are told only if it is false or unknown: who calls this keeps its
+        memory itself, see `HostRecord.with_reserved`.
         """
-        entries = [Reservation(**dict(one), token=token).model_dump() for one in wanted]
-        async with self._connection.writing(hosts=[host.host_id]):
-            done = await self._collection.update_one(
-                {
-                    "_id": host.host_id,
-                    "incarnation": host.incarnation,
-                    "admission": Admission.OPEN,
-                    "liveness": Liveness.ONLINE,
-                    "reservations.job_id": {"$nin": [one.job_id for one in wanted]},
-                    **_untainted({uuid for one in wanted for uuid in one.devices}),
-                    "$expr": {"$and": _fits(host, wanted)},
-                },
-                {
-                    "$push": {"reservations": {"$each": entries}},
-                    "$inc": {"slots_used": sum(one.slots for one in wanted)},
-                },
-            )
-        return done.matched_count == 1
+        entries = [one.model_dump() for one in reservations_of(wanted, token)]
+        reserved = False
+        try:
+            async with self._connection.answering():
+                done = await self._collection.update_one(
+                    {
+                        "_id": host.host_id,
+                        "incarnation": host.incarnation,
+                        "admission": Admission.OPEN,
+                        "liveness": Liveness.ONLINE,
+                        "reservations.job_id": {"$nin": [one.job_id for one in wanted]},
+                        **_untainted({uuid for one in wanted for uuid in one.devices}),
+                        "$expr": {"$and": _fits(host, wanted)},
+                    },
+                    {
+                        "$push": {"reservations": {"$each": entries}},
+                        "$inc": {"slots_used": sum(one.slots for one in wanted)},
+                    },
+                )
+            reserved = done.matched_count == 1
+        finally:
+            if not reserved:
+                self._connection.changes.written(hosts=[host.host_id])
+        return reserved
 
     async def hold(
         self, host: HostRecord, job_id: str, generation: int, resident: ResidentAllocation

@@ -12,6 +12,7 @@ from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
 from modelyard.store.paging import Page, Position, page_filter, to_page
 from modelyard.store.records import (
+    CurrentOperation,
     Document,
     JobLine,
     JobRecord,
@@ -45,6 +46,24 @@ class Assignment:
     anew: bool = False
     """True if a client asked for it: the counts of restarts and failed moves begin again."""
 
+    def applied_to(self, job: JobRecord) -> JobRecord:
+        """Return the job, which has the version that was seen, as it is after this write."""
+        changes: Document = {
+            "version": job.version + 1,
+            "current": CurrentOperation(operation_id=self.operation_id, epoch=self.epoch),
+            "generation": self.generation,
+            "host_id": self.host_id,
+        }
+        if self.anew:
+            changes |= {"restarts": 0, "move_failures": 0}
+        if self.spec is not None:
+            changes |= {
+                "spec": self.spec,
+                "dataset_spec": self.dataset_spec,
+                "devices": self.devices,
+            }
+        return job.model_copy(update=changes)
+
 
 @dataclass(frozen=True, slots=True)
 class PendingRestoration:
@@ -77,6 +96,25 @@ class JobEffect:
     ran_s: float | None = None
     """Seconds that the attempt has taken."""
 
+    def applied_to(self, job: JobRecord) -> JobRecord | None:
+        """Return the job as it is after this write; None if only the database knows that."""
+        if self.coming is not None or (self.state is JobState.LOADED and not self.shared):
+            return None
+        changes: Document = {
+            "version": job.version + 1,
+            "state": self.state,
+            "error": self.error,
+        }
+        if not self.shared and job.current is not None:
+            changes["current"] = job.current.model_copy(update={"seq": self.seq})
+        if not self.shared and self.told is not None:
+            changes["told"] = self.told
+        if not self.state.live:
+            changes |= {"host_id": None, "container_id": None}
+        elif self.container_id is not None:
+            changes["container_id"] = self.container_id
+        return job.model_copy(update=changes)
+
 
 @dataclass(frozen=True, slots=True)
 class JobLines:
@@ -93,13 +131,13 @@ class Jobs:
         self._connection = connection
         self._collection = connection.collection("jobs")
 
-    async def ensure(self, job_ids: Iterable[str]) -> None:
-        """Record jobs that a request names for the first time, in state NONE."""
+    async def ensure(self, job_ids: Iterable[str]) -> frozenset[str]:
+        """Record jobs that a request names for the first time, in state NONE; return these."""
         wanted = sorted(set(job_ids))
         if not wanted:
-            return
+            return frozenset()
         async with self._connection.answering():
-            await self._collection.bulk_write(
+            done = await self._collection.bulk_write(
                 [
                     UpdateOne(
                         {"_id": job_id},
@@ -120,6 +158,7 @@ class Jobs:
                 ],
                 ordered=False,
             )
+        return frozenset(wanted[index] for index in done.upserted_ids or {})
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return one job."""
@@ -171,7 +210,7 @@ class Jobs:
         ]
         async with self._connection.answering():
             found = await self._collection.aggregate(pipeline).to_list(None)
-        jobs = await self.get_many(job_ids)
+        jobs = await self.get_many([one["_id"] for one in found]) if found else {}
         unchanged = [one for one in found if jobs[one["_id"]].version == one["version"]]
         return JobLines(
             tuple(
@@ -231,32 +270,45 @@ class Jobs:
     async def assign(self, assignments: Sequence[Assignment], *, token: str) -> set[str]:
         """Make attempts the current ones of their jobs; return the jobs where that succeeded.
 
-        A job whose version differs was changed by someone else meanwhile and is left alone.
+        A job whose version differs was changed by someone else meanwhile and is left alone. The
+        listeners of changes are told only if there is such a job, or may be: who calls this keeps
+        its memory itself.
         """
         if not assignments:
             return set()
-        async with self._connection.writing(jobs=[one.job_id for one in assignments]):
-            await self._collection.bulk_write(
-                [_assignment_write(one, token) for one in assignments], ordered=False
-            )
+        jobs = [one.job_id for one in assignments]
+        if await self._write([_assignment_write(one, token) for one in assignments], jobs) == len(
+            assignments
+        ):
+            return set(jobs)
+        async with self._connection.answering():
             won = await self._collection.find(
-                {
-                    "_id": {"$in": [one.job_id for one in assignments]},
-                    "current.token": token,
-                },
-                {"_id": 1},
+                {"_id": {"$in": jobs}, "current.token": token}, {"_id": 1}
             ).to_list(None)
         return {document["_id"] for document in won}
 
     async def apply(self, effects: Sequence[JobEffect]) -> int:
-        """Write the effects of reports on jobs; return how many applied. The others are stale."""
+        """Write the effects of reports on jobs; return how many applied. The others are stale.
+
+        The listeners of changes are told only if not all applied, or that is unknown: who calls
+        this keeps its memory itself.
+        """
         if not effects:
             return 0
-        async with self._connection.writing(jobs=[effect.job_id for effect in effects]):
-            done = await self._collection.bulk_write(
-                [_effect_write(effect) for effect in effects], ordered=False
-            )
-        return done.matched_count
+        writes = [_effect_write(effect) for effect in effects]
+        return await self._write(writes, [effect.job_id for effect in effects])
+
+    async def _write(self, writes: Sequence[UpdateOne], jobs: Sequence[str]) -> int:
+        """Make guarded writes, one to each of the jobs; return how many of them matched."""
+        matched = 0
+        try:
+            async with self._connection.answering():
+                done = await self._collection.bulk_write(writes, ordered=False)
+            matched = done.matched_count
+        finally:
+            if matched < len(writes):
+                self._connection.changes.written(jobs=jobs)
+        return matched
 
     async def observe(
         self,

@@ -1,7 +1,7 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
@@ -387,6 +387,11 @@ class Reservation(Allocation):
     """The mark of the scheduling pass that made it."""
 
 
+def reservations_of(wanted: Iterable[Allocation], token: str) -> tuple[Reservation, ...]:
+    """Return the reservations that one scheduling pass makes."""
+    return tuple(Reservation(**dict(one), token=token) for one in wanted)
+
+
 MEASURED_AFTER_S = 3.0
 """Seconds after which a measurement that arrives is one from after a moment: workers measure every
 two seconds."""
@@ -402,7 +407,7 @@ class DrainRecord(Record):
 
 CALCULATED = (
     "total", "room", "held_on_devices", "foreign_on_devices", "lasting_room", "used_part",
-    "held_by",
+    "held_by", "memory_of_models",
 )  # fmt: skip
 """What is calculated from the other fields of a host, when it is first asked for."""
 
@@ -455,6 +460,11 @@ class HostRecord(Record):
     def held_on_devices(self) -> Counter[str]:
         """Bytes that models in memory hold, by device."""
         return held_on_devices(self.reservations)
+
+    @cached_property
+    def memory_of_models(self) -> int:
+        """Bytes of host memory that are held for models in memory, besides their containers."""
+        return sum(one.resident.memory for one in self.reservations if one.resident)
 
     @cached_property
     def foreign_on_devices(self) -> Counter[str]:
@@ -511,6 +521,15 @@ class HostRecord(Record):
         for name in CALCULATED:
             copied.__dict__.pop(name, None)
         return copied
+
+    def with_reserved(self, made: Sequence[Reservation]) -> Self:
+        """Return the host as it is once these reservations are written."""
+        return self.model_copy(
+            update={
+                "reservations": (*self.reservations, *made),
+                "slots_used": self.slots_used + sum(one.slots for one in made),
+            }
+        )
 
     def reservation(self, job_id: str, generation: int) -> Reservation | None:
         """Return what a generation of a job holds on this host."""

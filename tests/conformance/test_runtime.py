@@ -110,13 +110,14 @@ async def test_the_network_may_be_ensured_twice(harness: RuntimeHarness) -> None
 async def test_an_image_that_is_there_is_not_pulled(harness: RuntimeHarness) -> None:
     progress: list[object] = []
     await harness.runtime.ensure_image(IMAGE, progress.append)
-    assert await harness.runtime.has_image(IMAGE)
+    assert (await harness.runtime.image(IMAGE)) is not None
     assert progress == []
 
 
 async def test_an_image_that_nobody_has_can_not_be_had(harness: RuntimeHarness) -> None:
     absent = "127.0.0.1:1/modelyard/none:never"
-    assert not await harness.runtime.has_image(absent)
+    with pytest.raises(ImageNotFoundError):
+        await harness.runtime.image(absent)
     with pytest.raises((ImageNotFoundError, ImagePullFailedError)):
         await harness.runtime.ensure_image(absent, lambda _: None)
 

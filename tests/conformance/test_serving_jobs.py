@@ -97,6 +97,22 @@ async def test_a_job_that_a_terminate_waits_for_is_not_found_however_long_its_li
 
 
 @pytest.mark.parametrize(
+    ("verb", "stage"), [(TERMINATE, None), (UNLOAD, Stage.UNLOADED), (INFER, Stage.RESIDENT)]
+)
+async def test_what_is_not_taken_in_yet_is_behind_the_longest_line(
+    store: Store, verb: Verb, stage: Stage | None
+) -> None:
+    await placed(store, "j", spec=ON_DEMAND)
+    await in_line(store, "j", [LOAD] * (MOST_COUNTED + 5))
+    [new] = await in_line(store, "elsewhere", [verb])
+    await store.operations.record([new.model_copy(update={"operation_id": "o", "job_id": "j"})])
+    assert await stages(store) == ({} if stage is None else {"j": stage})
+    if stage is not None:
+        [job] = await store.serving_jobs.resident(M, limit=9)
+        assert job.open == MOST_COUNTED
+
+
+@pytest.mark.parametrize(
     ("state", "line", "by_hand", "on_demand"),
     [
         (JobState.LOADED, [], Stage.RESIDENT, Stage.RESIDENT),

@@ -7,6 +7,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ async def user(
         await asyncio.to_thread(fleet.stop)
 
 
-async def put(user: User, **resources: object) -> str:
+async def put(user: User, residency: dict[str, Any] | None = None, **resources: object) -> str:
     """Put a model into the catalog that takes memory from its load to its unload."""
     name = f"holds-{uuid.uuid4().hex[:8]}"
     await user.put_model(
@@ -57,6 +58,7 @@ async def put(user: User, **resources: object) -> str:
         image=PROBE,
         env={"PROBE_HOLD_BYTES": str(TAKES)},
         resources={"memory": LIMIT, "cpus": 0.1, **resources},
+        residency=residency or {},
     )
     return name
 
@@ -141,3 +143,28 @@ async def test_what_inferences_take_in_addition_is_learned_too(user: User) -> No
 async def test_nobody_has_measured_a_model_that_does_not_exist(user: User) -> None:
     answer = await user.http.get("/v1/models/none/footprints")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("verb", ["DEPLOY_CREATE", "TEMP"])
+async def test_idle_models_leave_memory_for_what_is_placed_and_come_back(
+    user: User, verb: str
+) -> None:
+    residency: dict[str, Any] = {"on_demand": True, "min_resident_s": 0.0}
+    model = await put(user, residency, resident_memory=TAKES)
+    idle = [user.job_id() for _ in range(2)]
+    for job in idle:
+        await user.done("DEPLOY_CREATE", job, model=model)
+        await user.done("INFER", job, input={})
+    assert await allocated(user) == 2 * LIMIT
+    plain, job = await put(user), user.job_id()
+    sent: dict[str, Any] = {"input": {}} if verb == "TEMP" else {}
+    done = await user.done(verb, job, model=plain, **sent)
+    states = {job_id: (await user.job(job_id))["state"] for job_id in idle}
+    assert sorted(states.values()) == ["CREATED", "LOADED"], "one of them is enough"
+    (left,) = [job_id for job_id, state in states.items() if state == "CREATED"]
+    found = (await user.http.get("/v1/operations", params={"job_id": left})).json()
+    reasons = [one["reason"] for one in found["operations"] if one["source"] == "system"]
+    assert f"evicted_for:{done['operation_id']}" in reasons
+    if verb == "DEPLOY_CREATE":
+        await user.done("TERMINATE", job)
+    await user.done("INFER", left, input={})

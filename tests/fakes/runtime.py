@@ -205,12 +205,9 @@ class FakeRuntime:
         self._reach()
         self.networks = 1
 
-    async def has_image(self, image: str) -> bool:
-        self._reach()
-        return full_reference(image) in {full_reference(held) for held in self.images}
-
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
-        if await self.has_image(image):
+        self._reach()
+        if self._has_image(image):
             return
         self.pulls.append(image)
         if self.pull_fault is not None:
@@ -228,9 +225,13 @@ class FakeRuntime:
         self.images[image] = offered[full_reference(image)]
 
     async def image(self, image: str) -> ImageFacts:
-        if not await self.has_image(image):
+        self._reach()
+        if not self._has_image(image):
             raise ImageNotFoundError(f"{image}: No such image")
         return self.image_facts.get(full_reference(image), ImageFacts())
+
+    def _has_image(self, image: str) -> bool:
+        return full_reference(image) in {full_reference(held) for held in self.images}
 
     async def volume(self, name: str) -> VolumeFacts | None:
         self._reach()

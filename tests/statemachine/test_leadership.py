@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from dispatcher.leadership import LEADER_LEASE_S, MARGIN_S, POLL_S, Leadership, Term
+from dispatcher.leadership import (
+    LEADER_LEASE_S,
+    MARGIN_S,
+    POLL_S,
+    RENEW_EVERY_S,
+    Leadership,
+    Term,
+)
 from dispatcher.service import BROKER_AWAY_S
 from modelyard.store.leases import DISPATCHER
 from tests.fakes.broker_links import Link
@@ -160,6 +167,23 @@ def test_a_term_counts_from_when_its_lease_was_asked_for(pair: Pair) -> None:
 
     pair.world.loop.run(Leadership(store.leases).lead(work))
     assert left_s == [pytest.approx(LEADER_LEASE_S - MARGIN_S - 2 * slow_s)]
+
+
+def test_each_answer_of_the_database_shows_that_a_dispatcher_works(pair: Pair) -> None:
+    store = MemoryStore(MemoryDatabase(pair.world.loop.time))
+    answers = list[float]()
+
+    def answered() -> None:
+        answers.append(pair.world.loop.time())
+
+    async def work(_term: Term) -> None:
+        await asyncio.sleep(3 * RENEW_EVERY_S + 0.1)
+        store.link.silent = True  # no answer, so no sign of life
+        await asyncio.Event().wait()
+
+    pair.world.loop.run(Leadership(store.leases, on_answer=answered).lead(work))
+    began = answers[0]
+    assert [pytest.approx(one - began) for one in answers] == [n * RENEW_EVERY_S for n in range(4)]
 
 
 def test_a_leader_that_alone_is_cut_off_from_rabbitmq_is_replaced(pair: Pair) -> None:

@@ -30,6 +30,16 @@ READS_IN_SERIES = 0
 MOST_CALLS = {Call.WRITE: 4, Call.READ: 0, Call.DURABLE_MESSAGE: 3, Call.PASSING_MESSAGE: 2}
 """Most commands to the database, and most messages, of all processes together."""
 
+MOST_WRITES_AND_READS = {
+    Verb.DEPLOY_CREATE: (9, 4),
+    Verb.TERMINATE: (8, 1),
+}
+"""Of a job's container that is created and removed: most writes, and most reads, of all processes.
+
+CREATE reads the new job and its line, the catalog, and what else waits for a host. TERMINATE looks
+for who waits for what it has freed. The worker's inventory, which its end may cause, comes later.
+"""
+
 READS_TO_CHOOSE = 1
 """Most reads in series more, if the gateway has not read lately which jobs the model has."""
 
@@ -43,6 +53,8 @@ TRIES = 4
 """Inferences that are counted. The least is the count: periodic work may fall upon some of them."""
 BETWEEN_S, AFTER_S = 0.7, 0.1
 """Seconds between two of them, and until all that comes after an answer is done."""
+EVENTS_S = 0.03
+"""Seconds until an operation's last events are in the log."""
 NO_JITTER = Jitter(1.0, 0.0)
 
 
@@ -86,6 +98,20 @@ class Fleet:
         """Have each call of these kinds take so many seconds."""
         for link in self._links:
             link.costs_s = dict(costs_s)
+
+    def create_and_terminate(self, job_id: str) -> dict[Verb, Counter[Call]]:
+        """Have a container created and removed; return all calls for each of the two."""
+        return {
+            Verb.DEPLOY_CREATE: self._calls_for(job_id, Verb.DEPLOY_CREATE, model=MODEL),
+            Verb.TERMINATE: self._calls_for(job_id, Verb.TERMINATE),
+        }
+
+    def _calls_for(self, job_id: str, verb: Verb, **more: object) -> Counter[Call]:
+        self._loop.advance(BETWEEN_S)
+        before = self._calls
+        self._post("/v1/jobs", {"job_id": job_id, "operation_type": verb, **more})
+        self._loop.advance(EVENTS_S)
+        return self._calls - before
 
     @property
     def _calls(self) -> Counter[Call]:
@@ -168,3 +194,10 @@ def too_many(counts: Sequence[Counter[Call]], most: Mapping[Call, int]) -> dict[
 def test_what_a_waiting_request_is_told_is_what_the_record_says(fleet: Fleet) -> None:
     waited, read = fleet.answers()
     assert waited == read
+
+
+def test_a_container_is_created_and_removed_with_few_writes_and_reads(fleet: Fleet) -> None:
+    pairs = [fleet.create_and_terminate(f"j{n}") for n in range(2, 2 + TRIES)]
+    for verb, (writes, reads) in MOST_WRITES_AND_READS.items():
+        counts = [pair[verb] for pair in pairs]
+        assert too_many(counts, {Call.WRITE: writes, Call.READ: reads}) == {}, verb

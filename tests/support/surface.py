@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from gateway.app import create_app
 from gateway.service import Gateway
 from modelyard.broker import Broker
+from modelyard.cli.machine.settings import CommandLineSettings
 from modelyard.cli.main import commands
 from modelyard.client import AsyncModelyard, Modelyard
 from modelyard.contract.errors import ErrorCode
@@ -47,7 +48,10 @@ def surface() -> dict[str, Any]:
         "indexes": _indexes(),
         "crash_points": sorted(_calls("crash_point")),
         "log_events": sorted(set(_log_events())),
-        "settings": {service: _settings(service) for service in SERVICES},
+        "settings": {
+            **{service: _fields(_settings(service)) for service in SERVICES},
+            "command line": _fields(CommandLineSettings),
+        },
         "cli": _command(typer.main.get_command(commands)),
         "client": {kind.__name__: _methods(kind) for kind in (Modelyard, AsyncModelyard)},
     }
@@ -166,7 +170,7 @@ def _log_events() -> Iterator[str]:
                     yield text
 
 
-def _settings(service: str) -> object:
+def _settings(service: str) -> type[BaseModel]:
     module = importlib.import_module(f"{service}.settings")
     [kind] = {
         value
@@ -177,6 +181,10 @@ def _settings(service: str) -> object:
         and value.model_config.get("env_prefix")
         and value.__name__.endswith("Settings")
     }
+    return kind
+
+
+def _fields(kind: type[BaseModel]) -> object:
     return {name: repr(field.default) for name, field in kind.model_fields.items()}
 
 

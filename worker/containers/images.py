@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import Progress
 from modelyard.process.crash_points import crash_point
 from worker.engine.image_references import AllowList
-from worker.engine.protocol import ContainerRuntime, OnProgress
+from worker.engine.plan import ImageFacts
+from worker.engine.protocol import ContainerRuntime, ImageNotFoundError, OnProgress
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -45,8 +47,8 @@ class Images:
 
     async def ensure(
         self, image: str, on_pull: Callable[[], None], on_progress: OnProgress
-    ) -> None:
-        """Return once the engine has the image; if it has to be pulled, call `on_pull` first.
+    ) -> ImageFacts:
+        """Return the image once the engine has it; if it has to be pulled, call `on_pull` first.
 
         A caller that comes while the same image is pulled waits for that pull and shares its
         failure. Raises `image_refused`, `image_not_found`, `image_denied`, `image_pull_failed` or
@@ -59,16 +61,21 @@ class Images:
                 "its worker does not allow it.",
                 image=image,
             )
-        if image not in self._pulls and await self._runtime.has_image(image):
-            return
+        if image not in self._pulls:
+            with suppress(ImageNotFoundError):
+                return await self._runtime.image(image)
         on_pull()
-        throttled = self._throttled(on_progress)
+        await self._pulled(image, self._throttled(on_progress))
+        return await self._runtime.image(image)
+
+    async def _pulled(self, image: str, on_progress: OnProgress) -> None:
+        """Return once a pull of the image has succeeded: this caller's or another one's."""
         while True:
             pull = self._pulls.get(image)
             if pull is None:
-                await self._pull(image, throttled)
+                await self._pull(image, on_progress)
                 return
-            if await _wait_for(pull, throttled):
+            if await _wait_for(pull, on_progress):
                 return
 
     async def _pull(self, image: str, on_progress: OnProgress) -> None:

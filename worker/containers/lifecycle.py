@@ -1,5 +1,7 @@
 """Finds, creates, starts, stops and removes the containers of jobs. Every step is idempotent."""
 
+from collections.abc import Iterable
+
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
@@ -89,9 +91,9 @@ class ContainerLifecycle:
 
         Containers of lower generations are removed.
         """
-        await self.remove_generations(command.job_id, up_to=command.generation - 1)
+        listed = await self.remove_generations(command.job_id, up_to=command.generation - 1)
         target = mount_target(command.dataset, command.model)
-        known = await self.find(command)
+        known = of_generation(command.generation, listed)
         if known is not None and known.labels is not None:
             if known.labels.spec == spec_hash(command.model):
                 if target is not None:
@@ -99,6 +101,11 @@ class ContainerLifecycle:
                 return known
             # It was created from another spec under the same generation: replace it.
             await self._remove(known)
+        return await self._create(command, attempt)
+
+    async def create_anew(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
+        """Create the job's container; what there is of this or a lower generation is removed."""
+        await self.remove_generations(command.job_id, up_to=command.generation)
         return await self._create(command, attempt)
 
     async def _create(self, command: HostCommand, attempt: Attempt) -> ContainerFacts:
@@ -111,11 +118,10 @@ class ContainerLifecycle:
         def on_progress(progress: Progress) -> None:
             attempt.report(Phase.PULLING, progress)
 
-        await self._images.ensure(command.model.image, on_pull, on_progress)
+        image = await self._images.ensure(command.model.image, on_pull, on_progress)
         attempt.report(Phase.CREATING)
         # If the network was pruned, the engine would only notice when the container starts.
         await self._runtime.ensure_network()
-        image = await self._runtime.image(command.model.image)
         plan = plan_container(command, mount, self._rules, image)
         await attempt.require_lease()
         crash_point("worker.before_create")
@@ -179,15 +185,18 @@ class ContainerLifecycle:
         waiting = probe.until({ProbeVerdict.YES}, seconds, what)
         await while_running(self._runtime, facts.id, waiting)
 
-    async def remove_generations(self, job_id: str, *, up_to: int, grace_s: float = 0.0) -> None:
-        """Remove the job's containers up to a generation."""
-        facts = await self._runtime.list_own(job_id)
-        outdated = [it for it in facts if it.labels and it.labels.generation <= up_to]
+    async def remove_generations(
+        self, job_id: str, *, up_to: int, grace_s: float = 0.0
+    ) -> list[ContainerFacts]:
+        """Remove the job's containers up to a generation; return all that it had."""
+        listed = await self._runtime.list_own(job_id)
+        outdated = [it for it in listed if it.labels and it.labels.generation <= up_to]
         for it in outdated:
             if it.running and grace_s:
                 await self._stop(it, grace_s)
                 crash_point("worker.stop.after_stop")
             await self._remove(it)
+        return listed
 
     async def stop(self, facts: ContainerFacts, grace_s: float, *, at_once: bool = False) -> None:
         """Stop the container; raises `NoSuchContainerError`. Stopped already is success.
@@ -280,3 +289,9 @@ class ContainerLifecycle:
             await self.stop(facts, grace_s, at_once=at_once)
         except NoSuchContainerError:
             return  # gone already is success
+
+
+def of_generation(generation: int, listed: Iterable[ContainerFacts]) -> ContainerFacts | None:
+    """Return the container of a job's generation; one that a crash has left dead is none."""
+    found = (it for it in listed if it.labels and it.labels.generation == generation)
+    return next((it for it in found if not it.dead), None)

@@ -5,7 +5,8 @@ while it is used: every few seconds, and as its unload begins. Inferences wait f
 Host memory that the kernel can drop, such as files that were read once, does not count.
 
 A process that restarts has forgotten what containers used before their loads: models that were
-loaded earlier are measured again from their next load on.
+loaded earlier are measured again from their next load on. Of their unloads it can tell only whether
+anything was given back.
 """
 
 import asyncio
@@ -33,6 +34,11 @@ INTERVAL_S = 5.0
 """Seconds between two measurements of models that are in use."""
 SLACK = 16 << 20
 """Bytes of host memory that a server may keep besides: allocators keep some."""
+LIBRARIES = 512 << 20
+"""Bytes of host memory that a server may keep beyond what it used before its first load, but no
+more than a quarter of what is held for its model: the libraries that this load has imported."""
+GIVEN_BACK = 64 << 20
+"""Bytes of a device that count as given back: a driver's own use varies by less."""
 NEWS = 1.01
 """A peak is reported again once it is that many times what was reported."""
 
@@ -72,6 +78,8 @@ class MemoryMeter:
         self._holders = holders
         self._idle: dict[str, _Before] = {}
         """The least that each container was seen to use without its model."""
+        self._leaving: dict[str, _Before] = {}
+        """What containers used as their unload began, of which nothing is known without models."""
         self._taken: dict[str, _Taken] = {}
 
     async def run(self) -> None:
@@ -130,32 +138,61 @@ class MemoryMeter:
         taken.reported = found
         return found
 
+    async def leave(self, command: HostCommand, container_id: str) -> None:
+        """Look at a container whose model is about to be unloaded by this command."""
+        if container_id in self._idle or container_id in self._leaving:
+            return
+        reading = await self._memory(container_id)
+        devices = await self._devices(container_id, command.devices)
+        memory = None if reading is None else reading.used
+        self._leaving[container_id] = _Before(memory, 0, devices)
+
     async def kept(self, command: HostCommand, container_id: str, *, tolerance: int) -> list[str]:
         """Return what a container still holds that its unloaded model should have given back.
 
         Of a device that is more than before the load and `tolerance` bytes. Of host memory it is
-        more than what remains held for the container; nothing if all of it does.
+        more than what remains held for the container, and more than before the load with
+        `LIBRARIES`; nothing if all of it remains held. If nobody knows what the container used
+        before the load, it is also no more than what it used before the unload.
         """
         kept: list[str] = []
-        idle, taken = self._idle.get(container_id), self._taken.get(container_id)
+        idle, leaving = self._idle.get(container_id), self._leaving.get(container_id)
         for uuid, held in (await self._devices(container_id, command.devices)).items():
-            more = held - (idle.devices.get(uuid, 0) if idle else 0)
-            if more > tolerance:
-                kept.append(f"{size_text(more)} on the device {uuid}")
-        resources = command.model.resources
-        declared = resources.resident_memory
-        given = [one for one in (declared, taken and taken.memory) if isinstance(one, int)]
-        if not declared or not given:
+            before = idle.devices.get(uuid, 0) if idle else 0
+            begun = leaving.devices.get(uuid, 0) if leaving else 0
+            if held - before > max(tolerance, begun - GIVEN_BACK):
+                kept.append(f"{size_text(held - before)} on the device {uuid}")
+        allowed = self._memory_allowed(command, container_id)
+        if allowed is None:
             return kept
         reading = await self._memory(container_id)
-        allowed = resources.memory - min(resources.memory, max(given)) + SLACK
         if reading is not None and reading.used > allowed:
             kept.append(f"{size_text(reading.used - allowed + SLACK)} of the host's memory")
         return kept
 
+    def _memory_allowed(self, command: HostCommand, container_id: str) -> int | None:
+        """Return the bytes of host memory that a container without its model may use.
+
+        None if nothing is held for the model alone, or nobody knows how much.
+        """
+        resources, taken = command.model.resources, self._taken.get(container_id)
+        declared = resources.resident_memory
+        given = [one for one in (declared, taken and taken.memory) if isinstance(one, int)]
+        if not declared or not given:
+            return None
+        of_model = min(resources.memory, max(given))
+        remains = resources.memory - of_model + SLACK
+        idle, leaving = self._idle.get(container_id), self._leaving.get(container_id)
+        if idle is not None and idle.memory is not None:
+            return max(remains, idle.memory + max(SLACK, min(LIBRARIES, of_model // 4)))
+        if leaving is not None and leaving.memory is not None:
+            return max(remains, leaving.memory - SLACK)
+        return remains
+
     def forget(self, container_id: str) -> None:
         """Forget a model that is not in memory any more."""
         self._taken.pop(container_id, None)
+        self._leaving.pop(container_id, None)
 
     def record_removed(self, container_id: str) -> None:
         """Forget a container that was removed."""
@@ -165,7 +202,7 @@ class MemoryMeter:
     @property
     def known(self) -> frozenset[str]:
         """Ids of the containers of which anything is remembered."""
-        return frozenset({*self._idle, *self._taken})
+        return frozenset({*self._idle, *self._taken, *self._leaving})
 
     async def _before(self, command: HostCommand, facts: ContainerFacts) -> _Before | None:
         """Return the least that the container was seen to use without its model.

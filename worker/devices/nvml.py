@@ -75,6 +75,20 @@ class NvmlDevices:
             return found
 
 
+async def driver_version() -> str | None:
+    """Return the version of NVIDIA's driver; None without one. Raises `DevicesUnreadableError`."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            found = await asyncio.to_thread(
+                _with_library, lambda: (_text(pynvml.nvmlSystemGetDriverVersion()),)
+            )
+    except TimeoutError as error:
+        raise DevicesUnreadableError("the driver does not answer") from error
+    except pynvml.NVMLError as error:
+        raise DevicesUnreadableError(str(error)) from error
+    return found[0] if found else None
+
+
 def _with_library(question: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
     """Answer with the library loaded each time anew: the driver may be replaced meanwhile."""
     with _LIBRARY:

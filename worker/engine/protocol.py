@@ -219,9 +219,6 @@ class ContainerRuntime(Protocol):
         Raises `EngineUnavailableError` if it exists and lets containers reach each other.
         """
 
-    async def has_image(self, image: str) -> bool:
-        """Return whether the engine has the image; no registry is asked."""
-
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
         """Pull the image unless the engine has it; the default tag is `latest`.
 

@@ -6,7 +6,6 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.retries import is_retried
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.process.tasks import TaskGroup
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.cancellation import AttemptCancelledError
 from worker.containers.error_logging import log_errors
@@ -19,8 +18,6 @@ from worker.model_server.profiles import InMemory, dialogue_of
 
 INSPECT_S = 40.0
 """Seconds to inspect the container, or to stop it."""
-REPORT_S = 0.7
-"""Seconds after which a cancelled attempt reports its outcome, even if cleaning goes on."""
 LOG_S = 5.0
 EXIT_NOTICE_S = 2.0
 """Seconds for the engine to notice that a process whose connections broke has died."""
@@ -94,21 +91,13 @@ class FailureOutcomes:
     ) -> Outcome:
         """End an attempt that was cancelled while it ran; the caller holds the job's lock.
 
-        The outcome is reported as soon as the cleaning is done, and after `REPORT_S` at the latest.
-        Returns when both are done.
+        Returns its outcome once the cleaning is done: when that is reported, what the attempt held
+        of the host is given to others.
         """
-        command = attempt.command
-        job_state = _job_state_after(command, cancellation)
-        if job_state is None:
-            return _cancelled_outcome(cancellation, None)
-        async with TaskGroup() as tasks:
-            cleaning = tasks.create_task(self._clean(attempt, cancellation, job_state))
-            await asyncio.wait((cleaning,), timeout=REPORT_S)
-            outcome = _cancelled_outcome(
-                cancellation, cleaning.result() if cleaning.done() else job_state
-            )
-            attempt.end(outcome)
-        return outcome
+        job_state = _job_state_after(attempt.command, cancellation)
+        if job_state is not None:
+            job_state = await self._clean(attempt, cancellation, job_state)
+        return _cancelled_outcome(cancellation, job_state)
 
     async def of_withdrawal(
         self, command: HostCommand, cancellation: AttemptCancelledError
@@ -119,10 +108,12 @@ class FailureOutcomes:
             return _cancelled_outcome(cancellation, None)
         inspected = False
         facts: ContainerFacts | None = None
-        async with log_errors("aftermath.no_look", REPORT_S, operation_id=command.operation_id):
+        async with log_errors("aftermath.no_look", INSPECT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             inspected = True
         if not inspected or _made_by(command, facts):
+            await self._cleanup.remove(command)
+            # The engine may have a request to create the container that it has not executed yet.
             self._cleanup.remove_later(command)
         elif facts is not None:
             return _cancelled_outcome(cancellation, None)  # another operation created the container

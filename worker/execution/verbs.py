@@ -14,7 +14,7 @@ from modelyard.process.tasks import TaskGroup
 from worker.attempts.attempt import Attempt, Outcome
 from worker.attempts.cancellation import AttemptCancelledError
 from worker.containers.error_logging import log_errors
-from worker.containers.lifecycle import ContainerLifecycle
+from worker.containers.lifecycle import ContainerLifecycle, of_generation
 from worker.execution.batch import Batch
 from worker.execution.cleanup import Cleanup
 from worker.execution.failures import FailureOutcomes
@@ -148,6 +148,7 @@ class VerbRunner:
         facts = await self.containers.require(command)
         await self.containers.meter.measure(facts.id)
         news = self.containers.meter.news(facts.id)
+        await self.containers.meter.leave(command, facts.id)
         try:
             await self._models.unload(command, facts, attempt)
         except ModelyardError as error:
@@ -158,18 +159,17 @@ class VerbRunner:
         return Outcome(OperationState.SUCCEEDED, JobState.CREATED, facts.id, footprint=news)
 
     async def _terminate(self, command: HostCommand, attempt: Attempt) -> Outcome:
-        facts = await self.containers.find(command)
         attempt.report(Phase.REMOVING)
-        await self.containers.remove_generations(
+        removed = await self.containers.remove_generations(
             command.job_id, up_to=command.generation, grace_s=grace_s(command)
         )
+        facts = of_generation(command.generation, removed)
         return Outcome(OperationState.SUCCEEDED, JobState.TERMINATED, facts.id if facts else None)
 
     async def _temp(self, command: HostCommand, attempt: Attempt) -> Outcome:
         # A container of an earlier attempt is not adopted: how far it came is unknown.
         await self._cleanup.claim(command)
-        await self.containers.remove_generations(command.job_id, up_to=command.generation)
-        facts = await self.containers.ensure(command, attempt)
+        facts = await self.containers.create_anew(command, attempt)
         if command.model.profile is Profile.BATCH:
             result = await self._batch.run(command, facts, attempt)
         else:

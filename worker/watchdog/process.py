@@ -31,12 +31,8 @@ from modelyard.process.clock import uptime_s
 from modelyard.process.logging import setup_logging
 from modelyard.process.tasks import TaskGroup
 from worker.engine.docker.runtime import DockerRuntime
-from worker.engine.protocol import (
-    ContainerFacts,
-    ContainerRuntime,
-    NoSuchContainerError,
-    RuntimeFaultError,
-)
+from worker.engine.protocol import ContainerFacts, ContainerRuntime, RuntimeFaultError
+from worker.watchdog.strict_containers import stop_strict, strict_containers
 
 log = structlog.get_logger(__name__)
 
@@ -172,25 +168,13 @@ class Watchdog:
             return None
 
     async def _strict_containers(self) -> list[ContainerFacts]:
-        """Return the containers that must not outlive the lease, running or not."""
-        return [
-            facts
-            for facts in await self._runtime.list_own()
-            if facts.labels is not None and facts.labels.strict
-        ]
+        return await strict_containers(self._runtime)
 
     async def _stop_strict(self) -> list[ContainerFacts]:
-        found = await self._strict_containers()
-        for facts in found:
-            if not facts.running or (self._remaining_final and facts.id not in self._remaining):
-                continue
-            try:
-                await self._runtime.stop(facts.id, 0.0)
-            except NoSuchContainerError:
-                continue
-            job_id = facts.labels.job_id if facts.labels else None
-            log.warning("watchdog.stopped", container_id=facts.id, job_id=job_id)
-        return found
+        return await stop_strict(self._runtime, self._may_stop)
+
+    def _may_stop(self, facts: ContainerFacts) -> bool:
+        return not self._remaining_final or facts.id in self._remaining
 
     def _write_lease_file(self, renewed_at: float) -> None:
         if self._lease_file is None:

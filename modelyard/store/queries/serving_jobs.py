@@ -3,7 +3,8 @@
 The sort is an index's and the filters come before the limit: MongoDB reads no jobs of other models
 or in other states, and no operations of more jobs than it needs to find enough. How long a job's
 line is does not matter: no more than `MOST_COUNTED` of its operations are read, the last ones, for
-what changes the job last counts.
+what changes the job last counts. Those that are not taken in yet have no position, and come last;
+they are read apart, for an index has them before all others, and no more of them either.
 """
 
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ MOST_COUNTED = 160
 """Most open operations of a job that are counted; more than may run together."""
 MOST_JOBS_COUNTED = 10_000
 """Most jobs of a model that are counted by their states."""
-_NOT_IN_LINE = (1 << 63) - 1
+_AFTER_ALL = (1 << 63) - 1
 """The position of operations that have none yet: behind all others."""
+_LINE, _NOT_TAKEN_IN = "line", "not_taken_in"
+"""Where a query puts the operations of a job, by verb: those with a position, those without."""
 
 
 class Stage(StrEnum):
@@ -47,6 +50,9 @@ class ServingJob:
     """Its operations that have not ended, up to `MOST_COUNTED`."""
     max_concurrency: int
     """Inferences that may run in it at the same time."""
+
+
+_FIELDS = ("state", "on_demand", "max_concurrency", _LINE, _NOT_TAKEN_IN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +138,13 @@ def _pipeline(
     Not among them are jobs that are about to be restored (they are down), that a TERMINATE waits
     for, or whose host is not ONLINE. A job that is being moved is: it serves meanwhile.
     """
-    ends_in_memory: list[Document] = [{"on_demand": True}, {"line._id": Verb.DEPLOY_LOAD}]
+    ends_in_memory: list[Document] = [
+        {"on_demand": True},
+        {f"{_LINE}._id": Verb.DEPLOY_LOAD},
+        {f"{_NOT_TAKEN_IN}._id": Verb.DEPLOY_LOAD},
+    ]
     if state is JobState.LOADED:
-        ends_in_memory.append({"line._id": {"$ne": Verb.DEPLOY_UNLOAD}})
+        ends_in_memory.append(_without(Verb.DEPLOY_UNLOAD))
     return [
         {
             "$match": {
@@ -155,61 +165,71 @@ def _pipeline(
             }
         },
         {"$match": {"host": {"$ne": []}}},
-        {
-            "$lookup": {
-                "from": "operations",
-                "localField": "_id",
-                "foreignField": "job_id",
-                "pipeline": [
-                    {"$match": {"open": True, "aside": {"$ne": True}}},
-                    {"$sort": {"line": -1}},
-                    {"$limit": MOST_COUNTED},
-                    {
-                        "$group": {
-                            "_id": "$verb",
-                            "open": {"$sum": 1},
-                            "last": {"$max": {"$ifNull": ["$line", _NOT_IN_LINE]}},
-                        }
-                    },
-                ],
-                "as": "line",
-            }
-        },
-        {"$match": {"line._id": {"$ne": Verb.TERMINATE}, "$or": ends_in_memory}},
+        _operations(_LINE, {"line": {"$ne": None}}),
+        _operations(_NOT_TAKEN_IN, {"line": None}),
+        {"$match": {**_without(Verb.TERMINATE), "$or": ends_in_memory}},
         {"$limit": limit},
-        {"$project": {"state": 1, "on_demand": 1, "max_concurrency": 1, "line": 1}},
+        {"$project": dict.fromkeys(_FIELDS, 1)},
     ]
 
 
+def _operations(name: str, which: Document) -> Document:
+    """Return the stage that adds a job's last open operations, counted by verb."""
+    return {
+        "$lookup": {
+            "from": "operations",
+            "localField": "_id",
+            "foreignField": "job_id",
+            "pipeline": [
+                {"$match": {"open": True, "aside": {"$ne": True}, **which}},
+                {"$sort": {"line": -1}},
+                {"$limit": MOST_COUNTED},
+                {
+                    "$group": {
+                        "_id": "$verb",
+                        "open": {"$sum": 1},
+                        "last": {"$max": {"$ifNull": ["$line", _AFTER_ALL]}},
+                    }
+                },
+            ],
+            "as": name,
+        }
+    }
+
+
+def _without(verb: Verb) -> Document:
+    """Return the criteria for jobs without an open operation of this verb."""
+    return {f"{_LINE}._id": {"$ne": verb}, f"{_NOT_TAKEN_IN}._id": {"$ne": verb}}
+
+
 def _serving_job(document: Mapping[str, Any]) -> ServingJob | None:
-    line = {one["_id"]: one for one in document["line"]}
+    # What is not taken in yet is behind what has a position, of each verb.
+    counted = [*document[_LINE], *document[_NOT_TAKEN_IN]]
+    last = {one["_id"]: one["last"] for one in counted}
     on_demand = document.get("on_demand", False)
-    stage = _stage(JobState(document["state"]), line, on_demand=on_demand)
+    stage = _stage(JobState(document["state"]), last, on_demand=on_demand)
     if stage is None:
         return None
     return ServingJob(
         job_id=document["_id"],
         stage=stage,
-        open=sum(one["open"] for one in line.values()),
+        open=min(MOST_COUNTED, sum(one["open"] for one in counted)),
         max_concurrency=document.get("max_concurrency", 1),
     )
 
 
-def _stage(
-    state: JobState, line: Mapping[str | None, Mapping[str, Any]], *, on_demand: bool
-) -> Stage | None:
-    """Return the stage of a job; `line` has its open operations by verb.
+def _stage(state: JobState, last: Mapping[str | None, float], *, on_demand: bool) -> Stage | None:
+    """Return the stage of a job; `last` has the last position of its open operations by verb.
 
     None if its model will not be in memory, and an inference would not have it loaded.
     """
-    if state is JobState.LOADED and Verb.DEPLOY_UNLOAD not in line:
+    if state is JobState.LOADED and Verb.DEPLOY_UNLOAD not in last:
         return Stage.RESIDENT
     loads, unloads = (
-        line[verb]["last"] if verb in line else float("-inf")
-        for verb in (Verb.DEPLOY_LOAD, Verb.DEPLOY_UNLOAD)
+        last.get(verb, float("-inf")) for verb in (Verb.DEPLOY_LOAD, Verb.DEPLOY_UNLOAD)
     )
     if loads > unloads:
         return Stage.LOADING
     if not on_demand:
         return None
-    return Stage.LOADING if Verb.INFER in line else Stage.UNLOADED
+    return Stage.LOADING if Verb.INFER in last else Stage.UNLOADED

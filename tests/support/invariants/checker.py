@@ -31,7 +31,7 @@ from tests.support.invariants.outside import (
     queues,
 )
 from tests.support.invariants.processes import Holding, grown
-from tests.support.invariants.sampler import Sampler, over_capacity
+from tests.support.invariants.sampler import Sampler, holders, lacks_memory, over_capacity
 
 HEAL_WITHIN_S = 60.0
 LOST_HEAL_WITHIN_S = 120.0
@@ -348,6 +348,10 @@ def capacity(now: Snapshot) -> Iterator[str]:
     for job in now.jobs:
         if JobState(job["state"]).live:
             live[job["host_id"]].add((job["_id"], job["generation"]))
+    all_holders = holders(now.hosts)
+    for job in now.jobs:
+        if lacks_memory(job, all_holders):
+            yield f"{job['host_id']} holds no memory for {job['_id']}, which is loaded"
     for host in now.hosts:
         yield from over_capacity(host)
         held = [(one["job_id"], one["generation"]) for one in host.get("reservations", ())]
@@ -364,11 +368,17 @@ def capacity(now: Snapshot) -> Iterator[str]:
 def _residents(host: Document, states: Mapping[str, JobState]) -> Iterator[str]:
     """Yield where what is held for models in memory and the jobs that are loaded differ."""
     for one in host.get("reservations", ()):
-        loaded = states.get(one["job_id"]) is JobState.LOADED
-        if one.get("resident") and not loaded:
+        resident = one.get("resident")
+        if not resident:
+            continue
+        if states.get(one["job_id"]) is not JobState.LOADED:
             yield f"{host['_id']} holds memory for {one['job_id']}, which is not loaded"
-        if loaded and one.get("devices") and not one.get("resident"):
-            yield f"{host['_id']} holds no memory for {one['job_id']}, which is loaded"
+        elsewhere = set(resident["devices"]) ^ set(one.get("devices", ()))
+        if elsewhere:
+            yield (
+                f"{host['_id']} holds memory for {one['job_id']} on other devices than are bound "
+                f"to its container: {sorted(elsewhere)}"
+            )
 
 
 def letters(now: Snapshot) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from pymongo.errors import PyMongoError
@@ -24,6 +26,9 @@ class Sampler:
         self._database = database
         self._operations: dict[str, Fact] = {}
         self._jobs: dict[str, JobLook] = {}
+        self._holders: set[Holder] | None = None
+        """Who held memory for its model at each look at the hosts since the last one at the jobs;
+        None before the first."""
         self.samples = 0
         self.open_at = 0.0
         """When an operation was last seen that had not ended, on the clock of `time.monotonic`."""
@@ -38,11 +43,10 @@ class Sampler:
 
     async def sample(self, *, operations: bool = True) -> None:
         """Look once; raises `PyMongoError`."""
-        self.wrong["I5"].update(
-            sentence
-            for host in await self._database.all("hosts")
-            for sentence in over_capacity(host)
-        )
+        hosts = await self._database.all("hosts")
+        self.wrong["I5"].update(sentence for host in hosts for sentence in over_capacity(host))
+        held = holders(hosts)
+        self._holders = held if self._holders is None else self._holders & held
         if operations:
             await self._look_at_operations()
             await self._look_at_jobs()
@@ -60,12 +64,43 @@ class Sampler:
                 self.open_at = time.monotonic()
 
     async def _look_at_jobs(self) -> None:
-        for one in await self._database.all("jobs", None, "version", "generation", "state"):
+        fields = ("version", "generation", "state", "host_id", "spec")
+        jobs = await self._database.all("jobs", None, *fields)
+        held, self._holders = self._holders, None
+        for one in jobs:
             seen = JobLook(one.get("version", 0), one.get("generation", 0), JobState(one["state"]))
-            before = self._jobs.get(one["_id"], seen)
-            if sentence := wrong_between_jobs(one["_id"], before, seen):
+            before = self._jobs.get(one["_id"])
+            if sentence := wrong_between_jobs(one["_id"], before or seen, seen):
                 self.wrong["I6"].add(sentence)
+            # The same version at both looks: its model was in memory all the time between them.
+            if before == seen and held is not None and lacks_memory(one, held):
+                self.wrong["I5"].add(
+                    f"{one['host_id']} held no memory for {one['_id']} while it was LOADED"
+                )
             self._jobs[one["_id"]] = seen
+
+
+Holder = tuple[str, str, int]
+"""A host, a job and its generation."""
+
+
+def holders(hosts: Iterable[Document]) -> set[Holder]:
+    """Return for which jobs and generations hosts hold memory of a model."""
+    return {
+        (host["_id"], one["job_id"], one["generation"])
+        for host in hosts
+        for one in host.get("reservations", ())
+        if one.get("resident")
+    }
+
+
+def lacks_memory(job: Document, held: set[Holder]) -> bool:
+    """Tell whether a job is LOADED, and its host does not hold what its model needs in memory."""
+    if job["state"] != JobState.LOADED or not job.get("spec"):
+        return False
+    resources = json.loads(job["spec"])["resources"]
+    needs = bool(resources.get("gpus")) or bool(resources.get("resident_memory"))
+    return needs and (job["host_id"], job["_id"], job["generation"]) not in held
 
 
 def over_capacity(host: Document) -> list[str]:

@@ -15,7 +15,7 @@ from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, Liveness, OperationState, Phase, Verb
 from modelyard.contract.topology import EXCHANGES, JOBS_QUEUE, REPORTS_QUEUE
-from modelyard.process.settings import variable
+from modelyard.process.config.sources import variable
 from modelyard.store.records import Source
 from worker.settings import WorkerSettings
 

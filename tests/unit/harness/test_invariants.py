@@ -1,5 +1,6 @@
 """The checker itself: each invariant that is broken on purpose is found."""
 
+import json
 from typing import Any
 
 import pytest
@@ -133,10 +134,15 @@ def test_a_host_that_gives_more_than_it_has_is_named(
         ("LOADED", on_device("j1", 40), None),
         ("CREATED", on_device("j1", 40), "holds memory for j1, which is not loaded"),
         ("LOADED", on_device("j1", 40, resident=None), "holds no memory for j1"),
+        ("LOADED", on_device("j1", 40, devices=["GPU-b"]), "['GPU-a', 'GPU-b']"),
     ],
 )
-def test_memory_is_held_for_what_is_loaded(state: str, held: Document, said: str | None) -> None:
-    now = snapshot(jobs=[{**JOB, "state": state}], hosts=[{**host(held), "capacity": CAPACITY}])
+@pytest.mark.parametrize("needs", [{"gpus": 1}, {"resident_memory": 1, "gpus": 0}])
+def test_memory_is_held_for_what_is_loaded(
+    state: str, held: Document, said: str | None, needs: Document
+) -> None:
+    job = {**JOB, "state": state, "spec": json.dumps({"resources": needs})}
+    now = snapshot(jobs=[job], hosts=[{**host(held), "capacity": CAPACITY}])
     found = list(capacity(now))
     assert len(found) == (said is not None)
     assert all(said in sentence for sentence in found if said)
@@ -189,14 +195,35 @@ async def test_a_job_that_fell_back_is_found_between_two_samples() -> None:
     assert any("job j1 fell back" in sentence for sentence in sampler.wrong["I6"])
 
 
+@pytest.mark.parametrize("changed", [False, True])
+async def test_memory_that_is_not_held_for_a_moment_is_found_unless_the_job_changed(
+    *, changed: bool
+) -> None:
+    spec = json.dumps({"resources": {"resident_memory": 1}})
+    database = SampledDatabase(version=3, generation=2, state="LOADED", host_id="h1", spec=spec)
+    sampler = Sampler(database)  # type: ignore[arg-type]
+    resident = {"version": 1, "memory": 1, "devices": {}}
+    kept, let_go = [{**HELD, "resident": resident}], [HELD]
+    database.hosts = [host(*kept)]
+    await sampler.sample()
+    for held in (let_go, kept):
+        database.hosts = [host(*held)]
+        await sampler.sample(operations=False)
+    database.job["version"] += changed
+    await sampler.sample()
+    wanted = set() if changed else {"h1 held no memory for j1 while it was LOADED"}
+    assert sampler.wrong["I5"] == wanted
+
+
 class SampledDatabase:
-    """One job."""
+    """One job, and hosts."""
 
     def __init__(self, **job: int | str) -> None:
         self.job: Document = {"_id": "j1", **job}
+        self.hosts: list[Document] = []
 
     async def all(self, collection: str, *_: object) -> list[Document]:
-        return [dict(self.job)] if collection == "jobs" else []
+        return {"jobs": [dict(self.job)], "hosts": self.hosts}.get(collection, [])
 
 
 def test_an_end_without_a_cause_is_found() -> None:

@@ -160,11 +160,27 @@ class StatsDocument(BaseModel):
     memory_stats: _MemoryStats = _MemoryStats()
 
 
+class _AddressBlock(_Document):
+    gateway: str = ""
+
+
+class _AddressPlan(_Document):
+    config: tuple[_AddressBlock, ...] | None = None
+
+
 class NetworkDocument(_Document):
     """`GET /networks`, one entry."""
 
     name: str
     options: dict[str, str] | None = None
+    address_plan: _AddressPlan = Field(default=_AddressPlan(), alias="IPAM")
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """The addresses that the engine's own network namespace has on this network."""
+        blocks = self.address_plan.config or ()
+        # Docker writes some of them with the length of their prefix.
+        return tuple(one.gateway.partition("/")[0] for one in blocks if one.gateway)
 
     @property
     def isolates(self) -> bool:

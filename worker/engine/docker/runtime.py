@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 
 import structlog
 from aiodocker.containers import DockerContainer
@@ -45,6 +45,7 @@ from worker.engine.docker.documents import (
 from worker.engine.docker.events import watch
 from worker.engine.docker.memory import peak_of, reading_of
 from worker.engine.docker.output import DockerOutput
+from worker.engine.docker.own_addresses import is_own
 from worker.engine.docker.pull import pull
 from worker.engine.image_references import full_reference
 from worker.engine.labels import HOST, JOB
@@ -121,10 +122,17 @@ class DockerRuntime:
                 except DockerError as error:
                     if error.status != CONFLICT:
                         raise
-            elif not known.isolates:
+                known = await self._known_network()
+            if known is not None and not known.isolates:
                 raise EngineUnavailableError(
                     f"The network {self._network} exists and lets containers reach each other: "
                     f"remove it, or create it with the option {ICC_OPTION}=false."
+                )
+            if known is not None and not self._publish and not any(map(is_own, known.gateways)):
+                raise EngineUnavailableError(
+                    f"This worker can't reach containers on the network {self._network} by their "
+                    "addresses, because it does not share the engine's network namespace. Run its "
+                    "container with --network host, or set MODELYARD_WORKER_REACH=published."
                 )
 
     async def _known_network(self) -> NetworkDocument | None:
@@ -132,26 +140,19 @@ class DockerRuntime:
         networks = [NetworkDocument.model_validate(raw) for raw in found]
         return next((known for known in networks if known.name == self._network), None)
 
-    async def has_image(self, image: str) -> bool:
-        async with deadline("look for an image", CALL_S):
-            try:
-                await self._docker.images.inspect(full_reference(image))
-            except DockerError as error:
-                if error.status == NOT_FOUND:
-                    return False
-                raise
-            return True
-
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
-        if await self.has_image(image):
+        with suppress(ImageNotFoundError):
+            await self.image(image)
             return
         async with deadline(f"pull {image}", PULL_S):
             await pull(self._streams, full_reference(image), on_progress)
-        # The progress stream may end without an error when its connection breaks.
-        if not await self.has_image(image):
+        try:
+            # The progress stream may end without an error when its connection breaks.
+            await self.image(image)
+        except ImageNotFoundError as error:
             raise ImagePullFailedError(
                 f"{image}: the pull ended without an error, but the engine does not have the image."
-            )
+            ) from error
 
     async def image(self, image: str) -> ImageFacts:
         async with deadline("inspect an image", CALL_S):

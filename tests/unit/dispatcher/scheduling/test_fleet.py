@@ -6,10 +6,12 @@ import pytest
 
 from dispatcher.scheduling.fleet import Fleet
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED
+from modelyard.contract.capacity.ledger import Allocation
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import Admission
 from modelyard.scheduling.fitting import PlacementRequest
 from modelyard.scheduling.placement import Placed, Unplaced
+from modelyard.store.records import HostRecord, reservations_of
 from tests.fakes.broker_links import Call
 from tests.support.dispatcher.parts import HOST, DispatcherParts
 
@@ -104,3 +106,43 @@ async def test_a_decision_goes_by_a_host_as_it_is_now(parts: DispatcherParts) ->
     await parts.store.hosts.admit(HOST, Admission.CORDONED)
     hosts = await parts.fleet.hosts()
     assert found() == Unplaced(("1 host is CORDONED",))
+
+
+async def reserved(parts: DispatcherParts, job_id: str) -> HostRecord:
+    """Reserve a slot for a job, and note it in memory; return what memory had before."""
+    before = (await parts.fleet.hosts())[HOST]
+    wanted = [Allocation(job_id=job_id, generation=1)]
+    assert await parts.store.hosts.reserve(before, wanted, token="t")
+    parts.fleet.replace(before, before.with_reserved(reservations_of(wanted, "t")))
+    return before
+
+
+async def test_a_reservation_that_is_noted_costs_no_read(parts: DispatcherParts) -> None:
+    await reserved(parts, "j2")
+    reads = parts.link.calls[Call.READ]
+    now = (await parts.fleet.hosts())[HOST]
+    assert parts.link.calls[Call.READ] == reads
+    assert [now] == await parts.store.hosts.all()
+    assert now.room != (await parts.fleet.hosts())[HOST].total, "it has less room than if empty"
+
+
+async def test_a_reservation_beside_another_change_has_the_host_read(
+    parts: DispatcherParts,
+) -> None:
+    before = await reserved(parts, "j2")
+    parts.fleet.replace(before, before)
+    assert [(await parts.fleet.hosts())[HOST]] == await parts.store.hosts.all()
+
+
+async def test_a_reservation_that_is_noted_while_the_host_is_read_is_not_lost(
+    parts: DispatcherParts,
+) -> None:
+    await parts.fleet.hosts()
+    parts.link.hold()
+    reading = asyncio.create_task(parts.fleet.refresh())
+    await parts.link.held.wait()
+    reserving = asyncio.create_task(reserved(parts, "j2"))
+    await asyncio.sleep(0)
+    parts.link.let_go()
+    await asyncio.gather(reading, reserving)
+    assert [(await parts.fleet.hosts())[HOST]] == await parts.store.hosts.all()

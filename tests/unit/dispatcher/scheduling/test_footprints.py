@@ -2,6 +2,7 @@
 
 import pytest
 
+from dispatcher.scheduling import grown_residents
 from dispatcher.scheduling.footprints import LearnedFootprints
 from dispatcher.scheduling.grown_residents import GrownResidents
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Footprint, Learned
@@ -111,6 +112,23 @@ async def test_a_model_that_takes_more_holds_more(parts: DispatcherParts) -> Non
     assert await held_after_a_round(parts) == {"j1": 45, "j2": 45}
     await told(parts, 20)
     assert await held_after_a_round(parts) == {"j1": 45, "j2": 45}
+
+
+async def test_a_round_looks_at_a_bounded_number_and_the_next_ones_at_the_others(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grown_residents, "JOBS_IN_A_ROUND", 1)
+    for number in range(3):
+        await loaded(parts, f"j{number}", 10)
+    await told(parts, 15)
+    repair = GrownResidents(parts.store, parts.memory)
+    raised: list[int] = []
+    for _ in range(3):
+        await repair.raise_held()
+        (host,) = await parts.store.hosts.all()
+        held = [one.resident.devices[GPU] for one in host.reservations if one.resident]
+        raised.append(held.count(30))
+    assert raised == [1, 2, 3]
 
 
 async def test_a_model_that_takes_more_than_there_is_room_for_holds_what_it_holds(

@@ -12,8 +12,8 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.jobs import LINE_HEAD, JobEffect
 from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.operations import QueuedEnding
-from modelyard.store.records import NewOperation, OperationRecord
-from tests.fakes.broker_links import Call
+from modelyard.store.records import JobRecord, NewOperation, OperationRecord
+from tests.fakes.broker_links import Call, Fate
 from tests.support.dispatcher.parts import HOST, INCARNATION, JOB, DispatcherParts, new_operation
 
 
@@ -89,14 +89,91 @@ async def test_an_operation_that_others_end_is_gone(parts: DispatcherParts) -> N
     assert await read_line(parts.lines) == []
 
 
-async def test_a_job_that_a_report_changes_is_read_again(parts: DispatcherParts) -> None:
-    await parts.lines.read([JOB])
-    down = JobEffect(
-        JOB, "any", 1, 1, 1, HOST, JobState.FAILED, container_id=None, error=None, shared=True
+def down(generation: int = 1) -> JobEffect:
+    return JobEffect(
+        JOB,
+        "any",
+        1,
+        1,
+        generation,
+        HOST,
+        JobState.FAILED,
+        container_id=None,
+        error=None,
+        shared=True,
     )
-    await parts.store.jobs.apply([down])
-    read = await parts.lines.read([JOB])
-    assert [line.job.state for line in read.lines] == [JobState.FAILED]
+
+
+@pytest.mark.parametrize("fate", ["lost_before", "lost_after"])
+async def test_a_job_of_which_it_is_unknown_what_a_report_did_is_dropped(
+    parts: DispatcherParts, fate: Fate
+) -> None:
+    await parts.lines.read([JOB])
+    parts.link.fates.append(fate)
+    with pytest.raises(StoreUnavailableError):
+        await parts.store.jobs.apply([down()])
+    assert parts.lines.line(JOB) is None
+
+
+async def test_a_job_to_which_a_report_does_not_apply_is_dropped(parts: DispatcherParts) -> None:
+    await parts.lines.read([JOB])
+    assert await parts.store.jobs.apply([down(generation=2)]) == 0
+    assert parts.lines.line(JOB) is None
+
+
+async def test_what_a_write_made_of_a_job_takes_the_place_of_what_it_was(
+    parts: DispatcherParts,
+) -> None:
+    await parts.lines.read([JOB])
+    before = parts.lines.job(JOB)
+    assert before is not None
+    assert await parts.store.jobs.apply([down()]) == 1
+    parts.lines.replace_job(before, down().applied_to(before))
+    now = parts.lines.job(JOB)
+    assert now is not None
+    assert (now.state, now.version, now.host_id) == (JobState.FAILED, before.version + 1, None)
+    parts.lines.replace_job(before, down().applied_to(before))
+    assert parts.lines.job(JOB) is None, "it was written over what another write had made"
+
+
+async def test_a_job_of_which_only_the_database_knows_what_it_is_now_is_dropped(
+    parts: DispatcherParts,
+) -> None:
+    await parts.lines.read([JOB])
+    before = parts.lines.job(JOB)
+    assert before is not None
+    parts.lines.replace_job(before, None)
+    assert parts.lines.job(JOB) is None
+
+
+async def test_a_new_job_is_recorded_and_in_memory_without_a_read(parts: DispatcherParts) -> None:
+    reads = parts.link.calls[Call.READ]
+    await parts.lines.ensure(["new"])
+    assert parts.link.calls[Call.READ] == reads
+    assert parts.lines.job("new") == JobRecord(job_id="new")
+    assert (await parts.store.jobs.get_many(["new"]))["new"].version == 0
+
+
+async def test_a_job_that_others_have_recorded_meanwhile_is_read(parts: DispatcherParts) -> None:
+    await parts.lines.ensure([JOB])
+    job = parts.lines.job(JOB)
+    assert job is not None
+    assert job.state is JobState.LOADED
+
+
+async def test_a_new_job_that_is_changed_while_it_is_recorded_is_read(
+    parts: DispatcherParts,
+) -> None:
+    parts.link.hold()
+    ensuring = asyncio.create_task(parts.lines.ensure(["new"]))
+    await parts.link.held.wait()
+    parts.database.write("jobs", {"_id": "new", "state": JobState.NONE, "version": 7})
+    parts.lines.forget(["new"])  # as after each write to a job
+    parts.link.let_go()
+    await ensuring
+    job = parts.lines.job("new")
+    assert job is not None
+    assert job.version == 7
 
 
 async def test_a_write_whose_answer_is_lost_drops_the_job(parts: DispatcherParts) -> None:

@@ -26,7 +26,8 @@ from modelyard.broker import Broker
 from modelyard.contract.access.api_keys import ApiKey, CreatedApiKey
 from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope, scopes_to_submit
 from modelyard.contract.states import Verb
-from modelyard.process.settings import WrongSettingsError, read_settings
+from modelyard.process.config.sources import WrongSettingsError
+from modelyard.process.settings import read_settings
 from modelyard.store import Store
 
 PUBLIC = {"/livez", "/readyz", "/openapi.json"}

@@ -11,7 +11,8 @@ import pytest
 
 from dispatcher.settings import DispatcherSettings
 from gateway.settings import GatewaySettings
-from modelyard.process.settings import ProcessSettings, variable
+from modelyard.process.config.sources import variable
+from modelyard.process.settings import ProcessSettings
 from worker.settings import WorkerSettings
 
 PROCESSES: list[tuple[str, type[ProcessSettings]]] = [

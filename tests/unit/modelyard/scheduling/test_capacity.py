@@ -150,7 +150,9 @@ def test_what_never_fits_is_hopeless_and_named(
 def test_what_does_not_fit_now_waits_with_the_first_thing_it_lacks(
     there: HostRecord, wanted: ModelSpec, said: str
 ) -> None:
-    assert capacity(there).place(temp(wanted)) == Unplaced((f"1 host {said}",))
+    found = capacity(there).place(temp(wanted))
+    assert isinstance(found, Unplaced)
+    assert (found.reasons, found.hopeless) == ((f"1 host {said}",), False)
 
 
 def test_reasons_have_no_numbers_that_differ_between_hosts() -> None:

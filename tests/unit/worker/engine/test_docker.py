@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,14 @@ NAME = "modelyard-job-1-1"
 async def both(tmp_path: Path) -> AsyncIterator[Both]:
     async with asyncio.timeout(20), scripted_engine(tmp_path) as made:
         yield made
+
+
+@asynccontextmanager
+async def closed_after(runtime: DockerRuntime) -> AsyncIterator[DockerRuntime]:
+    try:
+        yield runtime
+    finally:
+        await runtime.close()
 
 
 def plan(image: str = "busybox") -> ContainerPlan:
@@ -228,7 +237,7 @@ READS: dict[str, Call] = {
 }
 MORE: dict[str, Call] = {
     f"GET /containers/{ID}/archive": lambda it: it.read_file(ID, "/x", max_bytes=1),
-    "GET /images/docker.io/library/x:latest/json": lambda it: it.has_image("x"),
+    "GET /images/docker.io/library/x:latest/json": lambda it: it.image("x"),
     "GET /volumes/v": lambda it: it.volume("v"),
 }
 
@@ -346,6 +355,26 @@ async def test_a_network_on_which_containers_meet_is_refused(
         return
     with pytest.raises(EngineUnavailableError, match="reach each other"):
         await runtime.ensure_network()
+
+
+@pytest.mark.parametrize(
+    ("gateway", "reached"),
+    [("127.0.0.1", True), ("127.0.0.1/8", True), ("::1", True), ("192.0.2.1", False), ("", False)],
+)
+async def test_a_worker_in_another_network_namespace_than_the_engine_says_so(
+    tmp_path: Path, gateway: str, *, reached: bool
+) -> None:
+    network = {"Name": "n", "Options": {ICC_OPTION: "false"}}
+    async with asyncio.timeout(20), scripted_engine(tmp_path) as (engine, published):
+        engine.answers["GET /networks"] = [{**network, "IPAM": {"Config": [{"Gateway": gateway}]}}]
+        url = f"unix://{tmp_path / 'engine.sock'}"
+        async with closed_after(DockerRuntime(url, host_id=HOST, network="n", publish=False)) as it:
+            if reached:
+                await it.ensure_network()
+            else:
+                with pytest.raises(EngineUnavailableError, match="--network host"):
+                    await it.ensure_network()
+        await published.ensure_network()  # through the host's loopback, which it can't check
 
 
 async def test_a_refused_start_is_told_from_an_engine_that_is_away(both: Both) -> None:

@@ -118,6 +118,38 @@ async def test_a_declared_size_is_measured_after_a_restart_of_the_worker_too() -
     assert kept(await made.do(UNLOAD))
 
 
+@pytest.mark.parametrize(("rests", "is_enough"), [(50 * MIB, True), (52 * MIB, False)])
+async def test_a_server_may_keep_libraries_if_nothing_remains_held_for_its_container(
+    rests: int, *, is_enough: bool
+) -> None:
+    made = await loaded(harness(memory=TAKES, resident_memory=TAKES))
+    made.server.rests = rests
+    done = await made.do(UNLOAD)
+    assert done.state is (OperationState.SUCCEEDED if is_enough else OperationState.FAILED)
+    assert made.container.running is is_enough
+
+
+async def test_a_server_that_used_much_before_its_load_may_use_it_afterwards() -> None:
+    made = harness(memory=TAKES, resident_memory=TAKES)
+    await made.do(CREATE)
+    made.container.use(100 * MIB)
+    await made.do(LOAD)
+    made.server.rests = 100 * MIB
+    assert (await made.do(UNLOAD)).state is OperationState.SUCCEEDED
+    assert made.container.running
+
+
+@pytest.mark.parametrize(("rests", "is_enough"), [(150 * MIB, True), (195 * MIB, False)])
+async def test_after_a_restart_of_the_worker_what_was_given_back_is_enough(
+    rests: int, *, is_enough: bool
+) -> None:
+    made = await loaded(harness(memory=TAKES, resident_memory=TAKES))
+    made.restarted()
+    made.server.rests = rests
+    done = await made.do(UNLOAD)
+    assert done.state is (OperationState.SUCCEEDED if is_enough else OperationState.FAILED)
+
+
 class WithGpu:
     """A harness whose container has a device, on which its only process holds memory."""
 
@@ -127,8 +159,17 @@ class WithGpu:
         self.operations = self.made.restarted()
         self.container_id = ""
         monkeypatch.setattr(taints, "TOLD_S", 0.01)
+        self._patch = monkeypatch
+        self._watch()
+
+    def _watch(self) -> None:
         for watcher in (self.watch.meter._holders, self.watch.taints):
-            monkeypatch.setattr(watcher, "_containers", self.containers)
+            self._patch.setattr(watcher, "_containers", self.containers)
+
+    def restarted(self) -> None:
+        """Go on as another process."""
+        self.operations = self.made.restarted()
+        self._watch()
 
     @property
     def watch(self) -> ContainerLifecycle:
@@ -187,6 +228,17 @@ async def test_device_memory_that_is_kept_ends_the_container(gpu: WithGpu) -> No
     assert kept(done) == [f"4 GiB on the device {GPU}"]
     assert not gpu.made.container.running
     assert gpu.watch.taints.marked(()) == ()
+
+
+@pytest.mark.parametrize(("held", "is_enough"), [(2 * GIB, True), (4 * GIB, False)])
+async def test_after_a_restart_of_the_worker_device_memory_that_was_given_back_is_enough(
+    gpu: WithGpu, held: int, *, is_enough: bool
+) -> None:
+    await gpu.loaded()
+    gpu.restarted()
+    gpu.made.server.before_answer = lambda: gpu.hold(held)
+    done = await gpu.made.do(UNLOAD, devices=(GPU,))
+    assert done.state is (OperationState.SUCCEEDED if is_enough else OperationState.FAILED)
 
 
 @pytest.mark.parametrize("verb", [UNLOAD, TERMINATE])

@@ -193,26 +193,44 @@ async def hangs(*_: object, **__: object) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("verb", "state"), [(CREATE, JobState.TERMINATED), (LOAD, JobState.CREATED)]
+    ("verb", "phase", "held_by", "end"),
+    [
+        (CREATE, Phase.STARTING, "remove", JobState.TERMINATED),
+        (TEMP, Phase.STARTING, "remove", JobState.TERMINATED),
+        (LOAD, Phase.LOADING, "stop", JobState.CREATED),
+    ],
 )
-async def test_an_engine_that_hangs_does_not_delay_the_report(verb: Verb, state: JobState) -> None:
+async def test_what_is_cancelled_has_not_ended_while_its_container_holds_anything(
+    verb: Verb, phase: Phase, held_by: str, end: JobState
+) -> None:
     async with running_host(VerbHarness(program=FakeServer(becomes_ready=False))) as host:
         if verb is LOAD:
             await host.done(CREATE)
         else:
             host.harness.server.alive = False
-        command = host.harness.command(verb)
+        asked, may_go = asyncio.Event(), asyncio.Event()
+        really = getattr(host.harness.runtime, held_by)
+
+        async def slowly(*given: Any) -> None:
+            asked.set()
+            await may_go.wait()
+            await really(*given)
+
+        setattr(host.harness.runtime, held_by, slowly)
+        command = host.harness.command(verb, input=1)
         await host.send(command)
-        await host.in_phase(command, Phase.LOADING if verb is LOAD else Phase.STARTING)
-        inspect, listed = host.harness.runtime.inspect, host.harness.runtime.list_own
-        host.harness.runtime.inspect = hangs  # type: ignore[method-assign]
-        host.harness.runtime.list_own = hangs  # type: ignore[method-assign]
-        assert await cancelled(host, command) == (CANCELLED, state, ErrorCode.CANCELLED)
-        host.harness.runtime.inspect = inspect  # type: ignore[method-assign]
-        host.harness.runtime.list_own = listed  # type: ignore[method-assign]
+        await host.in_phase(command, phase)
+        await host.cancel(command)
+        await asyncio.wait_for(asked.wait(), 10)
+        with pytest.raises(AssertionError, match="did not happen"):
+            await host.ended(command, within_s=SOON_S)
+        may_go.set()
+        assert what(await host.ended(command)) == (CANCELLED, end, ErrorCode.CANCELLED)
+        there = [one.running for one in host.harness.runtime.containers.values()]
+        assert there == ([False] if verb is LOAD else [])
 
 
-async def test_what_is_cancelled_in_its_aftermath_is_reported_at_once() -> None:
+async def test_what_is_cancelled_in_its_aftermath_ends_with_its_container() -> None:
     async with running_host(VerbHarness(program=FakeServer(start_exit=1))) as host:
         remove, asked = host.harness.runtime.remove, asyncio.Event()
 
@@ -224,8 +242,9 @@ async def test_what_is_cancelled_in_its_aftermath_is_reported_at_once() -> None:
         command = host.harness.command(CREATE)
         await host.send(command)
         await asyncio.wait_for(asked.wait(), 10)
-        assert await cancelled(host, command) == ENDS[0][1]
         host.harness.runtime.remove = remove  # type: ignore[method-assign]
+        assert await cancelled(host, command) == ENDS[0][1]
+        assert not host.harness.runtime.containers
 
 
 async def test_a_temp_that_has_its_answer_keeps_it_when_it_is_cancelled_at_its_removal() -> None:

@@ -1,0 +1,1 @@
+"""MongoDB for deploy/compose.yaml."""

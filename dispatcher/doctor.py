@@ -1,0 +1,19 @@
+"""Whether this machine is ready for a dispatcher: `modelyard doctor --service dispatcher`."""
+
+from dispatcher.service import QUEUES
+from dispatcher.settings import DispatcherSettings
+from modelyard.broker.doctor import BrokerDuties, check_broker
+from modelyard.contract.topology import JOBS
+from modelyard.doctor.diagnosis import Diagnosis
+from modelyard.store.doctor.server import check_database
+
+
+async def examine(settings: DispatcherSettings) -> list[Diagnosis]:
+    """Look at all that a dispatcher with these settings uses."""
+    return [
+        *await check_broker(
+            settings.amqp_url.get_secret_value(),
+            BrokerDuties(publishes_to=JOBS, declares=QUEUES),
+        ),
+        *await check_database(settings.mongo_url.get_secret_value()),
+    ]

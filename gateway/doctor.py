@@ -1,0 +1,18 @@
+"""Whether this machine is ready for a gateway: `modelyard doctor --service gateway`."""
+
+from gateway.settings import GatewaySettings
+from modelyard.broker.doctor import BrokerDuties, check_broker
+from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE
+from modelyard.doctor.diagnosis import Diagnosis
+from modelyard.store.doctor.server import check_database
+
+
+async def examine(settings: GatewaySettings) -> list[Diagnosis]:
+    """Look at all that a gateway with these settings uses."""
+    return [
+        *await check_broker(
+            settings.amqp_url.get_secret_value(),
+            BrokerDuties(publishes_to=JOBS, declares=(JOBS_QUEUE, DEAD_QUEUE)),
+        ),
+        *await check_database(settings.mongo_url.get_secret_value()),
+    ]

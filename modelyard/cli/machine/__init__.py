@@ -1,0 +1,1 @@
+"""Commands about this machine, which need no gateway: its configuration, and the doctor."""

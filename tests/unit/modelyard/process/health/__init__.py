@@ -1,0 +1,1 @@
+"""Tests of the health file and of what checks it."""
