@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import structlog
 import uvloop
 
+from dispatcher.metrics import DispatcherMetrics
 from dispatcher.service import Dispatcher
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.metrics.process import ProcessMetrics, StoreMetrics
 from modelyard.process.garbage import collect_rarely
 from modelyard.process.logging import setup_logging
 from modelyard.process.service_manager import ServiceManager
@@ -19,6 +21,7 @@ from modelyard.process.settings import (
     start_process,
 )
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
+from modelyard.process.tasks import TaskGroup, unending
 from modelyard.store import Store
 
 log = structlog.get_logger(__name__)
@@ -43,13 +46,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 async def _run(settings: DispatcherSettings, manager: ServiceManager) -> None:
+    watched = ProcessMetrics("dispatcher")
     try:
-        store = Store(settings.mongo_url.get_secret_value(), name="dispatcher")
+        store = Store(
+            settings.mongo_url.get_secret_value(),
+            name="dispatcher",
+            call_ended=StoreMetrics(watched.registry).call_ended,
+        )
     except ValueError as error:
         give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
-    broker = Broker(settings.amqp_url.get_secret_value(), name="dispatcher")
-    dispatcher = Dispatcher(settings, store, broker, on_ready=manager.ready)
-    work = asyncio.create_task(dispatcher.run())
+    broker = Broker(
+        settings.amqp_url.get_secret_value(),
+        name="dispatcher",
+        publish_ended=watched.publish_ended,
+    )
+    metrics = DispatcherMetrics(watched.registry)
+    dispatcher = Dispatcher(settings, store, broker, metrics, on_ready=manager.ready)
+    work = asyncio.create_task(_work(dispatcher, watched, settings.dispatcher_metrics_address))
     process = ProcessExit()
     code = 1
     # RabbitMQ requeues the messages that are not settled yet.
@@ -65,6 +78,12 @@ async def _run(settings: DispatcherSettings, manager: ServiceManager) -> None:
             await broker.close()
             store.close()
             process.soon(code)
+
+
+async def _work(dispatcher: Dispatcher, watched: ProcessMetrics, address: str) -> None:
+    async with TaskGroup() as tasks:
+        tasks.create_task(unending(watched.run(address)))
+        await dispatcher.run()
 
 
 if __name__ == "__main__":

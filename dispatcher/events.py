@@ -1,6 +1,7 @@
 """Events: recorded facts, appended to the event log and published to subscribers."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Literal
 import structlog
 
 from dispatcher.leadership import Term
+from dispatcher.metrics import DispatcherMetrics
 from modelyard.broker import Broker, backoff_s
 from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo, StoreUnavailableError
 from modelyard.contract.message_types import EVENT_TYPE
@@ -66,7 +68,10 @@ class EventLog:
     dispatcher dies before, it is handled again, and they are published by whoever does.
     """
 
-    def __init__(self, store: Store, broker: Broker, term: Term) -> None:
+    def __init__(
+        self, store: Store, broker: Broker, term: Term, metrics: DispatcherMetrics
+    ) -> None:
+        self._metrics = metrics
         self._store = store
         self._broker = broker
         self._term = term
@@ -118,7 +123,9 @@ class EventLog:
 
         Return the ids of the events that the log did not have yet.
         """
-        return await self._store.events.append(events)
+        new = await self._store.events.append(events)
+        self._metrics.recorded(events, new)
+        return new
 
     async def run(self) -> None:
         """Publish what is noted until cancelled; what MongoDB does not take is kept.
@@ -169,7 +176,10 @@ class EventLog:
         """Append and publish. An unavailable broker is only logged: clients read the record."""
         if events:
             lasting = [event for event in events if event.progress is None]
-            await together(self._store.events.append(lasting), self._publish_all(events))
+            began = time.monotonic()
+            new, _ = await together(self._store.events.append(lasting), self._publish_all(events))
+            self._metrics.recorded(lasting, new)
+            self._metrics.handled("events", len(events), time.monotonic() - began)
 
     async def _publish_all(self, events: Sequence[Event]) -> None:
         messages = [
@@ -213,6 +223,7 @@ def operation_event(operation: OperationRecord) -> Event:
         error=operation.error,
         cancel_requested=operation.cancel_requested or None,
         result_bytes=operation.result_bytes,
+        accepted_at=operation.accepted_at if operation.state.terminal else None,
         dispatched_at=operation.dispatched_at,
         started_at=operation.started_at,
         finished_at=operation.finished_at if complete else None,

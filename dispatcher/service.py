@@ -1,15 +1,18 @@
 """The dispatcher: stands by or leads; the leader's components and their loops."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from dispatcher.control import ControlPublisher
 from dispatcher.enrolment import Enrolment
 from dispatcher.events import EventLog
+from dispatcher.gauges import LeaderGauges
 from dispatcher.intake.consumer import Intake, IntakeStages
 from dispatcher.intake.decoder import MessageDecoder
 from dispatcher.intake.first_pass import FirstPass
@@ -32,6 +35,7 @@ from dispatcher.maintenance.recovery import JobRestoration
 from dispatcher.maintenance.reservation_leaks import ReservationLeaks
 from dispatcher.maintenance.retries import Retries
 from dispatcher.maintenance.sweep import Repair, Sweep
+from dispatcher.metrics import DispatcherMetrics
 from dispatcher.reports.beat_writer import BeatWriter
 from dispatcher.reports.dead_letters import DeadLetterRecorder
 from dispatcher.reports.fencing import Fencing
@@ -46,6 +50,7 @@ from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
 from dispatcher.scheduling.scheduler import Scheduler
+from dispatcher.scheduling.waiting import WaitingOperations
 from dispatcher.senders import Senders
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import (
@@ -103,10 +108,15 @@ class Dispatcher:
         settings: DispatcherSettings,
         store: Store,
         broker: Broker,
+        metrics: DispatcherMetrics | None = None,
         *,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_ready` is called whenever both servers are ready for it: it leads or stands by."""
+        """Without `metrics` what is counted is not to be seen.
+
+        `on_ready` is called whenever both servers are ready for it: it leads or stands by.
+        """
+        self._metrics = metrics or DispatcherMetrics(CollectorRegistry())
         self._settings = settings
         self._store = store
         self._broker = broker
@@ -142,15 +152,21 @@ class Dispatcher:
                 return
 
     async def _lead(self, term: Term) -> None:
-        await Leader(self._settings, self._store, self._broker, term).run()
+        await Leader(self._settings, self._store, self._broker, term, self._metrics).run()
 
 
 class Leader:
     """All components of the leading dispatcher, for one term: nothing in memory outlives it."""
 
     def __init__(
-        self, settings: DispatcherSettings, store: Store, broker: Broker, term: Term
+        self,
+        settings: DispatcherSettings,
+        store: Store,
+        broker: Broker,
+        term: Term,
+        metrics: DispatcherMetrics,
     ) -> None:
+        self._metrics = metrics
         self._settings = settings
         self._broker = broker
         self._term = term
@@ -160,7 +176,7 @@ class Leader:
             gateways=settings.dispatcher_gateway_users,
             workers=settings.dispatcher_worker_user,
         )
-        self.event_log = event_log = EventLog(store, broker, term)
+        self.event_log = event_log = EventLog(store, broker, term, metrics)
         commands = CommandPublisher(
             broker, term, default_timeout_s=settings.dispatcher_default_timeout_s
         )
@@ -192,16 +208,17 @@ class Leader:
         retries = Retries(
             store, event_log, self.scheduler, max_attempts=settings.dispatcher_max_attempts
         )
+        orphans = Orphans(
+            grace_s=settings.dispatcher_orphan_grace_s,
+            dry_run=settings.dispatcher_orphan_dry_run,
+        )
         reconciler = Reconciler(
             store,
             event_log,
             self.scheduler,
             control,
             retries,
-            Orphans(
-                grace_s=settings.dispatcher_orphan_grace_s,
-                dry_run=settings.dispatcher_orphan_dry_run,
-            ),
+            orphans,
         )
         deadlines = Deadlines(
             store,
@@ -230,7 +247,7 @@ class Leader:
         )
         drains = Drains(store, event_log, self.scheduler, control, retries)
         self.dead_letters = DeadLetterRecorder(
-            store, senders, control=control, retries=retries, decoder=self._decoder
+            store, senders, control=control, retries=retries, decoder=self._decoder, metrics=metrics
         )
         self._enrolment = Enrolment(broker, control)
         self.heartbeats = Heartbeats(
@@ -262,14 +279,18 @@ class Leader:
             Repair("footprints", GrownResidents(store, memory).raise_held),
             Repair("schedule", self.scheduler.schedule_next_page),
         )
+        self._waiting = WaitingOperations(store)
+        self._gauges = LeaderGauges(fleet, orphans, self._waiting, lambda: store.known_time)
         # While MongoDB is away no heartbeat is recorded, so silence proves nothing about a host.
-        self.sweep = Sweep(repairs, term, on_failure=watch.restart_hearing)
+        self.sweep = Sweep(repairs, term, metrics, on_failure=watch.restart_hearing)
 
     async def run(self) -> None:
         """Run all loops until cancelled; raises `NotLeadingError` if one finds the term over."""
+        not_leading = self._metrics.lead(self._term.number, self._gauges.collect)
         try:
             await self._run()
         finally:
+            not_leading()
             self._stop_listening()
             await self._decoder.close()
 
@@ -282,6 +303,7 @@ class Leader:
                 self._enrolment.run(),
                 self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s),
                 self._idle_unloads.run(),
+                self._waiting.run(),
                 self._consume(JOBS_QUEUE, self.intake.handle, max_items=50),
                 self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200),
                 self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50),
@@ -334,6 +356,7 @@ class Leader:
         some seconds. RabbitMQ gives the deliveries to the next leader then, which counts once.
         """
         tries = reader_deaths = 0
+        began = time.monotonic()
         while True:
             self._term.check()
             try:
@@ -358,6 +381,7 @@ class Leader:
                 await self._one_by_one(handle, name, subscription, batch, error)
                 return
             else:
+                self._metrics.handled(name, len(batch), time.monotonic() - began)
                 return
 
     async def _one_by_one(

@@ -8,7 +8,7 @@ from pydantic_settings import NoDecode
 from dispatcher.senders import HOST_PLACEHOLDER
 from modelyard.contract.messages import MAX_TIMEOUT_S
 from modelyard.contract.rabbitmq.permissions import GATEWAY_USER, WORKER_USER
-from modelyard.process.settings import JSON, Expects, HealthPath, StoreSettings
+from modelyard.process.settings import JSON, Expects, HealthPath, MetricsAddress, StoreSettings
 from modelyard.scheduling.placement import PlacementPolicy
 
 
@@ -76,4 +76,8 @@ class DispatcherSettings(StoreSettings):
         default=False,
         description="true or false: whether orphans are only logged, not removed. Containers of "
         "an earlier generation of a job are removed in any case.",
+    )
+    dispatcher_metrics_address: MetricsAddress = Field(
+        default="127.0.0.1:9182",
+        description="HOST:PORT at which /metrics is scraped, without authentication; off for none.",
     )

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 import uvloop
@@ -11,10 +12,13 @@ import uvloop
 from gateway.app import create_app
 from gateway.http.listener import connections_within_file_limit
 from gateway.http.server import GatewayServer, listen
-from gateway.service import Gateway
+from gateway.monitoring.access_log import refused
+from gateway.monitoring.metrics import GatewayMetrics
+from gateway.service import Gateway, GatewayLimits
 from gateway.settings import AuthMethod, GatewaySettings
 from modelyard import __version__
 from modelyard.broker import Broker, TopologyMismatchError
+from modelyard.metrics.process import ProcessMetrics, StoreMetrics
 from modelyard.process.garbage import collect_rarely
 from modelyard.process.logging import setup_logging
 from modelyard.process.service_manager import ServiceManager
@@ -65,28 +69,40 @@ async def _serve(
     process: ProcessExit,
     manager: ServiceManager,
 ) -> None:
+    watched = ProcessMetrics("gateway")
+    metrics = GatewayMetrics(watched.registry)
     try:
         store = Store(
-            settings.mongo_url.get_secret_value(), name="gateway", timeout_s=STORE_TIMEOUT_S
+            settings.mongo_url.get_secret_value(),
+            name="gateway",
+            timeout_s=STORE_TIMEOUT_S,
+            call_ended=StoreMetrics(watched.registry).call_ended,
         )
     except ValueError as error:
         give_up(PROG, str(error), code=EXIT_WRONG_SETTINGS)
-    broker = Broker(settings.amqp_url.get_secret_value(), name="gateway")
+    broker = Broker(
+        settings.amqp_url.get_secret_value(), name="gateway", publish_ended=watched.publish_ended
+    )
     gateway = Gateway(
         store,
         broker,
-        max_request_bytes=settings.max_request_bytes,
-        max_batch_bytes=settings.max_batch_bytes,
+        limits=GatewayLimits(
+            request_bytes=settings.max_request_bytes,
+            batch_bytes=settings.max_batch_bytes,
+            # The other half of the connections stays free for requests that are answered at once.
+            waiting=settings.gateway_max_connections // 2,
+        ),
         with_keys=AuthMethod.KEYS in settings.auth,
-        # The other half of the connections stays free for requests that are answered at once.
-        max_waiting=settings.gateway_max_connections // 2,
+        metrics=metrics,
     )
     server = GatewayServer(
-        create_app(gateway, settings.web_rules),
+        create_app(gateway, settings.web_rules, access_log=settings.gateway_access_log),
         on_stop=gateway.waiters.close,
         process=process,
         limits=settings.connection_limits,
+        on_refused=partial(refused, metrics, with_line=settings.gateway_access_log),
     )
+    metrics.watch_connections(lambda: len(server.server_state.connections))
     host, port = listener.getsockname()[:2]
     log.info("gateway.listening", host=host, port=port, version=__version__)
     code = 1
@@ -94,9 +110,11 @@ async def _serve(
         with manager.watched():
             async with TaskGroup() as tasks:
                 running = tasks.create_task(gateway.run())
+                scraped = tasks.create_task(watched.run(settings.gateway_metrics_address))
                 manager.ready()  # the kernel takes connections in from here on
                 await server.serve(sockets=[listener])
                 running.cancel()
+                scraped.cancel()
         code = 0
     finally:
         manager.stopping()

@@ -9,6 +9,7 @@ from gateway.middleware.error_boundary import ErrorBoundary
 from gateway.middleware.query_bounds import QueryBounds
 from gateway.middleware.request_ids import RequestIds
 from gateway.middleware.shutdown import ShutdownMiddleware
+from gateway.monitoring.access_log import AccessLog
 from gateway.routes import (
     catalog,
     dead_letters,
@@ -23,11 +24,14 @@ from gateway.service import Gateway
 from modelyard import __version__
 
 
-def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
+def create_app(
+    gateway: Gateway, rules: WebRules | None = None, *, access_log: bool = True
+) -> FastAPI:
     """Return the app that serves a gateway. The caller also has to run `gateway.run()`.
 
     `rules` say for which hosts it answers and which web pages may use it. Without rules it answers
-    only for loopback and for the address at which a connection arrives.
+    only for loopback and for the address at which a connection arrives. With `access_log` each
+    request has a line in the log.
     """
     app = FastAPI(
         title="Modelyard",
@@ -52,6 +56,7 @@ def create_app(gateway: Gateway, rules: WebRules | None = None) -> FastAPI:
     app.add_middleware(ErrorBoundary)
     app.add_middleware(ShutdownMiddleware, waiters=gateway.waiters)
     app.add_middleware(CrossSiteGuard, rules=rules or WebRules())
+    app.add_middleware(AccessLog, metrics=gateway.metrics, with_lines=access_log)
     app.add_middleware(RequestIds)
     openapi.install(app)
     return app

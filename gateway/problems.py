@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from gateway.middleware.request_ids import request_id_of
+from gateway.monitoring.request_facts import CODE
 from gateway.routes.allowed_methods import allowed_methods
 from modelyard.contract import answers
 from modelyard.contract.access.scopes import Scope
@@ -177,6 +178,7 @@ def respond(
     request: Request, problem: Problem, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a problem as the answer to a request."""
+    request.scope[CODE] = problem.code
     completed = problem.model_copy(
         update={
             "instance": request.url.path[:MAX_INSTANCE_CHARS],

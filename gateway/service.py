@@ -1,8 +1,11 @@
 """The gateway: wires its components and runs their background tasks."""
 
 import asyncio
+from dataclasses import dataclass
+from functools import partial
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from gateway.access.authentication import Authentication
 from gateway.access.key_ring import KeyRing
@@ -10,6 +13,7 @@ from gateway.availability import Availability, Condition
 from gateway.cancels import CancelRequests
 from gateway.inference.job_choice import JobChoice
 from gateway.inference.leaving_jobs import LeavingJobs
+from gateway.monitoring.metrics import GatewayMetrics
 from gateway.reading import BoundedReads
 from gateway.submission.acceptor import Acceptor
 from gateway.submission.catalog_cache import CatalogCache
@@ -32,6 +36,18 @@ PROBE_S = 2.0
 CHECK_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayLimits:
+    """How much a gateway takes at once."""
+
+    request_bytes: int = MAX_REQUEST_BYTES
+    """Most bytes in the body of one request."""
+    batch_bytes: int = MAX_BATCH_BYTES
+    """Most bytes in the body of a batch."""
+    waiting: int = MAX_WAITING
+    """Most requests that wait for an operation's end at the same time."""
+
+
 class Gateway:
     """All components that the routes call."""
 
@@ -40,33 +56,41 @@ class Gateway:
         store: Store,
         broker: Broker,
         *,
-        max_request_bytes: int = MAX_REQUEST_BYTES,
-        max_batch_bytes: int = MAX_BATCH_BYTES,
+        limits: GatewayLimits | None = None,
         with_keys: bool = False,
-        max_waiting: int = MAX_WAITING,
+        metrics: GatewayMetrics | None = None,
     ) -> None:
         """Without `with_keys` every client that reaches the gateway may do everything.
 
-        At most `max_waiting` requests wait for an operation's end at the same time.
+        Without `metrics` what is counted is not to be seen.
         """
+        limits = limits or GatewayLimits()
+        self.metrics = metrics or GatewayMetrics(CollectorRegistry())
         self.store = store
         self.reader = RequestReader(
-            max_request_bytes=max_request_bytes, max_batch_bytes=max_batch_bytes
+            max_request_bytes=limits.request_bytes, max_batch_bytes=limits.batch_bytes
         )
         self._broker = broker
         self._store_up = Availability("mongodb", self._probe_store, StoreUnavailableError)
         self._broker_up = Availability("rabbitmq", self._probe_broker, BrokerUnavailableError)
-        self._dual_write = DualWrite(store, self._store_up, broker, self._broker_up)
+        self._dual_write = DualWrite(store, self._store_up, broker, self._broker_up, self.metrics)
         self.catalog = CatalogCache(store)
         leaving = LeavingJobs()
-        self.acceptor = Acceptor(store, self._store_up, self._dual_write, self.catalog, leaving)
+        self.acceptor = Acceptor(
+            store, self._store_up, self._dual_write, self.catalog, leaving, self.metrics
+        )
         self.job_choice = JobChoice(store, self._store_up, leaving)
         self.reading = BoundedReads(store, self._store_up)
         self.cancels = CancelRequests(store, self.reading, broker, self._broker_up)
         self.replays = Replays(store, self.reading, broker, self._broker_up)
-        self.waiters = Waiters(broker, max_waiting=max_waiting)
+        self.waiters = Waiters(broker, max_waiting=limits.waiting)
         self.keys = KeyRing(store, self._store_up)
-        self.authentication = Authentication(self.keys if with_keys else None)
+        self.authentication = Authentication(
+            self.keys if with_keys else None, on_failure=self.metrics.authentication_failed
+        )
+        self.metrics.watch_waiting(lambda: self.waiters.waiting)
+        for part in (self._store_up, self._broker_up):
+            self.metrics.watch_dependency(part.name, partial(getattr, part, "down"))
 
     async def run(self) -> None:
         """Run the background tasks until cancelled; if one of them fails, the process ends.

@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode
 from gateway.http.connections import ConnectionLimits
 from gateway.middleware.cross_site import WebRules, canonical_host
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
-from modelyard.process.settings import JSON, Expects, StoreSettings
+from modelyard.process.settings import JSON, Expects, MetricsAddress, StoreSettings
 
 
 class AuthMethod(StrEnum):
@@ -139,6 +139,14 @@ class GatewaySettings(StoreSettings):
         ge=1 << 10,
         le=MAX_BATCH_BYTES,
         description="Most bytes in the body of a batch.",
+    )
+    gateway_metrics_address: MetricsAddress = Field(
+        default="127.0.0.1:9181",
+        description="HOST:PORT at which /metrics is scraped, without authentication; off for none.",
+    )
+    gateway_access_log: Annotated[bool, Expects("true or false")] = Field(
+        default=True,
+        description="true or false: whether each request has a line in the log.",
     )
 
     @field_validator("auth")

@@ -10,15 +10,18 @@ import structlog
 
 from modelyard.broker import Broker, TopologyMismatchError
 from modelyard.contract.topology import HEARTBEAT_INTERVAL_S
+from modelyard.metrics.process import ProcessMetrics
 from modelyard.process.garbage import collect_rarely
 from modelyard.process.health.file import HealthFile
 from modelyard.process.logging import setup_logging
 from modelyard.process.service_manager import NOBODY, ServiceManager
 from modelyard.process.settings import ServiceManagerSettings, give_up, start_process
 from modelyard.process.shutdown import ProcessExit, find_error, stop_on_signals
+from modelyard.process.tasks import TaskGroup
 from worker.attempts.journal import AttemptJournal
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import EngineUnavailableError
+from worker.metrics import WorkerMetrics
 from worker.model_server.client import ModelServer
 from worker.model_server.http_exchange import BoundedTransport
 from worker.service import Worker
@@ -77,7 +80,12 @@ async def run(
         options=("--log-level", settings.log_level, "--log-format", settings.log_format),
     )
     health = HealthFile(settings.health_file)
-    broker = Broker(settings.amqp_url.get_secret_value(), name=f"worker {settings.host_id}")
+    watched = ProcessMetrics("worker")
+    broker = Broker(
+        settings.amqp_url.get_secret_value(),
+        name=f"worker {settings.host_id}",
+        publish_ended=watched.publish_ended,
+    )
     rules = settings.plan_rules()
     runtime = DockerRuntime(
         settings.docker_url, host_id=rules.host_id, network=rules.network, publish=rules.publish
@@ -99,7 +107,7 @@ async def run(
         transport = BoundedTransport()
         closing.callback(transport.close)
         server = ModelServer(transport)
-        await Worker(
+        worker = Worker(
             settings,
             broker=broker,
             runtime=runtime,
@@ -111,7 +119,12 @@ async def run(
                 renewal_interval_s=heartbeat_interval_s,
                 on_renewal=on_renewal,
             ),
-        ).run(stop)
+            metrics=WorkerMetrics(watched.registry),
+        )
+        async with TaskGroup() as tasks:
+            scraped = tasks.create_task(watched.run(settings.worker_metrics_address))
+            await worker.run(stop)
+            scraped.cancel()
         manager.stopping()
         # Only after an orderly end: after a failure the engine may still execute a request that
         # this worker sent, so the watchdog has to stay until the lease ends.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from modelyard.broker import Broker
 from modelyard.process.tasks import TaskGroup
@@ -31,6 +32,7 @@ from worker.execution.cleanup import RETRY_S, Cleanup
 from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models
 from worker.execution.verbs import VerbRunner
+from worker.metrics import WorkerMetrics
 from worker.model_server.client import ModelServer
 from worker.model_server.results import ResultReader
 from worker.session.boot import ENGINE_WAIT_S
@@ -45,7 +47,7 @@ log = structlog.get_logger(__name__)
 class Worker:
     """The worker of one host; `run` lasts as long as the process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is made before a worker, each by its own package
         self,
         settings: WorkerSettings,
         *,
@@ -54,8 +56,12 @@ class Worker:
         server: ModelServer,
         journal: AttemptJournal,
         new_lease: Callable[[], Lease] = Lease,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
-        """Wire the parts; nothing starts before `run`. Each incarnation gets a lease of its own."""
+        """Wire the parts; nothing starts before `run`. Each incarnation gets a lease of its own.
+
+        Without `metrics` what is counted is not to be seen.
+        """
         self._new_lease = new_lease
         self._results = ResultReader()
         inventory: DeviceInventory = (
@@ -83,6 +89,7 @@ class Worker:
             locks=JobLocks(),
             journal=journal,
             offer=HostOffer(settings, self._devices),
+            metrics=metrics or WorkerMetrics(CollectorRegistry()),
         )
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -14,7 +14,13 @@ from modelyard.contract.capacity.offers import MAX_DEVICES, Device, HostCapacity
 from modelyard.contract.catalog.values import AbsolutePath, Size
 from modelyard.contract.ids import Id
 from modelyard.contract.messages import EngineFacts, Labels
-from modelyard.process.settings import JSON, Expects, HealthPath, ProcessSettings
+from modelyard.process.settings import (
+    JSON,
+    Expects,
+    HealthPath,
+    MetricsAddress,
+    ProcessSettings,
+)
 from worker.containers.given_back import UnloadRules
 from worker.containers.planning import PlanRules
 from worker.engine.image_references import AllowList
@@ -180,6 +186,10 @@ class WorkerSettings(ProcessSettings):
         default_factory=lambda: f"{tempfile.gettempdir()}/modelyard-{os.getuid()}",
         description="Folder for small files that a reboot may delete; only this user may write to "
         "it (default: modelyard-UID in the folder for temporary files).",
+    )
+    worker_metrics_address: MetricsAddress = Field(
+        default="127.0.0.1:9183",
+        description="HOST:PORT at which /metrics is scraped, without authentication; off for none.",
     )
 
     @field_validator("worker_allowed_images")

@@ -10,6 +10,8 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, cast
 
+from prometheus_client import CollectorRegistry
+
 from bench.scale.engine import SimulatedEngine
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from worker.attempts.attempt import Attempt, Outcome
@@ -24,6 +26,7 @@ from worker.execution.cleanup import Cleanup
 from worker.execution.failures import FailureOutcomes
 from worker.execution.models import Models
 from worker.execution.verbs import VerbRunner
+from worker.metrics import WorkerMetrics
 from worker.model_server.results import ResultReader
 from worker.service import build_containers, build_memory_watch
 from worker.session.host_offer import HostOffer
@@ -127,6 +130,7 @@ async def run_host(
         locks=JobLocks(),
         journal=journal,
         offer=HostOffer(settings, DeviceWatch(DeclaredDevices(()), verbs.containers.taints)),
+        metrics=WorkerMetrics(CollectorRegistry()),
     )
     while True:
         await Incarnation(parts, Lease()).run(asyncio.Event(), engine_wait_s=math.inf)

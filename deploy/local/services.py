@@ -126,6 +126,11 @@ class Services:
         }
         if self._devices is not None:
             host["MODELYARD_WORKER_DEVICES"] = json.dumps(self._devices)
+        if self._layout.transient:
+            # It may run beside another stack, which has the usual addresses.
+            for name, settings in (("GATEWAY", stores), ("WORKER", broker)):
+                settings[f"MODELYARD_{name}_METRICS_ADDRESS"] = "off"
+            stores["MODELYARD_DISPATCHER_METRICS_ADDRESS"] = "off"
         authentication = {"MODELYARD_AUTH": "keys" if api_key else "none"}
         self.gateway.launch({**stores, **listening, **authentication})
         self.dispatcher.launch(stores)

@@ -21,6 +21,12 @@ class Orphans:
         self._grace_s = grace_s
         self._dry_run = dry_run
         self._since: dict[tuple[str, str], float] = {}
+        self.listed: dict[str, int] = {}
+        """The number of containers in the last inventory of each host."""
+
+    def on_host(self, host_id: str) -> int:
+        """Return how many orphans a host has, as far as is known."""
+        return sum(1 for host, _ in self._since if host == host_id)
 
     def due(self, host_id: str, items: Sequence[InventoryItem]) -> list[InventoryItem]:
         """Return the host's orphans that are to be removed: their grace period is over."""

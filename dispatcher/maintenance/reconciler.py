@@ -282,6 +282,7 @@ class Reconciler:
         active: Sequence[OperationRecord],
     ) -> None:
         plan = plan_inventory_repairs(report, jobs, active)
+        self._orphans.listed[report.host_id] = len(report.inventory.items)
         plan.discards += await self._correct(report.host_id, plan.findings)
         await self._remove(report.host_id, report.incarnation, plan)
         await self._request_missing_reports(report, active)

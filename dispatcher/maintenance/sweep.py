@@ -5,12 +5,14 @@ everything else, also while a dispatcher whose term is over finishes what it was
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from dispatcher.leadership import Term
+from dispatcher.metrics import DispatcherMetrics
 from modelyard.contract.errors import StoreUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -29,11 +31,17 @@ class Sweep:
     """Runs all repairs at an interval, for ever."""
 
     def __init__(
-        self, repairs: Sequence[Repair], term: Term, *, on_failure: Callable[[], None]
+        self,
+        repairs: Sequence[Repair],
+        term: Term,
+        metrics: DispatcherMetrics,
+        *,
+        on_failure: Callable[[], None],
     ) -> None:
         """Call `on_failure` after each round in which the store was unavailable."""
         self._repairs = tuple(repairs)
         self._term = term
+        self._metrics = metrics
         self._on_failure = on_failure
 
     async def run(self, *, interval_s: float) -> None:
@@ -44,6 +52,7 @@ class Sweep:
         """
         failing: set[str] = set()
         while True:
+            began = time.monotonic()
             for repair in self._repairs:
                 self._term.check()
                 try:
@@ -53,6 +62,8 @@ class Sweep:
                     if repair.name not in failing:
                         log.warning("sweep.store_unavailable", repair=repair.name, error=str(error))
                     failing.add(repair.name)
+                    self._metrics.repair_failed(repair.name)
+            self._metrics.swept(time.monotonic() - began)
             if failing:
                 self._on_failure()
             await asyncio.sleep(interval_s)

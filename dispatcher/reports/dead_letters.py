@@ -19,6 +19,7 @@ from dispatcher.intake.decode import UnreadableMessage
 from dispatcher.intake.decoder import MessageDecoder
 from dispatcher.maintenance.cancels import tell_to_cancel
 from dispatcher.maintenance.retries import Retries
+from dispatcher.metrics import DispatcherMetrics
 from dispatcher.senders import Senders
 from modelyard.broker import (
     DETAIL_HEADER,
@@ -81,7 +82,9 @@ class DeadLetterRecorder:
         control: ControlPublisher,
         retries: Retries,
         decoder: MessageDecoder,
+        metrics: DispatcherMetrics,
     ) -> None:
+        self._metrics = metrics
         self._store = store
         self._senders = senders
         self._decoder = decoder
@@ -103,6 +106,7 @@ class DeadLetterRecorder:
             else:
                 kept.append((letter, requests, await self._ended_attempts(letter)))
         await self._store.dead_letters.add([letter for letter, _, _ in kept])
+        self._metrics.dead_letters(len(kept))
         crash_point("dispatcher.dead.after_letters")
         for letter, requests, ended in kept:
             await self._reject(requests, letter)

@@ -31,6 +31,11 @@ class Fleet:
         self._reading = asyncio.Lock()
         """One read at a time: an earlier one must not undo what a later one has brought."""
 
+    @property
+    def held(self) -> Mapping[str, HostRecord]:
+        """All hosts by id as they are in memory, outdated or not; for looking at them."""
+        return self._hosts
+
     async def hosts(self) -> Mapping[str, HostRecord]:
         """Return all hosts by id, in the order of their ids; raises `StoreUnavailableError`."""
         if not self._complete:

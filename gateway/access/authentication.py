@@ -4,7 +4,7 @@ Each route declares with the dependency `needs` which scopes it requires. A test
 declares none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from fastapi import Request, Security
@@ -13,6 +13,7 @@ from fastapi.security.base import SecurityBase
 
 from gateway.access.failed_authentications import FailedAuthentications
 from gateway.access.key_ring import KeyRing
+from gateway.monitoring.request_facts import PRINCIPAL
 from gateway.problems import ForbiddenError, TooManyFailuresError, UnauthenticatedError
 from modelyard.contract.access.api_keys import ApiKey
 from modelyard.contract.access.scopes import ANYONE, Principal, Scope, scopes_to_submit
@@ -27,7 +28,11 @@ _ADVICE = f"Send an API key in the header `{HEADER}: {SCHEME} my_...`."
 class Authentication:
     """Authenticates requests by their API key; with null keys every client may do everything."""
 
-    def __init__(self, keys: KeyRing | None) -> None:
+    def __init__(
+        self, keys: KeyRing | None, *, on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_failure` is called for each request without a valid key."""
+        self._on_failure = on_failure
         self._keys = keys
         self._failed = FailedAuthentications()
 
@@ -40,15 +45,18 @@ class Authentication:
         if self._keys is None:
             return ANYONE
         if not authorization:
+            self._on_failure()
             raise UnauthenticatedError(f"The request has no API key. {_ADVICE}")
         key: ApiKey | None = None
         try:
             key = _key_in(authorization)
             if self._failed.at_limit(address) and not self._keys.remembers(key):
                 self._failed.count(address, key.key_id)
+                self._on_failure()
                 raise TooManyFailuresError
             return await self._keys.principal(key)
         except UnauthenticatedError as error:
+            self._on_failure()
             waited = await self._failed.hold_back(address, key.key_id if key else None)
             if waited:
                 raise
@@ -72,6 +80,7 @@ class Needs(SecurityBase):
         authentication = cast("Authentication", request.app.state.gateway.authentication)
         address = request.client.host if request.client else None
         principal = await authentication.principal(request.headers.getlist(HEADER), address)
+        request.scope[PRINCIPAL] = principal
         if not principal.may(*self.scopes):
             raise ForbiddenError(*self.scopes)
         return principal

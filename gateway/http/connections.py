@@ -112,6 +112,7 @@ class ClientConnection(H11Protocol):
     def refuse(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:
         """Answer without the app and close; if an answer has begun, only close."""
         cycle: RequestResponseCycle | None = self.cycle
+        self._all.on_refused(status, self.address)
         if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(_problem(status, code, detail))
         if cycle is not None and not cycle.response_complete:
@@ -169,6 +170,8 @@ class ClientConnections:
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     now: Callable[[], float] = time.monotonic
     state: ServerState = field(default_factory=ServerState)
+    on_refused: Callable[[HTTPStatus, str], None] = lambda _status, _address: None
+    """Called with the status and the client's address when a connection refuses a request."""
     _refused: int = 0
     _closed: int = 0
     _logged_at: float = 0.0

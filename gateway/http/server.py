@@ -8,6 +8,7 @@ import contextlib
 import math
 import socket
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -40,8 +41,10 @@ class GatewayServer(uvicorn.Server):
         on_stop: Callable[[], None],
         process: ProcessExit | None = None,
         limits: ConnectionLimits | None = None,
+        on_refused: Callable[[HTTPStatus, str], None] = lambda _status, _address: None,
     ) -> None:
-        self.connections = ClientConnections(limits or ConnectionLimits())
+        """`on_refused` is called with a status and an address for what no route answers."""
+        self.connections = ClientConnections(limits or ConnectionLimits(), on_refused=on_refused)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -16,12 +16,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.monitoring.request_facts import ROUTE
 from gateway.problems import answer_to
 from modelyard.contract.errors import ModelyardError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-_Template = tuple[str, re.Pattern[str], Endpoint]
-"""A method, and the paths with parameters for which its endpoint is."""
+_Template = tuple[str, re.Pattern[str], str, Endpoint]
+"""A method, the paths with parameters for which its endpoint is, and their template."""
 
 
 class DirectRoutes:
@@ -42,7 +43,7 @@ class DirectRoutes:
             endpoint = _endpoint_of(route)
             for method in route.methods or ():
                 if route.param_convertors:
-                    self._templates.append((method, route.path_regex, endpoint))
+                    self._templates.append((method, route.path_regex, route.path, endpoint))
                 else:
                     self._endpoints[method, route.path] = endpoint
 
@@ -62,9 +63,11 @@ class DirectRoutes:
         method, path = scope["method"], scope["path"]
         endpoint = self._endpoints.get((method, path))
         if endpoint is not None:
+            scope[ROUTE] = path
             return endpoint
-        for its_method, template, endpoint in self._templates:
-            if method == its_method and (found := template.match(path)):
+        for its_method, regex, template, endpoint in self._templates:
+            if method == its_method and (found := regex.match(path)):
+                scope[ROUTE] = template
                 scope["path_params"] = found.groupdict()
                 return endpoint
         return None

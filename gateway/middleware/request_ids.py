@@ -2,13 +2,10 @@
 
 import random
 import re
-import time
 
 import structlog
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-log = structlog.get_logger(__name__)
 
 HEADER = "X-Request-Id"
 _HEADER = HEADER.lower().encode("ascii")
@@ -29,25 +26,14 @@ class RequestIds:
             return
         request_id = _client_id(scope) or _new_id()
         scope.setdefault("state", {})[_STATE_KEY] = request_id
-        status = 0
-        began = time.monotonic()
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
                 message["headers"] = [*message["headers"], (_HEADER, request_id.encode("ascii"))]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             await self._app(scope, receive, send_with_id)
-            log.debug(
-                "request.answered",
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                ms=round((time.monotonic() - began) * 1_000, 1),
-            )
 
 
 def _client_id(scope: Scope) -> str | None:

@@ -1,12 +1,13 @@
 """`/v1/models` and `/v1/datasets`: the catalog."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
 from gateway import openapi
 from gateway.access.authentication import needs
+from gateway.monitoring.operator_log import log_change
 from gateway.problems import FaultyRequestError
 from gateway.reading import BoundedReads
 from gateway.routes.dependencies import GatewayDependencies, answer
@@ -14,7 +15,7 @@ from gateway.submission.catalog_cache import NameCache
 from gateway.submission.request_reader import RequestReader
 from gateway.submission.requests import validated
 from gateway.views import footprint_view
-from modelyard.contract.access.scopes import Scope
+from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import DatasetList, Fault, FootprintList, ModelList
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorCode, ModelyardError
@@ -22,6 +23,8 @@ from modelyard.contract.ids import Id
 from modelyard.store.catalog import CatalogCollection
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
+
+Writer = Annotated[Principal, needs(Scope.CATALOG_WRITE)]
 
 S = TypeVar("S", ModelSpec, DatasetSpec)
 
@@ -43,13 +46,16 @@ async def list_models(gateway: GatewayDependencies) -> Response:
     response_model=ModelSpec,
     responses=openapi.PUT_ANSWERS,
     openapi_extra=openapi.MODEL_BODY,
-    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Store a model",
 )
-async def put_model(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
+async def put_model(
+    name: Id, request: Request, gateway: GatewayDependencies, writer: Writer
+) -> Response:
     """Store a model. Jobs that have a container keep the version with which it was created."""
     spec = await _spec(ModelSpec, name, request, gateway.reader)
-    return await _put(gateway.reading, gateway.store.models, spec, f"/v1/models/{name}")
+    new = await gateway.reading.ask(lambda: gateway.store.models.put(spec))
+    log_change(writer, "model.put", model=name, new=new, image=spec.image)
+    return _stored(spec, f"/v1/models/{name}", new=new)
 
 
 @router.get(
@@ -84,12 +90,13 @@ async def read_footprints(name: Id, gateway: GatewayDependencies) -> Response:
     "/models/{name}",
     status_code=204,
     responses=openapi.ONE_ANSWERS,
-    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Delete a model",
 )
-async def delete_model(name: Id, gateway: GatewayDependencies) -> Response:
+async def delete_model(name: Id, gateway: GatewayDependencies, writer: Writer) -> Response:
     """Delete a model. Jobs that have a container keep using it."""
-    return await _delete(gateway.reading, gateway.store.models, gateway.catalog.models, name)
+    await _delete(gateway.reading, gateway.store.models, gateway.catalog.models, name)
+    log_change(writer, "model.delete", model=name)
+    return Response(status_code=204)
 
 
 @router.get(
@@ -110,13 +117,16 @@ async def list_datasets(gateway: GatewayDependencies) -> Response:
     response_model=DatasetSpec,
     responses=openapi.PUT_ANSWERS,
     openapi_extra=openapi.DATASET_BODY,
-    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Store a dataset",
 )
-async def put_dataset(name: Id, request: Request, gateway: GatewayDependencies) -> Response:
+async def put_dataset(
+    name: Id, request: Request, gateway: GatewayDependencies, writer: Writer
+) -> Response:
     """Store a dataset. Jobs that have a container keep the version with which it was created."""
     spec = await _spec(DatasetSpec, name, request, gateway.reader)
-    return await _put(gateway.reading, gateway.store.datasets, spec, f"/v1/datasets/{name}")
+    new = await gateway.reading.ask(lambda: gateway.store.datasets.put(spec))
+    log_change(writer, "dataset.put", dataset=name, new=new)
+    return _stored(spec, f"/v1/datasets/{name}", new=new)
 
 
 @router.get(
@@ -135,12 +145,13 @@ async def read_dataset(name: Id, gateway: GatewayDependencies) -> Response:
     "/datasets/{name}",
     status_code=204,
     responses=openapi.ONE_ANSWERS,
-    dependencies=[needs(Scope.CATALOG_WRITE)],
     summary="Delete a dataset",
 )
-async def delete_dataset(name: Id, gateway: GatewayDependencies) -> Response:
+async def delete_dataset(name: Id, gateway: GatewayDependencies, writer: Writer) -> Response:
     """Delete a dataset. Jobs that have a container keep using it."""
-    return await _delete(gateway.reading, gateway.store.datasets, gateway.catalog.datasets, name)
+    await _delete(gateway.reading, gateway.store.datasets, gateway.catalog.datasets, name)
+    log_change(writer, "dataset.delete", dataset=name)
+    return Response(status_code=204)
 
 
 async def _spec(kind: type[S], name: str, request: Request, reader: RequestReader) -> S:
@@ -155,10 +166,7 @@ async def _spec(kind: type[S], name: str, request: Request, reader: RequestReade
     return spec
 
 
-async def _put(
-    reading: BoundedReads, collection: CatalogCollection[S], spec: S, path: str
-) -> Response:
-    new = await reading.ask(lambda: collection.put(spec))
+def _stored(spec: ModelSpec | DatasetSpec, path: str, *, new: bool) -> Response:
     return answer(spec, 201 if new else 200, {"Location": path} if new else None)
 
 
@@ -171,12 +179,11 @@ async def _read(reading: BoundedReads, collection: CatalogCollection[S], name: s
 
 async def _delete(
     reading: BoundedReads, collection: CatalogCollection[S], known: NameCache, name: str
-) -> Response:
+) -> None:
     known.forget(name)
     if not await reading.ask(lambda: collection.delete(name)):
         raise _no_such(name)
     known.forget(name)
-    return Response(status_code=204)
 
 
 def _no_such(name: str) -> ModelyardError:

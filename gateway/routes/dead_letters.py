@@ -7,6 +7,7 @@ from pydantic import Field
 
 from gateway import openapi
 from gateway.access.authentication import needs
+from gateway.monitoring.operator_log import log_change
 from gateway.routes.dependencies import (
     GatewayDependencies,
     PageQuery,
@@ -15,7 +16,7 @@ from gateway.routes.dependencies import (
     refuse_repeated,
 )
 from gateway.views import dead_letter_path, dead_letter_summary, dead_letter_view
-from modelyard.contract.access.scopes import Scope
+from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import DeadLetterPage, DeadLetterSummary, DeadLetterView
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
@@ -24,6 +25,8 @@ from modelyard.store.records import DeadLetter
 router = APIRouter(
     prefix="/v1/dead-letters", tags=["dead letters"], dependencies=[needs(Scope.DEAD_LETTERS)]
 )
+
+Operator = Annotated[Principal, needs(Scope.DEAD_LETTERS)]
 
 
 class DeadLetterQuery(PageQuery):
@@ -73,12 +76,15 @@ async def read_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -> 
     responses=openapi.REPLAY_ANSWERS,
     summary="Publish a dead letter again",
 )
-async def replay_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -> Response:
+async def replay_dead_letter(
+    dead_letter_id: Id, gateway: GatewayDependencies, operator: Operator
+) -> Response:
     """Publish the requests of a dead letter again; they become new operations.
 
     Each call publishes them once more. After a 503 they may have been published nevertheless.
     """
     record = _found(await gateway.replays.replay(dead_letter_id), dead_letter_id)
+    log_change(operator, "dead_letter.replay", dead_letter_id=dead_letter_id)
     headers = {"Location": dead_letter_path(dead_letter_id)}
     return answer(dead_letter_summary(record), 202, headers)
 
@@ -89,11 +95,14 @@ async def replay_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -
     responses=openapi.ONE_ANSWERS,
     summary="Delete a dead letter",
 )
-async def delete_dead_letter(dead_letter_id: Id, gateway: GatewayDependencies) -> Response:
+async def delete_dead_letter(
+    dead_letter_id: Id, gateway: GatewayDependencies, operator: Operator
+) -> Response:
     """Delete the record of a dead letter."""
     done = await gateway.reading.ask(lambda: gateway.store.dead_letters.delete(dead_letter_id))
     if not done:
         raise _no_such(dead_letter_id)
+    log_change(operator, "dead_letter.delete", dead_letter_id=dead_letter_id)
     return Response(status_code=204)
 
 

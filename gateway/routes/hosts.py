@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import openapi
 from gateway.access.authentication import needs
+from gateway.monitoring.operator_log import log_change
 from gateway.routes.dependencies import GatewayDependencies, answer, refuse_repeated
 from gateway.service import Gateway
 from gateway.views import host_view
-from modelyard.contract.access.scopes import Scope
+from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import HostList
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
@@ -20,6 +21,8 @@ from modelyard.contract.views import HostView
 from modelyard.store.records import HostRecord
 
 router = APIRouter(prefix="/v1/hosts", tags=["hosts"])
+
+Admin = Annotated[Principal, needs(Scope.HOSTS_ADMIN)]
 
 
 class DrainQuery(BaseModel):
@@ -71,38 +74,36 @@ async def read_host(host_id: Id, gateway: GatewayDependencies) -> Response:
     "/{host_id}/cordon",
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
-    dependencies=[needs(Scope.HOSTS_ADMIN)],
     summary="Cordon a host",
 )
-async def cordon(host_id: Id, gateway: GatewayDependencies) -> Response:
+async def cordon(host_id: Id, gateway: GatewayDependencies, admin: Admin) -> Response:
     """Stop placing jobs on the host; its present jobs continue. This also ends a drain.
 
     Repeating the call changes nothing.
     """
-    return await _admit(host_id, Admission.CORDONED, gateway)
+    return await _admit(host_id, Admission.CORDONED, gateway, admin)
 
 
 @router.post(
     "/{host_id}/uncordon",
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
-    dependencies=[needs(Scope.HOSTS_ADMIN)],
     summary="Uncordon a host",
 )
-async def uncordon(host_id: Id, gateway: GatewayDependencies) -> Response:
+async def uncordon(host_id: Id, gateway: GatewayDependencies, admin: Admin) -> Response:
     """Place jobs on the host again. This also ends a drain. Repeating the call changes nothing."""
-    return await _admit(host_id, Admission.OPEN, gateway)
+    return await _admit(host_id, Admission.OPEN, gateway, admin)
 
 
 @router.post(
     "/{host_id}/drain",
     response_model=HostView,
     responses=openapi.ONE_ANSWERS,
-    dependencies=[needs(Scope.HOSTS_ADMIN), Depends(refuse_repeated)],
+    dependencies=[Depends(refuse_repeated)],
     summary="Drain a host",
 )
 async def drain(
-    host_id: Id, gateway: GatewayDependencies, query: Annotated[DrainQuery, Query()]
+    host_id: Id, gateway: GatewayDependencies, admin: Admin, query: Annotated[DrainQuery, Query()]
 ) -> Response:
     """Stop placing jobs on the host; let its present jobs end, or move them to other hosts.
 
@@ -113,12 +114,19 @@ async def drain(
     record = await gateway.reading.ask(
         lambda: gateway.store.hosts.drain(host_id, move=query.move, deadline_s=query.deadline_s)
     )
-    return answer(host_view(_found(record, host_id)))
+    view = host_view(_found(record, host_id))
+    log_change(admin, "host.drain", host_id=host_id, move=query.move, deadline_s=query.deadline_s)
+    return answer(view)
 
 
-async def _admit(host_id: str, admission: Admission, gateway: Gateway) -> Response:
+async def _admit(
+    host_id: str, admission: Admission, gateway: Gateway, admin: Principal
+) -> Response:
     record = await gateway.reading.ask(lambda: gateway.store.hosts.admit(host_id, admission))
-    return answer(host_view(_found(record, host_id)))
+    view = host_view(_found(record, host_id))
+    action = "host.uncordon" if admission is Admission.OPEN else "host.cordon"
+    log_change(admin, action, host_id=host_id)
+    return answer(view)
 
 
 def _found(record: HostRecord | None, host_id: str) -> HostRecord:

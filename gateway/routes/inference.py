@@ -12,7 +12,7 @@ from gateway.access.authentication import needs
 from gateway.inference.job_choice import unknown_model
 from gateway.problems import FaultyRequestError
 from gateway.routes.dependencies import GatewayDependencies, refuse_repeated
-from gateway.routes.submitting import Awaited, accepted, answered, awaiting
+from gateway.routes.submitting import Awaited, accepted, answered, awaiting, submits
 from gateway.service import Gateway
 from gateway.submission import bodies
 from gateway.submission.acceptor import JobLeavingError, KeyReusedError, PendingRequest
@@ -71,6 +71,7 @@ async def infer(
 
     Of several the least loaded one is taken. The answer names it; all else is as with `/v1/jobs`.
     """
+    submits(request, Verb.INFER)
     bodies.refuse_dry_run(request)
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)

@@ -14,7 +14,7 @@ from gateway.routes.dependencies import (
     page_answer,
     refuse_repeated,
 )
-from gateway.routes.submitting import accepted, answered, awaiting, dry_run
+from gateway.routes.submitting import accepted, answered, awaiting, dry_run, submits
 from gateway.submission import bodies
 from gateway.submission.batches import accept_batch
 from gateway.views import job_view
@@ -65,9 +65,11 @@ async def submit(request: Request, gateway: GatewayDependencies, caller: Submitt
     key = bodies.idempotency_key(request)
     if bodies.is_dry_run(request):
         return answer(await dry_run(request, gateway, caller, key))
+    submits(request)
     wait_s = bodies.preferred_wait(request)
     with ExitStack() as waits:
         async with gateway.reader.one(request, key, tenant=caller.tenant) as asked:
+            submits(request, asked.request.operation_type)
             if refusal := refuse_to_submit(caller, asked.request.operation_type):
                 raise refusal
             pending = asked.accepted_now(gateway.store) if wait_s else asked
@@ -87,10 +89,11 @@ async def submit_batch(
     request: Request, gateway: GatewayDependencies, caller: Submitter
 ) -> Response:
     """Accept or refuse each request on its own; a refused one does not affect the others."""
+    submits(request)
     bodies.refuse_dry_run(request)
     key = bodies.idempotency_key(request)
     async with gateway.reader.batch(request, key, tenant=caller.tenant) as read:
-        return answer(await accept_batch(gateway.acceptor, read, caller))
+        return answer(await accept_batch(gateway.acceptor, read, caller, gateway.metrics))
 
 
 @router.get(

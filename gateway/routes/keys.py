@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway import openapi
 from gateway.access.authentication import needs
+from gateway.monitoring.operator_log import log_change
 from gateway.routes.dependencies import GatewayDependencies, answer
 from gateway.submission.requests import validated
 from modelyard.contract.access.api_keys import (
@@ -54,6 +55,14 @@ async def create_key(request: Request, gateway: GatewayDependencies, admin: Admi
         expires_by=admin.expires_at,
     )
     record = await gateway.reading.ask(lambda: gateway.store.api_keys.add(new))
+    log_change(
+        admin,
+        "key.create",
+        created_key_id=key.key_id,
+        name=record.name,
+        scopes=sorted(scope.value for scope in record.scopes),
+        expires_at=record.expires_at,
+    )
     created = CreatedApiKey(api_key=key.text, key=record.view())
     return answer(created, 201, {"Cache-Control": "no-store"})
 
@@ -71,12 +80,13 @@ async def list_keys(gateway: GatewayDependencies, _admin: Admin) -> Response:
     responses=openapi.ONE_ANSWERS,
     summary="Revoke an API key",
 )
-async def revoke_key(key_id: Id, gateway: GatewayDependencies, _admin: Admin) -> Response:
+async def revoke_key(key_id: Id, gateway: GatewayDependencies, admin: Admin) -> Response:
     """Revoke a key for ever: within seconds every gateway refuses it. Its record remains."""
     record = await gateway.reading.ask(lambda: gateway.store.api_keys.revoke(key_id))
     gateway.keys.forget(key_id)
     if record is None:
         raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no API key {key_id}.")
+    log_change(admin, "key.revoke", revoked_key_id=key_id)
     return answer(record.view())
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway import openapi
 from gateway.access.authentication import needs, refuse_to_submit
 from gateway.explaining import explanation_of
+from gateway.monitoring.operator_log import log_change
 from gateway.problems import RETRY_AFTER_S
 from gateway.routes.dependencies import (
     GatewayDependencies,
@@ -19,12 +20,12 @@ from gateway.routes.dependencies import (
     refuse_repeated,
 )
 from gateway.routes.jobs import Submitter
-from gateway.routes.submitting import accepted, answered
+from gateway.routes.submitting import accepted, answered, submits
 from gateway.service import Gateway
 from gateway.submission import bodies
 from gateway.submission.bodies import MOST_WAIT_S
 from gateway.views import operation_view
-from modelyard.contract.access.scopes import Scope
+from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import Accepted, OperationPage
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id, OperationId
@@ -159,13 +160,14 @@ async def explain_operation(operation_id: OperationId, gateway: GatewayDependenc
     status_code=202,
     response_model=OperationView,
     responses=openapi.CANCEL_ANSWERS,
-    dependencies=[needs(Scope.JOBS_SUBMIT), Depends(refuse_repeated)],
+    dependencies=[Depends(refuse_repeated)],
     summary="Cancel an operation",
 )
 async def cancel_operation(
     operation_id: OperationId,
     request: Request,
     gateway: GatewayDependencies,
+    caller: Annotated[Principal, needs(Scope.JOBS_SUBMIT)],
     query: Annotated[WaitQuery, Query()],
 ) -> Response:
     """Request the cancellation of an operation: 202 while it is open, 200 once it is CANCELLED.
@@ -173,6 +175,8 @@ async def cancel_operation(
     A running operation takes a moment to stop. An operation that has ended does not change.
     """
     record = await gateway.cancels.request(operation_id)
+    if record is not None and not record.state.terminal:
+        log_change(caller, "operation.cancel", operation_id=operation_id, job_id=record.job_id)
     if record is not None and not record.state.terminal and query.wait > 0:
         record = await gateway.waiters.until_end(
             operation_id, query.wait, gateway.reading.operation, request.receive
@@ -200,6 +204,7 @@ async def retry_operation(
 
     Without an `Idempotency-Key` each call creates another operation.
     """
+    submits(request)
     bodies.refuse_dry_run(request)
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
@@ -207,6 +212,7 @@ async def retry_operation(
         lambda: gateway.store.operation_queries.with_input(operation_id)
     )
     found = _found(record, operation_id)
+    submits(request, found.verb)
     if found.verb is not None and (refusal := refuse_to_submit(caller, found.verb)):
         raise refusal
     again = await gateway.reader.again(found, key, tenant=caller.tenant)

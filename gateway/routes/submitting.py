@@ -8,6 +8,7 @@ from starlette.types import Receive
 
 from gateway.access.authentication import refuse_to_submit
 from gateway.explaining import explanation_of_request
+from gateway.monitoring.request_facts import VERB
 from gateway.problems import RETRY_AFTER_S
 from gateway.routes.dependencies import answer
 from gateway.service import Gateway
@@ -17,6 +18,7 @@ from gateway.waiters import WaitingRequest
 from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import Accepted
 from modelyard.contract.errors import ModelyardError, StoreUnavailableError
+from modelyard.contract.states import Verb
 from modelyard.contract.views import DryRun, OperationView
 from modelyard.scheduling.explaining import explain_repetition
 from modelyard.store.records import OperationRecord
@@ -37,6 +39,11 @@ async def dry_run(request: Request, gateway: Gateway, caller: Principal, key: st
             lambda: explanation_of_request(gateway.store, asked.operation)
         )
     return found if caller.may(Scope.JOBS_READ) else found.model_copy(update={"hosts": ()})
+
+
+def submits(request: Request, verb: Verb | None = None) -> None:
+    """Note that a request submits an operation, and its verb once it was read; for the metrics."""
+    request.scope[VERB] = verb
 
 
 async def accepted(gateway: Gateway, pending: PendingRequest) -> Accepted:

@@ -14,6 +14,7 @@ import structlog
 from gateway import views
 from gateway.availability import Availability
 from gateway.inference.leaving_jobs import LeavingJobs
+from gateway.monitoring.metrics import GatewayMetrics
 from gateway.problems import FaultyRequestError
 from gateway.submission.catalog_cache import CatalogCache
 from gateway.submission.dual_write import DualWrite
@@ -115,8 +116,10 @@ class Acceptor:
         dual_write: DualWrite,
         catalog: CatalogCache,
         leaving: LeavingJobs,
+        metrics: GatewayMetrics,
     ) -> None:
         """`availability` is that of the store."""
+        self._metrics = metrics
         self._leaving = leaving
         self._store = store
         self._availability = availability
@@ -143,6 +146,7 @@ class Acceptor:
                 lost_race.append(one)
             else:
                 outcomes[one.operation_id] = one.accepted()
+                self._metrics.accepted(one.request.operation_type)
         outcomes |= await self._answer_lost_races(lost_race)
         return [outcomes[one.operation_id] for one in pending]
 

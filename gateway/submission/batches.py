@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from gateway.access.authentication import refuse_to_submit
+from gateway.monitoring.metrics import GatewayMetrics
 from gateway.problems import bytes_of, problem_of
 from gateway.submission.acceptor import Acceptor, PendingRequest
 from gateway.submission.requests import RefusedRequest
@@ -17,7 +18,10 @@ MAX_BRIEF_CHARS = 200
 
 
 async def accept_batch(
-    acceptor: Acceptor, wanted: Sequence[PendingRequest | RefusedRequest], caller: Principal
+    acceptor: Acceptor,
+    wanted: Sequence[PendingRequest | RefusedRequest],
+    caller: Principal,
+    metrics: GatewayMetrics,
 ) -> BatchAnswer:
     """Accept or refuse each request; the answers are in the order of the requests."""
     read = [_allowed(one, caller) for one in wanted]
@@ -33,6 +37,8 @@ async def accept_batch(
         if isinstance(outcome, Accepted):
             items.append(_accepted(outcome))
             continue
+        verb = None if isinstance(one, RefusedRequest) else one.request.operation_type
+        metrics.rejected(verb, outcome.code)
         problem = _problem(outcome, room)
         room -= bytes_of(problem.errors)
         items.append(BatchItem(status=problem.status, job_id=job_id, problem=problem))

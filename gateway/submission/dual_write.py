@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from gateway.availability import Availability
+from gateway.monitoring.metrics import GatewayMetrics
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.ids import DEFAULT_TENANT
@@ -61,17 +62,28 @@ class DualWrite:
     """Group commit to MongoDB and RabbitMQ: concurrent requests share one write and one message."""
 
     def __init__(
-        self, store: Store, store_up: Availability, broker: Broker, broker_up: Availability
+        self,
+        store: Store,
+        store_up: Availability,
+        broker: Broker,
+        broker_up: Availability,
+        metrics: GatewayMetrics,
     ) -> None:
         self._store = store
         self._store_up = store_up
         self._broker = broker
         self._broker_up = broker_up
         self._recording: Coalescer[OperationGroup, tuple[bool, ...]] = Coalescer(
-            self._record_groups, max_items=MAX_GROUP, every_s=GROUPS_EVERY_S
+            self._record_groups,
+            max_items=MAX_GROUP,
+            every_s=GROUPS_EVERY_S,
+            flushed=metrics.committed("mongodb"),
         )
         self._publishing: Coalescer[Messages, int] = Coalescer(
-            self._publish_groups, max_items=MAX_GROUP, every_s=GROUPS_EVERY_S
+            self._publish_groups,
+            max_items=MAX_GROUP,
+            every_s=GROUPS_EVERY_S,
+            flushed=metrics.committed("rabbitmq"),
         )
         self._ensured: dict[str, None] = {}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 import uuid
 from collections.abc import (
     AsyncIterator,
@@ -16,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
-from typing import cast
+from typing import Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import aio_pika
@@ -48,6 +49,17 @@ PUBLISH_TIMEOUT_S = 5.0
 WATCH_S = 20.0
 """Seconds between two checks whether the broker still knows a subscription's consumer."""
 
+
+class PublishEnded(Protocol):
+    """Called when a confirmed publish has ended, with its seconds."""
+
+    def __call__(self, seconds: float, *, confirmed: bool) -> None: ...
+
+
+def _uncounted(seconds: float, *, confirmed: bool) -> None:
+    del seconds, confirmed
+
+
 one_by_one: ContextVar[bool] = ContextVar("one_by_one", default=False)
 """`consume_forever` sets it to subscribe with prefetch 1, whatever the caller asks for."""
 
@@ -55,8 +67,16 @@ one_by_one: ContextVar[bool] = ContextVar("one_by_one", default=False)
 class Broker:
     """One process's access to RabbitMQ: one publishing connection, one for each subscription."""
 
-    def __init__(self, url: str, *, name: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        tls: ssl.SSLContext | None = None,
+        publish_ended: PublishEnded = _uncounted,
+    ) -> None:
         """`url` is an AMQP URI; `name` is what RabbitMQ's management page shows."""
+        self._publish_ended = publish_ended
         self._url = url
         self._name = name
         self.user = user_of(url)
@@ -109,10 +129,15 @@ class Broker:
             priority=priority,
             user_id=self.user,
         )
-        with losses(f"RabbitMQ did not confirm a message to {exchange.name}"):
-            async with asyncio.timeout(timeout_s):
-                target = await self._exchange(exchange)
-                await target.publish(message, routing_key, mandatory=mandatory)
+        began, confirmed = time.monotonic(), False
+        try:
+            with losses(f"RabbitMQ did not confirm a message to {exchange.name}"):
+                async with asyncio.timeout(timeout_s):
+                    target = await self._exchange(exchange)
+                    await target.publish(message, routing_key, mandatory=mandatory)
+                    confirmed = True
+        finally:
+            self._publish_ended(time.monotonic() - began, confirmed=confirmed)
 
     async def publish_unconfirmed(
         self, exchange: Exchange, messages: Sequence[tuple[str, bytes]], *, message_type: str

@@ -467,6 +467,8 @@ class Event(Message):
     """True if a client had asked to cancel the operation; null if not, or if it is not known."""
     result_bytes: int | None = None
     """Size of the operation's result as JSON; null if there is none."""
+    accepted_at: datetime | None = None
+    """Set only if the event is about an operation that has ended."""
     dispatched_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -1,6 +1,7 @@
 """Batches of the items that are ready; no item waits for a batch to fill."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -32,7 +33,10 @@ class Coalescer(Generic[T, R]):
         *,
         max_items: int,
         every_s: float = 0.0,
+        flushed: Callable[[int, float], None] = lambda _items, _seconds: None,
     ) -> None:
+        """`flushed` is called after each flush, with its number of items and its seconds."""
+        self._flushed = flushed
         self._flush = flush
         self._every_s = every_s
         self._max_items = max_items
@@ -82,10 +86,12 @@ class Coalescer(Generic[T, R]):
 
     async def _flush_batch(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         results: Sequence[R | Exception]
+        began = time.monotonic()
         try:
             results = await self._flush([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - it is handed to every caller, not swallowed
             results = [error] * len(batch)
+        self._flushed(len(batch), time.monotonic() - began)
         if len(results) != len(batch):
             wrong = ValueError(f"A flush of {len(batch)} items returned {len(results)} results.")
             results = [wrong] * len(batch)

@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from modelyard import __version__
+from modelyard.process.addresses import parse_address
 from modelyard.process.config.sources import (
     CONFIG_VARIABLE,
     IN_FILE,
@@ -99,6 +100,15 @@ HealthPath = Annotated[
     ),
     Expects("an absolute path, such as /run/modelyard/health"),
 ]
+
+
+def _usable(address: str) -> str:
+    parse_address(address)
+    return address
+
+
+MetricsAddress = Annotated[str, AfterValidator(_usable)]
+"""Where a process is scraped: `HOST:PORT`, or `off`."""
 
 
 class ConfiguredSettings(BaseSettings):

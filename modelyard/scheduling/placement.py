@@ -23,7 +23,6 @@ from modelyard.scheduling.fitting import (
     KEPT_FOR_OTHERS,
     OWN,
     PlacementRequest,
-    Refusal,
     chosen_devices,
     lacking,
 )
@@ -117,6 +116,8 @@ class FreeCapacity:
         over is not given to operations behind it."""
         self._awaiting: set[tuple[tuple[str, str], ...]] = set()
         """The labels of those for which a host is kept: one operation for each set of labels."""
+        self._last: tuple[Survey, PlacementRequest] | None = None
+        """The one for which a host is to be kept before the next decision, if there is one."""
 
     def host(self, host_id: str) -> HostRecord | None:
         """Return a host of the snapshot."""
@@ -144,6 +145,7 @@ class FreeCapacity:
         that will fit by itself is kept for it: what it needs there is given to no operation that is
         decided on later in this pass.
         """
+        self._await_for_last()
         labels = tuple(sorted(need.labels.items()))
         same_need = (labels, need.container, need.resident, need.at_once)
         if (known := self._refused.get(same_need)) is not None:
@@ -154,13 +156,20 @@ class FreeCapacity:
         refusals = self._table.refusals(found, need)
         own = sum(self._holds_already(row, need) for row in found.fitting)
         refusals += Counter({OWN: own, KEPT_FOR_OTHERS: len(found.fitting) - own})
-        unplaced = self._unplaced(found, need, refusals)
+        hopeful = self._table.could_help(found, need)
+        # Most operations are spared a look at what is in memory, which would not help them.
+        crowded = (need.at_once and not need.resident.nothing) or (
+            refusals[NO_MEMORY] > 0 and self._models_hold_memory
+        )
+        unplaced = Unplaced(
+            summed_up(refusals, need), hopeless=not hopeful, crowded=hopeful and crowded
+        )
         kept = any(self._kept(self._table.hosts[row].host_id) for row in found.fitting)
         if not own and not kept:
             self._refused[same_need] = unplaced
         if need.awaits and not unplaced.hopeless and labels not in self._awaiting:
             self._awaiting.add(labels)
-            self._await(found, need)
+            self._last = found, need
         return unplaced
 
     def hold(
@@ -170,6 +179,7 @@ class FreeCapacity:
 
         None if it needs no more than its container holds. `rank` is that of the operation.
         """
+        self._await_for_last()
         host = self._hosts.get(job.host_id or "")
         if not holds_while_loaded(spec) or host is None:
             return None
@@ -253,29 +263,20 @@ class FreeCapacity:
         if stays:
             self._lasting[host.host_id] = less(self._lasting_of(host))
 
-    def _unplaced(
-        self, found: Survey, need: PlacementRequest, refusals: Counter[Refusal]
-    ) -> Unplaced:
-        hopeful = self._table.could_help(found, need)
-        # Most operations are spared a look at what is in memory, which would not help them.
-        crowded = (need.at_once and not need.resident.nothing) or (
-            refusals[NO_MEMORY] > 0 and self._models_hold_memory
-        )
-        return Unplaced(
-            summed_up(refusals, need), hopeless=not hopeful, crowded=hopeful and crowded
-        )
-
     @cached_property
     def _models_hold_memory(self) -> bool:
         """True if models hold memory of some host."""
         return any(host.memory_of_models for host in self._hosts.values())
 
-    def _await(self, found: Survey, need: PlacementRequest) -> None:
+    def _await_for_last(self) -> None:
         """Keep a host for an operation: one on which it fits once what ends by itself has ended.
 
         Of those the one that is used least. Nothing is kept where jobs would have to leave that may
         stay for ever.
         """
+        if self._last is None:
+            return
+        (found, need), self._last = self._last, None
         table, lasting = self._table, self._table.lasting()
         for host_id, room in self._lasting.items():
             lasting.put(table.row_of[host_id], room)

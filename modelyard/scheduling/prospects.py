@@ -37,6 +37,7 @@ from modelyard.store.records import HostRecord, JobLine, OperationRecord, rank_o
 
 MOST_HOSTS = 100
 MOST_HOLDERS = 20
+NOT_YET = "The dispatcher has not looked for a host for it yet."
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,9 @@ class Facts:
     catalog: CatalogEntries = field(default_factory=lambda: CatalogEntries({}, {}))
     """The entries that these jobs name."""
     hosts: Sequence[HostRecord] = ()
+    more_hosts: bool = False
+    """True if there are more hosts than these: then nothing is planned for what waits for one, and
+    the reasons are those that the dispatcher has recorded."""
     policy: PlacementPolicy = PlacementPolicy.BINPACK
     """The leading dispatcher's."""
     more_urgent: int = 0
@@ -141,7 +145,7 @@ def _behind(facts: Facts, ahead: Sequence[OperationRecord], plan: SchedulingPlan
         sentence = f"What runs on job {job.job_id} ends before it."
     else:
         sentence = _what_is_ahead(facts, ahead)
-    withdrawn = [one for one in ahead if _cancelled(plan, one)]
+    withdrawn = [one for one in ahead if not facts.more_hosts and _cancelled(plan, one)]
     makes_way = tuple(
         f"{one.verb} {one.operation_id} has no room, and is CANCELLED to make way for it."
         for one in withdrawn
@@ -257,6 +261,14 @@ def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> P
     request = placement_request(decision, facts.learned(decision.spec))
     refusals = [(host, refusal_with_numbers(host, request)) for host in facts.hosts]
     verdicts = tuple(_verdict(facts, *one) for one in refusals[:MOST_HOSTS])
+    if facts.more_hosts:
+        recorded = facts.operation.waiting_for
+        return Prospect(
+            DryRunOutcome.WAITS,
+            ("No host had room for it a moment ago.", *recorded) if recorded else (NOT_YET,),
+            ahead_in_waiting_room=facts.more_urgent,
+            hosts=verdicts,
+        )
     start = _planned(plan, operation)
     if start is not None:
         return Prospect(

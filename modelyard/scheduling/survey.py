@@ -26,10 +26,9 @@ from modelyard.scheduling.fitting import (
 )
 from modelyard.store.records import HostRecord
 
-NO_MEMORY = Shortage(Lacks.MEMORY, when_empty=False)
-"""What hosts say that would have enough memory if they were empty."""
 Rows = Sequence[int]
 """Numbers of hosts in the table, in their order."""
+NO_MEMORY = Shortage(Lacks.MEMORY, when_empty=False)
 MOST_LABELS = 100
 """Labels, each with a value, of which a table knows by heart which hosts have them."""
 

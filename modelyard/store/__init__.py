@@ -9,7 +9,7 @@ from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.capacity.footprints import Footprints
 from modelyard.store.catalog import CatalogCollection
-from modelyard.store.connection import ASK_TIME_EVERY_S, MongoConnection
+from modelyard.store.connection import ASK_TIME_EVERY_S, CallEnded, MongoConnection
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
@@ -24,9 +24,21 @@ from modelyard.store.results import Results
 class Store:
     """All collections of one database."""
 
-    def __init__(self, url: str, *, name: str, timeout_s: float = 5.0) -> None:
-        """`url` is a MongoDB URI; every call ends within about `timeout_s` seconds."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        timeout_s: float = 5.0,
+        call_ended: CallEnded | None = None,
+    ) -> None:
+        """`url` is a MongoDB URI; every call ends within about `timeout_s` seconds.
+
+        `call_ended` is called at the end of each call.
+        """
         self._connection = MongoConnection(url, name=name, timeout_s=timeout_s)
+        if call_ended is not None:
+            self._connection.call_ended = call_ended
         self.changes = self._connection.changes
         self.operation_queries = OperationQueries(self._connection)
         self.operations = Operations(self._connection, self.operation_queries)
@@ -54,6 +66,11 @@ class Store:
     async def time(self) -> datetime:
         """Return the time by the database's clock; raises `StoreUnavailableError`."""
         return await self._connection.time()
+
+    @property
+    def known_time(self) -> datetime | None:
+        """The time by the database's clock, without asking it; null if it was never asked."""
+        return self._connection.known_time
 
     async def keep_time(self) -> None:
         """Ask for the database's time again and again, so that nobody waits for it."""

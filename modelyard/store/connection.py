@@ -1,10 +1,11 @@
 """The connection to MongoDB: its errors become ours here, and its writes are told to listeners."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import InvalidBSON
@@ -45,6 +46,16 @@ _UNUSABLE_URL = (
 Listener = Callable[[Iterable[str]], None]
 
 
+class CallEnded(Protocol):
+    """Called when a call to MongoDB has ended, with its seconds."""
+
+    def __call__(self, seconds: float, *, answered: bool) -> None: ...
+
+
+def _uncounted(seconds: float, *, answered: bool) -> None:
+    del seconds, answered
+
+
 class Changes:
     """Tells listeners which jobs and hosts were written, after each write."""
 
@@ -79,6 +90,8 @@ class Changes:
 
 class MongoConnection:
     """A client with majority writes and a deadline on every call."""
+
+    call_ended: CallEnded = staticmethod(_uncounted)
 
     def __init__(self, url: str, *, name: str, timeout_s: float) -> None:
         """`url` is a MongoDB URI; its path names the database (`modelyard` if it has none).
@@ -185,9 +198,11 @@ class MongoConnection:
         the same guarded write may be made again. Raises `StoreUnreadableError` for an answer that
         can't be decoded.
         """
+        began, answered = time.monotonic(), False
         try:
             async with asyncio.timeout(timeout_s or self._timeout_s):
                 yield
+            answered = True
         except TimeoutError as error:
             raise StoreUnavailableError("MongoDB did not answer in time.") from error
         except InvalidBSON as error:
@@ -195,13 +210,17 @@ class MongoConnection:
             raise StoreUnreadableError(message) from error
         except (DuplicateKeyError, GridFSError):
             # These are answers of MongoDB; the caller decides what they mean.
+            answered = True
             raise
         except OperationFailure as error:
             if _is_not_now(error):
                 raise StoreUnavailableError(f"MongoDB could not do it now: {error}") from error
+            answered = True
             raise
         except PyMongoError as error:
             raise StoreUnavailableError(f"MongoDB does not answer: {error}") from error
+        finally:
+            self.call_ended(time.monotonic() - began, answered=answered)
 
 
 def _is_not_now(error: OperationFailure) -> bool:

@@ -14,6 +14,7 @@ _NOT_AS_TEXT = {"event_id", "at", "error"}
 _IN_THE_OPERATION = {
     "cancel_requested",
     "result_bytes",
+    "accepted_at",
     "dispatched_at",
     "started_at",
     "finished_at",

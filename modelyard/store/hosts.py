@@ -22,11 +22,16 @@ class Hosts:
         self._connection = connection
         self._collection = connection.collection("hosts")
 
-    async def all(self, host_ids: Sequence[str] | None = None) -> list[HostRecord]:
-        """Return every host that ever came online, by name; with `host_ids` only these."""
+    async def all(
+        self, host_ids: Sequence[str] | None = None, *, most: int = 0
+    ) -> list[HostRecord]:
+        """Return every host that ever came online, by name; with `host_ids` only these.
+
+        With `most` no more than the first so many.
+        """
         criteria = {} if host_ids is None else {"_id": {"$in": list(host_ids)}}
         async with self._connection.answering():
-            found = await self._collection.find(criteria).sort("_id", 1).to_list(None)
+            found = await self._collection.find(criteria).sort("_id", 1).limit(most).to_list(None)
         return [HostRecord.model_validate(document) for document in found]
 
     async def get(self, host_id: str) -> HostRecord | None:

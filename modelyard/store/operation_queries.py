@@ -30,6 +30,15 @@ class KnownOperation:
     """When it was recorded, and its position among those that its process recorded then."""
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingOfVerb:
+    """The operations of one verb that wait."""
+
+    count: int
+    oldest: datetime | None
+    """When the first of them was accepted, by the database's clock."""
+
+
 _KNOWN_FIELDS = dict.fromkeys(
     ("job_id", "payload_hash", "state", "line", "accepted_at", "accepted_place"), 1
 )
@@ -53,6 +62,28 @@ class OperationQueries:
         """
         found = await self._find_known(unpublished_of(job_ids), index=UNPUBLISHED)
         return list(found.values())
+
+    async def waiting_by_verb(self, *, most: int) -> dict[str, WaitingOfVerb]:
+        """Return what is QUEUED by verb (`none` without one), counting the `most` oldest."""
+        async with self._connection.answering():
+            found = await self._collection.aggregate(
+                [
+                    {"$match": {"state": OperationState.QUEUED}},
+                    {"$sort": {"accepted_at": 1}},
+                    {"$limit": most},
+                    {"$project": {"verb": 1, "accepted_at": 1}},
+                    {
+                        "$group": {
+                            "_id": "$verb",
+                            "count": {"$sum": 1},
+                            "oldest": {"$min": "$accepted_at"},
+                        }
+                    },
+                ]
+            ).to_list(None)
+        return {
+            one["_id"] or "none": WaitingOfVerb(one["count"], one.get("oldest")) for one in found
+        }
 
     async def overdue_for_line(self, *, older_than_s: float, limit: int) -> list[KnownOperation]:
         """Return recorded operations whose message has not arrived in `older_than_s` seconds.

@@ -64,12 +64,17 @@ class Fleet:
         self.dispatchers = {name: service("dispatcher", name) for name in names}
         self.dispatcher = self.dispatchers["dispatcher"]
         self.workers = {name: service("worker", f"worker-{name}") for name in engines}
+        self.metrics_ports = {name: free_port() for name in self.services}
 
     @property
     def services(self) -> dict[str, Service]:
         """All processes by name."""
         workers = {f"worker-{host}": one for host, one in self.workers.items()}
         return {"gateway": self.gateway, **self.dispatchers, **workers}
+
+    def metrics_url(self, name: str) -> str:
+        """Return where a process is scraped."""
+        return f"http://{LOOPBACK}:{self.metrics_ports[name]}/metrics"
 
     def working_hosts(self) -> list[str]:
         """Return the hosts whose worker runs."""
@@ -84,7 +89,9 @@ class Fleet:
 
     def launch(self, name: str, **more: str) -> None:
         """Start one process that does not run, without waiting; `more` goes to its environment."""
-        environment = {**self._environment(name), **self._settings.get(name, {}), **more}
+        kind = name.partition("-")[0].upper()
+        scraped = {f"MODELYARD_{kind}_METRICS_ADDRESS": f"{LOOPBACK}:{self.metrics_ports[name]}"}
+        environment = {**self._environment(name), **scraped, **self._settings.get(name, {}), **more}
         self.services[name].launch(environment)
 
     def wait_online(self, seconds: float = 60) -> None:

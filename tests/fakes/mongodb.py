@@ -378,7 +378,7 @@ def _grouped(documents: list[Document], given: Mapping[str, Any], now: datetime)
         for field, adds in given.items():
             if field != "_id":
                 ((operator, value),) = adds.items()
-                if operator not in ("$sum", "$max"):
+                if operator not in ("$sum", "$max", "$min"):
                     raise NotKnownError(f"the accumulator {operator}")
                 so_far = [{"$literal": group[field]}] if field in group else []
                 group[field] = evaluate({operator: [*so_far, value]}, known)

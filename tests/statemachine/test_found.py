@@ -5,8 +5,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from dispatcher.events import EventLog
 from dispatcher.leadership import Term
+from dispatcher.metrics import DispatcherMetrics
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.footprints import LearnedFootprints
@@ -51,7 +54,7 @@ def scheduler_on(store: MemoryStore) -> Scheduler:
     commands = CommandPublisher(broker, term, default_timeout_s=60.0)
     memory = Memory(Lines(store), Fleet(store), LearnedFootprints(store))
     residency = Residents(store, memory, swap_wait_s=10.0)
-    log = EventLog(store, broker, term)
+    log = EventLog(store, broker, term, DispatcherMetrics(CollectorRegistry()))
     return Scheduler(store, log, commands, term, memory=memory, residency=residency)
 
 

@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx2
+from prometheus_client import CollectorRegistry
 
 from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
@@ -20,7 +22,9 @@ from gateway.app import create_app
 from gateway.http.connections import ConnectionLimits
 from gateway.http.server import GatewayServer, listen
 from gateway.middleware.cross_site import WebRules
-from gateway.service import Gateway
+from gateway.monitoring.access_log import refused
+from gateway.monitoring.metrics import GatewayMetrics
+from gateway.service import Gateway, GatewayLimits
 from gateway.waiters import MAX_WAITING
 from modelyard.broker import Broker, Delivery
 from modelyard.contract.access.api_keys import ApiKey
@@ -49,6 +53,8 @@ class ServedGateway:
     server: GatewayServer
     store: Store
     broker: Broker
+    registry: CollectorRegistry
+    """Where the gateway counts."""
 
     async def submit(self, request: Json, **headers: str) -> httpx2.Response:
         """Post one request."""
@@ -155,8 +161,21 @@ async def serving(
     broker, other = Broker(amqp_url, name="gateway"), Broker(amqp_url, name="test")
     await hands.prepare()
     await other.declare([JOBS_QUEUE, DEAD_QUEUE])
-    gateway = Gateway(store, broker, with_keys=with_keys, max_waiting=max_waiting)
-    server = GatewayServer(create_app(gateway, rules), on_stop=gateway.waiters.close, limits=limits)
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+    gateway = Gateway(
+        store,
+        broker,
+        with_keys=with_keys,
+        limits=GatewayLimits(waiting=max_waiting),
+        metrics=metrics,
+    )
+    server = GatewayServer(
+        create_app(gateway, rules),
+        on_stop=gateway.waiters.close,
+        limits=limits,
+        on_refused=partial(refused, metrics, with_line=True),
+    )
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
@@ -165,7 +184,7 @@ async def serving(
             served = tasks.create_task(server.serve(sockets=[listener]))
             async with httpx2.AsyncClient(base_url=url, timeout=30.0) as client:
                 await gateway.waiters.attached.wait()
-                yield ServedGateway(url, client, gateway, server, hands, other)
+                yield ServedGateway(url, client, gateway, server, hands, other, registry)
             server.stop()
             await served
             running.cancel()

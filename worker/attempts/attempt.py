@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from modelyard.contract.capacity.footprints import Footprint
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import HostCommand, OperationReport, Progress
-from modelyard.contract.states import JobState, OperationState, Phase
+from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.process.crash_points import crash_point
 from worker.attempts.cancellation import Cancellation
 
 QUIET_S = 0.05
 """Seconds for which an attempt that has begun reports nothing but its end; most inferences are over
 by then, and their end is their only report."""
+
+PhaseEnded = Callable[[Verb, Phase | None, float], None]
+"""Called with the phase that an attempt has left (None before its first), and its seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,16 @@ class Attempt:
         publish: Callable[[OperationReport], None],
         *,
         held: Callable[[], Awaitable[None]] = lease_always_held,
+        phase_ended: PhaseEnded = lambda _verb, _phase, _seconds: None,
     ) -> None:
         """Open the attempt with its first report, which means `accepted`: RUNNING without a phase.
 
         `publish` receives each later report, in order, and must not block. `held` returns at once
-        while the lease is held, and never returns once the lease is lost.
+        while the lease is held, and never returns once the lease is lost. `phase_ended` is called
+        at the end of each phase.
         """
+        self._phase_ended = phase_ended
+        self._phase_since = time.monotonic()
         self.command = command
         self._publish = publish
         self._held = held
@@ -147,6 +154,10 @@ class Attempt:
     def _move_on(self, standing: _Standing) -> None:
         if self.ended or self._reporting_stopped:
             return
+        if standing.phase is not self._standing.phase or standing.state.terminal:
+            now = time.monotonic()
+            self._phase_ended(self.command.verb, self._standing.phase, now - self._phase_since)
+            self._phase_since = now
         self._standing = standing
         self._latest = None
         if self.ended:

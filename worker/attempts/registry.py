@@ -18,7 +18,7 @@ from modelyard.contract.messages import (
     RepeatReport,
 )
 from modelyard.contract.states import VERB_RULES, OperationState
-from worker.attempts.attempt import Attempt, lease_always_held
+from worker.attempts.attempt import Attempt, PhaseEnded, lease_always_held
 
 MAX_ENDED = 10_000
 """Ended attempts whose last report is kept, to be sent again on request."""
@@ -73,10 +73,14 @@ class AttemptRegistry:
         publish: Callable[[OperationReport], None],
         *,
         held: Callable[[], Awaitable[None]] = lease_always_held,
+        phase_ended: PhaseEnded = lambda _verb, _phase, _seconds: None,
     ) -> None:
-        """Each attempt gets `publish` and `held`, which checks the lease; see `Attempt`."""
+        """Each attempt gets `publish`, `phase_ended`, and `held`, which checks the lease."""
+        self._phase_ended = phase_ended
         self.on_silenced: Callable[[Attempt], None] = lambda _: None
         """Called with an attempt that reports nothing more although it has not ended."""
+        self.on_decided: Callable[[str], None] = lambda _: None
+        """Called with the decision about each command."""
         self._held = held
         self._publish = publish
         self._open: dict[str, Attempt] = {}
@@ -107,6 +111,11 @@ class AttemptRegistry:
 
     def take(self, command: HostCommand) -> DecidedCommand:
         """Decide about one command; open an attempt if it is new."""
+        decided = self._take(command)
+        self.on_decided(decided.decision.value)
+        return decided
+
+    def _take(self, command: HostCommand) -> DecidedCommand:
         opened = self._open.get(command.operation_id)
         latest = opened.latest if opened else self._last_report(command.operation_id)
         if latest is not None and command.epoch < latest.epoch:
@@ -124,7 +133,7 @@ class AttemptRegistry:
         self._record_generation(command.job_id, command.generation)
         self._drop_ended(command.operation_id)
         self._cancels.pop(command.operation_id, None)
-        attempt = Attempt(command, self._publish, held=self._held)
+        attempt = Attempt(command, self._publish, held=self._held, phase_ended=self._phase_ended)
         if opened is not None:
             self.silence(opened)
         if cancel is not None and cancel.epoch == command.epoch:

@@ -103,12 +103,16 @@ class DeviceTaints:
             log.info("device.untainted", uuid=uuid, job_id=leaving.job_id)
 
     def marked(self, readings: Iterable[DeviceReading]) -> tuple[DeviceReading, ...]:
-        """Return readings for a heartbeat, with the taints; also of devices that were not read."""
+        """Return readings for a heartbeat, which tells of the taints; see `shown`."""
+        self._told.set()
+        return self.shown(readings)
+
+    def shown(self, readings: Iterable[DeviceReading]) -> tuple[DeviceReading, ...]:
+        """Return readings with the taints, also of devices that were not read."""
         taints: dict[str, DeviceTaint] = {}
         for (uuid, _), (leaving, amount) in self._tainted.items():
             before = taints[uuid].memory if uuid in taints else 0
             taints[uuid] = DeviceTaint(memory=before + amount, job_id=leaving.job_id)
-        self._told.set()
         found = {one.uuid: one for one in readings}
         for uuid, taint in taints.items():
             reading = found.get(uuid) or DeviceReading(uuid=uuid, memory_used=taint.memory)

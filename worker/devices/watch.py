@@ -32,6 +32,11 @@ class DeviceWatch:
         """
         return self._taints.marked(self._measured)
 
+    @property
+    def measured(self) -> tuple[DeviceReading, ...]:
+        """The same as `latest`, for others than heartbeats: it tells nobody of a taint."""
+        return self._taints.shown(self._measured)
+
     async def found(self) -> tuple[Device, ...]:
         """Return the host's devices; none, and a log line, if they can't be found in time."""
         for attempt in range(ATTEMPTS):

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -14,6 +15,9 @@ from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
 from worker.execution.verbs import VerbRunner
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 log = structlog.get_logger(__name__)
 
 
@@ -23,6 +27,8 @@ class AttemptRunner:
     def __init__(
         self, operations: VerbRunner, registry: AttemptRegistry, locks: JobLocks, tasks: TaskGroup
     ) -> None:
+        self.on_ended: Callable[[str, str, str | None], None] = lambda _verb, _state, _code: None
+        """Called with the verb, the state and the error's code of each attempt that has ended."""
         self._operations = operations
         self._registry = registry
         self._tasks = tasks
@@ -80,6 +86,8 @@ class AttemptRunner:
             # Close before the lock is released, so the next attempt on this job sees this one as
             # ended.
             self._registry.close(attempt)
+        code = outcome.error.code.value if outcome.error else None
+        self.on_ended(command.verb.value, outcome.state.value, code)
         log.info(
             "operation.ended",
             operation_id=command.operation_id,
@@ -87,7 +95,7 @@ class AttemptRunner:
             epoch=command.epoch,
             verb=command.verb.value,
             state=outcome.state.value,
-            code=outcome.error.code.value if outcome.error else None,
+            code=code,
         )
 
     def _job_lock(self, command: HostCommand) -> AbstractAsyncContextManager[None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from modelyard.contract.capacity.offers import DeviceReading
 from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline, InventoryItem
 from worker.devices.watch import DeviceWatch
 from worker.settings import WorkerSettings
@@ -13,6 +14,11 @@ class HostOffer:
     def __init__(self, settings: WorkerSettings, devices: DeviceWatch) -> None:
         self._settings = settings
         self._devices = devices
+
+    @property
+    def readings(self) -> tuple[DeviceReading, ...]:
+        """The last measurement of each device, with its taint; for looking at them."""
+        return self._devices.measured
 
     async def online(
         self, engine: EngineFacts, inventory: Sequence[InventoryItem], *, begun_known: bool

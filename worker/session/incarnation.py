@@ -7,6 +7,7 @@ engine and of the model servers, the job locks, and the containers that still ha
 
 import asyncio
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 import uuid_utils.compat
@@ -22,6 +23,7 @@ from worker.engine.protocol import ContainerRuntime
 from worker.execution.discards import Discards
 from worker.execution.executor import AttemptRunner
 from worker.execution.verbs import VerbRunner
+from worker.metrics import WorkerMetrics, WorkerReadings
 from worker.model_server.client import ModelServer
 from worker.session.acceptance import Acceptance
 from worker.session.boot import BootRecovery
@@ -34,6 +36,9 @@ from worker.session.lease import Lease
 from worker.session.relist import InventoryLoop
 from worker.session.reporter import Reporter
 from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +61,7 @@ class WorkerParts:
     locks: JobLocks
     journal: AttemptJournal
     offer: HostOffer
+    metrics: WorkerMetrics
 
 
 class Incarnation:
@@ -67,7 +73,11 @@ class Incarnation:
         self.incarnation = str(uuid_utils.compat.uuid7())
         self._channel = HostChannel(parts.broker, parts.settings.host_id, self.incarnation)
         self._reporter = Reporter(self._channel)
-        self._registry = AttemptRegistry(self._reporter.put, held=lease.held)
+        self._registry = AttemptRegistry(
+            self._reporter.put, held=lease.held, phase_ended=parts.metrics.phase_ended
+        )
+        self._registry.on_decided = parts.metrics.decided
+        self._attached: Callable[[], bool] = lambda: False
         self._acceptance = Acceptance(self._reporter, parts.journal)
         self._registry.on_silenced = self._acceptance.silenced
 
@@ -80,7 +90,14 @@ class Incarnation:
         that fails ends the incarnation with its error.
         """
         async with TaskGroup() as tasks:
-            attempts = AttemptRunner(self._parts.verbs, self._registry, self._parts.locks, tasks)
+            self._parts.metrics.incarnation(self._readings)
+            attempts = AttemptRunner(
+                self._parts.verbs,
+                self._registry,
+                self._parts.locks,
+                tasks,
+            )
+            attempts.on_ended = self._parts.metrics.attempt_ended
             discards = Discards(self._parts.containers, self._registry, self._parts.locks, tasks)
             reporting = tasks.create_task(self._reporter.run())
             serving = tasks.create_task(self._serve(attempts, discards, engine_wait_s))
@@ -147,11 +164,12 @@ class Incarnation:
             discards=discards,
             lease=self._lease,
         )
+        self._attached = lambda: consumer.attached and control.attached
         heartbeat = HeartbeatSender(
             self._channel,
             runtime=parts.runtime,
             lease=self._lease,
-            attached=lambda: consumer.attached and control.attached,
+            attached=self._attached,
             stuck_s=lambda: self._reporter.stuck_s,
             compose=self._heartbeat,
         )
@@ -163,12 +181,23 @@ class Incarnation:
             discards=discards,
             reporter=self._reporter,
         )
+        relist.on_looked = parts.metrics.inventory
         async with TaskGroup() as tasks:
             tasks.create_task(control.run())
             tasks.create_task(consumer.run())
             tasks.create_task(heartbeat.run(interval_s=self._lease.renewal_interval_s))
             await announced.wait()
             tasks.create_task(relist.run())
+
+    def _readings(self) -> WorkerReadings:
+        return WorkerReadings(
+            attached=self._attached(),
+            running_attempts=self._registry.running,
+            lease_left_s=self._lease.left_s,
+            reports_waiting=self._reporter.waiting,
+            reports_stuck_s=self._reporter.stuck_s,
+            devices=self._parts.offer.readings,
+        )
 
     def _heartbeat(self) -> Heartbeat:
         return self._parts.offer.heartbeat(self.incarnation, running=self._registry.running)

@@ -52,6 +52,11 @@ class Lease:
             self._lost = True
         return self._lost
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until it is lost if it is not renewed; None before its first renewal."""
+        return None if self._ends_at is None else max(0.0, self._ends_at - self.clock())
+
     def renew(self, sent_at: float) -> None:
         """Extend the lease: the broker has confirmed a message, sent at `sent_at` or later."""
         if not self.lost:

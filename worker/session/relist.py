@@ -4,7 +4,9 @@ The worker only reports. The dispatcher, which has the record, decides what foll
 """
 
 import asyncio
+import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,6 +21,9 @@ from worker.execution.discards import Discards
 from worker.model_server.client import ModelServer
 from worker.session.inventory import answer_in, build_inventory
 from worker.session.reporter import Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +48,9 @@ class InventoryLoop:
         discards: Discards,
         reporter: Reporter,
     ) -> None:
+        self.on_looked: Callable[[float, tuple[int, int] | None], None] = lambda _s, _found: None
+        """Called after each inventory with its seconds, and how many containers were running and
+        stopped; None if the engine is away."""
         self._runtime = runtime
         self._server = server
         self._containers = containers
@@ -92,6 +100,7 @@ class InventoryLoop:
         A container in state `dead` is left out and removed.
         """
         known = self._containers.known
+        began = time.monotonic()
         with self._registry.busy_jobs() as busy:
             try:
                 listed = await self._runtime.list_own()
@@ -99,6 +108,7 @@ class InventoryLoop:
                 if not self._silent:
                     log.warning("inventory.silent", reason=error.message)
                 self._silent = True
+                self.on_looked(time.monotonic() - began, None)
                 return False
             for facts in listed:
                 if facts.dead and facts.labels is not None:
@@ -111,6 +121,8 @@ class InventoryLoop:
             judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
             self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))
         self._silent = False
+        running = sum(one.running for one in items)
+        self.on_looked(time.monotonic() - began, (running, len(items) - running))
         return True
 
     def _judged(self, item: InventoryItem) -> InventoryItem:

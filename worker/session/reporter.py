@@ -64,6 +64,11 @@ class Reporter:
         """Seconds for which reports have been waiting without any confirmation."""
         return 0.0 if self._stuck_since is None else time.monotonic() - self._stuck_since
 
+    @property
+    def waiting(self) -> int:
+        """How many reports the broker has not confirmed yet."""
+        return len(self._unconfirmed())
+
     def put(self, report: OperationReport) -> None:
         """Queue a report; it replaces an older one of the same attempt that still waits."""
         key = _key(report)

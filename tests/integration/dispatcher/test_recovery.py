@@ -723,7 +723,10 @@ async def test_a_container_that_nobody_owns_is_removed(driver: DispatcherDriver)
 
 async def test_a_dry_run_only_tells_of_what_nobody_owns(store: Store, broker: Broker) -> None:
     await store.models.put(MODEL)
-    settings = {"dispatcher_orphan_grace_s": 0.0, "dispatcher_orphan_dry_run": True}
+    settings: dict[str, Any] = {
+        "dispatcher_orphan_grace_s": 0.0,
+        "dispatcher_orphan_dry_run": True,
+    }
     async with running_dispatcher(store, broker, **settings), scripted_host(broker, "h1") as host:
         driver = DispatcherDriver(store, broker)
         job = await loaded(driver, host)

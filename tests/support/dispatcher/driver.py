@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from dispatcher.leadership import Term
+from dispatcher.metrics import DispatcherMetrics
 from dispatcher.service import Dispatcher, Leader
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Broker
@@ -92,12 +95,12 @@ class DispatcherDriver:
 
 @asynccontextmanager
 async def running_dispatcher(
-    store: Store, broker: Broker, **settings: Any
+    store: Store, broker: Broker, *, metrics: DispatcherMetrics | None = None, **settings: Any
 ) -> AsyncIterator[Dispatcher]:
     """Run a dispatcher, which leads unless another one does; it gives all hosts something to do."""
     settings.setdefault("dispatcher_sweep_interval_s", 0.2)
     settings.setdefault("dispatcher_placement", "spread")
-    dispatcher = Dispatcher(DispatcherSettings(**settings), store, broker)
+    dispatcher = Dispatcher(DispatcherSettings(**settings), store, broker, metrics)
     await dispatcher.prepare()
     async with _running(dispatcher.run()):
         yield dispatcher
@@ -107,7 +110,13 @@ async def running_dispatcher(
 async def running_leader(store: Store, broker: Broker, **settings: Any) -> AsyncIterator[None]:
     """Run a leader that has no lease and does not know it, beside the one that has."""
     settings.setdefault("dispatcher_sweep_interval_s", 0.2)
-    leader = Leader(DispatcherSettings(**settings), store, broker, Term(0, float("inf")))
+    leader = Leader(
+        DispatcherSettings(**settings),
+        store,
+        broker,
+        Term(0, float("inf")),
+        DispatcherMetrics(CollectorRegistry()),
+    )
     async with _running(leader.run()):
         yield
 

@@ -5,11 +5,14 @@ import itertools
 import json
 from collections.abc import Iterable
 
+from prometheus_client import CollectorRegistry
+
 from dispatcher.events import EventLog
 from dispatcher.intake.first_pass import FirstPass
 from dispatcher.intake.ordered_intake import OrderedIntake
 from dispatcher.intake.positions import Positions
 from dispatcher.leadership import Term
+from dispatcher.metrics import DispatcherMetrics
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.footprints import LearnedFootprints
@@ -75,7 +78,9 @@ class DispatcherParts:
         rabbit.route = self._routed  # type: ignore[method-assign]
         self.broker = MemoryBroker(rabbit, name="parts")
         self.term = Term(1, ENDLESS)
-        self.event_log = EventLog(self.store, self.broker, self.term)
+        self.event_log = EventLog(
+            self.store, self.broker, self.term, DispatcherMetrics(CollectorRegistry())
+        )
         self.lines, self.fleet = Lines(self.store), Fleet(self.store)
         self.store.changes.listen(jobs=self.lines.forget, hosts=self.fleet.mark)
         self.footprints = LearnedFootprints(self.store)

@@ -5,7 +5,10 @@ from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+from prometheus_client import CollectorRegistry
+
 from dispatcher.leadership import Term
+from dispatcher.metrics import DispatcherMetrics
 from dispatcher.service import Dispatcher, Leader
 from dispatcher.settings import DispatcherSettings
 from modelyard.broker import Delivery, Subscription
@@ -74,10 +77,18 @@ class Recording:
         self._broker = MemoryBroker(MemoryRabbit(), name="recording")
         self._store = MemoryStore(self.database)
         settings = DispatcherSettings()
-        self._leader = Leader(settings, self._store, self._broker, Term(2, ENDLESS))
+        self._leader = Leader(
+            settings,
+            self._store,
+            self._broker,
+            Term(2, ENDLESS),
+            DispatcherMetrics(CollectorRegistry()),
+        )
         self._frost = Frost()
         slow = MemoryStore(self.database, link=Link(pause=self._frost.pause))
-        self._other = Leader(settings, slow, self._broker, Term(1, ENDLESS))
+        self._other = Leader(
+            settings, slow, self._broker, Term(1, ENDLESS), DispatcherMetrics(CollectorRegistry())
+        )
         self._frozen: asyncio.Task[None] | None = None
         self._subscription = cast("Subscription", _Acked())
         self._publishing: set[asyncio.Task[None]] = set()

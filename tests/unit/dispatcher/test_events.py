@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from dispatcher import events as bounds
 from dispatcher.events import EventLog
 from dispatcher.leadership import NotLeadingError, Term
+from dispatcher.metrics import DispatcherMetrics
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import Event, Progress
 from modelyard.contract.topology import EVENTS, EXCHANGES
@@ -32,7 +34,7 @@ class Published:
         self._queue = rabbit.tap(EVENTS, ["#"])
         self.broker = MemoryBroker(rabbit, name="events")
         self.term = Term(1, ENDLESS)
-        self.log = EventLog(store, self.broker, self.term)
+        self.log = EventLog(store, self.broker, self.term, DispatcherMetrics(CollectorRegistry()))
         self.done: list[str] = []
         """What has come after events."""
 

@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateway.availability import Availability
+from gateway.monitoring.metrics import GatewayMetrics
 from gateway.submission.dual_write import DualWrite
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
@@ -42,7 +44,9 @@ class Stores:
         monkeypatch.setattr(broker, "publish", self._publish)
         self.store_up = Availability("mongodb", self._nothing, StoreUnavailableError)
         self.broker_up = Availability("rabbitmq", self._nothing, BrokerUnavailableError)
-        self.dual_write = DualWrite(store, self.store_up, broker, self.broker_up)
+        self.dual_write = DualWrite(
+            store, self.store_up, broker, self.broker_up, GatewayMetrics(CollectorRegistry())
+        )
 
     async def _nothing(self) -> None:
         return

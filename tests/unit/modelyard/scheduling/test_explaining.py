@@ -87,6 +87,22 @@ def test_room_that_a_more_urgent_operation_is_about_to_take_is_not_promised() ->
     assert found.reasons == ("The dispatcher is about to send it to host h.",)
 
 
+@pytest.mark.parametrize("recorded", [(), ("500 hosts: each has no free slot",)])
+def test_of_many_hosts_the_reasons_are_those_that_the_dispatcher_has_recorded(
+    recorded: tuple[str, ...],
+) -> None:
+    one = operation(Verb.TEMP, waiting_for=recorded)
+    new = job(JobState.NONE, host_id=None, generation=0)
+    found = explain_in_line(
+        facts(one, of=new, catalog=catalog(spec()), hosts=(host(),), more_hosts=True, more_urgent=7)
+    )
+    before = "No host had room for it a moment ago."
+    not_yet = "The dispatcher has not looked for a host for it yet."
+    assert found.reasons == ((before, *recorded) if recorded else (not_yet,))
+    assert [(one.host_id, one.fits) for one in found.hosts] == [("h", True)]
+    assert found.ahead_in_waiting_room == 7
+
+
 def test_a_pause_after_a_failure_names_it_and_its_end() -> None:
     error = ErrorInfo.of(ErrorCode.IMAGE_PULL_FAILED)
     one = operation(resting=True, not_before=NOW + timedelta(seconds=30), error=error)
