@@ -26,6 +26,7 @@ from modelyard.scheduling.fitting import (
     loads_now,
     may_fit,
 )
+from modelyard.scheduling.locality import nearest
 from modelyard.scheduling.refusals import not_loadable, summed_up
 from modelyard.scheduling.survey import survey
 from modelyard.store.records import HostRecord, JobRecord
@@ -37,6 +38,9 @@ _LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
 """The smallest container that Docker makes."""
 
 
+UNEVEN = 0.25
+"""The part of a host by which it may be used more than another one and still be chosen by `SPREAD`,
+because it has what a job needs."""
 PLACEMENT_NOTE = "placement"
 """The leading dispatcher's note of its policy, for those who explain what it would do."""
 
@@ -125,10 +129,13 @@ class FreeCapacity:
         """Choose the host where the job can start soonest, and take what it needs.
 
         In this order: hosts in `need.avoid`, where an attempt has failed, only if no other fits;
-        then those on which the model can be loaded now; then by the policy. Ties go to the first
-        host id, so that the same snapshot always gives the same answer. If no host fits, the one
-        that will fit by itself is kept for it: what it needs there is given to no operation that is
-        decided on later in this pass.
+        then those on which the model can be loaded now; then those that have its image and its
+        dataset, or its image; then by the policy. With `SPREAD` only hosts that are used not much
+        more than another one are compared by what they have: otherwise all jobs of a model would
+        go to the first host that pulled its image. Ties go to the first host id, so that the same
+        snapshot always gives the same answer. If no host fits, the one that will fit by itself is
+        kept for it: what it needs there is given to no operation that is decided on later in this
+        pass.
         """
         labels = tuple(sorted(need.labels.items()))
         same_need = (labels, need.container, need.resident, need.at_once)
@@ -194,6 +201,10 @@ class FreeCapacity:
             fitting = [one for one in fitting if one[0].host_id not in need.avoid] or fitting
         if not need.at_once and not need.resident.nothing:
             fitting = [one for one in fitting if loads_now(one[1], need)] or fitting
+        if self._policy is PlacementPolicy.SPREAD:
+            most = min(self._used_part(host) for host, _ in fitting) + UNEVEN
+            fitting = [one for one in fitting if self._used_part(one[0]) <= most]
+        fitting = nearest(fitting, need)
         used = [self._used_part(host) for host, _ in fitting]
         wanted = max(used) if self._policy is PlacementPolicy.BINPACK else min(used)
         equal = [one for one, part in zip(fitting, used, strict=True) if part == wanted]

@@ -124,6 +124,7 @@ def placement_request(decision: PlaceAndDispatch, learned: Learned) -> Placement
         decision.spec,
         learned,
         at_once=operation.verb is Verb.TEMP,
+        dataset=decision.dataset,
         avoid=frozenset(operation.avoid),
     )
     return replace(request, rank=operation.rank, temporary=operation.verb is Verb.TEMP)

@@ -13,8 +13,9 @@ from modelyard.contract.capacity.footprints import NOTHING_LEARNED
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import Liveness, OperationState, Verb
 from modelyard.contract.views import DryRunOutcome, HolderView, HostVerdict
-from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
+from modelyard.scheduling.fitting import KEPT_FOR_OTHERS, PlacementRequest
 from modelyard.scheduling.leaving import why_it_stays
+from modelyard.scheduling.locality import DATASET, IMAGE, to_fetch
 from modelyard.scheduling.ordering import (
     ON_DEMAND,
     AlreadySatisfied,
@@ -256,11 +257,15 @@ def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> P
     operation = decision.operation
     request = placement_request(decision, facts.learned(decision.spec))
     refusals = [(host, refusal_with_numbers(host, request)) for host in facts.hosts]
-    verdicts = tuple(_verdict(facts, *one) for one in refusals[:MOST_HOSTS])
+    verdicts = tuple(
+        _verdict(facts, host, refusal).model_copy(update={"to_fetch": to_fetch(host, request)})
+        for host, refusal in refusals[:MOST_HOSTS]
+    )
     start = _planned(plan, operation)
     if start is not None:
         return Prospect(
             DryRunOutcome.STARTS,
+            _what_comes_first(start.host, request),
             host_id=start.host.host_id,
             devices=start.allocation.devices if start.allocation else (),
             ahead_in_waiting_room=facts.more_urgent,
@@ -276,6 +281,16 @@ def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> P
         ahead_in_waiting_room=facts.more_urgent,
         hosts=verdicts,
     )
+
+
+def _what_comes_first(host: HostRecord, request: PlacementRequest) -> tuple[str, ...]:
+    """Return what a host has to get before it starts a container; nothing if it has all of it."""
+    missing = to_fetch(host, request)
+    if IMAGE in missing:
+        return (f"Host {host.host_id} is not known to have its image, so it may pull it first.",)
+    if DATASET in missing:
+        return (f"Host {host.host_id} has its image, and is not known to have its dataset.",)
+    return (f"Host {host.host_id} has its image{' and its dataset' if request.dataset else ''}.",)
 
 
 def _why_no_host(refusals: Sequence[tuple[HostRecord, str | None]], reasons: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pymongo import ReturnDocument, UpdateOne
 
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
+from modelyard.contract.capacity.local_content import LocalContent, within_bounds
 from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.connection import MongoConnection
@@ -166,6 +167,28 @@ class Hosts:
         async with self._connection.answering():
             done = await self._collection.bulk_write(writes, ordered=False)
         return done.matched_count == len(writes)
+
+    async def note_local_content(self, told: Mapping[str, LocalContent]) -> None:
+        """Record what hosts have at hand, by host; a host that has no record is left out.
+
+        No more than the bounds of `within_bounds`, whatever a worker tells.
+        """
+        if not told:
+            return
+        writes = [
+            UpdateOne(
+                {"_id": host_id},
+                {
+                    "$set": {
+                        "images": list(within_bounds(content.images)),
+                        "datasets": list(within_bounds(content.datasets)),
+                    }
+                },
+            )
+            for host_id, content in told.items()
+        ]
+        async with self._connection.writing(hosts=list(told)):
+            await self._collection.bulk_write(writes, ordered=False)
 
     async def count_fenced_off(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Add to the counts of late reports that were fenced off, by `(host_id, reason)`.

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
+from modelyard.contract.capacity.local_content import MOST_NAMES, LocalContent
 from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline
 from modelyard.store import Store
@@ -280,3 +281,25 @@ async def test_what_was_measured_before_something_was_given_back_says_nothing(
     again = await now(store)
     assert again.freed_at is not None
     assert again.freed_at >= there.freed_at
+
+
+async def test_what_a_host_has_at_hand_is_replaced_and_bounded(store: Store) -> None:
+    await online(store)
+    await store.hosts.note_local_content({"h": LocalContent(images=("a", "b"), datasets=("/d",))})
+    first = await now(store)
+    assert first.images == {"a", "b"}
+    assert first.datasets == {"/d"}
+    # Whatever got past the check of a message.
+    too_many = LocalContent.model_construct(images=tuple(map(str, range(2 * MOST_NAMES))))
+    await store.hosts.note_local_content({"h": too_many, "unknown": LocalContent()})
+    assert len((await now(store)).images) == MOST_NAMES
+    assert (await now(store)).datasets == frozenset()
+    assert await store.hosts.get("unknown") is None
+
+
+async def test_a_boot_keeps_what_the_host_has_at_hand(store: Store) -> None:
+    await online(store)
+    await store.hosts.note_local_content({"h": LocalContent(images=("a",))})
+    facts = EngineFacts(version="1", api_version="1")
+    await store.hosts.come_online("h", "next boot", HostOnline(engine=facts))
+    assert (await now(store)).images == {"a"}

@@ -294,6 +294,11 @@ class DatasetSpec(CatalogModel):
     ) -> Self:
         return follow_rules(value, handler(value), DATASET_RULES, info)
 
+    @property
+    def place(self) -> str:
+        """The volume's name, or the folder without `.`, `..` and doubled slashes."""
+        return self.volume or str(normal(self.path or "/"))
+
 
 def _profile_has_what_it_needs(spec: ModelSpec) -> Iterator[BrokenRule]:
     if spec.profile is not Profile.BATCH and spec.port is None:
