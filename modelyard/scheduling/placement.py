@@ -23,6 +23,7 @@ from modelyard.scheduling.fitting import (
     PlacementRequest,
     Refusal,
     chosen_devices,
+    closed_to,
     loads_now,
     may_fit,
 )
@@ -110,6 +111,8 @@ class FreeCapacity:
         self._awaited: dict[str, Allocation] = {}
         """By host: what a more urgent operation waits for there. What it needs and others leave
         over is not given to operations behind it."""
+        self._nowhere: set[object] = set()
+        """What no host had room for at once, likewise, with the model in memory."""
         self._awaiting: set[tuple[tuple[str, str], ...]] = set()
         """The labels of those for which a host is kept: one operation for each set of labels."""
 
@@ -192,6 +195,57 @@ class FreeCapacity:
         if held is None:
             return request
         return replace(request, resident=need_beside(spec, learned, held.memory))
+
+    def elsewhere(self, job: JobRecord, spec: ModelSpec, rank: int) -> Placed | None:
+        """Choose where an unloaded job can be created anew with room for its model, and take that.
+
+        Other devices of its own host go first: its image and its dataset are there. None if there
+        is no such place. The allocation is that of the new container; of the model the room is only
+        taken from those who are decided on later in this pass.
+        """
+        learned, dataset = self.learned(spec), job.dataset_spec
+        need = PlacementRequest.of(job, spec, learned, at_once=True, dataset=dataset)
+        need = replace(need, rank=rank)
+        if (here := self._other_devices(job, spec, need)) is not None:
+            return here
+        labels = tuple(sorted(need.labels.items()))
+        same_need = (labels, need.container, need.resident)
+        kept_for_it = any(one.job_id == job.job_id for it in self._kept.values() for one in it)
+        if same_need in self._nowhere and not kept_for_it:
+            return None
+        others = ((host, room) for host, room in self._rooms(need) if host.host_id != job.host_id)
+        fitting = survey(others, need).fitting
+        if not fitting:
+            self._nowhere.add(same_need)
+            return None
+        host, room = self._best(fitting, need)
+        taken = self._take(need, host, room)
+        return replace(taken, allocation=taken.allocation.model_copy(update={"resident": None}))
+
+    def _other_devices(
+        self, job: JobRecord, spec: ModelSpec, need: PlacementRequest
+    ) -> Placed | None:
+        """Take room for a model on other devices of the host that its job is on.
+
+        Its new container holds what the old one did.
+        """
+        host = self._hosts.get(job.host_id or "")
+        held = host.held_by.get(job.job_id) if host is not None else None
+        if host is None or held is None or held.resident is not None or not need.container.devices:
+            return None
+        if held.generation != job.generation:  # as a dispatcher left it that died; the sweep helps
+            return None
+        room = self._room(host, need)
+        model = need_beside(spec, self.learned(spec), held.memory)
+        if closed_to(host, need) is not None or not_loadable(room, model, ()) is not None:
+            return None
+        if not room.has_devices(model, need.container.devices, loads=True):
+            return None
+        devices = chosen_devices(room, replace(need, resident=model))
+        given = {uuid: room.devices[uuid].given(model) for uuid in devices}
+        self._left[host.host_id] = self._left_of(host).without_memory(model.memory, given)
+        container = held.model_copy(update={"generation": job.next_generation, "devices": devices})
+        return Placed(host, Allocation(**container.model_dump(exclude={"token"})))
 
     def _best(
         self, fitting: list[tuple[HostRecord, Room]], need: PlacementRequest
