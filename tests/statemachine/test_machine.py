@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.statemachine.machine import Fleet
 
 STEPS_EACH = 100
-EXAMPLES, FAST_EXAMPLES = 120, 12
+EXAMPLES, FAST_EXAMPLES = 120, 6
 LEAST_STEPS = 10_000
 
 
