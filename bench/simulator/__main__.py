@@ -176,6 +176,7 @@ def _figures(one: Simulated) -> dict[str, object]:
         "trace": one.scenario.name,
         "events": one.outcome.events,
         "swaps": one.outcome.swaps,
+        "relocations": one.outcome.relocations,
         "swaps_first_come": one.first_come.swaps,
         "utilisation_percent": round(one.utilisation, 1),
         "breaches": one.breaches,

@@ -26,7 +26,7 @@ from dispatcher.scheduling.making_room import KeptRoom, decide, hosts_for, resid
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.scheduling.leaving import is_leaving
-from modelyard.scheduling.ordering import ON_DEMAND, CatalogEntries
+from modelyard.scheduling.ordering import ON_DEMAND, RELOCATED_FOR, CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, PlacementPolicy
 from modelyard.scheduling.planning import make_plan
 from modelyard.scheduling.survey import Table
@@ -62,6 +62,8 @@ class Outcome:
     events: int = 0
     swaps: int = 0
     """Models that were unloaded for others."""
+    relocations: int = 0
+    """Jobs that were created anew where their models had room."""
     waits: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Seconds from acceptance to start of what clients asked for, by priority."""
     room_waits: list[tuple[float, float]] = field(default_factory=list)
@@ -104,6 +106,8 @@ class World:
         self._busy: Counter[str] = Counter()
         """What runs, by device."""
         self._busy_since: dict[str, float] = {}
+        self._bounds_s: dict[str, float] = defaultdict(float)
+        """Of loads whose jobs were relocated: how long they might have waited before that."""
 
     def run(self) -> Outcome:
         """Simulate until everything has ended; raises `BrokenRuleError`."""
@@ -156,7 +160,10 @@ class World:
         return made.model_copy(update={"rank": rank_of(made.priority, self._time)})
 
     def _put_in_front(self, job_id: str, verb: Verb, reason: str, priority: int = 0) -> None:
-        operation = self._operation(job_id, verb, source="system", reason=reason, priority=priority)
+        model = spec_of(self._jobs[job_id]).name
+        operation = self._operation(
+            job_id, verb, source="system", reason=reason, priority=priority, model=model
+        )
         self._lines[job_id] = {operation.operation_id: operation, **self._lines[job_id]}
 
     def _line(self, job_id: str) -> JobLine:
@@ -239,11 +246,21 @@ class World:
             wait_s = self._scenario.swap_wait_s
             decision = decide(one, there, self._time, swap_wait_s=wait_s, usage=self._usage)
             self._kept.follow(one, decision)
+            if decision.elsewhere is not None:
+                self._bring_elsewhere(one)
+                woken.append(one.request.job_id)
             for job_id in decision.way.jobs if decision.way else ():
                 if not is_leaving(self._line(job_id)):
                     self._evict(job_id, one)
                     woken.append(job_id)
         return woken
+
+    def _bring_elsewhere(self, one: Crowded) -> None:
+        job_id, operation = one.request.job_id, one.operation
+        if next(iter(self._lines[job_id])) == operation.operation_id:
+            reason = f"{RELOCATED_FOR}{operation.operation_id}"
+            self._put_in_front(job_id, Verb.DEPLOY_CREATE, reason, operation.priority)
+            self.outcome.relocations += 1
 
     def _evict(self, job_id: str, one: Crowded) -> None:
         job = self._jobs[job_id]
@@ -263,6 +280,8 @@ class World:
 
     def _begin(self, one: PlannedDispatch) -> None:
         operation, job = one.operation, one.job
+        if one.relocates:
+            self._leave(operation, job)
         if one.allocation is not None and one.placement is not None:
             self._hold(one.host.host_id, Reservation(**dict(one.allocation), token=""))
             self._rivals.come(one.allocation, operation, one.host.host_id, self._now)
@@ -289,6 +308,19 @@ class World:
         self._measure(running, job)
         self._after(self._duration(running, self._models[spec_of(job).name]), running)
 
+    def _leave(self, create: OperationRecord, job: JobRecord) -> None:
+        """Take a job off its host; what its load may wait there counts for its bound."""
+        load = self._lines[job.job_id][(create.reason or "").removeprefix(RELOCATED_FOR)]
+        waited_s = (self._time - (load.accepted_at or BEGINNING)).total_seconds()
+        bound_s = self._bound_s(load, job, waited_s)
+        self._bounds_s[load.operation_id] += bound_s + CREATE_S
+        self._release(job.host_id or "", job)
+
+    def _bound_s(self, load: OperationRecord, job: JobRecord, waited_s: float) -> float:
+        lines = map(self._line, self._waiting[""])
+        unplaced = chain.from_iterable(one.operations[:1] for one in lines)
+        return self._rivals.bound_s(load, job, self._now - waited_s, unplaced)
+
     def _measure(self, operation: OperationRecord, job: JobRecord) -> None:
         accepted_at = operation.accepted_at or BEGINNING
         waited_s = (self._time - accepted_at).total_seconds()
@@ -301,9 +333,8 @@ class World:
         if operation.verb is Verb.INFER and arrival is not None:
             self.outcome.started.append((arrival, job.devices, spec_of(job).name))
         elif operation.verb is Verb.DEPLOY_LOAD and operation.source == "system":
-            lines = map(self._line, self._waiting[""])
-            unplaced = chain.from_iterable(one.operations[:1] for one in lines)
-            bound_s = self._rivals.bound_s(operation, job, self._now - waited_s, unplaced)
+            bound_s = self._bound_s(operation, job, waited_s)
+            bound_s += self._bounds_s.pop(operation.operation_id, 0.0)
             self.outcome.room_waits.append((waited_s, bound_s))
 
     def _duration(self, operation: OperationRecord, model: SimulatedModel) -> float:

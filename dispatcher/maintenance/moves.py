@@ -106,7 +106,11 @@ class Relocations:
         if job.spec is None:
             return
         request = PlacementRequest.of(
-            job, job.spec, capacity.learned(job.spec), at_once=job.state is JobState.LOADED
+            job,
+            job.spec,
+            capacity.learned(job.spec),
+            at_once=job.state is JobState.LOADED,
+            dataset=job.dataset_spec,
         )
         # It goes behind all that waits, and keeps nothing from the other moves.
         chosen = capacity.place(replace(request, rank=_BEHIND_ALL, awaits=False))

@@ -14,7 +14,7 @@ from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.scheduling.fitting import lacks_memory, loadable_when_empty
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
-from modelyard.scheduling.placement import Kept
+from modelyard.scheduling.placement import Kept, Placed
 from modelyard.scheduling.planning import Crowded
 from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
 
@@ -60,6 +60,9 @@ class RoomDecision:
     """What to unload now; no models, if it has to wait for those that leave already."""
     later: Way | None = None
     """Set instead if nothing may be unloaded now, and it will have room when others have left."""
+    elsewhere: Placed | None = None
+    """Set instead if nothing may be unloaded now, and its job can be created anew where its model
+    has room."""
 
 
 def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
@@ -107,7 +110,8 @@ def decide(
     """Return what to unload so that an operation could start, where that costs least.
 
     `there` has the hosts of `hosts_for`, each with the lines of its `residents_of`. After
-    `swap_wait_s` seconds of waiting also models that are in use make room.
+    `swap_wait_s` seconds of waiting also models that are in use make room. If nothing may be
+    unloaded now, its job goes elsewhere if it can, rather than that it waits.
     """
     offers = list(there)
 
@@ -122,7 +126,11 @@ def decide(
     accepted_at = one.operation.accepted_at
     waited_s = (now - accepted_at).total_seconds() if accepted_at else -math.inf
     way = cheapest_way(_MayLeave.IN_USE if waited_s >= swap_wait_s else _MayLeave.IDLE)
-    return RoomDecision(way) if way else RoomDecision(later=cheapest_way(_MayLeave.LATER))
+    if way is not None:
+        return RoomDecision(way)
+    if one.elsewhere is not None:
+        return RoomDecision(elsewhere=one.elsewhere)
+    return RoomDecision(later=cheapest_way(_MayLeave.LATER))
 
 
 def _candidates(
@@ -176,11 +184,13 @@ class KeptRoom:
     def follow(self, one: Crowded, decision: RoomDecision) -> None:
         """Keep room for an operation where models leave for it, now or later.
 
-        As long as that takes: what is free there already is not given to others either. None is
-        kept any more if nothing would help.
+        As long as that takes: what is free there already is not given to others either. So is the
+        place to which its job goes. None is kept any more if nothing would help.
         """
-        way = decision.way or decision.later
-        if way is None:
+        way, elsewhere = decision.way or decision.later, decision.elsewhere
+        if elsewhere is not None:
+            self._keep(one, Way(0.0, elsewhere.host.host_id, (), elsewhere.allocation.devices))
+        elif way is None:
             self.give_up(one.request.job_id)
         elif way.jobs or decision.later:
             self._keep(one, way)

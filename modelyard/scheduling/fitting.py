@@ -15,7 +15,8 @@ from modelyard.contract.capacity.needs import (
     container_need,
     resident_need,
 )
-from modelyard.contract.catalog.entries import ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.images import full_reference
 from modelyard.contract.states import Liveness
 from modelyard.store.records import HostRecord, JobRecord
 
@@ -44,6 +45,10 @@ class PlacementRequest:
     """False if no host is kept for it where it does not fit now."""
     avoid: frozenset[str] = frozenset()
     """Hosts that are chosen only if no other fits."""
+    image: str = ""
+    """The full reference of its image."""
+    dataset: str | None = None
+    """The volume or folder of its dataset; None if it mounts none."""
 
     @classmethod
     def of(
@@ -53,6 +58,7 @@ class PlacementRequest:
         learned: Learned,
         *,
         at_once: bool,
+        dataset: DatasetSpec | None = None,
         avoid: frozenset[str] = frozenset(),
     ) -> "PlacementRequest":
         """Return what the next container of a job needs."""
@@ -65,6 +71,8 @@ class PlacementRequest:
             resident=resident_need(spec, learned),
             at_once=at_once,
             avoid=avoid,
+            image=full_reference(spec.image),
+            dataset=dataset.place if dataset and spec.dataset_mount is not None else None,
         )
 
 

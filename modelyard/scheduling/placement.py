@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation, Room
@@ -24,8 +24,10 @@ from modelyard.scheduling.fitting import (
     OWN,
     PlacementRequest,
     chosen_devices,
+    closed_to,
     lacking,
 )
+from modelyard.scheduling.locality import nearest
 from modelyard.scheduling.refusals import not_loadable, summed_up
 from modelyard.scheduling.survey import NO_MEMORY, Rows, Survey, Table
 from modelyard.store.records import HostRecord, JobRecord
@@ -37,6 +39,9 @@ _LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
 """The smallest container that Docker makes."""
 
 
+UNEVEN = 0.25
+"""The part of a host by which it may be used more than another one and still be chosen by `SPREAD`,
+because it has what a job needs."""
 PLACEMENT_NOTE = "placement"
 """The leading dispatcher's note of its policy, for those who explain what it would do."""
 
@@ -114,6 +119,8 @@ class FreeCapacity:
         self._awaited: dict[str, Allocation] = {}
         """By host: what a more urgent operation waits for there. What it needs and others leave
         over is not given to operations behind it."""
+        self._nowhere: set[object] = set()
+        """What no host had room for at once, likewise, with the model in memory."""
         self._awaiting: set[tuple[tuple[str, str], ...]] = set()
         """The labels of those for which a host is kept: one operation for each set of labels."""
         self._last: tuple[Survey, PlacementRequest] | None = None
@@ -140,10 +147,13 @@ class FreeCapacity:
         """Choose the host where the job can start soonest, and take what it needs.
 
         In this order: hosts in `need.avoid`, where an attempt has failed, only if no other fits;
-        then those on which the model can be loaded now; then by the policy. Ties go to the first
-        host id, so that the same snapshot always gives the same answer. If no host fits, the one
-        that will fit by itself is kept for it: what it needs there is given to no operation that is
-        decided on later in this pass.
+        then those on which the model can be loaded now; then those that have its image and its
+        dataset, or its image; then by the policy. With `SPREAD` only hosts that are used not much
+        more than another one are compared by what they have: otherwise all jobs of a model would
+        go to the first host that pulled its image. Ties go to the first host id, so that the same
+        snapshot always gives the same answer. If no host fits, the one that will fit by itself is
+        kept for it: what it needs there is given to no operation that is decided on later in this
+        pass.
         """
         self._await_for_last()
         labels = tuple(sorted(need.labels.items()))
@@ -214,6 +224,59 @@ class FreeCapacity:
             return request
         return replace(request, resident=need_beside(spec, learned, held.memory))
 
+    def elsewhere(self, job: JobRecord, spec: ModelSpec, rank: int) -> Placed | None:
+        """Choose where an unloaded job can be created anew with room for its model, and take that.
+
+        Other devices of its own host go first: its image and its dataset are there. None if there
+        is no such place. The allocation is that of the new container; of the model the room is only
+        taken from those who are decided on later in this pass.
+        """
+        self._await_for_last()
+        learned, dataset = self.learned(spec), job.dataset_spec
+        need = PlacementRequest.of(job, spec, learned, at_once=True, dataset=dataset)
+        need = replace(need, rank=rank)
+        if (here := self._other_devices(job, spec, need)) is not None:
+            return here
+        labels = tuple(sorted(need.labels.items()))
+        same_need = (labels, need.container, need.resident)
+        if same_need in self._nowhere:
+            return None
+        found = self._table.survey(need).fitting
+        # Nor does it go where it is: there is what it waits for.
+        others = [row for row in found if self._table.hosts[row].host_id != job.host_id]
+        best = self._best(others, need)
+        if best is None:
+            if not found:  # otherwise room is kept, perhaps for one that needs as much
+                self._nowhere.add(same_need)
+            return None
+        taken = self._take(need, *best)
+        return replace(taken, allocation=taken.allocation.model_copy(update={"resident": None}))
+
+    def _other_devices(
+        self, job: JobRecord, spec: ModelSpec, need: PlacementRequest
+    ) -> Placed | None:
+        """Take room for a model on other devices of the host that its job is on.
+
+        Its new container holds what the old one did.
+        """
+        host = self._hosts.get(job.host_id or "")
+        held = host.held_by.get(job.job_id) if host is not None else None
+        if host is None or held is None or held.resident is not None or not need.container.devices:
+            return None
+        if held.generation != job.generation:  # as a dispatcher left it that died; the sweep helps
+            return None
+        room = self._room(host, need)
+        model = need_beside(spec, self.learned(spec), held.memory)
+        if closed_to(host, need) is not None or not_loadable(room, model, ()) is not None:
+            return None
+        if not room.has_devices(model, need.container.devices, loads=True):
+            return None
+        devices = chosen_devices(room, replace(need, resident=model))
+        given = {uuid: room.devices[uuid].given(model) for uuid in devices}
+        self._give(host, lambda left: left.without_memory(model.memory, given), stays=True)
+        container = held.model_copy(update={"generation": job.next_generation, "devices": devices})
+        return Placed(host, Allocation(**container.model_dump(exclude={"token"})))
+
     def _best(self, fitting: Rows, need: PlacementRequest) -> tuple[HostRecord, Room] | None:
         """Return the host to take, with what the job could be given there; None if all is kept."""
         hosts = self._table.hosts
@@ -231,15 +294,35 @@ class FreeCapacity:
         return self._not_kept(fitting, need)
 
     def _not_kept(self, fitting: Rows, need: PlacementRequest) -> tuple[HostRecord, Room] | None:
-        """Return the first host by the policy that fits without what is kept for others."""
-        for row in self._by_policy(fitting):
+        """Return the first host that fits without what is kept for others.
+
+        By what they have of what the job needs, and then by the policy.
+        """
+        if self._policy is PlacementPolicy.SPREAD and need.image:
+            fitting = self._evenly_used(fitting, need)
+        rows = chain.from_iterable(map(self._by_policy, nearest(self._table, fitting, need)))
+        return next(self._usable(rows, need), None)
+
+    def _evenly_used(self, fitting: Rows, need: PlacementRequest) -> Rows:
+        """Return the hosts that are not used much more than the one that is used least."""
+        used = self._table.used
+        least = next(self._usable(self._by_policy(fitting), need), None)
+        if least is None:
+            return ()
+        most = used[self._table.row_of[least[0].host_id]] + UNEVEN
+        return [row for row in fitting if used[row] <= most]
+
+    def _usable(
+        self, rows: Iterable[int], need: PlacementRequest
+    ) -> Iterator[tuple[HostRecord, Room]]:
+        """Return hosts that fit without what is kept for others, with what is left of them."""
+        for row in rows:
             if self._holds_already(row, need):
                 continue
             host = self._table.hosts[row]
             left, room = self._left_of(host), self._room(host, need)
             if room is left or lacking(room, need, when_empty=False) is None:
-                return host, room
-        return None
+                yield host, room
 
     def _holds_already(self, row: int, need: PlacementRequest) -> bool:
         return need.job_id in self._table.hosts[row].held_by

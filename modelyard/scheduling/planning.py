@@ -21,6 +21,7 @@ from modelyard.scheduling.ordering import (
     LoadFirst,
     PlaceAndDispatch,
     Reject,
+    Relocate,
     TerminateBehind,
     next_decisions,
 )
@@ -45,6 +46,8 @@ class Crowded:
     """The host that its job is on; None: any host would do."""
     bound: tuple[str, ...] = ()
     """The devices that are bound to its job's container."""
+    elsewhere: Placed | None = None
+    """Where its job could be created anew, so that its model has room."""
 
     @property
     def need(self) -> ResidentNeed:
@@ -75,6 +78,13 @@ class PlannedDispatch:
     """What is reserved then."""
     resident: ResidentAllocation | None = None
     """Set if the operation loads a model that needs more than its container holds."""
+    relocates: bool = False
+    """True if the job has a container already, which the new one replaces."""
+
+    @property
+    def rebinds(self) -> bool:
+        """True if the job stays on its host: the new container takes over what the old one held."""
+        return self.relocates and self.job.host_id == self.host.host_id
 
     @cached_property
     def claim(self) -> DispatchClaim:
@@ -142,6 +152,7 @@ def placement_request(decision: PlaceAndDispatch, learned: Learned) -> Placement
         decision.spec,
         learned,
         at_once=operation.verb is Verb.TEMP,
+        dataset=decision.dataset,
         avoid=frozenset(operation.avoid),
     )
     return replace(request, rank=operation.rank, temporary=operation.verb is Verb.TEMP)
@@ -172,6 +183,8 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
                 _dispatch_there(decision, host, plan, capacity)
         case PlaceAndDispatch():
             _place(decision, plan, capacity)
+        case Relocate():
+            _relocate(decision, plan, capacity)
 
 
 def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapacity) -> None:
@@ -190,6 +203,27 @@ def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapac
         _wait(plan, operation, chosen.reasons)
         if chosen.crowded:
             plan.crowded.append(Crowded(operation, request))
+
+
+def _relocate(decision: Relocate, plan: SchedulingPlan, capacity: FreeCapacity) -> None:
+    """Create an unloaded job where its model has room now.
+
+    If it has none any more the job stays, and its host is asked for the container that it has. To
+    end the operation here instead would be wrong while another pass is dispatching it: only one of
+    two passes can assign the job, but an operation that is QUEUED can be ended at any time.
+    """
+    operation, job = decision.operation, decision.job
+    chosen = capacity.elsewhere(job, decision.spec, operation.rank) if job.move is None else None
+    if chosen is None:
+        _apply(Dispatch(operation, job, job.host_id or ""), plan, capacity)
+        return
+    generation = chosen.allocation.generation
+    placement = PlaceAndDispatch(operation, job, decision.spec, job.dataset_spec)
+    plan.dispatches.append(
+        PlannedDispatch(
+            operation, job, chosen.host, generation, placement, chosen.allocation, relocates=True
+        )
+    )
 
 
 def _dispatch_there(
@@ -212,7 +246,9 @@ def _dispatch_there(
     _wait(plan, operation, resident.reasons)
     if job.spec is not None:
         request = capacity.request_to_load(job, job.spec)
-        plan.crowded.append(Crowded(operation, request, host.host_id, job.devices))
+        may_move = job.spec.residency.relocate and job.move is None
+        elsewhere = capacity.elsewhere(job, job.spec, operation.rank) if may_move else None
+        plan.crowded.append(Crowded(operation, request, host.host_id, job.devices, elsewhere))
 
 
 def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:

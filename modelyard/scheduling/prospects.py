@@ -13,8 +13,9 @@ from modelyard.contract.capacity.footprints import NOTHING_LEARNED
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import Liveness, OperationState, Verb
 from modelyard.contract.views import DryRunOutcome, HolderView, HostVerdict
-from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
+from modelyard.scheduling.fitting import KEPT_FOR_OTHERS, PlacementRequest
 from modelyard.scheduling.leaving import why_it_stays
+from modelyard.scheduling.locality import DATASET, IMAGE, to_fetch
 from modelyard.scheduling.ordering import (
     ON_DEMAND,
     AlreadySatisfied,
@@ -23,6 +24,7 @@ from modelyard.scheduling.ordering import (
     LoadFirst,
     PlaceAndDispatch,
     Reject,
+    Relocate,
     next_decisions,
 )
 from modelyard.scheduling.placement import FreeCapacity, LearnedOf, PlacementPolicy
@@ -106,7 +108,7 @@ def prospect_of(facts: Facts) -> Prospect:
             return Prospect(DryRunOutcome.SUCCEEDS)
         case LoadFirst():
             return _after_its_load(facts, decision)
-        case PlaceAndDispatch():
+        case PlaceAndDispatch() | Relocate():
             return _placed(facts, decision, plan)
         case Dispatch():
             return _on_its_host(facts, decision, plan)
@@ -221,7 +223,45 @@ def _on_its_host(facts: Facts, decision: Dispatch, plan: SchedulingPlan) -> Pros
             refusal = plan.waiting[operation.operation_id][0]
             sentence = f"Its model can't be loaded now: {refusal}."
         hosts = (_verdict(facts, host, refusal),)
-    return Prospect(DryRunOutcome.WAITS, (sentence,), hosts=hosts)
+    moves = _goes_elsewhere(plan, operation, makes_room=any(_makes_room(one) for one in hosts))
+    return Prospect(DryRunOutcome.WAITS, (sentence, *moves), hosts=hosts)
+
+
+def _makes_room(verdict: HostVerdict) -> bool:
+    return any(one.stays is None for one in verdict.holders)
+
+
+def _goes_elsewhere(
+    plan: SchedulingPlan, operation: OperationRecord, *, makes_room: bool
+) -> tuple[str, ...]:
+    """Return where a job is created anew because its model has room there; nothing if it stays.
+
+    Only the dispatcher knows whether the models that may be unloaded are enough.
+    """
+    key = operation.operation_id
+    place = next((one.elsewhere for one in plan.crowded if one.operation.operation_id == key), None)
+    if place is None:
+        return ()
+    on = f", on {' and '.join(place.allocation.devices)}" if place.allocation.devices else ""
+    unless = "Unless what makes room here is enough, its" if makes_room else "Its"
+    return (f"{unless} job is created anew on host {place.host.host_id}{on}, which has room.",)
+
+
+def _relocated(facts: Facts, decision: Relocate, plan: SchedulingPlan) -> Prospect:
+    """Return what becomes of the operation that brings an unloaded job to where it has room."""
+    start = _planned(plan, decision.operation)
+    if start is None:
+        return Prospect(DryRunOutcome.WAITS, plan.waiting.get(decision.operation.operation_id, ()))
+    if facts.more_hosts and start.allocation is None:  # one of those may have room
+        return Prospect(DryRunOutcome.WAITS, (NOT_YET,))
+    stays = "Its model has no room elsewhere any more, so its job stays there."
+    return Prospect(
+        DryRunOutcome.STARTS,
+        (stays,) if start.allocation is None else (),
+        host_id=start.host.host_id,
+        devices=start.allocation.devices if start.allocation else decision.job.devices,
+        estimated_start_s=0.0,
+    )
 
 
 def _withdrawal(operation: OperationRecord) -> str:
@@ -256,11 +296,16 @@ def _after_its_load(facts: Facts, decision: LoadFirst) -> Prospect:
 # --- on a host that is chosen for it ---
 
 
-def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> Prospect:
+def _placed(facts: Facts, decision: PlaceAndDispatch | Relocate, plan: SchedulingPlan) -> Prospect:
     operation = decision.operation
+    if isinstance(decision, Relocate):
+        return _relocated(facts, decision, plan)
     request = placement_request(decision, facts.learned(decision.spec))
     refusals = [(host, refusal_with_numbers(host, request)) for host in facts.hosts]
-    verdicts = tuple(_verdict(facts, *one) for one in refusals[:MOST_HOSTS])
+    verdicts = tuple(
+        _verdict(facts, host, refusal).model_copy(update={"to_fetch": to_fetch(host, request)})
+        for host, refusal in refusals[:MOST_HOSTS]
+    )
     if facts.more_hosts:
         recorded = facts.operation.waiting_for
         return Prospect(
@@ -273,6 +318,7 @@ def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> P
     if start is not None:
         return Prospect(
             DryRunOutcome.STARTS,
+            _what_comes_first(start.host, request),
             host_id=start.host.host_id,
             devices=start.allocation.devices if start.allocation else (),
             ahead_in_waiting_room=facts.more_urgent,
@@ -288,6 +334,16 @@ def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> P
         ahead_in_waiting_room=facts.more_urgent,
         hosts=verdicts,
     )
+
+
+def _what_comes_first(host: HostRecord, request: PlacementRequest) -> tuple[str, ...]:
+    """Return what a host has to get before it starts a container; nothing if it has all of it."""
+    missing = to_fetch(host, request)
+    if IMAGE in missing:
+        return (f"Host {host.host_id} is not known to have its image, so it may pull it first.",)
+    if DATASET in missing:
+        return (f"Host {host.host_id} has its image, and is not known to have its dataset.",)
+    return (f"Host {host.host_id} has its image{' and its dataset' if request.dataset else ''}.",)
 
 
 def _why_no_host(refusals: Sequence[tuple[HostRecord, str | None]], reasons: Sequence[str]) -> str:

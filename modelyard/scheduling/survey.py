@@ -7,7 +7,7 @@ one look at a column of numbers.
 import math
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain
@@ -29,8 +29,8 @@ from modelyard.store.records import HostRecord
 Rows = Sequence[int]
 """Numbers of hosts in the table, in their order."""
 NO_MEMORY = Shortage(Lacks.MEMORY, when_empty=False)
-MOST_LABELS = 100
-"""Labels, each with a value, of which a table knows by heart which hosts have them."""
+MOST_KNOWN = 100
+"""Labels, images and datasets of which a table knows by heart which hosts have them."""
 
 
 class Rooms:
@@ -164,8 +164,9 @@ class Table:
         self._models = [_models(one) for one in self.hosts]
         self._is_open = bytearray(one.is_open for one in self.hosts)
         self._open: Rows = [row for row, is_open in enumerate(self._is_open) if is_open]
-        self._labelled: dict[tuple[str, str], frozenset[int]] = {}
-        """The rows that have a label with a value, of those that were asked for lately."""
+        self._known: dict[tuple[str, ...], frozenset[int]] = {}
+        """The rows that have a label with a value, an image or a dataset: those that were asked for
+        lately."""
         self._outdated: set[int] = set()
         self._lasting = self.left.fork()
         self._lasting_outdated = {*range(len(self.hosts))}
@@ -174,8 +175,8 @@ class Table:
         """Replace some hosts; their numbers are calculated when they are needed."""
         for host in hosts:
             row = self.row_of[host.host_id]
-            if host.labels != self.hosts[row].labels:
-                self._labelled.clear()
+            if _what_it_has(host) != _what_it_has(self.hosts[row]):
+                self._known.clear()
             self.hosts[row] = host
             self._outdated.add(row)
             self._lasting_outdated.add(row)
@@ -239,16 +240,28 @@ class Table:
         back = [row for row in self._closed() if self.hosts[row].liveness is not Liveness.LOST]
         return bool(self._whatever_is_left(back, need)[-1].after)
 
-    def _rows_with(self, label: str, value: str) -> frozenset[int]:
-        if (known := self._labelled.get((label, value))) is not None:
+    def with_image(self, image: str) -> frozenset[int]:
+        """Return the hosts that are known to have an image."""
+        return self._rows_with(("image", image), lambda host: image in host.images)
+
+    def with_dataset(self, dataset: str) -> frozenset[int]:
+        """Return the hosts that are known to have a dataset."""
+        return self._rows_with(("dataset", dataset), lambda host: dataset in host.datasets)
+
+    def _rows_with(
+        self, what: tuple[str, ...], has: Callable[[HostRecord], bool]
+    ) -> frozenset[int]:
+        if (known := self._known.get(what)) is not None:
             return known
-        if len(self._labelled) == MOST_LABELS:
-            self._labelled.clear()
-        found = frozenset(
-            row for row, one in enumerate(self.hosts) if one.labels.get(label) == value
-        )
-        self._labelled[label, value] = found
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        found = frozenset(row for row, host in enumerate(self.hosts) if has(host))
+        self._known[what] = found
         return found
+
+    def _labelled(self, label: str, value: str) -> frozenset[int]:
+        what = ("label", label, value)
+        return self._rows_with(what, lambda host: host.labels.get(label) == value)
 
     def _closed(self) -> set[int]:
         return {*range(len(self.hosts))}.difference(self._open)
@@ -257,7 +270,7 @@ class Table:
         """Return the steps of the rules that do not depend on what other jobs hold."""
         steps: list[Step] = []
         for label, value in need.labels.items():
-            labelled = self._rows_with(label, value)
+            labelled = self._labelled(label, value)
             having = [row for row in rows if row in labelled]
             steps.append(Step(rows, having, without_label(label, value)))
             rows = having
@@ -277,6 +290,10 @@ class Table:
             total = self.hosts[row].total
             refusals[shortage(total, need, Lacks.DEVICES, when_empty=when_empty)] += counts[models]
         return refusals
+
+
+def _what_it_has(host: HostRecord) -> tuple[object, ...]:
+    return (host.labels, host.images, host.datasets)
 
 
 def _models(host: HostRecord) -> frozenset[str]:

@@ -433,6 +433,10 @@ class HostRecord(Record):
     freed_at: datetime | None = None
     """When a job has given something back last, by the same clock."""
     labels: dict[str, str] = Field(default_factory=dict)
+    images: frozenset[str] = frozenset()
+    """Full references of images that it has, as its worker tells."""
+    datasets: frozenset[str] = frozenset()
+    """Volumes and folders that it has and that may be mounted, likewise."""
     engine: EngineFacts | None = None
     reservations: tuple[Reservation, ...] = ()
     drain: DrainRecord | None = None

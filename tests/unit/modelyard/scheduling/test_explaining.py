@@ -84,7 +84,7 @@ def test_room_that_a_more_urgent_operation_is_about_to_take_is_not_promised() ->
     assert found.reasons[0] == "Host h has room for it, which goes to more urgent operations."
     later = one.model_copy(update={"rank": 0})
     found = explain_in_line(facts(later, of=new, catalog=known, hosts=there, urgent=(waits,)))
-    assert found.reasons == ("The dispatcher is about to send it to host h.",)
+    assert found.reasons[0] == "The dispatcher is about to send it to host h."
 
 
 @pytest.mark.parametrize("recorded", [(), ("500 hosts: each has no free slot",)])
@@ -296,5 +296,5 @@ def test_what_can_start_says_that_too() -> None:
             hosts=[host()],
         )
     )
-    assert found.reasons == ("The dispatcher is about to send it to host h.",)
+    assert found.reasons[0] == "The dispatcher is about to send it to host h."
     assert OperationState.QUEUED is found.state
