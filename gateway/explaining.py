@@ -24,7 +24,7 @@ from modelyard.store.jobs import LINE_HEAD
 from modelyard.store.leases import DISPATCHER
 from modelyard.store.records import HostRecord, JobLine, JobRecord, NewOperation, OperationRecord
 
-MOST_RESIDENTS = 200
+MOST_RESIDENTS = 100
 LATELY = 20
 """Operations of the job from which it is known how long they take."""
 _TRIES = 3

@@ -210,6 +210,8 @@ class World:
             self._lines[waits.job_id or ""][waits.operation_id] = waits
         for one in plan.dispatches:
             self._begin(one)
+        for job_id in plan.beyond_help:
+            self._kept.give_up(job_id)
         again += self._make_room(plan.crowded)
         for line in lines:
             self._note_whether_it_waits(line.job.job_id)

@@ -38,10 +38,10 @@ class GrownResidents:
         """Let some models hold what they were learned to take; raises `StoreUnavailableError`."""
         await self._footprints.refresh_if_old()
         learned = await self._footprints.learned()
-        hosts = await self._fleet.hosts()
+        # Hosts in memory change while jobs are read. These stay as they are; writes are guarded.
         there = {
-            (host.host_id, one.job_id): one.resident
-            for host in hosts.values()
+            (host.host_id, one.job_id): (host, one.resident)
+            for host in (await self._fleet.hosts()).values()
             if host.liveness is Liveness.ONLINE
             for one in host.reservations
             if one.resident and one.resident.devices
@@ -50,9 +50,10 @@ class GrownResidents:
         self._after = page[-1] if len(page) == JOBS_IN_A_ROUND else ("", "")
         lines = await self._lines.read(job_id for _, job_id in page)
         jobs = {line.job.job_id: line.job for line in lines.lines}
-        for host_id, job_id in page:
-            if job_id in jobs:
-                await self._raise(hosts[host_id], jobs[job_id], there[host_id, job_id], learned)
+        for key in page:
+            job, (host, resident) = jobs.get(key[1]), there[key]
+            if job is not None:
+                await self._raise(host, job, resident, learned)
 
     async def _raise(
         self,

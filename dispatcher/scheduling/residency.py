@@ -11,7 +11,7 @@ operation is recorded, or it is not, and then the next pass decides anew.
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
 import structlog
@@ -99,6 +99,11 @@ class Residents:
             if tries == MOST_AT_ONCE:
                 break
         return woken
+
+    def give_up(self, job_ids: Iterable[str]) -> None:
+        """Keep nothing for jobs any more that could not start if models left memory."""
+        for job_id in job_ids:
+            self._kept.give_up(job_id)
 
     def waiting_on(self, host_ids: Collection[str]) -> list[str]:
         """Return jobs that wait until models on some hosts are not in use any more."""

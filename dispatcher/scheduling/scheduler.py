@@ -151,6 +151,7 @@ class Scheduler:
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
         plan = make_plan(self._still(lines), catalog, self.free_capacity(hosts, learned))
+        self._residency.give_up(plan.beyond_help)
         shared = [one for one in plan.dispatches if one.operation.shared]
         for one in shared:
             self._lines.replace(one.claim.dispatched)

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
+from modelyard.cli.documents import documents, named
 from modelyard.cli.options import Context, File
-from modelyard.cli.session import json_file, named, session_of
+from modelyard.cli.session import session_of
 
 models = typer.Typer(no_args_is_help=True, help="The models of the catalog.")
 datasets = typer.Typer(no_args_is_help=True, help="The datasets of the catalog.")
@@ -33,8 +34,10 @@ def model_footprints(ctx: Context, name: Name) -> None:
 
 @models.command("apply")
 def apply_model(ctx: Context, file: File) -> None:
-    """Store the model of a JSON file under its name."""
-    session_of(ctx).out.one(session_of(ctx).yard.put_model(named(json_file(file))))
+    """Store the model of a file under its name, or each of several in one YAML file."""
+    session = session_of(ctx)
+    for entry in [named(one) for one in documents(file)]:
+        session.out.one(session.yard.put_model(entry))
 
 
 @models.command("delete")
@@ -57,8 +60,10 @@ def get_dataset(ctx: Context, name: Name) -> None:
 
 @datasets.command("apply")
 def apply_dataset(ctx: Context, file: File) -> None:
-    """Store the dataset of a JSON file under its name."""
-    session_of(ctx).out.one(session_of(ctx).yard.put_dataset(named(json_file(file))))
+    """Store the dataset of a file under its name, or each of several in one YAML file."""
+    session = session_of(ctx)
+    for entry in [named(one) for one in documents(file)]:
+        session.out.one(session.yard.put_dataset(entry))
 
 
 @datasets.command("delete")

@@ -6,3 +6,5 @@ USAGE = 2
 """The command line or a setting is wrong."""
 UNAVAILABLE = 3
 """The gateway, or MongoDB, does not answer."""
+INTERRUPTED = 130
+"""The user ended the command, as shells give it for SIGINT."""

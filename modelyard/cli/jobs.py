@@ -4,11 +4,23 @@ from typing import Annotated
 
 import typer
 
+from modelyard.cli.documents import document, mapping, value_of
 from modelyard.cli.exit_codes import FAILED
-from modelyard.cli.options import Context, File, Key, Limit, OnHost, Wait
-from modelyard.cli.session import finish, json_file, json_text, mapping, session_of, submitted
-from modelyard.client.endpoints import RequestOptions, request
-from modelyard.contract.messages import MAX_PRIORITY, MIN_PRIORITY
+from modelyard.cli.options import (
+    Context,
+    File,
+    Key,
+    Limit,
+    Metadata,
+    OnHost,
+    Priority,
+    QueueTimeout,
+    Timeout,
+    Wait,
+    options_of,
+)
+from modelyard.cli.session import finish, session_of, submitted
+from modelyard.client.endpoints import request
 from modelyard.contract.states import JobState, Verb
 from modelyard.contract.views import DryRunOutcome
 
@@ -22,9 +34,6 @@ DryRun = Annotated[
         "--dry-run", help="Make nothing; say what would become of the request, and why it waits."
     ),
 ]
-Priority = Annotated[
-    int | None, typer.Option(min=MIN_PRIORITY, max=MAX_PRIORITY, help="Higher goes first.")
-]
 
 
 def submit(
@@ -35,13 +44,13 @@ def submit(
     dry_run: DryRun = False,
     key: Key = None,
 ) -> None:
-    """Submit the request of a JSON file, or a list of up to 1,000 of them.
+    """Submit the request of a file, or a list of up to 1,000 of them.
 
     `--wait` and `--dry-run` take no list. The key of a list gives each request a key with its place
     in the list.
     """
     session = session_of(ctx)
-    body = json_file(file)
+    body = document(file)
     if dry_run:
         if wait or isinstance(body, list):
             raise typer.BadParameter("it takes neither a list nor --wait", param_hint="--dry-run")
@@ -68,20 +77,32 @@ def create(  # noqa: PLR0913 - options
     model: Model,
     dataset: Dataset = None,
     priority: Priority = None,
+    timeout: Timeout = None,
+    queue_timeout: QueueTimeout = None,
+    metadata: Metadata = None,
     wait: Wait = False,
     key: Key = None,
 ) -> None:
-    """Place a job on a host and create its container.
-
-    Use `submit` to give timeouts or metadata.
-    """
-    body = request(Verb.DEPLOY_CREATE, job, _options(priority), model=model, dataset=dataset)
+    """Place a job on a host and create its container."""
+    options = options_of(priority, timeout, queue_timeout, metadata)
+    body = request(Verb.DEPLOY_CREATE, job, options, model=model, dataset=dataset)
     submitted(session_of(ctx), body, wait=wait, key=key)
 
 
-def load(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+def load(  # noqa: PLR0913 - options
+    ctx: Context,
+    job: Job,
+    *,
+    priority: Priority = None,
+    timeout: Timeout = None,
+    queue_timeout: QueueTimeout = None,
+    metadata: Metadata = None,
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
     """Bring a job's model into memory."""
-    submitted(session_of(ctx), request(Verb.DEPLOY_LOAD, job, {}), wait=wait, key=key)
+    options = options_of(priority, timeout, queue_timeout, metadata)
+    submitted(session_of(ctx), request(Verb.DEPLOY_LOAD, job, options), wait=wait, key=key)
 
 
 def infer(  # noqa: PLR0913 - options
@@ -97,33 +118,60 @@ def infer(  # noqa: PLR0913 - options
         str | None,
         typer.Option("--dataset", "-d", help="With --model: only jobs that have this dataset."),
     ] = None,
+    priority: Priority = None,
+    timeout: Timeout = None,
+    queue_timeout: QueueTimeout = None,
+    metadata: Metadata = None,
     wait: Wait = False,
     key: Key = None,
 ) -> None:
-    """Send an input to a job's model, or to any job of a model; --wait prints the answer.
-
-    Use `submit` to give timeouts, a priority or metadata.
-    """
-    session, value = session_of(ctx), json_text(input)
+    """Send an input to a job's model, or to any job of a model; --wait prints the answer."""
+    session, value = session_of(ctx), value_of(input)
+    options = options_of(priority, timeout, queue_timeout, metadata)
     if job is not None and model is None:
         if dataset is not None:
             raise typer.BadParameter("a job has its dataset", param_hint="--dataset")
-        submitted(session, request(Verb.INFER, job, {}, input=value), wait=wait, key=key)
+        body = request(Verb.INFER, job, options, input=value)
+        submitted(session, body, wait=wait, key=key)
     elif model is not None and job is None:
-        accepted = session.yard.infer_model(model, value, dataset=dataset, idempotency_key=key)
+        accepted = session.yard.infer_model(
+            model, value, dataset=dataset, idempotency_key=key, **options
+        )
         finish(session, accepted, wait=wait)
     else:
         raise typer.BadParameter("give a job or --model, and not both", param_hint="JOB")
 
 
-def unload(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+def unload(  # noqa: PLR0913 - options
+    ctx: Context,
+    job: Job,
+    *,
+    priority: Priority = None,
+    timeout: Timeout = None,
+    queue_timeout: QueueTimeout = None,
+    metadata: Metadata = None,
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
     """Take a job's model out of memory."""
-    submitted(session_of(ctx), request(Verb.DEPLOY_UNLOAD, job, {}), wait=wait, key=key)
+    options = options_of(priority, timeout, queue_timeout, metadata)
+    submitted(session_of(ctx), request(Verb.DEPLOY_UNLOAD, job, options), wait=wait, key=key)
 
 
-def terminate(ctx: Context, job: Job, *, wait: Wait = False, key: Key = None) -> None:
+def terminate(  # noqa: PLR0913 - options
+    ctx: Context,
+    job: Job,
+    *,
+    priority: Priority = None,
+    timeout: Timeout = None,
+    queue_timeout: QueueTimeout = None,
+    metadata: Metadata = None,
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
     """Remove a job's container."""
-    submitted(session_of(ctx), request(Verb.TERMINATE, job, {}), wait=wait, key=key)
+    options = options_of(priority, timeout, queue_timeout, metadata)
+    submitted(session_of(ctx), request(Verb.TERMINATE, job, options), wait=wait, key=key)
 
 
 def temp(  # noqa: PLR0913 - options
@@ -134,29 +182,27 @@ def temp(  # noqa: PLR0913 - options
     dataset: Dataset = None,
     input: Input = None,  # noqa: A002 - the word of the API
     priority: Priority = None,
+    timeout: Timeout = None,
+    queue_timeout: QueueTimeout = None,
+    metadata: Metadata = None,
     wait: Wait = False,
     key: Key = None,
 ) -> None:
-    """Run a model once and remove it again; --wait prints the answer.
-
-    Use `submit` to give timeouts or metadata.
-    """
-    given = None if input is None else json_text(input)
-    options = _options(priority)
+    """Run a model once and remove it again; --wait prints the answer."""
+    given = None if input is None else value_of(input)
+    options = options_of(priority, timeout, queue_timeout, metadata)
     body = request(Verb.TEMP, job, options, model=model, dataset=dataset, input=given)
     submitted(session_of(ctx), body, wait=wait, key=key)
 
 
 def list_jobs(
     ctx: Context,
-    state: Annotated[JobState | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[
+        JobState | None, typer.Option(help="Only those in this state.", case_sensitive=False)
+    ] = None,
     host: OnHost = None,
     limit: Limit = 50,
 ) -> None:
     """List jobs, newest first."""
     session = session_of(ctx)
     session.out.jobs(session.yard.jobs(state=state, host_id=host, limit=limit).jobs)
-
-
-def _options(priority: int | None) -> RequestOptions:
-    return RequestOptions() if priority is None else RequestOptions(priority=priority)

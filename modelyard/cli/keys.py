@@ -93,7 +93,7 @@ def bootstrap(
     # Only this command needs MongoDB's driver, which takes a while to import.
     session = session_of(ctx)
     try:
-        from modelyard.cli.bootstrap import bootstrap_key  # noqa: PLC0415
+        from modelyard.cli.machine.bootstrap import bootstrap_key  # noqa: PLC0415
     except ModuleNotFoundError as error:
         session.out.error(missing_extra("dispatcher", error))
         raise typer.Exit(USAGE) from error

@@ -1,29 +1,35 @@
 """The command `modelyard`: its options, its groups of commands, and its errors.
 
 Exit codes: 0 done, 1 the operation failed or the request was refused, 2 wrong usage, 3 the
-service is unavailable.
+service is unavailable, 130 interrupted.
 """
 
 import sys
 from typing import Annotated
 
 import typer
+from typer._click.exceptions import UsageError  # typer has no public name for it
 
 from modelyard import __version__
 from modelyard.cli import hosts, jobs, operations
 from modelyard.cli.catalog import datasets, models
 from modelyard.cli.dead_letters import dead_letters
-from modelyard.cli.exit_codes import FAILED, UNAVAILABLE, USAGE
+from modelyard.cli.describe import describe
+from modelyard.cli.exit_codes import FAILED, INTERRUPTED, UNAVAILABLE, USAGE
 from modelyard.cli.keys import keys
 from modelyard.cli.machine.config import config
 from modelyard.cli.machine.doctor import doctor
 from modelyard.cli.options import Context
-from modelyard.cli.output import Output
+from modelyard.cli.printing.output import Output
 from modelyard.cli.rabbitmq import rabbitmq
-from modelyard.cli.session import Session
+from modelyard.cli.session import AmbiguousJobError, InterruptedWaitError, Session
 from modelyard.client import ApiError, OperationFailed, ServiceUnavailableError
 from modelyard.client.credentials import VARIABLE
 from modelyard.contract.errors import ErrorCode
+from modelyard.contract.strict_json import JsonValue
+
+_SERVER_FAULT = 500
+"""HTTP statuses from here on are faults of the service."""
 
 _ADVICE: dict[str, str] = {
     ErrorCode.UNAUTHENTICATED: f"Set {VARIABLE} to a valid key of this gateway. An administrator "
@@ -34,13 +40,13 @@ _ADVICE: dict[str, str] = {
 
 commands = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Run model containers on a fleet of plain Docker hosts.\n\n"
     "To a gateway that asks for an API key it sends the one in MODELYARD_API_KEY, or in the file "
     "that MODELYARD_API_KEY_FILE names.\n\n"
     "Exit codes: 0 done, 1 the operation failed or the request was refused, 2 wrong usage, 3 the "
-    "service is unavailable.",
+    "service is unavailable, 130 interrupted.",
 )
 # `modelyard --help` lists the commands in this order, and the groups after them.
 commands.command("submit")(jobs.submit)
@@ -63,6 +69,7 @@ commands.command("cordon")(hosts.cordon)
 commands.command("uncordon")(hosts.uncordon)
 commands.command("drain")(hosts.drain)
 commands.command("doctor")(doctor)
+commands.add_typer(describe, name="describe")
 commands.add_typer(models, name="models")
 commands.add_typer(datasets, name="datasets")
 commands.add_typer(dead_letters, name="dead-letters")
@@ -102,29 +109,92 @@ def _session(
 
 
 def app(arguments: list[str] | None = None) -> None:
-    """Run a command and exit; report an error as one sentence on stderr."""
-    out = Output(as_json=False)
+    """Run a command and exit; report an error as one sentence on stderr, or with `--json` as JSON.
+
+    The JSON is `{"error": {"code", "message", ...}}` on one line.
+    """
+    front, rest = _globals_first(sys.argv[1:] if arguments is None else arguments)
+    out = Output(as_json="--json" in front)
     try:
-        commands(_globals_first(sys.argv[1:] if arguments is None else arguments))
+        # Only with `--json` does typer leave it to us to print what is wrong with the usage.
+        code = commands([*front, *rest], prog_name="modelyard", standalone_mode=not out.as_json)
+    except UsageError as error:
+        out.problem({"code": "usage", "message": error.format_message()})
+        sys.exit(USAGE)
     except ServiceUnavailableError as error:
-        out.error(error.detail)
+        _report(out, error, "" if error.status else "The URL is that of --url or MODELYARD_URL.")
         sys.exit(UNAVAILABLE)
     except ApiError as error:
-        out.error(f"{error.detail} ({error.code})", error.faults)
-        if (advice := _ADVICE.get(error.code)) is not None:
-            out.note(advice)
+        _report(out, error, _ADVICE.get(error.code, ""))
         sys.exit(_exit_code(error))
-    except (OperationFailed, TimeoutError) as error:
+    except (InterruptedWaitError, OperationFailed, TimeoutError, AmbiguousJobError) as error:
+        sys.exit(_report_end(out, error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(out: Output, error: ApiError, advice: str) -> None:
+    if out.as_json:
+        found = {
+            "status": error.status,
+            "request_id": error.request_id,
+            "errors": [one.model_dump(mode="json", exclude_none=True) for one in error.faults],
+            "advice": advice,
+        }
+        told = {name: value for name, value in found.items() if value}
+        out.problem({"code": error.code, "message": error.detail, **told})
+        return
+    # The same request can be found by its id in the gateway's log.
+    number = f", request {error.request_id}" if error.request_id and _of_gateway(error) else ""
+    out.error(f"{error.detail} ({error.code}{number})", error.faults)
+    if advice:
+        out.note(advice)
+
+
+def _of_gateway(error: ApiError) -> bool:
+    """Whether a refusal is a fault of the service, so that its operator has to look."""
+    return error.status is not None and error.status >= _SERVER_FAULT
+
+
+def _report_end(out: Output, error: Exception) -> int:
+    """Print why a command ended without success; return its exit code."""
+    exit_code, code, facts = _ending(error)
+    if out.as_json:
+        out.problem({"code": code, "message": str(error), **facts})
+    elif isinstance(error, OperationFailed):
+        operation = error.operation
+        out.failure(f"operation {operation.operation_id} ended {operation.state}", operation.error)
+    elif isinstance(error, InterruptedWaitError):
+        out.note(f"\n{error}")
+    else:
         out.error(str(error))
-        sys.exit(FAILED)
+    return exit_code
+
+
+def _ending(error: Exception) -> tuple[int, str, dict[str, JsonValue]]:
+    """Return the exit code, and for machines the code and the facts."""
+    if isinstance(error, OperationFailed):
+        operation = error.operation
+        facts: dict[str, JsonValue] = {
+            "operation_id": operation.operation_id,
+            "state": operation.state.value,
+        }
+        if operation.error is None:
+            return FAILED, "failed", facts
+        facts["detail"] = operation.error.model_dump(mode="json")["detail"]
+        return FAILED, operation.error.code, facts
+    if isinstance(error, InterruptedWaitError):
+        return INTERRUPTED, "interrupted", {"operation_id": error.operation_id}
+    if isinstance(error, TimeoutError):
+        return FAILED, "timeout", {}
+    return USAGE, "ambiguous_job", {}
 
 
 def _exit_code(error: ApiError) -> int:
     return USAGE if error.code in (ErrorCode.INVALID_REQUEST, ErrorCode.INVALID_JSON) else FAILED
 
 
-def _globals_first(args: list[str]) -> list[str]:
-    """Move `--json` and `--url URL` to the front, so that they may follow a command too."""
+def _globals_first(args: list[str]) -> tuple[list[str], list[str]]:
+    """Split off `--json` and `--url URL`, which may follow a command too."""
     front: list[str] = []
     rest: list[str] = []
     left = iter(args)
@@ -137,4 +207,4 @@ def _globals_first(args: list[str]) -> list[str]:
             front += [one, *([value] if (value := next(left, None)) is not None else [])]
         else:
             rest.append(one)
-    return [*front, *rest]
+    return front, rest

@@ -5,14 +5,13 @@ from typing import Annotated
 
 import typer
 
-from modelyard.cli.options import Context, Key, Limit, OnHost, Wait
-from modelyard.cli.session import finish, followed, session_of, until_end
+from modelyard.cli.options import Context, Key, Limit, OnHost, OperationOrJob, Wait
+from modelyard.cli.session import finish, followed, operation_of, session_of, until_end
 from modelyard.client import OperationFailed
 from modelyard.client.endpoints import OperationFilters
 from modelyard.contract.ids import OPERATION_ID_PATTERN
 from modelyard.contract.states import OperationState, Verb
 
-Operation = Annotated[str, typer.Argument(help="The operation.")]
 Timeout = Annotated[
     float | None,
     typer.Option(
@@ -22,24 +21,26 @@ Timeout = Annotated[
 ]
 
 
-def cancel(ctx: Context, operation: Operation, *, wait: Wait = False) -> None:
+def cancel(ctx: Context, operation: OperationOrJob, *, wait: Wait = False) -> None:
     """Ask to cancel an operation; --wait waits until it is CANCELLED."""
     session = session_of(ctx)
-    view = session.yard.cancel(operation)
+    operation_id = operation_of(session, operation)
+    view = session.yard.cancel(operation_id)
     if wait:
-        view = until_end(session, operation, None)
+        view = until_end(session, operation_id, None)
         if view.state is not OperationState.CANCELLED:
             raise OperationFailed(view)
     session.out.one(view)
 
 
-def retry(ctx: Context, operation: Operation, *, wait: Wait = False, key: Key = None) -> None:
+def retry(ctx: Context, operation: OperationOrJob, *, wait: Wait = False, key: Key = None) -> None:
     """Submit the request of an operation that ended without success again.
 
     It becomes a new operation. --wait shows its phases and prints its answer.
     """
     session = session_of(ctx)
-    finish(session, session.yard.retry(operation, idempotency_key=key), wait=wait)
+    operation_id = operation_of(session, operation)
+    finish(session, session.yard.retry(operation_id, idempotency_key=key), wait=wait)
 
 
 def status(ctx: Context, id: Annotated[str, typer.Argument(help="An operation or a job.")]) -> None:  # noqa: A002
@@ -51,31 +52,36 @@ def status(ctx: Context, id: Annotated[str, typer.Argument(help="An operation or
         session.out.one(session.yard.job(id))
 
 
-def explain(ctx: Context, operation: Operation) -> None:
+def explain(ctx: Context, operation: OperationOrJob) -> None:
     """Explain why an operation has not started."""
     session = session_of(ctx)
-    session.out.explanation(session.yard.explain(operation))
+    session.out.explanation(session.yard.explain(operation_of(session, operation)))
 
 
-def result(ctx: Context, operation: Operation) -> None:
+def result(ctx: Context, operation: OperationOrJob) -> None:
     """Print an operation's result."""
     session = session_of(ctx)
-    session.out.value(session.yard.result(operation))
+    session.out.value(session.yard.result(operation_of(session, operation, for_its_result=True)))
 
 
-def wait(ctx: Context, operation: Operation, timeout: Timeout = None) -> None:
+def wait(ctx: Context, operation: OperationOrJob, timeout: Timeout = None) -> None:
     """Show an operation's phases until it has ended."""
     session = session_of(ctx)
-    session.out.one(followed(session, operation, timeout))
+    session.out.one(followed(session, operation_of(session, operation), timeout))
 
 
 def list_operations(
     ctx: Context,
     *,
-    state: Annotated[OperationState | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[
+        OperationState | None,
+        typer.Option(help="Only those in this state.", case_sensitive=False),
+    ] = None,
     job: Annotated[str | None, typer.Option(help="Only those of this job.")] = None,
     host: OnHost = None,
-    verb: Annotated[Verb | None, typer.Option(help="Only those with this verb.")] = None,
+    verb: Annotated[
+        Verb | None, typer.Option(help="Only those with this verb.", case_sensitive=False)
+    ] = None,
     limit: Limit = 50,
 ) -> None:
     """List operations, newest first."""

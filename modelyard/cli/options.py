@@ -4,8 +4,13 @@ from typing import Annotated
 
 import typer
 
+from modelyard.client.endpoints import InferenceOptions
+from modelyard.contract.messages import MAX_PRIORITY, MIN_PRIORITY
+
 Context = typer.Context
-File = Annotated[str, typer.Argument(help="A JSON file, or - for standard input.")]
+File = Annotated[
+    str, typer.Argument(help="A file of JSON or YAML (.yaml, .yml), or - for standard input.")
+]
 Limit = Annotated[
     int,
     typer.Option(
@@ -21,3 +26,51 @@ Key = Annotated[
     ),
 ]
 OnHost = Annotated[str | None, typer.Option(help="Only those on this host.")]
+OperationOrJob = Annotated[
+    str,
+    typer.Argument(
+        metavar="OPERATION|JOB",
+        help="The operation; or its job, if only one of the job's has not ended.",
+    ),
+]
+Priority = Annotated[
+    int | None, typer.Option(min=MIN_PRIORITY, max=MAX_PRIORITY, help="Higher goes first.")
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds that it may run at most; then it is ended as TIMED_OUT."),
+]
+QueueTimeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds that it may wait for its start at most; then it is EXPIRED."),
+]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=TEXT", help="A note that stays with the operation; repeatable."),
+]
+
+
+def options_of(
+    priority: int | None,
+    timeout: float | None,
+    queue_timeout: float | None,
+    metadata: list[str] | None,
+) -> InferenceOptions:
+    """Return the options that were given; raises `typer.BadParameter` for a note without `=`."""
+    options = InferenceOptions()
+    if priority is not None:
+        options["priority"] = priority
+    if timeout is not None:
+        options["timeout_s"] = timeout
+    if queue_timeout is not None:
+        options["queue_timeout_s"] = queue_timeout
+    if metadata:
+        options["metadata"] = dict(_note(one) for one in metadata)
+    return options
+
+
+def _note(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is not NAME=TEXT", param_hint="--metadata")
+    return name, value

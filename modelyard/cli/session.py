@@ -1,25 +1,24 @@
-"""Code that the commands share: the connection, following an operation, reading JSON."""
+"""Code that the commands share: the connection, following an operation, finding one of a job."""
 
-import sys
+import re
 import time
 from contextlib import ExitStack
 from functools import cached_property
-from pathlib import Path
 from typing import cast
 
 import typer
 
 from modelyard.cli.machine.settings import CommandLineSettings
 from modelyard.cli.options import Context
-from modelyard.cli.output import Output, described
-from modelyard.client import Modelyard
+from modelyard.cli.printing.output import Output, described
+from modelyard.client import Modelyard, ServiceUnavailableError
 from modelyard.client.credentials import VARIABLE
 from modelyard.client.endpoints import pause_after_poll, succeeded
+from modelyard.client.retry import Outage
 from modelyard.contract.answers import Accepted
-from modelyard.contract.errors import InvalidRequestError
-from modelyard.contract.messages import MAX_BATCH_BYTES
+from modelyard.contract.ids import OPERATION_ID_PATTERN
 from modelyard.contract.states import OperationState
-from modelyard.contract.strict_json import JsonValue, parse_json
+from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.views import OperationView
 from modelyard.process.config.sources import WrongSettingsError
 from modelyard.process.settings import read_settings
@@ -61,6 +60,17 @@ class Session:
         self._closing.close()
 
 
+class InterruptedWaitError(Exception):
+    """The user ended a wait; the operation goes on."""
+
+    def __init__(self, operation_id: str) -> None:
+        self.operation_id = operation_id
+        super().__init__(
+            f"Operation {operation_id} goes on. `modelyard wait {operation_id}` follows it again, "
+            f"`modelyard cancel {operation_id}` ends it."
+        )
+
+
 def session_of(ctx: Context) -> Session:
     """Return the session that the callback of `modelyard` has put into the context."""
     return cast("Session", ctx.obj)
@@ -78,6 +88,7 @@ def finish(session: Session, accepted: Accepted, *, wait: bool) -> None:
     if not wait:
         session.out.accepted(accepted)
         return
+    session.out.note(f"operation {accepted.operation_id}")
     ended = followed(session, accepted.operation_id, None)
     if ended.result_bytes is not None and not session.out.as_json:
         session.out.value(session.yard.result(ended))
@@ -88,7 +99,7 @@ def finish(session: Session, accepted: Accepted, *, wait: bool) -> None:
 def followed(session: Session, operation_id: str, timeout_s: float | None) -> OperationView:
     """Print the phases of an operation until it has succeeded.
 
-    Raises `OperationFailed` and `TimeoutError`.
+    Raises `OperationFailed`, `InterruptedWaitError` and `TimeoutError`.
     """
     ended = until_end(session, operation_id, timeout_s)
     if session.out.as_json and ended.state is not OperationState.SUCCEEDED:
@@ -97,14 +108,33 @@ def followed(session: Session, operation_id: str, timeout_s: float | None) -> Op
 
 
 def until_end(session: Session, operation_id: str, timeout_s: float | None) -> OperationView:
-    """Print the phases of an operation until it has ended; raises `TimeoutError`."""
+    """Print the phases of an operation until it has ended.
+
+    A gateway that does not answer is waited for, for two minutes. Raises `InterruptedWaitError`,
+    `ServiceUnavailableError` and `TimeoutError`.
+    """
+    try:
+        return _until_end(session, operation_id, timeout_s)
+    except KeyboardInterrupt as interrupt:
+        raise InterruptedWaitError(operation_id) from interrupt
+
+
+def _until_end(session: Session, operation_id: str, timeout_s: float | None) -> OperationView:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     printed = ""
+    outage = Outage()
     while True:
         began = time.monotonic()
         left = POLL_S if deadline is None else max(min(deadline - began, POLL_S), 0.0)
         left = left if printed else 0.0  # the first state is printed at once
-        view = session.yard.operation(operation_id, wait_s=left)
+        try:
+            view = session.yard.operation(operation_id, wait_s=left)
+        except ServiceUnavailableError as error:
+            if not outage.lasts:
+                session.out.note(f"{error.detail}. Trying again.")
+            time.sleep(outage.pause_after(error, deadline))
+            continue
+        outage.ends()
         if (line := described(view)) != printed:
             session.out.note(line)
             printed = line
@@ -115,39 +145,45 @@ def until_end(session: Session, operation_id: str, timeout_s: float | None) -> O
         time.sleep(pause_after_poll(time.monotonic() - began, left))
 
 
-def json_text(text: str) -> JsonValue:
-    """Read an option: JSON, `@` and the name of a file, or `-` for standard input."""
-    if text == "-" or text.startswith("@"):
-        return json_file(text.removeprefix("@"))
-    return _parsed(text.encode(), "the option --input")
+# --- an operation of a job ---
 
 
-def json_file(name: str) -> JsonValue:
-    """Read a file of JSON; `-` is standard input."""
-    if name == "-":
-        return _parsed(sys.stdin.buffer.read(), "standard input")
-    try:
-        return _parsed(Path(name).read_bytes(), name)
-    except OSError as error:
-        raise typer.BadParameter(f"{name}: {error.strerror}") from error
+def operation_of(session: Session, given: str, *, for_its_result: bool = False) -> str:
+    """Return the id of an operation that is given by its id, or by its job where it is clear.
+
+    Of a job it is the one that has not ended, and if all have ended the newest;
+    `for_its_result` it is the newest that has one. Raises `AmbiguousJobError` if several have not
+    ended, and `ApiError` if there is no such job.
+    """
+    if re.fullmatch(OPERATION_ID_PATTERN, given):
+        return given
+    session.yard.job(given)
+    newest_first = session.yard.operations(job_id=given, limit=200).operations
+    if for_its_result:
+        having = [one for one in newest_first if one.result_bytes is not None]
+        newest_first = tuple(having) or newest_first
+    else:
+        waiting = [one for one in newest_first if not one.state.terminal]
+        if len(waiting) > 1:
+            raise AmbiguousJobError(given, waiting)
+        newest_first = tuple(waiting) or newest_first
+    if not newest_first:
+        raise AmbiguousJobError(given, ())
+    chosen = newest_first[0]
+    session.out.note(f"operation {chosen.operation_id}")
+    return chosen.operation_id
 
 
-def _parsed(content: bytes, source: str) -> JsonValue:
-    try:
-        return parse_json(content, max_bytes=MAX_BATCH_BYTES)
-    except InvalidRequestError as error:
-        raise typer.BadParameter(f"{source}: {error.message}") from error
+class AmbiguousJobError(Exception):
+    """A job does not say which operation is meant: it has none, or several that have not ended."""
 
-
-def mapping(value: JsonValue) -> dict[str, JsonValue]:
-    """Return a request; raises `typer.BadParameter` if it is not a JSON object."""
-    if not isinstance(value, dict):
-        raise typer.BadParameter("a request is a JSON object, or a list of them")
-    return value
-
-
-def named(value: JsonValue) -> dict[str, JsonValue]:
-    """Return a catalog entry; raises `typer.BadParameter` if it is not an object with a name."""
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise typer.BadParameter("the file must hold a JSON object with a name")
-    return value
+    def __init__(self, job_id: str, found: "tuple[()] | list[OperationView]") -> None:
+        if not found:
+            super().__init__(f"Job {job_id} has no operation.")
+            return
+        listed = ", ".join(f"{one.operation_id} ({described(one)})" for one in found[:5])
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""  # noqa: PLR2004
+        super().__init__(
+            f"Job {job_id} has {len(found)} operations that have not ended; name one: "
+            f"{listed}{more}."
+        )

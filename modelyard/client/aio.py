@@ -22,7 +22,13 @@ from modelyard.client.endpoints import (
     id_of,
     succeeded,
 )
-from modelyard.client.retry import ATTEMPTS, Call, CallAttempts
+from modelyard.client.retry import (
+    ATTEMPTS,
+    Call,
+    CallAttempts,
+    Outage,
+    ServiceUnavailableError,
+)
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.answers import (
@@ -182,13 +188,20 @@ class AsyncModelyard:
         """Return the operation once it has succeeded.
 
         Raises `OperationFailed` if it ended otherwise and `TimeoutError` if it has not ended
-        within `timeout_s` seconds; None waits for ever.
+        within `timeout_s` seconds; None waits for ever. It outlives the restart of a gateway: only
+        after two minutes without an answer it raises `ServiceUnavailableError`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        outage = Outage()
         while True:
             began = time.monotonic()
             left = LONGEST_POLL_S if deadline is None else max(deadline - began, 0.0)
-            view = await self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
+            try:
+                view = await self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
+            except ServiceUnavailableError as error:
+                await asyncio.sleep(outage.pause_after(error, deadline))
+                continue
+            outage.ends()
             if view.state.terminal:
                 return succeeded(view)
             if deadline is not None and time.monotonic() >= deadline:

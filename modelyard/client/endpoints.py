@@ -141,7 +141,7 @@ def pause_after_poll(took_s: float, asked_s: float) -> float:
 
 
 def request(
-    verb: Verb, job_id: str, options: RequestOptions, **given: JsonValue
+    verb: Verb, job_id: str, options: InferenceOptions, **given: JsonValue
 ) -> dict[str, JsonValue]:
     """Return a request as JSON, without the fields that are None."""
     fields = {name: value for name, value in given.items() if value is not None}

@@ -1,6 +1,7 @@
 """One call of the HTTP API: how often it is sent, and how its last answer is read; no I/O."""
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,9 @@ T = TypeVar("T")
 Headers = Mapping[str, str]
 
 ATTEMPTS = 5
+GATEWAY_PATIENCE_S = 120.0
+"""Seconds that a wait for an operation goes on while no gateway answers."""
+OUTAGE_PAUSE_S = 1.0
 FIRST_PAUSE_S = 0.2
 MOST_PAUSE_S = 5.0
 
@@ -97,7 +101,9 @@ class CallAttempts(Generic[T]):
         if self._left <= 0 or (arrived and not self._call.repeatable):
             reason = str(error) or type(error).__name__
             raise ServiceUnavailableError(
-                ErrorCode.UNAVAILABLE, None, f"The gateway does not answer: {reason}"
+                ErrorCode.UNAVAILABLE,
+                None,
+                f"The gateway{_place(error)} does not answer: {reason}",
             ) from error
         self._may_be_done |= arrived
         return self._next_pause()
@@ -129,6 +135,46 @@ class CallAttempts(Generic[T]):
         pause = self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
         self._pause_s = min(self._pause_s * 2, MOST_PAUSE_S)
         return pause
+
+
+class Outage:
+    """Time without an answer of any gateway, during a wait that outlives a restart."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the last call got no answer."""
+        return self._since is not None
+
+    def pause_after(self, error: ServiceUnavailableError, deadline: float | None) -> float:
+        """Return the seconds to wait before the next call.
+
+        Raises `error` after `GATEWAY_PATIENCE_S`, and at the deadline of the wait (monotonic).
+        """
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        over = deadline is not None and now >= deadline
+        if over or now - self._since > GATEWAY_PATIENCE_S:
+            raise error
+        return OUTAGE_PAUSE_S
+
+    def ends(self) -> None:
+        """Note an answer."""
+        self._since = None
+
+
+def _place(error: httpx2.RequestError) -> str:
+    """Return where the gateway should have been, without a password that the URL may hold."""
+    try:
+        url = error.request.url
+    except RuntimeError:  # the request was never made
+        return ""
+    port = f":{url.port}" if url.port else ""
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return f" at {url.scheme}://{host}{port}"
 
 
 class _ProblemFields(BaseModel):

@@ -21,6 +21,8 @@ from modelyard.client.retry import (
     ATTEMPTS,
     Call,
     CallAttempts,
+    Outage,
+    ServiceUnavailableError,
 )
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.access.scopes import Role, Scope
@@ -181,13 +183,20 @@ class Modelyard:
         """Return the operation once it has succeeded.
 
         Raises `OperationFailed` if it ended otherwise and `TimeoutError` if it has not ended
-        within `timeout_s` seconds; None waits for ever.
+        within `timeout_s` seconds; None waits for ever. It outlives the restart of a gateway: only
+        after two minutes without an answer it raises `ServiceUnavailableError`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        outage = Outage()
         while True:
             began = time.monotonic()
             left = LONGEST_POLL_S if deadline is None else max(deadline - began, 0.0)
-            view = self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
+            try:
+                view = self.operation(operation, wait_s=min(left, LONGEST_POLL_S))
+            except ServiceUnavailableError as error:
+                time.sleep(outage.pause_after(error, deadline))
+                continue
+            outage.ends()
             if view.state.terminal:
                 return succeeded(view)
             if deadline is not None and time.monotonic() >= deadline:

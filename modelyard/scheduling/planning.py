@@ -105,6 +105,8 @@ class SchedulingPlan:
     """Inferences whose model has to be loaded before."""
     crowded: list[Crowded] = field(default_factory=list)
     """Operations that could start if models were unloaded."""
+    beyond_help: list[str] = field(default_factory=list)
+    """Jobs that wait for a host and for something else than what models hold."""
     explained: list[OperationRecord] = field(default_factory=list)
     """Operations that stay QUEUED for other reasons than before, with their new reasons."""
 
@@ -203,6 +205,8 @@ def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapac
         _wait(plan, operation, chosen.reasons)
         if chosen.crowded:
             plan.crowded.append(Crowded(operation, request))
+        else:
+            plan.beyond_help.append(job.job_id)
 
 
 def _relocate(decision: Relocate, plan: SchedulingPlan, capacity: FreeCapacity) -> None:

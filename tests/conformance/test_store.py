@@ -496,6 +496,41 @@ async def test_a_load_of_a_model_in_memory_changes_neither_when_nor_how_long_it_
     assert (again.loaded_at, again.load_s) == (loaded.loaded_at, 2.0)
 
 
+async def test_what_a_write_says_it_makes_of_a_job_is_what_the_record_has_then(
+    store: Store,
+) -> None:
+    await store.jobs.ensure(["j"])
+    job = JobRecord(job_id="j")
+    lost = ErrorInfo(code=ErrorCode.CREATE_FAILED, message="no", detail={"$a": [1, {"b.c": None}]})
+    dataset = DatasetSpec(name="d", volume="v")
+    steps: list[Assignment | JobEffect] = [
+        Assignment("j", 0, ONE, 1, 1, "h", SPEC, dataset, devices=("GPU-1",), anew=True),
+        JobEffect("j", ONE, 1, 2, 1, "h", JobState.CREATED, "c" * 64, None),
+        Assignment("j", 2, TWO, 3, 1, "h"),
+        JobEffect(
+            "j", TWO, 3, 1, 1, "h", JobState.TERMINATED, None, None,
+            told=LastReport(incarnation="boot", number=7), ran_s=0.5,
+        ),
+        Assignment("j", 4, ONE, 4, 2, "other", SPEC),
+        JobEffect("j", ONE, 4, 1, 2, "other", JobState.FAILED, None, lost),
+        Assignment("j", 6, TWO, 5, 3, "h", SPEC),
+        JobEffect("j", TWO, 5, 2, 3, "h", JobState.CREATED, "d" * 64, None),
+        JobEffect("j", "any", 1, 9, 3, "h", JobState.FAILED, None, lost, shared=True),
+    ]  # fmt: skip
+    for step in steps:
+        if isinstance(step, Assignment):
+            assert await store.jobs.assign([step], token="t") == {"j"}
+        else:
+            assert await store.jobs.apply([step]) == 1
+        after = step.applied_to(job)
+        recorded = await store.jobs.get("j")
+        assert after is not None
+        assert recorded is not None
+        times = {"created_at": None, "updated_at": None}
+        assert recorded.model_copy(update=times) == after.model_copy(update=times), step
+        job = after
+
+
 @pytest.mark.parametrize("size", [10, MAX_INLINE_RESULT_BYTES + 1])
 async def test_results_of_any_size_come_back_whole(store: Store, size: int) -> None:
     await dispatched(store)

@@ -44,6 +44,7 @@ def wrong_when_quiet(world: World, *, nothing_waits: bool) -> list[str]:
     now = _look(world)
     waiting = set() if nothing_waits else _waiting_for_room(now)
     return [
+        *world.died,
         *(f"I1: {sentence}" for sentence in _all_terminal(world, now, waiting)),
         *(f"I3: {sentence}" for sentence in one_container_each(now)),
         *(f"I4: {sentence}" for sentence in containers_as_recorded(now)),

@@ -154,6 +154,7 @@ async def serving(
     rules: WebRules | None = None,
     limits: ConnectionLimits | None = None,
     max_waiting: int = MAX_WAITING,
+    port: int = 0,
 ) -> AsyncIterator[ServedGateway]:
     """Serve a gateway between a real RabbitMQ and a real MongoDB that it has all to itself."""
     store = Store(mongo_url, name="gateway", timeout_s=2.0)
@@ -176,7 +177,7 @@ async def serving(
         limits=limits,
         on_refused=partial(refused, metrics, with_line=True),
     )
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -12,7 +12,7 @@ from modelyard.cli.exit_codes import FAILED, USAGE
 from modelyard.cli.machine.installed import examination_of, installed, settings_of
 from modelyard.cli.machine.settings import CommandLineSettings
 from modelyard.cli.options import Context
-from modelyard.cli.output import Output
+from modelyard.cli.printing.output import Output
 from modelyard.cli.session import session_of
 from modelyard.doctor.configuration import check_configuration, check_variables
 from modelyard.doctor.diagnosis import Diagnosis, Verdict

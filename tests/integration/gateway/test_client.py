@@ -159,7 +159,12 @@ async def test_waiting_shows_the_states_and_prints_the_result(served: ServedGate
     ran = await running
     assert ran.code == 0
     assert json.loads(ran.out) == {"y": "ü"}
-    assert ran.err.splitlines() == ["INFER j-1 QUEUED", "INFER j-1 SUCCEEDED on h-1"]
+    operation_id = submission.requests[0].operation_id
+    assert ran.err.splitlines() == [
+        f"operation {operation_id}",
+        "INFER j-1 QUEUED",
+        "INFER j-1 SUCCEEDED on h-1",
+    ]
 
 
 async def test_an_inference_on_a_model_is_followed_like_any_other(served: ServedGateway) -> None:
@@ -464,4 +469,5 @@ async def test_wrong_usage_is_exit_code_2_and_says_why(served: ServedGateway) ->
 async def test_a_gateway_that_is_away_is_exit_code_3() -> None:
     ran = await run("http://127.0.0.1:1", "hosts")
     assert ran.code == 3
-    assert ran.err.startswith("error: The gateway does not answer")
+    assert ran.err.startswith("error: The gateway at http://127.0.0.1:1 does not answer: ")
+    assert "--url or MODELYARD_URL" in ran.err

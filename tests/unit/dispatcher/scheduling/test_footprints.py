@@ -1,10 +1,13 @@
 """What was learned, in memory; and what models hold that were learned to take more."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from dispatcher.scheduling import grown_residents
 from dispatcher.scheduling.footprints import LearnedFootprints
 from dispatcher.scheduling.grown_residents import GrownResidents
+from dispatcher.scheduling.lines import LinesRead
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Footprint, Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.capacity.offers import Device, HostCapacity
@@ -129,6 +132,22 @@ async def test_a_round_looks_at_a_bounded_number_and_the_next_ones_at_the_others
         held = [one.resident.devices[GPU] for one in host.reservations if one.resident]
         raised.append(held.count(30))
     assert raised == [1, 2, 3]
+
+
+async def test_a_model_that_leaves_its_host_while_jobs_are_read_is_left_alone(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await loaded(parts, "j1", 30)
+    await told(parts, 45)
+    read = parts.memory.lines.read
+
+    async def reading(job_ids: Iterable[str]) -> LinesRead:
+        await parts.store.hosts.release({HOST: [("j1", 1)]})
+        await parts.fleet.hosts()
+        return await read(job_ids)
+
+    monkeypatch.setattr(parts.memory.lines, "read", reading)
+    assert await held_after_a_round(parts) == {}
 
 
 async def test_a_model_that_takes_more_than_there_is_room_for_holds_what_it_holds(

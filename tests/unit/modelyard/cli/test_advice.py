@@ -25,7 +25,7 @@ def test_a_key_is_advised_only_where_a_key_helps(
     status: int,
     advice: str | None,
 ) -> None:
-    def refused(_arguments: list[str]) -> None:
+    def refused(*_arguments: object, **_options: object) -> None:
         raise ApiError(code, status, "No.")
 
     monkeypatch.setattr(cli, "commands", refused)

@@ -1,21 +1,24 @@
 """What the command line prints: tables and live phases for people, JSON for machines."""
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from modelyard.cli.printing.abridging import abridged
+from modelyard.cli.printing.failures import failure_lines
+from modelyard.cli.printing.plain import in_json, plain
+from modelyard.cli.printing.tables import GAP, laid_out
 from modelyard.client.credentials import VARIABLE
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.answers import Accepted, BatchItem, DeadLetterSummary, Fault
 from modelyard.contract.capacity.sizes import part_text, size_text
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.views import (
     Amount,
@@ -46,11 +49,7 @@ _STYLES = {
     "SUSPECT": "yellow",
 }
 
-_IDS = {"key", "operation", "container", "host", "dead letter", "uuid", "setting"}
 _SHOWN_IF_TRUE = {"cancel_requested"}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that a terminal may take for commands; other people wrote the texts that are printed.
-Tab and newline are harmless."""
 
 
 class Output:
@@ -62,26 +61,49 @@ class Output:
         self._err = Console(stderr=True, highlight=False)
 
     def value(self, value: JsonValue) -> None:
-        """Print JSON: a result, or anything for machines."""
-        indent = 2 if sys.stdout.isatty() else None
-        text = json.dumps(value, ensure_ascii=False, indent=indent)
-        # JSON escapes most control characters itself; the others can stand in strings only.
-        sys.stdout.write(_CONTROL.sub(lambda one: f"\\u{ord(one.group()):04x}", text) + "\n")
+        """Print JSON: a result, or anything for machines. On a terminal long results are abridged.
+
+        With `--json`, and into a pipe or a file, everything is printed whole.
+        """
+        terminal = sys.stdout.isatty()
+        if terminal and not self.as_json:
+            text, left_out = abridged(value)
+            sys.stdout.write(in_json(text) + "\n")
+            if left_out:
+                self.note("Abridged for the terminal; into a pipe or a file it goes whole.")
+            return
+        text = json.dumps(value, ensure_ascii=False, indent=2 if terminal else None)
+        sys.stdout.write(in_json(text) + "\n")
 
     def line(self, text: str, *, style: str | None = None) -> None:
         """Print a line for people on stdout; it is never folded."""
-        self._out.print(_plain(text), soft_wrap=True, style=style)
+        self._out.print(escape(plain(text)), soft_wrap=True, style=style)
 
     def note(self, text: str) -> None:
         """Print a line for people on stderr."""
-        self._err.print(_plain(text), soft_wrap=True)
+        self._err.print(escape(plain(text)), soft_wrap=True)
 
     def error(self, text: str, faults: Iterable[Fault] = ()) -> None:
         """Print what went wrong, and where in the request."""
-        self._err.print(f"[red]error:[/red] {_plain(text)}", soft_wrap=True)
+        self._err.print(f"[red]error:[/red] {escape(plain(text))}", soft_wrap=True)
         for fault in faults:
             where = fault.pointer or fault.parameter or fault.header or "(the whole request)"
-            self._err.print(f"  {_plain(where)}: {_plain(fault.message)}", soft_wrap=True)
+            self.note(f"  {where}: {fault.message}")
+
+    def failure(self, sentence: str, error: ErrorInfo | None) -> None:
+        """Print that an operation did not succeed, with everything that is known about why."""
+        if error is None:
+            self.error(sentence)
+            return
+        first, *facts = failure_lines(error)
+        self.error(f"{sentence}: {first}")
+        for line in facts:
+            self._err.print(escape(line), soft_wrap=True)
+
+    def problem(self, fields: Mapping[str, JsonValue]) -> None:
+        """Print an error as one line of JSON on stderr, for machines."""
+        text = json.dumps({"error": dict(fields)}, ensure_ascii=False)
+        sys.stderr.write(in_json(text) + "\n")
 
     def accepted(self, accepted: Accepted) -> None:
         """Print the operation of a request."""
@@ -121,7 +143,7 @@ class Output:
             for one in found
         ]
         names = ("operation", "job", "verb", "state", "host", "accepted", "error")
-        self._many(found, names, rows)
+        self._many(found, names, rows, least=("accepted", "host", "verb"))
 
     def jobs(self, found: Sequence[JobView]) -> None:
         """Print jobs."""
@@ -136,7 +158,8 @@ class Output:
             )
             for one in found
         ]
-        self._many(found, ("job", "state", "model", "dataset", "host", "container"), rows)
+        names = ("job", "state", "model", "dataset", "host", "container")
+        self._many(found, names, rows, least=("container", "dataset", "host"))
 
     def explanation(self, found: Explanation) -> None:
         """Print why an operation has not started."""
@@ -151,7 +174,7 @@ class Output:
             self.value(found.model_dump(mode="json"))
             return
         for sentence in found.reasons:
-            self._out.print(_plain(sentence), soft_wrap=True)
+            self._out.print(escape(plain(sentence)), soft_wrap=True)
         if found.ahead_in_waiting_room:
             count = found.ahead_in_waiting_room
             self._out.print(f"More urgent operations that wait for a host: {count}.")
@@ -204,7 +227,7 @@ class Output:
             "seen",
             "drain",
         )
-        self._many(found, names, rows)
+        self._many(found, names, rows, least=("running", "seen", "cpus", "memory"))
         if not self.as_json and any(one.devices for one in found):
             self._out.print()
             self._devices(found)
@@ -234,7 +257,7 @@ class Output:
             "temperature",
             "loaded",
         )
-        self.table(names, rows)
+        self.table(names, rows, least=("uuid", "temperature", "busy", "used", "model"))
 
     def dead_letters(self, found: Sequence[DeadLetterSummary]) -> None:
         """Print dead letters."""
@@ -251,7 +274,7 @@ class Output:
             for one in found
         ]
         names = ("dead letter", "reason", "queue", "bytes", "replays", "recorded", "detail")
-        self._many(found, names, rows)
+        self._many(found, names, rows, least=("replays", "bytes", "recorded", "queue"))
 
     def created_key(self, created: CreatedApiKey) -> None:
         """Print a new API key, and nothing else on stdout, so that a script can take it."""
@@ -271,19 +294,17 @@ class Output:
             (
                 one.key_id,
                 one.name,
-                ", ".join(one.scopes),
                 one.created_by or "",
                 _when(one.created_at),
                 _when(one.expires_at),
                 _when(one.last_used_at),
                 _when(one.revoked_at),
+                ", ".join(one.scopes),
             )
             for one in found
         ]
-        columns = (
-            "key", "name", "scopes", "created by", "created", "expires", "used", "revoked"
-        )  # fmt: skip
-        self._many(found, columns, rows)
+        names = ("key", "name", "created by", "created", "expires", "used", "revoked", "scopes")
+        self._many(found, names, rows, least=("created by", "created", "used", "expires"))
 
     def models(self, found: Sequence[ModelSpec]) -> None:
         """Print models."""
@@ -304,7 +325,7 @@ class Output:
             for one in found
         ]
         names = ("image", "device", "memory", "device memory", "loads", "measured")
-        self._many(found, names, rows)
+        self._many(found, names, rows, least=("measured", "loads"))
 
     def datasets(self, found: Sequence[DatasetSpec]) -> None:
         """Print datasets."""
@@ -313,38 +334,61 @@ class Output:
 
     def one(self, view: BaseModel) -> None:
         """Print all fields of one thing."""
-        fields = view.model_dump(mode="json", exclude={"links"})
         if self.as_json:
             self.value(view.model_dump(mode="json"))
-            return
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, value in fields.items():
-            if value not in (None, "", [], {}) and (value or name not in _SHOWN_IF_TRUE):
-                shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                table.add_row(f"[bold]{name}[/bold]", _styled(shown))
-        self._out.print(table)
+        else:
+            self.fields(view)
+
+    def fields(self, view: BaseModel, *, without: Collection[str] = ()) -> None:
+        """Print the fields of one thing for people, each on a line of its own."""
+        fields = view.model_dump(mode="json", exclude={"links", "error", *without})
+        shown = {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in fields.items()
+            if value not in (None, "", [], {}) and (value or name not in _SHOWN_IF_TRUE)
+        }
+        error = getattr(view, "error", None)
+        width = max(map(len, [*shown, "error" if error else ""]), default=0)
+        for name, text in shown.items():
+            self._out.print(f"[bold]{name:{width}}[/bold]  {_styled(text)}", soft_wrap=True)
+        if isinstance(error, ErrorInfo):
+            for at, line in enumerate(failure_lines(error)):
+                name = "" if at else "error"
+                self._out.print(f"[bold]{name:{width}}[/bold]  {escape(line)}", soft_wrap=True)
+
+    def heading(self, text: str) -> None:
+        """Print the name of a part, after an empty line."""
+        self._out.print(f"\n[bold]{escape(plain(text))}[/bold]", soft_wrap=True)
 
     def phase(self, view: OperationView) -> None:
         """Print a line about an operation's state for people."""
         self.note(described(view))
 
     def _many(
-        self, found: Sequence[BaseModel], names: Sequence[str], rows: Iterable[Sequence[str]]
+        self,
+        found: Sequence[BaseModel],
+        names: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        least: Sequence[str] = (),
     ) -> None:
         if self.as_json:
             self.value([one.model_dump(mode="json") for one in found])
         else:
-            self.table(names, rows)
+            self.table(names, rows, least)
 
-    def table(self, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table for people."""
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for name in names:
-            # People copy ids, so an id is never wrapped; the other columns are.
-            table.add_column(name, overflow="fold", no_wrap=name in _IDS)
-        for row in rows:
-            table.add_row(*(_styled(cell) for cell in row))
-        self._out.print(table)
+    def table(
+        self, names: Sequence[str], rows: Sequence[Sequence[str]], least: Sequence[str] = ()
+    ) -> None:
+        """Print a table for people; `least` names the columns that may go if there is no room."""
+        width = self._out.width if self._out.is_terminal else None
+        table = laid_out(names, rows, least=least, width=width)
+        self._out.print(f"[bold]{GAP.join(table.header)}[/bold]", soft_wrap=True)
+        for cells in table.lines:
+            line = GAP.join(_styled(cell) for cell in cells).rstrip()
+            self._out.print(line, soft_wrap=True)
+        if table.left_out:
+            left_out = ", ".join(table.left_out)
+            self.note(f"No room for: {left_out}. A wider terminal, or a pipe, shows all columns.")
 
 
 def described(view: OperationView) -> str:
@@ -366,13 +410,8 @@ def described(view: OperationView) -> str:
 
 
 def _styled(cell: str) -> str:
-    style = _STYLES.get(cell)
-    return f"[{style}]{cell}[/{style}]" if style else _plain(cell)
-
-
-def _plain(text: str) -> str:
-    """Escape markup and the characters that a terminal may take for commands."""
-    return escape(_CONTROL.sub(lambda one: f"\\x{ord(one.group()):02x}", text))
+    style = _STYLES.get(cell.rstrip())
+    return f"[{style}]{cell}[/{style}]" if style else escape(plain(cell))
 
 
 def _part(amount: Amount | None) -> str:

@@ -1,0 +1,113 @@
+"""JSON and YAML that a user gives: in an option, in a file, on standard input."""
+
+import sys
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from modelyard.contract.errors import InvalidRequestError
+from modelyard.contract.messages import MAX_BATCH_BYTES
+from modelyard.contract.strict_json import JsonValue, dump_json, parse_json
+
+_YAML = frozenset({".yaml", ".yml"})
+_STDIN = "standard input"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML as JSON has it: no dates, no references to other parts of the document."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - PyYAML's
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise yaml.MarkedYAMLError(
+                    problem=f"the name {key.value!r} is not a text; put it in quotes",
+                    problem_mark=key.start_mark,
+                )
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the name {key.value!r} occurs twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def value_of(text: str) -> JsonValue:
+    """Read an option: JSON, `@` and the name of a file, or `-` for standard input."""
+    if text == "-" or text.startswith("@"):
+        return document(text.removeprefix("@"))
+    return _json(text.encode(), "the option --input")
+
+
+def document(name: str) -> JsonValue:
+    """Read a file of JSON or YAML by its name; `-` is standard input, which may be either."""
+    found = documents(name)
+    if len(found) != 1:
+        raise typer.BadParameter(f"{name} holds {len(found)} documents; one is expected")
+    return found[0]
+
+
+def documents(name: str) -> list[JsonValue]:
+    """Read all documents of a file, of which only YAML can have several."""
+    if name == "-":
+        content = sys.stdin.buffer.read(MAX_BATCH_BYTES + 1)
+        # All that is valid as a request or as an entry in JSON begins like this.
+        as_json = content.lstrip()[:1] in (b"{", b"[", b"")
+        return [_json(content, _STDIN)] if as_json else _yaml(content, _STDIN)
+    path = Path(name)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BATCH_BYTES + 1)
+    except OSError as error:
+        raise typer.BadParameter(f"{name}: {error.strerror}") from error
+    return _yaml(content, name) if path.suffix.lower() in _YAML else [_json(content, name)]
+
+
+def mapping(value: JsonValue) -> dict[str, JsonValue]:
+    """Return a request; raises `typer.BadParameter` if it is not a JSON object."""
+    if not isinstance(value, dict):
+        raise typer.BadParameter("a request is a JSON object, or a list of them")
+    return value
+
+
+def named(value: JsonValue) -> dict[str, JsonValue]:
+    """Return a catalog entry; raises `typer.BadParameter` if it is not an object with a name."""
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise typer.BadParameter("the file must hold an object with a name")
+    return value
+
+
+def _json(content: bytes, source: str) -> JsonValue:
+    try:
+        return parse_json(content, max_bytes=MAX_BATCH_BYTES)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(f"{source}: {error.message}") from error
+
+
+def _yaml(content: bytes, source: str) -> list[JsonValue]:
+    """Read YAML; each document passes the rules of JSON too (depth, names, numbers)."""
+    if len(content) > MAX_BATCH_BYTES:
+        raise typer.BadParameter(f"{source}: more than {MAX_BATCH_BYTES} bytes")
+    try:
+        found = [one for one in yaml.load_all(content, _PlainLoader) if one is not None]
+        texts = [dump_json(one) for one in found]
+    except (yaml.YAMLError, RecursionError) as error:
+        raise typer.BadParameter(f"{source}: {' '.join(str(error).split())}") from error
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(f"{source}: it holds what JSON has not: {error}") from error
+    return [_json(text.encode(), source) for text in texts]
