@@ -46,7 +46,7 @@ class LeaderGauges:
         if now is not None:
             yield _heartbeats(there, now)
         listed = sum(self._orphans.listed.get(one.host_id, 0) for one in there)
-        orphans = sum(self._orphans.on_host(host_id) for host_id in {o.host_id for o in there})
+        orphans = self._orphans.count({one.host_id for one in there})
         expected = sum(len(one.reservations) for one in there)
         yield _family(
             "modelyard_containers",

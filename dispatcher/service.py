@@ -75,6 +75,7 @@ from modelyard.contract.topology import (
     REPORTS_QUEUE,
     Queue,
 )
+from modelyard.process.addresses import OFF
 from modelyard.process.body_process import BodyProcessEndedError, BodyProcessUnavailableError
 from modelyard.process.health.file import HealthFile
 from modelyard.process.tasks import TaskGroup, unending
@@ -294,6 +295,12 @@ class Leader:
             self._stop_listening()
             await self._decoder.close()
 
+    async def _count_waiting(self) -> None:
+        """Count what waits, if anybody can scrape it."""
+        if self._settings.dispatcher_metrics_address == OFF:
+            await asyncio.Event().wait()
+        await self._waiting.run()
+
     async def _run(self) -> None:
         async with TaskGroup() as group:
             for work in (
@@ -303,7 +310,7 @@ class Leader:
                 self._enrolment.run(),
                 self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s),
                 self._idle_unloads.run(),
-                self._waiting.run(),
+                self._count_waiting(),
                 self._consume(JOBS_QUEUE, self.intake.handle, max_items=50),
                 self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200),
                 self._consume(DEAD_QUEUE, self.dead_letters.handle, max_items=50),

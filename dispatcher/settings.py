@@ -77,7 +77,4 @@ class DispatcherSettings(StoreSettings):
         description="true or false: whether orphans are only logged, not removed. Containers of "
         "an earlier generation of a job are removed in any case.",
     )
-    dispatcher_metrics_address: MetricsAddress = Field(
-        default="127.0.0.1:9182",
-        description="HOST:PORT at which /metrics is scraped, without authentication; off for none.",
-    )
+    dispatcher_metrics_address: MetricsAddress = "127.0.0.1:9182"

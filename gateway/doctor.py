@@ -1,8 +1,9 @@
 """Whether this machine is ready for a gateway: `modelyard doctor --service gateway`."""
 
+from gateway.service import QUEUES
 from gateway.settings import GatewaySettings
 from modelyard.broker.doctor import BrokerDuties, check_broker
-from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE
+from modelyard.contract.topology import JOBS
 from modelyard.doctor.diagnosis import Diagnosis
 from modelyard.store.doctor.server import check_database
 
@@ -12,7 +13,7 @@ async def examine(settings: GatewaySettings) -> list[Diagnosis]:
     return [
         *await check_broker(
             settings.amqp_url.get_secret_value(),
-            BrokerDuties(publishes_to=JOBS, declares=(JOBS_QUEUE, DEAD_QUEUE)),
+            BrokerDuties(publishes_to=JOBS, declares=QUEUES),
         ),
         *await check_database(settings.mongo_url.get_secret_value()),
     ]

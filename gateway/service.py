@@ -30,6 +30,8 @@ from modelyard.store import Store
 
 log = structlog.get_logger(__name__)
 
+QUEUES = (JOBS_QUEUE, DEAD_QUEUE)
+"""The queues that a gateway declares."""
 PROBE_KEY = "gateway.probe"
 """A routing key to which no queue is bound: the broker confirms the message and drops it."""
 PROBE_S = 2.0
@@ -133,7 +135,7 @@ class Gateway:
 
     async def _probe_broker(self) -> None:
         try:
-            await self._broker.declare([JOBS_QUEUE, DEAD_QUEUE])
+            await self._broker.declare(QUEUES)
             # A broker under a memory alarm accepts connections and declarations, but no messages.
             await self._broker.publish(
                 JOBS, PROBE_KEY, b"", mandatory=False, persistent=False, timeout_s=PROBE_S

@@ -140,10 +140,7 @@ class GatewaySettings(StoreSettings):
         le=MAX_BATCH_BYTES,
         description="Most bytes in the body of a batch.",
     )
-    gateway_metrics_address: MetricsAddress = Field(
-        default="127.0.0.1:9181",
-        description="HOST:PORT at which /metrics is scraped, without authentication; off for none.",
-    )
+    gateway_metrics_address: MetricsAddress = "127.0.0.1:9181"
     gateway_access_log: Annotated[bool, Expects("true or false")] = Field(
         default=True,
         description="true or false: whether each request has a line in the log.",

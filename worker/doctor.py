@@ -8,7 +8,7 @@ from modelyard.contract.topology import REPORTS, queues_of_host
 from modelyard.doctor.diagnosis import Diagnosis, failure, ok, warning
 from modelyard.doctor.disk import check_room, check_writable
 from worker.devices.declared import DeclaredDevices
-from worker.devices.nvml import NvmlDevices, driver_version
+from worker.devices.nvml import NvmlDevices
 from worker.devices.protocol import DevicesUnreadableError
 from worker.engine.docker.doctor import check_engine
 from worker.settings import WorkerSettings
@@ -46,8 +46,8 @@ async def _devices(settings: WorkerSettings) -> tuple[list[Diagnosis], bool]:
         names = ", ".join(f"{one.uuid} ({size_text(one.memory)})" for one in declared) or "none"
         return [ok("devices", f"declared: {names}")], bool(declared)
     try:
-        found = await NvmlDevices().found()
-        version = await driver_version()
+        nvml = NvmlDevices()
+        found, version = await nvml.found(), await nvml.driver_version()
     except DevicesUnreadableError as error:
         advice = (
             "Look at `nvidia-smi`: the driver and its library must be of the same version, and "

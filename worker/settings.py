@@ -187,10 +187,7 @@ class WorkerSettings(ProcessSettings):
         description="Folder for small files that a reboot may delete; only this user may write to "
         "it (default: modelyard-UID in the folder for temporary files).",
     )
-    worker_metrics_address: MetricsAddress = Field(
-        default="127.0.0.1:9183",
-        description="HOST:PORT at which /metrics is scraped, without authentication; off for none.",
-    )
+    worker_metrics_address: MetricsAddress = "127.0.0.1:9183"
 
     @field_validator("worker_allowed_images")
     @classmethod

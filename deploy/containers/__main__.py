@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from deploy.containers import demo as demonstration
 from deploy.containers.checks import check
 from deploy.containers.engine import engine
 from deploy.containers.service_images import TARGETS, ensure_service_images
-from deploy.local.errors import StackError
+from deploy.local.command_line import commands, run
 from deploy.local.progress import Progress
 
-app = typer.Typer(
-    help="Modelyard in containers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = commands("Modelyard in containers.")
 
 
 @app.command()
@@ -45,14 +39,5 @@ def demo() -> None:
     raise typer.Exit(demonstration.main())
 
 
-def main() -> None:
-    """Run a command; print a `StackError` as a message and exit with status 1."""
-    try:
-        app()
-    except StackError as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
-        raise SystemExit(1) from None
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

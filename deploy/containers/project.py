@@ -31,7 +31,6 @@ class ComposeProject:
         self, name: str, files: Sequence[Path], *, env_file: Path, environment: Mapping[str, str]
     ) -> None:
         """`environment` wins over `env_file`; it has to name the engine in DOCKER_HOST."""
-        self.name = name
         inherited = {
             key: value
             for key, value in os.environ.items()
@@ -57,9 +56,6 @@ class ComposeProject:
                 progress(str(error).splitlines()[-1])
             else:
                 return
-
-    def start(self, service: str) -> None:
-        self._run("up", "--detach", "--no-deps", service)
 
     def down(self) -> None:
         """Remove all containers, networks and volumes of the project."""

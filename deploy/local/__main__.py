@@ -10,17 +10,13 @@ from rich.table import Table
 
 from deploy.local import background, services
 from deploy.local import demo as demonstration
+from deploy.local.command_line import commands, run
 from deploy.local.errors import StackError
 from deploy.local.layout import ROOT, Given
 from deploy.local.progress import Progress
 from deploy.local.state import State
 
-app = typer.Typer(
-    help="Modelyard on this machine, with real servers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = commands("Modelyard on this machine, with real servers.")
 
 
 @app.command()
@@ -74,14 +70,5 @@ def _table(state: State) -> Table:
     return table
 
 
-def main() -> None:
-    """Run a command; print a `StackError` as a message and exit with status 1."""
-    try:
-        app()
-    except StackError as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
-        raise SystemExit(1) from None
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -1,7 +1,7 @@
 """Orphans: containers of ours that the record does not know."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import structlog
 
@@ -24,9 +24,9 @@ class Orphans:
         self.listed: dict[str, int] = {}
         """The number of containers in the last inventory of each host."""
 
-    def on_host(self, host_id: str) -> int:
-        """Return how many orphans a host has, as far as is known."""
-        return sum(1 for host, _ in self._since if host == host_id)
+    def count(self, host_ids: Collection[str]) -> int:
+        """Return how many orphans these hosts have, as far as is known."""
+        return sum(1 for host_id, _ in self._since if host_id in host_ids)
 
     def due(self, host_id: str, items: Sequence[InventoryItem]) -> list[InventoryItem]:
         """Return the host's orphans that are to be removed: their grace period is over."""

@@ -22,11 +22,12 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.ids import Id
 from modelyard.store.records import DeadLetter
 
-router = APIRouter(
-    prefix="/v1/dead-letters", tags=["dead letters"], dependencies=[needs(Scope.DEAD_LETTERS)]
-)
+# One dependency, so that a request is authenticated once.
+_NEEDED = needs(Scope.DEAD_LETTERS)
 
-Operator = Annotated[Principal, needs(Scope.DEAD_LETTERS)]
+router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], dependencies=[_NEEDED])
+
+Operator = Annotated[Principal, _NEEDED]
 
 
 class DeadLetterQuery(PageQuery):

@@ -22,8 +22,7 @@ def describe_job(ctx: Context, job: Annotated[str, typer.Argument(help="The job.
     found = yard.job(job)
     operations = yard.operations(job_id=job, limit=_RECENT).operations
     if out.as_json:
-        latest = [one.model_dump(mode="json") for one in operations]
-        out.value({**found.model_dump(mode="json"), "operations": latest})
+        out.whole(found, operations=operations)
         return
     out.fields(found)
     out.heading(f"Its latest operations ({_RECENT} at most)")
@@ -38,8 +37,7 @@ def describe_host(ctx: Context, host: Annotated[str, typer.Argument(help="The ho
     found = yard.host(host)
     jobs = yard.jobs(host_id=host, limit=_MOST).jobs
     if out.as_json:
-        on_it = [one.model_dump(mode="json") for one in jobs]
-        out.value({**found.model_dump(mode="json"), "jobs": on_it})
+        out.whole(found, jobs=jobs)
         return
     out.hosts([found])
     out.heading("All of it")
@@ -61,13 +59,7 @@ def describe_model(ctx: Context, model: Annotated[str, typer.Argument(help="The 
         if one.state is not JobState.TERMINATED
     ]
     if out.as_json:
-        out.value(
-            {
-                **found.model_dump(mode="json"),
-                "footprints": [one.model_dump(mode="json") for one in footprints],
-                "jobs": [one.model_dump(mode="json") for one in jobs],
-            }
-        )
+        out.whole(found, footprints=footprints, jobs=jobs)
         return
     out.fields(found)
     out.heading("Measured in memory")

@@ -1,5 +1,6 @@
 """The commands that submit requests on jobs, and `modelyard jobs`."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -89,20 +90,30 @@ def create(  # noqa: PLR0913 - options
     submitted(session_of(ctx), body, wait=wait, key=key)
 
 
-def load(  # noqa: PLR0913 - options
-    ctx: Context,
-    job: Job,
-    *,
-    priority: Priority = None,
-    timeout: Timeout = None,
-    queue_timeout: QueueTimeout = None,
-    metadata: Metadata = None,
-    wait: Wait = False,
-    key: Key = None,
-) -> None:
-    """Bring a job's model into memory."""
-    options = options_of(priority, timeout, queue_timeout, metadata)
-    submitted(session_of(ctx), request(Verb.DEPLOY_LOAD, job, options), wait=wait, key=key)
+def _on_job(verb: Verb, purpose: str) -> Callable[..., None]:
+    """Return the command of a verb that needs nothing but its job; `purpose` is its help."""
+
+    def command(  # noqa: PLR0913 - options
+        ctx: Context,
+        job: Job,
+        *,
+        priority: Priority = None,
+        timeout: Timeout = None,
+        queue_timeout: QueueTimeout = None,
+        metadata: Metadata = None,
+        wait: Wait = False,
+        key: Key = None,
+    ) -> None:
+        options = options_of(priority, timeout, queue_timeout, metadata)
+        submitted(session_of(ctx), request(verb, job, options), wait=wait, key=key)
+
+    command.__doc__ = purpose
+    return command
+
+
+load = _on_job(Verb.DEPLOY_LOAD, "Bring a job's model into memory.")
+unload = _on_job(Verb.DEPLOY_UNLOAD, "Take a job's model out of memory.")
+terminate = _on_job(Verb.TERMINATE, "Remove a job's container.")
 
 
 def infer(  # noqa: PLR0913 - options
@@ -140,38 +151,6 @@ def infer(  # noqa: PLR0913 - options
         finish(session, accepted, wait=wait)
     else:
         raise typer.BadParameter("give a job or --model, and not both", param_hint="JOB")
-
-
-def unload(  # noqa: PLR0913 - options
-    ctx: Context,
-    job: Job,
-    *,
-    priority: Priority = None,
-    timeout: Timeout = None,
-    queue_timeout: QueueTimeout = None,
-    metadata: Metadata = None,
-    wait: Wait = False,
-    key: Key = None,
-) -> None:
-    """Take a job's model out of memory."""
-    options = options_of(priority, timeout, queue_timeout, metadata)
-    submitted(session_of(ctx), request(Verb.DEPLOY_UNLOAD, job, options), wait=wait, key=key)
-
-
-def terminate(  # noqa: PLR0913 - options
-    ctx: Context,
-    job: Job,
-    *,
-    priority: Priority = None,
-    timeout: Timeout = None,
-    queue_timeout: QueueTimeout = None,
-    metadata: Metadata = None,
-    wait: Wait = False,
-    key: Key = None,
-) -> None:
-    """Remove a job's container."""
-    options = options_of(priority, timeout, queue_timeout, metadata)
-    submitted(session_of(ctx), request(Verb.TERMINATE, job, options), wait=wait, key=key)
 
 
 def temp(  # noqa: PLR0913 - options

@@ -157,7 +157,6 @@ def operation_of(session: Session, given: str, *, for_its_result: bool = False) 
     """
     if re.fullmatch(OPERATION_ID_PATTERN, given):
         return given
-    session.yard.job(given)
     newest_first = session.yard.operations(job_id=given, limit=200).operations
     if for_its_result:
         having = [one for one in newest_first if one.result_bytes is not None]
@@ -168,6 +167,7 @@ def operation_of(session: Session, given: str, *, for_its_result: bool = False) 
             raise AmbiguousJobError(given, waiting)
         newest_first = tuple(waiting) or newest_first
     if not newest_first:
+        session.yard.job(given)
         raise AmbiguousJobError(given, ())
     chosen = newest_first[0]
     session.out.note(f"operation {chosen.operation_id}")

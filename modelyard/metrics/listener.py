@@ -13,7 +13,6 @@ from http import HTTPStatus
 import structlog
 
 from modelyard.metrics.exposition import Exposition
-from modelyard.process.addresses import parse_address
 
 log = structlog.get_logger(__name__)
 
@@ -32,9 +31,10 @@ _PLAIN = "text/plain; charset=utf-8"
 class MetricsListener:
     """Answers scrapes until cancelled."""
 
-    def __init__(self, exposition: Exposition, address: str) -> None:
+    def __init__(self, exposition: Exposition, place: tuple[str, int]) -> None:
+        """`place` is host and port; port 0 takes a free one."""
         self._exposition = exposition
-        self._place = parse_address(address)
+        self._place = place
         self._open = 0
 
     async def run(self, listening: Callable[[tuple[str, int]], None] = lambda _: None) -> None:
@@ -43,9 +43,6 @@ class MetricsListener:
         While the address can't be used it is tried again, with one log line: the work of the
         process does not depend on being watched.
         """
-        if self._place is None:
-            await asyncio.Event().wait()
-            return
         server = await self._listen(*self._place)
         try:
             host, port = server.sockets[0].getsockname()[:2]

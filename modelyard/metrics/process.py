@@ -14,6 +14,7 @@ from prometheus_client import (
 from modelyard import __version__
 from modelyard.metrics.exposition import Exposition
 from modelyard.metrics.listener import MetricsListener
+from modelyard.process.addresses import parse_address
 from modelyard.process.tasks import TaskGroup, unending
 
 LAG_EVERY_S = 0.5
@@ -70,7 +71,11 @@ class ProcessMetrics:
 
     async def run(self, address: str) -> None:
         """Answer scrapes at `address` (`HOST:PORT`, or `off`) until cancelled."""
-        listener = MetricsListener(Exposition(self.registry), address)
+        place = parse_address(address)
+        if place is None:
+            await asyncio.Event().wait()
+            return
+        listener = MetricsListener(Exposition(self.registry), place)
         async with TaskGroup() as tasks:
             tasks.create_task(unending(listener.run()))
             tasks.create_task(unending(self._measure_lag()))

@@ -107,7 +107,13 @@ def _usable(address: str) -> str:
     return address
 
 
-MetricsAddress = Annotated[str, AfterValidator(_usable)]
+MetricsAddress = Annotated[
+    str,
+    AfterValidator(_usable),
+    Field(
+        description="HOST:PORT at which /metrics is scraped, without authentication; off for none."
+    ),
+]
 """Where a process is scraped: `HOST:PORT`, or `off`."""
 
 

@@ -9,7 +9,12 @@ from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.capacity.footprints import Footprints
 from modelyard.store.catalog import CatalogCollection
-from modelyard.store.connection import ASK_TIME_EVERY_S, CallEnded, MongoConnection
+from modelyard.store.connection import (
+    ASK_TIME_EVERY_S,
+    CallEnded,
+    MongoConnection,
+    uncounted,
+)
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
@@ -30,15 +35,15 @@ class Store:
         *,
         name: str,
         timeout_s: float = 5.0,
-        call_ended: CallEnded | None = None,
+        call_ended: CallEnded = uncounted,
     ) -> None:
         """`url` is a MongoDB URI; every call ends within about `timeout_s` seconds.
 
         `call_ended` is called at the end of each call.
         """
-        self._connection = MongoConnection(url, name=name, timeout_s=timeout_s)
-        if call_ended is not None:
-            self._connection.call_ended = call_ended
+        self._connection = MongoConnection(
+            url, name=name, timeout_s=timeout_s, call_ended=call_ended
+        )
         self.changes = self._connection.changes
         self.operation_queries = OperationQueries(self._connection)
         self.operations = Operations(self._connection, self.operation_queries)

@@ -52,7 +52,7 @@ class CallEnded(Protocol):
     def __call__(self, seconds: float, *, answered: bool) -> None: ...
 
 
-def _uncounted(seconds: float, *, answered: bool) -> None:
+def uncounted(seconds: float, *, answered: bool) -> None:
     del seconds, answered
 
 
@@ -91,14 +91,16 @@ class Changes:
 class MongoConnection:
     """A client with majority writes and a deadline on every call."""
 
-    call_ended: CallEnded = staticmethod(_uncounted)
-
-    def __init__(self, url: str, *, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, url: str, *, name: str, timeout_s: float, call_ended: CallEnded = uncounted
+    ) -> None:
         """`url` is a MongoDB URI; its path names the database (`modelyard` if it has none).
 
-        Raises `ValueError` for a URL that can't be used; the message does not repeat it.
+        `call_ended` is called at the end of each call. Raises `ValueError` for a URL that can't be
+        used; the message does not repeat it.
         """
         self._timeout_s = timeout_s
+        self._call_ended = call_ended
         self.changes = Changes()
         self._clock = RemoteClock()
         try:
@@ -220,7 +222,7 @@ class MongoConnection:
         except PyMongoError as error:
             raise StoreUnavailableError(f"MongoDB does not answer: {error}") from error
         finally:
-            self.call_ended(time.monotonic() - began, answered=answered)
+            self._call_ended(time.monotonic() - began, answered=answered)
 
 
 def _is_not_now(error: OperationFailure) -> bool:

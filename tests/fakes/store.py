@@ -12,7 +12,7 @@ from modelyard.store import Store
 from modelyard.store.api_keys import ApiKeys
 from modelyard.store.capacity.footprints import Footprints
 from modelyard.store.catalog import CatalogCollection
-from modelyard.store.connection import Changes, Collection, MongoConnection
+from modelyard.store.connection import Changes, Collection, MongoConnection, uncounted
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
@@ -35,6 +35,7 @@ class MemoryConnection(MongoConnection):
 
     def __init__(self, database: MemoryDatabase, link: Link, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
+        self._call_ended = uncounted
         self.changes = Changes()
         self._clock = RemoteClock()
         self.memory = database

@@ -32,7 +32,7 @@ from modelyard.contract.access.scopes import Scope
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.ids import DEFAULT_TENANT
-from modelyard.contract.messages import Event, OperationReport, Submission
+from modelyard.contract.messages import EngineFacts, Event, HostOnline, OperationReport, Submission
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import DEAD_QUEUE, EVENTS, JOBS_QUEUE
 from modelyard.store import Store
@@ -193,6 +193,16 @@ async def serving(
         await gateway.close()
         await other.close()
         hands.close()
+
+
+@asynccontextmanager
+async def serving_a_fleet(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
+    """Serve a gateway that asks for no key, with a model, a dataset and the host `h-1`."""
+    async with serving(mongo_url, amqp_url) as served:
+        await fill_catalog(served.store)
+        online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
+        await served.store.hosts.come_online("h-1", "i-1", online)
+        yield served
 
 
 @contextmanager

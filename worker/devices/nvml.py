@@ -56,6 +56,11 @@ class NvmlDevices:
         """Ask which programs compute on them; raises `DevicesUnreadableError`."""
         return dict(await self._ask(_programs))
 
+    async def driver_version(self) -> str | None:
+        """Return the driver's version; None without one. Raises `DevicesUnreadableError`."""
+        found = await self._ask(lambda: (_text(pynvml.nvmlSystemGetDriverVersion()),))
+        return found[0] if found else None
+
     async def _ask(self, question: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
         """Ask in a thread, one question at a time.
 
@@ -73,20 +78,6 @@ class NvmlDevices:
             except pynvml.NVMLError as error:
                 raise DevicesUnreadableError(str(error)) from error
             return found
-
-
-async def driver_version() -> str | None:
-    """Return the version of NVIDIA's driver; None without one. Raises `DevicesUnreadableError`."""
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            found = await asyncio.to_thread(
-                _with_library, lambda: (_text(pynvml.nvmlSystemGetDriverVersion()),)
-            )
-    except TimeoutError as error:
-        raise DevicesUnreadableError("the driver does not answer") from error
-    except pynvml.NVMLError as error:
-        raise DevicesUnreadableError(str(error)) from error
-    return found[0] if found else None
 
 
 def _with_library(question: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:

@@ -44,7 +44,7 @@ def doctor(
         out.error("No service is installed here: pip install 'modelyard[worker]', for example.")
         raise typer.Exit(USAGE)
     _silence_libraries()
-    found = {one: asyncio.run(_examined(one)) for one in services}
+    found = asyncio.run(_examined(services))
     if out.as_json:
         out.value(
             [{"service": name, **asdict(one)} for name, all_of in found.items() for one in all_of]
@@ -63,12 +63,16 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", message="coroutine 'Connection.close' was never awaited")
 
 
-async def _examined(service: str) -> list[Diagnosis]:
-    kind, examine = settings_of(service), examination_of(service)
-    settings, configured = check_configuration(kind)
+async def _examined(services: list[str]) -> dict[str, list[Diagnosis]]:
     kinds: list[type[ConfiguredSettings]] = [CommandLineSettings, *map(settings_of, installed())]
-    found = [configured, *check_variables(kinds)]
-    return found if settings is None else [*found, *await examine(settings)]
+    variables = check_variables(kinds)
+    found: dict[str, list[Diagnosis]] = {}
+    for service in services:
+        settings, configured = check_configuration(settings_of(service))
+        found[service] = [configured, *variables]
+        if settings is not None:
+            found[service] += await examination_of(service)(settings)
+    return found
 
 
 def _print(out: Output, service: str, found: list[Diagnosis]) -> None:

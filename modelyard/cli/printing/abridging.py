@@ -17,31 +17,35 @@ def abridged(value: JsonValue) -> tuple[str, bool]:
 
     What was left out is said in its place, so an abridged text is not JSON.
     """
-    lines = _lines(value, "")
+    left_out: list[str] = []
+    lines = _lines(value, "", left_out)
     if len(lines) > MOST_LINES:
-        lines = [*lines[: MOST_LINES - 1], f"… {len(lines) - MOST_LINES + 1:,} more lines"]
-    text = "\n".join(lines)
-    return text, text != "\n".join(_lines(value, "", whole=True))
+        left_out.append(f"… {len(lines) - MOST_LINES + 1:,} more lines")
+        lines = [*lines[: MOST_LINES - 1], left_out[-1]]
+    return "\n".join(lines), bool(left_out)
 
 
-def _lines(value: JsonValue, indent: str, *, whole: bool = False) -> list[str]:
-    """Return the lines of a value; all but the first begin with `indent`."""
+def _lines(value: JsonValue, indent: str, left_out: list[str]) -> list[str]:
+    """Return the lines of a value, and add to `left_out` what stands for something else.
+
+    All lines but the first begin with `indent`.
+    """
     if isinstance(value, str):
-        return [_text(value, whole=whole)]
+        return [_text(value, left_out)]
     if not isinstance(value, list | dict):
         return [json.dumps(value)]
     opening, closing = "[]" if isinstance(value, list) else "{}"
-    kept = len(value) if whole else MOST_ITEMS
     inner = indent + "  "
     items: list[list[str]] = []
     if isinstance(value, list):
-        items = [_lines(one, inner, whole=whole) for one in value[:kept]]
+        items = [_lines(one, inner, left_out) for one in value[:MOST_ITEMS]]
     else:
-        for name, one in list(value.items())[:kept]:
-            first, *rest = _lines(one, inner, whole=whole)
-            items.append([f"{_text(name, whole=whole)}: {first}", *rest])
-    if len(value) > kept:
-        items.append([f"… {len(value) - kept:,} more"])
+        for name, one in list(value.items())[:MOST_ITEMS]:
+            first, *rest = _lines(one, inner, left_out)
+            items.append([f"{_text(name, left_out)}: {first}", *rest])
+    if len(value) > MOST_ITEMS:
+        left_out.append(f"… {len(value) - MOST_ITEMS:,} more")
+        items.append([left_out[-1]])
     flat = ", ".join(item[0] for item in items)
     if all(len(item) == 1 for item in items) and len(indent) + len(flat) <= _WIDTH:
         return [f"{opening}{flat}{closing}"]
@@ -55,8 +59,8 @@ def _lines(value: JsonValue, indent: str, *, whole: bool = False) -> list[str]:
     return [*lines, indent + closing]
 
 
-def _text(text: str, *, whole: bool) -> str:
-    if whole or len(text) <= MOST_CHARS:
+def _text(text: str, left_out: list[str]) -> str:
+    if len(text) <= MOST_CHARS:
         return json.dumps(text, ensure_ascii=False)
-    start = json.dumps(text[:MOST_CHARS], ensure_ascii=False)
-    return f"{start}… {len(text) - MOST_CHARS:,} more characters"
+    left_out.append(f"… {len(text) - MOST_CHARS:,} more characters")
+    return json.dumps(text[:MOST_CHARS], ensure_ascii=False) + left_out[-1]

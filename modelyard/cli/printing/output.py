@@ -356,6 +356,11 @@ class Output:
                 name = "" if at else "error"
                 self._out.print(f"[bold]{name:{width}}[/bold]  {escape(line)}", soft_wrap=True)
 
+    def whole(self, view: BaseModel, **parts: Sequence[BaseModel]) -> None:
+        """Print one thing with its parts for machines."""
+        listed = {name: [one.model_dump(mode="json") for one in of] for name, of in parts.items()}
+        self.value({**view.model_dump(mode="json"), **listed})
+
     def heading(self, text: str) -> None:
         """Print the name of a part, after an empty line."""
         self._out.print(f"\n[bold]{escape(plain(text))}[/bold]", soft_wrap=True)

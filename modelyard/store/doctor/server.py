@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from modelyard.doctor.clock import check_offset
@@ -151,9 +151,10 @@ def _refused(error: OperationFailure) -> Diagnosis:
 async def _why_unreachable(url: str, error: Exception) -> Diagnosis:
     """Ask the first server itself: the driver only says that no server fits the URL."""
     try:
-        host, port = parse_uri(url, connect_timeout=WITHIN_S)["nodelist"][0]
+        parsed = parse_uri(url, connect_timeout=WITHIN_S)
     except (PyMongoError, ValueError) as unparsed:
         return _silent(str(unparsed))
+    host, port = parsed["nodelist"][0]
     direct: Client = _client(f"mongodb://{_bracketed(host)}:{port}", directConnection=True)
     try:
         async with asyncio.timeout(WITHIN_S):
@@ -165,7 +166,7 @@ async def _why_unreachable(url: str, error: Exception) -> Diagnosis:
     name = hello.get("setName")
     if name is None:
         return _standalone(f"{host}:{port}")
-    wanted = _wanted_set(url)
+    wanted = parsed["options"].get("replicaSet")
     if wanted not in (None, name):
         return failure(
             ABOUT,
@@ -189,14 +190,6 @@ def _silent(place: str) -> Diagnosis:
         "Check that mongod runs, that MODELYARD_MONGO_URL names its host and its port, and that no "
         "firewall is between. If mongod asks for TLS, add tls=true.",
     )
-
-
-def _wanted_set(url: str) -> str | None:
-    try:
-        wanted = parse_uri(url)["options"].get("replicaSet")
-    except (ConfigurationError, PyMongoError):
-        return None
-    return None if wanted is None else str(wanted)
 
 
 def _bracketed(host: str) -> str:

@@ -9,18 +9,14 @@ from pathlib import Path
 import pytest
 
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.messages import EngineFacts, HostOnline
 from modelyard.contract.states import OperationState
 from tests.support.command_line import run, run_on_terminal, started
-from tests.support.gateway import ServedGateway, fill_catalog, serving
+from tests.support.gateway import ServedGateway, serving, serving_a_fleet
 
 
 @pytest.fixture
 async def served(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
-    async with serving(mongo_url, amqp_url) as served:
-        await fill_catalog(served.store)
-        online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
-        await served.store.hosts.come_online("h-1", "i-1", online)
+    async with serving_a_fleet(mongo_url, amqp_url) as served:
         yield served
 
 

@@ -9,8 +9,7 @@ from pymongo import MongoClient
 
 from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import RabbitMQ
-from modelyard.contract.messages import EngineFacts, HostOnline
-from tests.support.gateway import ServedGateway, fill_catalog, serving
+from tests.support.gateway import ServedGateway, serving, serving_a_fleet
 from tests.support.servers.databases import own_database
 from tests.support.servers.virtual_hosts import VirtualHosts
 
@@ -31,10 +30,7 @@ def shared_mongo_url(mongodb: MongoDB, mongo_client: MongoClient[dict[str, Any]]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(shared_mongo_url: str, shared_amqp_url: str) -> AsyncIterator[ServedGateway]:
     """Serve a gateway that everybody may use: with a model, a dataset and a host."""
-    async with serving(shared_mongo_url, shared_amqp_url) as served:
-        await fill_catalog(served.store)
-        online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
-        await served.store.hosts.come_online("h-1", "i-1", online)
+    async with serving_a_fleet(shared_mongo_url, shared_amqp_url) as served:
         yield served
 
 

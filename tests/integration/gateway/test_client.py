@@ -19,7 +19,7 @@ from modelyard.contract.views import DryRunOutcome
 from modelyard.store.capacity.footprints import FootprintKey, Peak
 from modelyard.store.records import DeadLetter
 from tests.support.command_line import run
-from tests.support.gateway import ServedGateway, fill_catalog, serving
+from tests.support.gateway import ServedGateway, serving_a_fleet
 from tests.support.placed import placed, spec_of
 
 PAYLOAD = b"\x1b[2J [bold]not markup"
@@ -36,10 +36,7 @@ LETTER = DeadLetter(
 
 @pytest.fixture
 async def served(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
-    async with serving(mongo_url, amqp_url) as served:
-        await fill_catalog(served.store)
-        online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
-        await served.store.hosts.come_online("h-1", "i-1", online)
+    async with serving_a_fleet(mongo_url, amqp_url) as served:
         yield served
 
 

@@ -13,11 +13,17 @@ from deploy.local.rabbitmq import RabbitMQ
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.message_types import CANCEL_TYPE, SUBMISSION_TYPE
-from modelyard.contract.messages import CancelNotice, EngineFacts, HostOnline, JobRequest
+from modelyard.contract.messages import CancelNotice, JobRequest
 from modelyard.contract.states import OperationState
 from modelyard.contract.topology import JOBS_QUEUE, REPLAY_HEADER, REPORTS_QUEUE, host_queue
 from modelyard.store.records import DeadLetter, NewOperation
-from tests.support.gateway import Json, ServedGateway, fill_catalog, frozen, problem, serving
+from tests.support.gateway import (
+    Json,
+    ServedGateway,
+    frozen,
+    problem,
+    serving_a_fleet,
+)
 
 TEMP: Json = {
     "job_id": "j-1",
@@ -33,10 +39,7 @@ NOWHERE = "/v1/operations/01890000-0000-7000-8000-000000000000"
 
 @pytest.fixture
 async def served(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
-    async with serving(mongo_url, amqp_url) as served:
-        await fill_catalog(served.store)
-        online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
-        await served.store.hosts.come_online("h-1", "i-1", online)
+    async with serving_a_fleet(mongo_url, amqp_url) as served:
         yield served
 
 

@@ -11,7 +11,13 @@ from modelyard.contract.access.scopes import Scope
 from modelyard.contract.messages import EngineFacts, HostOnline
 from modelyard.contract.topology import JOBS_QUEUE
 from modelyard.store.records import DeadLetter
-from tests.support.gateway import ServedGateway, bearing, fill_catalog, make_key, serving
+from tests.support.gateway import (
+    ServedGateway,
+    bearing,
+    make_key,
+    serving,
+    serving_a_fleet,
+)
 from tests.support.metrics import value
 from tests.support.waiting import eventually
 from tests.support.wire import wire
@@ -22,10 +28,7 @@ Line = Mapping[str, Any]
 @pytest.fixture
 async def served(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
     """Serve a gateway that asks for no key, with a model and a host."""
-    async with serving(mongo_url, amqp_url) as one:
-        await fill_catalog(one.store)
-        online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
-        await one.store.hosts.come_online("h-1", "i-1", online)
+    async with serving_a_fleet(mongo_url, amqp_url) as one:
         yield one
 
 

@@ -31,7 +31,7 @@ def registry() -> CollectorRegistry:
 
 
 @asynccontextmanager
-async def listening(registry: CollectorRegistry, address: str) -> AsyncIterator[Place]:
+async def listening(registry: CollectorRegistry, address: Place) -> AsyncIterator[Place]:
     """Run a listener until the block ends; yield where it listens."""
     place: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(
@@ -61,7 +61,7 @@ async def raw(place: Place, sent: bytes) -> bytes:
 async def test_prometheus_gets_openmetrics_and_others_get_plain_text(
     registry: CollectorRegistry,
 ) -> None:
-    async with listening(registry, "127.0.0.1:0") as (host, port):
+    async with listening(registry, ("127.0.0.1", 0)) as (host, port):
         url = f"http://{host}:{port}/metrics"
         assert total(await scrape(url), "modelyard_test") == 7
         async with httpx2.AsyncClient(trust_env=False) as http:
@@ -71,7 +71,7 @@ async def test_prometheus_gets_openmetrics_and_others_get_plain_text(
 
 
 async def test_only_get_of_metrics_is_answered(registry: CollectorRegistry) -> None:
-    async with listening(registry, "127.0.0.1:0") as place:
+    async with listening(registry, ("127.0.0.1", 0)) as place:
         assert (await raw(place, b"GET /other HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
         assert (await raw(place, b"POST /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
         head = await raw(place, b"HEAD /metrics HTTP/1.1\r\n\r\n")
@@ -82,7 +82,7 @@ async def test_only_get_of_metrics_is_answered(registry: CollectorRegistry) -> N
 async def test_what_is_no_request_gets_no_answer_and_the_next_scrape_is_answered(
     registry: CollectorRegistry,
 ) -> None:
-    async with listening(registry, "127.0.0.1:0") as place:
+    async with listening(registry, ("127.0.0.1", 0)) as place:
         assert await raw(place, b"x" * (MAX_HEADER_BYTES * 2)) == b""
         assert (await raw(place, b"GET /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
@@ -91,12 +91,12 @@ async def test_a_silent_client_is_closed(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listeners, "REQUEST_S", 0.05)
-    async with listening(registry, "127.0.0.1:0") as place:
+    async with listening(registry, ("127.0.0.1", 0)) as place:
         assert await raw(place, b"GET /metrics HTTP/1.1\r\n") == b""
 
 
 async def test_no_more_than_so_many_scrapes_are_open(registry: CollectorRegistry) -> None:
-    async with listening(registry, "127.0.0.1:0") as place:
+    async with listening(registry, ("127.0.0.1", 0)) as place:
         idle = [await asyncio.open_connection(*place) for _ in range(MAX_OPEN)]
         assert await raw(place, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
         for _, writer in idle:
@@ -117,7 +117,7 @@ async def test_a_metric_that_raises_ends_its_scrape_alone() -> None:
     broken.broken = False
     registry.register(broken)  # type: ignore[arg-type]
     broken.broken = True
-    async with listening(registry, "127.0.0.1:0") as place:
+    async with listening(registry, ("127.0.0.1", 0)) as place:
         with capture_logs() as logs:
             assert await raw(place, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
         assert [one["event"] for one in logs] == ["metrics.failed"]
@@ -148,7 +148,7 @@ async def test_a_taken_address_is_tried_again_until_it_is_free(
         await other.wait_closed()
 
     giving_way = asyncio.create_task(give_way())
-    async with listening(registry, f"{LOOPBACK}:{port}") as place:
+    async with listening(registry, (LOOPBACK, port)) as place:
         await giving_way
         assert (await raw(place, b"GET /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
@@ -220,7 +220,7 @@ async def test_a_blocked_event_loop_shows_as_lag(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(process, "_lag", Watched())
     monkeypatch.setattr("modelyard.metrics.process.LAG_EVERY_S", 0.05)
-    running = asyncio.create_task(process.run("off"))
+    running = asyncio.create_task(process.run("127.0.0.1:0"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     time.sleep(0.15)  # noqa: ASYNC251 - the block that is to be seen
