@@ -103,6 +103,8 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
 
     An operation may start when all operations before it have ended. Inferences may run together,
     up to the model's `max_concurrency`; any other operation behind them waits for all of them.
+    An operation whose cancel is recorded does not start: it is about to be ended, also if that is
+    left to a new leader, which would otherwise dispatch it before it looks at cancels.
     """
     decisions: list[Decision] = []
     inferring = 0
@@ -113,7 +115,7 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
                 break
             inferring += 1  # one that waits for its retry uses up a slot, and so keeps its place
             continue
-        if _has_to_wait(operation, inferring, line):
+        if operation.cancel_requested or _has_to_wait(operation, inferring, line):
             break
         decision = (
             _load_first(line.job, operation)

@@ -141,7 +141,9 @@ def _cancelled(plan: SchedulingPlan, operation: OperationRecord) -> bool:
 
 def _behind(facts: Facts, ahead: Sequence[OperationRecord], plan: SchedulingPlan) -> Prospect:
     job = facts.line.job
-    if job.recovery is not None:
+    if facts.operation.cancel_requested:
+        sentence = "Its cancel was requested, and the dispatcher is about to end it."
+    elif job.recovery is not None:
         sentence = f"Job {job.job_id} is being restored first."
     elif not ahead:
         sentence = f"What runs on job {job.job_id} ends before it."

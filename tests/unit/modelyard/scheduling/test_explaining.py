@@ -141,6 +141,11 @@ def test_a_restoration_goes_first() -> None:
     assert found.reasons == ("Job j is being restored first.",)
 
 
+def test_what_is_to_be_cancelled_says_so() -> None:
+    found = explain_in_line(facts(operation(cancel_requested=True), of=job()))
+    assert found.reasons == ("Its cancel was requested, and the dispatcher is about to end it.",)
+
+
 def test_a_silent_host_is_named() -> None:
     there = host(liveness=Liveness.SUSPECT)
     assert explain_in_line(facts(operation(), of=job(), hosts=[there])).reasons == (
