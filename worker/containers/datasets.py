@@ -11,7 +11,7 @@ from pathlib import Path
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.mounts import normal, overlap
 from modelyard.contract.errors import ErrorCode, ModelyardError
-from modelyard.process.threads import in_daemon_thread
+from modelyard.process.tasks import in_daemon_thread
 from worker.containers.polling import GrowingPauses
 from worker.engine.plan import DatasetMount
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, VolumeFacts

@@ -12,7 +12,7 @@ from contextlib import suppress
 import structlog
 
 from modelyard.contract.capacity.local_content import LocalContent, within_bounds
-from modelyard.process.threads import in_daemon_thread
+from modelyard.process.tasks import in_daemon_thread
 from worker.containers.datasets import Datasets
 from worker.containers.images import Images
 from worker.engine.protocol import EngineUnavailableError
