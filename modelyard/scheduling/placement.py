@@ -42,6 +42,9 @@ _LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
 UNEVEN = 0.25
 """The part of a host by which it may be used more than another one and still be chosen by `SPREAD`,
 because it has what a job needs."""
+BEHIND_ALL = 1 << 62
+"""A rank that no operation reaches: of what need not have room, so that it leaves what is kept for
+those that do."""
 PLACEMENT_NOTE = "placement"
 """The leading dispatcher's note of its policy, for those who explain what it would do."""
 
@@ -224,17 +227,19 @@ class FreeCapacity:
             return request
         return replace(request, resident=need_beside(spec, learned, held.memory))
 
-    def elsewhere(self, job: JobRecord, spec: ModelSpec, rank: int) -> Placed | None:
+    def elsewhere(self, job: JobRecord, spec: ModelSpec) -> Placed | None:
         """Choose where an unloaded job can be created anew with room for its model, and take that.
 
         Other devices of its own host go first: its image and its dataset are there. None if there
-        is no such place. The allocation is that of the new container; of the model the room is only
-        taken from those who are decided on later in this pass.
+        is no such place. What is kept for anybody else is no room, however long the job has waited:
+        the models that left have left for that one, which would have others leave instead. The
+        allocation is that of the new container; of the model the room is only taken from those who
+        are decided on later in this pass.
         """
         self._await_for_last()
         learned, dataset = self.learned(spec), job.dataset_spec
         need = PlacementRequest.of(job, spec, learned, at_once=True, dataset=dataset)
-        need = replace(need, rank=rank)
+        need = replace(need, rank=BEHIND_ALL)
         if (here := self._other_devices(job, spec, need)) is not None:
             return here
         labels = tuple(sorted(need.labels.items()))

@@ -217,7 +217,7 @@ def _relocate(decision: Relocate, plan: SchedulingPlan, capacity: FreeCapacity) 
     two passes can assign the job, but an operation that is QUEUED can be ended at any time.
     """
     operation, job = decision.operation, decision.job
-    chosen = capacity.elsewhere(job, decision.spec, operation.rank) if job.move is None else None
+    chosen = capacity.elsewhere(job, decision.spec) if job.move is None else None
     if chosen is None:
         _apply(Dispatch(operation, job, job.host_id or ""), plan, capacity)
         return
@@ -251,7 +251,7 @@ def _dispatch_there(
     if job.spec is not None:
         request = capacity.request_to_load(job, job.spec)
         may_move = job.spec.residency.relocate and job.move is None
-        elsewhere = capacity.elsewhere(job, job.spec, operation.rank) if may_move else None
+        elsewhere = capacity.elsewhere(job, job.spec) if may_move else None
         plan.crowded.append(Crowded(operation, request, host.host_id, job.devices, elsewhere))
 
 

@@ -100,20 +100,33 @@ def test_one_place_is_promised_to_one_job() -> None:
     capacity = FreeCapacity({"h": there("h", mine(), loaded("other", a=8))})
     of = unloaded()
     assert of.spec is not None
-    first = capacity.elsewhere(of, of.spec, 0)
+    first = capacity.elsewhere(of, of.spec)
     assert isinstance(first, Placed)
     assert first.allocation == mine(B, generation=2)
-    assert capacity.elsewhere(of, of.spec, 0) is None
+    assert capacity.elsewhere(of, of.spec) is None
 
 
 def test_what_is_kept_for_the_job_itself_is_not_kept_from_it() -> None:
     crowded, of = there("h", mine(), loaded("other", a=8)), unloaded()
     assert of.spec is not None
     need = FreeCapacity({"h": crowded}).request_to_load(of, of.spec).resident
-    for keeper, found in (("j", True), ("somebody", False)):
-        kept = [Kept("h", keeper, 0, need, (B,))]
-        capacity = FreeCapacity({"h": crowded}, {"h": kept}.__getitem__)
-        assert (capacity.elsewhere(of, of.spec, 1) is not None) is found
+    kept = [Kept("h", "j", 0, need, (B,))]
+    capacity = FreeCapacity({"h": crowded}, {"h": kept}.__getitem__)
+    assert capacity.elsewhere(of, of.spec) is not None
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_what_others_left_memory_for_is_no_reason_to_go_there_however_long_a_load_has_waited(
+    rank: int,
+) -> None:
+    crowded, of = there("h", mine(), loaded("other", a=8)), unloaded()
+    assert of.spec is not None
+    need = FreeCapacity({"h": crowded}).request_to_load(of, of.spec).resident
+    kept = [Kept("h", "somebody", rank, need, (B,))]
+    capacity = FreeCapacity({"h": crowded}, {"h": kept}.__getitem__)
+    load = operation(Verb.DEPLOY_LOAD, rank=1)
+    plan = make_plan([JobLine(job=of, operations=(load,))], CatalogEntries({}, {}), capacity)
+    assert [one.elsewhere for one in plan.crowded] == [None]
 
 
 def create(**more: Any) -> OperationRecord:
