@@ -88,7 +88,11 @@ class World:
         self._catalog = CatalogEntries({one.spec.name: one.spec for one in scenario.models}, {})
         self._now = 0.0
         self._numbers = count(1)
-        self._hosts = {one.host_id: host_record(one) for one in scenario.hosts}
+        images = {one.spec.image for one in scenario.models}
+        self._hosts = {
+            one.host_id: host_record(one, images if one.has_images else ())
+            for one in scenario.hosts
+        }
         self._table = Table(self._hosts.values())
         self._jobs: dict[str, JobRecord] = {}
         self._lines: dict[str, dict[str, OperationRecord]] = defaultdict(dict)

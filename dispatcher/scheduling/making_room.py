@@ -61,8 +61,7 @@ class RoomDecision:
     later: Way | None = None
     """Set instead if nothing may be unloaded now, and it will have room when others have left."""
     elsewhere: Placed | None = None
-    """Set instead if nothing may be unloaded now, and its job can be created anew where its model
-    has room."""
+    """Set instead if its job is to be created anew where its model has room."""
 
 
 def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
@@ -110,8 +109,11 @@ def decide(
     """Return what to unload so that an operation could start, where that costs least.
 
     `there` has the hosts of `hosts_for`, each with the lines of its `residents_of`. After
-    `swap_wait_s` seconds of waiting also models that are in use make room. If nothing may be
-    unloaded now, its job goes elsewhere if it can, rather than that it waits.
+    `swap_wait_s` seconds of waiting also models that are in use make room.
+
+    No model has to leave that would be loaded again, while there is room elsewhere and a container
+    starts there at once: then the job goes there. If it has to fetch its image first, it goes there
+    only if nothing may be unloaded now.
     """
     offers = list(there)
 
@@ -126,7 +128,7 @@ def decide(
     accepted_at = one.operation.accepted_at
     waited_s = (now - accepted_at).total_seconds() if accepted_at else -math.inf
     way = cheapest_way(_MayLeave.IN_USE if waited_s >= swap_wait_s else _MayLeave.IDLE)
-    if way is not None:
+    if way is not None and not (way.cost > 0 and one.elsewhere_at_hand):
         return RoomDecision(way)
     if one.elsewhere is not None:
         return RoomDecision(elsewhere=one.elsewhere)

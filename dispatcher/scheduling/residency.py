@@ -1,7 +1,7 @@
 """Residents: brings models into memory for inferences that ask for them, and makes room.
 
-If nothing can make room where a job's container is, but the model has room elsewhere, a CREATE at
-the front of the line brings the unloaded job there before the LOAD.
+If a job's model has no room where its container is, but has some elsewhere, a CREATE at the front
+of the line brings the unloaded job there before the LOAD.
 
 A LOAD or UNLOAD that Modelyard decides on is an ordinary operation at the front of its job's line,
 with its reason. Nothing that works is interrupted: an UNLOAD takes effect when the inferences that

@@ -220,7 +220,7 @@ class FreeCapacity:
     def request_to_load(self, job: JobRecord, spec: ModelSpec) -> PlacementRequest:
         """Return what a job's model needs that `hold` did not get on its host."""
         learned = self.learned(spec)
-        request = PlacementRequest.of(job, spec, learned, at_once=True)
+        request = PlacementRequest.of(job, spec, learned, at_once=True, dataset=job.dataset_spec)
         host = self._hosts.get(job.host_id or "")
         held = host.reservation(job.job_id, job.generation) if host else None
         if held is None:

@@ -13,6 +13,7 @@ from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.scheduling.fitting import PlacementRequest
+from modelyard.scheduling.locality import to_fetch
 from modelyard.scheduling.ordering import (
     AlreadySatisfied,
     CatalogEntries,
@@ -48,6 +49,14 @@ class Crowded:
     """The devices that are bound to its job's container."""
     elsewhere: Placed | None = None
     """Where its job could be created anew, so that its model has room."""
+
+    @property
+    def elsewhere_at_hand(self) -> bool:
+        """True if a container starts elsewhere without fetching its image or its dataset first."""
+        if self.elsewhere is None:
+            return False
+        there = self.elsewhere.host
+        return there.host_id == self.host_id or not to_fetch(there, self.request)
 
     @property
     def need(self) -> ResidentNeed:

@@ -241,11 +241,13 @@ def _goes_elsewhere(
     Only the dispatcher knows whether the models that may be unloaded are enough.
     """
     key = operation.operation_id
-    place = next((one.elsewhere for one in plan.crowded if one.operation.operation_id == key), None)
-    if place is None:
+    crowded = next((one for one in plan.crowded if one.operation.operation_id == key), None)
+    place = crowded.elsewhere if crowded is not None else None
+    if crowded is None or place is None:
         return ()
     on = f", on {' and '.join(place.allocation.devices)}" if place.allocation.devices else ""
-    unless = "Unless what makes room here is enough, its" if makes_room else "Its"
+    may_stay = makes_room and not crowded.elsewhere_at_hand
+    unless = "Unless what makes room here is enough, its" if may_stay else "Its"
     return (f"{unless} job is created anew on host {place.host.host_id}{on}, which has room.",)
 
 

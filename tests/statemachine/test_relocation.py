@@ -1,4 +1,4 @@
-"""An unloaded job is created anew where its model has room, if nothing makes room where it is.
+"""An unloaded job is created anew where its model has room, if it has none where it is.
 
 Real dispatchers and workers, on a virtual clock. Where a dispatcher dies on the way, the next one
 brings the job to its end, and at no write is anything given away twice.
@@ -21,6 +21,8 @@ FIRST, SECOND, ON_H2 = "GPU-1", "GPU-2", "GPU-3"
 ELSEWHERE = ["another device", "another host"]
 LEAK_S = 20.0
 """Seconds within which the sweep has mended what a dead dispatcher left."""
+TOLD_S = 15.0
+"""Seconds within which a worker has told which images it has; it does with its inventory."""
 
 
 @pytest.fixture
@@ -135,16 +137,46 @@ def test_a_job_that_may_not_be_relocated_waits_where_it_is_and_says_why(yard: Ya
     yard.until_ended(load)
 
 
-def test_an_idle_model_makes_room_before_a_job_is_relocated(yard: Yard) -> None:
+def idle_model(yard: Yard) -> None:
+    """Create j3 on the device of a model that may be unloaded; j2 is on the other device."""
     yard.create("j1", "open")
     yard.create("j2", "pinned")
     yard.create("j3", "open")
     yard.until_ended(yard.ask("j1", "INFER"))
     yard.advance(SOON_S)
+
+
+def test_no_model_has_to_leave_while_there_is_room_beside_it(yard: Yard) -> None:
+    idle_model(yard)
+    load = yard.ask("j3", "DEPLOY_LOAD")
+    yard.until_ended(load)
+    assert yard.state("j1") == "LOADED"
+    assert place(yard, "j3") == ("h1", [SECOND], 2)
+
+
+def test_an_idle_model_leaves_before_a_job_goes_where_its_image_has_to_be_fetched(
+    yard: Yard,
+) -> None:
+    idle_model(yard)
+    yard.until_ended(yard.ask("j2", "DEPLOY_LOAD"))
+    engine = yard.world.engines["h2"]
+    engine.registry["models/open"] = engine.images.pop("models/open")
+    yard.world.start_worker("h2")
+    yard.advance(TOLD_S)
     load = yard.ask("j3", "DEPLOY_LOAD")
     yard.until_ended(load)
     assert ("DEPLOY_UNLOAD", f"evicted_for:{load}", "SUCCEEDED") in yard.ours("j1")
     assert place(yard, "j3") == ("h1", [FIRST], 1)
+
+
+def test_a_job_goes_to_a_host_that_has_its_image_before_an_idle_model_leaves(yard: Yard) -> None:
+    idle_model(yard)
+    yard.until_ended(yard.ask("j2", "DEPLOY_LOAD"))
+    yard.world.start_worker("h2")
+    yard.advance(TOLD_S)
+    yard.until_ended(yard.ask("j3", "DEPLOY_LOAD"))
+    assert yard.state("j1") == "LOADED"
+    assert place(yard, "j3") == ("h2", [ON_H2], 2)
 
 
 def test_nothing_is_relocated_to_a_place_without_room(yard: Yard) -> None:

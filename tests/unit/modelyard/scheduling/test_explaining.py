@@ -243,6 +243,32 @@ def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("images", "begins"),
+    [
+        (frozenset({"docker.io/x/y:latest"}), "Its job"),
+        (frozenset[str](), "Unless what makes room here is enough, its job"),
+    ],
+)
+def test_a_job_that_goes_elsewhere_says_whether_an_idle_model_may_leave_first(
+    images: frozenset[str], begins: str
+) -> None:
+    resident = ResidentAllocation(devices={A: 8 * GIB})
+    idle = Allocation(job_id="idle", generation=1, devices=(A,), resident=resident)
+    bound = Allocation(job_id="j", generation=1, devices=(A,))
+    mine = spec(resources={"gpus": 1, "gpu_memory": "6g"})
+    loaded = job(job_id="idle", spec=spec(residency={"on_demand": True, "min_resident_s": 0.0}))
+    found = explain_in_line(
+        facts(
+            operation(Verb.DEPLOY_LOAD),
+            of=job(JobState.CREATED, spec=mine, devices=(A,)),
+            hosts=[host(bound, idle), host(host_id="g", images=images)],
+            residents={"idle": JobLine(job=loaded, operations=())},
+        )
+    )
+    assert found.reasons[1] == f"{begins} is created anew on host g, on {A}, which has room."
+
+
 def test_a_need_that_was_measured_is_explained_with_both_numbers() -> None:
     one = operation(Verb.DEPLOY_LOAD)
     mine = job(JobState.CREATED, spec=spec(resources={"gpus": 1, "gpu_memory": "2g"}))
