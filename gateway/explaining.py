@@ -30,7 +30,7 @@ from modelyard.store.jobs import LINE_HEAD
 from modelyard.store.leases import DISPATCHER
 from modelyard.store.records import HostRecord, JobLine, JobRecord, NewOperation, OperationRecord
 
-MOST_RESIDENTS = 200
+MOST_RESIDENTS = 100
 LATELY = 20
 """Operations of the job from which it is known how long they take."""
 _TRIES = 3
@@ -50,7 +50,7 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
     if operation.job_id is None or not in_line:
         return explain(operation)
     place = await _place_of(store, operation, operation.job_id)
-    return explain_in_line(await _facts(store, place, await store.time()))
+    return explain_in_line(await _facts(store, place, await store.time(), most=MOST_HOSTS))
 
 
 async def operation_views(
@@ -145,16 +145,23 @@ def _with(line: JobLine, more: Iterable[OperationRecord]) -> JobLine:
     return line.model_copy(update={"operations": (*line.operations, *more)})
 
 
-async def _facts(store: Store, place: _Place, now: datetime) -> Facts:
+async def _facts(store: Store, place: _Place, now: datetime, *, most: int | None = None) -> Facts:
+    """Return what is known of an operation; of more than `most` hosts only the first ones.
+
+    Of many hosts a plan would take long, and the dispatcher has recorded what they say.
+    """
     operation, line = place.operation, place.line
     # A model that is loaded on demand takes capacity too.
     takes_capacity = may_take_capacity(line) or line.job.state is JobState.CREATED
     here = [line.job.host_id] if line.job.host_id else []
     hosts, urgent, policy = await together(
-        store.hosts.all(None if takes_capacity else here),
+        store.hosts.all(None if takes_capacity else here, most=most + 1 if most else 0),
         _urgent(store, besides=line.job.job_id, wanted=takes_capacity),
         _policy(store),
     )
+    more_hosts = most is not None and len(hosts) > most
+    if more_hosts:
+        hosts, urgent = await store.hosts.all(here) if here else hosts[:most], ()
     lines = [line, *urgent]
     residents, catalog, (more_urgent, took_s) = await together(
         _residents(store, hosts, line),
@@ -170,6 +177,7 @@ async def _facts(store: Store, place: _Place, now: datetime) -> Facts:
         catalog=catalog,
         learned=await _learned(store, catalog, lines),
         hosts=hosts,
+        more_hosts=more_hosts,
         policy=policy,
         more_urgent=more_urgent,
         residents=residents,

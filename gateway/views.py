@@ -115,8 +115,8 @@ def job_view(record: JobRecord) -> JobView:
     )
 
 
-def host_view(record: HostRecord) -> HostView:
-    """Return a host as clients see it."""
+def host_view(record: HostRecord, *, with_content: bool = False) -> HostView:
+    """Return a host as clients see it; `with_content` with what it has at hand, which is long."""
     return HostView(
         host_id=record.host_id,
         liveness=record.liveness,
@@ -131,6 +131,8 @@ def host_view(record: HostRecord) -> HostView:
         jobs=tuple(held.job_id for held in record.reservations),
         running=record.running,
         fenced_off=record.fenced_off,
+        images=tuple(sorted(record.images)) if with_content else (),
+        datasets=tuple(sorted(record.datasets)) if with_content else (),
         incarnation=record.incarnation,
         engine=record.engine,
         last_seen=record.last_seen,

@@ -110,6 +110,7 @@ class Worker:
             watching = tasks.create_task(self._parts.containers.running.run())
             reading = tasks.create_task(self._devices.run())
             metering = tasks.create_task(self._parts.containers.meter.run())
+            looking = tasks.create_task(self._parts.containers.local_content.run())
             while not stop.is_set():
                 incarnation = Incarnation(self._parts, self._new_lease())
                 await incarnation.run(stop, engine_wait_s=engine_wait_s)
@@ -120,6 +121,7 @@ class Worker:
             watching.cancel()
             reading.cancel()
             metering.cancel()
+            looking.cancel()
 
 
 def build_containers(

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.report import Row, Run, print_table, write_results
-from bench.simulator.decisions import busy_fleet, decision_times
+from bench.simulator.decisions import busy_fleet, decision_times, keep_nothing, kept_on
 from bench.simulator.first_come import FirstComeFirstServed, serve
 from bench.simulator.traces import CREATED_BY_S, NAMED, random_trace
 from bench.simulator.world import World
@@ -74,11 +74,7 @@ def main(*, seed: SeedOption = 1, traces: TracesOption = 10_000, scale: ScaleOpt
     named = [_simulated(trace(Random(seed), scale)) for trace in NAMED]  # noqa: S311
     print_traces(console, named)
     random = _run_random(range(seed, seed + traces))
-    took_ms = [
-        1_000 * one
-        for one in decision_times(busy_fleet(HOSTS, DEVICES, Random(seed)), DECISIONS)  # noqa: S311
-    ]
-    rows = _rows(named, traces, random, percentile(took_ms, 99))
+    rows = [*_rows(named, traces, random), *_decisions(Random(seed))]  # noqa: S311
     print_table(console, "Goals", rows)
     run = Run(shlex.join(["python", "-m", "bench.simulator", *sys.argv[1:]]), {}, {})
     write_results(RESULTS, run, rows, {"traces": [_figures(one) for one in named]})
@@ -132,9 +128,25 @@ def print_traces(console: Console, named: Sequence[Simulated]) -> None:
     console.print(table)
 
 
-def _rows(
-    named: Sequence[Simulated], traces: int, random: tuple[int, int, int], decision_ms: float
-) -> list[Row]:
+def _decisions(random: Random) -> list[Row]:
+    """Return how long decisions take: with nothing that waits, and with much that waits."""
+    fleet = busy_fleet(HOSTS, DEVICES, random)
+    rows: list[Row] = []
+    for when, kept in (("", keep_nothing), (", while room is kept on each", kept_on(fleet))):
+        took_ms = [1_000 * one for one in decision_times(fleet, DECISIONS, kept)]
+        p99 = percentile(took_ms, 99)
+        rows.append(
+            Row(
+                f"a placement over {HOSTS:,} hosts of {DEVICES} devices{when}, p99",
+                f"{p99:.1f} ms of CPU",
+                f"<= {DECISION_AT_MOST_MS:.0f} ms",
+                met=p99 <= DECISION_AT_MOST_MS,
+            )
+        )
+    return rows
+
+
+def _rows(named: Sequence[Simulated], traces: int, random: tuple[int, int, int]) -> list[Row]:
     least = min(one.fewer_swaps for one in named if one.scenario.contended)
     events, swaps, late = random
     breaches = late + sum(one.breaches for one in named)
@@ -156,12 +168,6 @@ def _rows(
             met=least >= FEWER_SWAPS,
         ),
         Row("loads that waited beyond the bound", str(breaches), "0", met=breaches == 0),
-        Row(
-            f"a placement over {HOSTS:,} hosts of {DEVICES} devices, p99",
-            f"{decision_ms:.1f} ms of CPU",
-            f"<= {DECISION_AT_MOST_MS:.0f} ms",
-            met=decision_ms <= DECISION_AT_MOST_MS,
-        ),
     ]
 
 
@@ -170,6 +176,7 @@ def _figures(one: Simulated) -> dict[str, object]:
         "trace": one.scenario.name,
         "events": one.outcome.events,
         "swaps": one.outcome.swaps,
+        "relocations": one.outcome.relocations,
         "swaps_first_come": one.first_come.swaps,
         "utilisation_percent": round(one.utilisation, 1),
         "breaches": one.breaches,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from bench.simulator.scenario import GIB
@@ -11,7 +12,8 @@ from modelyard.contract.capacity.ledger import ResidentAllocation
 from modelyard.contract.capacity.needs import ContainerNeed, ResidentNeed
 from modelyard.contract.capacity.offers import Device, HostCapacity
 from modelyard.scheduling.fitting import PlacementRequest
-from modelyard.scheduling.placement import FreeCapacity
+from modelyard.scheduling.placement import FreeCapacity, Kept, KeptOn
+from modelyard.scheduling.survey import Table
 from modelyard.store.records import HostRecord, Reservation
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ JOBS_ON_A_HOST = 12
 
 
 def busy_fleet(hosts: int, devices: int, random: Random) -> dict[str, HostRecord]:
-    """Return hosts on which a dozen jobs each hold something."""
+    """Return hosts on which a dozen jobs each hold something; one of them ends by itself."""
     fleet: dict[str, HostRecord] = {}
     for number in range(hosts):
         there = tuple(
@@ -36,14 +38,14 @@ def busy_fleet(hosts: int, devices: int, random: Random) -> dict[str, HostRecord
             labels={"zone": random.choice("ab")},
             capacity=HostCapacity(cpus=128, memory=1_024 * GIB, devices=there),
             reservations=tuple(
-                _held(f"job-{number}-{one}", random.choice(there).uuid, random)
+                _held(f"job-{number}-{one}", random.choice(there).uuid, random, ends=one == 0)
                 for one in range(JOBS_ON_A_HOST)
             ),
         )
     return fleet
 
 
-def _held(job_id: str, device: str, random: Random) -> Reservation:
+def _held(job_id: str, device: str, random: Random, *, ends: bool) -> Reservation:
     size = random.choice((5, 10, 20)) * GIB
     return Reservation(
         job_id=job_id,
@@ -52,23 +54,44 @@ def _held(job_id: str, device: str, random: Random) -> Reservation:
         millicpus=2_000,
         memory=4 * GIB,
         devices=(device,),
+        temporary=ends,
         resident=ResidentAllocation(devices={device: size}),
     )
 
 
-def decision_times(fleet: dict[str, HostRecord], decisions: int) -> list[float]:
-    """Return the seconds of CPU that each decision took; no two ask for the same."""
-    for host in fleet.values():  # as after the first pass of a leader
-        FreeCapacity({host.host_id: host}).place(_asked(0))
+def decision_times(fleet: dict[str, HostRecord], decisions: int, kept: KeptOn) -> list[float]:
+    """Return the seconds of CPU that each decision took; no two ask for the same.
+
+    Each is that of a pass of its own, after one of the hosts has changed.
+    """
+    table = Table(fleet.values())
+    FreeCapacity(fleet, table=table).place(_asked(1))  # as after the first pass of a leader
     took: list[float] = []
     gc.freeze()  # as the dispatcher does
-    for number in range(decisions):
-        capacity = FreeCapacity(fleet)
+    for number, host in zip(range(decisions), cycle(fleet.values()), strict=False):
+        fleet[host.host_id] = changed = host.model_copy(update={"running": number})
         began = time.process_time()
-        capacity.place(_asked(number))
+        table.put([changed])
+        FreeCapacity(fleet, kept, table=table).place(_asked(number))
         took.append(time.process_time() - began)
     gc.unfreeze()
     return took
+
+
+def keep_nothing(_: str) -> tuple[Kept, ...]:
+    """Return what is kept on a host if nothing waits."""
+    return ()
+
+
+def kept_on(fleet: dict[str, HostRecord]) -> KeptOn:
+    """Return the room that is kept on each host of a fleet, for the first of many that wait."""
+    need = ResidentNeed(0, 1, 5 * GIB)
+
+    def kept(host_id: str) -> list[Kept]:
+        device = next(iter(fleet[host_id].room.devices))
+        return [Kept(host_id, f"waits-{one}", 0, need, (device,)) for one in "ab"]
+
+    return kept
 
 
 def _asked(number: int) -> PlacementRequest:

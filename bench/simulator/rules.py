@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modelyard.contract.capacity.offers import Device, HostCapacity
+from modelyard.contract.catalog.images import full_reference
 from modelyard.store.records import HostRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from bench.simulator.scenario import SimulatedHost
     from modelyard.contract.catalog.entries import ModelSpec
     from modelyard.store.records import JobRecord
@@ -17,8 +20,8 @@ class BrokenRuleError(Exception):
     """The dispatcher's rules did what they must never do."""
 
 
-def host_record(host: SimulatedHost) -> HostRecord:
-    """Return a host that has just come online."""
+def host_record(host: SimulatedHost, images: Iterable[str]) -> HostRecord:
+    """Return a host that has just come online, and has these images."""
     devices = tuple(
         Device(uuid=f"{host.host_id}-gpu-{index}", index=index, memory=memory)
         for index, memory in enumerate(host.devices)
@@ -28,6 +31,7 @@ def host_record(host: SimulatedHost) -> HostRecord:
         incarnation="boot",
         slots=None,
         capacity=HostCapacity(cpus=host.cpus, memory=host.memory, devices=devices),
+        images=frozenset(map(full_reference, images)),
     )
 
 

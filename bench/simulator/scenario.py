@@ -45,6 +45,8 @@ class SimulatedHost:
     cpus: float
     memory: int
     devices: tuple[int, ...] = ()
+    has_images: bool = True
+    """False if its engine has no image of any model."""
 
 
 @dataclass(frozen=True, slots=True)

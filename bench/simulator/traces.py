@@ -193,6 +193,7 @@ def random_trace(seed: int) -> Scenario:
             float(random.randint(2, 8)),
             random.randint(4, 16) * GIB,
             tuple(random.choice((8, 16)) * GIB for _ in range(random.randint(0, 3))),
+            has_images=random.random() < 0.7,  # noqa: PLR2004
         )
         for number in range(random.randint(1, 3))
     )

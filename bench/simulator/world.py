@@ -12,7 +12,7 @@ import heapq
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 from bench.simulator.rivals import CREATE_S, SWEEP_S, Rivals
@@ -26,9 +26,10 @@ from dispatcher.scheduling.making_room import KeptRoom, decide, hosts_for, resid
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.scheduling.leaving import is_leaving
-from modelyard.scheduling.ordering import ON_DEMAND, CatalogEntries
+from modelyard.scheduling.ordering import ON_DEMAND, RELOCATED_FOR, CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, PlacementPolicy
 from modelyard.scheduling.planning import make_plan
+from modelyard.scheduling.survey import Table
 from modelyard.store.records import (
     JobLine,
     JobRecord,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from bench.simulator.scenario import Arrival, Scenario, SimulatedModel
     from modelyard.scheduling.planning import Crowded, PlannedDispatch
+    from modelyard.store.records import HostRecord
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 TERMINATE_S, LOADED_ALREADY_S = 0.2, 0.05
@@ -60,6 +62,8 @@ class Outcome:
     events: int = 0
     swaps: int = 0
     """Models that were unloaded for others."""
+    relocations: int = 0
+    """Jobs that were created anew where their models had room."""
     waits: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Seconds from acceptance to start of what clients asked for, by priority."""
     room_waits: list[tuple[float, float]] = field(default_factory=list)
@@ -84,12 +88,17 @@ class World:
         self._catalog = CatalogEntries({one.spec.name: one.spec for one in scenario.models}, {})
         self._now = 0.0
         self._numbers = count(1)
-        self._hosts = {one.host_id: host_record(one) for one in scenario.hosts}
+        images = {one.spec.image for one in scenario.models}
+        self._hosts = {
+            one.host_id: host_record(one, images if one.has_images else ())
+            for one in scenario.hosts
+        }
+        self._table = Table(self._hosts.values())
         self._jobs: dict[str, JobRecord] = {}
         self._lines: dict[str, dict[str, OperationRecord]] = defaultdict(dict)
         self._arrivals: dict[str, Arrival] = {}
         self._usage = Usage(clock=lambda: self._now)
-        self._kept = KeptRoom(lambda: self._now)
+        self._kept = KeptRoom(lambda: self._now, self._still_waits)
         self._events: list[tuple[float, int, OperationRecord | None]] = []
         """Ends of operations, and sweeps, by their time."""
         self._over_at = max((one.at for one in scenario.arrivals), default=0.0) + PATIENCE_S
@@ -101,6 +110,8 @@ class World:
         self._busy: Counter[str] = Counter()
         """What runs, by device."""
         self._busy_since: dict[str, float] = {}
+        self._bounds_s: dict[str, float] = defaultdict(float)
+        """Of loads whose jobs were relocated: how long they might have waited before that."""
 
     def run(self) -> Outcome:
         """Simulate until everything has ended; raises `BrokenRuleError`."""
@@ -153,7 +164,10 @@ class World:
         return made.model_copy(update={"rank": rank_of(made.priority, self._time)})
 
     def _put_in_front(self, job_id: str, verb: Verb, reason: str, priority: int = 0) -> None:
-        operation = self._operation(job_id, verb, source="system", reason=reason, priority=priority)
+        model = spec_of(self._jobs[job_id]).name
+        operation = self._operation(
+            job_id, verb, source="system", reason=reason, priority=priority, model=model
+        )
         self._lines[job_id] = {operation.operation_id: operation, **self._lines[job_id]}
 
     def _line(self, job_id: str) -> JobLine:
@@ -184,8 +198,7 @@ class World:
         if any(one.places or one.verb is Verb.DEPLOY_LOAD for it in lines for one in it.operations):
             others = sorted(self._waiting[""] - set(jobs), key=self._rank)[:URGENT]
             lines += [self._line(job_id) for job_id in others]
-        kept = self._kept.current(self._still_waits)
-        capacity = FreeCapacity(self._hosts, kept, policy=self._policy)
+        capacity = FreeCapacity(self._hosts, self._kept.on, policy=self._policy, table=self._table)
         plan = make_plan(lines, self._catalog, capacity)
         again: list[str] = []
         for ending in plan.endings:
@@ -201,6 +214,8 @@ class World:
             self._lines[waits.job_id or ""][waits.operation_id] = waits
         for one in plan.dispatches:
             self._begin(one)
+        for job_id in plan.beyond_help:
+            self._kept.give_up(job_id)
         again += self._make_room(plan.crowded)
         for line in lines:
             self._note_whether_it_waits(line.job.job_id)
@@ -237,11 +252,21 @@ class World:
             wait_s = self._scenario.swap_wait_s
             decision = decide(one, there, self._time, swap_wait_s=wait_s, usage=self._usage)
             self._kept.follow(one, decision)
+            if decision.elsewhere is not None:
+                self._bring_elsewhere(one)
+                woken.append(one.request.job_id)
             for job_id in decision.way.jobs if decision.way else ():
                 if not is_leaving(self._line(job_id)):
                     self._evict(job_id, one)
                     woken.append(job_id)
         return woken
+
+    def _bring_elsewhere(self, one: Crowded) -> None:
+        job_id, operation = one.request.job_id, one.operation
+        if next(iter(self._lines[job_id])) == operation.operation_id:
+            reason = f"{RELOCATED_FOR}{operation.operation_id}"
+            self._put_in_front(job_id, Verb.DEPLOY_CREATE, reason, operation.priority)
+            self.outcome.relocations += 1
 
     def _evict(self, job_id: str, one: Crowded) -> None:
         job = self._jobs[job_id]
@@ -261,6 +286,8 @@ class World:
 
     def _begin(self, one: PlannedDispatch) -> None:
         operation, job = one.operation, one.job
+        if one.relocates:
+            self._leave(operation, job)
         if one.allocation is not None and one.placement is not None:
             self._hold(one.host.host_id, Reservation(**dict(one.allocation), token=""))
             self._rivals.come(one.allocation, operation, one.host.host_id, self._now)
@@ -287,6 +314,19 @@ class World:
         self._measure(running, job)
         self._after(self._duration(running, self._models[spec_of(job).name]), running)
 
+    def _leave(self, create: OperationRecord, job: JobRecord) -> None:
+        """Take a job off its host; what its load may wait there counts for its bound."""
+        load = self._lines[job.job_id][(create.reason or "").removeprefix(RELOCATED_FOR)]
+        waited_s = (self._time - (load.accepted_at or BEGINNING)).total_seconds()
+        bound_s = self._bound_s(load, job, waited_s)
+        self._bounds_s[load.operation_id] += bound_s + CREATE_S
+        self._release(job.host_id or "", job)
+
+    def _bound_s(self, load: OperationRecord, job: JobRecord, waited_s: float) -> float:
+        lines = map(self._line, self._waiting[""])
+        unplaced = chain.from_iterable(one.operations[:1] for one in lines)
+        return self._rivals.bound_s(load, job, self._now - waited_s, unplaced)
+
     def _measure(self, operation: OperationRecord, job: JobRecord) -> None:
         accepted_at = operation.accepted_at or BEGINNING
         waited_s = (self._time - accepted_at).total_seconds()
@@ -299,7 +339,8 @@ class World:
         if operation.verb is Verb.INFER and arrival is not None:
             self.outcome.started.append((arrival, job.devices, spec_of(job).name))
         elif operation.verb is Verb.DEPLOY_LOAD and operation.source == "system":
-            bound_s = self._rivals.bound_s(operation, job, self._now - waited_s)
+            bound_s = self._bound_s(operation, job, waited_s)
+            bound_s += self._bounds_s.pop(operation.operation_id, 0.0)
             self.outcome.room_waits.append((waited_s, bound_s))
 
     def _duration(self, operation: OperationRecord, model: SimulatedModel) -> float:
@@ -386,10 +427,14 @@ class World:
         others = tuple(one for one in host.reservations if one.job_id != held.job_id)
         changed = host.model_copy(update={"reservations": (*others, held)})
         check_that_nothing_is_given_twice(changed)
-        self._hosts[host_id] = changed
+        self._put(changed)
 
     def _release(self, host_id: str, job: JobRecord) -> None:
         self._rivals.go(host_id, job.job_id, self._now)
         host = self._hosts[host_id]
         others = tuple(one for one in host.reservations if one.job_id != job.job_id)
-        self._hosts[host_id] = host.model_copy(update={"reservations": others})
+        self._put(host.model_copy(update={"reservations": others}))
+
+    def _put(self, host: HostRecord) -> None:
+        self._hosts[host.host_id] = host
+        self._table.put([host])

@@ -55,12 +55,12 @@ class Cancels:
 
     async def carry_out(self) -> None:
         """Process every open cancel request once; raises `StoreUnavailableError`."""
-        requested = await self._store.operation_queries.with_cancel_requested(limit=LIMIT)
-        if requested:
-            await self._end_queued([one for one in requested if one.state is OperationState.QUEUED])
-            await tell_to_cancel(
-                self._control, [one for one in requested if one.state is not OperationState.QUEUED]
-            )
+        requested = self._store.operation_queries.with_cancel_requested
+        # The scheduler holds back what is QUEUED, so those that workers run may not crowd it out.
+        if queued := await requested(queued=True, limit=LIMIT):
+            await self._end_queued(queued)
+        if given := await requested(queued=False, limit=LIMIT):
+            await tell_to_cancel(self._control, given)
 
     async def _end_queued(self, queued: Iterable[OperationRecord]) -> None:
         error = ErrorInfo.of(ErrorCode.CANCELLED)

@@ -33,7 +33,7 @@ from modelyard.contract.retries import is_retried
 from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.scheduling.fitting import PlacementRequest
-from modelyard.scheduling.placement import FreeCapacity, Unplaced
+from modelyard.scheduling.placement import BEHIND_ALL, FreeCapacity, Unplaced
 from modelyard.store import Store
 from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.operations import QueuedEnding
@@ -48,8 +48,6 @@ from modelyard.store.records import (
 log = structlog.get_logger(__name__)
 
 LIMIT = 100
-_BEHIND_ALL = 1 << 62
-"""A rank that no operation reaches."""
 MOST_FAILURES = 3
 """How many moves of a job may fail in a row before the job stays where it is."""
 
@@ -106,10 +104,14 @@ class Relocations:
         if job.spec is None:
             return
         request = PlacementRequest.of(
-            job, job.spec, capacity.learned(job.spec), at_once=job.state is JobState.LOADED
+            job,
+            job.spec,
+            capacity.learned(job.spec),
+            at_once=job.state is JobState.LOADED,
+            dataset=job.dataset_spec,
         )
         # It goes behind all that waits, and keeps nothing from the other moves.
-        chosen = capacity.place(replace(request, rank=_BEHIND_ALL, awaits=False))
+        chosen = capacity.place(replace(request, rank=BEHIND_ALL, awaits=False))
         if isinstance(chosen, Unplaced):
             log.info("move.no_room", job_id=job.job_id, reasons=chosen.reasons)
             return

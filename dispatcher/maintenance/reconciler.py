@@ -16,6 +16,7 @@ from dispatcher.control import ControlPublisher
 from dispatcher.events import EventLog, host_event, observed_event, stale_host_event
 from dispatcher.maintenance.orphans import Orphans
 from dispatcher.maintenance.retries import Retries
+from dispatcher.scheduling.local_content import LocalContents
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.deaths import death_of
 from modelyard.contract.errors import ErrorCode, ErrorInfo
@@ -212,6 +213,7 @@ class Reconciler:
         self._control = control
         self._retries = retries
         self._orphans = orphans
+        self._local_contents = LocalContents(store)
 
     async def handle_boot(self, boot: BootReport) -> None:
         """Record a new incarnation and recover the interrupted work of the one before.
@@ -260,6 +262,7 @@ class Reconciler:
                 await self._fence_off(report, "inventory")
         if not current:
             return
+        await self._local_contents.record({one.host_id: one.inventory.local for one in current})
         active, jobs = await together(
             self._store.operation_queries.on_hosts([one.host_id for one in current]),
             self._jobs(current),

@@ -69,6 +69,11 @@ class ReservationLeaks:
             if job is not None and not await self._take_back(job, one, idle):
                 continue
             crash_point("dispatcher.sweep.after_take_back")
+            if job is not None and job.state.live and job.host_id == host.host_id:
+                # It was to get another container on its host, and has the old one: that holds it.
+                await self._store.hosts.bind_back(host.host_id, job)
+                self._scheduler.wake([job.job_id])
+                continue
             await self._store.hosts.release({host.host_id: [(one.job_id, one.generation)]})
             self._scheduler.wake_waiting()
 

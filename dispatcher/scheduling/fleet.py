@@ -9,7 +9,8 @@ guarded in the database, and one that fails marks its host.
 import asyncio
 from collections.abc import Iterable, Mapping
 
-from modelyard.scheduling.placement import FreeCapacity, Kept, LearnedOf, PlacementPolicy
+from modelyard.scheduling.placement import FreeCapacity, KeptOn, LearnedOf, PlacementPolicy
+from modelyard.scheduling.survey import Table
 from modelyard.store import Store
 from modelyard.store.records import HostRecord
 
@@ -21,6 +22,8 @@ class Fleet:
         self._store = store
         self._policy = policy
         self._hosts: dict[str, HostRecord] = {}
+        self._table: Table | None = None
+        """The same hosts as numbers, once they are needed."""
         self._outdated: set[str] = set()
         self._being_read: set[str] = set()
         """Hosts that were outdated when the read began that is under way."""
@@ -44,10 +47,13 @@ class Fleet:
         return self._hosts
 
     def capacity_of(
-        self, hosts: Mapping[str, HostRecord], kept: Iterable[Kept], learned: LearnedOf
+        self, hosts: Mapping[str, HostRecord], kept: KeptOn, learned: LearnedOf
     ) -> FreeCapacity:
         """Return what is left of some hosts, to be given away by the policy."""
-        return FreeCapacity(hosts, kept, learned, policy=self._policy)
+        if hosts is not self._hosts:
+            return FreeCapacity(hosts, kept, learned, policy=self._policy)
+        self._table = self._table or Table(hosts.values())
+        return FreeCapacity(hosts, kept, learned, policy=self._policy, table=self._table)
 
     async def refresh(self) -> None:
         """Read all hosts; raises `StoreUnavailableError`."""
@@ -67,6 +73,8 @@ class Fleet:
         host_id = before.host_id
         if self._hosts.get(host_id) is before and not self._reading.locked():
             self._hosts[host_id] = after
+            if self._table is not None:
+                self._table.put([after])
         else:
             self.mark([host_id])
 
@@ -82,5 +90,8 @@ class Fleet:
         read = {host.host_id: host for host in found}
         if read.keys() <= self._hosts.keys():
             self._hosts.update(read)
+            if self._table is not None:
+                self._table.put(found)
         else:
+            self._table = None
             self._hosts = dict(sorted((self._hosts | read).items()))

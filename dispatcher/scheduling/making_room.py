@@ -1,6 +1,7 @@
 """Making room: which models to unload on which host, so that an operation could start. Pure."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,9 +12,9 @@ from dispatcher.scheduling.eviction import Candidate, cheapest
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.capacity.ledger import WHOLE, DeviceRoom
 from modelyard.contract.capacity.needs import ResidentNeed
-from modelyard.scheduling.fitting import loadable_when_empty
+from modelyard.scheduling.fitting import lacks_memory, loadable_when_empty
 from modelyard.scheduling.leaving import Stays, is_leaving, why_it_stays
-from modelyard.scheduling.placement import Kept
+from modelyard.scheduling.placement import Kept, Placed
 from modelyard.scheduling.planning import Crowded
 from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord
 
@@ -59,6 +60,8 @@ class RoomDecision:
     """What to unload now; no models, if it has to wait for those that leave already."""
     later: Way | None = None
     """Set instead if nothing may be unloaded now, and it will have room when others have left."""
+    elsewhere: Placed | None = None
+    """Set instead if its job is to be created anew where its model has room."""
 
 
 def residents_of(host: HostRecord, besides: Crowded) -> list[str]:
@@ -107,6 +110,10 @@ def decide(
 
     `there` has the hosts of `hosts_for`, each with the lines of its `residents_of`. After
     `swap_wait_s` seconds of waiting also models that are in use make room.
+
+    No model has to leave that would be loaded again, while there is room elsewhere and a container
+    starts there at once: then the job goes there. If it has to fetch its image first, it goes there
+    only if nothing may be unloaded now.
     """
     offers = list(there)
 
@@ -121,7 +128,11 @@ def decide(
     accepted_at = one.operation.accepted_at
     waited_s = (now - accepted_at).total_seconds() if accepted_at else -math.inf
     way = cheapest_way(_MayLeave.IN_USE if waited_s >= swap_wait_s else _MayLeave.IDLE)
-    return RoomDecision(way) if way else RoomDecision(later=cheapest_way(_MayLeave.LATER))
+    if way is not None and not (way.cost > 0 and one.elsewhere_at_hand):
+        return RoomDecision(way)
+    if one.elsewhere is not None:
+        return RoomDecision(elsewhere=one.elsewhere)
+    return RoomDecision(later=cheapest_way(_MayLeave.LATER))
 
 
 def _candidates(
@@ -161,19 +172,27 @@ class _KeptUntil:
 class KeptRoom:
     """What is being cleared for operations, so that nobody else takes it meanwhile."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, clock: Callable[[], float], waits: Callable[[OperationRecord], bool]
+    ) -> None:
+        """Keep nothing yet; `waits` tells whether an operation still waits."""
         self._clock = clock
+        self._waits = waits
         self._kept: dict[str, _KeptUntil] = {}
-        """By job."""
+        """By job; what ends first is the first."""
+        self._on: dict[str, set[str]] = defaultdict(set)
+        """The jobs for which something is kept, by host."""
 
     def follow(self, one: Crowded, decision: RoomDecision) -> None:
         """Keep room for an operation where models leave for it, now or later.
 
-        As long as that takes: what is free there already is not given to others either. None is
-        kept any more if nothing would help.
+        As long as that takes: what is free there already is not given to others either. So is the
+        place to which its job goes. None is kept any more if nothing would help.
         """
-        way = decision.way or decision.later
-        if way is None:
+        way, elsewhere = decision.way or decision.later, decision.elsewhere
+        if elsewhere is not None:
+            self._keep(one, Way(0.0, elsewhere.host.host_id, (), elsewhere.allocation.devices))
+        elif way is None:
             self.give_up(one.request.job_id)
         elif way.jobs or decision.later:
             self._keep(one, way)
@@ -182,33 +201,41 @@ class KeptRoom:
         """Keep what the operation needs where its model is bound to, or will be."""
         operation, job_id = one.operation, one.request.job_id
         kept = Kept(way.host_id, job_id, operation.rank, one.need, way.devices)
+        self.give_up(job_id)
         self._kept[kept.job_id] = _KeptUntil(kept, operation, self._clock() + KEPT_S)
+        self._on[kept.host_id].add(kept.job_id)
 
     def give_up(self, job_id: str) -> None:
         """Keep nothing for a job any more: its own model leaves, or nothing would help it."""
-        self._kept.pop(job_id, None)
+        known = self._kept.pop(job_id, None)
+        if known is not None:
+            there = self._on[known.kept.host_id]
+            there.discard(job_id)
+            if not there:
+                del self._on[known.kept.host_id]
 
     def waiting_on(self, host_ids: Collection[str]) -> list[str]:
         """Return the jobs for which room is kept on some hosts."""
-        return [job_id for job_id, one in self._kept.items() if one.kept.host_id in host_ids]
+        return [one.job_id for host_id in host_ids for one in self.on(host_id)]
 
-    def current(self, waits: Callable[[OperationRecord], bool]) -> list[Kept]:
-        """Return what is kept now; `waits` tells whether an operation still waits."""
+    def on(self, host_id: str) -> list[Kept]:
+        """Return what is kept on a host now."""
         now = self._clock()
-        self._kept = {
-            job_id: one
-            for job_id, one in self._kept.items()
-            if one.until > now and waits(one.operation)
-        }
-        return [one.kept for one in self._kept.values()]
+        while self._kept and (first := next(iter(self._kept.values()))).until <= now:
+            self.give_up(first.kept.job_id)
+        there = [self._kept[job_id] for job_id in self._on.get(host_id, ())]
+        for one in there:
+            if not self._waits(one.operation):
+                self.give_up(one.kept.job_id)
+        return [one.kept for one in there if one.kept.job_id in self._kept]
 
 
 def _ways(one: Crowded, host: HostRecord, there: Sequence[Candidate]) -> list[Way]:
     """Return how an operation could get room on a host: one way for each choice of devices."""
     need = one.need
     lacking: dict[str, int] = {}
-    if host.room.memory is not None and host.room.memory < need.memory:
-        lacking[MEMORY] = need.memory - host.room.memory
+    if lacks_memory(host.room, need.memory):
+        lacking[MEMORY] = need.memory - (host.room.memory or 0)
     if not need.devices or (one.host_id is not None and not one.bound):
         return _way(host, lacking, there)
     if one.bound:

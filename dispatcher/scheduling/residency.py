@@ -1,5 +1,8 @@
 """Residents: brings models into memory for inferences that ask for them, and makes room.
 
+If a job's model has no room where its container is, but has some elsewhere, a CREATE at the front
+of the line brings the unloaded job there before the LOAD.
+
 A LOAD or UNLOAD that Modelyard decides on is an ordinary operation at the front of its job's line,
 with its reason. Nothing that works is interrupted: an UNLOAD takes effect when the inferences that
 run have ended, and those that wait behind it load the model again. What a crash leaves behind: the
@@ -8,7 +11,7 @@ operation is recorded, or it is not, and then the next pass decides anew.
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
 import structlog
@@ -19,11 +22,11 @@ from dispatcher.scheduling.system_operations import period, record_in_front, sys
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, Verb
 from modelyard.scheduling.leaving import is_leaving
-from modelyard.scheduling.ordering import ON_DEMAND, LoadFirst
-from modelyard.scheduling.placement import Kept
+from modelyard.scheduling.ordering import ON_DEMAND, RELOCATED_FOR, LoadFirst
+from modelyard.scheduling.placement import Kept, Placed
 from modelyard.scheduling.planning import Crowded
 from modelyard.store import Store
-from modelyard.store.operations import QueuedEnding
+from modelyard.store.operations import BEFORE_THE_FRONT, QueuedEnding
 from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -42,7 +45,7 @@ class Residents:
         self._fleet = memory.fleet
         self._usage = memory.lines.usage
         self._swap_wait_s = swap_wait_s
-        self._kept = KeptRoom(time.monotonic)
+        self._kept = KeptRoom(time.monotonic, memory.lines.agree)
 
     async def load_first(self, wanted: Sequence[LoadFirst]) -> list[QueuedEnding]:
         """Put a LOAD before each of these inferences; return those whose LOAD has failed.
@@ -87,21 +90,28 @@ class Residents:
             ]
             decision = decide(one, there, now, swap_wait_s=self._swap_wait_s, usage=self._usage)
             self._kept.follow(one, decision)
-            if decision.way is not None:
+            if decision.elsewhere is not None:
+                woken.add(await self._relocate(one, decision.elsewhere, now))
+                tries += 1
+            elif decision.way is not None:
                 woken |= await self._evict(one, decision.way, now)
                 tries += bool(decision.way.jobs)
             if tries == MOST_AT_ONCE:
                 break
         return woken
 
+    def give_up(self, job_ids: Iterable[str]) -> None:
+        """Keep nothing for jobs any more that could not start if models left memory."""
+        for job_id in job_ids:
+            self._kept.give_up(job_id)
+
     def waiting_on(self, host_ids: Collection[str]) -> list[str]:
         """Return jobs that wait until models on some hosts are not in use any more."""
-        self.kept()  # what waits no longer is dropped, or it would be woken for ever
         return self._kept.waiting_on(host_ids)
 
-    def kept(self) -> list[Kept]:
-        """Return what is being cleared for operations."""
-        return self._kept.current(self._lines.agree)
+    def kept(self, host_id: str) -> list[Kept]:
+        """Return what is being cleared for operations on a host."""
+        return self._kept.on(host_id)
 
     async def _evict(self, one: Crowded, way: Way, now: datetime) -> set[str]:
         operation = one.operation
@@ -129,6 +139,29 @@ class Residents:
                 evicted_for=operation.operation_id,
             )
         return {job.job_id for job in leaving}
+
+    async def _relocate(self, one: Crowded, elsewhere: Placed, now: datetime) -> str:
+        """Put a CREATE before a LOAD that has no room; return its job.
+
+        The pass that dispatches it chooses the place anew: what is kept there is kept for this job.
+        """
+        job_id, operation_id = one.request.job_id, one.operation.operation_id
+        for line in (await self._lines.read([job_id])).lines:
+            if not line.operations or line.operations[0].operation_id != operation_id:
+                break
+            key = f"relocate/{operation_id}/{line.job.version}/{period(now)}"
+            create = system_operation(
+                line.job, Verb.DEPLOY_CREATE, key, f"{RELOCATED_FOR}{operation_id}"
+            )
+            await record_in_front(self._store, [create], shift=BEFORE_THE_FRONT)
+            log.info(
+                "job.to_be_relocated",
+                job_id=job_id,
+                from_host=one.host_id,
+                to=elsewhere.host.host_id,
+                relocated_for=operation_id,
+            )
+        return job_id
 
 
 def _not_loaded(load: OperationRecord) -> ErrorInfo:

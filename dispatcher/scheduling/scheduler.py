@@ -11,7 +11,8 @@ leaves behind in the record, the only thing that outlives this process:
 - after hold: the host holds memory for a model that is not being loaded; the next pass uses it, or
   the sweep frees it;
 - after assign: the job names its host and next generation while the operation is still QUEUED;
-  the next pass finds the job placed and continues from there;
+  the next pass finds the job placed and continues from there; the reservation on the host that it
+  has left, if it was relocated, is not its own any more, and the sweep frees it;
 - after claim: the operation is DISPATCHED and no command is published; the sweep publishes it;
 - after publish: the event is missing, as it was only noted.
 
@@ -102,7 +103,7 @@ class Scheduler:
 
     def free_capacity(self, hosts: Mapping[str, HostRecord], learned: LearnedOf) -> FreeCapacity:
         """Return what is left of some hosts, for jobs that are placed one after the other."""
-        return self._fleet.capacity_of(hosts, self._residency.kept(), learned)
+        return self._fleet.capacity_of(hosts, self._residency.kept, learned)
 
     async def learned(self) -> LearnedOf:
         """Return what tells what was learned of a model; raises `StoreUnavailableError`."""
@@ -150,6 +151,7 @@ class Scheduler:
         hosts = await self._fleet.hosts()
         # From here to the claims in memory nothing is awaited: these lines are those of now.
         plan = make_plan(self._still(lines), catalog, self.free_capacity(hosts, learned))
+        self._residency.give_up(plan.beyond_help)
         shared = [one for one in plan.dispatches if one.operation.shared]
         for one in shared:
             self._lines.replace(one.claim.dispatched)
@@ -243,6 +245,8 @@ class Scheduler:
         crash_point("dispatcher.after_hold")
         assigned = await self._assign(held, token)
         crash_point("dispatcher.after_assign")
+        now_assigned = {one.job.job_id for one in assigned}
+        await self._leave([one for one in held if one.job.job_id in now_assigned])
         claimed = await self._store.operations.claim([one.claim for one in assigned], token=token)
         crash_point("dispatcher.after_claim")
         for one in claimed:
@@ -259,7 +263,12 @@ class Scheduler:
         ready = [one for one in wanted if one.placement is None]
         by_host: dict[str, list[PlannedDispatch]] = defaultdict(list)
         for one in wanted:
-            if one.placement is not None:
+            if one.rebinds and one.allocation is not None:
+                if await self._store.hosts.rebind(one.host, one.allocation):
+                    ready.append(one)
+                else:
+                    self.wake([one.job.job_id])
+            elif one.placement is not None:
                 by_host[one.host.host_id].append(one)
         for shares in by_host.values():
             if await self._reserve_together(shares, token):
@@ -309,8 +318,33 @@ class Scheduler:
                 job = assignments[one.job.job_id].applied_to(one.job)
                 self._lines.replace_job(one.job, job)
                 assigned.append(replace(one, job=job))
-        await self._release_unused([one for one in lost if one.placement is not None], token)
+        # What was bound anew within a host is the job's in any case: the sweep binds it back.
+        placed = [one for one in lost if one.placement is not None and not one.rebinds]
+        await self._release_unused(placed, token)
         return assigned
+
+    async def _leave(self, relocated: Sequence[PlannedDispatch]) -> None:
+        """Free what jobs held on the hosts from which they were relocated.
+
+        The dispatches have the jobs as they were before they were assigned. Their old containers
+        hold nothing in memory; the next inventory has them removed.
+        """
+        left: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for one in relocated:
+            if one.relocates:
+                log.info(
+                    "job.relocated",
+                    job_id=one.job.job_id,
+                    from_host=one.job.host_id,
+                    to=one.host.host_id,
+                    devices=one.allocation.devices if one.allocation else (),
+                    reason=one.operation.reason,
+                )
+            if one.relocates and not one.rebinds and one.job.host_id is not None:
+                left[one.job.host_id].append((one.job.job_id, one.job.generation))
+        if left:
+            await self._store.hosts.release(left)
+            self.wake_waiting()
 
     async def _release_unused(self, lost: Sequence[PlannedDispatch], token: str) -> None:
         """Free the reservations of jobs that another writer has assigned meanwhile.

@@ -43,10 +43,15 @@ def system_operation(job: JobRecord, verb: Verb, key: str, reason: str) -> NewOp
     return made.model_copy(update={"reason": reason})
 
 
-async def record_in_front(store: Store, operations: Sequence[NewOperation]) -> None:
-    """Record operations ahead of all client operations in line; recorded ones stay unchanged."""
+async def record_in_front(
+    store: Store, operations: Sequence[NewOperation], *, shift: int = FRONT_OF_LINE
+) -> None:
+    """Record operations ahead of all client operations in line; recorded ones stay unchanged.
+
+    Among those that are recorded with the same `shift` the earlier ones go first.
+    """
     if operations:
         lines = await store.operations.next_positions(len(operations))
         await store.operations.take_in(
-            [(one, line + FRONT_OF_LINE) for one, line in zip(operations, lines, strict=True)]
+            [(one, line + shift) for one, line in zip(operations, lines, strict=True)]
         )

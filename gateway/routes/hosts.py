@@ -78,7 +78,7 @@ async def list_hosts(
 async def read_host(host_id: Id, gateway: GatewayDependencies) -> Response:
     """Return one host and the reservations on it."""
     record = await gateway.reading.ask(lambda: gateway.store.hosts.get(host_id))
-    return answer(host_view(_found(record, host_id)))
+    return answer(host_view(_found(record, host_id), with_content=True))
 
 
 @router.post(

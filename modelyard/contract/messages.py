@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from modelyard.contract.capacity.footprints import Footprint
+from modelyard.contract.capacity.local_content import LocalContent
 from modelyard.contract.capacity.offers import (
     MAX_DEVICES,
     DeviceId,
@@ -417,6 +418,8 @@ class Inventory(Message):
     items: Annotated[tuple[InventoryItem, ...], FailFast()] = ()
     busy: Annotated[tuple[str, ...], FailFast()] = ()
     """Jobs that an operation worked on during the check; it proves nothing about them."""
+    local: LocalContent = LocalContent()
+    """Images and datasets that the host has; empty from workers before 0.2."""
 
 
 class EngineFacts(Message):

@@ -113,6 +113,8 @@ class HostVerdict(Message):
     fits: bool
     refusal: str | None = None
     """The first rule that refuses, with its numbers."""
+    to_fetch: tuple[str, ...] = ()
+    """What it does not have at hand and would have to get first: `image`, `dataset`."""
     holders: tuple[HolderView, ...] = ()
     """What is in memory there, if that is what refuses."""
 
@@ -252,6 +254,11 @@ class HostView(Message):
     Reasons are `other_host`, `other_epoch`, `other_job`, `other_incarnation`, `overtaken`,
     `illegal` and `unknown_operation`; there may be more.
     """
+    images: tuple[str, ...] = ()
+    """Full references of images that its engine has and that may run there, at most 256; only where
+    one host is read."""
+    datasets: tuple[str, ...] = ()
+    """Volumes and folders under its dataset roots that may be mounted there, likewise."""
     incarnation: str | None = None
     engine: EngineFacts | None = None
     last_seen: datetime | None = None

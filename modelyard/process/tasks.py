@@ -1,9 +1,11 @@
-"""Task groups: run several coroutines at once, and fail with the error of one of them."""
+"""Task groups, which fail with the error of one of their tasks; threads for what may hang."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import sys
-from collections.abc import Coroutine, Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -117,6 +119,24 @@ async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
         bugs = [one for one in leaves if not isinstance(one, ModelyardError)]
         raise (bugs or leaves)[0] from failed
     return tuple(task.result() for task in tasks)
+
+
+def in_daemon_thread(work: Callable[[], A], *, name: str) -> asyncio.Future[A]:
+    """Run `work` in a thread of its own, for which the process does not wait when it exits.
+
+    The event loop's own threads are few and are joined at exit, so stuck calls would block other
+    work and the exit.
+    """
+    done: concurrent.futures.Future[A] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as fault:  # noqa: BLE001 - raised again where the future is awaited
+            done.set_exception(fault)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return asyncio.wrap_future(done)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -15,8 +15,9 @@ from modelyard.contract.capacity.needs import (
     container_need,
     resident_need,
 )
-from modelyard.contract.catalog.entries import ModelSpec
-from modelyard.contract.states import Admission, Liveness
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.images import full_reference
+from modelyard.contract.states import Liveness
 from modelyard.store.records import HostRecord, JobRecord
 
 OWN = "still has a reservation of this job"
@@ -44,6 +45,10 @@ class PlacementRequest:
     """False if no host is kept for it where it does not fit now."""
     avoid: frozenset[str] = frozenset()
     """Hosts that are chosen only if no other fits."""
+    image: str = ""
+    """The full reference of its image."""
+    dataset: str | None = None
+    """The volume or folder of its dataset; None if it mounts none."""
 
     @classmethod
     def of(
@@ -53,6 +58,7 @@ class PlacementRequest:
         learned: Learned,
         *,
         at_once: bool,
+        dataset: DatasetSpec | None = None,
         avoid: frozenset[str] = frozenset(),
     ) -> "PlacementRequest":
         """Return what the next container of a job needs."""
@@ -65,6 +71,8 @@ class PlacementRequest:
             resident=resident_need(spec, learned),
             at_once=at_once,
             avoid=avoid,
+            image=full_reference(spec.image),
+            dataset=dataset.place if dataset and spec.dataset_mount is not None else None,
         )
 
 
@@ -120,14 +128,22 @@ def wanted_text(room: Room, need: ResidentNeed) -> str:
 
 def closed_to(host: HostRecord, need: PlacementRequest) -> str | None:
     """Return why a host takes no job of this kind, whatever room it has."""
-    if host.liveness is not Liveness.ONLINE:
-        return f"is {host.liveness}"
-    if host.admission is not Admission.OPEN:
-        return f"is {host.admission}"
+    if not host.is_open:
+        return not_open(host)
     for label, value in need.labels.items():
         if host.labels.get(label) != value:
-            return f"does not have the label {label}={value}"
+            return without_label(label, value)
     return None
+
+
+def not_open(host: HostRecord) -> str:
+    """Return why a host takes no job."""
+    return f"is {host.admission if host.liveness is Liveness.ONLINE else host.liveness}"
+
+
+def without_label(label: str, value: str) -> str:
+    """Return the refusal of a host that does not have a label."""
+    return f"does not have the label {label}={value}"
 
 
 def lacking(room: Room, need: PlacementRequest, *, when_empty: bool) -> Lacks | None:
@@ -141,7 +157,7 @@ def lacking(room: Room, need: PlacementRequest, *, when_empty: bool) -> Lacks | 
     if room.millicpus is not None and room.millicpus < wanted.millicpus and wanted.millicpus:
         return Lacks.CPUS
     memory = wanted.memory + need.resident.memory if loads else wanted.memory
-    if room.memory is not None and room.memory < memory and memory:
+    if lacks_memory(room, memory):
         return Lacks.MEMORY
     # On an empty host it is enough that the devices could have it; also, nothing is bound to a
     # device that is tainted.
@@ -151,23 +167,9 @@ def lacking(room: Room, need: PlacementRequest, *, when_empty: bool) -> Lacks | 
     return None
 
 
-def loads_now(room: Room, need: PlacementRequest) -> bool:
-    """Tell whether the model could be loaded at once into a container that fits."""
-    resident = need.resident
-    if resident.nothing:
-        return True
-    if room.memory is not None and room.memory < need.container.memory + resident.memory:
-        return False
-    return room.has_devices(resident, need.container.devices, loads=True)
-
-
-def may_fit(host: HostRecord, need: PlacementRequest) -> bool:
-    """Tell whether the host would fit if it were ONLINE, OPEN and empty."""
-    return (
-        host.liveness is not Liveness.LOST
-        and all(host.labels.get(label) == value for label, value in need.labels.items())
-        and lacking(host.total, need, when_empty=True) is None
-    )
+def lacks_memory(room: Room, wanted: int) -> bool:
+    """Tell whether there are less than so many bytes of memory; none are never lacking."""
+    return room.memory is not None and room.memory < wanted and wanted > 0
 
 
 def loadable_when_empty(host: HostRecord, need: PlacementRequest) -> bool:

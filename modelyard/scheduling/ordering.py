@@ -16,6 +16,9 @@ from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
 ON_DEMAND = "on_demand:"
 """Begins the reason of a LOAD that was put before an inference, whose id follows."""
+RELOCATED_FOR = "relocated_for:"
+"""Begins the reason of a CREATE that brings an unloaded job to where its model has room; the id of
+the LOAD that waits for that follows."""
 CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
 """A container's id or a prefix of it: Docker's short form has 12 characters."""
 
@@ -83,7 +86,16 @@ class LoadFirst:
     job: JobRecord
 
 
-Decision = Reject | AlreadySatisfied | Dispatch | PlaceAndDispatch | LoadFirst
+@dataclass(frozen=True, slots=True)
+class Relocate:
+    """Create the unloaded job anew where its model has room now."""
+
+    operation: OperationRecord
+    job: JobRecord
+    spec: ModelSpec
+
+
+Decision = Reject | AlreadySatisfied | Dispatch | PlaceAndDispatch | LoadFirst | Relocate
 
 
 def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
@@ -91,6 +103,8 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
 
     An operation may start when all operations before it have ended. Inferences may run together,
     up to the model's `max_concurrency`; any other operation behind them waits for all of them.
+    An operation whose cancel is recorded does not start: it is about to be ended, also if that is
+    left to a new leader, which would otherwise dispatch it before it looks at cancels.
     """
     decisions: list[Decision] = []
     inferring = 0
@@ -101,9 +115,13 @@ def next_decisions(line: JobLine, catalog: CatalogEntries) -> list[Decision]:
                 break
             inferring += 1  # one that waits for its retry uses up a slot, and so keeps its place
             continue
-        if _has_to_wait(operation, inferring, line):
+        if operation.cancel_requested or _has_to_wait(operation, inferring, line):
             break
-        decision = _load_first(line.job, operation) or _decide(line.job, operation, catalog)
+        decision = (
+            _load_first(line.job, operation)
+            or _relocate(line.job, operation)
+            or _decide(line.job, operation, catalog)
+        )
         decisions.append(_with_what_follows(decision, line))
         if isinstance(decision, Reject):
             continue  # a rejection changes nothing, so the next operation may start
@@ -206,6 +224,17 @@ def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bo
     if job.state in rule.holds_in:
         return True
     return job.current is not None and job.current.operation_id == operation.operation_id
+
+
+def _relocate(job: JobRecord, operation: OperationRecord) -> Relocate | None:
+    """Return the decision to bring an unloaded job elsewhere, if that has not begun yet."""
+    meant = operation.verb is Verb.DEPLOY_CREATE and operation.source == "system"
+    if not meant or not (operation.reason or "").startswith(RELOCATED_FOR):
+        return None
+    begun = job.current is not None and job.current.operation_id == operation.operation_id
+    if begun or job.state is not JobState.CREATED or job.host_id is None or job.spec is None:
+        return None
+    return None if _mismatch(job, operation) else Relocate(operation, job, job.spec)
 
 
 def _place(

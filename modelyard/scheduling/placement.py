@@ -4,12 +4,14 @@ A snapshot in, a decision with its reasons out. The rules are in docs/capacity.m
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
+from itertools import chain, islice
 
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
-from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation, Room, used_part
+from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation, Room
 from modelyard.contract.capacity.needs import (
     ContainerNeed,
     ResidentNeed,
@@ -21,13 +23,13 @@ from modelyard.scheduling.fitting import (
     KEPT_FOR_OTHERS,
     OWN,
     PlacementRequest,
-    Refusal,
     chosen_devices,
-    loads_now,
-    may_fit,
+    closed_to,
+    lacking,
 )
+from modelyard.scheduling.locality import nearest
 from modelyard.scheduling.refusals import not_loadable, summed_up
-from modelyard.scheduling.survey import NO_MEMORY, survey
+from modelyard.scheduling.survey import NO_MEMORY, Rows, Survey, Table
 from modelyard.store.records import HostRecord, JobRecord
 
 LearnedOf = Callable[[ModelSpec], Learned]
@@ -37,6 +39,12 @@ _LEAST_MILLICPUS, _LEAST_MEMORY = 10, 6 << 20
 """The smallest container that Docker makes."""
 
 
+UNEVEN = 0.25
+"""The part of a host by which it may be used more than another one and still be chosen by `SPREAD`,
+because it has what a job needs."""
+BEHIND_ALL = 1 << 62
+"""A rank that no operation reaches: of what need not have room, so that it leaves what is kept for
+those that do."""
 PLACEMENT_NOTE = "placement"
 """The leading dispatcher's note of its policy, for those who explain what it would do."""
 
@@ -83,37 +91,52 @@ class Kept:
     devices: tuple[str, ...]
 
 
+KeptOn = Callable[[str], Sequence[Kept]]
+"""Returns what is being cleared on a host."""
+
+
 class FreeCapacity:
     """The hosts of one snapshot, and what earlier decisions of this pass left of them."""
 
     def __init__(
         self,
         hosts: Mapping[str, HostRecord],
-        kept: Iterable[Kept] = (),
+        kept: KeptOn = lambda _: (),
         learned: LearnedOf = lambda _: NOTHING_LEARNED,
         *,
         policy: PlacementPolicy = PlacementPolicy.BINPACK,
+        table: Table | None = None,
     ) -> None:
-        """`hosts` are by id; ties go to the first of them."""
+        """`hosts` are by id; `table` has the same, if it is known."""
         self.learned = learned
         self._hosts = hosts
+        self._all = table
         self._policy = policy
-        self._kept: dict[str, list[Kept]] = {}
-        for one in kept:
-            self._kept.setdefault(one.host_id, []).append(one)
+        self._kept = kept
         self._refused: dict[object, Unplaced] = {}
         """By what was needed: room only becomes less within a pass."""
         self._left: dict[str, Room] = {}
         """The room of hosts that this pass has taken something of."""
+        self._lasting: dict[str, Room] = {}
+        """The lasting room of hosts that this pass has taken something of which stays."""
         self._awaited: dict[str, Allocation] = {}
         """By host: what a more urgent operation waits for there. What it needs and others leave
         over is not given to operations behind it."""
+        self._nowhere: set[object] = set()
+        """What no host had room for at once, likewise, with the model in memory."""
         self._awaiting: set[tuple[tuple[str, str], ...]] = set()
         """The labels of those for which a host is kept: one operation for each set of labels."""
+        self._last: tuple[Survey, PlacementRequest] | None = None
+        """The one for which a host is to be kept before the next decision, if there is one."""
 
     def host(self, host_id: str) -> HostRecord | None:
         """Return a host of the snapshot."""
         return self._hosts.get(host_id)
+
+    @cached_property
+    def _table(self) -> Table:
+        """The hosts as numbers; a pass that places nothing does not need them."""
+        return (self._all or Table(self._hosts.values())).fork()
 
     @property
     def any_left(self) -> bool:
@@ -121,29 +144,45 @@ class FreeCapacity:
         least = PlacementRequest(
             container=ContainerNeed(millicpus=_LEAST_MILLICPUS, memory=_LEAST_MEMORY)
         )
-        return bool(survey(self._rooms(least), least).fitting)
+        return self._best(self._table.survey(least).fitting, least) is not None
 
     def place(self, need: PlacementRequest) -> Placed | Unplaced:
         """Choose the host where the job can start soonest, and take what it needs.
 
         In this order: hosts in `need.avoid`, where an attempt has failed, only if no other fits;
-        then those on which the model can be loaded now; then by the policy. Ties go to the first
-        host id, so that the same snapshot always gives the same answer. If no host fits, the one
-        that will fit by itself is kept for it: what it needs there is given to no operation that is
-        decided on later in this pass.
+        then those on which the model can be loaded now; then those that have its image and its
+        dataset, or its image; then by the policy. With `SPREAD` only hosts that are used not much
+        more than another one are compared by what they have: otherwise all jobs of a model would
+        go to the first host that pulled its image. Ties go to the first host id, so that the same
+        snapshot always gives the same answer. If no host fits, the one that will fit by itself is
+        kept for it: what it needs there is given to no operation that is decided on later in this
+        pass.
         """
+        self._await_for_last()
         labels = tuple(sorted(need.labels.items()))
         same_need = (labels, need.container, need.resident, need.at_once)
         if (known := self._refused.get(same_need)) is not None:
             return known
-        found = survey(self._rooms(need), need)
-        if found.fitting:
-            return self._take(need, *self._best(found.fitting, need))
-        unplaced = self._unplaced(need, found.refusals)
-        if not found.refusals[OWN] and not self._kept:
+        found = self._table.survey(need)
+        if (best := self._best(found.fitting, need)) is not None:
+            return self._take(need, *best)
+        refusals = self._table.refusals(found, need)
+        own = sum(self._holds_already(row, need) for row in found.fitting)
+        refusals += Counter({OWN: own, KEPT_FOR_OTHERS: len(found.fitting) - own})
+        hopeful = self._table.could_help(found, need)
+        # Most operations are spared a look at what is in memory, which would not help them.
+        crowded = (need.at_once and not need.resident.nothing) or (
+            refusals[NO_MEMORY] > 0 and self._models_hold_memory
+        )
+        unplaced = Unplaced(
+            summed_up(refusals, need), hopeless=not hopeful, crowded=hopeful and crowded
+        )
+        kept = any(self._kept(self._table.hosts[row].host_id) for row in found.fitting)
+        if not own and not kept:
             self._refused[same_need] = unplaced
         if need.awaits and not unplaced.hopeless and labels not in self._awaiting:
-            self._await(need, labels)
+            self._awaiting.add(labels)
+            self._last = found, need
         return unplaced
 
     def hold(
@@ -153,6 +192,7 @@ class FreeCapacity:
 
         None if it needs no more than its container holds. `rank` is that of the operation.
         """
+        self._await_for_last()
         host = self._hosts.get(job.host_id or "")
         if not holds_while_loaded(spec) or host is None:
             return None
@@ -173,96 +213,176 @@ class FreeCapacity:
             return Unplaced((f"host {host.host_id} {reason}",))
         resident = _resident(need, bound, room, job.version)
         if resident is not None:
-            self._left[host.host_id] = self._left_of(host).without_memory(
-                resident.memory, resident.devices
-            )
+            memory, devices = resident.memory, resident.devices
+            self._give(host, lambda left: left.without_memory(memory, devices), stays=True)
         return resident
 
     def request_to_load(self, job: JobRecord, spec: ModelSpec) -> PlacementRequest:
         """Return what a job's model needs that `hold` did not get on its host."""
         learned = self.learned(spec)
-        request = PlacementRequest.of(job, spec, learned, at_once=True)
+        request = PlacementRequest.of(job, spec, learned, at_once=True, dataset=job.dataset_spec)
         host = self._hosts.get(job.host_id or "")
         held = host.reservation(job.job_id, job.generation) if host else None
         if held is None:
             return request
         return replace(request, resident=need_beside(spec, learned, held.memory))
 
-    def _best(
-        self, fitting: list[tuple[HostRecord, Room]], need: PlacementRequest
-    ) -> tuple[HostRecord, Room]:
-        """Return the host to take: of those that are left after each rule, by the policy."""
-        if need.avoid:
-            fitting = [one for one in fitting if one[0].host_id not in need.avoid] or fitting
-        if not need.at_once and not need.resident.nothing:
-            fitting = [one for one in fitting if loads_now(one[1], need)] or fitting
-        used = [self._used_part(host) for host, _ in fitting]
-        wanted = max(used) if self._policy is PlacementPolicy.BINPACK else min(used)
-        equal = [one for one, part in zip(fitting, used, strict=True) if part == wanted]
-        return min(equal, key=lambda one: one[0].host_id)
+    def elsewhere(self, job: JobRecord, spec: ModelSpec) -> Placed | None:
+        """Choose where an unloaded job can be created anew with room for its model, and take that.
 
-    def _used_part(self, host: HostRecord) -> float:
-        if self._left and (left := self._left.get(host.host_id)) is not None:
-            return used_part(host.total, left)
-        return host.used_part
+        Other devices of its own host go first: its image and its dataset are there. None if there
+        is no such place. What is kept for anybody else is no room, however long the job has waited:
+        the models that left have left for that one, which would have others leave instead. The
+        allocation is that of the new container; of the model the room is only taken from those who
+        are decided on later in this pass.
+        """
+        self._await_for_last()
+        learned, dataset = self.learned(spec), job.dataset_spec
+        need = PlacementRequest.of(job, spec, learned, at_once=True, dataset=dataset)
+        need = replace(need, rank=BEHIND_ALL)
+        if (here := self._other_devices(job, spec, need)) is not None:
+            return here
+        labels = tuple(sorted(need.labels.items()))
+        same_need = (labels, need.container, need.resident)
+        if same_need in self._nowhere:
+            return None
+        found = self._table.survey(need).fitting
+        # Nor does it go where it is: there is what it waits for.
+        others = [row for row in found if self._table.hosts[row].host_id != job.host_id]
+        best = self._best(others, need)
+        if best is None:
+            if not found:  # otherwise room is kept, perhaps for one that needs as much
+                self._nowhere.add(same_need)
+            return None
+        taken = self._take(need, *best)
+        return replace(taken, allocation=taken.allocation.model_copy(update={"resident": None}))
+
+    def _other_devices(
+        self, job: JobRecord, spec: ModelSpec, need: PlacementRequest
+    ) -> Placed | None:
+        """Take room for a model on other devices of the host that its job is on.
+
+        Its new container holds what the old one did.
+        """
+        host = self._hosts.get(job.host_id or "")
+        held = host.held_by.get(job.job_id) if host is not None else None
+        if host is None or held is None or held.resident is not None or not need.container.devices:
+            return None
+        if held.generation != job.generation:  # as a dispatcher left it that died; the sweep helps
+            return None
+        room = self._room(host, need)
+        model = need_beside(spec, self.learned(spec), held.memory)
+        if closed_to(host, need) is not None or not_loadable(room, model, ()) is not None:
+            return None
+        if not room.has_devices(model, need.container.devices, loads=True):
+            return None
+        devices = chosen_devices(room, replace(need, resident=model))
+        given = {uuid: room.devices[uuid].given(model) for uuid in devices}
+        self._give(host, lambda left: left.without_memory(model.memory, given), stays=True)
+        container = held.model_copy(update={"generation": job.next_generation, "devices": devices})
+        return Placed(host, Allocation(**container.model_dump(exclude={"token"})))
+
+    def _best(self, fitting: Rows, need: PlacementRequest) -> tuple[HostRecord, Room] | None:
+        """Return the host to take, with what the job could be given there; None if all is kept."""
+        hosts = self._table.hosts
+        avoided = [row for row in fitting if hosts[row].host_id in need.avoid] if need.avoid else []
+        others = [row for row in fitting if row not in avoided] if avoided else fitting
+        return self._first(others, need) or self._first(avoided, need)
+
+    def _first(self, fitting: Rows, need: PlacementRequest) -> tuple[HostRecord, Room] | None:
+        """Return the first host by the policy, if possible one where the model can be loaded."""
+        if not need.at_once and not need.resident.nothing:
+            loading = replace(need, at_once=True)
+            ready = self._table.left.fitting(fitting, loading)
+            if (best := self._not_kept(ready, loading)) is not None:
+                return best
+        return self._not_kept(fitting, need)
+
+    def _not_kept(self, fitting: Rows, need: PlacementRequest) -> tuple[HostRecord, Room] | None:
+        """Return the first host that fits without what is kept for others.
+
+        By what they have of what the job needs, and then by the policy.
+        """
+        if self._policy is PlacementPolicy.SPREAD and need.image:
+            fitting = self._evenly_used(fitting, need)
+        rows = chain.from_iterable(map(self._by_policy, nearest(self._table, fitting, need)))
+        return next(self._usable(rows, need), None)
+
+    def _evenly_used(self, fitting: Rows, need: PlacementRequest) -> Rows:
+        """Return the hosts that are not used much more than the one that is used least."""
+        used = self._table.used
+        least = next(self._usable(self._by_policy(fitting), need), None)
+        if least is None:
+            return ()
+        most = used[self._table.row_of[least[0].host_id]] + UNEVEN
+        return [row for row in fitting if used[row] <= most]
+
+    def _usable(
+        self, rows: Iterable[int], need: PlacementRequest
+    ) -> Iterator[tuple[HostRecord, Room]]:
+        """Return hosts that fit without what is kept for others, with what is left of them."""
+        for row in rows:
+            if self._holds_already(row, need):
+                continue
+            host = self._table.hosts[row]
+            left, room = self._left_of(host), self._room(host, need)
+            if room is left or lacking(room, need, when_empty=False) is None:
+                yield host, room
+
+    def _holds_already(self, row: int, need: PlacementRequest) -> bool:
+        return need.job_id in self._table.hosts[row].held_by
+
+    def _by_policy(self, rows: Rows) -> Iterator[int]:
+        """Return rows, the first one quickly."""
+        used, most = self._table.used.__getitem__, self._policy is PlacementPolicy.BINPACK
+        if rows:
+            yield max(rows, key=used) if most else min(rows, key=used)
+            yield from islice(sorted(rows, key=used, reverse=most), 1, None)
 
     def _take(self, need: PlacementRequest, host: HostRecord, room: Room) -> Placed:
         allocation = _allocation(need, chosen_devices(room, need), room)
-        self._left[host.host_id] = self._left_of(host).without(allocation)
+        self._give(host, lambda room: room.without(allocation), stays=not need.temporary)
         return Placed(host, allocation)
 
-    def _unplaced(self, need: PlacementRequest, refusals: Counter[Refusal]) -> Unplaced:
-        refusals.update(self._correction(need))
-        of_kinds = {host.kind: host for host in self._hosts.values()}
-        hopeful = any(may_fit(host, need) for host in of_kinds.values())
-        # Most operations are spared a look at what is in memory, which would not help them.
-        crowded = (need.at_once and not need.resident.nothing) or (
-            refusals[NO_MEMORY] > 0 and any(host.memory_of_models for host in self._hosts.values())
-        )
-        return Unplaced(
-            summed_up(refusals, need), hopeless=not hopeful, crowded=hopeful and crowded
-        )
+    def _give(self, host: HostRecord, less: Callable[[Room], Room], *, stays: bool) -> None:
+        """Take something of what is left of a host; and of what lasts, if it stays there."""
+        left = self._left[host.host_id] = less(self._left_of(host))
+        self._table.take(host, left)
+        if stays:
+            self._lasting[host.host_id] = less(self._lasting_of(host))
 
-    def _correction(self, need: PlacementRequest) -> Counter[Refusal]:
-        """Return what to add to refusals, so that room which is kept for others is called that."""
-        hosts = [self._hosts[host_id] for host_id in self._awaited]
-        kept = [one for one, _ in survey(((it, self._left_of(it)) for it in hosts), need).fitting]
-        if not kept:
-            return Counter()
-        correction = Counter[Refusal]({KEPT_FOR_OTHERS: len(kept)})
-        correction.subtract(survey(((it, self._room(it, need)) for it in kept), need).refusals)
-        return correction
+    @cached_property
+    def _models_hold_memory(self) -> bool:
+        """True if models hold memory of some host."""
+        return any(host.memory_of_models for host in self._hosts.values())
 
-    def _await(self, need: PlacementRequest, labels: tuple[tuple[str, str], ...]) -> None:
+    def _await_for_last(self) -> None:
         """Keep a host for an operation: one on which it fits once what ends by itself has ended.
 
         Of those the one that is used least. Nothing is kept where jobs would have to leave that may
         stay for ever.
         """
-        self._awaiting.add(labels)
-        hosts = (
-            (host, host.lasting_room)
-            for host_id, host in self._hosts.items()
-            if host_id not in self._awaited
-        )
-        fitting = survey(hosts, need).fitting
+        if self._last is None:
+            return
+        (found, need), self._last = self._last, None
+        table, lasting = self._table, self._table.lasting()
+        for host_id, room in self._lasting.items():
+            lasting.put(table.row_of[host_id], room)
+        fitting = [
+            row
+            for row in lasting.fitting(found.suited, need)
+            if table.hosts[row].host_id not in self._awaited and not self._holds_already(row, need)
+        ]
         if fitting:
-            host, _ = min(fitting, key=lambda one: (one[0].used_part, one[0].host_id))
-            room = self._left_of(host)
+            host = table.hosts[min(fitting, key=table.used.__getitem__)]
+            room = self._lasting_of(host)
             self._awaited[host.host_id] = _allocation(need, chosen_devices(room, need), room)
-
-    def _rooms(self, need: PlacementRequest) -> Iterable[tuple[HostRecord, Room]]:
-        """Return all hosts with what a job could be given there."""
-        special = {*self._left, *self._awaited, *self._kept}
-        if not special:
-            return ((host, host.room) for host in self._hosts.values())
-        return (
-            (host, self._room(host, need) if host_id in special else host.room)
-            for host_id, host in self._hosts.items()
-        )
 
     def _left_of(self, host: HostRecord) -> Room:
         return self._left.get(host.host_id) or host.room
+
+    def _lasting_of(self, host: HostRecord) -> Room:
+        return self._lasting.get(host.host_id) or host.lasting_room
 
     def _room(self, host: HostRecord, need: PlacementRequest) -> Room:
         """Return what is left of a host for a job, without what is kept for others."""
@@ -271,7 +391,7 @@ class FreeCapacity:
             room = room.without(self._awaited[host.host_id])
         ahead = [
             one
-            for one in self._kept.get(host.host_id, ())
+            for one in self._kept(host.host_id)
             if one.rank <= need.rank and one.job_id != need.job_id and _still_waits(one, host)
         ]
         return _without(room, ahead) if ahead else room

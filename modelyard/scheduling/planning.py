@@ -13,6 +13,7 @@ from modelyard.contract.capacity.needs import ResidentNeed
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.scheduling.fitting import PlacementRequest
+from modelyard.scheduling.locality import to_fetch
 from modelyard.scheduling.ordering import (
     AlreadySatisfied,
     CatalogEntries,
@@ -21,6 +22,7 @@ from modelyard.scheduling.ordering import (
     LoadFirst,
     PlaceAndDispatch,
     Reject,
+    Relocate,
     TerminateBehind,
     next_decisions,
 )
@@ -45,6 +47,16 @@ class Crowded:
     """The host that its job is on; None: any host would do."""
     bound: tuple[str, ...] = ()
     """The devices that are bound to its job's container."""
+    elsewhere: Placed | None = None
+    """Where its job could be created anew, so that its model has room."""
+
+    @property
+    def elsewhere_at_hand(self) -> bool:
+        """True if a container starts elsewhere without fetching its image or its dataset first."""
+        if self.elsewhere is None:
+            return False
+        there = self.elsewhere.host
+        return there.host_id == self.host_id or not to_fetch(there, self.request)
 
     @property
     def need(self) -> ResidentNeed:
@@ -75,6 +87,13 @@ class PlannedDispatch:
     """What is reserved then."""
     resident: ResidentAllocation | None = None
     """Set if the operation loads a model that needs more than its container holds."""
+    relocates: bool = False
+    """True if the job has a container already, which the new one replaces."""
+
+    @property
+    def rebinds(self) -> bool:
+        """True if the job stays on its host: the new container takes over what the old one held."""
+        return self.relocates and self.job.host_id == self.host.host_id
 
     @cached_property
     def claim(self) -> DispatchClaim:
@@ -95,6 +114,8 @@ class SchedulingPlan:
     """Inferences whose model has to be loaded before."""
     crowded: list[Crowded] = field(default_factory=list)
     """Operations that could start if models were unloaded."""
+    beyond_help: list[str] = field(default_factory=list)
+    """Jobs that wait for a host and for something else than what models hold."""
     explained: list[OperationRecord] = field(default_factory=list)
     """Operations that stay QUEUED for other reasons than before, with their new reasons."""
 
@@ -142,6 +163,7 @@ def placement_request(decision: PlaceAndDispatch, learned: Learned) -> Placement
         decision.spec,
         learned,
         at_once=operation.verb is Verb.TEMP,
+        dataset=decision.dataset,
         avoid=frozenset(operation.avoid),
     )
     return replace(request, rank=operation.rank, temporary=operation.verb is Verb.TEMP)
@@ -172,6 +194,8 @@ def _apply(decision: Decision, plan: SchedulingPlan, capacity: FreeCapacity) -> 
                 _dispatch_there(decision, host, plan, capacity)
         case PlaceAndDispatch():
             _place(decision, plan, capacity)
+        case Relocate():
+            _relocate(decision, plan, capacity)
 
 
 def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapacity) -> None:
@@ -190,6 +214,29 @@ def _place(decision: PlaceAndDispatch, plan: SchedulingPlan, capacity: FreeCapac
         _wait(plan, operation, chosen.reasons)
         if chosen.crowded:
             plan.crowded.append(Crowded(operation, request))
+        else:
+            plan.beyond_help.append(job.job_id)
+
+
+def _relocate(decision: Relocate, plan: SchedulingPlan, capacity: FreeCapacity) -> None:
+    """Create an unloaded job where its model has room now.
+
+    If it has none any more the job stays, and its host is asked for the container that it has. To
+    end the operation here instead would be wrong while another pass is dispatching it: only one of
+    two passes can assign the job, but an operation that is QUEUED can be ended at any time.
+    """
+    operation, job = decision.operation, decision.job
+    chosen = capacity.elsewhere(job, decision.spec) if job.move is None else None
+    if chosen is None:
+        _apply(Dispatch(operation, job, job.host_id or ""), plan, capacity)
+        return
+    generation = chosen.allocation.generation
+    placement = PlaceAndDispatch(operation, job, decision.spec, job.dataset_spec)
+    plan.dispatches.append(
+        PlannedDispatch(
+            operation, job, chosen.host, generation, placement, chosen.allocation, relocates=True
+        )
+    )
 
 
 def _dispatch_there(
@@ -212,7 +259,9 @@ def _dispatch_there(
     _wait(plan, operation, resident.reasons)
     if job.spec is not None:
         request = capacity.request_to_load(job, job.spec)
-        plan.crowded.append(Crowded(operation, request, host.host_id, job.devices))
+        may_move = job.spec.residency.relocate and job.move is None
+        elsewhere = capacity.elsewhere(job, job.spec) if may_move else None
+        plan.crowded.append(Crowded(operation, request, host.host_id, job.devices, elsewhere))
 
 
 def _wait(plan: SchedulingPlan, operation: OperationRecord, reasons: tuple[str, ...]) -> None:

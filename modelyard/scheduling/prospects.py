@@ -13,8 +13,9 @@ from modelyard.contract.capacity.footprints import NOTHING_LEARNED
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import Liveness, OperationState, Verb
 from modelyard.contract.views import DryRunOutcome, HolderView, HostVerdict
-from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
+from modelyard.scheduling.fitting import KEPT_FOR_OTHERS, PlacementRequest
 from modelyard.scheduling.leaving import why_it_stays
+from modelyard.scheduling.locality import DATASET, IMAGE, to_fetch
 from modelyard.scheduling.ordering import (
     ON_DEMAND,
     AlreadySatisfied,
@@ -23,6 +24,7 @@ from modelyard.scheduling.ordering import (
     LoadFirst,
     PlaceAndDispatch,
     Reject,
+    Relocate,
     next_decisions,
 )
 from modelyard.scheduling.placement import FreeCapacity, LearnedOf, PlacementPolicy
@@ -37,6 +39,7 @@ from modelyard.store.records import HostRecord, JobLine, OperationRecord, rank_o
 
 MOST_HOSTS = 100
 MOST_HOLDERS = 20
+NOT_YET = "The dispatcher has not looked for a host for it yet."
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,9 @@ class Facts:
     catalog: CatalogEntries = field(default_factory=lambda: CatalogEntries({}, {}))
     """The entries that these jobs name."""
     hosts: Sequence[HostRecord] = ()
+    more_hosts: bool = False
+    """True if there are more hosts than these: then nothing is planned for what waits for one, and
+    the reasons are those that the dispatcher has recorded."""
     policy: PlacementPolicy = PlacementPolicy.BINPACK
     """The leading dispatcher's."""
     more_urgent: int = 0
@@ -102,7 +108,7 @@ def prospect_of(facts: Facts) -> Prospect:
             return Prospect(DryRunOutcome.SUCCEEDS)
         case LoadFirst():
             return _after_its_load(facts, decision)
-        case PlaceAndDispatch():
+        case PlaceAndDispatch() | Relocate():
             return _placed(facts, decision, plan)
         case Dispatch():
             return _on_its_host(facts, decision, plan)
@@ -135,13 +141,15 @@ def _cancelled(plan: SchedulingPlan, operation: OperationRecord) -> bool:
 
 def _behind(facts: Facts, ahead: Sequence[OperationRecord], plan: SchedulingPlan) -> Prospect:
     job = facts.line.job
-    if job.recovery is not None:
+    if facts.operation.cancel_requested:
+        sentence = "Its cancel was requested, and the dispatcher is about to end it."
+    elif job.recovery is not None:
         sentence = f"Job {job.job_id} is being restored first."
     elif not ahead:
         sentence = f"What runs on job {job.job_id} ends before it."
     else:
         sentence = _what_is_ahead(facts, ahead)
-    withdrawn = [one for one in ahead if _cancelled(plan, one)]
+    withdrawn = [one for one in ahead if not facts.more_hosts and _cancelled(plan, one)]
     makes_way = tuple(
         f"{one.verb} {one.operation_id} has no room, and is CANCELLED to make way for it."
         for one in withdrawn
@@ -217,7 +225,47 @@ def _on_its_host(facts: Facts, decision: Dispatch, plan: SchedulingPlan) -> Pros
             refusal = plan.waiting[operation.operation_id][0]
             sentence = f"Its model can't be loaded now: {refusal}."
         hosts = (_verdict(facts, host, refusal),)
-    return Prospect(DryRunOutcome.WAITS, (sentence,), hosts=hosts)
+    moves = _goes_elsewhere(plan, operation, makes_room=any(_makes_room(one) for one in hosts))
+    return Prospect(DryRunOutcome.WAITS, (sentence, *moves), hosts=hosts)
+
+
+def _makes_room(verdict: HostVerdict) -> bool:
+    return any(one.stays is None for one in verdict.holders)
+
+
+def _goes_elsewhere(
+    plan: SchedulingPlan, operation: OperationRecord, *, makes_room: bool
+) -> tuple[str, ...]:
+    """Return where a job is created anew because its model has room there; nothing if it stays.
+
+    Only the dispatcher knows whether the models that may be unloaded are enough.
+    """
+    key = operation.operation_id
+    crowded = next((one for one in plan.crowded if one.operation.operation_id == key), None)
+    place = crowded.elsewhere if crowded is not None else None
+    if crowded is None or place is None:
+        return ()
+    on = f", on {' and '.join(place.allocation.devices)}" if place.allocation.devices else ""
+    may_stay = makes_room and not crowded.elsewhere_at_hand
+    unless = "Unless what makes room here is enough, its" if may_stay else "Its"
+    return (f"{unless} job is created anew on host {place.host.host_id}{on}, which has room.",)
+
+
+def _relocated(facts: Facts, decision: Relocate, plan: SchedulingPlan) -> Prospect:
+    """Return what becomes of the operation that brings an unloaded job to where it has room."""
+    start = _planned(plan, decision.operation)
+    if start is None:
+        return Prospect(DryRunOutcome.WAITS, plan.waiting.get(decision.operation.operation_id, ()))
+    if facts.more_hosts and start.allocation is None:  # one of those may have room
+        return Prospect(DryRunOutcome.WAITS, (NOT_YET,))
+    stays = "Its model has no room elsewhere any more, so its job stays there."
+    return Prospect(
+        DryRunOutcome.STARTS,
+        (stays,) if start.allocation is None else (),
+        host_id=start.host.host_id,
+        devices=start.allocation.devices if start.allocation else decision.job.devices,
+        estimated_start_s=0.0,
+    )
 
 
 def _withdrawal(operation: OperationRecord) -> str:
@@ -252,15 +300,29 @@ def _after_its_load(facts: Facts, decision: LoadFirst) -> Prospect:
 # --- on a host that is chosen for it ---
 
 
-def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> Prospect:
+def _placed(facts: Facts, decision: PlaceAndDispatch | Relocate, plan: SchedulingPlan) -> Prospect:
     operation = decision.operation
+    if isinstance(decision, Relocate):
+        return _relocated(facts, decision, plan)
     request = placement_request(decision, facts.learned(decision.spec))
     refusals = [(host, refusal_with_numbers(host, request)) for host in facts.hosts]
-    verdicts = tuple(_verdict(facts, *one) for one in refusals[:MOST_HOSTS])
+    verdicts = tuple(
+        _verdict(facts, host, refusal).model_copy(update={"to_fetch": to_fetch(host, request)})
+        for host, refusal in refusals[:MOST_HOSTS]
+    )
+    if facts.more_hosts:
+        recorded = facts.operation.waiting_for
+        return Prospect(
+            DryRunOutcome.WAITS,
+            ("No host had room for it a moment ago.", *recorded) if recorded else (NOT_YET,),
+            ahead_in_waiting_room=facts.more_urgent,
+            hosts=verdicts,
+        )
     start = _planned(plan, operation)
     if start is not None:
         return Prospect(
             DryRunOutcome.STARTS,
+            _what_comes_first(start.host, request),
             host_id=start.host.host_id,
             devices=start.allocation.devices if start.allocation else (),
             ahead_in_waiting_room=facts.more_urgent,
@@ -276,6 +338,16 @@ def _placed(facts: Facts, decision: PlaceAndDispatch, plan: SchedulingPlan) -> P
         ahead_in_waiting_room=facts.more_urgent,
         hosts=verdicts,
     )
+
+
+def _what_comes_first(host: HostRecord, request: PlacementRequest) -> tuple[str, ...]:
+    """Return what a host has to get before it starts a container; nothing if it has all of it."""
+    missing = to_fetch(host, request)
+    if IMAGE in missing:
+        return (f"Host {host.host_id} is not known to have its image, so it may pull it first.",)
+    if DATASET in missing:
+        return (f"Host {host.host_id} has its image, and is not known to have its dataset.",)
+    return (f"Host {host.host_id} has its image{' and its dataset' if request.dataset else ''}.",)
 
 
 def _why_no_host(refusals: Sequence[tuple[HostRecord, str | None]], reasons: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from modelyard.scheduling.fitting import (
     PlacementRequest,
     Refusal,
     Shortage,
+    lacks_memory,
     refusal_of,
     wanted_text,
 )
@@ -67,8 +68,8 @@ def refusal_to_load(
     need, room = need_beside(spec, learned, held.memory), host.room
     if not_loadable(room, need, held.devices) is None:
         return None
-    if room.memory is not None and room.memory < need.memory:
-        left = size_text(max(0, room.memory))
+    if lacks_memory(room, need.memory):
+        left = size_text(max(0, room.memory or 0))
         return f"it needs {size_text(need.memory)} of memory, and {left} are free"
     bound = {uuid: one for uuid, one in room.devices.items() if uuid in held.devices}
     there = replace(room, devices=bound)
@@ -77,7 +78,7 @@ def refusal_to_load(
 
 def not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str | None:
     """Return why a model can't be loaded into its container now; None if it can."""
-    if room.memory is not None and room.memory < need.memory:
+    if lacks_memory(room, need.memory):
         return f"has less than {size_text(need.memory)} of memory free"
     for uuid in bound:
         device: DeviceRoom | None = room.devices.get(uuid)

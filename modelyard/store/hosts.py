@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pymongo import ReturnDocument, UpdateOne
 
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
+from modelyard.contract.capacity.local_content import LocalContent, within_bounds
 from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
 from modelyard.store.paging import NamedPage, names_after
-from modelyard.store.records import Document, HostRecord, reservations_of
+from modelyard.store.records import Document, HostRecord, JobRecord, reservations_of
 
 KEPT_INCARNATIONS = 32
 
@@ -23,11 +24,16 @@ class Hosts:
         self._connection = connection
         self._collection = connection.collection("hosts")
 
-    async def all(self, host_ids: Sequence[str] | None = None) -> list[HostRecord]:
-        """Return every host that ever came online, by name; with `host_ids` only these."""
+    async def all(
+        self, host_ids: Sequence[str] | None = None, *, most: int = 0
+    ) -> list[HostRecord]:
+        """Return every host that ever came online, by name; with `host_ids` only these.
+
+        With `most` no more than the first so many.
+        """
         criteria = {} if host_ids is None else {"_id": {"$in": list(host_ids)}}
         async with self._connection.answering():
-            found = await self._collection.find(criteria).sort("_id", 1).to_list(None)
+            found = await self._collection.find(criteria).sort("_id", 1).limit(most).to_list(None)
         return [HostRecord.model_validate(document) for document in found]
 
     async def page(self, *, after: str | None = None, limit: int) -> NamedPage[HostRecord]:
@@ -175,6 +181,28 @@ class Hosts:
             done = await self._collection.bulk_write(writes, ordered=False)
         return done.matched_count == len(writes)
 
+    async def note_local_content(self, told: Mapping[str, LocalContent]) -> None:
+        """Record what hosts have at hand, by host; a host that has no record is left out.
+
+        No more than the bounds of `within_bounds`, whatever a worker tells.
+        """
+        if not told:
+            return
+        writes = [
+            UpdateOne(
+                {"_id": host_id},
+                {
+                    "$set": {
+                        "images": list(within_bounds(content.images)),
+                        "datasets": list(within_bounds(content.datasets)),
+                    }
+                },
+            )
+            for host_id, content in told.items()
+        ]
+        async with self._connection.writing(hosts=list(told)):
+            await self._collection.bulk_write(writes, ordered=False)
+
     async def count_fenced_off(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Add to the counts of late reports that were fenced off, by `(host_id, reason)`.
 
@@ -309,6 +337,50 @@ class Hosts:
             )
         return done.matched_count == 1
 
+    async def rebind(self, host: HostRecord, wanted: Allocation) -> bool:
+        """Let what a job holds be that of its next container, on the same host, in one update.
+
+        Only the generation and the devices change: binding takes nothing. False if the host is not
+        OPEN and ONLINE under the incarnation that `host` has, if one of the devices is tainted, if
+        the job's model holds memory, or if it is that of this generation already.
+        """
+        guard: Document = {
+            "incarnation": host.incarnation,
+            "admission": Admission.OPEN,
+            "liveness": Liveness.ONLINE,
+            **_untainted(set(wanted.devices)),
+        }
+        earlier: Document = {"generation": {"$lt": wanted.generation}}
+        return await self._bind(host.host_id, wanted, guard, earlier)
+
+    async def bind_back(self, host_id: str, job: JobRecord) -> bool:
+        """Let what a job holds be that of its container, after `rebind` if nothing came of that.
+
+        False if the job's model holds memory there.
+        """
+        asked = Allocation(job_id=job.job_id, generation=job.generation, devices=job.devices)
+        return await self._bind(host_id, asked, {}, {})
+
+    async def _bind(
+        self, host_id: str, wanted: Allocation, guard: Document, held: Document
+    ) -> bool:
+        job_id = wanted.job_id
+        changed = {"generation": wanted.generation, "devices": list(wanted.devices)}
+        async with self._connection.writing(hosts=[host_id]):
+            done = await self._collection.update_one(
+                {
+                    "_id": host_id,
+                    "reservations": {"$elemMatch": {"job_id": job_id, "resident": None, **held}},
+                    **guard,
+                },
+                [
+                    _with_changed(
+                        {"$eq": ["$$held.job_id", {"$literal": job_id}]}, {"$literal": changed}
+                    )
+                ],
+            )
+        return done.matched_count == 1
+
     async def let_go(self, host_id: str, job_id: str, generation: int, *, before: int) -> bool:
         """Free what a job held while its model was in memory; return whether it held anything.
 
@@ -406,7 +478,12 @@ def _untainted(devices: Collection[str]) -> Document:
 
 def _changed(which: Document, resident: Document | None) -> Document:
     """Return the stage that sets `resident` of the reservations for which a condition holds."""
-    changed = {"$mergeObjects": ["$$held", {"resident": resident}]}
+    return _with_changed(which, {"resident": resident})
+
+
+def _with_changed(which: Document, fields: Document) -> Document:
+    """Return the stage that sets fields of the reservations for which a condition holds."""
+    changed = {"$mergeObjects": ["$$held", fields]}
     return {
         "$set": {
             "reservations": {

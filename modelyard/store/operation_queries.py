@@ -298,9 +298,12 @@ class OperationQueries:
             limit=limit,
         )
 
-    async def with_cancel_requested(self, *, limit: int) -> list[OperationRecord]:
-        """Return open operations that a client has asked to cancel."""
-        return await self.find({"open": True, "cancel_requested": True}, limit=limit)
+    async def with_cancel_requested(self, *, queued: bool, limit: int) -> list[OperationRecord]:
+        """Return open operations that a client has asked to cancel: QUEUED ones, or the others."""
+        state = OperationState.QUEUED if queued else {"$ne": OperationState.QUEUED}
+        return await self.find(
+            {"open": True, "cancel_requested": True, "state": state}, limit=limit
+        )
 
     async def find(
         self,

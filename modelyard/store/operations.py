@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 LINE_COUNTER = "line"
 FRONT_OF_LINE = -(1 << 62)
 """Added to a position, it puts an operation before all operations of clients."""
+BEFORE_THE_FRONT = 2 * FRONT_OF_LINE
+"""Added to a position, it puts an operation before those as well: it still has 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -424,7 +423,7 @@ class DrainRecord(Record):
 
 
 CALCULATED = (
-    "total", "room", "held_on_devices", "foreign_on_devices", "lasting_room", "kind", "used_part",
+    "total", "room", "held_on_devices", "foreign_on_devices", "lasting_room", "used_part",
     "held_by", "memory_of_models",
 )  # fmt: skip
 """What is calculated from the other fields of a host, when it is first asked for."""
@@ -451,6 +450,10 @@ class HostRecord(Record):
     freed_at: datetime | None = None
     """When a job has given something back last, by the same clock."""
     labels: dict[str, str] = Field(default_factory=dict)
+    images: frozenset[str] = frozenset()
+    """Full references of images that it has, as its worker tells."""
+    datasets: frozenset[str] = frozenset()
+    """Volumes and folders that it has and that may be mounted, likewise."""
     engine: EngineFacts | None = None
     reservations: tuple[Reservation, ...] = ()
     drain: DrainRecord | None = None
@@ -495,6 +498,8 @@ class HostRecord(Record):
     def lasting_room(self) -> Room:
         """What it will have left once the jobs that end by themselves have ended."""
         lasting = [one for one in self.reservations if not one.temporary]
+        if len(lasting) == len(self.reservations):
+            return self.room
         stays = held_on_devices(lasting)
         # What others use stays too, as far as anybody knows.
         readings = [
@@ -505,14 +510,10 @@ class HostRecord(Record):
         ]
         return room_left(self.total, lasting, readings, self.taints)
 
-    @cached_property
-    def kind(self) -> str:
-        """The same for hosts that would take the same jobs if they were empty."""
-        total = self.total
-        devices = sorted((one.model, one.memory) for one in total.devices.values())
-        limits = (total.slots, total.millicpus, total.memory, devices)
-        labels = sorted(self.labels.items())
-        return sys.intern(f"{self.liveness} {self.admission} {labels} {limits}")
+    @property
+    def is_open(self) -> bool:
+        """True if it takes jobs at all."""
+        return self.liveness is Liveness.ONLINE and self.admission is Admission.OPEN
 
     @cached_property
     def used_part(self) -> float:

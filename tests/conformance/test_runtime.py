@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from deploy.local.docker_engine import DockerEngine
+from modelyard.contract.catalog.images import full_reference
 from tests.conformance.runtime_cases import HOST, IMAGE, NETWORK, Case, Plans, as_json, cases
 from tests.fakes.runtime import FakeRuntime, Program
 from tests.support.servers.engines import die_at_removing, image_with, memory_mounted_at, volume_on
@@ -112,6 +113,12 @@ async def test_an_image_that_is_there_is_not_pulled(harness: RuntimeHarness) -> 
     await harness.runtime.ensure_image(IMAGE, progress.append)
     assert (await harness.runtime.image(IMAGE)) is not None
     assert progress == []
+
+
+async def test_the_images_of_the_engine_are_listed_by_their_full_references(
+    harness: RuntimeHarness,
+) -> None:
+    assert full_reference(IMAGE) in await harness.runtime.image_names()
 
 
 async def test_an_image_that_nobody_has_can_not_be_had(harness: RuntimeHarness) -> None:
@@ -622,6 +629,24 @@ async def test_what_an_image_declares_is_known(
     facts = await docker.runtime.image(image)
     assert facts.volumes == ("/vol",)
     assert {"A", "HOME", "PATH"} <= facts.env
+
+
+async def test_an_image_without_a_name_is_not_listed(
+    docker: RuntimeHarness, engine: DockerEngine
+) -> None:
+    named = await asyncio.to_thread(image_with, engine, IMAGE, "ENV A=listed")
+    names = await docker.runtime.image_names()
+    assert full_reference(named) in names
+    assert not any("<none>" in name for name in names)
+
+
+async def test_all_volumes_are_listed_with_what_they_are_made_of(
+    docker: RuntimeHarness, engine: DockerEngine
+) -> None:
+    name = f"{docker.plans.prefix}-listed"
+    assert name not in await docker.runtime.all_volumes()
+    with volume_on(engine, name) as there:
+        assert (await docker.runtime.all_volumes())[there] == await docker.runtime.volume(there)
 
 
 async def test_what_a_volume_is_made_of_is_known(

@@ -9,10 +9,12 @@ from datetime import timedelta
 import pytest
 
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
+from modelyard.contract.capacity.local_content import MOST_NAMES, LocalContent
 from modelyard.contract.capacity.offers import Device, DeviceReading, DeviceTaint, HostCapacity
 from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline
+from modelyard.contract.states import Admission
 from modelyard.store import Store
-from modelyard.store.records import MEASURED_AFTER_S, HostRecord
+from modelyard.store.records import MEASURED_AFTER_S, HostRecord, JobRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
 
@@ -280,3 +282,77 @@ async def test_what_was_measured_before_something_was_given_back_says_nothing(
     again = await now(store)
     assert again.freed_at is not None
     assert again.freed_at >= there.freed_at
+
+
+async def test_what_a_host_has_at_hand_is_replaced_and_bounded(store: Store) -> None:
+    await online(store)
+    await store.hosts.note_local_content({"h": LocalContent(images=("a", "b"), datasets=("/d",))})
+    first = await now(store)
+    assert first.images == {"a", "b"}
+    assert first.datasets == {"/d"}
+    # Whatever got past the check of a message.
+    too_many = LocalContent.model_construct(images=tuple(map(str, range(2 * MOST_NAMES))))
+    await store.hosts.note_local_content({"h": too_many, "unknown": LocalContent()})
+    assert len((await now(store)).images) == MOST_NAMES
+    assert (await now(store)).datasets == frozenset()
+    assert await store.hosts.get("unknown") is None
+
+
+async def test_a_boot_keeps_what_the_host_has_at_hand(store: Store) -> None:
+    await online(store)
+    await store.hosts.note_local_content({"h": LocalContent(images=("a",))})
+    facts = EngineFacts(version="1", api_version="1")
+    await store.hosts.come_online("h", "next boot", HostOnline(engine=facts))
+    assert (await now(store)).images == {"a"}
+
+
+def next_one(*devices: str, generation: int = 2) -> Allocation:
+    return Allocation(job_id="j", generation=generation, devices=devices)
+
+
+async def test_what_a_job_holds_becomes_that_of_its_next_container(store: Store) -> None:
+    host = await online(store)
+    first = asks("j", cpus=4_000, memory=900).model_copy(update={"devices": (A,)})
+    assert await store.hosts.reserve(host, [first], token="t")
+    assert await store.hosts.rebind(host, next_one(B)), "although there is no room for two"
+    (held,) = (await now(store)).reservations
+    assert (held.generation, held.devices, held.millicpus, held.memory) == (2, (B,), 4_000, 900)
+    assert not await store.hosts.rebind(host, next_one(A)), "it is of this generation already"
+    await store.hosts.release({"h": [("j", 1)]})
+    assert (await now(store)).reservations == (held,)
+
+
+async def test_of_two_who_bind_a_job_anew_one_wins(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    both = [store.hosts.rebind(host, next_one(device)) for device in (A, B)]
+    assert sum(await asyncio.gather(*both)) == 1
+
+
+async def test_a_model_in_memory_is_not_bound_to_other_devices(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j", a=10)], token="t")
+    assert not await store.hosts.rebind(host, next_one(B))
+
+
+async def test_a_closed_host_or_another_boot_binds_nothing_anew(store: Store) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j")], token="t")
+    await store.hosts.admit("h", Admission.CORDONED)
+    assert not await store.hosts.rebind(host, next_one(B))
+    await store.hosts.admit("h", Admission.OPEN)
+    other = host.model_copy(update={"incarnation": "earlier"})
+    assert not await store.hosts.rebind(other, next_one(B))
+    assert await store.hosts.rebind(host, next_one(B))
+
+
+async def test_what_came_to_nothing_is_bound_back_to_the_container_that_is_there(
+    store: Store,
+) -> None:
+    host = await online(store)
+    await store.hosts.reserve(host, [asks("j", cpus=100)], token="t")
+    await store.hosts.rebind(host, next_one(B))
+    job = JobRecord(job_id="j", generation=1, devices=(A,))
+    assert await store.hosts.bind_back("h", job)
+    (held,) = (await now(store)).reservations
+    assert (held.generation, held.devices, held.millicpus) == (1, (A,), 100)

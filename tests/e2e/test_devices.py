@@ -9,6 +9,7 @@ import time
 import uuid
 from typing import Any
 
+from modelyard.contract.catalog.images import full_reference
 from tests.e2e.catalog import PROBE, PROBES
 from tests.e2e.fleet import Engine, Json, User
 from tests.support.command_line import run
@@ -195,3 +196,79 @@ async def test_an_idle_model_leaves_memory_by_itself(user: User) -> None:
 
     await eventually(nobody_is_resident, what="the memory to be free")
     await user.done("TERMINATE", job)
+
+
+async def relocated(user: User, engines: dict[str, Engine], job: str) -> tuple[str, list[str]]:
+    """Load a job that has no room where it is; return its host and devices after that.
+
+    The engines have its new container alone.
+    """
+    load = await user.submit("DEPLOY_LOAD", job)
+    assert (await user.ended(load))["state"] == "SUCCEEDED"
+    listed = (await user.http.get("/v1/operations", params={"job_id": job})).json()
+    ours = [one for one in listed["operations"] if one["source"] == "system"]
+    assert [(one["operation_type"], one["reason"], one["state"]) for one in ours] == [
+        ("DEPLOY_CREATE", f"relocated_for:{load}", "SUCCEEDED")
+    ]
+    view = (await user.http.get(f"/v1/jobs/{job}")).json()
+    assert (view["state"], view["generation"]) == ("LOADED", 2)
+
+    async def old_is_gone() -> Json | None:
+        there = [(name, one) for name, it in engines.items() for one in await it.containers(job)]
+        return there[0][1] if len(there) == 1 else None
+
+    container = await eventually(old_is_gone, what="the old container's end")
+    assert container["Id"] == view["container_id"]
+    inspected = await engines[view["host_id"]].inspect(container["Id"])
+    (asked,) = inspected["HostConfig"]["DeviceRequests"]
+    return view["host_id"], asked["DeviceIDs"]
+
+
+async def test_a_job_whose_device_is_taken_is_created_anew_on_the_other_one(
+    user: User, engines: dict[str, Engine]
+) -> None:
+    small = await put(user, PROBES["probe-http"], gpus=1, gpu_memory="3g")
+    large = await put(user, PROBES["probe-http"], gpus=1, gpu_memory="6g")
+    mine, other = user.job_id(), user.job_id()
+    await user.done("DEPLOY_CREATE", mine, model=small)
+    await user.done("DEPLOY_CREATE", other, model=large)
+    await user.done("DEPLOY_LOAD", other)
+    assert mine in (await devices(user))["GPU-h1-0"]["jobs"]
+    assert await relocated(user, engines, mine) == ("h1", ["GPU-h1-1"])
+    held = await devices(user)
+    assert held["GPU-h1-1"]["resident"] == {mine: 3 * GIB}
+    assert mine not in held["GPU-h1-0"]["jobs"]
+    await user.done("INFER", mine, input={"x": 1})
+    for job in (mine, other):
+        await user.done("TERMINATE", job)
+
+
+async def test_a_job_whose_host_is_full_is_created_anew_on_another_host(
+    user: User, engines: dict[str, Engine]
+) -> None:
+    small = f"device-{uuid.uuid4().hex[:8]}"
+    needs = {"memory": "256m", "cpus": 0.1, "gpus": 1, "gpu_memory": "3g"}
+    await user.put_model(small, image=PROBE, **PROBES["probe-http"], resources=needs)
+    whole = await put(user, PROBES["probe-http"], gpus=2)
+    mine, other = user.job_id(), user.job_id()
+    (await user.http.post("/v1/hosts/h2/cordon")).raise_for_status()
+    try:
+        await user.done("DEPLOY_CREATE", mine, model=small)
+    finally:
+        (await user.http.post("/v1/hosts/h2/uncordon")).raise_for_status()
+    await user.done("DEPLOY_CREATE", other, model=whole)
+    await user.done("DEPLOY_LOAD", other)
+    host_id, (device,) = await relocated(user, engines, mine)
+    assert host_id == "h2"
+    assert device in {"GPU-h2-0", "GPU-h2-1"}
+    await user.done("INFER", mine, input={"x": 1})
+    for job in (mine, other):
+        await user.done("TERMINATE", job)
+
+
+async def test_a_host_tells_the_images_that_its_engine_has(user: User) -> None:
+    async def told() -> list[str] | None:
+        images: list[str] = (await user.http.get("/v1/hosts/h1")).json()["images"]
+        return images or None
+
+    assert full_reference(PROBE) in await eventually(told, what="the images")

@@ -13,12 +13,12 @@ from typing import Protocol
 
 import httpx2
 
+from modelyard.contract.catalog.images import full_reference
 from modelyard.contract.catalog.mounts import TMP, normal
 from modelyard.contract.messages import EngineFacts, Progress
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.transport import FakeTransport
 from worker.engine.docker.config import engine_config
-from worker.engine.image_references import full_reference
 from worker.engine.labels import ContainerLabels
 from worker.engine.plan import ContainerPlan, ImageFacts
 from worker.engine.protocol import (
@@ -224,6 +224,10 @@ class FakeRuntime:
             self.pulls_now -= 1
         self.images[image] = offered[full_reference(image)]
 
+    async def image_names(self) -> list[str]:
+        self._reach()
+        return [full_reference(name) for name in reversed(self.images)]
+
     async def image(self, image: str) -> ImageFacts:
         self._reach()
         if not self._has_image(image):
@@ -236,6 +240,10 @@ class FakeRuntime:
     async def volume(self, name: str) -> VolumeFacts | None:
         self._reach()
         return self.volumes.get(name)
+
+    async def all_volumes(self) -> dict[str, VolumeFacts]:
+        self._reach()
+        return dict(self.volumes)
 
     async def written(self, container_id: str) -> int:
         self._reach()

@@ -139,14 +139,20 @@ def _waiting_for_room(now: Snapshot) -> set[str]:
 
 
 def _has_room(host: Document, operation: Document, job: Document) -> bool:
-    """Tell whether a host has what an operation needs to begin: a slot, memory of a device."""
+    """Tell whether a host has what an operation needs to begin: a slot, memory of a device.
+
+    A LOAD may have its job created anew on another host first.
+    """
     verb = Verb(operation["verb"])
     places = VERB_RULES[verb].places
-    if not places and (verb is not Verb.DEPLOY_LOAD or host["_id"] != job["host_id"]):
-        return verb is not Verb.DEPLOY_LOAD
-    if places and host["slots_used"] >= host.get("slots", 0):
-        return False
+    if not places and verb is not Verb.DEPLOY_LOAD:
+        return True
     spec = MODELS.get(operation["model"] if places else json.loads(job["spec"])["name"])
+    at_home = not places and host["_id"] == job["host_id"]
+    if not places and not at_home and not (spec and spec.residency.relocate):
+        return False
+    if not at_home and host["slots_used"] >= host.get("slots", 0):
+        return False
     if spec is None or not spec.resources.gpus:
         return True
     allocated = allocations(host)

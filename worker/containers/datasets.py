@@ -1,11 +1,9 @@
 """Finds datasets on this host, checks that they may be mounted, and that they really were."""
 
 import asyncio
-import concurrent.futures
 import os
 import stat
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,9 +11,10 @@ from pathlib import Path
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.mounts import normal, overlap
 from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.process.tasks import in_daemon_thread
 from worker.containers.polling import GrowingPauses
 from worker.engine.plan import DatasetMount
-from worker.engine.protocol import ContainerFacts, ContainerRuntime
+from worker.engine.protocol import ContainerFacts, ContainerRuntime, VolumeFacts
 
 PROBE_S = 5.0
 """Seconds that one check of a folder may take; a dead network share never answers."""
@@ -39,7 +38,7 @@ class Datasets:
         Without roots no folder is mounted, and without volume names no volume.
         """
         self._runtime = runtime
-        self._roots = tuple(roots)
+        self.roots = tuple(roots)
         self._volumes = tuple(volumes)
         self._checks: dict[tuple[str, str | None], asyncio.Future[_FolderCheck]] = {}
         """The running checks; callers that check the same folder share one."""
@@ -58,13 +57,23 @@ class Datasets:
         source = await self._folder(dataset, dataset.path or "")
         return DatasetMount("bind", source, target)
 
+    async def mountable_volumes(self) -> list[str]:
+        """Return the names of the volumes that may be mounted; raises `EngineUnavailableError`."""
+        if not self._volumes:
+            return []
+        found = await self._runtime.all_volumes()
+        return sorted(name for name, one in found.items() if self._allows(name) and _is_plain(one))
+
+    def _allows(self, volume: str) -> bool:
+        return any(fnmatchcase(volume, pattern) for pattern in self._volumes)
+
     async def _check_volume(self, dataset: DatasetSpec, name: str) -> None:
         """Check that a volume may be mounted and exists.
 
         By its options a volume can be any folder of this host or of another one. Only a volume that
         Docker keeps in its own folder is accepted.
         """
-        if not any(fnmatchcase(name, pattern) for pattern in self._volumes):
+        if not self._allows(name):
             raise ModelyardError(
                 ErrorCode.DATASET_REFUSED,
                 f"This host may not mount the volume {name}: the setting "
@@ -74,7 +83,7 @@ class Datasets:
         volume = await self._runtime.volume(name)
         if volume is None:  # the engine would create it, empty
             raise _unavailable(dataset, f"There is no volume {name}.")
-        if volume.driver != "local" or not _HARMLESS_OPTIONS.issuperset(volume.options):
+        if not _is_plain(volume):
             raise ModelyardError(
                 ErrorCode.DATASET_REFUSED,
                 f"The volume {name} is not a plain one of Docker's driver local: with another "
@@ -105,10 +114,17 @@ class Datasets:
         if running is None:
             if len(self._checks) >= MAX_CHECKS:
                 return _FolderCheck(missing="Too many folders of this host do not answer.")
-            running = _in_daemon_thread(lambda: _check_folder(path, self._roots, ready_file))
+            running = in_daemon_thread(
+                lambda: _check_folder(path, self.roots, ready_file), name="dataset"
+            )
             self._checks[key] = running
             running.add_done_callback(lambda _: self._checks.pop(key))
         return await asyncio.shield(running)
+
+
+def _is_plain(volume: VolumeFacts) -> bool:
+    """Tell whether Docker keeps the volume in its own folder."""
+    return volume.driver == "local" and _HARMLESS_OPTIONS.issuperset(volume.options)
 
 
 def verify_mount(facts: ContainerFacts, target: str, expected: DatasetMount | None = None) -> None:
@@ -170,24 +186,6 @@ def _check_folder(path: str, roots: Sequence[str], ready_file: str | None) -> _F
         return _FolderCheck(str(real))
     except OSError as error:
         return _FolderCheck(missing=f"{path}: {error.strerror}.")
-
-
-def _in_daemon_thread(work: Callable[[], _FolderCheck]) -> asyncio.Future[_FolderCheck]:
-    """Run `work` in a thread of its own, for which the process does not wait when it exits.
-
-    The event loop's own threads are few and are joined at exit, so stuck checks would block other
-    work and the exit.
-    """
-    done: concurrent.futures.Future[_FolderCheck] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except Exception as fault:  # noqa: BLE001 - raised again where the future is awaited
-            done.set_exception(fault)
-
-    threading.Thread(target=run, name="dataset", daemon=True).start()
-    return asyncio.wrap_future(done)
 
 
 def _unavailable(dataset: DatasetSpec, message: str) -> ModelyardError:

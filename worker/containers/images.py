@@ -44,6 +44,15 @@ class Images:
         self._allowed = allowed
         self._clock = clock
         self._pulls: dict[str, _Pull] = {}
+        self.on_pulled: Callable[[], None] = lambda: None
+        """Called when the engine has got an image."""
+
+    async def usable(self) -> list[str]:
+        """Return the full references of the images that the engine has and that may run here.
+
+        Raises `EngineUnavailableError`.
+        """
+        return [name for name in await self._runtime.image_names() if self._allowed.allows(name)]
 
     async def ensure(
         self, image: str, on_pull: Callable[[], None], on_progress: OnProgress
@@ -86,6 +95,7 @@ class Images:
             await self._runtime.ensure_image(image, pull.report)
             crash_point("worker.pull.after_pull")
             pull.ended.set_result(None)
+            self.on_pulled()
         except ModelyardError as error:
             pull.ended.set_result(error)
             raise

@@ -14,6 +14,7 @@ from worker.containers.error_logging import log_errors
 from worker.containers.given_back import MemoryWatch
 from worker.containers.health import ModelHealth
 from worker.containers.images import Images
+from worker.containers.local_content import LocalContentWatch
 from worker.containers.planning import PlanRules, plan_container, spec_hash
 from worker.containers.readiness import RepeatedProbe, while_running
 from worker.containers.running import RunningContainers
@@ -60,6 +61,8 @@ class ContainerLifecycle:
         self.taints = memory.taints
         self.given_back = memory.given_back
         self.running = RunningContainers(runtime)
+        self.local_content = LocalContentWatch(images, datasets)
+        """What this host has at hand for new containers."""
 
     async def find(self, command: HostCommand) -> ContainerFacts | None:
         """Return the container of the command's generation; None if there is none of ours."""

@@ -3,7 +3,7 @@
 Two implementations pass the same conformance suite: `DockerRuntime`, and a fake in the tests. All
 calls are idempotent. The implementation limits the time of each, except `ensure_image`, `wait_exit`
 and `watch`: their caller limits the time, and its cancellation ends the work on the engine too. An
-image is always named by its full reference (`image_references`), so the engine never takes a name
+image is always named by its full reference (`full_reference`), so the engine never takes a name
 for an id.
 """
 
@@ -225,6 +225,12 @@ class ContainerRuntime(Protocol):
         Raises `ImageNotFoundError`, `ImageDeniedError`, `ImagePullFailedError` and `DiskFullError`.
         """
 
+    async def image_names(self) -> list[str]:
+        """Return the full references of all images that the engine has, the newest first.
+
+        Each image by its tags and by its digests.
+        """
+
     async def image(self, image: str) -> ImageFacts:
         """Return the facts of an image that the engine has.
 
@@ -233,6 +239,9 @@ class ContainerRuntime(Protocol):
 
     async def volume(self, name: str) -> VolumeFacts | None:
         """Return the volume of this name; None if there is none."""
+
+    async def all_volumes(self) -> dict[str, VolumeFacts]:
+        """Return all volumes of the engine, by name."""
 
     async def create(self, plan: ContainerPlan) -> str:
         """Create the planned container, or adopt it if it already exists; return its id.

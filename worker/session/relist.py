@@ -119,7 +119,13 @@ class InventoryLoop:
                 self._containers.record_removed(gone)
             items = await build_inventory(self._server, containers, unasked=busy)
             judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
-            self._reporter.put_inventory(Inventory(items=judged, busy=tuple(sorted(busy))))
+            self._reporter.put_inventory(
+                Inventory(
+                    items=judged,
+                    busy=tuple(sorted(busy)),
+                    local=self._containers.local_content.latest(),
+                )
+            )
         self._silent = False
         running = sum(one.running for one in items)
         self.on_looked(time.monotonic() - began, (running, len(items) - running))

@@ -30,6 +30,7 @@ from modelyard.contract.views import (
     DryRun,
     Explanation,
     FootprintView,
+    HostVerdict,
     HostView,
     JobView,
     OperationView,
@@ -207,7 +208,7 @@ class Output:
         if not found.hosts:
             return
         self._out.print()
-        rows = [(one.host_id, one.refusal or "has room") for one in found.hosts]
+        rows = [(one.host_id, _verdict(one)) for one in found.hosts]
         self.table(("host", of_hosts), rows)
         held = [
             (
@@ -456,6 +457,13 @@ def _loaded(device: DeviceView) -> str:
     whose = f" by {taint.job_id}" if taint.job_id else ""
     tainted = f"tainted: {size_text(taint.memory)} not given back{whose}"
     return f"{jobs}; {tainted}" if jobs else tainted
+
+
+def _verdict(one: HostVerdict) -> str:
+    """Return why a host refuses, or what it would have to get first."""
+    if one.refusal is not None:
+        return one.refusal
+    return f"has room; would have to get: {', '.join(one.to_fetch)}" if one.to_fetch else "has room"
 
 
 def _measured(device: DeviceView) -> tuple[str, str, str]:

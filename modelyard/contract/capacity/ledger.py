@@ -6,7 +6,6 @@ job. No total is kept: what is allocated is the sum of the entries, here and in 
 writes.
 """
 
-import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,9 +108,12 @@ class DeviceRoom:
         if self.tainted is not None:
             return False
         amount = need.on(self.model)
-        if amount is None:
-            return self.untouched and self.free >= WHOLE * self.memory
-        return amount <= self.free
+        return self.takes_one_alone if amount is None else amount <= self.free
+
+    @property
+    def takes_one_alone(self) -> bool:
+        """True if a model could have the device for itself now."""
+        return self.tainted is None and self.untouched and self.free >= WHOLE * self.memory
 
     def could_take(self, need: ResidentNeed) -> bool:
         """Tell whether the device would have room for a model if nothing were on it."""
@@ -139,12 +141,11 @@ class DevicesOfAKind:
     @classmethod
     def of(cls, model: str, devices: Sequence[DeviceRoom]) -> "DevicesOfAKind":
         """Return the numbers of some devices of one model."""
-        whole = ResidentNeed()
         return cls(
             model,
-            tuple(sorted(one.memory for one in devices)),
-            tuple(sorted(one.free for one in devices)),
-            sum(one.takes(whole) for one in devices),
+            tuple(sorted([one.memory for one in devices])),
+            tuple(sorted([one.free for one in devices])),
+            sum([one.takes_one_alone for one in devices]),
         )
 
 
@@ -186,19 +187,6 @@ class Room:
             if one.tainted is None:
                 by_model[one.model].append(one)
         return tuple(DevicesOfAKind.of(model, there) for model, there in by_model.items())
-
-    @cached_property
-    def numbers(self) -> tuple[float, float, float, tuple[DevicesOfAKind, ...]]:
-        """Slots, thousandths of processors, bytes of memory, and devices.
-
-        What is not limited is infinite.
-        """
-        return (
-            math.inf if self.slots is None else self.slots,
-            math.inf if self.millicpus is None else self.millicpus,
-            math.inf if self.memory is None else self.memory,
-            self.kinds_of_devices,
-        )
 
     def has_devices(self, need: ResidentNeed, count: int, *, loads: bool) -> bool:
         """Tell whether so many devices could have a model, or, with `loads`, have room for it."""
@@ -256,19 +244,21 @@ def room_left(
         slots += one.slots
         millicpus += one.millicpus
         memory += one.all_memory
-        bound.update(one.devices)
+        for uuid in one.devices:
+            bound[uuid] += 1
     measured = {one.uuid: one.memory_used for one in readings}
     return Room(
         _less(total.slots, slots),
         _less(total.millicpus, millicpus),
         _less(total.memory, memory),
         {
-            uuid: replace(
-                one,
-                free=min(one.free - taken[uuid], one.memory - measured.get(uuid, 0)),
-                bound=one.bound + bound[uuid],
-                untouched=one.untouched and uuid not in taken,
-                tainted=taints.get(uuid),
+            uuid: DeviceRoom(
+                one.memory,
+                min(one.free - taken[uuid], one.memory - measured.get(uuid, 0)),
+                one.bound + bound[uuid],
+                one.untouched and uuid not in taken,
+                taints.get(uuid),
+                one.model,
             )
             for uuid, one in total.devices.items()
         },
@@ -280,7 +270,8 @@ def held_on_devices(allocations: Iterable[Allocation]) -> Counter[str]:
     held: Counter[str] = Counter()
     for one in allocations:
         if one.resident is not None:
-            held.update(one.resident.devices)
+            for uuid, amount in one.resident.devices.items():
+                held[uuid] += amount
     return held
 
 

@@ -178,6 +178,10 @@ class Residency(CatalogModel):
         float, Field(strict=True, ge=0, le=86_400, allow_inf_nan=False), ON_ENTRY
     ] = 5.0
     """Seconds after its load in which Modelyard does not unload the model."""
+    relocate: Switch = True
+    """True: if there is no room for the model where its container is, and other GPUs of the host or
+    another host have room, Modelyard creates the container anew there before the model is loaded.
+    False: it waits where it is."""
 
 
 Headers = Annotated[dict[HeaderName, HeaderValue], Field(max_length=32), ON_ENTRY]
@@ -346,6 +350,11 @@ class DatasetSpec(CatalogModel):
         cls, value: object, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
     ) -> Self:
         return follow_rules(value, handler(value), DATASET_RULES, info)
+
+    @property
+    def place(self) -> str:
+        """The volume's name, or the folder without `.`, `..` and doubled slashes."""
+        return self.volume or str(normal(self.path or "/"))
 
 
 def _profile_has_what_it_needs(spec: ModelSpec) -> Iterator[BrokenRule]:

@@ -429,7 +429,8 @@ async def test_a_dry_run_says_what_would_be_for_people_and_machines(served: Serv
     assert ran.code == 0, ran.err
     lines = [line.split() for line in ran.out.splitlines()]
     assert ran.out.startswith("It would start at once on host h-1.\n")
-    assert lines[-2:] == [["host", "answer"], ["h-1", "has", "room"]]
+    assert lines[-2] == ["host", "answer"]
+    assert lines[-1] == ["h-1", "has", "room;", "would", "have", "to", "get:", "image"]
     machine = await run(served.url, "--json", "submit", "-", "--dry-run", stdin=request)
     found = json.loads(machine.out)
     assert (found["outcome"], found["host_id"]) == ("starts", "h-1")

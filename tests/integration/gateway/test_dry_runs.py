@@ -9,9 +9,11 @@ import pytest
 from pymongo import MongoClient
 
 from modelyard.contract.access.scopes import Scope
+from modelyard.contract.capacity.local_content import LocalContent
 from modelyard.contract.catalog.entries import ModelSpec, Profile
+from modelyard.contract.catalog.images import full_reference
 from modelyard.contract.ids import operation_id_for_key
-from modelyard.contract.states import JobState, OperationState
+from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.contract.topology import JOBS_QUEUE
 from modelyard.store import Store
 from tests.support.dispatcher.driver import MODEL, running_dispatcher
@@ -406,3 +408,49 @@ async def test_a_large_request_has_a_dry_run_too(alone: ServedGateway) -> None:
     )
     assert answer.status_code == 200
     assert answer.json()["error"]["code"] == "invalid_job_state"
+
+
+# --- what hosts have at hand ---
+
+
+async def test_the_host_that_tells_of_the_image_is_chosen_and_shown_with_it(
+    served: ServedGateway,
+) -> None:
+    there = LocalContent(images=(full_reference(MODEL.image),), datasets=("ds-1",))
+    async with scripted_host(served.broker, "h-1"), scripted_host(served.broker, "h-2") as second:
+        await second.look(local=there)
+
+        async def told() -> Json | None:
+            host: Json = (await served.client.get("/v1/hosts/h-2")).json()
+            return host if host.get("images") else None
+
+        host = await eventually(told)
+        assert (host["images"], host["datasets"]) == ([full_reference(MODEL.image)], ["ds-1"])
+        found = await dry_run(served, TEMP)
+        assert (found["outcome"], found["host_id"]) == ("starts", "h-2")
+        assert found["reasons"][1] == "Host h-2 has its image."
+        assert {one["host_id"]: one["to_fetch"] for one in found["hosts"]} == {
+            "h-1": ["image"],
+            "h-2": [],
+        }
+        hosts = (await served.client.get("/v1/hosts")).json()["hosts"]
+        assert [one["images"] for one in hosts] == [[], []], "a list of hosts stays short"
+        await served.accepted(**TEMP)
+        assert (await second.command()).verb is Verb.TEMP
+
+
+async def test_what_is_told_for_an_earlier_boot_is_not_believed(served: ServedGateway) -> None:
+    async with scripted_host(served.broker, "h-1") as host:
+        old = host.incarnation
+        host.incarnation = "next"
+        await host.come_online()
+        host.incarnation = old
+        await host.look(local=LocalContent(images=("of-an-earlier-boot",)))
+        host.incarnation = "next"
+        await host.look(local=LocalContent(images=("now",)))
+
+        async def told() -> list[str] | None:
+            found: list[str] = (await served.client.get("/v1/hosts/h-1")).json().get("images", [])
+            return found or None
+
+        assert await eventually(told) == ["now"]

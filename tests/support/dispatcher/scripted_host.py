@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from modelyard.broker import Broker, Subscription
+from modelyard.contract.capacity.local_content import LocalContent
 from modelyard.contract.messages import (
     EngineFacts,
     Heartbeat,
@@ -88,10 +89,15 @@ class ScriptedHost:
                     return message
 
     async def look(
-        self, *items: InventoryItem, busy: tuple[str, ...] = (), number: int | None = None
+        self,
+        *items: InventoryItem,
+        busy: tuple[str, ...] = (),
+        number: int | None = None,
+        local: LocalContent | None = None,
     ) -> None:
         """Tell what is on the host; with `number` as if it had been told by then."""
-        await self._report(inventory=Inventory(items=items, busy=busy), number=number)
+        inventory = Inventory(items=items, busy=busy, local=local or LocalContent())
+        await self._report(inventory=inventory, number=number)
 
     @property
     def has_command(self) -> bool:

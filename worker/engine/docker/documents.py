@@ -207,9 +207,25 @@ class ImageDocument(_Document):
         )
 
 
+class ListedImageDocument(_Document):
+    """One image of `GET /images/json`."""
+
+    repo_tags: tuple[str, ...] | None = None
+    repo_digests: tuple[str, ...] | None = None
+    created: int = 0
+    """Seconds since 1970."""
+
+    @property
+    def names(self) -> list[str]:
+        """Its names by tag and by digest; an image without any has `<none>` in their place."""
+        names = [*(self.repo_tags or ()), *(self.repo_digests or ())]
+        return [name for name in names if "<none>" not in name]
+
+
 class VolumeDocument(_Document):
     """`GET /volumes/{name}`."""
 
+    name: str = ""
     driver: str = ""
     options: dict[str, str] | None = None
     mountpoint: str = ""
@@ -217,6 +233,12 @@ class VolumeDocument(_Document):
     def facts(self) -> VolumeFacts:
         """Return the volume's facts as the protocol defines them."""
         return VolumeFacts(self.driver, dict(self.options or {}), self.mountpoint)
+
+
+class VolumesDocument(_Document):
+    """`GET /volumes`."""
+
+    volumes: tuple[VolumeDocument, ...] | None = None
 
 
 class _VolumeUsage(_Document):

@@ -16,6 +16,7 @@ import structlog
 from aiodocker.containers import DockerContainer
 from aiodocker.exceptions import DockerError
 
+from modelyard.contract.catalog.images import full_reference
 from modelyard.contract.messages import EngineFacts
 from worker.engine.docker.calls import (
     CALL_S,
@@ -37,10 +38,12 @@ from worker.engine.docker.documents import (
     DiskUsageDocument,
     ImageDocument,
     InfoDocument,
+    ListedImageDocument,
     NetworkDocument,
     StatsDocument,
     VersionDocument,
     VolumeDocument,
+    VolumesDocument,
     engine_facts,
 )
 from worker.engine.docker.events import watch
@@ -48,7 +51,6 @@ from worker.engine.docker.memory import peak_of, reading_of
 from worker.engine.docker.output import DockerOutput
 from worker.engine.docker.own_addresses import is_own
 from worker.engine.docker.pull import pull
-from worker.engine.image_references import full_reference
 from worker.engine.labels import HOST, JOB
 from worker.engine.plan import ContainerPlan, ImageFacts
 from worker.engine.protocol import (
@@ -155,6 +157,13 @@ class DockerRuntime:
                 f"{image}: the pull ended without an error, but the engine does not have the image."
             ) from error
 
+    async def image_names(self) -> list[str]:
+        async with deadline("list images", CALL_S, internal=True):
+            found = await self._docker.images.list()
+        listed = [ListedImageDocument.model_validate(one) for one in found]
+        listed.sort(key=lambda one: -one.created)
+        return [full_reference(name) for one in listed for name in one.names]
+
     async def image(self, image: str) -> ImageFacts:
         async with deadline("inspect an image", CALL_S):
             try:
@@ -176,6 +185,12 @@ class DockerRuntime:
                     return None
                 raise
             return VolumeDocument.model_validate(found).facts()
+
+    async def all_volumes(self) -> dict[str, VolumeFacts]:
+        async with deadline("list volumes", CALL_S, internal=True):
+            answer = await self._docker._query_json("volumes")  # noqa: SLF001 - no wrapper object
+        found = VolumesDocument.model_validate(answer).volumes or ()
+        return {one.name: one.facts() for one in found}
 
     async def written(self, container_id: str) -> int:
         async with one_container(self._streams, container_id, "measure", MEASURE_S) as container:

@@ -14,11 +14,16 @@ from dispatcher.scheduling.making_room import RoomDecision
 from modelyard.contract.capacity.ledger import DeviceRoom, Room
 from modelyard.scheduling import leaving
 from modelyard.scheduling.leaving import Stays
+from modelyard.scheduling.survey import Rooms
 
 SEEDS = range(50)
+ONCE_BEYOND_THE_BOUND = (4342, 6857, 7045, 7223, 7777, 9179, 9520)
+"""Traces in which loads waited for memory that they did not need, or that was kept for one that
+lacked processors too, or for the turns of those that a more urgent one waited for, which the bound
+did not count."""
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, *ONCE_BEYOND_THE_BOUND])
 def test_no_rule_is_broken_in_random_traces(seed: int) -> None:
     outcome = World(random_trace(seed)).run()
     assert all(waited <= bound for waited, bound in outcome.room_waits)
@@ -51,7 +56,7 @@ def _broken() -> bool:
 
 def test_a_room_that_is_too_large_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "has_devices", lambda *_, **__: True)
-    monkeypatch.setattr("modelyard.scheduling.survey.has_devices", lambda *_, **__: True)
+    monkeypatch.setattr(Rooms, "_with_devices", lambda _, rows, *__, **___: rows)
     monkeypatch.setattr(DeviceRoom, "takes", lambda *_: True)
     assert _broken()
 

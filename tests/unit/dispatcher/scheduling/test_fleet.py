@@ -5,9 +5,12 @@ import asyncio
 import pytest
 
 from dispatcher.scheduling.fleet import Fleet
+from modelyard.contract.capacity.footprints import NOTHING_LEARNED
 from modelyard.contract.capacity.ledger import Allocation
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import Admission
+from modelyard.scheduling.fitting import PlacementRequest
+from modelyard.scheduling.placement import Placed, Unplaced
 from modelyard.store.records import HostRecord, reservations_of
 from tests.fakes.broker_links import Call
 from tests.support.dispatcher.parts import HOST, DispatcherParts
@@ -131,3 +134,23 @@ async def test_a_reservation_that_is_noted_while_the_host_is_read_is_not_lost(
     parts.link.let_go()
     await asyncio.gather(reading, reserving)
     assert [(await parts.fleet.hosts())[HOST]] == await parts.store.hosts.all()
+
+
+async def decided(parts: DispatcherParts) -> Placed | Unplaced:
+    """Place a job that needs a slot, by the hosts in memory."""
+    hosts = await parts.fleet.hosts()
+    capacity = parts.fleet.capacity_of(hosts, lambda _: (), lambda _: NOTHING_LEARNED)
+    return capacity.place(PlacementRequest())
+
+
+async def test_a_decision_goes_by_a_host_as_it_is_now(parts: DispatcherParts) -> None:
+    assert isinstance(await decided(parts), Placed)
+    await parts.store.hosts.admit(HOST, Admission.CORDONED)
+    assert await decided(parts) == Unplaced(("1 host is CORDONED",))
+
+
+async def test_a_decision_goes_by_a_reservation_that_is_noted(parts: DispatcherParts) -> None:
+    for number in range(4):
+        assert isinstance(await decided(parts), Placed)
+        await reserved(parts, f"j{number}")
+    assert await decided(parts) == Unplaced(("1 host has no free slot",))

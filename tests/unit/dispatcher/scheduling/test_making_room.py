@@ -85,11 +85,13 @@ def test_the_cheapest_idle_models_leave_memory_for_what_is_placed(
 def test_room_is_kept_for_what_is_placed_until_it_is_there() -> None:
     there = full(24)
     (one,) = crowded(there, Verb.DEPLOY_CREATE, spec(resources={"memory": "9g"}))
-    kept = KeptRoom(lambda: 0.0)
+    waits = True
+    kept = KeptRoom(lambda: 0.0, lambda _: waits)
     kept.follow(one, decided(one, there, loaded("r0", 24)))
-    (room,) = kept.current(lambda _: True)
+    (room,) = kept.on("h")
     assert (room.host_id, room.need.memory, room.devices) == ("h", 9 * GIB, ())
-    assert kept.current(lambda _: False) == []
+    waits = False
+    assert kept.on("h") == []
 
 
 @pytest.mark.parametrize(
@@ -112,3 +114,37 @@ def test_no_room_is_made_where_models_hold_none_of_what_is_lacking() -> None:
     processors = Allocation(job_id="busy", generation=1, millicpus=8_000, memory=GIB)
     there = full(24, besides=(processors,))
     assert crowded(there, Verb.DEPLOY_CREATE, spec(resources=memory)) == []
+
+
+def without_room(images: frozenset[str], *, leaves: bool) -> RoomDecision:
+    """Decide about a load whose host is full of a model, beside an empty host with some images."""
+    model = spec(resources={"memory": "10g", "resident_memory": "9g"})
+    there = full(24, besides=(Allocation(job_id="j", generation=1, memory=GIB),))
+    free = host(host_id="g", images=images)
+    load = operation(Verb.DEPLOY_LOAD, state="QUEUED", accepted_at=NOW)
+    line = JobLine(job=job(JobState.CREATED, spec=model), operations=(load,))
+    plan = make_plan([line], catalog(model), FreeCapacity({"h": there, "g": free}))
+    (one,) = plan.crowded
+    other = loaded("r0", 24)
+    unload = operation(Verb.DEPLOY_UNLOAD, 1, job_id="r0", reason="evicted_for:op-9")
+    other = other.model_copy(update={"operations": (unload,)}) if leaves else other
+    return decided(one, there, other)
+
+
+def test_no_model_leaves_while_its_place_is_free_on_a_host_that_has_the_image() -> None:
+    decision = without_room(frozenset({"docker.io/x/y:latest"}), leaves=False)
+    assert decision.way is None
+    assert decision.elsewhere is not None
+    assert decision.elsewhere.host.host_id == "g"
+
+
+@pytest.mark.parametrize(
+    ("images", "leaves"), [(frozenset[str](), False), (frozenset({"docker.io/x/y:latest"}), True)]
+)
+def test_a_load_stays_where_a_model_leaves_already_or_if_an_image_would_have_to_be_fetched(
+    images: frozenset[str], *, leaves: bool
+) -> None:
+    decision = without_room(images, leaves=leaves)
+    assert decision.elsewhere is None
+    assert decision.way is not None
+    assert decision.way.jobs == ("r0",)

@@ -465,3 +465,26 @@ def test_containers_are_bound_to_devices_that_are_not_tainted(*, at_once: bool) 
 
 def test_models_without_a_device_go_to_a_host_with_a_tainted_one() -> None:
     assert placed(capacity(tainted(host(devices=[8 * GIB]))).place(create(spec()))) == ("h", ())
+
+
+def test_a_model_that_needs_no_host_memory_is_loaded_though_all_of_that_is_kept() -> None:
+    ends = Allocation(job_id="ends", generation=1, memory=4 * GIB, temporary=True)
+    there = host("h", ends, holds("job", A), memory=4 * GIB, devices=[8 * GIB])
+    free = FreeCapacity({"h": there})
+    assert isinstance(free.place(create(spec(memory="3g"), "waits")), Unplaced)
+    job = JobRecord(job_id="job", state=JobState.CREATED, host_id="h", generation=1, version=9)
+    assert free.hold(job, spec(gpus=1, gpu_memory="2g"), rank=1) == ResidentAllocation(
+        version=9, devices={A: 2 * GIB}
+    )
+
+
+def test_a_job_waits_for_the_device_that_becomes_free_and_leaves_the_others_alone() -> None:
+    stays, ends = holds("stays", B, b=6 * GIB), holds("ends", A, a=5 * GIB)
+    ends = ends.model_copy(update={"temporary": True})
+    there = host("h", stays, ends, holds("job", B), devices=[8 * GIB, 8 * GIB])
+    free = FreeCapacity({"h": there})
+    assert isinstance(free.place(temp(spec(gpus=1, gpu_memory="4g"), "waits")), Unplaced)
+    job = JobRecord(job_id="job", state=JobState.CREATED, host_id="h", generation=1, version=9)
+    assert free.hold(job, spec(gpus=1, gpu_memory="2g"), rank=1) == ResidentAllocation(
+        version=9, devices={B: 2 * GIB}
+    )

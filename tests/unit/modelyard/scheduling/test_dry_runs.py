@@ -80,7 +80,7 @@ def test_a_placement_names_the_host_and_the_devices() -> None:
     model = spec(resources={"gpus": 1, "gpu_memory": "3g"})
     found = said(Verb.DEPLOY_CREATE, catalog=catalog(model), hosts=[host()])
     assert (found.outcome, found.host_id, found.devices) == (DryRunOutcome.STARTS, "h", (A,))
-    assert found.reasons == (f"It would start at once on host h, on {A}.",)
+    assert found.reasons[0] == f"It would start at once on host h, on {A}."
     assert found.estimated_start_s == 0.0
     assert [(one.host_id, one.fits) for one in found.hosts] == [("h", True)]
 

@@ -124,7 +124,23 @@ def test_room_that_a_more_urgent_operation_is_about_to_take_is_not_promised() ->
     assert found.reasons[0] == "Host h has room for it, which goes to more urgent operations."
     later = one.model_copy(update={"rank": 0})
     found = explain_in_line(facts(later, of=new, catalog=known, hosts=there, urgent=(waits,)))
-    assert found.reasons == ("The dispatcher is about to send it to host h.",)
+    assert found.reasons[0] == "The dispatcher is about to send it to host h."
+
+
+@pytest.mark.parametrize("recorded", [(), ("500 hosts: each has no free slot",)])
+def test_of_many_hosts_the_reasons_are_those_that_the_dispatcher_has_recorded(
+    recorded: tuple[str, ...],
+) -> None:
+    one = operation(Verb.TEMP, waiting_for=recorded)
+    new = job(JobState.NONE, host_id=None, generation=0)
+    found = explain_in_line(
+        facts(one, of=new, catalog=catalog(spec()), hosts=(host(),), more_hosts=True, more_urgent=7)
+    )
+    before = "No host had room for it a moment ago."
+    not_yet = "The dispatcher has not looked for a host for it yet."
+    assert found.reasons == ((before, *recorded) if recorded else (not_yet,))
+    assert [(one.host_id, one.fits) for one in found.hosts] == [("h", True)]
+    assert found.ahead_in_waiting_room == 7
 
 
 def test_a_pause_after_a_failure_names_it_and_its_end() -> None:
@@ -163,6 +179,11 @@ def test_a_restoration_goes_first() -> None:
     down = job(JobState.FAILED, recovery=RestorationRecord(to=JobState.LOADED, key=1))
     found = explain_in_line(facts(operation(), of=down))
     assert found.reasons == ("Job j is being restored first.",)
+
+
+def test_what_is_to_be_cancelled_says_so() -> None:
+    found = explain_in_line(facts(operation(cancel_requested=True), of=job()))
+    assert found.reasons == ("Its cancel was requested, and the dispatcher is about to end it.",)
 
 
 def test_a_silent_host_is_named() -> None:
@@ -262,6 +283,32 @@ def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("images", "begins"),
+    [
+        (frozenset({"docker.io/x/y:latest"}), "Its job"),
+        (frozenset[str](), "Unless what makes room here is enough, its job"),
+    ],
+)
+def test_a_job_that_goes_elsewhere_says_whether_an_idle_model_may_leave_first(
+    images: frozenset[str], begins: str
+) -> None:
+    resident = ResidentAllocation(devices={A: 8 * GIB})
+    idle = Allocation(job_id="idle", generation=1, devices=(A,), resident=resident)
+    bound = Allocation(job_id="j", generation=1, devices=(A,))
+    mine = spec(resources={"gpus": 1, "gpu_memory": "6g"})
+    loaded = job(job_id="idle", spec=spec(residency={"on_demand": True, "min_resident_s": 0.0}))
+    found = explain_in_line(
+        facts(
+            operation(Verb.DEPLOY_LOAD),
+            of=job(JobState.CREATED, spec=mine, devices=(A,)),
+            hosts=[host(bound, idle), host(host_id="g", images=images)],
+            residents={"idle": JobLine(job=loaded, operations=())},
+        )
+    )
+    assert found.reasons[1] == f"{begins} is created anew on host g, on {A}, which has room."
+
+
 def test_a_need_that_was_measured_is_explained_with_both_numbers() -> None:
     one = operation(Verb.DEPLOY_LOAD)
     mine = job(JobState.CREATED, spec=spec(resources={"gpus": 1, "gpu_memory": "2g"}))
@@ -320,5 +367,5 @@ def test_what_can_start_says_that_too() -> None:
             hosts=[host()],
         )
     )
-    assert found.reasons == ("The dispatcher is about to send it to host h.",)
+    assert found.reasons[0] == "The dispatcher is about to send it to host h."
     assert OperationState.QUEUED is found.state

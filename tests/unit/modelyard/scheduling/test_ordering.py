@@ -151,6 +151,12 @@ def test_inferences_go_together_up_to_the_models_concurrency() -> None:
     assert [decision.operation for decision in sent] == three[:2]
 
 
+@pytest.mark.parametrize("verb", [Verb.INFER, Verb.DEPLOY_UNLOAD])
+def test_what_is_to_be_cancelled_does_not_start_and_nothing_behind_it(verb: Verb) -> None:
+    cancelled = op(verb).model_copy(update={"cancel_requested": True})
+    assert decisions(job(JobState.LOADED), cancelled, op(Verb.INFER)) == []
+
+
 def test_unload_waits_for_running_inference() -> None:
     running = op(Verb.INFER, OperationState.RUNNING)
     assert decisions(job(JobState.LOADED), running, op(Verb.DEPLOY_UNLOAD)) == []

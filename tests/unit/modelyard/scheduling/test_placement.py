@@ -104,6 +104,20 @@ def test_nothing_is_kept_where_only_what_stays_for_ever_would_have_to_leave() ->
     assert isinstance(capacity.place(takes(4, job="small")), Placed)
 
 
+def test_nothing_is_kept_where_what_this_pass_has_placed_would_have_to_leave() -> None:
+    capacity = capacity_of([sized("a", held(4, temporary=True))])
+    assert isinstance(capacity.place(takes(3, job="stays", temporary=False)), Placed)
+    assert isinstance(capacity.place(takes(6, job="large")), Unplaced)
+    assert isinstance(capacity.place(takes(1, job="small")), Placed)
+
+
+def test_a_host_is_kept_where_what_this_pass_has_placed_ends_by_itself() -> None:
+    capacity = capacity_of([sized("a")])
+    assert isinstance(capacity.place(takes(4, job="ends")), Placed)
+    assert isinstance(capacity.place(takes(6, job="large")), Unplaced)
+    assert isinstance(capacity.place(takes(1, job="small")), Unplaced)
+
+
 def test_equal_hosts_are_taken_by_name() -> None:
     assert chosen(capacity_of([host("b"), host("a")])) == "a"
 

@@ -6,13 +6,14 @@ import pytest
 from pydantic import ValidationError
 
 from modelyard.contract.catalog.entries import ModelSpec, Profile, Resources
+from modelyard.contract.catalog.images import Repository, full_reference, repository_of
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.states import Verb
 from tests.support.worker.harness import HOST, VerbHarness, model
 from worker.containers.planning import PlanRules, plan_container, spec_hash
 from worker.engine.docker.config import engine_config
 from worker.engine.docker.documents import ContainerDocument, ImageDocument, PullLine, PullProgress
-from worker.engine.image_references import AllowList, Repository, full_reference, repository_of
+from worker.engine.image_references import AllowList
 from worker.engine.labels import ContainerLabels
 from worker.engine.plan import ContainerPlan, DatasetMount, ImageFacts
 

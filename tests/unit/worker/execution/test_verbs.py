@@ -5,12 +5,12 @@ import json
 import pytest
 
 from modelyard.contract.catalog.entries import DatasetSpec, Profile
+from modelyard.contract.catalog.images import full_reference
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from tests.fakes.programs import FakeBatch
 from tests.support.worker.harness import BLIND_HOOKS, HOST, IMAGE, VerbHarness, model
 from worker.containers.planning import PlanRules, plan_container
-from worker.engine.image_references import full_reference
 from worker.engine.plan import ImageFacts
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
