@@ -20,7 +20,7 @@ PARALLEL := -n 3 --dist loadscope
 # Without compiled modules each process of the tests compiles all of them, five seconds long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo images compose-demo test test-fast upgrade-test faults ecosystem soak bench bench-scale bench-containers simulate up \
+.PHONY: help setup demo images compose-demo test test-fast upgrade-test compat faults ecosystem soak bench bench-scale bench-containers simulate up \
 	down status check fmt clean
 
 help: ## List the targets.
@@ -49,6 +49,9 @@ test-fast: $(READY) ## Run the tests that need no server and no patience: under 
 
 upgrade-test: $(READY) ## Replace each process by that of the next version and back; needs the git history.
 	@$(PYTHON) -m pytest -m upgrade tests/upgrade $(ARGS)
+
+compat: $(READY) ## Run the end-to-end tests on RabbitMQ 4.0 and Docker 26.1, in a Debian 13 in var/trees.
+	@$(PYTHON) -m deploy.compat $(ARGS)
 
 faults: $(READY) ## Make every fault and check every invariant; ends with a table.
 	@$(PYTHON) -m pytest -p tests.faults.report --fault-table -m '' tests/faults $(ARGS)

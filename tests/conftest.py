@@ -20,6 +20,7 @@ from deploy.local.errors import StackError
 from deploy.local.images import ensure_images
 from deploy.local.mongodb import MongoDB
 from deploy.local.rabbitmq import LARGEST_MESSAGE_BYTES, RabbitMQ
+from deploy.local.tree import servers_tree
 from modelyard.broker import Broker
 from modelyard.store import Store
 from tests.support.servers.data import data_folder
@@ -30,6 +31,9 @@ from tests.support.servers.virtual_hosts import VirtualHosts
 # Not under pytest's own folder: RabbitMQ runs under an account of its own and has to get in, and
 # the engines keep their images from one session to the next.
 FOLDER = Path(__file__).resolve().parents[1] / "var" / "tests"
+if tree := servers_tree():
+    # An older engine could not read what a newer one has written.
+    FOLDER = FOLDER / tree.name
 SERVERS = {"folder", "programs", "data", "rabbitmq", "mongodb", "engine", "second_engine"}
 """The fixtures that start a server, install one, or hold its data."""
 WITHOUT_SERVERS = ("tests/unit/", "tests/statemachine/")

@@ -17,6 +17,7 @@ from deploy.local.engine_network import EngineNetwork, free_block, is_free
 from deploy.local.errors import CannotProvide
 from deploy.local.locks import exclusive
 from deploy.local.packages import ENGINE, explain, find_program
+from deploy.local.tree import inside, program_in, servers_tree
 
 _RUN = Path("/run")
 _SHIM_SOCKETS = Path("/run/containerd/s")
@@ -125,8 +126,7 @@ class DockerEngine:
         network.create()
         self.daemon.spawn(
             [
-                *(_program("unshare"), "--mount", "--propagation", "slave"),
-                _program("dockerd"),
+                *self._dockerd(),
                 *("--config-file", configuration),
                 *("--host", self.url),
                 *("--data-root", self.folder / "engine"),
@@ -137,6 +137,12 @@ class DockerEngine:
             ],
             self._environment(),
         )
+
+    def _dockerd(self) -> list[str | Path]:
+        """Return how to call the engine in a mount namespace of its own."""
+        if tree := servers_tree():
+            return [*inside(tree, self.folder), program_in(tree, "usr/sbin/dockerd")]
+        return [_program("unshare"), "--mount", "--propagation", "slave", _program("dockerd")]
 
     def _environment(self) -> dict[str, str]:
         path = [os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]

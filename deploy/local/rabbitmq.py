@@ -16,6 +16,7 @@ from deploy.local.daemon import Daemon
 from deploy.local.errors import CannotProvide, StackError
 from deploy.local.packages import BROKER, explain, find_program
 from deploy.local.ports import LOOPBACK, free_port, is_free
+from deploy.local.tree import inside, program_in, servers_tree
 
 _READY_S = 90.0
 _STOP_S = 20.0
@@ -23,6 +24,8 @@ _ACCOUNT = "rabbitmq"  # made by the package
 _NODE = "modelyard@localhost"
 # The program in /usr/sbin is a wrapper that refuses users other than root and rabbitmq.
 _PROGRAMS = Path("/usr/lib/rabbitmq/bin")
+# In a tree; newer packages have no such folder.
+_PROGRAMS_OF_TREE = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
 _CONFIGURATION = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 log.file = false
@@ -101,7 +104,7 @@ class RabbitMQ:
         account = self._account()
         if account:
             self._change_owner(account)
-        self.daemon.spawn([_program("rabbitmq-server")], self._environment(), user=account)
+        self.daemon.spawn(self._program("rabbitmq-server"), self._environment(), user=account)
 
     def wait_ready(self) -> None:
         """Wait until a client can log in and open a channel."""
@@ -119,7 +122,7 @@ class RabbitMQ:
     def ctl(self, *arguments: str, seconds: float = 60.0) -> str:
         """Run rabbitmqctl against this node and return what it prints. Raises `StackError`."""
         done = subprocess.run(
-            [_program("rabbitmqctl"), "--quiet", *arguments],
+            [*self._program("rabbitmqctl"), "--quiet", *arguments],
             env=self._environment(),
             cwd=self.folder,
             user=self._account(),
@@ -195,9 +198,19 @@ class RabbitMQ:
             **{f"RABBITMQ_{name}": str(value) for name, value in own.items()},
         }
 
+    def _program(self, name: str) -> list[str | Path]:
+        """Return how to call one of RabbitMQ's programs."""
+        if tree := servers_tree():
+            return [*inside(tree, self.folder), program_in(tree, f"{_PROGRAMS_OF_TREE}/{name}")]
+        packaged = _PROGRAMS / name
+        found = packaged if packaged.exists() else find_program(name)
+        if found is None:
+            raise CannotProvide(explain(BROKER))
+        return [found]
+
     def _account(self) -> str | None:
-        """Return the account to run the node as; None for our own."""
-        if os.geteuid() != 0:
+        """Return the account to run the node as; None for our own, as in a tree."""
+        if os.geteuid() != 0 or servers_tree():
             return None
         try:
             pwd.getpwnam(_ACCOUNT)
@@ -211,11 +224,3 @@ class RabbitMQ:
         for path in [self.folder, *self.folder.rglob("*")]:
             if path.owner() != account:
                 shutil.chown(path, account, account)
-
-
-def _program(name: str) -> Path:
-    packaged = _PROGRAMS / name
-    found = packaged if packaged.exists() else find_program(name)
-    if found is None:
-        raise CannotProvide(explain(BROKER))
-    return found

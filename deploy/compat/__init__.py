@@ -1,0 +1,1 @@
+"""Whether Modelyard works with newer servers than those of this machine."""
