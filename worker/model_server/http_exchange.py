@@ -58,7 +58,7 @@ class Request:
     """Path and query, percent-encoded."""
     headers: tuple[tuple[str, str], ...] = ()
     """Without those that frame the message."""
-    content: bytes | None = None
+    content: bytes | bytearray | None = None
     keeps_connection: bool = False
     """True: the connection may have served an earlier request, and may serve a later one."""
 
@@ -75,6 +75,8 @@ class Answer(Protocol):
 
     async def read(self, most: int, into: bytearray) -> None:
         """Append the body to `into`, not decoded, until it ends or `into` has `most` bytes.
+
+        It may be called again with a larger `most`, to go on.
 
         Raises `NoExchangeError` if the body breaks off; what came before is in `into` then.
         """
@@ -213,6 +215,7 @@ class _Exchange:
         self._first = b""
         while not self._reader.done and len(into) < most:
             into += await self._more()
+        self._first = bytes(into[most:])
         del into[most:]
 
     def end(self) -> None:
@@ -321,4 +324,5 @@ def _as_bytes(address: Address, request: Request) -> bytes:
     ]
     if " " in request.target or any("\r" in line or "\n" in line for line in lines):
         raise NoExchangeError("The request has a line end inside a line.")
-    return "\r\n".join([*lines, "", ""]).encode() + (request.content or b"")
+    head = "\r\n".join([*lines, "", ""]).encode()
+    return head + request.content if request.content else head

@@ -14,7 +14,7 @@ from modelyard.contract.content.results import ResultContent
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
-from worker.model_server.client import ModelServer, NoAnswerError
+from worker.model_server.client import ModelServer, NoAnswerError, Question
 from worker.model_server.http_exchange import BoundedTransport
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.results import Reply, ResultReader, result_of
@@ -77,7 +77,7 @@ def fillings(value: object = None) -> Placeholders:
 async def ask(model_server: ModelServer, raw: Raw) -> Reply:
     async with asyncio.timeout(10):
         return await model_server.ask(
-            raw.address, Hook(path="/infer"), fillings(), failure=ErrorCode.INFERENCE_FAILED
+            raw.address, Question(Hook(path="/infer"), fillings(), ErrorCode.INFERENCE_FAILED)
         )
 
 
@@ -99,11 +99,9 @@ async def send(
     async with asyncio.timeout(10):
         reply = await model_server.ask(
             raw.address,
-            hook or Hook(path="/infer"),
-            fillings(value),
-            failure=ErrorCode.INFERENCE_FAILED,
+            Question(hook or Hook(path="/infer"), fillings(value), ErrorCode.INFERENCE_FAILED),
         )
-    return reply.body
+    return bytes(reply.body)
 
 
 async def test_a_hook_is_sent_as_it_was_written(model_server: ModelServer, raw: Raw) -> None:

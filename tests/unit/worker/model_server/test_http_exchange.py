@@ -13,7 +13,7 @@ from modelyard.contract.catalog.entries import Hook
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address
-from worker.model_server.client import ModelServer, NoAnswerError
+from worker.model_server.client import ModelServer, NoAnswerError, Question
 from worker.model_server.http_exchange import (
     TRICKLE_PAUSE_S,
     TRICKLE_READS_PER_S,
@@ -58,8 +58,8 @@ def flood(first: bytes, endless: bytes) -> Serve:
 async def ask(server: ModelServer, address: Address, input_json: str | None = None) -> bytes:
     hook = Hook(path="/infer", body="{input}" if input_json else None)
     fillings = Placeholders("m", "", input_json)
-    reply = await server.ask(address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED)
-    return reply.body
+    reply = await server.ask(address, Question(hook, fillings, ErrorCode.INFERENCE_FAILED))
+    return bytes(reply.body)
 
 
 FLOODS = {
