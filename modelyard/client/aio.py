@@ -125,11 +125,11 @@ class AsyncModelyard:
     ) -> Accepted:
         """Place the job on a host and create its container."""
         given = {"model": model, "dataset": dataset}
-        return await self.submit(endpoints.request(Verb.DEPLOY_CREATE, job_id, options, **given))
+        return await self._send(endpoints.ask(Verb.DEPLOY_CREATE, job_id, options, **given))
 
     async def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Bring the job's model into memory."""
-        return await self.submit(endpoints.request(Verb.DEPLOY_LOAD, job_id, options))
+        return await self._send(endpoints.ask(Verb.DEPLOY_LOAD, job_id, options))
 
     async def infer(
         self,
@@ -138,7 +138,7 @@ class AsyncModelyard:
         **options: Unpack[RequestOptions],
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
-        return await self.submit(endpoints.request(Verb.INFER, job_id, options, input=input))
+        return await self._send(endpoints.ask(Verb.INFER, job_id, options, input=input))
 
     async def infer_model(
         self,
@@ -146,7 +146,6 @@ class AsyncModelyard:
         input: JsonValue = None,  # noqa: A002 - the name in the API
         *,
         dataset: str | None = None,
-        idempotency_key: str | None = None,
         **options: Unpack[InferenceOptions],
     ) -> Accepted:
         """Send an input to whichever job of a model is best placed; the answer names the job.
@@ -154,16 +153,15 @@ class AsyncModelyard:
         With `dataset` only jobs that were created with it are asked. Raises `ApiError` with
         `no_serving_job` if there is none that could take it now.
         """
-        call = endpoints.infer_model(model, dataset, idempotency_key, options, input)
-        return await self._send(call)
+        return await self._send(endpoints.infer_model(model, dataset, options, input))
 
     async def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Take the job's model out of memory."""
-        return await self.submit(endpoints.request(Verb.DEPLOY_UNLOAD, job_id, options))
+        return await self._send(endpoints.ask(Verb.DEPLOY_UNLOAD, job_id, options))
 
     async def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Remove the job's container."""
-        return await self.submit(endpoints.request(Verb.TERMINATE, job_id, options))
+        return await self._send(endpoints.ask(Verb.TERMINATE, job_id, options))
 
     async def temp(
         self,
@@ -175,7 +173,7 @@ class AsyncModelyard:
     ) -> Accepted:
         """Run the model once on the dataset or the input, and remove its container."""
         given = {"model": model, "dataset": dataset, "input": input}
-        return await self.submit(endpoints.request(Verb.TEMP, job_id, options, **given))
+        return await self._send(endpoints.ask(Verb.TEMP, job_id, options, **given))
 
     # --- operations ---
 

@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -95,8 +95,10 @@ class Content:
 
 
 class InferenceOptions(TypedDict, total=False):
-    """Optional fields of an inference on a model; see `InferenceRequest`."""
+    """What an inference on a model may have besides; see `InferenceRequest` for the fields."""
 
+    idempotency_key: str | None
+    """Repeating a submission with the same key is the same operation; random if not given."""
     priority: int
     timeout_s: float
     queue_timeout_s: float
@@ -105,7 +107,7 @@ class InferenceOptions(TypedDict, total=False):
 
 
 class RequestOptions(InferenceOptions, total=False):
-    """Optional fields of every request on a job; see `JobRequest`."""
+    """What every request on a job may have besides; see `JobRequest` for the fields."""
 
     container_id: str
 
@@ -175,7 +177,7 @@ def pause_after_poll(took_s: float, asked_s: float) -> float:
 
 
 def request(
-    verb: Verb, job_id: str, options: InferenceOptions, **given: JsonValue
+    verb: Verb, job_id: str, options: Mapping[str, JsonValue], **given: JsonValue
 ) -> dict[str, JsonValue]:
     """Return a request as JSON, without the fields that are None."""
     fields = {name: value for name, value in given.items() if value is not None}
@@ -187,20 +189,26 @@ def submit(request: Request, key: str | None) -> Call[Accepted]:
     return Call("POST", "/v1/jobs", _reader(Accepted), body=_dumped(request), headers=_key(key))
 
 
+def ask(verb: Verb, job_id: str, options: InferenceOptions, **given: JsonValue) -> Call[Accepted]:
+    """Submit a request for a verb, with the idempotency key among the options."""
+    fields, key = _split(options)
+    return submit(request(verb, job_id, fields, **given), key)
+
+
 def infer_model(
     model: str,
     dataset: str | None,
-    key: str | None,
     options: InferenceOptions,
     input: JsonValue,  # noqa: A002 - the name in the API
 ) -> Call[Accepted]:
-    """Submit an inference on any job of a model, with a random key if the caller gives none."""
+    """Submit an inference on any job of a model."""
+    fields, key = _split(options)
     given = {} if input is None else {"input": input}
     return Call(
         "POST",
         f"/v1/models/{_quoted(model)}/infer",
         _reader(Accepted),
-        body=dump_json({**given, **options}),
+        body=dump_json({**given, **fields}),
         params={} if dataset is None else {"dataset": dataset},
         headers=_key(key),
     )
@@ -406,6 +414,13 @@ def _dumped(value: BaseModel | Mapping[str, JsonValue]) -> str:
     if isinstance(value, BaseModel):
         return value.model_dump_json(exclude_defaults=True)
     return dump_json(dict(value))
+
+
+def _split(options: InferenceOptions) -> tuple[dict[str, JsonValue], str | None]:
+    """Return the fields of a request among the options, and its idempotency key."""
+    fields: dict[str, Any] = {**options}
+    key = fields.pop("idempotency_key", None)
+    return fields, key
 
 
 def _key(key: str | None) -> Headers:

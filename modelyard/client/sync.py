@@ -120,11 +120,11 @@ class Modelyard:
     ) -> Accepted:
         """Place the job on a host and create its container."""
         given = {"model": model, "dataset": dataset}
-        return self.submit(endpoints.request(Verb.DEPLOY_CREATE, job_id, options, **given))
+        return self._send(endpoints.ask(Verb.DEPLOY_CREATE, job_id, options, **given))
 
     def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Bring the job's model into memory."""
-        return self.submit(endpoints.request(Verb.DEPLOY_LOAD, job_id, options))
+        return self._send(endpoints.ask(Verb.DEPLOY_LOAD, job_id, options))
 
     def infer(
         self,
@@ -133,7 +133,7 @@ class Modelyard:
         **options: Unpack[RequestOptions],
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
-        return self.submit(endpoints.request(Verb.INFER, job_id, options, input=input))
+        return self._send(endpoints.ask(Verb.INFER, job_id, options, input=input))
 
     def infer_model(
         self,
@@ -141,7 +141,6 @@ class Modelyard:
         input: JsonValue = None,  # noqa: A002 - the name in the API
         *,
         dataset: str | None = None,
-        idempotency_key: str | None = None,
         **options: Unpack[InferenceOptions],
     ) -> Accepted:
         """Send an input to whichever job of a model is best placed; the answer names the job.
@@ -149,16 +148,15 @@ class Modelyard:
         With `dataset` only jobs that were created with it are asked. Raises `ApiError` with
         `no_serving_job` if there is none that could take it now.
         """
-        call = endpoints.infer_model(model, dataset, idempotency_key, options, input)
-        return self._send(call)
+        return self._send(endpoints.infer_model(model, dataset, options, input))
 
     def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Take the job's model out of memory."""
-        return self.submit(endpoints.request(Verb.DEPLOY_UNLOAD, job_id, options))
+        return self._send(endpoints.ask(Verb.DEPLOY_UNLOAD, job_id, options))
 
     def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Remove the job's container."""
-        return self.submit(endpoints.request(Verb.TERMINATE, job_id, options))
+        return self._send(endpoints.ask(Verb.TERMINATE, job_id, options))
 
     def temp(
         self,
@@ -170,7 +168,7 @@ class Modelyard:
     ) -> Accepted:
         """Run the model once on the dataset or the input, and remove its container."""
         given = {"model": model, "dataset": dataset, "input": input}
-        return self.submit(endpoints.request(Verb.TEMP, job_id, options, **given))
+        return self._send(endpoints.ask(Verb.TEMP, job_id, options, **given))
 
     # --- operations ---
 

@@ -143,11 +143,18 @@ class RequestFields(BaseModel):
 _GIVEN: JsonDict = {"required": ["input"], "properties": {"input": {"not": {"type": "null"}}}}
 _UPLOADED: JsonDict = {"required": ["input_id"], "properties": {"input_id": {"type": "string"}}}
 
+_ONE: JsonDict = {
+    "anyOf": [
+        {"properties": {"input": {"type": "null"}}},
+        {"properties": {"input_id": {"type": "null"}}},
+    ]
+}
+
 
 class InferenceRequest(RequestFields):
     """An inference on any job of a model: `POST /v1/models/{name}/infer`."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_GIVEN, _UPLOADED]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_GIVEN, _UPLOADED], "allOf": [_ONE]})
 
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:
@@ -176,6 +183,7 @@ _CONDITIONS: JsonDict = {
             "if": {"properties": {"operation_type": {"const": Verb.INFER}}},
             "then": {"anyOf": [_GIVEN, _UPLOADED]},
         },
+        _ONE,
     ]
 }
 """What each verb needs, for the JSON schema of a request."""

@@ -593,6 +593,15 @@ async def test_an_operation_may_go_before_all_those_of_clients(store: Store) -> 
     assert [one.line for one in line.operations] == [lines["c"], 1, 2]
 
 
+async def test_the_head_of_a_line_is_its_first_open_operation(store: Store) -> None:
+    await store.jobs.ensure(["j", "without"])
+    lines = {"a": 1, "b": 2, "c": 3 + FRONT_OF_LINE}
+    await store.operations.take_in([(new(key), line) for key, line in lines.items()])
+    heads = await store.jobs.heads_of_lines(["j", "without", "unknown"])
+    assert {job_id: head.operation_id for job_id, head in heads.items()} == {"j": "c"}
+    assert (heads["j"].state, heads["j"].max_concurrency) == (OperationState.QUEUED, 1)
+
+
 async def test_what_is_open_of_a_job_is_counted_and_what_is_not_in_line_is_listed(
     store: Store,
 ) -> None:
