@@ -165,7 +165,8 @@ class ModelServer:
         async with self._exchange(address, question, keeps_connection=keeps_connection) as answer:
             body = bytearray()
             await answer.read(MAX_RESULT_BYTES + 1, body)
-            if len(body) > MAX_RESULT_BYTES:
+            encodings = _encodings(answer)
+            if len(body) > MAX_RESULT_BYTES and not encodings:  # an encoded one is refused anyway
                 await before_large()
                 await answer.read(MAX_CONTENT_BYTES + 1, body)
             if len(body) > MAX_CONTENT_BYTES:
@@ -174,7 +175,7 @@ class ModelServer:
                 _asked(question.hook),
                 answer.status,
                 ", ".join(answer.header("content-type")),
-                _encodings(answer),
+                encodings,
                 body,
             )
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from modelyard.contract.catalog.entries import Hook, Probe
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.content.results import ResultContent
+from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
@@ -238,7 +239,7 @@ async def test_an_endless_answer_is_cut_off(model_server: ModelServer, raw: Raw)
     with pytest.raises(ModelyardError) as caught:
         await send(model_server, raw)
     assert caught.value.code is ErrorCode.RESULT_TOO_LARGE
-    assert raw.sent < 16 * MAX_RESULT_BYTES
+    assert raw.sent < 2 * MAX_CONTENT_BYTES
 
 
 async def test_of_a_refusal_only_an_excerpt_is_kept(model_server: ModelServer, raw: Raw) -> None:

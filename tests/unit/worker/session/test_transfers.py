@@ -19,7 +19,7 @@ from modelyard.contract.content.transfers import (
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import MAX_RESULT_BYTES
-from modelyard.contract.states import OperationState, Phase, Verb
+from modelyard.contract.states import OperationState, Verb
 from tests.fakes.programs import FakeBatch
 from tests.support.waiting import eventually
 from tests.support.worker.harness import HTTP_HOOKS, VerbHarness, model
@@ -183,7 +183,6 @@ async def test_a_batch_may_leave_a_large_file() -> None:
         end = await host.ended(command)
         assert end.result_stored is not None
         assert dispatcher.result_of(command.operation_id) == LARGE
-        assert any(it.phase is Phase.SAVING for it in host.reports_of(command))
 
 
 async def test_a_result_beyond_the_limit_is_refused_without_sending_any_of_it() -> None:
