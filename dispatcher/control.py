@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import structlog
 
 from modelyard.broker import Broker
+from modelyard.contract.content.transfers import TransferAnswer
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.message_types import CONTROL_TYPE
 from modelyard.contract.messages import (
@@ -36,6 +37,7 @@ class ControlPublisher:
         cancels: Sequence[CancelOperation] = (),
         discards: Sequence[DiscardContainer] = (),
         repeats: Sequence[RepeatReport] = (),
+        transfers: Sequence[TransferAnswer] = (),
         renounce: bool = False,
         unusable: str | None = None,
     ) -> None:
@@ -49,6 +51,7 @@ class ControlPublisher:
             cancels=tuple(cancels),
             discards=tuple(discards),
             repeats=tuple(repeats),
+            transfers=tuple(transfers),
             renounce=renounce,
             unusable=unusable,
         )

@@ -40,8 +40,10 @@ from dispatcher.reports.beat_writer import BeatWriter
 from dispatcher.reports.dead_letters import DeadLetterRecorder
 from dispatcher.reports.fencing import Fencing
 from dispatcher.reports.heartbeats import Heartbeats
+from dispatcher.reports.orphaned_content import OrphanedContent
 from dispatcher.reports.recorder import Recorder
 from dispatcher.reports.report_writer import ReportWriter
+from dispatcher.reports.transfers import Transfers
 from dispatcher.scheduling.commands import CommandPublisher
 from dispatcher.scheduling.fleet import Fleet
 from dispatcher.scheduling.footprints import LearnedFootprints
@@ -236,6 +238,7 @@ class Leader:
             writer=ReportWriter(store, event_log, self.scheduler, retries, fencing, memory),
             reconciler=reconciler,
             deadlines=deadlines,
+            transfers=Transfers(store, control),
         )
         lost = LostHosts(store, event_log, self.scheduler, control, retries)
         moves = Relocations(
@@ -278,6 +281,7 @@ class Leader:
             Repair("leaks", ReservationLeaks(store, self.scheduler).free),
             Repair("memory", lines.verify),
             Repair("footprints", GrownResidents(store, memory).raise_held),
+            Repair("orphaned_content", OrphanedContent(store).remove),
             Repair("schedule", self.scheduler.schedule_next_page),
         )
         self._waiting = WaitingOperations(store)

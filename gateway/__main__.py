@@ -89,6 +89,7 @@ async def _serve(
         limits=GatewayLimits(
             request_bytes=settings.max_request_bytes,
             batch_bytes=settings.max_batch_bytes,
+            input_bytes=settings.max_input_bytes,
             # The other half of the connections stays free for requests that are answered at once.
             waiting=settings.gateway_max_connections // 2,
         ),

@@ -18,6 +18,7 @@ from gateway.routes import (
     health,
     hosts,
     inference,
+    inputs,
     jobs,
     keys,
     operations,
@@ -50,7 +51,7 @@ def create_app(
     )
     app.state.gateway = gateway
     direct = [jobs.submitting, inference.submitting]
-    plain = (jobs, operations, hosts, catalog, dead_letters, keys, health, api_docs)
+    plain = (jobs, inputs, operations, hosts, catalog, dead_letters, keys, health, api_docs)
     others = [one.router for one in plain]
     for router in (*direct, *others):
         app.include_router(router)

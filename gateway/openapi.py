@@ -179,6 +179,19 @@ RESULT_ANSWERS: Responses = {
     **ONE_ANSWERS,
     404: _problem("`not_found`, or `no_result` if the operation ended without a result."),
 }
+UPLOAD_ANSWERS: Responses = {
+    413: _problem("`body_too_large`."),
+    408: _problem("The input did not arrive in time."),
+    415: _problem("`unsupported_media_type`: without one media type, or with a content encoding."),
+    422: _problem("`invalid_request`: the input is empty."),
+}
+UPLOAD_BODY: Document = {
+    "requestBody": {
+        "required": True,
+        "description": "The input, of any type, sent to the model as it is.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 SUBMIT_ANSWERS: Responses = {
     200: {
         "model": OperationView | DryRun,
@@ -186,7 +199,8 @@ SUBMIT_ANSWERS: Responses = {
         "would become of the request.",
     },
     422: _problem(
-        "`invalid_request`, `unknown_model`, `unknown_dataset` or `idempotency_key_reused`."
+        "`invalid_request`, `unknown_model`, `unknown_dataset`, `input_gone` or "
+        "`idempotency_key_reused`."
     ),
     **_BODY_ANSWERS,
 }

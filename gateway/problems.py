@@ -47,6 +47,7 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.IDEMPOTENCY_KEY_REUSED: 422,
         ErrorCode.UNKNOWN_MODEL: 422,
         ErrorCode.UNKNOWN_DATASET: 422,
+        ErrorCode.INPUT_GONE: 422,
         ErrorCode.UNAUTHENTICATED: 401,
         ErrorCode.TOO_MANY_FAILURES: 429,
         ErrorCode.FORBIDDEN: 403,

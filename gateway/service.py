@@ -20,8 +20,10 @@ from gateway.submission.catalog_cache import CatalogCache
 from gateway.submission.dual_write import DualWrite
 from gateway.submission.replays import Replays
 from gateway.submission.request_reader import RequestReader
+from gateway.submission.uploads import Uploads
 from gateway.waiters import MAX_WAITING, Waiters
 from modelyard.broker import Broker
+from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
 from modelyard.contract.topology import DEAD_QUEUE, JOBS, JOBS_QUEUE
@@ -46,6 +48,8 @@ class GatewayLimits:
     """Most bytes in the body of one request."""
     batch_bytes: int = MAX_BATCH_BYTES
     """Most bytes in the body of a batch."""
+    input_bytes: int = MAX_CONTENT_BYTES
+    """Most bytes of an input that is uploaded."""
     waiting: int = MAX_WAITING
     """Most requests that wait for an operation's end at the same time."""
 
@@ -82,6 +86,7 @@ class Gateway:
             store, self._store_up, self._dual_write, self.catalog, leaving, self.metrics
         )
         self.job_choice = JobChoice(store, self._store_up, leaving)
+        self.uploads = Uploads(store.inputs, max_bytes=limits.input_bytes)
         self.reading = BoundedReads(store, self._store_up)
         self.cancels = CancelRequests(store, self.reading, broker, self._broker_up)
         self.replays = Replays(store, self.reading, broker, self._broker_up)

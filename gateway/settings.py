@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from gateway.http.connections import ConnectionLimits
 from gateway.middleware.cross_site import WebRules, canonical_host
+from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES
 from modelyard.process.settings import JSON, Expects, MetricsAddress, StoreSettings
 
@@ -139,6 +140,12 @@ class GatewaySettings(StoreSettings):
         ge=1 << 10,
         le=MAX_BATCH_BYTES,
         description="Most bytes in the body of a batch.",
+    )
+    max_input_bytes: int = Field(
+        default=MAX_CONTENT_BYTES,
+        ge=1 << 10,
+        le=MAX_CONTENT_BYTES,
+        description="Most bytes of an input that is uploaded.",
     )
     gateway_metrics_address: MetricsAddress = "127.0.0.1:9181"
     gateway_access_log: Annotated[bool, Expects("true or false")] = Field(

@@ -30,6 +30,7 @@ from worker.engine.protocol import ContainerRuntime
 from worker.execution.batch import Batch
 from worker.execution.cleanup import RETRY_S, Cleanup
 from worker.execution.failures import FailureOutcomes
+from worker.execution.large_contents import LargeContents
 from worker.execution.models import Models
 from worker.execution.verbs import VerbRunner
 from worker.metrics import WorkerMetrics
@@ -156,10 +157,11 @@ def build_verbs(
 ) -> VerbRunner:
     """Return what executes commands over this engine; tests pass a fake engine."""
     cleanup = Cleanup(containers, retry_s=cleanup_retry_s)
+    large = LargeContents()
     return VerbRunner(
         containers,
-        Models(runtime, containers, server, results),
-        Batch(runtime, containers, results),
+        Models(runtime, containers, server, results, large),
+        Batch(runtime, containers, results, large),
         FailureOutcomes(runtime, containers, cleanup),
         cleanup,
     )

@@ -24,6 +24,7 @@ from worker.engine.image_references import AllowList
 from worker.execution.batch import Batch
 from worker.execution.cleanup import Cleanup
 from worker.execution.failures import FailureOutcomes
+from worker.execution.large_contents import LargeContents
 from worker.execution.models import Models
 from worker.execution.verbs import VerbRunner
 from worker.metrics import WorkerMetrics
@@ -74,10 +75,11 @@ class SimulatedVerbs(VerbRunner):
             memory=build_memory_watch(runtime, DeclaredDevices(()), settings.unload_rules()),
         )
         cleanup = Cleanup(containers)
+        large = LargeContents()
         super().__init__(
             containers,
-            Models(runtime, containers, server, results),
-            Batch(runtime, containers, results),
+            Models(runtime, containers, server, results, large),
+            Batch(runtime, containers, results, large),
             FailureOutcomes(runtime, containers, cleanup),
             cleanup,
         )

@@ -7,10 +7,15 @@ from pydantic import ValidationError
 
 from dispatcher.senders import Senders
 from modelyard.broker import DETAIL_HEADER, REASON_HEADER, Broker, Delivery, send_to_dead_letters
+from modelyard.contract.content.transfers import WorkerTransfer
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import Id
 from modelyard.contract.json_bounds import REPORT_LIMITS, check_bounds
-from modelyard.contract.message_types import OVERDUE_REPORTS_TYPE, UNREADABLE_TYPE
+from modelyard.contract.message_types import (
+    OVERDUE_REPORTS_TYPE,
+    TRANSFER_TYPE,
+    UNREADABLE_TYPE,
+)
 from modelyard.contract.messages import (
     MAX_REPORT_BYTES,
     Count,
@@ -44,8 +49,8 @@ class ReportEnvelope(Message):
 
 async def read_reports(
     broker: Broker, senders: Senders, delivery: Delivery
-) -> WorkerReports | Prompt | None:
-    """Return the valid reports of a message; dead-letter the invalid ones.
+) -> WorkerReports | WorkerTransfer | Prompt | None:
+    """Return the valid reports of a message, or a piece of large content; dead-letter invalid ones.
 
     If the sender may not report on the host, the whole message becomes a dead letter with
     `forbidden`. Raises `BrokerUnavailableError` if a dead letter was not confirmed.
@@ -60,6 +65,12 @@ async def read_reports(
         queue = host_queue(delivery.routing_key).name
         await send_to_dead_letters(broker, delivery, _worker_reason(delivery), queue=queue)
         return None
+    if delivery.type == TRANSFER_TYPE:
+        return await _read_transfer(broker, delivery)
+    return await _read_reports(broker, delivery)
+
+
+async def _read_reports(broker: Broker, delivery: Delivery) -> WorkerReports | None:
     try:
         envelope = ReportEnvelope.model_validate_json(delivery.body)
     except ValidationError as error:
@@ -93,6 +104,19 @@ async def read_reports(
         operations=tuple(reports),
         inventory=envelope.inventory,
     )
+
+
+async def _read_transfer(broker: Broker, delivery: Delivery) -> WorkerTransfer | None:
+    try:
+        transfer = WorkerTransfer.model_validate_json(delivery.body)
+    except ValidationError as error:
+        await _reject(broker, delivery, first_errors(error))
+        return None
+    if transfer.host_id != delivery.routing_key:
+        mismatch = f"{transfer.host_id} sent it with the routing key {delivery.routing_key!r}."
+        await _reject(broker, delivery, mismatch)
+        return None
+    return transfer
 
 
 def _refusal(senders: Senders, delivery: Delivery) -> ErrorInfo | None:

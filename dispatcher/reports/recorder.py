@@ -14,8 +14,10 @@ from dispatcher.maintenance.reconciler import BootReport, InventoryReport, Recon
 from dispatcher.reports.decode import Prompt, read_reports
 from dispatcher.reports.fencing import latest
 from dispatcher.reports.report_writer import ReportWriter
+from dispatcher.reports.transfers import Transfers
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, Subscription
+from modelyard.contract.content.transfers import WorkerTransfer
 from modelyard.contract.messages import OperationReport, WorkerReports
 from modelyard.process.crash_points import crash_point
 from modelyard.store.records import LastReport
@@ -36,7 +38,7 @@ class _Unrecorded:
 class Recorder:
     """Records the messages of `modelyard.reports.v1`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one part for each kind of message
         self,
         broker: Broker,
         senders: Senders,
@@ -45,6 +47,7 @@ class Recorder:
         writer: ReportWriter,
         reconciler: Reconciler,
         deadlines: Deadlines,
+        transfers: Transfers,
     ) -> None:
         self._broker = broker
         self._senders = senders
@@ -52,6 +55,7 @@ class Recorder:
         self._writer = writer
         self._reconciler = reconciler
         self._deadlines = deadlines
+        self._transfers = transfers
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch; it is settled once its events are published.
@@ -69,6 +73,8 @@ class Recorder:
             if message is Prompt.OVERDUE:
                 await self._barrier(unrecorded)
                 await self._deadlines.enforce()
+            elif isinstance(message, WorkerTransfer):
+                await self._transfers.answer(message)
             elif message is not None:
                 is_newest = newest.get(message.host_id) is message
                 await self._take(message, unrecorded, with_inventory=is_newest)

@@ -20,6 +20,7 @@ from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.capacity.needs import holds_while_loaded
 from modelyard.contract.catalog.entries import ModelSpec
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import OperationReport
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.crash_points import crash_point
@@ -82,6 +83,7 @@ class ReportWriter:
             else:
                 stale.append(StaleReport(host_id, report, verdict))
         await self._fencing.reject(stale, boots)
+        accepted = [await self._complete(one) for one in accepted]
         again = [one for one in accepted if self._is_retried(one)]
         for one in again:
             await self._retry(one)
@@ -175,6 +177,21 @@ class ReportWriter:
             seen = one.operation.model_copy(update={"seq": one.report.seq})
             await self._retries.failed(seen, one.report.error)
 
+    async def _complete(self, one: CurrentReport) -> CurrentReport:
+        """Return a report as a failure if its large result is not stored whole.
+
+        Its worker reports it only once each piece is, so this is a worker's fault.
+        """
+        report = one.report
+        told = report.result_stored
+        if told is None or not one.new:
+            return one
+        if await self._store.results.complete(report.operation_id, report.epoch, told):
+            return one
+        error = ErrorInfo.of(ErrorCode.WORKER_ERROR, "A part of the result is missing.")
+        failed = {"state": OperationState.FAILED, "error": error, "result_stored": None}
+        return replace(one, report=report.model_copy(update=failed))
+
     async def _keep_results(self, accepted: Sequence[CurrentReport]) -> Mapping[str, ResultPlace]:
         places: dict[str, ResultPlace] = {}
         for one in accepted:
@@ -184,6 +201,12 @@ class ReportWriter:
                 places[report.operation_id] = await self._store.results.put(
                     report.operation_id, report.epoch, result
                 )
+            elif report.result_stored is not None and one.new:
+                place = await self._store.results.complete(
+                    report.operation_id, report.epoch, report.result_stored
+                )
+                if place is not None:
+                    places[report.operation_id] = place
         return places
 
     async def _apply_to_jobs(self, accepted: Sequence[CurrentReport]) -> set[str]:

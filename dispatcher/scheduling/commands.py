@@ -93,5 +93,6 @@ class CommandPublisher:
             devices=job.devices_of(generation),
             container_id=job.container_id,
             input_json=operation.input_json,
+            input_id=operation.input_id,
             timeout_s=operation.timeout_s or self._default_timeout_s,
         )

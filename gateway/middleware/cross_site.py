@@ -7,7 +7,8 @@ reach. Three rules stop it, without a cookie or a token:
   another name at the gateway's address (DNS rebinding), and the requests of the attacker's page
   would look like requests of the gateway's own origin.
 - A request that changes something is refused if the browser says that another site sent it.
-- A request that changes something has to be JSON or have no body. A form can't send that.
+- A request that changes something has to be JSON or have no body. A form can't send that. Uploads
+  may be anything: they change nothing until a request names them, and that is JSON.
 
 Reads are answered without CORS headers, so the browser does not show the answer to the page.
 """
@@ -49,6 +50,7 @@ HEADERS = (
     "access-control-request-method",
 )
 """The request headers that are checked here. ASGI gives names in lower case."""
+UPLOADS = "/v1/inputs"
 _HEADER_NAMES = {name.encode("ascii"): name for name in HEADERS}
 HeaderValues = dict[str, list[str]]
 
@@ -160,7 +162,9 @@ class CrossSiteGuard:
                 "A web page of another site may not do this. To allow it, add its origin to "
                 "MODELYARD_GATEWAY_ALLOWED_ORIGINS.",
             )
-        return None if preflight else _wrong_media_type(headers)
+        if preflight or scope["path"] == UPLOADS:
+            return None
+        return _wrong_media_type(headers)
 
 
 def _read(scope: Scope) -> HeaderValues:

@@ -165,6 +165,8 @@ class Acceptor:
         refusal = _not_in_catalog(pending, *await self._missing([pending.request]))
         if refusal is not None:
             raise refusal
+        if pending.request.input_id in await self._gone_inputs([pending]):
+            raise _input_gone(pending)
         return None
 
     async def _answer_without_write(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
@@ -172,7 +174,7 @@ class Acceptor:
 
         If MongoDB does not answer, the dispatcher checks both: it gets every message.
         """
-        if not any(one.keyed for one in pending) and self._catalog.knows(
+        if not any(one.keyed or one.request.input_id for one in pending) and self._catalog.knows(
             one.request for one in pending
         ):
             return {}
@@ -182,9 +184,10 @@ class Acceptor:
             return {}
 
     async def _look_up(self, pending: Sequence[PendingRequest]) -> dict[str, Outcome]:
-        known, missing = await asyncio.gather(
+        known, missing, gone = await asyncio.gather(
             self._existing([one for one in pending if one.keyed]),
             self._missing([one.request for one in pending]),
+            self._gone_inputs(pending),
         )
         outcomes: dict[str, Outcome] = {}
         for one in pending:
@@ -193,6 +196,8 @@ class Acceptor:
                 outcomes[one.operation_id] = one.repeated(existing)
             elif (refusal := _not_in_catalog(one, *missing)) is not None:
                 outcomes[one.operation_id] = refusal
+            elif one.request.input_id in gone:
+                outcomes[one.operation_id] = _input_gone(one)
         return outcomes
 
     async def _missing(self, requests: Sequence[JobRequest]) -> tuple[set[str], set[str]]:
@@ -201,6 +206,18 @@ class Acceptor:
             self._catalog.models.missing({r.model for r in requests if r.model}),
             self._catalog.datasets.missing({r.dataset for r in requests if r.dataset}),
         )
+
+    async def _gone_inputs(self, pending: Sequence[PendingRequest]) -> set[str]:
+        """Keep the uploaded inputs that are named; return those that are not there."""
+        named = {
+            (one.request.input_id, one.operation.tenant)
+            for one in pending
+            if one.request.input_id is not None
+        }
+        kept = await asyncio.gather(
+            *(self._store.inputs.keep(input_id, tenant=tenant) for input_id, tenant in named)
+        )
+        return {input_id for (input_id, _), found in zip(named, kept, strict=True) if found is None}
 
     async def _answer_lost_races(self, lost_race: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer requests whose key another request used between the lookup and the write."""
@@ -247,6 +264,12 @@ def _not_in_catalog(
 def _unknown(one: PendingRequest, field: str, code: ErrorCode) -> FaultyRequestError:
     message = f"The catalog has no {field} of this name."
     return FaultyRequestError([Fault(pointer=f"{one.under}/{field}", message=message)], code)
+
+
+def _input_gone(one: PendingRequest) -> FaultyRequestError:
+    message = "There is no uploaded input of this id, or not any more."
+    fault = Fault(pointer=f"{one.under}/input_id", message=message)
+    return FaultyRequestError([fault], ErrorCode.INPUT_GONE)
 
 
 def _not_durable() -> ModelyardError:

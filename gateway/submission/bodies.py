@@ -36,9 +36,9 @@ async def receive(request: Request, budget: BodyBudget, *, max_bytes: int) -> As
     the client announces, and not for longer than `BODY_S` seconds.
     """
     _check_media_type(request)
-    announced = _announced(request)
+    announced = announced_bytes(request)
     if announced > max_bytes:
-        raise _too_large(max_bytes)
+        raise body_too_large(max_bytes)
     with budget.share() as share:
         if announced >= LARGE_BODY_BYTES:
             await share.grow_to(announced)
@@ -111,7 +111,7 @@ def _check_media_type(request: Request) -> None:
         )
 
 
-def _announced(request: Request) -> int:
+def announced_bytes(request: Request) -> int:
     """Return the body size that `Content-Length` announces; 0 if it is missing or no number."""
     announced = request.headers.get("Content-Length", "")
     return int(announced[:20]) if announced.isascii() and announced.isdigit() else 0
@@ -122,13 +122,14 @@ async def _read_capped(request: Request, share: Share, max_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise _too_large(max_bytes)
+            raise body_too_large(max_bytes)
         if len(body) >= LARGE_BODY_BYTES and len(body) > share.held:
             await share.grow_to(min(2 * len(body), max_bytes))
     return bytes(body)
 
 
-def _too_large(max_bytes: int) -> InvalidRequestError:
+def body_too_large(max_bytes: int) -> InvalidRequestError:
+    """Return the error for a body of more than `max_bytes`."""
     return InvalidRequestError(
         ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are allowed.", max_bytes=max_bytes
     )

@@ -37,6 +37,7 @@ def _rebuilt(record: OperationRecord) -> JobRequest | None:
         "dataset": record.dataset,
         "container_id": record.wanted_container_id,
         "input": None if record.input_json is None else json.loads(record.input_json),
+        "input_id": record.input_id,
         "priority": record.priority,
         "timeout_s": record.timeout_s,
         "queue_timeout_s": record.queue_timeout_s,

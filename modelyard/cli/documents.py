@@ -8,6 +8,7 @@ from typing import Any
 import typer
 import yaml
 
+from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
 from modelyard.contract.errors import InvalidRequestError
 from modelyard.contract.messages import MAX_BATCH_BYTES
 from modelyard.contract.strict_json import JsonValue, dump_json, parse_json
@@ -76,6 +77,18 @@ def documents(name: str) -> list[JsonValue]:
     except OSError as error:
         raise typer.BadParameter(f"{name}: {error.strerror}") from error
     return _yaml(content, name) if path.suffix.lower() in _YAML else [_json(content, name)]
+
+
+def file_content(path: Path) -> bytes:
+    """Read a file of up to `MAX_CONTENT_BYTES`; raises `typer.BadParameter`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_CONTENT_BYTES + 1)
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}") from error
+    if len(content) > MAX_CONTENT_BYTES:
+        raise typer.BadParameter(f"{path}: more than {MAX_CONTENT_BYTES} bytes")
+    return content
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -1,11 +1,13 @@
 """The commands that submit requests on jobs, and `modelyard jobs`."""
 
 from collections.abc import Callable
+from mimetypes import guess_type
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from modelyard.cli.documents import document, mapping, value_of
+from modelyard.cli.documents import document, file_content, mapping, value_of
 from modelyard.cli.exit_codes import FAILED
 from modelyard.cli.options import (
     Context,
@@ -20,21 +22,58 @@ from modelyard.cli.options import (
     Wait,
     options_of,
 )
-from modelyard.cli.session import finish, session_of, submitted
-from modelyard.client.endpoints import request
+from modelyard.cli.session import Session, finish, session_of, submitted
+from modelyard.client.endpoints import InferenceOptions, request
+from modelyard.contract.capacity.sizes import size_text
+from modelyard.contract.content.media_types import UNKNOWN_TYPE
 from modelyard.contract.states import JobState, Verb
+from modelyard.contract.strict_json import JsonValue
 from modelyard.contract.views import DryRunOutcome
 
 Job = Annotated[str, typer.Argument(help="The job.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of the catalog.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="A dataset of the catalog.")]
 Input = Annotated[str | None, typer.Option(help="JSON, @FILE, or - for standard input.")]
+Upload = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file that is uploaded as the input, of any type and up to 64 MiB; the model gets "
+        "it as it is.",
+        dir_okay=False,
+        exists=True,
+    ),
+]
+UploadType = Annotated[
+    str | None,
+    typer.Option(help="The media type of that file; by the ending of its name if not given."),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run", help="Make nothing; say what would become of the request, and why it waits."
     ),
 ]
+
+
+def given_input(
+    session: Session,
+    text: str | None,
+    upload: Path | None,
+    upload_type: str | None,
+    options: InferenceOptions,
+) -> JsonValue:
+    """Return the input that was given as JSON; upload one that is a file, and put its id in."""
+    if upload is None:
+        if upload_type is not None:
+            raise typer.BadParameter("it says what --upload is", param_hint="--upload-type")
+        return None if text is None else value_of(text)
+    if text is not None:
+        raise typer.BadParameter("give --input or --upload, not both", param_hint="--upload")
+    media_type = upload_type or guess_type(upload.name)[0] or UNKNOWN_TYPE
+    stored = session.yard.upload(file_content(upload), media_type)
+    session.out.note(f"input {stored.input_id} ({media_type}, {size_text(stored.size)})")
+    options["input_id"] = stored.input_id
+    return None
 
 
 def submit(
@@ -120,7 +159,9 @@ def infer(  # noqa: PLR0913 - options
     ctx: Context,
     job: Annotated[str | None, typer.Argument(help="The job; or give --model.")] = None,
     *,
-    input: Annotated[str, typer.Option(help="JSON, @FILE, or - for standard input.")],  # noqa: A002
+    input: Input = None,  # noqa: A002 - the word of the API
+    upload: Upload = None,
+    upload_type: UploadType = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", help="Ask whichever job of this model is best placed."),
@@ -137,8 +178,11 @@ def infer(  # noqa: PLR0913 - options
     key: Key = None,
 ) -> None:
     """Send an input to a job's model, or to any job of a model; --wait prints the answer."""
-    session, value = session_of(ctx), value_of(input)
+    session = session_of(ctx)
     options = options_of(priority, timeout, queue_timeout, metadata)
+    value = given_input(session, input, upload, upload_type, options)
+    if value is None and "input_id" not in options:
+        raise typer.BadParameter("give --input or --upload", param_hint="--input")
     if job is not None and model is None:
         if dataset is not None:
             raise typer.BadParameter("a job has its dataset", param_hint="--dataset")
@@ -159,6 +203,8 @@ def temp(  # noqa: PLR0913 - options
     model: Model,
     dataset: Dataset = None,
     input: Input = None,  # noqa: A002 - the word of the API
+    upload: Upload = None,
+    upload_type: UploadType = None,
     priority: Priority = None,
     timeout: Timeout = None,
     queue_timeout: QueueTimeout = None,
@@ -167,10 +213,11 @@ def temp(  # noqa: PLR0913 - options
     key: Key = None,
 ) -> None:
     """Run a model once and remove it again; --wait prints the answer."""
-    given = None if input is None else value_of(input)
+    session = session_of(ctx)
     options = options_of(priority, timeout, queue_timeout, metadata)
+    given = given_input(session, input, upload, upload_type, options)
     body = request(Verb.TEMP, job, options, model=model, dataset=dataset, input=given)
-    submitted(session_of(ctx), body, wait=wait, key=key)
+    submitted(session, body, wait=wait, key=key)
 
 
 def list_jobs(

@@ -29,6 +29,7 @@ from modelyard.contract.answers import (
     DeadLetterView,
     FootprintList,
     HostList,
+    InputView,
     JobPage,
     ModelList,
     OperationPage,
@@ -102,6 +103,7 @@ class InferenceOptions(TypedDict, total=False):
     timeout_s: float
     queue_timeout_s: float
     metadata: dict[str, str]
+    input_id: str
 
 
 class RequestOptions(InferenceOptions, total=False):
@@ -201,11 +203,12 @@ def infer_model(
 ) -> Call[Accepted]:
     """Submit an inference on any job of a model."""
     fields, key = _split(options)
+    given = {} if input is None else {"input": input}
     return Call(
         "POST",
         f"/v1/models/{_quoted(model)}/infer",
         _reader(Accepted),
-        body=dump_json({"input": input, **fields}),
+        body=dump_json({**given, **fields}),
         params={} if dataset is None else {"dataset": dataset},
         headers=_key(key),
     )
@@ -248,6 +251,12 @@ def retry(operation_id: str, key: str | None) -> Call[Accepted]:
     """Submit the request of an operation again, with a random key if the caller gives none."""
     path = f"/v1/operations/{_quoted(operation_id)}/retry"
     return Call("POST", path, _reader(Accepted), headers=_key(key))
+
+
+def upload(content: bytes, content_type: str) -> Call[InputView]:
+    """Upload an input. Sent twice it is two inputs, of which one is removed after a day."""
+    headers = {"Content-Type": content_type}
+    return Call("POST", "/v1/inputs", _reader(InputView), body=content, headers=headers)
 
 
 def result(operation_id: str) -> Call[JsonValue]:

@@ -60,7 +60,8 @@ class Call(Generic[T]):
     method: str
     path: str
     read: Callable[[httpx2.Response], T]
-    body: str | None = None
+    body: str | bytes | None = None
+    """Text is JSON."""
     headers: Headers = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     patience_s: float = 0.0
@@ -73,12 +74,12 @@ class Call(Generic[T]):
     def arguments(self, timeout_s: float) -> dict[str, Any]:
         """Return the arguments of httpx's `request`."""
         headers = dict(self.headers)
-        if self.body is not None:
+        if isinstance(self.body, str):
             headers["Content-Type"] = "application/json"
         return {
             "method": self.method,
             "url": self.path,
-            "content": self.body.encode() if self.body is not None else None,
+            "content": self.body.encode() if isinstance(self.body, str) else self.body,
             "headers": headers,
             "params": dict(self.params),
             "timeout": httpx2.Timeout(timeout_s, read=timeout_s + self.patience_s),

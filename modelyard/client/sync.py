@@ -34,6 +34,7 @@ from modelyard.contract.answers import (
     DeadLetterPage,
     DeadLetterSummary,
     DeadLetterView,
+    InputView,
     JobPage,
     OperationPage,
 )
@@ -128,7 +129,7 @@ class Modelyard:
     def infer(
         self,
         job_id: str,
-        input: JsonValue,  # noqa: A002 - the name in the API
+        input: JsonValue = None,  # noqa: A002 - the name in the API
         **options: Unpack[RequestOptions],
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
@@ -137,7 +138,7 @@ class Modelyard:
     def infer_model(
         self,
         model: str,
-        input: JsonValue,  # noqa: A002 - the name in the API
+        input: JsonValue = None,  # noqa: A002 - the name in the API
         *,
         dataset: str | None = None,
         **options: Unpack[InferenceOptions],
@@ -218,6 +219,14 @@ class Modelyard:
         Raises `ApiError` with `not_retryable` if it is open or has succeeded.
         """
         return self._send(endpoints.retry(id_of(operation), idempotency_key))
+
+    def upload(self, content: bytes, content_type: str = "application/octet-stream") -> InputView:
+        """Upload an input of up to 64 MiB, of any type.
+
+        `infer`, `infer_model` and `temp` take its `input_id` in place of an input. One that no
+        request names within a day is removed.
+        """
+        return self._send(endpoints.upload(content, content_type))
 
     def result(self, operation: Operation) -> JsonValue:
         """Read the result of an operation that has ended.

@@ -59,6 +59,17 @@ class Accepted(ApiAnswer):
     links: Links
 
 
+class InputView(ApiAnswer):
+    """An uploaded input."""
+
+    input_id: str
+    content_type: str
+    size: int
+    """Bytes."""
+    sha256: str
+    """In hexadecimal digits."""
+
+
 class BatchItem(ApiAnswer):
     """The outcome of one request of a batch; `status` is what it would have got if sent alone."""
 

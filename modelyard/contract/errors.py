@@ -79,6 +79,7 @@ class ErrorCode(StrEnum):
     MEMORY_NOT_FREED = "memory_not_freed"
     INFERENCE_FAILED = "inference_failed"
     BAD_RESULT = "bad_result"
+    INPUT_GONE = "input_gone"
     RESULT_TOO_LARGE = "result_too_large"
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
@@ -173,6 +174,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ),
         ErrorCode.INFERENCE_FAILED: "The model server answered the inference with an error.",
         ErrorCode.BAD_RESULT: "The model's answer is no result.",
+        ErrorCode.INPUT_GONE: "The uploaded input is not there, or not any more.",
         ErrorCode.RESULT_TOO_LARGE: "The result is larger than a worker may report.",
         ErrorCode.TIMED_OUT: "The operation ran for longer than its timeout_s.",
         ErrorCode.CANCELLED: "A client cancelled the operation.",

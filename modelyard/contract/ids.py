@@ -18,6 +18,9 @@ Id = Annotated[str, StringConstraints(strict=True, pattern=ID_PATTERN)]
 OperationId = Annotated[str, StringConstraints(strict=True, pattern=OPERATION_ID_PATTERN)]
 """A UUID in its usual lower-case form (RFC 9562)."""
 
+InputId = Annotated[str, StringConstraints(strict=True, pattern=OPERATION_ID_PATTERN)]
+"""An uploaded input: a UUID, too."""
+
 DEFAULT_TENANT = "default"
 
 _KEY_NAMESPACE = uuid.UUID("6d2b8f4e-3c1a-5b77-9a43-0f5f6c1d2e90")

@@ -20,6 +20,9 @@ CONTROL_TYPE = "modelyard.control.v1"
 (`HostControl`)."""
 REPORTS_TYPE = "modelyard.reports.v1"
 """A worker to the reports queue: what it did and what it found (`WorkerReports`)."""
+TRANSFER_TYPE = "modelyard.transfer.v1"
+"""A worker to the reports queue: a piece of a large result, or the wish for one of a large input
+(`WorkerTransfer`)."""
 UNREADABLE_TYPE = "modelyard.unreadable.v1"
 """A worker to the reports queue: a command that it could not read, for the dead letters. The
 routing key proves which host sent it."""

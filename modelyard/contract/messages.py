@@ -11,14 +11,12 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
     StringConstraints,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic.config import JsonDict
@@ -34,8 +32,9 @@ from modelyard.contract.capacity.offers import (
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.values import Label, Text
 from modelyard.contract.content.results import ResultContent
+from modelyard.contract.content.transfers import StoredResult, TransferAnswer
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.ids import DEFAULT_TENANT, Id, OperationId
+from modelyard.contract.ids import DEFAULT_TENANT, Id, InputId, OperationId
 from modelyard.contract.states import (
     JobState,
     OperationState,
@@ -53,7 +52,7 @@ MAX_BATCH_BYTES = 8 << 20
 MAX_MESSAGE_BYTES = 256 << 10
 """A message with a list between our own processes; a larger item is sent alone."""
 MAX_RESULT_BYTES = 1 << 20
-"""A result that a worker may report."""
+"""A result that a worker puts into its report; a larger one goes ahead in pieces."""
 MAX_INLINE_RESULT_BYTES = 256 << 10
 """A result that stays in the operation's document; larger ones go to GridFS."""
 MAX_EVENT_RESULT_BYTES = 16 << 10
@@ -77,10 +76,11 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
-def _given(value: object) -> object:
-    if value is None:
-        raise ValueError("an inference needs an input")
-    return value
+def _check_input(given: object, uploaded: str | None, who: str, *, needed: bool = True) -> None:
+    if given is not None and uploaded is not None:
+        raise ValueError("either input or input_id, not both")
+    if needed and given is None and uploaded is None:
+        raise ValueError(f"{who} needs an input")
 
 
 OptionalId = Annotated[
@@ -124,6 +124,9 @@ class RequestFields(BaseModel):
 
     input: Any = None
     """Any JSON; INFER and TEMP send it to the model."""
+    input_id: InputId | None = None
+    """An input that was uploaded with `POST /v1/inputs`, in place of `input`: it may be larger, and
+    of any type. The model gets it as it is."""
     priority: int = Field(default=0, ge=MIN_PRIORITY, le=MAX_PRIORITY, strict=True)
     """Higher goes first among operations that wait for a host; a minute of waiting counts as one
     point, so none waits for ever. It never changes the order within a job. In a message over AMQP
@@ -139,13 +142,26 @@ class RequestFields(BaseModel):
     """The client's own notes. Modelyard stores and returns them, and never reads them."""
 
 
+_GIVEN: JsonDict = {"required": ["input"], "properties": {"input": {"not": {"type": "null"}}}}
+_UPLOADED: JsonDict = {"required": ["input_id"], "properties": {"input_id": {"type": "string"}}}
+
+_ONE: JsonDict = {
+    "anyOf": [
+        {"properties": {"input": {"type": "null"}}},
+        {"properties": {"input_id": {"type": "null"}}},
+    ]
+}
+
+
 class InferenceRequest(RequestFields):
     """An inference on any job of a model: `POST /v1/models/{name}/infer`."""
 
-    input: Annotated[
-        Any, AfterValidator(_given), WithJsonSchema({"not": {"type": "null"}, "title": "Input"})
-    ]
-    """Any JSON but null; it is sent to the model."""
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_GIVEN, _UPLOADED], "allOf": [_ONE]})
+
+    @model_validator(mode="after")
+    def _has_one_input(self) -> Self:
+        _check_input(self.input, self.input_id, "an inference")
+        return self
 
 
 _CONDITIONS: JsonDict = {
@@ -167,8 +183,9 @@ _CONDITIONS: JsonDict = {
         },
         {
             "if": {"properties": {"operation_type": {"const": Verb.INFER}}},
-            "then": {"required": ["input"], "properties": {"input": {"not": {"type": "null"}}}},
+            "then": {"anyOf": [_GIVEN, _UPLOADED]},
         },
+        _ONE,
     ]
 }
 """What each verb needs, for the JSON schema of a request."""
@@ -200,8 +217,8 @@ class JobRequest(RequestFields):
     def _verb_has_what_it_needs(self) -> Self:
         if self.model is None and self.operation_type in MAKING:
             raise ValueError(f"{self.operation_type} needs a model")
-        if self.input is None and self.operation_type is Verb.INFER:
-            raise ValueError("INFER needs an input")
+        infers = self.operation_type is Verb.INFER
+        _check_input(self.input, self.input_id, "INFER", needed=infers)
         return self
 
     def input_json(self) -> str | None:
@@ -290,6 +307,8 @@ class HostCommand(Message):
     """The id of the job's container in MongoDB. The worker finds the container by name."""
     input_json: str | None = None
     """The request's input as JSON text, untouched."""
+    input_id: InputId | None = None
+    """An uploaded input, of which the worker asks for each piece."""
     timeout_s: float = Field(gt=0)
 
 
@@ -338,6 +357,8 @@ class HostControl(Message):
     cancels: tuple[CancelOperation, ...] = ()
     discards: tuple[DiscardContainer, ...] = ()
     repeats: tuple[RepeatReport, ...] = ()
+    transfers: tuple[TransferAnswer, ...] = ()
+    """About large inputs and results."""
     renounce: bool = False
     """True if the dispatcher declared this boot LOST; the worker must announce itself again."""
     unusable: str | None = None
@@ -374,6 +395,8 @@ class OperationReport(Message):
     """The result as JSON text; null if it is not JSON."""
     result_content: ResultContent | None = None
     """The result with its type if it is not JSON."""
+    result_stored: StoredResult | None = None
+    """The result if it was sent in pieces, because it is large."""
     ran_s: float | None = Field(default=None, ge=0, le=1e9)
     """Seconds since the attempt began, by the worker's own clock; null if it is not known."""
     footprint: Footprint | None = None

@@ -262,11 +262,11 @@ def _profile_error(
         if verb is not Verb.TEMP:
             message = f"Model {spec.name!r} has the profile batch, which knows only TEMP."
             return ErrorInfo.of(ErrorCode.UNSUPPORTED_VERB, message)
-        if operation.has_input:
+        if operation.feeds:
             message = f"Model {spec.name!r} has the profile batch, which reads only its dataset."
             return ErrorInfo.of(ErrorCode.UNEXPECTED_INPUT, message)
         return None
-    if verb is Verb.TEMP and not operation.has_input and dataset is None:
+    if verb is Verb.TEMP and not operation.feeds and dataset is None:
         return ErrorInfo.of(ErrorCode.MISSING_INPUT, "TEMP needs an input or a dataset.")
     return None
 

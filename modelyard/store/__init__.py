@@ -15,6 +15,9 @@ from modelyard.store.connection import (
     MongoConnection,
     uncounted,
 )
+from modelyard.store.content import inputs, results
+from modelyard.store.content.files import StoredFiles
+from modelyard.store.content.retention import ContentRetention
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
@@ -23,7 +26,6 @@ from modelyard.store.leases import Leases
 from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
 from modelyard.store.queries.serving_jobs import ServingJobs
-from modelyard.store.results import Results
 
 
 class Store:
@@ -57,7 +59,13 @@ class Store:
         self.dead_letters = DeadLetters(self._connection)
         self.audit = Audit(self._connection)
         self.api_keys = ApiKeys(self._connection)
-        self.results = Results(self._connection, self.operation_queries)
+        result_files = StoredFiles(self._connection, results.BUCKET)
+        input_files = StoredFiles(self._connection, inputs.BUCKET)
+        self.results = results.Results(result_files, self.operation_queries)
+        self.inputs = inputs.Inputs(input_files)
+        self.content_retention = ContentRetention(
+            self._connection, results=result_files, inputs=input_files
+        )
         self.leases = Leases(self._connection)
 
     async def prepare(self) -> None:

@@ -60,6 +60,12 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="reason",
             partialFilterExpression={"reason": {"$type": "string"}},
         ),
+        # Who uses an uploaded input.
+        IndexModel(
+            [("input_id", ASCENDING)],
+            name="input",
+            partialFilterExpression={"input_id": {"$type": "string"}},
+        ),
         # Pages for clients.
         IndexModel([("accepted_at", DESCENDING), ("_id", DESCENDING)], name="page"),
         IndexModel(
@@ -96,6 +102,26 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="state_page",
         ),
     ],
+    **{
+        f"{bucket}.files": [
+            # Files that nothing was found to use, oldest first.
+            IndexModel(
+                [("uploadDate", ASCENDING)],
+                name="unused",
+                partialFilterExpression={"unused": True},
+            )
+        ]
+        for bucket in ("results", "inputs")
+    },
+    **{
+        # GridFS's own; the driver makes it too.
+        f"{bucket}.chunks": [
+            IndexModel(
+                [("files_id", ASCENDING), ("n", ASCENDING)], name="files_id_1_n_1", unique=True
+            )
+        ]
+        for bucket in ("results", "inputs")
+    },
     "footprints": [
         IndexModel([("model", ASCENDING)], name="model"),
         IndexModel([("last_seen", ASCENDING)], name="age", expireAfterSeconds=UNUSED_S),

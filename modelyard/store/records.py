@@ -127,6 +127,8 @@ class NewOperation(Record):
     dataset: str | None = None
     wanted_container_id: str | None = None
     input_json: str | None = None
+    input_id: str | None = None
+    """An uploaded input, in place of `input_json`."""
     priority: int = 0
     timeout_s: float | None = None
     queue_timeout_s: float | None = None
@@ -178,6 +180,7 @@ class NewOperation(Record):
             dataset=request.dataset,
             wanted_container_id=request.container_id,
             input_json=input_json,
+            input_id=request.input_id,
             priority=request.priority,
             timeout_s=request.timeout_s,
             queue_timeout_s=request.queue_timeout_s,
@@ -199,6 +202,7 @@ class NewOperation(Record):
             wanted_container_id=self.wanted_container_id,
             has_input=self.input_json is not None,
             input_json=self.input_json,
+            input_id=self.input_id,
             priority=self.priority,
             rank=rank_of(self.priority, self.accepted[0]) if self.accepted else 0,
             timeout_s=self.timeout_s,
@@ -241,6 +245,7 @@ class OperationRecord(Record):
     has_input: bool = False
     input_json: str | None = None
     """None also if the query left it out, because it may be large."""
+    input_id: str | None = None
     priority: int = 0
     rank: int = 0
     """When it is the turn of what waits for a host: the lowest goes first; see `rank_of`."""
@@ -292,6 +297,11 @@ class OperationRecord(Record):
     def places(self) -> bool:
         """True if its verb needs a new reservation when it starts."""
         return self.verb is not None and VERB_RULES[self.verb].places
+
+    @property
+    def feeds(self) -> bool:
+        """True if it has an input of either kind."""
+        return self.has_input or self.input_id is not None
 
     @property
     def input_at_hand(self) -> bool:

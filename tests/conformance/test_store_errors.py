@@ -7,8 +7,6 @@ from typing import Any
 import bson
 import pytest
 from bson.raw_bson import RawBSONDocument
-from gridfs.errors import FileExists, NoFile
-from motor.motor_asyncio import AsyncIOMotorGridFSBucket
 from pymongo import InsertOne, MongoClient, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure
 
@@ -190,19 +188,6 @@ async def test_a_refusal_for_good_stays_what_it_is(
     with pytest.raises(OperationFailure):
         async with connection.answering():
             await things.find_one({})
-
-
-async def test_files_that_are_there_or_not_are_answers(connection: MongoConnection) -> None:
-    bucket = AsyncIOMotorGridFSBucket(connection.database, bucket_name="files")
-    await connection.collection("files.files").drop()
-    await connection.collection("files.chunks").drop()
-    with pytest.raises(NoFile):
-        async with connection.answering():
-            await bucket.open_download_stream("none")
-    await bucket.upload_from_stream_with_id("one", "one", b"1")
-    with pytest.raises(FileExists):
-        async with connection.answering():
-            await bucket.upload_from_stream_with_id("one", "one", b"1")
 
 
 async def test_a_stored_result_whose_file_is_gone_is_said_to_be_gone(

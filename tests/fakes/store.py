@@ -1,9 +1,8 @@
 """The real store over MongoDB in memory: its own writes and guards, another server."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
-from gridfs.errors import FileExists, NoFile
 from pymongo.errors import AutoReconnect
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
@@ -13,6 +12,9 @@ from modelyard.store.api_keys import ApiKeys
 from modelyard.store.capacity.footprints import Footprints
 from modelyard.store.catalog import CatalogCollection
 from modelyard.store.connection import Changes, Collection, MongoConnection, uncounted
+from modelyard.store.content import inputs, results
+from modelyard.store.content.files import StoredFiles
+from modelyard.store.content.retention import ContentRetention
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
@@ -20,14 +22,8 @@ from modelyard.store.leases import Leases
 from modelyard.store.operation_queries import OperationQueries
 from modelyard.store.operations import Operations
 from modelyard.store.queries.serving_jobs import ServingJobs
-from modelyard.store.results import Results
 from tests.fakes.broker_links import Call, Link
 from tests.fakes.mongodb import MemoryCollection, MemoryDatabase
-
-if TYPE_CHECKING:
-    from motor.motor_asyncio import AsyncIOMotorGridFSBucket
-
-FILES = "results.files"
 
 
 class MemoryConnection(MongoConnection):
@@ -58,51 +54,6 @@ class MemoryConnection(MongoConnection):
         """Nothing is held."""
 
 
-class MemoryBucket:
-    """The part of a GridFS bucket that results use."""
-
-    def __init__(self, connection: MemoryConnection) -> None:
-        self._link = connection.link
-        self._files = connection.memory.collections.setdefault(FILES, {})
-
-    async def upload_from_stream_with_id(
-        self, file_id: str, filename: str, source: bytes, *, chunk_size_bytes: int
-    ) -> None:
-        fate = await self._link.there(Call.WRITE)
-        if file_id in self._files:
-            raise FileExists(file_id)
-        self._files[file_id] = {"name": filename, "content": source, "chunk": chunk_size_bytes}
-        await self._link.back(fate)
-
-    async def delete(self, file_id: str) -> None:
-        fate = await self._link.there(Call.WRITE)
-        if self._files.pop(file_id, None) is None:
-            raise NoFile(file_id)
-        await self._link.back(fate)
-
-    async def open_download_stream(self, file_id: str) -> "MemoryStream":
-        fate = await self._link.there(Call.READ)
-        if file_id not in self._files:
-            raise NoFile(file_id)
-        await self._link.back(fate)
-        return MemoryStream(self._link, **self._files[file_id])
-
-
-class MemoryStream:
-    """One file on its way."""
-
-    def __init__(self, link: Link, *, name: str, content: bytes, chunk: int) -> None:
-        self.name = name
-        self._link = link
-        self._left = content
-        self._chunk = chunk
-
-    async def readchunk(self) -> bytes:
-        await self._link.back(await self._link.there(Call.READ))
-        taken, self._left = self._left[: self._chunk], self._left[self._chunk :]
-        return taken
-
-
 class MemoryStore(Store):
     """One process's store. `link` is its own way to the database, for tests to break."""
 
@@ -126,9 +77,11 @@ class MemoryStore(Store):
         self.dead_letters = DeadLetters(connection)
         self.audit = Audit(connection)
         self.api_keys = ApiKeys(connection)
-        self.results: Any = Results(
-            connection,
-            self.operation_queries,
-            bucket=cast("AsyncIOMotorGridFSBucket", MemoryBucket(connection)),
+        result_files = StoredFiles(connection, results.BUCKET)
+        input_files = StoredFiles(connection, inputs.BUCKET)
+        self.results = results.Results(result_files, self.operation_queries)
+        self.inputs = inputs.Inputs(input_files)
+        self.content_retention = ContentRetention(
+            connection, results=result_files, inputs=input_files
         )
         self.leases = Leases(connection)

@@ -22,7 +22,7 @@ class FakeTransport:
             request.method,
             f"http://{address.host}:{address.port}{request.target}",
             headers=list(request.headers),
-            content=request.content,
+            content=None if request.content is None else bytes(request.content),
         )
         try:
             answer = await self._answer(sent)
@@ -47,4 +47,6 @@ class _FakeAnswer:
         return self._response.headers.get_list(name)
 
     async def read(self, most: int, into: bytearray) -> None:
-        into += self._body[: max(0, most - len(into))]
+        taken = self._body[: max(0, most - len(into))]
+        self._body = self._body[len(taken) :]
+        into += taken

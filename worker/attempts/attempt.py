@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from modelyard.contract.capacity.footprints import Footprint
 from modelyard.contract.content.results import ResultContent
+from modelyard.contract.content.transfers import StoredResult
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import HostCommand, OperationReport, Progress
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.process.crash_points import crash_point
 from worker.attempts.cancellation import Cancellation
+from worker.attempts.transfer import ContentTransfer, NoTransfer
 
 QUIET_S = 0.05
 """Seconds for which an attempt that has begun reports nothing but its end; most inferences are over
@@ -34,6 +36,8 @@ class Outcome:
     """The result, if it is JSON."""
     result_content: ResultContent | None = None
     """The result, if it is not JSON."""
+    result_stored: StoredResult | None = None
+    """The result, if it is large."""
     footprint: Footprint | None = None
     """What the model was measured to take, if that is news."""
 
@@ -55,6 +59,7 @@ class _Standing:
     error: ErrorInfo | None = None
     result_json: str | None = None
     result_content: ResultContent | None = None
+    result_stored: StoredResult | None = None
     footprint: Footprint | None = None
 
 
@@ -68,13 +73,15 @@ class Attempt:
         *,
         held: Callable[[], Awaitable[None]] = lease_always_held,
         phase_ended: PhaseEnded = lambda _verb, _phase, _seconds: None,
+        transfer: ContentTransfer | None = None,
     ) -> None:
         """Open the attempt with its first report, which means `accepted`: RUNNING without a phase.
 
         `publish` receives each later report, in order, and must not block. `held` returns at once
         while the lease is held, and never returns once the lease is lost. `phase_ended` is called
-        at the end of each phase.
+        at the end of each phase. `transfer` is for large inputs and results.
         """
+        self.transfer = transfer or NoTransfer()
         self._phase_ended = phase_ended
         self._phase_since = time.monotonic()
         self.command = command
@@ -148,6 +155,7 @@ class Attempt:
                 error=outcome.error,
                 result_json=outcome.result_json,
                 result_content=outcome.result_content,
+                result_stored=outcome.result_stored,
                 footprint=outcome.footprint,
             )
         )
@@ -196,6 +204,7 @@ class Attempt:
             error=standing.error,
             result_json=standing.result_json,
             result_content=standing.result_content,
+            result_stored=standing.result_stored,
             footprint=standing.footprint,
             ran_s=None if self._began_at is None else time.monotonic() - self._began_at,
         )

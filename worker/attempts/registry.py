@@ -19,6 +19,7 @@ from modelyard.contract.messages import (
 )
 from modelyard.contract.states import VERB_RULES, OperationState
 from worker.attempts.attempt import Attempt, PhaseEnded, lease_always_held
+from worker.attempts.transfer import ContentTransfer
 
 MAX_ENDED = 10_000
 """Ended attempts whose last report is kept, to be sent again on request."""
@@ -74,8 +75,10 @@ class AttemptRegistry:
         *,
         held: Callable[[], Awaitable[None]] = lease_always_held,
         phase_ended: PhaseEnded = lambda _verb, _phase, _seconds: None,
+        transfer: ContentTransfer | None = None,
     ) -> None:
-        """Each attempt gets `publish`, `phase_ended`, and `held`, which checks the lease."""
+        """Each attempt gets all of these; `held` checks the lease."""
+        self._transfer = transfer
         self._phase_ended = phase_ended
         self.on_silenced: Callable[[Attempt], None] = lambda _: None
         """Called with an attempt that reports nothing more although it has not ended."""
@@ -133,7 +136,13 @@ class AttemptRegistry:
         self._record_generation(command.job_id, command.generation)
         self._drop_ended(command.operation_id)
         self._cancels.pop(command.operation_id, None)
-        attempt = Attempt(command, self._publish, held=self._held, phase_ended=self._phase_ended)
+        attempt = Attempt(
+            command,
+            self._publish,
+            held=self._held,
+            phase_ended=self._phase_ended,
+            transfer=self._transfer,
+        )
         if opened is not None:
             self.silence(opened)
         if cancel is not None and cancel.epoch == command.epoch:

@@ -12,16 +12,23 @@ from worker.attempts.attempt import Attempt
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import address_of, while_running
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
+from worker.execution.large_contents import KeptResult, LargeContents, Turn, kept, received
 from worker.execution.server_memory import ServerMemory, fillings_of
-from worker.model_server.client import ModelServer
+from worker.model_server.client import ModelServer, Question
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import InMemory, dialogue_of
 from worker.model_server.results import Result, ResultReader
+from worker.model_server.templates import INPUT
 
 log = structlog.get_logger(__name__)
 
 WATCH_AFTER_S = 1.0
 """Seconds after which a request to the model also watches the container; most end earlier."""
+
+
+_NOT_AS_IT_IS = (
+    'An uploaded input is sent as it is: the body of the model\'s infer hook has to be "{input}".'
+)
 
 
 class Models:
@@ -33,11 +40,13 @@ class Models:
         containers: ContainerLifecycle,
         server: ModelServer,
         results: ResultReader,
+        large: LargeContents,
     ) -> None:
         self._runtime = runtime
         self._containers = containers
         self._server = server
         self._results = results
+        self._large = large
 
     async def load(
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
@@ -118,11 +127,20 @@ class Models:
             kept=kept,
         )
 
-    async def infer(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> Result:
+    async def infer(
+        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
+    ) -> KeptResult:
         """Send the input, or the request to run over the dataset; return the answer."""
+        async with self._large.turn() as turn:
+            result = await self._answer(command, facts, attempt, turn)
+            return await kept(result, command, attempt)
+
+    async def _answer(
+        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt, turn: Turn
+    ) -> Result:
         dialogue = dialogue_of(command.model)
         fillings = fillings_of(command)
-        has_input = command.input_json is not None
+        has_input = command.input_json is not None or command.input_id is not None
         hook = dialogue.inference(has_input=has_input)
         has_no_request = (
             not has_input and dialogue.infer_dataset is not None and not fillings.dataset
@@ -130,16 +148,18 @@ class Models:
         if hook is None or has_no_request:
             raise ModelyardError(ErrorCode.MISSING_INPUT)
         address = address_of(facts)
+        if command.input_id is not None and hook.body != INPUT:
+            raise ModelyardError(ErrorCode.UNEXPECTED_INPUT, _NOT_AS_IT_IS)
+        uploaded = await received(command, attempt, turn)
         attempt.report(Phase.INFERRING, container_id=facts.id)
         await attempt.require_lease()
         self._containers.meter.use(facts.id)
-        kept = self._containers.running.get(facts.name) is facts
-        asking = self._server.ask(
-            address, hook, fillings, failure=ErrorCode.INFERENCE_FAILED, keeps_connection=kept
-        )
+        known = self._containers.running.get(facts.name) is facts
+        question = Question(hook, fillings, ErrorCode.INFERENCE_FAILED, uploaded)
+        asking = self._server.ask(address, question, keeps_connection=known, before_large=turn.take)
         reply = await (
             self._containers.running.work_in(facts, asking)
-            if kept
+            if known
             else while_running(self._runtime, facts.id, asking, grace_s=WATCH_AFTER_S)
         )
         crash_point("worker.after_infer")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import structlog
 
 from modelyard.contract.catalog.entries import Profile
+from modelyard.contract.content.transfers import StoredResult
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
@@ -19,9 +20,9 @@ from worker.containers.lifecycle import ContainerLifecycle, of_generation
 from worker.execution.batch import Batch
 from worker.execution.cleanup import Cleanup
 from worker.execution.failures import FailureOutcomes
+from worker.execution.large_contents import KeptResult
 from worker.execution.models import Models, grace_s
 from worker.model_server.profiles import InMemory, dialogue_of
-from worker.model_server.results import Result
 
 log = structlog.get_logger(__name__)
 
@@ -191,9 +192,11 @@ class VerbRunner:
         return _with_result(outcome, result)
 
 
-def _with_result(outcome: Outcome, result: Result) -> Outcome:
+def _with_result(outcome: Outcome, result: KeptResult) -> Outcome:
     if isinstance(result, str):
         return replace(outcome, result_json=result)
+    if isinstance(result, StoredResult):
+        return replace(outcome, result_stored=result)
     return replace(outcome, result_content=result)
 
 

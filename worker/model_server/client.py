@@ -7,13 +7,16 @@ no host, so it can only be sent to the container's own port.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import httpx2
 
 from modelyard.contract.catalog.entries import Hook, Probe
+from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
@@ -72,6 +75,34 @@ class RefusedByServerError(ModelyardError):
         self.body = body
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a server is asked with one hook."""
+
+    hook: Hook
+    fillings: Placeholders
+    failure: ErrorCode
+    """The code of the error if the server does not answer with a 2xx."""
+    uploaded: "UploadedContent | None" = None
+    """Sent in place of the hook's body, as it is."""
+
+
+class UploadedContent(Protocol):
+    """Content with its media type."""
+
+    @property
+    def content_type(self) -> str:
+        """The media type."""
+
+    @property
+    def content(self) -> bytearray:
+        """The bytes."""
+
+
+async def at_once() -> None:
+    """Return: whoever asks has memory for a large answer."""
+
+
 class ModelServer:
     """The requests that a worker sends to its containers."""
 
@@ -111,55 +142,51 @@ class ModelServer:
 
         The caller sets the deadline. Raises what `ask` raises.
         """
-        async with self._exchange(address, hook, fillings, failure) as answer:
+        async with self._exchange(address, Question(hook, fillings, failure)) as answer:
             # Read to the end: a server may send the 2xx at once and end the body when it is done.
             await answer.read(MAX_RESULT_BYTES, bytearray())
 
     async def ask(
         self,
         address: Address,
-        hook: Hook,
-        fillings: Placeholders,
+        question: "Question",
         *,
-        failure: ErrorCode,
         keeps_connection: bool = False,
+        before_large: Callable[[], Awaitable[None]] = at_once,
     ) -> Reply:
-        """Send `hook` and return its 2xx answer. The caller sets the deadline.
+        """Send a question and return its 2xx answer. The caller sets the deadline.
 
         With `keeps_connection` the next request to this server may use the same connection.
+        `before_large` is awaited before more than `MAX_RESULT_BYTES` are read; the server waits.
 
         Raises `RefusedByServerError` for another status and `NoAnswerError` without an answer, both
-        with the code `failure`, and `result_too_large`.
+        with the code of the question, and `result_too_large`.
         """
-        async with self._exchange(
-            address, hook, fillings, failure, keeps_connection=keeps_connection
-        ) as answer:
+        async with self._exchange(address, question, keeps_connection=keeps_connection) as answer:
             body = bytearray()
             await answer.read(MAX_RESULT_BYTES + 1, body)
-            if len(body) > MAX_RESULT_BYTES:
-                raise too_large()
+            encodings = _encodings(answer)
+            if len(body) > MAX_RESULT_BYTES and not encodings:  # an encoded one is refused anyway
+                await before_large()
+                await answer.read(MAX_CONTENT_BYTES + 1, body)
+            if len(body) > MAX_CONTENT_BYTES:
+                raise too_large(MAX_CONTENT_BYTES)
             return Reply(
-                _asked(hook),
+                _asked(question.hook),
                 answer.status,
                 ", ".join(answer.header("content-type")),
-                _encodings(answer),
-                bytes(body),
+                encodings,
+                body,
             )
 
     @asynccontextmanager
     async def _exchange(
-        self,
-        address: Address,
-        hook: Hook,
-        fillings: Placeholders,
-        failure: ErrorCode,
-        *,
-        keeps_connection: bool = False,
+        self, address: Address, question: "Question", *, keeps_connection: bool = False
     ) -> AsyncIterator[Answer]:
-        """Send `hook` and yield its 2xx answer, whose body is not read yet."""
-        asked = _asked(hook)
+        """Send a question and yield its 2xx answer, whose body is not read yet."""
+        asked, failure = _asked(question.hook), question.failure
         try:
-            request = _request_of(hook, fillings, keeps_connection=keeps_connection)
+            request = _request_of(question, keeps_connection=keeps_connection)
             async with self._transport.exchange(address, request) as answer:
                 if not 200 <= answer.status < 300:  # noqa: PLR2004 - the class of success
                     excerpt = await _excerpt(answer)
@@ -209,13 +236,17 @@ async def _excerpt(answer: Answer) -> str:
     return body.decode(errors="replace")[:EXCERPT_CHARS]
 
 
-def _request_of(hook: Hook, fillings: Placeholders, *, keeps_connection: bool) -> Request:
+def _request_of(question: Question, *, keeps_connection: bool) -> Request:
     """Return the request that a hook asks for; raises `spec_refused` if its path is invalid."""
+    hook, fillings, uploaded = question.hook, question.fillings, question.uploaded
     headers = [(name, fillings.in_header(value)) for name, value in _unframed(hook.headers)]
-    content = None
+    content: bytes | bytearray | None = None
     if hook.body is not None:
-        content = fillings.in_body(hook.body).encode()
-        if not any(name.lower() == "content-type" for name, _ in headers):
+        content = fillings.in_body(hook.body).encode() if uploaded is None else uploaded.content
+        if uploaded is not None:
+            headers = [one for one in headers if one[0].lower() != "content-type"]
+            headers.append(("Content-Type", uploaded.content_type))
+        elif not any(name.lower() == "content-type" for name, _ in headers):
             headers.append(("Content-Type", "application/json"))
     _check_path(hook.path)
     return Request(

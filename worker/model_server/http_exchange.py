@@ -3,7 +3,8 @@
 A model server is not trusted. The callers limit the time of an exchange. This module limits what an
 exchange costs the event loop, which also serves the heartbeats and all other containers:
 
-- an answer is read in pieces of `READ_BYTES`, and other tasks run between two pieces;
+- an answer is read in pieces of `READ_BYTES`, a large one in larger pieces, and other tasks run
+  between two pieces;
 - `AnswerReader` counts the bytes that do not bring the answer nearer;
 - a server that sends few bytes at a time is read less often: all such exchanges together get
   `TRICKLE_READS_PER_S`, however many there are.
@@ -32,6 +33,10 @@ from worker.model_server.connections import (
 from worker.model_server.http_answer import AnswerReader, BadAnswerError, Head
 
 READ_BYTES = 16 << 10
+LARGE_READ_BYTES = 256 << 10
+"""Bytes of each read once an answer has more than `LARGE_AFTER_BYTES`: fewer and larger reads cost
+less."""
+LARGE_AFTER_BYTES = 1 << 20
 SMALL_READ_BYTES = 4 << 10
 FREE_SMALL_READS = 64
 """Reads of less than `SMALL_READ_BYTES` after which an exchange counts as trickling."""
@@ -58,7 +63,7 @@ class Request:
     """Path and query, percent-encoded."""
     headers: tuple[tuple[str, str], ...] = ()
     """Without those that frame the message."""
-    content: bytes | None = None
+    content: bytes | bytearray | None = None
     keeps_connection: bool = False
     """True: the connection may have served an earlier request, and may serve a later one."""
 
@@ -75,6 +80,8 @@ class Answer(Protocol):
 
     async def read(self, most: int, into: bytearray) -> None:
         """Append the body to `into`, not decoded, until it ends or `into` has `most` bytes.
+
+        It may be called again with a larger `most`, to go on.
 
         Raises `NoExchangeError` if the body breaks off; what came before is in `into` then.
         """
@@ -184,6 +191,7 @@ class _Exchange:
         self._pace = pace
         self._give_back = give_back
         self._small_reads = 0
+        self._received = 0
         self._read_anything = False
         self._first = b""
         self._began = asyncio.get_running_loop().time()
@@ -213,6 +221,7 @@ class _Exchange:
         self._first = b""
         while not self._reader.done and len(into) < most:
             into += await self._more()
+        self._first = bytes(into[most:])
         del into[most:]
 
     def end(self) -> None:
@@ -250,9 +259,12 @@ class _Exchange:
             await asyncio.sleep(0)  # `sock_recv` does not yield if bytes are there already
         loop = asyncio.get_running_loop()
         try:
-            data = await loop.sock_recv(self._connection.socket, READ_BYTES)
+            large = self._received > LARGE_AFTER_BYTES
+            most = LARGE_READ_BYTES if large else READ_BYTES
+            data = await loop.sock_recv(self._connection.socket, most)
         except OSError as error:
             raise BrokenConnectionError(f"The connection broke ({reason_of(error)}).") from error
+        self._received += len(data)
         if len(data) < SMALL_READ_BYTES:
             self._small_reads += 1
             if self._small_reads == FREE_SMALL_READS:
@@ -321,4 +333,5 @@ def _as_bytes(address: Address, request: Request) -> bytes:
     ]
     if " " in request.target or any("\r" in line or "\n" in line for line in lines):
         raise NoExchangeError("The request has a line end inside a line.")
-    return "\r\n".join([*lines, "", ""]).encode() + (request.content or b"")
+    head = "\r\n".join([*lines, "", ""]).encode()
+    return head + request.content if request.content else head

@@ -22,7 +22,16 @@ _SHOWN_CHARS = 60
 """Characters of it that the error's sentence has."""
 _HEADER_CHARS = 200
 
-Result = str | ResultContent
+
+@dataclass(frozen=True, slots=True)
+class LargeResult:
+    """More than `MAX_RESULT_BYTES`, of any type, as it came: large JSON is not parsed."""
+
+    content_type: str
+    content: bytes | bytearray
+
+
+Result = str | ResultContent | LargeResult
 """JSON as compact text, or content of another type."""
 
 
@@ -35,7 +44,7 @@ class Reply:
     content_type: str
     encodings: tuple[str, ...]
     """The content codings of the body; empty if it is not encoded."""
-    body: bytes
+    body: bytes | bytearray
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,8 @@ class ResultReader:
                 **detail,
             )
         media_type = media_type_of(reply.content_type)
+        if len(reply.body) > MAX_RESULT_BYTES:
+            return LargeResult(media_type, reply.body)
         if not (reply.body.strip() if is_json(media_type) else reply.body):
             raise ModelyardError(
                 ErrorCode.BAD_RESULT,
@@ -100,16 +111,16 @@ class ResultReader:
                 **detail,
             )
         if not is_json(media_type):
-            return ResultContent(content_type=media_type, content=reply.body)
+            return ResultContent(content_type=media_type, content=bytes(reply.body))
         said = f"with the type {media_type}" if reply.content_type.strip() else "without a type"
         what = f"The model server's answer to {reply.asked}, {said},"
-        return await self._read_json(reply.body, what, detail)
+        return await self._read_json(bytes(reply.body), what, detail)
 
     async def read_output(self, output: BatchOutput) -> Result:
         """Return the result that a batch has written; errors quote it."""
         media_type = output.media_type or JSON_TYPE
         if len(output.content) > MAX_RESULT_BYTES:
-            raise too_large()
+            return LargeResult(media_type, output.content)
         if not is_json(media_type):
             return ResultContent(content_type=media_type, content=output.content)
         detail: dict[str, object] = {"source": output.source, "content_type": media_type}
@@ -151,9 +162,9 @@ def result_of(body: bytes) -> str:
     return text
 
 
-def too_large() -> ModelyardError:
-    """Return the error for a result of more than `MAX_RESULT_BYTES`."""
-    return ModelyardError(ErrorCode.RESULT_TOO_LARGE, max_bytes=MAX_RESULT_BYTES)
+def too_large(most: int = MAX_RESULT_BYTES) -> ModelyardError:
+    """Return the error for a result of more than `most` bytes."""
+    return ModelyardError(ErrorCode.RESULT_TOO_LARGE, max_bytes=most)
 
 
 def pack(body: bytes) -> Part:

@@ -1,4 +1,4 @@
-"""Consumes control messages: cancels, discards, requests for reports, the end of an incarnation.
+"""Consumes control messages: cancels, discards, requests for reports, answers about large content.
 
 They have a queue of their own, so they never wait behind commands. A message lives there for a few
 seconds and is addressed to one incarnation; the dispatcher repeats it until it sees the effect.
@@ -22,6 +22,7 @@ from worker.execution.discards import Discards
 from worker.session.host_channel import HostChannel
 from worker.session.lease import Lease
 from worker.session.reporter import Reporter
+from worker.session.transfers import PiecewiseTransfer
 
 log = structlog.get_logger(__name__)
 
@@ -39,12 +40,14 @@ class ControlConsumer:
         registry: AttemptRegistry,
         discards: Discards,
         lease: Lease,
+        transfers: PiecewiseTransfer,
     ) -> None:
         self._channel = channel
         self._reporter = reporter
         self._registry = registry
         self._discards = discards
         self._lease = lease
+        self._transfers = transfers
         self.attached = False
         """True while the broker has this consumer registered."""
 
@@ -91,6 +94,8 @@ class ControlConsumer:
             latest = self._registry.latest(repeat)
             if latest is not None:
                 self._reporter.put(latest)
+        for answer in word.transfers:
+            self._transfers.answered(answer)
         for discard in word.discards:
             self._discards.begin(discard)
         if word.renounce:

@@ -12,6 +12,7 @@ from modelyard.contract.message_types import (
     HEARTBEATS_TYPE,
     HELLO_TYPE,
     REPORTS_TYPE,
+    TRANSFER_TYPE,
     UNREADABLE_TYPE,
 )
 from modelyard.contract.messages import Heartbeat, HostHello
@@ -66,6 +67,10 @@ class HostChannel:
     async def publish_reports(self, body: bytes) -> None:
         """Publish `WorkerReports` as JSON; return once the broker has confirmed it."""
         await self._broker.publish(REPORTS, self.host_id, body, message_type=REPORTS_TYPE)
+
+    async def publish_transfer(self, body: bytes) -> None:
+        """Publish a `WorkerTransfer` as JSON; return once the broker has confirmed it."""
+        await self._broker.publish(REPORTS, self.host_id, body, message_type=TRANSFER_TYPE)
 
     async def publish_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Publish a heartbeat; it is lost if no dispatcher has declared the queue."""

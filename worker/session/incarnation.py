@@ -35,6 +35,7 @@ from worker.session.host_offer import HostOffer
 from worker.session.lease import Lease
 from worker.session.relist import InventoryLoop
 from worker.session.reporter import Reporter
+from worker.session.transfers import PiecewiseTransfer
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -73,8 +74,12 @@ class Incarnation:
         self.incarnation = str(uuid_utils.compat.uuid7())
         self._channel = HostChannel(parts.broker, parts.settings.host_id, self.incarnation)
         self._reporter = Reporter(self._channel)
+        self._transfers = PiecewiseTransfer(self._channel)
         self._registry = AttemptRegistry(
-            self._reporter.put, held=lease.held, phase_ended=parts.metrics.phase_ended
+            self._reporter.put,
+            held=lease.held,
+            phase_ended=parts.metrics.phase_ended,
+            transfer=self._transfers,
         )
         self._registry.on_decided = parts.metrics.decided
         self._attached: Callable[[], bool] = lambda: False
@@ -163,6 +168,7 @@ class Incarnation:
             registry=self._registry,
             discards=discards,
             lease=self._lease,
+            transfers=self._transfers,
         )
         self._attached = lambda: consumer.attached and control.attached
         heartbeat = HeartbeatSender(

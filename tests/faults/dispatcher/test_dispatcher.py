@@ -28,6 +28,8 @@ BLOCKED = "Event loop blocked 40 s"
 
 POINTS = points("dispatcher", "dispatcher.intake", "dispatcher.recorder")
 """Any load comes to these."""
+LARGE_BYTES = 3 << 19
+"""Of a result that goes in pieces."""
 BLOCKED_S = 40
 BOTH = ("dispatcher", "dispatcher-2")
 pytestmark = pytest.mark.faults
@@ -43,6 +45,20 @@ async def test_a_dispatcher_killed_between_two_steps_leaks_nothing(
         ids = await load.run()
     await fleet.holds()
     await fleet.succeeded(ids)
+
+
+@pytest.mark.fault(KILLED)
+async def test_a_dispatcher_killed_in_the_middle_of_a_large_result_loses_no_piece(
+    fleet: CheckedFleet,
+) -> None:
+    async with fleet.dispatcher_dies_at("dispatcher.transfers.after_piece"):
+        one = await fleet.submit(
+            "TEMP", fleet.job_id(), model="load-http", input={"bytes": LARGE_BYTES}
+        )
+    await fleet.succeeded([(await fleet.ended(one))["_id"]])
+    answer = await fleet.http.get(f"/v1/operations/{one}/result")
+    assert len(answer.json()["blob"]) == LARGE_BYTES
+    await fleet.holds()
 
 
 @pytest.mark.fault(FROZEN)

@@ -27,6 +27,7 @@ POINTS = points("worker")
 """Any load comes to these."""
 PULLS = "worker.pull.before_pull"
 PULLED = "worker.pull.after_pull"
+PIECE = "worker.transfer.after_piece"
 HALT = "worker.stop.after_halt"
 STOP = [one for one in points("worker.stop") if one != HALT]
 DISCARD = "worker.discard.after_stop"
@@ -62,8 +63,24 @@ async def test_a_worker_killed_at_a_step_adopts_what_it_left(
 
 
 def test_each_point_of_the_worker_is_killed_somewhere() -> None:
-    killed = {*POINTS, PULLS, PULLED, *STOP, HALT, DISCARD}
+    killed = {*POINTS, PULLS, PULLED, PIECE, *STOP, HALT, DISCARD}
     assert killed == {one for one in CRASH_POINTS if one.startswith("worker.")}
+
+
+@pytest.mark.fault(KILLED)
+async def test_a_worker_killed_in_the_middle_of_a_large_result_sends_all_of_the_next_one(
+    fleet: CheckedFleet,
+) -> None:
+    await fleet.put_probe("large")
+    async with _dies_at(fleet, PIECE):
+        one = await fleet.submit("TEMP", fleet.job_id(), model="large", input={"bytes": 3 << 19})
+        await fleet.gone(WORKER)
+    ended = await fleet.ended(one)
+    await fleet.succeeded([ended["_id"]])
+    assert ended["epoch"] > 1
+    answer = await fleet.http.get(f"/v1/operations/{one}/result")
+    assert len(answer.json()["blob"]) == 3 << 19
+    await fleet.holds()
 
 
 @pytest.mark.fault(KILLED)

@@ -44,7 +44,10 @@ async def test_errors_are_json_for_machines(served: ServedGateway) -> None:
     expected: dict[tuple[str, ...], tuple[int, dict[str, object]]] = {
         ("status", "nobody"): (1, {"code": "not_found", "status": 404}),
         ("terminate", "a/b"): (2, {"code": "invalid_request", "status": 422}),
-        ("infer", "j-1"): (2, {"code": "usage", "message": "Missing option '--input'."}),
+        ("infer", "j-1"): (
+            2,
+            {"code": "usage", "message": "Invalid value for --input: give --input or --upload"},
+        ),
         ("wait", operation_id): (
             1,
             {"code": "exited", "operation_id": operation_id, "detail": {"exit_code": 3}},

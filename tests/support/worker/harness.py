@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from typing import Any
+from typing import Any, cast
 
 from modelyard.contract.catalog.entries import DatasetSpec, Hook, Hooks, ModelSpec, Profile
 from modelyard.contract.ids import new_operation_id
@@ -118,6 +118,7 @@ class VerbHarness:
             dataset=dataset,
             devices=devices,
             input_json=json.dumps(given["input"]) if "input" in given else None,
+            input_id=cast("str | None", given.get("input_id")),
             timeout_s=timeout_s,
         )
 

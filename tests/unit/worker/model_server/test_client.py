@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from modelyard.contract.catalog.entries import Hook, Probe
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.content.results import ResultContent
+from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
-from worker.model_server.client import ModelServer, NoAnswerError
+from worker.model_server.client import ModelServer, NoAnswerError, Question
 from worker.model_server.http_exchange import BoundedTransport
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.results import Reply, ResultReader, result_of
@@ -77,7 +78,7 @@ def fillings(value: object = None) -> Placeholders:
 async def ask(model_server: ModelServer, raw: Raw) -> Reply:
     async with asyncio.timeout(10):
         return await model_server.ask(
-            raw.address, Hook(path="/infer"), fillings(), failure=ErrorCode.INFERENCE_FAILED
+            raw.address, Question(Hook(path="/infer"), fillings(), ErrorCode.INFERENCE_FAILED)
         )
 
 
@@ -99,11 +100,9 @@ async def send(
     async with asyncio.timeout(10):
         reply = await model_server.ask(
             raw.address,
-            hook or Hook(path="/infer"),
-            fillings(value),
-            failure=ErrorCode.INFERENCE_FAILED,
+            Question(hook or Hook(path="/infer"), fillings(value), ErrorCode.INFERENCE_FAILED),
         )
-    return reply.body
+    return bytes(reply.body)
 
 
 async def test_a_hook_is_sent_as_it_was_written(model_server: ModelServer, raw: Raw) -> None:
@@ -240,7 +239,7 @@ async def test_an_endless_answer_is_cut_off(model_server: ModelServer, raw: Raw)
     with pytest.raises(ModelyardError) as caught:
         await send(model_server, raw)
     assert caught.value.code is ErrorCode.RESULT_TOO_LARGE
-    assert raw.sent < 16 * MAX_RESULT_BYTES
+    assert raw.sent < 2 * MAX_CONTENT_BYTES
 
 
 async def test_of_a_refusal_only_an_excerpt_is_kept(model_server: ModelServer, raw: Raw) -> None:

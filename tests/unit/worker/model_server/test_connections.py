@@ -12,7 +12,7 @@ from modelyard.contract.catalog.entries import Hook, Probe
 from modelyard.contract.errors import ErrorCode
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address
-from worker.model_server.client import ModelServer, NoAnswerError
+from worker.model_server.client import ModelServer, NoAnswerError, Question
 from worker.model_server.http_exchange import BoundedTransport
 from worker.model_server.templates import Placeholders
 
@@ -74,12 +74,10 @@ def answering(answer: bytes, times: int = 1_000) -> Callable[[Server], Serve]:
 async def ask(server: ModelServer, address: Address, *, keeps: bool = True) -> bytes:
     reply = await server.ask(
         address,
-        Hook(path="/infer"),
-        Placeholders("m", "", None),
-        failure=ErrorCode.INFERENCE_FAILED,
+        Question(Hook(path="/infer"), Placeholders("m", "", None), ErrorCode.INFERENCE_FAILED),
         keeps_connection=keeps,
     )
-    return reply.body
+    return bytes(reply.body)
 
 
 async def test_inferences_share_one_connection(model_server: ModelServer) -> None:

@@ -1,0 +1,30 @@
+"""Removes stored inputs and results that no operation refers to."""
+
+import time
+
+import structlog
+
+from modelyard.store import Store
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 300.0
+"""Seconds between two looks, each at up to a thousand files."""
+
+
+class OrphanedContent:
+    """Looks for what a crash, or a client that changed its mind, has left in GridFS."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._looked_at = float("-inf")
+
+    async def remove(self) -> None:
+        """Remove what is a day old and of no operation; raises `StoreUnavailableError`."""
+        now = time.monotonic()
+        if now - self._looked_at < EVERY_S:
+            return
+        removed = await self._store.content_retention.remove_orphans()
+        self._looked_at = now
+        if removed:
+            log.info("content.orphans_removed", count=removed)

@@ -1,0 +1,138 @@
+"""Files in the form of GridFS, written a piece at a time; each write may be made again.
+
+The driver's own upload keeps 32 MiB in memory, and leaves pieces behind without a file if it is cut
+short. Here the file is noted before its first piece, so whatever was begun can be found.
+Source of the form: MongoDB's GridFS specification.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from modelyard.contract.content.media_types import JSON_TYPE
+from modelyard.contract.content.transfers import PIECE_BYTES
+from modelyard.store.connection import MongoConnection
+from modelyard.store.operation_writes import older
+from modelyard.store.records import Record
+
+
+class StoredFile(Record):
+    """What is known of a file."""
+
+    file_id: str = Field(alias="_id")
+    length: int = 0
+    piece_bytes: int = Field(default=PIECE_BYTES, alias="chunkSize")
+    content_type: str = JSON_TYPE
+    sha256: str | None = None
+    tenant: str | None = None
+    complete: bool = True
+    """False until `finish`; files of older versions are complete."""
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces it has."""
+        return -(-self.length // self.piece_bytes)
+
+
+class StoredFiles:
+    """The files of one bucket. Every method raises `StoreUnavailableError`."""
+
+    def __init__(self, connection: MongoConnection, bucket: str) -> None:
+        self._connection = connection
+        self._files = connection.collection(f"{bucket}.files")
+        self._pieces = connection.collection(f"{bucket}.chunks")
+
+    async def begin(self, file_id: str, content_type: str, *, tenant: str | None = None) -> None:
+        """Note a file that is about to be written; a file that is noted stays as it is."""
+        new = {
+            "length": 0,
+            "chunkSize": PIECE_BYTES,
+            "filename": file_id,
+            "content_type": content_type,
+            "tenant": tenant,
+            "complete": False,
+            "unused": True,
+        }
+        stage: dict[str, Any] = {
+            name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in new.items()
+        }
+        stage["uploadDate"] = {"$ifNull": ["$uploadDate", "$$NOW"]}
+        async with self._connection.answering():
+            await self._files.update_one({"_id": file_id}, [{"$set": stage}], upsert=True)
+
+    async def write(self, file_id: str, number: int, content: bytes) -> None:
+        """Write one piece; numbers begin with 0."""
+        piece = {"files_id": file_id, "n": number, "data": content}
+        async with self._connection.answering():
+            await self._pieces.update_one(
+                {"_id": f"{file_id}/{number}"}, {"$set": piece}, upsert=True
+            )
+
+    async def finish(self, file_id: str, length: int, sha256: str) -> bool:
+        """Note that all pieces are there; return False if there is no such file any more."""
+        done = {"length": length, "sha256": sha256, "complete": True}
+        async with self._connection.answering():
+            found = await self._files.update_one({"_id": file_id}, {"$set": done})
+        return found.matched_count == 1
+
+    async def find(self, file_id: str) -> StoredFile | None:
+        """Return what is known of a file."""
+        async with self._connection.answering():
+            found = await self._files.find_one({"_id": file_id})
+        return StoredFile.model_validate(found) if found else None
+
+    async def touch(self, file_id: str, *, tenant: str) -> StoredFile | None:
+        """Begin a file's time again, as if it were new; return it if it is complete."""
+        async with self._connection.answering():
+            found = await self._files.find_one_and_update(
+                {"_id": file_id, "tenant": tenant, "complete": True},
+                [{"$set": {"uploadDate": "$$NOW", "unused": True}}],
+                return_document=True,
+            )
+        return StoredFile.model_validate(found) if found else None
+
+    async def piece(self, file_id: str, number: int) -> bytes | None:
+        """Return one piece; None if there is none."""
+        async with self._connection.answering():
+            found = await self._pieces.find_one({"files_id": file_id, "n": number}, {"data": 1})
+        return None if found is None else bytes(found["data"])
+
+    async def read(self, file: StoredFile) -> AsyncIterator[bytes]:
+        """Yield the pieces in order; end early if one is missing."""
+        for number in range(file.pieces):
+            # The deadline is for MongoDB; the reader may take longer.
+            content = await self.piece(file.file_id, number)
+            if content is None:
+                return
+            yield content
+
+    async def delete(self, file_id: str) -> None:
+        """Delete a file. What a crash leaves of it can be deleted again: the file goes last."""
+        async with self._connection.answering(timeout_s=30.0):
+            await self._pieces.delete_many({"files_id": file_id})
+            await self._files.delete_one({"_id": file_id})
+
+    async def unused(self, seconds: float, *, limit: int) -> list[str]:
+        """Return files that nothing was found to use, and that were begun so long ago."""
+        query = {"unused": True, "$expr": older("$uploadDate", seconds)}
+        async with self._connection.answering():
+            found = await self._files.find(query, {"_id": 1}, limit=limit).to_list(None)
+        return [one["_id"] for one in found]
+
+    async def used(self, file_ids: Sequence[str]) -> None:
+        """Note that something uses these files, so that they are not looked at again."""
+        async with self._connection.answering():
+            await self._files.update_many(
+                {"_id": {"$in": list(file_ids)}}, {"$set": {"unused": False}}
+            )
+
+    async def delete_unused(self, file_id: str, seconds: float) -> None:
+        """Delete a file unless it was touched since it was found unused."""
+        query = {"_id": file_id, "unused": True, "$expr": older("$uploadDate", seconds)}
+        async with self._connection.answering(timeout_s=30.0):
+            # Nobody can use it from here on; its pieces go while the file still says that they are.
+            found = await self._files.update_one(query, {"$set": {"complete": False}})
+            if found.matched_count == 1:
+                await self._pieces.delete_many({"files_id": file_id})
+                await self._files.delete_one({"_id": file_id})

@@ -1,0 +1,220 @@
+"""Files of large inputs and results, on a real MongoDB and in memory."""
+
+import hashlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from modelyard.contract.content.results import ResultContent
+from modelyard.contract.content.transfers import PIECE_BYTES, StoredResult
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.ids import new_operation_id
+from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES, JobRequest, OperationReport
+from modelyard.contract.states import OperationState, Verb
+from modelyard.store import Store
+from modelyard.store.content.results import file_of
+from modelyard.store.operation_writes import DispatchClaim, ResultPlace
+from modelyard.store.records import NewOperation
+from tests.fakes.mongodb import MemoryDatabase
+from tests.fakes.store import MemoryStore
+
+TENANT = "default"
+CONTENT = bytes(range(256)) * 1_024 * 2 + b"end"
+"""Three pieces."""
+PIECES = [CONTENT[at : at + PIECE_BYTES] for at in range(0, len(CONTENT), PIECE_BYTES)]
+TOLD = StoredResult(
+    content_type="image/png", size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest()
+)
+AT_ONCE = -1.0
+"""Seconds after which a file is old: even one that is begun now."""
+
+
+@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    if request.param == "memory":
+        made: Store = MemoryStore(MemoryDatabase(time.monotonic))
+    else:
+        made = Store(request.getfixturevalue("mongo_url"), name="test", timeout_s=10.0)
+    await made.prepare()
+    yield made
+    made.close()
+
+
+async def parts_of(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def uploaded(store: Store) -> str:
+    """Upload the content in parts of other sizes than the pieces are; return its id."""
+    stored = await store.inputs.put("image/png", TENANT, parts_of(CONTENT[:7], CONTENT[7:]))
+    return stored.file_id
+
+
+async def running(store: Store, input_id: str | None = None) -> str:
+    """Record an operation that a host works on; return its id."""
+    request = JobRequest(
+        job_id="j",
+        operation_type=Verb.INFER,
+        input=None if input_id else 1,
+        input_id=input_id,
+    )
+    operation = NewOperation.of(new_operation_id(), request, "http")
+    await store.operations.take_in([(operation, 1)])
+    claim = DispatchClaim(operation.queued(1), "h", "boot", 1)
+    assert await store.operations.claim([claim], token=uuid.uuid4().hex)
+    return operation.operation_id
+
+
+async def ended(store: Store, operation_id: str, place: ResultPlace | None) -> None:
+    end = OperationReport(
+        operation_id=operation_id,
+        epoch=1,
+        seq=1,
+        job_id="j",
+        generation=1,
+        state=OperationState.SUCCEEDED,
+    )
+    places = {} if place is None else {operation_id: place}
+    assert await store.operations.apply([end], places) == 1
+
+
+async def read(store: Store, operation_id: str) -> bytes:
+    chunks = await store.results.get(operation_id)
+    assert chunks is not None
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def test_an_input_comes_back_piece_by_piece(store: Store) -> None:
+    input_id = await uploaded(store)
+    found = await store.inputs.find(input_id, tenant=TENANT)
+    assert found is not None
+    assert (found.length, found.content_type, found.pieces) == (len(CONTENT), "image/png", 3)
+    assert found.sha256 == TOLD.sha256
+    assert [await store.inputs.piece(input_id, number) for number in range(3)] == PIECES
+    assert await store.inputs.piece(input_id, 3) is None
+
+
+async def test_an_input_of_another_tenant_or_one_that_is_not_whole_is_not_there(
+    store: Store,
+) -> None:
+    input_id = await uploaded(store)
+    assert await store.inputs.find(input_id, tenant="other") is None
+    assert await store.inputs.keep(input_id, tenant="other") is None
+    assert await store.inputs.keep(input_id, tenant=TENANT) is not None
+
+    async def broken_off() -> AsyncIterator[bytes]:
+        yield CONTENT
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await store.inputs.put("image/png", TENANT, broken_off())
+    assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 2
+
+
+async def test_a_result_that_comes_in_pieces_is_whole_only_with_the_last_one(store: Store) -> None:
+    operation_id = await running(store)
+    for number in (0, 1):
+        await store.results.put_piece(operation_id, 1, number, PIECES[number])
+    assert await store.results.complete(operation_id, 1, TOLD) is None
+    await store.results.put_piece(operation_id, 1, 2, PIECES[2] + b"more")
+    assert await store.results.complete(operation_id, 1, TOLD) is None
+    for number in (2, 0):  # each piece may come again
+        await store.results.put_piece(operation_id, 1, number, PIECES[number])
+    place = await store.results.complete(operation_id, 1, TOLD)
+    assert place == await store.results.complete(operation_id, 1, TOLD)
+    assert place is not None
+    assert (place.content_type, place.size, place.sha256) == (
+        "image/png",
+        len(CONTENT),
+        TOLD.sha256,
+    )
+    await ended(store, operation_id, place)
+    assert await read(store, operation_id) == CONTENT
+
+
+async def test_what_another_process_wrote_halfway_is_in_nobodys_way(store: Store) -> None:
+    operation_id = await running(store)
+    result = ResultContent(content_type="image/png", content=CONTENT)
+    other = await store.results.put(operation_id, 1, result)
+    assert other.file_id is not None
+    await store.results._files.write(other.file_id, 1, b"damaged")
+    store.results._writer = "another"
+    place = await store.results.put(operation_id, 1, result)
+    assert place.file_id != other.file_id
+    await ended(store, operation_id, place)
+    assert await read(store, operation_id) == CONTENT
+    assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 1
+    assert await store.results._files.find(other.file_id) is None
+    assert await read(store, operation_id) == CONTENT
+
+
+async def test_a_stored_result_with_a_piece_missing_is_said_to_be_gone(store: Store) -> None:
+    operation_id = await running(store)
+    large = '"' + "x" * MAX_INLINE_RESULT_BYTES + '"'
+    place = await store.results.put(operation_id, 1, large)
+    await ended(store, operation_id, place)
+    await store.results._files._pieces.delete_one({"files_id": place.file_id, "n": 1})
+    with pytest.raises(ModelyardError, match="gone") as raised:
+        await read(store, operation_id)
+    assert raised.value.code is ErrorCode.INTERNAL
+
+
+async def test_orphans_go_and_what_is_of_use_stays(store: Store) -> None:
+    named, lonely = await uploaded(store), await uploaded(store)
+    operation_id = await running(store, named)
+    for number, piece in enumerate(PIECES):
+        await store.results.put_piece(operation_id, 1, number, piece)
+    await store.results.put_piece(new_operation_id(), 1, 0, PIECES[0])
+    retention = store.content_retention
+    assert await retention.remove_orphans(kept_s=3_600.0) == 0
+    # The result of an operation that is open may still be reported.
+    assert await retention.remove_orphans(kept_s=AT_ONCE) == 2
+    assert await store.inputs.find(lonely, tenant=TENANT) is None
+    assert await store.inputs.piece(lonely, 0) is None
+    await ended(store, operation_id, await store.results.complete(operation_id, 1, TOLD))
+    assert await retention.remove_orphans(kept_s=AT_ONCE) == 0
+    assert await read(store, operation_id) == CONTENT
+    assert await store.inputs.find(named, tenant=TENANT) is not None
+    assert await store.results._files.unused(AT_ONCE, limit=10) == []
+
+
+async def test_a_result_that_was_not_reported_goes_with_the_end_of_its_operation(
+    store: Store,
+) -> None:
+    operation_id = await running(store)
+    await store.results.put_piece(operation_id, 1, 0, PIECES[0])
+    await ended(store, operation_id, None)
+    assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 1
+    assert await store.results._files.find(file_of(operation_id, 1)) is None
+
+
+async def test_what_an_operation_has_stored_is_deleted_with_it(store: Store) -> None:
+    shared, own = await uploaded(store), await uploaded(store)
+    first, second = await running(store, shared), await running(store, own)
+    third = await running(store, shared)
+    result = ResultContent(content_type="image/png", content=CONTENT)
+    place = await store.results.put(first, 1, result)
+    await ended(store, first, place)
+    for _ in range(2):  # after a crash it is done again
+        await store.content_retention.delete_of([first, second])
+    assert place.file_id is not None
+    assert await store.results._files.find(place.file_id) is None
+    assert await store.results._files.piece(place.file_id, 0) is None
+    assert await store.inputs.find(own, tenant=TENANT) is None
+    assert await store.inputs.find(shared, tenant=TENANT) is not None
+    await store.content_retention.delete_of([first, third])
+    assert await store.inputs.find(shared, tenant=TENANT) is None
+
+
+async def test_an_input_that_is_named_again_is_kept_for_another_day(store: Store) -> None:
+    input_id = await uploaded(store)
+    found = await store.results._files.unused(AT_ONCE, limit=10)
+    assert found == []
+    assert await store.inputs._files.unused(AT_ONCE, limit=10) == [input_id]
+    await store.inputs._files.used([input_id])
+    assert await store.inputs._files.unused(AT_ONCE, limit=10) == []
+    assert await store.inputs.keep(input_id, tenant=TENANT) is not None
+    assert await store.inputs._files.unused(AT_ONCE, limit=10) == [input_id]

@@ -1,0 +1,43 @@
+"""How an attempt gets a large input and hands over a large result."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelyard.contract.content.transfers import StoredResult
+from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.messages import HostCommand
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedInput:
+    """An input as its client has uploaded it."""
+
+    content_type: str
+    content: bytearray
+
+
+class ContentTransfer(Protocol):
+    """Transfers large content for the attempts of one incarnation. The caller limits the time."""
+
+    async def receive(self, command: HostCommand) -> UploadedInput:
+        """Return the uploaded input of a command; raises `input_gone`."""
+
+    async def send(
+        self, command: HostCommand, content_type: str, content: bytes | bytearray
+    ) -> StoredResult:
+        """Hand over the result of a command; return once all of it is stored."""
+
+
+class NoTransfer:
+    """For attempts that nobody is connected to."""
+
+    async def receive(self, command: HostCommand) -> UploadedInput:
+        """Raise `input_gone`."""
+        raise ModelyardError(ErrorCode.INPUT_GONE, input_id=command.input_id)
+
+    async def send(
+        self, command: HostCommand, content_type: str, content: bytes | bytearray
+    ) -> StoredResult:
+        """Raise `worker_error`."""
+        del content_type, content
+        raise ModelyardError(ErrorCode.WORKER_ERROR, operation_id=command.operation_id)
