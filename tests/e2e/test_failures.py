@@ -120,7 +120,7 @@ async def test_an_inference_that_the_model_refuses_leaves_the_job_loaded(user: U
         "FAILED",
         "bad_result",
     )
-    assert failure(await user.do("INFER", job_id, input={"bytes": 2 << 20})) == (
+    assert failure(await user.do("INFER", job_id, input={"flood": "body"})) == (
         "FAILED",
         "result_too_large",
     )

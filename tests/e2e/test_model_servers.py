@@ -56,7 +56,6 @@ async def test_a_server_without_a_repository_is_loaded_unloaded_and_loaded_again
     ("wish", "says"),
     [
         ({"empty": 204}, "without content"),
-        ({"image": True}, "image/png"),
         ({"not_json": True}, "this is not JSON"),
     ],
 )

@@ -326,7 +326,7 @@ class Handler(BaseHTTPRequestHandler):
         elif "image" in asked:
             self._send(200, b"\x89PNG\r\n\x1a\n", {"Content-Type": "image/png"})
         elif "not_json" in asked:
-            self._send(200, b"this is not JSON", {"Content-Type": "text/plain"})
+            self._send(200, b"this is not JSON", {"Content-Type": "application/json"})
         else:
             return False
         return True
