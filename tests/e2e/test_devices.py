@@ -43,9 +43,10 @@ async def seen(user: User, **resources: Any) -> Json:
 
 
 async def waiting(user: User, operation_id: str) -> list[str] | None:
-    """Return why an operation waits, once it says so."""
+    """Return why an operation waits, once a dispatcher has looked at it."""
     view = (await user.http.get(f"/v1/operations/{operation_id}")).json()
-    return view.get("waiting_for") or None
+    reasons: list[str] = view.get("waiting_for", [])
+    return None if "a dispatcher, to take it in" in reasons else reasons or None
 
 
 async def devices(user: User) -> dict[str, Json]:
