@@ -53,7 +53,7 @@ def waits_in_line(operation: OperationRecord, head: HeadOfLine | None) -> tuple[
     scheduler records what that waits for.
     """
     if operation.line is None:
-        return () if operation.aside else ("a dispatcher, to take it in",)
+        return ()
     if head is not None and head.restoring:
         return ("its job, which is being restored",)
     if head is None or head.operation_id == operation.operation_id:

@@ -220,7 +220,8 @@ EVERYTHING_OF_OURS = {
     if not act.startswith(("tap ", "declare billing", "declare mine"))
 }
 ALLOWED: dict[str, set[str]] = {
-    "dispatcher": EVERYTHING_OF_OURS,
+    # It answers publishers at their `reply_to`, through the default exchange.
+    "dispatcher": EVERYTHING_OF_OURS | {act for act in ACTS if "default exchange" in act},
     "gateway": {
         *(f"{what} {JOBS_QUEUE.name}" for what in ("declare", "empty", "consume", "bind")),
         *(f"{what} {DEAD_QUEUE.name}" for what in ("declare", "bind")),

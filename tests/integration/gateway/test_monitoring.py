@@ -111,10 +111,15 @@ async def test_a_flood_of_connections_is_counted_and_does_not_fill_the_log(
 ) -> None:
     limits = ConnectionLimits(max_open=0)
     async with serving(mongo_url, amqp_url, limits=limits) as served:
+
+        async def gone() -> bool:
+            return not served.server.connections.of()
+
         with capture_logs() as logs:
             for _ in range(3):
                 async with wire(served.url) as connection:
                     assert (await connection.rest()).startswith(b"HTTP/1.1 503 ")
+                await eventually(gone, what="the refused connection is closed")
     assert value(served.registry, "modelyard_http_refused_total", status="503") == 3
     assert lines(logs, "request.refused") == []
 
