@@ -80,7 +80,10 @@ class Fleet:
         finally:
             self._being_read = set()
         read = {host.host_id: host for host in found}
-        if read.keys() <= self._hosts.keys():
+        # What was looked for and is not there was deleted.
+        gone = (self._hosts.keys() if host_ids is None else set(host_ids)) - read.keys()
+        if not gone and read.keys() <= self._hosts.keys():
             self._hosts.update(read)
         else:
-            self._hosts = dict(sorted((self._hosts | read).items()))
+            kept = {key: host for key, host in self._hosts.items() if key not in gone}
+            self._hosts = dict(sorted((kept | read).items()))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway import openapi
 from gateway.access.authentication import needs
 from gateway.monitoring.operator_log import log_change
-from gateway.routes.dependencies import GatewayDependencies, answer, refuse_repeated
+from gateway.routes.dependencies import GatewayDependencies, answer, deleted, refuse_repeated
 from gateway.service import Gateway
 from gateway.views import host_view
 from modelyard.contract.access.scopes import Principal, Scope
@@ -117,6 +117,20 @@ async def drain(
     view = host_view(_found(record, host_id))
     log_change(admin, "host.drain", host_id=host_id, move=query.move, deadline_s=query.deadline_s)
     return answer(view)
+
+
+@router.delete(
+    "/{host_id}",
+    status_code=204,
+    responses=openapi.DELETE_ANSWERS,
+    summary="Delete a host that is LOST",
+)
+async def delete_host(host_id: Id, gateway: GatewayDependencies, admin: Admin) -> Response:
+    """Delete a host that is LOST, and that no job is on. If its worker comes back, it is new."""
+    done = await gateway.reading.ask(lambda: gateway.store.deletions.host(host_id))
+    deleted(done, f"host {host_id}")
+    log_change(admin, "host.delete", host_id=host_id)
+    return Response(status_code=204)
 
 
 async def _admit(

@@ -15,6 +15,8 @@ from modelyard.store.connection import (
     MongoConnection,
     uncounted,
 )
+from modelyard.store.deleting.deletions import Deletions
+from modelyard.store.deleting.old_records import OldRecords
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
@@ -59,6 +61,8 @@ class Store:
         self.api_keys = ApiKeys(self._connection)
         self.results = Results(self._connection, self.operation_queries)
         self.leases = Leases(self._connection)
+        self.deletions = Deletions(self._connection, self.jobs, self.results)
+        self.old_records = OldRecords(self._connection, self.jobs, self.results)
 
     async def prepare(self) -> None:
         """Create the indexes that are missing; raises `StoreUnavailableError`."""

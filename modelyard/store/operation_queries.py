@@ -125,12 +125,11 @@ class OperationQueries:
         return {one["_id"]: (OperationState(one["state"]), one["epoch"]) for one in found}
 
     async def result(self, operation_id: str) -> ResultPlace | None:
-        """Return where the result of an operation is stored; None if it has none."""
+        """Return where the result of an operation is stored; None if it has none, or none now."""
+        fields = ("result_json", "result_file", "result_bytes", "result_gone")
         async with self._connection.answering():
-            found = await self._collection.find_one(
-                {"_id": operation_id}, {"result_json": 1, "result_file": 1, "result_bytes": 1}
-            )
-        if found is None or found.get("result_bytes") is None:
+            found = await self._collection.find_one({"_id": operation_id}, dict.fromkeys(fields, 1))
+        if found is None or found.get("result_bytes") is None or found.get("result_gone"):
             return None
         return ResultPlace(
             found.get("result_json"), found.get("result_file"), found["result_bytes"]
@@ -139,12 +138,14 @@ class OperationQueries:
     async def page(
         self, criteria: Mapping[str, str], *, after: Position | None, limit: int
     ) -> Page[OperationRecord]:
-        """Return operations newest first; `criteria` compares fields with given values."""
+        """Return operations newest first; `criteria` compares fields with given values.
+
+        Those that a client has deleted are left out.
+        """
+        asked = {**page_filter(criteria, "accepted_at", after), "deleted": {"$ne": True}}
         async with self._connection.answering():
             found = (
-                await self._collection.find(
-                    page_filter(criteria, "accepted_at", after), WITHOUT_PAYLOAD
-                )
+                await self._collection.find(asked, WITHOUT_PAYLOAD)
                 .sort([("accepted_at", -1), ("_id", -1)])
                 .limit(limit + 1)
                 .to_list(None)
@@ -205,8 +206,8 @@ class OperationQueries:
 
     async def last_end(self, job_id: str) -> datetime | None:
         """Return when the operation of a job that was accepted last has ended; None if none has."""
-        page = await self.page({"job_id": job_id}, after=None, limit=1)
-        return page.items[0].finished_at if page.items else None
+        last = await self.find({"job_id": job_id}, sort=[("accepted_at", -1), ("_id", -1)], limit=1)
+        return last[0].finished_at if last else None
 
     async def failed_loads(self, operation_ids: Sequence[str]) -> dict[str, OperationRecord]:
         """Return by inference the LOAD that was put before it and did not succeed."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from gridfs.errors import FileExists, NoFile
 from motor.motor_asyncio import AsyncIOMotorGridFSBucket
@@ -31,6 +31,8 @@ class Results:
         self._queries = queries
         self._writer = uuid.uuid4().hex[:12]
         """Part of a file's name: processes never share a file, so a slow one can't damage it."""
+        self._files = connection.collection("results.files")
+        self._chunks = connection.collection("results.chunks")
         self._bucket = bucket or AsyncIOMotorGridFSBucket(
             connection.database, bucket_name="results"
         )
@@ -44,7 +46,7 @@ class Results:
         async with self._connection.answering(timeout_s=30.0):
             try:
                 await self._bucket.upload_from_stream_with_id(
-                    file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
+                    file_id, _filename(operation_id), content, chunk_size_bytes=CHUNK_BYTES
                 )
             except FileExists:
                 # The report came before, and its upload may have been interrupted.
@@ -58,11 +60,24 @@ class Results:
             ):  # the upload had written chunks and no file yet; this deletes them
                 await self._bucket.delete(file_id)
             await self._bucket.upload_from_stream_with_id(
-                file_id, f"{operation_id}.json", content, chunk_size_bytes=CHUNK_BYTES
+                file_id, _filename(operation_id), content, chunk_size_bytes=CHUNK_BYTES
             )
         except FileExists as error:
             message = "This process is still storing this result for an earlier report."
             raise StoreUnavailableError(message) from error
+
+    async def delete(self, operation_ids: Sequence[str]) -> None:
+        """Delete the files of operations, also those that only interrupted attempts have left.
+
+        The chunks go first: a crash in between leaves a file that the next call finds.
+        """
+        names = [_filename(one) for one in operation_ids]
+        async with self._connection.answering(timeout_s=30.0):
+            found = await self._files.find({"filename": {"$in": names}}, {"_id": 1}).to_list(None)
+            if found:
+                file_ids = [one["_id"] for one in found]
+                await self._chunks.delete_many({"files_id": {"$in": file_ids}})
+                await self._files.delete_many({"_id": {"$in": file_ids}})
 
     async def get(self, operation_id: str) -> AsyncIterator[bytes] | None:
         """Return an operation's result as chunks of JSON text, or null if it has none."""
@@ -86,6 +101,10 @@ class Results:
                 yield chunk
         except NoFile as error:
             raise ModelyardError(ErrorCode.INTERNAL, "The stored result is gone.") from error
+
+
+def _filename(operation_id: str) -> str:
+    return f"{operation_id}.json"
 
 
 async def _one(content: bytes) -> AsyncIterator[bytes]:

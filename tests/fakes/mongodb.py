@@ -264,6 +264,15 @@ class MemoryCollection:
 
         return await self._call(Call.WRITE, delete)
 
+    async def delete_many(self, query: Mapping[str, Any]) -> DeleteResult:
+        def delete() -> DeleteResult:
+            found = self._found(as_stored(dict(query)))
+            for one in found:
+                del self._documents[one["_id"]]
+            return DeleteResult({"n": len(found)}, acknowledged=True)
+
+        return await self._call(Call.WRITE, delete)
+
     async def create_indexes(self, indexes: Sequence[IndexModel]) -> list[str]:
         """Do nothing: there is nothing to be quick about."""
         return await self._call(Call.OTHER, lambda: [one.document["name"] for one in indexes])

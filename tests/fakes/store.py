@@ -13,6 +13,8 @@ from modelyard.store.api_keys import ApiKeys
 from modelyard.store.capacity.footprints import Footprints
 from modelyard.store.catalog import CatalogCollection
 from modelyard.store.connection import Changes, Collection, MongoConnection, uncounted
+from modelyard.store.deleting.deletions import Deletions
+from modelyard.store.deleting.old_records import OldRecords
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
@@ -71,7 +73,12 @@ class MemoryBucket:
         fate = await self._link.there(Call.WRITE)
         if file_id in self._files:
             raise FileExists(file_id)
-        self._files[file_id] = {"name": filename, "content": source, "chunk": chunk_size_bytes}
+        self._files[file_id] = {
+            "_id": file_id,
+            "filename": filename,
+            "content": source,
+            "chunk": chunk_size_bytes,
+        }
         await self._link.back(fate)
 
     async def delete(self, file_id: str) -> None:
@@ -85,17 +92,16 @@ class MemoryBucket:
         if file_id not in self._files:
             raise NoFile(file_id)
         await self._link.back(fate)
-        return MemoryStream(self._link, **self._files[file_id])
+        return MemoryStream(self._link, self._files[file_id])
 
 
 class MemoryStream:
     """One file on its way."""
 
-    def __init__(self, link: Link, *, name: str, content: bytes, chunk: int) -> None:
-        self.name = name
+    def __init__(self, link: Link, file: dict[str, Any]) -> None:
         self._link = link
-        self._left = content
-        self._chunk = chunk
+        self._left: bytes = file["content"]
+        self._chunk: int = file["chunk"]
 
     async def readchunk(self) -> bytes:
         await self._link.back(await self._link.there(Call.READ))
@@ -132,3 +138,5 @@ class MemoryStore(Store):
             bucket=cast("AsyncIOMotorGridFSBucket", MemoryBucket(connection)),
         )
         self.leases = Leases(connection)
+        self.deletions = Deletions(connection, self.jobs, self.results)
+        self.old_records = OldRecords(connection, self.jobs, self.results)

@@ -282,9 +282,24 @@ def test_progress_sums_the_layers_that_were_announced() -> None:
 def test_every_label_of_ours_is_given_so_that_no_image_gives_it() -> None:
     labels = plan(profile=Profile.BATCH, resources=Resources(disk="1g")).labels
     written = labels.as_labels()
-    ours = {"host", "job", "operation", "generation", "spec", "port", "ready", "lease", "disk"}
-    assert set(written) == {f"modelyard.{name}" for name in ours}
+    ours = "host job operation generation spec port ready lease disk prefix"
+    assert set(written) == {f"modelyard.{name}" for name in ours.split()}
     assert ContainerLabels.parse(written, name=labels.name) == labels
+
+
+def test_another_prefix_is_in_the_name_and_found_by_its_label() -> None:
+    command = VerbHarness().command(Verb.DEPLOY_CREATE)
+    planned = plan_container(command, None, PlanRules(host_id=HOST, prefix="modelyard.two"))
+    assert planned.name == planned.labels.name == f"modelyard.two-{command.job_id}-1"
+    written = planned.labels.as_labels()
+    assert ContainerLabels.parse(written, name=planned.name) == planned.labels
+    assert ContainerLabels.parse(written, name=f"modelyard-{command.job_id}-1") is None
+    forged = written | {"modelyard.prefix": "database"}
+    assert ContainerLabels.parse(forged, name=f"database-{command.job_id}-1") is None
+    older = {name: value for name, value in written.items() if name != "modelyard.prefix"}
+    found = ContainerLabels.parse(older, name=f"modelyard-{command.job_id}-1")
+    assert found is not None
+    assert found.prefix == "modelyard"
 
 
 def test_a_home_that_can_be_written_to_is_given_where_nobody_else_gives_one() -> None:
