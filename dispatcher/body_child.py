@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from typing import Unpack
 
 from dispatcher.intake import listed as lists
-from dispatcher.intake.decode import DecodeArguments, decode
+from dispatcher.intake.decode import DecodeArguments, decode_packed
 from dispatcher.intake.decoder import pack
 from modelyard.process.body_child import Part, serve
 
 
-def decoded(body: bytes, **arguments: Unpack[DecodeArguments]) -> Iterator[Part]:
+def decoded(
+    body: bytes, *, content_encoding: str | None, **arguments: Unpack[DecodeArguments]
+) -> Iterator[Part]:
     """Yield the operations in a message of the jobs queue."""
-    yield from pack(decode(body, **arguments))
+    yield from pack(decode_packed(body, content_encoding, **arguments))
 
 
 def listed(body: bytes, *, name: str) -> Iterator[Part]:

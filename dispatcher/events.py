@@ -11,19 +11,26 @@ from itertools import islice
 from typing import Literal
 
 import structlog
+from pydantic import Field
 
 from dispatcher.leadership import Term
 from dispatcher.metrics import DispatcherMetrics
-from modelyard.broker import Broker, backoff_s
-from modelyard.contract.errors import BrokerUnavailableError, ErrorInfo, StoreUnavailableError
+from modelyard.broker import Broker, DirectReply, backoff_s
+from modelyard.contract.errors import (
+    BrokerUnavailableError,
+    ErrorInfo,
+    InvalidRequestError,
+    StoreUnavailableError,
+)
 from modelyard.contract.message_types import EVENT_TYPE
-from modelyard.contract.messages import Event, OperationReport
+from modelyard.contract.messages import MAX_EVENT_RESULT_BYTES, Event, OperationReport
 from modelyard.contract.states import JobState
+from modelyard.contract.strict_json import JsonValue, parse_json
 from modelyard.contract.topology import EVENTS
 from modelyard.process.tasks import together
 from modelyard.store import Store
 from modelyard.store.operation_writes import Receipt, ResultPlace
-from modelyard.store.records import JobRecord, OperationRecord
+from modelyard.store.records import JobRecord, OperationRecord, ReplyAddress
 
 log = structlog.get_logger(__name__)
 
@@ -185,8 +192,14 @@ class EventLog:
         messages = [
             (event.type, event.model_dump_json(exclude_none=True).encode()) for event in events
         ]
+        replies = [
+            DirectReply(event.reply.queue, event.reply.correlation_id, body)
+            for event, (_, body) in zip(events, messages, strict=True)
+            if isinstance(event, OperationEnd) and event.reply is not None
+        ]
         try:
             await self._broker.publish_unconfirmed(EVENTS, messages, message_type=EVENT_TYPE)
+            await self._broker.reply(replies, message_type=EVENT_TYPE)
         except BrokerUnavailableError as error:
             log.warning("events.not_published", count=len(events), error=str(error))
 
@@ -200,6 +213,12 @@ def fact_id(source: OperationRecord | OperationReport) -> str:
     return f"{source.operation_id}:{source.epoch}:{source.seq}:{source.state}"
 
 
+class OperationEnd(Event):
+    """The event of an operation's end, with the address where its publisher waits for it."""
+
+    reply: ReplyAddress | None = Field(default=None, exclude=True)
+
+
 def operation_event(operation: OperationRecord) -> Event:
     """Return the event that an operation is in the state of its record.
 
@@ -207,7 +226,9 @@ def operation_event(operation: OperationRecord) -> Event:
     when a host was lost or did not answer.
     """
     complete = operation.phase is None and operation.progress is None
-    return Event(
+    told = operation.reply if operation.state.terminal else None
+    return OperationEnd(
+        reply=told,
         event_id=fact_id(operation),
         type=f"operation.{operation.state.lower()}",
         at=_now(),
@@ -266,8 +287,19 @@ def report_event(
             "phase": report.phase,
             "progress": report.progress,
             "finished_at": reported.finished_at,
+            "result": _small(report.result_json),
         }
     )
+
+
+def _small(result_json: str | None) -> JsonValue:
+    """Return a result that is small enough for an event; else null."""
+    if result_json is None or len(result_json) > MAX_EVENT_RESULT_BYTES:
+        return None
+    try:
+        return parse_json(result_json.encode(), max_bytes=MAX_EVENT_RESULT_BYTES)
+    except InvalidRequestError:  # too large in UTF-8, or not JSON by the rules of a request
+        return None
 
 
 def job_event(report: OperationReport, state: JobState, host_id: str | None) -> Event:

@@ -6,11 +6,13 @@ from gateway import openapi, problems
 from gateway.middleware.cross_site import CrossSiteGuard, WebRules
 from gateway.middleware.direct_routes import DirectRoutes
 from gateway.middleware.error_boundary import ErrorBoundary
+from gateway.middleware.implied_methods import ImpliedMethods
 from gateway.middleware.query_bounds import QueryBounds
 from gateway.middleware.request_ids import RequestIds
 from gateway.middleware.shutdown import ShutdownMiddleware
 from gateway.monitoring.access_log import AccessLog
 from gateway.routes import (
+    api_docs,
     catalog,
     dead_letters,
     health,
@@ -20,6 +22,7 @@ from gateway.routes import (
     keys,
     operations,
 )
+from gateway.routes.allowed_methods import AllowedMethods
 from gateway.service import Gateway
 from modelyard import __version__
 
@@ -37,7 +40,7 @@ def create_app(
         title="Modelyard",
         version=__version__,
         description=openapi.DESCRIPTION,
-        # FastAPI's pages load their scripts from a CDN, so they are blank without the internet.
+        # FastAPI's pages load their scripts from a CDN; `api_docs` has one that does not.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -46,12 +49,17 @@ def create_app(
         responses=openapi.EVERYWHERE,
     )
     app.state.gateway = gateway
-    for direct in (jobs, inference):
-        app.include_router(direct.submitting)
-    for routes in (jobs, operations, hosts, catalog, dead_letters, keys, health):
-        app.include_router(routes.router)
-    problems.install(app)
-    app.add_middleware(DirectRoutes, routes=[*jobs.submitting.routes, *inference.submitting.routes])
+    direct = [jobs.submitting, inference.submitting]
+    plain = (jobs, operations, hosts, catalog, dead_letters, keys, health, api_docs)
+    others = [one.router for one in plain]
+    for router in (*direct, *others):
+        app.include_router(router)
+    allowed = AllowedMethods(
+        [*app.routes, *(route for router in (*direct, *others) for route in router.routes)]
+    )
+    problems.install(app, allowed)
+    app.add_middleware(DirectRoutes, routes=[route for one in direct for route in one.routes])
+    app.add_middleware(ImpliedMethods, allowed=allowed)
     app.add_middleware(QueryBounds)
     app.add_middleware(ErrorBoundary)
     app.add_middleware(ShutdownMiddleware, waiters=gateway.waiters)

@@ -1,4 +1,4 @@
-"""Reads what an explanation needs: all of it at about the same moment."""
+"""Reads what it takes to say why an operation waits: all of it at about the same moment."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
+from gateway.views import operation_view
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.contract.views import DryRun, Explanation
+from modelyard.contract.views import DryRun, Explanation, OperationView
 from modelyard.process.tasks import together
-from modelyard.scheduling.explaining import explain, explain_in_line, explain_request
+from modelyard.scheduling.explaining import (
+    explain,
+    explain_in_line,
+    explain_request,
+    waits_in_line,
+)
 from modelyard.scheduling.ordering import CatalogEntries
 from modelyard.scheduling.placement import PLACEMENT_NOTE, LearnedOf, PlacementPolicy
 from modelyard.scheduling.planning import may_take_capacity
@@ -45,6 +51,31 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
         return explain(operation)
     place = await _place_of(store, operation, operation.job_id)
     return explain_in_line(await _facts(store, place, await store.time()))
+
+
+async def operation_views(
+    store: Store, records: Sequence[OperationRecord]
+) -> tuple[OperationView, ...]:
+    """Return operations as clients see them, with what each one that is queued waits for.
+
+    The scheduler looks at the first operations of each job and records what they wait for. What the
+    others wait for is in the record of their job; it is read here. Raises `StoreUnavailableError`.
+    """
+    behind = [one for one in records if _is_behind(one)]
+    jobs = {one.job_id for one in behind if one.job_id is not None and one.line is not None}
+    heads = await store.jobs.heads_of_lines(sorted(jobs)) if jobs else {}
+    waits = {one.operation_id: waits_in_line(one, heads.get(one.job_id or "")) for one in behind}
+    return tuple(
+        view
+        if not (ahead := waits.get(view.operation_id))
+        else view.model_copy(update={"waiting_for": ahead})
+        for view in map(operation_view, records)
+    )
+
+
+def _is_behind(operation: OperationRecord) -> bool:
+    queued = operation.state is OperationState.QUEUED and operation.not_before is None
+    return queued and not operation.waiting_for
 
 
 async def explanation_of_request(store: Store, new: NewOperation) -> DryRun:

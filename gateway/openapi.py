@@ -5,10 +5,12 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from gateway.routes.preconditions import TAGS_PATTERN
 from modelyard.contract.access.api_keys import NewApiKey
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Problem
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
-from modelyard.contract.messages import InferenceRequest, JobRequest
+from modelyard.contract.ids import ID_PATTERN
+from modelyard.contract.messages import KEY_PATTERN, InferenceRequest, JobRequest
 from modelyard.contract.views import DryRun, OperationView
 
 Document = dict[str, Any]
@@ -19,6 +21,8 @@ Runs model containers on a fleet of plain Docker hosts, driven by durable job re
 
 Submit a request with `POST /v1/jobs`; it answers 202 with the operation, which is polled at
 `GET /v1/operations/{id}?wait=30`. Every error is an RFC 9457 problem with a stable `code`.
+
+`HEAD` answers as `GET` does, without the content; `OPTIONS` answers 204 with `Allow`.
 """
 
 _REFS = "#/components/schemas/{model}"
@@ -44,16 +48,17 @@ def _ref(model: str) -> str:
     return _REFS.format(model=_INPUT.format(model=model))
 
 
-def _header(name: str, description: str) -> Document:
+def _header(name: str, description: str, *, pattern: str | None = None) -> Document:
     return {
         "name": name,
         "in": "header",
         "required": False,
         "description": description,
-        "schema": {"type": "string"},
+        "schema": {"type": "string"} | ({} if pattern is None else {"pattern": pattern}),
     }
 
 
+_NAME: Document = {"type": "string", "pattern": ID_PATTERN}
 _CREATE = {
     "job_id": "j-1",
     "model": "m-131",
@@ -75,6 +80,7 @@ _KEY = _header(
     "1 to 255 printable ASCII characters. Sending the same key with the same request again returns "
     "the same operation; with another request it is 422 `idempotency_key_reused`. In a batch the "
     "request at `index` has the key `KEY/index`.",
+    pattern=KEY_PATTERN,
 )
 _PREFER = _header("Prefer", "`wait=N` waits up to N seconds (at most 60) for the operation to end.")
 _DRY_RUN = {
@@ -86,8 +92,26 @@ _DRY_RUN = {
     "schema": {"type": "boolean", "default": False},
 }
 
+_IF_MATCH = _header(
+    "If-Match",
+    "Entity tags, of which the entry must have one; `*`: there must be an entry. Otherwise the "
+    "answer is 412.",
+    pattern=TAGS_PATTERN,
+)
+_IF_NONE_MATCH = _header(
+    "If-None-Match",
+    "Entity tags, of which the entry must have none; `*`: there must be no entry. Otherwise a read "
+    "is answered with 304, and a write with 412.",
+    pattern=TAGS_PATTERN,
+)
+_ETAG = {"ETag": {"description": "Changes with the entry.", "schema": {"type": "string"}}}
+
 EVERYWHERE: Responses = {
+    408: _problem("`invalid_request`: the request did not arrive in time."),
+    421: _problem("`misdirected`: the gateway does not answer for this host name."),
+    431: _problem("`invalid_request`: the header has more than 16 KiB."),
     500: _problem("`internal`: an unexpected error in the gateway."),
+    503: _problem("`unavailable`, with `Retry-After`."),
 }
 UNAVAILABLE: Responses = {503: _problem("`unavailable`, with `Retry-After`.")}
 READ_ANSWERS: Responses = UNAVAILABLE
@@ -96,6 +120,14 @@ ONE_ANSWERS: Responses = {
     422: _problem("`invalid_request`: a parameter is invalid."),
     **UNAVAILABLE,
 }
+_CHANGED = _problem("`precondition_failed`: the entry is not as the request's headers expect.")
+ENTRY_ANSWERS: Responses = {
+    200: {"headers": _ETAG},
+    304: {"description": "The client has the entry as it is.", "headers": _ETAG},
+    412: _CHANGED,
+    **ONE_ANSWERS,
+}
+DELETE_ENTRY_ANSWERS: Responses = {412: _CHANGED, **ONE_ANSWERS}
 CANCEL_ANSWERS: Responses = {
     200: {"model": OperationView, "description": "The operation is CANCELLED."},
     409: _problem("`already_ended`: the operation had already ended in another state."),
@@ -115,7 +147,6 @@ LIST_ANSWERS: Responses = {
 }
 _BODY_ANSWERS: Responses = {
     400: _problem("`invalid_json`."),
-    408: _problem("`invalid_request`: the body did not arrive in time."),
     413: _problem("`body_too_large`."),
     415: _problem("`unsupported_media_type`."),
     **UNAVAILABLE,
@@ -134,7 +165,9 @@ CREATE_KEY_ANSWERS: Responses = {
     **_BODY_ANSWERS,
 }
 PUT_ANSWERS: Responses = {
-    201: {"description": "Created: the name is new."},
+    200: {"headers": _ETAG},
+    201: {"description": "Created: the name is new.", "headers": _ETAG},
+    412: _CHANGED,
     422: _problem("`invalid_request`, with JSON pointers."),
     **_BODY_ANSWERS,
 }
@@ -194,19 +227,26 @@ INFERENCE_BODY = {
         "InferenceRequest", {"infer": {"summary": "An inference", "value": {"input": _INPUTS}}}
     ),
     "parameters": [
-        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+        {"name": "name", "in": "path", "required": True, "schema": _NAME},
         {
             "name": "dataset",
             "in": "query",
             "required": False,
             "description": "Only jobs that were created with this dataset.",
-            "schema": {"type": "string"},
+            "schema": _NAME,
         },
         _KEY,
         _PREFER,
     ],
 }
 SUBMIT_HEADERS = {"parameters": [_KEY, _PREFER]}
+_REQUESTS: Document = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 1000,
+    # Whatever else is in the list is refused by itself, and the others are accepted.
+    "items": {"anyOf": [{"$ref": _ref("JobRequest")}, {}]},
+}
 BATCH_BODY = {
     **_json_body(
         {
@@ -215,29 +255,18 @@ BATCH_BODY = {
                     "type": "object",
                     "required": ["requests"],
                     "additionalProperties": False,
-                    "properties": {
-                        "requests": {
-                            "type": "array",
-                            "minItems": 1,
-                            "maxItems": 1000,
-                            "items": {"$ref": _ref("JobRequest")},
-                        }
-                    },
+                    "properties": {"requests": _REQUESTS},
                 },
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": 1000,
-                    "items": {"$ref": _ref("JobRequest")},
-                },
+                _REQUESTS,
             ]
         },
         {"two": {"summary": "Two requests", "value": {"requests": [_CREATE, _INFER]}}},
     ),
     "parameters": [_KEY],
 }
-MODEL_BODY = _body("ModelSpec", {"model": {"summary": "A model", "value": _MODEL}})
-DATASET_BODY = _body(
+CONDITIONAL = {"parameters": [_IF_MATCH, _IF_NONE_MATCH]}
+MODEL_BODY = _body("ModelSpec", {"model": {"summary": "A model", "value": _MODEL}}) | CONDITIONAL
+DATASET_BODY = CONDITIONAL | _body(
     "DatasetSpec", {"folder": {"summary": "A folder", "value": {"path": "/srv/datasets/ds-550"}}}
 )
 
@@ -279,5 +308,26 @@ def _schemas_of_bodies() -> Document:
         ref_template=_REFS.format(model=_INPUT),
     )
     _, problems = models_json_schema([(Problem, "serialization")], ref_template=_REFS)
+    for entry in (ModelSpec, DatasetSpec):
+        _leave_name_to_path(bodies["$defs"][entry.__name__])
     inputs = {_INPUT.format(model=name): schema for name, schema in bodies["$defs"].items()}
+    _close_maps(inputs)
     return {**inputs, **problems["$defs"]}
+
+
+def _leave_name_to_path(entry: Document) -> None:
+    """Say that an entry need not have its name, which is in the path."""
+    entry["required"].remove("name")
+    entry["properties"]["name"]["description"] = "As in the path; it may be left out."
+
+
+def _close_maps(schema: object) -> None:
+    """Say that no other names are allowed where all names have a pattern; pydantic does not."""
+    if isinstance(schema, dict):
+        if "patternProperties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for inner in schema.values():
+            _close_maps(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            _close_maps(inner)

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from gateway.middleware.request_ids import request_id_of
 from gateway.monitoring.request_facts import CODE
-from gateway.routes.allowed_methods import allowed_methods
+from gateway.routes.allowed_methods import AllowedMethods
 from modelyard.contract import answers
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem
@@ -60,6 +60,7 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.RESULT_NOT_READY: 409,
         ErrorCode.NO_RESULT: 404,
         ErrorCode.ALREADY_ENDED: 409,
+        ErrorCode.PRECONDITION_FAILED: 412,
         ErrorCode.NOT_RETRYABLE: 409,
         ErrorCode.NOT_REPLAYABLE: 409,
         ErrorCode.STILL_IN_USE: 409,
@@ -213,7 +214,7 @@ def answer_to(request: Request, error: ModelyardError | ClientDisconnect) -> Res
     return respond(request, problem_of(error), {"Connection": "close"} if close else None)
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, allowed: AllowedMethods) -> None:
     """Answer every error of the app with a problem document."""
 
     async def on_modelyard_error(request: Request, error: Exception) -> Response:
@@ -223,7 +224,7 @@ def install(app: FastAPI) -> None:
         return _refused_parameters(request, _expect(RequestValidationError, error).errors())
 
     async def on_router_error(request: Request, error: Exception) -> Response:
-        return _refused_by_router(request, _expect(HTTPException, error))
+        return _refused_by_router(request, _expect(HTTPException, error), allowed)
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
         return answer_to(request, _expect(ClientDisconnect, error))
@@ -254,12 +255,12 @@ def _refused_parameters(request: Request, found: Sequence[Mapping[str, Any]]) ->
     return respond(request, problem_of(FaultyRequestError(faults)))
 
 
-def _refused_by_router(request: Request, error: HTTPException) -> Response:
+def _refused_by_router(request: Request, error: HTTPException, allowed: AllowedMethods) -> Response:
     code = _CODE_OF_STATUS.get(error.status_code, ErrorCode.INTERNAL)
     problem = problem_of(ModelyardError(code)).model_copy(update={"status": error.status_code})
     headers = dict(error.headers or {})
     if code is ErrorCode.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(allowed_methods(request.app, request.url.path))
+        headers["Allow"] = ", ".join(allowed.of(request.scope["path"]))
     return respond(request, problem, headers)
 
 

@@ -50,6 +50,11 @@ CLIENTS = (Need("amqp-publish", "amqp-tools", "publishes from the command line")
 CLOCKS = (Need("faketime", "faketime", "gives a process a wrong clock, for tests of faults"),)
 
 UNITS = (Need("systemd-analyze", "systemd", "checks the units of the services"),)
+PROMETHEUS = (Need("prometheus", "prometheus", "reads the metrics, the alerts and the dashboard"),)
+PROXY = (
+    Need("nginx", "nginx", "stands before the gateway, for the tests of its configuration"),
+    Need("openssl", "openssl", "makes the certificate of that test"),
+)
 
 
 def find_program(program: str) -> Path | None:

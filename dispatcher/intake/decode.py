@@ -5,10 +5,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 from pydantic import ValidationError
 
+from dispatcher.intake.content import check_content, unpacked
 from modelyard.broker import Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
 from modelyard.contract.ids import DEFAULT_TENANT, ID_PATTERN, operation_id_for_key
@@ -72,7 +73,17 @@ def decode_delivery(
     message type and Modelyard's own headers are ignored: the body is read as a client's request.
     """
     arguments = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
-    return decode(delivery.body, **arguments)
+    return decode_packed(delivery.body, delivery.properties.content_encoding, **arguments)
+
+
+def refused_content(delivery: Delivery) -> UnreadableMessage | None:
+    """Return why a message can't be read if it says that its body is not JSON; else null."""
+    properties = delivery.properties
+    try:
+        check_content(properties.content_type, properties.content_encoding)
+    except InvalidRequestError as error:
+        return UnreadableMessage(error.info())
+    return None
 
 
 class DecodeArguments(TypedDict):
@@ -95,6 +106,17 @@ def decode_arguments(
         replay=replay_key(delivery.headers) if trusted else None,
         priority=min(delivery.priority, MAX_PRIORITY),
     )
+
+
+def decode_packed(
+    body: bytes, content_encoding: str | None, **arguments: Unpack[DecodeArguments]
+) -> list[NewOperation] | UnreadableMessage:
+    """Unpack a body and decode it."""
+    try:
+        plain = unpacked(body, content_encoding)
+    except InvalidRequestError as error:
+        return UnreadableMessage(error.info())
+    return decode(plain, **arguments)
 
 
 def decode(

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from dispatcher.intake.decode import UnreadableMessage, decode_arguments, decode_delivery
+from dispatcher.intake.content import is_packed
+from dispatcher.intake.decode import (
+    UnreadableMessage,
+    decode_arguments,
+    decode_delivery,
+    refused_content,
+)
 from dispatcher.intake.listed import Listed, listed
 from modelyard.broker import MAX_HEADER_BYTES, MAX_HEADER_VALUES, Delivery
 from modelyard.contract.errors import ErrorCode, ErrorInfo
@@ -57,10 +63,16 @@ class MessageDecoder:
         if delivery.headers_cut:
             # The idempotency key may be missing: each redelivery would become a new operation.
             return UnreadableMessage(_HEADERS_NOT_READ)
-        if len(delivery.body) < LARGE_BODY_BYTES:
+        refused = refused_content(delivery)
+        if refused is not None:
+            return refused
+        encoding = delivery.properties.content_encoding
+        # A packed body of any size may be a large one.
+        if len(delivery.body) < LARGE_BODY_BYTES and not is_packed(encoding):
             return decode_delivery(delivery, fallback_key=fallback_key, trusted=trusted)
         arguments = decode_arguments(delivery, fallback_key=fallback_key, trusted=trusted)
-        return unpack(await self._process.ask("decode", arguments, delivery.body))
+        more = {"content_encoding": encoding, **arguments}
+        return unpack(await self._process.ask("decode", more, delivery.body))
 
     async def listed(self, payload: bytes, name: str) -> Listed:
         """Return the objects in the list `name` of a message; none if it can't be read."""

@@ -50,12 +50,14 @@ class OrderedIntake:
             self._store.operation_queries.unpublished(jobs),
             self._store.jobs.ensure(jobs),
         )
+        mismatched = set[str]()
         for one in wanted:
             key = one.operation_id
             kept = known[key].payload_hash if key in known else one.payload_hash
             for dropped in sorted(hashes[key] - {kept}):
                 log.warning("intake.payload_mismatch", operation_id=key)
                 await self._store.audit.payload_mismatch(key, kept, dropped)
+                mismatched.add(key)
         order = in_order({one.operation_id: one.job_id for one in wanted}, known, unpublished)
         places = dict(zip(order, await self._positions.take(len(order)), strict=True))
         await self._store.operations.put_in_line(
@@ -66,6 +68,8 @@ class OrderedIntake:
         await self._store.operations.take_in(
             [(one, places[one.operation_id]) for one in wanted if one.operation_id in places]
         )
+        if mismatched:
+            await self._store.operations.mark_payload_mismatch(mismatched)
         self._wake(jobs)
         # The event is published again on redelivery: a crash may have lost the first one.
         self._event_log.note(

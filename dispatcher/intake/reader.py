@@ -4,6 +4,7 @@ from enum import Enum
 
 from dispatcher.intake.decode import UnreadableMessage
 from dispatcher.intake.decoder import MessageDecoder
+from dispatcher.intake.replies import with_replies
 from dispatcher.senders import Senders
 from modelyard.broker import Broker, Delivery, send_to_dead_letters
 from modelyard.contract.message_types import CANCEL_TYPE, OVERDUE_TYPE
@@ -43,4 +44,4 @@ class JobsReader:
         if isinstance(decoded, UnreadableMessage):
             await send_to_dead_letters(self._broker, delivery, decoded.error, queue=JOBS_QUEUE.name)
             return []
-        return decoded
+        return with_replies(decoded, delivery)

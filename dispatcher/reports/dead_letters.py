@@ -23,12 +23,15 @@ from dispatcher.metrics import DispatcherMetrics
 from dispatcher.senders import Senders
 from modelyard.broker import (
     DETAIL_HEADER,
+    GENERATED_ID_HEADER,
+    OUR_HEADERS,
     QUEUE_HEADER,
     REASON_HEADER,
     SENDER_HEADER,
     SIZE_HEADER,
     Delivery,
     Subscription,
+    added_by_rabbitmq,
 )
 from modelyard.contract.errors import (
     SENTENCES,
@@ -248,16 +251,32 @@ def letter_of(delivery: Delivery, senders: Senders) -> DeadLetter:
         detail=origin.detail,
         queue=origin.queue,
         routing_key=delivery.routing_key,
-        headers={_field_name(key): str(value)[:1_000] for key, value in delivery.headers.items()},
+        headers=_publishers_headers(delivery.headers, buried=origin.buried),
         sender=origin.sender,
         from_modelyard=senders.is_trusted(origin.sender),
         buried=origin.buried,
-        message_id=delivery.message_id,
+        message_id=None if _made_for_it(delivery, origin) else delivery.message_id,
         message_type=delivery.type,
         message_priority=delivery.priority,
+        content_type=delivery.properties.content_type,
+        content_encoding=delivery.properties.content_encoding,
         payload=delivery.body[:MAX_KEPT_PAYLOAD],
         payload_bytes=origin.payload_bytes,
     )
+
+
+def _publishers_headers(headers: Mapping[str, Any], *, buried: bool) -> dict[str, str]:
+    """Return what the publisher set, without what our processes and RabbitMQ have added."""
+    return {
+        _field_name(name): str(value)[:1_000]
+        for name, value in headers.items()
+        if not added_by_rabbitmq(name) and not (buried and name in OUR_HEADERS)
+    }
+
+
+def _made_for_it(delivery: Delivery, origin: _Origin) -> bool:
+    """Tell whether the message's id was made when it was dead-lettered."""
+    return origin.buried and GENERATED_ID_HEADER in delivery.headers
 
 
 def _buried_bytes(headers: Mapping[str, Any]) -> int:

@@ -29,7 +29,7 @@ from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardE
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_SITES = frozenset({"same-origin", "none"})
-"""`Sec-Fetch-Site` of the gateway's own origin (which has no pages) and of typed addresses."""
+"""`Sec-Fetch-Site` of the gateway's own origin (its page is `/docs`) and of typed addresses."""
 NAMES_REMEMBERED = 256
 """Cache size for host names: nearly all requests use the same few."""
 PREFLIGHT_AGE_S = 600

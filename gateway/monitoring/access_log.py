@@ -63,9 +63,13 @@ class AccessLog:
 
 
 def refused(metrics: GatewayMetrics, status: HTTPStatus, client: str, *, with_line: bool) -> None:
-    """Count and log a request, or a connection, that was refused before it had a route."""
+    """Count and log a request, or a connection, that was refused before it had a route.
+
+    Connections beyond the limit get no line each, because a flood of them would fill the log:
+    `connections.too_many` says every few seconds how many they were.
+    """
     metrics.refused(status)
-    if with_line:
+    if with_line and status is not HTTPStatus.SERVICE_UNAVAILABLE:
         log.info("request.refused", status=status.value, client=client)
 
 

@@ -2,34 +2,23 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, cast
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.problems import FaultyRequestError
 from gateway.service import Gateway
 from modelyard.contract.answers import Fault
-from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
-from modelyard.contract.ids import Id
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS
 from modelyard.store.deleting.deletions import Deletion, Fate
-from modelyard.store.paging import Position
+from modelyard.store.paging import CURSOR_PATTERN, NAME_CURSOR_PATTERN, Position
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 200
-MAX_CURSOR_CHARS = 512
-
-# The parts of a cursor go into a database query, so they are validated like any other input.
-_NAME: TypeAdapter[str] = TypeAdapter(Id)
-_MOMENT: TypeAdapter[datetime] = TypeAdapter(
-    Annotated[
-        datetime,
-        Field(ge=datetime(1970, 1, 2, tzinfo=UTC), le=datetime(9999, 12, 30, tzinfo=UTC)),
-    ]
-)
+_CURSOR = "`next` of the previous page; all other parameters must be the same as there."
 
 
 async def _gateway(request: Request) -> Gateway:
@@ -39,34 +28,17 @@ async def _gateway(request: Request) -> Gateway:
 GatewayDependencies = Annotated[Gateway, Depends(_gateway)]
 
 
-class PageQuery(BaseModel):
+class ListQuery(BaseModel):
     """The parameters of every list. An unknown filter is refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(default=DEFAULT_PAGE, ge=1, le=MAX_PAGE, description="Entries per page.")
-    cursor: str | None = Field(
-        default=None,
-        max_length=MAX_CURSOR_CHARS,
-        description="`next` of the previous page; all other parameters must be the same as there.",
-    )
+    cursor: str | None = None
 
     def criteria(self) -> dict[str, str]:
         """Return the filters, keyed by field of the record."""
         return self.model_dump(mode="json", exclude={"limit", "cursor"}, exclude_none=True)
-
-    def after(self) -> Position | None:
-        """Return the position after which the page starts; raises `InvalidRequestError`."""
-        if self.cursor is None:
-            return None
-        try:
-            position = Position.parse(self.cursor)
-            _MOMENT.validate_python(position.at)
-            _NAME.validate_python(position.key)
-        except (InvalidRequestError, ValidationError, RecursionError) as error:
-            message = "It is not the cursor of a page."
-            raise FaultyRequestError([Fault(parameter="cursor", message=message)]) from error
-        return position
 
     def next_url(self, path: str, cursor: str) -> str:
         """Return the URL of the next page."""
@@ -76,6 +48,22 @@ class PageQuery(BaseModel):
     def criteria_as_given(self) -> dict[str, str]:
         """Return the filters, keyed by query parameter."""
         return self.criteria()
+
+
+class PageQuery(ListQuery):
+    """The parameters of a list that is ordered by time."""
+
+    cursor: str | None = Field(default=None, pattern=CURSOR_PATTERN, description=_CURSOR)
+
+    def after(self) -> Position | None:
+        """Return the position after which the page starts."""
+        return None if self.cursor is None else Position.parse(self.cursor)
+
+
+class NamedPageQuery(ListQuery):
+    """The parameters of a list that is ordered by name."""
+
+    cursor: str | None = Field(default=None, pattern=NAME_CURSOR_PATTERN, description=_CURSOR)
 
 
 async def refuse_repeated(request: Request) -> None:
@@ -103,7 +91,7 @@ def answer(
     )
 
 
-def page_answer(content: BaseModel, query: PageQuery, path: str, cursor: str | None) -> Response:
+def page_answer(content: BaseModel, query: ListQuery, path: str, cursor: str | None) -> Response:
     """Return the answer for a page, with a `Link` to the next one."""
     link = f'<{query.next_url(path, cursor)}>; rel="next"' if cursor else None
     return answer(content, headers={"Link": link} if link else None)

@@ -8,7 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway import openapi
 from gateway.access.authentication import needs
 from gateway.monitoring.operator_log import log_change
-from gateway.routes.dependencies import GatewayDependencies, answer, deleted, refuse_repeated
+from gateway.routes.dependencies import (
+    GatewayDependencies,
+    NamedPageQuery,
+    answer,
+    deleted,
+    page_answer,
+    refuse_repeated,
+)
 from gateway.service import Gateway
 from gateway.views import host_view
 from modelyard.contract.access.scopes import Principal, Scope
@@ -47,14 +54,19 @@ class DrainQuery(BaseModel):
 @router.get(
     "",
     response_model=HostList,
-    responses=openapi.READ_ANSWERS,
-    dependencies=[needs(Scope.HOSTS_READ)],
-    summary="List hosts",
+    responses=openapi.LIST_ANSWERS,
+    dependencies=[needs(Scope.HOSTS_READ), Depends(refuse_repeated)],
+    summary="List hosts, by name",
 )
-async def list_hosts(gateway: GatewayDependencies) -> Response:
-    """Return all hosts that have ever been online, by name."""
-    records = await gateway.reading.ask(gateway.store.hosts.all)
-    return answer(HostList(hosts=tuple(host_view(record) for record in records)))
+async def list_hosts(
+    gateway: GatewayDependencies, query: Annotated[NamedPageQuery, Query()]
+) -> Response:
+    """Return a page of the hosts that have ever been online."""
+    page = await gateway.reading.ask(
+        lambda: gateway.store.hosts.page(after=query.cursor, limit=query.limit)
+    )
+    content = HostList(hosts=tuple(map(host_view, page.items)), next=page.next)
+    return page_answer(content, query, "/v1/hosts", content.next)
 
 
 @router.get(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import openapi
 from gateway.access.authentication import needs, refuse_to_submit
-from gateway.explaining import explanation_of
+from gateway.explaining import explanation_of, operation_views
 from gateway.monitoring.operator_log import log_change
 from gateway.problems import RETRY_AFTER_S
 from gateway.routes.dependencies import (
@@ -88,7 +88,7 @@ async def list_operations(
         )
     )
     cursor = page.next.cursor() if page.next else None
-    views = tuple(operation_view(record) for record in page.items)
+    views = await gateway.reading.ask(lambda: operation_views(gateway.store, page.items))
     content = OperationPage(operations=views, next=cursor)
     return page_answer(content, query, "/v1/operations", cursor)
 
@@ -116,7 +116,8 @@ async def read_operation(
         )
     else:
         record = await gateway.reading.operation(operation_id)
-    view = operation_view(_found(record, operation_id))
+    found = _found(record, operation_id)
+    [view] = await gateway.reading.ask(lambda: operation_views(gateway.store, [found]))
     retry = {} if view.state.terminal else {"Retry-After": str(RETRY_AFTER_S)}
     return answer(view, headers=retry)
 

@@ -2,7 +2,7 @@
 
 from gateway.availability import Availability
 from gateway.reading import BoundedReads
-from modelyard.broker import Broker
+from modelyard.broker import Broker, MessageProperties
 from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ModelyardError
 from modelyard.contract.message_types import SUBMISSION_TYPE
 from modelyard.contract.topology import (
@@ -58,6 +58,7 @@ class Replays:
                 message_type=letter.message_type if letter.from_modelyard else None,
                 headers={REPLAY_HEADER: f"{dead_letter_id}:{marked.replays}"},
                 priority=letter.message_priority,
+                properties=MessageProperties(letter.content_type, letter.content_encoding),
                 timeout_s=REPLAY_S,
             )
         except BrokerUnavailableError as error:

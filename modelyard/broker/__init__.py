@@ -17,22 +17,29 @@ from modelyard.broker.consuming import consume_forever
 from modelyard.broker.dead_lettering import send_to_dead_letters
 from modelyard.broker.headers import (
     DETAIL_HEADER,
+    GENERATED_ID_HEADER,
     MAX_HEADER_BYTES,
     MAX_HEADER_VALUES,
+    OUR_HEADERS,
     QUEUE_HEADER,
     REASON_HEADER,
     SENDER_HEADER,
     SIZE_HEADER,
+    added_by_rabbitmq,
 )
 from modelyard.broker.lenient_decoding import decode_leniently
+from modelyard.broker.properties import JSON, DirectReply, MessageProperties
 from modelyard.broker.subscription import Delivery, Subscription
 
 decode_leniently()
 
 __all__ = [
     "DETAIL_HEADER",
+    "GENERATED_ID_HEADER",
+    "JSON",
     "MAX_HEADER_BYTES",
     "MAX_HEADER_VALUES",
+    "OUR_HEADERS",
     "QUEUE_HEADER",
     "REASON_HEADER",
     "SENDER_HEADER",
@@ -40,9 +47,12 @@ __all__ = [
     "Broker",
     "ConsumingFailedError",
     "Delivery",
+    "DirectReply",
+    "MessageProperties",
     "QueueHeldError",
     "Subscription",
     "TopologyMismatchError",
+    "added_by_rabbitmq",
     "backoff_s",
     "consume_forever",
     "send_to_dead_letters",

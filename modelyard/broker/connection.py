@@ -22,8 +22,10 @@ from urllib.parse import unquote, urlsplit
 
 import aio_pika
 import aiormq
+import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.commands import Queue as QueueFrames
@@ -36,9 +38,12 @@ from modelyard.broker.connection_loss import (
     close_quietly,
     losses,
 )
+from modelyard.broker.properties import JSON, DirectReply, MessageProperties
 from modelyard.broker.subscription import Subscription
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.topology import EXCHANGES, Exchange, Queue
+
+log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 10
 """AMQP heartbeat: a dead peer is noticed after about three of them."""
@@ -46,6 +51,8 @@ CONNECT_TIMEOUT_S = 10.0
 """For opening a connection together with the first requests on it."""
 INSPECT_TIMEOUT_S = 5.0
 PUBLISH_TIMEOUT_S = 5.0
+REPLY_TTL_S = 3_600
+"""Seconds that a reply may lie in a queue: nobody may come for it."""
 WATCH_S = 20.0
 """Seconds between two checks whether the broker still knows a subscription's consumer."""
 
@@ -85,6 +92,7 @@ class Broker:
         self._lock = asyncio.Lock()
         self._publishing: tuple[AbstractConnection, AbstractChannel] | None = None
         self._unconfirmed: AbstractChannel | None = None
+        self._replying: AbstractChannel | None = None
         self._closing: set[asyncio.Task[None]] = set()
         """Tasks that close connections nobody waits for any more; kept from garbage collection."""
         self._exchanges: dict[str, aio_pika.abc.AbstractExchange] = {}
@@ -104,6 +112,7 @@ class Broker:
         message_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         priority: int = 0,
+        properties: MessageProperties = JSON,
         mandatory: bool = True,
         persistent: bool = True,
         timeout_s: float = PUBLISH_TIMEOUT_S,
@@ -119,7 +128,10 @@ class Broker:
         )
         message = aio_pika.Message(
             body,
-            content_type="application/json",
+            content_type=properties.content_type,
+            content_encoding=properties.content_encoding,
+            reply_to=properties.reply_to,
+            correlation_id=properties.correlation_id,
             delivery_mode=mode,
             # The library matches returned messages by id, so no two attempts share one. An id that
             # the caller gives is the exception: readers recognise repetitions by it.
@@ -174,6 +186,33 @@ class Broker:
                     routing_key=last_key,
                     properties=self._unconfirmed_properties(message_type),
                 )
+
+    async def reply(self, replies: Sequence[DirectReply], *, message_type: str) -> None:
+        """Publish to queues by their names, through the default exchange, and wait for nothing.
+
+        What no queue takes is dropped, and so is what lies in its queue for `REPLY_TTL_S`. Raises
+        `BrokerUnavailableError` as `publish_unconfirmed`. If the user may not do this, RabbitMQ
+        closes the channel, which is used for nothing else.
+        """
+        if not replies:
+            return
+        with losses("RabbitMQ did not take replies"):
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                channel = await self._replying_channel()
+                for one in replies:
+                    await channel.basic_publish(
+                        one.body,
+                        exchange="",
+                        routing_key=one.queue,
+                        properties=Basic.Properties(
+                            content_type=JSON.content_type,
+                            correlation_id=one.correlation_id,
+                            expiration=str(REPLY_TTL_S * 1_000),
+                            message_id=uuid.uuid4().hex,
+                            message_type=message_type,
+                            user_id=self.user,
+                        ),
+                    )
 
     async def declare(
         self,
@@ -386,23 +425,41 @@ class Broker:
 
     async def _unconfirmed_channel(self) -> aiormq.Channel:
         """Return a channel of the publishing connection that is not in confirm mode."""
+        self._unconfirmed = await self._open_channel(self._unconfirmed)
+        return cast("aiormq.Channel", await self._unconfirmed.get_underlay_channel())
+
+    async def _replying_channel(self) -> aiormq.Channel:
+        """Return a channel like that of `_unconfirmed_channel`, for replies alone."""
+        before = self._replying
+        self._replying = channel = await self._open_channel(before)
+        if channel is not before:
+            channel.close_callbacks.add(_log_refused_replies)
+        return cast("aiormq.Channel", await channel.get_underlay_channel())
+
+    async def _open_channel(self, known: AbstractChannel | None) -> AbstractChannel:
+        """Return this channel without confirms, or another one if it is closed."""
         await self._channel()
         async with self._lock:
             if self._publishing is None:
                 raise BrokerUnavailableError("The connection was closed meanwhile.")
-            if self._unconfirmed is None or self._unconfirmed.is_closed:
-                connection, _ = self._publishing
-                channel = await connection.channel(publisher_confirms=False)
-                self._unconfirmed = channel
-            return cast("aiormq.Channel", await self._unconfirmed.get_underlay_channel())
+            if known is not None and not known.is_closed:
+                return known
+            connection, _ = self._publishing
+            return await connection.channel(publisher_confirms=False)
 
     async def _drop_publishing(self) -> None:
         if self._publishing is not None:
             connection, _ = self._publishing
             self._publishing = None
             self._unconfirmed = None
+            self._replying = None
             self._exchanges.clear()
             await close_quietly(connection)
+
+
+def _log_refused_replies(_: object, error: BaseException | None) -> None:
+    if isinstance(error, ChannelAccessRefused):
+        log.error("replies.refused", reason=str(error))
 
 
 def _content(body: bytes, most: int) -> Iterator[ContentBody]:

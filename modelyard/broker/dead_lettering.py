@@ -8,12 +8,14 @@ import structlog
 from modelyard.broker.connection import Broker
 from modelyard.broker.headers import (
     DETAIL_HEADER,
+    GENERATED_ID_HEADER,
     MAX_HEADER_BYTES,
     MAX_HEADER_VALUES,
     QUEUE_HEADER,
     REASON_HEADER,
     SENDER_HEADER,
     SIZE_HEADER,
+    added_by_rabbitmq,
 )
 from modelyard.broker.subscription import Delivery
 from modelyard.contract.errors import ErrorInfo
@@ -28,7 +30,6 @@ _MOST_HEADERS = MAX_HEADER_VALUES - 56
 _HEADER_OVERHEAD = 6
 """Bytes of a header in its frame in addition to its name and its value."""
 _ROUTES_COPIES = ("cc", "bcc")
-_ADDED_BY_RABBITMQ = ("x-death", "x-delivery-", "x-first-death-", "x-last-death-")
 
 
 async def send_to_dead_letters(
@@ -58,7 +59,9 @@ async def send_to_dead_letters(
             QUEUE_HEADER: queue,
             SENDER_HEADER: delivery.user_id or "",
             SIZE_HEADER: str(delivery.size),
+            **({} if delivery.message_id else {GENERATED_ID_HEADER: "true"}),
         },
+        properties=delivery.properties,
     )
 
 
@@ -69,7 +72,7 @@ def _kept(headers: Mapping[str, object]) -> dict[str, str]:
         for name, value in headers.items()
         if isinstance(value, str | bytes)
         and name.lower() not in _ROUTES_COPIES
-        and not name.lower().startswith(_ADDED_BY_RABBITMQ)
+        and not added_by_rabbitmq(name)
     }
     sizes = {
         name: len(f"{name}{value}".encode()) + _HEADER_OVERHEAD for name, value in texts.items()

@@ -23,6 +23,20 @@ SENDER_HEADER = "x-modelyard-sender"
 """The user that RabbitMQ had verified on the dead-lettered message; empty if it had none."""
 SIZE_HEADER = "x-modelyard-body-bytes"
 """Size of the whole message; of one that is too large a dead letter has only the beginning."""
+GENERATED_ID_HEADER = "x-modelyard-generated-id"
+"""On a dead letter whose message had no `message_id`: the one that it has was made for it."""
+OUR_HEADERS = frozenset(
+    {
+        REASON_HEADER,
+        DETAIL_HEADER,
+        QUEUE_HEADER,
+        SENDER_HEADER,
+        SIZE_HEADER,
+        GENERATED_ID_HEADER,
+        REPLAY_HEADER,
+    }
+)
+"""Those that one of our processes adds to a message that it dead-letters."""
 
 MAX_HEADER_VALUES = 256
 """Values in the headers of one message, those inside of lists and tables included."""
@@ -41,6 +55,7 @@ _ALWAYS_READ = frozenset(
         QUEUE_HEADER,
         SENDER_HEADER,
         SIZE_HEADER,
+        GENERATED_ID_HEADER,
         REPLAY_HEADER,
         "x-death",
         "x-delivery-count",
@@ -50,6 +65,14 @@ _TABLE, _ARRAY = b"FA"
 _SIZES = dict(zip(b"tbBsuIilLfdDTV\0", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, 0), strict=True))
 _SIZED_BY_PREFIX = frozenset(b"SxAF")
 _LENGTH = 4
+
+
+_RABBITMQ_ADDS = ("x-death", "x-delivery-", "x-first-death-", "x-last-death-", "x-acquired-count")
+
+
+def added_by_rabbitmq(name: str) -> bool:
+    """Tell whether a header is one of those that RabbitMQ itself adds."""
+    return name.lower().startswith(_RABBITMQ_ADDS)
 
 
 class Headers(dict[str, Any]):

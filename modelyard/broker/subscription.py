@@ -12,6 +12,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from modelyard.broker.connection_loss import losses
 from modelyard.broker.headers import Headers
+from modelyard.broker.properties import UNSET, MessageProperties
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import MAX_BATCH_BYTES
 
@@ -50,6 +51,7 @@ class Delivery:
     raw: AbstractIncomingMessage
     priority: int = 0
     """The property of that name, 0 to 255; 0 if the message has none."""
+    properties: MessageProperties = UNSET
     body_bytes: int = 0
     """Size of the whole body; 0 if `body` is the whole of it."""
     header_bytes: int = 0
@@ -193,6 +195,12 @@ class Subscription:
             headers_cut=known.cut,
             user_id=message.user_id,
             priority=message.priority or 0,
+            properties=MessageProperties(
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                reply_to=message.reply_to,
+                correlation_id=message.correlation_id,
+            ),
             raw=message,
         )
         self._open[one] = None

@@ -145,9 +145,8 @@ def infer(  # noqa: PLR0913 - options
         body = request(Verb.INFER, job, options, input=value)
         submitted(session, body, wait=wait, key=key)
     elif model is not None and job is None:
-        accepted = session.yard.infer_model(
-            model, value, dataset=dataset, idempotency_key=key, **options
-        )
+        options["idempotency_key"] = key
+        accepted = session.yard.infer_model(model, value, dataset=dataset, **options)
         finish(session, accepted, wait=wait)
     else:
         raise typer.BadParameter("give a job or --model, and not both", param_hint="JOB")

@@ -6,7 +6,7 @@ The two classes have the same methods, which a test compares. Both send the call
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -17,6 +17,7 @@ from modelyard.client.credentials import authorization
 from modelyard.client.endpoints import (
     LONGEST_POLL_S,
     InferenceOptions,
+    NamedList,
     Request,
     RequestOptions,
     id_of,
@@ -122,11 +123,11 @@ class AsyncModelyard:
     ) -> Accepted:
         """Place the job on a host and create its container."""
         given = {"model": model, "dataset": dataset}
-        return await self.submit(endpoints.request(Verb.DEPLOY_CREATE, job_id, options, **given))
+        return await self._send(endpoints.ask(Verb.DEPLOY_CREATE, job_id, options, **given))
 
     async def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Bring the job's model into memory."""
-        return await self.submit(endpoints.request(Verb.DEPLOY_LOAD, job_id, options))
+        return await self._send(endpoints.ask(Verb.DEPLOY_LOAD, job_id, options))
 
     async def infer(
         self,
@@ -135,7 +136,7 @@ class AsyncModelyard:
         **options: Unpack[RequestOptions],
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
-        return await self.submit(endpoints.request(Verb.INFER, job_id, options, input=input))
+        return await self._send(endpoints.ask(Verb.INFER, job_id, options, input=input))
 
     async def infer_model(
         self,
@@ -143,7 +144,6 @@ class AsyncModelyard:
         input: JsonValue,  # noqa: A002 - the name in the API
         *,
         dataset: str | None = None,
-        idempotency_key: str | None = None,
         **options: Unpack[InferenceOptions],
     ) -> Accepted:
         """Send an input to whichever job of a model is best placed; the answer names the job.
@@ -151,16 +151,15 @@ class AsyncModelyard:
         With `dataset` only jobs that were created with it are asked. Raises `ApiError` with
         `no_serving_job` if there is none that could take it now.
         """
-        call = endpoints.infer_model(model, dataset, idempotency_key, options, input)
-        return await self._send(call)
+        return await self._send(endpoints.infer_model(model, dataset, options, input))
 
     async def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Take the job's model out of memory."""
-        return await self.submit(endpoints.request(Verb.DEPLOY_UNLOAD, job_id, options))
+        return await self._send(endpoints.ask(Verb.DEPLOY_UNLOAD, job_id, options))
 
     async def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Remove the job's container."""
-        return await self.submit(endpoints.request(Verb.TERMINATE, job_id, options))
+        return await self._send(endpoints.ask(Verb.TERMINATE, job_id, options))
 
     async def temp(
         self,
@@ -172,7 +171,7 @@ class AsyncModelyard:
     ) -> Accepted:
         """Run the model once on the dataset or the input, and remove its container."""
         given = {"model": model, "dataset": dataset, "input": input}
-        return await self.submit(endpoints.request(Verb.TEMP, job_id, options, **given))
+        return await self._send(endpoints.ask(Verb.TEMP, job_id, options, **given))
 
     # --- operations ---
 
@@ -266,7 +265,7 @@ class AsyncModelyard:
 
     async def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
-        return await self._send(endpoints.hosts())
+        return tuple([one async for page in self._pages(endpoints.hosts) for one in page.hosts])
 
     # --- dead letters ---
 
@@ -335,7 +334,7 @@ class AsyncModelyard:
 
     async def models(self) -> tuple[ModelSpec, ...]:
         """List the models of the catalog."""
-        return await self._send(endpoints.models())
+        return tuple([one async for page in self._pages(endpoints.models) for one in page.models])
 
     async def model(self, name: str) -> ModelSpec:
         """Read a model."""
@@ -355,7 +354,9 @@ class AsyncModelyard:
 
     async def datasets(self) -> tuple[DatasetSpec, ...]:
         """List the datasets of the catalog."""
-        return await self._send(endpoints.datasets())
+        return tuple(
+            [one async for page in self._pages(endpoints.datasets) for one in page.datasets]
+        )
 
     async def dataset(self, name: str) -> DatasetSpec:
         """Read a dataset."""
@@ -368,6 +369,18 @@ class AsyncModelyard:
     async def delete_dataset(self, name: str) -> None:
         """Delete a dataset; existing jobs keep their copy of it."""
         await self._send(endpoints.delete_entry("datasets", name))
+
+    async def _pages(
+        self, call: Callable[[str | None], Call[NamedList]]
+    ) -> AsyncIterator[NamedList]:
+        """Yield the pages of a list that is read whole."""
+        cursor: str | None = None
+        while True:
+            page = await self._send(call(cursor))
+            yield page
+            cursor = page.next
+            if cursor is None:
+                return
 
     async def _send(self, call: Call[T]) -> T:
         attempts = CallAttempts(call, self._attempts)

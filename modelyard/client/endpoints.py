@@ -8,7 +8,7 @@ own.
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -31,7 +31,6 @@ from modelyard.contract.answers import (
     ModelList,
     OperationPage,
 )
-from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState, Verb
@@ -46,10 +45,14 @@ from modelyard.contract.views import (
 )
 
 M = TypeVar("M", bound=BaseModel)
+NamedList = TypeVar("NamedList", HostList, ModelList, DatasetList)
+"""A page of a list by name."""
 
 Request = JobRequest | Mapping[str, JsonValue]
 LONGEST_POLL_S = 30.0
 """How long one request waits at the gateway; shorter than the timeouts of most proxies."""
+LARGEST_PAGE = 200
+"""Entries that the gateway gives at once; a list by name is read in such pages."""
 
 
 class OperationFailed(Exception):  # noqa: N818 - named as the state that it reports
@@ -62,8 +65,10 @@ class OperationFailed(Exception):  # noqa: N818 - named as the state that it rep
 
 
 class InferenceOptions(TypedDict, total=False):
-    """Optional fields of an inference on a model; see `InferenceRequest`."""
+    """What an inference on a model may have besides; see `InferenceRequest` for the fields."""
 
+    idempotency_key: str | None
+    """Repeating a submission with the same key is the same operation; random if not given."""
     priority: int
     timeout_s: float
     queue_timeout_s: float
@@ -71,7 +76,7 @@ class InferenceOptions(TypedDict, total=False):
 
 
 class RequestOptions(InferenceOptions, total=False):
-    """Optional fields of every request on a job; see `JobRequest`."""
+    """What every request on a job may have besides; see `JobRequest` for the fields."""
 
     container_id: str
 
@@ -141,7 +146,7 @@ def pause_after_poll(took_s: float, asked_s: float) -> float:
 
 
 def request(
-    verb: Verb, job_id: str, options: InferenceOptions, **given: JsonValue
+    verb: Verb, job_id: str, options: Mapping[str, JsonValue], **given: JsonValue
 ) -> dict[str, JsonValue]:
     """Return a request as JSON, without the fields that are None."""
     fields = {name: value for name, value in given.items() if value is not None}
@@ -153,19 +158,25 @@ def submit(request: Request, key: str | None) -> Call[Accepted]:
     return Call("POST", "/v1/jobs", _reader(Accepted), body=_dumped(request), headers=_key(key))
 
 
+def ask(verb: Verb, job_id: str, options: InferenceOptions, **given: JsonValue) -> Call[Accepted]:
+    """Submit a request for a verb, with the idempotency key among the options."""
+    fields, key = _split(options)
+    return submit(request(verb, job_id, fields, **given), key)
+
+
 def infer_model(
     model: str,
     dataset: str | None,
-    key: str | None,
     options: InferenceOptions,
     input: JsonValue,  # noqa: A002 - the name in the API
 ) -> Call[Accepted]:
-    """Submit an inference on any job of a model, with a random key if the caller gives none."""
+    """Submit an inference on any job of a model."""
+    fields, key = _split(options)
     return Call(
         "POST",
         f"/v1/models/{_quoted(model)}/infer",
         _reader(Accepted),
-        body=dump_json({"input": input, **options}),
+        body=dump_json({"input": input, **fields}),
         params={} if dataset is None else {"dataset": dataset},
         headers=_key(key),
     )
@@ -300,16 +311,14 @@ def revoke_key(key_id: str) -> Call[ApiKeyView]:
     return Call("DELETE", f"/v1/keys/{_quoted(key_id)}", _reader(ApiKeyView))
 
 
-def hosts() -> Call[tuple[HostView, ...]]:
-    """List hosts."""
-    read = _reader(HostList)
-    return Call("GET", "/v1/hosts", lambda r: read(r).hosts)
+def hosts(cursor: str | None) -> Call[HostList]:
+    """List a page of hosts."""
+    return Call("GET", "/v1/hosts", _reader(HostList), params=_page(cursor))
 
 
-def models() -> Call[tuple[ModelSpec, ...]]:
-    """List the models of the catalog."""
-    read = _reader(ModelList)
-    return Call("GET", "/v1/models", lambda r: read(r).models)
+def models(cursor: str | None) -> Call[ModelList]:
+    """List a page of the models of the catalog."""
+    return Call("GET", "/v1/models", _reader(ModelList), params=_page(cursor))
 
 
 def footprints(model: str) -> Call[tuple[FootprintView, ...]]:
@@ -319,10 +328,9 @@ def footprints(model: str) -> Call[tuple[FootprintView, ...]]:
     return Call("GET", path, lambda r: read(r).footprints)
 
 
-def datasets() -> Call[tuple[DatasetSpec, ...]]:
-    """List the datasets of the catalog."""
-    read = _reader(DatasetList)
-    return Call("GET", "/v1/datasets", lambda r: read(r).datasets)
+def datasets(cursor: str | None) -> Call[DatasetList]:
+    """List a page of the datasets of the catalog."""
+    return Call("GET", "/v1/datasets", _reader(DatasetList), params=_page(cursor))
 
 
 def entry(collection: str, kind: type[M], name: str) -> Call[M]:
@@ -357,12 +365,24 @@ def _dumped(value: BaseModel | Mapping[str, JsonValue]) -> str:
     return dump_json(dict(value))
 
 
+def _split(options: InferenceOptions) -> tuple[dict[str, JsonValue], str | None]:
+    """Return the fields of a request among the options, and its idempotency key."""
+    fields: dict[str, Any] = {**options}
+    key = fields.pop("idempotency_key", None)
+    return fields, key
+
+
 def _key(key: str | None) -> Headers:
     return {"Idempotency-Key": key or uuid.uuid4().hex}
 
 
 def _params(filters: PageFilters) -> dict[str, str]:
     return {name: str(value) for name, value in filters.items() if value is not None}
+
+
+def _page(cursor: str | None) -> dict[str, str]:
+    """Return the parameters of a page of a list that is read whole."""
+    return {"limit": str(LARGEST_PAGE)} | ({} if cursor is None else {"cursor": cursor})
 
 
 def _quoted(name: str) -> str:

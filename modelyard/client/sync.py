@@ -1,7 +1,7 @@
 """The synchronous client of the HTTP API; `modelyard.client.aio` is the one for asyncio."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -12,6 +12,7 @@ from modelyard.client.credentials import authorization
 from modelyard.client.endpoints import (
     LONGEST_POLL_S,
     InferenceOptions,
+    NamedList,
     Request,
     RequestOptions,
     id_of,
@@ -117,11 +118,11 @@ class Modelyard:
     ) -> Accepted:
         """Place the job on a host and create its container."""
         given = {"model": model, "dataset": dataset}
-        return self.submit(endpoints.request(Verb.DEPLOY_CREATE, job_id, options, **given))
+        return self._send(endpoints.ask(Verb.DEPLOY_CREATE, job_id, options, **given))
 
     def load(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Bring the job's model into memory."""
-        return self.submit(endpoints.request(Verb.DEPLOY_LOAD, job_id, options))
+        return self._send(endpoints.ask(Verb.DEPLOY_LOAD, job_id, options))
 
     def infer(
         self,
@@ -130,7 +131,7 @@ class Modelyard:
         **options: Unpack[RequestOptions],
     ) -> Accepted:
         """Send an input to the job's model; its answer is the operation's result."""
-        return self.submit(endpoints.request(Verb.INFER, job_id, options, input=input))
+        return self._send(endpoints.ask(Verb.INFER, job_id, options, input=input))
 
     def infer_model(
         self,
@@ -138,7 +139,6 @@ class Modelyard:
         input: JsonValue,  # noqa: A002 - the name in the API
         *,
         dataset: str | None = None,
-        idempotency_key: str | None = None,
         **options: Unpack[InferenceOptions],
     ) -> Accepted:
         """Send an input to whichever job of a model is best placed; the answer names the job.
@@ -146,16 +146,15 @@ class Modelyard:
         With `dataset` only jobs that were created with it are asked. Raises `ApiError` with
         `no_serving_job` if there is none that could take it now.
         """
-        call = endpoints.infer_model(model, dataset, idempotency_key, options, input)
-        return self._send(call)
+        return self._send(endpoints.infer_model(model, dataset, options, input))
 
     def unload(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Take the job's model out of memory."""
-        return self.submit(endpoints.request(Verb.DEPLOY_UNLOAD, job_id, options))
+        return self._send(endpoints.ask(Verb.DEPLOY_UNLOAD, job_id, options))
 
     def terminate(self, job_id: str, **options: Unpack[RequestOptions]) -> Accepted:
         """Remove the job's container."""
-        return self.submit(endpoints.request(Verb.TERMINATE, job_id, options))
+        return self._send(endpoints.ask(Verb.TERMINATE, job_id, options))
 
     def temp(
         self,
@@ -167,7 +166,7 @@ class Modelyard:
     ) -> Accepted:
         """Run the model once on the dataset or the input, and remove its container."""
         given = {"model": model, "dataset": dataset, "input": input}
-        return self.submit(endpoints.request(Verb.TEMP, job_id, options, **given))
+        return self._send(endpoints.ask(Verb.TEMP, job_id, options, **given))
 
     # --- operations ---
 
@@ -261,7 +260,7 @@ class Modelyard:
 
     def hosts(self) -> tuple[HostView, ...]:
         """List the hosts."""
-        return self._send(endpoints.hosts())
+        return tuple(one for page in self._pages(endpoints.hosts) for one in page.hosts)
 
     # --- dead letters ---
 
@@ -330,7 +329,7 @@ class Modelyard:
 
     def models(self) -> tuple[ModelSpec, ...]:
         """List the models of the catalog."""
-        return self._send(endpoints.models())
+        return tuple(one for page in self._pages(endpoints.models) for one in page.models)
 
     def model(self, name: str) -> ModelSpec:
         """Read a model."""
@@ -350,7 +349,7 @@ class Modelyard:
 
     def datasets(self) -> tuple[DatasetSpec, ...]:
         """List the datasets of the catalog."""
-        return self._send(endpoints.datasets())
+        return tuple(one for page in self._pages(endpoints.datasets) for one in page.datasets)
 
     def dataset(self, name: str) -> DatasetSpec:
         """Read a dataset."""
@@ -363,6 +362,16 @@ class Modelyard:
     def delete_dataset(self, name: str) -> None:
         """Delete a dataset; existing jobs keep their copy of it."""
         self._send(endpoints.delete_entry("datasets", name))
+
+    def _pages(self, call: Callable[[str | None], Call[NamedList]]) -> Iterator[NamedList]:
+        """Yield the pages of a list that is read whole."""
+        cursor: str | None = None
+        while True:
+            page = self._send(call(cursor))
+            yield page
+            cursor = page.next
+            if cursor is None:
+                return
 
     def _send(self, call: Call[T]) -> T:
         attempts = CallAttempts(call, self._attempts)

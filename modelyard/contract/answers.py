@@ -91,15 +91,17 @@ class JobPage(ApiAnswer):
 
 
 class HostList(ApiAnswer):
-    """Every host that ever came online."""
+    """Hosts that were ever online, by name; `next` is the cursor of the next page, if any."""
 
     hosts: tuple[HostView, ...]
+    next: str | None = None
 
 
 class ModelList(ApiAnswer):
-    """The models of the catalog, by name."""
+    """Models of the catalog, by name; `next` is the cursor of the next page, if any."""
 
     models: tuple[ModelSpec, ...]
+    next: str | None = None
 
 
 class FootprintList(ApiAnswer):
@@ -109,9 +111,10 @@ class FootprintList(ApiAnswer):
 
 
 class DatasetList(ApiAnswer):
-    """The datasets of the catalog, by name."""
+    """Datasets of the catalog, by name; `next` is the cursor of the next page, if any."""
 
     datasets: tuple[DatasetSpec, ...]
+    next: str | None = None
 
 
 class DeadLetterSummary(ApiAnswer):
@@ -128,6 +131,9 @@ class DeadLetterSummary(ApiAnswer):
     message_type: str | None = None
     message_priority: int = 0
     """The message's own priority, 0 to 255; that of its requests that name none."""
+    content_type: str | None = None
+    content_encoding: str | None = None
+    """Both as the publisher set them; null: it did not."""
     payload_bytes: int = Field(default=0, ge=0)
     """Size of the whole payload."""
     replays: int = Field(default=0, ge=0)

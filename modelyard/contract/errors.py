@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     RESULT_NOT_READY = "result_not_ready"
     NO_RESULT = "no_result"
     ALREADY_ENDED = "already_ended"
+    PRECONDITION_FAILED = "precondition_failed"
     NOT_RETRYABLE = "not_retryable"
     NOT_REPLAYABLE = "not_replayable"
     STILL_IN_USE = "still_in_use"
@@ -124,6 +125,9 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.RESULT_NOT_READY: "The operation has not ended yet.",
         ErrorCode.NO_RESULT: "The operation ended without a result.",
         ErrorCode.ALREADY_ENDED: "The operation has ended and can't be cancelled any more.",
+        ErrorCode.PRECONDITION_FAILED: (
+            "The entry is not what the request's If-Match or If-None-Match expects."
+        ),
         ErrorCode.NOT_RETRYABLE: "Only an operation that ended without success can be retried.",
         ErrorCode.NOT_REPLAYABLE: "The dead letter can't be published again as it is.",
         ErrorCode.STILL_IN_USE: "It can't be deleted, because something still needs it.",

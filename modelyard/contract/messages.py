@@ -17,8 +17,10 @@ from pydantic import (
     FailFast,
     Field,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
+from pydantic.config import JsonDict
 
 from modelyard.contract.capacity.footprints import Footprint
 from modelyard.contract.capacity.offers import (
@@ -51,6 +53,8 @@ MAX_RESULT_BYTES = 1 << 20
 """A result that a worker may report."""
 MAX_INLINE_RESULT_BYTES = 256 << 10
 """A result that stays in the operation's document; larger ones go to GridFS."""
+MAX_EVENT_RESULT_BYTES = 16 << 10
+"""A result that is in the event of its operation's end; every subscriber gets it."""
 MAX_REPORT_BYTES = 4 << 20
 """A message of a worker. A result in it is JSON text inside of JSON, which may double its size."""
 MAX_HEARTBEAT_BYTES = 64 << 10
@@ -88,7 +92,8 @@ ContainerClaim = Annotated[
 MetadataKey = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)]
-Key = Annotated[str, StringConstraints(strict=True, pattern=r"^[\x21-\x7e]{1,255}$")]
+KEY_PATTERN = r"^[!-~]{1,255}$"
+Key = Annotated[str, StringConstraints(strict=True, pattern=KEY_PATTERN)]
 """An idempotency key: 1 to 255 printable ASCII characters without spaces."""
 
 
@@ -134,12 +139,42 @@ class RequestFields(BaseModel):
 class InferenceRequest(RequestFields):
     """An inference on any job of a model: `POST /v1/models/{name}/infer`."""
 
-    input: Annotated[Any, AfterValidator(_given)]
+    input: Annotated[
+        Any, AfterValidator(_given), WithJsonSchema({"not": {"type": "null"}, "title": "Input"})
+    ]
     """Any JSON but null; it is sent to the model."""
+
+
+_CONDITIONS: JsonDict = {
+    "allOf": [
+        {
+            "if": {"properties": {"operation_type": {"enum": list(MAKING)}}},
+            "then": {
+                "required": ["model"],
+                "properties": {"model": {"type": "string", "minLength": 1}},
+            },
+            "else": {
+                "properties": {
+                    "container_id": {
+                        "type": ["string", "null"],
+                        "maxLength": MAX_CONTAINER_CLAIM,
+                    }
+                }
+            },
+        },
+        {
+            "if": {"properties": {"operation_type": {"const": Verb.INFER}}},
+            "then": {"required": ["input"], "properties": {"input": {"not": {"type": "null"}}}},
+        },
+    ]
+}
+"""What each verb needs, for the JSON schema of a request."""
 
 
 class JobRequest(RequestFields):
     """One request on a job: the same schema over HTTP and AMQP."""
+
+    model_config = ConfigDict(json_schema_extra=_CONDITIONS)
 
     job_id: Id
     operation_type: Verb = Field(strict=False)
@@ -467,6 +502,9 @@ class Event(Message):
     """True if a client had asked to cancel the operation; null if not, or if it is not known."""
     result_bytes: int | None = None
     """Size of the operation's result as JSON; null if there is none."""
+    result: Any = None
+    """The operation's result, if it has at most 16 KiB as JSON. Without it read the result over
+    HTTP, if `result_bytes` says that there is one."""
     accepted_at: datetime | None = None
     """Set only if the event is about an operation that has ended."""
     dispatched_at: datetime | None = None

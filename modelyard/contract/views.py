@@ -58,6 +58,8 @@ class OperationView(Message):
     `evicted_for:<operation>`."""
     retry_of: str | None = None
     """The operation that this one runs again."""
+    payload_mismatch: bool = False
+    """True if another request came over AMQP with the same idempotency key: it has no effect."""
     cancel_requested: bool = False
     not_before: datetime | None = None
     """While QUEUED after a failed attempt: the earliest time of the next attempt."""

@@ -8,6 +8,7 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.views import DryRun, DryRunOutcome, Explanation
 from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
 from modelyard.scheduling.prospects import Facts, Prospect, prospect_of
+from modelyard.store.jobs import HeadOfLine
 from modelyard.store.records import OperationRecord
 
 
@@ -43,6 +44,25 @@ def explain_in_line(facts: Facts) -> Explanation:
         hosts=prospect.hosts,
         estimated_start_s=prospect.estimated_start_s,
     )
+
+
+def waits_in_line(operation: OperationRecord, head: HeadOfLine | None) -> tuple[str, ...]:
+    """Return what a QUEUED operation waits for that no host is looked for yet.
+
+    `head` is the first open operation of its job. Nothing is returned for the head itself: the
+    scheduler records what that waits for.
+    """
+    if operation.line is None:
+        return () if operation.aside else ("a dispatcher, to take it in",)
+    if head is not None and head.restoring:
+        return ("its job, which is being restored",)
+    if head is None or head.operation_id == operation.operation_id:
+        return ()
+    why = f", for {head.reason}" if head.reason else ""
+    first = f"{head.verb} {head.operation_id} ({head.state}{why}), the first of its job's line"
+    if operation.verb is head.verb is Verb.INFER:
+        first += f"; its model takes {head.max_concurrency} at the same time (max_concurrency)"
+    return (first,)
 
 
 def explain_request(verb: Verb, facts: Facts) -> DryRun:

@@ -13,6 +13,7 @@ from modelyard.store.records import DeadLetter, error_document
 _NOT_AS_TEXT = {"event_id", "at", "error"}
 _IN_THE_OPERATION = {
     "cancel_requested",
+    "result",
     "result_bytes",
     "accepted_at",
     "dispatched_at",

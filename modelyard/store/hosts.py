@@ -10,6 +10,7 @@ from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
+from modelyard.store.paging import NamedPage, names_after
 from modelyard.store.records import Document, HostRecord, reservations_of
 
 KEPT_INCARNATIONS = 32
@@ -28,6 +29,13 @@ class Hosts:
         async with self._connection.answering():
             found = await self._collection.find(criteria).sort("_id", 1).to_list(None)
         return [HostRecord.model_validate(document) for document in found]
+
+    async def page(self, *, after: str | None = None, limit: int) -> NamedPage[HostRecord]:
+        """Return the next hosts by name."""
+        async with self._connection.answering():
+            cursor = self._collection.find(names_after(after)).sort("_id", 1).limit(limit + 1)
+            found = await cursor.to_list(None)
+        return NamedPage.of(found, limit, HostRecord.model_validate)
 
     async def get(self, host_id: str) -> HostRecord | None:
         """Return one host."""

@@ -7,7 +7,7 @@ from pymongo import UpdateOne
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.states import JobState, job_sources
+from modelyard.contract.states import JobState, OperationState, Verb, job_sources
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
 from modelyard.store.paging import Page, Position, page_filter, to_page
@@ -29,6 +29,21 @@ GENERATION_FLOOR = "generations"
 """The counter of the highest generation that a deleted job had."""
 LINE_HEAD = 160
 """Operations of one job that the scheduler reads in one pass: more than may run together."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOfLine:
+    """The first open operation of a job."""
+
+    operation_id: str
+    verb: Verb
+    state: OperationState
+    reason: str | None
+    """Why Modelyard made it; null for a client's."""
+    max_concurrency: int
+    """How many inferences of the job may run at the same time."""
+    restoring: bool
+    """Modelyard restores the job before anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +271,42 @@ class Jobs:
             ),
             frozenset({one["_id"] for one in found} - {one["_id"] for one in unchanged}),
         )
+
+    async def heads_of_lines(self, job_ids: Sequence[str]) -> dict[str, HeadOfLine]:
+        """Return the first open operation of each job that has one in its line, by job id."""
+        head: list[Document] = [
+            {"$match": {"open": True, "line": {"$ne": None}}},
+            {"$sort": {"line": 1}},
+            {"$limit": 1},
+            {"$project": {"verb": 1, "state": 1, "reason": 1}},
+        ]
+        pipeline: list[Document] = [
+            {"$match": {"_id": {"$in": list(job_ids)}}},
+            {
+                "$lookup": {
+                    "from": "operations",
+                    "localField": "_id",
+                    "foreignField": "job_id",
+                    "pipeline": head,
+                    "as": "operations",
+                }
+            },
+            {"$project": {"operations": 1, "spec.max_concurrency": 1, "recovery": 1}},
+        ]
+        async with self._connection.answering():
+            found = await self._collection.aggregate(pipeline).to_list(None)
+        return {
+            one["_id"]: HeadOfLine(
+                operation_id=first["_id"],
+                verb=Verb(first["verb"]),
+                state=OperationState(first["state"]),
+                reason=first.get("reason"),
+                max_concurrency=(one.get("spec") or {}).get("max_concurrency", 1),
+                restoring=one.get("recovery") is not None,
+            )
+            for one in found
+            for first in one["operations"]
+        }
 
     async def on_host(self, host_id: str) -> list[JobRecord]:
         """Return the jobs that hold a reservation on a host."""

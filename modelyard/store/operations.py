@@ -130,6 +130,13 @@ class Operations:
         upserted = done.upserted_ids or {}
         return [index in upserted for index in range(len(new))]
 
+    async def mark_payload_mismatch(self, operation_ids: Iterable[str]) -> None:
+        """Mark recorded operations whose ids came again with another request."""
+        async with self._connection.answering():
+            await self._collection.update_many(
+                {"_id": {"$in": sorted(operation_ids)}}, {"$set": {"payload_mismatch": True}}
+            )
+
     async def mark_unpublished(self, operation_ids: Sequence[str]) -> None:
         """Mark recorded operations whose messages the broker did not confirm."""
         async with self._connection.answering():

@@ -1,18 +1,28 @@
-"""Pages by position, newest first: new entries don't shift them, and deep pages cost no more."""
+"""Pages by position: new entries don't shift them, and deep pages cost no more.
 
-import base64
-import json
-from collections.abc import Mapping, Sequence
+What happened is listed newest first, what has a name by name.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
-from modelyard.store.records import Document, Record
+from modelyard.contract.ids import ID_PATTERN
+from modelyard.store.records import EPOCH, Document, Record
 
 T = TypeVar("T", bound=Record)
+N = TypeVar("N")
 
-_FIRST_YEAR, _LAST_YEAR = 1970, 9000
+NAME_CURSOR_PATTERN = ID_PATTERN
+"""The cursor of a list by name: the last name of the page."""
+CURSOR_PATTERN = rf"^[0-9]{{1,14}}\.{ID_PATTERN.strip('^$')}$"
+"""The cursor of a list by time, `Position.cursor`."""
+
+_CURSOR = re.compile(CURSOR_PATTERN)
+_MS = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,28 +33,21 @@ class Position:
     key: str
 
     def cursor(self) -> str:
-        """Return the position as an opaque string for clients."""
-        packed = json.dumps([self.at.isoformat(), self.key]).encode()
-        return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+        """Return the position as a string that clients need not understand.
+
+        MongoDB's times are whole milliseconds, so nothing is lost.
+        """
+        return f"{round((self.at - EPOCH) / _MS)}.{self.key}"
 
     @classmethod
     def parse(cls, cursor: str) -> "Position":
-        """Read a cursor; raises `InvalidRequestError` if `cursor()` did not make it."""
-        try:
-            padded = cursor + "=" * (-len(cursor) % 4)
-            at, key = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))
-            moment = datetime.fromisoformat(at)
-        except (ValueError, TypeError) as error:
-            raise _invalid_cursor() from error
-        if moment.tzinfo is None or not isinstance(key, str) or not key.isascii():
-            raise _invalid_cursor()
-        if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:  # years that BSON dates can hold safely
-            raise _invalid_cursor()
-        return cls(moment, key)
-
-
-def _invalid_cursor() -> InvalidRequestError:
-    return InvalidRequestError(ErrorCode.INVALID_REQUEST, "The cursor does not come from a page.")
+        """Read a cursor; raises `InvalidRequestError` if it does not follow `CURSOR_PATTERN`."""
+        if not _CURSOR.fullmatch(cursor):
+            raise InvalidRequestError(
+                ErrorCode.INVALID_REQUEST, "The cursor does not come from a page."
+            )
+        ms, _, key = cursor.partition(".")
+        return cls(EPOCH + int(ms) * _MS, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +79,26 @@ def to_page(
         items=tuple(record.model_validate(document) for document in kept),
         next=Position(last[time_field], last["_id"]) if last else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPage(Generic[N]):
+    """Some entries by name, and the name after which the next page starts, if there is one."""
+
+    items: tuple[N, ...]
+    next: str | None
+
+    @classmethod
+    def of(
+        cls, documents: Sequence[Document], limit: int, read: Callable[[Document], N | None]
+    ) -> "NamedPage[N]":
+        """Make a page of up to `limit + 1` documents, as `to_page`; `read` may leave some out."""
+        kept = documents[:limit]
+        last = kept[-1]["_id"] if len(documents) > limit and kept else None
+        read_ones = (read(document) for document in kept)
+        return cls(tuple(one for one in read_ones if one is not None), last)
+
+
+def names_after(name: str | None) -> Document:
+    """Return a query for the entries that come after a name."""
+    return {} if name is None else {"_id": {"$gt": name}}

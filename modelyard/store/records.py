@@ -108,6 +108,14 @@ def points_ms(priority: int) -> int:
     return round(priority * AGING_S * 1_000)
 
 
+class ReplyAddress(Record):
+    """A queue in which the publisher of a request waits for its end."""
+
+    queue: str
+    correlation_id: str | None = None
+    """What the publisher calls its request; null: it did not say."""
+
+
 class NewOperation(Record):
     """An operation that is about to be recorded for the first time."""
 
@@ -129,6 +137,8 @@ class NewOperation(Record):
     """Why Modelyard itself submitted it: `idle`, `on_demand:<operation>` and the like."""
     tenant: str = DEFAULT_TENANT
     """The tenant that owns it."""
+    reply: ReplyAddress | None = None
+    """Where its end is told, if its message says so."""
     rest_s: float = 0.0
     """Seconds after it was recorded during which it is not dispatched."""
     aside: bool = False
@@ -198,6 +208,7 @@ class NewOperation(Record):
             retry_of=self.retry_of,
             reason=self.reason,
             tenant=self.tenant,
+            reply=self.reply,
             aside=self.aside,
             state=OperationState.REJECTED if self.rejection else OperationState.QUEUED,
             error=self.rejection,
@@ -240,6 +251,9 @@ class OperationRecord(Record):
     retry_of: str | None = None
     reason: str | None = None
     tenant: str = DEFAULT_TENANT
+    reply: ReplyAddress | None = None
+    payload_mismatch: bool = False
+    """True if its id came again with another request, which has no effect."""
     cancel_requested: bool = False
     not_before: datetime | None = None
     resting: bool = False
@@ -584,6 +598,8 @@ class DeadLetter(Record):
     message_id: str | None = None
     message_type: str | None = None
     message_priority: int = 0
+    content_type: str | None = None
+    content_encoding: str | None = None
     payload: bytes = b""
     """The whole payload, or its beginning if it was too large; empty if the query left it out."""
     payload_bytes: int = 0

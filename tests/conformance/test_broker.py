@@ -23,6 +23,8 @@ from deploy.local.rabbitmq import RabbitMQ
 from modelyard.broker import (
     Broker,
     Delivery,
+    DirectReply,
+    MessageProperties,
     Subscription,
     TopologyMismatchError,
     consume_forever,
@@ -895,6 +897,43 @@ async def test_messages_without_confirmation_come_in_order_and_name_their_sender
                 if len(heard) >= len(sent):
                     break
     assert heard == sent
+
+
+async def test_a_reply_goes_to_the_queue_of_its_name_or_nowhere(broker: Broker) -> None:
+    await broker.declare(QUEUES)
+    await broker.reply([], message_type="t")
+    lost, sent = (
+        DirectReply("modelyard.none", "c-0", b"lost"),
+        DirectReply(JOBS_QUEUE.name, "c-1", b"x"),
+    )
+    bare = DirectReply(JOBS_QUEUE.name, None, b"")
+    await broker.reply([lost, sent, bare], message_type="t")
+    heard: list[Delivery] = []
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+        async for batch in subscription.batches(max_items=9):
+            heard += batch
+            if len(heard) == 2:
+                break
+    assert [(one.body, one.properties.correlation_id) for one in heard] == [
+        (b"x", "c-1"),
+        (b"", None),
+    ]
+    assert {(one.type, one.user_id) for one in heard} == {("t", broker.user)}
+    assert {one.properties.content_type for one in heard} == {"application/json"}
+
+
+async def test_what_a_message_says_of_its_body_and_its_answer_arrives(broker: Broker) -> None:
+    await broker.declare(QUEUES)
+    said = MessageProperties("text/plain", "gzip", "amq.gen-1", "c")
+    for properties in (said, MessageProperties()):
+        await broker.publish(JOBS, SUBMIT_KEY, b"x", properties=properties)
+    heard: list[Delivery] = []
+    async with asyncio.timeout(10), broker.subscribe(JOBS_QUEUE, prefetch=9) as subscription:
+        async for batch in subscription.batches(max_items=9):
+            heard += batch
+            if len(heard) == 2:
+                break
+    assert [one.properties for one in heard] == [said, MessageProperties()]
 
 
 async def test_a_message_that_nobody_takes_in_time_becomes_a_dead_letter(broker: Broker) -> None:

@@ -574,6 +574,15 @@ async def test_an_operation_may_go_before_all_those_of_clients(store: Store) -> 
     assert [one.line for one in line.operations] == [lines["c"], 1, 2]
 
 
+async def test_the_head_of_a_line_is_its_first_open_operation(store: Store) -> None:
+    await store.jobs.ensure(["j", "without"])
+    lines = {"a": 1, "b": 2, "c": 3 + FRONT_OF_LINE}
+    await store.operations.take_in([(new(key), line) for key, line in lines.items()])
+    heads = await store.jobs.heads_of_lines(["j", "without", "unknown"])
+    assert {job_id: head.operation_id for job_id, head in heads.items()} == {"j": "c"}
+    assert (heads["j"].state, heads["j"].max_concurrency) == (OperationState.QUEUED, 1)
+
+
 async def test_what_is_open_of_a_job_is_counted_and_what_is_not_in_line_is_listed(
     store: Store,
 ) -> None:
@@ -630,12 +639,52 @@ async def test_the_catalog_keeps_entries_by_name(store: Store) -> None:
     assert await store.models.put(SPEC)
     assert not await store.models.put(SPEC)
     assert await store.models.get("m") == SPEC
-    assert await store.models.all() == [SPEC]
+    assert (await store.models.page(limit=1)).items == (SPEC,)
     dataset = DatasetSpec(name="d", volume="v")
     await store.datasets.put(dataset)
     assert await store.datasets.get_many(["d", "e"]) == {"d": dataset}
     assert await store.models.delete("m")
     assert not await store.models.delete("m")
+
+
+async def test_an_entry_is_created_only_once(store: Store) -> None:
+    created = await asyncio.gather(*(store.models.create(SPEC) for _ in range(8)))
+    assert sorted(created) == [False] * 7 + [True]
+    other = SPEC.model_copy(update={"image": "a/b:2"})
+    assert not await store.models.create(other)
+    assert await store.models.get(SPEC.name) == SPEC
+
+
+async def test_an_entry_is_replaced_or_deleted_only_as_it_was_seen(store: Store) -> None:
+    await store.models.put(SPEC)
+    seen = await store.models.find(SPEC.name)
+    assert seen is not None
+    others = [SPEC.model_copy(update={"image": f"a/b:{n}"}) for n in range(8)]
+    replaced = await asyncio.gather(*(store.models.replace(one, seen) for one in others))
+    assert sorted(replaced) == [False] * 7 + [True]
+    assert await store.models.get(SPEC.name) == others[replaced.index(True)]
+    assert not await store.models.delete(SPEC.name, seen)
+    now = await store.models.find(SPEC.name)
+    assert await store.models.delete(SPEC.name, now)
+    assert await store.models.find(SPEC.name) is None
+    assert not await store.models.replace(SPEC, seen)
+
+
+async def test_pages_by_name_hold_every_entry_once(store: Store) -> None:
+    names = ["B", "a", "a-1", "b", "z"]
+    for name in names:
+        await store.models.put(SPEC.model_copy(update={"name": name}))
+        online = HostOnline(slots=1, engine=EngineFacts(version="29", api_version="1.44"))
+        await store.hosts.come_online(name, "i", online)
+    for collection in (store.models, store.hosts):
+        found, after = list[str](), None
+        for size in (2, 2, 1):
+            page = await collection.page(after=after, limit=2)
+            assert len(page.items) == size
+            found += [getattr(one, "host_id", getattr(one, "name", "")) for one in page.items]
+            after = page.next
+        assert after is None
+        assert found == sorted(names)
 
 
 @pytest.fixture(params=["mongodb", "memory", "silent memory"])

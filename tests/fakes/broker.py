@@ -10,7 +10,15 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from modelyard.broker import Broker, QueueHeldError, Subscription, TopologyMismatchError
+from modelyard.broker import (
+    JSON,
+    Broker,
+    DirectReply,
+    MessageProperties,
+    QueueHeldError,
+    Subscription,
+    TopologyMismatchError,
+)
 from modelyard.broker.connection import (
     CONNECT_TIMEOUT_S,
     INSPECT_TIMEOUT_S,
@@ -143,6 +151,7 @@ class MemoryBroker(Broker):
         message_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         priority: int = 0,
+        properties: MessageProperties = JSON,
         mandatory: bool = True,
         persistent: bool = True,
         timeout_s: float = PUBLISH_TIMEOUT_S,
@@ -157,6 +166,7 @@ class MemoryBroker(Broker):
             headers or {},
             self.user,
             priority,
+            properties,
         )
         durable = self._rabbit.is_durable(letter)
         async with _within(timeout_s):
@@ -175,6 +185,18 @@ class MemoryBroker(Broker):
                 self._rabbit.route(
                     Letter(body, routing_key, exchange.name, None, message_type, {}, self.user)
                 )
+            await self.link.back(fate)
+
+    async def reply(self, replies: Sequence[DirectReply], *, message_type: str) -> None:
+        if not replies:
+            return
+        async with _within(PUBLISH_TIMEOUT_S):
+            fate = await self.link.there(Call.PASSING_MESSAGE, count=len(replies))
+            for one in replies:
+                properties = replace(JSON, correlation_id=one.correlation_id)
+                letter = Letter(one.body, one.queue, "", None, message_type, {}, self.user)
+                if one.queue in self._rabbit.queues:
+                    self._rabbit.queues[one.queue].put(replace(letter, properties=properties))
             await self.link.back(fate)
 
     async def declare(

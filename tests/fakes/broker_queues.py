@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from modelyard.broker import JSON, MessageProperties
 from modelyard.broker.subscription import Subscription
 from modelyard.contract.errors import BrokerUnavailableError
 
@@ -28,6 +29,7 @@ class Letter:
     user_id: str | None = None
     """The sender's user, as RabbitMQ has verified it."""
     priority: int = 0
+    properties: MessageProperties = JSON
     place: int = 0
     """How many messages the queue had taken in with it: its name there."""
     deliveries: int = 0
@@ -97,6 +99,10 @@ class Incoming:
         self.headers = {**letter.headers, **counted}
         self.user_id = letter.user_id
         self.priority = letter.priority
+        self.content_type = letter.properties.content_type
+        self.content_encoding = letter.properties.content_encoding
+        self.reply_to = letter.properties.reply_to
+        self.correlation_id = letter.properties.correlation_id
 
     async def ack(self, *, multiple: bool = False) -> None:
         await asyncio.sleep(0)

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.config import JsonDict
 
 from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope
 from modelyard.contract.answers import ApiAnswer
@@ -58,10 +59,24 @@ class ApiKey:
         return hmac.compare_digest(self.secret_hash, stored)
 
 
+_NULL: JsonDict = {"type": "null"}
+_GIVEN: JsonDict = {"not": _NULL}
+
+
 class NewApiKey(BaseModel):
     """A request for a new key: what it may do, by role or by scopes, and for how long."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["role"], "properties": {"role": _GIVEN, "scopes": _NULL}},
+                {"required": ["scopes"], "properties": {"scopes": _GIVEN, "role": _NULL}},
+            ]
+        },
+    )
 
     name: KeyName
     role: Role | None = None

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from modelyard.contract.catalog.conditions import DATASET_CONDITIONS, MODEL_CONDITIONS
 from modelyard.contract.catalog.mounts import (
     ENGINES_OWN,
     TMP,
@@ -204,6 +205,8 @@ class Hooks(CatalogModel):
 class ModelSpec(CatalogModel):
     """A model of the catalog: the image and how it is run."""
 
+    model_config = ConfigDict(json_schema_extra=MODEL_CONDITIONS)
+
     name: Id
     image: ImageName
     profile: Profile
@@ -273,6 +276,8 @@ class ModelSpec(CatalogModel):
 
 class DatasetSpec(CatalogModel):
     """A dataset of the catalog: a named volume or a folder of the host, mounted read-only."""
+
+    model_config = ConfigDict(json_schema_extra=DATASET_CONDITIONS)
 
     name: Id
     volume: VolumeName | None = None

@@ -42,9 +42,12 @@ class Permissions:
 
 
 def dispatcher(user: str = DISPATCHER_USER) -> Permissions:
-    """Return the permissions of the dispatchers, which declare everything."""
+    """Return the permissions of the dispatchers, which declare everything.
+
+    They answer publishers through the default exchange, which permissions call `amq.default`.
+    """
     everything = r"^modelyard\."
-    return Permissions(user, everything, everything, everything)
+    return Permissions(user, everything, r"^(modelyard\.|amq\.default$)", everything)
 
 
 def gateway(user: str = GATEWAY_USER) -> Permissions:

@@ -97,6 +97,7 @@ async def test_the_same_message_many_times_is_one_operation(driver: DispatcherDr
         (note,) = await eventually(audited)
         assert not host.has_command
     assert note["kind"] == "payload_mismatch"
+    await driver.operation(operation_id, where=lambda one: one.payload_mismatch)
     page = await driver.store.operation_queries.page({"job_id": "j"}, after=None, limit=10)
     assert [one.operation_id for one in page.items] == [operation_id]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,8 +14,15 @@ from structlog.testing import capture_logs
 
 from deploy.local.rabbitmq import RabbitMQ
 from gateway.submission.replays import refuse_unless_replayable
-from modelyard.broker import DETAIL_HEADER, QUEUE_HEADER, REASON_HEADER, SENDER_HEADER, Broker
-from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.broker import (
+    DETAIL_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    SENDER_HEADER,
+    Broker,
+    DirectReply,
+)
+from modelyard.contract.errors import BrokerUnavailableError, ErrorCode, ModelyardError
 from modelyard.contract.ids import new_operation_id, operation_id_for_key
 from modelyard.contract.message_types import (
     CANCEL_TYPE,
@@ -39,6 +47,7 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import (
     DEAD,
     DEAD_QUEUE,
+    EVENTS,
     HEARTBEATS,
     JOBS,
     JOBS_QUEUE,
@@ -402,3 +411,72 @@ async def test_a_host_is_enrolled_by_its_own_workers_hello(
     assert not await driver.broker.has_queues(wanted)
     await thief.publish(HEARTBEATS.name, "", hello, type=HELLO_TYPE)
     await eventually(lambda: driver.broker.has_queues(wanted), what="the queues of the host")
+
+
+async def test_the_documented_rights_are_enough_to_answer_a_publisher(
+    users: Users, amqp_url: str, store: Store
+) -> None:
+    vhost = _vhost(amqp_url)
+    leading = Broker(users.url("dispatcher", vhost), name="dispatcher")
+    await store.models.put(MODEL)
+    try:
+        async with (
+            running_dispatcher(store, leading),
+            await aio_pika.connect(users.url(PUBLISHER, vhost)) as connection,
+        ):
+            channel = await connection.channel(publisher_confirms=False)
+            heard: asyncio.Queue[aio_pika.abc.AbstractIncomingMessage] = asyncio.Queue()
+            direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
+            await direct.consume(heard.put, no_ack=True)
+            jobs = await channel.get_exchange(JOBS.name, ensure=False)
+            body = b'{"job_id": "j", "operation_type": "TERMINATE"}'
+            asked = aio_pika.Message(body, reply_to=direct.name, correlation_id="c")
+            await jobs.publish(asked, SUBMIT_KEY)
+            async with asyncio.timeout(20):
+                told = await heard.get()
+            assert told.correlation_id == "c"
+            assert told.user_id == "dispatcher"
+            for queue in (JOBS_QUEUE.name, host_queue(OWNER).name):
+                signed = aio_pika.Message(body, message_id=queue, reply_to=queue)
+                await jobs.publish(signed, SUBMIT_KEY)
+                driver = DispatcherDriver(store, leading)
+                operation_id = operation_id_for_key(queue)
+                await driver.operation(operation_id, OperationState.REJECTED)
+    finally:
+        await leading.close()
+
+
+async def test_a_dispatcher_that_may_not_answer_still_publishes_its_events(
+    users: Users, amqp_url: str, rabbitmq: RabbitMQ
+) -> None:
+    """Its user has the rights of an older version."""
+    vhost = _vhost(amqp_url)
+    rights = ["dispatcher", "^modelyard\\.", "^modelyard\\.", "^modelyard\\."]
+    rabbitmq.ctl("set_permissions", "-p", vhost, *rights)
+    older = Broker(users.url("dispatcher", vhost), name="dispatcher")
+    guest = Broker(amqp_url, name="guest")
+    await older.declare([JOBS_QUEUE], exchanges=[EVENTS])
+    try:
+        with capture_logs() as logs:
+            async with guest.tap(EVENTS, ["#"]) as events:
+                for number in range(3):
+                    with suppress(BrokerUnavailableError):
+                        await older.reply([DirectReply("amq.gen-x", None, b"r")], message_type="t")
+                    body = str(number).encode()
+                    await older.publish_unconfirmed(EVENTS, [("a.b", body)], message_type="t")
+                heard: list[bytes] = []
+                async with asyncio.timeout(20):
+                    async for batch in events.batches(max_items=9):
+                        heard += [one.body for one in batch]
+                        await events.ack(batch)
+                        if len(heard) == 3:
+                            break
+            assert heard == [b"0", b"1", b"2"]
+
+            async def refused() -> bool:
+                return any(one["event"] == "replies.refused" for one in logs)
+
+            await eventually(refused, what="a log line")
+    finally:
+        await older.close()
+        await guest.close()

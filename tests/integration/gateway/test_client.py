@@ -147,6 +147,19 @@ async def test_the_asynchronous_client_cancels_retries_drains_and_replays(
 # --- the command line ---
 
 
+async def test_a_key_of_the_caller_makes_the_same_operation_of_every_submission(
+    served: ServedGateway,
+) -> None:
+    async with AsyncModelyard(served.url) as client:
+        for submit in (client.load, client.unload, client.terminate):
+            key = submit.__name__
+            twice = [await submit("j-1", idempotency_key=key) for _ in range(2)]
+            assert {one.operation_id for one in twice} == {operation_id_for_key(key)}
+        asked = await client.infer("j-1", [1], idempotency_key="i", metadata={"by": "me"})
+        view = await client.operation(asked)
+        assert (asked.operation_id, view.metadata) == (operation_id_for_key("i"), {"by": "me"})
+
+
 async def test_waiting_shows_the_states_and_prints_the_result(served: ServedGateway) -> None:
     arguments = ("infer", "j-1", "--input", '{"x": 1}', "--wait")
     running = asyncio.create_task(run(served.url, *arguments))

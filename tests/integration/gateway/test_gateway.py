@@ -405,7 +405,7 @@ async def test_a_host_is_cordoned_and_uncordoned_and_a_new_boot_changes_neither(
 
 
 async def test_hosts_are_listed_and_read(served: ServedGateway) -> None:
-    assert (await served.client.get("/v1/hosts")).json() == {"hosts": []}
+    assert (await served.client.get("/v1/hosts")).json() == {"hosts": [], "next": None}
     online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
     await served.store.hosts.come_online("h-1", "i-1", online)
     await served.store.hosts.count_fenced_off({("h-1", "other_epoch"): 3})

@@ -364,7 +364,7 @@ async def test_other_methods_are_refused_with_the_one_that_there_is(
     served: ServedGateway,
 ) -> None:
     refused = await served.client.get(PATH)
-    assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "OPTIONS, POST")
 
 
 async def test_the_scope_to_infer_is_enough_and_one_to_read_is_not(

@@ -61,7 +61,7 @@ async def test_without_a_key_nothing_is_told_and_nothing_is_done(served: ServedG
         assert answer.status_code == 401, path
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert problem(answer)["code"] == "unauthenticated"
-    for path in ("/livez", "/readyz", "/openapi.json"):
+    for path in ("/livez", "/readyz", "/openapi.json", "/docs"):
         assert (await served.client.get(path)).status_code == 200
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.http.connections import ConnectionLimits
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.messages import EngineFacts, HostOnline
 from modelyard.contract.topology import JOBS_QUEUE
@@ -103,6 +104,19 @@ async def test_what_the_connection_refuses_is_counted_and_logged(served: ServedG
     assert value(served.registry, "modelyard_http_refused_total", status="400") == 1
     (line,) = lines(logs, "request.refused")
     assert (line["status"], line["client"]) == (400, "127.0.0.1")
+
+
+async def test_a_flood_of_connections_is_counted_and_does_not_fill_the_log(
+    mongo_url: str, amqp_url: str
+) -> None:
+    limits = ConnectionLimits(max_open=0)
+    async with serving(mongo_url, amqp_url, limits=limits) as served:
+        with capture_logs() as logs:
+            for _ in range(3):
+                async with wire(served.url) as connection:
+                    assert (await connection.rest()).startswith(b"HTTP/1.1 503 ")
+    assert value(served.registry, "modelyard_http_refused_total", status="503") == 3
+    assert lines(logs, "request.refused") == []
 
 
 async def test_commits_connections_and_dependencies_are_measured(served: ServedGateway) -> None:

@@ -62,7 +62,9 @@ async def test_a_body_that_is_no_batch_is_refused(
         "cursor=!",
         "cursor=bnVsbA",
         "cursor=WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzIzOjU5IiwgIngiXQ",
-        "cursor=WyIyMDIwLTAxLTAxVDAwOjAwOjAwKzAwOjAwIiwgIlx1ZDgwMCJd",
+        "cursor=1.a/b",
+        "cursor=123456789012345.x",
+        "cursor=.x",
         "cursor=" + "W1tb" * 200,
         "cursor=" + "W1tb" * 120,
     ],
@@ -101,7 +103,7 @@ async def test_a_wrong_model_is_refused_with_a_pointer(
     [
         ("GET", "/nowhere", 404, "not_found"),
         ("GET", "/v1/jobs/", 404, "not_found"),
-        ("GET", "/docs", 404, "not_found"),
+        ("GET", "/redoc", 404, "not_found"),
         ("GET", "/v1/jobs/j-unknown", 404, "not_found"),
         ("GET", NOWHERE, 404, "not_found"),
         ("GET", f"{NOWHERE}/result", 404, "not_found"),
@@ -127,10 +129,10 @@ async def test_every_error_is_a_problem(
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("DELETE", "/v1/jobs", "GET, POST"),
-        ("POST", "/v1/models/x", "DELETE, GET, PUT"),
-        ("GET", "/inference_router/", "POST"),
-        ("PUT", "/livez", "GET"),
+        ("DELETE", "/v1/jobs", "GET, HEAD, OPTIONS, POST"),
+        ("POST", "/v1/models/x", "DELETE, GET, HEAD, OPTIONS, PUT"),
+        ("GET", "/inference_router/", "OPTIONS, POST"),
+        ("PUT", "/livez", "GET, HEAD, OPTIONS"),
     ],
 )
 async def test_a_method_that_is_not_taken_is_told_the_ones_that_are(

@@ -37,6 +37,28 @@ async def test_a_cancel_ends_what_waits_at_once(served: ServedGateway) -> None:
     assert answer.json()["error"]["code"] == "cancelled"
 
 
+async def test_what_waits_behind_another_operation_names_it_also_in_lists(
+    served: ServedGateway,
+) -> None:
+    asked = [(await served.submit(CREATE)).json()["operation_id"]]
+    for verb in ("DEPLOY_LOAD", "DEPLOY_UNLOAD"):
+        request = {"job_id": "j-1", "operation_type": verb}
+        asked.append((await served.submit(request)).json()["operation_id"])
+
+    async def waits() -> list[list[str]] | None:
+        paths = [f"/v1/operations/{one}" for one in asked]
+        views = [(await served.client.get(path)).json() for path in paths]
+        said = [view.get("waiting_for", []) for view in views]
+        return said if all(one and "dispatcher" not in one[0] for one in said) else None
+
+    said = await eventually(waits, what="each says what it waits for")
+    assert said[0] == ["no host is registered"]
+    behind = [f"DEPLOY_CREATE {asked[0]} (QUEUED), the first of its job's line"]
+    assert said[1:] == [behind, behind]
+    page = (await served.client.get("/v1/operations?job_id=j-1")).json()["operations"]
+    assert [one["waiting_for"] for one in reversed(page)] == said
+
+
 End = Callable[[ServedGateway, ScriptedHost], Awaitable[None]]
 
 

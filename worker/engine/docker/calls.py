@@ -29,11 +29,22 @@ UNREACHABLE = 900
 
 _DISK_FULL = "no space left on device"
 """Go's text for ENOSPC, which the engine passes on."""
+_NETWORK_FAILED = "programming external connectivity"
+"""The engine's text; its status is 500, as for much that is the user's fault."""
 
 
 def disk_is_full(message: str | None) -> bool:
     """Return whether the engine's message means that its disk is full."""
     return _DISK_FULL in (message or "").lower()
+
+
+def network_failed(message: str | None) -> bool:
+    """Return whether the engine could not publish a container's port or write its packet filter.
+
+    The container's program has not run. A port that somebody else takes meanwhile and a packet
+    filter that is being written anew are gone at the next attempt, or on another host.
+    """
+    return _NETWORK_FAILED in (message or "").lower()
 
 
 def refuses_storage_opt(message: str | None) -> bool:

@@ -26,6 +26,7 @@ from worker.engine.docker.calls import (
     client_of,
     deadline,
     disk_is_full,
+    network_failed,
     one_container,
     refuses_storage_opt,
 )
@@ -261,7 +262,9 @@ class DockerRuntime:
             except DockerError as error:
                 if error.status in {NOT_FOUND, UNREACHABLE} or disk_is_full(error.message):
                     raise
-                # The status does not help: a bad command gives 400, a taken port 500.
+                if network_failed(error.message):
+                    raise EngineUnavailableError(f"Docker: {error.message}") from error
+                # The status does not help: a bad command gives 400, a missing mount 500.
                 raise StartRefusedError(f"Docker: {error.message}") from error
 
     async def stop(self, container_id: str, grace_s: float) -> None:

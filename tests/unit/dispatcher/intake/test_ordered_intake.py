@@ -81,7 +81,8 @@ async def test_the_first_payload_of_an_id_counts_and_others_are_noted(
         await parts.store.operations.record([first])
     hashes = {first.operation_id: {first.payload_hash, other.payload_hash}}
     await parts.ordered.take([other if recorded else first], hashes)
-    assert (await parts.recorded(first)).payload_hash == first.payload_hash
+    kept = await parts.recorded(first)
+    assert (kept.payload_hash, kept.payload_mismatch) == (first.payload_hash, True)
     assert await parts.in_line() == [first.operation_id]
     (note,) = parts.database.documents("audit")
     assert (note["kept_hash"], note["dropped_hash"]) == (first.payload_hash, other.payload_hash)

@@ -30,7 +30,7 @@ from modelyard.process.config.sources import WrongSettingsError
 from modelyard.process.settings import read_settings
 from modelyard.store import Store
 
-PUBLIC = {"/livez", "/readyz", "/openapi.json"}
+PUBLIC = {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/{name}"}
 
 
 @pytest.fixture

@@ -212,10 +212,10 @@ def test_the_pause_is_what_the_gateway_asks_for_but_bounded(
 ) -> None:
     monkeypatch.setattr("modelyard.client.retry.MOST_PAUSE_S", MOST_PAUSE_S)
     asked = httpx2.Response(503, headers={"Retry-After": "2"})
-    assert CallAttempts(endpoints.hosts(), 3).after(asked) == 2
+    assert CallAttempts(endpoints.hosts(None), 3).after(asked) == 2
     forever = httpx2.Response(503, headers={"Retry-After": "86400"})
-    assert CallAttempts(endpoints.hosts(), 3).after(forever) == MOST_PAUSE_S
-    assert CallAttempts(endpoints.hosts(), 3).after(httpx2.Response(404)) is None
+    assert CallAttempts(endpoints.hosts(None), 3).after(forever) == MOST_PAUSE_S
+    assert CallAttempts(endpoints.hosts(None), 3).after(httpx2.Response(404)) is None
 
 
 def test_a_cancel_and_a_retry_are_sent_again_and_a_retry_under_one_key() -> None:

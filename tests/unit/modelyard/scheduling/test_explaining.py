@@ -1,5 +1,6 @@
 """What is said of an operation that has not started: the rule that holds it, with its numbers."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,9 +10,10 @@ from modelyard.contract.capacity.footprints import Learned
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, Liveness, OperationState, Verb
-from modelyard.scheduling.explaining import explain, explain_in_line
+from modelyard.scheduling.explaining import explain, explain_in_line, waits_in_line
 from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
 from modelyard.scheduling.prospects import Facts
+from modelyard.store.jobs import HeadOfLine
 from modelyard.store.records import JobLine, OperationRecord, RestorationRecord
 from tests.support.scheduling import GIB, NOW, A, catalog, facts, host, job, operation, spec
 
@@ -29,6 +31,44 @@ def test_what_has_started_or_ended_says_where() -> None:
 
 def test_what_was_not_taken_in_yet() -> None:
     assert "not taken it in yet" in explain(operation(line=None)).reasons[0]
+
+
+HEAD = HeadOfLine(
+    operation_id="first",
+    verb=Verb.INFER,
+    state=OperationState.RUNNING,
+    reason=None,
+    max_concurrency=2,
+    restoring=False,
+)
+FIRST = "INFER first (RUNNING), the first of its job's line"
+
+
+@pytest.mark.parametrize(
+    ("one", "head", "said"),
+    [
+        (operation(Verb.TERMINATE), HEAD, FIRST),
+        (
+            operation(Verb.INFER),
+            HEAD,
+            f"{FIRST}; its model takes 2 at the same time (max_concurrency)",
+        ),
+        (
+            operation(Verb.INFER),
+            replace(HEAD, verb=Verb.DEPLOY_LOAD, reason="on_demand"),
+            "DEPLOY_LOAD first (RUNNING, for on_demand), the first of its job's line",
+        ),
+        (operation(), replace(HEAD, restoring=True), "its job, which is being restored"),
+        (operation(line=None), None, "a dispatcher, to take it in"),
+        (operation(line=None, aside=True), None, None),
+        (operation(), None, None),
+        (operation(), replace(HEAD, operation_id=operation().operation_id), None),
+    ],
+)
+def test_what_stands_ahead_in_the_line_is_named(
+    one: OperationRecord, head: HeadOfLine | None, said: str | None
+) -> None:
+    assert waits_in_line(one, head) == (() if said is None else (said,))
 
 
 def test_an_unload_that_was_put_first_waits_for_what_runs() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
+from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.states import OperationState, Verb
@@ -89,11 +89,15 @@ def test_a_job_whose_model_can_not_be_read_is_listed_without_it(text: str) -> No
 async def test_one_entry_that_can_not_be_read_leaves_the_others_there() -> None:
     store = await stored()
     await store._connection.collection("models").insert_one({"_id": "odd", "spec": '{"image": 1}'})
-    assert {spec.name for spec in await store.models.all()} == set(MODELS)
+    page = await store.models.page(limit=len(MODELS) + 1)
+    assert {spec.name for spec in page.items} == set(MODELS)
+    assert not await store.models.create(
+        ModelSpec(name="odd", image="a/b:1", profile=Profile.BATCH)
+    )
     assert set(await store.models.get_many(["odd", "usual"])) == {"usual"}
     assert await store.models.get("odd") is None
     assert await store.models.delete("odd")
-    assert [spec.name for spec in await store.datasets.all()] == ["ds"]
+    assert [spec.name for spec in (await store.datasets.page(limit=1)).items] == ["ds"]
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -377,10 +378,26 @@ async def test_a_worker_in_another_network_namespace_than_the_engine_says_so(
         await published.ensure_network()  # through the host's loopback, which it can't check
 
 
-async def test_a_refused_start_is_told_from_an_engine_that_is_away(both: Both) -> None:
+PORT_TAKEN = (
+    "driver failed programming external connectivity on endpoint modelyard-j-1 (ab): "
+    "Bind for 127.0.0.1:32768 failed: port is already allocated"
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "raised"),
+    [
+        ("OCI runtime create failed: no such program", StartRefusedError),
+        (PORT_TAKEN, EngineUnavailableError),
+        (f"failed to set up container networking: {PORT_TAKEN}", EngineUnavailableError),
+    ],
+)
+async def test_a_refused_start_is_told_from_a_network_that_failed_for_now(
+    both: Both, message: str, raised: type[Exception]
+) -> None:
     engine, runtime = both
-    engine.answers[f"POST /containers/{ID}/start"] = (500, "port is allocated")
-    with pytest.raises(StartRefusedError, match="port is allocated"):
+    engine.answers[f"POST /containers/{ID}/start"] = (500, message)
+    with pytest.raises(raised, match=re.escape(message)):
         await runtime.start(ID)
 
 

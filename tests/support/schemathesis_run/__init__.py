@@ -1,0 +1,1 @@
+"""How the HTTP API is tested against its own description by schemathesis."""
