@@ -33,6 +33,8 @@ from dispatcher.maintenance.orphans import Orphans
 from dispatcher.maintenance.reconciler import Reconciler
 from dispatcher.maintenance.recovery import JobRestoration
 from dispatcher.maintenance.reservation_leaks import ReservationLeaks
+from dispatcher.maintenance.retention.retention import KeptDays, Retention
+from dispatcher.maintenance.retention.unborn_jobs import UnbornJobs
 from dispatcher.maintenance.retries import Retries
 from dispatcher.maintenance.sweep import Repair, Sweep
 from dispatcher.metrics import DispatcherMetrics
@@ -280,10 +282,18 @@ class Leader:
             Repair("publish", open_ones.publish_again),
             Repair("leaks", ReservationLeaks(store, self.scheduler).free),
             Repair("memory", lines.verify),
+            Repair("unborn", UnbornJobs(store).delete),
             Repair("footprints", GrownResidents(store, memory).raise_held),
             Repair("orphaned_content", OrphanedContent(store).remove),
             Repair("schedule", self.scheduler.schedule_next_page),
         )
+        kept = KeptDays(
+            operations=settings.dispatcher_keep_operations_days,
+            results=settings.dispatcher_keep_results_days,
+            events=settings.dispatcher_keep_events_days,
+            dead_letters=settings.dispatcher_keep_dead_letters_days,
+        )
+        self._retention = Retention(store, term, kept)
         self._waiting = WaitingOperations(store)
         self._gauges = LeaderGauges(fleet, orphans, self._waiting, lambda: store.known_time)
         # While MongoDB is away no heartbeat is recorded, so silence proves nothing about a host.
@@ -314,6 +324,7 @@ class Leader:
                 self._enrolment.run(),
                 self.sweep.run(interval_s=self._settings.dispatcher_sweep_interval_s),
                 self._idle_unloads.run(),
+                self._retention.run(),
                 self._count_waiting(),
                 self._consume(JOBS_QUEUE, self.intake.handle, max_items=50),
                 self._consume(REPORTS_QUEUE, self.recorder.handle, max_items=200),

@@ -24,6 +24,9 @@ Users = Annotated[
 ]
 
 
+KeptDays = Annotated[int, Field(ge=0, le=36_500), Expects("0 to 36500 days")]
+
+
 class DispatcherSettings(StoreSettings):
     """Each setting is read from the variable `MODELYARD_` plus its name in upper case."""
 
@@ -76,5 +79,24 @@ class DispatcherSettings(StoreSettings):
         default=False,
         description="true or false: whether orphans are only logged, not removed. Containers of "
         "an earlier generation of a job are removed in any case.",
+    )
+    dispatcher_keep_operations_days: KeptDays = Field(
+        default=30,
+        description="Days after their end for which operations are kept, with their jobs if these "
+        "have no container; 0 keeps them for ever. As long, an idempotency key stands for its "
+        "operation.",
+    )
+    dispatcher_keep_results_days: KeptDays = Field(
+        default=30,
+        description="Days after the end of their operations for which results are kept, and no "
+        "longer than the operations; 0 keeps them as long as these.",
+    )
+    dispatcher_keep_events_days: KeptDays = Field(
+        default=30,
+        description="Days for which events are kept, and no longer than their operations; 0 keeps "
+        "them as long as these.",
+    )
+    dispatcher_keep_dead_letters_days: KeptDays = Field(
+        default=30, description="Days for which dead letters are kept; 0 keeps them for ever."
     )
     dispatcher_metrics_address: MetricsAddress = "127.0.0.1:9182"

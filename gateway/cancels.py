@@ -46,7 +46,9 @@ class CancelRequests:
         record = await self._reading.ask(
             lambda: self._store.operations.request_cancel(operation_id)
         )
-        if record is not None and not record.state.terminal:
+        if record is None or record.deleted:
+            return None
+        if not record.state.terminal:
             await self._notify_dispatcher(operation_id)
         return record
 

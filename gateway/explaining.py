@@ -44,7 +44,7 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
     Raises `StoreUnavailableError`.
     """
     operation = await store.operation_queries.get(operation_id)
-    if operation is None:
+    if operation is None or operation.deleted:
         return None
     in_line = operation.state is OperationState.QUEUED and operation.line is not None
     if operation.job_id is None or not in_line:

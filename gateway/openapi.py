@@ -137,6 +137,10 @@ REPLAY_ANSWERS: Responses = {
     409: _problem("`not_replayable`: it holds no requests, or was not recorded whole."),
     **ONE_ANSWERS,
 }
+DELETE_ANSWERS: Responses = {
+    409: _problem("`still_in_use`: something needs it; the detail says what."),
+    **ONE_ANSWERS,
+}
 LIST_ANSWERS: Responses = {
     422: _problem("`invalid_request`: a parameter is unknown, repeated or invalid."),
     **UNAVAILABLE,

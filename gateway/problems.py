@@ -64,6 +64,7 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.PRECONDITION_FAILED: 412,
         ErrorCode.NOT_RETRYABLE: 409,
         ErrorCode.NOT_REPLAYABLE: 409,
+        ErrorCode.STILL_IN_USE: 409,
         ErrorCode.UNAVAILABLE: 503,
         ErrorCode.INTERNAL: 500,
     },

@@ -35,9 +35,10 @@ class BoundedReads:
         return await self._availability.ask(call, within_s=READ_S)
 
     async def operation(self, operation_id: str) -> OperationRecord | None:
-        """Return one operation; null if it is unknown."""
+        """Return one operation; null if it is unknown, or was deleted."""
         return await self.ask(lambda: self._operations.submit(operation_id))
 
     async def _read_group(self, wanted: Sequence[str]) -> list[OperationRecord | None]:
         found = await self._store.operation_queries.get_many(sorted(set(wanted)))
-        return [found.get(operation_id) for operation_id in wanted]
+        known = {key: one for key, one in found.items() if not one.deleted}
+        return [known.get(operation_id) for operation_id in wanted]

@@ -90,7 +90,7 @@ def operation_view(record: OperationRecord) -> OperationView:
         links=_links(
             record.operation_id,
             record.job_id,
-            with_result=awaited or record.result_bytes is not None,
+            with_result=awaited or (record.result_bytes is not None and not record.result_gone),
         ),
     )
 

@@ -82,6 +82,7 @@ class Cancels:
                 crash_point("dispatcher.cancel.after_let_go")
                 await self._store.hosts.release({one.host_id: [(one.job_id, one.generation)]})
                 self._scheduler.wake_waiting()
+        await self._store.deletions.unborn_jobs(one.job_id for one in ended if one.job_id)
         self._scheduler.wake(one.job_id for one in ended if one.job_id)
         await self._event_log.publish([operation_event(one) for one in ended])
 

@@ -48,6 +48,7 @@ class OpenOperations:
         )
         if ended:
             crash_point("dispatcher.sweep.after_expire")
+        await self._store.deletions.unborn_jobs(one.job_id for one in ended if one.job_id)
         self._scheduler.wake(one.job_id for one in ended if one.job_id)
         await self._event_log.publish([operation_event(one) for one in ended])
 

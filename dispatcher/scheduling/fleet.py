@@ -88,10 +88,13 @@ class Fleet:
         finally:
             self._being_read = set()
         read = {host.host_id: host for host in found}
-        if read.keys() <= self._hosts.keys():
+        # What was looked for and is not there was deleted.
+        gone = (self._hosts.keys() if host_ids is None else set(host_ids)) - read.keys()
+        if not gone and read.keys() <= self._hosts.keys():
             self._hosts.update(read)
             if self._table is not None:
                 self._table.put(found)
         else:
             self._table = None
-            self._hosts = dict(sorted((self._hosts | read).items()))
+            kept = {key: host for key, host in self._hosts.items() if key not in gone}
+            self._hosts = dict(sorted((kept | read).items()))

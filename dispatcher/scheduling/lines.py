@@ -90,10 +90,11 @@ class Lines:
         wanted = list(job_ids)
         try:
             new = await self._store.jobs.ensure(wanted)
+            floor = await self._store.jobs.generation_floor() if new else 0
         finally:
             self._loading.remove(loading)
         for job_id in new - loading.changed:
-            self._hold(JobLine(job=JobRecord(job_id=job_id), operations=()))
+            self._hold(JobLine(job=JobRecord(job_id=job_id).above(floor), operations=()))
         await self.read(wanted)
 
     def line(self, job_id: str) -> JobLine | None:

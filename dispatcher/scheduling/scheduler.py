@@ -7,6 +7,7 @@ other pass decides about them too; if a write fails, their jobs are dropped from
 them never come here: `FirstPass` dispatches them with the write that takes them in. What a crash
 leaves behind in the record, the only thing that outlives this process:
 
+- after an operation that started nothing has ended: its job may be left; the sweep deletes it;
 - after reserve: the reservation names a job that is not assigned to the host; the sweep frees it;
 - after hold: the host holds memory for a model that is not being loaded; the next pass uses it, or
   the sweep frees it;
@@ -219,8 +220,19 @@ class Scheduler:
         if from_record:
             self._lines.forget({one.job_id or "" for one in page if not self._lines.agree(one)})
         for start in range(0, len(jobs), JOBS_IN_A_PASS):
-            await self.schedule(jobs[start : start + JOBS_IN_A_PASS])
+            part = jobs[start : start + JOBS_IN_A_PASS]
+            if from_record:
+                await self._record_missing(part)
+            await self.schedule(part)
         return page
+
+    async def _record_missing(self, job_ids: Sequence[str]) -> None:
+        """Record jobs again that were deleted while operations on them entered their lines."""
+        read = await self._lines.read(job_ids)
+        found = {line.job.job_id for line in read.lines} | read.moved
+        missing = [job_id for job_id in job_ids if job_id not in found]
+        if missing:
+            await self._lines.ensure(missing)
 
     async def _end(self, plan: SchedulingPlan) -> None:
         if plan.loads:
@@ -232,6 +244,7 @@ class Scheduler:
         if plan.terminated_jobs:
             crash_point("dispatcher.hold.after_jobs")
         ended = await self._store.operations.end_queued(plan.endings, token=_token())
+        await self._store.deletions.unborn_jobs(one.job_id for one in ended if one.job_id)
         self.wake(one.job_id for one in ended if one.job_id)
         await self._event_log.publish([operation_event(one) for one in ended])
 
@@ -311,6 +324,8 @@ class Scheduler:
         assignments = {one.job.job_id: _assignment(one) for one in exclusive}
         won = await self._store.jobs.assign(list(assignments.values()), token=token)
         lost = [one for one in exclusive if one.job.job_id not in won]
+        # One that was deleted after it was read is recorded again.
+        await self._store.jobs.ensure(one.job.job_id for one in lost)
         self.wake(one.job.job_id for one in lost)
         assigned = [one for one in ready if one.operation.shared]
         for one in exclusive:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.problems import FaultyRequestError
 from gateway.service import Gateway
 from modelyard.contract.answers import Fault
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS
+from modelyard.store.deleting.deletions import Deletion, Fate
 from modelyard.store.paging import CURSOR_PATTERN, NAME_CURSOR_PATTERN, Position
 
 DEFAULT_PAGE = 50
@@ -93,3 +95,11 @@ def page_answer(content: BaseModel, query: ListQuery, path: str, cursor: str | N
     """Return the answer for a page, with a `Link` to the next one."""
     link = f'<{query.next_url(path, cursor)}>; rel="next"' if cursor else None
     return answer(content, headers={"Link": link} if link else None)
+
+
+def deleted(done: Deletion, what: str) -> None:
+    """Return if a record was deleted; else raise `not_found` or `still_in_use`."""
+    if done.fate is Fate.MISSING:
+        raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no {what}.")
+    if done.fate is Fate.IN_USE:
+        raise ModelyardError(ErrorCode.STILL_IN_USE, done.reason)

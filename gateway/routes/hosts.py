@@ -12,6 +12,7 @@ from gateway.routes.dependencies import (
     GatewayDependencies,
     NamedPageQuery,
     answer,
+    deleted,
     page_answer,
     refuse_repeated,
 )
@@ -128,6 +129,20 @@ async def drain(
     view = host_view(_found(record, host_id))
     log_change(admin, "host.drain", host_id=host_id, move=query.move, deadline_s=query.deadline_s)
     return answer(view)
+
+
+@router.delete(
+    "/{host_id}",
+    status_code=204,
+    responses=openapi.DELETE_ANSWERS,
+    summary="Delete a host that is LOST",
+)
+async def delete_host(host_id: Id, gateway: GatewayDependencies, admin: Admin) -> Response:
+    """Delete a host that is LOST, and that no job is on. If its worker comes back, it is new."""
+    done = await gateway.reading.ask(lambda: gateway.store.deletions.host(host_id))
+    deleted(done, f"host {host_id}")
+    log_change(admin, "host.delete", host_id=host_id)
+    return Response(status_code=204)
 
 
 async def _admit(

@@ -7,10 +7,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from gateway import openapi
 from gateway.access.authentication import needs, refuse_to_submit
+from gateway.monitoring.operator_log import log_change
 from gateway.routes.dependencies import (
     GatewayDependencies,
     PageQuery,
     answer,
+    deleted,
     page_answer,
     refuse_repeated,
 )
@@ -127,3 +129,24 @@ async def read_job(job_id: Id, gateway: GatewayDependencies) -> Response:
     if record is None:
         raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no job {job_id}.")
     return answer(job_view(record))
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    status_code=204,
+    responses=openapi.DELETE_ANSWERS,
+    summary="Delete a job that has no container",
+)
+async def delete_job(
+    job_id: Id,
+    gateway: GatewayDependencies,
+    caller: Annotated[Principal, needs(Scope.JOBS_SUBMIT)],
+) -> Response:
+    """Delete a job that is TERMINATED, FAILED or LOST; its operations stay until they are deleted.
+
+    A later request may use its name for a new job.
+    """
+    done = await gateway.reading.ask(lambda: gateway.store.deletions.job(job_id))
+    deleted(done, f"job {job_id}")
+    log_change(caller, "job.delete", job_id=job_id)
+    return Response(status_code=204)

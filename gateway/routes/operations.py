@@ -16,6 +16,7 @@ from gateway.routes.dependencies import (
     GatewayDependencies,
     PageQuery,
     answer,
+    deleted,
     page_answer,
     refuse_repeated,
 )
@@ -215,13 +216,34 @@ async def retry_operation(
     record = await gateway.reading.ask(
         lambda: gateway.store.operation_queries.with_input(operation_id)
     )
-    found = _found(record, operation_id)
+    found = _found(record if record and not record.deleted else None, operation_id)
     submits(request, found.verb)
     if found.verb is not None and (refusal := refuse_to_submit(caller, found.verb)):
         raise refusal
     again = await gateway.reader.again(found, key, tenant=caller.tenant)
     outcome = await accepted(gateway, again)
     return await answered(gateway, outcome, wait_s, request.receive)
+
+
+@router.delete(
+    "/{operation_id}",
+    status_code=204,
+    responses=openapi.DELETE_ANSWERS,
+    summary="Delete an operation that has ended",
+)
+async def delete_operation(
+    operation_id: OperationId,
+    gateway: GatewayDependencies,
+    caller: Annotated[Principal, needs(Scope.JOBS_SUBMIT)],
+) -> Response:
+    """Delete an operation with its input, its result and its events; its job stays.
+
+    Its idempotency key can't be used again as long as operations are kept.
+    """
+    done = await gateway.reading.ask(lambda: gateway.store.deletions.operation(operation_id))
+    deleted(done, f"operation {operation_id}")
+    log_change(caller, "operation.delete", operation_id=operation_id)
+    return Response(status_code=204)
 
 
 def _result_headers(operation_id: str, media_type: str) -> dict[str, str]:
@@ -250,7 +272,8 @@ async def _content(gateway: Gateway, record: OperationRecord) -> AsyncIterator[b
     """Return the result's bytes. The first chunk is read before, so that errors come in time."""
     chunks = await gateway.reading.ask(lambda: gateway.store.results.get(record.operation_id))
     if chunks is None or record.result_bytes is None:
-        raise ModelyardError(ErrorCode.NO_RESULT, f"The operation ended {record.state}.")
+        gone = "Its result is no longer kept." if record.result_gone else ""
+        raise ModelyardError(ErrorCode.NO_RESULT, gone or f"The operation ended {record.state}.")
     first = await gateway.reading.ask(lambda: anext(chunks))
 
     async def all_chunks() -> AsyncIterator[bytes]:

@@ -42,8 +42,8 @@ Outcome = Accepted | ModelyardError
 class KeyReusedError(InvalidRequestError):
     """The idempotency key belongs to another request, on the job `job_id`."""
 
-    def __init__(self, job_id: str | None) -> None:
-        super().__init__(ErrorCode.IDEMPOTENCY_KEY_REUSED)
+    def __init__(self, job_id: str | None, message: str = "") -> None:
+        super().__init__(ErrorCode.IDEMPOTENCY_KEY_REUSED, message)
         self.job_id = job_id
 
 
@@ -100,6 +100,8 @@ class PendingRequest:
 
     def repeated(self, existing: OperationRecord) -> Outcome:
         """Return the answer to a repeated key: the existing operation, if the request is equal."""
+        if existing.deleted:
+            return KeyReusedError(existing.job_id, "The operation of this key was deleted.")
         wanted = (self.operation.payload_hash, self.operation.retry_of)
         if (existing.payload_hash, existing.retry_of) != wanted:
             return KeyReusedError(existing.job_id)

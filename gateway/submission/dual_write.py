@@ -13,6 +13,7 @@ from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableEr
 from modelyard.contract.ids import DEFAULT_TENANT
 from modelyard.contract.message_types import SUBMISSION_TYPE
 from modelyard.contract.messages import MAX_BATCH, MAX_MESSAGE_BYTES, JobRequest
+from modelyard.contract.states import VERB_RULES, JobState
 from modelyard.contract.topology import JOBS, SUBMIT_KEY
 from modelyard.process.batching import Coalescer, chunks_by_size
 from modelyard.process.crash_points import crash_point
@@ -211,8 +212,11 @@ class DualWrite:
         return [tuple(next(answers) for _ in group) for group in groups]
 
     async def _ensure_jobs(self, operations: Iterable[NewOperation]) -> None:
-        """Create missing jobs, so that clients can read them; jobs are never deleted."""
-        named = {one.job_id for one in operations if one.job_id}
+        """Create missing jobs, so that clients can read them at once.
+
+        The dispatcher records what is missing: also a job that was deleted and begins again.
+        """
+        named = {one.job_id for one in operations if one.job_id and _makes_job(one)}
         unseen = named - self._ensured.keys()
         await self._store.jobs.ensure(unseen)
         self._ensured |= dict.fromkeys(unseen)
@@ -242,6 +246,14 @@ class DualWrite:
             failure if failure and confirmed == 0 else confirmed
             for confirmed in _shares(done, [len(group) for group in groups])
         ]
+
+
+def _makes_job(operation: NewOperation) -> bool:
+    """Tell whether there is a job after this operation if there was none before."""
+    if operation.verb is None:
+        return False
+    rule = VERB_RULES[operation.verb]
+    return JobState.NONE in rule.starts_from | rule.holds_in
 
 
 def _size(operation: NewOperation) -> int:

@@ -48,3 +48,8 @@ def drain(
     """
     session = session_of(ctx)
     session.out.one(session.yard.drain(host_id, move=move, deadline_s=deadline))
+
+
+def delete(ctx: Context, host_id: HostId) -> None:
+    """Delete a host that is LOST and will not come back; if it does, it is a new host."""
+    session_of(ctx).yard.delete_host(host_id)

@@ -231,3 +231,8 @@ def list_jobs(
     """List jobs, newest first."""
     session = session_of(ctx)
     session.out.jobs(session.yard.jobs(state=state, host_id=host, limit=limit).jobs)
+
+
+def delete(ctx: Context, job: Job) -> None:
+    """Delete a job that is TERMINATED, FAILED or LOST; its operations stay."""
+    session_of(ctx).yard.delete_job(job)

@@ -36,6 +36,11 @@ def cancel(ctx: Context, operation: OperationOrJob, *, wait: Wait = False) -> No
     session.out.one(view)
 
 
+def delete(ctx: Context, operation: Annotated[str, typer.Argument(help="The operation.")]) -> None:
+    """Delete an operation that has ended, with its input, its result and its events."""
+    session_of(ctx).yard.delete_operation(operation)
+
+
 def retry(ctx: Context, operation: OperationOrJob, *, wait: Wait = False, key: Key = None) -> None:
     """Submit the request of an operation that ended without success again.
 

@@ -336,6 +336,21 @@ class AsyncModelyard:
 
     # --- catalog ---
 
+    async def delete_job(self, job_id: str) -> None:
+        """Delete a job that is TERMINATED, FAILED or LOST; its operations stay.
+
+        Raises `ApiError` with `still_in_use`.
+        """
+        await self._send(endpoints.delete_entry("jobs", job_id))
+
+    async def delete_operation(self, operation: Operation) -> None:
+        """Delete an operation that has ended, with its result; raises as `delete_job` does."""
+        await self._send(endpoints.delete_entry("operations", id_of(operation)))
+
+    async def delete_host(self, host_id: str) -> None:
+        """Delete a host that is LOST; raises as `delete_job` does."""
+        await self._send(endpoints.delete_entry("hosts", host_id))
+
     async def models(self) -> tuple[ModelSpec, ...]:
         """List the models of the catalog."""
         return tuple([one async for page in self._pages(endpoints.models) for one in page.models])

@@ -391,7 +391,7 @@ def put_entry(collection: str, kind: type[M], spec: M | Mapping[str, JsonValue])
 
 
 def delete_entry(collection: str, name: str) -> Call[None]:
-    """Delete a catalog entry."""
+    """Delete what a collection has under a name."""
     return Call("DELETE", f"/v1/{collection}/{_quoted(name)}", lambda _: None, deletes=True)
 
 

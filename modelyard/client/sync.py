@@ -329,6 +329,21 @@ class Modelyard:
 
     # --- catalog ---
 
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that is TERMINATED, FAILED or LOST; its operations stay.
+
+        Raises `ApiError` with `still_in_use`.
+        """
+        self._send(endpoints.delete_entry("jobs", job_id))
+
+    def delete_operation(self, operation: Operation) -> None:
+        """Delete an operation that has ended, with its result; raises as `delete_job` does."""
+        self._send(endpoints.delete_entry("operations", id_of(operation)))
+
+    def delete_host(self, host_id: str) -> None:
+        """Delete a host that is LOST; raises as `delete_job` does."""
+        self._send(endpoints.delete_entry("hosts", host_id))
+
     def models(self) -> tuple[ModelSpec, ...]:
         """List the models of the catalog."""
         return tuple(one for page in self._pages(endpoints.models) for one in page.models)

@@ -44,6 +44,7 @@ class ErrorCode(StrEnum):
     PRECONDITION_FAILED = "precondition_failed"
     NOT_RETRYABLE = "not_retryable"
     NOT_REPLAYABLE = "not_replayable"
+    STILL_IN_USE = "still_in_use"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
 
@@ -130,6 +131,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ),
         ErrorCode.NOT_RETRYABLE: "Only an operation that ended without success can be retried.",
         ErrorCode.NOT_REPLAYABLE: "The dead letter can't be published again as it is.",
+        ErrorCode.STILL_IN_USE: "It can't be deleted, because something still needs it.",
         ErrorCode.UNAVAILABLE: "A service that the request needs does not answer; try again.",
         ErrorCode.INTERNAL: "Modelyard failed with an unexpected error.",
         ErrorCode.INVALID_JOB_STATE: "The verb cannot start from the state the job is in.",

@@ -18,6 +18,8 @@ from modelyard.store.connection import (
 from modelyard.store.content import inputs, results
 from modelyard.store.content.files import StoredFiles
 from modelyard.store.content.retention import ContentRetention
+from modelyard.store.deleting.deletions import Deletions
+from modelyard.store.deleting.old_records import OldRecords
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.indexes import ensure_indexes
@@ -67,6 +69,8 @@ class Store:
             self._connection, results=result_files, inputs=input_files
         )
         self.leases = Leases(self._connection)
+        self.deletions = Deletions(self._connection, self.jobs, self.content_retention)
+        self.old_records = OldRecords(self._connection, self.jobs, self.content_retention)
 
     async def prepare(self) -> None:
         """Create the indexes that are missing; raises `StoreUnavailableError`."""

@@ -5,6 +5,7 @@ from pymongo.errors import OperationFailure
 
 from modelyard.store.capacity.footprints import UNUSED_S
 from modelyard.store.connection import MongoConnection
+from modelyard.store.records import ENDED_JOB
 
 _OPEN = {"partialFilterExpression": {"open": True}}
 UNBROUGHT = "unbrought"
@@ -66,6 +67,12 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="input",
             partialFilterExpression={"input_id": {"$type": "string"}},
         ),
+        # Operations that have ended, oldest first: what is removed by its age.
+        IndexModel(
+            [("finished_at", ASCENDING), ("_id", ASCENDING)],
+            name="ended",
+            partialFilterExpression={"open": False},
+        ),
         # Pages for clients.
         IndexModel([("accepted_at", DESCENDING), ("_id", DESCENDING)], name="page"),
         IndexModel(
@@ -96,6 +103,12 @@ INDEXES: dict[str, list[IndexModel]] = {
         ),
         # The copies of a model by state: for inferences that any of them may answer.
         IndexModel([("model", ASCENDING), ("state", ASCENDING), ("_id", ASCENDING)], name=COPIES),
+        # Jobs without a container, those first that were not written for the longest time.
+        IndexModel(
+            [("updated_at", ASCENDING), ("_id", ASCENDING)],
+            name="ended",
+            partialFilterExpression={"state": ENDED_JOB["state"]},
+        ),
         IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)], name="page"),
         IndexModel(
             [("state", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
@@ -128,7 +141,7 @@ INDEXES: dict[str, list[IndexModel]] = {
     ],
     "events": [
         IndexModel([("operation_id", ASCENDING), ("at", ASCENDING)], name="operation"),
-        IndexModel([("at", ASCENDING)], name="age", expireAfterSeconds=30 * 86_400),
+        IndexModel([("at", ASCENDING), ("_id", ASCENDING)], name="oldest"),
     ],
     "dead_letters": [
         IndexModel([("recorded_at", DESCENDING), ("_id", DESCENDING)], name="letters_page")
@@ -141,6 +154,7 @@ _OBSOLETE = (
     ("operations", "token"),
     ("operations", "waiting"),
     ("operations", "without_host"),
+    ("events", "age"),
 )
 """Indexes that an earlier version made."""
 _INDEX_NOT_FOUND = 27  # of MongoDB's error codes

@@ -25,6 +25,8 @@ from modelyard.store.records import (
 
 STEADY_S = 600.0
 """Seconds that a model must be loaded before its count of restarts begins again."""
+GENERATION_FLOOR = "generations"
+"""The counter of the highest generation that a deleted job had."""
 LINE_HEAD = 160
 """Operations of one job that the scheduler reads in one pass: more than may run together."""
 
@@ -145,6 +147,32 @@ class Jobs:
     def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
         self._collection = connection.collection("jobs")
+        self._counters = connection.collection("counters")
+
+    async def raise_generation_floor(self, deleted: Iterable[JobRecord]) -> None:
+        """Keep the generations of jobs that are about to be deleted from being given out again.
+
+        A container of theirs may come to light later, on a host that was lost. It has to differ
+        from those of a new job of the same name.
+        """
+        highest = max((one.next_generation - 1 for one in deleted), default=0)
+        if highest > 0:
+            async with self._connection.answering():
+                await self._counters.update_one(
+                    {"_id": GENERATION_FLOOR},
+                    [{"$set": {"value": {"$max": [{"$ifNull": ["$value", 0]}, highest]}}}],
+                    upsert=True,
+                )
+
+    async def generation_floor(self) -> int:
+        """Return the generation above which new jobs begin.
+
+        It holds for jobs that were recorded before this call: one that is deleted and recorded
+        again has raised it before.
+        """
+        async with self._connection.answering():
+            found = await self._counters.find_one({"_id": GENERATION_FLOOR})
+        return int(found["value"]) if found else 0
 
     async def ensure(self, job_ids: Iterable[str]) -> frozenset[str]:
         """Record jobs that a request names for the first time, in state NONE; return these."""
@@ -226,7 +254,11 @@ class Jobs:
         async with self._connection.answering():
             found = await self._collection.aggregate(pipeline).to_list(None)
         jobs = await self.get_many([one["_id"] for one in found]) if found else {}
-        unchanged = [one for one in found if jobs[one["_id"]].version == one["version"]]
+        versions = {key: job.version for key, job in jobs.items()}
+        unchanged = [one for one in found if versions.get(one["_id"]) == one["version"]]
+        if any(jobs[one["_id"]].next_generation == 1 for one in unchanged):
+            floor = await self.generation_floor()
+            jobs = {key: job.above(floor) for key, job in jobs.items()}
         return JobLines(
             tuple(
                 JobLine(

@@ -23,6 +23,7 @@ _RESULT_FIELDS = (
     "result_bytes",
     "result_type",
     "result_sha256",
+    "result_gone",
 )
 
 
@@ -134,12 +135,12 @@ class OperationQueries:
         return {one["_id"]: (OperationState(one["state"]), one["epoch"]) for one in found}
 
     async def result(self, operation_id: str) -> ResultPlace | None:
-        """Return where the result of an operation is stored; None if it has none."""
+        """Return where the result of an operation is stored; None if it has none, or none now."""
         async with self._connection.answering():
             found = await self._collection.find_one(
                 {"_id": operation_id}, dict.fromkeys(_RESULT_FIELDS, 1)
             )
-        if found is None or found.get("result_bytes") is None:
+        if found is None or found.get("result_bytes") is None or found.get("result_gone"):
             return None
         return ResultPlace(
             content_type=found.get("result_type") or JSON_TYPE,
@@ -153,12 +154,14 @@ class OperationQueries:
     async def page(
         self, criteria: Mapping[str, str], *, after: Position | None, limit: int
     ) -> Page[OperationRecord]:
-        """Return operations newest first; `criteria` compares fields with given values."""
+        """Return operations newest first; `criteria` compares fields with given values.
+
+        Those that a client has deleted are left out.
+        """
+        asked = {**page_filter(criteria, "accepted_at", after), "deleted": {"$ne": True}}
         async with self._connection.answering():
             found = (
-                await self._collection.find(
-                    page_filter(criteria, "accepted_at", after), WITHOUT_PAYLOAD
-                )
+                await self._collection.find(asked, WITHOUT_PAYLOAD)
                 .sort([("accepted_at", -1), ("_id", -1)])
                 .limit(limit + 1)
                 .to_list(None)
@@ -219,8 +222,8 @@ class OperationQueries:
 
     async def last_end(self, job_id: str) -> datetime | None:
         """Return when the operation of a job that was accepted last has ended; None if none has."""
-        page = await self.page({"job_id": job_id}, after=None, limit=1)
-        return page.items[0].finished_at if page.items else None
+        last = await self.find({"job_id": job_id}, sort=[("accepted_at", -1), ("_id", -1)], limit=1)
+        return last[0].finished_at if last else None
 
     async def failed_loads(self, operation_ids: Sequence[str]) -> dict[str, OperationRecord]:
         """Return by inference the LOAD that was put before it and did not succeed."""

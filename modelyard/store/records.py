@@ -292,6 +292,10 @@ class OperationRecord(Record):
     dispatched_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    result_gone: bool = False
+    """True once its result was removed, because it was old; `result_bytes` stays."""
+    deleted: bool = False
+    """True for the stub of an operation that a client has deleted: no client sees it."""
 
     @property
     def places(self) -> bool:
@@ -320,6 +324,15 @@ class CurrentOperation(Record):
     operation_id: str
     epoch: int
     seq: int = 0
+
+
+ENDED_JOB: Document = {
+    "state": {"$in": sorted(state for state in JobState if not state.live)},
+    "host_id": None,
+    "move": None,
+    "recovery": None,
+}
+"""A job that has no container, and that is not about to get one."""
 
 
 class RestorationRecord(Record):
@@ -384,6 +397,12 @@ class JobRecord(Record):
     def next_generation(self) -> int:
         """The generation of its next container."""
         return max(self.generation, self.highest_generation) + 1
+
+    def above(self, floor: int) -> Self:
+        """Return the job; if it never had a container, its first generation is above the floor."""
+        if floor == 0 or self.next_generation > 1:
+            return self
+        return self.model_copy(update={"highest_generation": floor})
 
     def devices_of(self, generation: int) -> tuple[str, ...]:
         """Return the devices that are bound to the container of a generation."""

@@ -15,6 +15,8 @@ from modelyard.store.connection import Changes, Collection, MongoConnection, unc
 from modelyard.store.content import inputs, results
 from modelyard.store.content.files import StoredFiles
 from modelyard.store.content.retention import ContentRetention
+from modelyard.store.deleting.deletions import Deletions
+from modelyard.store.deleting.old_records import OldRecords
 from modelyard.store.events import Audit, DeadLetters, Events
 from modelyard.store.hosts import Hosts
 from modelyard.store.jobs import Jobs
@@ -85,3 +87,5 @@ class MemoryStore(Store):
             connection, results=result_files, inputs=input_files
         )
         self.leases = Leases(connection)
+        self.deletions = Deletions(connection, self.jobs, self.content_retention)
+        self.old_records = OldRecords(connection, self.jobs, self.content_retention)

@@ -31,13 +31,14 @@ MOST_CALLS = {Call.WRITE: 4, Call.READ: 0, Call.DURABLE_MESSAGE: 3, Call.PASSING
 """Most commands to the database, and most messages, of all processes together."""
 
 MOST_WRITES_AND_READS = {
-    Verb.DEPLOY_CREATE: (9, 4),
+    Verb.DEPLOY_CREATE: (9, 5),
     Verb.TERMINATE: (8, 1),
 }
 """Of a job's container that is created and removed: most writes, and most reads, of all processes.
 
-CREATE reads the new job and its line, the catalog, and what else waits for a host. TERMINATE looks
-for who waits for what it has freed. The worker's inventory, which its end may cause, comes later.
+CREATE reads the new job and its line, the generations of deleted jobs, the catalog, and what else
+waits for a host. TERMINATE looks for who waits for what it has freed. The worker's inventory, which
+its end may cause, comes later.
 """
 
 READS_TO_CHOOSE = 1

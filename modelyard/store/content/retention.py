@@ -31,12 +31,19 @@ class ContentRetention:
         """
         ids = list(operation_ids)
         found = await self._found({"_id": {"$in": ids}})
-        for one in found:
-            if one.get("result_file"):
-                await self._results.delete(one["result_file"])
+        await self._delete_results(found)
         for input_id in {one["input_id"] for one in found if one.get("input_id")}:
             if not await self._is_named(input_id, but_by=ids):
                 await self._inputs.delete(input_id)
+
+    async def delete_results_of(self, operation_ids: Sequence[str]) -> None:
+        """Delete the stored results of operations that stay; to be called as `delete_of`."""
+        await self._delete_results(await self._found({"_id": {"$in": list(operation_ids)}}))
+
+    async def _delete_results(self, found: Sequence[Document]) -> None:
+        for one in found:
+            if one.get("result_file"):
+                await self._results.delete(one["result_file"])
 
     async def remove_orphans(self, *, kept_s: float = KEPT_S) -> int:
         """Remove files that are older than `kept_s` and of no operation; return how many.

@@ -41,6 +41,7 @@ async def served(mongo_url: str, amqp_url: str) -> AsyncIterator[ServedGateway]:
 
 
 async def test_a_whole_life_through_the_synchronous_client(served: ServedGateway) -> None:
+    await served.store.jobs.ensure(["j-1"])  # an inference makes no job
     with Modelyard(served.url) as client:
         asked = await asyncio.to_thread(client.infer, "j-1", {"x": [1]})
         waiting = asyncio.create_task(asyncio.to_thread(client.wait, asked, 20))

@@ -28,6 +28,7 @@ from tests.support.gateway import (
 from tests.support.waiting import eventually
 
 INFER = {"job_id": "j-1", "operation_type": "INFER", "input": {"x": 1}}
+NOBODY = "01890000-0000-7000-8000-000000000000"
 LOAD = {"job_id": "j-1", "operation_type": "DEPLOY_LOAD"}
 TEMP = {"job_id": "j-1", "operation_type": "TEMP", "model": "m-131"}
 
@@ -191,10 +192,11 @@ async def test_failures_are_told_in_the_log_with_the_id_and_without_the_secret(
 async def test_each_scope_opens_its_own_routes_only(served: ServedGateway) -> None:
     asked: dict[Scope, tuple[tuple[str, str], ...]] = {
         Scope.JOBS_READ: (("GET", "/v1/jobs"), ("GET", "/v1/operations"), ("GET", "/v1/jobs/j")),
+        Scope.JOBS_SUBMIT: (("DELETE", "/v1/jobs/j"), ("DELETE", f"/v1/operations/{NOBODY}")),
         Scope.CATALOG_READ: (("GET", "/v1/models"), ("GET", "/v1/datasets/d")),
         Scope.CATALOG_WRITE: (("DELETE", "/v1/models/m"), ("DELETE", "/v1/datasets/d")),
         Scope.HOSTS_READ: (("GET", "/v1/hosts"), ("GET", "/v1/hosts/h")),
-        Scope.HOSTS_ADMIN: (("POST", "/v1/hosts/h/cordon"), ("POST", "/v1/hosts/h/drain")),
+        Scope.HOSTS_ADMIN: (("POST", "/v1/hosts/h/cordon"), ("DELETE", "/v1/hosts/h")),
         Scope.DEAD_LETTERS: (("GET", "/v1/dead-letters"), ("DELETE", "/v1/dead-letters/d")),
         Scope.KEYS_ADMIN: (("GET", "/v1/keys"), ("DELETE", "/v1/keys/nobody")),
     }

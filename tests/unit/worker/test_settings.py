@@ -29,6 +29,7 @@ VARIABLES = (
     "MODELYARD_WORKER_MAX_DISK",
     "MODELYARD_WORKER_REACH",
     "MODELYARD_WORKER_NETWORK",
+    "MODELYARD_WORKER_CONTAINER_PREFIX",
     "MODELYARD_WORKER_TMPFS_SIZE",
     "MODELYARD_WORKER_RUNTIME_DIR",
     "MODELYARD_HEALTH_FILE",
@@ -217,3 +218,22 @@ def test_the_time_for_giving_memory_back_has_bounds(
     monkeypatch.setenv("MODELYARD_WORKER_UNLOAD_TIMEOUT_S", seconds)
     with pytest.raises(ValidationError):
         WorkerSettings(host_id="h")
+
+
+@pytest.mark.parametrize("prefix", ["modelyard", "modelyard.two", "modelyard.a_1"])
+def test_a_prefix_of_containers_reaches_their_plan(
+    monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    monkeypatch.setenv("MODELYARD_HOST_ID", "h")
+    monkeypatch.setenv("MODELYARD_WORKER_CONTAINER_PREFIX", prefix)
+    assert WorkerSettings().plan_rules().prefix == prefix
+
+
+@pytest.mark.parametrize("prefix", ["", "other", "modelyard.", "modelyard.a-b", "modelyard.Two"])
+def test_a_prefix_that_could_make_the_names_of_others_is_refused(
+    monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    monkeypatch.setenv("MODELYARD_HOST_ID", "h")
+    monkeypatch.setenv("MODELYARD_WORKER_CONTAINER_PREFIX", prefix)
+    with pytest.raises(ValidationError):
+        WorkerSettings()

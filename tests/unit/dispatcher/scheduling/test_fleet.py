@@ -11,6 +11,7 @@ from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import Admission
 from modelyard.scheduling.fitting import PlacementRequest
 from modelyard.scheduling.placement import Placed, Unplaced
+from modelyard.store.deleting.deletions import Fate
 from modelyard.store.records import HostRecord, reservations_of
 from tests.fakes.broker_links import Call
 from tests.support.dispatcher.parts import HOST, DispatcherParts
@@ -53,6 +54,23 @@ async def test_only_what_is_marked_is_read_until_all_hosts_are(parts: Dispatcher
     assert await admissions(fleet) == {OTHER: Admission.OPEN, HOST: Admission.CORDONED}
     await fleet.refresh()
     assert await admissions(fleet) == {OTHER: Admission.CORDONED, HOST: Admission.CORDONED}
+
+
+@pytest.mark.parametrize("marked", [True, False])
+async def test_a_host_that_was_deleted_is_gone_once_it_is_looked_for(
+    parts: DispatcherParts, *, marked: bool
+) -> None:
+    await parts.come_online(OTHER)
+    fleet = Fleet(parts.store)
+    assert list(await fleet.hosts()) == [OTHER, HOST]
+    for moving in (parts.store.hosts.suspect_silent, parts.store.hosts.lose_silent):
+        await moving(after_s=-60)
+    assert (await parts.store.deletions.host(OTHER)).fate is Fate.DELETED
+    if marked:
+        fleet.mark([OTHER])
+    else:
+        await fleet.refresh()
+    assert list(await fleet.hosts()) == [HOST]
 
 
 async def test_a_new_host_comes_to_its_place_by_name(parts: DispatcherParts) -> None:

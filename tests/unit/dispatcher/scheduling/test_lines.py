@@ -146,12 +146,27 @@ async def test_a_job_of_which_only_the_database_knows_what_it_is_now_is_dropped(
     assert parts.lines.job(JOB) is None
 
 
-async def test_a_new_job_is_recorded_and_in_memory_without_a_read(parts: DispatcherParts) -> None:
+async def test_a_new_job_is_in_memory_as_recorded_and_only_the_deleted_ones_are_asked_for(
+    parts: DispatcherParts,
+) -> None:
     reads = parts.link.calls[Call.READ]
     await parts.lines.ensure(["new"])
-    assert parts.link.calls[Call.READ] == reads
+    assert parts.link.calls[Call.READ] == reads + 1
     assert parts.lines.job("new") == JobRecord(job_id="new")
     assert (await parts.store.jobs.get_many(["new"]))["new"].version == 0
+
+
+async def test_a_new_job_begins_above_the_generations_of_deleted_ones(
+    parts: DispatcherParts,
+) -> None:
+    await parts.store.jobs.raise_generation_floor([JobRecord(job_id="old", generation=7)])
+    await parts.lines.ensure(["new"])
+    for _ in range(2):
+        job = parts.lines.job("new")
+        assert job is not None
+        assert job.next_generation == 8
+        parts.lines.forget(["new"])
+        await parts.lines.read(["new"])
 
 
 async def test_a_job_that_others_have_recorded_meanwhile_is_read(parts: DispatcherParts) -> None:

@@ -85,8 +85,8 @@ async def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
     return Stores(monkeypatch)
 
 
-def new(count: int, job_id: str = "j-1", text: str = "") -> list[New]:
-    request = JobRequest(job_id=job_id, operation_type=Verb.INFER, input=text or 1)
+def new(count: int, job_id: str = "j-1", text: str = "", verb: Verb = Verb.INFER) -> list[New]:
+    request = JobRequest(job_id=job_id, operation_type=verb, input=text or 1, model="m")
     return [(NewOperation.of(new_operation_id(), request, "http"), request) for _ in range(count)]
 
 
@@ -105,9 +105,15 @@ async def test_what_arrives_together_shares_one_write_and_one_message(stores: St
 
 async def test_a_job_is_made_readable_once(stores: Stores) -> None:
     async with running(stores.dual_write):
-        await stores.dual_write.take(new(3))
-        await stores.dual_write.take(new(1))
+        await stores.dual_write.take(new(3, verb=Verb.TEMP))
+        await stores.dual_write.take(new(1, verb=Verb.TEMP))
     assert stores.ensured == [{"j-1"}, set()]
+
+
+async def test_a_request_that_makes_no_job_records_none(stores: Stores) -> None:
+    async with running(stores.dual_write):
+        await stores.dual_write.take(new(1, verb=Verb.INFER))
+    assert stores.ensured == [set()]
 
 
 async def test_a_batch_is_cut_by_size_and_a_break_leaves_no_gap(stores: Stores) -> None:

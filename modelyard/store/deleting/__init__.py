@@ -1,0 +1,1 @@
+"""Deleting records: on request, and by age."""
