@@ -89,8 +89,7 @@ class ServedGateway:
     ) -> None:
         """Take an operation to its end as the dispatcher does: record it, then say so."""
         operations = self.store.operations
-        record = await self.store.operation_queries.get(operation_id)
-        assert record is not None
+        record = await eventually(lambda: self.store.operation_queries.get(operation_id))
         assert record.job_id is not None
         claim = DispatchClaim(record, "h-1", "incarnation", 1)
         assert await operations.claim([claim], token=uuid.uuid4().hex)

@@ -206,7 +206,13 @@ async def test_every_change_by_an_operator_is_logged_with_the_key(
         ("DELETE", f"/v1/keys/{other}", None, "key.revoke"),
         ("POST", "/v1/dead-letters/d-1/replay", None, "dead_letter.replay"),
         ("DELETE", "/v1/dead-letters/d-1", None, "dead_letter.delete"),
+        ("DELETE", "/v1/hosts/h-2", None, "host.delete"),
     ]
+    await guarded.store.hosts.come_online(
+        "h-2", "i-2", HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
+    )
+    hosts = guarded.store._connection.collection("hosts")
+    await hosts.update_one({"_id": "h-2"}, {"$set": {"liveness": "LOST"}})
     seen: set[str] = set()
     for method, path, body, action in calls:
         with capture_logs() as logs:
