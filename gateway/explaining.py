@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
+from gateway.reading import BoundedReads
 from gateway.views import operation_view
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED, Learned
 from modelyard.contract.catalog.entries import ModelSpec
@@ -54,16 +55,17 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
 
 
 async def operation_views(
-    store: Store, records: Sequence[OperationRecord]
+    reading: BoundedReads, store: Store, records: Sequence[OperationRecord]
 ) -> tuple[OperationView, ...]:
     """Return operations as clients see them, with what each one that is queued waits for.
 
     The scheduler looks at the first operations of each job and records what they wait for. What the
-    others wait for is in the record of their job; it is read here. Raises `StoreUnavailableError`.
+    others wait for is in the record of their job; it is read here, and nothing is read if none of
+    them waits so. Raises `StoreUnavailableError`.
     """
     behind = [one for one in records if _is_behind(one)]
-    jobs = {one.job_id for one in behind if one.job_id is not None and one.line is not None}
-    heads = await store.jobs.heads_of_lines(sorted(jobs)) if jobs else {}
+    jobs = sorted({one.job_id for one in behind if one.job_id is not None})
+    heads = await reading.ask(lambda: store.jobs.heads_of_lines(jobs)) if jobs else {}
     waits = {one.operation_id: waits_in_line(one, heads.get(one.job_id or "")) for one in behind}
     return tuple(
         view
@@ -74,8 +76,8 @@ async def operation_views(
 
 
 def _is_behind(operation: OperationRecord) -> bool:
-    queued = operation.state is OperationState.QUEUED and operation.not_before is None
-    return queued and not operation.waiting_for
+    in_line = operation.state is OperationState.QUEUED and operation.line is not None
+    return in_line and operation.not_before is None and not operation.waiting_for
 
 
 async def explanation_of_request(store: Store, new: NewOperation) -> DryRun:

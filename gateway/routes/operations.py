@@ -89,7 +89,7 @@ async def list_operations(
         )
     )
     cursor = page.next.cursor() if page.next else None
-    views = await gateway.reading.ask(lambda: operation_views(gateway.store, page.items))
+    views = await operation_views(gateway.reading, gateway.store, page.items)
     content = OperationPage(operations=views, next=cursor)
     return page_answer(content, query, "/v1/operations", cursor)
 
@@ -118,7 +118,7 @@ async def read_operation(
     else:
         record = await gateway.reading.operation(operation_id)
     found = _found(record, operation_id)
-    [view] = await gateway.reading.ask(lambda: operation_views(gateway.store, [found]))
+    [view] = await operation_views(gateway.reading, gateway.store, [found])
     retry = {} if view.state.terminal else {"Retry-After": str(RETRY_AFTER_S)}
     return answer(view, headers=retry)
 

@@ -47,13 +47,11 @@ def explain_in_line(facts: Facts) -> Explanation:
 
 
 def waits_in_line(operation: OperationRecord, head: HeadOfLine | None) -> tuple[str, ...]:
-    """Return what a QUEUED operation waits for that no host is looked for yet.
+    """Return what a QUEUED operation in line waits for that no host is looked for yet.
 
     `head` is the first open operation of its job. Nothing is returned for the head itself: the
     scheduler records what that waits for.
     """
-    if operation.line is None:
-        return ()
     if head is not None and head.restoring:
         return ("its job, which is being restored",)
     if head is None or head.operation_id == operation.operation_id:

@@ -59,7 +59,6 @@ FIRST = "INFER first (RUNNING), the first of its job's line"
             "DEPLOY_LOAD first (RUNNING, for on_demand), the first of its job's line",
         ),
         (operation(), replace(HEAD, restoring=True), "its job, which is being restored"),
-        (operation(line=None), None, None),
         (operation(), None, None),
         (operation(), replace(HEAD, operation_id=operation().operation_id), None),
     ],
