@@ -33,6 +33,7 @@ from dispatcher.maintenance.orphans import Orphans
 from dispatcher.maintenance.reconciler import Reconciler
 from dispatcher.maintenance.recovery import JobRestoration
 from dispatcher.maintenance.reservation_leaks import ReservationLeaks
+from dispatcher.maintenance.retention.orphaned_content import OrphanedContent
 from dispatcher.maintenance.retention.retention import KeptDays, Retention
 from dispatcher.maintenance.retention.unborn_jobs import UnbornJobs
 from dispatcher.maintenance.retries import Retries
@@ -42,7 +43,6 @@ from dispatcher.reports.beat_writer import BeatWriter
 from dispatcher.reports.dead_letters import DeadLetterRecorder
 from dispatcher.reports.fencing import Fencing
 from dispatcher.reports.heartbeats import Heartbeats
-from dispatcher.reports.orphaned_content import OrphanedContent
 from dispatcher.reports.recorder import Recorder
 from dispatcher.reports.report_writer import ReportWriter
 from dispatcher.reports.transfers import Transfers

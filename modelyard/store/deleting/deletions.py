@@ -11,6 +11,7 @@ from enum import StrEnum
 from modelyard.contract.states import JobState, Liveness, OperationState
 from modelyard.store.connection import MongoConnection
 from modelyard.store.content.retention import ContentRetention
+from modelyard.store.deleting.dependents import delete_dependents
 from modelyard.store.deleting.idle_jobs import jobs_without
 from modelyard.store.jobs import Jobs
 from modelyard.store.operation_writes import older
@@ -27,8 +28,9 @@ _CONTENTS = (
     "metadata",
     "error",
 )
+"""What a deleted operation keeps nothing of."""
 _FILES = ("result_file", "input_id")
-"""What a deleted operation keeps nothing of; the latter until the files are gone."""
+"""Which files it has; kept until they are gone, so that the call can be repeated."""
 UNBORN: Document = {"state": JobState.NONE, "version": 0}
 """A job that was recorded for a request, and that no operation has started."""
 
@@ -62,8 +64,6 @@ class Deletions:
         self._operations = connection.collection("operations")
         self._job_documents = connection.collection("jobs")
         self._hosts = connection.collection("hosts")
-        self._events = connection.collection("events")
-        self._audit = connection.collection("audit")
 
     async def operation(self, operation_id: str) -> Deletion:
         """Delete an operation that has ended, with its input, result, events and notes.
@@ -86,11 +86,7 @@ class Deletions:
                 {"_id": operation_id, "open": False},
                 {"$set": {"deleted": True}, "$unset": dict.fromkeys(_CONTENTS, "")},
             )
-        await self._contents.delete_of([operation_id])
-        async with self._connection.answering():
-            await self._events.delete_many({"operation_id": operation_id})
-        async with self._connection.answering():
-            await self._audit.delete_many({"operation_id": operation_id})
+        await delete_dependents(self._connection, self._contents, [operation_id])
         async with self._connection.answering():
             await self._operations.update_one(
                 {"_id": operation_id}, {"$unset": dict.fromkeys(_FILES, "")}

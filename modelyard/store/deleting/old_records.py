@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from modelyard.store.connection import Collection, MongoConnection
 from modelyard.store.content.retention import ContentRetention
+from modelyard.store.deleting.dependents import delete_dependents
 from modelyard.store.deleting.idle_jobs import jobs_without
 from modelyard.store.jobs import Jobs
 from modelyard.store.records import ENDED_JOB, Document, JobRecord
@@ -37,7 +38,6 @@ class OldRecords:
         self._job_documents = connection.collection("jobs")
         self._events = connection.collection("events")
         self._dead_letters = connection.collection("dead_letters")
-        self._audit = connection.collection("audit")
 
     async def operations(self, *, older_than_s: float, limit: int) -> int:
         """Remove operations that ended long ago, with their results, events and notes.
@@ -48,10 +48,7 @@ class OldRecords:
         ids = await self._oldest(self._operations, old, "finished_at", limit)
         if not ids:
             return 0
-        await self._contents.delete_of(ids)
-        for collection in (self._events, self._audit):
-            async with self._connection.answering():
-                await collection.delete_many({"operation_id": {"$in": ids}})
+        await delete_dependents(self._connection, self._contents, ids)
         async with self._connection.answering():
             await self._operations.delete_many({"_id": {"$in": ids}, **old})
         return len(ids)
