@@ -1,7 +1,5 @@
 """Which jobs of a model can take an inference, on a real MongoDB and in memory."""
 
-import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,8 +16,6 @@ from modelyard.store.queries.serving_jobs import (
     Stage,
 )
 from modelyard.store.records import RelocationRecord, RestorationRecord
-from tests.fakes.mongodb import MemoryDatabase
-from tests.fakes.store import MemoryStore
 from tests.support.placed import host_online, in_line, placed, spec_of
 
 M = Copies("m")
@@ -32,16 +28,10 @@ LOAD, UNLOAD, TERMINATE, INFER = (
 ON_DEMAND = spec_of(on_demand=True)
 
 
-@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    if request.param == "memory":
-        made: Store = MemoryStore(MemoryDatabase(time.monotonic))
-    else:
-        made = Store(request.getfixturevalue("mongo_url"), name="test", timeout_s=10.0)
-    await made.prepare()
-    await host_online(made)
-    yield made
-    made.close()
+@pytest.fixture
+async def store(any_store: Store) -> Store:
+    await host_online(any_store)
+    return any_store
 
 
 async def resident(store: Store, **options: Any) -> list[str]:

@@ -1,7 +1,6 @@
 """Files of large inputs and results, on a real MongoDB and in memory."""
 
 import hashlib
-import time
 import uuid
 from collections.abc import AsyncIterator
 
@@ -17,8 +16,6 @@ from modelyard.store import Store
 from modelyard.store.content.results import file_of
 from modelyard.store.operation_writes import DispatchClaim, ResultPlace
 from modelyard.store.records import NewOperation
-from tests.fakes.mongodb import MemoryDatabase
-from tests.fakes.store import MemoryStore
 
 TENANT = "default"
 CONTENT = bytes(range(256)) * 1_024 * 2 + b"end"
@@ -31,15 +28,9 @@ AT_ONCE = -1.0
 """Seconds after which a file is old: even one that is begun now."""
 
 
-@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    if request.param == "memory":
-        made: Store = MemoryStore(MemoryDatabase(time.monotonic))
-    else:
-        made = Store(request.getfixturevalue("mongo_url"), name="test", timeout_s=10.0)
-    await made.prepare()
-    yield made
-    made.close()
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    return any_store
 
 
 async def parts_of(*parts: bytes) -> AsyncIterator[bytes]:

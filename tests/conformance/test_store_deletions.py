@@ -5,7 +5,7 @@ A test says how old a record is by the age from which it is to be removed: below
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -40,15 +40,9 @@ NONE = 3_600.0
 LARGE = '"' + "x" * MAX_INLINE_RESULT_BYTES + '"'
 
 
-@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    if request.param == "memory":
-        made: Store = MemoryStore(MemoryDatabase(time.monotonic))
-    else:
-        made = Store(request.getfixturevalue("mongo_url"), name="test", timeout_s=10.0)
-    await made.prepare()
-    yield made
-    made.close()
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    return any_store
 
 
 def new(operation_id: str, job_id: str = "j", **fields: object) -> NewOperation:

@@ -1,30 +1,20 @@
 """Footprints, on a real MongoDB and in memory: each load counts once, and the last ones count."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
 
 import pytest
 
 from modelyard.contract.capacity.footprints import KEPT_LOADS, NOTHING_LEARNED, Learned
 from modelyard.store import Store
 from modelyard.store.capacity.footprints import FootprintKey, FootprintRecord, Peak, learned_of
-from tests.fakes.mongodb import MemoryDatabase
-from tests.fakes.store import MemoryStore
 
 CPU = FootprintKey("m", "reg.example:5000/a/b:1.0@sha256:" + "0" * 64, "")
 GPU = FootprintKey("m", CPU.image, "NVIDIA $A100.80 | x")
 
 
-@pytest.fixture(params=[pytest.param("mongodb", marks=pytest.mark.server), "memory"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    if request.param == "memory":
-        made: Store = MemoryStore(MemoryDatabase(time.monotonic))
-    else:
-        made = Store(request.getfixturevalue("mongo_url"), name="test", timeout_s=10.0)
-    await made.prepare()
-    yield made
-    made.close()
+@pytest.fixture
+def store(any_store: Store) -> Store:
+    return any_store
 
 
 async def learn(

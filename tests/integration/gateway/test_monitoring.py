@@ -185,9 +185,12 @@ async def test_every_change_by_an_operator_is_logged_with_the_key(
 ) -> None:
     key = await make_key(guarded.store, *Scope)
     admin = bearing(key)
-    await guarded.store.hosts.come_online(
-        "h-1", "i-1", HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
-    )
+    hosts = guarded.store.hosts
+    online = HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
+    await hosts.come_online("h-2", "i-2", online)
+    assert await hosts.suspect_silent(after_s=-1.0) == ["h-2"]
+    assert await hosts.lose_silent(after_s=-1.0) == ["h-2"]
+    await hosts.come_online("h-1", "i-1", online)
     await guarded.store.dead_letters.add([_letter("d-1")])
     created = await guarded.client.post(
         "/v1/keys", headers=admin, json={"name": "other", "role": "viewer"}
@@ -208,11 +211,6 @@ async def test_every_change_by_an_operator_is_logged_with_the_key(
         ("DELETE", "/v1/dead-letters/d-1", None, "dead_letter.delete"),
         ("DELETE", "/v1/hosts/h-2", None, "host.delete"),
     ]
-    await guarded.store.hosts.come_online(
-        "h-2", "i-2", HostOnline(slots=2, engine=EngineFacts(version="29", api_version="1.44"))
-    )
-    hosts = guarded.store._connection.collection("hosts")
-    await hosts.update_one({"_id": "h-2"}, {"$set": {"liveness": "LOST"}})
     seen: set[str] = set()
     for method, path, body, action in calls:
         with capture_logs() as logs:
