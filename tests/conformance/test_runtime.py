@@ -136,6 +136,20 @@ async def test_creating_twice_gives_one_container(harness: RuntimeHarness) -> No
     assert [f.id for f in await harness.runtime.list_own(plan.labels.job_id)] == [first]
 
 
+async def test_a_container_with_the_prefix_of_its_installation_is_found_by_its_name(
+    harness: RuntimeHarness,
+) -> None:
+    plain = harness.plan("sleeps")
+    labels = replace(plain.labels, prefix="modelyard.a_1")
+    plan = replace(plain, name=labels.name, labels=labels)
+    assert plan.name.startswith("modelyard.a_1-")
+    created = await harness.runtime.create(plan)
+    assert await harness.runtime.create(plan) == created
+    assert (await harness.runtime.inspect(plan.name)).id == created
+    [own] = await harness.runtime.list_own(labels.job_id)
+    assert own.labels == labels
+
+
 async def test_a_name_that_another_spec_has_is_a_conflict(harness: RuntimeHarness) -> None:
     await harness.runtime.create(harness.plan("sleeps", spec="spec-1"))
     with pytest.raises(NameConflictError):

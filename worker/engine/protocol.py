@@ -14,13 +14,13 @@ from typing import Protocol
 
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import EngineFacts, Progress
-from worker.engine.labels import ContainerLabels
+from worker.engine.labels import NAME_PREFIXES, ContainerLabels
 from worker.engine.plan import ContainerPlan, ImageFacts
 
 OnProgress = Callable[[Progress], None]
 
 # A whole or shortened id, or a name of `labels.container_name`.
-_REF = re.compile(r"[a-f0-9]{12,64}|modelyard-[A-Za-z0-9][A-Za-z0-9_.-]{0,159}")
+_REF = re.compile(rf"[a-f0-9]{{12,64}}|{NAME_PREFIXES.pattern}-[A-Za-z0-9][A-Za-z0-9_.-]{{0,159}}")
 
 
 class RuntimeFaultError(ModelyardError):
