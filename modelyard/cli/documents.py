@@ -52,7 +52,7 @@ def value_of(text: str) -> JsonValue:
     """Read an option: JSON, `@` and the name of a file, or `-` for standard input."""
     if text == "-" or text.startswith("@"):
         return document(text.removeprefix("@"))
-    return _json(text.encode(), "the option --input")
+    return _json(text.encode(errors="surrogateescape"), "the option --input")
 
 
 def document(name: str) -> JsonValue:

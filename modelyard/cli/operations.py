@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelyard.cli.documents import write_file
-from modelyard.cli.options import Context, Key, Limit, OnHost, OperationOrJob, Wait
+from modelyard.cli.options import Context, Key, Limit, OnHost, OperationOrJob, Wait, a_number
 from modelyard.cli.printing.contents import described_content
 from modelyard.cli.session import finish, followed, operation_of, session_of, until_end
 from modelyard.client import OperationFailed
@@ -18,8 +18,10 @@ from modelyard.contract.states import OperationState, Verb
 Timeout = Annotated[
     float | None,
     typer.Option(
+        min=0,
+        callback=a_number,
         help="Seconds to wait at most; the operation goes on after that. Without it the command "
-        "waits until the operation has ended."
+        "waits until the operation has ended.",
     ),
 ]
 
