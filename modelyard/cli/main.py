@@ -145,8 +145,8 @@ def app(arguments: list[str] | None = None) -> None:
 def _advice_on(error: ApiError) -> str:
     """Return what may help after a refusal; a URL that leads elsewhere is told of as one."""
     not_a_gateway = error.code == ErrorCode.INTERNAL and error.request_id is None
-    nothing_there = error.code == ErrorCode.NOT_FOUND and error.detail == SENTENCES[ErrorCode.NOT_FOUND]
-    if not_a_gateway or nothing_there:
+    nowhere = SENTENCES[ErrorCode.NOT_FOUND]
+    if not_a_gateway or (error.code == ErrorCode.NOT_FOUND and error.detail == nowhere):
         return f"{_URL_ADVICE} It is that of the gateway alone, such as http://127.0.0.1:8080."
     return _ADVICE.get(error.code, "")
 
