@@ -105,7 +105,8 @@ def submit(
         return
     if wait:
         raise typer.BadParameter("--wait takes no list", param_hint="--wait")
-    items = session.yard.submit_batch([mapping(one) for one in body], idempotency_key=key)
+    requests = [mapping(one, place) for place, one in enumerate(body)]
+    items = session.yard.submit_batch(requests, idempotency_key=key)
     session.out.batch(items)
     if any(item.problem for item in items):
         raise typer.Exit(FAILED)
