@@ -22,8 +22,9 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
+            alias: Any = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed", problem_mark=self.peek_event().start_mark
+                problem="aliases (*name) are not allowed", problem_mark=alias.start_mark
             )
         node: yaml.Node | None = super().compose_node(parent, index)
         return node

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the operation failed or the request was refused, 2 wrong u
 service is unavailable, 130 interrupted.
 """
 
+import inspect
 import sys
 from typing import Annotated
 
@@ -84,6 +85,19 @@ commands.add_typer(keys, name="keys")
 commands.add_typer(rabbitmq, name="rabbitmq")
 commands.add_typer(database, name="database")
 commands.add_typer(config, name="config")
+
+
+def _unwrap_help(group: typer.Typer) -> None:
+    """Join the lines of each paragraph of a help, which typer does for the first one only."""
+    for command in group.registered_commands:
+        paragraphs = inspect.cleandoc(getattr(command.callback, "__doc__", "") or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs)
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _unwrap_help(inner.typer_instance)
+
+
+_unwrap_help(commands)
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer gives it so

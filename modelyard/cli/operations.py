@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from modelyard.cli.documents import write_file
-from modelyard.cli.options import Context, Key, Limit, OnHost, OperationOrJob, Wait, a_number
+from modelyard.cli.options import (
+    OPERATION_OR_JOB,
+    Context,
+    Key,
+    Limit,
+    OnHost,
+    OperationOrJob,
+    Wait,
+    a_number,
+)
 from modelyard.cli.printing.contents import described_content
 from modelyard.cli.session import finish, followed, operation_of, session_of, until_end
 from modelyard.client import OperationFailed
@@ -70,7 +79,13 @@ def explain(ctx: Context, operation: OperationOrJob) -> None:
 
 def result(
     ctx: Context,
-    operation: OperationOrJob,
+    operation: Annotated[
+        str,
+        typer.Argument(
+            metavar=OPERATION_OR_JOB,
+            help="The operation; or its job: the newest of the job's that has a result.",
+        ),
+    ],
     *,
     output: Annotated[
         Path | None,

@@ -36,11 +36,13 @@ Key = Annotated[
     ),
 ]
 OnHost = Annotated[str | None, typer.Option(help="Only those on this host.")]
+OPERATION_OR_JOB = "OPERATION|JOB"
 OperationOrJob = Annotated[
     str,
     typer.Argument(
-        metavar="OPERATION|JOB",
-        help="The operation; or its job, if only one of the job's has not ended.",
+        metavar=OPERATION_OR_JOB,
+        help="The operation; or its job: the one of the job's that has not ended, or if all have "
+        "ended the newest.",
     ),
 ]
 Priority = Annotated[

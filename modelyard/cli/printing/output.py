@@ -436,8 +436,10 @@ def described(view: OperationView) -> str:
         words.append("cancel requested")
     if view.not_before is not None:
         words.append(f"next attempt at {_when(view.not_before)}")
+        if view.error is not None:
+            words.append(f"after {view.error.code}")
     if view.waiting_for:
-        words.append("waiting for " + ", ".join(view.waiting_for))
+        words.append("waiting: " + "; ".join(view.waiting_for))
     return " ".join(words)
 
 
