@@ -388,7 +388,7 @@ async def test_without_room_it_waits_for_the_reasons_of_one_that_waits(
         await eventually(waits, what="the reasons of the first")
         found = await dry_run(served, TEMP)
         assert found["outcome"] == "waits"
-        assert found["reasons"][0] == "None of 1 hosts has room for it now."
+        assert found["reasons"][0] == "The only host, h-1, does not take it now."
         assert found["ahead_in_waiting_room"] == 1
         ahead = await dry_run(served, TEMP | {"priority": 50})
         assert ahead["ahead_in_waiting_room"] == 0
