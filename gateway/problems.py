@@ -18,6 +18,7 @@ from gateway.routes.allowed_methods import AllowedMethods
 from modelyard.contract import answers
 from modelyard.contract.access.scopes import Scope
 from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem
+from modelyard.contract.content.media_types import MAX_TYPE_CHARS
 from modelyard.contract.errors import SENTENCES, ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.validation import (
     MAX_LISTED_ERRORS,
@@ -137,6 +138,15 @@ class ForbiddenError(ModelyardError):
         super().__init__(
             ErrorCode.FORBIDDEN, f"This needs the scope {needed}, which the API key does not have."
         )
+
+
+def wrong_media_type(given: Sequence[str]) -> InvalidRequestError:
+    """Return the error for a body that is not JSON; `given` are its values of `Content-Type`."""
+    came = f"with {', '.join(given)[:MAX_TYPE_CHARS]!r}" if given else "without a Content-Type"
+    return InvalidRequestError(
+        ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+        f"The body must be sent with `Content-Type: application/json`; it came {came}.",
+    )
 
 
 def faults_of(error: ValidationError, *, under: str = "") -> list[Fault]:

@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.middleware.shutdown import HEALTH
-from gateway.problems import problem_of, respond
+from gateway.problems import problem_of, respond, wrong_media_type
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -193,7 +193,7 @@ def _wrong_media_type(headers: HeaderValues) -> InvalidRequestError | None:
         return None
     if len(types) == 1 and types[0].split(";")[0].strip().lower() == "application/json":
         return None
-    return InvalidRequestError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+    return wrong_media_type(types)
 
 
 def _has_body(headers: HeaderValues) -> bool:

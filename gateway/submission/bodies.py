@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.problems import FaultyRequestError, SlowRequestError
+from gateway.problems import FaultyRequestError, SlowRequestError, wrong_media_type
 from gateway.submission.body_budget import BodyBudget, Share
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
@@ -119,7 +119,7 @@ def _refuse_parameters(request: Request, *, but: str) -> None:
 def _check_media_type(request: Request) -> None:
     media_type = request.headers.get("Content-Type", "").split(";")[0].strip().lower()
     if media_type != "application/json":
-        raise InvalidRequestError(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+        raise wrong_media_type(request.headers.getlist("Content-Type"))
     if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise InvalidRequestError(
             ErrorCode.UNSUPPORTED_MEDIA_TYPE, "The body must be sent without a content encoding."

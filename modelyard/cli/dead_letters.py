@@ -33,7 +33,9 @@ def list_dead_letters(
     """List dead letters, newest first."""
     session = session_of(ctx)
     filters = DeadLetterFilters(reason=reason, queue=queue, limit=limit)
-    session.out.dead_letters(session.yard.dead_letters(**filters).dead_letters)
+    page = session.yard.dead_letters(**filters)
+    session.out.dead_letters(page.dead_letters)
+    session.out.more(page.next)
 
 
 @dead_letters.command("show")

@@ -15,6 +15,7 @@ from modelyard.cli.options import (
     Key,
     Limit,
     Metadata,
+    OfModel,
     OnHost,
     Priority,
     QueueTimeout,
@@ -227,12 +228,15 @@ def list_jobs(
     state: Annotated[
         JobState | None, typer.Option(help="Only those in this state.", case_sensitive=False)
     ] = None,
+    model: OfModel = None,
     host: OnHost = None,
     limit: Limit = 50,
 ) -> None:
     """List jobs, newest first."""
     session = session_of(ctx)
-    session.out.jobs(session.yard.jobs(state=state, host_id=host, limit=limit).jobs)
+    page = session.yard.jobs(state=state, model=model, host_id=host, limit=limit)
+    session.out.jobs(page.jobs)
+    session.out.more(page.next)
 
 
 def delete(ctx: Context, job: Job) -> None:

@@ -126,7 +126,8 @@ def _seconds(text: str | None) -> float | None:
     match = _DURATION.fullmatch(text)
     if match is None or not int(match.group(1)):
         raise typer.BadParameter(
-            "a number and one of s, m, h, d, w, such as 90d", param_hint="--expires"
+            f"{text!r} is not a number with one of s, m, h, d, w, such as 90d",
+            param_hint="--expires",
         )
     seconds = float(int(match.group(1)) * _SECONDS[match.group(2)])
     if seconds > MAX_EXPIRY_S:

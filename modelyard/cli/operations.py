@@ -12,6 +12,7 @@ from modelyard.cli.options import (
     Context,
     Key,
     Limit,
+    OfModel,
     OnHost,
     OperationOrJob,
     Wait,
@@ -114,7 +115,7 @@ def wait(ctx: Context, operation: OperationOrJob, timeout: Timeout = None) -> No
     session.out.one(followed(session, operation_of(session, operation), timeout))
 
 
-def list_operations(
+def list_operations(  # noqa: PLR0913 - options
     ctx: Context,
     *,
     state: Annotated[
@@ -122,6 +123,7 @@ def list_operations(
         typer.Option(help="Only those in this state.", case_sensitive=False),
     ] = None,
     job: Annotated[str | None, typer.Option(help="Only those of this job.")] = None,
+    model: OfModel = None,
     host: OnHost = None,
     verb: Annotated[
         Verb | None, typer.Option(help="Only those with this verb.", case_sensitive=False)
@@ -131,6 +133,8 @@ def list_operations(
     """List operations, newest first."""
     session = session_of(ctx)
     filters = OperationFilters(
-        state=state, job_id=job, host_id=host, operation_type=verb, limit=limit
+        state=state, job_id=job, model=model, host_id=host, operation_type=verb, limit=limit
     )
-    session.out.operations(session.yard.operations(**filters).operations)
+    page = session.yard.operations(**filters)
+    session.out.operations(page.operations)
+    session.out.more(page.next)

@@ -35,6 +35,7 @@ Key = Annotated[
         "the same operation. Without a key each call gives a new one."
     ),
 ]
+OfModel = Annotated[str | None, typer.Option("--model", "-m", help="Only those of this model.")]
 OnHost = Annotated[str | None, typer.Option(help="Only those on this host.")]
 OPERATION_OR_JOB = "OPERATION|JOB"
 OperationOrJob = Annotated[

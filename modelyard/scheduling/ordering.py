@@ -301,7 +301,8 @@ def _mismatch(job: JobRecord, operation: OperationRecord) -> ErrorInfo | None:
     if operation.dataset is not None and operation.dataset != there:
         return ErrorInfo.of(
             ErrorCode.DATASET_MISMATCH,
-            f"Job {job.job_id!r} has the dataset {there!r}, not {operation.dataset!r}.",
+            f"Job {job.job_id!r} has {f'the dataset {there!r}' if there else 'no dataset'}, not "
+            f"{operation.dataset!r}.",
         )
     return None
 

@@ -182,11 +182,17 @@ class Output:
                 one.dataset or "",
                 one.host_id or "",
                 (one.container_id or "")[:12],
+                one.error.code if one.error else "",
             )
             for one in found
         ]
-        names = ("job", "state", "model", "dataset", "host", "container")
+        names = ("job", "state", "model", "dataset", "host", "container", "error")
         self._many(found, names, rows, least=("container", "dataset", "host"))
+
+    def more(self, cursor: str | None) -> None:
+        """Say below a list that it goes on, if it does."""
+        if cursor is not None:
+            self.note("There are older ones: --limit, up to 200, shows more.")
 
     def explanation(self, found: Explanation) -> None:
         """Print why an operation has not started."""

@@ -145,9 +145,14 @@ def _read(file: Path) -> Iterator[Mapping[str, Any]]:
                     documents += "document" in entry
                     yield entry
     except (OSError, EOFError, InvalidBSON) as error:
-        raise UnusableBackupError(f"{file} can't be read: {error}") from error
+        raise UnusableBackupError(f"{file} can't be read: {_reason(error)}.") from error
     if last != documents:
         raise UnusableBackupError(f"{file} is not complete.")
+
+
+def _reason(error: Exception) -> str:
+    """Return why a file can't be used, without its name, which the sentence has."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @contextmanager
@@ -156,7 +161,7 @@ def _written(partial: Path) -> Generator[gzip.GzipFile]:
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     except OSError as error:
-        raise UnusableBackupError(f"{partial} can't be written: {error}") from error
+        raise UnusableBackupError(f"{partial} can't be written: {_reason(error)}.") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=6) as out:
@@ -165,7 +170,7 @@ def _written(partial: Path) -> Generator[gzip.GzipFile]:
             os.fsync(file.fileno())
     except OSError as error:
         partial.unlink()
-        raise UnusableBackupError(f"{partial} can't be written: {error}") from error
+        raise UnusableBackupError(f"{partial} can't be written: {_reason(error)}.") from error
     except BaseException:
         partial.unlink()
         raise

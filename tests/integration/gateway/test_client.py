@@ -443,6 +443,22 @@ async def test_a_dry_run_says_what_would_be_for_people_and_machines(served: Serv
     assert await served.broker.message_count(JOBS_QUEUE.name) == 0
 
 
+async def test_a_list_that_goes_on_says_so_and_is_filtered_by_model(served: ServedGateway) -> None:
+    await served.store.models.put(spec_of())
+    for number in range(3):
+        await served.accepted(job_id=f"j-{number}", model="m")
+        await placed(served.store, f"j-{number}")
+    for what in ("jobs", "operations"):
+        part = await run(served.url, what, "--limit", "2", "--model", "m")
+        assert (part.code, len(part.out.splitlines())) == (0, 3)
+        assert "There are older ones" in part.err
+        whole = await run(served.url, what, "--limit", "3")
+        assert len(whole.out.splitlines()) == 4
+        assert whole.err == ""
+        other = await run(served.url, what, "--model", "other")
+        assert len(other.out.splitlines()) == 1
+
+
 async def test_a_dry_run_that_would_be_rejected_is_exit_code_1(served: ServedGateway) -> None:
     load = json.dumps({"job_id": "j-1", "operation_type": "DEPLOY_LOAD"})
     ran = await run(served.url, "submit", "-", "--dry-run", stdin=load)

@@ -247,6 +247,8 @@ async def test_what_a_form_can_send_is_refused_everywhere(
     answer = await client.request(method, path, headers=headers, content=b"{}")
     assert answer.status_code == 415
     assert problem(answer)["code"] == "unsupported_media_type"
+    came = f"it came with {', '.join(types)!r}." if types else "it came without a Content-Type."
+    assert problem(answer)["detail"].endswith(came)
 
 
 @ONE_LOOP

@@ -216,6 +216,12 @@ def test_without_a_host_that_fits_it_waits_with_the_reasons_of_all() -> None:
     assert [one.fits for one in found.hosts] == [False]
 
 
+def test_a_job_without_a_dataset_is_told_to_have_none() -> None:
+    found = said(Verb.INFER, of=job(), given={"dataset": "other"}, hosts=[host()])
+    assert found.error is not None
+    assert found.error.message == "Job 'j' has no dataset, not 'other'."
+
+
 @pytest.mark.parametrize(
     ("resources", "sentence"),
     [
