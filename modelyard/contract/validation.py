@@ -18,6 +18,8 @@ MAX_NAMES_OF_A_MESSAGE = 64
 would build an error for each of them."""
 MAX_MESSAGE_CHARS = 500
 _OUR_PREFIX = "Value error, "
+UNPARSED = ", unable to "
+"""Where pydantic's message goes on about its parser: what was expected is said before."""
 _UNKNOWN_NAME = "is not known"
 _MUST_BE_A_LIST = "must be a list"
 _MUST_BE_AN_OBJECT = "must be a JSON object"
@@ -119,7 +121,7 @@ def message_of(found: Mapping[str, Any]) -> str:
     """Return one of pydantic's findings in words for people."""
     if found["type"] in _WORDS:
         return _WORDS[found["type"]]
-    text = str(found["msg"])
+    text = str(found["msg"]).partition(UNPARSED)[0]
     our_message = text.removeprefix(_OUR_PREFIX)
     message = our_message if our_message != text else text[:1].lower() + text[1:]
     return message[:MAX_MESSAGE_CHARS]

@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from modelyard import __version__
+from modelyard.contract.validation import UNPARSED
 from modelyard.process.addresses import parse_address
 from modelyard.process.config.sources import (
     CONFIG_VARIABLE,
@@ -220,6 +221,7 @@ def read_settings(kind: type[S]) -> S:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         field = _field_at(kind, str(first["loc"][0]))
         reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        reason = reason.removeprefix("must be ").partition(UNPARSED)[0]
         if first["type"] != "value_error":  # those messages are Modelyard's own
             reason = _expected(kind, field) or reason
         origin = kind.origins()[field]

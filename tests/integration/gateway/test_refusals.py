@@ -28,6 +28,13 @@ async def test_a_key_that_is_none_is_refused(shared: ServedGateway, key: str) ->
     assert problem(answer)["errors"][0]["header"] == "Idempotency-Key"
 
 
+async def test_a_number_that_is_none_is_told_without_words_about_parsers(
+    shared: ServedGateway,
+) -> None:
+    answer = await shared.client.get("/v1/jobs?limit=x")
+    assert problem(answer)["detail"] == "`limit`: input should be a valid integer"
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [

@@ -90,7 +90,7 @@ NETWORK = "a network of its own, on which containers are kept apart"
     [
         ("MODELYARD_HOST_ID", "../x", ID),
         ("MODELYARD_HOST_ID", "gpu 7", ID),
-        ("MODELYARD_WORKER_SLOTS", "many", "a valid integer, unable to parse string as an integer"),
+        ("MODELYARD_WORKER_SLOTS", "many", "a valid integer"),
         ("MODELYARD_WORKER_CPUS", "0", "greater than or equal to 0.01"),
         ("MODELYARD_WORKER_MEMORY", "much", "a size in bytes, or with k, m, g or t, such as 512m"),
         ("MODELYARD_WORKER_DEVICES", "GPU-1", DEVICES),
