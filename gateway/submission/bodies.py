@@ -146,5 +146,7 @@ async def _read_capped(request: Request, share: Share, max_bytes: int) -> bytes:
 def body_too_large(max_bytes: int) -> InvalidRequestError:
     """Return the error for a body of more than `max_bytes`."""
     return InvalidRequestError(
-        ErrorCode.BODY_TOO_LARGE, f"At most {max_bytes} bytes are allowed.", max_bytes=max_bytes
+        ErrorCode.BODY_TOO_LARGE,
+        f"The body may have at most {max_bytes:,} bytes.",
+        max_bytes=max_bytes,
     )

@@ -53,6 +53,8 @@ _PlainLoader.yaml_implicit_resolvers = {
 
 def value_of(text: str) -> JsonValue:
     """Read an option: JSON, `@` and the name of a file, or `-` for standard input."""
+    if text == "@":
+        raise typer.BadParameter("@ stands before the name of a file", param_hint="--input")
     if text == "-" or text.startswith("@"):
         return document(text.removeprefix("@"))
     return _json(text.encode(errors="surrogateescape"), "the option --input")

@@ -181,22 +181,23 @@ def infer(  # noqa: PLR0913 - options
     key: Key = None,
 ) -> None:
     """Send an input to a job's model, or to any job of a model; --wait prints the answer."""
+    if (job is None) == (model is None):
+        raise typer.BadParameter("give a job or --model, and not both", param_hint="JOB")
+    if job is not None and dataset is not None:
+        raise typer.BadParameter("a job has its dataset", param_hint="--dataset")
     session = session_of(ctx)
     options = options_of(priority, timeout, queue_timeout, metadata)
     value = given_input(session, input, upload, upload_type, options)
     if value is None and "input_id" not in options:
-        raise typer.BadParameter("give --input or --upload", param_hint="--input")
-    if job is not None and model is None:
-        if dataset is not None:
-            raise typer.BadParameter("a job has its dataset", param_hint="--dataset")
+        message = "give --input or --upload" if input is None else "null is no input"
+        raise typer.BadParameter(message, param_hint="--input")
+    if job is not None:
         body = request(Verb.INFER, job, options, input=value)
         submitted(session, body, wait=wait, key=key)
-    elif model is not None and job is None:
+    elif model is not None:
         options["idempotency_key"] = key
         accepted = session.yard.infer_model(model, value, dataset=dataset, **options)
         finish(session, accepted, wait=wait)
-    else:
-        raise typer.BadParameter("give a job or --model, and not both", param_hint="JOB")
 
 
 def temp(  # noqa: PLR0913 - options

@@ -37,6 +37,8 @@ _URL_ADVICE = "The URL is that of --url or MODELYARD_URL."
 _ADVICE: dict[str, str] = {
     ErrorCode.UNAUTHENTICATED: f"Set {VARIABLE} to a valid key of this gateway. An administrator "
     "creates one with `modelyard keys create NAME --role user`.",
+    ErrorCode.BODY_TOO_LARGE: "`modelyard infer` and `modelyard temp` take a larger input as a "
+    "file, with --upload.",
     ErrorCode.FORBIDDEN: "Ask an administrator for a key with the scope: `modelyard keys create "
     "NAME --scope ...`.",
 }
@@ -246,7 +248,10 @@ def _globals_first(args: list[str]) -> tuple[list[str], list[str]]:
         elif one == "--json" or one.startswith("--url="):
             front.append(one)
         elif one == "--url":
-            front += [one, *([value] if (value := next(left, None)) is not None else [])]
+            value = next(left, None)
+            if value is None:  # else the command would be taken for it
+                return [*front, one], []
+            front += [one, value]
         else:
             rest.append(one)
     return front, rest

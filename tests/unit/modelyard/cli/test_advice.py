@@ -100,6 +100,39 @@ def test_seconds_that_are_no_number_are_wrong_usage(
     assert option in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("hosts", "--url"), "Option '--url' requires an argument"),
+        (("infer", "j-1"), "give --input or --upload"),
+        (("infer",), "give a job or --model"),
+        (("infer", "j-1", "--model", "m", "--upload", __file__), "give a job or --model"),
+        (("infer", "j-1", "--dataset", "d", "--upload", __file__), "a job has its dataset"),
+        (("infer", "j-1", "--input", "null"), "null is no input"),
+        (("infer", "j-1", "--input", "@"), "@ stands before the name of a file"),
+    ],
+)
+def test_wrong_usage_is_told_by_its_cause(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.app(list(arguments))
+    assert exited.value.code == USAGE
+    assert told in capsys.readouterr().err
+
+
+def test_a_large_input_is_advised_to_be_uploaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_arguments: object, **_options: object) -> None:
+        raise ApiError(ErrorCode.BODY_TOO_LARGE, 413, "Too large.")
+
+    monkeypatch.setattr(cli, "commands", refused)
+    with pytest.raises(SystemExit):
+        cli.app([])
+    assert "--upload" in capsys.readouterr().err
+
+
 def test_a_note_that_is_given_twice_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         cli.app(["load", "j-1", "--metadata", "a=1", "--metadata", "a=2"])
