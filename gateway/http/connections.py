@@ -121,7 +121,7 @@ class ClientConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         """Refuse a request that is not HTTP, or that another server might parse differently."""
-        detail = "This is not a valid HTTP/1.1 request, or servers might parse it differently."
+        detail = self.conn.refused_because or "This is not a valid HTTP/1.1 request."
         self.refuse(self.conn.refused_with, ErrorCode.INVALID_REQUEST, detail)
 
     def refuse(self, status: HTTPStatus, code: ErrorCode, detail: str) -> None:

@@ -20,6 +20,10 @@ _CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*([^\r\n]*)", re.IGN
 _HEADER_END = b"\r\n\r\n"
 
 
+class StrictnessError(h11.RemoteProtocolError):
+    """A request that is refused for a reason of ours, which quotes nothing of it."""
+
+
 class StrictConnection(h11.Connection):
     """A server's end of a connection that raises `h11.RemoteProtocolError` earlier than h11."""
 
@@ -27,6 +31,8 @@ class StrictConnection(h11.Connection):
         super().__init__(h11.SERVER, MAX_HEADER_BYTES)
         self.refused_with = HTTPStatus.BAD_REQUEST
         """The status with which the gateway answers a request that was refused."""
+        self.refused_because = ""
+        """Why, in a sentence that may be answered; empty where h11 refused it."""
 
     @property
     def has_part_of_header(self) -> bool:
@@ -38,6 +44,8 @@ class StrictConnection(h11.Connection):
         try:
             return self._next_event()
         except h11.RemoteProtocolError as error:
+            if isinstance(error, StrictnessError):  # h11's own messages quote the client
+                self.refused_because = f"{error}."
             if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
                 self.refused_with = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise
@@ -56,25 +64,25 @@ def _check_raw(buffered: bytes) -> None:
     end = buffered.find(_HEADER_END)
     header = buffered[: end + 2] if end >= 0 else buffered
     if len(header) > MAX_HEADER_BYTES:
-        raise h11.RemoteProtocolError(
+        raise StrictnessError(
             f"The header has more than {MAX_HEADER_BYTES} bytes", error_status_hint=431
         )
     if header.count(b"\n") != header.count(b"\r\n"):
-        raise h11.RemoteProtocolError("A line of the header does not end in CR LF")
+        raise StrictnessError("A line of the header does not end in CR LF")
     if _FOLDED.search(header):
-        raise h11.RemoteProtocolError("A line of the header is folded")
+        raise StrictnessError("A line of the header is folded")
     lengths = _CONTENT_LENGTH.findall(header)
     if len(lengths) > 1 or any(not length.strip().isdigit() for length in lengths):
-        raise h11.RemoteProtocolError("Content-Length is not one number")
+        raise StrictnessError("Content-Length is not one number")
 
 
 def _check(request: h11.Request) -> None:
     names = {name for name, _ in request.headers}
     if request.http_version not in VERSIONS:
-        raise h11.RemoteProtocolError("The version of HTTP is not 1.0 or 1.1")
+        raise StrictnessError("The version of HTTP is not 1.0 or 1.1")
     if b"transfer-encoding" in names and (
         b"content-length" in names or request.http_version != b"1.1"
     ):
-        raise h11.RemoteProtocolError(
+        raise StrictnessError(
             "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0"
         )

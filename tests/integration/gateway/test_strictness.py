@@ -57,7 +57,27 @@ async def test_what_two_servers_may_read_in_two_ways_is_400_and_the_end(
 async def test_a_header_that_is_too_large_is_431(shared: ServedGateway, pad: bytes) -> None:
     async with wire(shared.url) as other:
         await other.send(post(SIZED, pad))
-        assert problem_in(await other.rest()) == (431, "invalid_request")
+        answer = await other.rest()
+    assert problem_in(answer) == (431, "invalid_request")
+    assert b"The header has more than 16384 bytes." in answer
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (post(SIZED, b"X-Folded: a\r\n b"), b"A line of the header is folded."),
+        (post(SIZED, b"X-Bare: a\nX-Other: b"), b"A line of the header does not end in CR LF."),
+        (post(SIZED, SIZED), b"Content-Length is not one number."),
+        (post(SIZED, version=b"2.0"), b"The version of HTTP is not 1.0 or 1.1."),
+        (b"\x16\x03\x01\r\n\r\n", b"This is not a valid HTTP/1.1 request."),
+    ],
+)
+async def test_a_refused_request_is_told_why(
+    shared: ServedGateway, request_: bytes, reason: bytes
+) -> None:
+    async with wire(shared.url) as other:
+        await other.send(request_)
+        assert reason in await other.rest()
 
 
 async def test_an_error_in_the_middle_of_a_body_ends_only_its_own_connection(
