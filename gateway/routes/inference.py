@@ -30,6 +30,8 @@ submitting = APIRouter(tags=["jobs"])
 
 _NAME: TypeAdapter[str] = TypeAdapter(Id)
 _DATASET = "dataset"
+_NO_JOB = "none"
+"""Stands for the job where a body is only checked."""
 
 
 async def _copies(request: Request) -> Copies:
@@ -78,7 +80,11 @@ async def infer(
         async with gateway.reader.inference(request, copies, key, tenant=caller.tenant) as on:
 
             async def submitted(*, movable: bool) -> tuple[Accepted, Awaited | None]:
-                job_id = await _job_for(gateway, copies, key, tenant=caller.tenant)
+                try:
+                    job_id = await _job_for(gateway, copies, key, tenant=caller.tenant)
+                except ModelyardError:
+                    await on(_NO_JOB)  # a fault in the body is told first: it would stay
+                    raise
                 pending = replace(await on(job_id), movable=movable)
                 pending = pending.accepted_now(gateway.store) if wait_s else pending
                 awaited = awaiting(gateway, pending, waits) if wait_s else None

@@ -361,6 +361,18 @@ async def test_a_body_that_is_no_inference_is_refused(
     assert text.status_code == 415
 
 
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"input": 1, "job_id": "j-1"}'])
+@pytest.mark.parametrize("path", [PATH, "/v1/models/unknown/infer"])
+async def test_a_fault_in_the_body_is_told_before_there_is_no_job_for_it(
+    served: ServedGateway, path: str, body: bytes
+) -> None:
+    answer = await served.client.post(
+        path, content=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code in (400, 422)
+    assert problem(answer)["code"] in ("invalid_json", "invalid_request")
+
+
 async def test_other_methods_are_refused_with_the_one_that_there_is(
     served: ServedGateway,
 ) -> None:
