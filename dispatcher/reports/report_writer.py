@@ -266,13 +266,14 @@ class ReportWriter:
     async def _let_go(self, accepted: Sequence[CurrentReport]) -> None:
         """Free what models held that are not in memory any more.
 
-        An UNLOAD has succeeded, or a LOAD has ended without its model in memory. These operations
-        are still open in the record, so no later LOAD of their jobs has begun.
+        An UNLOAD has succeeded, or a LOAD has ended and its container was stopped, or nothing of it
+        had begun. These operations are still open in the record, so no later LOAD of their jobs has
+        begun. Of what no report tells the outcome, `ReservationLeaks` takes care.
         """
         over = {
             one.report.job_id: one
             for one in accepted
-            if one.new and one.report.state.terminal and one.operation.verb in _MEMORY_VERBS
+            if one.new and one.operation.verb in _MEMORY_VERBS and _is_out(one)
         }
         if not over:
             return
@@ -410,3 +411,12 @@ def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
         told=one.told,
         ran_s=report.ran_s,
     )
+
+
+def _is_out(one: CurrentReport) -> bool:
+    """Tell whether the last report of a LOAD or UNLOAD proves that no part of a model is loaded."""
+    report = one.report
+    if not report.state.terminal:
+        return False
+    never_begun = report.ran_s is None and one.operation.failures == 0
+    return report.job_state is JobState.CREATED or never_begun

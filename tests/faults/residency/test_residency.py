@@ -60,6 +60,15 @@ async def resident(fleet: CheckedFleet) -> dict[str, Json]:
     return {one["job_id"]: one["resident"] for one in reservations if one["resident"]}
 
 
+async def nothing_resident(fleet: CheckedFleet) -> None:
+    """Return once the host holds nothing for models in memory."""
+
+    async def it_is() -> bool:
+        return await resident(fleet) == {}
+
+    await eventually(it_is, within_s=40, what="nothing held for models in memory")
+
+
 async def loading(fleet: CheckedFleet, operation_id: str, *, epoch: int = 1) -> None:
     """Return once this attempt of an operation loads its model."""
 
@@ -117,8 +126,12 @@ async def test_a_load_whose_worker_dies_each_time_gives_its_memory_back(
         await fleet.online(WORKER)
     end = await fleet.ended(load)
     assert (end["state"], end["error"]["code"]) == ("FAILED", "worker_interrupted"), end
+    await nothing_resident(fleet)
+    (container,) = await fleet.engines[HOST].labelled(HOST)
+    assert container.state == "exited"
+    (unload,) = await fleet.database.all("operations", {"job_id": job_id, "source": "system"})
+    assert (unload["reason"], unload["state"]) == ("load_cut_short", "SUCCEEDED")
     await fleet.holds()
-    assert await resident(fleet) == {}
     next_one = await created(fleet)
     await fleet.done("DEPLOY_LOAD", next_one)
     await fleet.holds()
