@@ -118,6 +118,7 @@ class ReservationLeaks:
                 for job in cut_short
             ],
         )
+        crash_point("dispatcher.sweep.after_unload")
         for job in cut_short:
             log.warning("load.cut_short", host_id=job.host_id, job_id=job.job_id)
         self._scheduler.wake(job.job_id for job in cut_short)
