@@ -80,7 +80,9 @@ class Deadlines:
             )
             crash_point("dispatcher.deadlines.after_end")
         for one in await self._never_accepted():
-            log.warning("operation.not_accepted", operation_id=one.operation_id, host=one.host_id)
+            log.warning(
+                "operation.not_accepted", operation_id=one.operation_id, host_id=one.host_id
+            )
             await tell_to_cancel(self._control, [one], "stale")
             await self._retries.failed(one, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
 
