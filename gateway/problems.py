@@ -21,9 +21,9 @@ from modelyard.contract.answers import PROBLEM_MEDIA_TYPE, Fault, Problem
 from modelyard.contract.errors import SENTENCES, ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.validation import (
     MAX_LISTED_ERRORS,
-    MAX_MESSAGE_CHARS,
     MAX_POINTER_CHARS,
     error_list,
+    message_of,
 )
 
 log = structlog.get_logger(__name__)
@@ -245,11 +245,12 @@ def _refused_parameters(request: Request, found: Sequence[Mapping[str, Any]]) ->
     where = {one["loc"][0] for one in found}
     if where == {"path"} and request.method != "PUT":
         # The id in the path is not well-formed, so nothing can exist at this address.
-        return respond(request, problem_of(ModelyardError(ErrorCode.NOT_FOUND)))
+        detail = f"There is nothing at this address: {found[0]['loc'][-1]} {message_of(found[0])}."
+        return respond(request, problem_of(ModelyardError(ErrorCode.NOT_FOUND, detail)))
     faults = [
         Fault(
             parameter=str(one["loc"][-1])[:MAX_POINTER_CHARS],
-            message=str(one["msg"]).removeprefix("Value error, ")[:MAX_MESSAGE_CHARS],
+            message=message_of(one),
         )
         for one in found[:MAX_LISTED_ERRORS]
     ]

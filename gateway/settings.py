@@ -4,7 +4,14 @@ import ipaddress
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 
@@ -152,6 +159,10 @@ class GatewaySettings(StoreSettings):
         default=True,
         description="true or false: whether each request has a line in the log.",
     )
+
+    @field_serializer("auth")
+    def _auth_as_given(self, methods: frozenset[AuthMethod]) -> str:
+        return ",".join(sorted(methods)) or NO_AUTH
 
     @field_validator("auth")
     @classmethod

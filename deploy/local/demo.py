@@ -195,15 +195,17 @@ def check(yard: Modelyard, steps: Sequence[Step], digits: Sequence[Digit]) -> No
 
 
 def table(steps: Sequence[Step]) -> Table:
-    """Return a table of the calls and their outcomes so far."""
-    rows = Table("verb", "state", "host", "container", "time", "answer")
+    """Return a table of the calls and their outcomes so far, which fits into 80 columns."""
+    rows = Table()
+    for name in ("verb", "state", "container", "time"):
+        rows.add_column(name, no_wrap=True)
+    rows.add_column("answer")
     for step in steps:
         view = step.view
         color = _COLORS.get(view.state, "red") if view else "dim"
         rows.add_row(
             step.verb,
             f"[{color}]{_state(step)}[/{color}]",
-            (view.host_id if view else None) or "",
             (view.container_id or "")[:12] if view else "",
             _seconds(view) if view else "",
             step.answer,

@@ -15,7 +15,7 @@ from rich.table import Table
 from modelyard.contract.states import OperationState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from deploy.local.progress import Progress
     from modelyard.client import Modelyard
@@ -57,8 +57,10 @@ def show_residency(
             for holder in host.holders:
                 progress.say(f"  {holder.job_id}: {holder.stays or 'makes room'}")
     ended = yard.wait(asked, _TIMEOUT_S)
-    decided = _decided_by_modelyard(yard)
-    progress.console.print(_table(decided))
+    operations = [one for job in JOBS for one in yard.operations(job_id=job).operations]
+    decided = _decided_by_modelyard(operations)
+    progress.say("What Modelyard decided by itself:")
+    progress.console.print(decisions(decided, operations))
     for job in JOBS:
         yard.wait(yard.terminate(job), _TIMEOUT_S)
     evicted = any((one.reason or "").startswith("evicted_for:") for one in decided)
@@ -78,14 +80,19 @@ def _explanation_of_its_load(yard: Modelyard, operation_id: str) -> Explanation 
     return None
 
 
-def _decided_by_modelyard(yard: Modelyard) -> list[OperationView]:
-    pages = [yard.operations(job_id=job).operations for job in JOBS]
-    found = [one for page in pages for one in page if one.source == "system"]
+def _decided_by_modelyard(operations: Sequence[OperationView]) -> list[OperationView]:
+    found = [one for one in operations if one.source == "system"]
     return sorted(found, key=lambda one: str(one.started_at))
 
 
-def _table(decided: list[OperationView]) -> Table:
-    rows = Table("Modelyard decided", "job", "because", "state")
+def decisions(decided: Sequence[OperationView], operations: Sequence[OperationView]) -> Table:
+    """Return a table of what Modelyard decided and for which of the operations it did."""
+    known = {one.operation_id: f"{one.operation_type} of {one.job_id}" for one in operations}
+    rows = Table()
+    for name in ("decided", "job", "because", "state"):
+        rows.add_column(name, no_wrap=True)
     for one in decided:
-        rows.add_row(one.operation_type or "", one.job_id, one.reason or "", one.state)
+        kind, _, operation_id = (one.reason or "").partition(":")
+        because = f"{kind}: {known.get(operation_id, operation_id)}" if operation_id else kind
+        rows.add_row(one.operation_type or "", one.job_id, because, one.state)
     return rows

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from gateway import openapi
 from gateway.access.authentication import needs
@@ -19,7 +19,7 @@ from gateway.views import dead_letter_path, dead_letter_summary, dead_letter_vie
 from modelyard.contract.access.scopes import Principal, Scope
 from modelyard.contract.answers import DeadLetterPage, DeadLetterSummary, DeadLetterView
 from modelyard.contract.errors import ErrorCode, ModelyardError
-from modelyard.contract.ids import Id
+from modelyard.contract.ids import Id, MustBe
 from modelyard.store.records import DeadLetter
 
 # One dependency, so that a request is authenticated once.
@@ -30,11 +30,23 @@ router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], dependencie
 Operator = Annotated[Principal, _NEEDED]
 
 
+Reason = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9_]{1,64}$"),
+    MustBe("a code such as invalid_json: 1 to 64 lower-case letters, digits and `_`"),
+]
+QueueName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$"),
+    MustBe("1 to 255 letters, digits, `_`, `.` and `-`"),
+]
+
+
 class DeadLetterQuery(PageQuery):
     """Filters of the list of dead letters."""
 
-    reason: str | None = Field(default=None, pattern=r"^[a-z0-9_]{1,64}$", description="A code.")
-    queue: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,255}$")
+    reason: Reason | None = Field(default=None, description="A code.")
+    queue: QueueName | None = None
 
 
 @router.get(

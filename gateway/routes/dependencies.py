@@ -6,18 +6,20 @@ from typing import Annotated, cast
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.problems import FaultyRequestError
 from gateway.service import Gateway
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.ids import MustBe
 from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS
 from modelyard.store.deleting.deletions import Deletion, Fate
 from modelyard.store.paging import CURSOR_PATTERN, NAME_CURSOR_PATTERN, Position
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 200
+_A_CURSOR = MustBe("the cursor in `next` of the previous page, as it is there")
 _CURSOR = "`next` of the previous page; all other parameters must be the same as there."
 
 
@@ -53,7 +55,9 @@ class ListQuery(BaseModel):
 class PageQuery(ListQuery):
     """The parameters of a list that is ordered by time."""
 
-    cursor: str | None = Field(default=None, pattern=CURSOR_PATTERN, description=_CURSOR)
+    cursor: Annotated[str, StringConstraints(pattern=CURSOR_PATTERN), _A_CURSOR] | None = Field(
+        default=None, description=_CURSOR
+    )
 
     def after(self) -> Position | None:
         """Return the position after which the page starts."""
@@ -63,7 +67,9 @@ class PageQuery(ListQuery):
 class NamedPageQuery(ListQuery):
     """The parameters of a list that is ordered by name."""
 
-    cursor: str | None = Field(default=None, pattern=NAME_CURSOR_PATTERN, description=_CURSOR)
+    cursor: Annotated[str, StringConstraints(pattern=NAME_CURSOR_PATTERN), _A_CURSOR] | None = (
+        Field(default=None, description=_CURSOR)
+    )
 
 
 async def refuse_repeated(request: Request) -> None:

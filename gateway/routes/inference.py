@@ -72,7 +72,6 @@ async def infer(
     Of several the least loaded one is taken. The answer names it; all else is as with `/v1/jobs`.
     """
     submits(request, Verb.INFER)
-    bodies.refuse_dry_run(request)
     key = bodies.idempotency_key(request)
     wait_s = bodies.preferred_wait(request)
     with ExitStack() as waits:

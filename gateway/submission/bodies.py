@@ -13,6 +13,7 @@ from gateway.submission.body_budget import BodyBudget, Share
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.messages import Key
+from modelyard.contract.validation import MAX_LISTED_ERRORS, MAX_POINTER_CHARS, message_of
 from modelyard.process.body_process import LARGE_BODY_BYTES
 
 MOST_WAIT_S = 60.0
@@ -23,6 +24,7 @@ BODY_S = 30.0
 KEY_HEADER = "Idempotency-Key"
 _KEY: TypeAdapter[str] = TypeAdapter(Key)
 DRY_RUN = "dry_run"
+_UNKNOWN = {"wait": "is not known here; the header `Prefer: wait=N` waits for the end"}
 _BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 _WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?:;.*)?", re.IGNORECASE)
 
@@ -60,7 +62,7 @@ def idempotency_key(request: Request) -> str | None:
     try:
         return _KEY.validate_python(values[0])
     except ValidationError as error:
-        message = "A key is 1 to 255 printable ASCII characters without spaces."
+        message = message_of(error.errors(include_input=False)[0])
         raise FaultyRequestError([Fault(header=KEY_HEADER, message=message)]) from error
 
 
@@ -78,9 +80,14 @@ def preferred_wait(request: Request) -> float | None:
 
 
 def is_dry_run(request: Request) -> bool:
-    """Tell whether `dry_run=true` is in the query; raises `FaultyRequestError` if it is unclear."""
+    """Tell whether `dry_run=true` is in the query; raises `FaultyRequestError` if it is unclear.
+
+    Any other parameter is refused: with `dryrun=true` ignored, a request would be made that its
+    client wanted to try only.
+    """
     if not request.scope.get("query_string"):
         return False
+    _refuse_parameters(request, but=DRY_RUN)
     values = request.query_params.getlist(DRY_RUN)
     if not values:
         return False
@@ -95,10 +102,18 @@ def is_dry_run(request: Request) -> bool:
 
 
 def refuse_dry_run(request: Request) -> None:
-    """Raise `FaultyRequestError` if a dry run is asked for that there is not: nothing is made."""
+    """Raise `FaultyRequestError` for a dry run, which there is not here, and for any parameter."""
     if is_dry_run(request):
         message = "Only a single request has a dry run, at /v1/jobs."
         raise FaultyRequestError([Fault(parameter=DRY_RUN, message=message)])
+
+
+def _refuse_parameters(request: Request, *, but: str) -> None:
+    unknown = sorted({name for name in request.query_params if name != but})
+    if unknown:
+        told = [(name[:MAX_POINTER_CHARS], _UNKNOWN.get(name, "is not known")) for name in unknown]
+        faults = [Fault(parameter=name, message=message) for name, message in told]
+        raise FaultyRequestError(faults[:MAX_LISTED_ERRORS])
 
 
 def _check_media_type(request: Request) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from modelyard.cli.documents import documents, named
+from modelyard.cli.documents import entries
 from modelyard.cli.options import Context, File
 from modelyard.cli.session import session_of
 
@@ -36,7 +36,7 @@ def model_footprints(ctx: Context, name: Name) -> None:
 def apply_model(ctx: Context, file: File) -> None:
     """Store the model of a file under its name, or each of several in one YAML file."""
     session = session_of(ctx)
-    for entry in [named(one) for one in documents(file)]:
+    for entry in entries(file):
         session.out.one(session.yard.put_model(entry))
 
 
@@ -62,7 +62,7 @@ def get_dataset(ctx: Context, name: Name) -> None:
 def apply_dataset(ctx: Context, file: File) -> None:
     """Store the dataset of a file under its name, or each of several in one YAML file."""
     session = session_of(ctx)
-    for entry in [named(one) for one in documents(file)]:
+    for entry in entries(file):
         session.out.one(session.yard.put_dataset(entry))
 
 

@@ -22,7 +22,10 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed")
+            alias: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not allowed", problem_mark=alias.start_mark
+            )
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
@@ -52,7 +55,7 @@ def value_of(text: str) -> JsonValue:
     """Read an option: JSON, `@` and the name of a file, or `-` for standard input."""
     if text == "-" or text.startswith("@"):
         return document(text.removeprefix("@"))
-    return _json(text.encode(), "the option --input")
+    return _json(text.encode(errors="surrogateescape"), "the option --input")
 
 
 def document(name: str) -> JsonValue:
@@ -99,17 +102,37 @@ def write_file(path: Path, content: bytes) -> None:
         raise typer.BadParameter(f"{path}: {error.strerror}") from error
 
 
-def mapping(value: JsonValue) -> dict[str, JsonValue]:
-    """Return a request; raises `typer.BadParameter` if it is not a JSON object."""
+def mapping(value: JsonValue, place: int | None = None) -> dict[str, JsonValue]:
+    """Return a request; raises `typer.BadParameter` if it is not a JSON object.
+
+    `place` is its index in a list.
+    """
     if not isinstance(value, dict):
-        raise typer.BadParameter("a request is a JSON object, or a list of them")
+        which = "" if place is None else f"; number {place + 1} of the list is none"
+        raise typer.BadParameter(f"a request is a JSON object, or a list of them{which}")
     return value
 
 
-def named(value: JsonValue) -> dict[str, JsonValue]:
-    """Return a catalog entry; raises `typer.BadParameter` if it is not an object with a name."""
+def entries(name: str) -> list[dict[str, JsonValue]]:
+    """Read the catalog entries of a file; raises `typer.BadParameter` if it does not hold any."""
+    found = documents(name)
+    if not found:
+        raise typer.BadParameter(f"{name} holds no entry")
+    several = len(found) > 1
+    return [
+        _named(value, f"{name}, document {number}" if several else name)
+        for number, value in enumerate(found, start=1)
+    ]
+
+
+def _named(value: JsonValue, where: str) -> dict[str, JsonValue]:
+    if isinstance(value, list):
+        raise typer.BadParameter(
+            f"{where} holds a list; several entries are documents of one YAML file, with --- "
+            "between them"
+        )
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise typer.BadParameter("the file must hold an object with a name")
+        raise typer.BadParameter(f"{where}: an entry is an object with a name")
     return value
 
 
@@ -127,8 +150,17 @@ def _yaml(content: bytes, source: str) -> list[JsonValue]:
     try:
         found = [one for one in yaml.load_all(content, _PlainLoader) if one is not None]
         texts = [dump_json(one) for one in found]
+    except yaml.MarkedYAMLError as error:
+        raise typer.BadParameter(f"{source}: {_with_place(error)}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise typer.BadParameter(f"{source}: {' '.join(str(error).split())}") from error
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(f"{source}: it holds what JSON has not: {error}") from error
     return [_json(text.encode(), source) for text in texts]
+
+
+def _with_place(error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong and where; PyYAML's own text is made for several lines."""
+    mark = error.problem_mark or error.context_mark
+    place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return " ".join(f"{error.problem or error.context}{place}".split())

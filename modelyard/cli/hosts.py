@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from modelyard.cli.options import Context
+from modelyard.cli.options import Context, a_number
 from modelyard.cli.session import session_of
 
 HostId = Annotated[str, typer.Argument(help="The host.")]
@@ -36,8 +36,9 @@ def drain(
     deadline: Annotated[
         float | None,
         typer.Option(
+            callback=a_number,
             help="Seconds from now, up to 604800. Then operations that still run are ended as "
-            "FAILED, and jobs are terminated. Without a deadline they may finish."
+            "FAILED, and jobs are terminated. Without a deadline they may finish.",
         ),
     ] = None,
 ) -> None:

@@ -65,7 +65,8 @@ def given_input(
     """Return the input that was given as JSON; upload one that is a file, and put its id in."""
     if upload is None:
         if upload_type is not None:
-            raise typer.BadParameter("it says what --upload is", param_hint="--upload-type")
+            message = "it is the type of --upload, which is not given"
+            raise typer.BadParameter(message, param_hint="--upload-type")
         return None if text is None else value_of(text)
     if text is not None:
         raise typer.BadParameter("give --input or --upload, not both", param_hint="--upload")
@@ -104,7 +105,8 @@ def submit(
         return
     if wait:
         raise typer.BadParameter("--wait takes no list", param_hint="--wait")
-    items = session.yard.submit_batch([mapping(one) for one in body], idempotency_key=key)
+    requests = [mapping(one, place) for place, one in enumerate(body)]
+    items = session.yard.submit_batch(requests, idempotency_key=key)
     session.out.batch(items)
     if any(item.problem for item in items):
         raise typer.Exit(FAILED)

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the operation failed or the request was refused, 2 wrong u
 service is unavailable, 130 interrupted.
 """
 
+import inspect
 import sys
 from typing import Annotated
 
@@ -26,12 +27,13 @@ from modelyard.cli.rabbitmq import rabbitmq
 from modelyard.cli.session import AmbiguousJobError, InterruptedWaitError, Session
 from modelyard.client import ApiError, OperationFailed, ServiceUnavailableError
 from modelyard.client.credentials import VARIABLE
-from modelyard.contract.errors import ErrorCode
+from modelyard.contract.errors import SENTENCES, ErrorCode
 from modelyard.contract.strict_json import JsonValue
 
 _SERVER_FAULT = 500
 """HTTP statuses from here on are faults of the service."""
 
+_URL_ADVICE = "The URL is that of --url or MODELYARD_URL."
 _ADVICE: dict[str, str] = {
     ErrorCode.UNAUTHENTICATED: f"Set {VARIABLE} to a valid key of this gateway. An administrator "
     "creates one with `modelyard keys create NAME --role user`.",
@@ -85,6 +87,19 @@ commands.add_typer(database, name="database")
 commands.add_typer(config, name="config")
 
 
+def _unwrap_help(group: typer.Typer) -> None:
+    """Join the lines of each paragraph of a help, which typer does for the first one only."""
+    for command in group.registered_commands:
+        paragraphs = inspect.cleandoc(getattr(command.callback, "__doc__", "") or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs)
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _unwrap_help(inner.typer_instance)
+
+
+_unwrap_help(commands)
+
+
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer gives it so
     if wanted:
         typer.echo(f"modelyard {__version__}")
@@ -129,14 +144,25 @@ def app(arguments: list[str] | None = None) -> None:
         out.problem({"code": "usage", "message": error.format_message()})
         sys.exit(USAGE)
     except ServiceUnavailableError as error:
-        _report(out, error, "" if error.status else "The URL is that of --url or MODELYARD_URL.")
+        _report(out, error, "" if error.status else _URL_ADVICE)
         sys.exit(UNAVAILABLE)
     except ApiError as error:
-        _report(out, error, _ADVICE.get(error.code, ""))
+        _report(out, error, _advice_on(error))
         sys.exit(_exit_code(error))
     except (InterruptedWaitError, OperationFailed, TimeoutError, AmbiguousJobError) as error:
         sys.exit(_report_end(out, error))
+    except OSError as error:  # stdout is a full disk, for example
+        sys.exit(_report_end(out, OutputError(error)))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _advice_on(error: ApiError) -> str:
+    """Return what may help after a refusal; a URL that leads elsewhere is told of as one."""
+    not_a_gateway = error.code == ErrorCode.INTERNAL and error.request_id is None
+    nowhere = SENTENCES[ErrorCode.NOT_FOUND]
+    if not_a_gateway or (error.code == ErrorCode.NOT_FOUND and error.detail == nowhere):
+        return f"{_URL_ADVICE} It is that of the gateway alone, such as http://127.0.0.1:8080."
+    return _ADVICE.get(error.code, "")
 
 
 def _report(out: Output, error: ApiError, advice: str) -> None:
@@ -177,6 +203,13 @@ def _report_end(out: Output, error: Exception) -> int:
     return exit_code
 
 
+class OutputError(Exception):
+    """What a command prints could not be written."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"The output can't be written: {error.strerror or error}")
+
+
 def _ending(error: Exception) -> tuple[int, str, dict[str, JsonValue]]:
     """Return the exit code, and for machines the code and the facts."""
     if isinstance(error, OperationFailed):
@@ -193,6 +226,8 @@ def _ending(error: Exception) -> tuple[int, str, dict[str, JsonValue]]:
         return INTERRUPTED, "interrupted", {"operation_id": error.operation_id}
     if isinstance(error, TimeoutError):
         return FAILED, "timeout", {}
+    if isinstance(error, OutputError):
+        return FAILED, "output", {}
     return USAGE, "ambiguous_job", {}
 
 

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from modelyard.cli.documents import write_file
-from modelyard.cli.options import Context, Key, Limit, OnHost, OperationOrJob, Wait
+from modelyard.cli.options import (
+    OPERATION_OR_JOB,
+    Context,
+    Key,
+    Limit,
+    OnHost,
+    OperationOrJob,
+    Wait,
+    a_number,
+)
 from modelyard.cli.printing.contents import described_content
 from modelyard.cli.session import finish, followed, operation_of, session_of, until_end
 from modelyard.client import OperationFailed
@@ -18,8 +27,10 @@ from modelyard.contract.states import OperationState, Verb
 Timeout = Annotated[
     float | None,
     typer.Option(
+        min=0,
+        callback=a_number,
         help="Seconds to wait at most; the operation goes on after that. Without it the command "
-        "waits until the operation has ended."
+        "waits until the operation has ended.",
     ),
 ]
 
@@ -68,7 +79,13 @@ def explain(ctx: Context, operation: OperationOrJob) -> None:
 
 def result(
     ctx: Context,
-    operation: OperationOrJob,
+    operation: Annotated[
+        str,
+        typer.Argument(
+            metavar=OPERATION_OR_JOB,
+            help="The operation; or its job: the newest of the job's that has a result.",
+        ),
+    ],
     *,
     output: Annotated[
         Path | None,

@@ -1,5 +1,6 @@
 """The options and arguments that several groups of commands share."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -8,6 +9,15 @@ from modelyard.client.endpoints import InferenceOptions
 from modelyard.contract.messages import MAX_PRIORITY, MIN_PRIORITY
 
 Context = typer.Context
+
+
+def a_number(seconds: float | None) -> float | None:
+    """Return an option as it is; raises `typer.BadParameter` for NaN and infinity."""
+    if seconds is not None and not math.isfinite(seconds):
+        raise typer.BadParameter("it is a number of seconds")
+    return seconds
+
+
 File = Annotated[
     str, typer.Argument(help="A file of JSON or YAML (.yaml, .yml), or - for standard input.")
 ]
@@ -26,11 +36,13 @@ Key = Annotated[
     ),
 ]
 OnHost = Annotated[str | None, typer.Option(help="Only those on this host.")]
+OPERATION_OR_JOB = "OPERATION|JOB"
 OperationOrJob = Annotated[
     str,
     typer.Argument(
-        metavar="OPERATION|JOB",
-        help="The operation; or its job, if only one of the job's has not ended.",
+        metavar=OPERATION_OR_JOB,
+        help="The operation; or its job: the one of the job's that has not ended, or if all have "
+        "ended the newest.",
     ),
 ]
 Priority = Annotated[
@@ -38,11 +50,16 @@ Priority = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(help="Seconds that it may run at most; then it is ended as TIMED_OUT."),
+    typer.Option(
+        callback=a_number, help="Seconds that it may run at most; then it is ended as TIMED_OUT."
+    ),
 ]
 QueueTimeout = Annotated[
     float | None,
-    typer.Option(help="Seconds that it may wait for its start at most; then it is EXPIRED."),
+    typer.Option(
+        callback=a_number,
+        help="Seconds that it may wait for its start at most; then it is EXPIRED.",
+    ),
 ]
 Metadata = Annotated[
     list[str] | None,
@@ -65,8 +82,17 @@ def options_of(
     if queue_timeout is not None:
         options["queue_timeout_s"] = queue_timeout
     if metadata:
-        options["metadata"] = dict(_note(one) for one in metadata)
+        options["metadata"] = _notes(metadata)
     return options
+
+
+def _notes(given: list[str]) -> dict[str, str]:
+    notes: dict[str, str] = {}
+    for name, value in map(_note, given):
+        if name in notes:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--metadata")
+        notes[name] = value
+    return notes
 
 
 def _note(text: str) -> tuple[str, str]:

@@ -102,6 +102,9 @@ def write_urls(
     if re.fullmatch(_BROKER, broker) is None:
         raise typer.BadParameter(f"{broker!r} is not HOST:PORT", param_hint="--broker")
     known = _read(passwords)
+    if not known:
+        message = f"{passwords} holds no passwords: `modelyard rabbitmq definitions` writes them"
+        raise typer.BadParameter(message, param_hint="--passwords")
     if unknown := [name for name in user or () if name not in known]:
         message = f"{passwords} has no password for {', '.join(unknown)}"
         raise typer.BadParameter(message, param_hint="--user")
@@ -109,7 +112,9 @@ def write_urls(
         secret = quote(known[name], safe="")
         place = f"{broker}/{quote(vhost, safe='')}"
         url = f"{'amqps' if tls else 'amqp'}://{quote(name, safe='')}:{secret}@{place}"
-        _write(folder / f"{name}.amqp-url", f"{url}\n", "--folder")
+        file = folder / f"{name}.amqp-url"
+        _write(file, f"{url}\n", "--folder")
+        typer.echo(f"{file}: the URL of {name}", err=True)
 
 
 def _check(option: str, names: Iterable[str]) -> None:

@@ -141,8 +141,18 @@ def _until_end(session: Session, operation_id: str, timeout_s: float | None) -> 
         if view.state.terminal:
             return view
         if deadline is not None and time.monotonic() >= deadline:
-            raise TimeoutError(f"operation {operation_id} is still {view.state}")
+            raise TimeoutError(_still(view))
         time.sleep(pause_after_poll(time.monotonic() - began, left))
+
+
+def _still(view: OperationView) -> str:
+    """Return what a user is told, and may do, if an operation has not ended in time."""
+    waits = view.state is OperationState.QUEUED
+    why = f" `modelyard explain {view.operation_id}` says what it waits for." if waits else ""
+    return (
+        f"operation {view.operation_id} is still {view.state}, and goes on.{why} "
+        f"`modelyard wait {view.operation_id}` follows it again."
+    )
 
 
 # --- an operation of a job ---
@@ -181,9 +191,8 @@ class AmbiguousJobError(Exception):
         if not found:
             super().__init__(f"Job {job_id} has no operation.")
             return
-        listed = ", ".join(f"{one.operation_id} ({described(one)})" for one in found[:5])
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""  # noqa: PLR2004
+        listed = "".join(f"\n  {one.operation_id}  {described(one)}" for one in found[:5])
+        more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""  # noqa: PLR2004
         super().__init__(
-            f"Job {job_id} has {len(found)} operations that have not ended; name one: "
-            f"{listed}{more}."
+            f"Job {job_id} has {len(found)} operations that have not ended; name one:{listed}{more}"
         )

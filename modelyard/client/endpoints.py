@@ -7,6 +7,7 @@ own.
 """
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from pydantic import BaseModel
 
-from modelyard.client.retry import Call, Headers
+from modelyard.client.retry import ApiError, Call, Headers
 from modelyard.contract.access.api_keys import ApiKeyList, ApiKeyView, CreatedApiKey
 from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.answers import (
@@ -27,6 +28,7 @@ from modelyard.contract.answers import (
     DeadLetterPage,
     DeadLetterSummary,
     DeadLetterView,
+    Fault,
     FootprintList,
     HostList,
     InputView,
@@ -36,7 +38,8 @@ from modelyard.contract.answers import (
 )
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.content.media_types import is_json, media_type_of
-from modelyard.contract.messages import JobRequest
+from modelyard.contract.errors import ErrorCode
+from modelyard.contract.messages import KEY_PATTERN, JobRequest
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.strict_json import JsonValue, dump_json
 from modelyard.contract.views import (
@@ -149,7 +152,9 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the address in brackets, or the port, is not valid
+        usable = usable and not (parts.query or parts.fragment)
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):  # the host, its brackets or the port are not valid
         usable = False
     if not usable:
         raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8080")
@@ -208,8 +213,8 @@ def infer_model(
         "POST",
         f"/v1/models/{_quoted(model)}/infer",
         _reader(Accepted),
-        body=dump_json({**given, **fields}),
-        params={} if dataset is None else {"dataset": dataset},
+        body=_dumped({**given, **fields}),
+        params={} if dataset is None else {"dataset": _sendable(dataset, "the dataset")},
         headers=_key(key),
     )
 
@@ -255,6 +260,8 @@ def retry(operation_id: str, key: str | None) -> Call[Accepted]:
 
 def upload(content: bytes, content_type: str) -> Call[InputView]:
     """Upload an input. Sent twice it is two inputs, of which one is removed after a day."""
+    if not content_type.isascii():
+        raise _refused("The media type of an input is ASCII, such as image/png.")
     headers = {"Content-Type": content_type}
     return Call("POST", "/v1/inputs", _reader(InputView), body=content, headers=headers)
 
@@ -411,9 +418,13 @@ def _reader(kind: type[M]) -> Callable[[httpx2.Response], M]:
 
 
 def _dumped(value: BaseModel | Mapping[str, JsonValue]) -> str:
-    if isinstance(value, BaseModel):
-        return value.model_dump_json(exclude_defaults=True)
-    return dump_json(dict(value))
+    """Return a body as JSON; raises `ApiError` for what JSON does not have."""
+    try:
+        if isinstance(value, BaseModel):
+            return value.model_dump_json(exclude_defaults=True)
+        return _sendable(dump_json(dict(value)), "a text in the request")
+    except ValueError as error:  # NaN, for example
+        raise _refused(f"The request can't be sent as JSON: {error}.") from error
 
 
 def _split(options: InferenceOptions) -> tuple[dict[str, JsonValue], str | None]:
@@ -424,11 +435,19 @@ def _split(options: InferenceOptions) -> tuple[dict[str, JsonValue], str | None]
 
 
 def _key(key: str | None) -> Headers:
-    return {"Idempotency-Key": key or uuid.uuid4().hex}
+    if key is None:
+        return {"Idempotency-Key": uuid.uuid4().hex}
+    if re.fullmatch(KEY_PATTERN, key) is None:
+        message = "must be 1 to 255 printable ASCII characters without spaces"
+        fault = Fault(header="Idempotency-Key", message=message)
+        raise _refused(f"`Idempotency-Key`: {message}", fault)
+    return {"Idempotency-Key": key}
 
 
 def _params(filters: PageFilters) -> dict[str, str]:
-    return {name: str(value) for name, value in filters.items() if value is not None}
+    return {
+        name: _sendable(str(value), name) for name, value in filters.items() if value is not None
+    }
 
 
 def _page(cursor: str | None) -> dict[str, str]:
@@ -437,4 +456,20 @@ def _page(cursor: str | None) -> dict[str, str]:
 
 
 def _quoted(name: str) -> str:
-    return quote(name, safe="")
+    if not name:
+        raise _refused("A name or an id is empty.")
+    return quote(_sendable(name, "a name or an id"), safe="")
+
+
+def _sendable(text: str, what: str) -> str:
+    """Return a text; raises `ApiError` if it is not Unicode, as an argument of a program may be."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _refused(f"The request can't be sent: {what} is not valid UTF-8.") from error
+    return text
+
+
+def _refused(detail: str, *faults: Fault) -> ApiError:
+    """Return the error for what no gateway would accept, and what is not sent for that reason."""
+    return ApiError(ErrorCode.INVALID_REQUEST, None, detail, faults=faults)

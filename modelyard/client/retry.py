@@ -197,7 +197,8 @@ def _refusal(response: httpx2.Response) -> ApiError:
         problem = _ProblemFields.model_validate_json(response.content)
     except ValidationError:
         code = ErrorCode.UNAVAILABLE if kind is ServiceUnavailableError else ErrorCode.INTERNAL
-        return kind(code, status, f"The answer was {status} without a problem document.")
+        detail = f"The answer was {status}, and not in the form of a gateway's answers."
+        return kind(code, status, detail)
     return kind(
         problem.code,
         status,

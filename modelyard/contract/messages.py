@@ -34,7 +34,7 @@ from modelyard.contract.catalog.values import Label, Text
 from modelyard.contract.content.results import ResultContent
 from modelyard.contract.content.transfers import StoredResult, TransferAnswer
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.ids import DEFAULT_TENANT, Id, InputId, OperationId
+from modelyard.contract.ids import DEFAULT_TENANT, Id, InputId, MustBe, OperationId
 from modelyard.contract.states import (
     JobState,
     OperationState,
@@ -92,11 +92,19 @@ ContainerClaim = Annotated[
     BeforeValidator(_empty_is_none, json_schema_input_type=Any),
 ]
 """A container's id as a client gives it; it may be wrong."""
-MetadataKey = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+MetadataKey = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$"),
+    MustBe("1 to 64 letters, digits, `_`, `.` and `-`"),
+]
 MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, strict=True, allow_inf_nan=False)]
 KEY_PATTERN = r"^[!-~]{1,255}$"
-Key = Annotated[str, StringConstraints(strict=True, pattern=KEY_PATTERN)]
+Key = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=KEY_PATTERN),
+    MustBe("1 to 255 printable ASCII characters without spaces"),
+]
 """An idempotency key: 1 to 255 printable ASCII characters without spaces."""
 
 

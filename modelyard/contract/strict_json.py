@@ -43,6 +43,8 @@ def parse_json(body: bytes, *, max_bytes: int, limits: JsonLimits = REQUEST_LIMI
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _invalid(f"It is not UTF-8 (byte {error.start}).") from error
+    if not text or text.isspace():
+        raise _invalid("It is empty.")
     check_bounds(body, limits)
     each_number = may_hold_unusual_numbers(body)  # checking each of them is slow
     try:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,8 +17,20 @@ MAX_NAMES_OF_A_MESSAGE = 64
 """No message of Modelyard has so many fields. An object with more is not given to pydantic, which
 would build an error for each of them."""
 MAX_MESSAGE_CHARS = 500
-_UNKNOWN_NAME = "Extra inputs are not permitted"
 _OUR_PREFIX = "Value error, "
+_UNKNOWN_NAME = "is not known"
+_MUST_BE_A_LIST = "must be a list"
+_MUST_BE_AN_OBJECT = "must be a JSON object"
+_WORDS = {
+    "extra_forbidden": _UNKNOWN_NAME,
+    "tuple_type": _MUST_BE_A_LIST,
+    "list_type": _MUST_BE_A_LIST,
+    "dict_type": _MUST_BE_AN_OBJECT,
+    "mapping_type": _MUST_BE_AN_OBJECT,
+    "model_type": _MUST_BE_AN_OBJECT,
+    "model_attributes_type": _MUST_BE_AN_OBJECT,
+}
+"""What is said in place of pydantic's messages with words of Python, by the type of the error."""
 
 
 def parse_request(value: JsonValue) -> JobRequest:
@@ -31,7 +44,7 @@ def parse_request(value: JsonValue) -> JobRequest:
         raise InvalidRequestError(
             ErrorCode.INVALID_REQUEST,
             "A request is a JSON object.",
-            errors=[{"pointer": "", "message": "must be an object"}],
+            errors=[{"pointer": "", "message": _MUST_BE_AN_OBJECT}],
         )
     listed = size_errors(JobRequest, value)
     if listed:
@@ -62,7 +75,7 @@ def size_errors(kind: type[BaseModel], value: JsonValue) -> list[dict[str, str]]
 def unknown_names(value: Mapping[str, JsonValue], known: Collection[str]) -> list[dict[str, str]]:
     """Return an error for each of the first names in `value` that are not known."""
     unknown = itertools.islice((name for name in value if name not in known), MAX_LISTED_ERRORS)
-    return [{"pointer": pointer((name,)), "message": _message(_UNKNOWN_NAME)} for name in unknown]
+    return [{"pointer": pointer((name,)), "message": _UNKNOWN_NAME} for name in unknown]
 
 
 def _schema_error(listed: list[dict[str, str]]) -> InvalidRequestError:
@@ -82,7 +95,7 @@ def error_list(error: ValidationError) -> list[dict[str, str]]:
     """
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [
-        {"pointer": pointer(one["loc"]), "message": _message(one["msg"])}
+        {"pointer": pointer(one["loc"]), "message": message_of(one)}
         for one in found[:MAX_LISTED_ERRORS]
     ]
 
@@ -102,7 +115,11 @@ def pointer(location: tuple[int | str, ...]) -> str:
     return "".join(f"/{step}" for step in steps)[:MAX_POINTER_CHARS]
 
 
-def _message(text: str) -> str:
+def message_of(found: Mapping[str, Any]) -> str:
+    """Return one of pydantic's findings in words for people."""
+    if found["type"] in _WORDS:
+        return _WORDS[found["type"]]
+    text = str(found["msg"])
     our_message = text.removeprefix(_OUR_PREFIX)
     message = our_message if our_message != text else text[:1].lower() + text[1:]
     return message[:MAX_MESSAGE_CHARS]

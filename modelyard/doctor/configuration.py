@@ -17,7 +17,9 @@ from modelyard.process.config.sources import (
 from modelyard.process.settings import ConfiguredSettings, environment_names, read_settings
 
 ABOUT = "configuration"
-OTHERS = frozenset({CONFIG_VARIABLE, crash_points.VARIABLE})
+LOCAL_STACK = "MODELYARD_LOCAL_STACK"
+"""`var/stack.env` of a local stack sets it, for `make up` to know its own addresses."""
+OTHERS = frozenset({CONFIG_VARIABLE, LOCAL_STACK, crash_points.VARIABLE})
 """Variables of Modelyard that are no settings."""
 
 S = TypeVar("S", bound=ConfiguredSettings)

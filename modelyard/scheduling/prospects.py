@@ -357,9 +357,13 @@ def _why_no_host(refusals: Sequence[tuple[HostRecord, str | None]], reasons: Seq
         return f"Host {fitting} has room for it, which goes to more urgent operations."
     if not refusals:
         return "No host has ever been online."
-    if all("even when empty" in (refusal or "") for _, refusal in refusals):
-        return f"None of {len(refusals)} hosts could ever hold it."
-    return f"None of {len(refusals)} hosts has room for it now."
+    ever = all("even when empty" in (refusal or "") for _, refusal in refusals)
+    if len(refusals) == 1:
+        [(only, _)] = refusals
+        never = "could never hold it" if ever else "does not take it now"
+        return f"The only host, {only.host_id}, {never}."
+    none = "could ever hold it" if ever else "takes it now"
+    return f"None of the {len(refusals)} hosts {none}."
 
 
 def _verdict(facts: Facts, host: HostRecord, refusal: str | None) -> HostVerdict:

@@ -38,7 +38,7 @@ class RefusedError(NoExchangeError):
 
 
 class BrokenConnectionError(NoExchangeError):
-    """The connection broke, or ended, before the answer was complete."""
+    """The connection broke, or ended, before anything of an answer came."""
 
 
 class Connection:

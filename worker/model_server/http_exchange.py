@@ -249,8 +249,13 @@ class _Exchange:
                 raise UnreadRequestError("The connection was closed before the request came.")
             self._reader.closed()
         except BadAnswerError as error:
-            raise BrokenConnectionError(str(error)) from error
+            raise self._no_answer(str(error)) from error
         return b""
+
+    def _no_answer(self, reason: str) -> NoExchangeError:
+        """Return the error for an answer that is none; a server that said anything listens."""
+        kind = NoExchangeError if self._read_anything else BrokenConnectionError
+        return kind(reason)
 
     async def _read(self) -> bytes:
         if self._trickles:
@@ -263,7 +268,7 @@ class _Exchange:
             most = LARGE_READ_BYTES if large else READ_BYTES
             data = await loop.sock_recv(self._connection.socket, most)
         except OSError as error:
-            raise BrokenConnectionError(f"The connection broke ({reason_of(error)}).") from error
+            raise self._no_answer(f"The connection broke ({reason_of(error)}).") from error
         self._received += len(data)
         if len(data) < SMALL_READ_BYTES:
             self._small_reads += 1

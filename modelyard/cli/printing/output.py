@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from pydantic import BaseModel
@@ -108,9 +108,11 @@ class Output:
         """Print a line for people on stderr."""
         self._err.print(escape(plain(text)), soft_wrap=True)
 
-    def error(self, text: str, faults: Iterable[Fault] = ()) -> None:
-        """Print what went wrong, and where in the request."""
+    def error(self, text: str, faults: Sequence[Fault] = ()) -> None:
+        """Print what went wrong, and where in the request if the text does not say it all."""
         self._err.print(f"[red]error:[/red] {escape(plain(text))}", soft_wrap=True)
+        if len(faults) == 1 and faults[0].message in text:
+            return
         for fault in faults:
             where = fault.pointer or fault.parameter or fault.header or "(the whole request)"
             self.note(f"  {where}: {fault.message}")
@@ -434,8 +436,10 @@ def described(view: OperationView) -> str:
         words.append("cancel requested")
     if view.not_before is not None:
         words.append(f"next attempt at {_when(view.not_before)}")
+        if view.error is not None:
+            words.append(f"after {view.error.code}")
     if view.waiting_for:
-        words.append("waiting for " + ", ".join(view.waiting_for))
+        words.append("waiting: " + "; ".join(view.waiting_for))
     return " ".join(words)
 
 

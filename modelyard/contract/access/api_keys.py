@@ -17,12 +17,17 @@ from pydantic.config import JsonDict
 
 from modelyard.contract.access.scopes import SCOPES_OF, Role, Scope
 from modelyard.contract.answers import ApiAnswer
+from modelyard.contract.ids import MustBe
 
 MAX_EXPIRY_S = 10 * 366 * 86_400
 
 _KEY = re.compile(r"my_([0-9a-f]{16})_([0-9a-f]{64})")
 
-KeyName = Annotated[str, StringConstraints(strict=True, pattern=r"^[ -~]{1,64}$")]
+KeyName = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^[ -~]{1,64}$"),
+    MustBe("1 to 64 printable ASCII characters"),
+]
 """What people call a key: 1 to 64 printable ASCII characters."""
 
 

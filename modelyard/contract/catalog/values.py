@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from modelyard.contract.catalog.rules import ON_ENTRY
+from modelyard.contract.ids import MustBe
 
 _SIZE = re.compile(r"(\d+)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
 _SIZE_FACTORS = {None: 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -70,13 +71,17 @@ Switch = Annotated[bool, Field(strict=True), ON_ENTRY]
 """`true` or `false`; a text or a number can't stand for one."""
 
 Text = Annotated[
-    str, StringConstraints(strict=True, max_length=4096, pattern=r"^[^\x00]*$"), ON_ENTRY
+    str,
+    StringConstraints(strict=True, max_length=4096, pattern=r"^[^\x00]*$"),
+    MustBe("a text of at most 4,096 characters, without the character NUL"),
+    ON_ENTRY,
 ]
 AbsolutePath = Annotated[
     str,
     StringConstraints(
         strict=True, max_length=4096, pattern=r"^/([^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*)?$"
     ),
+    MustBe("an absolute path such as /srv/data, of at most 4,096 characters"),
     ON_ENTRY,
 ]
 UrlPath = Annotated[
@@ -84,18 +89,31 @@ UrlPath = Annotated[
     StringConstraints(
         strict=True, max_length=2048, pattern=r"^/([^/\x00-\x20\x7f\\#][^\x00-\x20\x7f\\#]*)?$"
     ),
+    MustBe(
+        "the path of a URL, such as /v1/predict, without scheme, host, spaces and `#`, and of at "
+        "most 2,048 characters"
+    ),
     ON_ENTRY,
 ]
 """A path on the container's own port; never a scheme, a host or a fragment."""
 
 EnvName = Annotated[
-    str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$"), ON_ENTRY
+    str,
+    StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$"),
+    MustBe("1 to 256 letters, digits and `_`, without a digit first"),
+    ON_ENTRY,
 ]
 Label = Annotated[
-    str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$"), ON_ENTRY
+    str,
+    StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,127}$"),
+    MustBe("1 to 128 letters, digits, `_`, `.`, `/` and `-`, with a letter or digit first"),
+    ON_ENTRY,
 ]
 HeaderName = Annotated[
-    str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$"), ON_ENTRY
+    str,
+    StringConstraints(strict=True, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$"),
+    MustBe("the name of an HTTP header, of at most 128 characters"),
+    ON_ENTRY,
 ]
 """A token of RFC 9110."""
 HeaderValue = Annotated[
@@ -105,6 +123,7 @@ HeaderValue = Annotated[
         max_length=4096,
         pattern=r"^([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?$",
     ),
+    MustBe("one line of at most 4,096 characters, without spaces around it"),
     ON_ENTRY,
 ]
 """One line without spaces around it."""
@@ -118,15 +137,20 @@ ServedName = Annotated[
             r"(:[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
         ),
     ),
+    MustBe("a name such as digits or organisation/model:tag, of at most 256 characters"),
     ON_ENTRY,
 ]
 """A name as model hubs have them, too: `organisation/model:tag`."""
 VolumeName = Annotated[
-    str, StringConstraints(strict=True, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"), ON_ENTRY
+    str,
+    StringConstraints(strict=True, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"),
+    MustBe("1 to 128 letters, digits, `_`, `.` and `-`, with a letter or digit first"),
+    ON_ENTRY,
 ]
 FileInside = Annotated[
     str,
     StringConstraints(strict=True, max_length=1024, pattern=r"^[^/\x00-\x1f][^\x00-\x1f]*$"),
+    MustBe("a path inside of the dataset, without `/` first, of at most 1,024 characters"),
     ON_ENTRY,
 ]
 
@@ -140,6 +164,7 @@ def _ids_are_in_range(user: str) -> str:
 User = Annotated[
     str,
     StringConstraints(strict=True, pattern=r"^[1-9][0-9]{0,9}(:[1-9][0-9]{0,9})?$"),
+    MustBe("numbers, `uid` or `uid:gid`, and neither may be 0, which is root"),
     AfterValidator(_ids_are_in_range),
     ON_ENTRY,
 ]
@@ -191,6 +216,10 @@ ImageName = Annotated[
             r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
             r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[a-f0-9]{64})?$"
         ),
+    ),
+    MustBe(
+        "the name of an image such as registry.example/team/model:3, with lower-case letters in "
+        "its repository, of at most 512 characters"
     ),
     AfterValidator(_is_a_reference),
     ON_ENTRY,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
+from modelyard.contract.ids import MustBe
+
 JSON_TYPE = "application/json"
 UNKNOWN_TYPE = "application/octet-stream"
 """Bytes of which nothing is known."""
@@ -19,7 +21,9 @@ MEDIA_TYPE_PATTERN = rf"^{_TOKEN}/{_TOKEN}( ?; ?{_TOKEN}=({_TOKEN}|{_QUOTED}))*$
 _MEDIA_TYPE = re.compile(MEDIA_TYPE_PATTERN[1:-1])
 
 MediaType = Annotated[
-    str, StringConstraints(strict=True, max_length=MAX_TYPE_CHARS, pattern=MEDIA_TYPE_PATTERN)
+    str,
+    StringConstraints(strict=True, max_length=MAX_TYPE_CHARS, pattern=MEDIA_TYPE_PATTERN),
+    MustBe(f"a media type such as image/png, of at most {MAX_TYPE_CHARS} characters"),
 ]
 """`type/subtype`, perhaps with parameters; it may stand in a header as it is."""
 

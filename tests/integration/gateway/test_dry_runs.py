@@ -121,6 +121,29 @@ async def test_an_unclear_wish_is_refused_and_makes_nothing(
     assert await alone.broker.message_count(JOBS_QUEUE.name) == 0
 
 
+@pytest.mark.parametrize("name", ["dryrun", "dry-run", "wait", "timeout_s"])
+async def test_a_parameter_that_is_not_known_is_refused_and_makes_nothing(
+    alone: ServedGateway, mongo_url: str, name: str
+) -> None:
+    failed = await alone.accepted()
+    await alone.finish(failed, OperationState.FAILED)
+    await alone.published(1)
+    before = everything(mongo_url)
+    retry = f"/v1/operations/{failed}/retry"
+    paths = ("/v1/jobs", "/inference_router/", "/v1/jobs/batch", retry, "/v1/models/m-131/infer")
+    for path in paths:
+        answer = await answer_to(alone, TERMINATE, f"{path}?{name}=true")
+        assert answer.status_code == 422, path
+        assert problem(answer)["errors"][0]["parameter"] == name
+    assert everything(mongo_url) == before
+    assert await alone.broker.message_count(JOBS_QUEUE.name) == 0
+
+
+async def test_who_waits_by_a_parameter_is_told_of_the_header(alone: ServedGateway) -> None:
+    answer = await answer_to(alone, TERMINATE, "/v1/jobs?wait=5")
+    assert "Prefer: wait=N" in problem(answer)["detail"]
+
+
 async def test_what_has_no_dry_run_is_not_made_instead(
     alone: ServedGateway, mongo_url: str
 ) -> None:
@@ -365,7 +388,7 @@ async def test_without_room_it_waits_for_the_reasons_of_one_that_waits(
         await eventually(waits, what="the reasons of the first")
         found = await dry_run(served, TEMP)
         assert found["outcome"] == "waits"
-        assert found["reasons"][0] == "None of 1 hosts has room for it now."
+        assert found["reasons"][0] == "The only host, h-1, does not take it now."
         assert found["ahead_in_waiting_room"] == 1
         ahead = await dry_run(served, TEMP | {"priority": 50})
         assert ahead["ahead_in_waiting_room"] == 0

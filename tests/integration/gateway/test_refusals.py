@@ -29,6 +29,27 @@ async def test_a_key_that_is_none_is_refused(shared: ServedGateway, key: str) ->
 
 
 @pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/operations/7", "operation_id"),
+        ("/v1/operations/7/result", "operation_id"),
+        ("/v1/jobs/a%20b", "job_id"),
+        ("/v1/hosts/a%20b", "host_id"),
+        ("/v1/models/a%20b", "name"),
+        ("/v1/inputs/7", "input_id"),
+    ],
+)
+async def test_an_id_that_nothing_can_have_is_not_found_and_named(
+    shared: ServedGateway, path: str, name: str
+) -> None:
+    answer = await shared.client.get(path)
+    assert answer.status_code == 404
+    assert problem(answer)["detail"].startswith(
+        f"There is nothing at this address: {name} must be "
+    )
+
+
+@pytest.mark.parametrize(
     ("body", "code"),
     [
         ({"requests": []}, "batch_too_large"),

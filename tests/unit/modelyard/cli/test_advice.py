@@ -1,11 +1,13 @@
 """What the command line advises after a refusal: only what helps."""
 
+import errno
+
 import pytest
 
 from modelyard.cli import main as cli
-from modelyard.cli.exit_codes import FAILED
+from modelyard.cli.exit_codes import FAILED, USAGE
 from modelyard.client import ApiError
-from modelyard.contract.errors import ErrorCode
+from modelyard.contract.errors import SENTENCES, ErrorCode
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,68 @@ def test_a_key_is_advised_only_where_a_key_helps(
         assert "key" not in told
     else:
         assert advice in told
+
+
+@pytest.mark.parametrize(
+    ("error", "advised"),
+    [
+        (ApiError(ErrorCode.INTERNAL, 404, "Not as a gateway."), True),
+        (ApiError(ErrorCode.INTERNAL, 500, "A defect.", request_id="r-1"), False),
+        (ApiError(ErrorCode.NOT_FOUND, 404, SENTENCES[ErrorCode.NOT_FOUND]), True),
+        (ApiError(ErrorCode.NOT_FOUND, 404, "There is no job j-1.", request_id="r-1"), False),
+    ],
+)
+def test_the_url_is_doubted_where_no_gateway_seems_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: ApiError,
+    *,
+    advised: bool,
+) -> None:
+    def refused(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "commands", refused)
+    with pytest.raises(SystemExit):
+        cli.app([])
+    assert ("--url" in capsys.readouterr().err) is advised
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_output_that_cant_be_written_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    def printing(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "commands", printing)
+    with pytest.raises(SystemExit) as exited:
+        cli.app(options)
+    assert exited.value.code == FAILED
+    assert "The output can't be written: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("load", "j-1"), "--timeout"),
+        (("load", "j-1"), "--queue-timeout"),
+        (("wait", "j-1"), "--timeout"),
+        (("drain", "gpu-7"), "--deadline"),
+    ],
+)
+def test_seconds_that_are_no_number_are_wrong_usage(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...], option: str, given: str
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.app([*command, f"{option}={given}"])
+    assert exited.value.code == USAGE
+    assert option in capsys.readouterr().err
+
+
+def test_a_note_that_is_given_twice_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.app(["load", "j-1", "--metadata", "a=1", "--metadata", "a=2"])
+    assert exited.value.code == USAGE
+    assert "'a' is given twice" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from modelyard.cli.documents import document, documents, value_of
+from modelyard.cli.documents import document, documents, entries, mapping, value_of
 from modelyard.contract.messages import MAX_BATCH_BYTES
 
 MODEL = """
@@ -44,8 +44,9 @@ def test_a_yaml_file_may_hold_several_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("a: &x [1]\nb: *x\n", "aliases"),
-        ("name: a\nname: b\n", "occurs twice"),
+        ("a: &x [1]\nb: *x\n", "aliases (*name) are not allowed at line 2, column 4"),
+        ("name: a\nname: b\n", "m.yaml: the name 'name' occurs twice at line 2, column 1"),
+        ("name: a\n  b: c\n", "m.yaml: mapping values are not allowed here at line 2, column 4"),
         ("on: 1\n", "put it in quotes"),
         ("1: 1\n", "put it in quotes"),
         ("a: [\n", "line 2"),
@@ -71,3 +72,28 @@ def test_json_files_stay_json(tmp_path: Path) -> None:
     assert value_of("@" + written(tmp_path, '{"a": [1]}', "m.json")) == {"a": [1]}
     with pytest.raises(typer.BadParameter, match="--input"):
         value_of("{")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "told"),
+    [
+        ("", "m.yaml", "m.yaml holds no entry"),
+        ("# nothing\n---\n", "m.yaml", "m.yaml holds no entry"),
+        ("", "m.json", "It is empty"),
+        (" \n", "m.json", "It is empty"),
+        ("7", "m.json", "m.json: an entry is an object with a name"),
+        ('[{"name": "a"}]', "m.json", "m.json holds a list"),
+        ("name: a\n---\nname: 7\n", "m.yaml", "m.yaml, document 2: an entry is an object"),
+    ],
+)
+def test_a_file_that_holds_no_entry_is_refused_with_its_place(
+    tmp_path: Path, content: str, name: str, told: str
+) -> None:
+    with pytest.raises(typer.BadParameter) as refused:
+        entries(written(tmp_path, content, name))
+    assert told in str(refused.value)
+
+
+def test_a_list_of_requests_says_which_one_is_none() -> None:
+    with pytest.raises(typer.BadParameter, match="number 3 of the list"):
+        mapping(7, 2)

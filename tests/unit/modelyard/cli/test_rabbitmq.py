@@ -3,7 +3,7 @@
 import json
 import stat
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from typer.testing import CliRunner
@@ -26,7 +26,10 @@ def urls(folder: Path, *options: str) -> tuple[int, str]:
 
 
 def test_each_user_gets_a_file_with_its_url_that_only_we_can_read(folder: Path) -> None:
-    assert urls(folder, "--broker", "mq.example:5671", "--tls", "--vhost", "fleet") == (0, "")
+    code, told = urls(folder, "--broker", "mq.example:5671", "--tls", "--vhost", "fleet")
+    assert code == 0
+    assert "gateway.amqp-url: the URL of gateway" in told
+    assert quote("p/w+1", safe="") not in told
     files = sorted(file.name for file in folder.glob("*.amqp-url"))
     assert files == ["dispatcher.amqp-url", "gateway.amqp-url", "worker-gpu-1.amqp-url"]
     file = folder / "gateway.amqp-url"
@@ -63,3 +66,17 @@ def test_a_wrong_option_is_named_and_nothing_is_written(
     assert code == 2
     assert said in output
     assert list(folder.glob("*.amqp-url")) == []
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_file_without_passwords_is_told_with_what_writes_it(
+    folder: Path, content: str | None
+) -> None:
+    passwords = folder / "passwords.json"
+    passwords.unlink()
+    if content is not None:
+        passwords.write_text(content)
+    code, told = urls(folder, "--broker", "mq.example:5671")
+    assert code == 2
+    assert "modelyard rabbitmq definitions" in told
+    assert not list(folder.glob("*.amqp-url"))

@@ -18,6 +18,7 @@ from modelyard.client.retry import MOST_PAUSE_S, CallAttempts
 from modelyard.contract.access.scopes import Role
 from modelyard.contract.answers import Accepted
 from modelyard.contract.catalog.entries import ModelSpec, Profile
+from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.views import DryRun, DryRunOutcome, HostView, Links, OperationView
 
@@ -200,11 +201,59 @@ def test_a_model_is_stored_at_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "gateway", "ftp://x", "http://", "http://h:x", "http://h:99999", "http://[::1"]
+    "url",
+    [
+        "",
+        "gateway",
+        "ftp://x",
+        "http://",
+        "http://h:x",
+        "http://h:99999",
+        "http://[::1",
+        "http://h?x=1",
+        "http://h/#x",
+        "http://\udcff",
+    ],
 )
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not a URL"):
         Modelyard(url)
+
+
+@pytest.mark.parametrize("key", ["", "two words", "schlüssel", "\udcff", "x" * 256])
+def test_a_key_that_is_none_is_refused_before_it_is_sent(key: str) -> None:
+    script = Script()
+    with pytest.raises(ApiError, match="printable ASCII") as refused:
+        script.client().load("j-1", idempotency_key=key)
+    assert refused.value.code == ErrorCode.INVALID_REQUEST
+    assert refused.value.faults[0].header == "Idempotency-Key"
+    assert not script.seen
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda yard: yard.load("\udcff"),
+        lambda yard: yard.load("j-1", metadata={"a": "\udcff"}),
+        lambda yard: yard.load("j-1", timeout_s=float("nan")),
+        lambda yard: yard.infer("j-1", {"x": float("inf")}),
+        lambda yard: yard.infer_model("m", {"x": "\udcff"}),
+        lambda yard: yard.infer_model("m", 1, dataset="\udcff"),
+        lambda yard: yard.submit_batch([{"job_id": "\udcff"}]),
+        lambda yard: yard.upload(b"x", "é/b"),
+        lambda yard: yard.job("\udcff"),
+        lambda yard: yard.operations(job_id="\udcff"),
+        lambda yard: yard.delete_model(""),
+        lambda yard: yard.put_model({"name": "\udcff"}),
+    ],
+)
+def test_what_cant_be_sent_is_refused_as_by_a_gateway(call: Callable[[Modelyard], object]) -> None:
+    script = Script()
+    with pytest.raises(ApiError) as refused:
+        call(script.client())
+    assert refused.value.code == ErrorCode.INVALID_REQUEST
+    assert refused.value.status is None
+    assert not script.seen
 
 
 def test_the_pause_is_what_the_gateway_asks_for_but_bounded(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.layout import OWN_ADDRESSES
 from gateway.settings import GatewaySettings
 from modelyard.cli.machine.settings import CommandLineSettings
 from modelyard.doctor.clock import check_offset
@@ -64,7 +65,7 @@ def test_the_configuration_says_where_it_comes_from(
 
 
 def test_variables_that_set_nothing_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    for known in ("MODELYARD_CONFIG", "MODELYARD_URL", "MODELYARD_API_KEY_FILE"):
+    for known in ("MODELYARD_CONFIG", "MODELYARD_URL", "MODELYARD_API_KEY_FILE", OWN_ADDRESSES):
         monkeypatch.setenv(known, "x")
     assert check_variables([CommandLineSettings]) == []
     monkeypatch.setenv("MODELYARD_URI", "x")

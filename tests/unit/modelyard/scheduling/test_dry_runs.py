@@ -209,11 +209,25 @@ def test_without_a_host_that_fits_it_waits_with_the_reasons_of_all() -> None:
     found = said(Verb.TEMP, catalog=catalog(spec()), hosts=[full], more_urgent=4)
     assert found.outcome is DryRunOutcome.WAITS
     assert found.reasons == (
-        "None of 1 hosts has room for it now.",
+        "The only host, h, does not take it now.",
         "1 host has less than 1 CPUs free",
     )
     assert found.ahead_in_waiting_room == 4
     assert [one.fits for one in found.hosts] == [False]
+
+
+@pytest.mark.parametrize(
+    ("resources", "sentence"),
+    [
+        ({"cpus": 4}, "None of the 2 hosts takes it now."),
+        ({"cpus": 1_000}, "None of the 2 hosts could ever hold it."),
+    ],
+)
+def test_of_several_hosts_none_takes_it(resources: Any, sentence: str) -> None:
+    full = Allocation(job_id="o", generation=1, millicpus=8_000)
+    hosts = [host(full), host(full).model_copy(update={"host_id": "h2"})]
+    found = said(Verb.TEMP, catalog=catalog(spec(resources=resources)), hosts=hosts)
+    assert found.reasons[0] == sentence
 
 
 def test_a_key_that_was_used_names_its_operation() -> None:

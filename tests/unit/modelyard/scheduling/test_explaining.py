@@ -237,8 +237,8 @@ def test_each_host_says_what_it_lacks_with_numbers(
         )
     )
     assert [(it.host_id, it.fits, it.refusal) for it in found.hosts] == [("h", False, refusal)]
-    ever = "could ever hold it" if "even" in refusal else "has room for it now"
-    assert ever in found.reasons[0]
+    ever = "could never hold it" if "even" in refusal else "does not take it now"
+    assert found.reasons[0] == f"The only host, h, {ever}."
     assert found.ahead_in_waiting_room == 3
 
 
