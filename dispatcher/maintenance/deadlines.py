@@ -4,7 +4,7 @@ A worker ends an operation that exceeds its timeout. If the worker hangs, the di
 also fails the attempt if the worker never accepts the command.
 
 An operation may only look overdue: while MongoDB or the dispatchers were down, its worker's report
-may have waited in the reports' queue. So `look` sends a request through that queue, and `enforce`
+may have waited in the reports' queue. So `remind` sends a request through that queue, and `enforce`
 runs when every report before the request has been recorded.
 """
 

@@ -65,7 +65,8 @@ class OperationState(StrEnum):
     """It ran for longer than its `timeout_s`. Set on the worker's report, or by the sweep."""
 
     CANCELLED = "CANCELLED"
-    """A client cancelled it before it ended. Set by the sweep or on the worker's report."""
+    """A client cancelled it before it ended, or what came behind it made it pointless. Set by the
+    sweep, by the scheduler or on the worker's report."""
 
     REJECTED = "REJECTED"
     """It could never run: the request or the job's state forbids it. Set by intake or scheduler."""
