@@ -1,6 +1,6 @@
 """Control messages: the dispatcher sends them to a worker ahead of the commands in its queue.
 
-The broker does not keep them: a worker that is not connected misses them. Each sender therefore
+RabbitMQ keeps them for 15 s: a worker that is away for longer misses them. Each sender therefore
 repeats its message for as long as the record still calls for it.
 """
 

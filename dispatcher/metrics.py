@@ -12,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from modelyard.contract.messages import Event
-from modelyard.contract.states import TERMINAL_STATES
+from modelyard.contract.states import TERMINAL_STATES, SystemReason
 from modelyard.metrics.process import FAST_BUCKETS, SIZE_BUCKETS, WORK_BUCKETS
 
 NO_VERB = "none"
@@ -22,8 +22,7 @@ NO_CODE = "none"
 NOT_BEGUN = "not_begun"
 """The cause of another attempt after one that no worker had begun."""
 OTHER_REASON = "other"
-REASONS = frozenset({"on_demand", "evicted_for", "idle", "move", "recovery", "drain"})
-"""Why the dispatcher makes operations of its own; the first word of their `reason`."""
+REASONS = frozenset(SystemReason)
 
 PHASES = ("waiting", "starting", "running", "total")
 

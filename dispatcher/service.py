@@ -280,7 +280,7 @@ class Leader:
             Repair("move", moves.go_on),
             Repair("drain", drains.check),
             Repair("publish", open_ones.publish_again),
-            Repair("leaks", ReservationLeaks(store, self.scheduler).free),
+            Repair("leaks", ReservationLeaks(store, self.scheduler, lines).free),
             Repair("memory", lines.verify),
             Repair("unborn", UnbornJobs(store).delete),
             Repair("footprints", GrownResidents(store, memory).raise_held),

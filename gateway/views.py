@@ -40,14 +40,12 @@ def job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
-def accepted(
-    operation_id: str, job_id: str, verb: Verb, state: OperationState = OperationState.QUEUED
-) -> Accepted:
+def accepted(operation_id: str, job_id: str, verb: Verb) -> Accepted:
     """Return the answer to a request that has been made durable."""
     return Accepted(
         operation_id=operation_id,
         job_id=job_id,
-        state=state,
+        state=OperationState.QUEUED,
         links=_links(operation_id, job_id, with_result=verb in _WITH_RESULT),
     )
 

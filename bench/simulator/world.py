@@ -24,9 +24,9 @@ from bench.simulator.rules import (
 )
 from dispatcher.scheduling.making_room import KeptRoom, decide, hosts_for, residents_of
 from dispatcher.scheduling.usage import Usage
-from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.states import JobState, OperationState, SystemReason, Verb
 from modelyard.scheduling.leaving import is_leaving
-from modelyard.scheduling.ordering import ON_DEMAND, RELOCATED_FOR, CatalogEntries
+from modelyard.scheduling.ordering import CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, PlacementPolicy
 from modelyard.scheduling.planning import make_plan
 from modelyard.scheduling.survey import Table
@@ -207,7 +207,7 @@ class World:
             self._take_out(ending.operation)
             again.append(ending.operation.job_id or "")
         for load in plan.loads:
-            reason = f"{ON_DEMAND}{load.operation.operation_id}"
+            reason = SystemReason.ON_DEMAND.about(load.operation.operation_id)
             self._put_in_front(load.job.job_id, Verb.DEPLOY_LOAD, reason, load.operation.priority)
             again.append(load.job.job_id)
         for waits in plan.explained:
@@ -264,7 +264,7 @@ class World:
     def _bring_elsewhere(self, one: Crowded) -> None:
         job_id, operation = one.request.job_id, one.operation
         if next(iter(self._lines[job_id])) == operation.operation_id:
-            reason = f"{RELOCATED_FOR}{operation.operation_id}"
+            reason = SystemReason.RELOCATED_FOR.about(operation.operation_id)
             self._put_in_front(job_id, Verb.DEPLOY_CREATE, reason, operation.priority)
             self.outcome.relocations += 1
 
@@ -280,7 +280,7 @@ class World:
         if self._lines[job_id] and waited_s < self._scenario.swap_wait_s:
             raise BrokenRuleError(f"{job_id} is in use and was evicted too early.")
         self._kept.give_up(job_id)
-        reason = f"evicted_for:{one.operation.operation_id}"
+        reason = SystemReason.EVICTED_FOR.about(one.operation.operation_id)
         self._put_in_front(job_id, Verb.DEPLOY_UNLOAD, reason)
         self.outcome.swaps += 1
 
@@ -316,7 +316,7 @@ class World:
 
     def _leave(self, create: OperationRecord, job: JobRecord) -> None:
         """Take a job off its host; what its load may wait there counts for its bound."""
-        load = self._lines[job.job_id][(create.reason or "").removeprefix(RELOCATED_FOR)]
+        load = self._lines[job.job_id][(create.reason or "").partition(":")[2]]
         waited_s = (self._time - (load.accepted_at or BEGINNING)).total_seconds()
         bound_s = self._bound_s(load, job, waited_s)
         self._bounds_s[load.operation_id] += bound_s + CREATE_S

@@ -4,7 +4,7 @@ A worker ends an operation that exceeds its timeout. If the worker hangs, the di
 also fails the attempt if the worker never accepts the command.
 
 An operation may only look overdue: while MongoDB or the dispatchers were down, its worker's report
-may have waited in the reports' queue. So `look` sends a request through that queue, and `enforce`
+may have waited in the reports' queue. So `remind` sends a request through that queue, and `enforce`
 runs when every report before the request has been recorded.
 """
 
@@ -80,7 +80,9 @@ class Deadlines:
             )
             crash_point("dispatcher.deadlines.after_end")
         for one in await self._never_accepted():
-            log.warning("operation.not_accepted", operation_id=one.operation_id, host=one.host_id)
+            log.warning(
+                "operation.not_accepted", operation_id=one.operation_id, host_id=one.host_id
+            )
             await tell_to_cancel(self._control, [one], "stale")
             await self._retries.failed(one, ErrorInfo.of(ErrorCode.NOT_ACCEPTED))
 

@@ -13,7 +13,7 @@ from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import record_in_front, system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.states import Admission, OperationState, Verb
+from modelyard.contract.states import Admission, OperationState, SystemReason, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import HostRecord
@@ -85,6 +85,6 @@ class Drains:
             if job.state.live:
                 # The key names the generation, so each container gets one TERMINATE at most.
                 key = f"drained/{host.host_id}/{job.generation}"
-                end = system_operation(job, Verb.TERMINATE, key, "drain")
+                end = system_operation(job, Verb.TERMINATE, key, SystemReason.DRAIN)
                 await record_in_front(self._store, [end])
                 self._scheduler.wake([job.job_id])

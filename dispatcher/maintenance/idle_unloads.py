@@ -11,7 +11,7 @@ from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.errors import StoreUnavailableError
-from modelyard.contract.states import Verb
+from modelyard.contract.states import SystemReason, Verb
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, NewOperation
 
@@ -55,7 +55,7 @@ class IdleUnloads:
             elif await self._is_idle(job, now):
                 log.info("model.idle", job_id=job.job_id, host_id=job.host_id)
                 key = f"idle/{job.version}/{period(now)}"
-                unloads.append(system_operation(job, Verb.DEPLOY_UNLOAD, key, "idle"))
+                unloads.append(system_operation(job, Verb.DEPLOY_UNLOAD, key, SystemReason.IDLE))
         await self._record(unloads)
 
     async def _record(self, unloads: Sequence[NewOperation]) -> None:

@@ -30,7 +30,14 @@ from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.retries import is_retried
-from modelyard.contract.states import Admission, JobState, Liveness, OperationState, Verb
+from modelyard.contract.states import (
+    Admission,
+    JobState,
+    Liveness,
+    OperationState,
+    SystemReason,
+    Verb,
+)
 from modelyard.process.crash_points import crash_point
 from modelyard.scheduling.fitting import PlacementRequest
 from modelyard.scheduling.placement import BEHIND_ALL, FreeCapacity, Unplaced
@@ -256,5 +263,5 @@ def _step_operation_id(job: JobRecord, move: RelocationRecord, verb: Verb) -> st
 
 
 def _operation_of(job: JobRecord, move: RelocationRecord, verb: Verb) -> NewOperation:
-    made = system_operation(job, verb, f"move/{move.generation}", "move")
+    made = system_operation(job, verb, f"move/{move.generation}", SystemReason.MOVE)
     return made.model_copy(update={"aside": True})

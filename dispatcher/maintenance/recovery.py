@@ -9,7 +9,7 @@ import structlog
 
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import record_in_front, system_operation
-from modelyard.contract.states import JobState, Verb
+from modelyard.contract.states import JobState, SystemReason, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, NewOperation, RestorationRecord
@@ -46,6 +46,7 @@ def operations_for(job: JobRecord, recovery: RestorationRecord) -> list[NewOpera
     if not verbs:
         return []
     first, *others = (
-        system_operation(job, verb, f"recovery/{recovery.key}", "recovery") for verb in verbs
+        system_operation(job, verb, f"recovery/{recovery.key}", SystemReason.RECOVERY)
+        for verb in verbs
     )
     return [first.model_copy(update={"rest_s": recovery.rest_s}), *others]

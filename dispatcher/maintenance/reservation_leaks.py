@@ -1,7 +1,7 @@
 """Leaked reservations: capacity that a host holds for a job which is not there (any more).
 
-And memory that it holds for a model which is not in memory, because an attempt to load it ended in
-a way that no report told of.
+And memory that it holds for a model whose load was cut short: it ended, and no report told what
+became of the model. Half of it may be in memory, so an UNLOAD stops its container first.
 """
 
 import time
@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
+from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.scheduler import Scheduler
-from modelyard.contract.states import JobState
+from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
+from modelyard.contract.states import JobState, SystemReason, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.records import HostRecord, JobRecord, Reservation
@@ -40,9 +42,10 @@ class _Overdue:
 class ReservationLeaks:
     """A repair of the sweep: frees reservations that a crash between two steps left behind."""
 
-    def __init__(self, store: Store, scheduler: Scheduler) -> None:
+    def __init__(self, store: Store, scheduler: Scheduler, lines: Lines) -> None:
         self._store = store
         self._scheduler = scheduler
+        self._lines = lines
         self._leaks_seen = _Overdue()
         self._unused_seen = _Overdue()
 
@@ -51,7 +54,7 @@ class ReservationLeaks:
         hosts = await self._store.hosts.all()
         held = [(host, one) for host in hosts for one in host.reservations]
         jobs = await self._store.jobs.get_many([one.job_id for _, one in held])
-        await self._let_go(held, jobs)
+        await self._unload(held, jobs)
         idle = await self._idle(jobs.values())
         leaks = {
             (host.host_id, one.token + one.job_id): (host, one)
@@ -77,29 +80,48 @@ class ReservationLeaks:
             await self._store.hosts.release({host.host_id: [(one.job_id, one.generation)]})
             self._scheduler.wake_waiting()
 
-    async def _let_go(
+    async def _unload(
         self, held: Iterable[tuple[HostRecord, Reservation]], jobs: Mapping[str, JobRecord]
     ) -> None:
-        """Free what is held for models that no operation is loading, and that are not loaded."""
+        """Put an UNLOAD before jobs that hold memory for a model which is neither in it nor loaded.
+
+        Its report frees the memory, and its assignment makes that of a dispatcher lose which was
+        frozen between holding and assigning. What else waits in the job's line goes first: it may
+        be the next LOAD, or end the job.
+        """
         unused = {
             (host.host_id, one.token + one.job_id): (host, one)
             for host, one in held
             if one.resident is not None
             and (job := jobs.get(one.job_id)) is not None
             and (job.state, job.generation) == (JobState.CREATED, one.generation)
+            and job.recovery is None
+            and job.move is None
         }
         at_work = await self._at_work(jobs[one.job_id] for _, one in unused.values())
         resting = {key: found for key, found in unused.items() if found[1].job_id not in at_work}
-        for host, one in self._unused_seen.overdue(resting):
-            job = jobs[one.job_id]
-            log.warning("resident.leaked", host_id=host.host_id, job_id=job.job_id)
-            # A dispatcher that was frozen between holding and assigning loses its assignment.
-            if await self._store.jobs.fence(job):
-                crash_point("dispatcher.sweep.after_fence")
-                await self._store.hosts.let_go(
-                    host.host_id, job.job_id, one.generation, before=job.version + 1
+        overdue = {one.job_id for _, one in self._unused_seen.overdue(resting)}
+        if not overdue:
+            return
+        now = await self._store.time()
+        lines = (await self._lines.read(overdue)).lines
+        cut_short = [line.job for line in lines if not line.operations]
+        await record_in_front(
+            self._store,
+            [
+                system_operation(
+                    job,
+                    Verb.DEPLOY_UNLOAD,
+                    f"load_cut_short/{job.version}/{period(now)}",
+                    SystemReason.LOAD_CUT_SHORT,
                 )
-                self._scheduler.wake_waiting()
+                for job in cut_short
+            ],
+        )
+        crash_point("dispatcher.sweep.after_unload")
+        for job in cut_short:
+            log.warning("load.cut_short", host_id=job.host_id, job_id=job.job_id)
+        self._scheduler.wake(job.job_id for job in cut_short)
 
     async def _at_work(self, jobs: Iterable[JobRecord]) -> set[str]:
         """Return the jobs whose current operation has not ended."""

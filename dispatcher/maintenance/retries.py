@@ -64,19 +64,18 @@ class Retries:
         error: ErrorInfo,
         *,
         keeps_host: bool = False,
-        state: OperationState = OperationState.FAILED,
     ) -> None:
-        """Queue the operation again after a delay, or end it with `state`.
+        """Queue the operation again after a delay, or end it as FAILED.
 
         With `keeps_host` the job stays on its host for the next attempt. Raises
         `StoreUnavailableError`.
         """
-        if state is OperationState.FAILED and self.should_retry(operation, error):
+        if self.should_retry(operation, error):
             rest_s = retry_delay_s(operation.failures + 1)
             failure = AttemptFailure(error, operation.seq, rest_s)
             await self.again(operation, failure, keeps_host=keeps_host)
         else:
-            await self.end(operation, error, state)
+            await self.end(operation, error, OperationState.FAILED)
 
     async def again(
         self, operation: OperationRecord, failure: AttemptFailure | None, *, keeps_host: bool

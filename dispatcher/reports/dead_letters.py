@@ -175,20 +175,23 @@ class DeadLetterRecorder:
             if operation is None or not attempt.is_current_of(operation):
                 continue
             await tell_to_cancel(self._control, [operation], "stale")
-            error = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
-            await self._retries.end(operation, error, OperationState.FAILED)
+            await self._retries.end(operation, _error(letter), OperationState.FAILED)
 
     async def _reject(self, requests: Sequence[NewOperation], letter: DeadLetter) -> None:
         """Record the requests of a dead letter as REJECTED, so that clients find them."""
         if not requests:
             return
-        reason = ErrorInfo(code=ErrorCode(letter.reason), message=letter.detail)
         await self._store.operations.record(
             [
-                one if one.rejection else one.model_copy(update={"rejection": reason})
+                one if one.rejection else one.model_copy(update={"rejection": _error(letter)})
                 for one in requests
             ]
         )
+
+
+def _error(letter: DeadLetter) -> ErrorInfo:
+    """Return a letter's reason as an error; one that only a newer version knows is general."""
+    return ErrorInfo.model_validate({"code": letter.reason, "message": letter.detail})
 
 
 @dataclass(frozen=True, slots=True)

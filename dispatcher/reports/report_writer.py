@@ -83,11 +83,12 @@ class ReportWriter:
             else:
                 stale.append(StaleReport(host_id, report, verdict))
         await self._fencing.reject(stale, boots)
-        accepted = [await self._complete(one) for one in accepted]
+        stored = await self._stored(accepted)
+        accepted = [_with_result(one, stored) for one in accepted]
         again = [one for one in accepted if self._is_retried(one)]
         for one in again:
             await self._retry(one)
-        await self._write([one for one in accepted if one not in again])
+        await self._write([one for one in accepted if one not in again], stored)
 
     def _from_memory(self, host_id: str, report: OperationReport) -> CurrentReport | None:
         """Return a report as current if the operation is in memory, and nothing has gone wrong.
@@ -119,10 +120,12 @@ class ReportWriter:
                     )
                 )
 
-    async def _write(self, accepted: list[CurrentReport]) -> None:
+    async def _write(
+        self, accepted: list[CurrentReport], stored: Mapping[str, ResultPlace]
+    ) -> None:
         if not accepted:
             return
-        results = await self._keep_results(accepted)
+        results = {**stored, **await self._keep_results(accepted)}
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
         await self._let_go(accepted)
@@ -177,20 +180,17 @@ class ReportWriter:
             seen = one.operation.model_copy(update={"seq": one.report.seq})
             await self._retries.failed(seen, one.report.error)
 
-    async def _complete(self, one: CurrentReport) -> CurrentReport:
-        """Return a report as a failure if its large result is not stored whole.
-
-        Its worker reports it only once each piece is, so this is a worker's fault.
-        """
-        report = one.report
-        told = report.result_stored
-        if told is None or not one.new:
-            return one
-        if await self._store.results.complete(report.operation_id, report.epoch, told):
-            return one
-        error = ErrorInfo.of(ErrorCode.WORKER_ERROR, "A part of the result is missing.")
-        failed = {"state": OperationState.FAILED, "error": error, "result_stored": None}
-        return replace(one, report=report.model_copy(update=failed))
+    async def _stored(self, accepted: Sequence[CurrentReport]) -> dict[str, ResultPlace]:
+        """Return where the results are that came in pieces, if all of theirs are there."""
+        places: dict[str, ResultPlace] = {}
+        for report in (one.report for one in accepted if one.new):
+            if report.result_stored is not None:
+                place = await self._store.results.complete(
+                    report.operation_id, report.epoch, report.result_stored
+                )
+                if place is not None:
+                    places[report.operation_id] = place
+        return places
 
     async def _keep_results(self, accepted: Sequence[CurrentReport]) -> Mapping[str, ResultPlace]:
         places: dict[str, ResultPlace] = {}
@@ -201,12 +201,6 @@ class ReportWriter:
                 places[report.operation_id] = await self._store.results.put(
                     report.operation_id, report.epoch, result
                 )
-            elif report.result_stored is not None and one.new:
-                place = await self._store.results.complete(
-                    report.operation_id, report.epoch, report.result_stored
-                )
-                if place is not None:
-                    places[report.operation_id] = place
         return places
 
     async def _apply_to_jobs(self, accepted: Sequence[CurrentReport]) -> set[str]:
@@ -266,13 +260,14 @@ class ReportWriter:
     async def _let_go(self, accepted: Sequence[CurrentReport]) -> None:
         """Free what models held that are not in memory any more.
 
-        An UNLOAD has succeeded, or a LOAD has ended without its model in memory. These operations
-        are still open in the record, so no later LOAD of their jobs has begun.
+        An UNLOAD has succeeded, or a LOAD has ended and its container was stopped, or nothing of it
+        had begun. These operations are still open in the record, so no later LOAD of their jobs has
+        begun. Of what no report tells the outcome, `ReservationLeaks` takes care.
         """
         over = {
             one.report.job_id: one
             for one in accepted
-            if one.new and one.report.state.terminal and one.operation.verb in _MEMORY_VERBS
+            if one.new and one.operation.verb in _MEMORY_VERBS and _is_out(one)
         }
         if not over:
             return
@@ -410,3 +405,25 @@ def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
         told=one.told,
         ran_s=report.ran_s,
     )
+
+
+def _with_result(one: CurrentReport, stored: Mapping[str, ResultPlace]) -> CurrentReport:
+    """Return a report as a failure if its large result is not stored whole.
+
+    Its worker reports it only once each piece is, so this is a worker's fault.
+    """
+    report = one.report
+    if report.result_stored is None or not one.new or report.operation_id in stored:
+        return one
+    error = ErrorInfo.of(ErrorCode.WORKER_ERROR, "A part of the result is missing.")
+    failed = {"state": OperationState.FAILED, "error": error, "result_stored": None}
+    return replace(one, report=report.model_copy(update=failed))
+
+
+def _is_out(one: CurrentReport) -> bool:
+    """Tell whether the last report of a LOAD or UNLOAD proves that no part of a model is loaded."""
+    report = one.report
+    if not report.state.terminal:
+        return False
+    never_begun = report.ran_s is None and one.operation.failures == 0
+    return report.job_state is JobState.CREATED or never_begun

@@ -11,6 +11,7 @@ from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.message_types import COMMANDS_TYPE
 from modelyard.contract.messages import MAX_MESSAGE_BYTES, HostCommand, HostCommands
+from modelyard.contract.states import SystemReason
 from modelyard.contract.topology import HOSTS
 from modelyard.process.batching import chunks_by_size
 from modelyard.process.tasks import together
@@ -94,5 +95,6 @@ class CommandPublisher:
             container_id=job.container_id,
             input_json=operation.input_json,
             input_id=operation.input_id,
+            stop_container=SystemReason.LOAD_CUT_SHORT.gave(operation.reason),
             timeout_s=operation.timeout_s or self._default_timeout_s,
         )

@@ -1,7 +1,7 @@
 """Eviction: the cheapest models to unload, so that another one has room. Pure.
 
 The cost of unloading a model is what it takes to have it back: the seconds of its last load, times
-how often it is used.
+how often it is used. `making_room` reckons it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -20,9 +20,9 @@ from dispatcher.scheduling.making_room import KeptRoom, Way, decide, hosts_for, 
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.states import OperationState, SystemReason, Verb
 from modelyard.scheduling.leaving import is_leaving
-from modelyard.scheduling.ordering import ON_DEMAND, RELOCATED_FOR, LoadFirst
+from modelyard.scheduling.ordering import LoadFirst
 from modelyard.scheduling.placement import Kept, Placed
 from modelyard.scheduling.planning import Crowded
 from modelyard.store import Store
@@ -57,7 +57,7 @@ class Residents:
                 one.job,
                 Verb.DEPLOY_LOAD,
                 f"on_demand/{one.operation.operation_id}/{one.job.version}",
-                f"{ON_DEMAND}{one.operation.operation_id}",
+                SystemReason.ON_DEMAND.about(one.operation.operation_id),
             )
             for one in wanted
         }
@@ -125,7 +125,7 @@ class Residents:
                     job,
                     Verb.DEPLOY_UNLOAD,
                     f"{key}/{job.version}",
-                    f"evicted_for:{operation.operation_id}",
+                    SystemReason.EVICTED_FOR.about(operation.operation_id),
                 )
                 for job in leaving
             ],
@@ -151,7 +151,7 @@ class Residents:
                 break
             key = f"relocate/{operation_id}/{line.job.version}/{period(now)}"
             create = system_operation(
-                line.job, Verb.DEPLOY_CREATE, key, f"{RELOCATED_FOR}{operation_id}"
+                line.job, Verb.DEPLOY_CREATE, key, SystemReason.RELOCATED_FOR.about(operation_id)
             )
             await record_in_front(self._store, [create], shift=BEFORE_THE_FRONT)
             log.info(

@@ -1,7 +1,6 @@
 """One process's access to RabbitMQ."""
 
 import asyncio
-import ssl
 import time
 import uuid
 from collections.abc import (
@@ -79,7 +78,6 @@ class Broker:
         url: str,
         *,
         name: str,
-        tls: ssl.SSLContext | None = None,
         publish_ended: PublishEnded = _uncounted,
     ) -> None:
         """`url` is an AMQP URI; `name` is what RabbitMQ's management page shows."""
@@ -88,7 +86,6 @@ class Broker:
         self._name = name
         self.user = user_of(url)
         """The RabbitMQ user of this process. RabbitMQ verifies it on every message (`user_id`)."""
-        self._tls = tls
         self._lock = asyncio.Lock()
         self._publishing: tuple[AbstractConnection, AbstractChannel] | None = None
         self._unconfirmed: AbstractChannel | None = None
@@ -380,7 +377,6 @@ class Broker:
             return await aio_pika.connect(
                 self._url,
                 heartbeat=HEARTBEAT_S,
-                ssl_context=self._tls,
                 client_properties={"connection_name": f"modelyard {self._name} {purpose}"},
             )
 

@@ -317,6 +317,9 @@ class HostCommand(Message):
     """The request's input as JSON text, untouched."""
     input_id: InputId | None = None
     """An uploaded input, of which the worker asks for each piece."""
+    stop_container: bool = False
+    """Only for UNLOAD: stop the container instead of asking its server, which may be half loaded.
+    Workers before 0.2 ask."""
     timeout_s: float = Field(gt=0)
 
 

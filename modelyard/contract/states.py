@@ -65,7 +65,8 @@ class OperationState(StrEnum):
     """It ran for longer than its `timeout_s`. Set on the worker's report, or by the sweep."""
 
     CANCELLED = "CANCELLED"
-    """A client cancelled it before it ended. Set by the sweep or on the worker's report."""
+    """A client cancelled it before it ended, or what came behind it made it pointless. Set by the
+    sweep, by the scheduler or on the worker's report."""
 
     REJECTED = "REJECTED"
     """It could never run: the request or the job's state forbids it. Set by intake or scheduler."""
@@ -117,6 +118,35 @@ class JobState(StrEnum):
     def live(self) -> bool:
         """True if the job has a container and holds a reservation."""
         return self in (JobState.CREATED, JobState.LOADED)
+
+
+class SystemReason(StrEnum):
+    """Why the dispatcher submitted an operation itself: the first word of the `reason`.
+
+    The id of the operation for which it did so may follow: `evicted_for:0192...`.
+    """
+
+    ON_DEMAND = "on_demand"
+    """A LOAD that was put before an inference."""
+    EVICTED_FOR = "evicted_for"
+    """An UNLOAD that makes room for another model."""
+    RELOCATED_FOR = "relocated_for"
+    """A CREATE that brings an unloaded job to where its model has room, for the LOAD behind it."""
+    IDLE = "idle"
+    """An UNLOAD of a model that nobody used for a while."""
+    LOAD_CUT_SHORT = "load_cut_short"
+    """An UNLOAD that stops a container whose LOAD ended without a word about the model."""
+    MOVE = "move"
+    RECOVERY = "recovery"
+    DRAIN = "drain"
+
+    def about(self, operation_id: str) -> str:
+        """Return the reason with the operation for which it is."""
+        return f"{self}:{operation_id}"
+
+    def gave(self, reason: str | None) -> bool:
+        """Tell whether this is the first word of a reason."""
+        return (reason or "").partition(":")[0] == self
 
 
 class Liveness(StrEnum):

@@ -54,8 +54,8 @@ class OperationView(Message):
     source: Literal["http", "amqp", "system"] = "http"
     """`system`: Modelyard itself submitted it, for `reason`."""
     reason: str | None = None
-    """Only with `system`: `recovery`, `move`, `drain`, `idle`, `on_demand:<operation>` or
-    `evicted_for:<operation>`."""
+    """Only with `system`: `recovery`, `move`, `drain`, `idle`, `load_cut_short`,
+    `on_demand:<operation>`, `evicted_for:<operation>` or `relocated_for:<operation>`."""
     retry_of: str | None = None
     """The operation that this one runs again."""
     payload_mismatch: bool = False

@@ -78,7 +78,7 @@ CRASH_POINTS = frozenset(
         "dispatcher.sweep.after_look",
         "dispatcher.sweep.after_mark",
         "dispatcher.sweep.after_take_back",
-        "dispatcher.sweep.after_fence",
+        "dispatcher.sweep.after_unload",
         "worker.pull.before_pull",
         "worker.pull.after_pull",
         "worker.stop.after_stop",

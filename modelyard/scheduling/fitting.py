@@ -1,6 +1,6 @@
 """Which hosts fit: what a job needs against what a host has. Pure.
 
-A refusal is the first rule that a host breaks. The words for people are in `refusals`.
+A refusal is the first rule that a host breaks. Most words for people are in `refusals`.
 """
 
 from collections.abc import Mapping

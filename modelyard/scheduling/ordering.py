@@ -10,15 +10,17 @@ from enum import Enum
 
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec, Profile
 from modelyard.contract.errors import ErrorCode, ErrorInfo
-from modelyard.contract.states import VERB_RULES, JobState, OperationState, Verb, VerbRule
+from modelyard.contract.states import (
+    VERB_RULES,
+    JobState,
+    OperationState,
+    SystemReason,
+    Verb,
+    VerbRule,
+)
 from modelyard.scheduling.leaving import TAKES_OUT
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
 
-ON_DEMAND = "on_demand:"
-"""Begins the reason of a LOAD that was put before an inference, whose id follows."""
-RELOCATED_FOR = "relocated_for:"
-"""Begins the reason of a CREATE that brings an unloaded job to where its model has room; the id of
-the LOAD that waits for that follows."""
 CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
 """A container's id or a prefix of it: Docker's short form has 12 characters."""
 
@@ -175,7 +177,7 @@ def _is_unwanted(line: JobLine, load: OperationRecord) -> bool:
     behind = [one.verb for one in line.operations if one is not load]
     if behind and behind[0] in TAKES_OUT:
         return True
-    return (load.reason or "").startswith(ON_DEMAND) and Verb.INFER not in behind
+    return SystemReason.ON_DEMAND.gave(load.reason) and Verb.INFER not in behind
 
 
 def _ended_by(line: JobLine, first: OperationRecord) -> TerminateBehind | None:
@@ -229,7 +231,7 @@ def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bo
 def _relocate(job: JobRecord, operation: OperationRecord) -> Relocate | None:
     """Return the decision to bring an unloaded job elsewhere, if that has not begun yet."""
     meant = operation.verb is Verb.DEPLOY_CREATE and operation.source == "system"
-    if not meant or not (operation.reason or "").startswith(RELOCATED_FOR):
+    if not meant or not SystemReason.RELOCATED_FOR.gave(operation.reason):
         return None
     begun = job.current is not None and job.current.operation_id == operation.operation_id
     if begun or job.state is not JobState.CREATED or job.host_id is None or job.spec is None:

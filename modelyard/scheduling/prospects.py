@@ -11,13 +11,12 @@ from itertools import takewhile
 
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.states import Liveness, OperationState, Verb
+from modelyard.contract.states import Liveness, OperationState, SystemReason, Verb
 from modelyard.contract.views import DryRunOutcome, HolderView, HostVerdict
 from modelyard.scheduling.fitting import KEPT_FOR_OTHERS, PlacementRequest
 from modelyard.scheduling.leaving import why_it_stays
 from modelyard.scheduling.locality import DATASET, IMAGE, to_fetch
 from modelyard.scheduling.ordering import (
-    ON_DEMAND,
     AlreadySatisfied,
     CatalogEntries,
     Dispatch,
@@ -276,11 +275,11 @@ def _after_its_load(facts: Facts, decision: LoadFirst) -> Prospect:
     """Return what would become of an inference whose model is loaded first, on demand."""
     key, job = decision.operation.operation_id, decision.job
     load = OperationRecord(
-        operation_id=f"{ON_DEMAND}{key}",
+        operation_id=SystemReason.ON_DEMAND.about(key),
         job_id=job.job_id,
         verb=Verb.DEPLOY_LOAD,
         source="system",
-        reason=f"{ON_DEMAND}{key}",
+        reason=SystemReason.ON_DEMAND.about(key),
         state=OperationState.QUEUED,
         rank=rank_of(0, facts.now),
     )

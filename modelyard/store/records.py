@@ -382,7 +382,7 @@ class JobRecord(Record):
     """Restarts in a row."""
     steady: bool = False
     """True if the model was loaded long enough to begin the count of restarts again; only
-    `Jobs.on_host` and `Jobs.with_age` set it."""
+    `Jobs.on_host`, `Jobs.on_hosts` and `Jobs.get_with_age` set it."""
     error: ErrorInfo | None = None
     told: LastReport | None = None
     """Earlier messages of the same boot say nothing about the job any more."""

@@ -105,11 +105,14 @@ async def test_an_input_of_another_tenant_or_one_that_is_not_whole_is_not_there(
     assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 2
 
 
-async def test_a_result_that_comes_in_pieces_is_whole_only_with_the_last_one(store: Store) -> None:
+async def test_a_result_that_comes_in_pieces_is_whole_only_with_all_of_them(store: Store) -> None:
     operation_id = await running(store)
-    for number in (0, 1):
+    for number in (0, 2):
         await store.results.put_piece(operation_id, 1, number, PIECES[number])
-    assert await store.results.complete(operation_id, 1, TOLD) is None
+    assert await store.results.complete(operation_id, 1, TOLD) is None, "the second is missing"
+    await store.results.put_piece(operation_id, 1, 1, PIECES[1][:-1])
+    assert await store.results.complete(operation_id, 1, TOLD) is None, "it is too short"
+    await store.results.put_piece(operation_id, 1, 1, PIECES[1])
     await store.results.put_piece(operation_id, 1, 2, PIECES[2] + b"more")
     assert await store.results.complete(operation_id, 1, TOLD) is None
     for number in (2, 0):  # each piece may come again

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from modelyard.scheduling.leaving import Stays
+from tests.statemachine.catalog import MANNERS
+from tests.statemachine.engine import Manners
 from tests.statemachine.loop import VirtualLoop
 from tests.statemachine.virtual import virtual_machine
 from tests.statemachine.yard import SOON_S, Yard
@@ -282,3 +284,41 @@ def test_what_models_take_is_learned(yard: Yard) -> None:
     (footprint,) = yard.world.database.documents("footprints")
     assert footprint["loads"] == 3
     assert {one["memory"] for one in footprint["peaks"]} == {600 << 20}
+
+
+def begins_to_load(yard: Yard, load: str, *, epoch: int) -> None:
+    """Advance until this attempt loads the model."""
+    began = yard.world.loop.time()
+    while (found := yard.operation(load)).get("phase") != "loading" or found["epoch"] != epoch:
+        assert yard.world.loop.time() - began < 60.0, found
+        yard.advance(0.1)
+
+
+@pytest.mark.parametrize("ends", ["fails", "cancelled"])
+def test_the_memory_of_a_load_that_was_cut_short_is_held_until_its_container_is_stopped(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    monkeypatch.setitem(MANNERS, "bound", Manners(takes_s=600.0))
+    yard.create("j1", "bound")
+    yard.create("j2", "pinned")
+    load = yard.ask("j1", "DEPLOY_LOAD")
+    for epoch in range(1, 4 if ends == "fails" else 2):
+        begins_to_load(yard, load, epoch=epoch)
+        yard.world.kill(yard.world.workers["h1"])
+        if ends == "cancelled":
+            yard.world.loop.run(yard.world.front.cancel(load))
+        yard.world.start_worker("h1")
+    yard.until_ended(load)
+    assert yard.operation(load)["state"] == ("FAILED" if ends == "fails" else "CANCELLED")
+    (container,) = [one for one in yard.world.containers("h1") if "-j1-" in one.name]
+    assert container.running, "what it loaded may be in memory"
+    other = yard.ask("j2", "DEPLOY_LOAD")
+    began = yard.world.loop.time()
+    while container.running:
+        assert yard.held == {"j1": 5 << 30}
+        assert yard.world.loop.time() - began < 30.0
+        yard.advance(0.1)
+    yard.until_ended(other)
+    assert yard.ours("j1") == [("DEPLOY_UNLOAD", "load_cut_short", "SUCCEEDED")]
+    assert yard.held == {"j2": 5 << 30}
+    assert yard.state("j1") == "CREATED"

@@ -32,17 +32,9 @@ class _Pull:
 class Images:
     """The images of one engine."""
 
-    def __init__(
-        self,
-        runtime: ContainerRuntime,
-        allowed: AllowList,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`clock` counts seconds; it only decides how often progress is reported."""
+    def __init__(self, runtime: ContainerRuntime, allowed: AllowList) -> None:
         self._runtime = runtime
         self._allowed = allowed
-        self._clock = clock
         self._pulls: dict[str, _Pull] = {}
         self.on_pulled: Callable[[], None] = lambda: None
         """Called when the engine has got an image."""
@@ -109,7 +101,7 @@ class Images:
 
         def report(progress: Progress) -> None:
             nonlocal reported_at
-            now = self._clock()
+            now = time.monotonic()
             if now - reported_at >= PROGRESS_INTERVAL_S or progress.current == progress.total:
                 reported_at = now
                 on_progress(progress)

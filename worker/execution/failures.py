@@ -141,10 +141,13 @@ class FailureOutcomes:
         return job_state
 
     async def _stop_half_loaded(self, attempt: Attempt) -> JobState | None:
-        """Stop the container of a model that was being loaded, so nothing of it stays in memory."""
+        """Stop the container of a model that was being loaded, so nothing of it stays in memory.
+
+        Returns None, which says nothing, if it could not be stopped, or if loading had not begun.
+        """
         command = attempt.command
         if attempt.phase is None:
-            return None  # loading had not begun
+            return None
         async with log_errors(
             "aftermath.not_stopped", INSPECT_S, operation_id=command.operation_id
         ):
@@ -152,7 +155,8 @@ class FailureOutcomes:
             if facts is None:
                 return None
             await self._containers.halt(facts)
-        return JobState.CREATED
+            return JobState.CREATED
+        return None
 
     async def _cause(
         self, command: HostCommand, error: ModelyardError, facts: ContainerFacts | None

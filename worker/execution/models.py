@@ -79,7 +79,7 @@ class Models:
         free, and a LOAD starts the container again.
         """
         dialogue = dialogue_of(command.model)
-        if dialogue.in_memory is InMemory.PROCESS_RUNS:
+        if dialogue.in_memory is InMemory.PROCESS_RUNS or command.stop_container:
             if facts.running:
                 await self._stop(command, facts, attempt)
         elif facts.running or facts.id not in self._containers.health.stopped:

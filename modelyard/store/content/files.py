@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from modelyard.contract.content.media_types import JSON_TYPE
-from modelyard.contract.content.transfers import PIECE_BYTES
+from modelyard.contract.content.transfers import MAX_PIECES, PIECE_BYTES
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
 from modelyard.store.records import Record
@@ -63,7 +63,7 @@ class StoredFiles:
 
     async def write(self, file_id: str, number: int, content: bytes) -> None:
         """Write one piece; numbers begin with 0."""
-        piece = {"files_id": file_id, "n": number, "data": content}
+        piece = {"files_id": file_id, "n": number, "data": content, "bytes": len(content)}
         async with self._connection.answering():
             await self._pieces.update_one(
                 {"_id": f"{file_id}/{number}"}, {"$set": piece}, upsert=True
@@ -91,6 +91,15 @@ class StoredFiles:
                 return_document=True,
             )
         return StoredFile.model_validate(found) if found else None
+
+    async def sizes(self, file_id: str) -> list[int] | None:
+        """Return the bytes of each piece, in order; None if one before the last is missing."""
+        async with self._connection.answering():
+            found = await self._pieces.find(
+                {"files_id": file_id}, {"n": 1, "bytes": 1}, limit=MAX_PIECES + 1
+            ).to_list(None)
+        sizes = {one["n"]: one.get("bytes", 0) for one in found}
+        return [sizes[n] for n in sorted(sizes)] if sizes.keys() == {*range(len(found))} else None
 
     async def piece(self, file_id: str, number: int) -> bytes | None:
         """Return one piece; None if there is none."""

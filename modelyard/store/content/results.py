@@ -59,11 +59,11 @@ class Results:
     async def complete(
         self, operation_id: str, epoch: int, told: StoredResult
     ) -> ResultPlace | None:
-        """Return where a result is that came in pieces; None if one of them is not there."""
+        """Return where a result is that came in pieces; None if these are not just the result."""
         file_id = file_of(operation_id, epoch)
-        last = -(-told.size // PIECE_BYTES) - 1
-        final = await self._files.piece(file_id, last)
-        if final is None or last * PIECE_BYTES + len(final) != told.size:
+        full, rest = divmod(told.size, PIECE_BYTES)
+        expected = [PIECE_BYTES] * full + [rest] * bool(rest)
+        if await self._files.sizes(file_id) != expected:
             return None
         if not await self._files.finish(file_id, told.size, told.sha256):
             return None

@@ -28,6 +28,7 @@ BLOCKED = "Event loop blocked 40 s"
 
 POINTS = points("dispatcher", "dispatcher.intake", "dispatcher.recorder")
 """Any load comes to these."""
+PIECE = "dispatcher.transfers.after_piece"
 LARGE_BYTES = 3 << 19
 """Of a result that goes in pieces."""
 BLOCKED_S = 40
@@ -51,7 +52,7 @@ async def test_a_dispatcher_killed_between_two_steps_leaks_nothing(
 async def test_a_dispatcher_killed_in_the_middle_of_a_large_result_loses_no_piece(
     fleet: CheckedFleet,
 ) -> None:
-    async with fleet.dispatcher_dies_at("dispatcher.transfers.after_piece"):
+    async with fleet.dispatcher_dies_at(PIECE):
         one = await fleet.submit(
             "TEMP", fleet.job_id(), model="load-http", input={"bytes": LARGE_BYTES}
         )

@@ -242,9 +242,18 @@ class CheckedFleet:
         await eventually(runs, within_s=40, what=f"the run of {tag}")
 
     async def succeeded(self, operation_ids: list[str]) -> None:
-        """Look that all of these have succeeded; the assertion tells what became of the others."""
+        """Wait for the end of all of these; the assertion tells what became of the others."""
         wanted = {"_id": {"$in": operation_ids}}
-        found = await self.database.all("operations", wanted)
+
+        async def ends() -> list[Json] | None:
+            found = await self.database.all("operations", wanted)
+            ended = all(OperationState(one["state"]).terminal for one in found)
+            return found if ended and len(found) == len(set(operation_ids)) else None
+
+        try:
+            found = await eventually(ends, within_s=HEAL_WITHIN_S, what="the end of all of these")
+        except AssertionError:
+            found = await self.database.all("operations", wanted)
         others = [
             f"{one['verb']} of {one['job_id']} by {one['source']}, line {one.get('line')}: "
             f"{one['state']} {(one.get('error') or {}).get('code')}"

@@ -60,13 +60,23 @@ async def resident(fleet: CheckedFleet) -> dict[str, Json]:
     return {one["job_id"]: one["resident"] for one in reservations if one["resident"]}
 
 
-async def phase(fleet: CheckedFleet, operation_id: str, wanted: str) -> None:
-    """Return once an operation is at this step."""
+async def nothing_resident(fleet: CheckedFleet) -> None:
+    """Return once the host holds nothing for models in memory."""
 
     async def it_is() -> bool:
-        return bool((await fleet.running_state(operation_id)).get("phase") == wanted)
+        return await resident(fleet) == {}
 
-    await eventually(it_is, within_s=30, what=f"{operation_id} {wanted}")
+    await eventually(it_is, within_s=40, what="nothing held for models in memory")
+
+
+async def loading(fleet: CheckedFleet, operation_id: str, *, epoch: int = 1) -> None:
+    """Return once this attempt of an operation loads its model."""
+
+    async def it_is() -> bool:
+        one = await fleet.running_state(operation_id)
+        return (one["epoch"], one.get("phase")) == (epoch, "loading")
+
+    await eventually(it_is, within_s=30, what=f"{operation_id} loading in attempt {epoch}")
 
 
 async def waits(fleet: CheckedFleet, operation_id: str, reason: str) -> None:
@@ -86,7 +96,7 @@ async def test_a_worker_killed_while_it_loads_keeps_the_memory_for_its_next_atte
     first = await created(fleet, env={"PROBE_LOAD_SECONDS": "6"})
     second = await created(fleet)
     load = await fleet.submit("DEPLOY_LOAD", first)
-    await phase(fleet, load, "loading")
+    await loading(fleet, load)
     other = await fleet.submit("DEPLOY_LOAD", second)
     await fleet.kill(WORKER)
     (held,) = (await resident(fleet)).items()
@@ -108,15 +118,20 @@ async def test_a_load_whose_worker_dies_each_time_gives_its_memory_back(
 ) -> None:
     job_id = await created(fleet, env={"PROBE_LOAD_SECONDS": "inf"})
     load = await fleet.submit("DEPLOY_LOAD", job_id)
-    for _ in range(3):
-        await phase(fleet, load, "loading")
+    for epoch in (1, 2, 3):
+        # What the attempt before reported may still be recorded.
+        await loading(fleet, load, epoch=epoch)
         await fleet.kill(WORKER)
         await fleet.launch(WORKER)
         await fleet.online(WORKER)
     end = await fleet.ended(load)
     assert (end["state"], end["error"]["code"]) == ("FAILED", "worker_interrupted"), end
+    await nothing_resident(fleet)
+    (container,) = await fleet.engines[HOST].labelled(HOST)
+    assert container.state == "exited"
+    (unload,) = await fleet.database.all("operations", {"job_id": job_id, "source": "system"})
+    assert (unload["reason"], unload["state"]) == ("load_cut_short", "SUCCEEDED")
     await fleet.holds()
-    assert await resident(fleet) == {}
     next_one = await created(fleet)
     await fleet.done("DEPLOY_LOAD", next_one)
     await fleet.holds()

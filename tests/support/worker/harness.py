@@ -119,6 +119,7 @@ class VerbHarness:
             devices=devices,
             input_json=json.dumps(given["input"]) if "input" in given else None,
             input_id=cast("str | None", given.get("input_id")),
+            stop_container=given.get("stop_container") is True,
             timeout_s=timeout_s,
         )
 

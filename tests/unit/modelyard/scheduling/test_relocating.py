@@ -6,8 +6,8 @@ import pytest
 
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.capacity.offers import Device, HostCapacity
-from modelyard.contract.states import Admission, JobState, OperationState, Verb
-from modelyard.scheduling.ordering import RELOCATED_FOR, CatalogEntries
+from modelyard.contract.states import Admission, JobState, OperationState, SystemReason, Verb
+from modelyard.scheduling.ordering import CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, Kept, Placed
 from modelyard.scheduling.planning import SchedulingPlan, make_plan
 from modelyard.store.records import (
@@ -130,7 +130,7 @@ def test_what_others_left_memory_for_is_no_reason_to_go_there_however_long_a_loa
 
 
 def create(**more: Any) -> OperationRecord:
-    reason = f"{RELOCATED_FOR}op-9"
+    reason = SystemReason.RELOCATED_FOR.about("op-9")
     return operation(Verb.DEPLOY_CREATE, 1, source="system", reason=reason, **more)
 
 
@@ -175,7 +175,7 @@ def test_a_host_that_holds_a_later_generation_of_the_job_is_left_to_the_sweep() 
 
 def test_a_create_of_a_client_is_no_relocation() -> None:
     crowded = there("h", mine(), loaded("other", a=8))
-    asked = operation(Verb.DEPLOY_CREATE, 1, reason=f"{RELOCATED_FOR}op-9")
+    asked = operation(Verb.DEPLOY_CREATE, 1, reason=SystemReason.RELOCATED_FOR.about("op-9"))
     (start,) = planned(crowded, of=unloaded(), first=asked).dispatches
     assert (start.relocates, start.generation) == (False, 1)
     assert OperationState.QUEUED is asked.state

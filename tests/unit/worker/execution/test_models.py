@@ -223,6 +223,17 @@ async def test_the_unload_of_a_server_that_loads_itself_stops_it_and_load_starts
     assert (await harness.do(INFER, input=1)).state is OperationState.SUCCEEDED
 
 
+async def test_a_container_whose_load_was_cut_short_is_stopped_without_asking_its_server() -> None:
+    harness = VerbHarness(model(load_timeout_s=0.2))
+    await harness.do(CREATE)
+    await harness.runtime.start(harness.container.id)
+    harness.server.silent = True
+    assert (await harness.do(UNLOAD)).error is not None, "a client's UNLOAD asks"
+    for _ in range(2):
+        assert (await harness.do(UNLOAD, stop_container=True)).job_state is JobState.CREATED
+        assert not harness.container.running
+
+
 @pytest.mark.parametrize("by", ["terminate", "somebody else"])
 async def test_of_a_container_that_is_gone_nothing_is_remembered(by: str) -> None:
     harness = self_loading()

@@ -16,6 +16,7 @@ from tests.support.worker.harness import VerbHarness, model
 from tests.support.worker.host import Host, running_host
 from worker.attempts.registry import MAX_CANCELS, AttemptRegistry, CommandDecision
 from worker.containers.planning import PlanRules, plan_container
+from worker.engine.protocol import EngineUnavailableError
 
 CREATE, LOAD, INFER, UNLOAD, TERMINATE, TEMP = (
     Verb.DEPLOY_CREATE,
@@ -228,6 +229,20 @@ async def test_what_is_cancelled_has_not_ended_while_its_container_holds_anythin
         assert what(await host.ended(command)) == (CANCELLED, end, ErrorCode.CANCELLED)
         there = [one.running for one in host.harness.runtime.containers.values()]
         assert there == ([False] if verb is LOAD else [])
+
+
+async def test_a_cancelled_load_whose_container_can_not_be_stopped_does_not_say_it_is_out() -> None:
+    async with running_host(VerbHarness(program=FakeServer(becomes_ready=False))) as host:
+        await host.done(CREATE)
+
+        async def refuses(container_id: str, grace_s: float) -> None:
+            raise EngineUnavailableError(f"{container_id} not stopped after {grace_s} s")
+
+        host.harness.runtime.stop = refuses  # type: ignore[method-assign]
+        command = host.harness.command(LOAD)
+        await host.send(command)
+        await host.in_phase(command, Phase.LOADING)
+        assert await cancelled(host, command) == (CANCELLED, None, ErrorCode.CANCELLED)
 
 
 async def test_what_is_cancelled_in_its_aftermath_ends_with_its_container() -> None:
