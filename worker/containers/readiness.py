@@ -18,7 +18,7 @@ from worker.engine.protocol import (
     StartRefusedError,
 )
 from worker.model_server.client import ModelServer
-from worker.model_server.probes import NOBODY_LISTENS, ProbeResult, ProbeVerdict
+from worker.model_server.probes import ProbeResult, ProbeVerdict
 
 T = TypeVar("T")
 
@@ -70,10 +70,10 @@ class RepeatedProbe:
         message = f"The container did not {what} within {seconds:g} s. The probe was {self._asked}"
         if self.last is None:
             return ModelyardError(ErrorCode.NOT_READY, f"{message}.", asked=self._asked)
-        hint = f" {NOBODY_LISTENS}" if self.last.nobody_listens else ""
+        heard = f"{message}, and the last answer was: {self.last.heard.removesuffix('.')}."
         return ModelyardError(
             ErrorCode.NOT_READY,
-            f"{message}, and the last answer was: {self.last.heard.removesuffix('.')}.{hint}",
+            f"{heard} {self.last.hint}".rstrip(),
             asked=self._asked,
             last_answer=self.last.heard,
         )

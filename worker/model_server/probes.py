@@ -8,6 +8,12 @@ NOBODY_LISTENS = (
     "has to listen on 0.0.0.0 and on the port of the model's catalog entry."
 )
 
+NOTHING_AT_THE_PATH = (
+    "The path comes from the model's catalog entry: from `hooks.alive` or `hooks.ready`, or with "
+    "`open-inference` from `model_name`."
+)
+_NOT_FOUND = 404
+
 
 class ProbeVerdict(StrEnum):
     """The three answers to a probe. Only the first two prove anything."""
@@ -37,3 +43,10 @@ class ProbeResult:
     status: int | None = None
     nobody_listens: bool = False
     """True if it seems that nothing listens on the port."""
+
+    @property
+    def hint(self) -> str:
+        """What to look at in the model's catalog entry; empty if nothing points there."""
+        if self.nobody_listens:
+            return NOBODY_LISTENS
+        return NOTHING_AT_THE_PATH if self.status == _NOT_FOUND else ""

@@ -374,6 +374,17 @@ async def test_2xx_is_yes_and_another_status_no_unless_the_model_was_not_asked(
     assert (await model_server.probe(raw.address, READY)).answer is answer
 
 
+async def test_a_404_points_to_where_the_path_comes_from(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    raw.answer = b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"
+    assert "hooks.alive" in (await model_server.probe(raw.address, READY)).hint
+    raw.answer = b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"
+    assert (await model_server.probe(raw.address, READY)).hint == ""
+    refused = await model_server.probe(Address("127.0.0.1", 1), READY)
+    assert "0.0.0.0" in refused.hint
+
+
 async def test_a_refused_connection_is_no(model_server: ModelServer) -> None:
     probe = await model_server.probe(Address("127.0.0.1", 1), READY)
     assert (probe.answer, probe.nobody_listens) == (ProbeVerdict.NO, True)
