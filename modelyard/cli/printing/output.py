@@ -166,11 +166,12 @@ class Output:
                 one.host_id or "",
                 _when(one.accepted_at),
                 one.error.code if one.error else "",
+                one.reason or "",
             )
             for one in found
         ]
-        names = ("operation", "job", "verb", "state", "host", "accepted", "error")
-        self._many(found, names, rows, least=("accepted", "host", "verb"))
+        names = ("operation", "job", "verb", "state", "host", "accepted", "error", "reason")
+        self._many(found, names, rows, least=("reason", "accepted", "host", "verb"))
 
     def jobs(self, found: Sequence[JobView]) -> None:
         """Print jobs."""

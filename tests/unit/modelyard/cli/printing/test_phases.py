@@ -2,7 +2,9 @@
 
 from datetime import UTC, datetime
 
-from modelyard.cli.printing.output import described
+import pytest
+
+from modelyard.cli.printing.output import Output, described
 from modelyard.cli.session import AmbiguousJobError
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, Verb
@@ -37,3 +39,14 @@ def test_the_operations_among_which_to_choose_are_lines() -> None:
     assert told[0] == "Job j-1 has 7 operations that have not ended; name one:"
     assert told[1] == f"  {QUEUED.operation_id}  DEPLOY_CREATE j-1 QUEUED"
     assert told[-1] == "  and 2 more"
+
+
+def test_a_list_says_why_modelyard_made_an_operation_itself(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = QUEUED.model_copy(update={"source": "system", "reason": "idle"})
+    Output(as_json=False).operations([QUEUED, own])
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "reason"
+    assert first.split()[-1] == "QUEUED"
+    assert second.split()[-1] == "idle"
