@@ -64,7 +64,8 @@ async def test_rejected_requests_are_counted_by_verb_and_code(served: ServedGate
     unknown = {"job_id": "j-1", "operation_type": "DEPLOY_CREATE", "model": "nobody"}
     assert (await served.submit(unknown)).status_code == 422
     assert (await served.submit({"job_id": "j-1"})).status_code == 422
-    assert (await served.client.post("/v1/models/nobody/infer", json={})).status_code == 404
+    asked = await served.client.post("/v1/models/nobody/infer", json={"input": 1})
+    assert asked.status_code == 404
     batch = [unknown, {"job_id": "j-1"}]
     assert (await served.client.post("/v1/jobs/batch", json=batch)).status_code == 200
     dry = await served.client.post("/v1/jobs", params={"dry_run": "true"}, json=unknown)
