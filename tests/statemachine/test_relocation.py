@@ -222,6 +222,22 @@ def test_an_explanation_says_that_the_job_goes_elsewhere(yard: Yard, elsewhere: 
     assert place(yard, "j3") == expected(elsewhere)
 
 
+@pytest.mark.parametrize("elsewhere", ELSEWHERE)
+@pytest.mark.parametrize("asked_after_s", range(10))
+def test_an_inventory_on_the_way_does_not_take_a_relocated_job_for_one_without_a_container(
+    yard: Yard, elsewhere: str, asked_after_s: int
+) -> None:
+    """Each step of the dispatcher takes so long that at some of these times one comes between."""
+    crowd(yard, elsewhere=elsewhere)
+    assert yard.leader.store is not None
+    yard.leader.store.link.slow_s = 0.4
+    yard.advance(float(asked_after_s))
+    load = yard.ask("j3", "DEPLOY_LOAD")
+    yard.until_ended(load)
+    assert yard.operation(load)["state"] == "SUCCEEDED", yard.operation(load)
+    assert place(yard, "j3") == expected(elsewhere)
+
+
 POINTS = [
     "dispatcher.after_reserve",
     "dispatcher.after_hold",
