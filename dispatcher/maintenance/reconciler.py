@@ -72,6 +72,11 @@ class Finding:
     container: InventoryItem | None = None
     """Its dead or useless container, which is to be removed."""
 
+    @property
+    def is_missing(self) -> bool:
+        """Tell whether the job has no container where it should have one."""
+        return self.error is not None and self.error.code is ErrorCode.CONTAINER_MISSING
+
 
 @dataclass(slots=True)
 class InventoryPlan:
@@ -324,8 +329,11 @@ class Reconciler:
     async def _correct(self, host_id: str, findings: Sequence[Finding]) -> list[InventoryItem]:
         """Write the findings; return the containers that are to be removed."""
         useless: list[InventoryItem] = []
+        coming = await self._coming([found.job for found in findings if found.is_missing])
         for found in findings:
             job = found.job
+            if found.is_missing and job.job_id in coming:
+                continue
             if not await self._store.jobs.observe(
                 job, found.state, found.error, recovery=found.recovery
             ):
@@ -348,6 +356,21 @@ class Reconciler:
             self._scheduler.wake([job.job_id])
             await self._event_log.publish([observed_event(job, found.state, found.error, host_id)])
         return useless
+
+    async def _coming(self, jobs: Sequence[JobRecord]) -> set[str]:
+        """Return the jobs whose containers are still to be created, by operations that are open.
+
+        A relocated job is assigned to its next place, and its operation is still QUEUED then.
+        """
+        creating = {one.current.operation_id: one.job_id for one in jobs if one.current}
+        if not creating:
+            return set()
+        known = await self._store.operation_queries.get_many(list(creating))
+        return {
+            creating[one.operation_id]
+            for one in known.values()
+            if one.places and not one.state.terminal
+        }
 
     async def _remove(self, host_id: str, incarnation: str, plan: InventoryPlan) -> None:
         """Tell the worker to remove stale containers and orphans.

@@ -59,7 +59,7 @@ _HOST_QUEUE_PREFIX, _ = host_queue("|").name.split("|")
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptKey:
+class ReportedAttempt:
     """Names one attempt of an operation."""
 
     host_id: str
@@ -96,7 +96,7 @@ class DeadLetterRecorder:
 
     async def handle(self, subscription: Subscription, batch: list[Delivery]) -> None:
         """Record a batch and settle it; raises `StoreUnavailableError`."""
-        kept: list[tuple[DeadLetter, list[NewOperation], list[AttemptKey]]] = []
+        kept: list[tuple[DeadLetter, list[NewOperation], list[ReportedAttempt]]] = []
         for delivery in batch:
             letter = (
                 await asyncio.to_thread(letter_of, delivery, self._senders)
@@ -142,7 +142,7 @@ class DeadLetterRecorder:
             return True
         return bool(await self._decoder.listed(letter.payload, "commands"))
 
-    async def _ended_attempts(self, letter: DeadLetter) -> list[AttemptKey]:
+    async def _ended_attempts(self, letter: DeadLetter) -> list[ReportedAttempt]:
         """Return the attempts whose end a letter from the reports' queue reports.
 
         There are none if its sender may not report on that host: a forged report ends nothing.
@@ -152,7 +152,7 @@ class DeadLetterRecorder:
         if not self._senders.may_speak_for(letter.sender, letter.routing_key):
             return []
         return [
-            AttemptKey(letter.routing_key, one["operation_id"], one["epoch"])
+            ReportedAttempt(letter.routing_key, one["operation_id"], one["epoch"])
             for one in await self._decoder.listed(letter.payload, "operations")
             if isinstance(one.get("operation_id"), str)
             and isinstance(one.get("epoch"), int)
@@ -167,7 +167,7 @@ class DeadLetterRecorder:
         states = [known[one.operation_id].state for one in requests if one.operation_id in known]
         return len(states) == len(requests) and OperationState.REJECTED not in states
 
-    async def _end(self, attempts: Sequence[AttemptKey], letter: DeadLetter) -> None:
+    async def _end(self, attempts: Sequence[ReportedAttempt], letter: DeadLetter) -> None:
         """Fail the operations of these attempts: the report of their end can't be recorded."""
         known = await self._store.operation_queries.get_many([one.operation_id for one in attempts])
         for attempt in attempts:

@@ -5,6 +5,7 @@ brings the job to its end, and at no write is anything given away twice.
 """
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,9 +44,10 @@ def yard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
         if made is not None:
             made.world.crash_point(name)
 
-    with virtual_machine(loop, crash_point):
+    with virtual_machine(loop, crash_point) as log:
         made = Yard(loop)
         yield made
+        sys.stdout.write("\n".join(log))  # pytest shows it if the test has failed
         assert made.world.died == []
         assert made.world.watching.wrong == []
         loop.finish()
@@ -216,6 +218,23 @@ def test_an_explanation_says_that_the_job_goes_elsewhere(yard: Yard, elsewhere: 
     assert then == f"Its job is created anew on host {host_id}, on {device}, which has room."
     yard.world.start_dispatcher()
     yard.until_ended(load)
+    assert yard.operation(load)["state"] == "SUCCEEDED"
+    assert place(yard, "j3") == expected(elsewhere)
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERE)
+@pytest.mark.parametrize("asked_after_s", range(10))
+def test_an_inventory_on_the_way_does_not_take_a_relocated_job_for_one_without_a_container(
+    yard: Yard, elsewhere: str, asked_after_s: int
+) -> None:
+    """Each step of the dispatcher takes so long that at some of these times one comes between."""
+    crowd(yard, elsewhere=elsewhere)
+    assert yard.leader.store is not None
+    yard.leader.store.link.slow_s = 0.4
+    yard.advance(float(asked_after_s))
+    load = yard.ask("j3", "DEPLOY_LOAD")
+    yard.until_ended(load)
+    assert yard.operation(load)["state"] == "SUCCEEDED", yard.operation(load)
     assert place(yard, "j3") == expected(elsewhere)
 
 

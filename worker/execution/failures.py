@@ -73,7 +73,7 @@ class FailureOutcomes:
             # The container did not cause the error, and the next attempt needs the container.
             return _outcome(error, None)
         facts: ContainerFacts | None = None
-        async with log_errors("aftermath.no_look", INSPECT_S, operation_id=command.operation_id):
+        async with log_errors("container.unseen", INSPECT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             error = self._disk_limit_error(await self._cause(command, error, facts), facts)
         if command.verb not in _REMOVED_ON_FAILURE and error.code not in _EXIT_ERRORS:
@@ -81,7 +81,7 @@ class FailureOutcomes:
         if facts is not None and facts.ever_started:
             if facts.exit_code is not None:
                 error.detail.setdefault("exit_code", facts.exit_code)
-            async with log_errors("aftermath.no_log", LOG_S, operation_id=command.operation_id):
+            async with log_errors("container.no_log", LOG_S, operation_id=command.operation_id):
                 await self._add_log(error, facts)
         await self._cleanup.remove(command)
         return _outcome(error, JobState.FAILED, facts)
@@ -108,7 +108,7 @@ class FailureOutcomes:
             return _cancelled_outcome(cancellation, None)
         inspected = False
         facts: ContainerFacts | None = None
-        async with log_errors("aftermath.no_look", INSPECT_S, operation_id=command.operation_id):
+        async with log_errors("container.unseen", INSPECT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             inspected = True
         if not inspected or _made_by(command, facts):
@@ -128,9 +128,7 @@ class FailureOutcomes:
             return await self._stop_half_loaded(attempt)
         if command.verb is Verb.DEPLOY_CREATE and cancellation.reason != "timed_out":
             facts: ContainerFacts | None = None
-            async with log_errors(
-                "aftermath.no_look", INSPECT_S, operation_id=command.operation_id
-            ):
+            async with log_errors("container.unseen", INSPECT_S, operation_id=command.operation_id):
                 facts = await self._containers.find(command)
             if facts is not None and not _made_by(command, facts):
                 return None  # the container existed before this CREATE
@@ -149,7 +147,7 @@ class FailureOutcomes:
         if attempt.phase is None:
             return None
         async with log_errors(
-            "aftermath.not_stopped", INSPECT_S, operation_id=command.operation_id
+            "container.not_stopped", INSPECT_S, operation_id=command.operation_id
         ):
             facts = await self._containers.find(command)
             if facts is None:
