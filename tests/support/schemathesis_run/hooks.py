@@ -12,8 +12,9 @@ from gateway.routes.preconditions import IF_MATCH, IF_NONE_MATCH, TAGS_PATTERN
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import ID_PATTERN
 
-BEYOND_SCHEMAS = frozenset({"dataset_mount", "result_file"})
-"""Fields of catalog entries with rules about paths that lie over each other."""
+BEYOND_SCHEMAS = frozenset({"dataset_mount", "result_file", "image"})
+"""Fields of catalog entries with rules beyond their pattern: about paths that lie over each other,
+and about the parts of an image's name (a registry is a host name; an image's id is no name)."""
 CONDITIONS = frozenset({IF_MATCH, IF_NONE_MATCH})
 """Headers that schemathesis 4.32 may fill with `0`, whatever their pattern is."""
 OWN_KEY = "SCHEMATHESIS_OWN_KEY"
