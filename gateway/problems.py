@@ -269,7 +269,10 @@ def _refused_parameters(request: Request, found: Sequence[Mapping[str, Any]]) ->
 
 def _refused_by_router(request: Request, error: HTTPException, allowed: AllowedMethods) -> Response:
     code = _CODE_OF_STATUS.get(error.status_code, ErrorCode.INTERNAL)
-    problem = problem_of(ModelyardError(code)).model_copy(update={"status": error.status_code})
+    begins = request.scope["path"] == "/" and code is ErrorCode.NOT_FOUND
+    detail = "The API is below /v1, and is described at /docs." if begins else None
+    problem = problem_of(ModelyardError(code, detail))
+    problem = problem.model_copy(update={"status": error.status_code})
     headers = dict(error.headers or {})
     if code is ErrorCode.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(allowed.of(request.scope["path"]))

@@ -11,14 +11,18 @@ from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState
 from modelyard.process.crash_points import crash_point
+from modelyard.scheduling.explaining import waits_in_line
 from modelyard.store import Store
+from modelyard.store.jobs import HeadOfLine
 from modelyard.store.operations import QueuedEnding
+from modelyard.store.records import OperationRecord
 
 log = structlog.get_logger(__name__)
 
 UNACCEPTED_S = 5.0
 """Seconds after which a command that no worker accepted is published again."""
 LIMIT = 200
+MAX_MESSAGE_CHARS = 2_000
 
 
 class OpenOperations:
@@ -41,9 +45,14 @@ class OpenOperations:
     async def expire(self) -> None:
         """End queued operations whose queue deadline has passed."""
         late = await self._store.operations.expired(limit=LIMIT)
-        error = ErrorInfo.of(ErrorCode.QUEUE_TIMEOUT)
+        if not late:
+            return
+        heads = await self._store.jobs.heads_of_lines([one.job_id for one in late if one.job_id])
         ended = await self._store.operations.end_queued(
-            [QueuedEnding(one, OperationState.EXPIRED, error) for one in late],
+            [
+                QueuedEnding(one, OperationState.EXPIRED, _expiry(one, heads.get(one.job_id or "")))
+                for one in late
+            ],
             token=uuid.uuid4().hex,
         )
         if ended:
@@ -82,3 +91,13 @@ class OpenOperations:
             crash_point("dispatcher.sweep.after_mark")
             jobs = await self._store.jobs.get_many([one.job_id for one in again if one.job_id])
             await self._commands.publish(again, jobs)
+
+
+def _expiry(operation: OperationRecord, head: HeadOfLine | None) -> ErrorInfo:
+    """Return why an operation has EXPIRED, with what it waited for last."""
+    error = ErrorInfo.of(ErrorCode.QUEUE_TIMEOUT)
+    waited_for = "; ".join(waits_in_line(operation, head) or operation.waiting_for)
+    if not waited_for:
+        return error
+    message = f"{error.message} It waited for: {waited_for}."
+    return error.model_copy(update={"message": message[:MAX_MESSAGE_CHARS]})

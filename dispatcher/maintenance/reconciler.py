@@ -156,7 +156,7 @@ def _compare_job(job: JobRecord, item: InventoryItem | None, *, booted: bool) ->
     if job.state is not JobState.LOADED:
         return None
     if not item.running:
-        return _down(job, _death_of(item), item, in_place=True)
+        return _down(job, _death_of(job, item), item, in_place=True)
     if item.unhealthy:
         return _down(job, ErrorInfo.of(ErrorCode.UNHEALTHY), item, in_place=False)
     if booted and _says_it_is_out(item):
@@ -196,8 +196,13 @@ def restoration_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
     return RestorationRecord(to=to, key=job.version, rest_s=retry_delay_s(restarts + 1))
 
 
-def _death_of(item: InventoryItem) -> ErrorInfo:
-    return death_of(item.exit_code, oom_killed=item.oom_killed, disk_exceeded=item.disk_exceeded)
+def _death_of(job: JobRecord, item: InventoryItem) -> ErrorInfo:
+    return death_of(
+        item.exit_code,
+        oom_killed=item.oom_killed,
+        disk_exceeded=item.disk_exceeded,
+        memory=job.spec.resources.memory if job.spec else None,
+    )
 
 
 class Reconciler:

@@ -42,9 +42,11 @@ Outcome = Accepted | ModelyardError
 class KeyReusedError(InvalidRequestError):
     """The idempotency key belongs to another request, on the job `job_id`."""
 
-    def __init__(self, job_id: str | None, message: str = "") -> None:
-        super().__init__(ErrorCode.IDEMPOTENCY_KEY_REUSED, message)
-        self.job_id = job_id
+    def __init__(self, existing: OperationRecord) -> None:
+        key = f"The key is that of operation {existing.operation_id}, "
+        what = "which was deleted." if existing.deleted else "whose request was another one."
+        super().__init__(ErrorCode.IDEMPOTENCY_KEY_REUSED, key + what)
+        self.job_id = existing.job_id
 
 
 class JobLeavingError(ModelyardError):
@@ -101,10 +103,10 @@ class PendingRequest:
     def repeated(self, existing: OperationRecord) -> Outcome:
         """Return the answer to a repeated key: the existing operation, if the request is equal."""
         if existing.deleted:
-            return KeyReusedError(existing.job_id, "The operation of this key was deleted.")
+            return KeyReusedError(existing)
         wanted = (self.operation.payload_hash, self.operation.retry_of)
         if (existing.payload_hash, existing.retry_of) != wanted:
-            return KeyReusedError(existing.job_id)
+            return KeyReusedError(existing)
         return self.accepted(existing)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from modelyard.contract.deaths import over_memory
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import HostCommand
 from modelyard.contract.retries import is_retried
@@ -76,6 +77,10 @@ class FailureOutcomes:
         async with log_errors("container.unseen", INSPECT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
             error = self._disk_limit_error(await self._cause(command, error, facts), facts)
+        if error.code is ErrorCode.OOM_KILLED:
+            error = ModelyardError(
+                error.code, over_memory(command.model.resources.memory), **error.detail
+            )
         if command.verb not in _REMOVED_ON_FAILURE and error.code not in _EXIT_ERRORS:
             return _outcome(error, None, facts)
         if facts is not None and facts.ever_started:

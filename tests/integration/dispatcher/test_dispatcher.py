@@ -502,6 +502,7 @@ async def test_queue_timeout_expires_what_waits_too_long(driver: DispatcherDrive
     expired = await driver.operation(operation_id, OperationState.EXPIRED)
     assert expired.error is not None
     assert expired.error.code is ErrorCode.QUEUE_TIMEOUT
+    assert "It waited for: " in expired.error.message
 
 
 @pytest.mark.parametrize("verb", [Verb.DEPLOY_CREATE, Verb.TEMP])

@@ -140,6 +140,10 @@ async def test_the_same_key_and_body_is_the_same_operation_in_its_state_by_now(
     assert len((await served.client.get("/v1/operations")).json()["operations"]) == 1
 
 
+async def test_the_root_says_where_the_api_begins(served: ServedGateway) -> None:
+    assert "/docs" in problem(await served.client.get("/"))["detail"]
+
+
 async def test_the_same_key_outlives_the_model_that_it_named(served: ServedGateway) -> None:
     await served.submit(CREATE, **{"Idempotency-Key": "k"})
     assert (await served.client.delete("/v1/models/m-131")).status_code == 204
@@ -152,6 +156,7 @@ async def test_the_same_key_with_another_body_is_refused(served: ServedGateway) 
     answer = await served.submit(CREATE | {"priority": 1}, **{"Idempotency-Key": "k"})
     assert answer.status_code == 422
     assert problem(answer)["code"] == "idempotency_key_reused"
+    assert operation_id_for_key("k") in problem(answer)["detail"]
 
 
 async def test_concurrent_repeats_become_one_operation(served: ServedGateway) -> None:

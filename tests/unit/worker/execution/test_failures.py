@@ -120,6 +120,7 @@ async def test_an_inference_whose_container_dies_fails_the_job() -> None:
         await eventually(under_way)
         harness.container.exit(137, oom_killed=True)
     error = failed(asking.result(), ErrorCode.OOM_KILLED)
+    assert "its limit of 1 GiB" in error.message
     assert error.detail["exit_code"] == 137
     assert harness.runtime.containers == {}
 
