@@ -18,6 +18,8 @@ VERSIONS = frozenset({b"1.0", b"1.1"})
 _FOLDED = re.compile(rb"\n[ \t]")
 _CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _HEADER_END = b"\r\n\r\n"
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+"""A target in the form that is sent to proxies; a server has to take it (RFC 9112, 3.2.2)."""
 
 
 class StrictnessError(h11.RemoteProtocolError):
@@ -57,6 +59,7 @@ class StrictConnection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             _check(event)
+            return _in_origin_form(event)
         return event
 
 
@@ -86,3 +89,20 @@ def _check(request: h11.Request) -> None:
         raise StrictnessError(
             "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0"
         )
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """Return a request with its path as the target, if that is a whole URL of the same host."""
+    absolute = _ABSOLUTE.fullmatch(request.target)
+    if absolute is None:
+        return request
+    host, path = absolute.groups()
+    if [value.lower() for name, value in request.headers if name == b"host"] != [host.lower()]:
+        raise StrictnessError("The target names another host than the header")
+    target = path if path.startswith(b"/") else b"/" + path
+    return h11.Request(
+        method=request.method,
+        target=target,
+        headers=request.headers.raw_items(),
+        http_version=request.http_version,
+    )

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         post(SIZED, version=b"2.0"),
         post(SIZED, version=b"1.2"),
         b"POST  /v1/jobs HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http://evil.example/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /livez HTTP/1.1\r\n\r\n",
         b"GET /livez\r\n\r\n",
         b"GET /livez HTTP/1.1\nHost: localhost\n\n",
@@ -78,6 +79,23 @@ async def test_a_refused_request_is_told_why(
     async with wire(shared.url) as other:
         await other.send(request_)
         assert reason in await other.rest()
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://LOCALHOST/livez", b"200"),
+        (b"http://localhost/v1/operations?limit=0", b"422"),
+        (b"http://localhost", b"404"),
+    ],
+)
+async def test_a_whole_url_is_taken_as_the_target(
+    shared: ServedGateway, target: bytes, status: bytes
+) -> None:
+    head = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    async with wire(shared.url) as other:
+        await other.send(head % target)
+        assert (await other.rest()).startswith(b"HTTP/1.1 " + status)
 
 
 async def test_an_error_in_the_middle_of_a_body_ends_only_its_own_connection(
