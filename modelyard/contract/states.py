@@ -281,6 +281,22 @@ VERB_RULES: Mapping[Verb, VerbRule] = MappingProxyType(
 )
 
 
+def verbs_between(state: JobState, wanted: frozenset[JobState]) -> tuple[Verb, ...]:
+    """Return the fewest verbs that bring a job from its state to one that is wanted.
+
+    Empty if there are none, or none is needed.
+    """
+    ways: dict[JobState, tuple[Verb, ...]] = {state: ()}
+    for at in (found := [state]):
+        if at in wanted:
+            return ways[at]
+        for verb, rule in VERB_RULES.items():
+            if at in rule.starts_from and verb is not Verb.TEMP and rule.leads_to not in ways:
+                ways[rule.leads_to] = (*ways[at], verb)
+                found.append(rule.leads_to)
+    return ()
+
+
 def operation_sources(target: OperationState) -> frozenset[OperationState]:
     """Return the states from which `target` may be reached, for the guard of a write."""
     return frozenset(s for s, ends in OPERATION_TRANSITIONS.items() if target in ends)

@@ -17,6 +17,7 @@ from modelyard.contract.states import (
     SystemReason,
     Verb,
     VerbRule,
+    verbs_between,
 )
 from modelyard.scheduling.leaving import TAKES_OUT
 from modelyard.store.records import JobLine, JobRecord, OperationRecord
@@ -278,9 +279,12 @@ def _state_error(job: JobRecord, verb: Verb) -> ErrorInfo | None:
     if job.state in rule.starts_from | rule.holds_in:
         return None
     wanted = " or ".join(sorted(rule.starts_from))
+    way = () if verb in TAKES_OUT else verbs_between(job.state, rule.starts_from)
+    before = " and ".join(way)
     return ErrorInfo(
         code=ErrorCode.INVALID_JOB_STATE,
-        message=f"{verb} starts from {wanted}; job {job.job_id!r} is {job.state}{_why(job)}.",
+        message=f"{verb} starts from {wanted}; job {job.job_id!r} is {job.state}{_why(job)}."
+        + (f" Before it: {before}." if before else ""),
         detail={"job_state": job.state, "starts_from": sorted(rule.starts_from)},
     )
 

@@ -286,3 +286,20 @@ def test_what_is_to_be_placed_knows_of_a_terminate_behind_it(verb: Verb) -> None
 def test_a_terminate_before_it_is_nothing_to_a_later_create() -> None:
     ending = op(Verb.TERMINATE, OperationState.RUNNING)
     assert decisions(job(JobState.NONE), ending, op(Verb.DEPLOY_CREATE, model="m")) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "way"),
+    [
+        (Verb.INFER, JobState.NONE, " Before it: DEPLOY_CREATE and DEPLOY_LOAD."),
+        (Verb.INFER, JobState.CREATED, " Before it: DEPLOY_LOAD."),
+        (Verb.TEMP, JobState.LOADED, " Before it: TERMINATE."),
+        (Verb.DEPLOY_UNLOAD, JobState.NONE, "job 'j' is NONE."),
+    ],
+)
+def test_a_wrong_state_is_told_with_what_comes_before(
+    verb: Verb, state: JobState, way: str
+) -> None:
+    (decision,) = decisions(job(state), op(verb))
+    assert isinstance(decision, Reject)
+    assert decision.error.message.endswith(way)
