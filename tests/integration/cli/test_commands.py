@@ -220,4 +220,4 @@ async def test_a_narrow_terminal_gets_fewer_columns_and_whole_words(served: Serv
     assert "No room for: " in seen.err
     piped = (await run(served.url, "operations")).out.splitlines()
     assert len(piped) == 2
-    assert piped[0].split()[-1] == "error"
+    assert piped[0].split()[-1] == "reason"
