@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def eventually(
-    probe: Callable[[], Awaitable[T | None]], *, within_s: float = 20.0, what: str = "it"
+    probe: Callable[[], Awaitable[T | None]], *, within_s: float = 60.0, what: str = "it"
 ) -> T:
     """Return the first answer of `probe` that is neither None nor False.
 
