@@ -52,6 +52,8 @@ async def test_what_was_recorded_as_ended_since_the_sweep_looked_stays_as_it_is(
         comes_back = await fleet.submit("DEPLOY_CREATE", leaves, model="load-http")
         swept = [*runs, removal]
         await eventually(lambda: _dispatched(fleet, swept), what="DISPATCHED")
+        # They are recorded so before their commands are published.
+        await eventually(lambda: _have_begun(fleet, runs, leaves), what="the beginning of all runs")
         with fleet.frozen(SWEEPS):
             await lasts(UNACCEPTED_S + 1)
             await eventually(lambda: _is_over(fleet, runs, leaves), what="the end of all runs")
@@ -103,6 +105,14 @@ async def _batch(fleet: CheckedFleet) -> str:
 
 async def _dispatched(fleet: CheckedFleet, operation_ids: list[str]) -> bool:
     return await fleet.states(operation_ids) == {"DISPATCHED": len(operation_ids)}
+
+
+async def _have_begun(fleet: CheckedFleet, runs: list[str], leaves: str) -> bool:
+    """Tell whether each of these runs or ran, and this job's container is stopped or gone."""
+    there = [one for host_id, it in fleet.engines.items() for one in await it.labelled(host_id)]
+    return all(fleet.collector.of(one) for one in runs) and leaves not in {
+        one.job_id for one in there if one.state == "running"
+    }
 
 
 async def _is_over(fleet: CheckedFleet, runs: list[str], leaves: str) -> bool:
