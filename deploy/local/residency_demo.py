@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from modelyard.contract.states import OperationState
+from modelyard.contract.states import OperationState, SystemReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ def show_residency(
     progress.console.print(decisions(decided, operations))
     for job in JOBS:
         yard.wait(yard.terminate(job), _TIMEOUT_S)
-    evicted = any((one.reason or "").startswith("evicted_for:") for one in decided)
+    evicted = any(SystemReason.EVICTED_FOR.gave(one.reason) for one in decided)
     return why is not None and evicted and ended.state is OperationState.SUCCEEDED
 
 

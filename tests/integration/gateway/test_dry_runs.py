@@ -121,15 +121,20 @@ async def test_an_unclear_wish_is_refused_and_makes_nothing(
     assert await alone.broker.message_count(JOBS_QUEUE.name) == 0
 
 
+async def path_of_a_retry(alone: ServedGateway) -> str:
+    """Return where to retry an operation that has FAILED."""
+    failed = await alone.accepted()
+    await alone.finish(failed, OperationState.FAILED)
+    await alone.published(1)
+    return f"/v1/operations/{failed}/retry"
+
+
 @pytest.mark.parametrize("name", ["dryrun", "dry-run", "wait", "timeout_s"])
 async def test_a_parameter_that_is_not_known_is_refused_and_makes_nothing(
     alone: ServedGateway, mongo_url: str, name: str
 ) -> None:
-    failed = await alone.accepted()
-    await alone.finish(failed, OperationState.FAILED)
-    await alone.published(1)
+    retry = await path_of_a_retry(alone)
     before = everything(mongo_url)
-    retry = f"/v1/operations/{failed}/retry"
     paths = ("/v1/jobs", "/inference_router/", "/v1/jobs/batch", retry, "/v1/models/m-131/infer")
     for path in paths:
         answer = await answer_to(alone, TERMINATE, f"{path}?{name}=true")
@@ -147,11 +152,8 @@ async def test_who_waits_by_a_parameter_is_told_of_the_header(alone: ServedGatew
 async def test_what_has_no_dry_run_is_not_made_instead(
     alone: ServedGateway, mongo_url: str
 ) -> None:
-    failed = await alone.accepted()
-    await alone.finish(failed, OperationState.FAILED)
-    await alone.published(1)
+    retry = await path_of_a_retry(alone)
     before = everything(mongo_url)
-    retry = f"/v1/operations/{failed}/retry"
     for path in ("/v1/jobs/batch", retry, "/v1/models/m-131/infer"):
         answer = await answer_to(alone, [TERMINATE], f"{path}?dry_run=true")
         assert answer.status_code == 422, path
