@@ -218,8 +218,9 @@ class ReportWriter:
         crash_point("dispatcher.recorder.after_jobs")
         if applied == len(effects) == len(before):
             for effect in effects:
-                if (job := before[effect.job_id]) is not None:
-                    self._lines.replace_job(job, effect.applied_to(job))
+                job = before[effect.job_id]
+                after = effect.applied_to(job) if job is not None else None
+                self._lines.replace_job(effect.job_id, before=job, after=after)
             # Each job is now as its report says, and has given up the generation if it ended.
             told, gone = telling, telling
         else:

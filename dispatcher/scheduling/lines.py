@@ -219,19 +219,19 @@ class Lines:
         if held is not None and there is not None and _age(there) <= _age(operation):
             self._put(held, operation)
 
-    def replace_job(self, before: JobRecord, after: JobRecord | None) -> None:
+    def replace_job(
+        self, job_id: str, *, before: JobRecord | None, after: JobRecord | None
+    ) -> None:
         """Note what a write has made of a job, of which memory had `before` when it began.
 
-        None, or something else in memory by now: the job is dropped.
+        If either is None, or memory has something else by now, the job is dropped.
         """
-        self._mark_changed(before.job_id)
-        held = self._held.get(before.job_id)
-        if held is None:
+        held = self._held.get(job_id)
+        if after is None or held is None or held.job is not before:
+            self.forget([job_id])
             return
-        if after is not None and held.job is before:
-            held.job = after
-        else:
-            self._drop(before.job_id)
+        self._mark_changed(job_id)
+        held.job = after
 
     def remove(self, job_id: str, operation_id: str) -> None:
         """Note that an operation has ended."""

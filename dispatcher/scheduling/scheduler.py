@@ -331,7 +331,7 @@ class Scheduler:
         for one in exclusive:
             if one.job.job_id in won:
                 job = assignments[one.job.job_id].applied_to(one.job)
-                self._lines.replace_job(one.job, job)
+                self._lines.replace_job(job.job_id, before=one.job, after=job)
                 assigned.append(replace(one, job=job))
         # What was bound anew within a host is the job's in any case: the sweep binds it back.
         placed = [one for one in lost if one.placement is not None and not one.rebinds]

@@ -47,9 +47,12 @@ class SlowAnswers(Link):
         """Set when an answer is held back."""
         self._open = asyncio.Event()
         self._open.set()
+        self._only: int | None = None
+        self._answers = 0
 
-    def hold(self) -> None:
-        """Hold back all answers from now on."""
+    def hold(self, *, only: int | None = None) -> None:
+        """Hold back all answers from now on, or only that one of them, counted from 1."""
+        self._only, self._answers = only, 0
         self.held.clear()
         self._open.clear()
 
@@ -58,9 +61,11 @@ class SlowAnswers(Link):
         self._open.set()
 
     async def back(self, fate: Fate | None) -> None:
-        if not self._open.is_set():
-            self.held.set()
-        await self._open.wait()
+        self._answers += 1
+        if self._only in (None, self._answers):
+            if not self._open.is_set():
+                self.held.set()
+            await self._open.wait()
         await super().back(fate)
 
 

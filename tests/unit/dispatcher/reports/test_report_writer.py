@@ -1,5 +1,8 @@
 """Reports on operations in memory: recorded without reading the record first."""
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 
 from dispatcher.control import ControlPublisher
@@ -10,8 +13,9 @@ from modelyard.contract.capacity.footprints import Footprint, Learned
 from modelyard.contract.capacity.offers import Device, HostCapacity
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import EngineFacts, HostOnline, OperationReport
-from modelyard.contract.states import OperationState
+from modelyard.contract.states import JobState, OperationState
 from modelyard.store.capacity.footprints import FootprintRecord
+from modelyard.store.jobs import JobEffect
 from modelyard.store.records import NewOperation
 from tests.fakes.broker_links import Call, Fate
 from tests.support.dispatcher.parts import HOST, JOB, MODEL, DispatcherParts, new_operation
@@ -95,6 +99,29 @@ async def test_a_failure_is_judged_by_the_record(writing: Writing) -> None:
     assert parts.link.calls[Call.READ] > before
     assert (await parts.recorded(writing.one)).state is OperationState.FAILED
     assert parts.lines.operation(JOB, writing.one.operation_id) is None
+
+
+async def test_a_job_that_is_read_while_a_report_ends_it_is_not_kept_as_it_was(
+    writing: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next inference of its line went to the container that has just died."""
+    lines, link, jobs = writing.parts.lines, writing.parts.link, writing.parts.store.jobs
+    apply = jobs.apply
+
+    async def apply_while_read(effects: Sequence[JobEffect]) -> int:
+        link.hold(only=2)  # by then the job and its line are read
+        reading = asyncio.create_task(lines.read([JOB]))
+        await link.held.wait()
+        applied = await apply(effects)
+        link.let_go()
+        await reading
+        return applied
+
+    monkeypatch.setattr(jobs, "apply", apply_while_read)
+    failed = {"error": ErrorInfo.of(ErrorCode.OOM_KILLED), "job_state": JobState.FAILED}
+    await writing.report(report(writing.one, OperationState.FAILED, 1, **failed))
+    (line,) = (await lines.read([JOB])).lines
+    assert line.job.state is JobState.FAILED
 
 
 @pytest.mark.parametrize(

@@ -128,11 +128,11 @@ async def test_what_a_write_made_of_a_job_takes_the_place_of_what_it_was(
     before = parts.lines.job(JOB)
     assert before is not None
     assert await parts.store.jobs.apply([down()]) == 1
-    parts.lines.replace_job(before, down().applied_to(before))
+    parts.lines.replace_job(JOB, before=before, after=down().applied_to(before))
     now = parts.lines.job(JOB)
     assert now is not None
     assert (now.state, now.version, now.host_id) == (JobState.FAILED, before.version + 1, None)
-    parts.lines.replace_job(before, down().applied_to(before))
+    parts.lines.replace_job(JOB, before=before, after=down().applied_to(before))
     assert parts.lines.job(JOB) is None, "it was written over what another write had made"
 
 
@@ -142,7 +142,7 @@ async def test_a_job_of_which_only_the_database_knows_what_it_is_now_is_dropped(
     await parts.lines.read([JOB])
     before = parts.lines.job(JOB)
     assert before is not None
-    parts.lines.replace_job(before, None)
+    parts.lines.replace_job(JOB, before=before, after=None)
     assert parts.lines.job(JOB) is None
 
 
@@ -225,8 +225,9 @@ Change = Callable[[Lines, OperationRecord], None]
         lambda lines, _: lines.append(queued(new_operation())),
         lambda lines, one: lines.replace(dispatched(one)),
         lambda lines, one: lines.remove(JOB, one.operation_id),
+        lambda lines, _: lines.replace_job(JOB, before=None, after=None),
     ],
-    ids=["forget", "append", "replace", "remove"],
+    ids=["forget", "append", "replace", "remove", "job"],
 )
 async def test_what_was_read_before_a_change_is_not_kept(
     parts: DispatcherParts, change: Change
