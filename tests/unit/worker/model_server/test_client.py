@@ -387,7 +387,12 @@ async def test_2xx_is_yes_and_another_status_no_unless_the_model_was_not_asked(
     ],
 )
 async def test_a_probe_that_is_not_answered_yes_says_what_came_with_the_status(
-    model_server: ModelServer, raw: Raw, status: str, text: str | None, answer: ProbeVerdict, heard: str
+    model_server: ModelServer,
+    raw: Raw,
+    status: str,
+    text: str | None,
+    answer: ProbeVerdict,
+    heard: str,
 ) -> None:
     raw.answer = f'HTTP/1.1 {status}\r\nContent-Length: 20\r\n\r\n{{"error":"CUDA OOM"}}'.encode()
     probed = await model_server.probe(raw.address, Probe(path="/ready", body_contains=text))
@@ -395,7 +400,7 @@ async def test_a_probe_that_is_not_answered_yes_says_what_came_with_the_status(
     asked = asked_of("/ready", 80)
     assert probed.sentences(asked) == (
         "The probe was GET /ready on the container's port 80, and the last answer was: "
-        f"{heard}. Its body begins with: '{{\"error\":\"CUDA OOM\"}}'."
+        f'{heard}. Its body begins with: \'{{"error":"CUDA OOM"}}\'.'
     )
     assert probed.detail(asked) == {
         "asked": "GET /ready on the container's port 80",
