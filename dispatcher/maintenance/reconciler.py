@@ -18,7 +18,7 @@ from dispatcher.maintenance.orphans import Orphans
 from dispatcher.maintenance.retries import Retries
 from dispatcher.scheduling.local_content import LocalContents
 from dispatcher.scheduling.scheduler import Scheduler
-from modelyard.contract.deaths import death_of
+from modelyard.contract.deaths import death_of, over_memory
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import (
     DiscardContainer,
@@ -158,7 +158,8 @@ def _compare_job(job: JobRecord, item: InventoryItem | None, *, booted: bool) ->
     if not item.running:
         return _down(job, _death_of(job, item), item, in_place=True)
     if item.unhealthy:
-        return _down(job, ErrorInfo.of(ErrorCode.UNHEALTHY), item, in_place=False)
+        error = item.error or ErrorInfo.of(ErrorCode.UNHEALTHY)
+        return _down(job, error, item, in_place=False)
     if booted and _says_it_is_out(item):
         return Finding(job, JobState.CREATED, None)
     return None
@@ -197,12 +198,18 @@ def restoration_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
 
 
 def _death_of(job: JobRecord, item: InventoryItem) -> ErrorInfo:
-    return death_of(
-        item.exit_code,
-        oom_killed=item.oom_killed,
-        disk_exceeded=item.disk_exceeded,
-        memory=job.spec.resources.memory if job.spec else None,
-    )
+    """Return why a container died: what its worker says, with the limit that only the job knows."""
+    memory = job.spec.resources.memory if job.spec else None
+    if item.error is None:
+        return death_of(
+            item.exit_code,
+            oom_killed=item.oom_killed,
+            disk_exceeded=item.disk_exceeded,
+            memory=memory,
+        )
+    if item.error.code is ErrorCode.OOM_KILLED and memory is not None:
+        return item.error.model_copy(update={"message": over_memory(memory)})
+    return item.error
 
 
 class Reconciler:

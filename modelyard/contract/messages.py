@@ -440,6 +440,9 @@ class InventoryItem(Message):
     `silent`: no answer came in time, which proves nothing. `not_asked`: an operation works on the
     container, it does not run, or its model has no check of readiness.
     """
+    error: ErrorInfo | None = None
+    """Why it is `unhealthy`, or why it died, if the worker knows: with what its server answered, or
+    with the end of its log. Null from workers before 0.2."""
 
 
 class Inventory(Message):

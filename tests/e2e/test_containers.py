@@ -122,6 +122,8 @@ async def test_a_loaded_job_that_fills_the_disk_fails_with_the_cause(
 
     job = await eventually(failed, within_s=QUOTA_S + 3)
     assert job["error"]["code"] == "disk_quota_exceeded"
+    assert detail(job)["limit"] == 16 << 20
+    assert detail(job)["written"] > 16 << 20
 
     async def gone() -> bool:
         return all([await engine.containers(job_id) == [] for engine in engines.values()])

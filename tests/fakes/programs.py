@@ -46,6 +46,8 @@ class FakeServer:
     """Cleared: nothing is answered meanwhile, as by a server with one thread that works."""
     overloaded: bool = False
     """True: it answers 503 to ready, as a server that has too much to do."""
+    unready_text: str = ""
+    """What comes with such a 503."""
     before_answer: Callable[[], None] = lambda: None
     repository: bool = True
     """False: the repository paths are not there."""
@@ -98,7 +100,7 @@ class FakeServer:
             return httpx2.Response(200, json=[])
         if word in {"live", "alive", "ready"}:
             ready = self.loaded and self.becomes_ready and not self.overloaded
-            return httpx2.Response(200 if (ready if word == "ready" else self.alive) else 503)
+            return self._says(ready if word == "ready" else self.alive)
         if word == "load":
             return await self._load()
         if word == "unload":
@@ -110,6 +112,9 @@ class FakeServer:
         if word == "infer":
             return await self._infer(request)
         return httpx2.Response(404, text="not found")
+
+    def _says(self, yes: bool) -> httpx2.Response:  # noqa: FBT001 - the answer
+        return httpx2.Response(200) if yes else httpx2.Response(503, text=self.unready_text)
 
     def _use(self, memory: int) -> None:
         if self.container is not None:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import structlog
 
+from modelyard.contract.capacity.sizes import size_text
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.process.tasks import TaskGroup
 from worker.containers.health import ModelHealth
 from worker.engine.protocol import (
@@ -38,7 +40,7 @@ MISSES = 3
 
 
 class DiskWatch:
-    """Stops containers that have written too much, and records the reason in `ModelHealth`."""
+    """Stops containers that have written too much, and records the cause in `ModelHealth`."""
 
     def __init__(self, runtime: ContainerRuntime, health: ModelHealth) -> None:
         self._runtime = runtime
@@ -120,11 +122,16 @@ class DiskWatch:
             reason=error.message,
         )
         if misses >= MISSES:
-            await self._stop(
-                facts,
+            cause = ModelyardError(
+                ErrorCode.DISK_QUOTA_EXCEEDED,
                 f"What the container wrote to the disk could not be measured {misses} times in a "
-                "row, so it counts as over its limit (resources.disk). Make it write fewer files.",
+                "row, so it counts as over its limit (`resources.disk`). Make it write fewer "
+                "files.",
+                limit=_limit(facts),
+                failed_measurements=misses,
+                last_failure=error.message,
             )
+            await self._stop(facts, cause)
 
     async def _is_over(self, facts: ContainerFacts, written: int) -> bool:
         """Return whether a container is over its limit; if so, stop it."""
@@ -138,14 +145,19 @@ class DiskWatch:
             bytes=written,
             limit=limit,
         )
-        await self._stop(
-            facts, f"The container wrote more than {limit} bytes to the disk (resources.disk)."
+        cause = ModelyardError(
+            ErrorCode.DISK_QUOTA_EXCEEDED,
+            f"The container wrote {size_text(written)} to the disk, which is more than its limit "
+            f"of {size_text(limit)} (`resources.disk`) allows.",
+            limit=limit,
+            written=written,
         )
+        await self._stop(facts, cause)
         return True
 
-    async def _stop(self, facts: ContainerFacts, why: str) -> None:
-        # Record the reason first: an attempt that sees the container exit reads it.
-        self._health.over_disk[facts.id] = why
+    async def _stop(self, facts: ContainerFacts, cause: ModelyardError) -> None:
+        # Record the cause first: an attempt that sees the container exit reads it.
+        self._health.stop_causes[facts.id] = cause.info()
         try:
             await self._runtime.stop(facts.id, 0.0)
         except NoSuchContainerError:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from modelyard.contract.catalog.entries import Probe
-from modelyard.contract.errors import ErrorCode, ModelyardError
+from modelyard.contract.errors import ErrorCode, ErrorInfo, ModelyardError
 from modelyard.contract.messages import DiscardContainer, HostCommand, Progress
 from modelyard.contract.states import Phase
 from modelyard.process.crash_points import crash_point
@@ -30,6 +30,10 @@ from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import dialogue_of
 
+LEASE_LOST = (
+    "The host's worker stopped the container, because its lease had run out: it reached no "
+    "dispatcher, which may then give the job to another host."
+)
 HALT_S = 8.0
 """Seconds for stopping all containers that must not outlive the lease."""
 
@@ -179,8 +183,7 @@ class ContainerLifecycle:
         if mount is not None:
             verify_mount(facts, mount.target, mount)
         attempt.report(Phase.STARTING, container_id=facts.id)
-        self.health.record_unloaded(facts.id)
-        self.health.over_disk.pop(facts.id, None)
+        self.health.record_starting(facts.id)
         await attempt.require_lease()
         await self._runtime.start(facts.id)
         crash_point("worker.after_start")
@@ -234,6 +237,7 @@ class ContainerLifecycle:
             for facts in await self._runtime.list_own():
                 if facts.running and facts.labels is not None and facts.labels.strict:
                     await self.halt(facts, at_once=True)
+                    self.health.stop_causes[facts.id] = ErrorInfo.of(ErrorCode.EXITED, LEASE_LOST)
 
     async def discard(self, discard: DiscardContainer, *, grace_s: float) -> bool:
         """Stop and remove the container; return false if it is not the one that was meant.

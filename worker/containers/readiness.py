@@ -18,7 +18,7 @@ from worker.engine.protocol import (
     StartRefusedError,
 )
 from worker.model_server.client import ModelServer
-from worker.model_server.probes import ProbeResult, ProbeVerdict
+from worker.model_server.probes import ProbeResult, ProbeVerdict, asked_of
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class RepeatedProbe:
         self._address = address_of(facts)
         self._probe = probe
         port = facts.labels.port if facts.labels else None
-        self._asked = f"GET {probe.path} on the container's port {port or self._address.port}"
+        self._asked = asked_of(probe.path, port or self._address.port)
         self.last: ProbeResult | None = None
 
     async def ask(self) -> ProbeResult:
@@ -67,15 +67,14 @@ class RepeatedProbe:
 
     def not_ready(self, seconds: float, what: str) -> ModelyardError:
         """Return the error for a container that did not do `what` within `seconds`."""
-        message = f"The container did not {what} within {seconds:g} s. The probe was {self._asked}"
+        message = f"The container did not {what} within {seconds:g} s."
         if self.last is None:
-            return ModelyardError(ErrorCode.NOT_READY, f"{message}.", asked=self._asked)
-        heard = f"{message}, and the last answer was: {self.last.heard.removesuffix('.')}."
+            message = f"{message} The probe was {self._asked}."
+            return ModelyardError(ErrorCode.NOT_READY, message, asked=self._asked)
         return ModelyardError(
             ErrorCode.NOT_READY,
-            f"{heard} {self.last.hint}".rstrip(),
-            asked=self._asked,
-            last_answer=self.last.heard,
+            f"{message} {self.last.sentences(self._asked)}",
+            **self.last.detail(self._asked),
         )
 
 

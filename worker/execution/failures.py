@@ -14,16 +14,14 @@ from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
 from worker.engine.protocol import ContainerExit, ContainerFacts, ContainerRuntime
 from worker.execution.cleanup import Cleanup
+from worker.execution.deaths import LOG_S, log_tail
 from worker.model_server.client import NoAnswerError
 from worker.model_server.profiles import InMemory, dialogue_of
 
 INSPECT_S = 40.0
 """Seconds to inspect the container, or to stop it."""
-LOG_S = 5.0
 EXIT_NOTICE_S = 2.0
 """Seconds for the engine to notice that a process whose connections broke has died."""
-LOG_LINES = 20
-LOG_CHARS = 2_048
 
 _REMOVED_ON_FAILURE = frozenset({Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.TEMP})
 """Verbs whose failure removes the container: one that is half ready is of no use."""
@@ -76,7 +74,7 @@ class FailureOutcomes:
         facts: ContainerFacts | None = None
         async with log_errors("container.unseen", INSPECT_S, operation_id=command.operation_id):
             facts = await self._containers.find(command)
-            error = self._disk_limit_error(await self._cause(command, error, facts), facts)
+            error = self._stop_cause(await self._cause(command, error, facts), facts)
         if error.code is ErrorCode.OOM_KILLED:
             error = ModelyardError(
                 error.code, over_memory(command.model.resources.memory), **error.detail
@@ -178,15 +176,12 @@ class FailureOutcomes:
             return exited(ContainerExit(facts.exit_code or 0, facts.oom_killed))
         return error
 
-    def _disk_limit_error(
-        self, error: ModelyardError, facts: ContainerFacts | None
-    ) -> ModelyardError:
-        """Return `disk_quota_exceeded` if the worker ended the container for that, else `error`."""
-        why = None if facts is None else self._containers.health.over_disk.get(facts.id)
-        if facts is None or why is None or error.code not in _EXIT_ERRORS:
+    def _stop_cause(self, error: ModelyardError, facts: ContainerFacts | None) -> ModelyardError:
+        """Return why the worker stopped the container by itself if it did, else `error`."""
+        cause = None if facts is None else self._containers.health.stop_causes.get(facts.id)
+        if cause is None or error.code not in _EXIT_ERRORS:
             return error
-        limit = facts.labels.disk if facts.labels else None
-        return ModelyardError(ErrorCode.DISK_QUOTA_EXCEEDED, why, limit=limit)
+        return ModelyardError(cause.code, cause.message, **cause.detail)
 
     async def _inspect_after_exit(self, facts: ContainerFacts) -> ContainerFacts:
         try:
@@ -197,8 +192,7 @@ class FailureOutcomes:
         return await self._runtime.inspect(facts.id)
 
     async def _add_log(self, error: ModelyardError, facts: ContainerFacts) -> None:
-        tail = await self._runtime.log_tail(facts.id, lines=LOG_LINES)
-        error.detail.setdefault("log_tail", tail[-LOG_CHARS:])
+        error.detail.setdefault("log_tail", await log_tail(self._runtime, facts.id))
 
 
 def _job_state_after(command: HostCommand, cancellation: AttemptCancelledError) -> JobState | None:

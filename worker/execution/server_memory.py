@@ -112,6 +112,7 @@ class ServerMemory:
             f"{explanation} {error.message}",
             **error.detail,
             load_status=self._refusal.status,
+            load_body=self._refusal.body,
         )
 
     async def _first_answer(self, ready: RepeatedProbe) -> ProbeVerdict:

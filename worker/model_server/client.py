@@ -36,6 +36,8 @@ _TEXT_CHARS = 100
 """Characters of that text which are quoted."""
 EXCERPT_CHARS = 1_000
 """Characters of an error answer's body that are quoted in the error."""
+EXCERPT_S = 1.0
+"""Seconds for reading them: the status is known, and does not wait for a body that is slow."""
 _PATH_CHARS = 200
 """Characters of an invalid path that are quoted in the error, and of a path that is encoded once
 and remembered; longer ones contain an input."""
@@ -120,11 +122,15 @@ class ModelServer:
             try:
                 request = Request("GET", _target(probe.path), _unframed(probe.headers))
                 async with (
-                    asyncio.timeout(PROBE_S),
+                    asyncio.timeout(PROBE_S) as limit,
                     self._transport.exchange(address, request) as answer,
                 ):
                     result = _probe_result(answer.status)
-                    if result.answer is ProbeVerdict.YES and probe.body_contains is not None:
+                    if result.answer is not ProbeVerdict.YES:
+                        ends_at = limit.when()
+                        limit.reschedule(None)  # what the status proves stands, whatever follows
+                        return result.with_body(await _excerpt(answer, ends_at))
+                    if probe.body_contains is not None:
                         return await _with_text(answer, probe.body_contains)
                     return result
             except RefusedError as error:
@@ -214,7 +220,7 @@ async def _with_text(answer: Answer, text: str) -> ProbeResult:
     if text.encode() in body:
         return ProbeResult(ProbeVerdict.YES, str(answer.status), answer.status)
     heard = f"{answer.status} without {text[:_TEXT_CHARS]!r} in the body"
-    return ProbeResult(ProbeVerdict.NO, heard, answer.status)
+    return ProbeResult(ProbeVerdict.NO, heard, answer.status).with_body(_beginning(body))
 
 
 def _unframed(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -228,12 +234,21 @@ def _encodings(answer: Answer) -> tuple[str, ...]:
     return tuple(name for name in names if name not in {"", "identity"})
 
 
-async def _excerpt(answer: Answer) -> str:
-    """Return the beginning of an error answer's body, or what came before it broke off."""
+async def _excerpt(answer: Answer, ends_at: float | None = None) -> str:
+    """Return the beginning of an error answer's body, as much of it as came.
+
+    It waits for `EXCERPT_S` seconds, and not after `ends_at`, a time of the event loop.
+    """
     body = bytearray()
-    with suppress(NoExchangeError):
-        await answer.read(EXCERPT_CHARS * 4, body)
-    return body.decode(errors="replace")[:EXCERPT_CHARS]
+    latest = asyncio.get_running_loop().time() + EXCERPT_S
+    with suppress(NoExchangeError, TimeoutError):
+        async with asyncio.timeout_at(latest if ends_at is None else min(latest, ends_at)):
+            await answer.read(EXCERPT_CHARS * 4, body)
+    return _beginning(body)
+
+
+def _beginning(body: bytearray) -> str:
+    return body[: EXCERPT_CHARS * 4].decode(errors="replace")[:EXCERPT_CHARS]
 
 
 def _request_of(question: Question, *, keeps_connection: bool) -> Request:

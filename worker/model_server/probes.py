@@ -1,7 +1,8 @@
 """The answer of a model server to a probe, and what it proves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Self
 
 NOBODY_LISTENS = (
     "Nothing listens on that port of the container, or only on its loopback interface: the server "
@@ -13,6 +14,8 @@ NOTHING_AT_THE_PATH = (
     "`open-inference` from `model_name`."
 )
 _NOT_FOUND = 404
+_QUOTED_CHARS = 200
+"""Characters of a body that are quoted in a sentence; the detail has more."""
 
 
 class ProbeVerdict(StrEnum):
@@ -33,6 +36,11 @@ class ProbeVerdict(StrEnum):
     one too, so this proves nothing either."""
 
 
+def asked_of(path: str, port: int | None) -> str:
+    """Return for people what a probe asks; `port` is the one inside the container."""
+    return f"GET {path} on the container's port {port}"
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
     """The result of one probe."""
@@ -43,6 +51,27 @@ class ProbeResult:
     status: int | None = None
     nobody_listens: bool = False
     """True if it seems that nothing listens on the port."""
+    body: str = ""
+    """The beginning of the body that came with the status, unless the answer is YES."""
+
+    def with_body(self, body: str) -> Self:
+        """Return this result with the beginning of its body."""
+        return replace(self, body=body)
+
+    def sentences(self, asked: str) -> str:
+        """Return for people what was asked, what came back, and what to look at.
+
+        `asked` is what `asked_of` returned.
+        """
+        said = f"The probe was {asked}, and the last answer was: {self.heard.removesuffix('.')}."
+        if self.body:
+            said += f" Its body begins with: {self.body[:_QUOTED_CHARS]!r}."
+        return f"{said} {self.hint}".rstrip()
+
+    def detail(self, asked: str) -> dict[str, object]:
+        """Return the same as the detail of an error; `body` is left out if there was none."""
+        detail: dict[str, object] = {"asked": asked, "last_answer": self.heard}
+        return detail | {"body": self.body} if self.body else detail
 
     @property
     def hint(self) -> str:

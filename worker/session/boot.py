@@ -10,10 +10,9 @@ from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import EngineFacts, WorkerReports
 from worker.attempts.journal import AttemptJournal
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
-from worker.model_server.client import ModelServer
 from worker.session.host_channel import HostChannel
 from worker.session.host_offer import HostOffer
-from worker.session.inventory import build_inventory
+from worker.session.inventory import InventoryBuilder
 from worker.session.lease import Lease
 from worker.session.reporter import MAX_REPORTS
 
@@ -32,14 +31,14 @@ class BootRecovery:
         channel: HostChannel,
         *,
         runtime: ContainerRuntime,
-        server: ModelServer,
+        builder: InventoryBuilder,
         lease: Lease,
         journal: AttemptJournal,
         offer: HostOffer,
     ) -> None:
         self._channel = channel
         self._runtime = runtime
-        self._server = server
+        self._builder = builder
         self._lease = lease
         self._journal = journal
         self._offer = offer
@@ -84,7 +83,7 @@ class BootRecovery:
         await self._report_begun()
         online = await self._offer.online(
             self._engine_facts or await self._runtime.facts(),
-            await build_inventory(self._server, containers),
+            await self._builder.build(containers),
             begun_known=begun_known,
         )
         channel = self._channel

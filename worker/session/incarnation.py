@@ -20,6 +20,7 @@ from worker.attempts.journal import AttemptJournal
 from worker.attempts.registry import AttemptRegistry
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.engine.protocol import ContainerRuntime
+from worker.execution.deaths import ContainerDeaths
 from worker.execution.discards import Discards
 from worker.execution.executor import AttemptRunner
 from worker.execution.verbs import VerbRunner
@@ -32,6 +33,7 @@ from worker.session.control_consumer import ControlConsumer
 from worker.session.heartbeat import HeartbeatSender
 from worker.session.host_channel import HostChannel
 from worker.session.host_offer import HostOffer
+from worker.session.inventory import InventoryBuilder
 from worker.session.lease import Lease
 from worker.session.relist import InventoryLoop
 from worker.session.reporter import Reporter
@@ -82,6 +84,9 @@ class Incarnation:
             transfer=self._transfers,
         )
         self._registry.on_decided = parts.metrics.decided
+        health = parts.containers.health
+        deaths = ContainerDeaths(parts.runtime, health)
+        self._builder = InventoryBuilder(parts.server, deaths, health)
         self._attached: Callable[[], bool] = lambda: False
         self._acceptance = Acceptance(self._reporter, parts.journal)
         self._registry.on_silenced = self._acceptance.silenced
@@ -139,7 +144,7 @@ class Incarnation:
         recovery = BootRecovery(
             self._channel,
             runtime=parts.runtime,
-            server=parts.server,
+            builder=self._builder,
             lease=self._lease,
             journal=parts.journal,
             offer=parts.offer,
@@ -181,7 +186,7 @@ class Incarnation:
         )
         relist = InventoryLoop(
             runtime=parts.runtime,
-            server=parts.server,
+            builder=self._builder,
             containers=parts.containers,
             registry=self._registry,
             discards=discards,

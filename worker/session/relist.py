@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from modelyard.broker import backoff_s
-from modelyard.contract.messages import Inventory, InventoryItem
+from modelyard.contract.messages import Inventory
 from modelyard.contract.topology import INVENTORY_INTERVAL_S
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.registry import AttemptRegistry
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.engine.protocol import ContainerRuntime, EngineUnavailableError
 from worker.execution.discards import Discards
-from worker.model_server.client import ModelServer
-from worker.session.inventory import answer_in, build_inventory
+from worker.session.inventory import InventoryBuilder
 from worker.session.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class InventoryLoop:
         self,
         *,
         runtime: ContainerRuntime,
-        server: ModelServer,
+        builder: InventoryBuilder,
         containers: ContainerLifecycle,
         registry: AttemptRegistry,
         discards: Discards,
@@ -52,9 +51,8 @@ class InventoryLoop:
         """Called after each inventory with its seconds, and how many containers were running and
         stopped; None if the engine is away."""
         self._runtime = runtime
-        self._server = server
+        self._builder = builder
         self._containers = containers
-        self._health = containers.health
         self._running = containers.running
         self._registry = registry
         self._discards = discards
@@ -117,11 +115,10 @@ class InventoryLoop:
             self._running.compare(containers)
             for gone in known - {facts.id for facts in containers}:
                 self._containers.record_removed(gone)
-            items = await build_inventory(self._server, containers, unasked=busy)
-            judged = tuple(it if it.job_id in busy else self._judged(it) for it in items)
+            items = await self._builder.build(containers, busy=busy)
             self._reporter.put_inventory(
                 Inventory(
-                    items=judged,
+                    items=tuple(items),
                     busy=tuple(sorted(busy)),
                     local=self._containers.local_content.latest(),
                 )
@@ -130,10 +127,3 @@ class InventoryLoop:
         running = sum(one.running for one in items)
         self.on_looked(time.monotonic() - began, (running, len(items) - running))
         return True
-
-    def _judged(self, item: InventoryItem) -> InventoryItem:
-        unhealthy = self._health.record_answer(
-            item.container_id, running=item.running, answer=answer_in(item)
-        )
-        over_disk = item.container_id in self._health.over_disk
-        return item.model_copy(update={"unhealthy": unhealthy, "disk_exceeded": over_disk})

@@ -308,6 +308,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _infer_as_asked(self, body: object, asked: dict[str, object]) -> None:
         wait(number(asked, "sleep"))
+        if "log" in asked:
+            print(asked["log"], file=sys.stderr, flush=True)
         if "hold_bytes" in asked:
             self.server.extra_held.append(b"\x01" * int(number(asked, "hold_bytes")))
         if "exit" in asked:

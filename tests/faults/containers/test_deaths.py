@@ -32,9 +32,10 @@ async def test_a_loaded_model_that_dies_by_itself_fails_its_job_with_the_cause(
     await fleet.put_probe("small", resources={"memory": "96m"})
     job_id = fleet.job_id()
     job = await fleet.loaded(job_id, model="small")
-    await _tell(fleet, job, "/infer", wish)
+    await _tell(fleet, job, "/infer", {"log": "last words", **wish})
     since = time.monotonic()
-    await _fails_with(fleet, job_id, code, {"exit_code": exit_code}, within_s=TOLD_S)
+    detail = {"exit_code": exit_code, "log_tail": "last words\n"}
+    await _fails_with(fleet, job_id, code, detail, within_s=TOLD_S)
     assert time.monotonic() - since < TOLD_S
     await fleet.holds()
     await _lives_again(fleet, job_id)
@@ -56,7 +57,12 @@ async def test_a_loaded_model_that_stops_to_answer_ready_fails_its_job(fleet: Ch
     job = await fleet.loaded(job_id)
     await _tell(fleet, job, "/unload", {})
     since = time.monotonic()
-    await _fails_with(fleet, job_id, "unhealthy", {}, within_s=UNHEALTHY_S)
+    detail = {
+        "asked": "GET /ready on the container's port 8080",
+        "last_answer": "503",
+        "body": '{"ready": false}',
+    }
+    await _fails_with(fleet, job_id, "unhealthy", detail, within_s=UNHEALTHY_S)
     assert time.monotonic() - since > HICCUP_S
     await fleet.holds()
     await _lives_again(fleet, job_id)

@@ -11,9 +11,18 @@ from tests.support.worker.broker import FakeBroker, reporter_on
 from tests.support.worker.harness import VerbHarness
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.registry import AttemptRegistry
+from worker.execution.deaths import ContainerDeaths
 from worker.execution.discards import Discards
 from worker.model_server.client import ModelServer
+from worker.session.inventory import InventoryBuilder
 from worker.session.relist import InventoryLoop
+
+
+def inventory_builder(harness: VerbHarness) -> InventoryBuilder:
+    """Return what makes the items of inventories over a fake engine."""
+    health = harness.operations.containers.health
+    server = ModelServer(harness.runtime.model_servers)
+    return InventoryBuilder(server, ContainerDeaths(harness.runtime, health), health)
 
 
 class InventoryHarness:
@@ -30,7 +39,7 @@ class InventoryHarness:
         health._clock = lambda: self.now
         self.relist = InventoryLoop(
             runtime=self.harness.runtime,
-            server=ModelServer(self.harness.runtime.model_servers),
+            builder=inventory_builder(self.harness),
             containers=containers,
             registry=self.registry,
             discards=Discards(containers, self.registry, JobLocks(), tasks),

@@ -7,8 +7,9 @@ import pytest
 
 from dispatcher.maintenance.orphans import Orphans
 from dispatcher.maintenance.reconciler import InventoryPlan, InventoryReport, plan_inventory_repairs
+from modelyard.contract.capacity.sizes import size_text
 from modelyard.contract.catalog.entries import ModelSpec, Profile
-from modelyard.contract.errors import ErrorCode
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.messages import Inventory, InventoryItem
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.records import JobRecord, LastReport, OperationRecord
@@ -80,9 +81,11 @@ def test_only_a_server_that_says_no_at_a_boot_has_lost_its_model(
 
 def test_an_inventory_of_an_earlier_version_is_understood_and_understands_ours() -> None:
     ours = container(loaded=True, answer="yes").model_dump()
-    earlier = {name: value for name, value in ours.items() if name != "answer"}
+    earlier = {name: value for name, value in ours.items() if name not in {"answer", "error"}}
     assert InventoryItem.model_validate(earlier).answer is None
     assert InventoryItem.model_validate(earlier).loaded
+    assert InventoryItem.model_validate(earlier).error is None
+    assert InventoryItem.model_validate({**earlier, "of_a_later_version": {}}).loaded
 
 
 def test_one_unanswered_question_is_no_finding_but_several_are() -> None:
@@ -123,6 +126,31 @@ def test_a_loaded_model_that_died_fails_its_job_with_the_cause(
     assert finding.error.code is code
     assert finding.error.detail == facts
     assert finding.recovery is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [
+        ({"unhealthy": True}, ErrorCode.UNHEALTHY),
+        ({"running": False, "exit_code": 3}, ErrorCode.EXITED),
+        ({"running": False, "exit_code": 137}, ErrorCode.DISK_QUOTA_EXCEEDED),
+    ],
+)
+def test_what_the_worker_knows_of_a_death_is_the_error_of_the_job(
+    facts: dict[str, Any], code: ErrorCode
+) -> None:
+    error = ErrorInfo(code=code, message="What happened.", detail={"log_tail": "last words"})
+    (finding,) = look(job(JobState.LOADED), container(error=error, **facts)).findings
+    assert (finding.state, finding.error) == (JobState.FAILED, error)
+
+
+def test_a_container_that_was_out_of_memory_says_its_limit_and_what_its_worker_knows() -> None:
+    error = ErrorInfo.of(ErrorCode.OOM_KILLED).model_copy(update={"detail": {"log_tail": "last"}})
+    dead = container(running=False, exit_code=137, oom_killed=True, error=error)
+    (finding,) = look(job(JobState.LOADED), dead).findings
+    assert finding.error is not None
+    assert finding.error.detail == {"log_tail": "last"}
+    assert f"its limit of {size_text(SPEC.resources.memory)}" in finding.error.message
 
 
 def test_a_model_that_filled_the_disk_is_not_brought_back() -> None:

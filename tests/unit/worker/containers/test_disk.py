@@ -53,7 +53,7 @@ async def test_an_operation_whose_container_writes_too_much_ends_with_the_cause(
     assert ended.error is not None
     assert (ended.state, ended.job_state) == (OperationState.FAILED, JobState.FAILED)
     assert ended.error.code is ErrorCode.DISK_QUOTA_EXCEEDED
-    assert ended.error.detail["limit"] == LIMIT
+    assert (ended.error.detail["limit"], ended.error.detail["written"]) == (LIMIT, LIMIT + 1)
     assert not is_retried(Verb.INFER, ended.error.code)
 
 
@@ -100,10 +100,10 @@ async def test_a_container_that_is_started_again_may_end_for_another_reason() ->
     harness.container.disk = LIMIT + 1
     await watch_of(harness).measure_all()
     health = harness.operations.containers.health
-    assert set(health.over_disk) == {harness.container.id}
+    assert set(health.stop_causes) == {harness.container.id}
     harness.container.disk = 0
     assert (await harness.do(Verb.DEPLOY_LOAD)).state is OperationState.SUCCEEDED
-    assert health.over_disk == {}
+    assert health.stop_causes == {}
 
 
 async def test_an_engine_that_can_not_measure_now_is_asked_again(

@@ -71,6 +71,21 @@ async def test_a_container_that_is_never_ready_is_given_up_at_its_deadline() -> 
     assert harness.runtime.containers == {}
 
 
+async def test_a_container_that_is_never_ready_says_what_it_answered_last() -> None:
+    server = FakeServer(becomes_ready=False, unready_text='{"error":"CUDA OOM"}')
+    harness = VerbHarness(model(load_timeout_s=0.2), server)
+    await harness.do(CREATE)
+    error = failed(await harness.do(LOAD), ErrorCode.NOT_READY)
+    assert "GET /v2/models/m-1/ready on the container's port 8080" in error.message
+    assert '503. Its body begins with: \'{"error":"CUDA OOM"}\'.' in error.message
+    assert error.detail == {
+        "asked": "GET /v2/models/m-1/ready on the container's port 8080",
+        "last_answer": "503",
+        "body": '{"error":"CUDA OOM"}',
+        "log_tail": "server starts\n",
+    }
+
+
 async def test_a_load_that_hangs_is_given_up_at_its_deadline() -> None:
     server = FakeServer()
     server.may_load.clear()

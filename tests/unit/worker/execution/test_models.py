@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from modelyard.contract.catalog.entries import Profile
-from modelyard.contract.errors import ErrorCode
+from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
@@ -241,7 +241,7 @@ async def test_of_a_container_that_is_gone_nothing_is_remembered(by: str) -> Non
     await loaded(harness)
     health = harness.operations.containers.health
     assert (await harness.do(UNLOAD)).job_state is JobState.CREATED
-    health.over_disk[harness.container.id] = "why"
+    health.stop_causes[harness.container.id] = ErrorInfo.of(ErrorCode.DISK_QUOTA_EXCEEDED)
     assert health.known == {harness.container.id}
     if by == "terminate":
         assert (await harness.do(Verb.TERMINATE)).job_state is JobState.TERMINATED
@@ -249,7 +249,7 @@ async def test_of_a_container_that_is_gone_nothing_is_remembered(by: str) -> Non
         await harness.runtime.remove(harness.container.id)
         async with TaskGroup() as tasks:
             assert await InventoryHarness(tasks, harness).relist.look()
-    assert (health.known, health.stopped, health.over_disk) == (frozenset(), set(), {})
+    assert (health.known, health.stopped, health.stop_causes) == (frozenset(), set(), {})
 
 
 async def test_a_server_at_another_port_gets_a_hint() -> None:

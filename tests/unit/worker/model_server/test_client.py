@@ -17,7 +17,7 @@ from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
 from worker.model_server.client import ModelServer, NoAnswerError, Question
 from worker.model_server.http_exchange import BoundedTransport
-from worker.model_server.probes import ProbeVerdict
+from worker.model_server.probes import ProbeVerdict, asked_of
 from worker.model_server.results import Reply, ResultReader, result_of
 from worker.model_server.templates import Placeholders
 
@@ -31,6 +31,8 @@ class Raw:
         self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
         self.endless = b""
         self.busy: asyncio.Event | None = None
+        self.ends: asyncio.Event | None = None
+        """The connection stays open until it is set."""
         self.seen: list[bytes] = []
         self.address = Address("127.0.0.1", 0)
         self.sent = 0
@@ -51,6 +53,8 @@ class Raw:
                 self.sent += len(self.endless)
                 await writer.drain()
             await writer.drain()
+            if self.ends is not None:
+                await self.ends.wait()
         except (ConnectionError, asyncio.IncompleteReadError):
             return
         finally:
@@ -372,6 +376,71 @@ async def test_2xx_is_yes_and_another_status_no_unless_the_model_was_not_asked(
 ) -> None:
     raw.answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nLocation: /\r\n\r\n".encode()
     assert (await model_server.probe(raw.address, READY)).answer is answer
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "answer", "heard"),
+    [
+        ("503 No", None, ProbeVerdict.NO, "503"),
+        ("502 Gate", None, ProbeVerdict.SILENT, "502"),
+        ("200 OK", "ready", ProbeVerdict.NO, "200 without 'ready' in the body"),
+    ],
+)
+async def test_a_probe_that_is_not_answered_yes_says_what_came_with_the_status(
+    model_server: ModelServer,
+    raw: Raw,
+    status: str,
+    text: str | None,
+    answer: ProbeVerdict,
+    heard: str,
+) -> None:
+    raw.answer = f'HTTP/1.1 {status}\r\nContent-Length: 20\r\n\r\n{{"error":"CUDA OOM"}}'.encode()
+    probed = await model_server.probe(raw.address, Probe(path="/ready", body_contains=text))
+    assert (probed.answer, probed.heard, probed.body) == (answer, heard, '{"error":"CUDA OOM"}')
+    asked = asked_of("/ready", 80)
+    assert probed.sentences(asked) == (
+        "The probe was GET /ready on the container's port 80, and the last answer was: "
+        f'{heard}. Its body begins with: \'{{"error":"CUDA OOM"}}\'.'
+    )
+    assert probed.detail(asked) == {
+        "asked": "GET /ready on the container's port 80",
+        "last_answer": heard,
+        "body": '{"error":"CUDA OOM"}',
+    }
+
+
+async def test_a_probe_that_is_answered_yes_keeps_nothing_of_the_body(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    assert (await model_server.probe(raw.address, READY)).body == ""
+
+
+async def test_of_a_flood_after_a_no_only_an_excerpt_is_read(
+    model_server: ModelServer, raw: Raw
+) -> None:
+    raw.answer = b"HTTP/1.1 503 No\r\n\r\n"
+    raw.endless = b"y" * 65_536
+    probed = await model_server.probe(raw.address, READY)
+    assert (probed.answer, probed.body) == (ProbeVerdict.NO, "y" * 1_000)
+    assert len(probed.sentences("x")) < 400
+
+
+async def test_a_body_that_is_slow_or_broken_does_not_change_what_the_status_proves(
+    model_server: ModelServer, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.answer = b"HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\nhalf"
+    probed = await model_server.probe(raw.address, READY)
+    assert (probed.answer, probed.body) == (ProbeVerdict.NO, "half")
+    monkeypatch.setattr("worker.model_server.client.PROBE_S", 0.2)
+    raw.ends = asyncio.Event()
+    async with asyncio.timeout(0.9):
+        probed = await model_server.probe(raw.address, READY)
+    assert (probed.answer, probed.body) == (ProbeVerdict.NO, "half")
+    monkeypatch.setattr("worker.model_server.client.EXCERPT_S", 0.1)
+    with pytest.raises(ModelyardError) as caught:
+        await send(model_server, raw)
+    raw.ends.set()
+    assert (caught.value.detail["status"], caught.value.detail["body"]) == (503, "half")
 
 
 async def test_a_404_points_to_where_the_path_comes_from(

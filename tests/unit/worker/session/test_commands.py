@@ -29,6 +29,7 @@ from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.support.worker.broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
 from tests.support.worker.harness import HOST, IMAGE, VerbHarness, model
+from tests.support.worker.inventory import inventory_builder
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.journal import AttemptJournal
 from worker.attempts.registry import AttemptRegistry
@@ -36,7 +37,6 @@ from worker.devices.declared import DeclaredDevices
 from worker.devices.taints import DeviceTaints
 from worker.devices.watch import DeviceWatch
 from worker.execution.executor import AttemptRunner
-from worker.model_server.client import ModelServer
 from worker.session.acceptance import Acceptance
 from worker.session.boot import BootRecovery
 from worker.session.command_consumer import CommandConsumer
@@ -517,10 +517,11 @@ async def test_a_boot_reports_what_it_found() -> None:
     await harness.do(CREATE, job="job-2")
     harness.runtime.named("modelyard-job-2-1").exit(1)
     harness.runtime.add_foreign("somebody-elses")
+    harness.restarted()
     recovery = BootRecovery(
         HostChannel(broker, HOST, "i-2"),
         runtime=harness.runtime,
-        server=ModelServer(harness.runtime.model_servers),
+        builder=inventory_builder(harness),
         lease=Lease(),
         journal=AttemptJournal(None),
         offer=HostOffer(
@@ -541,6 +542,10 @@ async def test_a_boot_reports_what_it_found() -> None:
     )
     inventory = [(i.job_id, i.generation, i.running, i.loaded) for i in message.online.inventory]
     assert inventory == [("job-1", 1, True, True), ("job-2", 1, False, False)]
+    alive, dead = (i.error for i in message.online.inventory)
+    assert alive is None
+    assert dead is not None
+    assert dead.detail == {"exit_code": 1, "log_tail": "server starts\n"}
     assert len(containers) == 2
     assert broker.hellos == 1
 
@@ -562,7 +567,7 @@ def _boot(broker: FakeBroker, harness: VerbHarness, journal: AttemptJournal) -> 
     return BootRecovery(
         HostChannel(broker, HOST, "i-2"),
         runtime=harness.runtime,
-        server=ModelServer(harness.runtime.model_servers),
+        builder=inventory_builder(harness),
         lease=Lease(),
         journal=journal,
         offer=HostOffer(WorkerSettings(host_id=HOST), declared()),

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from modelyard.contract.catalog.entries import Probe, Profile
-from modelyard.contract.errors import ModelyardError
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import Inventory
 from modelyard.contract.states import OperationState, Verb
 from tests.support.waiting import eventually
@@ -19,9 +19,13 @@ from tests.support.worker.broker import FakeBroker, report, reporter_on
 from tests.support.worker.harness import BLIND_HOOKS, HTTP_HOOKS, VerbHarness, model
 from tests.support.worker.inventory import InventoryHarness, inventory_harness
 from worker.attempts.attempt import Outcome
+from worker.containers import disk
+from worker.containers.disk import DiskWatch
 from worker.containers.health import MISSES, SPACING_S, ModelHealth
+from worker.containers.lifecycle import LEASE_LOST
 from worker.engine.protocol import EngineUnavailableError
-from worker.model_server.probes import ProbeVerdict
+from worker.execution.deaths import LOG_CHARS
+from worker.model_server.probes import ProbeResult, ProbeVerdict
 from worker.model_server.profiles import inventory_label, probe_in_label
 
 CREATE, LOAD, INFER, UNLOAD = (
@@ -328,17 +332,168 @@ def health_at(times: Callable[[], float]) -> ModelHealth:
     return ModelHealth(clock=times)
 
 
+async def test_a_container_that_died_says_why_and_its_log_is_read_once() -> None:
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        reads = count_logs(it.harness)
+        assert (await it.item()).error is None
+        it.harness.container.write("x" * 3_000 + "no weights\n", stderr=True)
+        it.harness.container.exit(7)
+        told = [(await it.item()).error for _ in range(3)]
+        assert reads == [it.harness.container.id]
+    assert told[0] == told[1] == told[2]
+    assert told[0] is not None
+    assert (told[0].code, told[0].detail["exit_code"]) == (ErrorCode.EXITED, 7)
+    assert told[0].detail["log_tail"].endswith("xno weights\n")
+    assert len(told[0].detail["log_tail"]) == LOG_CHARS
+
+
+async def test_a_container_that_died_again_shows_the_end_of_its_log_then() -> None:
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        for words in ("first\n", "second\n"):
+            await it.harness.do(LOAD)
+            it.harness.container.write(words, stderr=True)
+            it.harness.container.exit(1)
+            error = (await it.item()).error
+            assert error is not None
+            assert error.detail["log_tail"].endswith(words)
+
+
+async def test_a_log_that_can_not_be_read_hides_no_death() -> None:
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+
+        async def log_tail(container_id: str, *, lines: int) -> str:
+            raise EngineUnavailableError(f"{lines} lines of {container_id} are too many")
+
+        it.harness.runtime.log_tail = log_tail  # type: ignore[method-assign]
+        it.harness.container.exit(137, oom_killed=True)
+        error = (await it.item()).error
+    assert error is not None
+    assert error.code is ErrorCode.OOM_KILLED
+    assert error.detail == {"exit_code": 137, "oom_killed": True}
+
+
+async def test_a_container_that_an_unload_stopped_did_not_die() -> None:
+    async with inventory_harness(VerbHarness(model(Profile.PROCESS))) as it:
+        for verb in (CREATE, LOAD, UNLOAD):
+            await it.harness.do(verb)
+        reads = count_logs(it.harness)
+        item = await it.item()
+    assert (item.running, item.error, reads) == (False, None, [])
+
+
+async def test_a_container_of_a_busy_job_is_not_judged() -> None:
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        reads = count_logs(it.harness)
+        assert it.registry.take(it.harness.command(INFER, input=1)).attempt is not None
+        it.harness.container.exit(1)
+        assert (await it.item()).error is None
+    assert reads == []
+
+
+@pytest.mark.parametrize("measurable", [True, False])
+async def test_a_container_that_was_stopped_for_its_disk_says_what_was_measured(
+    measurable: bool,  # noqa: FBT001 - pytest names it
+) -> None:
+    harness = VerbHarness(model(read_only=False, resources={"disk": 10 << 20}))
+    async with inventory_harness(harness) as it:
+        await harness.do(CREATE)
+        await harness.do(LOAD)
+        harness.container.disk = 11 << 20
+        harness.container.immeasurable = not measurable
+        watch = DiskWatch(harness.runtime, harness.operations.containers.health)
+        for _ in range(disk.MISSES):
+            await watch.measure_all()
+        item = await it.item()
+    assert item.error is not None
+    assert (item.disk_exceeded, item.error.code) == (True, ErrorCode.DISK_QUOTA_EXCEEDED)
+    facts = {"written": 11 << 20} if measurable else {"failed_measurements": disk.MISSES}
+    assert (facts | {"limit": 10 << 20}).items() <= item.error.detail.items()
+    assert item.error.detail["log_tail"] == "server starts\n"
+    says = "wrote 11 MiB" if measurable else "could not be measured 3 times"
+    assert says in item.error.message
+
+
+async def test_a_container_that_was_stopped_with_the_lease_says_so() -> None:
+    async with inventory_harness(VerbHarness(model(on_host_lost="recreate"))) as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        await it.harness.operations.containers.halt_strict()
+        error = (await it.item()).error
+    assert error is not None
+    assert (error.code, error.message) == (ErrorCode.EXITED, LEASE_LOST)
+
+
+async def test_an_unhealthy_model_says_what_was_asked_and_what_it_said_to_that() -> None:
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.loaded = False
+        it.harness.server.unready_text = '{"error":"CUDA OOM"}'
+        assert [(await it.item()).error for _ in range(MISSES - 1)] == [None, None]
+        error = (await it.item()).error
+        it.harness.server.silent = True
+        assert (await it.item()).error == error, "silence is no answer"
+        it.harness.server.silent = False
+        it.harness.server.moves_away = True
+        refused = (await it.item()).error
+    asked = "GET /v2/models/m-1/ready on the container's port 8080"
+    assert error is not None
+    assert error.code is ErrorCode.UNHEALTHY
+    assert asked in error.message
+    assert "CUDA OOM" in error.message
+    assert error.detail == {"asked": asked, "last_answer": "503", "body": '{"error":"CUDA OOM"}'}
+    assert refused is not None
+    assert "0.0.0.0" in refused.message
+
+
+async def test_many_deaths_at_once_fit_into_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.session.inventory.MAX_ERRORS_BYTES", 30_000)
+    jobs = [f"job-{number}" for number in range(1, 6)]
+    async with inventory_harness() as it:
+        for job in jobs:
+            await it.harness.do(CREATE, job=job)
+            await it.harness.do(LOAD, job=job)
+        for job in jobs:
+            container = it.harness.runtime.named(f"modelyard-{job}-1")
+            container.write("\x01" * LOG_CHARS, stderr=True)  # six bytes each as JSON
+            container.exit(3)
+            await it.look()
+        told = await it.look()
+    errors = {item.job_id: item.error for item in told.items}
+    whole = {job for job, error in errors.items() if error and "log_tail" in error.detail}
+    assert whole == {"job-4", "job-5"}, "those that died last"
+    assert {error and error.detail["exit_code"] for error in errors.values()} == {3}
+
+
+def count_logs(harness: VerbHarness) -> list[str]:
+    """Return a list that gets the id of each container whose log is read from now on."""
+    really, reads = harness.runtime.log_tail, list[str]()
+
+    async def log_tail(container_id: str, *, lines: int) -> str:
+        reads.append(container_id)
+        return await really(container_id, lines=lines)
+
+    harness.runtime.log_tail = log_tail  # type: ignore[method-assign]
+    return reads
+
+
 def test_a_burst_of_looks_counts_as_one() -> None:
     now = 0.0
     health = health_at(lambda: now)
     health.record_loaded("c")
-    assert not any(
-        health.record_answer("c", running=True, answer=ProbeVerdict.NO) for _ in range(10)
-    )
+    no = ProbeResult(ProbeVerdict.NO, "503")
+    assert not any(health.record_answer("c", running=True, probed=no) for _ in range(10))
     said = []
     for _ in range(MISSES - 1):
         now += SPACING_S
-        said.append(health.record_answer("c", running=True, answer=ProbeVerdict.NO))
+        said.append(health.record_answer("c", running=True, probed=no) is not None)
     assert said == [False, True]
 
 
