@@ -16,6 +16,7 @@ import structlog
 from pydantic import ValidationError
 
 from modelyard.contract.capacity.offers import MAX_DEVICES, Device, DeviceReading
+from modelyard.process.tasks import in_daemon_thread
 from worker.devices.protocol import DevicesUnreadableError
 
 log = structlog.get_logger(__name__)
@@ -69,7 +70,7 @@ class NvmlDevices:
         async with self._turn:
             if self._asking is not None and not self._asking.done():
                 raise DevicesUnreadableError("the driver has not answered the last question yet")
-            self._asking = asyncio.ensure_future(asyncio.to_thread(_with_library, question))
+            self._asking = in_daemon_thread(lambda: _with_library(question), name="nvml")
             try:
                 async with asyncio.timeout(ANSWER_S):
                     found: tuple[T, ...] = await asyncio.shield(self._asking)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from modelyard.contract.capacity.offers import DeviceReading, DeviceTaint
+from modelyard.process.tasks import in_daemon_thread
 from worker.devices.cgroups import containers_of
 from worker.devices.protocol import DeviceInventory, DevicesUnreadableError
 
@@ -155,7 +156,9 @@ class DeviceTaints:
         # What ends in between counts as nobody's for a moment, and what begins the other way.
         used = {one.uuid: one.memory_used for one in await self._inventory.read()}
         programs = await self._inventory.programs()
-        return await asyncio.to_thread(self._sums, used, programs, container_id)
+        return await in_daemon_thread(
+            lambda: self._sums(used, programs, container_id), name="device-programs"
+        )
 
     def _sums(
         self,

@@ -18,6 +18,7 @@ from aiodocker.exceptions import DockerError
 
 from modelyard.contract.catalog.images import full_reference
 from modelyard.contract.messages import EngineFacts
+from modelyard.process.tasks import in_daemon_thread
 from worker.engine.docker.calls import (
     CALL_S,
     CONFLICT,
@@ -214,7 +215,9 @@ class DockerRuntime:
         if stats.memory_stats.usage and stats.memory_stats.max_usage is None:
             async with self._container(container_id, "inspect", MEMORY_S) as container:
                 document = ContainerDocument.model_validate(await container.show())
-            peak = await asyncio.to_thread(peak_of, document.id, document.state.pid)
+            peak = await in_daemon_thread(
+                lambda: peak_of(document.id, document.state.pid), name="memory-peak"
+            )
         return reading_of(stats, peak)
 
     async def create(self, plan: ContainerPlan) -> str:

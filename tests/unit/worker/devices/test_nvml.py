@@ -1,5 +1,6 @@
 """What is made of a driver's answers: MIG instances, devices that are lost, drivers that hang."""
 
+import asyncio
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -199,3 +200,22 @@ async def test_a_device_that_does_not_tell_what_each_program_takes_is_left_out(
 ) -> None:
     driver.gpus = [Gpu("GPU-a", taken={1: GIB, 2: None}), Gpu("GPU-b"), Gpu("GPU-c", lost=True)]
     assert list(await NvmlDevices().programs()) == ["GPU-b"]
+
+
+def test_a_driver_that_hangs_does_not_keep_a_process_from_its_end(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "ANSWER_S", 0.01)
+    driver.answers.clear()
+
+    async def ask() -> None:
+        with suppress(DevicesUnreadableError):
+            await NvmlDevices().read()
+
+    process = threading.Thread(target=asyncio.run, args=(ask(),))
+    process.start()
+    process.join(10)
+    ended = not process.is_alive()
+    driver.answers.set()
+    process.join(10)
+    assert ended
