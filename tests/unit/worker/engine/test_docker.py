@@ -228,6 +228,10 @@ OURS: dict[str, Call] = {
     "GET /info": lambda it: it.facts(),
     "GET /containers/json": lambda it: it.list_own(),
     "GET /networks": lambda it: it.ensure_network(),
+    "GET /images/json": lambda it: it.image_names(),
+    "GET /volumes": lambda it: it.all_volumes(),
+    "GET /system/df": lambda it: it.volume_sizes(),
+    "GET /events": lambda it: it.watch(lambda: None),
 }
 READS: dict[str, Call] = {
     "GET /info": lambda it: it.facts(),
@@ -273,6 +277,17 @@ async def test_an_engine_that_refuses_what_no_request_is_behind_is_of_no_use(
 ) -> None:
     engine, runtime = both
     engine.answers[asked] = (status, "client version 1.41 is too old")
+    with pytest.raises(EngineUnavailableError):
+        await OURS[asked](runtime)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("asked", OURS)
+async def test_a_full_disk_of_an_engine_that_nobody_asked_for_room_is_no_error_of_its_own(
+    both: Both, asked: str, status: int
+) -> None:
+    engine, runtime = both
+    engine.answers[asked] = (status, "write /var/lib/docker/tmp/x: no space left on device")
     with pytest.raises(EngineUnavailableError):
         await OURS[asked](runtime)
 
