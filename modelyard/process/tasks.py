@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeVar, overload
 
 import structlog
 
@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
+P = ParamSpec("P")
 
 
 class TaskGroup(asyncio.TaskGroup):  # noqa: TID251 - this class corrects it
@@ -121,22 +122,36 @@ async def together(*coroutines: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
     return tuple(task.result() for task in tasks)
 
 
+class _DaemonThreads(concurrent.futures.Executor):
+    """Runs each call in a thread of its own; nobody joins it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def submit(
+        self, fn: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[A]:
+        done: concurrent.futures.Future[A] = concurrent.futures.Future()
+        # Who stops waiting can't cancel it any more: its result is dropped without an error.
+        done.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                done.set_result(fn(*args, **kwargs))
+            except Exception as fault:  # noqa: BLE001 - raised again where the future is awaited
+                done.set_exception(fault)
+
+        threading.Thread(target=run, name=self._name, daemon=True).start()
+        return done
+
+
 def in_daemon_thread(work: Callable[[], A], *, name: str) -> asyncio.Future[A]:
     """Run `work` in a thread of its own, for which the process does not wait when it exits.
 
     The event loop's own threads are few and are joined at exit, so stuck calls would block other
-    work and the exit.
+    work and the exit. Whoever stops waiting leaves `work` running.
     """
-    done: concurrent.futures.Future[A] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except Exception as fault:  # noqa: BLE001 - raised again where the future is awaited
-            done.set_exception(fault)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return asyncio.wrap_future(done)
+    return asyncio.get_running_loop().run_in_executor(_DaemonThreads(name), work)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -120,7 +120,7 @@ async def test_what_no_container_holds_taints_nothing(inventory: DeviceInventory
     assert await taints.before_end("0" * 64, "job") is None
     await taints.update()
     readings = await inventory.read()
-    assert taints.marked(readings) == readings
+    assert taints.shown(readings) == readings
 
 
 if HAS_DRIVER:
@@ -171,7 +171,7 @@ if HAS_DRIVER:
             program.kill()
             await program.wait()
         await taints.after_end(leaving)
-        assert all(one.tainted is None for one in taints.marked(await inventory.read()))
+        assert all(one.tainted is None for one in taints.shown(await inventory.read()))
 
     async def test_a_program_that_does_not_end_taints_its_device_until_it_does(
         monkeypatch: pytest.MonkeyPatch,
@@ -191,7 +191,7 @@ if HAS_DRIVER:
             leaving = await taints.before_end("c", "job")
             assert leaving is not None
             await taints.after_end(leaving)
-            marked = taints.marked(await inventory.read())
+            marked = taints.shown(await inventory.read())
             assert [one.tainted.job_id for one in marked if one.tainted] == ["job"]
         finally:
             program.kill()
@@ -199,6 +199,6 @@ if HAS_DRIVER:
 
         async def free() -> bool:
             await taints.update()
-            return all(one.tainted is None for one in taints.marked(await inventory.read()))
+            return all(one.tainted is None for one in taints.shown(await inventory.read()))
 
         await eventually(free, what="the end of the taint")

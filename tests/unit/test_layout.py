@@ -36,3 +36,16 @@ def test_every_package_says_what_it_is_for() -> None:
     for path in modules():
         if path.name == "__init__.py":
             assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_what_may_hang_runs_in_no_thread_that_is_joined() -> None:
+    """A worker whose driver or file system hangs must be able to exit."""
+    joined = {"to_thread", "run_in_executor"}
+    users = {
+        str(path.relative_to(ROOT))
+        for path in modules()
+        if path.relative_to(ROOT).parts[0] in {"worker", "modelyard"}
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in joined
+    }
+    assert users == {"modelyard/process/tasks.py"}  # in_daemon_thread

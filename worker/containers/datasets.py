@@ -172,10 +172,9 @@ def _check_folder(path: str, roots: Sequence[str], ready_file: str | None) -> _F
     """Check a folder. Blocks, perhaps for ever."""
     try:
         real = Path(os.path.realpath(path))
-        if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-            return _FolderCheck(refused=_OUTSIDE)
-        if not stat.S_ISDIR(real.stat().st_mode):
-            return _FolderCheck(refused="The dataset is not a folder.")
+        refused = _refusal(real, roots)
+        if refused is not None:
+            return _FolderCheck(refused=refused)
         if ready_file is not None:
             if not (real / ready_file).exists():
                 return _FolderCheck(missing=f"{path} has no {ready_file} yet.")
@@ -186,6 +185,19 @@ def _check_folder(path: str, roots: Sequence[str], ready_file: str | None) -> _F
         return _FolderCheck(str(real))
     except OSError as error:
         return _FolderCheck(missing=f"{path}: {error.strerror}.")
+
+
+def _refusal(real: Path, roots: Sequence[str]) -> str | None:
+    """Return why a folder may not be mounted, by its real path; None if it may. May block."""
+    if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+        return _OUTSIDE
+    if not stat.S_ISDIR(real.stat().st_mode):
+        return "The dataset is not a folder."
+    try:
+        str(real).encode()
+    except UnicodeEncodeError:
+        return "The dataset's folder has a name that is not UTF-8."
+    return None
 
 
 def _unavailable(dataset: DatasetSpec, message: str) -> ModelyardError:

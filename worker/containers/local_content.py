@@ -44,6 +44,7 @@ class LocalContentWatch:
         """The running walk: one that never returns keeps its thread until the exit."""
         self._walked_at = float("-inf")
         self._soon = asyncio.Event()
+        self._failing = False
 
     def latest(self) -> LocalContent:
         """Return what the last look has found."""
@@ -54,10 +55,20 @@ class LocalContentWatch:
         self._soon.set()
 
     async def run(self) -> None:
-        """Look every `LOOK_S` seconds, and when something was pulled, until cancelled."""
+        """Look every `LOOK_S` seconds, and when something was pulled, until cancelled.
+
+        A look that fails is logged, once until one succeeds; what was seen last stays.
+        """
         while True:
             self._soon.clear()
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # named boundary: what is only a preference ends nothing else
+                if not self._failing:
+                    log.exception("local_content.failed")
+                self._failing = True
+            else:
+                self._failing = False
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._soon.wait()
@@ -81,19 +92,21 @@ class LocalContentWatch:
         While a walk does not come back, nothing is known of the folders: their share is gone.
         """
         now = asyncio.get_running_loop().time()
-        if self._walk is None:
+        walk = self._walk
+        if walk is None:
             if now - self._walked_at < FOLDERS_S or not self._datasets.roots:
                 return
             self._walked_at = now
             roots = self._datasets.roots
-            self._walk = in_daemon_thread(lambda: folders_in(roots), name="dataset-roots")
+            walk = self._walk = in_daemon_thread(lambda: folders_in(roots), name="dataset-roots")
         try:
             async with asyncio.timeout(WALK_S):
-                self._folders = tuple(await asyncio.shield(self._walk))
+                self._folders = tuple(await asyncio.shield(walk))
         except TimeoutError:
             self._folders = ()
-        else:
-            self._walk = None
+        finally:
+            if walk.done():
+                self._walk = None
 
 
 def folders_in(roots: Sequence[str]) -> list[str]:

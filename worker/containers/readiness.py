@@ -14,7 +14,8 @@ from worker.engine.protocol import (
     ContainerExit,
     ContainerFacts,
     ContainerRuntime,
-    EngineUnavailableError,
+    NoSuchContainerError,
+    RuntimeFaultError,
     StartRefusedError,
 )
 from worker.model_server.client import ModelServer
@@ -112,15 +113,13 @@ def exited(end: ContainerExit) -> ModelyardError:
 
 
 async def exit_error_of(runtime: ContainerRuntime, container_id: str) -> ModelyardError:
-    """Wait until the container exits; return the error that says how.
+    """Wait until the container exits or is gone; return the error that says how.
 
-    Raises `EngineUnavailableError`.
+    Raises `RuntimeFaultError` if the engine can't tell.
     """
     try:
         return exited(await runtime.wait_exit(container_id))
-    except EngineUnavailableError:
-        raise
-    except ModelyardError as error:
+    except NoSuchContainerError as error:
         return error
 
 
@@ -151,9 +150,12 @@ async def _outcome(work: Coroutine[Any, Any, T]) -> T | _Fault:
 
 
 async def _end_of(runtime: ContainerRuntime, container_id: str) -> ModelyardError:
-    """Wait until the container exits; return the error that says how. Retry without an engine."""
+    """Wait until the container exits; return the error that says how.
+
+    Ask again while the engine can't tell.
+    """
     while True:
         try:
             return await exit_error_of(runtime, container_id)
-        except EngineUnavailableError:
+        except RuntimeFaultError:
             await asyncio.sleep(_ENGINE_RETRY_S)

@@ -2,7 +2,7 @@
 
 Each of these containers has one watcher, which waits for its exit at the engine. While the watcher
 waits, what the engine said of the container holds: it runs, at the same address. It holds no longer
-once the container exited, the engine went away, this worker itself is about to stop or remove the
+once the container exited, the engine can't tell, this worker itself is about to stop or remove the
 container, or an inventory shows something else. The next inference then asks the engine again.
 """
 
@@ -14,7 +14,7 @@ from typing import TypeVar
 from modelyard.contract.errors import ModelyardError
 from modelyard.process.tasks import TaskGroup
 from worker.containers.readiness import exit_error_of
-from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
+from worker.engine.protocol import ContainerFacts, ContainerRuntime, RuntimeFaultError
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class RunningContainers:
         while watched.end is None:
             try:
                 watched.end = await exit_error_of(self._runtime, watched.facts.id)
-            except EngineUnavailableError:
+            except RuntimeFaultError:
                 self._drop(watched)
                 if not watched.users:
                     return

@@ -1,8 +1,8 @@
 """Which container holds how much of which device."""
 
-import asyncio
 from collections.abc import Callable, Collection, Mapping
 
+from modelyard.process.tasks import in_daemon_thread
 from worker.devices.cgroups import containers_of
 from worker.devices.protocol import DeviceInventory
 
@@ -26,7 +26,9 @@ class DeviceHolders:
         A device that can't tell is missing. Raises `DevicesUnreadableError`.
         """
         programs = await self._inventory.programs()
-        return await asyncio.to_thread(self._sums, programs, container_id)
+        return await in_daemon_thread(
+            lambda: self._sums(programs, container_id), name="device-programs"
+        )
 
     def _sums(self, programs: Mapping[str, Mapping[int, int]], container_id: str) -> dict[str, int]:
         held: dict[str, int] = {}

@@ -15,7 +15,8 @@ import pynvml
 import structlog
 from pydantic import ValidationError
 
-from modelyard.contract.capacity.offers import MAX_DEVICES, Device, DeviceReading
+from modelyard.contract.capacity.offers import MAX_BYTES, MAX_DEVICES, Device, DeviceReading
+from modelyard.process.tasks import in_daemon_thread
 from worker.devices.protocol import DevicesUnreadableError
 
 log = structlog.get_logger(__name__)
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 ANSWER_S = 5.0
 """Seconds that the driver may take for one answer: a broken GPU can block its calls."""
 _NO_DRIVER = (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)
+_UNUSABLE = (pynvml.NVMLError, ValueError)
+"""The driver has no answer, or one that can't be: its text is not UTF-8, or no message takes it."""
 _LIBRARY = threading.Lock()
 """One thread at a time asks the driver."""
 
@@ -69,13 +72,13 @@ class NvmlDevices:
         async with self._turn:
             if self._asking is not None and not self._asking.done():
                 raise DevicesUnreadableError("the driver has not answered the last question yet")
-            self._asking = asyncio.ensure_future(asyncio.to_thread(_with_library, question))
+            self._asking = in_daemon_thread(lambda: _with_library(question), name="nvml")
             try:
                 async with asyncio.timeout(ANSWER_S):
                     found: tuple[T, ...] = await asyncio.shield(self._asking)
             except TimeoutError as error:
                 raise DevicesUnreadableError("the driver does not answer") from error
-            except pynvml.NVMLError as error:
+            except (*_UNUSABLE, OSError) as error:
                 raise DevicesUnreadableError(str(error)) from error
             return found
 
@@ -102,8 +105,9 @@ def _devices() -> list[_Found]:
             found += [
                 _described(handle, index) for index, handle in enumerate(handles, start=len(found))
             ]
-        except (pynvml.NVMLError, ValidationError) as error:  # the others are not hidden by it
+        except _UNUSABLE as error:  # the others are not hidden by it
             log.debug("device.unusable", index=number, error=str(error)[:200])
+    found = list({one.device.uuid: one for one in found}.values())
     if len(found) > MAX_DEVICES:
         log.warning("devices.too_many", found=len(found), used=MAX_DEVICES)
     return found[:MAX_DEVICES]
@@ -137,31 +141,43 @@ def _described(handle: object, index: int) -> _Found:
 def _readings() -> tuple[DeviceReading, ...]:
     readings: list[DeviceReading] = []
     for one in _devices():
-        with suppress(pynvml.NVMLError):  # it is missing then, and the others are not
+        with suppress(*_UNUSABLE):  # it is missing then, and the others are not
             readings.append(_measured(one))
     return tuple(readings)
 
 
 def _measured(one: _Found) -> DeviceReading:
-    return DeviceReading(
-        uuid=one.device.uuid,
-        memory_used=_memory(one.handle).used,
-        utilisation=_known(lambda: pynvml.nvmlDeviceGetUtilizationRates(one.handle).gpu),
-        temperature_c=_known(
+    """Measure a device; a number that can't be counts as not known.
+
+    Raises `ValidationError` if that is the memory in use.
+    """
+    found = {
+        "uuid": one.device.uuid,
+        "memory_used": _memory(one.handle).used,
+        "utilisation": _known(lambda: pynvml.nvmlDeviceGetUtilizationRates(one.handle).gpu),
+        "temperature_c": _known(
             lambda: pynvml.nvmlDeviceGetTemperatureV(one.handle, pynvml.NVML_TEMPERATURE_GPU)
         ),
-        processes=_known(lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(one.handle))),
-    )
+        "processes": _known(
+            lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(one.handle))
+        ),
+    }
+    try:
+        return DeviceReading.model_validate(found)
+    except ValidationError as error:
+        impossible = {fault["loc"][0] for fault in error.errors()}
+        possible = {name: value for name, value in found.items() if name not in impossible}
+        return DeviceReading.model_validate(possible)
 
 
 def _programs() -> tuple[tuple[str, Mapping[int, int]], ...]:
     found: list[tuple[str, Mapping[int, int]]] = []
     for one in _devices():
-        with suppress(pynvml.NVMLError):  # it is missing then, and the others are not
+        with suppress(*_UNUSABLE):  # it is missing then, and the others are not
             running = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(one.handle)
             taken = {it.pid: it.usedGpuMemory for it in running}
             # The driver has no number where it may not look: all of them or nothing.
-            if all(isinstance(amount, int) for amount in taken.values()):
+            if all(isinstance(it, int) and 0 <= it <= MAX_BYTES for it in taken.values()):
                 found.append((one.device.uuid, taken))
     return tuple(found)
 
@@ -176,7 +192,7 @@ def _memory(handle: object) -> Any:  # noqa: ANN401 - a structure of the library
 
 def _known(measure: Callable[[], int]) -> int | None:
     """Return a measurement; None if this device or its driver does not have it."""
-    with suppress(pynvml.NVMLError):
+    with suppress(*_UNUSABLE):
         return measure()
     return None
 

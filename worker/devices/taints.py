@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from modelyard.contract.capacity.offers import DeviceReading, DeviceTaint
+from modelyard.contract.capacity.offers import (
+    MAX_DEVICES,
+    DeviceReading,
+    DeviceTaint,
+    taints_of,
+)
+from modelyard.process.tasks import in_daemon_thread
 from worker.devices.cgroups import containers_of
 from worker.devices.protocol import DeviceInventory, DevicesUnreadableError
 
@@ -53,7 +59,8 @@ class DeviceTaints:
         self._containers = containers
         self._tainted: dict[tuple[str, str], tuple[Leaving, int]] = {}
         """By device and container: what is still taken, in bytes."""
-        self._told = asyncio.Event()
+        self._untold: dict[str, asyncio.Event] = {}
+        """By device: set once a heartbeat that told of its taint is confirmed, or it is free."""
 
     async def before_end(self, container_id: str, job_id: str) -> Leaving | None:
         """Look what a container holds that is about to end; None if that is nothing, or unknown."""
@@ -68,7 +75,8 @@ class DeviceTaints:
     async def after_end(self, leaving: Leaving) -> None:
         """Return once the memory of a container that has ended is free, or its devices tainted.
 
-        A new taint is told by a heartbeat before this returns, unless none can be sent.
+        A heartbeat that tells of a new taint is confirmed before this returns, unless none can be
+        sent for `TOLD_S` seconds.
         """
         left = await self._left_in_time(leaving)
         for uuid, amount in left.items():
@@ -81,10 +89,11 @@ class DeviceTaints:
             )
             self._tainted[uuid, leaving.container_id] = (leaving, amount)
         if left:
-            self._told.clear()
+            untold = [self._untold.setdefault(uuid, asyncio.Event()) for uuid in left]
             try:
                 async with asyncio.timeout(TOLD_S):
-                    await self._told.wait()
+                    for told in untold:
+                        await told.wait()
             except TimeoutError:
                 log.info("device.taint_not_told", job_id=leaving.job_id)
 
@@ -101,14 +110,22 @@ class DeviceTaints:
                 continue
             del self._tainted[uuid, container_id]
             log.info("device.untainted", uuid=uuid, job_id=leaving.job_id)
+        self._end_waits(self._untold.keys() - {uuid for uuid, _ in self._tainted})
 
-    def marked(self, readings: Iterable[DeviceReading]) -> tuple[DeviceReading, ...]:
-        """Return readings for a heartbeat, which tells of the taints; see `shown`."""
-        self._told.set()
-        return self.shown(readings)
+    def record_told(self, readings: Iterable[DeviceReading]) -> None:
+        """Record that a heartbeat with these readings was confirmed."""
+        self._end_waits(taints_of(readings))
+
+    def _end_waits(self, uuids: Iterable[str]) -> None:
+        for uuid in uuids:
+            if uuid in self._untold:
+                self._untold.pop(uuid).set()
 
     def shown(self, readings: Iterable[DeviceReading]) -> tuple[DeviceReading, ...]:
-        """Return readings with the taints, also of devices that were not read."""
+        """Return readings with the taints, also of devices that were not read.
+
+        There are at most `MAX_DEVICES`, tainted devices first.
+        """
         taints: dict[str, DeviceTaint] = {}
         for (uuid, _), (leaving, amount) in self._tainted.items():
             before = taints[uuid].memory if uuid in taints else 0
@@ -117,7 +134,8 @@ class DeviceTaints:
         for uuid, taint in taints.items():
             reading = found.get(uuid) or DeviceReading(uuid=uuid, memory_used=taint.memory)
             found[uuid] = reading.model_copy(update={"tainted": taint})
-        return tuple(found.values())
+        tainted_first = sorted(found.values(), key=lambda one: one.tainted is None)
+        return tuple(tainted_first[:MAX_DEVICES])
 
     async def _left_in_time(self, leaving: Leaving) -> dict[str, int]:
         """Return what is still taken after `within_s` seconds; nothing if it became free before."""
@@ -155,7 +173,9 @@ class DeviceTaints:
         # What ends in between counts as nobody's for a moment, and what begins the other way.
         used = {one.uuid: one.memory_used for one in await self._inventory.read()}
         programs = await self._inventory.programs()
-        return await asyncio.to_thread(self._sums, used, programs, container_id)
+        return await in_daemon_thread(
+            lambda: self._sums(used, programs, container_id), name="device-programs"
+        )
 
     def _sums(
         self,

@@ -1,6 +1,7 @@
 """Measures the host's devices again and again, for the heartbeats."""
 
 import asyncio
+from collections.abc import Iterable
 
 import structlog
 
@@ -26,16 +27,15 @@ class DeviceWatch:
         self._measured: tuple[DeviceReading, ...] = ()
 
     def latest(self) -> tuple[DeviceReading, ...]:
-        """Return the last measurements for a heartbeat: none while devices can't be measured.
+        """Return the last measurements: none while devices can't be measured.
 
         A tainted device is among them in any case.
         """
-        return self._taints.marked(self._measured)
-
-    @property
-    def measured(self) -> tuple[DeviceReading, ...]:
-        """The same as `latest`, for others than heartbeats: it tells nobody of a taint."""
         return self._taints.shown(self._measured)
+
+    def record_told(self, readings: Iterable[DeviceReading]) -> None:
+        """Record that a heartbeat with these measurements was confirmed."""
+        self._taints.record_told(readings)
 
     async def found(self) -> tuple[Device, ...]:
         """Return the host's devices; none, and a log line, if they can't be found in time."""

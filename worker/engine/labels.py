@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from modelyard.contract.ids import ID_PATTERN
+
 NAME_PREFIX = "modelyard"
 NAME_PREFIXES = re.compile(r"modelyard(\.[a-z0-9_]{1,16})?")
 """What a container's name may begin with. Workers of installations that share an engine have
@@ -22,6 +24,9 @@ LEASE = "modelyard.lease"
 DISK = "modelyard.disk"
 PREFIX = "modelyard.prefix"
 STRICT = "strict"
+
+MAX_GENERATION = (1 << 63) - 1
+MAX_PORT = 65_535
 
 
 def container_name(job_id: str, generation: int, prefix: str = NAME_PREFIX) -> str:
@@ -114,4 +119,13 @@ class ContainerLabels:
         except (KeyError, ValueError):
             return None
         ours = parsed.name == name and NAME_PREFIXES.fullmatch(parsed.prefix)
-        return parsed if ours else None
+        return parsed if ours and parsed.could_be_made else None
+
+    @property
+    def could_be_made(self) -> bool:
+        """True if job, generation and port are such as a worker sets."""
+        return (
+            re.fullmatch(ID_PATTERN, self.job_id) is not None
+            and 1 <= self.generation <= MAX_GENERATION
+            and (self.port is None or 1 <= self.port <= MAX_PORT)
+        )

@@ -203,8 +203,9 @@ class ContainerRuntime(Protocol):
     """A container engine.
 
     Every method may raise `EngineUnavailableError`. Methods with an argument that comes from a
-    request (an image, a volume, a container) may also raise `EngineRefusedError`; repeating the
-    call does not help then. Methods that pull, create and start may raise `DiskFullError`.
+    request (an image, a volume, a container) may also raise `EngineRefusedError`, and repeating the
+    call does not help then; and `DiskFullError`, above all those that pull, create and start.
+    `list_own` and the methods without such an argument raise nothing else.
     """
 
     async def ping(self) -> None:

@@ -36,6 +36,8 @@ class HeartbeatSender:
         stuck_s: Callable[[], float],
         compose: Callable[[], Heartbeat],
     ) -> None:
+        self.on_confirmed: Callable[[Heartbeat], None] = lambda _: None
+        """Called with each heartbeat that the broker has confirmed."""
         self._channel = channel
         self._runtime = runtime
         self._lease = lease
@@ -81,8 +83,10 @@ class HeartbeatSender:
             return "the lease is lost"
         sent_at = self._lease.clock()
         try:
-            await self._channel.publish_heartbeat(self._compose())
+            heartbeat = self._compose()
+            await self._channel.publish_heartbeat(heartbeat)
         except BrokerUnavailableError:
             return "the broker does not answer"
         self._lease.renew(sent_at)
+        self.on_confirmed(heartbeat)
         return None

@@ -18,7 +18,7 @@ class HostOffer:
     @property
     def readings(self) -> tuple[DeviceReading, ...]:
         """The last measurement of each device, with its taint; for looking at them."""
-        return self._devices.measured
+        return self._devices.latest()
 
     async def online(
         self, engine: EngineFacts, inventory: Sequence[InventoryItem], *, begun_known: bool
@@ -43,3 +43,7 @@ class HostOffer:
             running=running,
             devices=self._devices.latest(),
         )
+
+    def record_told(self, heartbeat: Heartbeat) -> None:
+        """Record that a heartbeat was confirmed."""
+        self._devices.record_told(heartbeat.devices)

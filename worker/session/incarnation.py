@@ -184,6 +184,7 @@ class Incarnation:
             stuck_s=lambda: self._reporter.stuck_s,
             compose=self._heartbeat,
         )
+        heartbeat.on_confirmed = parts.offer.record_told
         relist = InventoryLoop(
             runtime=parts.runtime,
             builder=self._builder,

@@ -3,6 +3,7 @@
 It is a preference of placement and never a promise: an image may be removed a moment later.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -14,6 +15,10 @@ MOST_CHARACTERS = 16 << 10
 """Characters of all names of images, and of all datasets."""
 MAX_NAME = 600
 """Characters of one: an image's name in the catalog has at most 512, and gets its registry."""
+
+_TELLABLE = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_NAME}}}")
+"""A file's name that is not UTF-8 has surrogates in Python, which no message can carry; and no
+entry of the catalog has control characters."""
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME)]
 Names = Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES)]
@@ -33,13 +38,17 @@ class LocalContent(BaseModel):
 
 
 def within_bounds(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the first of some names, as many as a host may tell of; each of them once."""
+    """Return the first of some names, as many as a host may tell of; each of them once.
+
+    A name that is too long, that is not UTF-8 or that has control characters is left out.
+    """
     kept: dict[str, None] = {}
     characters = 0
     for name in names:
-        characters += 0 if name in kept else len(name)
+        if name in kept or _TELLABLE.fullmatch(name) is None:
+            continue
+        characters += len(name)
         if characters > MOST_CHARACTERS or len(kept) == MOST_NAMES:
             break
-        if 0 < len(name) <= MAX_NAME:
-            kept[name] = None
+        kept[name] = None
     return tuple(kept)

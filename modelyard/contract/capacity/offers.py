@@ -9,8 +9,11 @@ MAX_DEVICES = 64
 MILLI = 1_000
 """Processors are counted in thousandths: whole numbers add up exactly."""
 
-Bytes = Annotated[int, Field(ge=0, le=1 << 50)]
-Cpus = Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)]
+MAX_BYTES = 1 << 50
+MAX_CPUS = 100_000
+
+Bytes = Annotated[int, Field(ge=0, le=MAX_BYTES)]
+Cpus = Annotated[float, Field(ge=0, le=MAX_CPUS, allow_inf_nan=False)]
 DeviceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_:/-]{0,127}$")]
 """A device's uuid as its driver names it, such as `GPU-8f2c...`. It is a key in MongoDB documents,
 so it has no dot."""

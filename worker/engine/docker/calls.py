@@ -74,10 +74,11 @@ async def deadline(what: str, seconds: float, *, internal: bool = False) -> Asyn
     """Limit the calls inside to `seconds`, because aiodocker has no timeouts of its own.
 
     Raises `EngineUnavailableError` if the engine does not answer in time, fails, or sends an answer
-    that can't be parsed. A refusal (4xx) that the code inside does not handle becomes an
-    `EngineRefusedError`: the request is at fault. Set `internal` for calls without any argument
-    from a request: an engine that refuses such a call is as useless as one that is away, so the
-    refusal becomes `EngineUnavailableError` too.
+    that can't be parsed; what is made of the answer belongs inside, too. A refusal (4xx) that the
+    code inside does not handle becomes an `EngineRefusedError`: the request is at fault. A full
+    disk becomes a `DiskFullError`. Set `internal` for calls without any argument from a request:
+    an engine that can't do even these is as useless as one that is away, so nothing but
+    `EngineUnavailableError` is raised.
     """
     limit = asyncio.timeout(seconds)
     try:
@@ -89,7 +90,7 @@ async def deadline(what: str, seconds: float, *, internal: bool = False) -> Asyn
         message = f"Docker did not answer within {seconds:g} s (tried to {what})."
         raise EngineUnavailableError(message) from error
     except DockerError as error:
-        if disk_is_full(error.message):
+        if disk_is_full(error.message) and not internal:
             raise DiskFullError(f"Docker failed to {what}: {error.message}") from error
         if is_refusal(error) and not internal:
             raise EngineRefusedError(f"Docker refused to {what}: {error.message}") from error

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_pascal
 
+from modelyard.contract.capacity.offers import MAX_CPUS, Bytes
 from modelyard.contract.messages import EngineFacts
 from worker.engine.labels import ContainerLabels
 from worker.engine.plan import ImageFacts
@@ -146,8 +147,8 @@ class ContainerDocument(_Document):
 class _MemoryStats(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    usage: int = 0
-    max_usage: int | None = None
+    usage: Bytes = 0
+    max_usage: Bytes | None = None
     """Not set under control groups version 2."""
     stats: dict[str, int] = Field(default_factory=dict)
 
@@ -275,8 +276,8 @@ class InfoDocument(_Document):
     """`GET /info`."""
 
     operating_system: str = ""
-    ncpu: int = Field(default=0, alias="NCPU")
-    mem_total: int = 0
+    ncpu: int = Field(default=0, alias="NCPU", ge=0, le=MAX_CPUS)
+    mem_total: Bytes = 0
     driver: str = ""
     driver_status: tuple[tuple[str, ...], ...] | None = None
 
@@ -321,9 +322,11 @@ class PullProgress:
 
     def take(self, line: PullLine) -> bool:
         """Add one line; return whether it changed the sums."""
-        detail = line.progress_detail
-        if line.status == "Downloading" and detail is not None and detail.total:
-            self._layers[line.id] = (min(detail.current or 0, detail.total), detail.total)
+        detail = line.progress_detail or _LayerBytes()
+        current, total = detail.current or 0, detail.total or 0
+        # The engine tells a negative total if it resumes a download whose size it does not know.
+        if line.status == "Downloading" and total > 0:
+            self._layers[line.id] = (min(max(current, 0), total), total)
             return True
         if line.status in {"Download complete", "Pull complete"} and line.id in self._layers:
             total = self._layers[line.id][1]

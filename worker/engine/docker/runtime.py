@@ -18,6 +18,7 @@ from aiodocker.exceptions import DockerError
 
 from modelyard.contract.catalog.images import full_reference
 from modelyard.contract.messages import EngineFacts
+from modelyard.process.tasks import in_daemon_thread
 from worker.engine.docker.calls import (
     CALL_S,
     CONFLICT,
@@ -113,8 +114,9 @@ class DockerRuntime:
         async with deadline("describe itself", CALL_S, internal=True):
             version = VersionDocument.model_validate(await self._docker.version())
             info = InfoDocument.model_validate(await self._docker.system.info())
+            facts = engine_facts(version, info)
         self._may_limit_root = info.may_limit_root and not self._refused_root_limit
-        return engine_facts(version, info)
+        return facts
 
     async def ensure_network(self) -> None:
         async with deadline("create the job network", CALL_S, internal=True):
@@ -160,7 +162,7 @@ class DockerRuntime:
     async def image_names(self) -> list[str]:
         async with deadline("list images", CALL_S, internal=True):
             found = await self._docker.images.list()
-        listed = [ListedImageDocument.model_validate(one) for one in found]
+            listed = [ListedImageDocument.model_validate(one) for one in found]
         listed.sort(key=lambda one: -one.created)
         return [full_reference(name) for one in listed for name in one.names]
 
@@ -189,7 +191,7 @@ class DockerRuntime:
     async def all_volumes(self) -> dict[str, VolumeFacts]:
         async with deadline("list volumes", CALL_S, internal=True):
             answer = await self._docker._query_json("volumes")  # noqa: SLF001 - no wrapper object
-        found = VolumesDocument.model_validate(answer).volumes or ()
+            found = VolumesDocument.model_validate(answer).volumes or ()
         return {one.name: one.facts() for one in found}
 
     async def written(self, container_id: str) -> int:
@@ -214,7 +216,9 @@ class DockerRuntime:
         if stats.memory_stats.usage and stats.memory_stats.max_usage is None:
             async with self._container(container_id, "inspect", MEMORY_S) as container:
                 document = ContainerDocument.model_validate(await container.show())
-            peak = await asyncio.to_thread(peak_of, document.id, document.state.pid)
+            peak = await in_daemon_thread(
+                lambda: peak_of(document.id, document.state.pid), name="memory-peak"
+            )
         return reading_of(stats, peak)
 
     async def create(self, plan: ContainerPlan) -> str:

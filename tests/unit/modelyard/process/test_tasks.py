@@ -1,13 +1,14 @@
 """Groups of tasks leave their parent as cancelled as it was."""
 
 import asyncio
+import threading
 
 import pytest
 from structlog.testing import capture_logs
 
 from modelyard.broker.connection_loss import losses
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
-from modelyard.process.tasks import TaskGroup, together, unending
+from modelyard.process.tasks import TaskGroup, in_daemon_thread, together, unending
 
 
 async def fails() -> None:
@@ -141,3 +142,28 @@ async def test_a_cancelled_group_is_cancelled() -> None:
     waiting.cancel()
     await asyncio.wait((waiting,))
     assert waiting.cancelled()
+
+
+async def test_a_thread_that_nobody_waits_for_any_more_ends_without_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faults: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", faults.append)
+    may_end, began = threading.Event(), threading.Event()
+
+    def work() -> threading.Thread:
+        thread = threading.current_thread()
+        threads.append(thread)
+        began.set()
+        may_end.wait(20)
+        return thread
+
+    threads: list[threading.Thread] = []
+    waiting = in_daemon_thread(work, name="test")
+    assert began.wait(20)
+    assert waiting.cancel()
+    await asyncio.sleep(0)  # the cancellation arrives
+    may_end.set()
+    threads[0].join(20)
+    assert not threads[0].is_alive()
+    assert faults == []

@@ -68,6 +68,13 @@ async def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     assert await code_of(at(tmp_path / "root"), asked) is ErrorCode.DATASET_REFUSED
 
 
+async def test_a_link_to_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    real = filled(tmp_path / "root" / os.fsdecode(b"caf\xe9"))
+    (tmp_path / "root" / "link").symlink_to(real)
+    asked = tmp_path / "root" / "link"
+    assert await code_of(at(tmp_path / "root"), asked) is ErrorCode.DATASET_REFUSED
+
+
 async def test_a_sibling_that_begins_like_the_root_is_refused(tmp_path: Path) -> None:
     filled(tmp_path / "root")
     asked = filled(tmp_path / "root2")

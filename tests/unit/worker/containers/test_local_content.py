@@ -1,10 +1,12 @@
 """What a worker tells that its host has: never more than it may run or mount, and bounded."""
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from modelyard.contract.capacity.local_content import (
     MAX_NAME,
@@ -95,6 +97,59 @@ async def test_folders_of_a_share_that_never_answers_are_not_told_and_hold_nothi
     assert await eventually(seen)
 
 
+async def test_a_folder_whose_name_no_message_can_carry_is_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    inside = filled(root / "a")
+    filled(root / os.fsdecode(b"caf\xe9"))
+    filled(root / "line\nbreak")
+    harness = VerbHarness(dataset_roots=(str(root),))
+    await watch_of(harness).look()
+    assert watch_of(harness).latest().datasets == (str(root), inside)
+
+
+async def test_a_look_that_fails_is_logged_once_and_another_one_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_content, "LOOK_S", 0.0)
+    harness = VerbHarness()
+    names, failures = harness.runtime.image_names, 0
+
+    async def odd() -> list[str]:
+        nonlocal failures
+        failures += 1
+        if failures < 3:
+            raise ValueError("nobody has thought of that")
+        return await names()
+
+    monkeypatch.setattr(harness.runtime, "image_names", odd)
+    with capture_logs() as logs:
+        async with asyncio.timeout(20), TaskGroup() as tasks:
+            running = tasks.create_task(watch_of(harness).run())
+
+            async def seen() -> bool:
+                return bool(watch_of(harness).latest().images)
+
+            assert await eventually(seen)
+            running.cancel()
+    assert [log["event"] for log in logs] == ["local_content.failed"]
+
+
+async def test_after_a_walk_that_failed_there_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk(_: list[str]) -> list[str]:
+        raise ValueError("nobody has thought of that")
+
+    monkeypatch.setattr(local_content, "FOLDERS_S", 0.0)
+    harness = VerbHarness(dataset_roots=(filled(tmp_path / "root"),))
+    with monkeypatch.context() as patch:
+        patch.setattr(local_content, "folders_in", walk)
+        with pytest.raises(ValueError, match="nobody"):
+            await watch_of(harness).look()
+    await watch_of(harness).look()
+    assert watch_of(harness).latest().datasets == (str(tmp_path / "root"),)
+
+
 async def test_what_was_seen_last_stays_while_the_engine_is_away() -> None:
     harness = VerbHarness()
     await watch_of(harness).look()
@@ -134,4 +189,5 @@ def test_no_more_names_are_told_than_there_is_room_for() -> None:
     assert len(within_bounds(map(str, range(10_000)))) == MOST_NAMES
     long = [f"{number:03}".ljust(500, "x") for number in range(100)]
     assert sum(map(len, within_bounds(long))) <= MOST_CHARACTERS
-    assert within_bounds(["x" * (MAX_NAME + 1), "", "y"]) == ("y",)
+    odd = ["x" * (MAX_NAME + 1), "", "\udce9", "\x1b[2J", "y" * MOST_CHARACTERS]
+    assert within_bounds([*odd, "café", "数据 集"]) == ("café", "数据 集")

@@ -13,13 +13,18 @@ from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.runtime import FakeRuntime
 from tests.support.waiting import eventually
-from tests.support.worker.harness import VerbHarness, model
+from tests.support.worker.harness import HOST, VerbHarness, model
+from worker.containers import readiness
 from worker.containers.running import RunningContainers
 from worker.engine.protocol import (
     Address,
     ContainerExit,
     ContainerFacts,
+    DiskFullError,
+    EngineRefusedError,
     EngineUnavailableError,
+    NoSuchContainerError,
+    RuntimeFaultError,
 )
 
 CREATE, LOAD, INFER, UNLOAD = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.DEPLOY_UNLOAD
@@ -141,11 +146,18 @@ async def test_a_timeout_of_the_work_itself_stays_one() -> None:
         assert is_kept(harness)
 
 
-async def test_nothing_is_kept_while_the_engine_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+CAN_NOT_TELL = (EngineUnavailableError, EngineRefusedError, DiskFullError)
+"""What an engine may answer to a wait without a word on the container."""
+
+
+@pytest.mark.parametrize("answer", CAN_NOT_TELL)
+async def test_nothing_is_kept_while_the_engine_can_not_tell(
+    monkeypatch: pytest.MonkeyPatch, answer: type[RuntimeFaultError]
+) -> None:
     async with loaded() as harness:
 
         async def away(_: str) -> ContainerExit:
-            raise EngineUnavailableError
+            raise answer
 
         monkeypatch.setattr(harness.runtime, "wait_exit", away)
         await infers(harness)
@@ -153,6 +165,57 @@ async def test_nothing_is_kept_while_the_engine_is_away(monkeypatch: pytest.Monk
         monkeypatch.undo()
         await infers(harness)
         assert is_kept(harness)
+
+
+@pytest.mark.parametrize("answer", CAN_NOT_TELL)
+async def test_work_goes_on_while_the_engine_can_not_tell(
+    monkeypatch: pytest.MonkeyPatch, answer: type[RuntimeFaultError]
+) -> None:
+    monkeypatch.setattr("worker.containers.running.EXIT_GRACE_S", 0.0)
+    monkeypatch.setattr("worker.containers.running._ENGINE_RETRY_S", 0.0)
+    async with loaded() as harness:
+        asked = 0
+        asked_again = asyncio.Event()
+
+        async def away(_: str) -> ContainerExit:
+            nonlocal asked
+            asked += 1
+            if asked > 2:
+                asked_again.set()
+            raise answer
+
+        monkeypatch.setattr(harness.runtime, "wait_exit", away)
+        facts = await harness.runtime.inspect(harness.container.id)
+        running(harness).forget(facts.id)
+        running(harness).keep(facts)
+        assert await running(harness).work_in(facts, asked_again.wait())
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("answer", CAN_NOT_TELL)
+async def test_what_the_engine_can_not_tell_is_not_taken_for_an_exit(
+    monkeypatch: pytest.MonkeyPatch, answer: type[RuntimeFaultError]
+) -> None:
+    monkeypatch.setattr(readiness, "_ENGINE_RETRY_S", 0.0)
+    runtime, asked_again = FakeRuntime(host_id=HOST), asyncio.Event()
+    asked, gone = 0, False
+
+    async def wait(_: str) -> ContainerExit:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            asked_again.set()
+        raise NoSuchContainerError if gone else answer
+
+    async def work() -> str:
+        await asked_again.wait()
+        return "done"
+
+    monkeypatch.setattr(runtime, "wait_exit", wait)
+    assert await readiness.while_running(runtime, "c", work()) == "done"
+    gone = True
+    with pytest.raises(NoSuchContainerError):
+        await readiness.while_running(runtime, "c", asyncio.Event().wait())
 
 
 async def test_what_an_inventory_shows_otherwise_is_forgotten() -> None:

@@ -1,5 +1,6 @@
 """What is made of a driver's answers: MIG instances, devices that are lost, drivers that hang."""
 
+import asyncio
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ class Gpu:
     mig: bool = False
     knows_mig: bool = True
     knows_load: bool = True
+    load: int = 37
+    temperature: int = 51
+    name: bytes = b"NVIDIA H100"
     lost: bool = False
     taken: dict[int, int | None] = field(default_factory=lambda: {1: GIB // 2, 2: GIB // 2})
     """Bytes by process id; None where the driver may not look."""
@@ -81,8 +85,8 @@ class Driver:
     def nvmlDeviceGetUUID(self, gpu: Gpu) -> str:  # noqa: N802
         return gpu.uuid
 
-    def nvmlDeviceGetName(self, gpu: Gpu) -> bytes:  # noqa: ARG002, N802
-        return b"NVIDIA H100"
+    def nvmlDeviceGetName(self, gpu: Gpu) -> str:  # noqa: N802
+        return gpu.name.decode()
 
     def nvmlDeviceGetMemoryInfo(self, gpu: Gpu, version: int | None = None) -> Any:  # noqa: N802
         if version is None:
@@ -96,12 +100,12 @@ class Driver:
     def nvmlDeviceGetUtilizationRates(self, gpu: Gpu) -> Any:  # noqa: N802
         if not gpu.knows_load:
             raise NOT_SUPPORTED
-        return SimpleNamespace(gpu=37, memory=5)
+        return SimpleNamespace(gpu=gpu.load, memory=5)
 
     def nvmlDeviceGetTemperatureV(self, gpu: Gpu, sensor: int) -> int:  # noqa: ARG002, N802
         if not gpu.knows_load:
             raise NOT_SUPPORTED
-        return 51
+        return gpu.temperature
 
     def nvmlDeviceGetComputeRunningProcesses_v3(self, gpu: Gpu) -> list[Any]:  # noqa: N802
         return [SimpleNamespace(pid=pid, usedGpuMemory=amount) for pid, amount in gpu.taken.items()]
@@ -199,3 +203,56 @@ async def test_a_device_that_does_not_tell_what_each_program_takes_is_left_out(
 ) -> None:
     driver.gpus = [Gpu("GPU-a", taken={1: GIB, 2: None}), Gpu("GPU-b"), Gpu("GPU-c", lost=True)]
     assert list(await NvmlDevices().programs()) == ["GPU-b"]
+
+
+async def test_a_number_that_can_not_be_counts_as_not_known(driver: Driver) -> None:
+    driver.gpus = [Gpu("GPU-a", load=(1 << 32) - 1, temperature=-300)]
+    reading = DeviceReading(uuid="GPU-a", memory_used=GIB, processes=2)
+    assert await NvmlDevices().read() == (reading,)
+
+
+async def test_a_device_whose_memory_can_not_be_hides_no_other(driver: Driver) -> None:
+    driver.gpus = [Gpu("GPU-a", used=-1), Gpu("GPU-b")]
+    devices = NvmlDevices()
+    assert [one.uuid for one in await devices.read()] == ["GPU-b"]
+    driver.gpus[0] = Gpu("GPU-a", taken={1: -1})
+    assert list(await devices.programs()) == ["GPU-b"]
+    driver.gpus[0] = Gpu("GPU-a", taken={1: 1 << 60})
+    assert list(await devices.programs()) == ["GPU-b"]
+
+
+async def test_a_device_whose_name_is_no_text_hides_no_other(driver: Driver) -> None:
+    driver.gpus = [Gpu("GPU-a", name=b"\xff"), Gpu("GPU-b")]
+    assert [one.uuid for one in await NvmlDevices().found()] == ["GPU-b"]
+
+
+async def test_a_device_that_the_driver_names_twice_is_one(driver: Driver) -> None:
+    driver.gpus = [Gpu("GPU-a"), Gpu("GPU-a"), Gpu("GPU-b")]
+    assert [one.uuid for one in await NvmlDevices().found()] == ["GPU-a", "GPU-b"]
+
+
+async def test_an_answer_that_is_none_is_not_taken_for_a_host_without_devices(
+    driver: Driver,
+) -> None:
+    driver.failure = ValueError("not UTF-8")
+    with pytest.raises(DevicesUnreadableError, match="not UTF-8"):
+        await NvmlDevices().read()
+
+
+def test_a_driver_that_hangs_does_not_keep_a_process_from_its_end(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "ANSWER_S", 0.01)
+    driver.answers.clear()
+
+    async def ask() -> None:
+        with suppress(DevicesUnreadableError):
+            await NvmlDevices().read()
+
+    process = threading.Thread(target=asyncio.run, args=(ask(),))
+    process.start()
+    process.join(10)
+    ended = not process.is_alive()
+    driver.answers.set()
+    process.join(10)
+    assert ended

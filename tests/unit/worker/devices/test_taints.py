@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from modelyard.contract.capacity.offers import DeviceTaint
+from modelyard.contract.capacity.offers import MAX_DEVICES, DeviceTaint
 from tests.fakes.devices import GIB, FakeDevices, devices
 from tests.support.waiting import eventually
 from worker.devices import taints as module
@@ -40,7 +40,7 @@ class Host:
 
     async def marks(self) -> dict[str, DeviceTaint]:
         """Return the taints as a heartbeat would tell them."""
-        marked = self.taints.marked(await self.inventory.read())
+        marked = self.taints.shown(await self.inventory.read())
         return {one.uuid: one.tainted for one in marked if one.tainted is not None}
 
 
@@ -118,7 +118,7 @@ async def test_of_a_device_that_can_not_be_asked_nothing_is_claimed(host: Host) 
     host.inventory.broken = "the driver does not answer"
     assert await host.taints.before_end(OURS, "job-1") is None
     await host.taints.after_end(leaving)
-    assert host.taints.marked(()) == ()
+    assert host.taints.shown(()) == ()
 
 
 async def test_a_taint_lasts_while_its_device_can_not_be_asked(host: Host) -> None:
@@ -126,28 +126,55 @@ async def test_a_taint_lasts_while_its_device_can_not_be_asked(host: Host) -> No
     host.end()
     host.inventory.broken = "the driver does not answer"
     await host.taints.update()
-    (told,) = host.taints.marked(())
+    (told,) = host.taints.shown(())
     assert (told.uuid, told.tainted) == (A, DeviceTaint(memory=4 * GIB, job_id="job-1"))
     host.inventory.broken = None
     await host.taints.update()
-    assert host.taints.marked(()) == ()
+    assert host.taints.shown(()) == ()
 
 
-async def test_a_new_taint_is_told_before_the_container_counts_as_gone(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TOLD_S", 10.0)
-    host.taints.marked(())  # an earlier heartbeat
+async def tainting(host: Host) -> asyncio.Task[None]:
+    """Return what waits until the new taint of a device is told."""
     after = asyncio.create_task(host.taints.after_end(await host.leaving()))
 
     async def tainted() -> bool:
         return bool(host.taints._tainted)
 
     await eventually(tainted, what="the taint")
-    assert not after.done()
-    assert await host.marks()
+    return after
+
+
+async def test_a_container_counts_as_gone_once_a_heartbeat_has_told_of_its_taint(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOLD_S", 10.0)
+    earlier = host.taints.shown(await host.inventory.read())
+    after = await tainting(host)
+    composed = host.taints.shown(await host.inventory.read())
+    host.taints.record_told(earlier)
+    assert (await asyncio.wait((after,), timeout=0.01))[1] == {after}
+    host.taints.record_told(composed)
     async with asyncio.timeout(5):
         await after
+
+
+async def test_a_taint_that_has_ended_need_not_be_told(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOLD_S", 10.0)
+    after = await tainting(host)
+    host.end()
+    await host.taints.update()
+    async with asyncio.timeout(5):
+        await after
+
+
+async def test_tainted_devices_go_before_others_if_there_are_too_many(host: Host) -> None:
+    await host.taints.after_end(await host.leaving())
+    readings = await FakeDevices(devices(*[GIB] * (MAX_DEVICES + 1))).read()
+    shown = host.taints.shown(one for one in readings if one.uuid != A)
+    assert len(shown) == MAX_DEVICES
+    assert shown[0].uuid == A
 
 
 async def test_declared_devices_are_never_tainted() -> None:

@@ -228,6 +228,10 @@ OURS: dict[str, Call] = {
     "GET /info": lambda it: it.facts(),
     "GET /containers/json": lambda it: it.list_own(),
     "GET /networks": lambda it: it.ensure_network(),
+    "GET /images/json": lambda it: it.image_names(),
+    "GET /volumes": lambda it: it.all_volumes(),
+    "GET /system/df": lambda it: it.volume_sizes(),
+    "GET /events": lambda it: it.watch(lambda: None),
 }
 READS: dict[str, Call] = {
     "GET /info": lambda it: it.facts(),
@@ -235,6 +239,8 @@ READS: dict[str, Call] = {
     f"GET /containers/{ID}/json": lambda it: it.inspect(ID),
     f"GET /containers/{ID}/logs": lambda it: it.stdout_tail(ID, max_bytes=1),
     "GET /networks": lambda it: it.ensure_network(),
+    "GET /images/json": lambda it: it.image_names(),
+    "GET /volumes": lambda it: it.all_volumes(),
 }
 MORE: dict[str, Call] = {
     f"GET /containers/{ID}/archive": lambda it: it.read_file(ID, "/x", max_bytes=1),
@@ -277,6 +283,49 @@ async def test_an_engine_that_refuses_what_no_request_is_behind_is_of_no_use(
         await OURS[asked](runtime)
 
 
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("asked", OURS)
+async def test_a_full_disk_of_an_engine_that_nobody_asked_for_room_is_no_error_of_its_own(
+    both: Both, asked: str, status: int
+) -> None:
+    engine, runtime = both
+    engine.answers[asked] = (status, "write /var/lib/docker/tmp/x: no space left on device")
+    with pytest.raises(EngineUnavailableError):
+        await OURS[asked](runtime)
+
+
+@pytest.mark.parametrize("odd", [{"MemTotal": -1}, {"MemTotal": 1 << 60}, {"NCPU": -1}])
+async def test_numbers_of_an_engine_that_no_message_takes_are_an_engine_unavailable(
+    both: Both, odd: dict[str, int]
+) -> None:
+    engine, runtime = both
+    engine.answers["GET /info"] = odd
+    with pytest.raises(EngineUnavailableError, match="can't be read"):
+        await runtime.facts()
+
+
+async def test_memory_of_a_container_that_no_message_takes_is_an_engine_unavailable(
+    both: Both,
+) -> None:
+    engine, runtime = both
+    stats = {"memory_stats": {"usage": (1 << 64) - 1, "max_usage": 1}}
+    engine.answers[f"GET /containers/{ID}/stats"] = stats
+    with pytest.raises(EngineUnavailableError, match="can't be read"):
+        await runtime.memory(ID)
+
+
+async def test_a_download_whose_size_is_not_known_does_not_end_the_pull(both: Both) -> None:
+    engine, runtime = both
+    line = {"status": "Downloading", "id": "a", "progressDetail": {"current": 9, "total": -5}}
+
+    async def pulled(_: web.Request) -> web.Response:
+        engine.answers["GET /images/x.example/x:1/json"] = {}
+        return web.Response(text=json.dumps(line) + "\r\n")
+
+    engine.answers[PULL] = pulled
+    await CALLS[PULL](runtime)
+
+
 async def test_a_pull_whose_name_is_refused_asks_no_registry_again(both: Both) -> None:
     engine, runtime = both
     engine.answers[PULL] = (400, "invalid reference format: repository name must be lowercase")
@@ -305,6 +354,23 @@ async def test_labels_without_the_name_that_belongs_to_them_are_not_ours(both: B
         engine.answers[f"GET /containers/{container_id}/json"] = one
     assert [facts.id for facts in await runtime.list_own()] == [ours]
     assert (await runtime.inspect(theirs)).labels is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ContainerLabels("host-1", "job", "operation", -5, "spec"),
+        ContainerLabels("host-1", "job", "operation", 1 << 63, "spec"),
+        ContainerLabels("host-1", "job", "operation", 1, "spec", port=1 << 16),
+        ContainerLabels("host-1", "j" * 129, "operation", 1, "spec"),
+    ],
+)
+async def test_labels_that_no_worker_sets_are_not_ours(both: Both, odd: ContainerLabels) -> None:
+    engine, runtime = both
+    one = {**document(), "Name": f"/{odd.name}", "Config": {"Labels": odd.as_labels()}}
+    engine.answers["GET /containers/json"] = [{"Id": ID}]
+    engine.answers[f"GET /containers/{ID}/json"] = one
+    assert await runtime.list_own() == []
 
 
 @pytest.mark.parametrize("answer", [(200, "<html>"), [1], "{"])

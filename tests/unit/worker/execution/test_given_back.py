@@ -227,7 +227,7 @@ async def test_device_memory_that_is_kept_ends_the_container(gpu: WithGpu) -> No
     done = await gpu.made.do(UNLOAD, devices=(GPU,))
     assert kept(done) == [f"4 GiB on the device {GPU}"]
     assert not gpu.made.container.running
-    assert gpu.watch.taints.marked(()) == ()
+    assert gpu.watch.taints.shown(()) == ()
 
 
 @pytest.mark.parametrize(("held", "is_enough"), [(2 * GIB, True), (4 * GIB, False)])
@@ -249,7 +249,7 @@ async def test_device_memory_that_outlives_its_container_taints_the_device(
     done = await gpu.made.do(verb, devices=(GPU,))
     if verb is TERMINATE:
         assert (done.state, done.job_state) == (OperationState.SUCCEEDED, JobState.TERMINATED)
-    (told,) = gpu.watch.taints.marked(())
+    (told,) = gpu.watch.taints.shown(())
     assert told.tainted is not None
     assert (told.tainted.memory, told.tainted.job_id) == (4 * GIB, "job-1")
 

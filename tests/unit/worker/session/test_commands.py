@@ -29,6 +29,7 @@ from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
 from tests.support.worker.broker import FakeBroker, FakeSubscription, delivery_of, reporter_on
 from tests.support.worker.harness import HOST, IMAGE, VerbHarness, model
+from tests.support.worker.host import running_host
 from tests.support.worker.inventory import inventory_builder
 from worker.attempts.job_locks import JobLocks
 from worker.attempts.journal import AttemptJournal
@@ -507,6 +508,34 @@ async def test_the_heart_beats_only_with_engine_consumer_and_broker() -> None:
     broker.away = True
     assert not await heart(broker, harness).beat()
     assert len(broker.published) == 1
+
+
+async def test_a_heartbeat_has_told_something_only_once_it_is_confirmed() -> None:
+    broker = FakeBroker()
+    sender = heart(broker, VerbHarness())
+    told: list[Heartbeat] = []
+    sender.on_confirmed = told.append
+    broker.away = True
+    assert not await sender.beat()
+    assert told == []
+    broker.away = False
+    assert await sender.beat()
+    assert told == [Heartbeat(host_id=HOST, incarnation="i-1", slots=4)]
+
+
+async def test_a_worker_knows_what_its_heartbeats_have_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Heartbeat] = []
+    monkeypatch.setattr(HostOffer, "record_told", lambda _, heartbeat: told.append(heartbeat))
+    async with running_host() as host:
+        await host.online()
+
+        async def beats() -> bool:
+            return bool(told)
+
+        await eventually(beats)
+        assert told[0].incarnation == host.incarnations[0]
 
 
 async def test_a_boot_reports_what_it_found() -> None:
