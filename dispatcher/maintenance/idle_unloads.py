@@ -13,6 +13,7 @@ from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import SystemReason, Verb
+from modelyard.process.crash_points import crash_point
 from modelyard.scheduling.leaving import is_idle
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, NewOperation
@@ -64,6 +65,7 @@ class IdleUnloads:
         if not unloads:
             return
         await record_in_front(self._store, unloads)
+        crash_point("dispatcher.idle.after_unload")
         for one in unloads:
             # If it fails, the model has the whole time again.
             self._usage.note(one.job_id or "")
