@@ -155,6 +155,7 @@ def _memory(record: HostRecord) -> Amount | None:
     return Amount(
         allocatable=capacity.allocatable_memory,
         allocated=sum(held.all_memory for held in record.reservations),
+        resident=record.memory_of_models,
         reserved=capacity.reserved_memory,
     )
 

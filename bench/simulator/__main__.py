@@ -10,6 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from random import Random
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,22 +20,32 @@ from rich.table import Table
 from bench.report import Row, Run, print_table, write_results
 from bench.simulator.decisions import busy_fleet, decision_times, keep_nothing, kept_on
 from bench.simulator.first_come import FirstComeFirstServed, serve
+from bench.simulator.outcome import Totals
 from bench.simulator.traces import CREATED_BY_S, NAMED, random_trace
+from bench.simulator.waiting_room import times_beside_waiting
 from bench.simulator.world import World
 from bench.statistics import percentile
 from deploy.local.layout import ROOT
+from modelyard.scheduling.planning import URGENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from bench.simulator.outcome import Outcome
     from bench.simulator.scenario import Scenario
-    from bench.simulator.world import Outcome
 
 RESULTS = ROOT / "bench" / "results-simulator.json"
 WIDTH = 120
 HOSTS, DEVICES, DECISIONS = 2_000, 8, 400
 FEWER_SWAPS = 60.0
+WAITING, PASSES = 100_000, 60
 DECISION_AT_MOST_MS = 5.0
+IDLE_LATE_S = 2.0
+ELSEWHERE = (
+    "`make test` shows, on real containers, that learned footprints are within 5 % of the truth "
+    "(tests/e2e/test_footprints.py), and that the real dispatcher unloads idle models within 2 s "
+    "(tests/statemachine/test_residency.py)."
+)
 
 SeedOption = Annotated[int, typer.Option(help="Another seed gives other traces.")]
 TracesOption = Annotated[int, typer.Option(min=0, help="How many random traces.")]
@@ -56,11 +67,6 @@ class Simulated:
         return 100 * (1 - self.outcome.swaps / other) if other else 0.0
 
     @property
-    def breaches(self) -> int:
-        """Loads that waited for longer than the bound."""
-        return sum(waited > bound for waited, bound in self.outcome.room_waits)
-
-    @property
     def utilisation(self) -> float:
         """Percent of the devices' time in which something ran on them."""
         devices = sum(len(one.devices) for one in self.scenario.hosts)
@@ -73,9 +79,10 @@ def main(*, seed: SeedOption = 1, traces: TracesOption = 10_000, scale: ScaleOpt
     console = Console(highlight=False, width=WIDTH)
     named = [_simulated(trace(Random(seed), scale)) for trace in NAMED]  # noqa: S311
     print_traces(console, named)
-    random = _run_random(range(seed, seed + traces))
-    rows = [*_rows(named, traces, random), *_decisions(Random(seed))]  # noqa: S311
+    totals = _totals(named, range(seed, seed + traces))
+    rows = [*_rows(named, traces, totals), *_decisions(Random(seed))]  # noqa: S311
     print_table(console, "Goals", rows)
+    console.print(ELSEWHERE)
     run = Run(shlex.join(["python", "-m", "bench.simulator", *sys.argv[1:]]), {}, {})
     write_results(RESULTS, run, rows, {"traces": [_figures(one) for one in named]})
     raise SystemExit(int(any(row.met is False for row in rows)))
@@ -86,18 +93,14 @@ def _simulated(scenario: Scenario) -> Simulated:
     return Simulated(scenario, outcome, serve(scenario, outcome.started))
 
 
-def _run_random(seeds: Iterable[int]) -> tuple[int, int, int]:
-    """Run random traces; return their events, their swaps, and loads that waited beyond the bound.
-
-    Raises `BrokenRuleError` with the name of the trace.
-    """
-    events = swaps = breaches = 0
+def _totals(named: Iterable[Simulated], seeds: Iterable[int]) -> Totals:
+    """Run random traces too; raises `BrokenRuleError` with the name of the trace."""
+    totals = Totals()
+    for one in named:
+        totals.add(one.outcome)
     for seed in seeds:
-        outcome = World(random_trace(seed)).run()
-        events += outcome.events
-        swaps += outcome.swaps
-        breaches += sum(waited > bound for waited, bound in outcome.room_waits)
-    return events, swaps, breaches
+        totals.add(World(random_trace(seed)).run())
+    return totals
 
 
 def print_traces(console: Console, named: Sequence[Simulated]) -> None:
@@ -123,7 +126,7 @@ def print_traces(console: Console, named: Sequence[Simulated]) -> None:
                 f"{max(waits):.1f} s",
                 f"{percentile(others, 99):.1f} s" if others else "",
                 f"{one.utilisation:.0f} %" if first else "",
-                str(one.breaches) if first else "",
+                str(one.outcome.breaches) if first else "",
             )
     console.print(table)
 
@@ -143,31 +146,53 @@ def _decisions(random: Random) -> list[Row]:
                 met=p99 <= DECISION_AT_MOST_MS,
             )
         )
-    return rows
+    times = times_beside_waiting(fleet, kept_on(fleet), waiting=WAITING, passes=PASSES)
+    p99, pass_ms = percentile(times.placements, 99) * 1_000, median(times.passes) * 1_000
+    rows.append(
+        Row(
+            f"the same while {WAITING:,} operations wait, p99",
+            f"{p99:.1f} ms of CPU",
+            f"<= {DECISION_AT_MOST_MS:.0f} ms",
+            met=p99 <= DECISION_AT_MOST_MS,
+        )
+    )
+    whole = f"all placements of its pass: its own, and the {URGENT} most urgent, each different"
+    return [*rows, Row(whole, f"{pass_ms:.0f} ms of CPU")]
 
 
-def _rows(named: Sequence[Simulated], traces: int, random: tuple[int, int, int]) -> list[Row]:
+def _rows(named: Sequence[Simulated], traces: int, totals: Totals) -> list[Row]:
     least = min(one.fewer_swaps for one in named if one.scenario.contended)
-    events, swaps, late = random
-    breaches = late + sum(one.breaches for one in named)
-    swaps += sum(one.outcome.swaps for one in named)
-    everything = events + sum(one.outcome.events for one in named)
     return [
         Row("over-allocation", f"0 in {traces:,} random traces", "0", met=True),
         Row(
             "pinned, busy or young models evicted",
-            f"0 of {swaps:,} in {everything:,} events",
+            f"0 of {totals.swaps:,} in {totals.events:,} events",
             "0",
             met=True,
         ),
-        Row("waiting without a reason", f"0 in {everything:,} events", "0", met=True),
+        Row(
+            "models that never make room stayed where others needed it",
+            f"{totals.had_to_stay:,} times",
+        ),
+        Row("waiting without a reason", f"0 in {totals.events:,} events", "0", met=True),
         Row(
             "fewer swaps than first come, first served, on contended traces",
             f"{least:.0f} % at the least",
             f">= {FEWER_SWAPS:.0f} %",
             met=least >= FEWER_SWAPS,
         ),
-        Row("loads that waited beyond the bound", str(breaches), "0", met=breaches == 0),
+        Row(
+            "loads that waited beyond the bound",
+            str(totals.breaches),
+            "0",
+            met=totals.breaches == 0,
+        ),
+        Row(
+            f"{totals.idle_unloads:,} idle unloads after their time",
+            f"{totals.latest_s:.1f} s at the most",
+            f"<= {IDLE_LATE_S:.0f} s",
+            met=totals.latest_s <= IDLE_LATE_S,
+        ),
     ]
 
 
@@ -179,7 +204,7 @@ def _figures(one: Simulated) -> dict[str, object]:
         "relocations": one.outcome.relocations,
         "swaps_first_come": one.first_come.swaps,
         "utilisation_percent": round(one.utilisation, 1),
-        "breaches": one.breaches,
+        "breaches": one.outcome.breaches,
         "waits_s": {
             one.scenario.classes.get(priority, "all"): {
                 "p50": round(percentile(waits, 50), 2),

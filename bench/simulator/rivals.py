@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from bench.simulator.rules import never_makes_room
 from modelyard.contract.states import Verb
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Rivals:
         waits for the rest of it. So one that waits for a host keeps a device here until one-shot
         jobs have ended, whatever they hold; `waiting` are those that still do. One-shot jobs count
         if they were there or came before it. There is no bound where a rival is more urgent, or
-        where containers keep the memory of the host that it needs.
+        where containers keep the memory of the host that it needs. Nothing is kept for it while a
+        rival that never makes room is there: its wait counts from when the last one has left.
         """
         there = [
             stay
@@ -111,6 +113,9 @@ class Rivals:
         rivals = _rivals(wanted, [(stay, self._wants(stay)) for stay in there])
         if max([*ahead, *(stay.priority for stay in rivals)], default=-math.inf) > load.priority:
             return math.inf
+        left_at = max((stay.left_at for stay in rivals if self._never_leaves(stay)), default=since)
+        if left_at > since:
+            return left_at - since + self.bound_s(load, job, left_at, waiting)
         turns = sum(self._turn_s(stay) * self._turns[stay.allocation.job_id] for stay in rivals)
         return self._swap_wait_s + SWEEP_S + turns
 
@@ -131,6 +136,9 @@ class Rivals:
         if held.temporary:
             wants |= {MEMORY, TURNS}
         return wants
+
+    def _never_leaves(self, stay: _Stay) -> bool:
+        return not stay.allocation.temporary and never_makes_room(self._models[stay.model].spec)
 
     def _turn_s(self, stay: _Stay) -> float:
         model, longest_s = self._models[stay.model], self._longest_s[stay.allocation.job_id]

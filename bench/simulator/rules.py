@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from modelyard.contract.capacity.offers import Device, HostCapacity
 from modelyard.contract.catalog.images import full_reference
+from modelyard.contract.states import JobState
 from modelyard.store.records import HostRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from bench.simulator.scenario import SimulatedHost
     from modelyard.contract.catalog.entries import ModelSpec
@@ -58,3 +60,28 @@ def check_that_nothing_is_given_twice(host: HostRecord) -> None:
     short = [uuid for uuid, left in devices.items() if left < 0]
     if millicpus > capacity.cpus * 1_000 or memory > capacity.memory or short:
         raise BrokenRuleError(f"{host.host_id} gives more than it has: {host.reservations}")
+
+
+def never_makes_room(model: ModelSpec) -> bool:
+    """Tell whether a model stays in memory whoever needs its place."""
+    return model.residency.pinned or not model.residency.on_demand
+
+
+def check_that_it_may_be_evicted(job: JobRecord, now: datetime) -> None:
+    """Raise `BrokenRuleError` if a model has to stay although others need its place."""
+    model, resident_s = spec_of(job), _resident_s(job, now)
+    if never_makes_room(model) or resident_s < model.residency.min_resident_s:
+        raise BrokenRuleError(f"{job.job_id} had to stay in memory and was evicted.")
+
+
+def check_that_it_may_leave_idle(job: JobRecord, now: datetime) -> None:
+    """Raise `BrokenRuleError` if a model has to stay although nobody uses it."""
+    residency, resident_s = spec_of(job).residency, _resident_s(job, now)
+    if residency.pinned or resident_s < residency.min_resident_s:
+        raise BrokenRuleError(f"{job.job_id} had to stay in memory and was unloaded as idle.")
+
+
+def _resident_s(job: JobRecord, now: datetime) -> float:
+    if job.loaded_at is None or job.state is not JobState.LOADED:
+        raise BrokenRuleError(f"{job} is to be unloaded and is not in memory.")
+    return (now - job.loaded_at).total_seconds()

@@ -1,6 +1,7 @@
 """Traces: what fleets are asked to do. The same seed gives the same trace."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from bench.simulator.scenario import GIB, Arrival, Scenario, SimulatedHost, SimulatedModel
@@ -184,8 +185,15 @@ NAMED: tuple[Trace, ...] = (
 )
 
 
-def random_trace(seed: int) -> Scenario:
-    """Return a small fleet that is asked for anything: what named traces would not think of."""
+PINNED, BY_HAND, LEAVES_IDLE = 0.15, 0.15, 0.25
+"""Parts of the models in random traces."""
+
+
+def random_trace(seed: int, *, all_may_leave: bool = False) -> Scenario:
+    """Return a small fleet that is asked for anything: what named traces would not think of.
+
+    With `all_may_leave` every model makes room for others, and none leaves because it is idle.
+    """
     random = Random(seed)  # noqa: S311 - nothing secret
     hosts = tuple(
         SimulatedHost(
@@ -198,6 +206,10 @@ def random_trace(seed: int) -> Scenario:
         for number in range(random.randint(1, 3))
     )
     models = tuple(_random_model(random, number, hosts) for number in range(random.randint(2, 5)))
+    if not all_may_leave:
+        # A source of its own, so that a trace is otherwise the same.
+        chance = Random(f"residency {seed}")  # noqa: S311 - nothing secret
+        models = tuple(_with_residency(chance, one) for one in models)
     arrivals: list[Arrival] = []
     for number in range(random.randint(2, 10)):
         arrivals += _random_job(random, f"job-{number}", random.choice(models))
@@ -233,11 +245,27 @@ def _random_model(random: Random, number: int, hosts: tuple[SimulatedHost, ...])
     )
 
 
+def _with_residency(random: Random, model: SimulatedModel) -> SimulatedModel:
+    """Return a model, which may now have to stay in memory, or leave it when it is idle."""
+    which, leaves_idle, idle_s = random.random(), random.random(), random.choice((1.0, 3.0, 10.0))
+    changes: dict[str, object] = {
+        "pinned": which < PINNED,
+        "on_demand": not PINNED <= which < PINNED + BY_HAND,
+    }
+    # Nothing would bring back a model that was loaded by hand.
+    if changes["on_demand"] and leaves_idle < LEAVES_IDLE:
+        changes["idle_unload_s"] = idle_s
+    residency = model.spec.residency.model_copy(update=changes)
+    return replace(model, spec=model.spec.model_copy(update={"residency": residency}))
+
+
 def _random_job(random: Random, job_id: str, model: SimulatedModel) -> list[Arrival]:
     at, name, priority = random.uniform(0, 60), model.spec.name, random.choice((0, 0, 50, -50))
     if random.random() < 0.3:  # noqa: PLR2004
         return [Arrival(at, job_id, Verb.TEMP, random.uniform(0, 10), priority, name)]
     found = [Arrival(at, job_id, Verb.DEPLOY_CREATE, priority=priority, model=name)]
+    if not model.spec.residency.on_demand:
+        found.append(Arrival(at, job_id, Verb.DEPLOY_LOAD, priority=priority))
     for _ in range(random.randint(1, 24)):
         at += random.expovariate(0.5)
         verb = Verb.INFER if random.random() < 0.9 else Verb.DEPLOY_LOAD  # noqa: PLR2004

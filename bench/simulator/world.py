@@ -9,23 +9,28 @@ stay, and that whatever waits has a reason.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
-from bench.simulator.rivals import CREATE_S, SWEEP_S, Rivals
+from bench.simulator.outcome import Outcome
+from bench.simulator.rivals import CLOCK_S, CREATE_S, SWEEP_S, Rivals
 from bench.simulator.rules import (
     BrokenRuleError,
+    check_that_it_may_be_evicted,
+    check_that_it_may_leave_idle,
     check_that_nothing_is_given_twice,
     host_record,
+    never_makes_room,
     spec_of,
 )
+from dispatcher.maintenance.idle_unloads import INTERVAL_S
 from dispatcher.scheduling.making_room import KeptRoom, decide, hosts_for, residents_of
 from dispatcher.scheduling.usage import Usage
 from modelyard.contract.states import JobState, OperationState, SystemReason, Verb
-from modelyard.scheduling.leaving import is_leaving
+from modelyard.scheduling.leaving import is_idle, is_leaving
 from modelyard.scheduling.ordering import CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, PlacementPolicy
 from modelyard.scheduling.planning import make_plan
@@ -55,26 +60,6 @@ HEAD = 100
 """Operations at the head of a line that a pass looks at."""
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What a simulation has shown."""
-
-    events: int = 0
-    swaps: int = 0
-    """Models that were unloaded for others."""
-    relocations: int = 0
-    """Jobs that were created anew where their models had room."""
-    waits: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Seconds from acceptance to start of what clients asked for, by priority."""
-    room_waits: list[tuple[float, float]] = field(default_factory=list)
-    """Of each load: the seconds that it waited for room, and its bound."""
-    ends_at: float = 0.0
-    busy_device_s: float = 0.0
-    """Seconds of devices on which an inference ran, summed up."""
-    started: list[tuple[Arrival, tuple[str, ...], str]] = field(default_factory=list)
-    """Inferences, with the devices of their jobs and their models."""
-
-
 class World:
     """One simulation."""
 
@@ -99,8 +84,9 @@ class World:
         self._arrivals: dict[str, Arrival] = {}
         self._usage = Usage(clock=lambda: self._now)
         self._kept = KeptRoom(lambda: self._now, self._still_waits)
-        self._events: list[tuple[float, int, OperationRecord | None]] = []
-        """Ends of operations, and sweeps, by their time."""
+        self._events: list[tuple[float, int, OperationRecord | str | None]] = []
+        """Ends of operations, looks at jobs that may be idle, and sweeps, by their time."""
+        self._used_at: dict[str, float] = {}
         self._over_at = max((one.at for one in scenario.arrivals), default=0.0) + PATIENCE_S
         self._rivals = Rivals(scenario)
         self._waiting: dict[str, set[str]] = defaultdict(set)
@@ -120,11 +106,13 @@ class World:
         while arrival is not None or self._events:
             self.outcome.events += 1
             if self._events and (arrival is None or self._events[0][0] <= arrival.at):
-                self._now, _, operation = heapq.heappop(self._events)
-                if operation is None:
+                self._now, _, event = heapq.heappop(self._events)
+                if event is None:
                     self._sweep()
+                elif isinstance(event, str):
+                    self._unload_if_idle(event)
                 else:
-                    self._end(operation)
+                    self._end(event)
             elif arrival is not None:
                 self._now = arrival.at
                 self._arrive(arrival)
@@ -249,6 +237,8 @@ class World:
                 (host, [self._line(job_id) for job_id in residents_of(host, besides=one)])
                 for host in hosts_for(one, self._hosts)
             ]
+            lines = chain.from_iterable(found for _, found in there)
+            self.outcome.had_to_stay += sum(never_makes_room(spec_of(it.job)) for it in lines)
             wait_s = self._scenario.swap_wait_s
             decision = decide(one, there, self._time, swap_wait_s=wait_s, usage=self._usage)
             self._kept.follow(one, decision)
@@ -269,13 +259,7 @@ class World:
             self.outcome.relocations += 1
 
     def _evict(self, job_id: str, one: Crowded) -> None:
-        job = self._jobs[job_id]
-        spec = job.spec
-        if spec is None or job.loaded_at is None or job.state is not JobState.LOADED:
-            raise BrokenRuleError(f"{job} is to be unloaded and is not in memory.")
-        residency, age_s = spec.residency, (self._time - job.loaded_at).total_seconds()
-        if residency.pinned or not residency.on_demand or age_s < residency.min_resident_s:
-            raise BrokenRuleError(f"{job_id} had to stay in memory and was evicted.")
+        check_that_it_may_be_evicted(self._jobs[job_id], self._time)
         waited_s = (self._time - (one.operation.accepted_at or BEGINNING)).total_seconds()
         if self._lines[job_id] and waited_s < self._scenario.swap_wait_s:
             raise BrokenRuleError(f"{job_id} is in use and was evicted too early.")
@@ -283,6 +267,37 @@ class World:
         reason = SystemReason.EVICTED_FOR.about(one.operation.operation_id)
         self._put_in_front(job_id, Verb.DEPLOY_UNLOAD, reason)
         self.outcome.swaps += 1
+
+    def _look_for_idleness(self, job_id: str) -> None:
+        """Have a job looked at once its model may be idle, as the dispatcher looks at all."""
+        job = self._jobs[job_id]
+        if job.state is JobState.LOADED and not self._lines[job_id]:
+            idle_at = self._idle_at(job)
+            if idle_at is not None:
+                looks = math.floor(idle_at / INTERVAL_S) + 1
+                self._after(looks * INTERVAL_S - self._now, job_id)
+
+    def _idle_at(self, job: JobRecord) -> float | None:
+        """Return when a model has been idle for its time, if nobody uses it until then."""
+        residency = spec_of(job).residency
+        idle_s, stays_s = residency.idle_unload_s, residency.min_resident_s
+        if idle_s is None or job.loaded_at is None:
+            return None
+        loaded_at = (job.loaded_at - BEGINNING).total_seconds()
+        return max(self._used_at[job.job_id] + idle_s, loaded_at + max(idle_s, stays_s))
+
+    def _unload_if_idle(self, job_id: str) -> None:
+        job = self._jobs[job_id]
+        idle_at = self._idle_at(job)
+        if job.state is not JobState.LOADED or self._lines[job_id] or idle_at is None:
+            return  # it is looked at again when what is in line has ended
+        if is_idle(job, self._time, unused_s=self._usage.idle_s(job_id) or 0.0):
+            check_that_it_may_leave_idle(job, self._time)
+            self._put_in_front(job_id, Verb.DEPLOY_UNLOAD, SystemReason.IDLE)
+            self._usage.note(job_id)
+            self._schedule([job_id])
+        elif idle_at < self._now - CLOCK_S and not spec_of(job).residency.pinned:
+            raise BrokenRuleError(f"{job_id} is idle and stays in memory.")
 
     def _begin(self, one: PlannedDispatch) -> None:
         operation, job = one.operation, one.job
@@ -338,6 +353,8 @@ class World:
                 self._busy[uuid] += 1
         if operation.verb is Verb.INFER and arrival is not None:
             self.outcome.started.append((arrival, job.devices, spec_of(job).name))
+        elif SystemReason.IDLE.gave(operation.reason):
+            self.outcome.idle_late_s.append(self._now - (self._idle_at(job) or self._now))
         elif operation.verb is Verb.DEPLOY_LOAD and operation.source == "system":
             bound_s = self._bound_s(operation, job, waited_s)
             bound_s += self._bounds_s.pop(operation.operation_id, 0.0)
@@ -390,6 +407,7 @@ class World:
         waiting = self._waiting[host_id] if freed or not self._lines[job.job_id] else set()
         unplaced = sorted(self._waiting[""], key=self._rank)[:URGENT] if freed else []
         self._schedule([job.job_id, *sorted(waiting, key=self._rank), *unplaced])
+        self._look_for_idleness(job.job_id)
 
     def _rest(self, job: JobRecord) -> None:
         for uuid in job.devices:
@@ -400,6 +418,7 @@ class World:
     def _take_out(self, operation: OperationRecord) -> None:
         job_id = operation.job_id or ""
         self._usage.note(job_id)
+        self._used_at[job_id] = self._now
         del self._lines[job_id][operation.operation_id]
 
     def _set(self, job: JobRecord, **changes: object) -> JobRecord:
@@ -419,8 +438,8 @@ class World:
         if self._sweeps:
             self._after(SWEEP_S, None)
 
-    def _after(self, seconds: float, operation: OperationRecord | None) -> None:
-        heapq.heappush(self._events, (self._now + seconds, next(self._numbers), operation))
+    def _after(self, seconds: float, event: OperationRecord | str | None) -> None:
+        heapq.heappush(self._events, (self._now + seconds, next(self._numbers), event))
 
     def _hold(self, host_id: str, held: Reservation) -> None:
         host = self._hosts[host_id]

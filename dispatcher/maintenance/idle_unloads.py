@@ -1,6 +1,7 @@
 """Idle unloads: models that nobody has used for as long as their entry says leave memory."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -12,6 +13,8 @@ from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import SystemReason, Verb
+from modelyard.process.crash_points import crash_point
+from modelyard.scheduling.leaving import is_idle
 from modelyard.store import Store
 from modelyard.store.records import JobRecord, NewOperation
 
@@ -59,23 +62,22 @@ class IdleUnloads:
         await self._record(unloads)
 
     async def _record(self, unloads: Sequence[NewOperation]) -> None:
+        if not unloads:
+            return
         await record_in_front(self._store, unloads)
+        crash_point("dispatcher.idle.after_unload")
         for one in unloads:
             # If it fails, the model has the whole time again.
             self._usage.note(one.job_id or "")
         self._scheduler.wake(one.job_id for one in unloads if one.job_id)
 
     async def _is_idle(self, job: JobRecord, now: datetime) -> bool:
-        if job.spec is None or job.move is not None or job.recovery is not None:
-            return False
-        residency = job.spec.residency
-        resident_s = (now - job.loaded_at).total_seconds() if job.loaded_at else 0.0
-        if residency.idle_unload_s is None or resident_s < residency.min_resident_s:
-            return False
+        if not is_idle(job, now, unused_s=math.inf):
+            return False  # how long it was not used need not be read
         idle_s = self._usage.idle_s(job.job_id)
         if idle_s is None:
             last = await self._store.operation_queries.last_end(job.job_id)
             since = max(one for one in (last, job.loaded_at, job.created_at) if one is not None)
             idle_s = max(0.0, (now - since).total_seconds())
             self._usage.note(job.job_id, ago_s=idle_s)
-        return min(idle_s, resident_s) >= residency.idle_unload_s
+        return is_idle(job, now, unused_s=idle_s)

@@ -21,6 +21,7 @@ from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.system_operations import period, record_in_front, system_operation
 from modelyard.contract.errors import ErrorCode, ErrorInfo
 from modelyard.contract.states import OperationState, SystemReason, Verb
+from modelyard.process.crash_points import crash_point
 from modelyard.scheduling.leaving import is_leaving
 from modelyard.scheduling.ordering import LoadFirst
 from modelyard.scheduling.placement import Kept, Placed
@@ -65,6 +66,7 @@ class Residents:
         await record_in_front(
             self._store, [load for key, load in loads.items() if key not in failed]
         )
+        crash_point("dispatcher.residency.after_load")
         return [
             QueuedEnding(one.operation, OperationState.REJECTED, _not_loaded(failed[key]))
             for one in wanted
@@ -130,6 +132,7 @@ class Residents:
                 for job in leaving
             ],
         )
+        crash_point("dispatcher.residency.after_unload")
         for job in leaving:
             self._kept.give_up(job.job_id)
             log.info(
@@ -154,6 +157,7 @@ class Residents:
                 line.job, Verb.DEPLOY_CREATE, key, SystemReason.RELOCATED_FOR.about(operation_id)
             )
             await record_in_front(self._store, [create], shift=BEFORE_THE_FRONT)
+            crash_point("dispatcher.residency.after_create")
             log.info(
                 "job.to_be_relocated",
                 job_id=job_id,

@@ -207,6 +207,8 @@ class Amount(Message):
 
     allocatable: float
     allocated: float
+    resident: float = 0.0
+    """The part of `allocated` that models hold only while they are loaded."""
     reserved: float = 0.0
     """What is kept for the system; `allocatable` is what remains."""
 

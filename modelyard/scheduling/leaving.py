@@ -1,11 +1,11 @@
-"""Which models in memory may be unloaded to make room for others. Pure."""
+"""Which models may be unloaded: to make room for others, or because they are idle. Pure."""
 
 import math
 from datetime import datetime
 from enum import StrEnum
 
 from modelyard.contract.states import JobState, Verb
-from modelyard.store.records import JobLine
+from modelyard.store.records import JobLine, JobRecord
 
 TAKES_OUT = (Verb.DEPLOY_UNLOAD, Verb.TERMINATE)
 """Verbs that take a model out of memory."""
@@ -39,10 +39,30 @@ def why_it_stays(line: JobLine, now: datetime) -> Stays | None:
         return Stays.PINNED
     if job.state is not JobState.LOADED or job.move is not None or job.recovery is not None:
         return Stays.MOVING if job.move or job.recovery else Stays.CHANGING
-    resident_s = (now - job.loaded_at).total_seconds() if job.loaded_at else math.inf
-    if resident_s < spec.residency.min_resident_s:
+    if _resident_s(job, now, math.inf) < spec.residency.min_resident_s:
         return Stays.YOUNG
     if line.operations:
         # What waits behind inferences does not change the model yet; an UNLOAD goes before it.
         return Stays.IN_USE if line.operations[0].shared else Stays.CHANGING
     return None
+
+
+def is_idle(job: JobRecord, now: datetime, *, unused_s: float) -> bool:
+    """Tell whether a loaded model, which nothing in line needs, is unloaded because it is idle.
+
+    `unused_s` are the seconds since its last operation. A pinned model is never idle, whatever else
+    its entry says.
+    """
+    if job.spec is None or job.move is not None or job.recovery is not None:
+        return False
+    residency = job.spec.residency
+    if residency.idle_unload_s is None or residency.pinned:
+        return False
+    resident_s = _resident_s(job, now, 0.0)
+    if resident_s < residency.min_resident_s:
+        return False
+    return min(unused_s, resident_s) >= residency.idle_unload_s
+
+
+def _resident_s(job: JobRecord, now: datetime, unknown_s: float) -> float:
+    return (now - job.loaded_at).total_seconds() if job.loaded_at else unknown_s

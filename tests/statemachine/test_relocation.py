@@ -239,6 +239,7 @@ def test_an_inventory_on_the_way_does_not_take_a_relocated_job_for_one_without_a
 
 
 POINTS = [
+    "dispatcher.residency.after_create",
     "dispatcher.after_reserve",
     "dispatcher.after_hold",
     "dispatcher.after_assign",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from modelyard.scheduling.leaving import Stays
-from tests.statemachine.catalog import MANNERS
+from tests.statemachine.catalog import MANNERS, MODELS
 from tests.statemachine.engine import Manners
 from tests.statemachine.loop import VirtualLoop
 from tests.statemachine.virtual import virtual_machine
@@ -26,7 +26,13 @@ PINNED, BY_HAND = str(Stays.PINNED), str(Stays.BY_HAND)
 def yard() -> Iterator[Yard]:
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
-    with virtual_machine(loop, lambda _: None):
+    made: Yard | None = None
+
+    def crash_point(name: str) -> None:
+        if made is not None:
+            made.world.crash_point(name)
+
+    with virtual_machine(loop, crash_point):
         made = Yard(loop)
         yield made
         assert made.world.died == []
@@ -92,6 +98,17 @@ def test_an_idle_model_is_unloaded_in_time(yard: Yard) -> None:
     assert yard.held == {}
 
 
+def test_a_pinned_model_stays_although_its_entry_has_a_time_for_idle_ones(yard: Yard) -> None:
+    pinned = MODELS["http"].model_copy(
+        update={"residency": MODELS["http"].residency.model_copy(update={"pinned": True})}
+    )
+    yard.world.loop.run(yard.world.front.store.models.put(pinned))
+    yard.used("j1", "http")
+    yard.advance(5 * IDLE_S)
+    assert yard.state("j1") == "LOADED"
+    assert [verb for verb, _, _ in yard.ours("j1")] == ["DEPLOY_LOAD"]
+
+
 def test_a_model_that_is_used_again_and_again_is_never_idle(yard: Yard) -> None:
     yard.used("j1", "http")
     for _ in range(5):
@@ -130,6 +147,47 @@ def test_a_one_shot_run_has_room_made_for_it(yard: Yard) -> None:
     assert yard.until_ended(temp) < 10.0
     assert yard.operation(temp)["state"] == "SUCCEEDED"
     assert yard.state("j1") == "CREATED"
+
+
+def killed_at(yard: Yard, point: str, *, within_s: float = 20.0) -> None:
+    """Have the leader die at a point, and another one lead after it."""
+    yard.world.traps[point] = False
+    began = yard.world.loop.time()
+    while yard.leader.alive:
+        assert yard.world.loop.time() - began < within_s, f"it never comes to {point}"
+        yard.advance(0.1)
+    yard.world.start_dispatcher()
+
+
+def test_a_load_that_a_dead_leader_recorded_is_made_once(yard: Yard) -> None:
+    yard.create("j1", "open")
+    infer = yard.ask("j1", "INFER")
+    killed_at(yard, "dispatcher.residency.after_load")
+    yard.until_ended(infer)
+    assert yard.operation(infer)["state"] == "SUCCEEDED"
+    assert yard.ours("j1") == [("DEPLOY_LOAD", f"on_demand:{infer}", "SUCCEEDED")]
+    assert yard.held == {"j1": 5 << 30}
+
+
+def test_an_eviction_that_a_dead_leader_recorded_is_made_once(yard: Yard) -> None:
+    yard.used("j1", "open")
+    yard.create("j2", "open")
+    infer = yard.ask("j2", "INFER")
+    killed_at(yard, "dispatcher.residency.after_unload")
+    yard.until_ended(infer)
+    assert yard.operation(infer)["state"] == "SUCCEEDED"
+    unloads = [state for verb, _, state in yard.ours("j1") if verb == "DEPLOY_UNLOAD"]
+    assert unloads == ["SUCCEEDED"]
+    assert yard.held == {"j2": 5 << 30}
+
+
+def test_an_idle_unload_that_a_dead_leader_recorded_is_made_once(yard: Yard) -> None:
+    yard.used("j1", "http")
+    killed_at(yard, "dispatcher.idle.after_unload")
+    yard.advance(TAKE_OVER_S + SOON_S)
+    unloads = [(why, state) for verb, why, state in yard.ours("j1") if verb == "DEPLOY_UNLOAD"]
+    assert unloads == [("idle", "SUCCEEDED")]
+    assert (yard.state("j1"), yard.held) == ("CREATED", {})
 
 
 @pytest.mark.parametrize(("model", "stays"), [("pinned", PINNED), ("steady", BY_HAND)])

@@ -244,6 +244,7 @@ class Output:
                 str(one.slots_used) if one.slots is None else f"{one.slots_used}/{one.slots}",
                 f"{one.cpus.allocated:g}/{one.cpus.allocatable:g}" if one.cpus else "",
                 _part(one.memory),
+                _resident(one.memory),
                 str(one.running),
                 _when(one.last_seen),
                 _drained(one.drain),
@@ -257,11 +258,12 @@ class Output:
             "jobs",
             "cpus",
             "memory",
+            "resident",
             "running",
             "seen",
             "drain",
         )
-        self._many(found, names, rows, least=("running", "seen", "cpus", "memory"))
+        self._many(found, names, rows, least=("resident", "running", "seen", "cpus", "memory"))
         if not self.as_json and any(one.devices for one in found):
             self._out.print()
             self._devices(found)
@@ -289,9 +291,10 @@ class Output:
             "used",
             "busy",
             "temperature",
+            "processes",
             "loaded",
         )
-        self.table(names, rows, least=("uuid", "temperature", "busy", "used", "model"))
+        self.table(names, rows, least=("uuid", "processes", "temperature", "busy", "used", "model"))
 
     def dead_letters(self, found: Sequence[DeadLetterSummary]) -> None:
         """Print dead letters."""
@@ -459,6 +462,10 @@ def _part(amount: Amount | None) -> str:
     return part_text(int(amount.allocated), int(amount.allocatable)) if amount else ""
 
 
+def _resident(memory: Amount | None) -> str:
+    return size_text(int(memory.resident)) if memory and memory.resident else ""
+
+
 def _loaded(device: DeviceView) -> str:
     """Return the jobs whose models are on a device, or why nothing new goes there."""
     jobs = ", ".join(device.resident)
@@ -477,15 +484,16 @@ def _verdict(one: HostVerdict) -> str:
     return f"has room; would have to get: {', '.join(one.to_fetch)}" if one.to_fetch else "has room"
 
 
-def _measured(device: DeviceView) -> tuple[str, str, str]:
-    """Return what was measured of a device: memory in use, time at work, temperature."""
+def _measured(device: DeviceView) -> tuple[str, str, str, str]:
+    """Return what was measured of a device: memory in use, time at work, temperature, processes."""
     reading = device.measured
     if reading is None:
-        return "", "", ""
+        return "", "", "", ""
     return (
         size_text(reading.memory_used),
         "" if reading.utilisation is None else f"{reading.utilisation}%",
         "" if reading.temperature_c is None else f"{reading.temperature_c} °C",
+        "" if reading.processes is None else str(reading.processes),
     )
 
 

@@ -173,7 +173,7 @@ class Residency(CatalogModel):
     ) = None
     """Seconds without an operation after which Modelyard unloads the model; null: never."""
     pinned: Switch = False
-    """True: Modelyard never unloads the model to make room."""
+    """True: Modelyard never unloads the model, neither to make room nor because it is idle."""
     min_resident_s: Annotated[
         float, Field(strict=True, ge=0, le=86_400, allow_inf_nan=False), ON_ENTRY
     ] = 5.0

@@ -13,6 +13,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from modelyard.process.crash_points import VARIABLE
+from tests.faults.dispatcher.test_dispatcher import KILLED
 from tests.faults.harness.casualties import HOST, LOST_WITHIN_S, back, incarnation
 from tests.faults.harness.checked_fleet import DISPATCHERS, CheckedFleet, Json, points
 from tests.faults.table import BACK, EVICTS, FORGOTTEN, LOADS, VANISHES
@@ -31,10 +32,15 @@ ON_DEMAND = {"on_demand": True, "min_resident_s": 0.0}
 FULL: Json = {"gpus": 1, "gpu_memory": "6g", "memory": "160m", "resident_memory": "100m"}
 DECLARES = "MODELYARD_WORKER_DEVICES"
 
-NOT_PASSED = {"dispatcher.after_reserve", "dispatcher.recorder.after_release"}
+RELOCATES = "dispatcher.residency.after_create"
+IDLE = "dispatcher.idle.after_unload"
+IDLE_S = 3.0
+NOT_PASSED = {"dispatcher.after_reserve", "dispatcher.recorder.after_release", RELOCATES}
 """Nothing is placed or removed."""
-EVICTION_POINTS = sorted({*points("dispatcher", "dispatcher.recorder")} - NOT_PASSED)
-"""What the leader comes to from the UNLOAD that makes room to the end of the LOAD."""
+EVICTION_POINTS = sorted(
+    {*points("dispatcher", "dispatcher.recorder", "dispatcher.residency")} - NOT_PASSED
+)
+"""What the leader comes to from the LOAD that needs room to its end."""
 
 pytestmark = pytest.mark.faults
 
@@ -268,6 +274,37 @@ async def test_a_leader_killed_between_an_eviction_and_its_load_brings_the_model
     ours = await fleet.database.all("operations", {"source": "system", "job_id": leaves})
     unloads = [one for one in ours if one["verb"] == "DEPLOY_UNLOAD"]
     assert [one["state"] for one in unloads] == ["SUCCEEDED"], "it left once"
+
+
+@pytest.mark.fault(KILLED)
+async def test_a_leader_killed_once_it_has_recorded_a_relocation_leaves_it_to_the_next_one(
+    fleet: CheckedFleet,
+) -> None:
+    goes = await created(fleet, resources={**FULL, "gpu_memory": "3g"})
+    stays = await created(fleet, residency={**ON_DEMAND, "pinned": True})
+    await fleet.done("DEPLOY_LOAD", stays)
+    async with fleet.dispatcher_dies_at(RELOCATES):
+        load = await fleet.submit("DEPLOY_LOAD", goes)
+    await fleet.succeeded([(await fleet.ended(load))["_id"]])
+    await fleet.holds()
+    held = {job_id: one["devices"] for job_id, one in (await resident(fleet)).items()}
+    assert held == {stays: {LARGE: FILLS}, goes: {SMALL: 3 * GIB}}
+    ours = await fleet.database.all("operations", {"source": "system", "job_id": goes})
+    assert [(one["verb"], one["state"]) for one in ours] == [("DEPLOY_CREATE", "SUCCEEDED")]
+
+
+@pytest.mark.fault(KILLED)
+async def test_a_leader_killed_once_it_has_recorded_an_idle_unload_leaves_it_to_the_next_one(
+    fleet: CheckedFleet,
+) -> None:
+    job_id = await created(fleet, residency={**ON_DEMAND, "idle_unload_s": IDLE_S})
+    async with fleet.dispatcher_dies_at(IDLE):
+        await fleet.done("INFER", job_id, input={})
+    await nothing_resident(fleet)
+    await fleet.holds()
+    ours = await fleet.database.all("operations", {"source": "system", "job_id": job_id})
+    unloads = [(one["reason"], one["state"]) for one in ours if one["verb"] == "DEPLOY_UNLOAD"]
+    assert unloads == [("idle", "SUCCEEDED")]
 
 
 async def container_memory(fleet: CheckedFleet, job_id: str) -> int:

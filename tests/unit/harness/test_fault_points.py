@@ -8,13 +8,15 @@ from tests.faults.dispatcher.test_drains import END_POINTS, GIVEN_UP_POINTS, MOV
 from tests.faults.dispatcher.test_leadership import LEASE_POINTS
 from tests.faults.dispatcher.test_repairs import REPAIRED
 from tests.faults.gateway import test_gateway as gateways
+from tests.faults.residency import test_residency as residency
 from tests.faults.worker import test_worker as workers
 from tests.faults.worker.test_hosts import LOST_POINTS
 
 KILLED = {
     "gateway": {*gateways.POINTS},
     "dispatcher": {*dispatchers.POINTS, dispatchers.PIECE, *LOST_POINTS, *REPAIRED}
-    | {*MOVE_POINTS, *GIVEN_UP_POINTS, *END_POINTS, *LEASE_POINTS},
+    | {*MOVE_POINTS, *GIVEN_UP_POINTS, *END_POINTS, *LEASE_POINTS}
+    | {*residency.EVICTION_POINTS, residency.RELOCATES, residency.IDLE},
     "worker": {*workers.POINTS, workers.PULLS, workers.PULLED, workers.PIECE}
     | {*workers.STOP, workers.HALT, workers.DISCARD},
 }
