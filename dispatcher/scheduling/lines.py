@@ -83,18 +83,10 @@ class Lines:
     async def ensure(self, job_ids: Iterable[str]) -> None:
         """Have jobs recorded, and read into memory; raises `StoreUnavailableError`.
 
-        A job that is recorded here has no operation in line, so there is nothing to read of it.
+        One that is new is read too: operations may have entered its line while it was deleted.
         """
-        loading = _Loading()
-        self._loading.append(loading)
         wanted = list(job_ids)
-        try:
-            new = await self._store.jobs.ensure(wanted)
-            floor = await self._store.jobs.generation_floor() if new else 0
-        finally:
-            self._loading.remove(loading)
-        for job_id in new - loading.changed:
-            self._hold(JobLine(job=JobRecord(job_id=job_id).above(floor), operations=()))
+        await self._store.jobs.ensure(wanted)
         await self.read(wanted)
 
     def line(self, job_id: str) -> JobLine | None:

@@ -146,14 +146,29 @@ async def test_a_job_of_which_only_the_database_knows_what_it_is_now_is_dropped(
     assert parts.lines.job(JOB) is None
 
 
-async def test_a_new_job_is_in_memory_as_recorded_and_only_the_deleted_ones_are_asked_for(
+async def test_a_new_job_is_in_memory_as_recorded(parts: DispatcherParts) -> None:
+    await parts.lines.ensure(["new"])
+    job = parts.lines.job("new")
+    assert job is not None
+    assert (job.state, job.version, held(parts.lines, "new")) == (JobState.NONE, 0, [])
+
+
+async def test_a_job_that_was_deleted_while_an_operation_entered_is_recorded_with_its_line(
     parts: DispatcherParts,
 ) -> None:
-    reads = parts.link.calls[Call.READ]
-    await parts.lines.ensure(["new"])
-    assert parts.link.calls[Call.READ] == reads + 1
-    assert parts.lines.job("new") == JobRecord(job_id="new")
-    assert (await parts.store.jobs.get_many(["new"]))["new"].version == 0
+    """Else what comes behind a CREATE was rejected, as for a job that was never created."""
+    create = new_operation(Verb.DEPLOY_CREATE, "new", model="m")
+    load = new_operation(Verb.DEPLOY_LOAD, "new")
+    await parts.store.jobs.ensure(["new"])
+    parts.link.hold(only=1)  # the answer that no operation waits in its line
+    deleting = asyncio.create_task(parts.store.deletions.unborn_jobs(["new"]))
+    await parts.link.held.wait()
+    await parts.first_pass.take([create])
+    parts.link.let_go()
+    await deleting
+    assert await parts.store.jobs.get("new") is None
+    await parts.first_pass.take([load])
+    assert held(parts.lines, "new") == [create.operation_id, load.operation_id]
 
 
 async def test_a_new_job_begins_above_the_generations_of_deleted_ones(
