@@ -40,7 +40,10 @@ class _HeldLine:
 
 @dataclass(frozen=True, slots=True)
 class LinesRead:
-    """Jobs with the heads of their lines; `moved` are jobs that changed while being read."""
+    """Jobs with the heads of their lines; `moved` are those that memory does not have after all.
+
+    They changed while jobs were read, or made room for others: they are to be read again.
+    """
 
     lines: tuple[JobLine, ...] = ()
     moved: frozenset[str] = frozenset()
@@ -76,8 +79,12 @@ class Lines:
         Jobs that do not exist are left out. Raises `StoreUnavailableError`.
         """
         wanted = list(dict.fromkeys(job_ids))
-        moved = await self._load([job_id for job_id in wanted if not self._is_at_hand(job_id)])
+        at_hand = {job_id for job_id in wanted if self._is_at_hand(job_id)}
+        for job_id in at_hand:
+            self._held.move_to_end(job_id)
+        found = await self._load([job_id for job_id in wanted if job_id not in at_hand])
         lines = [line for job_id in wanted if (line := self.line(job_id)) is not None]
+        moved = (at_hand | found) - {line.job.job_id for line in lines}
         return LinesRead(tuple(lines), frozenset(moved))
 
     async def ensure(self, job_ids: Iterable[str]) -> None:
@@ -241,7 +248,7 @@ class Lines:
         return held.whole or len(held.operations) > LINE_HEAD // 2
 
     async def _load(self, job_ids: Sequence[str]) -> set[str]:
-        """Read jobs into memory; return those that changed meanwhile.
+        """Read jobs into memory; return those that exist, or changed meanwhile.
 
         Intake has those scheduled whose operations it is putting in line.
         """
@@ -257,7 +264,8 @@ class Lines:
         for line in read.lines:
             if line.job.job_id not in loading.changed:
                 self._hold(line)
-        return {*read.moved, *(loading.changed & set(absent))}
+        existing = {line.job.job_id for line in read.lines}
+        return existing | read.moved | (loading.changed & set(absent))
 
     def _hold(self, line: JobLine) -> None:
         self._drop(line.job.job_id)

@@ -571,6 +571,47 @@ async def test_a_job_whose_operations_enter_is_never_dropped_for_room(
         assert parts.lines.line("other") is None
 
 
+async def test_a_read_drops_others_before_the_jobs_that_it_is_to_return(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MAX_JOBS", 2)
+    for job_id in ("a", "b", "c"):
+        parts.load_job(job_id)
+    await parts.lines.read(["a"])
+    await parts.lines.read(["c"])
+    read = await parts.lines.read(["a", "b"])
+    assert [line.job.job_id for line in read.lines] == ["a", "b"]
+    assert parts.lines.line("c") is None
+
+
+async def test_jobs_for_which_a_read_has_no_room_are_to_be_read_again(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the wake for which they are read would be lost."""
+    monkeypatch.setattr(bounds, "MAX_JOBS", 2)
+    for job_id in ("a", "b", "c", "d"):
+        parts.load_job(job_id)
+    await parts.lines.read(["a"])
+    read = await parts.lines.read(["a", "b", "c", "d", "none"])
+    assert [line.job.job_id for line in read.lines] == ["c", "d"]
+    assert read.moved == {"a", "b"}
+
+
+async def test_a_job_that_is_changed_while_others_are_read_is_to_be_read_again(
+    parts: DispatcherParts,
+) -> None:
+    parts.load_job("other")
+    await parts.lines.read([JOB])
+    parts.link.hold()
+    reading = asyncio.create_task(parts.lines.read([JOB, "other"]))
+    await parts.link.held.wait()
+    parts.lines.forget([JOB])
+    parts.link.let_go()
+    read = await reading
+    assert [line.job.job_id for line in read.lines] == ["other"]
+    assert read.moved == {JOB}
+
+
 async def test_inputs_beyond_the_budget_stay_in_the_record(
     parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
