@@ -204,7 +204,7 @@ class Lines:
         if job_id in self._entering:
             self._uncertain[operation.operation_id] = job_id
         if held.whole and len(held.operations) < MAX_OF_A_JOB:
-            self._put(held, self._within_budget(operation))
+            self._put(held, operation)
             self._evict()
         else:
             held.whole = False
@@ -284,16 +284,25 @@ class Lines:
     def _put(self, held: _HeldLine, operation: OperationRecord) -> None:
         before = held.operations.get(operation.operation_id)
         self._operations += before is None
-        self._input_bytes += _size(operation) - _size(before)
-        held.operations[operation.operation_id] = operation
+        self._input_bytes -= _size(before)
+        kept = self._with_input_if_needed(operation)
+        self._input_bytes += _size(kept)
+        held.operations[operation.operation_id] = kept
 
     def _take(self, held: _HeldLine, operation_id: str) -> None:
         before = held.operations.pop(operation_id, None)
         self._operations -= before is not None
         self._input_bytes -= _size(before)
 
-    def _within_budget(self, operation: OperationRecord) -> OperationRecord:
-        if self._input_bytes + _size(operation) <= MAX_INPUT_BYTES:
+    def _with_input_if_needed(self, operation: OperationRecord) -> OperationRecord:
+        """Return an operation as it is kept: with its input until it starts, and if there is room.
+
+        What is dispatched again is read from the record.
+        """
+        if operation.input_json is None:
+            return operation
+        waits = operation.state is OperationState.QUEUED
+        if waits and self._input_bytes + _size(operation) <= MAX_INPUT_BYTES:
             return operation
         return operation.model_copy(update={"input_json": None})
 

@@ -612,6 +612,27 @@ async def test_a_job_that_is_changed_while_others_are_read_is_to_be_read_again(
     assert read.moved == {JOB}
 
 
+async def test_an_input_is_kept_only_until_its_operation_starts(parts: DispatcherParts) -> None:
+    one = queued(new_operation())
+    await parts.lines.read([JOB])
+    parts.lines.append(one)
+    assert inputs_at_hand(parts.lines) == [True]
+    parts.lines.replace(dispatched(one))
+    assert inputs_at_hand(parts.lines) == [False]
+
+
+async def test_what_is_noted_of_an_operation_keeps_to_the_budget(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (queued(new_operation(input="x" * 10)) for _ in range(2))
+    monkeypatch.setattr(bounds, "MAX_INPUT_BYTES", len(first.input_json or ""))
+    await parts.lines.read([JOB])
+    for one in (first, second):
+        parts.lines.append(one)
+        parts.lines.replace(one)
+    assert inputs_at_hand(parts.lines) == [True, False]
+
+
 async def test_inputs_beyond_the_budget_stay_in_the_record(
     parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
