@@ -9,7 +9,7 @@ from dispatcher.maintenance.lost_hosts import LostHosts
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError
-from modelyard.contract.states import Liveness
+from modelyard.contract.states import Admission, Liveness
 from modelyard.contract.topology import HEARTBEATS_QUEUE, JOBS, LOST_AFTER_S, SUSPECT_AFTER_S
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
@@ -42,14 +42,15 @@ class HostWatch:
         self._scheduler = scheduler
         self._lost = lost
         self._hearing_since = time.monotonic()
-        self._online: set[str] = set()
+        self._seen: dict[str, tuple[Liveness, Admission]] = {}
+        """Hosts as they were at the last look."""
 
     def restart_hearing(self) -> None:
         """Blame no host for the silence until now: heartbeats could not be recorded."""
         self._hearing_since = time.monotonic()
 
     async def watch(self) -> None:
-        """Mark silent hosts SUSPECT and LOST; wake the waiting operations when a host is back."""
+        """Mark silent hosts SUSPECT and LOST; wake what waits when a host is back or admitted."""
         hosts = self._store.hosts
         if await hosts.any_silent(suspect_s=SUSPECT_AFTER_S, lost_s=LOST_AFTER_S):
             if not await self._can_hear():
@@ -67,7 +68,7 @@ class HostWatch:
             if hearing_s >= HEARING_BEFORE_LOST_S:
                 await self._lost.give_up()
         await self._lost.take_away()
-        await self._wake_for_new_hosts()
+        await self._wake_for_changed_hosts()
 
     async def _can_hear(self) -> bool:
         """Tell whether heartbeats can reach the record; if not, the hosts are not to blame.
@@ -88,9 +89,11 @@ class HostWatch:
         except BrokerUnavailableError:
             return False
 
-    async def _wake_for_new_hosts(self) -> None:
-        hosts = await self._store.hosts.all()
-        online = {host.host_id for host in hosts if host.liveness is Liveness.ONLINE}
-        if online - self._online:
+    async def _wake_for_changed_hosts(self) -> None:
+        seen = {one.host_id: (one.liveness, one.admission) for one in await self._store.hosts.all()}
+        changed = [host_id for host_id, now in seen.items() if self._seen.get(host_id) != now]
+        self._seen = seen
+        # Heartbeats and gateways write these without marking the host in memory.
+        self._store.changes.written(hosts=changed)
+        if any(seen[host_id][0] is Liveness.ONLINE for host_id in changed):
             self._scheduler.wake_waiting()
-        self._online = online

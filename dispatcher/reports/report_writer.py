@@ -224,6 +224,7 @@ class ReportWriter:
             # Each job is now as its report says, and has given up the generation if it ended.
             told, gone = telling, telling
         else:
+            self._lines.forget(before)
             told, gone = await self._compared(telling)
         freed: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for one in gone:

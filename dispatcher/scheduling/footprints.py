@@ -28,6 +28,8 @@ class LearnedFootprints:
         self._store = store
         self._learned: dict[tuple[str, str], Learned] | None = None
         """By model and image; None before they were read."""
+        self._reads: list[dict[tuple[str, str], Learned]] = []
+        """What was learned since each read began that is under way."""
         self._read_at = 0.0
 
     async def learned(self) -> LearnedOf:
@@ -38,7 +40,13 @@ class LearnedFootprints:
 
     async def refresh(self) -> None:
         """Read all of them; raises `StoreUnavailableError`."""
-        self._learned = learned_of(await self._store.footprints.all())
+        meanwhile: dict[tuple[str, str], Learned] = {}
+        self._reads.append(meanwhile)
+        try:
+            found = learned_of(await self._store.footprints.all())
+        finally:
+            self._reads.remove(meanwhile)
+        self._learned = {**found, **meanwhile}
         self._read_at = time.monotonic()
 
     async def refresh_if_old(self) -> None:
@@ -55,6 +63,8 @@ class LearnedFootprints:
             await self._store.footprints.learn(key, peak, new_load=new_load)
         known = learned_of(await self._store.footprints.of_model(spec.name))
         now = known.get((spec.name, spec.image), NOTHING_LEARNED)
+        for meanwhile in self._reads:
+            meanwhile[spec.name, spec.image] = now
         if self._learned is not None and self._of(spec) != now:
             self._learned[spec.name, spec.image] = now
             log.info(

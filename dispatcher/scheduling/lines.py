@@ -40,7 +40,10 @@ class _HeldLine:
 
 @dataclass(frozen=True, slots=True)
 class LinesRead:
-    """Jobs with the heads of their lines; `moved` are jobs that changed while being read."""
+    """Jobs with the heads of their lines; `moved` are those that memory does not have after all.
+
+    They changed while jobs were read, or made room for others: they are to be read again.
+    """
 
     lines: tuple[JobLine, ...] = ()
     moved: frozenset[str] = frozenset()
@@ -76,25 +79,21 @@ class Lines:
         Jobs that do not exist are left out. Raises `StoreUnavailableError`.
         """
         wanted = list(dict.fromkeys(job_ids))
-        moved = await self._load([job_id for job_id in wanted if not self._is_at_hand(job_id)])
+        at_hand = {job_id for job_id in wanted if self._is_at_hand(job_id)}
+        for job_id in at_hand:
+            self._held.move_to_end(job_id)
+        found = await self._load([job_id for job_id in wanted if job_id not in at_hand])
         lines = [line for job_id in wanted if (line := self.line(job_id)) is not None]
+        moved = (at_hand | found) - {line.job.job_id for line in lines}
         return LinesRead(tuple(lines), frozenset(moved))
 
     async def ensure(self, job_ids: Iterable[str]) -> None:
         """Have jobs recorded, and read into memory; raises `StoreUnavailableError`.
 
-        A job that is recorded here has no operation in line, so there is nothing to read of it.
+        One that is new is read too: operations may have entered its line while it was deleted.
         """
-        loading = _Loading()
-        self._loading.append(loading)
         wanted = list(job_ids)
-        try:
-            new = await self._store.jobs.ensure(wanted)
-            floor = await self._store.jobs.generation_floor() if new else 0
-        finally:
-            self._loading.remove(loading)
-        for job_id in new - loading.changed:
-            self._hold(JobLine(job=JobRecord(job_id=job_id).above(floor), operations=()))
+        await self._store.jobs.ensure(wanted)
         await self.read(wanted)
 
     def line(self, job_id: str) -> JobLine | None:
@@ -205,7 +204,7 @@ class Lines:
         if job_id in self._entering:
             self._uncertain[operation.operation_id] = job_id
         if held.whole and len(held.operations) < MAX_OF_A_JOB:
-            self._put(held, self._within_budget(operation))
+            self._put(held, operation)
             self._evict()
         else:
             held.whole = False
@@ -249,7 +248,7 @@ class Lines:
         return held.whole or len(held.operations) > LINE_HEAD // 2
 
     async def _load(self, job_ids: Sequence[str]) -> set[str]:
-        """Read jobs into memory; return those that changed meanwhile.
+        """Read jobs into memory; return those that exist, or changed meanwhile.
 
         Intake has those scheduled whose operations it is putting in line.
         """
@@ -265,7 +264,8 @@ class Lines:
         for line in read.lines:
             if line.job.job_id not in loading.changed:
                 self._hold(line)
-        return {*read.moved, *(loading.changed & set(absent))}
+        existing = {line.job.job_id for line in read.lines}
+        return existing | read.moved | (loading.changed & set(absent))
 
     def _hold(self, line: JobLine) -> None:
         self._drop(line.job.job_id)
@@ -284,16 +284,25 @@ class Lines:
     def _put(self, held: _HeldLine, operation: OperationRecord) -> None:
         before = held.operations.get(operation.operation_id)
         self._operations += before is None
-        self._input_bytes += _size(operation) - _size(before)
-        held.operations[operation.operation_id] = operation
+        self._input_bytes -= _size(before)
+        kept = self._with_input_if_needed(operation)
+        self._input_bytes += _size(kept)
+        held.operations[operation.operation_id] = kept
 
     def _take(self, held: _HeldLine, operation_id: str) -> None:
         before = held.operations.pop(operation_id, None)
         self._operations -= before is not None
         self._input_bytes -= _size(before)
 
-    def _within_budget(self, operation: OperationRecord) -> OperationRecord:
-        if self._input_bytes + _size(operation) <= MAX_INPUT_BYTES:
+    def _with_input_if_needed(self, operation: OperationRecord) -> OperationRecord:
+        """Return an operation as it is kept: with its input until it starts, and if there is room.
+
+        What is dispatched again is read from the record.
+        """
+        if operation.input_json is None:
+            return operation
+        waits = operation.state is OperationState.QUEUED
+        if waits and self._input_bytes + _size(operation) <= MAX_INPUT_BYTES:
             return operation
         return operation.model_copy(update={"input_json": None})
 

@@ -161,14 +161,11 @@ def _with_what_follows(decision: Decision, line: JobLine) -> Decision:
 
 
 def _has_to_wait(operation: OperationRecord, inferring: int, line: JobLine) -> bool:
-    """Tell whether an operation waits for inferences, so many of which go before it."""
+    """Tell whether an operation waits for others, `inferring` of which go before it."""
     if operation.shared:
         return inferring >= _concurrency(line.job)
-    # An UNLOAD may have been put before inferences that run: they end first.
-    unloads = operation.verb is Verb.DEPLOY_UNLOAD
-    return inferring > 0 or (
-        unloads and any(one.state is not OperationState.QUEUED for one in line.operations)
-    )
+    # Those behind it may run too: it was put in front when they did, or just before they started.
+    return inferring > 0 or any(one.state is not OperationState.QUEUED for one in line.operations)
 
 
 def _is_unwanted(line: JobLine, load: OperationRecord) -> bool:
@@ -229,13 +226,22 @@ def _is_placed(job: JobRecord, operation: OperationRecord, rule: VerbRule) -> bo
     return job.current is not None and job.current.operation_id == operation.operation_id
 
 
-def _relocate(job: JobRecord, operation: OperationRecord) -> Relocate | None:
-    """Return the decision to bring an unloaded job elsewhere, if that has not begun yet."""
+def _relocate(job: JobRecord, operation: OperationRecord) -> Relocate | Reject | None:
+    """Return the decision to bring an unloaded job elsewhere, if that has not begun yet.
+
+    It is rejected if the job is not unloaded any more: a job that is down must not be created anew
+    by it.
+    """
     meant = operation.verb is Verb.DEPLOY_CREATE and operation.source == "system"
     if not meant or not SystemReason.RELOCATED_FOR.gave(operation.reason):
         return None
     begun = job.current is not None and job.current.operation_id == operation.operation_id
-    if begun or job.state is not JobState.CREATED or job.host_id is None or job.spec is None:
+    if begun:
+        return None
+    if job.state is not JobState.CREATED:
+        message = f"A relocation starts from CREATED; job {job.job_id!r} is {job.state}."
+        return Reject(operation, ErrorInfo.of(ErrorCode.INVALID_JOB_STATE, message))
+    if job.host_id is None or job.spec is None:
         return None
     return None if _mismatch(job, operation) else Relocate(operation, job, job.spec)
 

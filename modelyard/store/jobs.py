@@ -174,13 +174,13 @@ class Jobs:
             found = await self._counters.find_one({"_id": GENERATION_FLOOR})
         return int(found["value"]) if found else 0
 
-    async def ensure(self, job_ids: Iterable[str]) -> frozenset[str]:
-        """Record jobs that a request names for the first time, in state NONE; return these."""
+    async def ensure(self, job_ids: Iterable[str]) -> None:
+        """Record jobs that a request names for the first time, in state NONE."""
         wanted = sorted(set(job_ids))
         if not wanted:
-            return frozenset()
+            return
         async with self._connection.answering():
-            done = await self._collection.bulk_write(
+            await self._collection.bulk_write(
                 [
                     UpdateOne(
                         {"_id": job_id},
@@ -201,7 +201,6 @@ class Jobs:
                 ],
                 ordered=False,
             )
-        return frozenset(wanted[index] for index in done.upserted_ids or {})
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return one job."""

@@ -13,12 +13,20 @@ from modelyard.contract.capacity.footprints import Footprint, Learned
 from modelyard.contract.capacity.offers import Device, HostCapacity
 from modelyard.contract.errors import ErrorCode, ErrorInfo, StoreUnavailableError
 from modelyard.contract.messages import EngineFacts, HostOnline, OperationReport
-from modelyard.contract.states import JobState, OperationState
+from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.capacity.footprints import FootprintRecord
 from modelyard.store.jobs import JobEffect
+from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.records import NewOperation
 from tests.fakes.broker_links import Call, Fate
-from tests.support.dispatcher.parts import HOST, JOB, MODEL, DispatcherParts, new_operation
+from tests.support.dispatcher.parts import (
+    HOST,
+    INCARNATION,
+    JOB,
+    MODEL,
+    DispatcherParts,
+    new_operation,
+)
 
 RUNNING, SUCCEEDED = OperationState.RUNNING, OperationState.SUCCEEDED
 
@@ -121,6 +129,39 @@ async def test_a_job_that_is_read_while_a_report_ends_it_is_not_kept_as_it_was(
     failed = {"error": ErrorInfo.of(ErrorCode.OOM_KILLED), "job_state": JobState.FAILED}
     await writing.report(report(writing.one, OperationState.FAILED, 1, **failed))
     (line,) = (await lines.read([JOB])).lines
+    assert line.job.state is JobState.FAILED
+
+
+async def test_a_job_that_two_reports_change_and_that_is_read_meanwhile_is_not_kept_as_it_was(
+    writing: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report of its LOAD comes again beside that of an inference which found it down."""
+    parts, load = writing.parts, new_operation(Verb.DEPLOY_LOAD)
+    await parts.put_in_line(load)
+    claim = DispatchClaim(await parts.recorded(load), HOST, INCARNATION, 1)
+    await parts.store.operations.claim([claim], token="t")
+    document = parts.database.collections["jobs"][JOB]
+    current = {"operation_id": load.operation_id, "epoch": 1, "seq": 0}
+    parts.database.write("jobs", document | {"state": JobState.CREATED, "current": current})
+    loaded = report(load, SUCCEEDED, 1, job_state=JobState.LOADED)
+    await writing.report(loaded)
+    await parts.lines.read([JOB])
+    apply = parts.store.jobs.apply
+
+    async def apply_while_read(effects: Sequence[JobEffect]) -> int:
+        parts.link.hold(only=2)
+        reading = asyncio.create_task(parts.lines.read([JOB]))
+        await parts.link.held.wait()
+        applied = await apply(effects)
+        parts.link.let_go()
+        await reading
+        assert applied == len(effects) == 2
+        return applied
+
+    monkeypatch.setattr(parts.store.jobs, "apply", apply_while_read)
+    failed = {"error": ErrorInfo.of(ErrorCode.OOM_KILLED), "job_state": JobState.FAILED}
+    await writing.report(loaded, report(writing.one, OperationState.FAILED, 1, **failed))
+    (line,) = (await parts.lines.read([JOB])).lines
     assert line.job.state is JobState.FAILED
 
 

@@ -1,5 +1,6 @@
 """What was learned, in memory; and what models hold that were learned to take more."""
 
+import asyncio
 from collections.abc import Iterable
 
 import pytest
@@ -81,6 +82,19 @@ async def test_what_an_earlier_leader_wrote_late_is_read_by_the_sweep(
     assert learned(SHARES) == NOTHING_LEARNED, "that was read a moment ago"
     await parts.footprints.refresh()
     assert learned(SHARES) == Learned(None, ((KIND, 60),))
+
+
+async def test_what_is_learned_while_all_is_read_stays_known(parts: DispatcherParts) -> None:
+    learned = await parts.footprints.learned()
+    host = (await parts.fleet.hosts())[HOST]
+    parts.link.hold(only=1)
+    refreshing = asyncio.create_task(parts.footprints.refresh())
+    await parts.link.held.wait()
+    found = Footprint(load=LOAD, memory=5, devices={GPU: 40})
+    await parts.footprints.learn(SHARES, host, found, new_load=True)
+    parts.link.let_go()
+    await refreshing
+    assert learned(SHARES) == Learned(5, ((KIND, 40),))
 
 
 async def loaded(

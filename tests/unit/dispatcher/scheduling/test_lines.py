@@ -146,14 +146,29 @@ async def test_a_job_of_which_only_the_database_knows_what_it_is_now_is_dropped(
     assert parts.lines.job(JOB) is None
 
 
-async def test_a_new_job_is_in_memory_as_recorded_and_only_the_deleted_ones_are_asked_for(
+async def test_a_new_job_is_in_memory_as_recorded(parts: DispatcherParts) -> None:
+    await parts.lines.ensure(["new"])
+    job = parts.lines.job("new")
+    assert job is not None
+    assert (job.state, job.version, held(parts.lines, "new")) == (JobState.NONE, 0, [])
+
+
+async def test_a_job_that_was_deleted_while_an_operation_entered_is_recorded_with_its_line(
     parts: DispatcherParts,
 ) -> None:
-    reads = parts.link.calls[Call.READ]
-    await parts.lines.ensure(["new"])
-    assert parts.link.calls[Call.READ] == reads + 1
-    assert parts.lines.job("new") == JobRecord(job_id="new")
-    assert (await parts.store.jobs.get_many(["new"]))["new"].version == 0
+    """Else what comes behind a CREATE was rejected, as for a job that was never created."""
+    create = new_operation(Verb.DEPLOY_CREATE, "new", model="m")
+    load = new_operation(Verb.DEPLOY_LOAD, "new")
+    await parts.store.jobs.ensure(["new"])
+    parts.link.hold(only=1)  # the answer that no operation waits in its line
+    deleting = asyncio.create_task(parts.store.deletions.unborn_jobs(["new"]))
+    await parts.link.held.wait()
+    await parts.first_pass.take([create])
+    parts.link.let_go()
+    await deleting
+    assert await parts.store.jobs.get("new") is None
+    await parts.first_pass.take([load])
+    assert held(parts.lines, "new") == [create.operation_id, load.operation_id]
 
 
 async def test_a_new_job_begins_above_the_generations_of_deleted_ones(
@@ -554,6 +569,68 @@ async def test_a_job_whose_operations_enter_is_never_dropped_for_room(
         await parts.lines.read(["other"])
         assert parts.lines.line(JOB) is not None
         assert parts.lines.line("other") is None
+
+
+async def test_a_read_drops_others_before_the_jobs_that_it_is_to_return(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MAX_JOBS", 2)
+    for job_id in ("a", "b", "c"):
+        parts.load_job(job_id)
+    await parts.lines.read(["a"])
+    await parts.lines.read(["c"])
+    read = await parts.lines.read(["a", "b"])
+    assert [line.job.job_id for line in read.lines] == ["a", "b"]
+    assert parts.lines.line("c") is None
+
+
+async def test_jobs_for_which_a_read_has_no_room_are_to_be_read_again(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the wake for which they are read would be lost."""
+    monkeypatch.setattr(bounds, "MAX_JOBS", 2)
+    for job_id in ("a", "b", "c", "d"):
+        parts.load_job(job_id)
+    await parts.lines.read(["a"])
+    read = await parts.lines.read(["a", "b", "c", "d", "none"])
+    assert [line.job.job_id for line in read.lines] == ["c", "d"]
+    assert read.moved == {"a", "b"}
+
+
+async def test_a_job_that_is_changed_while_others_are_read_is_to_be_read_again(
+    parts: DispatcherParts,
+) -> None:
+    parts.load_job("other")
+    await parts.lines.read([JOB])
+    parts.link.hold()
+    reading = asyncio.create_task(parts.lines.read([JOB, "other"]))
+    await parts.link.held.wait()
+    parts.lines.forget([JOB])
+    parts.link.let_go()
+    read = await reading
+    assert [line.job.job_id for line in read.lines] == ["other"]
+    assert read.moved == {JOB}
+
+
+async def test_an_input_is_kept_only_until_its_operation_starts(parts: DispatcherParts) -> None:
+    one = queued(new_operation())
+    await parts.lines.read([JOB])
+    parts.lines.append(one)
+    assert inputs_at_hand(parts.lines) == [True]
+    parts.lines.replace(dispatched(one))
+    assert inputs_at_hand(parts.lines) == [False]
+
+
+async def test_what_is_noted_of_an_operation_keeps_to_the_budget(
+    parts: DispatcherParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (queued(new_operation(input="x" * 10)) for _ in range(2))
+    monkeypatch.setattr(bounds, "MAX_INPUT_BYTES", len(first.input_json or ""))
+    await parts.lines.read([JOB])
+    for one in (first, second):
+        parts.lines.append(one)
+        parts.lines.replace(one)
+    assert inputs_at_hand(parts.lines) == [True, False]
 
 
 async def test_inputs_beyond_the_budget_stay_in_the_record(

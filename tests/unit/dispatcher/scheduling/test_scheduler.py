@@ -1,6 +1,8 @@
 """A pass of the scheduler over what is in memory."""
 
-from modelyard.contract.states import Liveness, Verb
+import asyncio
+
+from modelyard.contract.states import Liveness, OperationState, Verb
 from modelyard.store.operation_writes import IntakeEntry
 from tests.support.dispatcher.parts import HOST, JOB, DispatcherParts, new_operation
 
@@ -19,3 +21,15 @@ async def test_why_an_operation_waits_is_explained_also_if_it_was_just_being_wri
         await parts.store.operations.enter([IntakeEntry(one, 1)])
     await parts.scheduler.schedule_next_page()
     assert (await parts.recorded(one)).waiting_for == (f"host {HOST} is SUSPECT",)
+
+
+async def test_one_sweep_records_a_job_again_and_schedules_what_waits_in_its_line() -> None:
+    """Its job was deleted while it entered."""
+    parts = DispatcherParts()
+    await parts.begin()
+    one = new_operation(Verb.TERMINATE, "deleted")
+    await parts.put_in_line(one)
+    running = asyncio.create_task(parts.event_log.run())
+    await parts.scheduler.schedule_next_page()
+    running.cancel()
+    assert (await parts.recorded(one)).state is OperationState.SUCCEEDED

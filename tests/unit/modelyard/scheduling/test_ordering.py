@@ -175,6 +175,26 @@ def test_an_unload_in_front_waits_for_inferences_that_run_behind_it() -> None:
     assert started.operation is unload
 
 
+@pytest.mark.parametrize(
+    ("verb", "state"),
+    [
+        (Verb.DEPLOY_CREATE, JobState.CREATED),
+        (Verb.DEPLOY_LOAD, JobState.CREATED),
+        (Verb.DEPLOY_UNLOAD, JobState.LOADED),
+        (Verb.TERMINATE, JobState.LOADED),
+    ],
+)
+@pytest.mark.parametrize("active", [OperationState.DISPATCHED, OperationState.RUNNING])
+def test_what_needs_the_job_alone_waits_for_what_is_active_behind_it(
+    verb: Verb, state: JobState, active: OperationState
+) -> None:
+    """It was put in front while the other one started."""
+    first, other = op(verb), op(Verb.DEPLOY_LOAD, active)
+    assert decisions(job(state), first, other) == []
+    (started,) = decisions(job(state), first, op(Verb.DEPLOY_LOAD))
+    assert started.operation is first
+
+
 ON_DEMAND_MODEL = MODEL.model_copy(update={"residency": Residency(on_demand=True)})
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from modelyard.contract.capacity.ledger import Allocation, ResidentAllocation
 from modelyard.contract.capacity.offers import Device, HostCapacity
+from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import Admission, JobState, OperationState, SystemReason, Verb
 from modelyard.scheduling.ordering import CatalogEntries
 from modelyard.scheduling.placement import FreeCapacity, Kept, Placed
@@ -166,6 +167,21 @@ def test_a_relocation_that_has_been_assigned_goes_on_where_it_is() -> None:
     plan = planned(there("g", held), there("h"), of=of, first=create())
     (start,) = plan.dispatches
     assert (start.host.host_id, start.generation, start.placement) == ("g", 2, None)
+
+
+@pytest.mark.parametrize("state", [JobState.LOADED, JobState.FAILED, JobState.LOST])
+def test_a_job_that_is_not_unloaded_any_more_is_not_relocated(state: JobState) -> None:
+    """Its LOAD has started after all, or it is down; a relocation must not bring it back."""
+    host_id = "h" if state.live else None
+    of = unloaded().model_copy(update={"state": state, "host_id": host_id})
+    plan = planned(there("h", mine(), loaded("other", a=8)), of=of, first=create())
+    assert plan.dispatches == []
+    (ending,) = plan.endings
+    assert ending.error is not None
+    assert (ending.state, ending.error.code) == (
+        OperationState.REJECTED,
+        ErrorCode.INVALID_JOB_STATE,
+    )
 
 
 def test_a_host_that_holds_a_later_generation_of_the_job_is_left_to_the_sweep() -> None:
