@@ -35,6 +35,7 @@ from modelyard.store.operations import FRONT_OF_LINE, QueuedEnding
 from modelyard.store.records import JobRecord, LastReport, NewOperation, OperationRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
+from tests.support.placed import placed, spec_of
 from tests.support.waiting import eventually
 
 ONE, TWO = (f"0190c2f0-0000-7000-8000-00000000000{n}" for n in (1, 2))
@@ -593,13 +594,22 @@ async def test_an_operation_may_go_before_all_those_of_clients(store: Store) -> 
     assert [one.line for one in line.operations] == [lines["c"], 1, 2]
 
 
-async def test_the_head_of_a_line_is_its_first_open_operation(store: Store) -> None:
+async def test_the_head_of_a_line_has_its_first_open_operations_in_order(store: Store) -> None:
     await store.jobs.ensure(["j", "without"])
     lines = {"a": 1, "b": 2, "c": 3 + FRONT_OF_LINE}
     await store.operations.take_in([(new(key), line) for key, line in lines.items()])
     heads = await store.jobs.heads_of_lines(["j", "without", "unknown"])
-    assert {job_id: head.operation_id for job_id, head in heads.items()} == {"j": "c"}
-    assert (heads["j"].state, heads["j"].max_concurrency) == (OperationState.QUEUED, 1)
+    assert [*heads] == ["j"]
+    assert [one.operation_id for one in heads["j"].operations] == ["c", "a", "b"]
+    assert [one.line for one in heads["j"].operations] == [lines["c"], 1, 2]
+    assert {one.state for one in heads["j"].operations} == {OperationState.QUEUED}
+    assert heads["j"].max_concurrency == 1
+
+
+async def test_the_head_of_a_line_knows_how_many_inferences_its_model_takes(store: Store) -> None:
+    await placed(store, "j", spec=spec_of(max_concurrency=4))
+    await store.operations.take_in([(new("a"), 1)])
+    assert (await store.jobs.heads_of_lines(["j"]))["j"].max_concurrency == 4
 
 
 async def test_what_is_open_of_a_job_is_counted_and_what_is_not_in_line_is_listed(
