@@ -632,6 +632,39 @@ async def test_what_is_open_of_a_job_is_counted_and_what_is_not_in_line_is_liste
     assert await queries.open_of_job("nobody's") == 0
 
 
+async def test_more_urgent_operations_are_counted_for_a_host_too(store: Store) -> None:
+    verbs = {"here": Verb.DEPLOY_LOAD, "there": Verb.DEPLOY_LOAD, "one": Verb.TEMP}
+    verbs |= {"other": Verb.DEPLOY_CREATE, "mine": Verb.DEPLOY_LOAD, "later": Verb.TEMP}
+    for line, (job_id, verb) in enumerate(verbs.items(), 1):
+        one = new(job_id, job_id=job_id, operation_type=verb, model="m")
+        await store.operations.take_in([(one, line)])
+    await store.operations.explain_waiting({key: ("no room",) for key in verbs if key != "there"})
+    mine = await store.operation_queries.get("mine")
+    assert mine is not None
+    last, first = (mine.model_copy(update={"rank": rank}) for rank in (1 << 60, -1))
+    queries = store.operation_queries
+    assert await queries.more_urgent(last) == 5
+    assert await queries.more_urgent(last, loads_of=["here", "there"]) == 3
+    assert await queries.more_urgent(last, loads_of=[]) == 2
+    assert await queries.more_urgent(first) == 0
+
+
+async def test_how_long_operations_took_lately_is_known_by_model(store: Store) -> None:
+    queries = store.operation_queries
+    assert await queries.took_lately(Verb.TEMP, ["m"], most=9) == {}
+    for operation_id, end in ((ONE, OperationState.SUCCEEDED), (TWO, OperationState.FAILED)):
+        await dispatched(store, operation_id)
+        await store.operations.apply([report(end, seq=1, operation_id=operation_id)], {})
+    known = await queries.get(ONE)
+    assert known is not None
+    assert known.started_at is not None
+    assert known.finished_at is not None
+    took_s = (known.finished_at - known.started_at).total_seconds()
+    assert await queries.took_lately(Verb.TEMP, ["m", "x"], most=9) == {"m": took_s}
+    assert await queries.took_lately(Verb.TEMP, ["x"], most=9) == {}
+    assert await queries.took_lately(Verb.DEPLOY_LOAD, ["m"], most=9) == {}
+
+
 async def test_pages_list_everything_once_newest_first(store: Store) -> None:
     for number in range(7):
         await store.operations.record([new(f"o{number}")])

@@ -196,6 +196,43 @@ def test_inferences_beyond_what_the_model_runs_at_once() -> None:
     assert found.estimated_start_s == 7.0
 
 
+@pytest.mark.parametrize(
+    ("ahead", "of"),
+    [
+        ({"waiting_for": ("host h has less than 6 GiB free",)}, {}),
+        ({"resting": True, "not_before": NOW + timedelta(seconds=9)}, {}),
+        ({}, {"spec": spec(resources={"gpus": 1, "gpu_memory": "6g"})}),
+    ],
+)
+def test_no_start_is_foretold_behind_what_waits_for_more_than_its_turn(
+    ahead: dict[str, Any], of: dict[str, Any]
+) -> None:
+    full = ResidentAllocation(devices={A: 8 * GIB})
+    held = (
+        Allocation(job_id="o", generation=1, devices=(A,), resident=full),
+        Allocation(job_id="j", generation=1, devices=(A,)),
+    )
+    load = operation(Verb.DEPLOY_LOAD, 1, **ahead)
+    mine = job(JobState.CREATED, devices=(A,), **of)
+    took_s = {Verb.DEPLOY_LOAD: 7.0}
+    found = explain_in_line(facts(operation(), load, of=mine, hosts=[host(*held)], took_s=took_s))
+    assert (found.ahead_in_line, found.estimated_start_s) == (1, None)
+
+
+def test_no_start_is_foretold_on_a_silent_host_or_before_a_restoration() -> None:
+    runs = operation(Verb.DEPLOY_LOAD, 1, "RUNNING", started_at=NOW)
+    took_s = {Verb.DEPLOY_LOAD: 7.0}
+    down = job(JobState.FAILED, recovery=RestorationRecord(to=JobState.LOADED, key=1))
+    for of, liveness, said in (
+        (job(JobState.CREATED), Liveness.ONLINE, 7.0),
+        (job(JobState.CREATED), Liveness.SUSPECT, None),
+        (down, Liveness.ONLINE, None),
+    ):
+        there = [host(liveness=liveness)]
+        found = explain_in_line(facts(operation(), runs, of=of, hosts=there, took_s=took_s))
+        assert found.estimated_start_s == said
+
+
 def test_a_restoration_goes_first() -> None:
     down = job(JobState.FAILED, recovery=RestorationRecord(to=JobState.LOADED, key=1))
     found = explain_in_line(facts(operation(), of=down))
@@ -286,7 +323,7 @@ def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
             one,
             of=mine,
             hosts=[host(bound, held("idle"), held("by-hand"))],
-            residents={
+            holding={
                 "idle": line("idle", on_demand=True),
                 "by-hand": line("by-hand"),
             },
@@ -300,7 +337,7 @@ def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
     )
     (there,) = found.hosts
     assert [(it.job_id, it.frees, it.stays is None) for it in there.holders] == [
-        ("idle", {A: 4 * GIB}, True), ("by-hand", {A: 4 * GIB}, False),
+        ("by-hand", {A: 4 * GIB}, False), ("idle", {A: 4 * GIB}, True),
     ]  # fmt: skip
 
 
@@ -324,7 +361,7 @@ def test_a_job_that_goes_elsewhere_says_whether_an_idle_model_may_leave_first(
             operation(Verb.DEPLOY_LOAD),
             of=job(JobState.CREATED, spec=mine, devices=(A,)),
             hosts=[host(bound, idle), host(host_id="g", images=images)],
-            residents={"idle": JobLine(job=loaded, operations=())},
+            holding={"idle": JobLine(job=loaded, operations=())},
         )
     )
     assert found.reasons[1] == f"{begins} is created anew on host g, on {A}, which has room."
@@ -373,7 +410,7 @@ def test_why_a_model_stays(
             of=job(JobState.NONE, host_id=None),
             catalog=catalog(spec(resources={"gpus": 1})),
             hosts=[host(other)],
-            residents={"other": JobLine(job=loaded, operations=operations)},
+            holding={"other": JobLine(job=loaded, operations=operations)},
         )
     )
     assert [it.stays for it in found.hosts[0].holders] == [stays]
