@@ -21,6 +21,7 @@ from modelyard.store.records import (
     RelocationRecord,
     RestorationRecord,
     error_document,
+    jobs_of,
 )
 
 STEADY_S = 600.0
@@ -354,7 +355,7 @@ class Jobs:
         """Return those of the jobs that exist."""
         async with self._connection.answering():
             found = await self._collection.find({"_id": {"$in": list(job_ids)}}).to_list(None)
-        return {document["_id"]: JobRecord.model_validate(document) for document in found}
+        return {job.job_id: job for job in jobs_of(found)}
 
     async def assign(self, assignments: Sequence[Assignment], *, token: str) -> set[str]:
         """Make attempts the current ones of their jobs; return the jobs where that succeeded.

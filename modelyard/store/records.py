@@ -426,6 +426,23 @@ class JobRecord(Record):
         return _recorded(DatasetSpec, value)
 
 
+def jobs_of(documents: Iterable[Document]) -> list[JobRecord]:
+    """Return stored jobs; a spec that several of them have is read once, as that takes longest."""
+    specs: dict[str, ModelSpec | None] = {}
+    jobs: list[JobRecord] = []
+    for document in documents:
+        text = document.get("spec")
+        if isinstance(text, str) and text in specs:
+            job = JobRecord.model_validate({**document, "spec": None})
+            job = job.model_copy(update={"spec": specs[text]})
+        else:
+            job = JobRecord.model_validate(document)
+        if isinstance(text, str):
+            specs[text] = job.spec
+        jobs.append(job)
+    return jobs
+
+
 class Reservation(Allocation):
     """Capacity of a host held for one generation of a job."""
 
