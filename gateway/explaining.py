@@ -1,7 +1,7 @@
 """Reads what it takes to say why an operation waits: all of it at about the same moment."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
@@ -31,7 +31,10 @@ from modelyard.store.jobs import LINE_HEAD
 from modelyard.store.leases import DISPATCHER
 from modelyard.store.records import HostRecord, JobLine, JobRecord, NewOperation, OperationRecord
 
-MOST_RESIDENTS = 100
+MOST_HOLDING = 100
+"""Jobs on these hosts of which it is read what they do."""
+MOST_LATELY = 500
+"""Operations of the fleet from which it is known how long TEMPs take."""
 LATELY = 20
 """Operations of the job from which it is known how long they take."""
 _TRIES = 3
@@ -165,10 +168,10 @@ async def _facts(store: Store, place: _Place, now: datetime, *, most: int | None
     if more_hosts:
         hosts, urgent = await store.hosts.all(here) if here else hosts[:most], ()
     lines = [line, *urgent]
-    residents, catalog, (more_urgent, took_s) = await together(
-        _residents(store, hosts, line),
+    holding, catalog, (more_urgent, took_s) = await together(
+        _holding(store, hosts, line),
         entries_of(store, lines),
-        together(_more_urgent(store, operation), _took_s(store, line.job.job_id)),
+        together(_more_urgent(store, operation, line, hosts), _took_s(store, line.job.job_id)),
     )
     return Facts(
         operation,
@@ -182,8 +185,9 @@ async def _facts(store: Store, place: _Place, now: datetime, *, most: int | None
         more_hosts=more_hosts,
         policy=policy,
         more_urgent=more_urgent,
-        residents=residents,
+        holding=holding,
         took_s=took_s,
+        temps_took_s=await _temps_took_s(store, holding),
     )
 
 
@@ -199,8 +203,15 @@ async def _policy(store: Store) -> PlacementPolicy:
     return PlacementPolicy(noted) if noted in set(PlacementPolicy) else PlacementPolicy.BINPACK
 
 
-async def _more_urgent(store: Store, operation: OperationRecord) -> int:
-    return await store.operation_queries.more_urgent(operation) if operation.places else 0
+async def _more_urgent(
+    store: Store, operation: OperationRecord, line: JobLine, hosts: Sequence[HostRecord]
+) -> int:
+    if operation.places:
+        return await store.operation_queries.more_urgent(operation)
+    here = next((one for one in hosts if one.host_id == line.job.host_id), None)
+    if operation.verb is not Verb.DEPLOY_LOAD or here is None:
+        return 0
+    return await store.operation_queries.more_urgent(operation, loads_of=here.held_by)
 
 
 async def _learned(store: Store, catalog: CatalogEntries, lines: Sequence[JobLine]) -> LearnedOf:
@@ -215,15 +226,26 @@ async def _learned(store: Store, catalog: CatalogEntries, lines: Sequence[JobLin
     return of
 
 
-async def _residents(
-    store: Store, hosts: Sequence[HostRecord], line: JobLine
-) -> dict[str, JobLine]:
-    """Return the jobs that hold memory on the hosts that are looked at."""
+async def _holding(store: Store, hosts: Sequence[HostRecord], line: JobLine) -> dict[str, JobLine]:
+    """Return jobs that hold something on the hosts that are looked at.
+
+    First those whose models are in memory, which may make room.
+    """
     here = line.job.host_id
     looked_at = [one for one in hosts if here is None or one.host_id == here][:MOST_HOSTS]
-    held = [it.job_id for host in looked_at for it in host.reservations if it.resident]
-    read = await store.jobs.lines(held[:MOST_RESIDENTS])
+    held = [it for host in looked_at for it in host.reservations]
+    held.sort(key=lambda it: it.resident is None)
+    read = await store.jobs.lines([it.job_id for it in held[:MOST_HOLDING]])
     return {one.job.job_id: one for one in read.lines}
+
+
+async def _temps_took_s(store: Store, holding: Mapping[str, JobLine]) -> dict[str, float]:
+    """Return the seconds that TEMPs took lately, by model, for the models of those that run."""
+    running = [one for line in holding.values() for one in line.operations if one.verb is Verb.TEMP]
+    models = {one.model for one in running if one.model is not None}
+    if not models:
+        return {}
+    return await store.operation_queries.took_lately(Verb.TEMP, models, most=MOST_LATELY)
 
 
 async def _took_s(store: Store, job_id: str) -> dict[Verb, float]:

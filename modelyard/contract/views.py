@@ -96,14 +96,18 @@ class FootprintView(Message):
 
 
 class HolderView(Message):
-    """A job whose model is in memory on a host, seen from an operation that needs the place."""
+    """A job that holds what an operation lacks on a host: its model in memory, or its container."""
 
     job_id: str
     model: str | None = None
     frees: dict[str, int] = Field(default_factory=dict)
-    """Bytes by device, or `memory` of the host, that its unload would free."""
+    """Bytes by device, or `memory` of the host, that its unload or its end would free."""
+    cpus: float = 0.0
+    """Processors that its end would free; 0 if its unload is enough."""
+    slots: int = 0
+    """Slots that its end would free; 0 if its unload is enough."""
     stays: str | None = None
-    """Why it is not unloaded for others; null: it makes room."""
+    """Why it does not make room for others; null: it does."""
 
 
 class HostVerdict(Message):
@@ -116,7 +120,7 @@ class HostVerdict(Message):
     to_fetch: tuple[str, ...] = ()
     """What it does not have at hand and would have to get first: `image`, `dataset`."""
     holders: tuple[HolderView, ...] = ()
-    """What is in memory there, if that is what refuses."""
+    """Who holds what it lacks there, at most 20, the largest first."""
 
 
 class Outlook(Message):
@@ -129,12 +133,15 @@ class Outlook(Message):
     next_in_line: str | None = None
     """The first of them."""
     ahead_in_waiting_room: int | None = None
-    """More urgent operations of other jobs that wait for a host; null if it does not wait there.
-    1,000 also stands for more."""
+    """More urgent operations of other jobs that wait for a host; of a LOAD that waits for memory on
+    its host, the loads that wait there and the TEMPs that wait for any. Null if it does not wait
+    so. 1,000 also stands for more."""
     hosts: tuple[HostVerdict, ...] = ()
     """Each host, at most 100, if the operation needs a place on one."""
     estimated_start_s: float | None = None
-    """Seconds until it starts, by how long its job's operations took lately; null: not known."""
+    """Seconds until it starts: until what goes before it in line has ended, or until the TEMPs that
+    run have given back enough, by how long such operations took lately or, if that is not known,
+    by their `timeout_s`. Null: not known."""
 
 
 class Explanation(Outlook):

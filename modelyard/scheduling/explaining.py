@@ -4,11 +4,13 @@ The dispatcher may decide at another moment than the one that is explained, so a
 start while its explanation is on its way.
 """
 
-from modelyard.contract.states import OperationState, Verb
+from collections.abc import Sequence
+
+from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.views import DryRun, DryRunOutcome, Explanation
 from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
 from modelyard.scheduling.prospects import Facts, Prospect, prospect_of
-from modelyard.store.jobs import HeadOfLine
+from modelyard.store.jobs import LINE_HEAD, HeadOfLine, OperationInLine
 from modelyard.store.records import OperationRecord
 
 
@@ -49,18 +51,54 @@ def explain_in_line(facts: Facts) -> Explanation:
 def waits_in_line(operation: OperationRecord, head: HeadOfLine | None) -> tuple[str, ...]:
     """Return what a QUEUED operation in line waits for that no host is looked for yet.
 
-    `head` is the first open operation of its job. Nothing is returned for the head itself: the
-    scheduler records what that waits for.
+    `head` has the first open operations of its job. Nothing is returned for one that nothing in
+    line holds: the scheduler records what that waits for.
     """
-    if head is not None and head.restoring:
-        return ("its job, which is being restored",)
-    if head is None or head.operation_id == operation.operation_id:
+    if head is None:
         return ()
-    why = f", for {head.reason}" if head.reason else ""
-    first = f"{head.verb} {head.operation_id} ({head.state}{why}), the first of its job's line"
-    if operation.verb is head.verb is Verb.INFER:
-        first += f"; its model takes {head.max_concurrency} at the same time (max_concurrency)"
-    return (first,)
+    if head.restoring:
+        return ("its job, which is being restored",)
+    before = [one for one in head.operations if _is_before(one, operation)]
+    if not before:
+        return _waits_for_what_runs(operation, head)
+    first = before[0]
+    # Whatever is behind an operation that shares its job with no other waits for that one.
+    holds = next((one for one in before if not VERB_RULES[one.verb].shared), first)
+    where = "the first of its job's line" if holds is first else "before it in its job's line"
+    said = f"{_called(holds)}, {where}"
+    if _is_beyond_concurrency(operation, before, head):
+        said += f"; its model takes {head.max_concurrency} at the same time (max_concurrency)"
+    return (said,)
+
+
+def _is_before(one: OperationInLine, operation: OperationRecord) -> bool:
+    if one.operation_id == operation.operation_id:
+        return False
+    return operation.line is None or one.line < operation.line
+
+
+def _waits_for_what_runs(operation: OperationRecord, head: HeadOfLine) -> tuple[str, ...]:
+    """Return the first inference that runs, for an UNLOAD that was put before it."""
+    if operation.verb is not Verb.DEPLOY_UNLOAD:
+        return ()
+    runs = next((one for one in head.operations if one.state is not OperationState.QUEUED), None)
+    return (f"{_called(runs)}, which ends before it",) if runs else ()
+
+
+def _is_beyond_concurrency(
+    operation: OperationRecord, before: Sequence[OperationInLine], head: HeadOfLine
+) -> bool:
+    """Tell whether only as many inferences as may run at once keep an operation waiting."""
+    shared = operation.shared and all(VERB_RULES[one.verb].shared for one in before)
+    last = head.operations[-1].line
+    # Of a longer line it is not known what is between its head and the operation.
+    known = len(head.operations) < LINE_HEAD or (operation.line or 0) <= last
+    return shared and known and len(before) >= head.max_concurrency
+
+
+def _called(one: OperationInLine) -> str:
+    why = f", for {one.reason}" if one.reason else ""
+    return f"{one.verb} {one.operation_id} ({one.state}{why})"
 
 
 def explain_request(verb: Verb, facts: Facts) -> DryRun:

@@ -110,6 +110,14 @@ def refusal_of(host: HostRecord, need: PlacementRequest, room: Room) -> Refusal 
     return OWN if need.job_id in host.held_by else None
 
 
+def lacking_now(host: HostRecord, need: PlacementRequest) -> Lacks | None:
+    """Return what others hold of a host that refuses a job; None if that is not why it refuses."""
+    refusal = refusal_of(host, need, host.room)
+    if not isinstance(refusal, Shortage) or refusal.when_empty:
+        return None
+    return refusal.lacks
+
+
 def shortage(room: Room, need: PlacementRequest, lacks: Lacks, *, when_empty: bool) -> Shortage:
     """Return the refusal of a host that has too little of something."""
     wanted = wanted_text(room, need.resident) if lacks is Lacks.DEVICES else ""

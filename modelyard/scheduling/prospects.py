@@ -4,7 +4,7 @@ The operation may exist, or be that of a request which is not made. The plan is 
 functions as the dispatcher's; only what it holds in memory alone is not known here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import takewhile
@@ -12,9 +12,15 @@ from itertools import takewhile
 from modelyard.contract.capacity.footprints import NOTHING_LEARNED
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import Liveness, OperationState, SystemReason, Verb
-from modelyard.contract.views import DryRunOutcome, HolderView, HostVerdict
-from modelyard.scheduling.fitting import KEPT_FOR_OTHERS, PlacementRequest
-from modelyard.scheduling.leaving import why_it_stays
+from modelyard.contract.views import DryRunOutcome, HostVerdict
+from modelyard.scheduling.fitting import (
+    KEPT_FOR_OTHERS,
+    Lacks,
+    PlacementRequest,
+    lacking_now,
+    refusal_of,
+)
+from modelyard.scheduling.holders import holders_of, seconds_left, seconds_until
 from modelyard.scheduling.locality import DATASET, IMAGE, to_fetch
 from modelyard.scheduling.ordering import (
     AlreadySatisfied,
@@ -33,11 +39,14 @@ from modelyard.scheduling.planning import (
     make_plan,
     placement_request,
 )
-from modelyard.scheduling.refusals import refusal_to_load, refusal_with_numbers
-from modelyard.store.records import HostRecord, JobLine, OperationRecord, rank_of
+from modelyard.scheduling.refusals import (
+    lacks_to_load,
+    refusal_to_load,
+    refusal_with_numbers,
+)
+from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRecord, rank_of
 
 MOST_HOSTS = 100
-MOST_HOLDERS = 20
 NOT_YET = "The dispatcher has not looked for a host for it yet."
 
 
@@ -63,12 +72,15 @@ class Facts:
     policy: PlacementPolicy = PlacementPolicy.BINPACK
     """The leading dispatcher's."""
     more_urgent: int = 0
-    residents: Mapping[str, JobLine] = field(default_factory=dict)
-    """Jobs that hold memory on these hosts, by id."""
+    """How many operations that wait for the same room are before it."""
+    holding: Mapping[str, JobLine] = field(default_factory=dict)
+    """Jobs that hold something on these hosts, by id."""
     learned: LearnedOf = lambda _: NOTHING_LEARNED
     """Tells what models were measured to take."""
     took_s: Mapping[Verb, float] = field(default_factory=dict)
     """Seconds that the job's operations took lately, by verb."""
+    temps_took_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that TEMPs took lately, by model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +170,7 @@ def _behind(facts: Facts, ahead: Sequence[OperationRecord], plan: SchedulingPlan
         (sentence, *makes_way),
         ahead_in_line=len(ahead) + facts.beyond,
         next_in_line=ahead[0].operation_id if ahead else None,
-        estimated_start_s=_estimate(facts, ahead),
+        estimated_start_s=_estimate(facts, ahead, plan),
     )
 
 
@@ -182,9 +194,16 @@ def _share(facts: Facts, ahead: Sequence[OperationRecord]) -> bool:
     return facts.operation.shared and all(one.shared for one in ahead) and not facts.beyond
 
 
-def _estimate(facts: Facts, ahead: Sequence[OperationRecord]) -> float | None:
-    """Return the seconds that those ahead take, less what has passed of those that run."""
-    if facts.beyond or not ahead:
+def _estimate(facts: Facts, ahead: Sequence[OperationRecord], plan: SchedulingPlan) -> float | None:
+    """Return the seconds that those ahead take, less what has passed of those that run.
+
+    None if something else than those holds the line: a restoration, a host that is silent, or what
+    one of them waits for itself.
+    """
+    job = facts.line.job
+    if facts.beyond or not ahead or job.recovery is not None or facts.operation.cancel_requested:
+        return None
+    if _is_silent(facts, job.host_id) or any(_waits_itself(one, plan) for one in ahead):
         return None
     seconds = 0.0
     for one in ahead:
@@ -193,9 +212,23 @@ def _estimate(facts: Facts, ahead: Sequence[OperationRecord]) -> float | None:
             return None
         ran_s = (facts.now - one.started_at).total_seconds() if one.started_at else 0.0
         seconds += max(0.0, took_s - max(0.0, ran_s))
-    spec = facts.line.job.spec
-    at_once = spec.max_concurrency if spec and all(one.shared for one in ahead) else 1
+    at_once = job.spec.max_concurrency if job.spec and all(one.shared for one in ahead) else 1
     return seconds / at_once
+
+
+def _is_silent(facts: Facts, host_id: str | None) -> bool:
+    return any(
+        one.host_id == host_id and one.liveness is not Liveness.ONLINE for one in facts.hosts
+    )
+
+
+def _waits_itself(one: OperationRecord, plan: SchedulingPlan) -> bool:
+    """Tell whether an operation waits for more than its turn: for room, for a pause, for a load."""
+    if one.state is not OperationState.QUEUED:
+        return False
+    key = one.operation_id
+    loads = any(load.operation.operation_id == key for load in plan.loads)
+    return bool(one.waiting_for) or one.resting or key in plan.waiting or loads
 
 
 # --- on the host of its job ---
@@ -208,7 +241,7 @@ def _on_its_host(facts: Facts, decision: Dispatch, plan: SchedulingPlan) -> Pros
             DryRunOutcome.STARTS, host_id=host_id, devices=job.devices, estimated_start_s=0.0
         )
     host = next((one for one in facts.hosts if one.host_id == host_id), None)
-    hosts: tuple[HostVerdict, ...] = ()
+    room = _NO_ROOM
     if _cancelled(plan, operation):
         sentence = _withdrawal(operation)
     elif host is None or host.incarnation is None:
@@ -216,16 +249,67 @@ def _on_its_host(facts: Facts, decision: Dispatch, plan: SchedulingPlan) -> Pros
     elif host.liveness is not Liveness.ONLINE:
         sentence = f"Its job is on host {host_id}, which is {host.liveness}."
     else:
-        refusal = (
-            refusal_to_load(host, job, job.spec, facts.learned(job.spec)) if job.spec else None
-        )
-        sentence = f"Its model has no room on host {host_id}: {refusal}."
-        if refusal is None:  # other rules than room, which have no numbers
-            refusal = plan.waiting[operation.operation_id][0]
-            sentence = f"Its model can't be loaded now: {refusal}."
-        hosts = (_verdict(facts, host, refusal),)
+        sentence, room = _room_to_load(facts, host, job, plan.waiting[operation.operation_id][0])
+    hosts = room.hosts
     moves = _goes_elsewhere(plan, operation, makes_room=any(_makes_room(one) for one in hosts))
-    return Prospect(DryRunOutcome.WAITS, (sentence, *moves), hosts=hosts)
+    return Prospect(
+        DryRunOutcome.WAITS,
+        (sentence, *moves),
+        hosts=hosts,
+        ahead_in_waiting_room=facts.more_urgent if hosts else None,
+        estimated_start_s=None if moves else room.comes_in_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _RoomToLoad:
+    hosts: tuple[HostVerdict, ...] = ()
+    """The host of the job, if it is room that the model lacks there."""
+    comes_in_s: float | None = None
+
+
+_NO_ROOM = _RoomToLoad()
+
+
+def _room_to_load(
+    facts: Facts, host: HostRecord, job: JobRecord, reason: str
+) -> tuple[str, _RoomToLoad]:
+    """Return why a model can't be loaded on its host, and what is known of the room there.
+
+    `reason` is the dispatcher's, in words without numbers.
+    """
+    spec = job.spec
+    learned = facts.learned(spec) if spec is not None else NOTHING_LEARNED
+    refusal = refusal_to_load(host, job, spec, learned) if spec is not None else None
+    if spec is None or refusal is None:  # other rules than room, which have no numbers
+        sentence = f"Its model can't be loaded now: {reason}."
+        lacks = Lacks.DEVICES if job.devices else Lacks.MEMORY
+        return sentence, _RoomToLoad((_verdict(facts, host, reason, lacks, job.devices),))
+    lacks = lacks_to_load(host, job, spec, learned)
+    verdict = _verdict(facts, host, refusal, lacks, job.devices)
+    sentence = f"Its model has no room on host {host.host_id}: {refusal}."
+    comes_in_s = _room_comes_in_s(
+        facts, lambda there: refusal_to_load(there, job, spec, learned) is None, [host]
+    )
+    return sentence, _RoomToLoad((verdict,), comes_in_s)
+
+
+def _room_comes_in_s(
+    facts: Facts, room: Callable[[HostRecord], bool], hosts: Sequence[HostRecord]
+) -> float | None:
+    """Return in how many seconds what runs will have given back enough; None: not known.
+
+    Nor is it known who takes that as long as others go before it.
+    """
+    if facts.more_urgent:
+        return None
+    known = {
+        job_id: seconds_left(line, facts.now, facts.temps_took_s)
+        for job_id, line in facts.holding.items()
+    }
+    return seconds_until(
+        room, hosts, {job_id: left for job_id, left in known.items() if left is not None}
+    )
 
 
 def _makes_room(verdict: HostVerdict) -> bool:
@@ -306,7 +390,9 @@ def _placed(facts: Facts, decision: PlaceAndDispatch | Relocate, plan: Schedulin
     request = placement_request(decision, facts.learned(decision.spec))
     refusals = [(host, refusal_with_numbers(host, request)) for host in facts.hosts]
     verdicts = tuple(
-        _verdict(facts, host, refusal).model_copy(update={"to_fetch": to_fetch(host, request)})
+        _verdict(facts, host, refusal, lacking_now(host, request)).model_copy(
+            update={"to_fetch": to_fetch(host, request)}
+        )
         for host, refusal in refusals[:MOST_HOSTS]
     )
     if facts.more_hosts:
@@ -331,11 +417,17 @@ def _placed(facts: Facts, decision: PlaceAndDispatch | Relocate, plan: Schedulin
     if _cancelled(plan, operation):
         return Prospect(DryRunOutcome.WAITS, (_withdrawal(operation),), hosts=verdicts)
     reasons = plan.waiting.get(operation.operation_id, ())
+    fits = any(refusal is None for _, refusal in refusals)
     return Prospect(
         DryRunOutcome.WAITS,
         (_why_no_host(refusals, reasons), *reasons),
         ahead_in_waiting_room=facts.more_urgent,
         hosts=verdicts,
+        estimated_start_s=None
+        if fits  # what it waits for is not that something ends
+        else _room_comes_in_s(
+            facts, lambda there: refusal_of(there, request, there.room) is None, facts.hosts
+        ),
     )
 
 
@@ -366,24 +458,18 @@ def _why_no_host(refusals: Sequence[tuple[HostRecord, str | None]], reasons: Seq
     return f"None of the {len(refusals)} hosts {none}."
 
 
-def _verdict(facts: Facts, host: HostRecord, refusal: str | None) -> HostVerdict:
-    holders = _holders(facts, host) if refusal is not None else ()
+def _verdict(
+    facts: Facts,
+    host: HostRecord,
+    refusal: str | None,
+    lacks: Lacks | None,
+    devices: Collection[str] = (),
+) -> HostVerdict:
+    """Return what a host says, and who holds what it lacks; with `devices`, on these alone."""
+    mine = facts.line.job.job_id
+    holders = (
+        holders_of(host, lacks, facts.holding, facts.now, besides=mine, devices=devices)
+        if refusal is not None and lacks is not None
+        else ()
+    )
     return HostVerdict(host_id=host.host_id, fits=refusal is None, refusal=refusal, holders=holders)
-
-
-def _holders(facts: Facts, host: HostRecord) -> tuple[HolderView, ...]:
-    holders: list[HolderView] = []
-    for held in host.reservations:
-        line = facts.residents.get(held.job_id)
-        if held.resident is None or line is None or len(holders) == MOST_HOLDERS:
-            continue
-        memory = {"memory": held.resident.memory} if held.resident.memory else {}
-        holders.append(
-            HolderView(
-                job_id=held.job_id,
-                model=line.job.spec.name if line.job.spec else None,
-                frees={**held.resident.devices, **memory},
-                stays=why_it_stays(line, facts.now),
-            )
-        )
-    return tuple(holders)

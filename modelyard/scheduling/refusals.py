@@ -76,6 +76,13 @@ def refusal_to_load(
     return f"it needs {_devices_text(need, wanted_text(there, need))}; {_free_text(there)}"
 
 
+def lacks_to_load(host: HostRecord, job: JobRecord, spec: ModelSpec, learned: Learned) -> Lacks:
+    """Return what its host has too little of for a model that can't be loaded there now."""
+    held = host.reservation(job.job_id, job.generation)
+    memory = need_beside(spec, learned, held.memory if held else 0).memory
+    return Lacks.MEMORY if lacks_memory(host.room, memory) else Lacks.DEVICES
+
+
 def not_loadable(room: Room, need: ResidentNeed, bound: tuple[str, ...]) -> str | None:
     """Return why a model can't be loaded into its container now; None if it can."""
     if lacks_memory(room, need.memory):

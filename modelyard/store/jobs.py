@@ -21,6 +21,7 @@ from modelyard.store.records import (
     RelocationRecord,
     RestorationRecord,
     error_document,
+    jobs_of,
 )
 
 STEADY_S = 600.0
@@ -32,17 +33,26 @@ LINE_HEAD = 160
 
 
 @dataclass(frozen=True, slots=True)
-class HeadOfLine:
-    """The first open operation of a job."""
+class OperationInLine:
+    """An open operation of a job, and where it is in its line."""
 
     operation_id: str
+    line: int
     verb: Verb
     state: OperationState
-    reason: str | None
+    reason: str | None = None
     """Why Modelyard made it; null for a client's."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOfLine:
+    """The first open operations of a job."""
+
+    operations: tuple[OperationInLine, ...]
+    """In their order, at least one and at most `LINE_HEAD`."""
     max_concurrency: int
     """How many inferences of the job may run at the same time."""
-    restoring: bool
+    restoring: bool = False
     """Modelyard restores the job before anything else."""
 
 
@@ -272,12 +282,12 @@ class Jobs:
         )
 
     async def heads_of_lines(self, job_ids: Sequence[str]) -> dict[str, HeadOfLine]:
-        """Return the first open operation of each job that has one in its line, by job id."""
+        """Return the first open operations of each job that has one in its line, by job id."""
         head: list[Document] = [
             {"$match": {"open": True, "line": {"$ne": None}}},
             {"$sort": {"line": 1}},
-            {"$limit": 1},
-            {"$project": {"verb": 1, "state": 1, "reason": 1}},
+            {"$limit": LINE_HEAD},
+            {"$project": {"line": 1, "verb": 1, "state": 1, "reason": 1}},
         ]
         pipeline: list[Document] = [
             {"$match": {"_id": {"$in": list(job_ids)}}},
@@ -290,21 +300,18 @@ class Jobs:
                     "as": "operations",
                 }
             },
-            {"$project": {"operations": 1, "spec.max_concurrency": 1, "recovery": 1}},
+            {"$project": {"operations": 1, "max_concurrency": 1, "recovery": 1}},
         ]
         async with self._connection.answering():
             found = await self._collection.aggregate(pipeline).to_list(None)
         return {
             one["_id"]: HeadOfLine(
-                operation_id=first["_id"],
-                verb=Verb(first["verb"]),
-                state=OperationState(first["state"]),
-                reason=first.get("reason"),
-                max_concurrency=(one.get("spec") or {}).get("max_concurrency", 1),
+                operations=tuple(map(_in_line, one["operations"])),
+                max_concurrency=one.get("max_concurrency", 1),
                 restoring=one.get("recovery") is not None,
             )
             for one in found
-            for first in one["operations"]
+            if one["operations"]
         }
 
     async def on_host(self, host_id: str) -> list[JobRecord]:
@@ -347,7 +354,7 @@ class Jobs:
         """Return those of the jobs that exist."""
         async with self._connection.answering():
             found = await self._collection.find({"_id": {"$in": list(job_ids)}}).to_list(None)
-        return {document["_id"]: JobRecord.model_validate(document) for document in found}
+        return {job.job_id: job for job in jobs_of(found)}
 
     async def assign(self, assignments: Sequence[Assignment], *, token: str) -> set[str]:
         """Make attempts the current ones of their jobs; return the jobs where that succeeded.
@@ -535,6 +542,16 @@ class Jobs:
                     "$currentDate": {"updated_at": True},
                 },
             )
+
+
+def _in_line(document: Document) -> OperationInLine:
+    return OperationInLine(
+        operation_id=document["_id"],
+        line=document["line"],
+        verb=Verb(document["verb"]),
+        state=OperationState(document["state"]),
+        reason=document.get("reason"),
+    )
 
 
 def _assignment_write(one: Assignment, token: str) -> UpdateOne:

@@ -1,8 +1,10 @@
 """Queries for operations: by id, by page, and by what the dispatcher has to do with them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median
 from typing import Any
 
 from pymongo.errors import OperationFailure
@@ -190,19 +192,49 @@ class OperationQueries:
             limit=limit,
         )
 
-    async def more_urgent(self, operation: OperationRecord) -> int:
-        """Count the operations without a host that are scheduled before this one, up to 1,000."""
-        before: Document = {
-            "state": OperationState.QUEUED,
-            "waits": True,
-            "$or": [
-                {"rank": {"$lt": operation.rank}},
-                {"rank": operation.rank, "line": {"$lt": operation.line}},
-            ],
-        }
+    async def more_urgent(
+        self, operation: OperationRecord, *, loads_of: Collection[str] | None = None
+    ) -> int:
+        """Count the operations that wait for room and are scheduled before this one, up to 1,000.
+
+        With `loads_of` only those that may take memory of a host: the loads of these jobs, which
+        are there, and TEMPs.
+        """
+        earlier: list[Document] = [
+            {"rank": {"$lt": operation.rank}},
+            {"rank": operation.rank, "line": {"$lt": operation.line}},
+        ]
+        before: Document = {"state": OperationState.QUEUED, "waits": True, "$or": earlier}
+        if loads_of is not None:
+            loads = {"verb": Verb.DEPLOY_LOAD, "job_id": {"$in": list(loads_of)}}
+            before["$and"] = [{"$or": [loads, {"verb": Verb.TEMP}]}]
         async with self._connection.answering():
             found = await self._collection.find(before, {"_id": 1}, limit=1_000).to_list(None)
         return len(found)
+
+    async def took_lately(
+        self, verb: Verb, models: Collection[str], *, most: int
+    ) -> dict[str, float]:
+        """Return the median of the seconds that operations took, by model.
+
+        Of the last `most` operations of any kind that have succeeded those with this verb count.
+        """
+        async with self._connection.answering():
+            found = await self._collection.aggregate(
+                [
+                    {"$match": {"state": OperationState.SUCCEEDED}},
+                    {"$sort": {"accepted_at": -1}},
+                    {"$limit": most},
+                    {"$match": {"verb": verb, "model": {"$in": list(models)}}},
+                    {"$project": {"model": 1, "started_at": 1, "finished_at": 1}},
+                ]
+            ).to_list(None)
+        seconds: dict[str, list[float]] = defaultdict(list)
+        for one in found:
+            if one.get("started_at") and one.get("finished_at"):
+                took = one["finished_at"] - one["started_at"]
+                seconds[one["model"]].append(took.total_seconds())
+        return {model: median(values) for model, values in seconds.items()}
 
     async def not_in_line(self, job_id: str, *, limit: int) -> list[OperationRecord]:
         """Return operations of a job that are accepted and not taken in yet, about the first."""

@@ -1,7 +1,7 @@
 """MongoDB's documents as typed values; raw documents do not leave this package."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
@@ -426,6 +426,23 @@ class JobRecord(Record):
         return _recorded(DatasetSpec, value)
 
 
+def jobs_of(documents: Iterable[Document]) -> list[JobRecord]:
+    """Return stored jobs; a spec that several of them have is read once, as that takes longest."""
+    specs: dict[str, ModelSpec | None] = {}
+    jobs: list[JobRecord] = []
+    for document in documents:
+        text = document.get("spec")
+        if isinstance(text, str) and text in specs:
+            job = JobRecord.model_validate({**document, "spec": None})
+            job = job.model_copy(update={"spec": specs[text]})
+        else:
+            job = JobRecord.model_validate(document)
+        if isinstance(text, str):
+            specs[text] = job.spec
+        jobs.append(job)
+    return jobs
+
+
 class Reservation(Allocation):
     """Capacity of a host held for one generation of a job."""
 
@@ -526,18 +543,22 @@ class HostRecord(Record):
     @cached_property
     def lasting_room(self) -> Room:
         """What it will have left once the jobs that end by themselves have ended."""
-        lasting = [one for one in self.reservations if not one.temporary]
-        if len(lasting) == len(self.reservations):
-            return self.room
-        stays = held_on_devices(lasting)
-        # What others use stays too, as far as anybody knows.
-        readings = [
-            one.model_copy(
-                update={"memory_used": stays[one.uuid] + self.foreign_on_devices[one.uuid]}
+        temporary = {one.job_id for one in self.reservations if one.temporary}
+        return self.without(temporary).room if temporary else self.room
+
+    def without(self, leaving: Collection[str]) -> Self:
+        """Return the host as it will be once these jobs have left it."""
+        staying = tuple(one for one in self.reservations if one.job_id not in leaving)
+        changes: Document = {"reservations": staying}
+        if self.current_readings:
+            # What others use stays too, as far as anybody knows.
+            used = held_on_devices(staying) + self.foreign_on_devices
+            changes["freed_at"] = None
+            changes["readings"] = tuple(
+                one.model_copy(update={"memory_used": used[one.uuid]})
+                for one in self.current_readings
             )
-            for one in self.current_readings
-        ]
-        return room_left(self.total, lasting, readings, self.taints)
+        return self.model_copy(update=changes)
 
     @property
     def is_open(self) -> bool:

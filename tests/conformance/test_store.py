@@ -35,6 +35,7 @@ from modelyard.store.operations import FRONT_OF_LINE, QueuedEnding
 from modelyard.store.records import JobRecord, LastReport, NewOperation, OperationRecord
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
+from tests.support.placed import placed, spec_of
 from tests.support.waiting import eventually
 
 ONE, TWO = (f"0190c2f0-0000-7000-8000-00000000000{n}" for n in (1, 2))
@@ -593,13 +594,22 @@ async def test_an_operation_may_go_before_all_those_of_clients(store: Store) -> 
     assert [one.line for one in line.operations] == [lines["c"], 1, 2]
 
 
-async def test_the_head_of_a_line_is_its_first_open_operation(store: Store) -> None:
+async def test_the_head_of_a_line_has_its_first_open_operations_in_order(store: Store) -> None:
     await store.jobs.ensure(["j", "without"])
     lines = {"a": 1, "b": 2, "c": 3 + FRONT_OF_LINE}
     await store.operations.take_in([(new(key), line) for key, line in lines.items()])
     heads = await store.jobs.heads_of_lines(["j", "without", "unknown"])
-    assert {job_id: head.operation_id for job_id, head in heads.items()} == {"j": "c"}
-    assert (heads["j"].state, heads["j"].max_concurrency) == (OperationState.QUEUED, 1)
+    assert [*heads] == ["j"]
+    assert [one.operation_id for one in heads["j"].operations] == ["c", "a", "b"]
+    assert [one.line for one in heads["j"].operations] == [lines["c"], 1, 2]
+    assert {one.state for one in heads["j"].operations} == {OperationState.QUEUED}
+    assert heads["j"].max_concurrency == 1
+
+
+async def test_the_head_of_a_line_knows_how_many_inferences_its_model_takes(store: Store) -> None:
+    await placed(store, "j", spec=spec_of(max_concurrency=4))
+    await store.operations.take_in([(new("a"), 1)])
+    assert (await store.jobs.heads_of_lines(["j"]))["j"].max_concurrency == 4
 
 
 async def test_what_is_open_of_a_job_is_counted_and_what_is_not_in_line_is_listed(
@@ -620,6 +630,39 @@ async def test_what_is_open_of_a_job_is_counted_and_what_is_not_in_line_is_liste
     assert await queries.open_of_job("j") == 5
     assert [await queries.open_of_job("j", before=line) for line in (lines["c"], 1, 2)] == [0, 1, 2]
     assert await queries.open_of_job("nobody's") == 0
+
+
+async def test_more_urgent_operations_are_counted_for_a_host_too(store: Store) -> None:
+    verbs = {"here": Verb.DEPLOY_LOAD, "there": Verb.DEPLOY_LOAD, "one": Verb.TEMP}
+    verbs |= {"other": Verb.DEPLOY_CREATE, "mine": Verb.DEPLOY_LOAD, "later": Verb.TEMP}
+    for line, (job_id, verb) in enumerate(verbs.items(), 1):
+        one = new(job_id, job_id=job_id, operation_type=verb, model="m")
+        await store.operations.take_in([(one, line)])
+    await store.operations.explain_waiting({key: ("no room",) for key in verbs if key != "there"})
+    mine = await store.operation_queries.get("mine")
+    assert mine is not None
+    last, first = (mine.model_copy(update={"rank": rank}) for rank in (1 << 60, -1))
+    queries = store.operation_queries
+    assert await queries.more_urgent(last) == 5
+    assert await queries.more_urgent(last, loads_of=["here", "there"]) == 3
+    assert await queries.more_urgent(last, loads_of=[]) == 2
+    assert await queries.more_urgent(first) == 0
+
+
+async def test_how_long_operations_took_lately_is_known_by_model(store: Store) -> None:
+    queries = store.operation_queries
+    assert await queries.took_lately(Verb.TEMP, ["m"], most=9) == {}
+    for operation_id, end in ((ONE, OperationState.SUCCEEDED), (TWO, OperationState.FAILED)):
+        await dispatched(store, operation_id)
+        await store.operations.apply([report(end, seq=1, operation_id=operation_id)], {})
+    known = await queries.get(ONE)
+    assert known is not None
+    assert known.started_at is not None
+    assert known.finished_at is not None
+    took_s = (known.finished_at - known.started_at).total_seconds()
+    assert await queries.took_lately(Verb.TEMP, ["m", "x"], most=9) == {"m": took_s}
+    assert await queries.took_lately(Verb.TEMP, ["x"], most=9) == {}
+    assert await queries.took_lately(Verb.DEPLOY_LOAD, ["m"], most=9) == {}
 
 
 async def test_pages_list_everything_once_newest_first(store: Store) -> None:

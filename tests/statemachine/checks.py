@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from gateway.explaining import explanation_of
+from gateway.explaining import explanation_of, operation_views
 from modelyard.contract.capacity.needs import resident_need
 from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.topology import HEARTBEATS_QUEUE
@@ -22,6 +22,19 @@ from tests.support.invariants.checker import (
 from tests.support.invariants.histories import STALE
 from tests.support.invariants.outside import Document, Labelled
 from tests.support.invariants.sampler import allocations
+
+if TYPE_CHECKING:
+    from gateway.reading import BoundedReads
+
+T = TypeVar("T")
+MOST_LISTED = 1_000
+
+
+class _Reads:
+    """Reads of a database that always answers."""
+
+    async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await call()
 
 
 def wrong_now(world: World) -> list[str]:
@@ -201,12 +214,32 @@ def _alive(now: Snapshot) -> Iterator[str]:
 
 
 def _unexplained(world: World, now: Snapshot) -> Iterator[str]:
-    """Yield operations that wait although it is said that they are about to start."""
+    """Yield operations that wait without a reason, or are said to be about to start."""
     for one in now.operations:
         if one["state"] == OperationState.QUEUED:
             found = world.loop.run(explanation_of(world.front.store, one["_id"]))
             if found is None or "is about to" in found.reasons[0]:
                 yield f"{one['_id']} waits: {found.reasons if found else None}"
+    for key, reasons in listed_reasons(world).items():
+        if not reasons:
+            yield f"{key} is QUEUED, and a list does not say why"
+
+
+def listed_reasons(world: World) -> dict[str, tuple[str, ...]]:
+    """Return what a list says of why operations in line wait, by the id of each.
+
+    Not of those that pause after a failed attempt: of these it says when that ends.
+    """
+    store = world.front.store
+
+    async def read() -> dict[str, tuple[str, ...]]:
+        criteria = {"state": OperationState.QUEUED.value}
+        page = await store.operation_queries.page(criteria, after=None, limit=MOST_LISTED)
+        records = [one for one in page.items if one.line is not None and one.not_before is None]
+        views = await operation_views(cast("BoundedReads", _Reads()), store, records)
+        return {one.operation_id: one.waiting_for for one in views}
+
+    return world.loop.run(read())
 
 
 def _told(world: World, now: Snapshot) -> Iterator[str]:

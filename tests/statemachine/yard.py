@@ -6,6 +6,7 @@ from gateway.explaining import explanation_of
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.states import OperationState
 from modelyard.contract.views import Explanation
+from tests.statemachine.checks import listed_reasons
 from tests.statemachine.loop import VirtualLoop
 from tests.statemachine.world import World
 
@@ -62,6 +63,10 @@ class Yard:
         found = self.world.loop.run(explanation_of(self.world.front.store, operation_id))
         assert found is not None
         return found
+
+    def listed(self, operation_id: str) -> tuple[str, ...]:
+        """Return what a list of operations says of why one waits in its line."""
+        return listed_reasons(self.world)[operation_id]
 
     def ours(self, job_id: str) -> list[tuple[str, str, str]]:
         """Return verb, reason and state of the operations that Modelyard itself submitted."""

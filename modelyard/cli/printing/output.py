@@ -30,6 +30,7 @@ from modelyard.contract.views import (
     DryRun,
     Explanation,
     FootprintView,
+    HolderView,
     HostVerdict,
     HostView,
     JobView,
@@ -211,7 +212,7 @@ class Output:
             self._out.print(escape(plain(sentence)), soft_wrap=True)
         if found.ahead_in_waiting_room:
             count = found.ahead_in_waiting_room
-            self._out.print(f"More urgent operations that wait for a host: {count}.")
+            self._out.print(f"More urgent operations that wait for room: {count}.")
         if found.estimated_start_s:
             self._out.print(f"It starts in about {found.estimated_start_s:.3g} s.")
         if not found.hosts:
@@ -224,7 +225,7 @@ class Output:
                 one.host_id,
                 it.job_id,
                 it.model or "",
-                ", ".join(f"{name} {size_text(size)}" for name, size in it.frees.items()),
+                _freed(it),
                 it.stays or "makes room",
             )
             for one in found.hosts
@@ -232,7 +233,7 @@ class Output:
         ]
         if held:
             self._out.print()
-            self.table(("host", "in memory", "model", "would free", "stays because"), held)
+            self.table(("host", "held by", "model", "would free", "stays because"), held)
 
     def hosts(self, found: Sequence[HostView]) -> None:
         """Print hosts, and their devices if they have some."""
@@ -482,6 +483,16 @@ def _verdict(one: HostVerdict) -> str:
     if one.refusal is not None:
         return one.refusal
     return f"has room; would have to get: {', '.join(one.to_fetch)}" if one.to_fetch else "has room"
+
+
+def _freed(one: HolderView) -> str:
+    """Return what a job gives back when it makes room, or would."""
+    amounts = [f"{name} {size_text(size)}" for name, size in one.frees.items()]
+    if one.cpus:
+        amounts.append(f"{one.cpus:g} CPUs")
+    if one.slots:
+        amounts.append("1 slot" if one.slots == 1 else f"{one.slots} slots")
+    return ", ".join(amounts)
 
 
 def _measured(device: DeviceView) -> tuple[str, str, str, str]:

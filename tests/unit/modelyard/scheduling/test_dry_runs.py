@@ -105,7 +105,7 @@ def test_a_load_waits_for_room_and_says_who_holds_it() -> None:
     other = job(job_id="o", spec=spec(residency={"on_demand": True}), loaded_at=NOW)
     line = facts(operation(), of=other).line.model_copy(update={"operations": ()})
     there = host(holds("j"), holds("o", 4 * GIB))
-    found = said(Verb.DEPLOY_LOAD, of=mine, hosts=[there], residents={"o": line})
+    found = said(Verb.DEPLOY_LOAD, of=mine, hosts=[there], holding={"o": line})
     assert found.outcome is DryRunOutcome.WAITS
     assert found.reasons == (
         (

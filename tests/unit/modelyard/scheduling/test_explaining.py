@@ -1,6 +1,5 @@
 """What is said of an operation that has not started: the rule that holds it, with its numbers."""
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +12,7 @@ from modelyard.contract.states import JobState, Liveness, OperationState, Verb
 from modelyard.scheduling.explaining import explain, explain_in_line, waits_in_line
 from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
 from modelyard.scheduling.prospects import Facts
-from modelyard.store.jobs import HeadOfLine
+from modelyard.store.jobs import LINE_HEAD, HeadOfLine, OperationInLine
 from modelyard.store.records import JobLine, OperationRecord, RestorationRecord
 from tests.support.scheduling import GIB, NOW, A, catalog, facts, host, job, operation, spec
 
@@ -33,37 +32,61 @@ def test_what_was_not_taken_in_yet() -> None:
     assert "not taken it in yet" in explain(operation(line=None)).reasons[0]
 
 
-HEAD = HeadOfLine(
-    operation_id="first",
-    verb=Verb.INFER,
-    state=OperationState.RUNNING,
-    reason=None,
-    max_concurrency=2,
-    restoring=False,
-)
-FIRST = "INFER first (RUNNING), the first of its job's line"
+def line_of(
+    *verbs: Verb, runs: int = 1, most: int = 1, reason: str | None = None, **more: Any
+) -> HeadOfLine:
+    """Return a line of operations `o1`, `o2` and so on, the first ones of which run."""
+    states = [OperationState.RUNNING] * runs + [OperationState.QUEUED] * len(verbs)
+    operations = tuple(
+        OperationInLine(f"o{number}", number, verb, state, reason)
+        for number, (verb, state) in enumerate(zip(verbs, states, strict=False), 1)
+    )
+    return HeadOfLine(operations, most, **more)
+
+
+FIRST = "INFER o1 (RUNNING), the first of its job's line"
+INFER, UNLOAD = Verb.INFER, Verb.DEPLOY_UNLOAD
 
 
 @pytest.mark.parametrize(
     ("one", "head", "said"),
     [
-        (operation(Verb.TERMINATE), HEAD, FIRST),
+        (operation(Verb.TERMINATE), line_of(INFER), FIRST),
         (
-            operation(Verb.INFER),
-            HEAD,
+            operation(),
+            line_of(INFER, INFER, runs=2, most=2),
             f"{FIRST}; its model takes 2 at the same time (max_concurrency)",
         ),
+        (operation(), line_of(INFER, most=4), FIRST),
         (
-            operation(Verb.INFER),
-            replace(HEAD, verb=Verb.DEPLOY_LOAD, reason="on_demand"),
-            "DEPLOY_LOAD first (RUNNING, for on_demand), the first of its job's line",
+            operation(),
+            line_of(INFER, UNLOAD, INFER, most=4),
+            "DEPLOY_UNLOAD o2 (QUEUED), before it in its job's line",
         ),
-        (operation(), replace(HEAD, restoring=True), "its job, which is being restored"),
+        (
+            operation(line=2),
+            line_of(INFER, INFER, UNLOAD),
+            f"{FIRST}; its model takes 1 at the same time (max_concurrency)",
+        ),
+        (
+            operation(line=LINE_HEAD),
+            line_of(*[INFER] * LINE_HEAD),
+            f"{FIRST}; its model takes 1 at the same time (max_concurrency)",
+        ),
+        (operation(line=LINE_HEAD + 1), line_of(*[INFER] * LINE_HEAD), FIRST),
+        (
+            operation(),
+            line_of(Verb.DEPLOY_LOAD, INFER, reason="on_demand"),
+            "DEPLOY_LOAD o1 (RUNNING, for on_demand), the first of its job's line",
+        ),
+        (operation(UNLOAD, -1), line_of(INFER), "INFER o1 (RUNNING), which ends before it"),
+        (operation(UNLOAD, -1), line_of(INFER, runs=0), None),
+        (operation(), line_of(INFER, restoring=True), "its job, which is being restored"),
         (operation(), None, None),
-        (operation(), replace(HEAD, operation_id=operation().operation_id), None),
+        (operation(line=1), line_of(INFER, runs=0), None),
     ],
 )
-def test_what_stands_ahead_in_the_line_is_named(
+def test_what_holds_an_operation_in_its_line_is_named(
     one: OperationRecord, head: HeadOfLine | None, said: str | None
 ) -> None:
     assert waits_in_line(one, head) == (() if said is None else (said,))
@@ -173,6 +196,43 @@ def test_inferences_beyond_what_the_model_runs_at_once() -> None:
     assert found.estimated_start_s == 7.0
 
 
+@pytest.mark.parametrize(
+    ("ahead", "of"),
+    [
+        ({"waiting_for": ("host h has less than 6 GiB free",)}, {}),
+        ({"resting": True, "not_before": NOW + timedelta(seconds=9)}, {}),
+        ({}, {"spec": spec(resources={"gpus": 1, "gpu_memory": "6g"})}),
+    ],
+)
+def test_no_start_is_foretold_behind_what_waits_for_more_than_its_turn(
+    ahead: dict[str, Any], of: dict[str, Any]
+) -> None:
+    full = ResidentAllocation(devices={A: 8 * GIB})
+    held = (
+        Allocation(job_id="o", generation=1, devices=(A,), resident=full),
+        Allocation(job_id="j", generation=1, devices=(A,)),
+    )
+    load = operation(Verb.DEPLOY_LOAD, 1, **ahead)
+    mine = job(JobState.CREATED, devices=(A,), **of)
+    took_s = {Verb.DEPLOY_LOAD: 7.0}
+    found = explain_in_line(facts(operation(), load, of=mine, hosts=[host(*held)], took_s=took_s))
+    assert (found.ahead_in_line, found.estimated_start_s) == (1, None)
+
+
+def test_no_start_is_foretold_on_a_silent_host_or_before_a_restoration() -> None:
+    runs = operation(Verb.DEPLOY_LOAD, 1, "RUNNING", started_at=NOW)
+    took_s = {Verb.DEPLOY_LOAD: 7.0}
+    down = job(JobState.FAILED, recovery=RestorationRecord(to=JobState.LOADED, key=1))
+    for of, liveness, said in (
+        (job(JobState.CREATED), Liveness.ONLINE, 7.0),
+        (job(JobState.CREATED), Liveness.SUSPECT, None),
+        (down, Liveness.ONLINE, None),
+    ):
+        there = [host(liveness=liveness)]
+        found = explain_in_line(facts(operation(), runs, of=of, hosts=there, took_s=took_s))
+        assert found.estimated_start_s == said
+
+
 def test_a_restoration_goes_first() -> None:
     down = job(JobState.FAILED, recovery=RestorationRecord(to=JobState.LOADED, key=1))
     found = explain_in_line(facts(operation(), of=down))
@@ -263,7 +323,7 @@ def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
             one,
             of=mine,
             hosts=[host(bound, held("idle"), held("by-hand"))],
-            residents={
+            holding={
                 "idle": line("idle", on_demand=True),
                 "by-hand": line("by-hand"),
             },
@@ -277,7 +337,7 @@ def test_who_holds_the_memory_and_whether_it_makes_room() -> None:
     )
     (there,) = found.hosts
     assert [(it.job_id, it.frees, it.stays is None) for it in there.holders] == [
-        ("idle", {A: 4 * GIB}, True), ("by-hand", {A: 4 * GIB}, False),
+        ("by-hand", {A: 4 * GIB}, False), ("idle", {A: 4 * GIB}, True),
     ]  # fmt: skip
 
 
@@ -301,7 +361,7 @@ def test_a_job_that_goes_elsewhere_says_whether_an_idle_model_may_leave_first(
             operation(Verb.DEPLOY_LOAD),
             of=job(JobState.CREATED, spec=mine, devices=(A,)),
             hosts=[host(bound, idle), host(host_id="g", images=images)],
-            residents={"idle": JobLine(job=loaded, operations=())},
+            holding={"idle": JobLine(job=loaded, operations=())},
         )
     )
     assert found.reasons[1] == f"{begins} is created anew on host g, on {A}, which has room."
@@ -350,7 +410,7 @@ def test_why_a_model_stays(
             of=job(JobState.NONE, host_id=None),
             catalog=catalog(spec(resources={"gpus": 1})),
             hosts=[host(other)],
-            residents={"other": JobLine(job=loaded, operations=operations)},
+            holding={"other": JobLine(job=loaded, operations=operations)},
         )
     )
     assert [it.stays for it in found.hosts[0].holders] == [stays]
