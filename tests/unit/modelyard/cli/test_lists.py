@@ -8,9 +8,7 @@ from typing import TypeVar
 import httpx2
 import pytest
 
-from modelyard.cli import describe, session
-from modelyard.cli import main as cli
-from modelyard.client import Modelyard
+from modelyard.cli import describe
 from modelyard.client.endpoints import LARGEST_PAGE
 from modelyard.contract.answers import (
     DeadLetterPage,
@@ -28,6 +26,7 @@ from modelyard.contract.states import (
     Verb,
 )
 from modelyard.contract.views import HostView, JobView, Links, OperationView
+from tests.support.command_line import Ran
 
 T = TypeVar("T")
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -75,31 +74,21 @@ def _page(found: Sequence[T], asked: dict[str, str]) -> tuple[tuple[T, ...], str
     return tuple(fits[start:end]), str(end) if end < len(fits) else None
 
 
+class Listing:
+    """The command line, and the gateway that it asks."""
+
+    def __init__(self, run: Callable[..., Ran]) -> None:
+        self.gateway = ScriptedGateway()
+        self._run = run
+
+    def __call__(self, *arguments: str) -> Ran:
+        """Run a command."""
+        return self._run(self.gateway, *arguments)
+
+
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> ScriptedGateway:
-    made = ScriptedGateway()
-
-    def client(url: str, *, api_key: str | None) -> Modelyard:
-        return Modelyard(url, api_key=api_key, transport=httpx2.MockTransport(made))
-
-    monkeypatch.setattr(session, "Modelyard", client)
-    return made
-
-
-@pytest.fixture
-def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process; return its exit code and what it printed."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exited:
-            cli.app([*arguments, "--url", "http://gateway"])
-        out, err = capsys.readouterr()
-        return int(exited.value.code or 0), out, err
-
-    return run
-
-
-Ran = Callable[..., tuple[int, str, str]]
+def listing(run: Callable[..., Ran]) -> Listing:
+    return Listing(run)
 
 
 def jobs(state: JobState, count: int, *, age: int = 0) -> list[JobView]:
@@ -130,70 +119,63 @@ def operations(*states: OperationState, result: int | None = None) -> list[Opera
     ]
 
 
-def test_the_oldest_loaded_job_of_a_model_is_described(gateway: ScriptedGateway, ran: Ran) -> None:
-    gateway.jobs = [
+def test_the_oldest_loaded_job_of_a_model_is_described(listing: Listing) -> None:
+    listing.gateway.jobs = [
         *jobs(JobState.TERMINATED, 300),
         *jobs(JobState.FAILED, 1, age=300),
         *jobs(JobState.LOADED, 1, age=400),
     ]
-    code, out, err = ran("describe", "model", "m")
-    assert (code, err) == (0, "")
-    assert out.index("failed-0") < out.index("loaded-0")  # newest first
-    assert "terminated" not in out
-    _, out, _ = ran("describe", "model", "m", "--json")
-    assert [one["job_id"] for one in json.loads(out)["jobs"]] == ["failed-0", "loaded-0"]
+    ran = listing("describe", "model", "m")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.index("failed-0") < ran.out.index("loaded-0")  # newest first
+    assert "terminated" not in ran.out
+    ran = listing("describe", "model", "m", "--json")
+    assert [one["job_id"] for one in json.loads(ran.out)["jobs"]] == ["failed-0", "loaded-0"]
 
 
-def test_a_job_that_changes_while_it_is_asked_for_is_described_once(
-    gateway: ScriptedGateway, ran: Ran
-) -> None:
+def test_a_job_that_changes_while_it_is_asked_for_is_described_once(listing: Listing) -> None:
     (one,) = jobs(JobState.CREATED, 1)
-    gateway.jobs = [one, one.model_copy(update={"state": JobState.LOADED})]
-    _, out, _ = ran("describe", "model", "m", "--json")
-    assert [one["state"] for one in json.loads(out)["jobs"]] == ["LOADED"]
+    listing.gateway.jobs = [one, one.model_copy(update={"state": JobState.LOADED})]
+    ran = listing("describe", "model", "m", "--json")
+    assert [one["state"] for one in json.loads(ran.out)["jobs"]] == ["LOADED"]
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_all_jobs_of_a_host_are_described(
-    gateway: ScriptedGateway, ran: Ran, options: tuple[str, ...]
-) -> None:
-    gateway.jobs = jobs(JobState.LOADED, LARGEST_PAGE + 1)
-    code, out, err = ran("describe", "host", "h", *options)
-    assert (code, err) == (0, "")
-    assert f"loaded-{LARGEST_PAGE}" in out
+def test_all_jobs_of_a_host_are_described(listing: Listing, options: tuple[str, ...]) -> None:
+    listing.gateway.jobs = jobs(JobState.LOADED, LARGEST_PAGE + 1)
+    ran = listing("describe", "host", "h", *options)
+    assert (ran.code, ran.err) == (0, "")
+    assert f"loaded-{LARGEST_PAGE}" in ran.out
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 @pytest.mark.parametrize("what", ["host", "model"])
 def test_a_description_that_leaves_jobs_out_says_so(
-    gateway: ScriptedGateway,
-    ran: Ran,
+    listing: Listing,
     monkeypatch: pytest.MonkeyPatch,
     what: str,
     options: tuple[str, ...],
 ) -> None:
     monkeypatch.setattr(describe, "_MOST", 2)
-    gateway.jobs = jobs(JobState.LOADED, 3)
-    code, _, err = ran("describe", what, what[0], *options)
-    assert code == 0
-    assert f"There are more: `modelyard jobs --{what} {what[0]}`" in err
+    listing.gateway.jobs = jobs(JobState.LOADED, 3)
+    ran = listing("describe", what, what[0], *options)
+    assert ran.code == 0
+    assert f"There are more: `modelyard jobs --{what} {what[0]}`" in ran.err
 
 
 @pytest.mark.parametrize("what", ["jobs", "operations"])
 @pytest.mark.parametrize("limit", [LARGEST_PAGE, LARGEST_PAGE + 1, 3 * LARGEST_PAGE])
-def test_a_limit_may_be_larger_than_a_page(
-    gateway: ScriptedGateway, ran: Ran, what: str, limit: int
-) -> None:
+def test_a_limit_may_be_larger_than_a_page(listing: Listing, what: str, limit: int) -> None:
     count = 2 * LARGEST_PAGE
-    gateway.jobs = jobs(JobState.LOADED, count)
-    gateway.operations = operations(*[OperationState.SUCCEEDED] * count)
-    _, out, err = ran(what, "--limit", str(limit), "--json")
-    assert len(json.loads(out)) == min(limit, count)
-    assert ("There are older ones" in err) is (limit < count)
-    assert len(gateway.asked) == -(-min(limit, count) // LARGEST_PAGE)
+    listing.gateway.jobs = jobs(JobState.LOADED, count)
+    listing.gateway.operations = operations(*[OperationState.SUCCEEDED] * count)
+    ran = listing(what, "--limit", str(limit), "--json")
+    assert len(json.loads(ran.out)) == min(limit, count)
+    assert ("There are older ones" in ran.err) is (limit < count)
+    assert len(listing.gateway.asked) == -(-min(limit, count) // LARGEST_PAGE)
 
 
-def test_dead_letters_are_read_in_pages_too(gateway: ScriptedGateway, ran: Ran) -> None:
+def test_dead_letters_are_read_in_pages_too(listing: Listing) -> None:
     letter = DeadLetterSummary(
         dead_letter_id="d",
         reason="invalid_json",
@@ -202,23 +184,21 @@ def test_dead_letters_are_read_in_pages_too(gateway: ScriptedGateway, ran: Ran) 
         payload_bytes=1,
         recorded_at=BEGAN,
     )
-    gateway.dead_letters = [letter] * (LARGEST_PAGE + 5)
-    _, out, err = ran("dead-letters", "list", "--limit", "1000", "--queue", "q", "--json")
-    assert (len(json.loads(out)), err) == (LARGEST_PAGE + 5, "")
+    listing.gateway.dead_letters = [letter] * (LARGEST_PAGE + 5)
+    ran = listing("dead-letters", "list", "--limit", "1000", "--queue", "q", "--json")
+    assert (len(json.loads(ran.out)), ran.err) == (LARGEST_PAGE + 5, "")
 
 
-def test_a_job_stands_for_an_open_operation_that_many_have_overtaken(
-    gateway: ScriptedGateway, ran: Ran
-) -> None:
+def test_a_job_stands_for_an_open_operation_that_many_have_overtaken(listing: Listing) -> None:
     ended = [OperationState.SUCCEEDED] * 300
-    gateway.operations = operations(*ended, OperationState.RUNNING)
-    ran("explain", "j")
-    overtaken = gateway.operations[-1].operation_id
-    assert gateway.asked[-1].url.path == f"/v1/operations/{overtaken}/explain"
+    listing.gateway.operations = operations(*ended, OperationState.RUNNING)
+    listing("explain", "j")
+    overtaken = listing.gateway.operations[-1].operation_id
+    assert listing.gateway.asked[-1].url.path == f"/v1/operations/{overtaken}/explain"
 
 
-def test_a_job_stands_for_its_newest_result_however_old(gateway: ScriptedGateway, ran: Ran) -> None:
+def test_a_job_stands_for_its_newest_result_however_old(listing: Listing) -> None:
     with_result = operations(*[OperationState.SUCCEEDED] * 300, result=2)[-1]
-    gateway.operations = [*operations(*[OperationState.CANCELLED] * 299), with_result]
-    ran("result", "j")
-    assert gateway.asked[-1].url.path.endswith(f"{with_result.operation_id}/result")
+    listing.gateway.operations = [*operations(*[OperationState.CANCELLED] * 299), with_result]
+    listing("result", "j")
+    assert listing.gateway.asked[-1].url.path.endswith(f"{with_result.operation_id}/result")
