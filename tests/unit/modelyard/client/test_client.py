@@ -142,13 +142,11 @@ def test_an_answer_from_something_else_is_an_error_too() -> None:
 
 
 def test_waiting_asks_again_until_the_end() -> None:
-    script = Script(view(OperationState.QUEUED), view(OperationState.SUCCEEDED))
-
     def held(request: httpx2.Request) -> httpx2.Response:
         assert float(request.url.params["wait"]) <= 30
         return view(OperationState.RUNNING)
 
-    script._answers.insert(0, held)
+    script = Script(held, view(OperationState.QUEUED), view(OperationState.SUCCEEDED))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("modelyard.client.endpoints.pause_after_poll", lambda *_: 0.0)
         assert script.client().wait(ACCEPTED).state is OperationState.SUCCEEDED
