@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -24,7 +25,7 @@ from modelyard.contract.errors import (
 )
 from modelyard.contract.message_types import EVENT_TYPE
 from modelyard.contract.messages import MAX_EVENT_RESULT_BYTES, Event, OperationReport
-from modelyard.contract.states import JobState
+from modelyard.contract.states import JobState, OperationState
 from modelyard.contract.strict_json import JsonValue, parse_json
 from modelyard.contract.topology import EVENTS
 from modelyard.process.tasks import together
@@ -86,6 +87,8 @@ class EventLog:
         self._any_noted = asyncio.Event()
         self._hurry = asyncio.Event()
         """Set once somebody waits for what is noted."""
+        self._redirected: dict[str, ReplyAddress] = {}
+        """Open operations whose ends are told elsewhere than their events say."""
 
     def note(self, events: Iterable[Event]) -> None:
         """Have events about durable facts published soon."""
@@ -101,6 +104,27 @@ class EventLog:
         """
         self._noted.append(_After(work))
         self._wake(hurry=False)
+
+    def reply(self, replies: Sequence[tuple[ReplyAddress, Event]]) -> None:
+        """Have events sent to these addresses alone, once all noted before are published."""
+        if replies:
+            direct = [
+                DirectReply(address.queue, address.correlation_id, _body_of(event))
+                for address, event in replies
+            ]
+            self.then(partial(self._broker.reply, direct, message_type=EVENT_TYPE))
+
+    def redirect(self, addresses: Mapping[str, ReplyAddress]) -> None:
+        """Have the ends of operations told at these addresses, whatever their events name.
+
+        An end that is being written meanwhile was read with an earlier address, or with none.
+        """
+        self._redirected.update(addresses)
+
+    def redirect_no_more(self, operation_ids: Iterable[str]) -> None:
+        """Have the ends of operations told where their events say."""
+        for operation_id in operation_ids:
+            self._redirected.pop(operation_id, None)
 
     async def publish(self, events: Sequence[Event]) -> None:
         """Note events; return once they, and all that were noted before, are published.
@@ -187,21 +211,29 @@ class EventLog:
             new, _ = await together(self._store.events.append(lasting), self._publish_all(events))
             self._metrics.recorded(lasting, new)
             self._metrics.handled("events", len(events), time.monotonic() - began)
+            if self._redirected:
+                self.redirect_no_more(one.operation_id or "" for one in events if _is_end(one))
 
     async def _publish_all(self, events: Sequence[Event]) -> None:
-        messages = [
-            (event.type, event.model_dump_json(exclude_none=True).encode()) for event in events
-        ]
+        messages = [(event.type, _body_of(event)) for event in events]
         replies = [
-            DirectReply(event.reply.queue, event.reply.correlation_id, body)
+            DirectReply(address.queue, address.correlation_id, body)
             for event, (_, body) in zip(events, messages, strict=True)
-            if isinstance(event, OperationEnd) and event.reply is not None
+            if (address := self._address_of(event)) is not None
         ]
         try:
             await self._broker.publish_unconfirmed(EVENTS, messages, message_type=EVENT_TYPE)
             await self._broker.reply(replies, message_type=EVENT_TYPE)
         except BrokerUnavailableError as error:
             log.warning("events.not_published", count=len(events), error=str(error))
+
+    def _address_of(self, event: Event) -> ReplyAddress | None:
+        """Return where an event is told besides: the end of an operation, to its publisher."""
+        if not isinstance(event, OperationEnd):
+            return None
+        if self._redirected and _is_end(event):
+            return self._redirected.get(event.operation_id or "", event.reply)
+        return event.reply
 
 
 _LINGERING = frozenset({"operation.queued", "operation.dispatched", "operation.running"})
@@ -217,6 +249,14 @@ class OperationEnd(Event):
     """The event of an operation's end, with the address where its publisher waits for it."""
 
     reply: ReplyAddress | None = Field(default=None, exclude=True)
+
+
+def _is_end(event: Event) -> bool:
+    return isinstance(event.state, OperationState) and event.state.terminal
+
+
+def _body_of(event: Event) -> bytes:
+    return event.model_dump_json(exclude_none=True).encode()
 
 
 def operation_event(operation: OperationRecord) -> Event:
@@ -296,6 +336,11 @@ def report_event(
             "result": _small(report.result_json),
         }
     )
+
+
+def ended_event(operation: OperationRecord, result_json: str | None) -> Event:
+    """Return the event of an operation's end from its record alone, long after it."""
+    return operation_event(operation).model_copy(update={"result": _small(result_json)})
 
 
 def _small(result_json: str | None) -> JsonValue:

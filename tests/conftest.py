@@ -65,6 +65,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run so many new examples of the state machine, instead of always the same ones",
     )
     parser.addoption(
+        "--api-examples",
+        type=int,
+        default=None,
+        help="send the HTTP API so many new examples of each operation, instead of the same three",
+    )
+    parser.addoption(
+        "--api-seed",
+        type=int,
+        default=None,
+        help="the seed of these examples; without it a random one, which is printed",
+    )
+    parser.addoption(
         "--fast",
         action="store_true",
         help="leave out what needs a server or is slow, and most examples of the state machine",

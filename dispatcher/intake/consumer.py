@@ -20,7 +20,7 @@ from dispatcher.intake.overdue import AT_ONCE, OverdueOperations
 from dispatcher.intake.reader import JobsReader, Signal
 from modelyard.broker import Delivery, Subscription
 from modelyard.process.crash_points import crash_point
-from modelyard.store.records import NewOperation
+from modelyard.store.records import NewOperation, ReplyAddress
 
 
 class IntakeBatch:
@@ -28,23 +28,27 @@ class IntakeBatch:
 
     def __init__(self) -> None:
         self.first: dict[str, NewOperation] = {}
-        self.hashes: dict[str, set[str]] = {}
-        """All payload hashes that came with an id."""
+        self.payloads: dict[str, dict[str, ReplyAddress | None]] = {}
+        """The hashes of all payloads that came with an id, each with its newest reply address."""
         self._returned: set[str] = set()
 
     def add(self, operation: NewOperation, *, redelivered: bool) -> None:
         """Add an operation; its id may be in the batch already."""
-        self.first.setdefault(operation.operation_id, operation)
-        self.hashes.setdefault(operation.operation_id, set()).add(operation.payload_hash)
+        key, payload_hash = operation.operation_id, operation.payload_hash
+        first = self.first.setdefault(key, operation)
+        replies = self.payloads.setdefault(key, {})
+        replies[payload_hash] = operation.reply or replies.get(payload_hash)
+        if first.payload_hash == payload_hash and first.reply != replies[payload_hash]:
+            self.first[key] = first.model_copy(update={"reply": replies[payload_hash]})
         if redelivered:
-            self._returned.add(operation.operation_id)
+            self._returned.add(key)
 
     def split(self) -> tuple[list[NewOperation], list[NewOperation]]:
         """Return the operations that are probably new, and those that need a look at the record.
 
         All operations of one job go the same way, so that their order is kept.
         """
-        doubtful = {key for key, hashes in self.hashes.items() if len(hashes) > 1} | self._returned
+        doubtful = {key for key, of in self.payloads.items() if len(of) > 1} | self._returned
         jobs = {self.first[key].job_id for key in doubtful} - {None}
         new: list[NewOperation] = []
         others: list[NewOperation] = []
@@ -129,6 +133,6 @@ class Intake:
         if new:
             others += await self._first_pass.take(new)
         if others:
-            await self._ordered.take(others, batch.hashes)
+            await self._ordered.take(others, batch.payloads)
             crash_point("dispatcher.intake.after_record")
         self._wake({one.job_id for one in new if one.job_id})

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import structlog
 
 from dispatcher.events import EventLog, operation_event
+from dispatcher.intake.late_replies import LateReplies, Payloads
 from dispatcher.intake.order import in_order
 from dispatcher.intake.positions import Positions
 from modelyard.contract.states import OperationState
 from modelyard.process.tasks import together
 from modelyard.store import Store
+from modelyard.store.operation_queries import KnownOperation
 from modelyard.store.records import NewOperation
 
 log = structlog.get_logger(__name__)
-
-_AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
 
 
 class OrderedIntake:
@@ -37,9 +37,10 @@ class OrderedIntake:
         self._event_log = event_log
         self._positions = positions
         self._wake = wake
+        self._late = LateReplies(store, event_log)
 
-    async def take(self, wanted: Sequence[NewOperation], hashes: Mapping[str, set[str]]) -> None:
-        """Record operations; `hashes` are all payload hashes that came with each id.
+    async def take(self, wanted: Sequence[NewOperation], payloads: Payloads) -> None:
+        """Record operations; `payloads` are all that came with each id.
 
         Raises `StoreUnavailableError`.
         """
@@ -50,14 +51,8 @@ class OrderedIntake:
             self._store.operation_queries.unpublished(jobs),
             self._store.jobs.ensure(jobs),
         )
-        mismatched = set[str]()
-        for one in wanted:
-            key = one.operation_id
-            kept = known[key].payload_hash if key in known else one.payload_hash
-            for dropped in sorted(hashes[key] - {kept}):
-                log.warning("intake.payload_mismatch", operation_id=key)
-                await self._store.audit.payload_mismatch(key, kept, dropped)
-                mismatched.add(key)
+        kept = {one.operation_id: known.get(one.operation_id, one).payload_hash for one in wanted}
+        mismatched = await self._note_mismatches(kept, payloads)
         order = in_order({one.operation_id: one.job_id for one in wanted}, known, unpublished)
         places = dict(zip(order, await self._positions.take(len(order)), strict=True))
         await self._store.operations.put_in_line(
@@ -72,8 +67,33 @@ class OrderedIntake:
             await self._store.operations.mark_payload_mismatch(mismatched)
         self._wake(jobs)
         # The event is published again on redelivery: a crash may have lost the first one.
-        self._event_log.note(
-            operation_event(one.queued())
-            for one in wanted
-            if one.operation_id not in known or known[one.operation_id].state in _AT_INTAKE
+        fresh = [one.queued() for one in wanted if _is_as_taken_in(one, known)]
+        self._event_log.note(operation_event(one) for one in fresh)
+        told = {one.operation_id for one in fresh if one.state.terminal}
+        await self._late.tell_ends(
+            known,
+            {
+                key: address
+                for key in known.keys() - told
+                if (address := payloads[key].get(kept[key])) is not None
+            },
         )
+        if mismatched:
+            self._late.refuse({key: kept[key] for key in mismatched}, payloads)
+
+    async def _note_mismatches(self, kept: Mapping[str, str], payloads: Payloads) -> set[str]:
+        """Note which operations came with other payloads than that which counts; return them."""
+        mismatched = set[str]()
+        for key, hash_kept in kept.items():
+            for dropped in sorted(payloads[key].keys() - {hash_kept}):
+                log.warning("intake.payload_mismatch", operation_id=key)
+                await self._store.audit.payload_mismatch(key, hash_kept, dropped)
+                mismatched.add(key)
+        return mismatched
+
+
+def _is_as_taken_in(one: NewOperation, known: Mapping[str, KnownOperation]) -> bool:
+    """Tell whether an operation is now as this message asks: it is new, or nothing came since."""
+    there = known.get(one.operation_id)
+    state = OperationState.REJECTED if one.rejection else OperationState.QUEUED
+    return there is None or (there.state, there.payload_hash) == (state, one.payload_hash)

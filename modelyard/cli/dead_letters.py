@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from modelyard.cli.options import Context, Limit
-from modelyard.cli.session import session_of
+from modelyard.cli.session import Part, listed, session_of
 from modelyard.client.endpoints import DeadLetterFilters
+from modelyard.contract.answers import DeadLetterSummary
 
 dead_letters = typer.Typer(
     invoke_without_command=True, help="Messages that could not be processed, each with its reason."
@@ -32,10 +33,16 @@ def list_dead_letters(
 ) -> None:
     """List dead letters, newest first."""
     session = session_of(ctx)
-    filters = DeadLetterFilters(reason=reason, queue=queue, limit=limit)
-    page = session.yard.dead_letters(**filters)
-    session.out.dead_letters(page.dead_letters)
-    session.out.more(page.next)
+    filters = DeadLetterFilters(reason=reason, queue=queue)
+
+    def read(size: int, cursor: str | None) -> Part[DeadLetterSummary]:
+        asked: DeadLetterFilters = {**filters, "limit": size, "cursor": cursor}
+        page = session.yard.dead_letters(**asked)
+        return page.dead_letters, page.next
+
+    found, more = listed(read, limit)
+    session.out.dead_letters(found)
+    session.out.more(more)
 
 
 @dead_letters.command("show")

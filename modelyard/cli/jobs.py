@@ -23,8 +23,8 @@ from modelyard.cli.options import (
     Wait,
     options_of,
 )
-from modelyard.cli.session import Session, finish, session_of, submitted
-from modelyard.client.endpoints import InferenceOptions, request
+from modelyard.cli.session import Session, finish, jobs_listed, session_of, submitted
+from modelyard.client.endpoints import InferenceOptions, JobFilters, request
 from modelyard.contract.capacity.sizes import size_text
 from modelyard.contract.content.media_types import UNKNOWN_TYPE
 from modelyard.contract.states import JobState, Verb
@@ -235,9 +235,10 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     session = session_of(ctx)
-    page = session.yard.jobs(state=state, model=model, host_id=host, limit=limit)
-    session.out.jobs(page.jobs)
-    session.out.more(page.next)
+    filters = JobFilters(state=state, model=model, host_id=host, limit=limit)
+    found, more = jobs_listed(session, filters)
+    session.out.jobs(found)
+    session.out.more(more)
 
 
 def delete(ctx: Context, job: Job) -> None:

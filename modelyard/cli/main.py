@@ -39,6 +39,8 @@ _ADVICE: dict[str, str] = {
     "creates one with `modelyard keys create NAME --role user`.",
     ErrorCode.BODY_TOO_LARGE: "`modelyard infer` and `modelyard temp` take a larger input as a "
     "file, with --upload.",
+    ErrorCode.PRECONDITION_FAILED: "Look at what it is now; `modelyard models get NAME --etag`, or "
+    "`modelyard datasets get NAME --etag`, prints the ETag that it has.",
     ErrorCode.FORBIDDEN: "Ask an administrator for a key with the scope: `modelyard keys create "
     "NAME --scope ...`.",
 }

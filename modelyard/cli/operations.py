@@ -19,7 +19,14 @@ from modelyard.cli.options import (
     a_number,
 )
 from modelyard.cli.printing.contents import described_content
-from modelyard.cli.session import finish, followed, operation_of, session_of, until_end
+from modelyard.cli.session import (
+    finish,
+    followed,
+    operation_of,
+    operations_listed,
+    session_of,
+    until_end,
+)
 from modelyard.client import OperationFailed
 from modelyard.client.endpoints import OperationFilters
 from modelyard.contract.ids import OPERATION_ID_PATTERN
@@ -135,6 +142,6 @@ def list_operations(  # noqa: PLR0913 - options
     filters = OperationFilters(
         state=state, job_id=job, model=model, host_id=host, operation_type=verb, limit=limit
     )
-    page = session.yard.operations(**filters)
-    session.out.operations(page.operations)
-    session.out.more(page.next)
+    found, more = operations_listed(session, filters)
+    session.out.operations(found)
+    session.out.more(more)

@@ -24,7 +24,7 @@ File = Annotated[
 Limit = Annotated[
     int,
     typer.Option(
-        min=1, max=200, help="Entries to list at most; the HTTP API pages through older ones."
+        min=1, help="Entries to list at most. They are read in pages of 200, as many as it takes."
     ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", "-w", help="Show the phases until it has ended.")]

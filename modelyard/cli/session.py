@@ -2,9 +2,10 @@
 
 import re
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from typing import cast
+from typing import TypeVar, cast
 
 import typer
 
@@ -13,16 +14,27 @@ from modelyard.cli.options import Context
 from modelyard.cli.printing.output import Output, described
 from modelyard.client import Modelyard, ServiceUnavailableError
 from modelyard.client.credentials import VARIABLE
-from modelyard.client.endpoints import pause_after_poll, succeeded
+from modelyard.client.endpoints import (
+    LARGEST_PAGE,
+    JobFilters,
+    OperationFilters,
+    pause_after_poll,
+    succeeded,
+)
 from modelyard.client.retry import Outage
 from modelyard.contract.answers import Accepted
 from modelyard.contract.ids import OPERATION_ID_PATTERN
 from modelyard.contract.states import OperationState
 from modelyard.contract.strict_json import JsonValue
-from modelyard.contract.views import OperationView
+from modelyard.contract.views import JobView, OperationView
 from modelyard.process.config.sources import WrongSettingsError
 from modelyard.process.settings import read_settings
 
+T = TypeVar("T")
+Part = tuple[Sequence[T], str | None]
+"""Some entries of a list, and the cursor of what comes after them, if there is more."""
+
+_MOST_OPEN = 1_000
 POLL_S = 1.0
 """Seconds between two polls for another phase; the end of an operation is seen at once."""
 
@@ -155,6 +167,45 @@ def _still(view: OperationView) -> str:
     )
 
 
+# --- lists ---
+
+
+def listed(read: Callable[[int, str | None], Part[T]], most: int) -> Part[T]:
+    """Read a list until it ends or has `most` entries, in as many pages as that takes.
+
+    `read` gets the size of a page and the cursor at which it begins. Raises `ApiError`.
+    """
+    found: list[T] = []
+    cursor: str | None = None
+    while True:
+        page, cursor = read(min(most - len(found), LARGEST_PAGE), cursor)
+        found += page
+        if cursor is None or len(found) >= most:
+            return found, cursor
+
+
+def operations_listed(session: Session, filters: OperationFilters) -> Part[OperationView]:
+    """Read operations, newest first; the filter `limit` may be larger than a page."""
+
+    def read(size: int, cursor: str | None) -> Part[OperationView]:
+        asked: OperationFilters = {**filters, "limit": size, "cursor": cursor}
+        page = session.yard.operations(**asked)
+        return page.operations, page.next
+
+    return listed(read, filters["limit"])
+
+
+def jobs_listed(session: Session, filters: JobFilters) -> Part[JobView]:
+    """Read jobs, newest first; the filter `limit` may be larger than a page."""
+
+    def read(size: int, cursor: str | None) -> Part[JobView]:
+        asked: JobFilters = {**filters, "limit": size, "cursor": cursor}
+        page = session.yard.jobs(**asked)
+        return page.jobs, page.next
+
+    return listed(read, filters["limit"])
+
+
 # --- an operation of a job ---
 
 
@@ -167,21 +218,41 @@ def operation_of(session: Session, given: str, *, for_its_result: bool = False) 
     """
     if re.fullmatch(OPERATION_ID_PATTERN, given):
         return given
-    newest_first = session.yard.operations(job_id=given, limit=200).operations
-    if for_its_result:
-        having = [one for one in newest_first if one.result_bytes is not None]
-        newest_first = tuple(having) or newest_first
-    else:
-        waiting = [one for one in newest_first if not one.state.terminal]
-        if len(waiting) > 1:
-            raise AmbiguousJobError(given, waiting)
-        newest_first = tuple(waiting) or newest_first
-    if not newest_first:
+    chosen = _with_result(session, given) if for_its_result else _open(session, given)
+    if chosen is None:
+        newest = session.yard.operations(job_id=given, limit=1).operations
+        chosen = newest[0] if newest else None
+    if chosen is None:
         session.yard.job(given)
         raise AmbiguousJobError(given, ())
-    chosen = newest_first[0]
     session.out.note(f"operation {chosen.operation_id}")
     return chosen.operation_id
+
+
+def _open(session: Session, job_id: str) -> OperationView | None:
+    """Return the operation of a job that has not ended; raises `AmbiguousJobError`."""
+    # They are asked for by state: any number of operations may have ended since they were accepted.
+    found: dict[str, OperationView] = {}
+    for state in OperationState:
+        if not state.terminal:
+            filters = OperationFilters(job_id=job_id, state=state, limit=_MOST_OPEN)
+            found |= {one.operation_id: one for one in operations_listed(session, filters)[0]}
+    if len(found) > 1:
+        raise AmbiguousJobError(job_id, list(found.values()))
+    return next(iter(found.values()), None)
+
+
+def _with_result(session: Session, job_id: str) -> OperationView | None:
+    """Return the newest operation of a job that has a result."""
+    cursor: str | None = None
+    while True:
+        page = session.yard.operations(job_id=job_id, limit=LARGEST_PAGE, cursor=cursor)
+        having = [one for one in page.operations if one.result_bytes is not None]
+        if having:
+            return having[0]
+        cursor = page.next
+        if cursor is None:
+            return None
 
 
 class AmbiguousJobError(Exception):

@@ -9,11 +9,12 @@
 
 The client sends a call again, a few times, after a lost connection or an answer of 503. That is
 safe: each submission has an idempotency key, so a repetition is the same operation. The replay of a
-dead letter and the creation of an API key have no such key and are sent once.
+dead letter and the creation of an API key have no such key and are sent once; so is a change of a
+catalog entry with `if_match`.
 """
 
 from modelyard.client.aio import AsyncModelyard
-from modelyard.client.endpoints import Content, NotJsonError, OperationFailed
+from modelyard.client.endpoints import Content, NotJsonError, OperationFailed, Stored
 from modelyard.client.retry import ApiError, ServiceUnavailableError
 from modelyard.client.sync import Modelyard
 from modelyard.contract.answers import Accepted
@@ -27,4 +28,5 @@ __all__ = [
     "NotJsonError",
     "OperationFailed",
     "ServiceUnavailableError",
+    "Stored",
 ]

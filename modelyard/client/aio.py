@@ -21,6 +21,7 @@ from modelyard.client.endpoints import (
     NamedList,
     Request,
     RequestOptions,
+    Stored,
     id_of,
     succeeded,
 )
@@ -359,17 +360,28 @@ class AsyncModelyard:
         """Read a model."""
         return await self._send(endpoints.entry("models", ModelSpec, name))
 
+    async def stored_model(self, name: str) -> Stored[ModelSpec]:
+        """Read a model with its `etag`, for `put_model` and `delete_model`."""
+        return await self._send(endpoints.stored_entry("models", ModelSpec, name))
+
     async def footprints(self, model: str) -> tuple[FootprintView, ...]:
         """Read what a model was measured to take in memory, by image and kind of device."""
         return await self._send(endpoints.footprints(model))
 
-    async def put_model(self, spec: ModelSpec | Mapping[str, JsonValue]) -> ModelSpec:
-        """Store a model under its name."""
-        return await self._send(endpoints.put_entry("models", ModelSpec, spec))
+    async def put_model(
+        self, spec: ModelSpec | Mapping[str, JsonValue], *, if_match: str | None = None
+    ) -> ModelSpec:
+        """Store a model under its name; with `if_match` only in place of that version.
 
-    async def delete_model(self, name: str) -> None:
-        """Delete a model; existing jobs keep their copy of it."""
-        await self._send(endpoints.delete_entry("models", name))
+        Raises `ApiError` with `precondition_failed` if the entry has changed since, or is gone. A
+        call with `if_match` is not sent again by itself: after a `ServiceUnavailableError` it may
+        have been carried out.
+        """
+        return await self._send(endpoints.put_entry("models", ModelSpec, spec, if_match))
+
+    async def delete_model(self, name: str, *, if_match: str | None = None) -> None:
+        """Delete a model; existing jobs keep their copy of it. `if_match` is as for a put."""
+        await self._send(endpoints.delete_entry("models", name, if_match))
 
     async def datasets(self) -> tuple[DatasetSpec, ...]:
         """List the datasets of the catalog."""
@@ -381,13 +393,22 @@ class AsyncModelyard:
         """Read a dataset."""
         return await self._send(endpoints.entry("datasets", DatasetSpec, name))
 
-    async def put_dataset(self, spec: DatasetSpec | Mapping[str, JsonValue]) -> DatasetSpec:
-        """Store a dataset under its name."""
-        return await self._send(endpoints.put_entry("datasets", DatasetSpec, spec))
+    async def stored_dataset(self, name: str) -> Stored[DatasetSpec]:
+        """Read a dataset with its `etag`, for `put_dataset` and `delete_dataset`."""
+        return await self._send(endpoints.stored_entry("datasets", DatasetSpec, name))
 
-    async def delete_dataset(self, name: str) -> None:
-        """Delete a dataset; existing jobs keep their copy of it."""
-        await self._send(endpoints.delete_entry("datasets", name))
+    async def put_dataset(
+        self, spec: DatasetSpec | Mapping[str, JsonValue], *, if_match: str | None = None
+    ) -> DatasetSpec:
+        """Store a dataset under its name; with `if_match` only in place of that version.
+
+        See `put_model`.
+        """
+        return await self._send(endpoints.put_entry("datasets", DatasetSpec, spec, if_match))
+
+    async def delete_dataset(self, name: str, *, if_match: str | None = None) -> None:
+        """Delete a dataset; existing jobs keep their copy of it. `if_match` is as for a put."""
+        await self._send(endpoints.delete_entry("datasets", name, if_match))
 
     async def _pages(
         self, call: Callable[[str | None], Call[NamedList]]

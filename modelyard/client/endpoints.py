@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -95,6 +95,15 @@ class Content:
             raise NotJsonError(self)
         value: JsonValue = json.loads(self.content)
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[M]):
+    """An entry of the catalog as it is stored, with the tag of this version of it."""
+
+    entry: M
+    etag: str
+    """What `if_match` takes, to change the entry only if nobody else has."""
 
 
 class InferenceOptions(TypedDict, total=False):
@@ -388,18 +397,55 @@ def entry(collection: str, kind: type[M], name: str) -> Call[M]:
     return Call("GET", f"/v1/{collection}/{_quoted(name)}", _reader(kind))
 
 
-def put_entry(collection: str, kind: type[M], spec: M | Mapping[str, JsonValue]) -> Call[M]:
-    """Store a catalog entry under its name."""
+def stored_entry(collection: str, kind: type[M], name: str) -> Call[Stored[M]]:
+    """Read a catalog entry with its tag."""
+    read = _reader(kind)
+    return Call(
+        "GET",
+        f"/v1/{collection}/{_quoted(name)}",
+        lambda response: Stored(read(response), response.headers.get("ETag", "")),
+    )
+
+
+def put_entry(
+    collection: str, kind: type[M], spec: M | Mapping[str, JsonValue], if_match: str | None = None
+) -> Call[M]:
+    """Store a catalog entry under its name; with `if_match` only in place of that version.
+
+    With `if_match` it is not sent again: if it has succeeded, the version is another one.
+    """
     name = spec.get("name", "") if isinstance(spec, Mapping) else getattr(spec, "name", "")
     path = f"/v1/{collection}/{_quoted(str(name))}"
     # What was given counts, even where it is the default.
     body = spec.model_dump_json(exclude_unset=True) if isinstance(spec, BaseModel) else None
-    return Call("PUT", path, _reader(kind), body=body or _dumped(spec))
+    return Call(
+        "PUT",
+        path,
+        _reader(kind),
+        body=body or _dumped(spec),
+        headers=_precondition(if_match),
+        repeatable=if_match is None,
+    )
 
 
-def delete_entry(collection: str, name: str) -> Call[None]:
-    """Delete what a collection has under a name."""
-    return Call("DELETE", f"/v1/{collection}/{_quoted(name)}", lambda _: None, deletes=True)
+def delete_entry(collection: str, name: str, if_match: str | None = None) -> Call[None]:
+    """Delete what a collection has under a name; with `if_match` as `put_entry`."""
+    return Call(
+        "DELETE",
+        f"/v1/{collection}/{_quoted(name)}",
+        lambda _: None,
+        headers=_precondition(if_match),
+        repeatable=if_match is None,
+        deletes=True,
+    )
+
+
+def _precondition(if_match: str | None) -> Headers:
+    if if_match is None:
+        return {}
+    if not re.fullmatch(r"[ -~]*", if_match):
+        raise _refused('An entity tag is printable ASCII, such as "0a1b".')
+    return {"If-Match": if_match}
 
 
 def _result_path(operation_id: str) -> str:

@@ -528,7 +528,10 @@ class Event(Message):
     schema_version: Literal[1] = 1
     event_id: str
     type: str
-    """The routing key too: `operation.<state>`, `job.<state>`, `host.<fact>`, in lower case."""
+    """The routing key too: `operation.<state>`, `job.<state>`, `host.<fact>`, in lower case.
+
+    Only as a reply: `operation.payload_mismatch`, to a request whose key belongs to another one.
+    """
     at: datetime
     operation_id: str | None = None
     job_id: str | None = None

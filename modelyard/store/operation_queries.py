@@ -153,6 +153,21 @@ class OperationQueries:
             file_id=found.get("result_file"),
         )
 
+    async def small_results(
+        self, operation_ids: Sequence[str], *, most_bytes: int
+    ) -> dict[str, str]:
+        """Return the results of these operations that are JSON and have at most so many bytes."""
+        async with self._connection.answering():
+            found = await self._collection.find(
+                {
+                    "_id": {"$in": list(operation_ids)},
+                    "result_bytes": {"$lte": most_bytes},
+                    "result_json": {"$type": "string"},
+                },
+                {"result_json": 1},
+            ).to_list(None)
+        return {one["_id"]: one["result_json"] for one in found}
+
     async def page(
         self, criteria: Mapping[str, str], *, after: Position | None, limit: int
     ) -> Page[OperationRecord]:

@@ -207,6 +207,8 @@ def entry_write(entry: IntakeEntry, number: int) -> UpdateOne:
         {"$eq": ["$state", OperationState.REJECTED if new.rejection else OperationState.QUEUED]},
     ]
     changes: Document = {"line": entry.line}
+    if new.reply is not None:  # who recorded it may not have had an address
+        changes["reply"] = {"$literal": new.reply.model_dump(mode="json")}
     if claim is not None:
         changes |= _dispatched(claim)
     return UpdateOne(

@@ -34,7 +34,7 @@ from modelyard.store.operation_writes import (
     report_write,
     sources,
 )
-from modelyard.store.records import Document, NewOperation, OperationRecord
+from modelyard.store.records import Document, NewOperation, OperationRecord, ReplyAddress
 
 log = structlog.get_logger(__name__)
 
@@ -137,6 +137,24 @@ class Operations:
         async with self._connection.answering():
             await self._collection.update_many(
                 {"_id": {"$in": sorted(operation_ids)}}, {"$set": {"payload_mismatch": True}}
+            )
+
+    async def set_replies(self, replies: Iterable[tuple[KnownOperation, ReplyAddress]]) -> None:
+        """Keep the addresses where the ends of open operations are told; others stay as they are.
+
+        An address that an operation has is replaced.
+        """
+        given = list(replies)
+        async with self._connection.writing(jobs=[one.job_id for one, _ in given]):
+            await self._collection.bulk_write(
+                [
+                    UpdateOne(
+                        {"_id": one.operation_id, "open": True},
+                        {"$set": {"reply": address.model_dump(mode="json")}},
+                    )
+                    for one, address in given
+                ],
+                ordered=False,
             )
 
     async def mark_unpublished(self, operation_ids: Sequence[str]) -> None:

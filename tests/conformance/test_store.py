@@ -32,7 +32,13 @@ from modelyard.store.indexes import INDEXES, UNPUBLISHED
 from modelyard.store.jobs import Assignment, JobEffect
 from modelyard.store.operation_writes import DispatchClaim, IntakeEntry
 from modelyard.store.operations import FRONT_OF_LINE, QueuedEnding
-from modelyard.store.records import JobRecord, LastReport, NewOperation, OperationRecord
+from modelyard.store.records import (
+    JobRecord,
+    LastReport,
+    NewOperation,
+    OperationRecord,
+    ReplyAddress,
+)
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
 from tests.support.placed import placed, spec_of
@@ -562,6 +568,37 @@ async def test_a_result_that_is_not_json_comes_back_with_its_type(store: Store, 
     chunks = await store.results.get(ONE)
     assert chunks is not None
     assert b"".join([chunk async for chunk in chunks]) == content
+
+
+async def test_the_newest_reply_address_is_kept_while_an_operation_is_open(store: Store) -> None:
+    addresses = [ReplyAddress(queue=f"amq.gen-{n}", correlation_id="$$NOW") for n in range(4)]
+    await store.operations.record([new(ONE), new(TWO)])
+    # Its message brings the address; whoever recorded it had none.
+    brought = new(ONE).model_copy(update={"reply": addresses[0]})
+    await store.operations.enter([IntakeEntry(brought, 1)])
+    first = await store.operation_queries.get_many([ONE, TWO])
+    assert [first[key].reply for key in (ONE, TWO)] == [addresses[0], None]
+    ended = QueuedEnding(first[TWO], OperationState.CANCELLED)
+    await store.operations.end_queued([ended], token="t")
+    known = await store.operation_queries.known([ONE, TWO])
+    for address in addresses[1:]:
+        await store.operations.set_replies([(known[ONE], address), (known[TWO], address)])
+    kept = await store.operation_queries.get_many([ONE, TWO])
+    assert [kept[key].reply for key in (ONE, TWO)] == [addresses[-1], None]
+
+
+async def test_only_small_results_of_json_are_read_at_once(store: Store) -> None:
+    text = ResultContent(content_type="text/plain", content=b"1")
+    small, large, other, without = (str(uuid.uuid4()) for _ in range(4))
+    results: dict[str, str | ResultContent] = {small: "[1]", large: "[22]", other: text}
+    for key, result in results.items():
+        await dispatched(store, key)
+        place = await store.results.put(key, 1, result)
+        ending = report(OperationState.SUCCEEDED, seq=1, operation_id=key)
+        await store.operations.apply([ending], {key: place})
+    await dispatched(store, without)
+    found = await store.operation_queries.small_results([*results, without, "d"], most_bytes=3)
+    assert found == {small: "[1]"}
 
 
 async def test_an_operation_without_a_result_has_none(store: Store) -> None:

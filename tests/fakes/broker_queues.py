@@ -135,6 +135,11 @@ class MemoryQueue:
         return len(self._returned) + len(self._ready)
 
     @property
+    def letters(self) -> tuple[Letter, ...]:
+        """The messages that wait, in the order in which they are delivered."""
+        return (*self._returned, *self._ready)
+
+    @property
     def unsettled(self) -> int:
         """How many messages are delivered and not settled."""
         return sum(len(one.unsettled) for one in self.consumers)

@@ -375,7 +375,8 @@ class FakeRuntime:
             watch.over = True
             watch.something.set()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Say to all who watch that something has changed, if this engine does."""
         for watch in self._watches if self.tells_changes else ():
             watch.something.set()
 
@@ -420,7 +421,7 @@ class FakeRuntime:
         number = next(self._ids)
         identity = hashlib.sha256(f"{self._host_id}/{number}".encode()).hexdigest()
         self.containers[identity] = FakeContainer(
-            identity, name, plan, program, on_change=self._tell
+            identity, name, plan, program, on_change=self.tell
         )
         return self.containers[identity]
 

@@ -163,7 +163,7 @@ class Note:
     """In the place of the file that the watchdogs of a host share."""
 
     def __init__(self) -> None:
-        self._text = ""
+        self.text = ""
         self._fresh = ""
 
     def with_suffix(self, suffix: str) -> "Note":
@@ -174,10 +174,10 @@ class Note:
         self._fresh = text
 
     def replace(self, target: "Note") -> None:
-        target._text = self._fresh
+        target.text = self._fresh
 
     def read_text(self) -> str:
-        return self._text
+        return self.text
 
 
 class Engine(FakeRuntime):

@@ -86,7 +86,8 @@ async def test_a_reservation_stays_if_another_dispatcher_goes_on_from_the_assign
 
 
 async def test_an_operation_that_has_ended_is_not_published_again_in_the_record() -> None:
-    store = MemoryStore(MemoryDatabase(itertools.count().__next__))
+    database = MemoryDatabase(itertools.count().__next__)
+    store = MemoryStore(database)
     await one_waits(store)
     waiting = await store.operation_queries.get(ONE)
     assert waiting is not None
@@ -100,7 +101,6 @@ async def test_an_operation_that_has_ended_is_not_published_again_in_the_record(
         state=OperationState.SUCCEEDED,
     )
     assert await store.operations.apply([report], {}) == 1
-    connection: Any = store._connection
-    (before,) = connection.memory.documents("operations")
+    (before,) = database.documents("operations")
     await store.operations.mark_published([given])
-    assert connection.memory.documents("operations") == [before]
+    assert database.documents("operations") == [before]

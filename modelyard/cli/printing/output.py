@@ -194,7 +194,7 @@ class Output:
     def more(self, cursor: str | None) -> None:
         """Say below a list that it goes on, if it does."""
         if cursor is not None:
-            self.note("There are older ones: --limit, up to 200, shows more.")
+            self.note("There are older ones: a higher --limit shows more.")
 
     def explanation(self, found: Explanation) -> None:
         """Print why an operation has not started."""

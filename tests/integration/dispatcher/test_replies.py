@@ -170,3 +170,75 @@ async def test_a_reply_that_nobody_takes_holds_up_nothing(
     _, event = await caller.answer()
     assert event["operation_id"] == operation_id_for_key("k")
     assert await driver.submit(Verb.TERMINATE)
+
+
+@pytest.mark.usefixtures("driver")
+async def test_a_publisher_that_lost_its_queue_asks_again_with_another(caller: Caller) -> None:
+    first = await caller.listen(None)
+    await caller.ask(TERMINATE, message_id="k", reply_to=first, correlation_id="c-1")
+    message, event = await caller.answer()
+    assert (message.routing_key, message.correlation_id) == (first, "c-1")
+    second = await caller.listen(None)
+    await caller.ask(TERMINATE, message_id="k", reply_to=second, correlation_id="c-2")
+    message, again = await caller.answer()
+    assert (message.routing_key, message.correlation_id) == (second, "c-2")
+    facts = ("event_id", "type", "operation_id", "state", "finished_at")
+    assert [again[name] for name in facts] == [event[name] for name in facts]
+    assert not caller.has_more
+
+
+async def test_a_key_whose_first_message_waited_for_nothing_is_answered(
+    driver: DispatcherDriver, caller: Caller
+) -> None:
+    await caller.ask(TERMINATE, message_id="k")
+    await driver.operation(operation_id_for_key("k"), OperationState.SUCCEEDED)
+    queue = await caller.listen(None)
+    await caller.ask(TERMINATE, message_id="k", reply_to=queue, correlation_id="c")
+    message, event = await caller.answer()
+    assert message.correlation_id == "c"
+    assert event["state"] == "SUCCEEDED"
+
+
+async def test_an_end_that_is_still_to_come_is_told_at_the_newest_queue_alone(
+    driver: DispatcherDriver, caller: Caller
+) -> None:
+    first, second = await caller.listen(None), await caller.listen(None)
+    request = {"job_id": "job-1", "operation_type": "INFER", "input": 1}
+    async with scripted_host(driver.broker, "h1") as host:
+        await loaded(driver, host)
+        await caller.ask(request, message_id="k", reply_to=first, correlation_id="c-1")
+        command = await host.command()
+        await caller.ask(request, message_id="k", reply_to=second, correlation_id="c-2")
+        await driver.operation(
+            operation_id_for_key("k"),
+            where=lambda one: one.reply is not None and one.reply.queue == second,
+        )
+        await host.finish(command, result_json="[1.5]")
+        message, event = await caller.answer()
+        assert (message.routing_key, message.correlation_id) == (second, "c-2")
+        assert (event["state"], event["result"]) == ("SUCCEEDED", [1.5])
+        # Also long after its end, with its result; and nothing else has been told of it.
+        await caller.ask(request, message_id="k", reply_to=first, correlation_id="c-3")
+        message, again = await caller.answer()
+    assert (message.routing_key, message.correlation_id) == (first, "c-3")
+    assert (again["event_id"], again["result"]) == (event["event_id"], [1.5])
+    assert not caller.has_more
+
+
+async def test_a_key_of_another_payload_is_answered_at_once(
+    driver: DispatcherDriver, caller: Caller
+) -> None:
+    queue = await caller.listen(None)
+    other = TERMINATE | {"metadata": {"another": "request"}}
+    await caller.ask(TERMINATE, message_id="k", reply_to=queue, correlation_id="c-1")
+    _, event = await caller.answer()
+    assert event["state"] == "SUCCEEDED"
+    await caller.ask(other, message_id="k", reply_to=queue, correlation_id="c-2")
+    message, event = await caller.answer()
+    assert (message.correlation_id, message.type) == ("c-2", EVENT_TYPE)
+    assert event["type"] == "operation.payload_mismatch"
+    assert event["operation_id"] == operation_id_for_key("k")
+    assert event["error"]["code"] == ErrorCode.IDEMPOTENCY_KEY_REUSED
+    assert "state" not in event
+    kept = await driver.operation(operation_id_for_key("k"), OperationState.SUCCEEDED)
+    assert kept.payload_mismatch

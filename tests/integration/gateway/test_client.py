@@ -443,6 +443,27 @@ async def test_a_dry_run_says_what_would_be_for_people_and_machines(served: Serv
     assert await served.broker.message_count(JOBS_QUEUE.name) == 0
 
 
+async def test_an_entry_that_somebody_else_has_changed_is_not_applied(
+    served: ServedGateway, tmp_path: Path
+) -> None:
+    dataset = tmp_path / "dataset.json"
+    dataset.write_text('{"name": "d", "path": "/srv/d"}')
+    assert (await run(served.url, "datasets", "apply", str(dataset))).code == 0
+    seen = (await run(served.url, "datasets", "get", "d", "--etag")).out.strip()
+    dataset.write_text('{"name": "d", "path": "/srv/e"}')
+    applied = await run(served.url, "datasets", "apply", str(dataset), "--if-match", seen)
+    assert applied.code == 0, applied.err
+    for change in (("apply", str(dataset)), ("delete", "d")):
+        late = await run(served.url, "datasets", *change, "--if-match", seen)
+        assert (late.code, "precondition_failed" in late.err) == (1, True)
+    async with AsyncModelyard(served.url) as yard:
+        found = await yard.stored_dataset("d")
+        assert found.entry.path == "/srv/e"
+        await yard.put_dataset({"name": "d", "path": "/srv/f"}, if_match=found.etag)
+        with pytest.raises(ApiError, match="precondition_failed"):
+            await yard.delete_dataset("d", if_match=found.etag)
+
+
 async def test_a_list_that_goes_on_says_so_and_is_filtered_by_model(served: ServedGateway) -> None:
     await served.store.models.put(spec_of())
     for number in range(3):

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import secrets
 import sys
+import tomllib
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.support.gateway import ServedGateway, bearing, fill_catalog, make_key
 from tests.support.schemathesis_run.hooks import OWN_KEY
 
 CONFIG = Path(__file__).resolve().parents[2] / "support/schemathesis_run/schemathesis.toml"
+FIXED = tomllib.loads(CONFIG.read_text())["generation"]["max-examples"]
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -36,8 +39,24 @@ async def served(
         yield served
 
 
-@pytest.mark.timeout(900)
-async def test_every_answer_is_as_the_openapi_document_says(served: ServedGateway) -> None:
+def new_examples(config: pytest.Config) -> list[str]:
+    """Return the options for other examples than always the same, if some are asked for."""
+    wanted: int | None = config.getoption("--api-examples")
+    seed: int | None = config.getoption("--api-seed")
+    if wanted is None and seed is None:
+        return []
+    if seed is None:
+        seed = secrets.randbelow(1 << 32)
+    print(f"The same again: --api-examples {wanted or FIXED} --api-seed {seed}")  # noqa: T201
+    return [f"--max-examples={wanted or FIXED}", f"--seed={seed}"]
+
+
+@pytest.mark.timeout(36_000)
+async def test_every_answer_is_as_the_openapi_document_says(
+    served: ServedGateway, request: pytest.FixtureRequest
+) -> None:
+    """Always the same examples; with `--api-examples N` it is N others of each operation."""
+    options = new_examples(request.config)
     key = await make_key(served.store, *Scope)
     [(header, value)] = bearing(key).items()
     running = await asyncio.create_subprocess_exec(
@@ -46,13 +65,15 @@ async def test_every_answer_is_as_the_openapi_document_says(served: ServedGatewa
         "run",
         f"{served.url}/openapi.json",
         f"--header={header}: {value}",
+        *options,
         cwd=ROOT,
         env=os.environ | {OWN_KEY: key.key_id},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        printed, _ = await running.communicate()
+        async with asyncio.timeout(None if options else 900):
+            printed, _ = await running.communicate()
     finally:
         if running.returncode is None:
             running.kill()

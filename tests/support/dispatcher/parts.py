@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -20,6 +21,7 @@ from dispatcher.scheduling.lines import Lines
 from dispatcher.scheduling.memory import Memory
 from dispatcher.scheduling.residency import Residents
 from dispatcher.scheduling.scheduler import Scheduler
+from modelyard.broker import DirectReply
 from modelyard.contract.catalog.entries import ModelSpec, Profile
 from modelyard.contract.messages import EngineFacts, HostOnline, JobRequest
 from modelyard.contract.states import JobState, Verb
@@ -82,6 +84,10 @@ class DispatcherParts:
         self._route = rabbit.route
         rabbit.route = self._routed  # type: ignore[method-assign]
         self.broker = MemoryBroker(rabbit, name="parts")
+        self.replies: list[tuple[DirectReply, dict[str, Any]]] = []
+        """What publishers were told in queues of their own, each with the event in it."""
+        self._reply = self.broker.reply
+        self.broker.reply = self._replied  # type: ignore[method-assign]
         self.term = Term(1, ENDLESS)
         self.event_log = EventLog(
             self.store, self.broker, self.term, DispatcherMetrics(CollectorRegistry())
@@ -195,6 +201,10 @@ class DispatcherParts:
     def _clock(self) -> float:
         self.pass_time(0.001)
         return self._seconds
+
+    async def _replied(self, replies: Sequence[DirectReply], *, message_type: str) -> None:
+        self.replies += [(one, json.loads(one.body)) for one in replies]
+        await self._reply(replies, message_type=message_type)
 
     def _routed(self, letter: Letter) -> int:
         self._published.append(letter)

@@ -23,6 +23,10 @@ class FakeSubscription(Subscription):
         super().__init__()
         self._broker = broker
 
+    def give(self, delivery: Delivery) -> None:
+        """Have a message delivered."""
+        self._ready.put_nowait(delivery)
+
     async def ack(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
             self._broker.log.append(("ack", delivery.message_id))

@@ -80,14 +80,14 @@ class Host:
         body = HostCommands(
             host_id=HOST, incarnation=incarnation or self.incarnations[-1], commands=commands
         )
-        self.broker.subscription._ready.put_nowait(delivery_of(body.model_dump_json().encode()))
+        self.broker.subscription.give(delivery_of(body.model_dump_json().encode()))
 
     async def control(self, *, incarnation: str | None = None, **words: Any) -> None:
         """Say a word of control to the newest incarnation."""
         await self.online()
         assert self.broker.control is not None
         word = HostControl(host_id=HOST, incarnation=incarnation or self.incarnations[-1], **words)
-        self.broker.control._ready.put_nowait(delivery_of(word.model_dump_json().encode()))
+        self.broker.control.give(delivery_of(word.model_dump_json().encode()))
 
     async def cancel(
         self, command: HostCommand, reason: CancelReason = "cancelled", *, epoch: int | None = None

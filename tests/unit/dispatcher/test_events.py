@@ -70,7 +70,7 @@ class Published:
     @property
     def published(self) -> list[str]:
         """The types of all published events."""
-        return [letter.routing_key for letter in self._queue._ready]
+        return [letter.routing_key for letter in self._queue.letters]
 
     @property
     def recorded(self) -> set[str]:

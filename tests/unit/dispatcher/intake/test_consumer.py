@@ -51,7 +51,7 @@ def test_an_id_with_two_payloads_needs_a_look_at_the_record() -> None:
     changed = new_operation(input="another").model_copy(update={"operation_id": one.operation_id})
     batch = batch_of((one, False), (changed, False), (other, False), (behind, False))
     assert batch.split() == ([other], [one, behind])
-    assert batch.hashes[one.operation_id] == {one.payload_hash, changed.payload_hash}
+    assert batch.payloads[one.operation_id].keys() == {one.payload_hash, changed.payload_hash}
 
 
 def test_one_without_a_job_takes_no_others_along() -> None:

@@ -194,7 +194,7 @@ async def test_an_operation_that_was_never_published_goes_before(parts: Dispatch
     assert (there.state, there.line, there.epoch) == (QUEUED, None, 1)
     assert parts.commanded == []
     assert parts.lines.line(JOB) is None
-    await parts.ordered.take(back, {one.operation_id: {one.payload_hash}})
+    await parts.ordered.take(back, {one.operation_id: {one.payload_hash: None}})
     assert await parts.in_line() == [unpublished.operation_id, one.operation_id]
 
 
@@ -257,7 +257,7 @@ async def test_after_a_failure_nothing_is_in_memory_that_is_not_in_the_record(
     assert await parts.told() == []
     # The batch is handled again: nothing of it is lost, nothing is there twice.
     back = await parts.first_pass.take([one, behind])
-    await parts.ordered.take(back, {it.operation_id: {it.payload_hash} for it in back})
+    await parts.ordered.take(back, {it.operation_id: {it.payload_hash: None} for it in back})
     assert (await parts.in_line())[-2:] == [one.operation_id, behind.operation_id]
     await parts.lines.read([JOB])
     assert await parts.memory_is_as_the_record()

@@ -20,7 +20,7 @@ async def parts() -> DispatcherParts:
 
 
 async def take(parts: DispatcherParts, *new: NewOperation) -> None:
-    await parts.ordered.take(new, {one.operation_id: {one.payload_hash} for one in new})
+    await parts.ordered.take(new, {one.operation_id: {one.payload_hash: None} for one in new})
 
 
 def ids(new: Sequence[NewOperation]) -> list[str]:
@@ -79,8 +79,8 @@ async def test_the_first_payload_of_an_id_counts_and_others_are_noted(
     other = new_operation(input="another").model_copy(update={"operation_id": first.operation_id})
     if recorded:
         await parts.store.operations.record([first])
-    hashes = {first.operation_id: {first.payload_hash, other.payload_hash}}
-    await parts.ordered.take([other if recorded else first], hashes)
+    payloads = {first.operation_id: {first.payload_hash: None, other.payload_hash: None}}
+    await parts.ordered.take([other if recorded else first], payloads)
     kept = await parts.recorded(first)
     assert (kept.payload_hash, kept.payload_mismatch) == (first.payload_hash, True)
     assert await parts.in_line() == [first.operation_id]

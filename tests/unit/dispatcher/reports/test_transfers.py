@@ -15,7 +15,7 @@ from modelyard.contract.content.transfers import (
 )
 from modelyard.contract.messages import CancelOperation, JobRequest
 from modelyard.contract.states import Verb
-from modelyard.store.content.results import file_of
+from modelyard.store.content.results import BUCKET, file_of
 from modelyard.store.records import NewOperation
 from tests.support.dispatcher.parts import HOST, INCARNATION, JOB, DispatcherParts
 
@@ -104,8 +104,9 @@ async def test_a_piece_is_told_to_be_stored_once_it_is(there: Transferring) -> N
     for _ in range(2):
         await there.transfers.answer(there.message(result=piece))
         assert there.control.answer.stored
-    files = there.parts.store.results._files
-    assert await files.piece(file_of(there.one.operation_id, 1), 0) == b"piece"
+    (stored,) = there.parts.database.documents(f"{BUCKET}.chunks")
+    assert stored["files_id"] == file_of(there.one.operation_id, 1)
+    assert bytes(stored["data"]) == b"piece"
 
 
 @pytest.mark.parametrize(
@@ -122,8 +123,7 @@ async def test_an_attempt_that_is_not_current_gets_nothing_and_is_told_to_stop(
     assert (host_id, incarnation) == (message.host_id, message.incarnation)
     cancel = CancelOperation(operation_id=message.operation_id, epoch=message.epoch, reason="stale")
     assert words == {"cancels": [cancel]}
-    files = there.parts.store.results._files
-    assert await files.find(file_of(message.operation_id, message.epoch)) is None
+    assert there.parts.database.documents(f"{BUCKET}.files") == []
 
 
 def test_a_piece_is_never_larger_than_it_may_be() -> None:

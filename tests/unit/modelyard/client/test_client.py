@@ -12,6 +12,7 @@ from modelyard.client import (
     Modelyard,
     OperationFailed,
     ServiceUnavailableError,
+    Stored,
     endpoints,
 )
 from modelyard.client.retry import MOST_PAUSE_S, CallAttempts
@@ -22,6 +23,7 @@ from modelyard.contract.errors import ErrorCode
 from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.views import DryRun, DryRunOutcome, HostView, Links, OperationView
 
+TAG = '"5f2c"'
 ID = "01890000-0000-7000-8000-000000000000"
 ACCEPTED = Accepted(
     operation_id=ID, job_id="j-1", state=OperationState.QUEUED, links=Links(self=f"/x/{ID}")
@@ -140,13 +142,11 @@ def test_an_answer_from_something_else_is_an_error_too() -> None:
 
 
 def test_waiting_asks_again_until_the_end() -> None:
-    script = Script(view(OperationState.QUEUED), view(OperationState.SUCCEEDED))
-
     def held(request: httpx2.Request) -> httpx2.Response:
         assert float(request.url.params["wait"]) <= 30
         return view(OperationState.RUNNING)
 
-    script._answers.insert(0, held)
+    script = Script(held, view(OperationState.QUEUED), view(OperationState.SUCCEEDED))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("modelyard.client.endpoints.pause_after_poll", lambda *_: 0.0)
         assert script.client().wait(ACCEPTED).state is OperationState.SUCCEEDED
@@ -200,6 +200,44 @@ def test_a_model_is_stored_at_its_name() -> None:
     assert script.seen[0].url.path == "/v1/models/m"
 
 
+async def test_both_clients_change_an_entry_only_if_it_is_as_it_was_read() -> None:
+    spec = ModelSpec(name="m", image="a/b:1", profile=Profile.BATCH)
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "DELETE":
+            return httpx2.Response(204)
+        return httpx2.Response(200, content=spec.model_dump_json(), headers={"ETag": TAG})
+
+    script = Script(*[answer] * 6)
+    client = script.client()
+    found = client.stored_model("m")
+    assert found == Stored(spec, TAG)
+    assert client.put_model(found.entry, if_match=found.etag) == spec
+    client.delete_model("m", if_match=found.etag)
+    async with AsyncModelyard("http://g", transport=httpx2.MockTransport(script)) as other:
+        assert await other.stored_model("m") == found
+        assert await other.put_model(spec, if_match=TAG) == spec
+        await other.delete_model("m", if_match=TAG)
+    assert [one.headers.get("If-Match") for one in script.seen] == [None, TAG, TAG] * 2
+
+
+@pytest.mark.parametrize("answer", [httpx2.ReadTimeout("late"), unavailable()], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda yard: yard.put_dataset({"name": "d"}, if_match=TAG),
+        lambda yard: yard.delete_dataset("d", if_match=TAG),
+    ],
+)
+def test_a_change_of_one_version_that_may_have_been_made_is_not_sent_again(
+    change: Callable[[Modelyard], object], answer: httpx2.Response | Exception
+) -> None:
+    script = Script(httpx2.ConnectError("refused"), answer)
+    with pytest.raises(ServiceUnavailableError):
+        change(script.client())
+    assert len(script.seen) == 2
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -245,6 +283,8 @@ def test_a_key_that_is_none_is_refused_before_it_is_sent(key: str) -> None:
         lambda yard: yard.operations(job_id="\udcff"),
         lambda yard: yard.delete_model(""),
         lambda yard: yard.put_model({"name": "\udcff"}),
+        lambda yard: yard.put_model({"name": "m"}, if_match='"é"'),
+        lambda yard: yard.delete_model("m", if_match='"a"\n'),
     ],
 )
 def test_what_cant_be_sent_is_refused_as_by_a_gateway(call: Callable[[Modelyard], object]) -> None:

@@ -46,15 +46,13 @@ def command_of(name: str) -> HostCommand:
     return next(one for one in good if one.model.name == name)
 
 
-async def stored() -> MemoryStore:
-    """Return a store with the records, as the older version has left it."""
+def stored() -> MemoryDatabase:
+    """Return a database with the records, as the older version has left it."""
     database = MemoryDatabase(time.monotonic)
-    store = MemoryStore(database)
-    await store.prepare()
     for shelf in ("models", "datasets"):
         for document in RECORDS[shelf]:
-            await store._connection.collection(shelf).insert_one({**document})
-    return store
+            database.write(shelf, document)
+    return database
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -87,8 +85,10 @@ def test_a_job_whose_model_can_not_be_read_is_listed_without_it(text: str) -> No
 
 
 async def test_one_entry_that_can_not_be_read_leaves_the_others_there() -> None:
-    store = await stored()
-    await store._connection.collection("models").insert_one({"_id": "odd", "spec": '{"image": 1}'})
+    database = stored()
+    database.write("models", {"_id": "odd", "spec": '{"image": 1}'})
+    store = MemoryStore(database)
+    await store.prepare()
     page = await store.models.page(limit=len(MODELS) + 1)
     assert {spec.name for spec in page.items} == set(MODELS)
     assert not await store.models.create(

@@ -99,7 +99,7 @@ class Intake:
 
     async def deliver(self, body: bytes) -> None:
         subscription = await self.subscription()
-        subscription._ready.put_nowait(delivery_of(body))
+        subscription.give(delivery_of(body))
 
     async def settled(self, count: int = 1) -> None:
         async def enough() -> bool:

@@ -511,5 +511,5 @@ async def test_a_word_that_can_not_be_read_is_dropped() -> None:
         await host.send(command)
         await host.in_phase(command, Phase.PULLING)
         assert host.broker.control is not None
-        host.broker.control._ready.put_nowait(delivery_of(b"not json"))
+        host.broker.control.give(delivery_of(b"not json"))
         assert await cancelled(host, command) == ENDS[0][1]

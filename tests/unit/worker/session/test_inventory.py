@@ -577,6 +577,6 @@ async def test_however_much_changes_there_is_about_one_look_a_second(
         before, loop = len(inventories(it.broker)), asyncio.get_running_loop()
         began = loop.time()
         while loop.time() - began < 1.0:
-            it.harness.runtime._tell()
+            it.harness.runtime.tell()
             await asyncio.sleep(0)
         assert 2 <= len(inventories(it.broker)) - before <= 5
