@@ -558,6 +558,22 @@ async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() 
     assert announcing.result() == []
 
 
+async def test_a_container_that_can_not_be_inspected_holds_up_no_boot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.engine.listing.INSPECT_S", 0.05)
+    harness, broker = VerbHarness(), FakeBroker()
+    await harness.do(CREATE)
+
+    async def inspect(_: str) -> Any:
+        await asyncio.Event().wait()
+
+    harness.runtime.inspect = inspect  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(5):
+        containers = await _boot(broker, harness, AttemptJournal(None)).announce()
+    assert [(facts.name, facts.running) for facts in containers] == [("modelyard-job-1-1", True)]
+
+
 def _boot(broker: FakeBroker, harness: VerbHarness, journal: AttemptJournal) -> BootRecovery:
     return BootRecovery(
         HostChannel(broker, HOST, "i-2"),
