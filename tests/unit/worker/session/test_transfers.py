@@ -132,6 +132,36 @@ async def test_a_piece_without_an_answer_is_sent_again(monkeypatch: pytest.Monke
         assert dispatcher.result_of(command.operation_id).endswith(b" [1]")
 
 
+async def test_a_worker_that_is_stopped_hands_a_large_result_over_and_begins_no_discard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soon = partial(PiecewiseTransfer, again_s=0.02)
+    monkeypatch.setattr("worker.session.incarnation.PiecewiseTransfer", soon)
+    monkeypatch.setattr("worker.session.incarnation.DRAIN_S", 5.0)
+    harness = VerbHarness()
+    harness.server.infer = lambda _: httpx2.Response(
+        200, content=LARGE, headers={"Content-Type": "image/png"}
+    )
+    async with transferring(harness) as (host, dispatcher):
+        await host.done(CREATE)
+        await host.done(LOAD)
+        await host.done(CREATE, job="job-2")
+        dispatcher.deaf = 1_000_000
+        command = harness.command(INFER, input=1)
+        await host.send(command)
+        await eventually(lambda: _is(bool(dispatcher.asked)), what="the first piece")
+        host.stop.set()
+        await eventually(lambda: _is(host.broker.attached == 0), what="the end of the consumer")
+        unowned = harness.runtime.named("modelyard-job-2-1")
+        await host.discard(unowned.id, job="job-2")
+        dispatcher.deaf = 0
+        end = await host.ended(command)
+        assert end.state is OperationState.SUCCEEDED, end
+        assert dispatcher.result_of(command.operation_id) == LARGE
+        assert unowned.running
+        await eventually(lambda: _is(host.broker.control is None), what="the end of the worker")
+
+
 async def test_a_model_gets_an_uploaded_input_as_it_is() -> None:
     harness = VerbHarness(model(Profile.HTTP))
     got: list[tuple[bytes, str]] = []
