@@ -85,8 +85,7 @@ class Incarnation:
         self._enrolled = asyncio.Event()
         """Set once this host's queues exist."""
         self._attached: Callable[[], bool] = lambda: False
-        self._acceptance = Acceptance(self._reporter, parts.journal)
-        self._registry.on_silenced = self._acceptance.silenced
+        self._acceptance = Acceptance(self._reporter, parts.journal, self._registry)
 
     async def run(self, stop: asyncio.Event, *, engine_wait_s: float) -> None:
         """Work until `stop` is set or the lease is lost.
