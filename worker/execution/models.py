@@ -158,7 +158,11 @@ class Models:
         address = address_of(facts)
         self._containers.meter.use(facts.id)
         known = self._containers.running.get(facts.name) is facts
-        question = Question(hook, fillings, ErrorCode.INFERENCE_FAILED, uploaded)
+        # A connection ends with its container: one that was made while it ran leads to no other.
+        question = Question(
+            *(hook, fillings, ErrorCode.INFERENCE_FAILED, uploaded),
+            before_sending=self._containers.running.check_of(facts),
+        )
         asking = self._server.ask(address, question, keeps_connection=known, before_large=turn.take)
         reply = await (
             self._containers.running.work_in(facts, asking)
