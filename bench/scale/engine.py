@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from modelyard.contract.messages import EngineFacts
 from worker.engine.labels import ContainerLabels, container_name
-from worker.engine.protocol import ContainerFacts
+from worker.engine.protocol import ContainerFacts, NoSuchContainerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,9 +38,16 @@ class SimulatedEngine:
     async def ensure_network(self) -> None:
         """Do nothing: there are no containers that would use it."""
 
-    async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
-        """Return the containers of one job or of all jobs."""
-        return [one for job, one in self._containers.items() if job_id in {None, job}]
+    async def list_uninspected(self) -> list[ContainerFacts]:
+        """Return all containers."""
+        return list(self._containers.values())
+
+    async def inspect(self, ref: str) -> ContainerFacts:
+        """Return the facts of a container by its id."""
+        for one in self._containers.values():
+            if one.id == ref:
+                return one
+        raise NoSuchContainerError
 
     async def watch(self, on_change: Callable[[], None]) -> None:
         """Report no change, for ever: no container ends by itself."""

@@ -18,6 +18,7 @@ from tests.support.waiting import eventually
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.plan import ContainerPlan, DatasetMount
 from worker.engine.protocol import (
+    ContainerFacts,
     ContainerRuntime,
     EngineRefusedError,
     EngineUnavailableError,
@@ -61,7 +62,7 @@ class RuntimeHarness:
         await asyncio.to_thread(self._die_at_removing, container_id)
 
     async def close(self) -> None:
-        for facts in await self.runtime.list_own():
+        for facts in await self.runtime.list_uninspected():
             if facts.labels and facts.labels.job_id.startswith(self.plans.prefix):
                 await self.runtime.remove(facts.id)
         await self.http.aclose()
@@ -250,7 +251,9 @@ async def test_what_a_broken_off_removal_leaves_is_dead_and_can_be_removed(
     container_id = await harness.run("sleeps")
     await harness.die_at_removing(container_id)
     (left,) = await harness.runtime.list_own(plan.labels.job_id)
-    assert (left.id, left.dead, left.running) == (container_id, True, False)
+    (listed,) = await uninspected(harness)
+    for facts in (left, listed):
+        assert (facts.id, facts.dead, facts.running) == (container_id, True, False)
     with pytest.raises(NoSuchContainerError):
         await harness.runtime.inspect(container_id)
     await harness.runtime.remove(container_id)
@@ -354,8 +357,44 @@ async def test_the_list_has_only_own_containers_of_the_job(harness: RuntimeHarne
     await harness.runtime.create(harness.plan("sleeps", job="b"))
     own = await harness.runtime.list_own(f"{harness.plans.prefix}-a")
     assert sorted(f.labels.generation for f in own if f.labels) == [1, 2]
-    every = [f for f in await harness.runtime.list_own() if harness.plans.prefix in f.name]
+    every = [f for f in await harness.runtime.list_uninspected() if harness.plans.prefix in f.name]
     assert len(every) == 3
+
+
+async def uninspected(harness: RuntimeHarness) -> list[ContainerFacts]:
+    """Return the test's own containers as the engine lists them."""
+    listed = await harness.runtime.list_uninspected()
+    return [facts for facts in listed if harness.plans.prefix in facts.name]
+
+
+async def test_what_the_list_tells_of_a_container_is_what_an_inspection_tells(
+    harness: RuntimeHarness,
+) -> None:
+    plan = harness.plan("web", job="created")
+    labels = replace(plan.labels, strict=True, disk=1 << 20)
+    made = [
+        await harness.runtime.create(replace(plan, labels=labels)),
+        await harness.run("web", job="runs"),
+        await harness.run("sleeps", job="has-no-port", read_only=False),
+        await harness.run("exits 3", job="exited"),
+        await harness.run("sleeps", job="stopped"),
+    ]
+    await harness.runtime.wait_exit(made[3])
+    await harness.runtime.stop(made[4], 0.0)
+    inspected = [await harness.runtime.inspect(one) for one in made]
+    assert inspected[0].labels == labels
+    assert inspected[1].address is not None
+    assert (inspected[3].exit_code, inspected[4].running) == (3, False)
+    told = {
+        facts.id: replace(facts, mounts=(), devices=(), fills_disk=False, oom_killed=False)
+        for facts in inspected
+    }
+
+    async def the_same() -> bool:
+        return {facts.id: facts for facts in await uninspected(harness)} == told
+
+    # The engine tells of an exit a moment before its list shows it.
+    await eventually(the_same, what="the same in the list")
 
 
 async def test_the_log_tail_is_the_end_of_both_streams(harness: RuntimeHarness) -> None:
@@ -456,7 +495,7 @@ async def test_a_gone_container_has_no_log_no_exit_and_no_files(harness: Runtime
 async def test_an_engine_that_is_away_is_unavailable() -> None:
     runtime = DockerRuntime("unix:///nowhere/docker.sock", host_id=HOST, network="n", publish=True)
     try:
-        for call in (runtime.ping(), runtime.list_own(), runtime.remove("0123456789ab")):
+        for call in (runtime.ping(), runtime.list_uninspected(), runtime.remove("0123456789ab")):
             with pytest.raises(EngineUnavailableError):
                 await call
     finally:
@@ -570,6 +609,7 @@ async def test_labels_of_ours_on_a_container_of_another_name_are_not_ours(
     container_id = await harness.runtime.create(replace(plan))
     try:
         assert await harness.runtime.list_own(plan.labels.job_id) == []
+        assert await uninspected(harness) == []
         assert (await harness.runtime.inspect(container_id)).labels is None
     finally:
         await harness.runtime.remove(container_id)

@@ -93,7 +93,7 @@ async def host(engine: DockerEngine) -> AsyncIterator[RealHost]:
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
-            for facts in await made.runtime.list_own():
+            for facts in await made.runtime.list_uninspected():
                 await made.runtime.remove(facts.id)
             made.transport.close()
             await made.runtime.close()

@@ -331,16 +331,20 @@ class FakeRuntime:
         facts = self._get(ref).facts()
         return facts if not self.forget_mounts else _without_mounts(facts)
 
-    async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
+    async def list_own(self, job_id: str) -> list[ContainerFacts]:
         self._reach()
-        own = [facts for it in self.containers.values() if (facts := it.facts()).labels]
+        return [facts for facts in self._own() if facts.labels and facts.labels.job_id == job_id]
+
+    async def list_uninspected(self) -> list[ContainerFacts]:
+        self._reach()
         return [
-            facts
-            for facts in own
-            if facts.labels
-            and facts.labels.host_id == self._host_id
-            and job_id in {None, facts.labels.job_id}
+            replace(facts, mounts=(), devices=(), fills_disk=False, oom_killed=False)
+            for facts in self._own()
         ]
+
+    def _own(self) -> list[ContainerFacts]:
+        found = [it.facts() for it in self.containers.values()]
+        return [it for it in found if it.labels and it.labels.host_id == self._host_id]
 
     async def wait_exit(self, container_id: str) -> ContainerExit:
         container = self._get(container_id)

@@ -18,6 +18,7 @@ class FakeTransport:
 
     @asynccontextmanager
     async def exchange(self, address: Address, request: Request) -> AsyncIterator[Answer]:
+        request.before_sending()
         sent = httpx2.Request(
             request.method,
             f"http://{address.host}:{address.port}{request.target}",

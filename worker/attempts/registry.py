@@ -4,6 +4,7 @@ No I/O. A refused command is not an error: the dispatcher's record is authoritat
 sweep sends again what is still needed.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,9 +23,11 @@ from worker.attempts.attempt import Attempt, PhaseEnded, lease_always_held
 from worker.attempts.transfer import ContentTransfer
 
 MAX_ENDED = 10_000
-"""Ended attempts whose last report is kept, to be sent again on request."""
+"""Ended attempts that are remembered, so that none of them runs twice. Those whose last report is
+not confirmed are remembered beyond this number."""
 MAX_RESULT_BYTES_KEPT = 64 << 20
-"""Bytes of all results in the kept reports, as UTF-8."""
+"""Bytes of all results in the kept reports, as UTF-8. Above them the oldest confirmed reports that
+have a result are dropped; while the unconfirmed ones alone have more, no command is taken."""
 MAX_CANCELS = 10_000
 """Cancels that are remembered because they came before their commands."""
 MAX_JOBS = 100_000
@@ -37,7 +40,7 @@ class CommandDecision(StrEnum):
     NEW = "new"
     """The command opens an attempt."""
     REPEATED = "repeated"
-    """The attempt is known already: its latest report is sent again."""
+    """The attempt is known already: its latest report is sent again, if it is still kept."""
     STALE_EPOCH = "stale_epoch"
     """A later attempt is known, or the dispatcher has sent a cancel that makes this epoch stale."""
     STALE_GENERATION = "stale_generation"
@@ -55,14 +58,17 @@ class DecidedCommand:
     superseded: Attempt | None = None
     """The earlier attempt of the same operation, if it still runs."""
     report: OperationReport | None = None
-    """The latest report of an attempt that is known already, or the refusal of an inference."""
+    """The latest report of an attempt that is known already, or the refusal of an inference. None
+    if the attempt has ended, its report was confirmed, and its result is not kept any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Ended:
     """What is kept of an ended attempt. Its command is dropped: the input may be large."""
 
-    report: OperationReport
+    epoch: int
+    report: OperationReport | None
+    """None once it was confirmed and dropped for the bytes of its result."""
     result_bytes: int
 
 
@@ -87,8 +93,16 @@ class AttemptRegistry:
         self._held = held
         self._publish = publish
         self._open: dict[str, Attempt] = {}
+        self._unconfirmed: dict[str, _Ended] = {}
+        """Ended attempts whose last report the broker has not confirmed."""
+        self._unconfirmed_bytes = 0
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
-        self._ended_bytes = 0
+        """Ended attempts whose last report is confirmed, oldest first."""
+        self._with_result: OrderedDict[str, _Ended] = OrderedDict()
+        """Those of them whose report has a result and is still kept."""
+        self._confirmed_bytes = 0
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._generations: OrderedDict[str, int] = OrderedDict()
         self._busy_views: dict[int, set[str]] = {}
         self._cancels: OrderedDict[str, CancelOperation] = OrderedDict()
@@ -120,8 +134,8 @@ class AttemptRegistry:
 
     def _take(self, command: HostCommand) -> DecidedCommand:
         opened = self._open.get(command.operation_id)
-        latest = opened.latest if opened else self._last_report(command.operation_id)
-        if latest is not None and command.epoch < latest.epoch:
+        known, latest = self._last_of(command.operation_id)
+        if command.epoch < known:
             return DecidedCommand(CommandDecision.STALE_EPOCH)
         cancel = self._cancels.get(command.operation_id)
         if cancel is not None and (
@@ -129,7 +143,7 @@ class AttemptRegistry:
             or (command.epoch == cancel.epoch and cancel.reason == "stale")
         ):
             return DecidedCommand(CommandDecision.STALE_EPOCH)
-        if latest is not None and command.epoch == latest.epoch:
+        if command.epoch == known:
             return DecidedCommand(CommandDecision.REPEATED, opened, report=latest)
         if command.generation < self._generations.get(command.job_id, 0):
             return DecidedCommand(CommandDecision.STALE_GENERATION, report=_refusal(command))
@@ -159,8 +173,7 @@ class AttemptRegistry:
         """
         operation_id = cancel.operation_id
         opened = self._open.get(operation_id)
-        latest = opened.latest if opened else self._last_report(operation_id)
-        known = latest.epoch if latest else 0
+        known, latest = self._last_of(operation_id)
         if cancel.epoch > known or (cancel.epoch == known and cancel.reason == "stale"):
             self._remember_cancel(cancel)
         if cancel.epoch != known or latest is None:
@@ -178,10 +191,9 @@ class AttemptRegistry:
         self.on_silenced(attempt)
 
     def latest(self, asked: RepeatReport) -> OperationReport | None:
-        """Return the latest report of the attempt asked for; None if it is not known."""
-        opened = self._open.get(asked.operation_id)
-        latest = opened.latest if opened else self._last_report(asked.operation_id)
-        return latest if latest is not None and latest.epoch == asked.epoch else None
+        """Return the latest report of the attempt asked for; None if it is not known or kept."""
+        known, latest = self._last_of(asked.operation_id)
+        return latest if known == asked.epoch else None
 
     def has_open_attempt(self, job_id: str, generation: int) -> bool:
         """Return whether an attempt on this generation of the job is open."""
@@ -194,13 +206,48 @@ class AttemptRegistry:
         if self._open.get(operation_id) is attempt:
             del self._open[operation_id]
             if attempt.ended:
-                ended = _Ended(attempt.latest, _result_bytes(attempt.latest))
-                self._ended[operation_id] = ended
-                self._ended_bytes += ended.result_bytes
-        while self._ended and (
-            len(self._ended) > MAX_ENDED or self._ended_bytes > MAX_RESULT_BYTES_KEPT
+                report = attempt.latest
+                ended = _Ended(report.epoch, report, _result_bytes(report))
+                self._unconfirmed[operation_id] = ended
+                self._unconfirmed_bytes += ended.result_bytes
+                self._bound_ended()
+
+    def confirmed(self, reports: Iterable[OperationReport]) -> None:
+        """Note the reports that the broker has confirmed."""
+        for report in reports:
+            ended = self._unconfirmed.get(report.operation_id)
+            if ended is None or ended.epoch != report.epoch or not report.state.terminal:
+                continue
+            del self._unconfirmed[report.operation_id]
+            self._unconfirmed_bytes -= ended.result_bytes
+            self._ended[report.operation_id] = ended
+            if ended.result_bytes:
+                self._with_result[report.operation_id] = ended
+                self._confirmed_bytes += ended.result_bytes
+        self._bound_ended()
+
+    async def room(self) -> None:
+        """Return once results may come in: most of what has ended is confirmed.
+
+        What is not confirmed can't be dropped. So whoever takes commands waits here before.
+        """
+        await self._has_room.wait()
+
+    def _bound_ended(self) -> None:
+        """Drop what is confirmed and too much; the epochs of dropped results are remembered."""
+        while (
+            self._with_result
+            and self._unconfirmed_bytes + self._confirmed_bytes > MAX_RESULT_BYTES_KEPT
         ):
+            _, ended = self._with_result.popitem(last=False)
+            ended.report = None
+            self._confirmed_bytes -= ended.result_bytes
+        while len(self._ended) > MAX_ENDED:
             self._drop_ended(next(iter(self._ended)))
+        if self._unconfirmed_bytes > MAX_RESULT_BYTES_KEPT or len(self._unconfirmed) > MAX_ENDED:
+            self._has_room.clear()
+        else:
+            self._has_room.set()
 
     def _remember_cancel(self, cancel: CancelOperation) -> None:
         remembered = self._cancels.get(cancel.operation_id)
@@ -210,9 +257,16 @@ class AttemptRegistry:
         while len(self._cancels) > MAX_CANCELS:
             self._cancels.popitem(last=False)
 
-    def _last_report(self, operation_id: str) -> OperationReport | None:
-        ended = self._ended.get(operation_id)
-        return ended.report if ended else None
+    def _last_of(self, operation_id: str) -> tuple[int, OperationReport | None]:
+        """Return the epoch of an operation's latest attempt and its last report, if it is kept.
+
+        The epoch is 0 if no attempt is known.
+        """
+        opened = self._open.get(operation_id)
+        if opened is not None:
+            return opened.command.epoch, opened.latest
+        ended = self._unconfirmed.get(operation_id) or self._ended.get(operation_id)
+        return (ended.epoch, ended.report) if ended else (0, None)
 
     def _record_generation(self, job_id: str, generation: int) -> None:
         self._generations[job_id] = max(generation, self._generations.get(job_id, 0))
@@ -221,9 +275,12 @@ class AttemptRegistry:
             self._generations.popitem(last=False)
 
     def _drop_ended(self, operation_id: str) -> None:
-        ended = self._ended.pop(operation_id, None)
-        if ended is not None:
-            self._ended_bytes -= ended.result_bytes
+        """Forget an ended attempt, if there is one."""
+        self._ended.pop(operation_id, None)
+        if ended := self._with_result.pop(operation_id, None):
+            self._confirmed_bytes -= ended.result_bytes
+        if ended := self._unconfirmed.pop(operation_id, None):
+            self._unconfirmed_bytes -= ended.result_bytes
 
 
 def _result_bytes(report: OperationReport) -> int:

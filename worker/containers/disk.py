@@ -18,6 +18,7 @@ from modelyard.contract.capacity.sizes import size_text
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.process.tasks import TaskGroup
 from worker.containers.health import ModelHealth
+from worker.engine.listing import list_containers
 from worker.engine.protocol import (
     ContainerFacts,
     ContainerRuntime,
@@ -71,7 +72,7 @@ class DiskWatch:
 
         Raises `EngineUnavailableError` if there is no engine, and if volumes can't be measured.
         """
-        listed = await self._runtime.list_own()
+        listed = await list_containers(self._runtime)
         growing = [it for it in listed if it.running and it.fills_disk and _limit(it) is not None]
         known = {facts.id for facts in growing}
         self._misses = {id_: count for id_, count in self._misses.items() if id_ in known}

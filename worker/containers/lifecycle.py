@@ -26,6 +26,7 @@ from worker.engine.protocol import (
     ContainerRuntime,
     NoSuchContainerError,
 )
+from worker.engine.strict_containers import stop_all, strict_containers
 from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import dialogue_of
@@ -234,10 +235,12 @@ class ContainerLifecycle:
         An error is logged and not raised.
         """
         async with log_errors("lease.not_halted", HALT_S):
-            for facts in await self._runtime.list_own():
-                if facts.running and facts.labels is not None and facts.labels.strict:
-                    await self.halt(facts, at_once=True)
-                    self.health.stop_causes[facts.id] = ErrorInfo.of(ErrorCode.EXITED, LEASE_LOST)
+            found = await strict_containers(self._runtime)
+            await stop_all((facts for facts in found if facts.running), self._halt_without_lease)
+
+    async def _halt_without_lease(self, facts: ContainerFacts) -> None:
+        await self.halt(facts, at_once=True)
+        self.health.stop_causes[facts.id] = ErrorInfo.of(ErrorCode.EXITED, LEASE_LOST)
 
     async def discard(self, discard: DiscardContainer, *, grace_s: float) -> bool:
         """Stop and remove the container; return false if it is not the one that was meant.

@@ -7,7 +7,7 @@ container, or an inventory shows something else. The next inference then asks th
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -76,6 +76,19 @@ class RunningContainers:
             facts = now.get(name)
             if facts is None or not facts.running or facts.address != watched.facts.address:
                 self._drop(watched)
+
+    def check_of(self, facts: ContainerFacts) -> Callable[[], None]:
+        """Return what raises `exited` or `oom_killed` once the container is known to have ended.
+
+        For a container that is not kept it does nothing.
+        """
+        watched = self._known.get(facts.name)
+
+        def check() -> None:
+            if watched is not None and watched.end is not None:
+                raise watched.end
+
+        return check
 
     async def work_in(self, facts: ContainerFacts, work: Awaitable[T]) -> T:
         """Return the result of `work`; raise `exited` or `oom_killed` if the container exits.

@@ -274,10 +274,18 @@ class ContainerRuntime(Protocol):
         Raises `NoSuchContainerError`, also for one that is being removed, or is `dead`.
         """
 
-    async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
-        """Return this host's own containers, running or not, of one job or of all jobs.
+    async def list_own(self, job_id: str) -> list[ContainerFacts]:
+        """Return this host's own containers of one job, running or not.
 
         Includes `dead` containers; leaves out those that are being removed.
+        """
+
+    async def list_uninspected(self) -> list[ContainerFacts]:
+        """Return this host's own containers of all jobs, as far as the engine's list tells.
+
+        The engine inspects a container only once nothing else works on it, and a start or a copy
+        may hang; its list waits for nothing. What the list does not tell is empty: `mounts`,
+        `devices`, `fills_disk` and `oom_killed`. Includes and leaves out the same as `list_own`.
         """
 
     async def wait_exit(self, container_id: str) -> ContainerExit:

@@ -41,16 +41,20 @@ class Discards:
         self._locks = locks
         self._tasks = tasks
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._stopped = False
 
     def begin(self, discard: DiscardContainer) -> None:
         """Start a task that discards the container, unless one runs already."""
-        if discard.container_id not in self._running:
+        if self._may_begin(discard.container_id):
             self._begin(discard.container_id, self._discard(discard))
 
     def finish(self, container_id: str, job_id: str) -> None:
         """Start a task that removes a dead container, unless one runs already."""
-        if container_id not in self._running:
+        if self._may_begin(container_id):
             self._begin(container_id, self._finish(container_id, job_id))
+
+    def _may_begin(self, container_id: str) -> bool:
+        return not self._stopped and container_id not in self._running
 
     def _begin(self, container_id: str, work: Coroutine[None, None, None]) -> None:
         task = self._tasks.create_task(work)
@@ -58,7 +62,8 @@ class Discards:
         task.add_done_callback(lambda _: self._running.pop(container_id, None))
 
     def stop(self) -> None:
-        """Cancel the running tasks; their containers stay as they are."""
+        """Cancel the running tasks and begin no others; their containers stay as they are."""
+        self._stopped = True
         for task in tuple(self._running.values()):
             task.cancel()
 

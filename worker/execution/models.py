@@ -65,7 +65,7 @@ class Models:
                 # If this attempt fails the model may be in memory or not.
                 self._containers.health.forget(facts.id)
                 await self._containers.meter.begin(command, facts)
-                await self._load_in_time(command, facts, memory)
+                await self._load_in_time(command, facts, await self._memory_of(command))
         await self._containers.meter.measure(facts.id)
         self._containers.health.stopped.discard(facts.id)
         crash_point("worker.after_load")
@@ -83,13 +83,12 @@ class Models:
             if facts.running:
                 await self._stop(command, facts, attempt)
         elif facts.running or facts.id not in self._containers.health.stopped:
-            memory = ServerMemory(self._server, command, facts)
             # A busy server may answer as if its model were unloaded, so its answer alone is not
             # enough.
             known = self._containers.health.known_unloaded(facts.id)
-            if not (known and await memory.reports_unloaded()):
+            if not (known and await (await self._memory_of(command)).reports_unloaded()):
                 attempt.report(Phase.UNLOADING, container_id=facts.id)
-                unloading = memory.unload()
+                unloading = (await self._memory_of(command)).unload()
                 if not await while_running(
                     self._runtime, facts.id, unloading, grace_s=WATCH_AFTER_S
                 ):
@@ -147,15 +146,23 @@ class Models:
         )
         if hook is None or has_no_request:
             raise ModelyardError(ErrorCode.MISSING_INPUT)
-        address = address_of(facts)
+        address_of(facts)  # for a container that has ended no input is fetched
         if command.input_id is not None and hook.body != INPUT:
             raise ModelyardError(ErrorCode.UNEXPECTED_INPUT, _NOT_AS_IT_IS)
         uploaded = await received(command, attempt, turn)
         attempt.report(Phase.INFERRING, container_id=facts.id)
         await attempt.require_lease()
+        # The address of a container that has ended is given to another one. So it is asked for
+        # after all else that takes time.
+        facts = await self._containers.reach(command)
+        address = address_of(facts)
         self._containers.meter.use(facts.id)
         known = self._containers.running.get(facts.name) is facts
-        question = Question(hook, fillings, ErrorCode.INFERENCE_FAILED, uploaded)
+        # A connection ends with its container: one that was made while it ran leads to no other.
+        question = Question(
+            *(hook, fillings, ErrorCode.INFERENCE_FAILED, uploaded),
+            before_sending=self._containers.running.check_of(facts),
+        )
         asking = self._server.ask(address, question, keeps_connection=known, before_large=turn.take)
         reply = await (
             self._containers.running.work_in(facts, asking)
@@ -164,6 +171,13 @@ class Models:
         )
         crash_point("worker.after_infer")
         return await self._results.read_reply(reply)
+
+    async def _memory_of(self, command: HostCommand) -> ServerMemory:
+        """Return the memory of the command's container, at the address that it has now.
+
+        Ask for it right before each use: another container may have the address some seconds later.
+        """
+        return ServerMemory(self._server, command, await self._containers.require(command))
 
     async def _stop(self, command: HostCommand, facts: ContainerFacts, attempt: Attempt) -> None:
         attempt.report(Phase.UNLOADING, container_id=facts.id)

@@ -21,7 +21,7 @@ from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
 from worker.model_server.connections import BrokenConnectionError, NoExchangeError, RefusedError
-from worker.model_server.http_exchange import Answer, Request, Transport
+from worker.model_server.http_exchange import Answer, Request, Transport, nothing
 from worker.model_server.probes import NOBODY_LISTENS, ProbeResult, ProbeVerdict
 from worker.model_server.results import Reply, too_large
 from worker.model_server.templates import Placeholders
@@ -87,6 +87,8 @@ class Question:
     """The code of the error if the server does not answer with a 2xx."""
     uploaded: "UploadedContent | None" = None
     """Sent in place of the hook's body, as it is."""
+    before_sending: Callable[[], None] = nothing
+    """Called once there is a connection to the server; nothing is sent if it raises."""
 
 
 class UploadedContent(Protocol):
@@ -265,7 +267,12 @@ def _request_of(question: Question, *, keeps_connection: bool) -> Request:
             headers.append(("Content-Type", "application/json"))
     _check_path(hook.path)
     return Request(
-        hook.method, _target(fillings.in_path(hook.path)), tuple(headers), content, keeps_connection
+        hook.method,
+        _target(fillings.in_path(hook.path)),
+        tuple(headers),
+        content,
+        keeps_connection,
+        question.before_sending,
     )
 
 

@@ -54,6 +54,10 @@ _WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
 """Methods whose requests state the length of their body even if they have none; RFC 9110, 8.6."""
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request to a model server."""
@@ -66,6 +70,8 @@ class Request:
     content: bytes | bytearray | None = None
     keeps_connection: bool = False
     """True: the connection may have served an earlier request, and may serve a later one."""
+    before_sending: Callable[[], None] = nothing
+    """Called once there is a connection; what it raises ends the exchange, and nothing is sent."""
 
 
 class Answer(Protocol):
@@ -136,17 +142,22 @@ class BoundedTransport:
 
     async def _begin(self, address: Address, request: Request, message: bytes) -> "_Exchange":
         if not request.keeps_connection:
-            return await self._send(await connect(address), message, kept=False)
+            return await self._send(await connect(address), request, message)
         connection = await self.pool.take(address)
         try:
-            return await self._send(connection, message, kept=True)
+            return await self._send(connection, request, message)
         except UnreadRequestError:
             self.pool.distrust(address)
-            return await self._send(await connect(address), message, kept=True)
+            return await self._send(await connect(address), request, message)
 
-    async def _send(self, connection: Connection, message: bytes, *, kept: bool) -> "_Exchange":
+    async def _send(self, connection: Connection, request: Request, message: bytes) -> "_Exchange":
         """Send the message and return once the head of the final answer is there."""
-        loop = asyncio.get_running_loop()
+        try:
+            request.before_sending()
+        except BaseException:
+            connection.close()
+            raise
+        loop, kept = asyncio.get_running_loop(), request.keeps_connection
         exchange = _Exchange(connection, message, self.pace, self._give_back if kept else None)
         if kept and not connection.reused:
             self._unproven[connection] = loop.time()

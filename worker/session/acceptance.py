@@ -15,6 +15,7 @@ from modelyard.contract.messages import OperationReport
 from modelyard.process.crash_points import crash_point
 from worker.attempts.attempt import Attempt
 from worker.attempts.journal import AttemptJournal, AttemptKey, key_of
+from worker.attempts.registry import AttemptRegistry
 from worker.session.reporter import Reporter
 
 
@@ -32,14 +33,18 @@ class _Held:
 class Acceptance:
     """The accepted commands of one incarnation of which no report is confirmed yet."""
 
-    def __init__(self, reporter: Reporter, journal: AttemptJournal) -> None:
-        """Learn from `reporter` what the broker has confirmed."""
+    def __init__(
+        self, reporter: Reporter, journal: AttemptJournal, registry: AttemptRegistry
+    ) -> None:
+        """Learn from `reporter` what the broker has confirmed, for `journal` and `registry` too."""
         self._reporter = reporter
+        self._registry = registry
         self._journal = journal
         self._by_attempt: dict[AttemptKey, list[_Held]] = {}
         self._to_ack: list[_Held] = []
         self._ack_waiting = asyncio.Event()
         reporter.on_confirmed = self._confirmed
+        registry.on_silenced = self._silenced
 
     async def run(self) -> None:
         """Ack deliveries until cancelled."""
@@ -75,7 +80,7 @@ class Acceptance:
         """Publish a report again, or that a command was refused."""
         self._reporter.put(report)
 
-    def silenced(self, attempt: Attempt) -> None:
+    def _silenced(self, attempt: Attempt) -> None:
         """Wait no longer for a report of an attempt that reports nothing more.
 
         It stays in the journal: whoever silenced it may die before the record says so.
@@ -84,6 +89,7 @@ class Acceptance:
 
     def _confirmed(self, reports: Sequence[OperationReport]) -> None:
         self._journal.reported(reports)
+        self._registry.confirmed(reports)
         for report in reports:
             self._settle(key_of(report))
 

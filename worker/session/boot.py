@@ -9,6 +9,7 @@ from modelyard.broker import backoff_s
 from modelyard.contract.errors import BrokerUnavailableError
 from modelyard.contract.messages import EngineFacts, WorkerReports
 from worker.attempts.journal import AttemptJournal
+from worker.engine.listing import list_containers
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, EngineUnavailableError
 from worker.session.host_channel import HostChannel
 from worker.session.host_offer import HostOffer
@@ -112,7 +113,7 @@ class BootRecovery:
         failures = 0
         while True:
             try:
-                listed = await self._runtime.list_own()
+                listed = await list_containers(self._runtime)
                 return [facts for facts in listed if facts.labels and not facts.dead]
             except EngineUnavailableError as error:
                 failures += 1

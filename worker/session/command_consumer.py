@@ -106,6 +106,7 @@ class CommandConsumer:
 
     async def _handle(self, subscription: Subscription, deliveries: list[Delivery]) -> None:
         read = [(delivery, await self._read(delivery)) for delivery in deliveries]
+        await self._registry.room()
         await self._held()
         # No await between the check of the lease and these admissions: the registry refuses an
         # admitted command when it comes again, so one that is admitted and not started is lost.

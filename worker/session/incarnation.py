@@ -87,9 +87,10 @@ class Incarnation:
         health = parts.containers.health
         deaths = ContainerDeaths(parts.runtime, health)
         self._builder = InventoryBuilder(parts.server, deaths, health)
+        self._enrolled = asyncio.Event()
+        """Set once this host's queues exist."""
         self._attached: Callable[[], bool] = lambda: False
-        self._acceptance = Acceptance(self._reporter, parts.journal)
-        self._registry.on_silenced = self._acceptance.silenced
+        self._acceptance = Acceptance(self._reporter, parts.journal, self._registry)
 
     async def run(self, stop: asyncio.Event, *, engine_wait_s: float) -> None:
         """Work until `stop` is set or the lease is lost.
@@ -110,7 +111,9 @@ class Incarnation:
             attempts.on_ended = self._parts.metrics.attempt_ended
             discards = Discards(self._parts.containers, self._registry, self._parts.locks, tasks)
             reporting = tasks.create_task(self._reporter.run())
-            serving = tasks.create_task(self._serve(attempts, discards, engine_wait_s))
+            control = self._control(discards)
+            serving = tasks.create_task(self._serve(attempts, discards, control, engine_wait_s))
+            listening = tasks.create_task(self._listen(control))
             ends = (
                 tasks.create_task(stop.wait()),
                 tasks.create_task(self._lease.until_lost()),
@@ -119,15 +122,18 @@ class Incarnation:
             for end in (*ends, serving):
                 end.cancel()
             if not stop.is_set():
+                listening.cancel()
                 log.warning(
                     "lease.lost", incarnation=self.incarnation, running=self._registry.running
                 )
                 await self._parts.verbs.give_up(await attempts.abandon())
-            # Until the consumers have ended they may still begin attempts and discards.
+            # Until then commands may still begin attempts.
             await asyncio.wait((serving,))
             discards.stop()
             if stop.is_set():
+                # Attempts that transfer large content get their answers as control messages.
                 await self._drain(attempts)
+            listening.cancel()
             reporting.cancel()
 
     async def _drain(self, attempts: AttemptRunner) -> None:
@@ -136,8 +142,27 @@ class Incarnation:
         if not await self._reporter.drain(LAST_REPORTS_S):
             log.warning("reports.lost_at_shutdown")
 
+    def _control(self, discards: Discards) -> ControlConsumer:
+        return ControlConsumer(
+            self._channel,
+            reporter=self._reporter,
+            registry=self._registry,
+            discards=discards,
+            lease=self._lease,
+            transfers=self._transfers,
+        )
+
+    async def _listen(self, control: ControlConsumer) -> None:
+        """Consume control messages, once their queue exists."""
+        await self._enrolled.wait()
+        await control.run()
+
     async def _serve(
-        self, attempts: AttemptRunner, discards: Discards, engine_wait_s: float
+        self,
+        attempts: AttemptRunner,
+        discards: Discards,
+        control: ControlConsumer,
+        engine_wait_s: float,
     ) -> None:
         """Boot, then consume commands, send heartbeats and publish inventories."""
         parts = self._parts
@@ -150,6 +175,7 @@ class Incarnation:
             offer=parts.offer,
         )
         await recovery.prepare(engine_wait_s=engine_wait_s)
+        self._enrolled.set()
         announced = asyncio.Event()
 
         async def announce() -> None:
@@ -166,14 +192,6 @@ class Incarnation:
             attempts=attempts,
             announce=announce,
             held=self._lease.held,
-        )
-        control = ControlConsumer(
-            self._channel,
-            reporter=self._reporter,
-            registry=self._registry,
-            discards=discards,
-            lease=self._lease,
-            transfers=self._transfers,
         )
         self._attached = lambda: consumer.attached and control.attached
         heartbeat = HeartbeatSender(
@@ -195,7 +213,6 @@ class Incarnation:
         )
         relist.on_looked = parts.metrics.inventory
         async with TaskGroup() as tasks:
-            tasks.create_task(control.run())
             tasks.create_task(consumer.run())
             tasks.create_task(heartbeat.run(interval_s=self._lease.renewal_interval_s))
             await announced.wait()

@@ -16,6 +16,7 @@ from modelyard.contract.topology import INVENTORY_INTERVAL_S
 from modelyard.process.tasks import TaskGroup
 from worker.attempts.registry import AttemptRegistry
 from worker.containers.lifecycle import ContainerLifecycle
+from worker.engine.listing import list_containers
 from worker.engine.protocol import ContainerRuntime, EngineUnavailableError
 from worker.execution.discards import Discards
 from worker.session.inventory import InventoryBuilder
@@ -101,7 +102,7 @@ class InventoryLoop:
         began = time.monotonic()
         with self._registry.busy_jobs() as busy:
             try:
-                listed = await self._runtime.list_own()
+                listed = await list_containers(self._runtime)
             except EngineUnavailableError as error:
                 if not self._silent:
                     log.warning("inventory.silent", reason=error.message)

@@ -32,7 +32,8 @@ from modelyard.process.logging import setup_logging
 from modelyard.process.tasks import TaskGroup
 from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, RuntimeFaultError
-from worker.watchdog.strict_containers import stop_strict, strict_containers
+from worker.engine.strict_containers import strict_containers
+from worker.watchdog.strict_containers import stop_strict
 
 log = structlog.get_logger(__name__)
 

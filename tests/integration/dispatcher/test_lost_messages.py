@@ -156,7 +156,7 @@ def _consumer(broker: Broker, tasks: TaskGroup) -> CommandConsumer:
     registry = AttemptRegistry(reporter.put)
     return CommandConsumer(
         HostChannel(broker, HOST, "i-1"),
-        acceptance=Acceptance(reporter, AttemptJournal(None)),
+        acceptance=Acceptance(reporter, AttemptJournal(None), registry),
         registry=registry,
         attempts=AttemptRunner(VerbHarness().operations, registry, JobLocks(), tasks),
         announce=at_once,

@@ -32,14 +32,22 @@ SHORT = ("0.3", "2.0", "2.5")
 """Seconds between beats, until the fence, and until the watchdog acts."""
 
 
+STRICT_LABELS = ContainerLabels(HOST, "moves", "operation", 1, "spec", strict=True).as_labels()
+
+
 def strict_container() -> dict[str, Any]:
-    labels = ContainerLabels(HOST, "moves", "operation", 1, "spec", strict=True)
     return {
         "Id": STRICT,
         "Name": "/modelyard-moves-1",
         "State": {"Running": True, "StartedAt": "2026-01-01T00:00:00Z"},
-        "Config": {"Labels": labels.as_labels()},
+        "Config": {"Labels": STRICT_LABELS},
     }
+
+
+def listed(state: str) -> list[dict[str, Any]]:
+    """Return the list of the engine that has it in this state."""
+    names = ["/modelyard-moves-1"]
+    return [{"Id": STRICT, "Names": names, "State": state, "Labels": STRICT_LABELS}]
 
 
 def children_of(process: subprocess.Popen[bytes]) -> list[int]:
@@ -103,13 +111,14 @@ class WorkerProcess:
 
     def holds_strict(self) -> None:
         """Put a container on the engine that must not outlive the lease."""
-        self.engine.answers["GET /containers/json"] = [{"Id": STRICT}]
+        self.engine.answers["GET /containers/json"] = listed("running")
         self.engine.answers[f"GET /containers/{STRICT}/json"] = strict_container()
 
         async def stop(_: web.Request) -> web.Response:
             stopped = strict_container()
             stopped["State"] |= {"Running": False, "ExitCode": 137}
             self.engine.answers[f"GET /containers/{STRICT}/json"] = stopped
+            self.engine.answers["GET /containers/json"] = listed("exited")
             return web.Response(status=204)
 
         self.engine.answers[f"POST /containers/{STRICT}/stop"] = stop

@@ -83,8 +83,12 @@ class Host:
         self.broker.subscription.give(delivery_of(body.model_dump_json().encode()))
 
     async def control(self, *, incarnation: str | None = None, **words: Any) -> None:
-        """Say a word of control to the newest incarnation."""
-        await self.online()
+        """Say a word of control to the newest incarnation, which may be stopping."""
+
+        async def listens() -> bool:
+            return bool(self.incarnations) and self.broker.control is not None
+
+        await eventually(listens, what="a consumer of control messages")
         assert self.broker.control is not None
         word = HostControl(host_id=HOST, incarnation=incarnation or self.incarnations[-1], **words)
         self.broker.control.give(delivery_of(word.model_dump_json().encode()))

@@ -18,12 +18,13 @@ STRICT, OTHER, STOPPED = "a" * 64, "b" * 64, "c" * 64
 
 
 def container(container_id: str, *, strict: bool, running: bool = True) -> dict[str, Any]:
+    """Return a container as `GET /containers/json` shows it."""
     labels = ContainerLabels("host-1", "job", "operation", 1, "spec", strict=strict)
     return {
         "Id": container_id,
-        "Name": f"/{labels.name}",
-        "State": {"Running": running, "StartedAt": "2026-01-01T00:00:00Z"},
-        "Config": {"Labels": labels.as_labels()},
+        "Names": [f"/{labels.name}"],
+        "State": "running" if running else "exited",
+        "Labels": labels.as_labels(),
     }
 
 
@@ -40,9 +41,9 @@ class WatchedHost:
             container(OTHER, strict=False),
             container(STOPPED, strict=True, running=False),
         ]
-        engine.answers["GET /containers/json"] = [{"Id": it["Id"]} for it in containers]
+        self.containers = {it["Id"]: it for it in containers}
+        engine.answers["GET /containers/json"] = containers
         for it in containers:
-            engine.answers[f"GET /containers/{it['Id']}/json"] = it
             engine.answers[f"POST /containers/{it['Id']}/stop"] = self._stop
 
     async def _stop(self, request: web.Request) -> web.Response:
@@ -52,19 +53,23 @@ class WatchedHost:
 
     def runs(self, container_id: str) -> None:
         """Have a container that runs."""
-        self.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = True
+        self.containers[container_id]["State"] = "running"
 
-    async def looked_at(self, container_id: str, *, times: int) -> None:
+    async def looked(self, *, times: int) -> None:
         """Return once a watchdog has looked so many times."""
 
-        async def looked() -> bool:
-            return self.engine.asked.count(f"GET /containers/{container_id}/json") >= times
+        async def seen() -> bool:
+            return self.engine.asked.count("GET /containers/json") >= times
 
-        await eventually(looked, what="a look")
+        await eventually(seen, what="a look")
 
     def ends(self, container_id: str) -> None:
         """Have a container that does not run any more."""
-        self.engine.answers[f"GET /containers/{container_id}/json"]["State"]["Running"] = False
+        self.containers[container_id]["State"] = "exited"
+
+    @property
+    def running(self) -> list[str]:
+        return [id_ for id_, it in self.containers.items() if it["State"] == "running"]
 
     @property
     def stopped(self) -> list[str]:

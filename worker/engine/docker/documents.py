@@ -1,5 +1,6 @@
 """Docker's answers, with the fields that we read. Source: Docker Engine API 1.41. Pure."""
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,10 @@ from worker.engine.plan import ImageFacts
 from worker.engine.protocol import Address, ContainerFacts, MountFacts, VolumeFacts
 
 _NEVER = "0001-01-01"
+_RUNNING = frozenset({"running", "paused", "restarting"})
+"""The states in the engine's list that an inspection shows as running."""
+_EXITED = re.compile(r"Exited \((\d+)\)")
+"""How the list's text for people begins, the only place where it has the exit code."""
 
 
 class _Document(BaseModel):
@@ -115,6 +120,16 @@ class ContainerDocument(_Document):
             address=self._address(labels, publish=publish, network=network),
         )
 
+    def _address(
+        self, labels: ContainerLabels | None, *, publish: bool, network: str
+    ) -> Address | None:
+        if labels is None or not self.state.running:
+            return None
+        settings = self.network_settings
+        bound = (settings.ports or {}).get(f"{labels.port}/tcp") or []
+        ports = [int(binding.host_port) for binding in bound if binding.host_port]
+        return _address(labels, ports, settings, network=None if publish else network)
+
     def _mounts(self) -> tuple[MountFacts, ...]:
         found = [
             MountFacts(
@@ -129,19 +144,75 @@ class ContainerDocument(_Document):
         found += [MountFacts("tmpfs", "", t, read_only=False) for t in self.host_config.tmpfs or ()]
         return tuple(found)
 
-    def _address(
-        self, labels: ContainerLabels | None, *, publish: bool, network: str
-    ) -> Address | None:
-        if labels is None or labels.port is None or not self.state.running:
-            return None
-        if publish:
-            bound = (self.network_settings.ports or {}).get(f"{labels.port}/tcp") or []
-            ports = [int(binding.host_port) for binding in bound if binding.host_port]
-            return Address("127.0.0.1", ports[0]) if ports else None
-        endpoint = (self.network_settings.networks or {}).get(network)
-        if endpoint is None or not endpoint.ip_address:
-            return None
-        return Address(endpoint.ip_address, labels.port)
+
+class _ListedPort(_Document):
+    private_port: int
+    public_port: int | None = None
+    type: str = "tcp"
+
+
+class ListedContainerDocument(_Document):
+    """One container of `GET /containers/json`."""
+
+    id: str
+    names: tuple[str, ...] | None = None
+    labels: dict[str, str] | None = None
+    state: str
+    status: str = ""
+    ports: tuple[_ListedPort, ...] | None = None
+    network_settings: _NetworkSettings | None = None
+
+    @property
+    def being_removed(self) -> bool:
+        """True while it is being removed."""
+        return self.state == "removing"
+
+    def facts(self, *, publish: bool, network: str) -> ContainerFacts:
+        """Return what the list tells of the container; see `list_uninspected`."""
+        # A container that is linked from another one has a second name, below the other's.
+        name = next((one[1:] for one in self.names or () if one.rfind("/") == 0), "")
+        labels = ContainerLabels.parse(self.labels or {}, name=name)
+        running = self.state in _RUNNING
+        ended = _EXITED.match(self.status)
+        address = None
+        if labels is not None and running:
+            ports = [
+                one.public_port
+                for one in self.ports or ()
+                if one.public_port and (one.private_port, one.type) == (labels.port, "tcp")
+            ]
+            settings = self.network_settings or _NetworkSettings()
+            address = _address(labels, ports, settings, network=None if publish else network)
+        return ContainerFacts(
+            id=self.id,
+            name=name,
+            running=running,
+            ever_started=self.state != "created",
+            exit_code=int(ended[1]) if ended and not running else None,
+            oom_killed=False,
+            dead=self.state == "dead",
+            labels=labels,
+            mounts=(),
+            address=address,
+        )
+
+
+def _address(
+    labels: ContainerLabels,
+    published: list[int],
+    settings: _NetworkSettings,
+    *,
+    network: str | None,
+) -> Address | None:
+    """Return the address of a running container on `network`; None: of its published port."""
+    if labels.port is None:
+        return None
+    if network is None:
+        return Address("127.0.0.1", published[0]) if published else None
+    endpoint = (settings.networks or {}).get(network)
+    if endpoint is None or not endpoint.ip_address:
+        return None
+    return Address(endpoint.ip_address, labels.port)
 
 
 class _MemoryStats(BaseModel):

@@ -39,6 +39,7 @@ from worker.engine.docker.documents import (
     DiskUsageDocument,
     ImageDocument,
     InfoDocument,
+    ListedContainerDocument,
     ListedImageDocument,
     NetworkDocument,
     StatsDocument,
@@ -323,21 +324,34 @@ class DockerRuntime:
                 raise NoSuchContainerError
             return document.facts(publish=self._publish, network=self._network)
 
-    async def list_own(self, job_id: str | None = None) -> list[ContainerFacts]:
-        labels = [f"{HOST}={self._host_id}", *([f"{JOB}={job_id}"] if job_id else [])]
-        filters = {"label": labels}
-        async with deadline("list containers", CALL_S, internal=True):
-            listed = await self._docker.containers.list(all=True, filters=json.dumps(filters))
+    async def list_own(self, job_id: str) -> list[ContainerFacts]:
         found = []
-        for container in listed:
+        for listed in await self._list(f"{JOB}={job_id}"):
             try:
-                facts = await self._inspect(container.id, internal=True)
+                facts = await self._inspect(listed.id, internal=True)
             except NoSuchContainerError:
                 continue  # removed after it was listed
             # The labels may come from an image; they are None unless the name matches them.
             if facts.labels is not None:
                 found.append(facts)
         return found
+
+    async def list_uninspected(self) -> list[ContainerFacts]:
+        listed = [
+            one.facts(publish=self._publish, network=self._network)
+            for one in await self._list()
+            if not one.being_removed
+        ]
+        return [facts for facts in listed if facts.labels is not None]
+
+    async def _list(self, *labels: str) -> list[ListedContainerDocument]:
+        """List the containers with this host's label and the given ones."""
+        filters = json.dumps({"label": [f"{HOST}={self._host_id}", *labels]})
+        async with deadline("list containers", CALL_S, internal=True):
+            answer = await self._docker._query_json(  # noqa: SLF001 - aiodocker's own list drops the fields
+                "containers/json", params={"all": True, "filters": filters}
+            )
+            return [ListedContainerDocument.model_validate(one) for one in answer]
 
     async def wait_exit(self, container_id: str) -> ContainerExit:
         while True:

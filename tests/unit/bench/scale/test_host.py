@@ -44,14 +44,14 @@ async def test_a_created_job_has_a_container_until_it_is_terminated() -> None:
     bench = Bench()
 
     created = await bench.do(Verb.DEPLOY_CREATE)
-    [container] = await bench.engine.list_own()
+    [container] = await bench.engine.list_uninspected()
     loaded = await bench.do(Verb.DEPLOY_LOAD)
     ended = await bench.do(Verb.TERMINATE)
 
     assert (created.job_state, created.container_id) == (JobState.CREATED, container.id)
     assert (loaded.job_state, loaded.container_id) == (JobState.LOADED, container.id)
     assert ended.job_state is JobState.TERMINATED
-    assert await bench.engine.list_own() == []
+    assert await bench.engine.list_uninspected() == []
 
 
 async def test_an_inference_has_a_result_and_leaves_the_job_as_it_is() -> None:

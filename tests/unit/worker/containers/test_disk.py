@@ -113,16 +113,16 @@ async def test_an_engine_that_can_not_measure_now_is_asked_again(
     harness = writer()
     await loaded(harness)
     looks = 0
-    really = harness.runtime.list_own
+    really = harness.runtime.list_uninspected
 
-    async def list_own(job_id: str | None = None) -> object:
+    async def list_uninspected() -> object:
         nonlocal looks
         looks += 1
         if looks == 1:
             raise EngineUnavailableError("It hiccups.")
-        return await really(job_id)
+        return await really()
 
-    harness.runtime.list_own = list_own  # type: ignore[method-assign,assignment]
+    harness.runtime.list_uninspected = list_uninspected  # type: ignore[method-assign,assignment]
     harness.container.disk = LIMIT + 1
     async with asyncio.timeout(20):
         watching = asyncio.create_task(watch_of(harness).run())

@@ -26,6 +26,7 @@ from worker.engine.protocol import (
     NoSuchContainerError,
     RuntimeFaultError,
 )
+from worker.model_server.http_exchange import Answer, Request
 
 CREATE, LOAD, INFER, UNLOAD = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.DEPLOY_UNLOAD
 
@@ -117,6 +118,28 @@ async def test_an_exit_interrupts_all_work_in_the_container(
         ends = [one.exception() for one in working]
         assert {getattr(end, "code", None) for end in ends} == {ErrorCode.OOM_KILLED}
         assert not is_kept(harness)
+
+
+async def test_a_container_that_ends_while_the_connection_is_made_is_sent_nothing() -> None:
+    async with loaded() as harness:
+        await infers(harness)
+        before = len(harness.server.requests)
+        transport = harness.runtime.model_servers
+        really = transport.exchange
+
+        @asynccontextmanager
+        async def exchange(address: Address, request: Request) -> AsyncIterator[Answer]:
+            harness.container.exit(1)
+            await forgotten(harness)
+            harness.container.running = True  # in the place of another one with its address
+            async with really(address, request) as answer:
+                yield answer
+
+        transport.exchange = exchange  # type: ignore[method-assign]
+        ended = await harness.do(INFER, input=1)
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.EXITED
+        assert len(harness.server.requests) == before
 
 
 async def test_an_inference_whose_container_exits_fails_the_job() -> None:

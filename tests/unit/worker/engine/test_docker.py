@@ -22,6 +22,7 @@ from worker.engine.docker.runtime import DockerRuntime
 from worker.engine.labels import ContainerLabels
 from worker.engine.plan import ContainerPlan
 from worker.engine.protocol import (
+    Address,
     ContainerRuntime,
     DiskFullError,
     EngineRefusedError,
@@ -68,7 +69,7 @@ CALLS: dict[str, Call] = {
     f"GET /containers/{ID}/archive": lambda it: it.read_file(ID, "/x", max_bytes=10),
     f"POST /containers/{ID}/wait": lambda it: it.wait_exit(ID),
     f"GET /containers/{ID}/json": lambda it: it.inspect(ID),
-    "GET /containers/json": lambda it: it.list_own(),
+    "GET /containers/json": lambda it: it.list_uninspected(),
     "GET /events": lambda it: it.watch(lambda: None),
 }
 
@@ -226,7 +227,7 @@ async def test_a_pull_that_fails_on_its_way_says_why(
 OURS: dict[str, Call] = {
     "GET /version": lambda it: it.ping(),
     "GET /info": lambda it: it.facts(),
-    "GET /containers/json": lambda it: it.list_own(),
+    "GET /containers/json": lambda it: it.list_uninspected(),
     "GET /networks": lambda it: it.ensure_network(),
     "GET /images/json": lambda it: it.image_names(),
     "GET /volumes": lambda it: it.all_volumes(),
@@ -235,7 +236,7 @@ OURS: dict[str, Call] = {
 }
 READS: dict[str, Call] = {
     "GET /info": lambda it: it.facts(),
-    "GET /containers/json": lambda it: it.list_own(),
+    "GET /containers/json": lambda it: it.list_uninspected(),
     f"GET /containers/{ID}/json": lambda it: it.inspect(ID),
     f"GET /containers/{ID}/logs": lambda it: it.stdout_tail(ID, max_bytes=1),
     "GET /networks": lambda it: it.ensure_network(),
@@ -347,12 +348,14 @@ async def test_labels_without_the_name_that_belongs_to_them_are_not_ours(both: B
     engine, runtime = both
     labels = ContainerLabels("host-1", "job", "operation", 1, "spec")
     ours, theirs = "a" * 64, "b" * 64
-    engine.answers["GET /containers/json"] = [{"Id": ours}, {"Id": theirs}]
+    engine.answers["GET /containers/json"] = listed = []
     for container_id, name in ((ours, labels.name), (theirs, "database")):
         config = {"Labels": labels.as_labels()}
+        listed.append({"Id": container_id, "Names": [f"/{name}"], "State": "exited", **config})
         one = {**document(), "Id": container_id, "Name": f"/{name}", "Config": config}
         engine.answers[f"GET /containers/{container_id}/json"] = one
-    assert [facts.id for facts in await runtime.list_own()] == [ours]
+    assert [facts.id for facts in await runtime.list_own("job")] == [ours]
+    assert [facts.id for facts in await runtime.list_uninspected()] == [ours]
     assert (await runtime.inspect(theirs)).labels is None
 
 
@@ -367,10 +370,78 @@ async def test_labels_without_the_name_that_belongs_to_them_are_not_ours(both: B
 )
 async def test_labels_that_no_worker_sets_are_not_ours(both: Both, odd: ContainerLabels) -> None:
     engine, runtime = both
+    named = {"Names": [f"/{odd.name}"], "Labels": odd.as_labels(), "State": "running"}
+    engine.answers["GET /containers/json"] = [{"Id": ID, **named}]
     one = {**document(), "Name": f"/{odd.name}", "Config": {"Labels": odd.as_labels()}}
-    engine.answers["GET /containers/json"] = [{"Id": ID}]
     engine.answers[f"GET /containers/{ID}/json"] = one
-    assert await runtime.list_own() == []
+    assert await runtime.list_own(odd.job_id) == []
+    assert await runtime.list_uninspected() == []
+
+
+def listed(**more: object) -> dict[str, object]:
+    """Return a container of ours as `GET /containers/json` shows it."""
+    labels = ContainerLabels("host-1", "job", "operation", 1, "spec", port=80)
+    return {"Id": ID, "Names": [f"/{labels.name}"], "Labels": labels.as_labels(), **more}
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "facts"),
+    [
+        ("created", "Created", (False, False, None, False)),
+        ("running", "Up 2 minutes", (True, True, None, False)),
+        ("paused", "Up 2 minutes (Paused)", (True, True, None, False)),
+        ("restarting", "Restarting (1) 2 seconds ago", (True, True, None, False)),
+        ("exited", "Exited (137) Less than a second ago", (False, True, 137, False)),
+        ("dead", "Dead", (False, True, None, True)),
+    ],
+)
+async def test_the_list_tells_what_state_a_container_is_in(
+    both: Both, state: str, status: str, facts: object
+) -> None:
+    engine, runtime = both
+    engine.answers["GET /containers/json"] = [listed(State=state, Status=status)]
+    [one] = await runtime.list_uninspected()
+    assert (one.running, one.ever_started, one.exit_code, one.dead) == facts
+    assert engine.asked.count(f"GET /containers/{ID}/json") == 0
+
+
+async def test_what_is_being_removed_is_not_listed(both: Both) -> None:
+    engine, runtime = both
+    engine.answers["GET /containers/json"] = [
+        listed(State="removing", Status="Removal In Progress")
+    ]
+    assert await runtime.list_uninspected() == []
+
+
+async def test_a_container_that_others_link_to_is_listed_by_its_own_name(both: Both) -> None:
+    engine, runtime = both
+    one = listed(State="running")
+    one["Names"] = ["/proxy/model", *one["Names"]]  # type: ignore[misc]
+    engine.answers["GET /containers/json"] = [one]
+    [facts] = await runtime.list_uninspected()
+    assert facts.name == "modelyard-job-1"
+
+
+async def test_the_list_tells_at_which_address_a_container_is_reached(tmp_path: Path) -> None:
+    ports = [
+        {"PrivatePort": 80, "Type": "udp", "IP": "127.0.0.1", "PublicPort": 1},
+        {"PrivatePort": 81, "Type": "tcp", "IP": "127.0.0.1", "PublicPort": 2},
+        {"PrivatePort": 80, "Type": "tcp"},
+        {"PrivatePort": 80, "Type": "tcp", "IP": "127.0.0.1", "PublicPort": 40_001},
+    ]
+    networks = {"other": {"IPAddress": "10.0.0.9"}, "n": {"IPAddress": "10.0.1.2"}}
+    async with scripted_engine(tmp_path) as (engine, published):
+        engine.answers["GET /containers/json"] = [
+            listed(State="running", Ports=ports, NetworkSettings={"Networks": networks})
+        ]
+        [facts] = await published.list_uninspected()
+        assert facts.address == Address("127.0.0.1", 40_001)
+        reached = DockerRuntime(
+            f"unix://{tmp_path / 'engine.sock'}", host_id="host-1", network="n", publish=False
+        )
+        async with closed_after(reached):
+            [facts] = await reached.list_uninspected()
+        assert facts.address == Address("10.0.1.2", 80)
 
 
 @pytest.mark.parametrize("answer", [(200, "<html>"), [1], "{"])

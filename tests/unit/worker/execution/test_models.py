@@ -12,9 +12,10 @@ from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.process.tasks import TaskGroup
 from tests.fakes.programs import FakeServer
 from tests.support.waiting import eventually
-from tests.support.worker.harness import VerbHarness, model
+from tests.support.worker.harness import IMAGE, VerbHarness, model
 from tests.support.worker.inventory import InventoryHarness
 from worker.attempts.attempt import Outcome
+from worker.engine.protocol import MemoryReading
 
 CREATE, LOAD, INFER, UNLOAD, TEMP = (
     Verb.DEPLOY_CREATE,
@@ -108,6 +109,32 @@ async def test_the_unload_of_a_server_that_refuses_connections_fails() -> None:
     ended = await harness.do(UNLOAD)
     assert ended.error is not None
     assert ended.error.code is ErrorCode.UNLOAD_FAILED
+
+
+@pytest.mark.parametrize("verb", [LOAD, UNLOAD])
+async def test_no_hook_is_sent_to_the_container_that_has_the_address_after_a_measurement(
+    verb: Verb,
+) -> None:
+    harness = VerbHarness(model(Profile.HTTP))
+    harness.runtime.images[IMAGE] = lambda _: FakeServer()
+    for job in ("job-1", "job-2"):
+        await harness.do(CREATE, job=job)
+        if verb is UNLOAD:
+            await harness.do(LOAD, job=job)
+    ended, other = harness.container, harness.runtime.named("modelyard-job-2-1")
+    assert isinstance(other.program, FakeServer)
+    before = len(other.program.requests)
+
+    async def memory(_: str) -> MemoryReading:
+        ended.exit(1)
+        other.port = ended.port
+        return MemoryReading()
+
+    harness.runtime.memory = memory  # type: ignore[method-assign,assignment]
+    end = await harness.do(verb)
+    assert end.error is not None
+    assert end.error.code is ErrorCode.EXITED
+    assert other.program.requests[before:] == []
 
 
 async def test_a_server_that_is_silent_after_its_unload_is_not_taken_for_unloaded() -> None:

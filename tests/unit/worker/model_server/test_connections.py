@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modelyard.contract.catalog.entries import Hook, Probe
-from modelyard.contract.errors import ErrorCode
+from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address
 from worker.model_server.client import ModelServer, NoAnswerError, Question
@@ -240,3 +240,30 @@ async def test_a_server_that_serves_one_connection_at_a_time_starves_nobody(
         assert not busy.done()
         busy.cancel()
         await asyncio.wait((busy,))
+
+
+@pytest.mark.parametrize("keeps_connection", [True, False])
+async def test_nothing_is_sent_over_a_new_connection_if_the_check_before_it_fails(
+    model_server: ModelServer,
+    keeps_connection: bool,  # noqa: FBT001 - pytest names it
+) -> None:
+    def ended() -> None:
+        raise ModelyardError(ErrorCode.EXITED)
+
+    hook, fillings = Hook(path="/infer"), Placeholders("m", "", None)
+    question = Question(hook, fillings, ErrorCode.INFERENCE_FAILED, before_sending=ended)
+    closed = asyncio.Event()
+
+    def serve_on(server: Server) -> Serve:
+        async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            server.requests += len(await reader.read())
+            closed.set()
+
+        return serve
+
+    async with served(serve_on) as server:
+        with pytest.raises(ModelyardError) as caught:
+            await model_server.ask(server.address, question, keeps_connection=keeps_connection)
+        await closed.wait()
+    assert caught.value.code is ErrorCode.EXITED
+    assert (server.connections, server.requests) == (1, 0)

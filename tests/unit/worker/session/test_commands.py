@@ -20,6 +20,7 @@ from modelyard.contract.messages import (
     HostCommand,
     HostCommands,
     OperationReport,
+    RepeatReport,
     WorkerReports,
 )
 from modelyard.contract.states import OperationState, Phase, Verb
@@ -65,8 +66,7 @@ class Intake:
         self.attempts = AttemptRunner(self.harness.operations, self.registry, JobLocks(), tasks)
         self.announced = 0
         self.lease = Lease()
-        acceptance = Acceptance(self.reporter, journal)
-        self.registry.on_silenced = acceptance.silenced
+        acceptance = Acceptance(self.reporter, journal, self.registry)
         self.consumer = CommandConsumer(
             HostChannel(self.broker, HOST, "i-1"),
             acceptance=acceptance,
@@ -188,6 +188,42 @@ async def test_work_begins_while_the_broker_is_away_and_is_settled_later() -> No
         it.broker.away = False
         await it.ended(command)
         await it.settled()
+
+
+async def test_while_too_much_of_what_ended_is_not_confirmed_no_command_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.attempts.registry.MAX_RESULT_BYTES_KEPT", 10)
+    async with intake() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        first, second = (it.harness.command(INFER, input="x" * 100) for _ in range(2))
+        await it.subscription()
+        it.broker.away = True
+        await it.send(first)
+
+        async def full() -> bool:
+            return it.registry.running == 0 and it.registry.latest(asked_for(first)) is not None
+
+        await eventually(full)
+        await it.send(second)
+        await asyncio.sleep(0.05)  # long enough for what must not happen
+        assert it.registry.latest(asked_for(second)) is None
+        it.broker.away = False
+        await it.ended(second)
+        await it.settled(2)
+        # Both come again: the results are not kept any more, and they have run.
+        await it.send(first, second)
+        await it.settled(3)
+    assert sum("infer" in one for one in it.harness.server.requests) == 2
+    assert [one.operation_id for one in it.broker.reports] == [
+        first.operation_id,
+        second.operation_id,
+    ]
+
+
+def asked_for(command: HostCommand) -> RepeatReport:
+    return RepeatReport(operation_id=command.operation_id, epoch=command.epoch)
 
 
 async def test_without_a_journal_nothing_begins_before_its_acceptance_is_confirmed(
@@ -590,6 +626,22 @@ async def test_a_boot_whose_engine_is_away_for_a_moment_is_announced_after_it() 
         assert not announcing.done()
         harness.runtime.available = True
     assert announcing.result() == []
+
+
+async def test_a_container_that_can_not_be_inspected_holds_up_no_boot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.engine.listing.INSPECT_S", 0.05)
+    harness, broker = VerbHarness(), FakeBroker()
+    await harness.do(CREATE)
+
+    async def inspect(_: str) -> Any:
+        await asyncio.Event().wait()
+
+    harness.runtime.inspect = inspect  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(5):
+        containers = await _boot(broker, harness, AttemptJournal(None)).announce()
+    assert [(facts.name, facts.running) for facts in containers] == [("modelyard-job-1-1", True)]
 
 
 def _boot(broker: FakeBroker, harness: VerbHarness, journal: AttemptJournal) -> BootRecovery:

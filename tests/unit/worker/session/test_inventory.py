@@ -126,19 +126,42 @@ async def test_a_job_that_is_worked_on_is_busy_and_its_server_is_not_asked() -> 
 async def test_a_job_that_gets_an_attempt_during_the_look_is_busy_although_it_ended_in_it() -> None:
     async with inventory_harness() as it:
         await it.harness.do(CREATE)
-        really = it.harness.runtime.list_own
+        really = it.harness.runtime.list_uninspected
 
-        async def list_own(job_id: str | None = None) -> Any:
-            found = await really(job_id)
+        async def list_uninspected() -> Any:
+            found = await really()
             attempt = it.registry.take(it.harness.command(CREATE, job="job-2")).attempt
             assert attempt is not None
             attempt.end(Outcome(OperationState.SUCCEEDED))
             it.registry.close(attempt)
             return found
 
-        it.harness.runtime.list_own = list_own  # type: ignore[method-assign]
+        it.harness.runtime.list_uninspected = list_uninspected  # type: ignore[method-assign]
         told = await it.look()
     assert told.busy == ("job-2",)
+
+
+async def test_a_container_that_can_not_be_inspected_neither_silences_others_nor_looks_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.engine.listing.INSPECT_S", 0.05)
+    async with inventory_harness() as it:
+        for job in ("job-1", "job-2"):
+            await it.harness.do(CREATE, job=job)
+            await it.harness.do(LOAD, job=job)
+        stuck, really = it.harness.container.id, it.harness.runtime.inspect
+
+        async def inspect(ref: str) -> Any:
+            if ref == stuck:
+                await asyncio.Event().wait()
+            return await really(ref)
+
+        it.harness.runtime.inspect = inspect  # type: ignore[method-assign]
+        told = await it.look()
+    assert [(one.job_id, one.running, one.answer) for one in told.items] == [
+        ("job-1", True, "yes"),
+        ("job-2", True, "yes"),
+    ]
 
 
 async def test_an_inventory_comes_after_the_reports_before_it_and_before_those_after_it() -> None:

@@ -4,7 +4,12 @@ import asyncio
 import gc
 import weakref
 
-from modelyard.contract.messages import MAX_MESSAGE_BYTES, HostCommand, OperationReport
+from modelyard.contract.messages import (
+    MAX_MESSAGE_BYTES,
+    HostCommand,
+    OperationReport,
+    RepeatReport,
+)
 from modelyard.contract.states import OperationState, Phase, Verb
 from tests.support.waiting import eventually
 from tests.support.worker.broker import FakeBroker, report, reporter_on
@@ -151,15 +156,35 @@ def test_a_generation_older_than_one_seen_is_refused() -> None:
     assert taken(registry, harness.command(CREATE, job="job-2")) is CommandDecision.NEW
 
 
-def test_what_ended_is_forgotten_from_the_oldest_on() -> None:
+def end_of(
+    registry: AttemptRegistry, command: HostCommand, result_json: str | None = None
+) -> OperationReport:
+    """Take a command, let it succeed, and return its last report, which is not confirmed."""
+    attempt = registry.take(command).attempt
+    assert attempt is not None
+    attempt.end(Outcome(OperationState.SUCCEEDED, result_json=result_json))
+    registry.close(attempt)
+    return attempt.latest
+
+
+async def has_room(registry: AttemptRegistry) -> bool:
+    try:
+        async with asyncio.timeout(0):
+            await registry.room()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_what_ended_is_forgotten_from_the_oldest_on_once_it_is_confirmed() -> None:
     registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
     commands = [harness.command(CREATE) for _ in range(MAX_ENDED + 1)]
-    for command in commands:
-        attempt = registry.take(command).attempt
-        assert attempt is not None
-        attempt.end(Outcome(OperationState.SUCCEEDED))
-        registry.close(attempt)
+    reports = [end_of(registry, command) for command in commands]
     assert registry.running == 0
+    assert taken(registry, commands[0]) is CommandDecision.REPEATED
+    assert not await has_room(registry)
+    registry.confirmed(reports)
+    assert await has_room(registry)
     assert taken(registry, commands[1]) is CommandDecision.REPEATED
     assert taken(registry, commands[0]) is CommandDecision.NEW
 
@@ -180,17 +205,37 @@ def test_of_what_ended_only_the_last_report_is_kept() -> None:
     assert taken(registry, command) is CommandDecision.REPEATED
 
 
-def test_kept_results_are_bounded_by_their_bytes_and_not_by_their_characters() -> None:
+HALF = '"' + "\u20ac" * (MAX_RESULT_BYTES_KEPT // 5) + '"'
+"""More than half of what is kept, in UTF-8; less in characters."""
+
+
+def test_of_too_many_confirmed_results_the_oldest_is_dropped_and_does_not_run_again() -> None:
     registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
     commands = [harness.command(INFER, input=1) for _ in range(2)]
-    half = '"' + "\u20ac" * (MAX_RESULT_BYTES_KEPT // 5) + '"'
-    for command in commands:
-        attempt = registry.take(command).attempt
-        assert attempt is not None
-        attempt.end(Outcome(OperationState.SUCCEEDED, result_json=half))
-        registry.close(attempt)
-    assert taken(registry, commands[1]) is CommandDecision.REPEATED
-    assert taken(registry, commands[0]) is CommandDecision.NEW
+    reports = [end_of(registry, command, HALF) for command in commands]
+    registry.confirmed(reports)
+    first, second = (registry.take(command) for command in commands)
+    assert (first.decision, first.report) == (CommandDecision.REPEATED, None)
+    assert (second.decision, second.report) == (CommandDecision.REPEATED, reports[1])
+    asked = RepeatReport(operation_id=commands[0].operation_id, epoch=1)
+    assert registry.latest(asked) is None
+    later = commands[0].model_copy(update={"epoch": 2})
+    assert taken(registry, later) is CommandDecision.NEW
+
+
+async def test_results_that_are_not_confirmed_are_kept_and_nothing_more_is_taken() -> None:
+    registry, harness = AttemptRegistry(lambda _: None), VerbHarness()
+    commands = [harness.command(INFER, input=1) for _ in range(2)]
+    first = end_of(registry, commands[0], HALF)
+    assert await has_room(registry)
+    second = end_of(registry, commands[1], HALF)
+    assert not await has_room(registry)
+    assert [registry.take(command).report for command in commands] == [first, second]
+    registry.confirmed([first.model_copy(update={"state": OperationState.RUNNING})])
+    assert not await has_room(registry)
+    registry.confirmed([first])
+    assert await has_room(registry)
+    assert [registry.take(command).report for command in commands] == [None, second]
 
 
 def test_an_attempt_says_nothing_after_its_end() -> None:

@@ -20,9 +20,9 @@ from modelyard.contract.errors import ErrorCode
 from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from modelyard.contract.states import OperationState, Verb
-from tests.fakes.programs import FakeBatch
+from tests.fakes.programs import FakeBatch, FakeServer
 from tests.support.waiting import eventually
-from tests.support.worker.harness import HTTP_HOOKS, VerbHarness, model
+from tests.support.worker.harness import HTTP_HOOKS, IMAGE, VerbHarness, model
 from tests.support.worker.host import Host, running_host
 from worker.execution.large_contents import LargeContents
 from worker.session.transfers import PiecewiseTransfer
@@ -132,6 +132,36 @@ async def test_a_piece_without_an_answer_is_sent_again(monkeypatch: pytest.Monke
         assert dispatcher.result_of(command.operation_id).endswith(b" [1]")
 
 
+async def test_a_worker_that_is_stopped_hands_a_large_result_over_and_begins_no_discard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soon = partial(PiecewiseTransfer, again_s=0.02)
+    monkeypatch.setattr("worker.session.incarnation.PiecewiseTransfer", soon)
+    monkeypatch.setattr("worker.session.incarnation.DRAIN_S", 5.0)
+    harness = VerbHarness()
+    harness.server.infer = lambda _: httpx2.Response(
+        200, content=LARGE, headers={"Content-Type": "image/png"}
+    )
+    async with transferring(harness) as (host, dispatcher):
+        await host.done(CREATE)
+        await host.done(LOAD)
+        await host.done(CREATE, job="job-2")
+        dispatcher.deaf = 1_000_000
+        command = harness.command(INFER, input=1)
+        await host.send(command)
+        await eventually(lambda: _is(bool(dispatcher.asked)), what="the first piece")
+        host.stop.set()
+        await eventually(lambda: _is(host.broker.attached == 0), what="the end of the consumer")
+        unowned = harness.runtime.named("modelyard-job-2-1")
+        await host.discard(unowned.id, job="job-2")
+        dispatcher.deaf = 0
+        end = await host.ended(command)
+        assert end.state is OperationState.SUCCEEDED, end
+        assert dispatcher.result_of(command.operation_id) == LARGE
+        assert unowned.running
+        await eventually(lambda: _is(host.broker.control is None), what="the end of the worker")
+
+
 async def test_a_model_gets_an_uploaded_input_as_it_is() -> None:
     harness = VerbHarness(model(Profile.HTTP))
     got: list[tuple[bytes, str]] = []
@@ -145,6 +175,33 @@ async def test_a_model_gets_an_uploaded_input_as_it_is() -> None:
         end = await host.done(TEMP, input_id=new_operation_id())
         assert end.result_json == '"seen"'
     assert got == [(LARGE, "image/png")]
+
+
+async def test_an_input_is_not_given_to_the_container_that_has_the_address_by_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soon = partial(PiecewiseTransfer, again_s=0.02)
+    monkeypatch.setattr("worker.session.incarnation.PiecewiseTransfer", soon)
+    harness = VerbHarness(model(Profile.HTTP))
+    harness.runtime.images[IMAGE] = lambda _: FakeServer()
+    async with transferring(harness, LARGE) as (host, dispatcher):
+        await host.done(CREATE)
+        await host.done(LOAD)
+        dispatcher.deaf = 1_000_000
+        command = harness.command(INFER, input_id=new_operation_id())
+        await host.send(command)
+        await eventually(lambda: _is(bool(dispatcher.asked)), what="the question for the input")
+        ended = harness.container
+        ended.exit(1)
+        await host.done(CREATE, job="job-2")
+        other = harness.runtime.named("modelyard-job-2-1")
+        other.port = ended.port  # the engine gives the lowest address that is free
+        dispatcher.deaf = 0
+        end = await host.ended(command)
+        assert end.error is not None
+        assert (end.state, end.error.code) == (OperationState.FAILED, ErrorCode.EXITED)
+        assert isinstance(other.program, FakeServer)
+        assert [one for one in other.program.requests if "infer" in one] == []
 
 
 async def test_an_input_that_is_gone_ends_the_operation_and_not_its_job() -> None:

@@ -13,7 +13,7 @@ from modelyard.process.clock import uptime_s
 from modelyard.process.health.check import file_fault
 from tests.support.waiting import eventually
 from tests.support.worker.scripted_engine import scripted_engine
-from tests.support.worker.watched_host import STRICT, WatchedHost
+from tests.support.worker.watched_host import OTHER, STOPPED, STRICT, WatchedHost
 from worker.engine.docker.runtime import DockerRuntime
 from worker.watchdog.client import WATCHDOG_LEASE_S, shared_lease_file
 from worker.watchdog.standing import POLL_S, ROUND_S, StandingWatchdog
@@ -62,6 +62,17 @@ async def test_once_the_lease_is_over_only_the_strict_that_run_are_stopped(
     standing.renew(at=standing.now - LEASE_S)
     assert await standing.watchdog.round() == ROUND_S
     assert standing.host.stopped == [STRICT]
+
+
+async def test_a_container_that_the_engine_can_not_stop_keeps_no_other_running(
+    standing: Standing,
+) -> None:
+    standing.host.runs(STOPPED)  # another strict one, behind it in the list
+    standing.host.engine.answers[f"POST /containers/{STRICT}/stop"] = (500, "no exit event")
+    standing.renew(at=standing.now - LEASE_S)
+    assert await standing.watchdog.round() == POLL_S
+    assert standing.host.running == [STRICT, OTHER]
+    assert standing.rounds == 0
 
 
 async def test_what_starts_after_the_lease_is_stopped_too(standing: Standing) -> None:

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from modelyard.process.clock import uptime_s
 from tests.support.waiting import eventually
 from tests.support.worker.scripted_engine import scripted_engine
 from tests.support.worker.watched_host import (
+    OTHER,
     STOPPED,
     STRICT,
     WatchedHost,
@@ -128,7 +130,7 @@ async def test_after_a_farewell_it_stays_for_no_longer_than_something_strict_run
     process = host.start(lease_s=60.0)
     renew(process)
     say(process, FAREWELL)
-    await host.looked_at(STRICT, times=1)
+    await host.looked(times=1)
     assert process.poll() is None
     host.ends(STRICT)
     assert await code_of(process) == 0
@@ -141,7 +143,7 @@ async def test_what_a_new_worker_makes_is_not_what_the_old_one_left(host: Watche
     process = host.start(lease_s=4.0)
     await renewed(host, process)
     say(process, FAREWELL)
-    await host.looked_at(STOPPED, times=2)
+    await host.looked(times=2)
     host.runs(STOPPED)
     assert await code_of(process) == 0
     assert host.stopped == [STRICT]
@@ -153,7 +155,7 @@ async def test_what_the_engine_starts_after_the_farewell_is_left_as_well(host: W
     process = host.start(lease_s=4.0)
     await renewed(host, process)
     say(process, FAREWELL)
-    await host.looked_at(STRICT, times=1)
+    await host.looked(times=1)
     host.runs(STOPPED)
     assert await code_of(process) == 0
     assert host.stopped == [STOPPED]
@@ -211,6 +213,27 @@ async def test_an_engine_that_does_not_answer_is_asked_again(host: WatchedHost) 
     host.engine.answers["GET /containers/json"] = listed
     assert await code_of(process) == 0
     assert host.stopped == [STRICT]
+
+
+async def test_a_container_that_the_engine_can_not_stop_keeps_no_other_running(
+    host: WatchedHost,
+) -> None:
+    host.runs(STOPPED)  # another strict one, behind it in the list
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    host.engine.answers[f"POST /containers/{STRICT}/stop"] = hang
+    process = host.start()
+    renew(process)
+    close(process)
+
+    async def the_others_are() -> bool:
+        return host.running == [STRICT, OTHER]
+
+    await eventually(the_others_are, what="the end of the other one")
+    assert process.poll() is None
 
 
 async def test_a_signal_ends_it_at_once_and_nothing_is_stopped(host: WatchedHost) -> None:
