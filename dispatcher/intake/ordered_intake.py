@@ -14,11 +14,10 @@ from dispatcher.intake.positions import Positions
 from modelyard.contract.states import OperationState
 from modelyard.process.tasks import together
 from modelyard.store import Store
+from modelyard.store.operation_queries import KnownOperation
 from modelyard.store.records import NewOperation
 
 log = structlog.get_logger(__name__)
-
-_AT_INTAKE = (OperationState.QUEUED, OperationState.REJECTED)
 
 
 class OrderedIntake:
@@ -73,7 +72,12 @@ class OrderedIntake:
         self._wake(jobs)
         # The event is published again on redelivery: a crash may have lost the first one.
         self._event_log.note(
-            operation_event(one.queued())
-            for one in wanted
-            if one.operation_id not in known or known[one.operation_id].state in _AT_INTAKE
+            operation_event(one.queued()) for one in wanted if _is_as_taken_in(one, known)
         )
+
+
+def _is_as_taken_in(one: NewOperation, known: Mapping[str, KnownOperation]) -> bool:
+    """Tell whether an operation is now as this message asks: it is new, or nothing came since."""
+    there = known.get(one.operation_id)
+    state = OperationState.REJECTED if one.rejection else OperationState.QUEUED
+    return there is None or (there.state, there.payload_hash) == (state, one.payload_hash)
