@@ -8,7 +8,7 @@ sees the job in the state that the operation left.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -128,6 +128,7 @@ class ReportWriter:
         results = {**stored, **await self._keep_results(accepted)}
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
+        accepted = await self._not_overtaken(accepted, told_of_jobs)
         await self._let_go(accepted)
         measured = await self._measured(accepted)
         new = [one.report for one in accepted if one.new]
@@ -258,6 +259,22 @@ class ReportWriter:
                 told.append(one)
         return told, gone
 
+    async def _not_overtaken(
+        self, accepted: Sequence[CurrentReport], told_of_jobs: Collection[str]
+    ) -> list[CurrentReport]:
+        """Return the reports without successes that came too late for their jobs.
+
+        Such a job was taken off the host, and whoever does that queues the operation again, or
+        ends it. As SUCCEEDED it would leave a job without the container that it created.
+        """
+        late = [
+            one for one in accepted if _needs_its_job(one) and one.report.job_id not in told_of_jobs
+        ]
+        await self._fencing.record(
+            [StaleReport(one.operation.host_id or "", one.report, "overtaken") for one in late]
+        )
+        return [one for one in accepted if one not in late]
+
     async def _let_go(self, accepted: Sequence[CurrentReport]) -> None:
         """Free what models held that are not in memory any more.
 
@@ -386,6 +403,15 @@ def _found_down(one: CurrentReport) -> bool:
         return False
     verb, ours = one.operation.verb, one.operation.source == "system"
     return verb is Verb.INFER or (ours and verb is Verb.DEPLOY_LOAD)
+
+
+def _needs_its_job(one: CurrentReport) -> bool:
+    """Tell whether a report says that its operation has brought the job into a live state."""
+    operation, report = one.operation, one.report
+    if not one.new or operation.shared or operation.aside:
+        return False
+    live = report.job_state is not None and report.job_state.live
+    return live and report.state is OperationState.SUCCEEDED
 
 
 def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
