@@ -196,6 +196,17 @@ def restoration_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
     return RestorationRecord(to=to, key=job.version, rest_s=retry_delay_s(restarts + 1))
 
 
+def restoration_again(job: JobRecord) -> RestorationRecord | None:
+    """Return the restoration of a job that was down already, and whose container is gone now too.
+
+    It is one death, which was counted when it was found first: so no limit applies.
+    """
+    if job.spec is None or job.spec.restart != "on_failure":
+        return None
+    rest_s = retry_delay_s(max(1, job.restarts))
+    return RestorationRecord(to=JobState.LOADED, key=job.version, rest_s=rest_s)
+
+
 def _death_of(job: JobRecord, item: InventoryItem) -> ErrorInfo:
     return death_of(
         item.exit_code,
