@@ -7,7 +7,7 @@ container changed by itself. The plans are pure; carrying them out twice is harm
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -236,6 +236,11 @@ class Reconciler:
         self._orphans = orphans
         self._local_contents = LocalContents(store)
 
+    def forget(self, host_ids: Collection[str]) -> None:
+        """Keep nothing of hosts that were deleted."""
+        self._local_contents.forget(host_ids)
+        self._orphans.forget(host_ids)
+
     async def handle_boot(self, boot: BootReport) -> None:
         """Record a new incarnation and recover the interrupted work of the one before.
 
@@ -244,6 +249,7 @@ class Reconciler:
         if not await self._store.hosts.come_online(boot.host_id, boot.incarnation, boot.online):
             await self._fence_off(boot, "announcement")
             return
+        self._local_contents.forget([boot.host_id])
         crash_point("dispatcher.boot.after_online")
         active = await self._store.operation_queries.on_host(boot.host_id)
         interrupted = [one for one in active if one.incarnation != boot.incarnation]

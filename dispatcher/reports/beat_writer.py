@@ -28,6 +28,11 @@ class BeatWriter:
         self._taints: dict[str, Taints] = {}
         """By host, as recorded; of hosts that this term has heard of."""
 
+    def forget(self, host_ids: Iterable[str]) -> None:
+        """Keep nothing of hosts that were deleted."""
+        for host_id in host_ids:
+            self._taints.pop(host_id, None)
+
     async def write(self, beats: Mapping[str, Heartbeat]) -> Mapping[str, str]:
         """Record a heartbeat of each host; return the incarnation that is recorded of each.
 
@@ -55,7 +60,8 @@ class BeatWriter:
         """
         events: list[Event] = []
         for beat in beats:
-            before, host_id = self._taints[beat.host_id], beat.host_id
+            host_id = beat.host_id
+            before = self._taints.get(host_id, {})
             now = taints_of(beat.devices)
             self._taints[host_id] = now
             begun = [uuid for uuid in now if uuid not in before]
