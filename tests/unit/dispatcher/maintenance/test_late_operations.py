@@ -121,6 +121,13 @@ async def test_an_eviction_unloads_no_other_container(late: Late) -> None:
     assert ended.state is OperationState.REJECTED
 
 
+async def test_a_container_with_an_id_that_is_none_is_ended_all_the_same(late: Late) -> None:
+    late.change_job(container_id="!" * 10_000)
+    await late.past_the_deadline()
+    await late.drains.check()
+    assert [one.state for one in await late.ours()] == [OperationState.DISPATCHED]
+
+
 @pytest.mark.parametrize("loaded", [True, False])
 async def test_what_clears_up_after_a_load_leaves_the_next_load_alone(
     late: Late, *, loaded: bool
