@@ -225,6 +225,7 @@ class Leader:
             retries,
             orphans,
         )
+        fleet.when_gone(reconciler.forget)
         deadlines = Deadlines(
             store,
             broker,
@@ -256,8 +257,10 @@ class Leader:
             store, senders, control=control, retries=retries, decoder=self._decoder, metrics=metrics
         )
         self._enrolment = Enrolment(broker, control)
+        beats = BeatWriter(store, event_log, self.scheduler)
+        fleet.when_gone(beats.forget)
         self.heartbeats = Heartbeats(
-            BeatWriter(store, event_log, self.scheduler),
+            beats,
             broker,
             senders,
             control=control,

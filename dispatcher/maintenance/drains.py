@@ -83,8 +83,9 @@ class Drains:
         crash_point("dispatcher.drain.after_operations")
         for job in await self._store.jobs.on_host(host.host_id):
             if job.state.live:
-                # The key names the generation, so each container gets one TERMINATE at most.
-                key = f"drained/{host.host_id}/{job.generation}"
+                # Each container gets one TERMINATE at most. It ends no other one: the job may have
+                # come elsewhere since it was read.
+                key = f"drained/{host.host_id}/{job.generation}/{job.container_id}"
                 end = system_operation(job, Verb.TERMINATE, key, SystemReason.DRAIN)
                 await record_in_front(self._store, [end])
                 self._scheduler.wake([job.job_id])

@@ -51,17 +51,25 @@ class IdleUnloads:
         read = await self._lines.read([job.job_id for job in jobs])
         busy = {line.job.job_id for line in read.lines if line.operations} | read.moved
         now = await self._store.time()
-        unloads: list[NewOperation] = []
+        idle: list[JobRecord] = []
         for job in jobs:
             if job.job_id in busy:
                 self._usage.busy(job.job_id)
             elif await self._is_idle(job, now):
-                log.info("model.idle", job_id=job.job_id, host_id=job.host_id)
-                key = f"idle/{job.version}/{period(now)}"
-                unloads.append(system_operation(job, Verb.DEPLOY_UNLOAD, key, SystemReason.IDLE))
-        await self._record(unloads)
+                idle.append(job)
+        await self._record([job for job in idle if self._is_as_read(job)], now)
 
-    async def _record(self, unloads: Sequence[NewOperation]) -> None:
+    def _is_as_read(self, job: JobRecord) -> bool:
+        """Tell whether a job is as it was read, and nothing has come into its line since."""
+        line = self._lines.line(job.job_id)
+        return line is not None and not line.operations and line.job.version == job.version
+
+    async def _record(self, idle: Sequence[JobRecord], now: datetime) -> None:
+        unloads: list[NewOperation] = []
+        for job in idle:
+            log.info("model.idle", job_id=job.job_id, host_id=job.host_id)
+            key = f"idle/{job.version}/{period(now)}"
+            unloads.append(system_operation(job, Verb.DEPLOY_UNLOAD, key, SystemReason.IDLE))
         if not unloads:
             return
         await record_in_front(self._store, unloads)

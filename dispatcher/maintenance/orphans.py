@@ -28,6 +28,12 @@ class Orphans:
         """Return how many orphans these hosts have, as far as is known."""
         return sum(1 for host_id, _ in self._since if host_id in host_ids)
 
+    def forget(self, host_ids: Collection[str]) -> None:
+        """Keep nothing of hosts that were deleted."""
+        self._since = {key: since for key, since in self._since.items() if key[0] not in host_ids}
+        for host_id in host_ids:
+            self.listed.pop(host_id, None)
+
     def due(self, host_id: str, items: Sequence[InventoryItem]) -> list[InventoryItem]:
         """Return the host's orphans that are to be removed: their grace period is over."""
         now = time.monotonic()

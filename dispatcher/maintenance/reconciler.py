@@ -7,7 +7,7 @@ container changed by itself. The plans are pure; carrying them out twice is harm
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -197,6 +197,17 @@ def restoration_of(job: JobRecord, *, to: JobState) -> RestorationRecord | None:
     return RestorationRecord(to=to, key=job.version, rest_s=retry_delay_s(restarts + 1))
 
 
+def restoration_again(job: JobRecord) -> RestorationRecord | None:
+    """Return the restoration of a job that was down already, and whose container is gone now too.
+
+    It is one death, which was counted when it was found first: so no limit applies.
+    """
+    if job.spec is None or job.spec.restart != "on_failure":
+        return None
+    rest_s = retry_delay_s(max(1, job.restarts))
+    return RestorationRecord(to=JobState.LOADED, key=job.version, rest_s=rest_s)
+
+
 def _death_of(job: JobRecord, item: InventoryItem) -> ErrorInfo:
     """Return why a container died: what its worker says, with the limit that only the job knows."""
     memory = job.spec.resources.memory if job.spec else None
@@ -232,6 +243,11 @@ class Reconciler:
         self._orphans = orphans
         self._local_contents = LocalContents(store)
 
+    def forget(self, host_ids: Collection[str]) -> None:
+        """Keep nothing of hosts that were deleted."""
+        self._local_contents.forget(host_ids)
+        self._orphans.forget(host_ids)
+
     async def handle_boot(self, boot: BootReport) -> None:
         """Record a new incarnation and recover the interrupted work of the one before.
 
@@ -240,6 +256,7 @@ class Reconciler:
         if not await self._store.hosts.come_online(boot.host_id, boot.incarnation, boot.online):
             await self._fence_off(boot, "announcement")
             return
+        self._local_contents.forget([boot.host_id])
         crash_point("dispatcher.boot.after_online")
         active = await self._store.operation_queries.on_host(boot.host_id)
         interrupted = [one for one in active if one.incarnation != boot.incarnation]

@@ -5,13 +5,17 @@ adds the operations for that. Their ids derive from the job and that write, so a
 changes nothing.
 """
 
+from collections.abc import Mapping
+
 import structlog
 
 from dispatcher.scheduling.scheduler import Scheduler
 from dispatcher.scheduling.system_operations import record_in_front, system_operation
-from modelyard.contract.states import JobState, SystemReason, Verb
+from modelyard.contract.states import JobState, OperationState, SystemReason, Verb
 from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
+from modelyard.store.jobs import HeadOfLine
+from modelyard.store.operations import BEFORE_THE_FRONT, FRONT_OF_LINE
 from modelyard.store.records import JobRecord, NewOperation, RestorationRecord
 
 log = structlog.get_logger(__name__)
@@ -28,14 +32,30 @@ class JobRestoration:
 
     async def put_in_line(self) -> None:
         """Put the operations of restorations in line; raises `StoreUnavailableError`."""
-        for job in await self._store.jobs.pending_restorations(limit=LIMIT):
+        jobs = await self._store.jobs.pending_restorations(limit=LIMIT)
+        heads = await self._store.jobs.heads_of_lines([one.job_id for one in jobs]) if jobs else {}
+        for job in jobs:
             if job.recovery is None or job.spec is None:
                 continue
-            await record_in_front(self._store, operations_for(job, job.recovery))
+            shift = BEFORE_THE_FRONT if _waits_to_load(job, heads) else FRONT_OF_LINE
+            await record_in_front(self._store, operations_for(job, job.recovery), shift=shift)
             crash_point("dispatcher.recovery.after_record")
             if await self._store.jobs.clear_restoration(job):
                 log.info("job.brought_back", job_id=job.job_id, to=job.recovery.to)
                 self._scheduler.wake([job.job_id])
+
+
+def _waits_to_load(job: JobRecord, heads: Mapping[str, HeadOfLine]) -> bool:
+    """Tell whether a job has lost its container before the LOAD of its restoration began.
+
+    The job is restored before that LOAD, which would be rejected now.
+    """
+    head = heads.get(job.job_id)
+    if head is None or job.state is not JobState.FAILED:
+        return False
+    first = head.operations[0]
+    waits = first.verb is Verb.DEPLOY_LOAD and first.state is OperationState.QUEUED
+    return waits and SystemReason.RECOVERY.gave(first.reason)
 
 
 def operations_for(job: JobRecord, recovery: RestorationRecord) -> list[NewOperation]:

@@ -8,7 +8,9 @@ from dispatcher.events import EventLog, host_event
 from dispatcher.scheduling.scheduler import Scheduler
 from modelyard.contract.capacity.offers import DeviceTaint, taints_of
 from modelyard.contract.messages import Event, Heartbeat
+from modelyard.contract.states import Liveness
 from modelyard.store import Store
+from modelyard.store.records import HostRecord
 
 log = structlog.get_logger(__name__)
 
@@ -26,19 +28,23 @@ class BeatWriter:
         self._taints: dict[str, Taints] = {}
         """By host, as recorded; of hosts that this term has heard of."""
 
+    def forget(self, host_ids: Iterable[str]) -> None:
+        """Keep nothing of hosts that were deleted."""
+        for host_id in host_ids:
+            self._taints.pop(host_id, None)
+
     async def write(self, beats: Mapping[str, Heartbeat]) -> Mapping[str, str]:
         """Record a heartbeat of each host; return the incarnation that is recorded of each.
 
         Raises `StoreUnavailableError`.
         """
         await self._recall(beats)
-        recorded: Mapping[str, str] = {host_id: one.incarnation for host_id, one in beats.items()}
-        if not await self._store.hosts.beat(beats.values()):
-            recorded = await self._store.hosts.incarnations(beats)
-        self._tell(
-            one for host_id, one in beats.items() if recorded.get(host_id) == one.incarnation
-        )
-        return recorded
+        if await self._store.hosts.beat(beats.values()):
+            self._tell(beats.values())
+            return {host_id: one.incarnation for host_id, one in beats.items()}
+        hosts = {one.host_id: one for one in await self._store.hosts.all(sorted(beats))}
+        self._tell(one for one in beats.values() if _is_recorded(one, hosts.get(one.host_id)))
+        return {host_id: host.incarnation or "" for host_id, host in hosts.items()}
 
     async def _recall(self, host_ids: Iterable[str]) -> None:
         """Read what an earlier leader has recorded of hosts that are new to this one."""
@@ -54,7 +60,8 @@ class BeatWriter:
         """
         events: list[Event] = []
         for beat in beats:
-            before, host_id = self._taints[beat.host_id], beat.host_id
+            host_id = beat.host_id
+            before = self._taints.get(host_id, {})
             now = taints_of(beat.devices)
             self._taints[host_id] = now
             begun = [uuid for uuid in now if uuid not in before]
@@ -72,3 +79,10 @@ class BeatWriter:
             if over:
                 self._scheduler.wake_waiting()
         self._event_log.note(events)
+
+
+def _is_recorded(beat: Heartbeat, host: HostRecord | None) -> bool:
+    """Tell whether a heartbeat was not dropped; `host` is its host's record after the write."""
+    if host is None or host.liveness is Liveness.LOST:
+        return False
+    return host.incarnation == beat.incarnation

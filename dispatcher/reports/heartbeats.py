@@ -28,6 +28,9 @@ STRANGER_S = 30.0
 """Seconds of heartbeats of an unrecorded incarnation before its worker has to begin a new one: the
 boot report is sent before the first heartbeat, but may still wait in its queue."""
 
+KEPT_S = 600.0
+"""Seconds after which the time of an unrecorded incarnation begins again: most are gone by then."""
+
 
 class UnrecordedBoots:
     """Incarnations that send heartbeats but are not recorded, and since when."""
@@ -40,6 +43,7 @@ class UnrecordedBoots:
     ) -> list[Heartbeat]:
         """Return the heartbeats whose incarnations have been unrecorded for too long."""
         found: list[Heartbeat] = []
+        self._since = {one: at for one, at in self._since.items() if now - at < KEPT_S}
         for beat in heartbeats:
             key = (beat.host_id, beat.incarnation)
             if recorded.get(beat.host_id) == beat.incarnation:

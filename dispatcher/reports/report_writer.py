@@ -8,12 +8,12 @@ sees the job in the state that the operation left.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 from dispatcher.events import EventLog, job_event, report_event
-from dispatcher.maintenance.reconciler import restoration_of
+from dispatcher.maintenance.reconciler import restoration_again, restoration_of
 from dispatcher.maintenance.retries import Retries
 from dispatcher.reports.fencing import CurrentReport, Fencing, StaleReport, fence
 from dispatcher.scheduling.memory import Memory
@@ -27,7 +27,7 @@ from modelyard.process.crash_points import crash_point
 from modelyard.store import Store
 from modelyard.store.jobs import JobEffect, PendingRestoration
 from modelyard.store.operation_writes import Receipt, ResultPlace, now_for_people
-from modelyard.store.records import LastReport
+from modelyard.store.records import JobRecord, LastReport
 
 
 class ReportWriter:
@@ -128,6 +128,7 @@ class ReportWriter:
         results = {**stored, **await self._keep_results(accepted)}
         crash_point("dispatcher.recorder.after_results")
         told_of_jobs = await self._apply_to_jobs(accepted)
+        accepted = await self._not_overtaken(accepted, told_of_jobs)
         await self._let_go(accepted)
         measured = await self._measured(accepted)
         new = [one.report for one in accepted if one.new]
@@ -208,9 +209,9 @@ class ReportWriter:
         telling = [one for one in accepted if one.report.job_state is not None]
         if not telling:
             return set()
-        coming = await self._recoveries(telling)
+        down = await self._down(telling)
         effects = [
-            _effect(one, coming.get(one.report.job_id) if _found_down(one) else None)
+            _effect(one, down.get(one.report.job_id) if _found_down(one) else None)
             for one in telling
         ]
         before = {one.job_id: self._lines.job(one.job_id) for one in effects}
@@ -258,6 +259,22 @@ class ReportWriter:
             ):
                 told.append(one)
         return told, gone
+
+    async def _not_overtaken(
+        self, accepted: Sequence[CurrentReport], told_of_jobs: Collection[str]
+    ) -> list[CurrentReport]:
+        """Return the reports without successes that came too late for their jobs.
+
+        Such a job was taken off the host, and whoever does that queues the operation again, or
+        ends it. As SUCCEEDED it would leave a job without the container that it created.
+        """
+        late = [
+            one for one in accepted if _needs_its_job(one) and one.report.job_id not in told_of_jobs
+        ]
+        await self._fencing.record(
+            [StaleReport(one.operation.host_id or "", one.report, "overtaken") for one in late]
+        )
+        return [one for one in accepted if one not in late]
 
     async def _let_go(self, accepted: Sequence[CurrentReport]) -> None:
         """Free what models held that are not in memory any more.
@@ -317,21 +334,15 @@ class ReportWriter:
             new_load = found.load == one.report.operation_id
             await self._footprints.learn(spec, host, found, new_load=new_load)
 
-    async def _recoveries(
-        self, telling: Sequence[CurrentReport]
-    ) -> Mapping[str, PendingRestoration]:
-        """Return the restorations of jobs that these reports found down, if they get one.
+    async def _down(self, telling: Sequence[CurrentReport]) -> Mapping[str, JobRecord]:
+        """Return the jobs that these reports found down.
 
         An inference found the job down, or the load of an earlier restoration did.
         """
         down = {one.report.job_id for one in telling if _found_down(one)}
         if not down:
             return {}
-        return {
-            job.job_id: PendingRestoration(recovery, 1 if job.steady else job.restarts + 1)
-            for job in await self._store.jobs.get_with_age(sorted(down))
-            if (recovery := restoration_of(job, to=JobState.LOADED)) is not None
-        }
+        return {job.job_id: job for job in await self._store.jobs.get_with_age(sorted(down))}
 
     async def _still_valid(self, accepted: Sequence[CurrentReport]) -> list[CurrentReport]:
         """Return the reports that are in the record now: only these may be published as events.
@@ -389,8 +400,19 @@ def _found_down(one: CurrentReport) -> bool:
     return verb is Verb.INFER or (ours and verb is Verb.DEPLOY_LOAD)
 
 
-def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
+def _needs_its_job(one: CurrentReport) -> bool:
+    """Tell whether a report says that its operation has brought the job into a live state."""
+    operation, report = one.operation, one.report
+    if not one.new or operation.shared or operation.aside:
+        return False
+    live = report.job_state is not None and report.job_state.live
+    return live and report.state is OperationState.SUCCEEDED
+
+
+def _effect(one: CurrentReport, down: JobRecord | None) -> JobEffect:
+    """Return what a report does to its job; `down` is the job if the report found it down."""
     report = one.report
+    recovery = restoration_of(down, to=JobState.LOADED) if down is not None else None
     state = report.job_state
     return JobEffect(
         job_id=report.job_id,
@@ -403,7 +425,10 @@ def _effect(one: CurrentReport, coming: PendingRestoration | None) -> JobEffect:
         container_id=report.container_id,
         error=report.error if state is JobState.FAILED else None,
         shared=one.operation.shared,
-        coming=coming,
+        coming=PendingRestoration(recovery, 1 if down.steady else down.restarts + 1)
+        if recovery is not None and down is not None
+        else None,
+        again=restoration_again(down) if down is not None and one.operation.shared else None,
         told=one.told,
         ran_s=report.ran_s,
     )

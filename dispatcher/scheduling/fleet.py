@@ -7,7 +7,7 @@ guarded in the database, and one that fails marks its host.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from modelyard.scheduling.placement import FreeCapacity, KeptOn, LearnedOf, PlacementPolicy
 from modelyard.scheduling.survey import Table
@@ -28,8 +28,13 @@ class Fleet:
         self._being_read: set[str] = set()
         """Hosts that were outdated when the read began that is under way."""
         self._complete = False
+        self._when_gone: list[Callable[[Collection[str]], None]] = []
         self._reading = asyncio.Lock()
         """One read at a time: an earlier one must not undo what a later one has brought."""
+
+    def when_gone(self, forget: Callable[[Collection[str]], None]) -> None:
+        """Have `forget` called with hosts that were deleted."""
+        self._when_gone.append(forget)
 
     @property
     def held(self) -> Mapping[str, HostRecord]:
@@ -90,6 +95,9 @@ class Fleet:
         read = {host.host_id: host for host in found}
         # What was looked for and is not there was deleted.
         gone = (self._hosts.keys() if host_ids is None else set(host_ids)) - read.keys()
+        if gone:
+            for forget in self._when_gone:
+                forget(gone)
         if not gone and read.keys() <= self._hosts.keys():
             self._hosts.update(read)
             if self._table is not None:

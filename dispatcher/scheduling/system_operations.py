@@ -9,6 +9,8 @@ from datetime import datetime
 from modelyard.contract.ids import operation_id_for_key
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import Verb
+from modelyard.scheduling.leaving import TAKES_OUT
+from modelyard.scheduling.ordering import CONTAINER_ID
 from modelyard.store import Store
 from modelyard.store.operations import FRONT_OF_LINE
 from modelyard.store.records import JobRecord, NewOperation
@@ -30,17 +32,27 @@ def period(now: datetime) -> int:
 
 
 def system_operation(job: JobRecord, verb: Verb, key: str, reason: str) -> NewOperation:
-    """Return an operation of the dispatcher itself; the same job, verb and key give the same id."""
+    """Return an operation of the dispatcher itself; the same job, verb and key give the same id.
+
+    One that takes a model out of memory is meant for the container that the job has now. If the job
+    has another one when its turn comes, it is rejected: it was put in line too late.
+    """
     places = verb is Verb.DEPLOY_CREATE
     request = JobRequest(
         job_id=job.job_id,
         operation_type=verb,
         model=job.spec.name if job.spec and places else None,
         dataset=job.dataset_spec.name if job.dataset_spec and places else None,
+        container_id=_named(job.container_id) if verb in TAKES_OUT else None,
     )
     operation_id = operation_id_for_key(f"{job.job_id}/{key}/{verb}", tenant=SYSTEM)
     made = NewOperation.of(operation_id, request, "system")
     return made.model_copy(update={"reason": reason})
+
+
+def _named(container_id: str | None) -> str | None:
+    """Return a container's id if an operation can name it: workers report any text as one."""
+    return container_id if container_id and CONTAINER_ID.fullmatch(container_id) else None
 
 
 async def record_in_front(

@@ -198,6 +198,7 @@ def _decide(job: JobRecord, operation: OperationRecord, catalog: CatalogEntries)
         _state_error(job, verb)
         or _mismatch(job, operation)
         or _other_container(job, operation, verb)
+        or _loaded_since(job, operation)
     )
     if error is not None:
         return Reject(operation, error)
@@ -336,3 +337,14 @@ def _other_container(job: JobRecord, operation: OperationRecord, verb: Verb) -> 
         message=f"Container {wanted!r} is not the one of job {job.job_id!r}.",
         detail={"container_id": job.container_id},
     )
+
+
+def _loaded_since(job: JobRecord, operation: OperationRecord) -> ErrorInfo | None:
+    """Return an error if a load that was cut short is to be cleared up, and another one was not.
+
+    That one had started just before the UNLOAD was put in line, and the UNLOAD waited for it.
+    """
+    if not SystemReason.LOAD_CUT_SHORT.gave(operation.reason) or job.state is JobState.CREATED:
+        return None
+    message = f"The model of job {job.job_id!r} was loaded meanwhile."
+    return ErrorInfo.of(ErrorCode.INVALID_JOB_STATE, message)

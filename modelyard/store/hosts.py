@@ -236,11 +236,11 @@ class Hosts:
             return await self._collection.find_one({"$or": silent}, {"_id": 1}) is not None
 
     async def suspect_silent(self, *, after_s: float) -> list[str]:
-        """Mark hosts without a heartbeat for `after_s` seconds SUSPECT; return them."""
+        """Mark hosts without a heartbeat for `after_s` seconds SUSPECT; return those it marked."""
         return await self._silent(Liveness.ONLINE, Liveness.SUSPECT, after_s)
 
     async def lose_silent(self, *, after_s: float) -> list[str]:
-        """Mark SUSPECT hosts without a heartbeat for `after_s` seconds LOST; return them."""
+        """Mark SUSPECT hosts without a heartbeat for `after_s` seconds LOST; return those."""
         return await self._silent(Liveness.SUSPECT, Liveness.LOST, after_s)
 
     async def _silent(self, now: Liveness, then: Liveness, after_s: float) -> list[str]:
@@ -248,12 +248,17 @@ class Hosts:
         async with self._connection.answering():
             found = await self._collection.find(silent, {"_id": 1}).to_list(None)
         host_ids = [one["_id"] for one in found]
-        if host_ids:
-            async with self._connection.writing(hosts=host_ids):
-                await self._collection.update_many(
-                    {**silent, "_id": {"$in": host_ids}}, {"$set": {"liveness": then}}
-                )
-        return host_ids
+        if not host_ids:
+            return []
+        async with self._connection.writing(hosts=host_ids):
+            done = await self._collection.update_many(
+                {**silent, "_id": {"$in": host_ids}}, {"$set": {"liveness": then}}
+            )
+            if done.modified_count < len(host_ids):
+                # A heartbeat of some of them has come since they were found.
+                marked: Document = {"_id": {"$in": host_ids}, "liveness": then}
+                found = await self._collection.find(marked, {"_id": 1}).to_list(None)
+        return [one["_id"] for one in found]
 
     async def reserve(self, host: HostRecord, wanted: Sequence[Allocation], *, token: str) -> bool:
         """Reserve what these jobs need, all or nothing, in one guarded update.

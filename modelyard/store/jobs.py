@@ -105,7 +105,9 @@ class JobEffect:
     """The change that a report makes to its job. Only the job's current attempt may make it.
 
     With `shared` it comes from an operation that does not own the job (INFER); then it applies only
-    to a live job of the same generation.
+    to a live job of the same generation. `coming` is how the job is restored if this is the first
+    to find it down. If a shared one finds the job CREATED, another has found it down before and has
+    counted that: then it is restored as `again` says.
     """
 
     job_id: str
@@ -119,13 +121,15 @@ class JobEffect:
     error: ErrorInfo | None
     shared: bool = False
     coming: PendingRestoration | None = None
+    again: RestorationRecord | None = None
     told: LastReport | None = None
     ran_s: float | None = None
     """Seconds that the attempt has taken."""
 
     def applied_to(self, job: JobRecord) -> JobRecord | None:
         """Return the job as it is after this write; None if only the database knows that."""
-        if self.coming is not None or (self.state is JobState.LOADED and not self.shared):
+        restored = self.coming is not None or self.again is not None
+        if restored or (self.state is JobState.LOADED and not self.shared):
             return None
         changes: Document = {
             "version": job.version + 1,
@@ -608,7 +612,7 @@ def _effect_write(effect: JobEffect) -> UpdateOne:
         changes["current.seq"] = effect.seq
         if effect.told is not None:
             changes["told"] = effect.told.model_dump()
-    if effect.coming is not None:
+    if effect.coming is not None and not effect.shared:
         changes["recovery"] = effect.coming.recovery.model_dump(mode="json")
         changes["restarts"] = effect.coming.restarts
     if effect.state.live:
@@ -618,22 +622,54 @@ def _effect_write(effect: JobEffect) -> UpdateOne:
         changes |= {"host_id": None, "container_id": None}
     if effect.state is JobState.LOADED and not effect.shared:
         return UpdateOne(guard, [{"$set": _loaded(changes, effect.ran_s)}])
+    if effect.shared and (effect.coming is not None or effect.again is not None):
+        return UpdateOne(guard, [{"$set": _found_down(changes, effect)}])
     dates = {"updated_at": True}
     return UpdateOne(guard, {"$set": changes, "$inc": {"version": 1}, "$currentDate": dates})
 
 
 def _loaded(changes: Document, load_s: float | None) -> Document:
     """Return the changes of a job whose model is loaded; if it was before, that is not news."""
-    was_loaded = {"$eq": ["$state", JobState.LOADED]}
-    fields: Document = {}
+    return {
+        **_in_stage(changes),
+        "loaded_at": {"$cond": [_WAS_LOADED, "$loaded_at", "$$NOW"]},
+        "load_s": {"$cond": [_WAS_LOADED, "$load_s", {"$literal": load_s}]},
+    }
+
+
+def _found_down(changes: Document, effect: JobEffect) -> Document:
+    """Return the changes of a job that a shared operation has found down.
+
+    Its death counts if the job was LOADED until now; else it was counted before.
+    """
+    coming, before = effect.coming, {"$ifNull": ["$restarts", 0]}
+    first = _restoration(coming.recovery if coming else None)
+    counted = coming.restarts if coming else before
+    return {
+        **_in_stage(changes),
+        "recovery": {"$cond": [_WAS_LOADED, first, _restoration(effect.again)]},
+        "restarts": {"$cond": [_WAS_LOADED, counted, before]},
+    }
+
+
+def _restoration(one: RestorationRecord | None) -> Document | None:
+    """Return a restoration as the expression of a stage; its key is the version that it finds."""
+    if one is None:
+        return None
+    return {
+        name: "$version" if name == "key" else {"$literal": value}
+        for name, value in one.model_dump(mode="json").items()
+    }
+
+
+def _in_stage(changes: Document) -> Document:
+    """Return the changes of a job, with its next version, as those of a stage."""
+    fields: Document = {"version": {"$add": ["$version", 1]}, "updated_at": "$$NOW"}
     for name, value in changes.items():
         outer, _, inner = name.partition(".")
         # In a stage, unlike in an update, a document is merged into the one that is there.
         fields[outer] = {inner: {"$literal": value}} if inner else {"$literal": value}
-    return {
-        **fields,
-        "version": {"$add": ["$version", 1]},
-        "updated_at": "$$NOW",
-        "loaded_at": {"$cond": [was_loaded, "$loaded_at", "$$NOW"]},
-        "load_s": {"$cond": [was_loaded, "$load_s", {"$literal": load_s}]},
-    }
+    return fields
+
+
+_WAS_LOADED: Document = {"$eq": ["$state", JobState.LOADED]}

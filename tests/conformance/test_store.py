@@ -29,7 +29,7 @@ from modelyard.contract.messages import (
 from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store import Store
 from modelyard.store.indexes import INDEXES, UNPUBLISHED
-from modelyard.store.jobs import Assignment, JobEffect
+from modelyard.store.jobs import Assignment, JobEffect, PendingRestoration
 from modelyard.store.operation_writes import DispatchClaim, IntakeEntry
 from modelyard.store.operations import FRONT_OF_LINE, QueuedEnding
 from modelyard.store.records import (
@@ -38,6 +38,7 @@ from modelyard.store.records import (
     NewOperation,
     OperationRecord,
     ReplyAddress,
+    RestorationRecord,
 )
 from tests.fakes.mongodb import MemoryDatabase
 from tests.fakes.store import MemoryStore
@@ -538,6 +539,41 @@ async def test_what_a_write_says_it_makes_of_a_job_is_what_the_record_has_then(
         times = {"created_at": None, "updated_at": None}
         assert recorded.model_copy(update=times) == after.model_copy(update=times), step
         job = after
+
+
+@pytest.mark.parametrize("limit_reached", [False, True])
+@pytest.mark.parametrize("state", [JobState.LOADED, JobState.CREATED])
+async def test_a_job_that_is_found_down_counts_it_if_it_was_loaded(
+    store: Store, state: JobState, *, limit_reached: bool
+) -> None:
+    await store.jobs.ensure(["j"])
+    await store.jobs.assign([Assignment("j", 0, ONE, 1, 1, "h", SPEC)], token="t")
+    error = ErrorInfo(code=ErrorCode.EXITED, message="no", detail={"$a": [1]})
+    restoration = RestorationRecord(to=JobState.LOADED, key=0, rest_s=1.0)
+    found = JobEffect(
+        "j", "any", 1, 9, 1, "h", JobState.FAILED, None, error, shared=True,
+        coming=None if limit_reached else PendingRestoration(restoration, 3),
+        again=restoration.model_copy(update={"rest_s": 2.0}),
+    )  # fmt: skip
+    assert await store.jobs.apply([found]) == 0  # not live
+    for now in (JobState.CREATED, state):
+        assert await store.jobs.apply([JobEffect("j", ONE, 1, 1, 1, "h", now, "c" * 64, None)]) == 1
+    before = await store.jobs.get("j")
+    assert before is not None
+    assert await store.jobs.apply([found]) == 1
+    assert await store.jobs.apply([found]) == 0
+    job = await store.jobs.get("j")
+    assert job is not None
+    assert (job.state, job.host_id, job.container_id) == (JobState.FAILED, None, None)
+    assert (job.error, job.version) == (error, before.version + 1)
+    counts = state is JobState.LOADED and not limit_reached
+    assert job.restarts == (3 if counts else 0)
+    if state is JobState.LOADED and limit_reached:
+        assert job.recovery is None
+    else:
+        rest_s = 1.0 if counts else 2.0
+        expected = {"key": before.version, "rest_s": rest_s}
+        assert job.recovery == restoration.model_copy(update=expected)
 
 
 @pytest.mark.parametrize("size", [10, MAX_INLINE_RESULT_BYTES + 1])

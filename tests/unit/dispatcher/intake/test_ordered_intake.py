@@ -97,6 +97,28 @@ async def test_what_is_rejected_is_recorded_as_such(parts: DispatcherParts) -> N
     assert await parts.told() == ["operation.rejected"]
 
 
+async def test_a_repetition_that_is_rejected_changes_and_tells_nothing(
+    parts: DispatcherParts,
+) -> None:
+    one = new_operation()
+    await parts.put_in_line(one)
+    error = ErrorInfo.of(ErrorCode.INVALID_REQUEST)
+    await take(parts, one.model_copy(update={"rejection": error}))
+    assert (await parts.recorded(one)).state is OperationState.QUEUED
+    assert await parts.told() == []
+
+
+async def test_a_valid_request_under_the_id_of_a_rejected_one_tells_nothing(
+    parts: DispatcherParts,
+) -> None:
+    error = ErrorInfo.of(ErrorCode.INVALID_REQUEST)
+    one = new_operation()
+    await take(parts, one.model_copy(update={"rejection": error, "payload_hash": "wrong"}))
+    await take(parts, one)
+    assert (await parts.recorded(one)).state is OperationState.REJECTED
+    assert await parts.told() == ["operation.rejected"]
+
+
 @pytest.mark.parametrize("fate", ["lost_before", "lost_after"])
 @pytest.mark.parametrize("call", range(6))  # each of its calls to MongoDB
 async def test_what_fails_is_done_again_without_doing_anything_twice(

@@ -234,6 +234,8 @@ def test_orphans_are_left_alone_until_their_grace_is_over(monkeypatch: pytest.Mo
     assert orphans.due("h", [container()]) == [container()]
     assert orphans.due("h", []) == []
     assert orphans.due("h", [container()]) == []
+    orphans.forget(["h"])
+    assert orphans.count(["h"]) == 0
 
 
 def test_what_was_told_after_a_look_counts_though_the_look_is_judged_again() -> None:

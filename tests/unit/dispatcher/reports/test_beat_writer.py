@@ -87,3 +87,16 @@ async def test_the_next_leader_tells_nothing_that_was_told(beats: Beats) -> None
 async def test_another_incarnation_tells_nothing(beats: Beats) -> None:
     assert await beats.beat("a", incarnation="earlier") == []
     assert await beats.beat() == []
+
+
+async def test_a_heartbeat_of_a_lost_host_is_dropped_and_tells_nothing(beats: Beats) -> None:
+    database = beats.parts.database
+    database.write("hosts", {**database.collections["hosts"][HOST], "liveness": "LOST"})
+    assert await beats.beat("a") == []
+
+
+async def test_a_host_that_was_deleted_is_forgotten(beats: Beats) -> None:
+    await beats.beat("a")
+    beats.writer.forget([HOST])
+    assert beats.writer._taints == {}
+    assert await beats.beat("a") == []  # the record has it

@@ -61,7 +61,8 @@ async def test_a_host_that_was_deleted_is_gone_once_it_is_looked_for(
     parts: DispatcherParts, *, marked: bool
 ) -> None:
     await parts.come_online(OTHER)
-    fleet = Fleet(parts.store)
+    fleet, gone = Fleet(parts.store), list[str]()
+    fleet.when_gone(gone.extend)
     assert list(await fleet.hosts()) == [OTHER, HOST]
     for moving in (parts.store.hosts.suspect_silent, parts.store.hosts.lose_silent):
         await moving(after_s=-60)
@@ -71,6 +72,7 @@ async def test_a_host_that_was_deleted_is_gone_once_it_is_looked_for(
     else:
         await fleet.refresh()
     assert list(await fleet.hosts()) == [HOST]
+    assert gone == [OTHER]
 
 
 async def test_a_new_host_comes_to_its_place_by_name(parts: DispatcherParts) -> None:
