@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 from pymongo import MongoClient
@@ -27,6 +28,10 @@ from tests.support.servers.data import data_folder
 from tests.support.servers.databases import own_database
 from tests.support.servers.turns import turn
 from tests.support.servers.virtual_hosts import VirtualHosts
+
+# Its deadline for an example is by the clock on the wall, which says nothing on a busy machine.
+hypothesis.settings.register_profile("modelyard", deadline=None)
+hypothesis.settings.load_profile("modelyard")
 
 # Not under pytest's own folder: RabbitMQ runs under an account of its own and has to get in, and
 # the engines keep their images from one session to the next.
