@@ -33,7 +33,9 @@ class JobRestoration:
     async def put_in_line(self) -> None:
         """Put the operations of restorations in line; raises `StoreUnavailableError`."""
         jobs = await self._store.jobs.pending_restorations(limit=LIMIT)
-        heads = await self._store.jobs.heads_of_lines([one.job_id for one in jobs]) if jobs else {}
+        if not jobs:
+            return
+        heads = await self._store.jobs.heads_of_lines([one.job_id for one in jobs], limit=1)
         for job in jobs:
             if job.recovery is None or job.spec is None:
                 continue

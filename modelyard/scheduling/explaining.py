@@ -10,7 +10,7 @@ from modelyard.contract.states import VERB_RULES, OperationState, Verb
 from modelyard.contract.views import DryRun, DryRunOutcome, Explanation
 from modelyard.scheduling.fitting import KEPT_FOR_OTHERS
 from modelyard.scheduling.prospects import Facts, Prospect, prospect_of
-from modelyard.store.jobs import LINE_HEAD, HeadOfLine, OperationInLine
+from modelyard.store.jobs import HeadOfLine, OperationInLine
 from modelyard.store.records import OperationRecord
 
 
@@ -78,8 +78,8 @@ def _is_before(one: OperationInLine, operation: OperationRecord) -> bool:
 
 
 def _waits_for_what_runs(operation: OperationRecord, head: HeadOfLine) -> tuple[str, ...]:
-    """Return the first inference that runs, for an UNLOAD that was put before it."""
-    if operation.verb is not Verb.DEPLOY_UNLOAD:
+    """Return the first operation that runs, for one that needs its job alone and was put before."""
+    if operation.shared:
         return ()
     runs = next((one for one in head.operations if one.state is not OperationState.QUEUED), None)
     return (f"{_called(runs)}, which ends before it",) if runs else ()
@@ -92,7 +92,7 @@ def _is_beyond_concurrency(
     shared = operation.shared and all(VERB_RULES[one.verb].shared for one in before)
     last = head.operations[-1].line
     # Of a longer line it is not known what is between its head and the operation.
-    known = len(head.operations) < LINE_HEAD or (operation.line or 0) <= last
+    known = head.whole or (operation.line or 0) <= last
     return shared and known and len(before) >= head.max_concurrency
 
 

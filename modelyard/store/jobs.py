@@ -30,6 +30,10 @@ GENERATION_FLOOR = "generations"
 """The counter of the highest generation that a deleted job had."""
 LINE_HEAD = 160
 """Operations of one job that the scheduler reads in one pass: more than may run together."""
+HEADS_AT_ONCE = 1_600
+"""Operations that are read at once to say what others wait for, about."""
+SHORTEST_HEAD = 8
+"""Of each job, however many jobs there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,13 @@ class HeadOfLine:
     """The first open operations of a job."""
 
     operations: tuple[OperationInLine, ...]
-    """In their order, at least one and at most `LINE_HEAD`."""
+    """In their order, at least one."""
     max_concurrency: int
     """How many inferences of the job may run at the same time."""
     restoring: bool = False
     """Modelyard restores the job before anything else."""
+    whole: bool = True
+    """False if there may be more open operations than these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,12 +291,19 @@ class Jobs:
             frozenset({one["_id"] for one in found} - {one["_id"] for one in unchanged}),
         )
 
-    async def heads_of_lines(self, job_ids: Sequence[str]) -> dict[str, HeadOfLine]:
-        """Return the first open operations of each job that has one in its line, by job id."""
+    async def heads_of_lines(
+        self, job_ids: Sequence[str], *, limit: int = LINE_HEAD
+    ) -> dict[str, HeadOfLine]:
+        """Return the first open operations of each job that has one in its line, by job id.
+
+        At most `limit` of each job, and fewer of each if there are many jobs, since each is read
+        with its input: `HEADS_AT_ONCE` of all, but not less than `SHORTEST_HEAD` of each.
+        """
+        limit = min(limit, max(SHORTEST_HEAD, HEADS_AT_ONCE // max(1, len(job_ids))))
         head: list[Document] = [
             {"$match": {"open": True, "line": {"$ne": None}}},
             {"$sort": {"line": 1}},
-            {"$limit": LINE_HEAD},
+            {"$limit": limit},
             {"$project": {"line": 1, "verb": 1, "state": 1, "reason": 1}},
         ]
         pipeline: list[Document] = [
@@ -313,6 +326,7 @@ class Jobs:
                 operations=tuple(map(_in_line, one["operations"])),
                 max_concurrency=one.get("max_concurrency", 1),
                 restoring=one.get("recovery") is not None,
+                whole=len(one["operations"]) < limit,
             )
             for one in found
             if one["operations"]

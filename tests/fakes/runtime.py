@@ -338,7 +338,14 @@ class FakeRuntime:
     async def list_uninspected(self) -> list[ContainerFacts]:
         self._reach()
         return [
-            replace(facts, mounts=(), devices=(), fills_disk=False, oom_killed=False)
+            replace(
+                facts,
+                inspected=False,
+                mounts=(),
+                devices=(),
+                fills_disk=False,
+                oom_killed=False,
+            )
             for facts in self._own()
         ]
 

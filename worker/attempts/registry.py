@@ -27,7 +27,7 @@ MAX_ENDED = 10_000
 not confirmed are remembered beyond this number."""
 MAX_RESULT_BYTES_KEPT = 64 << 20
 """Bytes of all results in the kept reports, as UTF-8. Above them the oldest confirmed reports that
-have a result are dropped; while the unconfirmed ones alone have more, no command is taken."""
+have a result lose it; while the unconfirmed ones alone have more, no command is taken."""
 MAX_CANCELS = 10_000
 """Cancels that are remembered because they came before their commands."""
 MAX_JOBS = 100_000
@@ -40,7 +40,7 @@ class CommandDecision(StrEnum):
     NEW = "new"
     """The command opens an attempt."""
     REPEATED = "repeated"
-    """The attempt is known already: its latest report is sent again, if it is still kept."""
+    """The attempt is known already: its latest report is sent again."""
     STALE_EPOCH = "stale_epoch"
     """A later attempt is known, or the dispatcher has sent a cancel that makes this epoch stale."""
     STALE_GENERATION = "stale_generation"
@@ -58,17 +58,15 @@ class DecidedCommand:
     superseded: Attempt | None = None
     """The earlier attempt of the same operation, if it still runs."""
     report: OperationReport | None = None
-    """The latest report of an attempt that is known already, or the refusal of an inference. None
-    if the attempt has ended, its report was confirmed, and its result is not kept any more."""
+    """The latest report of an attempt that is known already, or the refusal of an inference."""
 
 
 @dataclass(slots=True)
 class _Ended:
     """What is kept of an ended attempt. Its command is dropped: the input may be large."""
 
-    epoch: int
-    report: OperationReport | None
-    """None once it was confirmed and dropped for the bytes of its result."""
+    report: OperationReport
+    """Without its result once it was confirmed and there was no room for the result any more."""
     result_bytes: int
 
 
@@ -99,7 +97,7 @@ class AttemptRegistry:
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         """Ended attempts whose last report is confirmed, oldest first."""
         self._with_result: OrderedDict[str, _Ended] = OrderedDict()
-        """Those of them whose report has a result and is still kept."""
+        """Those of them whose result is still kept."""
         self._confirmed_bytes = 0
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -191,7 +189,7 @@ class AttemptRegistry:
         self.on_silenced(attempt)
 
     def latest(self, asked: RepeatReport) -> OperationReport | None:
-        """Return the latest report of the attempt asked for; None if it is not known or kept."""
+        """Return the latest report of the attempt asked for; None if it is not known."""
         known, latest = self._last_of(asked.operation_id)
         return latest if known == asked.epoch else None
 
@@ -207,7 +205,7 @@ class AttemptRegistry:
             del self._open[operation_id]
             if attempt.ended:
                 report = attempt.latest
-                ended = _Ended(report.epoch, report, _result_bytes(report))
+                ended = _Ended(report, _result_bytes(report))
                 self._unconfirmed[operation_id] = ended
                 self._unconfirmed_bytes += ended.result_bytes
                 self._bound_ended()
@@ -216,7 +214,7 @@ class AttemptRegistry:
         """Note the reports that the broker has confirmed."""
         for report in reports:
             ended = self._unconfirmed.get(report.operation_id)
-            if ended is None or ended.epoch != report.epoch or not report.state.terminal:
+            if ended is None or ended.report.epoch != report.epoch or not report.state.terminal:
                 continue
             del self._unconfirmed[report.operation_id]
             self._unconfirmed_bytes -= ended.result_bytes
@@ -234,13 +232,13 @@ class AttemptRegistry:
         await self._has_room.wait()
 
     def _bound_ended(self) -> None:
-        """Drop what is confirmed and too much; the epochs of dropped results are remembered."""
+        """Drop what is confirmed and too much: results first, then what attempts there were."""
         while (
             self._with_result
             and self._unconfirmed_bytes + self._confirmed_bytes > MAX_RESULT_BYTES_KEPT
         ):
             _, ended = self._with_result.popitem(last=False)
-            ended.report = None
+            ended.report = _without_result(ended.report)
             self._confirmed_bytes -= ended.result_bytes
         while len(self._ended) > MAX_ENDED:
             self._drop_ended(next(iter(self._ended)))
@@ -258,7 +256,7 @@ class AttemptRegistry:
             self._cancels.popitem(last=False)
 
     def _last_of(self, operation_id: str) -> tuple[int, OperationReport | None]:
-        """Return the epoch of an operation's latest attempt and its last report, if it is kept.
+        """Return the epoch of an operation's latest attempt, and its last report.
 
         The epoch is 0 if no attempt is known.
         """
@@ -266,7 +264,7 @@ class AttemptRegistry:
         if opened is not None:
             return opened.command.epoch, opened.latest
         ended = self._unconfirmed.get(operation_id) or self._ended.get(operation_id)
-        return (ended.epoch, ended.report) if ended else (0, None)
+        return (ended.report.epoch, ended.report) if ended else (0, None)
 
     def _record_generation(self, job_id: str, generation: int) -> None:
         self._generations[job_id] = max(generation, self._generations.get(job_id, 0))
@@ -286,6 +284,21 @@ class AttemptRegistry:
 def _result_bytes(report: OperationReport) -> int:
     content = report.result_content.content if report.result_content else b""
     return len((report.result_json or "").encode()) + len(content)
+
+
+def _without_result(report: OperationReport) -> OperationReport:
+    """Return what is told of an attempt whose result is not kept, if it is asked for once more.
+
+    The broker has confirmed `report`, so this counts only if the queue with it was lost: without it
+    the operation would never end.
+    """
+    error = ErrorInfo.of(
+        ErrorCode.WORKER_ERROR,
+        "The report of the operation's end was lost on its way, and its worker does not keep the "
+        "result any more.",
+    )
+    lost = {"result_json": None, "result_content": None, "error": error}
+    return report.model_copy(update={"state": OperationState.FAILED, **lost})
 
 
 def _refusal(command: HostCommand) -> OperationReport | None:

@@ -49,6 +49,8 @@ class DiskWatch:
         self._engine_failing = False
         self._misses: dict[str, int] = {}
         """By container id, its failed measurements in a row."""
+        self._growing: dict[str, ContainerFacts] = {}
+        """Those that were measured last: an engine that is busy with one may not inspect it."""
 
     async def run(self) -> None:
         """Measure until cancelled; if the engine is away, try again in the next round."""
@@ -72,10 +74,11 @@ class DiskWatch:
 
         Raises `EngineUnavailableError` if there is no engine, and if volumes can't be measured.
         """
-        listed = await list_containers(self._runtime)
-        growing = [it for it in listed if it.running and it.fills_disk and _limit(it) is not None]
-        known = {facts.id for facts in growing}
-        self._misses = {id_: count for id_, count in self._misses.items() if id_ in known}
+        running = [it for it in await list_containers(self._runtime) if it.running]
+        running = [it if it.inspected else self._growing.get(it.id, it) for it in running]
+        growing = [it for it in running if it.fills_disk and _limit(it) is not None]
+        self._growing = {facts.id: facts for facts in growing}
+        self._misses = {id_: n for id_, n in self._misses.items() if id_ in self._growing}
         written = await self._measure(growing)
         left = [it for it in growing if not await self._is_over(it, written.get(it.id, 0))]
         with_volumes = [it for it in left if any(mount.on_disk for mount in it.mounts)]

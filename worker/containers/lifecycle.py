@@ -32,8 +32,8 @@ from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import dialogue_of
 
 LEASE_LOST = (
-    "The host's worker stopped the container, because its lease had run out: it reached no "
-    "dispatcher, which may then give the job to another host."
+    "The worker of the container's host lost its lease and stopped the container, because the "
+    "dispatcher may then give the job to another host."
 )
 HALT_S = 8.0
 """Seconds for stopping all containers that must not outlive the lease."""
@@ -266,7 +266,7 @@ class ContainerLifecycle:
         return True
 
     async def finish_removal(self, container_id: str) -> None:
-        """Remove a container that `list_own` has returned as dead."""
+        """Remove a container that was listed as dead."""
         await self._remove_id(container_id)
 
     async def _remove(self, facts: ContainerFacts) -> None:

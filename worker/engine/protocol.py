@@ -171,6 +171,8 @@ class ContainerFacts:
     """The devices that are bound to it, by uuid."""
     dead: bool = False
     """True if its removal began and failed, so that all that can be done is to remove it again."""
+    inspected: bool = True
+    """False if it is only listed, see `list_uninspected`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ class InventoryBuilder:
         """Return an item for each of our containers.
 
         Servers of the jobs `busy` are not probed, and nothing is concluded of their containers: a
-        server that works on an inference may not answer, and its silence would prove nothing.
+        server that works on an inference may not answer, and its silence would prove nothing. Jobs
+        may be added to `busy` until this returns.
         """
         ours = [(facts, facts.labels) for facts in containers if facts.labels is not None]
         idle = [(facts, labels) for facts, labels in ours if labels.job_id not in busy]
@@ -42,12 +43,16 @@ class InventoryBuilder:
                 facts.id: tasks.create_task(self._probe(facts, labels)) for facts, labels in idle
             }
         probed = {container_id: task.result() for container_id, task in asking.items()}
+        # Jobs on which operations have begun meanwhile are busy too.
+        still_idle = [(facts, labels) for facts, labels in idle if labels.job_id not in busy]
         unhealthy = {
             facts.id: _unhealthy(misses, labels)
-            for facts, labels in idle
+            for facts, labels in still_idle
             if (misses := self._record(facts, probed[facts.id])) is not None
         }
-        errors = _bounded(unhealthy | dying.result())
+        judged = {facts.id for facts, _ in still_idle}
+        dead = {key: error for key, error in dying.result().items() if key in judged}
+        errors = _bounded(unhealthy | dead)
         items = [self._item(facts, labels, probed.get(facts.id)) for facts, labels in ours]
         return [
             item.model_copy(

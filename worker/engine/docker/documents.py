@@ -194,6 +194,7 @@ class ListedContainerDocument(_Document):
             labels=labels,
             mounts=(),
             address=address,
+            inspected=False,
         )
 
 

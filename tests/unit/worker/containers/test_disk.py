@@ -17,7 +17,7 @@ from tests.support.worker.harness import VerbHarness, model
 from worker.attempts.attempt import Outcome
 from worker.containers import disk
 from worker.containers.disk import MISSES, DiskWatch
-from worker.engine.protocol import EngineUnavailableError
+from worker.engine.protocol import ContainerFacts, EngineUnavailableError
 
 LIMIT = 10 << 20
 
@@ -92,6 +92,30 @@ async def test_what_stays_within_its_limit_or_can_not_write_is_left_alone() -> N
         harness.container.disk = written
         await watch_of(harness).measure_all()
         assert harness.container.running
+
+
+async def test_a_container_that_can_not_be_inspected_any_more_is_measured_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What fills the disk also keeps the engine from inspecting it."""
+    monkeypatch.setattr("worker.engine.listing.INSPECT_S", 0.05)
+    harness = writer()
+    await loaded(harness)
+    watch = watch_of(harness)
+    await watch.measure_all()
+
+    async def inspect(ref: str) -> ContainerFacts:
+        del ref
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    really, harness.runtime.inspect = harness.runtime.inspect, inspect  # type: ignore[method-assign]
+    harness.container.disk = LIMIT + 1
+    await watch.measure_all()
+    harness.runtime.inspect = really  # type: ignore[method-assign]
+    assert not harness.container.running
+    health = harness.operations.containers.health
+    assert set(health.stop_causes) == {harness.container.id}
 
 
 async def test_a_container_that_is_started_again_may_end_for_another_reason() -> None:

@@ -216,9 +216,12 @@ async def test_while_too_much_of_what_ended_is_not_confirmed_no_command_is_taken
         await it.send(first, second)
         await it.settled(3)
     assert sum("infer" in one for one in it.harness.server.requests) == 2
-    assert [one.operation_id for one in it.broker.reports] == [
-        first.operation_id,
-        second.operation_id,
+    done, lost = OperationState.SUCCEEDED, OperationState.FAILED
+    assert [(one.operation_id, one.state) for one in it.broker.reports] == [
+        (first.operation_id, done),
+        (second.operation_id, done),
+        (first.operation_id, lost),
+        (second.operation_id, lost),
     ]
 
 

@@ -25,6 +25,7 @@ from worker.containers.health import MISSES, SPACING_S, ModelHealth
 from worker.containers.lifecycle import LEASE_LOST
 from worker.engine.protocol import EngineUnavailableError
 from worker.execution.deaths import LOG_CHARS
+from worker.model_server.client import ModelServer
 from worker.model_server.probes import ProbeResult, ProbeVerdict
 from worker.model_server.profiles import inventory_label, probe_in_label
 
@@ -226,6 +227,29 @@ async def test_a_loaded_model_that_does_not_answer_for_three_looks_is_unhealthy(
         it.harness.server.loaded = True
         assert not (await it.item()).unhealthy
         it.harness.server.loaded = False
+        assert not (await it.item()).unhealthy
+
+
+async def test_what_is_answered_while_an_operation_begins_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with inventory_harness() as it:
+        await it.harness.do(CREATE)
+        await it.harness.do(LOAD)
+        it.harness.server.loaded = False
+        really = ModelServer.probe
+
+        async def probe_meanwhile(server: ModelServer, *about: Any) -> ProbeResult:
+            attempt = it.registry.take(it.harness.command(INFER, input=1)).attempt
+            assert attempt is not None
+            found = await really(server, *about)
+            attempt.end(Outcome(OperationState.SUCCEEDED))
+            it.registry.close(attempt)
+            return found
+
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(ModelServer, "probe", probe_meanwhile)
+            assert [(await it.item()).unhealthy for _ in range(MISSES)] == [False] * MISSES
         assert not (await it.item()).unhealthy
 
 

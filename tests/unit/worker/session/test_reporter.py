@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 
+from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import (
     MAX_MESSAGE_BYTES,
     HostCommand,
@@ -215,10 +216,15 @@ def test_of_too_many_confirmed_results_the_oldest_is_dropped_and_does_not_run_ag
     reports = [end_of(registry, command, HALF) for command in commands]
     registry.confirmed(reports)
     first, second = (registry.take(command) for command in commands)
-    assert (first.decision, first.report) == (CommandDecision.REPEATED, None)
     assert (second.decision, second.report) == (CommandDecision.REPEATED, reports[1])
+    # If the queue with its confirmed report was lost, the operation must end all the same.
     asked = RepeatReport(operation_id=commands[0].operation_id, epoch=1)
-    assert registry.latest(asked) is None
+    again = registry.latest(asked)
+    assert again is not None
+    assert (first.decision, first.report) == (CommandDecision.REPEATED, again)
+    assert (again.seq, again.result_json, again.job_state) == (reports[0].seq, None, None)
+    assert again.error is not None
+    assert (again.state, again.error.code) == (OperationState.FAILED, ErrorCode.WORKER_ERROR)
     later = commands[0].model_copy(update={"epoch": 2})
     assert taken(registry, later) is CommandDecision.NEW
 
@@ -235,7 +241,9 @@ async def test_results_that_are_not_confirmed_are_kept_and_nothing_more_is_taken
     assert not await has_room(registry)
     registry.confirmed([first])
     assert await has_room(registry)
-    assert [registry.take(command).report for command in commands] == [None, second]
+    of_first, of_second = (registry.take(command).report for command in commands)
+    assert of_first is not None
+    assert (of_first.result_json, of_second) == (None, second)
 
 
 def test_an_attempt_says_nothing_after_its_end() -> None:
