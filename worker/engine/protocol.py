@@ -287,7 +287,8 @@ class ContainerRuntime(Protocol):
 
         The engine inspects a container only once nothing else works on it, and a start or a copy
         may hang; its list waits for nothing. What the list does not tell is empty: `mounts`,
-        `devices`, `fills_disk` and `oom_killed`. Includes and leaves out the same as `list_own`.
+        `devices`, `fills_disk` and `oom_killed`; and `inspected` is False. Includes and leaves out
+        the same as `list_own`.
         """
 
     async def wait_exit(self, container_id: str) -> ContainerExit:
