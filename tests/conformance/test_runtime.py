@@ -385,8 +385,8 @@ async def test_what_the_list_tells_of_a_container_is_what_an_inspection_tells(
     assert inspected[0].labels == labels
     assert inspected[1].address is not None
     assert (inspected[3].exit_code, inspected[4].running) == (3, False)
-    untold = {"mounts": (), "devices": (), "fills_disk": False, "oom_killed": False}
-    told = {one.id: replace(one, inspected=False, **untold) for one in inspected}
+    empty = [replace(one, mounts=(), devices=(), fills_disk=False) for one in inspected]
+    told = {one.id: replace(one, inspected=False, oom_killed=False) for one in empty}
 
     async def the_same() -> bool:
         return {facts.id: facts for facts in await uninspected(harness)} == told
