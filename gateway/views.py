@@ -157,6 +157,7 @@ def _memory(record: HostRecord) -> Amount | None:
         allocated=sum(held.all_memory for held in record.reservations),
         resident=record.memory_of_models,
         reserved=capacity.reserved_memory,
+        measured=record.memory_used,
     )
 
 

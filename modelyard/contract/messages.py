@@ -25,6 +25,7 @@ from modelyard.contract.capacity.footprints import Footprint
 from modelyard.contract.capacity.local_content import LocalContent
 from modelyard.contract.capacity.offers import (
     MAX_DEVICES,
+    Bytes,
     DeviceId,
     DeviceReading,
     HostCapacity,
@@ -516,6 +517,8 @@ class Heartbeat(Message):
     """Operations that the worker works on."""
     devices: Annotated[tuple[DeviceReading, ...], FailFast()] = Field((), max_length=MAX_DEVICES)
     """The last measurement of each device; one that is missing could not be measured."""
+    memory_used: Bytes | None = None
+    """Bytes of the host's memory in use by anyone; null if it was not measured."""
 
 
 class Event(Message):

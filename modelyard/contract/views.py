@@ -218,6 +218,9 @@ class Amount(Message):
     """The part of `allocated` that models hold only while they are loaded."""
     reserved: float = 0.0
     """What is kept for the system; `allocatable` is what remains."""
+    measured: float | None = None
+    """What was in use by anyone at the last heartbeat, the system and other programs on the host
+    among them; null: not measured, as processors are not."""
 
 
 class DeviceView(Message):

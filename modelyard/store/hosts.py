@@ -136,6 +136,7 @@ class Hosts:
                         "labels": online.labels,
                         "capacity": online.capacity.model_dump() if online.capacity else None,
                         "readings": [],
+                        "memory_used": None,
                         "engine": online.engine.model_dump(mode="json"),
                     },
                     "$push": {
@@ -169,6 +170,7 @@ class Hosts:
                         "labels": heartbeat.labels,
                         "running": heartbeat.running,
                         "readings": [one.model_dump() for one in heartbeat.devices],
+                        "memory_used": heartbeat.memory_used,
                     },
                     "$currentDate": {"last_seen": True, "measured_at": True},
                 },

@@ -491,6 +491,8 @@ class HostRecord(Record):
     """None until a worker that announces it has come online."""
     readings: tuple[DeviceReading, ...] = ()
     """The last measurement of each device."""
+    memory_used: int | None = None
+    """Bytes of its memory in use by anyone at the last heartbeat."""
     measured_at: datetime | None = None
     """When it came, by the database's clock."""
     freed_at: datetime | None = None

@@ -200,6 +200,19 @@ async def test_nothing_new_goes_to_a_tainted_device_until_it_is_free(store: Stor
     assert await store.hosts.hold(host, "j", 1, resident(2, devices={A: 1}))
 
 
+async def test_the_memory_in_use_is_of_the_last_heartbeat_of_this_boot(store: Store) -> None:
+    await online(store)
+    beat = Heartbeat(host_id="h", incarnation="boot", memory_used=70)
+    assert await store.hosts.beat([beat])
+    assert (await now(store)).memory_used == 70
+    await store.hosts.beat([beat.model_copy(update={"memory_used": None})])
+    assert (await now(store)).memory_used is None
+    await store.hosts.beat([beat])
+    facts = EngineFacts(version="1", api_version="1")
+    await store.hosts.come_online("h", "next boot", HostOnline(engine=facts))
+    assert (await now(store)).memory_used is None
+
+
 async def test_a_taint_counts_though_what_was_measured_is_too_old(store: Store) -> None:
     host = await online(store)
     await store.hosts.reserve(host, [asks("j")], token="t")

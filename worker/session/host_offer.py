@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from modelyard.contract.capacity.offers import DeviceReading
 from modelyard.contract.messages import EngineFacts, Heartbeat, HostOnline, InventoryItem
+from worker.devices.host_memory import memory_in_use
 from worker.devices.watch import DeviceWatch
 from worker.settings import WorkerSettings
 
@@ -42,6 +43,7 @@ class HostOffer:
             labels=self._settings.worker_labels,
             running=running,
             devices=self._devices.latest(),
+            memory_used=memory_in_use(),
         )
 
     def record_told(self, heartbeat: Heartbeat) -> None:

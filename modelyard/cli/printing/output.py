@@ -246,6 +246,7 @@ class Output:
                 f"{one.cpus.allocated:g}/{one.cpus.allocatable:g}" if one.cpus else "",
                 _part(one.memory),
                 _resident(one.memory),
+                _in_use(one.memory),
                 str(one.running),
                 _when(one.last_seen),
                 _drained(one.drain),
@@ -260,11 +261,13 @@ class Output:
             "cpus",
             "memory",
             "resident",
+            "used",
             "running",
             "seen",
             "drain",
         )
-        self._many(found, names, rows, least=("resident", "running", "seen", "cpus", "memory"))
+        least = ("used", "resident", "running", "seen", "cpus", "memory")
+        self._many(found, names, rows, least=least)
         if not self.as_json and any(one.devices for one in found):
             self._out.print()
             self._devices(found)
@@ -465,6 +468,13 @@ def _part(amount: Amount | None) -> str:
 
 def _resident(memory: Amount | None) -> str:
     return size_text(int(memory.resident)) if memory and memory.resident else ""
+
+
+def _in_use(memory: Amount | None) -> str:
+    """Return what anyone uses of a host's memory, as measured."""
+    if memory is None or memory.measured is None:
+        return ""
+    return size_text(int(memory.measured))
 
 
 def _loaded(device: DeviceView) -> str:

@@ -29,12 +29,13 @@ def two_models() -> HostRecord:
         devices=(Device(uuid="GPU-1", memory=8 * GIB),),
     )
     reading = DeviceReading(uuid="GPU-1", memory_used=6 * GIB, processes=2)
-    return there.model_copy(update={"capacity": capacity, "readings": (reading,)})
+    told = {"capacity": capacity, "readings": (reading,), "memory_used": 9 * GIB}
+    return there.model_copy(update=told)
 
 
-def test_the_memory_of_a_host_says_how_much_of_it_loaded_models_hold() -> None:
+def test_the_memory_of_a_host_says_what_loaded_models_hold_and_what_is_in_use() -> None:
     assert host_view(two_models()).memory == Amount(
-        allocatable=31 * GIB, allocated=6 * GIB, resident=3 * GIB, reserved=GIB
+        allocatable=31 * GIB, allocated=6 * GIB, resident=3 * GIB, reserved=GIB, measured=9 * GIB
     )
 
 
@@ -45,6 +46,7 @@ def test_hosts_are_printed_with_what_models_hold_and_the_processes_of_each_devic
     hosts, devices = capsys.readouterr().out.split("\n\n")
     assert cell(hosts, "memory") == "6/31 GiB"
     assert cell(hosts, "resident") == "3 GiB"
+    assert cell(hosts, "used") == "9 GiB"
     assert cell(devices, "allocated") == "5/8 GiB"
     assert cell(devices, "processes") == "2"
 
