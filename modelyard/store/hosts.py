@@ -12,7 +12,13 @@ from modelyard.contract.states import Admission, Liveness
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
 from modelyard.store.paging import NamedPage, names_after
-from modelyard.store.records import Document, HostRecord, JobRecord, reservations_of
+from modelyard.store.records import (
+    MEASURED_AFTER_S,
+    Document,
+    HostRecord,
+    JobRecord,
+    reservations_of,
+)
 
 KEPT_INCARNATIONS = 32
 
@@ -135,8 +141,6 @@ class Hosts:
                         "slots": online.slots,
                         "labels": online.labels,
                         "capacity": online.capacity.model_dump() if online.capacity else None,
-                        "readings": [],
-                        "memory_used": None,
                         "engine": online.engine.model_dump(mode="json"),
                     },
                     "$push": {
@@ -405,7 +409,7 @@ class Hosts:
                         }
                     },
                 },
-                [_changed(_is(job_id, generation), None), {"$set": {"freed_at": "$$NOW"}}],
+                [_noting_freed(_is(job_id, generation)), _changed(_is(job_id, generation), None)],
             )
         return done.matched_count == 1
 
@@ -416,6 +420,7 @@ class Hosts:
                 host_id: [_is(job_id, generation) for job_id, generation in pairs]
                 for host_id, pairs in leaving.items()
             },
+            used=True,
         )
 
     async def release_token(self, host_id: str, job_ids: Sequence[str], *, token: str) -> None:
@@ -431,13 +436,16 @@ class Hosts:
                     },
                 ],
             },
+            used=False,
         )
 
-    async def _drop(self, conditions: Mapping[str, list[Document]]) -> None:
+    async def _drop(self, conditions: Mapping[str, list[Document]], *, used: bool) -> None:
+        """Remove reservations; with `used`, what they held on devices may have been measured."""
         writes = [
             UpdateOne(
                 {"_id": host_id},
                 [
+                    *([_noting_freed({"$or": which})] if used else []),
                     {
                         "$set": {
                             "reservations": {
@@ -449,12 +457,7 @@ class Hosts:
                             },
                         },
                     },
-                    {
-                        "$set": {
-                            "slots_used": {"$sum": "$reservations.slots"},
-                            "freed_at": "$$NOW",
-                        }
-                    },
+                    {"$set": {"slots_used": {"$sum": "$reservations.slots"}}},
                 ],
             )
             for host_id, which in conditions.items()
@@ -481,6 +484,22 @@ def _untainted(devices: Collection[str]) -> Document:
         return {}
     tainted = {"uuid": {"$in": sorted(devices)}, "tainted": {"$type": "object"}}
     return {"readings": {"$not": {"$elemMatch": tainted}}}
+
+
+def _noting_freed(which: Document) -> Document:
+    """Return the stage that notes what reservations hold on devices, before they give it back.
+
+    What the last measurement does not count any more is forgotten.
+    """
+    counted = {
+        "$gt": ["$$one.at", {"$subtract": ["$measured_at", int(MEASURED_AFTER_S * 1_000)]}],
+    }
+    kept = {"$filter": {"input": {"$ifNull": ["$freed", []]}, "as": "one", "cond": counted}}
+    held = {"$and": [which, {"$gt": ["$$held.resident", None]}]}
+    leaving = {"$filter": {"input": "$reservations", "as": "held", "cond": held}}
+    freed = {"devices": "$$held.resident.devices", "at": "$$NOW"}
+    added = {"$map": {"input": leaving, "as": "held", "in": freed}}
+    return {"$set": {"freed": {"$concatArrays": [kept, added]}}}
 
 
 def _changed(which: Document, resident: Document | None) -> Document:

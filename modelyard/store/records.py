@@ -460,6 +460,15 @@ MEASURED_AFTER_S = 3.0
 two seconds."""
 
 
+class FreedDevices(Record):
+    """What a job held on devices until it gave it back."""
+
+    devices: Mapping[str, int]
+    """Bytes by uuid."""
+    at: datetime
+    """By the database's clock."""
+
+
 class DrainRecord(Record):
     """How a host is drained."""
 
@@ -469,8 +478,8 @@ class DrainRecord(Record):
 
 
 CALCULATED = (
-    "total", "room", "held_on_devices", "foreign_on_devices", "lasting_room", "used_part",
-    "held_by", "memory_of_models",
+    "total", "room", "held_on_devices", "used_on_devices", "foreign_on_devices",
+    "lasting_room", "used_part", "held_by", "memory_of_models",
 )  # fmt: skip
 """What is calculated from the other fields of a host, when it is first asked for."""
 
@@ -495,8 +504,8 @@ class HostRecord(Record):
     """Bytes of its memory in use by anyone at the last heartbeat."""
     measured_at: datetime | None = None
     """When it came, by the database's clock."""
-    freed_at: datetime | None = None
-    """When a job has given something back last, by the same clock."""
+    freed: tuple[FreedDevices, ...] = ()
+    """What was given back so lately that the last measurement may still count it."""
     labels: dict[str, str] = Field(default_factory=dict)
     images: frozenset[str] = frozenset()
     """Full references of images that it has, as its worker tells."""
@@ -518,7 +527,7 @@ class HostRecord(Record):
     @cached_property
     def room(self) -> Room:
         """What it has left, by its reservations and by what was measured."""
-        return room_left(self.total, self.reservations, self.current_readings, self.taints)
+        return room_left(self.total, self.reservations, self.used_on_devices, self.taints)
 
     @property
     def taints(self) -> Mapping[str, DeviceTaint]:
@@ -536,11 +545,31 @@ class HostRecord(Record):
         return sum(one.resident.memory for one in self.reservations if one.resident)
 
     @cached_property
+    def used_on_devices(self) -> Mapping[str, int]:
+        """Bytes in use by anyone, as last measured, by device, without what was freed since.
+
+        Memory that a model has just left would count as that of somebody else.
+        """
+        used = {one.uuid: one.memory_used for one in self.readings}
+        for freed in self.freed:
+            if self._may_count(freed):
+                for uuid in used.keys() & freed.devices.keys():
+                    used[uuid] = max(0, used[uuid] - freed.devices[uuid])
+        return used
+
+    def _may_count(self, freed: FreedDevices) -> bool:
+        """Tell whether the last measurement may be from before this was given back."""
+        if self.measured_at is None:
+            return True
+        return (self.measured_at - freed.at).total_seconds() <= MEASURED_AFTER_S
+
+    @cached_property
     def foreign_on_devices(self) -> Counter[str]:
         """Bytes that others than jobs use, as measured, by device: unloading does not free them."""
-        used = {one.uuid: one.memory_used for one in self.current_readings}
         held = self.held_on_devices
-        return Counter({uuid: max(0, amount - held[uuid]) for uuid, amount in used.items()})
+        return Counter(
+            {uuid: max(0, amount - held[uuid]) for uuid, amount in self.used_on_devices.items()}
+        )
 
     @cached_property
     def lasting_room(self) -> Room:
@@ -551,15 +580,15 @@ class HostRecord(Record):
     def without(self, leaving: Collection[str]) -> Self:
         """Return the host as it will be once these jobs have left it."""
         staying = tuple(one for one in self.reservations if one.job_id not in leaving)
-        changes: Document = {"reservations": staying}
-        if self.current_readings:
-            # What others use stays too, as far as anybody knows.
-            used = held_on_devices(staying) + self.foreign_on_devices
-            changes["freed_at"] = None
-            changes["readings"] = tuple(
-                one.model_copy(update={"memory_used": used[one.uuid]})
-                for one in self.current_readings
-            )
+        # What others use stays too, as far as anybody knows.
+        used = held_on_devices(staying) + self.foreign_on_devices
+        changes: Document = {
+            "reservations": staying,
+            "freed": (),
+            "readings": tuple(
+                one.model_copy(update={"memory_used": used[one.uuid]}) for one in self.readings
+            ),
+        }
         return self.model_copy(update=changes)
 
     @property
@@ -576,17 +605,6 @@ class HostRecord(Record):
     def held_by(self) -> Mapping[str, Reservation]:
         """What each job holds here: no job has two reservations on one host."""
         return {one.job_id: one for one in self.reservations}
-
-    @property
-    def current_readings(self) -> tuple[DeviceReading, ...]:
-        """The measurements that decisions go by: none from before something was given back.
-
-        Memory that a model has just left would count as that of somebody else.
-        """
-        if self.freed_at is None or self.measured_at is None:
-            return self.readings
-        fresh = (self.measured_at - self.freed_at).total_seconds() > MEASURED_AFTER_S
-        return self.readings if fresh else ()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; what was calculated for the original does not go with it."""

@@ -200,17 +200,26 @@ async def test_nothing_new_goes_to_a_tainted_device_until_it_is_free(store: Stor
     assert await store.hosts.hold(host, "j", 1, resident(2, devices={A: 1}))
 
 
-async def test_the_memory_in_use_is_of_the_last_heartbeat_of_this_boot(store: Store) -> None:
+async def test_the_memory_in_use_is_of_the_last_heartbeat(store: Store) -> None:
     await online(store)
     beat = Heartbeat(host_id="h", incarnation="boot", memory_used=70)
     assert await store.hosts.beat([beat])
     assert (await now(store)).memory_used == 70
     await store.hosts.beat([beat.model_copy(update={"memory_used": None})])
     assert (await now(store)).memory_used is None
-    await store.hosts.beat([beat])
-    facts = EngineFacts(version="1", api_version="1")
-    await store.hosts.come_online("h", "next boot", HostOnline(engine=facts))
-    assert (await now(store)).memory_used is None
+
+
+async def test_what_was_measured_counts_until_the_next_boot_has_measured(store: Store) -> None:
+    await online(store)
+    reading = DeviceReading(uuid=A, memory_used=70, tainted=DeviceTaint(memory=70))
+    await store.hosts.beat([Heartbeat(host_id="h", incarnation="boot", devices=(reading,))])
+    again = HostOnline(capacity=CAPACITY, engine=EngineFacts(version="1", api_version="1"))
+    assert await store.hosts.come_online("h", "next boot", again)
+    there = await now(store)
+    assert there.room.devices[A].free == 10
+    assert not await store.hosts.reserve(there, [asks("new", a=0)], token="t"), "tainted"
+    await store.hosts.beat([Heartbeat(host_id="h", incarnation="next boot")])
+    assert (await now(store)).room.devices[A].free == 80
 
 
 async def test_a_taint_counts_though_what_was_measured_is_too_old(store: Store) -> None:
@@ -220,7 +229,6 @@ async def test_a_taint_counts_though_what_was_measured_is_too_old(store: Store) 
     await store.hosts.beat([Heartbeat(host_id="h", incarnation="boot", devices=(reading,))])
     await store.hosts.release({"h": [("j", 1)]})
     there = await now(store)
-    assert there.current_readings == ()
     assert there.room.devices[A].tainted == DeviceTaint(memory=70)
 
 
@@ -270,32 +278,45 @@ async def test_the_ledger_never_exceeds_what_there_is(store: Store, seed: int) -
     assert loaded > 20, "a test in which hardly anything was held would prove nothing"
 
 
-async def test_what_was_measured_before_something_was_given_back_says_nothing(
-    store: Store,
-) -> None:
+async def test_what_was_given_back_is_not_counted_as_that_of_somebody_else(store: Store) -> None:
     host = await online(store)
     beat = Heartbeat(
         host_id="h",
         incarnation="boot",
-        devices=(DeviceReading(uuid=A, memory_used=70),),
+        devices=(DeviceReading(uuid=A, memory_used=70), DeviceReading(uuid=B, memory_used=30)),
     )
-    await store.hosts.reserve(host, [asks("j")], token="t")
+    assert await store.hosts.reserve(host, [asks("j"), asks("cpu", cpus=1)], token="t")
+    assert await store.hosts.reserve(host, [asks("failed", a=5)], token="not used")
+    assert await store.hosts.hold(host, "j", 1, resident(1, devices={A: 10}))
     await store.hosts.beat([beat])
-    assert (await now(store)).room.devices[A].free == 10, "somebody else uses it"
-    await store.hosts.hold(host, "j", 1, resident(1, devices={A: 10}))
-    await store.hosts.let_go("h", "j", 1, before=2)
-    assert (await now(store)).room.devices[A].free == 80
+    assert (await now(store)).room.devices[A].free == 10, "somebody else uses 55 to 70"
+    await store.hosts.release({"h": [("cpu", 1)]})
+    await store.hosts.release_token("h", ["failed"], token="not used")
+    assert (await now(store)).room.devices[A].free == 10, "nothing of it has been used"
+    assert await store.hosts.let_go("h", "j", 1, before=2)
     await store.hosts.beat([beat])
     there = await now(store)
-    assert there.room.devices[A].free == 80, "it may have been measured before"
-    assert there.freed_at is not None
-    later = there.freed_at + timedelta(seconds=MEASURED_AFTER_S + 1)
+    assert there.room.devices[A].free == 20, "it may have been measured before"
+    assert there.room.devices[B].free == 10
+    assert there.foreign_on_devices == {A: 60, B: 30}
+    (freed,) = there.freed
+    later = freed.at + timedelta(seconds=MEASURED_AFTER_S + 1)
     assert there.model_copy(update={"measured_at": later}).room.devices[A].free == 10
-    await store.hosts.release({"h": [("j", 1)]})
-    again = await now(store)
-    assert again.freed_at is not None
-    assert again.freed_at >= there.freed_at
 
+
+async def test_what_measurements_count_no_more_is_forgotten(store: Store) -> None:
+    host = await online(store)
+    for turn in range(4):
+        assert await store.hosts.reserve(host, [asks(f"j-{turn}", a=1)], token="t")
+        await store.hosts.release({"h": [(f"j-{turn}", 1)]})
+    assert len((await now(store)).freed) == 4, "nothing was measured yet"
+    await store.hosts.beat([Heartbeat(host_id="h", incarnation="boot")])
+    connection = store.hosts._connection.collection("hosts")
+    moment = (await now(store)).freed[-1].at + timedelta(seconds=MEASURED_AFTER_S + 1)
+    await connection.update_one({"_id": "h"}, {"$set": {"measured_at": moment}})
+    assert await store.hosts.reserve(host, [asks("last", a=1)], token="t")
+    await store.hosts.release({"h": [("last", 1)]})
+    assert len((await now(store)).freed) == 1
 
 async def test_what_a_host_has_at_hand_is_replaced_and_bounded(store: Store) -> None:
     await online(store)

@@ -20,7 +20,6 @@ from modelyard.contract.capacity.needs import ContainerNeed, ResidentNeed
 from modelyard.contract.capacity.offers import (
     Bytes,
     DeviceId,
-    DeviceReading,
     DeviceTaint,
     HostCapacity,
 )
@@ -229,14 +228,14 @@ def total_room(slots: int | None, capacity: HostCapacity | None) -> Room:
 def room_left(
     total: Room,
     allocations: Sequence[Allocation],
-    readings: Iterable[DeviceReading] = (),
+    used: Mapping[str, int] = MappingProxyType({}),
     taints: Mapping[str, DeviceTaint] = MappingProxyType({}),
 ) -> Room:
     """Return what is left of a host.
 
-    Of a device, what is measured counts as well: somebody else may use it. Free is what is left of
-    the memory after the larger one of allocated and measured: what jobs hold and do not use yet is
-    not free, and what is used and held by no job neither.
+    `used` are the bytes of each device, by uuid, that were measured to be in use: somebody else may
+    use it. Free is what is left of the memory after the larger one of allocated and measured: what
+    jobs hold and do not use yet is not free, and what is used and held by no job neither.
     """
     slots = millicpus = memory = 0
     taken, bound = held_on_devices(allocations), Counter[str]()
@@ -246,7 +245,6 @@ def room_left(
         memory += one.all_memory
         for uuid in one.devices:
             bound[uuid] += 1
-    measured = {one.uuid: one.memory_used for one in readings}
     return Room(
         _less(total.slots, slots),
         _less(total.millicpus, millicpus),
@@ -254,7 +252,7 @@ def room_left(
         {
             uuid: DeviceRoom(
                 one.memory,
-                min(one.free - taken[uuid], one.memory - measured.get(uuid, 0)),
+                min(one.free - taken[uuid], one.memory - used.get(uuid, 0)),
                 one.bound + bound[uuid],
                 one.untouched and uuid not in taken,
                 taints.get(uuid),
