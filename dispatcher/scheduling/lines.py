@@ -308,11 +308,11 @@ class Lines:
 
     def _evict(self) -> None:
         """Drop the jobs that were not used for the longest time, down to the bounds."""
-        for job_id in list(self._held):
-            if self._operations <= MAX_OPERATIONS and len(self._held) <= MAX_JOBS:
+        while self._operations > MAX_OPERATIONS or len(self._held) > MAX_JOBS:
+            oldest = next((one for one in self._held if one not in self._entering), None)
+            if oldest is None:
                 return
-            if job_id not in self._entering:
-                self._drop(job_id)
+            self._drop(oldest)
 
     def _mark_changed(self, job_id: str) -> None:
         for loading in self._loading:

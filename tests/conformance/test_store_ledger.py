@@ -318,6 +318,7 @@ async def test_what_measurements_count_no_more_is_forgotten(store: Store) -> Non
     await store.hosts.release({"h": [("last", 1)]})
     assert len((await now(store)).freed) == 1
 
+
 async def test_what_a_host_has_at_hand_is_replaced_and_bounded(store: Store) -> None:
     await online(store)
     await store.hosts.note_local_content({"h": LocalContent(images=("a", "b"), datasets=("/d",))})

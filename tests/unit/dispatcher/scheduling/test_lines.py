@@ -1,7 +1,10 @@
 """The jobs in memory: what is held, what drops it, what may not overwrite it, and how much."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -9,10 +12,10 @@ from dispatcher.scheduling import lines as bounds
 from dispatcher.scheduling.lines import Lines, LinesRead
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.contract.states import JobState, OperationState, Verb
-from modelyard.store.jobs import LINE_HEAD, JobEffect
+from modelyard.store.jobs import LINE_HEAD, JobEffect, JobLines
 from modelyard.store.operation_writes import DispatchClaim
 from modelyard.store.operations import QueuedEnding
-from modelyard.store.records import JobRecord, NewOperation, OperationRecord
+from modelyard.store.records import JobLine, JobRecord, NewOperation, OperationRecord
 from tests.fakes.broker_links import Call, Fate
 from tests.support.dispatcher.parts import HOST, INCARNATION, JOB, DispatcherParts, new_operation
 
@@ -649,3 +652,29 @@ async def test_inputs_beyond_the_budget_stay_in_the_record(
     await parts.lines.read([JOB])
     parts.lines.append(first)
     assert inputs_at_hand(parts.lines) == [True]
+
+
+async def test_a_new_operation_costs_the_same_however_many_jobs_are_in_memory() -> None:
+    few, many = await cost_of_appending(among=100), await cost_of_appending(among=10_000)
+    assert many < few * 5
+
+
+async def cost_of_appending(*, among: int) -> float:
+    """Return the seconds of processor time, the least of three, for 200 new operations."""
+
+    async def read(job_ids: Sequence[str]) -> JobLines:
+        jobs = (JobRecord(job_id=job_id) for job_id in job_ids)
+        return JobLines(tuple(JobLine(job=job, operations=()) for job in jobs), frozenset())
+
+    store: Any = SimpleNamespace(jobs=SimpleNamespace(lines=read))
+    lines = Lines(store)
+    await lines.read([f"job-{number}" for number in range(among)])
+    least = float("inf")
+    for _ in range(3):
+        operations = [queued(new_operation(job_id="job-0")) for _ in range(200)]
+        began = time.process_time()
+        for operation in operations:
+            lines.append(operation)
+        least = min(least, time.process_time() - began)
+    assert len(held(lines, "job-0")) == 600
+    return least
