@@ -71,6 +71,8 @@ else
 # Written by setup.sh; docs/compose.md has all the variables.
 COMPOSE_PROJECT_NAME=modelyard
 COMPOSE_PROFILES=core
+# On a machine with NVIDIA's GPUs: compose.yaml:compose.gpu.yaml
+COMPOSE_FILE=compose.yaml
 MODELYARD_IMAGES=$images
 MODELYARD_VERSION=$version
 MODELYARD_HOST_ID=$here

@@ -18,7 +18,8 @@ PREFIX = "modelyard"
 
 _DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 _FILES = ("pyproject.toml", "requirements.lock", "README.md", "LICENSE")
-_FOLDERS = ("modelyard", "gateway", "dispatcher", "worker", "deploy/systemd")
+_SHARED = ("deploy/grafana", "deploy/nginx", "deploy/prometheus", "deploy/systemd")
+_FOLDERS = ("modelyard", "gateway", "dispatcher", "worker", *_SHARED)
 _STAND_INS = Path(__file__).parent / "stand_ins"
 _MONGOD = ROOT / "deploy" / "local" / "requirements.txt"
 

@@ -9,7 +9,9 @@ import sys
 from typing import Annotated
 
 import typer
-from typer._click.exceptions import UsageError  # typer has no public name for it
+from typer import _click as click  # typer has no public names for what it has of click
+from typer._click.exceptions import UsageError
+from typer.core import TyperGroup
 
 from modelyard import __version__
 from modelyard.cli import hosts, jobs, operations
@@ -76,7 +78,32 @@ commands.command("cordon")(hosts.cordon)
 commands.command("uncordon")(hosts.uncordon)
 commands.command("drain")(hosts.drain)
 commands.command("doctor")(doctor)
-delete = typer.Typer(no_args_is_help=True, help="Delete what has ended, once nothing needs it.")
+
+
+_DELETED_ELSEWHERE = {
+    "model": "models delete",
+    "dataset": "datasets delete",
+    "dead-letter": "dead-letters delete",
+    "key": "keys revoke",
+}
+
+
+class DeleteGroup(TyperGroup):
+    """The commands `modelyard delete`; names the command that deletes what these don't."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is meant; raises `UsageError`."""
+        if (command := _DELETED_ELSEWHERE.get(args[0])) is not None:
+            name = args[1] if len(args) > 1 else "NAME"
+            ctx.fail(f"Use `modelyard {command} {name}`.")
+        return super().resolve_command(ctx, args)
+
+
+delete = typer.Typer(
+    cls=DeleteGroup, no_args_is_help=True, help="Delete what has ended, once nothing needs it."
+)
 delete.command("job")(jobs.delete)
 delete.command("operation")(operations.delete)
 delete.command("host")(hosts.delete)

@@ -20,8 +20,10 @@ from modelyard.cli.options import (
 )
 from modelyard.cli.printing.contents import described_content
 from modelyard.cli.session import (
+    ended_without_success,
     finish,
     followed,
+    has_result,
     operation_of,
     operations_listed,
     session_of,
@@ -60,13 +62,25 @@ def delete(ctx: Context, operation: Annotated[str, typer.Argument(help="The oper
     session_of(ctx).yard.delete_operation(operation)
 
 
-def retry(ctx: Context, operation: OperationOrJob, *, wait: Wait = False, key: Key = None) -> None:
+def retry(
+    ctx: Context,
+    operation: Annotated[
+        str,
+        typer.Argument(
+            metavar=OPERATION_OR_JOB,
+            help="The operation; or its job: the newest of the job's that ended without success.",
+        ),
+    ],
+    *,
+    wait: Wait = False,
+    key: Key = None,
+) -> None:
     """Submit the request of an operation that ended without success again.
 
     It becomes a new operation. --wait shows its phases and prints its answer.
     """
     session = session_of(ctx)
-    operation_id = operation_of(session, operation)
+    operation_id = operation_of(session, operation, ended_without_success)
     finish(session, session.yard.retry(operation_id, idempotency_key=key), wait=wait)
 
 
@@ -108,7 +122,7 @@ def result(
     is.
     """
     session = session_of(ctx)
-    content = session.yard.content(operation_of(session, operation, for_its_result=True))
+    content = session.yard.content(operation_of(session, operation, has_result))
     if output is None:
         session.out.content(content)
     else:

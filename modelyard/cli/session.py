@@ -209,16 +209,18 @@ def jobs_listed(session: Session, filters: JobFilters) -> Part[JobView]:
 # --- an operation of a job ---
 
 
-def operation_of(session: Session, given: str, *, for_its_result: bool = False) -> str:
+def operation_of(
+    session: Session, given: str, fits: Callable[[OperationView], bool] | None = None
+) -> str:
     """Return the id of an operation that is given by its id, or by its job where it is clear.
 
-    Of a job it is the one that has not ended, and if all have ended the newest;
-    `for_its_result` it is the newest that has one. Raises `AmbiguousJobError` if several have not
-    ended, and `ApiError` if there is no such job.
+    Of a job it is the newest that `fits`; without `fits` the one that has not ended. If there is no
+    such operation it is the newest. Raises `AmbiguousJobError` if several have not ended, and
+    `ApiError` if there is no such job.
     """
     if re.fullmatch(OPERATION_ID_PATTERN, given):
         return given
-    chosen = _with_result(session, given) if for_its_result else _open(session, given)
+    chosen = _newest(session, given, fits) if fits else _open(session, given)
     if chosen is None:
         newest = session.yard.operations(job_id=given, limit=1).operations
         chosen = newest[0] if newest else None
@@ -242,17 +244,27 @@ def _open(session: Session, job_id: str) -> OperationView | None:
     return next(iter(found.values()), None)
 
 
-def _with_result(session: Session, job_id: str) -> OperationView | None:
-    """Return the newest operation of a job that has a result."""
+def has_result(operation: OperationView) -> bool:
+    """Tell whether an operation has a result."""
+    return operation.result_bytes is not None
+
+
+def ended_without_success(operation: OperationView) -> bool:
+    """Tell whether an operation has ended in a way that it can be retried."""
+    return operation.state.terminal and operation.state is not OperationState.SUCCEEDED
+
+
+def _newest(
+    session: Session, job_id: str, fits: Callable[[OperationView], bool]
+) -> OperationView | None:
+    """Return the newest operation of a job that fits."""
     cursor: str | None = None
     while True:
         page = session.yard.operations(job_id=job_id, limit=LARGEST_PAGE, cursor=cursor)
-        having = [one for one in page.operations if one.result_bytes is not None]
-        if having:
-            return having[0]
+        found = next((one for one in page.operations if fits(one)), None)
         cursor = page.next
-        if cursor is None:
-            return None
+        if found is not None or cursor is None:
+            return found
 
 
 class AmbiguousJobError(Exception):

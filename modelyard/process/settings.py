@@ -149,11 +149,15 @@ class ConfiguredSettings(BaseSettings):
 
     @classmethod
     def _files(cls, kind: type[BaseSettings]) -> tuple[SecretFiles, ConfigFile]:
-        file = config_file(os.environ)
-        return (
-            SecretFiles(kind, os.environ),
-            ConfigFile(kind, file, foreign_keys=cls.foreign_keys),
+        secret_files = SecretFiles(kind, os.environ)
+        overridden = {_field_at(cls, place) for place in Environment(kind)()}
+        file = ConfigFile(
+            kind,
+            config_file(os.environ),
+            overridden=overridden | set(secret_files.origins),
+            foreign_keys=cls.foreign_keys,
         )
+        return secret_files, file
 
     @classmethod
     def origins(cls) -> dict[str, Origin]:

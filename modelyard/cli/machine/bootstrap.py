@@ -7,6 +7,7 @@ from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.validation import first_errors
 from modelyard.store import Store
 from modelyard.store.api_keys import NewApiKeyRecord
+from modelyard.store.doctor.reaching import reaching
 
 STORE_TIMEOUT_S = 5.0
 
@@ -16,8 +17,8 @@ async def bootstrap_key(
 ) -> CreatedApiKey | list[str]:
     """Return a new admin key, or the ids of valid keys that may create others, unless `force`.
 
-    Raises `ValueError` for a URL, a name or an expiry that can't be used, `StoreUnavailableError`
-    and `StoreUnreadableError`.
+    Raises `ValueError` for a URL, a user of MongoDB, a name or an expiry that can't be used,
+    `StoreUnavailableError` and `StoreUnreadableError`.
     """
     try:
         request = NewApiKey(name=name, role=Role.ADMIN, expires_in_s=expires_in_s)
@@ -25,11 +26,12 @@ async def bootstrap_key(
         raise ValueError(f"The key was not created. {first_errors(error)}") from error
     store = Store(mongo_url, name="keys", timeout_s=STORE_TIMEOUT_S)
     try:
-        valid = await store.api_keys.active_with(Scope.KEYS_ADMIN)
-        if valid and not force:
-            return [record.key_id for record in valid]
-        key = ApiKey.new()
-        record = await store.api_keys.add(NewApiKeyRecord.of(key, request))
+        with reaching(mongo_url):
+            valid = await store.api_keys.active_with(Scope.KEYS_ADMIN)
+            if valid and not force:
+                return [record.key_id for record in valid]
+            key = ApiKey.new()
+            record = await store.api_keys.add(NewApiKeyRecord.of(key, request))
     finally:
         store.close()
     return CreatedApiKey(api_key=key.text, key=record.view())

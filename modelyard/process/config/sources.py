@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -137,13 +137,23 @@ class SecretFiles(PydanticBaseSettingsSource):
 class ConfigFile(TomlConfigSettingsSource):
     """The settings in a TOML file. A secret may be in a file of its own there too."""
 
-    def __init__(self, kind: Kind, path: Path | None, *, foreign_keys: bool = False) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        path: Path | None,
+        *,
+        overridden: Collection[str] = (),
+        foreign_keys: bool = False,
+    ) -> None:
         """Read the file, if one is named; raises `WrongSettingsError`.
 
+        `overridden` are the fields that the environment sets: files of their secrets are not read,
+        because a service that gets a secret from systemd may not be able to read root's file.
         A key that is no setting is an error, except with `foreign_keys`: then the file is another
         program's too.
         """
         self._kind = kind
+        self._overridden = overridden
         self._foreign_keys = foreign_keys
         self.origins: dict[str, Origin] = {}
         if path is not None and not path.is_file():
@@ -169,24 +179,26 @@ class ConfigFile(TomlConfigSettingsSource):
             field = known.get(key) or files.get(key)
             if field is None:
                 continue
-            if field in read:
+            if field in self.origins:
                 both = f"{key.removesuffix(IN_FILE.lower())} and its file are both set"
                 raise WrongSettingsError(f"{path}: {both}: give only one.")
             origin = Origin(OriginKind.FILE, key, config_file=str(path))
             if key in files:
-                origin, value = _named_secret(path, key, value)  # noqa: PLW2901 - what it names
-            read[field] = value
+                origin = _named_secret(path, key, value)
+                if field not in self._overridden:
+                    read[field] = _secret(Path(str(origin.secret_file)), origin)
+            else:
+                read[field] = value
             self.origins[field] = origin
         return read
 
 
-def _named_secret(config: Path, key: str, named: object) -> tuple[Origin, str]:
-    """Return a secret from the file that a key of the TOML file names, from there on."""
+def _named_secret(config: Path, key: str, named: object) -> Origin:
+    """Return the file of a secret that a key of the TOML file names, from the latter's folder."""
     if not isinstance(named, str) or not named:
         raise WrongSettingsError(f"{config}: {key} is wrong: expected the path of a file.")
     file = config.parent / Path(named).expanduser()
-    origin = Origin(OriginKind.FILE, key, config_file=str(config), secret_file=str(file))
-    return origin, _secret(file, origin)
+    return Origin(OriginKind.FILE, key, config_file=str(config), secret_file=str(file))
 
 
 def _refuse_unknown(path: Path, given: Mapping[str, object], known: list[str]) -> None:

@@ -28,6 +28,7 @@ from pymongo.write_concern import WriteConcern
 
 from modelyard.contract.errors import StoreUnavailableError
 from modelyard.store.connection import DEFAULT_DATABASE, UNUSABLE_URL
+from modelyard.store.doctor.reaching import silent
 
 FORMAT = 1
 BATCH_BYTES = 8 << 20
@@ -200,6 +201,6 @@ def _database(url: str) -> Generator[Database[RawBSONDocument]]:
             ) from error
         raise StoreUnavailableError(f"MongoDB could not do it: {error}") from error
     except PyMongoError as error:
-        raise StoreUnavailableError(f"MongoDB does not answer: {error}") from error
+        raise silent(url) from error
     finally:
         client.close()

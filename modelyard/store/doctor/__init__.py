@@ -1,1 +1,1 @@
-"""Checks of the database for the doctor."""
+"""Checks of the database for the doctor, and why a command did not reach it."""

@@ -115,11 +115,19 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Environments:
     return Environments(wheel, folder)
 
 
-def test_the_wheel_has_the_product_and_the_units_and_no_tests(environments: Environments) -> None:
+def test_the_wheel_has_the_product_and_what_runs_beside_it_and_no_tests(
+    environments: Environments,
+) -> None:
     with zipfile.ZipFile(environments.wheel) as opened:
         names = opened.namelist()
-    units = {name.rpartition("/")[2] for name in names if "/data/share/modelyard/systemd/" in name}
-    assert units == {one.name for one in (ROOT / "deploy" / "systemd").iterdir()}
+    shared = {name.partition("/data/share/modelyard/")[2] for name in names} - {""}
+    deploy = ROOT / "deploy"
+    assert shared == {
+        str(one.relative_to(deploy))
+        for folder in ("grafana", "nginx", "prometheus", "systemd")
+        for one in (deploy / folder).rglob("*")
+        if one.is_file()
+    }
     others = [name for name in names if not name.startswith((*PACKAGES, "modelyard-"))]
     assert others == []
     for package in PACKAGES:

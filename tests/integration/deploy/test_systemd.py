@@ -37,16 +37,13 @@ def run(*command: str | Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize(("service", "_settings"), SERVICES)
-def test_a_unit_has_no_mistakes(
-    analyze: str, tmp_path: Path, service: str, _settings: object
-) -> None:
-    name = f"modelyard-{service}.service"
+@pytest.mark.parametrize("name", sorted(one.name for one in UNITS.iterdir()))
+def test_a_unit_has_no_mistakes(analyze: str, tmp_path: Path, name: str) -> None:
     text = (UNITS / name).read_text()
     # Where this environment has its commands.
     commands = str(Path(sys.executable).parent)
     (tmp_path / name).write_text(text.replace("/opt/modelyard/bin", commands))
-    done = run(analyze, "verify", "--man=no", tmp_path / name)
+    done = run(analyze, "verify", "--man=no", tmp_path / name.replace("@.", "@1."))
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -73,3 +70,15 @@ def test_a_unit_gives_its_service_the_file_and_each_secret(
         assert f"{variable(settings, field)}{IN_FILE}=%d/{name}" in text
         assert credentials.pop(name) == f"/etc/modelyard/secrets/{service}-{name}"
     assert credentials == {}
+
+
+def test_one_of_several_gateways_differs_from_the_only_one_by_its_ports() -> None:
+    only = (UNITS / "modelyard-gateway.service").read_text().splitlines()
+    one_of_several = (UNITS / "modelyard-gateway@.service").read_text().splitlines()
+    added = [line for line in one_of_several if line not in only and not line.startswith("#")]
+    own = "MODELYARD_GATEWAY_SHARE_PORT=true MODELYARD_GATEWAY_METRICS_ADDRESS=127.0.0.1:919%i"
+    assert added == ["Description=Modelyard gateway %i", f"Environment={own}"]
+    missing = [line for line in only if line not in one_of_several and not line.startswith("#")]
+    assert missing == ["Description=Modelyard gateway"]
+    variables = {variable(GatewaySettings, name) for name in GatewaySettings.model_fields}
+    assert set(re.findall("MODELYARD_GATEWAY[A-Z_]*", added[1])) <= variables

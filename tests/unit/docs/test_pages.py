@@ -7,9 +7,14 @@ from typing import get_args
 import pytest
 
 from dispatcher.events import HostFact
+from dispatcher.settings import DispatcherSettings
+from gateway.settings import GatewaySettings
 from modelyard.contract.errors import SENTENCES
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.contract.topology import DEAD_QUEUE, EXCHANGES, HEARTBEATS_QUEUE, JOBS_QUEUE
+from modelyard.process.config.sources import key_of, variable
+from modelyard.process.settings import ProcessSettings
+from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 STATES = (ROOT / "docs/states.md").read_text()
@@ -63,6 +68,13 @@ def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", goal.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
             assert anchor in anchors, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("kind", [GatewaySettings, DispatcherSettings, WorkerSettings])
+def test_every_setting_is_on_a_page(kind: type[ProcessSettings]) -> None:
+    words = {word for page in PAGES for word in re.findall(r"\w+", page.read_text())}
+    fields = kind.model_fields
+    assert [one for one in fields if not {variable(kind, one), key_of(kind, one)} & words] == []
 
 
 def named_tests(page: Path) -> list[tuple[str, str]]:

@@ -110,6 +110,12 @@ def test_seconds_that_are_no_number_are_wrong_usage(
         (("infer", "j-1", "--dataset", "d", "--upload", __file__), "a job has its dataset"),
         (("infer", "j-1", "--input", "null"), "null is no input"),
         (("infer", "j-1", "--input", "@"), "@ stands before the name of a file"),
+        (("delete", "model", "m"), "`modelyard models delete m`"),
+        (("delete", "dataset", "d"), "`modelyard datasets delete d`"),
+        (("delete", "dead-letter", "i"), "`modelyard dead-letters delete i`"),
+        (("delete", "key", "k"), "`modelyard keys revoke k`"),
+        (("delete", "model"), "`modelyard models delete NAME`"),
+        (("delete", "opration", "o"), "operation"),
     ],
 )
 def test_wrong_usage_is_told_by_its_cause(

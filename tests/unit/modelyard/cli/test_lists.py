@@ -202,3 +202,12 @@ def test_a_job_stands_for_its_newest_result_however_old(listing: Listing) -> Non
     listing.gateway.operations = [*operations(*[OperationState.CANCELLED] * 299), with_result]
     listing("result", "j")
     assert listing.gateway.asked[-1].url.path.endswith(f"{with_result.operation_id}/result")
+
+
+def test_a_job_stands_for_the_newest_operation_that_can_be_retried(listing: Listing) -> None:
+    states = [OperationState.RUNNING, OperationState.SUCCEEDED, OperationState.TIMED_OUT]
+    listing.gateway.operations = operations(*states, OperationState.FAILED)
+    ran = listing("retry", "j")
+    timed_out = listing.gateway.operations[2].operation_id
+    assert listing.gateway.asked[-1].url.path == f"/v1/operations/{timed_out}/retry"
+    assert f"operation {timed_out}\n" in ran.err

@@ -131,6 +131,30 @@ def test_a_file_of_a_secret_in_the_environment_wins_over_the_toml_file(
     assert key.get_secret_value() == "my_key"
 
 
+@pytest.mark.parametrize("named_by", ["MODELYARD_API_KEY", "MODELYARD_API_KEY_FILE"])
+def test_a_file_that_the_environment_overrides_is_not_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    # systemd hands the secret to the service, whose user can't read the file that root's TOML names
+    (file.parent / "key").write_text("my_key")
+    file.write_text('api_key_file = "absent"\n')
+    is_file = named_by.endswith("_FILE")
+    monkeypatch.setenv(named_by, str(file.parent / "key") if is_file else "my_key")
+    key = read_settings(CommandLineSettings).api_key
+    assert key is not None
+    assert key.get_secret_value() == "my_key"
+    assert CommandLineSettings.origins()["api_key"].name == named_by
+
+
+def test_a_secret_that_the_environment_overrides_is_still_given_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('api_key = "a"\napi_key_file = "absent"\n')
+    monkeypatch.setenv("MODELYARD_API_KEY", "my_key")
+    with pytest.raises(WrongSettingsError, match="api_key and its file are both set"):
+        read_settings(CommandLineSettings)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
