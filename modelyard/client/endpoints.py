@@ -72,12 +72,14 @@ class OperationFailed(Exception):  # noqa: N818 - named as the state that it rep
 
 
 class NotJsonError(Exception):
-    """A result is not JSON; `content` has it."""
+    """A result is not JSON, or can't be read as the JSON it is said to be; `content` has it."""
 
     def __init__(self, content: "Content") -> None:
         self.content = content
+        said = is_json(content.media_type)
+        is_no_json = "can't be read as JSON, though it is" if said else "is no JSON but"
         super().__init__(
-            f"the result is no JSON but {content.media_type}, {len(content.content)} bytes; "
+            f"the result {is_no_json} {content.media_type}, {len(content.content)} bytes; "
             "`content` reads it"
         )
 
@@ -90,10 +92,17 @@ class Content:
     content: bytes
 
     def json(self) -> JsonValue:
-        """Return it as JSON; raises `NotJsonError` if it is something else."""
+        """Return it as JSON; raises `NotJsonError` if it is something else.
+
+        The gateway stores large results as the model gave them: what is said to be JSON may be
+        none, or be nested deeper than Python can read.
+        """
         if not is_json(self.media_type):
             raise NotJsonError(self)
-        value: JsonValue = json.loads(self.content)
+        try:
+            value: JsonValue = json.loads(self.content)
+        except (ValueError, RecursionError) as error:
+            raise NotJsonError(self) from error
         return value
 
 
