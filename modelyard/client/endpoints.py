@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from modelyard.client.retry import ApiError, Call, Headers
 from modelyard.contract.access.api_keys import ApiKeyList, ApiKeyView, CreatedApiKey
+from modelyard.contract.access.masked_urls import masked_url
 from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.answers import (
     Accepted,
@@ -166,7 +167,10 @@ class DeadLetterFilters(PageFilters, total=False):
 
 
 def checked_url(url: str) -> str:
-    """Return the URL of a gateway; raises `ValueError` if it can't be one."""
+    """Return the URL of a gateway; raises `ValueError` if it can't be one.
+
+    The message repeats it without its password.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -175,7 +179,7 @@ def checked_url(url: str) -> str:
     except (ValueError, httpx2.InvalidURL):  # the host, its brackets or the port are not valid
         usable = False
     if not usable:
-        raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8080")
+        raise ValueError(f"{masked_url(url)!r} is not a URL such as http://127.0.0.1:8080")
     return url
 
 

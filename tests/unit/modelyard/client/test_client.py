@@ -370,6 +370,25 @@ def test_a_result_that_cant_be_read_as_json_is_said_to_be_none(content: bytes) -
     assert caught.value.content.content == content
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:s3cret@gateway/?x=1",
+        "me:s3cret@gateway:8080",
+        "http:/me:s3cret@gateway",
+        "http://[me:s3cret@gateway",
+        "http://me:s3cret\uff20@gateway",
+        "http://me:s3cret@gateway:99999",
+        "http://me:#s3cret@gateway",
+    ],
+)
+def test_a_url_that_is_refused_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="is not a URL such as") as caught:
+        Modelyard(url)
+    assert "s3cret" not in str(caught.value)
+    assert "gateway" in str(caught.value)
+
+
 def test_a_code_that_only_a_newer_gateway_knows_is_passed_on() -> None:
     told = PROBLEM | {"status": 409, "code": "of_the_future", "detail": "As never before."}
     with pytest.raises(ApiError, match="As never before") as caught:
