@@ -35,9 +35,12 @@ NAMES_REMEMBERED = 256
 """Cache size for host names: nearly all requests use the same few."""
 PREFLIGHT_AGE_S = 600
 CORS_METHODS = "GET, POST, PUT, DELETE"
-CORS_REQUEST_HEADERS = "Authorization, Content-Type, Idempotency-Key, Prefer, X-Request-Id"
+CORS_REQUEST_HEADERS = (
+    "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Prefer, X-Request-Id"
+)
 CORS_ANSWER_HEADERS = (
-    "Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Request-Id"
+    "Content-Disposition, ETag, Link, Location, Preference-Applied, Retry-After, WWW-Authenticate, "
+    "X-Request-Id"
 )
 
 HEADERS = (

@@ -213,15 +213,14 @@ class Acceptor:
 
     async def _gone_inputs(self, pending: Sequence[PendingRequest]) -> set[str]:
         """Keep the uploaded inputs that are named; return those that are not there."""
-        named = {
-            (one.request.input_id, one.operation.tenant)
-            for one in pending
-            if one.request.input_id is not None
-        }
-        kept = await asyncio.gather(
-            *(self._store.inputs.keep(input_id, tenant=tenant) for input_id, tenant in named)
+        named: dict[str, set[str]] = {}
+        for one in pending:
+            if one.request.input_id is not None:
+                named.setdefault(one.operation.tenant, set()).add(one.request.input_id)
+        gone = await asyncio.gather(
+            *(self._store.inputs.keep(ids, tenant=tenant) for tenant, ids in named.items())
         )
-        return {input_id for (input_id, _), found in zip(named, kept, strict=True) if found is None}
+        return set[str]().union(*gone)
 
     async def _answer_lost_races(self, lost_race: Sequence[PendingRequest]) -> dict[str, Outcome]:
         """Answer requests whose key another request used between the lookup and the write."""

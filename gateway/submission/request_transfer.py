@@ -13,7 +13,7 @@ from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import JobRequest
 from modelyard.process.body_child import Part
-from modelyard.store.records import NewOperation
+from modelyard.store.records import NewOperation, request_fields
 
 
 class RequestTransfer(BaseModel):
@@ -70,17 +70,7 @@ def _request_of(operation: NewOperation) -> JobRequest:
     """Return the request without its input. The body process has validated it already."""
     if operation.job_id is None or operation.verb is None:
         raise ValueError("a valid request names a job and a verb")
-    return JobRequest.model_construct(
-        job_id=operation.job_id,
-        operation_type=operation.verb,
-        model=operation.model,
-        dataset=operation.dataset,
-        container_id=operation.wanted_container_id,
-        priority=operation.priority,
-        timeout_s=operation.timeout_s,
-        queue_timeout_s=operation.queue_timeout_s,
-        metadata=operation.metadata,
-    )
+    return JobRequest.model_construct(**request_fields(operation))
 
 
 def _error(error: ModelyardError) -> RequestTransfer:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import JobRequest
 from modelyard.contract.states import OperationState
-from modelyard.store.records import OperationRecord
+from modelyard.store.records import OperationRecord, request_fields
 
 
 def request_again(record: OperationRecord) -> JobRequest:
@@ -30,21 +30,9 @@ def request_again(record: OperationRecord) -> JobRequest:
 
 
 def _rebuilt(record: OperationRecord) -> JobRequest | None:
-    fields = {
-        "job_id": record.job_id,
-        "operation_type": record.verb,
-        "model": record.model,
-        "dataset": record.dataset,
-        "container_id": record.wanted_container_id,
-        "input": None if record.input_json is None else json.loads(record.input_json),
-        "input_id": record.input_id,
-        "priority": record.priority,
-        "timeout_s": record.timeout_s,
-        "queue_timeout_s": record.queue_timeout_s,
-        "metadata": record.metadata,
-    }
+    given = None if record.input_json is None else json.loads(record.input_json)
     try:
-        return JobRequest.model_validate(fields)
+        return JobRequest.model_validate(request_fields(record) | {"input": given})
     except ValidationError:
         return None
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from modelyard.client.retry import ApiError, Call, Headers
 from modelyard.contract.access.api_keys import ApiKeyList, ApiKeyView, CreatedApiKey
+from modelyard.contract.access.masked_urls import masked_url
 from modelyard.contract.access.scopes import Role, Scope
 from modelyard.contract.answers import (
     Accepted,
@@ -72,12 +73,14 @@ class OperationFailed(Exception):  # noqa: N818 - named as the state that it rep
 
 
 class NotJsonError(Exception):
-    """A result is not JSON; `content` has it."""
+    """A result is not JSON, or can't be read as the JSON it is said to be; `content` has it."""
 
     def __init__(self, content: "Content") -> None:
         self.content = content
+        said = is_json(content.media_type)
+        is_no_json = "can't be read as JSON, though it is" if said else "is no JSON but"
         super().__init__(
-            f"the result is no JSON but {content.media_type}, {len(content.content)} bytes; "
+            f"the result {is_no_json} {content.media_type}, {len(content.content)} bytes; "
             "`content` reads it"
         )
 
@@ -90,10 +93,17 @@ class Content:
     content: bytes
 
     def json(self) -> JsonValue:
-        """Return it as JSON; raises `NotJsonError` if it is something else."""
+        """Return it as JSON; raises `NotJsonError` if it is something else.
+
+        The gateway stores large results as the model gave them: what is said to be JSON may be
+        none, or be nested deeper than Python can read.
+        """
         if not is_json(self.media_type):
             raise NotJsonError(self)
-        value: JsonValue = json.loads(self.content)
+        try:
+            value: JsonValue = json.loads(self.content)
+        except (ValueError, RecursionError) as error:
+            raise NotJsonError(self) from error
         return value
 
 
@@ -157,7 +167,10 @@ class DeadLetterFilters(PageFilters, total=False):
 
 
 def checked_url(url: str) -> str:
-    """Return the URL of a gateway; raises `ValueError` if it can't be one."""
+    """Return the URL of a gateway; raises `ValueError` if it can't be one.
+
+    The message repeats it without its password.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -166,7 +179,7 @@ def checked_url(url: str) -> str:
     except (ValueError, httpx2.InvalidURL):  # the host, its brackets or the port are not valid
         usable = False
     if not usable:
-        raise ValueError(f"{url!r} is not a URL such as http://127.0.0.1:8080")
+        raise ValueError(f"{masked_url(url)!r} is not a URL such as http://127.0.0.1:8080")
     return url
 
 

@@ -40,8 +40,10 @@ CATALOG_LIMITS = JsonLimits(names=2_000, containers=2_000, values=10_000)
 REPORT_LIMITS = JsonLimits(names=MAX_NAMES, containers=50_000, values=500_000)
 """For reports of workers: an inventory has one object for each container on the host."""
 
-# Possessive quantifiers never backtrack, so the time is linear in the length of the text.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# Possessive quantifiers never backtrack, and a string without an end goes to that of the text: so
+# what begins at a quote always matches, no byte is read twice, and the time is linear in the
+# length of the text.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _NUMBER = bytes(48 if byte in b"0123456789+-.eE" else 32 for byte in range(256))

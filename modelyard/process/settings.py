@@ -73,7 +73,13 @@ JSON = BeforeValidator(_parsed)
 
 def _url_of(*schemes: str) -> AfterValidator:
     def check(url: SecretStr) -> SecretStr:
-        parts = urlsplit(url.get_secret_value())
+        try:
+            parts = urlsplit(url.get_secret_value())
+        except ValueError:  # its message may hold the password
+            raise ValueError(
+                "a URL with a host that can be one, and with special characters of user and "
+                "password as %XX"
+            ) from None
         if parts.scheme not in schemes or not parts.netloc:
             raise ValueError(f"a URL that begins with {' or '.join(f'{s}://' for s in schemes)}")
         return url
@@ -84,8 +90,8 @@ def _url_of(*schemes: str) -> AfterValidator:
 def _with_one_port(url: SecretStr) -> SecretStr:
     try:
         urlsplit(url.get_secret_value()).port  # noqa: B018 - reading it is the check
-    except ValueError as error:
-        raise ValueError("a URL whose port is a number up to 65535") from error
+    except ValueError:  # its message holds the port, which may be a part of the password
+        raise ValueError("a URL whose port is a number up to 65535") from None
     return url
 
 

@@ -215,6 +215,8 @@ class MongoConnection:
             answered = True
             raise
         except OperationFailure as error:
+            if refusal := refused_access(error):
+                raise StoreUnavailableError(refusal) from error
             if _is_not_now(error):
                 raise StoreUnavailableError(f"MongoDB could not do it now: {error}") from error
             answered = True
@@ -223,6 +225,26 @@ class MongoConnection:
             raise StoreUnavailableError(f"MongoDB does not answer: {error}") from error
         finally:
             self._call_ended(time.monotonic() - began, answered=answered)
+
+
+def refused_access(error: OperationFailure) -> str | None:
+    """Return a sentence for people if MongoDB refuses the user of its URL; None if it does not.
+
+    The driver's own message would repeat the command that was refused.
+    """
+    return _REFUSED_ACCESS.get(error.code) if error.code else None
+
+
+_REFUSED_ACCESS = {
+    13: (  # Unauthorized
+        "MongoDB refuses access to the user in MODELYARD_MONGO_URL. Give the user the role "
+        "readWrite on the database, or add a user and a password to the URL if it has none."
+    ),
+    18: (  # AuthenticationFailed
+        "MongoDB refuses the user or the password in MODELYARD_MONGO_URL. If the user was created "
+        "in another database, add authSource=THAT_DATABASE."
+    ),
+}
 
 
 def _is_not_now(error: OperationFailure) -> bool:

@@ -318,6 +318,18 @@ class OperationRecord(Record):
         return self.verb is not None and VERB_RULES[self.verb].shared
 
 
+_NAMES_IN_RECORDS = {"operation_type": "verb", "container_id": "wanted_container_id"}
+
+
+def request_fields(operation: NewOperation | OperationRecord) -> dict[str, Any]:
+    """Return the fields of the request that an operation is from, all but `input`."""
+    return {
+        name: getattr(operation, _NAMES_IN_RECORDS.get(name, name))
+        for name in JobRequest.model_fields
+        if name != "input"
+    }
+
+
 class CurrentOperation(Record):
     """The operation and attempt that may change the job now; it fences off all others."""
 

@@ -93,8 +93,8 @@ async def test_an_input_of_another_tenant_or_one_that_is_not_whole_is_not_there(
 ) -> None:
     input_id = await uploaded(store)
     assert await store.inputs.find(input_id, tenant="other") is None
-    assert await store.inputs.keep(input_id, tenant="other") is None
-    assert await store.inputs.keep(input_id, tenant=TENANT) is not None
+    assert await store.inputs.keep([input_id], tenant="other") == {input_id}
+    assert await store.inputs.keep([input_id], tenant=TENANT) == set()
 
     async def broken_off() -> AsyncIterator[bytes]:
         yield CONTENT
@@ -210,5 +210,6 @@ async def test_an_input_that_is_named_again_is_kept_for_another_day(store: Store
     assert await store.inputs._files.unused(AT_ONCE, limit=10) == [input_id]
     await store.inputs._files.used([input_id])
     assert await store.inputs._files.unused(AT_ONCE, limit=10) == []
-    assert await store.inputs.keep(input_id, tenant=TENANT) is not None
+    missing = new_operation_id()
+    assert await store.inputs.keep([input_id, missing], tenant=TENANT) == {missing}
     assert await store.inputs._files.unused(AT_ONCE, limit=10) == [input_id]

@@ -14,7 +14,7 @@ from modelyard.cli.printing.contents import described_content, description_of
 from modelyard.cli.printing.failures import failure_lines
 from modelyard.cli.printing.plain import in_json, plain
 from modelyard.cli.printing.tables import GAP, laid_out
-from modelyard.client import Content
+from modelyard.client import Content, NotJsonError
 from modelyard.client.credentials import VARIABLE
 from modelyard.contract.access.api_keys import ApiKeyView, CreatedApiKey
 from modelyard.contract.answers import Accepted, BatchItem, DeadLetterSummary, Fault
@@ -83,17 +83,23 @@ class Output:
     def content(self, content: Content) -> None:
         """Print a result of any type.
 
-        On a terminal, what is no text is only named. With `--json` it is described, if it is not
-        JSON itself: its bytes would not be.
+        On a terminal, what is no text is only named, and so is what is said to be JSON and can't
+        be read as such. With `--json` it is described, if it is not JSON itself: its bytes would
+        not be.
         """
         if is_json(content.media_type):
-            self.value(content.json())
-        elif self.as_json:
+            try:
+                self.value(content.json())
+            except (NotJsonError, RecursionError):
+                pass  # to be treated as bytes
+            else:
+                return
+        if self.as_json:
             self.value(description_of(content))
         elif not sys.stdout.isatty():
             sys.stdout.buffer.write(content.content)
             sys.stdout.buffer.flush()
-        elif is_text(content.media_type):
+        elif is_text(content.media_type) and not is_json(content.media_type):
             text, left_out = abridged_text(content.content.decode(errors="replace"))
             sys.stdout.write(plain(text) + "\n")
             if left_out:

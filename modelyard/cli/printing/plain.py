@@ -2,13 +2,20 @@
 
 import re
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that a terminal may take for commands. Tab and newline are harmless."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that a terminal may take for commands, and surrogates, which can't be written. Tab and
+newline are harmless."""
+_LAST_BYTE = 0xFF
 
 
 def plain(text: str) -> str:
     """Return a text with its control characters escaped."""
-    return CONTROL.sub(lambda one: f"\\x{ord(one.group()):02x}", text)
+    return CONTROL.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    return f"\\x{code:02x}" if code <= _LAST_BYTE else f"\\u{code:04x}"
 
 
 def in_json(text: str) -> str:

@@ -27,7 +27,7 @@ from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
 from pymongo.write_concern import WriteConcern
 
 from modelyard.contract.errors import StoreUnavailableError
-from modelyard.store.connection import DEFAULT_DATABASE, UNUSABLE_URL
+from modelyard.store.connection import DEFAULT_DATABASE, UNUSABLE_URL, refused_access
 from modelyard.store.doctor.reaching import silent
 
 FORMAT = 1
@@ -199,7 +199,8 @@ def _database(url: str) -> Generator[Database[RawBSONDocument]]:
                 "The backup took longer than MongoDB keeps the past. Raise its parameter "
                 "minSnapshotHistoryWindowInSeconds."
             ) from error
-        raise StoreUnavailableError(f"MongoDB could not do it: {error}") from error
+        message = refused_access(error) or f"MongoDB could not do it: {error}"
+        raise StoreUnavailableError(message) from error
     except PyMongoError as error:
         raise silent(url) from error
     finally:

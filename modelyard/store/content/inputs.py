@@ -1,7 +1,7 @@
 """Inputs that clients upload before the requests that name them."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from modelyard.contract.content.transfers import PIECE_BYTES
 from modelyard.contract.ids import new_operation_id
@@ -55,9 +55,9 @@ class Inputs:
         whole = found is not None and found.complete and found.tenant == tenant
         return found if whole else None
 
-    async def keep(self, input_id: str, *, tenant: str) -> StoredFile | None:
-        """Keep an input for another `KEPT_S`; return it, or None if it is not there."""
-        return await self._files.touch(input_id, tenant=tenant)
+    async def keep(self, input_ids: Collection[str], *, tenant: str) -> set[str]:
+        """Keep inputs for another `KEPT_S`; return those of them that are not there."""
+        return await self._files.touch(input_ids, tenant=tenant)
 
     async def piece(self, input_id: str, number: int) -> bytes | None:
         """Return one piece of an input; None if there is none."""

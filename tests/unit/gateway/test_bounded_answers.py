@@ -9,9 +9,12 @@ from gateway.problems import FaultyRequestError, problem_of
 from gateway.submission.acceptor import PendingRequest
 from gateway.submission.request_transfer import pack_asked, pack_error, pack_refused, unpack
 from gateway.submission.requests import RefusedRequest, read_batch, read_one, validated
+from gateway.submission.retries import request_again
 from modelyard.contract.answers import Fault
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
+from modelyard.contract.ids import new_operation_id
 from modelyard.contract.messages import MAX_BATCH_BYTES, MAX_REQUEST_BYTES, JobRequest
+from modelyard.contract.states import OperationState
 from tests.unit.gateway.submission.test_bodies import (
     ONE_LOOP,
     client,  # noqa: F401 - a fixture
@@ -122,6 +125,7 @@ def test_a_list_of_faults_ends_where_the_room_does() -> None:
             "queue_timeout_s": 3,
             "metadata": {"k": "v"},
         },
+        {"job_id": "j", "operation_type": "INFER", "input_id": new_operation_id()},
     ],
 )
 @pytest.mark.parametrize("key", [None, "k"])
@@ -137,6 +141,33 @@ def test_a_request_is_the_same_wherever_it_was_read(
     assert (other.under, other.keyed) == (asked.under, asked.keyed)
     names = {"input"}
     assert other.request.model_dump(exclude=names) == asked.request.model_dump(exclude=names)
+
+
+@pytest.mark.parametrize("left_out", ["input", "input_id"])
+def test_no_field_of_a_request_is_lost_in_the_body_process_or_in_its_record(left_out: str) -> None:
+    fields: dict[str, object] = {
+        "job_id": "j",
+        "operation_type": "INFER",
+        "model": "m",
+        "dataset": "d",
+        "container_id": "0123456789ab",
+        "input": [1],
+        "input_id": new_operation_id(),
+        "priority": 1,
+        "timeout_s": 2.5,
+        "queue_timeout_s": 3.0,
+        "metadata": {"k": "v"},
+    }
+    assert fields.keys() == JobRequest.model_fields.keys(), "each field is to be among them"
+    del fields[left_out]
+    body = json.dumps(fields).encode()
+    asked = read_one(body, key="k", tenant="t", max_bytes=MAX_REQUEST_BYTES)
+    other = unpack(pack_asked(asked))
+    assert isinstance(other, PendingRequest)
+    rest = {name: value for name, value in fields.items() if name != "input"}
+    assert other.request.model_dump(exclude_defaults=True, exclude={"input"}) == rest
+    ended = other.operation.queued().model_copy(update={"state": OperationState.FAILED})
+    assert request_again(ended) == asked.request
 
 
 def test_an_error_is_the_same_wherever_it_was_found() -> None:

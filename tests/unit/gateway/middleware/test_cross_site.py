@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 import pytest
@@ -220,6 +221,33 @@ async def test_a_page_of_an_allowed_origin_may_do_all_that_its_key_may() -> None
             refused = await client.post("/v1/hosts/h/cordon", headers={"Origin": other})
             assert refused.status_code == 403
             assert "Access-Control-Allow-Origin" not in refused.headers
+
+
+def headers_in(document: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Return the headers of requests, and of answers, that an OpenAPI document names."""
+    asked: set[str] = set()
+    answered: set[str] = set()
+    for operation in (one for path in document["paths"].values() for one in path.values()):
+        parameters = operation.get("parameters", ())
+        asked |= {one["name"] for one in parameters if one.get("in") == "header"}
+        for answer in operation["responses"].values():
+            answered |= set(answer.get("headers", ()))
+    return asked, answered
+
+
+async def test_a_page_of_an_allowed_origin_may_send_and_read_every_header_of_the_api() -> None:
+    async with browser(WebRules(origins=frozenset({APP}))) as client:
+        marks = {"Origin": APP, "Sec-Fetch-Site": "cross-site"}
+        read = await client.get("/openapi.json", headers=marks)
+        preflight = await client.options(
+            "/v1/models/m", headers={**marks, "Access-Control-Request-Method": "PUT"}
+        )
+    asked, answered = headers_in(read.json())
+    allowed = preflight.headers["Access-Control-Allow-Headers"].split(", ")
+    exposed = read.headers["Access-Control-Expose-Headers"].split(", ")
+    assert {"If-Match", "If-None-Match", "Idempotency-Key"} <= asked <= set(allowed)
+    assert {"ETag"} <= answered <= set(exposed)
+    assert "Content-Disposition" in exposed, "a result has it"
 
 
 # --- the body ---

@@ -10,6 +10,7 @@ from modelyard.client import (
     ApiError,
     AsyncModelyard,
     Modelyard,
+    NotJsonError,
     OperationFailed,
     ServiceUnavailableError,
     Stored,
@@ -362,9 +363,30 @@ def test_an_answer_that_no_gateway_gives_is_an_error(answer: httpx2.Response) ->
         Script(answer).client().job("j-1")
 
 
-def test_a_result_that_is_not_json_is_an_error() -> None:
-    with pytest.raises(ApiError, match="does not come from a gateway"):
-        Script(httpx2.Response(200, content=b"\xff{")).client().result(ID)
+@pytest.mark.parametrize("content", [b"\xff{", b"{", b"[" * 100_000, b"9" * 5_000])
+def test_a_result_that_cant_be_read_as_json_is_said_to_be_none(content: bytes) -> None:
+    with pytest.raises(NotJsonError, match="can't be read as JSON") as caught:
+        Script(httpx2.Response(200, content=content)).client().result(ID)
+    assert caught.value.content.content == content
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:s3cret@gateway/?x=1",
+        "me:s3cret@gateway:8080",
+        "http:/me:s3cret@gateway",
+        "http://[me:s3cret@gateway",
+        "http://me:s3cret\uff20@gateway",
+        "http://me:s3cret@gateway:99999",
+        "http://me:#s3cret@gateway",
+    ],
+)
+def test_a_url_that_is_refused_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="is not a URL such as") as caught:
+        Modelyard(url)
+    assert "s3cret" not in str(caught.value)
+    assert "gateway" in str(caught.value)
 
 
 def test_a_code_that_only_a_newer_gateway_knows_is_passed_on() -> None:

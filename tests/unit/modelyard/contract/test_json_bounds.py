@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelyard.contract import strict_json
+from modelyard.contract import json_bounds, strict_json
 from modelyard.contract.errors import ErrorCode, InvalidRequestError
 from modelyard.contract.json_bounds import (
     MAX_CONTAINERS,
@@ -137,3 +137,23 @@ def test_the_numbers_of_a_usual_text_are_not_looked_at(monkeypatch: pytest.Monke
     monkeypatch.setattr(strict_json, "_bounded_int", looked)
     monkeypatch.setattr(strict_json, "_bounded_float", looked)
     assert parse_json(b"[1, -2.5e-7, 1e22, 99999999999999999999]", max_bytes=99)[1] == -2.5e-7
+
+
+@given(st.text('"\\a[\n', max_size=60))
+def test_a_string_is_read_once_also_if_it_does_not_end(text: str) -> None:
+    """A search that fails after reading on begins again one byte later, which adds up."""
+    body = b'"' + text.encode()
+    read = json_bounds._STRING.match(body)
+    assert read is not None
+    assert read.end() == len(body) or body[read.end() - 1 :].startswith(b'"')
+
+
+def test_a_body_whose_string_does_not_end_takes_a_time_that_is_linear_in_it() -> None:
+    def seconds(size: int) -> float:
+        body = b"[" * (MAX_DEPTH + 1) + b'"' + b'\\"' * size
+        began = time.perf_counter()
+        check_bounds(body)
+        return time.perf_counter() - began
+
+    size = 512
+    assert min(seconds(16 * size) for _ in range(5)) < 64 * min(seconds(size) for _ in range(5))

@@ -95,6 +95,8 @@ def test_the_version_is_told(module: str, _settings: object) -> None:
     [
         ("MODELYARD_AMQP_URL", "http://canary@h"),
         ("MODELYARD_AMQP_URL", "amqp://canary@h:99999"),
+        ("MODELYARD_AMQP_URL", "amqp://u:canary\uff20@h"),
+        ("MODELYARD_AMQP_URL", "amqp://u:canary#x@h:1"),
         ("MODELYARD_LOG_LEVEL", "loud"),
     ],
 )
@@ -105,6 +107,13 @@ def test_a_wrong_setting_is_one_sentence_that_names_it_and_keeps_its_value(
     assert said.returncode == 2
     assert said.stderr.startswith(f"modelyard-{module}: {name} is wrong: expected ")
     assert len(said.stderr.splitlines()) == 1
+    assert "canary" not in said.stderr
+
+
+@pytest.mark.parametrize("value", ["mongodb://u:canary\uff20@h", "mongodb://[u:canary@h"])
+def test_a_url_that_cant_be_taken_apart_is_not_repeated(run: Run, value: str) -> None:
+    said = run("gateway", MODELYARD_MONGO_URL=value)
+    assert said.stderr.startswith("modelyard-gateway: MODELYARD_MONGO_URL is wrong: expected ")
     assert "canary" not in said.stderr
 
 

@@ -4,7 +4,8 @@ import pytest
 from pydantic import SecretStr
 
 from modelyard.cli.machine.settings import CommandLineSettings
-from modelyard.process.config.masking import masked_settings, masked_url
+from modelyard.contract.access.masked_urls import masked_url
+from modelyard.process.config.masking import masked_settings
 from worker.settings import WorkerSettings
 
 
@@ -25,7 +26,9 @@ from worker.settings import WorkerSettings
             "mongodb://h/x?authMechanismProperties=***",
         ),
         ("unix:///var/run/docker.sock", "unix:///var/run/docker.sock"),
-        ("plain: text @ home", "plain: text @ home"),
+        ("me:canary@gateway:8080/?x", "me:***@gateway:8080/?x"),
+        ("http:/me:canary@gateway", "http:***@gateway"),
+        ("http://[me:canary@gateway", "http://[me:***@gateway"),
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
@@ -41,6 +44,8 @@ def test_secrets_are_masked_and_urls_that_are_no_secrets_too() -> None:
         "api_key": "***",
     }
     assert masked_settings(CommandLineSettings(api_key=None))["api_key"] is None
+    text = "plain: text @ home"
+    assert masked_settings(CommandLineSettings(url=text))["url"] == text
 
 
 def test_every_other_value_is_shown_as_json() -> None:
