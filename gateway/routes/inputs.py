@@ -31,7 +31,8 @@ async def upload_input(
 ) -> Response:
     """Store the body as it is, for requests that name it as `input_id`.
 
-    An input that no request names within a day is removed. So are those of operations that are.
+    An input that no request names within a day is removed. So are those of operations that are,
+    at the earliest a day after a request named them.
     """
     view = await gateway.uploads.take(request, tenant=caller.tenant)
     return answer(view, 201, {"Location": f"/v1/inputs/{view.input_id}"})

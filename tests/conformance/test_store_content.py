@@ -193,14 +193,38 @@ async def test_what_an_operation_has_stored_is_deleted_with_it(store: Store) -> 
     place = await store.results.put(first, 1, result)
     await ended(store, first, place)
     for _ in range(2):  # after a crash it is done again
-        await store.content_retention.delete_of([first, second])
+        await store.content_retention.delete_of([first, second], kept_s=AT_ONCE)
     assert place.file_id is not None
     assert await store.results._files.find(place.file_id) is None
     assert await store.results._files.piece(place.file_id, 0) is None
     assert await store.inputs.find(own, tenant=TENANT) is None
     assert await store.inputs.find(shared, tenant=TENANT) is not None
-    await store.content_retention.delete_of([first, third])
+    await store.content_retention.delete_of([first, third], kept_s=AT_ONCE)
     assert await store.inputs.find(shared, tenant=TENANT) is None
+
+
+async def test_an_input_stays_for_a_request_that_is_accepted_while_its_last_user_is_deleted(
+    store: Store,
+) -> None:
+    input_id = await uploaded(store)
+    first = await running(store, input_id)
+    await store.inputs._files.used([input_id])
+    assert await store.inputs.keep(input_id, tenant=TENANT) is not None
+    await store.content_retention.delete_of([first])
+    await running(store, input_id)
+    assert await store.inputs.find(input_id, tenant=TENANT) is not None
+    assert await store.inputs.piece(input_id, 0) == PIECES[0]
+
+
+async def test_a_young_input_goes_in_time_after_its_last_operation(store: Store) -> None:
+    input_id = await uploaded(store)
+    first = await running(store, input_id)
+    await store.inputs._files.used([input_id])
+    await store.content_retention.delete_of([first])
+    assert await store.inputs.find(input_id, tenant=TENANT) is not None
+    await store.operations._collection.delete_one({"_id": first})
+    assert await store.content_retention.remove_orphans(kept_s=AT_ONCE) == 1
+    assert await store.inputs.find(input_id, tenant=TENANT) is None
 
 
 async def test_an_input_that_is_named_again_is_kept_for_another_day(store: Store) -> None:

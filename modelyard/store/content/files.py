@@ -14,7 +14,7 @@ from modelyard.contract.content.media_types import JSON_TYPE
 from modelyard.contract.content.transfers import MAX_PIECES, PIECE_BYTES
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
-from modelyard.store.records import Record
+from modelyard.store.records import Document, Record
 
 
 class StoredFile(Record):
@@ -143,10 +143,24 @@ class StoredFiles:
 
     async def delete_unused(self, file_id: str, seconds: float) -> None:
         """Delete a file unless it was touched since it was found unused."""
-        query = {"_id": file_id, "unused": True, "$expr": older("$uploadDate", seconds)}
+        await self._delete_old(file_id, seconds, {"unused": True})
+
+    async def release(self, file_id: str, seconds: float) -> None:
+        """Delete a file that its last user leaves; if it was touched within `seconds`, keep it.
+
+        Somebody may be about to use it. `unused` returns it when that time has passed.
+        """
+        if not await self._delete_old(file_id, seconds, {}):
+            async with self._connection.answering():
+                await self._files.update_one({"_id": file_id}, {"$set": {"unused": True}})
+
+    async def _delete_old(self, file_id: str, seconds: float, criteria: Document) -> bool:
+        query = {"_id": file_id, "$expr": older("$uploadDate", seconds), **criteria}
         async with self._connection.answering(timeout_s=30.0):
             # Nobody can use it from here on; its pieces go while the file still says that they are.
             found = await self._files.update_one(query, {"$set": {"complete": False}})
-            if found.matched_count == 1:
-                await self._pieces.delete_many({"files_id": file_id})
-                await self._files.delete_one({"_id": file_id})
+            if found.matched_count == 0:
+                return False
+            await self._pieces.delete_many({"files_id": file_id})
+            await self._files.delete_one({"_id": file_id})
+        return True

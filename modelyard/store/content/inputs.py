@@ -62,7 +62,3 @@ class Inputs:
     async def piece(self, input_id: str, number: int) -> bytes | None:
         """Return one piece of an input; None if there is none."""
         return await self._files.piece(input_id, number)
-
-    async def delete(self, input_id: str) -> None:
-        """Delete an input."""
-        await self._files.delete(input_id)

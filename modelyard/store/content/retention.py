@@ -23,18 +23,19 @@ class ContentRetention:
         self._results = results
         self._inputs = inputs
 
-    async def delete_of(self, operation_ids: Sequence[str]) -> None:
+    async def delete_of(self, operation_ids: Sequence[str], *, kept_s: float = KEPT_S) -> None:
         """Delete the stored inputs and results of operations that are about to be deleted.
 
         To be called before their documents go: after a crash in between it is called again. An
-        input that another operation names stays.
+        input that another operation names stays, and for `kept_s` seconds one that was uploaded or
+        kept for a request: the operation of that may not be recorded yet.
         """
         ids = list(operation_ids)
         found = await self._found({"_id": {"$in": ids}})
         await self._delete_results(found)
         for input_id in {one["input_id"] for one in found if one.get("input_id")}:
             if not await self._is_named(input_id, but_by=ids):
-                await self._inputs.delete(input_id)
+                await self._inputs.release(input_id, kept_s)
 
     async def delete_results_of(self, operation_ids: Sequence[str]) -> None:
         """Delete the stored results of operations that stay; to be called as `delete_of`."""

@@ -93,7 +93,7 @@ async def test_a_worker_gets_its_input_piece_by_piece(there: Transferring) -> No
 
 
 async def test_an_input_that_is_gone_is_said_to_be(there: Transferring) -> None:
-    await there.parts.store.inputs.delete(there.input_id)
+    await there.parts.store.inputs._files.delete(there.input_id)
     await there.transfers.answer(there.message())
     assert there.control.answer.content_type is None
     assert there.control.answer.stored is False

@@ -241,3 +241,52 @@ def test_a_key_that_was_used_names_its_operation() -> None:
     found = explain_repetition(Verb.TEMP, existing)
     assert (found.outcome, found.operation_id) == (DryRunOutcome.REPEATS, "op-3")
     assert "op-3 (RUNNING)" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "more_urgent", "outcome", "reasons"),
+    [
+        (
+            1.0,
+            0,
+            DryRunOutcome.STARTS,
+            (
+                "It would start at once.",
+                "Only the first 2 hosts were looked at: 2 have room for it. The dispatcher looks "
+                "at all of them.",
+            ),
+        ),
+        (
+            1.0,
+            3,
+            DryRunOutcome.WAITS,
+            (
+                "Only the first 2 hosts were looked at: 2 have room for it. The dispatcher looks "
+                "at all of them.",
+            ),
+        ),
+        (
+            9.0,
+            0,
+            DryRunOutcome.WAITS,
+            (
+                "Only the first 2 hosts were looked at: none has room for it. The dispatcher looks "
+                "at all of them.",
+            ),
+        ),
+    ],
+)
+def test_of_many_hosts_it_is_said_how_many_of_the_first_have_room(
+    cpus: float, more_urgent: int, outcome: DryRunOutcome, reasons: tuple[str, ...]
+) -> None:
+    found = said(
+        Verb.TEMP,
+        catalog=catalog(spec(resources={"cpus": cpus})),
+        hosts=(host(), host(host_id="h2")),
+        more_hosts=True,
+        more_urgent=more_urgent,
+        asked=True,
+    )
+    assert (found.outcome, found.host_id, found.reasons) == (outcome, None, reasons)
+    assert [one.host_id for one in found.hosts] == ["h", "h2"]
+    assert found.ahead_in_waiting_room == more_urgent
