@@ -9,7 +9,7 @@ from dispatcher.senders import Senders
 from modelyard.broker import DETAIL_HEADER, REASON_HEADER, Broker, Delivery, send_to_dead_letters
 from modelyard.contract.content.transfers import WorkerTransfer
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError
-from modelyard.contract.ids import Id
+from modelyard.contract.ids import Id, Incarnation
 from modelyard.contract.json_bounds import REPORT_LIMITS, check_bounds
 from modelyard.contract.message_types import (
     OVERDUE_REPORTS_TYPE,
@@ -40,7 +40,7 @@ class ReportEnvelope(Message):
     """A message of reports, each of which is validated separately."""
 
     host_id: Id
-    incarnation: str
+    incarnation: Incarnation
     number: Count = 0
     online: HostOnline | None = None
     operations: tuple[JsonValue, ...] = ()

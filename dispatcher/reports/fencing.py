@@ -13,9 +13,9 @@ import structlog
 from dispatcher.control import ControlPublisher
 from dispatcher.events import EventLog, fact_id, stale_event
 from modelyard.contract.messages import CancelOperation, OperationReport
-from modelyard.contract.states import OperationState, operation_sources
+from modelyard.contract.states import REPORTED_JOB_STATES, REPORTED_STATES, OperationState
 from modelyard.store import Store
-from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES
+from modelyard.store.operation_writes import report_sources
 from modelyard.store.records import LastReport, OperationRecord
 
 log = structlog.get_logger(__name__)
@@ -71,6 +71,7 @@ def fence(
         (operation.epoch != report.epoch, "other_epoch"),
         (operation.job_id != report.job_id, "other_job"),
         (operation.generation not in (None, report.generation), "other_job"),
+        (not _is_a_workers_to_tell(report), "illegal"),
     ):
         if differs:
             return why
@@ -78,9 +79,17 @@ def fence(
     if report.seq < operation.seq or (requeued and report.seq == operation.seq):
         return "older"
     repeated = report.seq == operation.seq and report.state == operation.state
-    if repeated or operation.state in operation_sources(report.state) & ACTIVE_ON_HOST_STATES:
+    if repeated or operation.state in report_sources(report.state):
         return CurrentReport(report, operation)
     return "illegal"
+
+
+def _is_a_workers_to_tell(report: OperationReport) -> bool:
+    """Tell whether a worker can know what a report says, whatever is recorded."""
+    job_state = report.job_state
+    return report.state in REPORTED_STATES and (
+        job_state is None or job_state in REPORTED_JOB_STATES
+    )
 
 
 class Fencing:

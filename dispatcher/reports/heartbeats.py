@@ -8,6 +8,7 @@ that incarnation and to begin a new one.
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
@@ -31,30 +32,56 @@ boot report is sent before the first heartbeat, but may still wait in its queue.
 KEPT_S = 600.0
 """Seconds after which the time of an unrecorded incarnation begins again: most are gone by then."""
 
+MOST_HOSTS = 10_000
+"""Hosts whose unrecorded incarnations are kept in memory; a further one takes the place of that
+whose first came the longest ago."""
+
+MOST_BOOTS = 4
+"""Unrecorded incarnations that are kept of one host; a further one takes the oldest one's place."""
+
 
 class UnrecordedBoots:
-    """Incarnations that send heartbeats but are not recorded, and since when."""
+    """Incarnations that send heartbeats but are not recorded, and since when.
+
+    Whatever hosts and incarnations senders make up, it keeps a bounded number of them, and a
+    heartbeat costs the same however many it keeps.
+    """
 
     def __init__(self) -> None:
-        self._since: dict[tuple[str, str], float] = {}
+        self._since: dict[str, dict[str, float]] = {}
+        """By host, then by incarnation, each the oldest first."""
 
     def overdue(
         self, heartbeats: Iterable[Heartbeat], recorded: Mapping[str, str], now: float
     ) -> list[Heartbeat]:
         """Return the heartbeats whose incarnations have been unrecorded for too long."""
         found: list[Heartbeat] = []
-        self._since = {one: at for one, at in self._since.items() if now - at < KEPT_S}
         for beat in heartbeats:
-            key = (beat.host_id, beat.incarnation)
             if recorded.get(beat.host_id) == beat.incarnation:
-                self._since = {one: at for one, at in self._since.items() if one[0] != key[0]}
-            elif now - self._since.setdefault(key, now) >= STRANGER_S:
+                self._since.pop(beat.host_id, None)
+            elif now - self._known_since(beat, now) >= STRANGER_S:
                 found.append(beat)
         return found
 
     def forget(self, beat: Heartbeat) -> None:
         """Start the time of this incarnation again: its worker was told to renounce it."""
-        self._since.pop((beat.host_id, beat.incarnation), None)
+        self._since.get(beat.host_id, {}).pop(beat.incarnation, None)
+
+    def _known_since(self, beat: Heartbeat, now: float) -> float:
+        if beat.host_id not in self._since:
+            _make_room(self._since, MOST_HOSTS)
+        boots = self._since.setdefault(beat.host_id, {})
+        if now - boots.get(beat.incarnation, now) >= KEPT_S:
+            del boots[beat.incarnation]
+        if beat.incarnation not in boots:
+            _make_room(boots, MOST_BOOTS)
+        return boots.setdefault(beat.incarnation, now)
+
+
+def _make_room(kept: dict[str, Any], most: int) -> None:
+    """Drop the oldest entry if one more would be too many."""
+    if len(kept) >= most:
+        del kept[next(iter(kept))]
 
 
 class Heartbeats:

@@ -48,6 +48,11 @@ OperationId = Annotated[str, StringConstraints(strict=True, pattern=OPERATION_ID
 InputId = Annotated[str, StringConstraints(strict=True, pattern=OPERATION_ID_PATTERN), _A_UUID]
 """An uploaded input: a UUID, too."""
 
+Incarnation = Annotated[
+    str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+]
+"""One boot of a host's worker, as the worker names it: a UUID."""
+
 DEFAULT_TENANT = "default"
 
 _KEY_NAMESPACE = uuid.UUID("6d2b8f4e-3c1a-5b77-9a43-0f5f6c1d2e90")

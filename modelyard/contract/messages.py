@@ -35,7 +35,14 @@ from modelyard.contract.catalog.values import Label, Text
 from modelyard.contract.content.results import ResultContent
 from modelyard.contract.content.transfers import StoredResult, TransferAnswer
 from modelyard.contract.errors import ErrorInfo
-from modelyard.contract.ids import DEFAULT_TENANT, Id, InputId, MustBe, OperationId
+from modelyard.contract.ids import (
+    DEFAULT_TENANT,
+    Id,
+    Incarnation,
+    InputId,
+    MustBe,
+    OperationId,
+)
 from modelyard.contract.states import (
     JobState,
     OperationState,
@@ -489,7 +496,7 @@ class WorkerReports(Message):
 
     schema_version: Literal[1] = 1
     host_id: Id
-    incarnation: str
+    incarnation: Incarnation
     number: Count = 0
     """Increases with each message of this boot."""
     online: HostOnline | None = None
@@ -502,7 +509,7 @@ class HostHello(Message):
 
     schema_version: Literal[1] = 1
     host_id: Id
-    incarnation: str
+    incarnation: Incarnation
 
 
 class Heartbeat(Message):
@@ -510,7 +517,7 @@ class Heartbeat(Message):
 
     schema_version: Literal[1] = 1
     host_id: Id
-    incarnation: str
+    incarnation: Incarnation
     slots: Slots | None = None
     labels: Labels = Field(default_factory=dict)
     running: Count = 0

@@ -310,4 +310,14 @@ def job_sources(target: JobState) -> frozenset[JobState]:
     return frozenset({target} | {s for s, ends in JOB_TRANSITIONS.items() if target in ends})
 
 
+REPORTED_STATES = _ENDS_OF_WORK | {OperationState.RUNNING}
+"""What a worker may report of an operation. All other states are decisions of the dispatcher: so no
+worker puts an operation back into the queue, past the limits on retries and deadlines."""
+
+REPORTED_JOB_STATES = frozenset(
+    {JobState.CREATED, JobState.LOADED, JobState.TERMINATED, JobState.FAILED}
+)
+"""What a worker may report of a job: what it sees of the container. Only the dispatcher finds that
+a host is LOST."""
+
 TERMINAL_STATES = frozenset(s for s in OperationState if not OPERATION_TRANSITIONS[s])

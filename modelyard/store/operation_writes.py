@@ -9,7 +9,7 @@ from pymongo import UpdateOne
 
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.messages import OperationReport
-from modelyard.contract.states import OperationState, operation_sources
+from modelyard.contract.states import REPORTED_STATES, OperationState, operation_sources
 from modelyard.store.records import (
     Document,
     LastReport,
@@ -100,6 +100,16 @@ class Receipt:
 
 def sources(target: OperationState) -> list[str]:
     return sorted(operation_sources(target))
+
+
+def report_sources(target: OperationState) -> frozenset[OperationState]:
+    """Return the states from which a worker's report may lead to `target`; none if no report may.
+
+    A worker may only report what it can know: the return to the queue is the dispatcher's.
+    """
+    if target not in REPORTED_STATES:
+        return frozenset()
+    return operation_sources(target) & ACTIVE_ON_HOST_STATES
 
 
 def older(date: str | Document, seconds: float) -> Document:
@@ -300,7 +310,7 @@ def report_write(
     current: list[Document] = [
         {"$eq": ["$epoch", report.epoch]},
         {"$lt": ["$seq", report.seq]},
-        {"$in": ["$state", sorted(operation_sources(state) & ACTIVE_ON_HOST_STATES)]},
+        {"$in": ["$state", sorted(report_sources(state))]},
     ]
     # A worker has begun it, so its queue deadline does not apply any more.
     stage = _changed_if(current, changes, without="expires_at")

@@ -337,6 +337,14 @@ async def test_reports_are_fenced_by_epoch_sequence_and_state(store: Store) -> N
     assert await state_of(store) is OperationState.SUCCEEDED
 
 
+async def test_no_report_leads_back_to_the_queue(store: Store) -> None:
+    await dispatched(store)
+    assert await store.operations.apply([report(OperationState.RUNNING, seq=1)], {}) == 1
+    for state in (OperationState.QUEUED, OperationState.DISPATCHED):
+        assert await store.operations.apply([report(state, seq=2)], {}) == 0
+    assert await state_of(store) is OperationState.RUNNING
+
+
 async def test_requeueing_needs_the_epoch_and_the_next_claim_raises_it(store: Store) -> None:
     first = await dispatched(store)
     assert not await store.operations.requeue(first.model_copy(update={"epoch": 5}))

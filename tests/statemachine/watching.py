@@ -67,9 +67,16 @@ def _operation(before: Document, after: Document) -> list[str]:
             wrong.append(f"{key} had ended as {was} and was written again: {changed}")
     if is_now is OperationState.DISPATCHED is not was and after["epoch"] != before["epoch"] + 1:
         wrong.append(f"{key} was dispatched without a new epoch")
+    back = was is OperationState.RUNNING and is_now is OperationState.QUEUED
+    if back and _attempts_over(after) != _attempts_over(before) + 1:
+        wrong.append(f"{key} went back to the queue and no failure or return was counted")
     if after["open"] is is_now.terminal:
         wrong.append(f"{key} is {is_now} and open is {after['open']}")
     return wrong
+
+
+def _attempts_over(operation: Document) -> int:
+    return int(operation.get("failures", 0)) + int(operation.get("returns", 0))
 
 
 def _job(before: Document, after: Document) -> list[str]:

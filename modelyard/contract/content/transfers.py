@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from modelyard.contract.content.media_types import MediaType
 from modelyard.contract.content.results import Base64
-from modelyard.contract.ids import Id, OperationId
+from modelyard.contract.ids import Id, Incarnation, OperationId
 
 MAX_CONTENT_BYTES = 64 << 20
 """An input that is uploaded, or a result."""
@@ -47,7 +47,7 @@ class WorkerTransfer(TransferMessage):
 
     schema_version: Literal[1] = 1
     host_id: Id
-    incarnation: str
+    incarnation: Incarnation
     job_id: Id
     operation_id: OperationId
     epoch: int = Field(ge=1, le=(1 << 63) - 1)

@@ -43,7 +43,7 @@ from modelyard.contract.messages import (
     SubmittedRequest,
     WorkerReports,
 )
-from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.contract.topology import (
     DEAD,
     DEAD_QUEUE,
@@ -400,6 +400,22 @@ async def test_a_report_on_a_job_that_is_not_the_operations_is_no_fact(
         events = await driver.store.events.of_operation(command.operation_id)
         facts = [one for one in events if one.type != "operation.stale_report"]
         assert {one.job_id for one in facts} == {"job-1"}
+
+
+async def test_a_worker_puts_nothing_back_into_the_queue(driver: DispatcherDriver) -> None:
+    """Else its operation would go on past its deadline, and no failure would count."""
+    async with scripted_host(driver.broker, OWNER) as owner:
+        await driver.submit(Verb.DEPLOY_CREATE)
+        command = await accepted(driver, owner)
+        forged: list[tuple[OperationState, JobState | None]] = [
+            (OperationState.QUEUED, None),
+            (OperationState.DISPATCHED, None),
+            (OperationState.FAILED, JobState.LOST),
+        ]
+        for number, (state, job_state) in enumerate(forged, start=1):
+            await owner.report(command, state, seq=1 + number, job_state=job_state)
+            await fenced_off(driver, OWNER, {"illegal": number})
+        await _goes_on(driver, owner, command)
 
 
 async def test_a_host_is_enrolled_by_its_own_workers_hello(

@@ -104,7 +104,11 @@ def wrong_between_jobs(job_id: str, earlier: JobLook, later: JobLook) -> str | N
 
 
 def _within_an_attempt(state: OperationState) -> frozenset[OperationState]:
-    """Return what may follow without a new epoch: over the table's edges, past QUEUED never."""
+    """Return what may follow without a new epoch: over the table's edges, past QUEUED never.
+
+    Of an attempt that failed or was never begun, the dispatcher's return to the queue has the
+    attempt's epoch; the next claim raises it. That no report led there, the record's counters say.
+    """
     if state is OperationState.QUEUED:
         return OPERATION_TRANSITIONS[state] - {OperationState.DISPATCHED} | {state}
     return OPERATION_TRANSITIONS[state]

@@ -3,6 +3,7 @@
 import pytest
 
 from modelyard.contract.states import JobState, OperationState
+from tests.statemachine.watching import Watching
 from tests.support.invariants.histories import (
     Fact,
     JobLook,
@@ -106,3 +107,17 @@ def test_a_job_whose_record_went_where_no_write_leads_is_found(
 )
 def test_a_job_that_goes_on_is_right(earlier: JobLook, later: JobLook) -> None:
     assert wrong_between_jobs("j", earlier, later) is None
+
+
+@pytest.mark.parametrize(
+    ("counted", "found"),
+    [({}, True), ({"failures": 1}, False), ({"returns": 1}, False)],
+    ids=["nothing", "a failure", "a return"],
+)
+def test_a_return_to_the_queue_that_nothing_counts_is_found(
+    counted: dict[str, int], *, found: bool
+) -> None:
+    watching = Watching()
+    before = {"_id": "op", "epoch": 1, "seq": 0, "state": R, "open": True}
+    watching.on_write("operations", before, before | {"state": Q} | counted)
+    assert bool(watching.wrong) is found

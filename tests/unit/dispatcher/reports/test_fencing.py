@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from dispatcher.reports.fencing import CurrentReport, fence, latest
 from modelyard.contract.messages import OperationReport
-from modelyard.contract.states import OperationState, Verb
+from modelyard.contract.states import JobState, OperationState, Verb
 from modelyard.store.records import OperationRecord
 
 OPERATION = "0190c2f0-0000-7000-8000-000000000001"
@@ -58,6 +58,33 @@ def test_a_terminal_state_never_changes() -> None:
     for state in OperationState:
         if state is not OperationState.SUCCEEDED:
             assert not isinstance(fence("h", report(state, seq=9), ENDED), CurrentReport)
+
+
+@given(
+    st.sampled_from([one for one in OperationState if not one.terminal]),
+    st.sampled_from(OperationState),
+    st.integers(0, 3),
+    st.integers(1, 4),
+)
+def test_a_report_leads_only_where_a_worker_can_know_of(
+    was: OperationState, told: OperationState, recorded: int, seq: int
+) -> None:
+    """Else a worker would put its operations back into the queue, past every limit on retries."""
+    operation = FRESH.model_copy(update={"state": was, "seq": recorded})
+    verdict = fence("h", report(told, seq=seq), operation)
+    if told in (OperationState.QUEUED, OperationState.DISPATCHED):
+        assert verdict == "illegal"
+    if isinstance(verdict, CurrentReport):
+        assert told is OperationState.RUNNING or told.terminal
+        assert told not in (OperationState.REJECTED, OperationState.EXPIRED)
+
+
+def test_a_job_is_only_reported_to_be_as_its_container_is() -> None:
+    ended = report(OperationState.FAILED, seq=1)
+    for state in JobState:
+        verdict = fence("h", ended.model_copy(update={"job_state": state}), FRESH)
+        expected = state not in (JobState.NONE, JobState.LOST)
+        assert isinstance(verdict, CurrentReport) is expected
 
 
 def test_the_last_report_again_is_taken_to_repair_what_a_crash_left() -> None:

@@ -179,6 +179,23 @@ async def test_what_memory_does_not_explain_is_judged_by_the_record(
     assert writing.parts.database.documents("operations") == before
 
 
+@pytest.mark.parametrize("state", [OperationState.QUEUED, OperationState.DISPATCHED])
+async def test_a_worker_puts_no_operation_back_into_the_queue(
+    writing: Writing, state: OperationState
+) -> None:
+    """Else it would run for ever, past its deadline and with no failure that is counted."""
+    parts = writing.parts
+    await writing.report(report(writing.one, RUNNING, 1))
+    before = parts.database.documents("operations")
+    await writing.report(report(writing.one, state, 2))
+    assert parts.database.documents("operations") == before
+    host = await parts.store.hosts.get(HOST)
+    assert host is not None
+    assert host.fenced_off == {"illegal": 1}
+    await writing.report(report(writing.one, SUCCEEDED, 3))
+    assert (await parts.recorded(writing.one)).state is SUCCEEDED
+
+
 async def test_a_report_that_another_writer_was_faster_than_changes_nothing(
     writing: Writing,
 ) -> None:
