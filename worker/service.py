@@ -157,11 +157,10 @@ def build_verbs(
 ) -> VerbRunner:
     """Return what executes commands over this engine; tests pass a fake engine."""
     cleanup = Cleanup(containers, retry_s=cleanup_retry_s)
-    large = LargeContents()
     return VerbRunner(
         containers,
-        Models(runtime, containers, server, results, large),
-        Batch(runtime, containers, results, large),
+        Models(runtime, containers, server, results),
+        Batch(runtime, containers, results, LargeContents()),
         FailureOutcomes(runtime, containers, cleanup),
         cleanup,
     )

@@ -75,11 +75,10 @@ class SimulatedVerbs(VerbRunner):
             memory=build_memory_watch(runtime, DeclaredDevices(()), settings.unload_rules()),
         )
         cleanup = Cleanup(containers)
-        large = LargeContents()
         super().__init__(
             containers,
-            Models(runtime, containers, server, results, large),
-            Batch(runtime, containers, results, large),
+            Models(runtime, containers, server, results),
+            Batch(runtime, containers, results, LargeContents()),
             FailureOutcomes(runtime, containers, cleanup),
             cleanup,
         )

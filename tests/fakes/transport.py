@@ -19,11 +19,14 @@ class FakeTransport:
     @asynccontextmanager
     async def exchange(self, address: Address, request: Request) -> AsyncIterator[Answer]:
         request.before_sending()
+        content = request.content
+        if not isinstance(content, bytes | None):
+            content = b"".join([piece async for piece in content.pieces])
         sent = httpx2.Request(
             request.method,
             f"http://{address.host}:{address.port}{request.target}",
             headers=list(request.headers),
-            content=None if request.content is None else bytes(request.content),
+            content=content,
         )
         try:
             answer = await self._answer(sent)

@@ -1,5 +1,6 @@
 """How an attempt gets a large input and hands over a large result."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,10 +11,13 @@ from modelyard.contract.messages import HostCommand
 
 @dataclass(frozen=True, slots=True)
 class UploadedInput:
-    """An input as its client has uploaded it."""
+    """An input as its client has uploaded it, read once, as it is needed."""
 
     content_type: str
-    content: bytearray
+    size: int
+    """Bytes of all pieces."""
+    pieces: AsyncIterator[bytes]
+    """Raises `input_gone`, also after some of them."""
 
 
 class ContentTransfer(Protocol):
@@ -23,9 +27,12 @@ class ContentTransfer(Protocol):
         """Return the uploaded input of a command; raises `input_gone`."""
 
     async def send(
-        self, command: HostCommand, content_type: str, content: bytes | bytearray
+        self, command: HostCommand, content_type: str, pieces: AsyncIterator[bytes]
     ) -> StoredResult:
-        """Hand over the result of a command; return once all of it is stored."""
+        """Hand over the result of a command; return once all of it is stored.
+
+        Each piece but the last one has `PIECE_BYTES`; the next is taken once one is stored.
+        """
 
 
 class NoTransfer:
@@ -36,8 +43,8 @@ class NoTransfer:
         raise ModelyardError(ErrorCode.INPUT_GONE, input_id=command.input_id)
 
     async def send(
-        self, command: HostCommand, content_type: str, content: bytes | bytearray
+        self, command: HostCommand, content_type: str, pieces: AsyncIterator[bytes]
     ) -> StoredResult:
         """Raise `worker_error`."""
-        del content_type, content
+        del content_type, pieces
         raise ModelyardError(ErrorCode.WORKER_ERROR, operation_id=command.operation_id)

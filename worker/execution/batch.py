@@ -9,8 +9,8 @@ from worker.attempts.attempt import Attempt
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import exited
 from worker.engine.protocol import ContainerFacts, ContainerRuntime, FileTooLargeError
-from worker.execution.large_contents import KeptResult, LargeContents, Turn, kept
-from worker.model_server.results import BatchOutput, ResultReader, too_large
+from worker.execution.large_contents import LargeContents, Turn, kept
+from worker.model_server.results import BatchOutput, KeptResult, ResultReader, too_large
 
 _LAST_LINE = "the last line of stdout"
 

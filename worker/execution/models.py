@@ -12,12 +12,12 @@ from worker.attempts.attempt import Attempt
 from worker.containers.lifecycle import ContainerLifecycle
 from worker.containers.readiness import address_of, while_running
 from worker.engine.protocol import ContainerFacts, ContainerRuntime
-from worker.execution.large_contents import KeptResult, LargeContents, Turn, kept, received
+from worker.execution.large_contents import keeping
 from worker.execution.server_memory import ServerMemory, fillings_of
 from worker.model_server.client import ModelServer, Question
 from worker.model_server.probes import ProbeVerdict
 from worker.model_server.profiles import InMemory, dialogue_of
-from worker.model_server.results import Result, ResultReader
+from worker.model_server.results import KeptResult, ResultReader
 from worker.model_server.templates import INPUT
 
 log = structlog.get_logger(__name__)
@@ -40,13 +40,11 @@ class Models:
         containers: ContainerLifecycle,
         server: ModelServer,
         results: ResultReader,
-        large: LargeContents,
     ) -> None:
         self._runtime = runtime
         self._containers = containers
         self._server = server
         self._results = results
-        self._large = large
 
     async def load(
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
@@ -129,14 +127,11 @@ class Models:
     async def infer(
         self, command: HostCommand, facts: ContainerFacts, attempt: Attempt
     ) -> KeptResult:
-        """Send the input, or the request to run over the dataset; return the answer."""
-        async with self._large.turn() as turn:
-            result = await self._answer(command, facts, attempt, turn)
-            return await kept(result, command, attempt)
+        """Send the input, or the request to run over the dataset; return the answer.
 
-    async def _answer(
-        self, command: HostCommand, facts: ContainerFacts, attempt: Attempt, turn: Turn
-    ) -> Result:
+        Of an uploaded input and of a large answer one piece at a time is in memory, so a server
+        that is slow with either keeps nothing from others.
+        """
         dialogue = dialogue_of(command.model)
         fillings = fillings_of(command)
         has_input = command.input_json is not None or command.input_id is not None
@@ -149,7 +144,7 @@ class Models:
         address_of(facts)  # for a container that has ended no input is fetched
         if command.input_id is not None and hook.body != INPUT:
             raise ModelyardError(ErrorCode.UNEXPECTED_INPUT, _NOT_AS_IT_IS)
-        uploaded = await received(command, attempt, turn)
+        uploaded = None if command.input_id is None else await attempt.transfer.receive(command)
         attempt.report(Phase.INFERRING, container_id=facts.id)
         await attempt.require_lease()
         # The address of a container that has ended is given to another one. So it is asked for
@@ -163,7 +158,9 @@ class Models:
             *(hook, fillings, ErrorCode.INFERENCE_FAILED, uploaded),
             before_sending=self._containers.running.check_of(facts),
         )
-        asking = self._server.ask(address, question, keeps_connection=known, before_large=turn.take)
+        asking = self._server.ask(
+            address, question, keeps_connection=known, keep_large=keeping(command, attempt)
+        )
         reply = await (
             self._containers.running.work_in(facts, asking)
             if known

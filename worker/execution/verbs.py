@@ -20,9 +20,9 @@ from worker.containers.lifecycle import ContainerLifecycle, of_generation
 from worker.execution.batch import Batch
 from worker.execution.cleanup import Cleanup
 from worker.execution.failures import FailureOutcomes
-from worker.execution.large_contents import KeptResult
 from worker.execution.models import Models, grace_s
 from worker.model_server.profiles import InMemory, dialogue_of
+from worker.model_server.results import KeptResult
 
 log = structlog.get_logger(__name__)
 

@@ -16,12 +16,12 @@ from typing import Protocol
 import httpx2
 
 from modelyard.contract.catalog.entries import Hook, Probe
-from modelyard.contract.content.transfers import MAX_CONTENT_BYTES
+from modelyard.contract.content.transfers import MAX_CONTENT_BYTES, PIECE_BYTES, StoredResult
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from worker.engine.protocol import Address
 from worker.model_server.connections import BrokenConnectionError, NoExchangeError, RefusedError
-from worker.model_server.http_exchange import Answer, Request, Transport, nothing
+from worker.model_server.http_exchange import Answer, Request, RequestBody, Transport, nothing
 from worker.model_server.probes import NOBODY_LISTENS, ProbeResult, ProbeVerdict
 from worker.model_server.results import Reply, too_large
 from worker.model_server.templates import Placeholders
@@ -91,20 +91,21 @@ class Question:
     """Called once there is a connection to the server; nothing is sent if it raises."""
 
 
-class UploadedContent(Protocol):
+class UploadedContent(RequestBody, Protocol):
     """Content with its media type."""
 
     @property
     def content_type(self) -> str:
         """The media type."""
 
-    @property
-    def content(self) -> bytearray:
-        """The bytes."""
+
+KeepLarge = Callable[[str, AsyncIterator[bytes]], Awaitable[StoredResult]]
+"""Stores a body, given its `Content-Type` and its pieces: each but the last has `PIECE_BYTES`."""
 
 
-async def at_once() -> None:
-    """Return: whoever asks has memory for a large answer."""
+async def refuse_large(_content_type: str, _pieces: AsyncIterator[bytes]) -> StoredResult:
+    """Raise `result_too_large`."""
+    raise too_large()
 
 
 class ModelServer:
@@ -160,12 +161,16 @@ class ModelServer:
         question: "Question",
         *,
         keeps_connection: bool = False,
-        before_large: Callable[[], Awaitable[None]] = at_once,
+        keep_large: KeepLarge = refuse_large,
     ) -> Reply:
         """Send a question and return its 2xx answer. The caller sets the deadline.
 
         With `keeps_connection` the next request to this server may use the same connection.
-        `before_large` is awaited before more than `MAX_RESULT_BYTES` are read; the server waits.
+        A body of more than `MAX_RESULT_BYTES` is given to `keep_large`. It is read as its pieces
+        are taken, so the server waits meanwhile.
+
+        An uploaded body is sent piece by piece, over a connection of its own: such a request can't
+        be sent again.
 
         Raises `RefusedByServerError` for another status and `NoAnswerError` without an answer, both
         with the code of the question, and `result_too_large`.
@@ -174,17 +179,12 @@ class ModelServer:
             body = bytearray()
             await answer.read(MAX_RESULT_BYTES + 1, body)
             encodings = _encodings(answer)
+            content_type = ", ".join(answer.header("content-type"))
+            stored = None
             if len(body) > MAX_RESULT_BYTES and not encodings:  # an encoded one is refused anyway
-                await before_large()
-                await answer.read(MAX_CONTENT_BYTES + 1, body)
-            if len(body) > MAX_CONTENT_BYTES:
-                raise too_large(MAX_CONTENT_BYTES)
+                stored = await keep_large(content_type, _pieces(answer, body))
             return Reply(
-                _asked(question.hook),
-                answer.status,
-                ", ".join(answer.header("content-type")),
-                encodings,
-                body,
+                *(_asked(question.hook), answer.status, content_type, encodings, body), stored
             )
 
     @asynccontextmanager
@@ -206,6 +206,25 @@ class ModelServer:
             raise NoAnswerError(
                 failure, f"The model server gave no complete answer to {asked}: {error}"
             ) from error
+
+
+async def _pieces(answer: Answer, body: bytearray) -> AsyncIterator[bytes]:
+    """Yield the body, of which the beginning was read; raises `result_too_large`."""
+    announced = "".join(answer.header("content-length"))
+    if announced.isdecimal() and int(announced[:20]) > MAX_CONTENT_BYTES:
+        raise too_large(MAX_CONTENT_BYTES)
+    size = 0
+    while True:
+        if len(body) < PIECE_BYTES:
+            await answer.read(PIECE_BYTES, body)
+        if not body:
+            return
+        piece = bytes(body[:PIECE_BYTES])
+        del body[:PIECE_BYTES]
+        size += len(piece)
+        if size > MAX_CONTENT_BYTES:
+            raise too_large(MAX_CONTENT_BYTES)
+        yield piece
 
 
 def _probe_result(status: int) -> ProbeResult:
@@ -257,13 +276,14 @@ def _request_of(question: Question, *, keeps_connection: bool) -> Request:
     """Return the request that a hook asks for; raises `spec_refused` if its path is invalid."""
     hook, fillings, uploaded = question.hook, question.fillings, question.uploaded
     headers = [(name, fillings.in_header(value)) for name, value in _unframed(hook.headers)]
-    content: bytes | bytearray | None = None
-    if hook.body is not None:
-        content = fillings.in_body(hook.body).encode() if uploaded is None else uploaded.content
-        if uploaded is not None:
-            headers = [one for one in headers if one[0].lower() != "content-type"]
-            headers.append(("Content-Type", uploaded.content_type))
-        elif not any(name.lower() == "content-type" for name, _ in headers):
+    content: bytes | RequestBody | None = None
+    if uploaded is not None:
+        content, keeps_connection = uploaded, False
+        headers = [one for one in headers if one[0].lower() != "content-type"]
+        headers.append(("Content-Type", uploaded.content_type))
+    elif hook.body is not None:
+        content = fillings.in_body(hook.body).encode()
+        if not any(name.lower() == "content-type" for name, _ in headers):
             headers.append(("Content-Type", "application/json"))
     _check_path(hook.path)
     return Request(

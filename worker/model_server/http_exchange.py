@@ -9,7 +9,8 @@ exchange costs the event loop, which also serves the heartbeats and all other co
 - a server that sends few bytes at a time is read less often: all such exchanges together get
   `TRICKLE_READS_PER_S`, however many there are.
 
-The request is sent while the answer is read, because a server may answer before it has read all.
+The request is sent while the answer is read, because a server may answer before it has read all. A
+body that comes in pieces is read no faster than the server takes it.
 Connections are kept open between inferences (`ConnectionPool`); any other request has one of its
 own.
 """
@@ -17,7 +18,7 @@ own.
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,6 +59,18 @@ def nothing() -> None:
     """Do nothing."""
 
 
+class RequestBody(Protocol):
+    """A body that is sent piece by piece, once."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pieces together."""
+
+    @property
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The pieces; if they raise, the exchange raises the same unless its answer is complete."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request to a model server."""
@@ -67,9 +80,10 @@ class Request:
     """Path and query, percent-encoded."""
     headers: tuple[tuple[str, str], ...] = ()
     """Without those that frame the message."""
-    content: bytes | bytearray | None = None
+    content: bytes | RequestBody | None = None
     keeps_connection: bool = False
-    """True: the connection may have served an earlier request, and may serve a later one."""
+    """True: the connection may have served an earlier request, and may serve a later one. False if
+    the content comes in pieces."""
     before_sending: Callable[[], None] = nothing
     """Called once there is a connection; what it raises ends the exchange, and nothing is sent."""
 
@@ -159,6 +173,8 @@ class BoundedTransport:
             raise
         loop, kept = asyncio.get_running_loop(), request.keeps_connection
         exchange = _Exchange(connection, message, self.pace, self._give_back if kept else None)
+        if not isinstance(request.content, bytes | None):
+            exchange.send(request.content.pieces)
         if kept and not connection.reused:
             self._unproven[connection] = loop.time()
         try:
@@ -208,6 +224,10 @@ class _Exchange:
         self._began = asyncio.get_running_loop().time()
         connection.begin_request()
         self._sender = _Sender(connection.socket, message)
+
+    def send(self, pieces: AsyncIterator[bytes]) -> None:
+        """Send the body as well, while the answer is read."""
+        self._sender.send(pieces)
 
     @property
     def _head(self) -> Head:
@@ -278,7 +298,10 @@ class _Exchange:
             large = self._received > LARGE_AFTER_BYTES
             most = LARGE_READ_BYTES if large else READ_BYTES
             data = await loop.sock_recv(self._connection.socket, most)
+            if not data:
+                self._sender.check()
         except OSError as error:
+            self._sender.check()
             raise self._no_answer(f"The connection broke ({reason_of(error)}).") from error
         self._received += len(data)
         if len(data) < SMALL_READ_BYTES:
@@ -303,12 +326,43 @@ class _Sender:
         self._left = memoryview(message)
         self._waits = False
         self._failed = False
+        self._empty = asyncio.Event()
+        """Set while nothing is left to send."""
+        self._feeding: asyncio.Future[None] | None = None
         self._send()
 
     @property
     def done(self) -> bool:
         """True once the whole message was sent."""
-        return not self._left and not self._failed
+        fed = self._feeding is None or self._feeding.done()
+        return fed and not self._left and not self._failed
+
+    def send(self, pieces: AsyncIterator[bytes]) -> None:
+        """Send these too; the next one is taken once the server has been sent the one before."""
+        self._feeding = asyncio.ensure_future(self._feed(pieces))
+        self._feeding.add_done_callback(self._fed)
+
+    def check(self) -> None:
+        """Raise what the pieces have raised."""
+        if self._feeding is not None and self._feeding.done():
+            self._feeding.result()
+
+    async def _feed(self, pieces: AsyncIterator[bytes]) -> None:
+        await self._empty.wait()
+        async for piece in pieces:
+            if self._failed:
+                return
+            self._left = memoryview(piece)
+            self._empty.clear()
+            self._send()
+            del piece
+            await self._empty.wait()
+
+    def _fed(self, feeding: asyncio.Future[None]) -> None:
+        """End the connection if the rest of the body does not come, so that the reader wakes up."""
+        if not feeding.cancelled() and feeding.exception() is not None:
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self) -> None:
         try:
@@ -319,19 +373,29 @@ class _Sender:
             self._failed = True
             self._left = self._left[:0]
         if not self._left:
-            self.stop()
+            self._left = memoryview(b"")  # the old one keeps the piece in memory
+            self._stop_waiting()
+            self._empty.set()
         elif not self._waits:
             self._waits = True
             asyncio.get_running_loop().add_writer(self._connection, self._send)
 
     def stop(self) -> None:
+        self._stop_waiting()
+        if self._feeding is not None:
+            self._feeding.cancel()
+
+    def _stop_waiting(self) -> None:
         if self._waits:
             self._waits = False
             asyncio.get_running_loop().remove_writer(self._connection)
 
 
 def _as_bytes(address: Address, request: Request) -> bytes:
-    """Return the request as bytes; raises `NoExchangeError` if a value contains a line end."""
+    """Return the request as bytes, without a body that comes in pieces.
+
+    Raises `NoExchangeError` if a value contains a line end.
+    """
     named = {name.lower() for name, _ in request.headers}
     host = f"[{address.host}]" if ":" in address.host else address.host
     headers = [
@@ -341,8 +405,10 @@ def _as_bytes(address: Address, request: Request) -> bytes:
     if not request.keeps_connection:
         headers.append(("Connection", "close"))
     headers += request.headers
+    content = request.content or b""
     if request.content is not None or request.method in _WITH_LENGTH:
-        headers.append(("Content-Length", str(len(request.content or b""))))
+        size = len(content) if isinstance(content, bytes) else content.size
+        headers.append(("Content-Length", str(size)))
     lines = [
         f"{request.method} {request.target} HTTP/1.1",
         *(f"{name}: {value}" for name, value in headers),
@@ -350,4 +416,4 @@ def _as_bytes(address: Address, request: Request) -> bytes:
     if " " in request.target or any("\r" in line or "\n" in line for line in lines):
         raise NoExchangeError("The request has a line end inside a line.")
     head = "\r\n".join([*lines, "", ""]).encode()
-    return head + request.content if request.content else head
+    return head + content if isinstance(content, bytes) else head

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from modelyard.contract.content.media_types import JSON_TYPE, is_json, media_type_of
 from modelyard.contract.content.results import ResultContent
+from modelyard.contract.content.transfers import StoredResult
 from modelyard.contract.errors import ErrorCode, ErrorInfo, InvalidRequestError, ModelyardError
 from modelyard.contract.messages import MAX_RESULT_BYTES
 from modelyard.contract.strict_json import dump_json, parse_json
@@ -28,16 +29,20 @@ class LargeResult:
     """More than `MAX_RESULT_BYTES`, of any type, as it came: large JSON is not parsed."""
 
     content_type: str
-    content: bytes | bytearray
+    content: bytes
 
 
 Result = str | ResultContent | LargeResult
 """JSON as compact text, or content of another type."""
 
 
+KeptResult = str | ResultContent | StoredResult
+"""A result as an attempt reports it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A 2xx answer of a model server, with its whole body."""
+    """A 2xx answer of a model server, with its whole body unless that is `stored`."""
 
     asked: str
     status: int
@@ -45,6 +50,8 @@ class Reply:
     encodings: tuple[str, ...]
     """The content codings of the body; empty if it is not encoded."""
     body: bytes | bytearray
+    stored: StoredResult | None = None
+    """The body, if it was large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ class ResultReader:
             raise ModelyardError(ErrorCode.WORKER_ERROR, message) from error
         return _unpacked(part)
 
-    async def read_reply(self, reply: Reply) -> Result:
+    async def read_reply(self, reply: Reply) -> KeptResult:
         """Return the result in a server's answer; errors quote the answer.
 
         Its `Content-Type` says what it is. JSON is parsed, and so is an answer without one.
@@ -100,9 +107,9 @@ class ResultReader:
                 "the request forbade it (Accept-Encoding: identity). Make it send plain content.",
                 **detail,
             )
+        if reply.stored is not None:
+            return reply.stored
         media_type = media_type_of(reply.content_type)
-        if len(reply.body) > MAX_RESULT_BYTES:
-            return LargeResult(media_type, reply.body)
         if not (reply.body.strip() if is_json(media_type) else reply.body):
             raise ModelyardError(
                 ErrorCode.BAD_RESULT,

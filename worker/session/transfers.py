@@ -6,6 +6,7 @@ the same is sent again. So the content of one transfer is in RabbitMQ with one p
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 
 import structlog
 
@@ -28,6 +29,10 @@ log = structlog.get_logger(__name__)
 AGAIN_S = 5.0
 """Seconds without an answer after which a piece is sent, or asked for, again."""
 
+AT_ONCE = 2
+"""Pieces of one host that are on their way at the same time; others wait for these few
+milliseconds, in the order in which they came."""
+
 _Key = tuple[str, int, int, bool]
 
 
@@ -37,6 +42,7 @@ class PiecewiseTransfer:
     def __init__(self, channel: HostChannel, *, again_s: float = AGAIN_S) -> None:
         self._channel = channel
         self._again_s = again_s
+        self._on_the_way = asyncio.Semaphore(AT_ONCE)
         self._waiting: dict[_Key, asyncio.Future[TransferAnswer]] = {}
 
     async def receive(self, command: HostCommand) -> UploadedInput:
@@ -44,27 +50,32 @@ class PiecewiseTransfer:
         first = await self._ask(command, 0)
         if first.content_type is None or not 0 < first.size <= MAX_CONTENT_BYTES:
             raise _gone(command)
-        content = bytearray(first.content)
-        while content and len(content) < first.size:
-            piece = await self._ask(command, len(content) // PIECE_BYTES)
-            if not piece.content:
-                break
-            content += piece.content
-        if len(content) != first.size:
-            raise _gone(command)
-        return UploadedInput(first.content_type, content)
+        return UploadedInput(first.content_type, first.size, self._pieces(command, first))
+
+    async def _pieces(self, command: HostCommand, answer: TransferAnswer) -> AsyncIterator[bytes]:
+        given = 0
+        while True:
+            given += len(answer.content)
+            if not answer.content or given > answer.size:
+                raise _gone(command)
+            yield answer.content
+            if given == answer.size:
+                return
+            answer = await self._ask(command, given // PIECE_BYTES)
 
     async def send(
-        self, command: HostCommand, content_type: str, content: bytes | bytearray
+        self, command: HostCommand, content_type: str, pieces: AsyncIterator[bytes]
     ) -> StoredResult:
         """Hand over a result; return once all of it is stored."""
         digest = hashlib.sha256()
-        for number, start in enumerate(range(0, len(content), PIECE_BYTES)):
-            piece = bytes(content[start : start + PIECE_BYTES])
+        number = size = 0
+        async for piece in pieces:
             digest.update(piece)
             await self._ask(command, number, PieceOfResult(content=piece))
             crash_point("worker.transfer.after_piece")
-        return StoredResult(content_type=content_type, size=len(content), sha256=digest.hexdigest())
+            number += 1
+            size += len(piece)
+        return StoredResult(content_type=content_type, size=size, sha256=digest.hexdigest())
 
     def answered(self, answer: TransferAnswer) -> None:
         """Give an answer to whoever waits for it; one that comes twice is dropped."""
@@ -86,17 +97,17 @@ class PiecewiseTransfer:
             number=number,
             result=result,
         )
-        body = message.model_dump_json().encode()
         key = (command.operation_id, command.epoch, number, result is not None)
         answer: asyncio.Future[TransferAnswer] = asyncio.get_running_loop().create_future()
         self._waiting[key] = answer
         try:
             while True:
-                try:
-                    await self._channel.publish_transfer(body)
-                except BrokerUnavailableError as error:
-                    log.debug("transfer.waiting", number=number, error=str(error))
-                await asyncio.wait((answer,), timeout=self._again_s)
+                async with self._on_the_way:
+                    try:
+                        await self._channel.publish_transfer(message.model_dump_json().encode())
+                    except BrokerUnavailableError as error:
+                        log.debug("transfer.waiting", number=number, error=str(error))
+                    await asyncio.wait((answer,), timeout=self._again_s)
                 if answer.done():
                     return answer.result()
         finally:

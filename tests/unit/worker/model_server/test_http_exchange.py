@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from modelyard.contract.catalog.entries import Hook
+from modelyard.contract.content.transfers import MAX_CONTENT_BYTES, PIECE_BYTES, StoredResult
 from modelyard.contract.errors import ErrorCode, ModelyardError
 from tests.support.waiting import eventually
 from worker.engine.protocol import Address
@@ -24,6 +25,7 @@ from worker.model_server.results import ResultReader
 from worker.model_server.templates import Placeholders
 
 AT_ONCE = 100
+PIECE = b"\x89PNG" * (64 << 10)
 FLOOD_CPU_S = 0.05
 LARGE_CPU_S = 0.5
 """For the 64 MiB of a result that is too large, and for the server that sends them."""
@@ -172,6 +174,152 @@ async def test_a_request_larger_than_all_buffers_arrives_whole(model_server: Mod
 
     async with asyncio.timeout(20), served(serve) as address:
         assert await ask(model_server, address, large) == b"%d" % len(large)
+
+
+class Uploaded:
+    """A body of many pieces; counts those that were taken."""
+
+    content_type = "image/png"
+
+    def __init__(self, pieces: int, *, breaks: bool = False) -> None:
+        self.size = pieces * len(PIECE)
+        self.taken = 0
+        self.pieces = self._pieces(pieces, breaks=breaks)
+
+    async def _pieces(self, most: int, *, breaks: bool) -> AsyncIterator[bytes]:
+        while self.taken < most:
+            if breaks and self.taken == most // 2:
+                raise ModelyardError(ErrorCode.INPUT_GONE)
+            self.taken += 1
+            yield PIECE
+
+
+async def upload(server: ModelServer, address: Address, uploaded: Uploaded) -> bytes:
+    question = Question(
+        Hook(path="/infer", body="{input}"),
+        Placeholders("m", "", None),
+        ErrorCode.INFERENCE_FAILED,
+        uploaded,
+    )
+    return bytes((await server.ask(address, question, keeps_connection=True)).body)
+
+
+async def test_an_uploaded_body_arrives_whole(model_server: ModelServer) -> None:
+    uploaded = Uploaded(64)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"Content-Length: %d\r\n" % uploaded.size in head
+        body = await reader.readexactly(uploaded.size)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n%d" % body.count(PIECE))
+
+    async with asyncio.timeout(20), served(serve) as address:
+        assert await upload(model_server, address, uploaded) == b"64"
+
+
+async def test_no_more_of_an_uploaded_body_is_in_memory_than_the_server_takes(
+    model_server: ModelServer,
+) -> None:
+    done = asyncio.Event()
+    uploaded = Uploaded(MAX_CONTENT_BYTES // len(PIECE))
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await done.wait()  # it reads what its buffers hold, and no more
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue")
+
+    async with asyncio.timeout(20), served(serve) as address:
+        asking = asyncio.create_task(upload(model_server, address, uploaded))
+        seen = -1
+
+        async def no_more_is_taken() -> bool:
+            nonlocal seen
+            before, seen = seen, uploaded.taken
+            return 0 < seen == before
+
+        await eventually(no_more_is_taken)
+        assert uploaded.taken * len(PIECE) < uploaded.size // 2
+        done.set()
+        assert await asking == b"true"  # an answer before all was read counts
+        taken = uploaded.taken
+        await asyncio.sleep(0)
+        assert uploaded.taken == taken
+
+
+async def test_a_body_whose_rest_does_not_come_ends_the_exchange(
+    model_server: ModelServer,
+) -> None:
+    got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        got.set_result(await reader.read())
+
+    async with asyncio.timeout(20), served(serve) as address:
+        with pytest.raises(ModelyardError) as gone:
+            await upload(model_server, address, Uploaded(4, breaks=True))
+        assert await got == PIECE * 2
+    assert gone.value.code is ErrorCode.INPUT_GONE
+
+
+async def test_a_large_answer_is_read_as_its_pieces_are_taken(model_server: ModelServer) -> None:
+    written = 0
+    total = MAX_CONTENT_BYTES
+    pieces: list[int] = []
+    taken_first = 8  # more than was read before there were pieces
+    go_on = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
+        while written < total:
+            writer.write(bytes(1 << 18))
+            await writer.drain()
+            written += 1 << 18
+
+    async def keep(_: str, content: AsyncIterator[bytes]) -> StoredResult:
+        async for piece in content:
+            pieces.append(len(piece))
+            if len(pieces) >= taken_first:
+                await go_on.wait()
+        return StoredResult(content_type="image/png", size=sum(pieces), sha256="0" * 64)
+
+    async with asyncio.timeout(20), served(serve) as address:
+        hook, fillings = Hook(path="/infer"), Placeholders("m", "", None)
+        question = Question(hook, fillings, ErrorCode.INFERENCE_FAILED)
+        asking = asyncio.create_task(model_server.ask(address, question, keep_large=keep))
+        seen = -1
+
+        async def no_more_is_written() -> bool:
+            nonlocal seen
+            before, seen = seen, written
+            return len(pieces) == taken_first and seen == before
+
+        await eventually(no_more_is_written)
+        assert written < total // 2
+        go_on.set()
+        reply = await asking
+    assert (reply.stored is not None, bytes(reply.body)) == (True, b"")
+    assert set(pieces[:-1]) == {PIECE_BYTES}
+    assert sum(pieces) == total
+
+
+async def test_an_answer_of_unknown_size_ends_at_the_limit(model_server: ModelServer) -> None:
+    size = 0
+
+    async def keep(_: str, content: AsyncIterator[bytes]) -> StoredResult:
+        nonlocal size
+        async for piece in content:
+            size += len(piece)
+        raise AssertionError("an endless answer ended")
+
+    async with asyncio.timeout(20), served(flood(*FLOODS["body"])) as address:
+        hook, fillings = Hook(path="/infer"), Placeholders("m", "", None)
+        question = Question(hook, fillings, ErrorCode.INFERENCE_FAILED)
+        with pytest.raises(ModelyardError) as refused:
+            await model_server.ask(address, question, keep_large=keep)
+    assert refused.value.code is ErrorCode.RESULT_TOO_LARGE
+    assert MAX_CONTENT_BYTES - PIECE_BYTES < size <= MAX_CONTENT_BYTES
 
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])

@@ -12,6 +12,7 @@ import pytest
 from modelyard.contract.catalog.entries import Profile
 from modelyard.contract.content.transfers import (
     MAX_CONTENT_BYTES,
+    MAX_PIECES,
     PIECE_BYTES,
     TransferAnswer,
     WorkerTransfer,
@@ -25,7 +26,7 @@ from tests.support.waiting import eventually
 from tests.support.worker.harness import HTTP_HOOKS, IMAGE, VerbHarness, model
 from tests.support.worker.host import Host, running_host
 from worker.execution.large_contents import LargeContents
-from worker.session.transfers import PiecewiseTransfer
+from worker.session.transfers import AT_ONCE, PiecewiseTransfer
 
 CREATE, LOAD, INFER, TEMP = Verb.DEPLOY_CREATE, Verb.DEPLOY_LOAD, Verb.INFER, Verb.TEMP
 LARGE = b"\x89PNG" * (MAX_RESULT_BYTES // 3)
@@ -39,6 +40,8 @@ class DispatcherStandIn:
         self._content = content
         self.results: dict[str, dict[int, bytes]] = {}
         self.asked: list[WorkerTransfer] = []
+        self.gone_from = MAX_PIECES
+        """The first piece of the input that is not there."""
         self.deaf = 0
         """How many more messages it does not answer."""
         self.most_waiting = 0
@@ -66,7 +69,7 @@ class DispatcherStandIn:
         if one.result is not None:
             self.results.setdefault(one.operation_id, {})[one.number] = one.result.content
             return TransferAnswer.model_validate({**fields, "stored": True})
-        if self._content is None:
+        if self._content is None or one.number >= self.gone_from:
             return TransferAnswer.model_validate(fields)
         start = one.number * PIECE_BYTES
         told = {"content_type": "image/png", "size": len(self._content)}
@@ -160,6 +163,62 @@ async def test_a_worker_that_is_stopped_hands_a_large_result_over_and_begins_no_
         assert dispatcher.result_of(command.operation_id) == LARGE
         assert unowned.running
         await eventually(lambda: _is(host.broker.control is None), what="the end of the worker")
+
+
+async def test_slow_inferences_of_one_job_keep_no_large_content_of_others_waiting() -> None:
+    slow, other = FakeServer(), FakeServer()
+    slow.may_infer.clear()
+    slow.infer = other.infer = lambda _: httpx2.Response(
+        200, content=LARGE, headers={"Content-Type": "image/png"}
+    )
+    servers = [other, slow]
+    harness = VerbHarness(model(Profile.HTTP, max_concurrency=3))
+    harness.runtime.images[IMAGE] = lambda _: servers.pop()
+    async with transferring(harness, LARGE) as (host, _):
+        for job in ("job-1", "job-2"):
+            await host.done(CREATE, job=job)
+            await host.done(LOAD, job=job)
+        waiting = [harness.command(INFER, input_id=new_operation_id()) for _ in range(3)]
+        await host.send(*waiting)
+        await eventually(lambda: _is(slow.infers_now == 3), what="three that work")
+        end = await host.done(INFER, job="job-2", input_id=new_operation_id())
+        assert end.result_stored is not None
+        assert [host.ends_of(one) for one in waiting] == [[], [], []]
+        slow.may_infer.set()
+        for one in waiting:
+            assert (await host.ended(one)).state is OperationState.SUCCEEDED
+
+
+async def test_few_pieces_of_a_host_are_on_their_way_at_once() -> None:
+    harness = VerbHarness(model(Profile.HTTP, max_concurrency=5))
+    async with transferring(harness, LARGE) as (host, dispatcher):
+        await host.done(CREATE)
+        await host.done(LOAD)
+        dispatcher.deaf = 1_000_000
+        asking = [harness.command(INFER, input_id=new_operation_id()) for _ in range(5)]
+        await host.send(*asking)
+        await eventually(lambda: _is(len(dispatcher.asked) == AT_ONCE), what="the first pieces")
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(dispatcher.asked) == AT_ONCE
+        for one in asking:
+            await host.cancel(one)
+        for one in asking:
+            assert (await host.ended(one)).state is OperationState.CANCELLED
+
+
+async def test_an_input_that_is_gone_when_a_part_of_it_was_sent_ends_the_operation() -> None:
+    harness = VerbHarness(model(Profile.HTTP))
+    async with transferring(harness, LARGE) as (host, dispatcher):
+        await host.done(CREATE)
+        await host.done(LOAD)
+        dispatcher.gone_from = 2
+        command = harness.command(INFER, input_id=new_operation_id())
+        await host.send(command)
+        end = await host.ended(command)
+        assert [one.number for one in dispatcher.asked] == [0, 1, 2]
+    assert end.error is not None
+    assert (end.state, end.error.code) == (OperationState.FAILED, ErrorCode.INPUT_GONE)
 
 
 async def test_a_model_gets_an_uploaded_input_as_it_is() -> None:
@@ -257,7 +316,7 @@ async def test_a_result_beyond_the_limit_is_refused_without_sending_any_of_it() 
     assert end.error.detail["max_bytes"] == MAX_CONTENT_BYTES
 
 
-async def test_only_so_many_operations_hold_large_content_at_once() -> None:
+async def test_only_so_many_batches_hold_a_large_file_at_once() -> None:
     large = LargeContents(most=1)
     order: list[str] = []
     go_on = asyncio.Event()
@@ -265,7 +324,7 @@ async def test_only_so_many_operations_hold_large_content_at_once() -> None:
     async def use(name: str, until: asyncio.Event | None) -> None:
         async with large.turn() as turn:
             await turn.take()
-            await turn.take()  # for its input and for its result it is one
+            await turn.take()  # it is one
             order.append(name)
             if until is not None:
                 await until.wait()
