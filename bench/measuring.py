@@ -103,8 +103,8 @@ class Measuring:
         self.sections: list[Section] = []
 
     async def batches(self, operations: int) -> Section:
-        """Modelyard, submitted in batches."""
-        whole = max(BATCH, operations // BATCH * BATCH)
+        """Modelyard, in an even number of batches, so that none is sent alone."""
+        whole = in_pairs_of_batches(operations)
 
         async def run() -> Outcome:
             return await self._until_recorded(whole, self._gateway.submit_batches)
@@ -122,8 +122,8 @@ class Measuring:
     async def accepted(self, operations: int) -> Section:
         """Modelyard's gateway and its servers, while the dispatcher is paused.
 
-        The accepted work is done afterwards. The pause has to be shorter than the time that a
-        dispatcher's connections survive, a minute.
+        The accepted work is done afterwards. The pause has to be shorter than what is left of the
+        dispatcher's term.
         """
         dispatcher = self._stack.services.dispatcher
         query = _succeeded_since_now()
@@ -225,6 +225,11 @@ class Measuring:
             for name, of in peer.processes().items():
                 found.setdefault(name, set()).update(of)
         return found
+
+
+def in_pairs_of_batches(operations: int) -> int:
+    """Return the number next to this one that is a whole number of pairs of batches, not none."""
+    return max(1, round(operations / (2 * BATCH))) * 2 * BATCH
 
 
 def _succeeded_since_now() -> dict[str, Any]:
