@@ -1,14 +1,18 @@
-"""The goals for scale, and how what was measured compares with them."""
+"""The goals for scale, and how what was measured compares with them.
+
+The smallest size is compared with whichever of the larger ones is worst.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.report import Row
 from bench.scale.stack import ACTIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from bench.scale.measure import Measurement, Takeover
 
@@ -17,11 +21,13 @@ SLOWER_AT_MOST = 1.2
 MEMORY_AT_MOST = 1.5
 TAKEOVER_AT_MOST_S = 5.0
 
+T = TypeVar("T")
+
 
 def rows_of_hosts(
     by_hosts: Mapping[int, Measurement], idle_cpu: Mapping[int, Mapping[str, float]]
 ) -> list[Row]:
-    """Compare the largest fleet with the smallest one."""
+    """Compare the larger fleets with the smallest one."""
     rows = [
         Row(
             f"{hosts:,} hosts",
@@ -30,15 +36,14 @@ def rows_of_hosts(
         )
         for hosts, one in by_hosts.items()
     ]
-    few, many = min(by_hosts, default=0), max(by_hosts, default=0)
-    if few != many:
-        cost = by_hosts[many].cpu_ms[ACTIVE] / by_hosts[few].cpu_ms[ACTIVE]
-        rows.append(_at_most(f"{few:,} -> {many:,} hosts: cost per operation", cost, COST_AT_MOST))
+    if len(by_hosts) > 1:
+        name = f"{_range(by_hosts)} hosts: cost per operation"
+        rows.append(_at_most(name, by_hosts, lambda one: one.cpu_ms[ACTIVE], COST_AT_MOST))
     return rows
 
 
 def rows_of_waiting(by_waiting: Mapping[int, Measurement]) -> list[Row]:
-    """Compare the fullest waiting room with the emptiest one."""
+    """Compare the fuller waiting rooms with the emptiest one."""
     rows = [
         Row(
             f"{waiting:,} waiting",
@@ -47,18 +52,14 @@ def rows_of_waiting(by_waiting: Mapping[int, Measurement]) -> list[Row]:
         )
         for waiting, one in by_waiting.items()
     ]
-    few, many = min(by_waiting, default=0), max(by_waiting, default=0)
-    if few != many:
-        less, more, name = by_waiting[few], by_waiting[many], f"{few:,} -> {many:,} waiting"
-        rows += [
-            _at_most(f"{name}: throughput", less.per_s / more.per_s, SLOWER_AT_MOST),
-            _at_most(f"{name}: latency, p50", more.p50_ms / less.p50_ms, SLOWER_AT_MOST),
-            _at_most(
-                f"{name}: dispatcher memory",
-                more.rss_mib[ACTIVE] / less.rss_mib[ACTIVE],
-                MEMORY_AT_MOST,
-            ),
-        ]
+    if len(by_waiting) > 1:
+        name = f"{_range(by_waiting)} waiting"
+        costs: tuple[tuple[str, Callable[[Measurement], float], float], ...] = (
+            ("throughput", lambda one: 1 / one.per_s, SLOWER_AT_MOST),
+            ("latency, p50", lambda one: one.p50_ms, SLOWER_AT_MOST),
+            ("dispatcher memory", lambda one: one.rss_mib[ACTIVE], MEMORY_AT_MOST),
+        )
+        rows += [_at_most(f"{name}: {what}", by_waiting, cost, most) for what, cost, most in costs]
     return rows
 
 
@@ -85,5 +86,22 @@ def rows_of_takeovers(waiting: int, jobs: int, takeovers: Sequence[Takeover]) ->
     ]
 
 
-def _at_most(name: str, reached: float, most: float) -> Row:
-    return Row(name, f"{reached:.2f}x", goal=f"<= {most:.1f}x", met=reached <= most)
+def _at_most(name: str, by_size: Mapping[int, T], cost: Callable[[T], float], most: float) -> Row:
+    size, times = _worst(by_size, cost)
+    return Row(name, f"{times:.2f}x at {size:,}", goal=f"<= {most:.1f}x", met=times <= most)
+
+
+def _worst(by_size: Mapping[int, T], cost: Callable[[T], float]) -> tuple[int, float]:
+    """Return the size with the greatest cost but the smallest one, and by how much it is greater.
+
+    There are two sizes or more.
+    """
+    smallest = min(by_size)
+    costs = {size: cost(one) for size, one in by_size.items() if size != smallest}
+    size = max(costs, key=costs.__getitem__)
+    base = cost(by_size[smallest])
+    return size, costs[size] / base if base > 0 else math.inf
+
+
+def _range(sizes: Mapping[int, object]) -> str:
+    return f"{min(sizes):,} -> {max(sizes):,}"

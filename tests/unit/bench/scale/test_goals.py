@@ -1,4 +1,4 @@
-"""The largest measurement is compared with the smallest one."""
+"""The smallest size is compared with the worst of the larger ones."""
 
 from bench.report import Row
 from bench.scale.goals import rows_of_hosts, rows_of_takeovers, rows_of_waiting
@@ -18,12 +18,12 @@ def goals_in(rows: list[Row]) -> dict[str, tuple[str, bool | None]]:
     return {row.name: (row.reached, row.met) for row in rows if row.goal}
 
 
-def test_the_cost_of_the_largest_fleet_is_compared_with_that_of_the_smallest() -> None:
+def test_the_cost_of_the_worst_fleet_is_compared_with_that_of_the_smallest() -> None:
     rows = rows_of_hosts(
-        {10: measured(cpu_ms=2.0), 200: measured(cpu_ms=9.0), 2_000: measured(cpu_ms=2.5)}, IDLE
+        {10: measured(cpu_ms=2.0), 200: measured(cpu_ms=2.5), 2_000: measured(cpu_ms=2.2)}, IDLE
     )
 
-    assert goals_in(rows) == {"10 -> 2,000 hosts: cost per operation": ("1.25x", False)}
+    assert goals_in(rows) == {"10 -> 2,000 hosts: cost per operation": ("1.25x at 200", False)}
 
 
 def test_one_fleet_alone_reaches_no_goal() -> None:
@@ -32,19 +32,27 @@ def test_one_fleet_alone_reaches_no_goal() -> None:
     assert rows_of_hosts({}, {}) == rows_of_waiting({}) == rows_of_takeovers(0, 0, []) == []
 
 
-def test_throughput_latency_and_memory_are_compared_where_most_wait() -> None:
+def test_throughput_latency_and_memory_are_compared_where_each_is_worst() -> None:
     rows = rows_of_waiting(
         {
             1_000: measured(per_s=120.0, p50=50.0, mib=100.0),
-            1_000_000: measured(per_s=100.0, p50=80.0, mib=140.0),
+            10_000: measured(per_s=100.0, p50=40.0, mib=100.0),
+            100_000: measured(per_s=130.0, p50=40.0, mib=155.0),
+            1_000_000: measured(per_s=110.0, p50=80.0, mib=140.0),
         }
     )
 
     assert goals_in(rows) == {
-        "1,000 -> 1,000,000 waiting: throughput": ("1.20x", True),
-        "1,000 -> 1,000,000 waiting: latency, p50": ("1.60x", False),
-        "1,000 -> 1,000,000 waiting: dispatcher memory": ("1.40x", True),
+        "1,000 -> 1,000,000 waiting: throughput": ("1.20x at 10,000", True),
+        "1,000 -> 1,000,000 waiting: latency, p50": ("1.60x at 1,000,000", False),
+        "1,000 -> 1,000,000 waiting: dispatcher memory": ("1.55x at 100,000", False),
     }
+
+
+def test_a_larger_size_that_is_better_is_not_worse_by_anything() -> None:
+    rows = rows_of_waiting({10: measured(per_s=100.0), 20: measured(per_s=125.0)})
+
+    assert goals_in(rows)["10 -> 20 waiting: throughput"] == ("0.80x at 20", True)
 
 
 def test_the_slowest_takeover_counts() -> None:
