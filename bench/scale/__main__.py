@@ -19,7 +19,13 @@ import typer
 from rich.console import Console
 
 from bench.report import Row, Run, print_table, write_results
-from bench.scale.goals import rows_of_hosts, rows_of_takeovers, rows_of_waiting
+from bench.scale.goals import (
+    rows_at_same_rate,
+    rows_of_costs,
+    rows_of_hosts,
+    rows_of_takeovers,
+    rows_of_waiting,
+)
 from bench.scale.measure import Windows
 from bench.scale.runs import HOSTS, WAITING, WAITING_AT_TAKEOVER, ScaleBench, Sizes
 from deploy.local.errors import StackError
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from bench.scale.runs import Findings
 
 RESULTS = ROOT / "bench" / "results-scale.json"
-QUICK = Windows(idle_s=3.0, warm_up_s=3.0, busy_s=5.0, singles=10, singles_s=5.0)
+QUICK = Windows(idle_s=3.0, warm_up_s=3.0, busy_s=5.0, paced_s=5.0, singles=10, singles_s=5.0)
 
 JobsOption = Annotated[int, typer.Option(help="Loaded jobs on each fleet.")]
 HostsOption = Annotated[int, typer.Option(help=f"Largest fleet; the sizes are {HOSTS}.")]
@@ -72,6 +78,8 @@ def rows_of(findings: Findings, sizes: Sizes) -> list[Row]:
     at_takeover = min(WAITING_AT_TAKEOVER, sizes.most_waiting)
     return [
         *rows_of_hosts(findings.hosts, findings.idle_cpu),
+        *rows_at_same_rate(findings.paced),
+        *rows_of_costs(findings.paced, findings.hosts),
         *rows_of_waiting(findings.waiting),
         *rows_of_takeovers(at_takeover, sizes.jobs, findings.takeovers),
         *(

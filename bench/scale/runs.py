@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from bench.scale.load import NotEndedError
 from bench.scale.measure import (
     Measurement,
+    Paced,
     Takeover,
     Windows,
     measure,
     measure_idle,
+    measure_paced,
     measure_takeover,
 )
 from bench.scale.site import SET_UP_S, opened_site
@@ -60,6 +62,8 @@ class Findings:
     hosts: dict[int, Measurement] = field(default_factory=dict)
     idle_cpu: dict[int, dict[str, float]] = field(default_factory=dict)
     """By hosts, of each service: CPU seconds a second without operations."""
+    paced: dict[int, Paced] = field(default_factory=dict)
+    """By hosts: at the same constant rate."""
     waiting: dict[int, Measurement] = field(default_factory=dict)
     takeovers: list[Takeover] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -100,15 +104,26 @@ class ScaleBench:
             with self._progress.step("Jobs") as step:
                 await site.load_jobs(self._jobs)
                 step.result = f"{len(self._jobs):,} jobs loaded"
+            # First, because a fleet that was overloaded needs a while to come to rest.
+            await self._part(f"{hosts:,} hosts, same rate", partial(self._paced, site, hosts))
             await self._part(f"{hosts:,} hosts, load", partial(self._load, site, hosts))
             if hosts == HOSTS_OF_WAITING and self._sizes.waiting:
                 await self._part("Waiting operations", partial(self._waiting, site))
             if hosts == HOSTS_OF_TAKEOVER and self._sizes.takeovers:
                 await self._part("Takeover", partial(self._takeovers, site))
 
+    async def _paced(self, site: Site, hosts: int) -> None:
+        with self._progress.step("Constant rate") as step:
+            idle_cpu = self.findings.idle_cpu[hosts] = await measure_idle(site, self._windows)
+            found = await measure_paced(site, self._jobs, self._windows, idle_cpu)
+            self.findings.paced[hosts] = found
+            step.result = (
+                f"{hosts:,} hosts, {found.per_s:.0f} of {found.submitted_per_s:.0f}/s: "
+                f"{found.cpu_ms[ACTIVE]:.2f} ms of dispatcher CPU each"
+            )
+
     async def _load(self, site: Site, hosts: int) -> None:
         with self._progress.step("Load") as step:
-            self.findings.idle_cpu[hosts] = await measure_idle(site, self._windows)
             found = self.findings.hosts[hosts] = await measure(site, self._jobs, self._windows)
             step.result = f"{hosts:,} hosts: {_sentence(found)}"
 
