@@ -6,6 +6,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from bench.counted import row_of_waits
 from bench.goals import rows
 from bench.report import Run, peer_versions, print_table, print_usage, write_results
 from bench.rounds import FULL, JOBS, QUICK, measure
@@ -32,6 +33,8 @@ def main(
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, _LEAST_WIDTH)
     progress = Progress(console)
+    with progress.step("What one inference waits for, by the test that counts it"):
+        counted = row_of_waits()
     try:
         with BenchStack.started(progress, slots=JOBS) as stack:
             measured = uvloop.run(measure(stack, QUICK if quick else FULL, progress))
@@ -39,7 +42,7 @@ def main(
     except StackError as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
         raise SystemExit(1) from None
-    table = rows(measured)
+    table = [*rows(measured), counted]
     print_usage(console, "CPU, ms per operation", measured.cpu_ms())
     print_table(console, "Modelyard and its peers", table)
     if not quick:
