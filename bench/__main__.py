@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bench.counted import row_of_waits
 from bench.goals import rows
-from bench.report import Run, peer_versions, print_table, print_usage, write_results
+from bench.report import Checkout, Run, peer_versions, print_table, print_usage, write_results
 from bench.rounds import FULL, JOBS, QUICK, measure
 from bench.stack import BenchStack
 from deploy.local.errors import StackError
@@ -32,7 +32,7 @@ def main(
     """Measure Modelyard, Taskiq and Celery, and print the goals beside what was reached."""
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, _LEAST_WIDTH)
-    progress = Progress(console)
+    progress, checkout = Progress(console), Checkout.now()
     with progress.step("What one inference waits for, by the test that counts it"):
         counted = row_of_waits()
     try:
@@ -44,9 +44,9 @@ def main(
         raise SystemExit(1) from None
     table = [*rows(measured), counted]
     print_usage(console, "CPU, ms per operation", measured.cpu_ms())
-    print_table(console, "Modelyard and its peers", table)
+    print_table(console, "Modelyard and its peers", table, checkout)
     if not quick:
-        run = Run("make bench", versions, peer_versions())
+        run = Run(checkout, "make bench", versions, peer_versions())
         write_results(RESULTS, run, table, measured.figures())
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from bench.containers import image
 from bench.containers.goals import cpu_ms, rows_of
 from bench.containers.rounds import AT_ONCE, QUICK, Rounds, Sizes
-from bench.report import Run, print_table, print_usage, write_results
+from bench.report import Checkout, Run, print_table, print_usage, write_results
 from bench.stack import BenchStack
 from deploy.local.errors import StackError
 from deploy.local.layout import ROOT
@@ -49,7 +49,7 @@ def main(
     ] = False,
 ) -> None:
     """Compare TEMP, and CREATE + TERMINATE, with the same calls by aiodocker alone."""
-    progress = Progress()
+    progress, checkout = Progress(), Checkout.now()
     try:
         with ContainersStack.started(progress, slots=AT_ONCE) as stack:
             sections = uvloop.run(_measure(stack, QUICK if quick else Sizes(), progress))
@@ -59,10 +59,11 @@ def main(
         raise SystemExit(1) from None
     print_usage(progress.console, "CPU, ms per piece of work", cpu_ms(sections))
     rows = rows_of(sections)
-    print_table(progress.console, f"Containers, {AT_ONCE} at once", rows)
+    print_table(progress.console, f"Containers, {AT_ONCE} at once", rows, checkout)
     if not quick:
         figures = {"sections": [one.figures() for one in sections]}
-        write_results(RESULTS, Run("make bench-containers", versions, peers={}), rows, figures)
+        run = Run(checkout, "make bench-containers", versions, peers={})
+        write_results(RESULTS, run, rows, figures)
 
 
 async def _measure(stack: BenchStack, sizes: Sizes, progress: Progress) -> list[Section]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from bench.report import Row, Run, print_table, write_results
+from bench.report import Checkout, Row, Run, print_table, write_results
 from bench.scale.goals import (
     rows_at_same_rate,
     rows_of_costs,
@@ -56,7 +56,7 @@ def main(
     quick: QuickOption = False,
 ) -> None:
     """Measure the dispatcher with many simulated hosts and with many waiting operations."""
-    progress = Progress()
+    progress, checkout = Progress(), Checkout.now()
     sizes = Sizes(jobs, most_hosts, most_waiting, takeovers)
     bench = ScaleBench(sizes, QUICK if quick else Windows(), progress)
     try:
@@ -65,11 +65,11 @@ def main(
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
         raise SystemExit(1) from None
     rows = rows_of(bench.findings, sizes)
-    print_table(progress.console, "Scale", rows)
+    print_table(progress.console, "Scale", rows, checkout)
     if not quick:
         options = shlex.join(sys.argv[1:])
         command = f"make bench-scale ARGS='{options}'" if options else "make bench-scale"
-        run = Run(command, servers=bench.findings.servers, peers={})
+        run = Run(checkout, command, servers=bench.findings.servers, peers={})
         write_results(RESULTS, run, rows, asdict(bench.findings))
 
 
