@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,12 @@ class Measuring:
         self.peers = peers
         self._bare = bare
         self.sections: list[Section] = []
+        self._warm = False
+
+    def begin(self) -> None:
+        """Forget what was measured so far, which was the warm-up; only the rest is sampled."""
+        self.sections.clear()
+        self._warm = True
 
     async def batches(self, operations: int) -> Section:
         """Modelyard, in an even number of batches, so that none is sent alone."""
@@ -199,9 +206,11 @@ class Measuring:
         self, system: str, what: str, operations: int, run: Callable[[], Awaitable[Outcome]]
     ) -> Section:
         watched = self._processes()  # what starts later is not counted; the warm-up starts all
-        before = processes.read(watched)
-        outcome = await run()
-        after = processes.read(watched)
+        sampled = self._warm and system == "modelyard"
+        async with self._stack.sampling(what) if sampled else nullcontext():
+            before = processes.read(watched)
+            outcome = await run()
+            after = processes.read(watched)
         used = processes.cpu_between(before, after)
         section = Section(
             system=system,

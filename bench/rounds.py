@@ -119,7 +119,7 @@ class Rounds:
             model_rate_alone = await model_rate(self._jobs.infer_urls, _MODEL_REQUESTS)
             operations = {name: await kind.sized() for name, kind in self._kinds.items()}
             await self._latencies(_ONE_AT_A_TIME_COLD, self._sizes.seconds * _WARM_UP_SHARE)
-        self._measuring.sections.clear()
+        self._measuring.begin()
         for number in range(1, self._sizes.rounds + 1):
             with self._progress.step(f"Round {number} of {self._sizes.rounds}"):
                 await self._one_round(operations)

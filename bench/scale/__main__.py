@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from bench.profiling.option import ProfileOption, profiler_of, say_where
 from bench.report import Checkout, Row, Run, print_table, write_results
 from bench.scale.goals import (
     rows_at_same_rate,
@@ -54,19 +55,22 @@ def main(
     most_waiting: WaitingOption = WAITING[-1],
     takeovers: TakeoversOption = 3,
     quick: QuickOption = False,
+    profile: ProfileOption = False,
 ) -> None:
     """Measure the dispatcher with many simulated hosts and with many waiting operations."""
     progress, checkout = Progress(), Checkout.now()
     sizes = Sizes(jobs, most_hosts, most_waiting, takeovers)
-    bench = ScaleBench(sizes, QUICK if quick else Windows(), progress)
     try:
+        profiler = profiler_of("bench-scale", progress, wanted=profile)
+        bench = ScaleBench(sizes, QUICK if quick else Windows(), progress, profiler)
         asyncio.run(bench.run())
     except StackError as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
         raise SystemExit(1) from None
     rows = rows_of(bench.findings, sizes)
     print_table(progress.console, "Scale", rows, checkout)
-    if not quick:
+    say_where(profiler, progress)
+    if not quick and not profile:
         options = shlex.join(sys.argv[1:])
         command = f"make bench-scale ARGS='{options}'" if options else "make bench-scale"
         run = Run(checkout, command, servers=bench.findings.servers, peers={})

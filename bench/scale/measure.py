@@ -105,16 +105,17 @@ async def measure_idle(site: Site, windows: Windows) -> dict[str, float]:
     return {name: round(cpu / idle.seconds, 4) for name, cpu in used.items()}
 
 
-async def measure(site: Site, jobs: Sequence[str], windows: Windows) -> Measurement:
+async def measure(site: Site, jobs: Sequence[str], windows: Windows, name: str) -> Measurement:
     """Measure a dispatcher on loaded jobs, under load and with one operation at a time.
 
-    Raises `NotEndedError`.
+    `name` is what a profile of the load is called. Raises `NotEndedError`.
     """
     async with site.load.keep_busy(jobs):
         await site.load.measured(windows.warm_up_s)
-        before = site.usages()
-        busy = await site.load.measured(windows.busy_s)
-        after = site.usages()
+        async with site.stack.sampling(name):
+            before = site.usages()
+            busy = await site.load.measured(windows.busy_s)
+            after = site.usages()
     await site.load.drained(SET_UP_S)
     if not busy.operations:
         raise NotEndedError("No operation ended under load.")
@@ -137,11 +138,13 @@ async def measure_paced(
     `idle_cpu` has the CPU seconds of each service in a second without operations. Raises
     `NotEndedError`.
     """
+    name = f"{site.fleet.plan.hosts} hosts, same rate"
     async with site.load.keep_rate(jobs, PACE_PER_S):
         await site.load.measured(windows.warm_up_s)
-        before = site.usages()
-        done = await site.load.measured(windows.paced_s)
-        used = cpu_between(before, site.usages())
+        async with site.stack.sampling(name):
+            before = site.usages()
+            done = await site.load.measured(windows.paced_s)
+            used = cpu_between(before, site.usages())
     await site.load.drained(SET_UP_S)
     return paced(done, used, idle_cpu)
 

@@ -26,6 +26,7 @@ from modelyard.contract.errors import ModelyardError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from bench.profiling.profiler import Profiler
     from bench.scale.site import Site
     from deploy.local.progress import Progress
 
@@ -74,7 +75,14 @@ class Findings:
 class ScaleBench:
     """Measures one fleet after the other; a part that fails does not keep the next from running."""
 
-    def __init__(self, sizes: Sizes, windows: Windows, progress: Progress) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        windows: Windows,
+        progress: Progress,
+        profiler: Profiler | None = None,
+    ) -> None:
+        self._profiler = profiler
         self._sizes = sizes
         self._windows = windows
         self._progress = progress
@@ -95,7 +103,7 @@ class ScaleBench:
             self._progress.say(f"{name}: not measured. {reason}")
 
     async def _fleet(self, hosts: int) -> None:
-        async with opened_site(hosts, slots=self._sizes.jobs + LINES) as site:
+        async with opened_site(hosts, self._sizes.jobs + LINES, self._profiler) as site:
             self._progress.say(f"{hosts:,} hosts are online")
             self.findings.servers = {
                 "rabbitmq": site.stack.rabbitmq.version,
@@ -124,7 +132,9 @@ class ScaleBench:
 
     async def _load(self, site: Site, hosts: int) -> None:
         with self._progress.step("Load") as step:
-            found = self.findings.hosts[hosts] = await measure(site, self._jobs, self._windows)
+            found = self.findings.hosts[hosts] = await measure(
+                site, self._jobs, self._windows, f"{hosts} hosts, full load"
+            )
             step.result = f"{hosts:,} hosts: {_sentence(found)}"
 
     async def _waiting(self, site: Site) -> None:
@@ -133,7 +143,7 @@ class ScaleBench:
             await self._fill(site, room, waiting)
             with self._progress.step("Load") as step:
                 found = self.findings.waiting[waiting] = await measure(
-                    site, self._jobs, self._windows
+                    site, self._jobs, self._windows, f"{waiting} waiting"
                 )
                 step.result = f"{waiting:,} waiting: {_sentence(found)}"
 

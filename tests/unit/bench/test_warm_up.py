@@ -34,6 +34,10 @@ class ScriptedMeasuring:
         self.one_at_a_time_runs: dict[str, list[int]] = {}
         self.rates: list[tuple[float, float]] = []
 
+    def begin(self) -> None:
+        """Forget the warm-up."""
+        self.sections.clear()
+
     def of_kind(self, name: str, operations: int) -> Section:
         """Return what a run of one kind measures."""
         before = self.runs.setdefault(name, [])
