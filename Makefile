@@ -10,6 +10,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := var/bench-venv
 PEERS_READY := $(PEERS)/.ready
+PROFILER_READY = $(if $(findstring --profile,$(ARGS)),$(PEERS_READY))
 ARGS ?=
 MINUTES ?= 10
 SEED ?=
@@ -62,18 +63,18 @@ ecosystem: $(READY) ## Run public model servers (MLServer, LitServe, BentoML) th
 soak: $(READY) ## Break things at random under load: make soak MINUTES=10 SEED=7
 	@$(PYTHON) -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: $(READY) $(PEERS_READY) ## Measure Modelyard beside Taskiq and Celery: under ten minutes; ARGS=--quick: two.
+bench: $(READY) $(PEERS_READY) ## Measure Modelyard beside Taskiq and Celery: under ten minutes; ARGS=--quick or --profile.
 	@$(PYTHON) -m bench $(ARGS)
 
-$(PEERS_READY): bench/requirements-peers.txt
+$(PEERS_READY): bench/requirements-peers.txt bench/requirements-profile.txt
 	@$(PYTHON) -m venv --clear $(PEERS)
-	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --requirement $<
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check $(addprefix --requirement ,$^)
 	@touch $@
 
-bench-scale: $(READY) ## Measure the dispatcher with 2,000 hosts, 1,000,000 waiting, and a takeover.
+bench-scale: $(READY) $(PROFILER_READY) ## Measure the dispatcher with 2,000 hosts, 1,000,000 waiting, and a takeover.
 	@$(PYTHON) -m bench.scale $(ARGS)
 
-bench-containers: $(READY) ## Measure real containers beside the same calls by aiodocker alone.
+bench-containers: $(READY) $(PROFILER_READY) ## Measure real containers beside the same calls by aiodocker alone.
 	@$(PYTHON) -m bench.containers $(ARGS)
 
 simulate: $(READY) ## Run the scheduling rules over traces of whole fleets: ARGS='--seed 2 --scale 1'

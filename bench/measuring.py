@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -101,10 +102,16 @@ class Measuring:
         self.peers = peers
         self._bare = bare
         self.sections: list[Section] = []
+        self._warm = False
+
+    def begin(self) -> None:
+        """Forget what was measured so far, which was the warm-up; only the rest is sampled."""
+        self.sections.clear()
+        self._warm = True
 
     async def batches(self, operations: int) -> Section:
-        """Modelyard, submitted in batches."""
-        whole = max(BATCH, operations // BATCH * BATCH)
+        """Modelyard, in an even number of batches, so that none is sent alone."""
+        whole = in_pairs_of_batches(operations)
 
         async def run() -> Outcome:
             return await self._until_recorded(whole, self._gateway.submit_batches)
@@ -122,8 +129,8 @@ class Measuring:
     async def accepted(self, operations: int) -> Section:
         """Modelyard's gateway and its servers, while the dispatcher is paused.
 
-        The accepted work is done afterwards. The pause has to be shorter than the time that a
-        dispatcher's connections survive, a minute.
+        The accepted work is done afterwards. The pause has to be shorter than what is left of the
+        dispatcher's term.
         """
         dispatcher = self._stack.services.dispatcher
         query = _succeeded_since_now()
@@ -199,9 +206,11 @@ class Measuring:
         self, system: str, what: str, operations: int, run: Callable[[], Awaitable[Outcome]]
     ) -> Section:
         watched = self._processes()  # what starts later is not counted; the warm-up starts all
-        before = processes.read(watched)
-        outcome = await run()
-        after = processes.read(watched)
+        sampled = self._warm and system == "modelyard"
+        async with self._stack.sampling(what) if sampled else nullcontext():
+            before = processes.read(watched)
+            outcome = await run()
+            after = processes.read(watched)
         used = processes.cpu_between(before, after)
         section = Section(
             system=system,
@@ -225,6 +234,11 @@ class Measuring:
             for name, of in peer.processes().items():
                 found.setdefault(name, set()).update(of)
         return found
+
+
+def in_pairs_of_batches(operations: int) -> int:
+    """Return the number next to this one that is a whole number of pairs of batches, not none."""
+    return max(1, round(operations / (2 * BATCH))) * 2 * BATCH
 
 
 def _succeeded_since_now() -> dict[str, Any]:

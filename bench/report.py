@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("aio-pika", "aiodocker", "aiohttp", "fastapi", "httpx2", "motor", "pydantic",
               "pymongo", "uvicorn", "uvloop")  # fmt: skip
+_WITHOUT_RESULTS = ":(exclude,glob)bench/results*.json"
+_SHORT = 12
 _KIB = 1024
 _VISIBLE = 0.005
 
@@ -38,18 +40,49 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkout:
+    """What was measured, and since when."""
+
+    commit: str
+    changed: bool
+    """Whether files differ from the commit, or are not in it; what benchmarks write doesn't count.
+    """
+    at: datetime
+
+    @classmethod
+    def now(cls, root: Path = ROOT) -> Checkout:
+        """Look at the checkout; without git the commit is unknown."""
+        commit = _git(root, "rev-parse", "HEAD") or "unknown"
+        changed = bool(_git(root, "status", "--porcelain", "--", ".", _WITHOUT_RESULTS))
+        return cls(commit, changed, datetime.now(UTC))
+
+    @property
+    def name(self) -> str:
+        """The whole commit, with `-dirty` if files differ from it."""
+        return f"{self.commit}-dirty" if self.changed else self.commit
+
+    @property
+    def sentence(self) -> str:
+        """The commit and the date, for a person."""
+        changes = ", with changes that are not in it" if self.changed else ""
+        return f"Commit {self.commit[:_SHORT]}{changes}. {self.at:%Y-%m-%d %H:%M} UTC."
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """The command that was run, and the versions of the servers that it used."""
 
+    checkout: Checkout
     command: str
     servers: Mapping[str, str]
     peers: Mapping[str, str]
     """Versions of the libraries that Modelyard is compared with."""
 
 
-def print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
-    """Print goals beside what was reached."""
+def print_table(console: Console, title: str, rows: Sequence[Row], checkout: Checkout) -> None:
+    """Print goals beside what was reached, and below what was measured and when."""
     table = Table("", "goal", "reached", "met", title=title, title_justify="left")
+    table.caption, table.caption_justify = checkout.sentence, "left"
     for row in rows:
         met = "" if row.met is None else "[green]yes[/green]" if row.met else "[red]no[/red]"
         table.add_row(row.name, row.goal, row.reached, met)
@@ -83,8 +116,8 @@ def write_results(path: Path, run: Run, rows: Sequence[Row], figures: Mapping[st
     `figures` has values that JSON can hold. No path and no name of this machine is in it.
     """
     content = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "at": run.checkout.at.isoformat(timespec="seconds"),
+        "commit": run.checkout.name,
         "command": run.command,
         "machine": machine(),
         "versions": {
@@ -110,8 +143,11 @@ def machine() -> dict[str, object]:
     }
 
 
-def _commit() -> str:
-    """Return the commit of this checkout, with `-dirty` if files were changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def _git(root: Path, *arguments: str) -> str:
+    """Return what git says; nothing if it fails, or is not installed."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

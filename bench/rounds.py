@@ -1,9 +1,14 @@
-"""The measurements of `make bench`: warm-up, then rounds in which each system has its turn."""
+"""The measurements of `make bench`: warm-up, then rounds in which each system has its turn.
+
+Each kind of measurement is warmed up by itself, and sized by the rate of its own warm-up, so that
+the throughput of each system is measured for about as long.
+"""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +21,16 @@ from bench.load import Gateway, model_latencies, model_rate
 from bench.measuring import BareEndpoint, Measuring
 from bench.peer_processes import running_peer
 from bench.peers.settings import PeerSettings
+from bench.warm_up import FIRST, warm_rate
 from deploy.local.ports import LOOPBACK, accepts, free_port
 from deploy.local.services import Service, url_on
 from deploy.local.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from bench.jobs import LoadedJobs
+    from bench.measuring import Section
     from bench.stack import BenchStack
     from deploy.local.progress import Progress
 
@@ -31,23 +38,45 @@ JOBS = 4
 """Loaded jobs, each with a model server of its own."""
 PEERS = ("taskiq", "celery")
 
-_WARM_UP = 500
 _MODEL_REQUESTS = 10_000
+_ONE_AT_A_TIME_COLD = 50
+_WARM_UP_SHARE = 1 / 3
+"""A measurement is warm once a run of it has taken this share of its seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured; `seconds` is about how long each measurement of throughput takes."""
+    """How much is measured."""
 
     rounds: int
     seconds: float
+    """About how long each measurement of throughput takes, and the one at a constant rate."""
+    accepted_s: float
+    """About how long each measurement of acceptances takes.
+
+    The dispatcher is paused meanwhile, and its term has to outlast that, also where the rate is
+    less than at the warm-up: 3.5 s of a term are left at the least (`dispatcher.leadership`).
+    """
     one_at_a_time: int
     """Operations in each measurement of latencies."""
-    bare_requests: int
 
 
-FULL = Sizes(rounds=3, seconds=8.0, one_at_a_time=200, bare_requests=10_000)
-QUICK = Sizes(rounds=1, seconds=3.0, one_at_a_time=50, bare_requests=3_000)
+FULL = Sizes(rounds=3, seconds=7.0, accepted_s=2.5, one_at_a_time=200)
+QUICK = Sizes(rounds=1, seconds=3.0, accepted_s=1.0, one_at_a_time=50)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of measurement whose size is chosen so that it takes `seconds`."""
+
+    measure: Callable[[int], Awaitable[Section]]
+    """Does so many operations."""
+    seconds: float
+
+    async def sized(self) -> int:
+        """Warm it up; return how many operations take its seconds."""
+        rate = await warm_rate(self.measure, self.seconds * _WARM_UP_SHARE)
+        return max(FIRST, round(rate * self.seconds))
 
 
 async def measure(stack: BenchStack, sizes: Sizes, progress: Progress) -> Measured:
@@ -86,39 +115,47 @@ class Rounds:
     async def run(self) -> Measured:
         """Warm everything up, measure, and return what was measured."""
         with self._progress.step("Warm-up"):
-            await model_rate(self._jobs.infer_urls, _WARM_UP)
+            await model_rate(self._jobs.infer_urls, FIRST)
             model_rate_alone = await model_rate(self._jobs.infer_urls, _MODEL_REQUESTS)
-            own = await self._measuring.batches(_WARM_UP)
-            theirs = {
-                peer.name: await self._measuring.peer_throughput(peer, _WARM_UP)
-                for peer in self._measuring.peers
-            }
-            await self._measuring.bare(_WARM_UP)
-        sized = {name: self._sized(section.rate) for name, section in theirs.items()}
-        self._measuring.sections.clear()
+            operations = {name: await kind.sized() for name, kind in self._kinds.items()}
+            await self._latencies(_ONE_AT_A_TIME_COLD, self._sizes.seconds * _WARM_UP_SHARE)
+        self._measuring.begin()
         for number in range(1, self._sizes.rounds + 1):
             with self._progress.step(f"Round {number} of {self._sizes.rounds}"):
-                await self._one_round(self._sized(own.rate), sized)
-        requests = await model_latencies(self._jobs.infer_urls[0], _WARM_UP)
+                await self._one_round(operations)
+        requests = await model_latencies(self._jobs.infer_urls[0], FIRST)
         return Measured(self._measuring.sections, median(requests), model_rate_alone)
 
-    async def _one_round(self, own: int, theirs: dict[str, int]) -> None:
+    async def _one_round(self, operations: Mapping[str, int]) -> None:
         """Measure each system once."""
-        measuring, sizes = self._measuring, self._sizes
-        await measuring.batches(own)
-        for peer in measuring.peers:
-            await measuring.peer_throughput(peer, theirs[peer.name])
-        singles = await measuring.singles(own)
-        await measuring.accepted(own)
-        await measuring.bare(sizes.bare_requests)
-        for peer in measuring.peers:
-            await measuring.peer_one_at_a_time(peer, sizes.one_at_a_time)
-        await measuring.one_at_a_time(sizes.one_at_a_time)
-        await measuring.at_rate(singles.rate / 2, sizes.seconds)
+        for name, kind in self._kinds.items():
+            await kind.measure(operations[name])
+        await self._latencies(self._sizes.one_at_a_time, self._sizes.seconds)
 
-    def _sized(self, rate: float) -> int:
-        """Return how many operations take about `seconds`, from the rate of the warm-up."""
-        return max(_WARM_UP, int(rate * self._sizes.seconds))
+    @property
+    def _kinds(self) -> dict[str, Kind]:
+        """What is measured with many operations at once, in this order."""
+        measuring, sizes = self._measuring, self._sizes
+        peers = {
+            peer.name: Kind(partial(measuring.peer_throughput, peer), sizes.seconds)
+            for peer in measuring.peers
+        }
+        return {
+            "batches": Kind(measuring.batches, sizes.seconds),
+            **peers,
+            "singles": Kind(measuring.singles, sizes.seconds),
+            "accepted": Kind(measuring.accepted, sizes.accepted_s),
+            "bare": Kind(measuring.bare, sizes.accepted_s),
+        }
+
+    async def _latencies(self, operations: int, seconds: float) -> None:
+        """Measure each system one at a time, and Modelyard at half of the last rate of singles."""
+        measuring = self._measuring
+        for peer in measuring.peers:
+            await measuring.peer_one_at_a_time(peer, operations)
+        await measuring.one_at_a_time(operations)
+        singles = next(one for one in reversed(measuring.sections) if one.what == "singles")
+        await measuring.at_rate(singles.rate / 2, seconds)
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ the other local stacks.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self
 
 from deploy.local import engine_api
@@ -19,8 +20,10 @@ from deploy.local.stack import LocalStack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from bench.profiling.profiler import Profiler
     from deploy.local.progress import Progress
 
 HOST_ID = "bench"
@@ -38,6 +41,7 @@ class BenchStack(LocalStack):
 
     images: Sequence[str] = (FAST,)
     """The images that `start` provides."""
+    profiler: Profiler | None = None
 
     @classmethod
     def started(
@@ -77,6 +81,15 @@ class BenchStack(LocalStack):
         models = self._model_processes()
         found["dockerd"] -= models
         return {**found, "models": models}
+
+    def sampling(self, load: str) -> AbstractAsyncContextManager[None]:
+        """Sample gateway, dispatcher and worker inside of the block, if there is a profiler."""
+        if self.profiler is None:
+            return nullcontext()
+        services = (self.services.gateway, self.services.dispatcher, self.services.worker)
+        daemons = [one.daemon for one in services]
+        running = {one.name: process for one in daemons if (process := one.process)}
+        return self.profiler.sampling(load, running)
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the servers that this stack has started."""

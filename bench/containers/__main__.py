@@ -7,6 +7,7 @@ Rounds alternate between the two.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import aiodocker
@@ -17,7 +18,8 @@ from rich.console import Console
 from bench.containers import image
 from bench.containers.goals import cpu_ms, rows_of
 from bench.containers.rounds import AT_ONCE, QUICK, Rounds, Sizes
-from bench.report import Run, print_table, print_usage, write_results
+from bench.profiling.option import ProfileOption, profiler_of, say_where
+from bench.report import Checkout, Run, print_table, print_usage, write_results
 from bench.stack import BenchStack
 from deploy.local.errors import StackError
 from deploy.local.layout import ROOT
@@ -47,22 +49,30 @@ def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only try it: one short round, and no results file.")
     ] = False,
+    profile: ProfileOption = False,
 ) -> None:
     """Compare TEMP, and CREATE + TERMINATE, with the same calls by aiodocker alone."""
-    progress = Progress()
+    progress, checkout = Progress(), Checkout.now()
+    sizes = QUICK if quick else Sizes()
+    if profile:
+        sizes = replace(sizes, rounds=1)
     try:
+        profiler = profiler_of("bench-containers", progress, wanted=profile)
         with ContainersStack.started(progress, slots=AT_ONCE) as stack:
-            sections = uvloop.run(_measure(stack, QUICK if quick else Sizes(), progress))
+            stack.profiler = profiler
+            sections = uvloop.run(_measure(stack, sizes, progress))
             versions = stack.versions()
     except StackError as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
         raise SystemExit(1) from None
     print_usage(progress.console, "CPU, ms per piece of work", cpu_ms(sections))
     rows = rows_of(sections)
-    print_table(progress.console, f"Containers, {AT_ONCE} at once", rows)
-    if not quick:
+    print_table(progress.console, f"Containers, {AT_ONCE} at once", rows, checkout)
+    say_where(profiler, progress)
+    if not quick and not profile:
         figures = {"sections": [one.figures() for one in sections]}
-        write_results(RESULTS, Run("make bench-containers", versions, peers={}), rows, figures)
+        run = Run(checkout, "make bench-containers", versions, peers={})
+        write_results(RESULTS, run, rows, figures)
 
 
 async def _measure(stack: BenchStack, sizes: Sizes, progress: Progress) -> list[Section]:

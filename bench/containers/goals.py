@@ -6,6 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from bench.containers.rounds import BARE, CREATE_WORK, MODELYARD, TEMP_WORK
+from bench.goals import row_of_memory
 from bench.report import Row
 from bench.statistics import with_spread
 
@@ -19,8 +20,8 @@ AT_LEAST = 0.95
 
 
 def rows_of(sections: Sequence[Section]) -> list[Row]:
-    """Return for each kind of work the median of the rounds' ratios beside the goal."""
-    return [_row(what, sections) for what in (TEMP_WORK, CREATE_WORK)]
+    """Return the median of the rounds' ratios beside the goal, by kind of work, and the memory."""
+    return [*(_row(what, sections) for what in (TEMP_WORK, CREATE_WORK)), row_of_memory(sections)]
 
 
 def cpu_ms(sections: Sequence[Section]) -> dict[str, dict[str, float]]:

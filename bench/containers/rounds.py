@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,9 +91,10 @@ class Rounds:
         watched = self._stack.processes()
         own = ProcessId.of(os.getpid())
         watched[GENERATOR] = {own} if own else set()
-        before = processes.read(watched)
-        seconds = await seconds_of(work, pieces)
-        after = processes.read(watched)
+        async with self._stack.sampling(what) if system == MODELYARD else nullcontext():
+            before = processes.read(watched)
+            seconds = await seconds_of(work, pieces)
+            after = processes.read(watched)
         used = processes.cpu_between(before, after)
         return Section(
             system=system,

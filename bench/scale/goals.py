@@ -1,28 +1,35 @@
-"""The goals for scale, and how what was measured compares with them."""
+"""The goals for scale, and how what was measured compares with them.
+
+The smallest size is compared with whichever of the larger ones is worst.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.report import Row
 from bench.scale.stack import ACTIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from bench.scale.measure import Measurement, Takeover
+    from bench.scale.measure import Measurement, Paced, Takeover
 
 COST_AT_MOST = 1.2
 SLOWER_AT_MOST = 1.2
 MEMORY_AT_MOST = 1.5
 TAKEOVER_AT_MOST_S = 5.0
 
+T = TypeVar("T")
+
 
 def rows_of_hosts(
     by_hosts: Mapping[int, Measurement], idle_cpu: Mapping[int, Mapping[str, float]]
 ) -> list[Row]:
-    """Compare the largest fleet with the smallest one."""
-    rows = [
+    """Show what each fleet reaches under load."""
+    return [
         Row(
             f"{hosts:,} hosts",
             f"{one.cpu_ms[ACTIVE]:.2f} ms of dispatcher CPU an operation, {one.per_s:.0f}/s, "
@@ -30,15 +37,46 @@ def rows_of_hosts(
         )
         for hosts, one in by_hosts.items()
     ]
-    few, many = min(by_hosts, default=0), max(by_hosts, default=0)
-    if few != many:
-        cost = by_hosts[many].cpu_ms[ACTIVE] / by_hosts[few].cpu_ms[ACTIVE]
-        rows.append(_at_most(f"{few:,} -> {many:,} hosts: cost per operation", cost, COST_AT_MOST))
+
+
+def rows_at_same_rate(paced: Mapping[int, Paced]) -> list[Row]:
+    """Show what an operation costs on each fleet at the same rate."""
+    return [
+        Row(
+            f"{hosts:,} hosts at {one.submitted_per_s:.0f}/s",
+            f"{one.cpu_ms[ACTIVE]:.2f} ms of dispatcher CPU an operation, "
+            f"{one.cpu_ms_less_idle[ACTIVE]:.2f} without the idle cost; {one.per_s:.0f}/s ended",
+        )
+        for hosts, one in paced.items()
+    ]
+
+
+def rows_of_costs(paced: Mapping[int, Paced], by_hosts: Mapping[int, Measurement]) -> list[Row]:
+    """Compare the larger fleets with the smallest one.
+
+    The goal is held against all that an operation costs at the same rate, and is not met if a fleet
+    did not keep up with that rate. The other comparisons have no goal.
+    """
+    rows = []
+    if len(paced) > 1:
+        name = f"{_range(paced)} hosts: cost per operation"
+        late = [f"{hosts:,}" for hosts, one in paced.items() if not one.on_time]
+        held = _at_most(f"{name}, same rate", paced, lambda one: one.cpu_ms[ACTIVE], COST_AT_MOST)
+        if late:
+            reached = f"{held.reached}; too slow for the rate: {', '.join(late)}"
+            held = replace(held, reached=reached, met=False)
+        rows += [
+            held,
+            _beside("... without the idle cost", paced, lambda one: one.cpu_ms_less_idle[ACTIVE]),
+        ]
+    if len(by_hosts) > 1:
+        name = "... at the rate that each fleet reaches"
+        rows.append(_beside(name, by_hosts, lambda one: one.cpu_ms[ACTIVE]))
     return rows
 
 
 def rows_of_waiting(by_waiting: Mapping[int, Measurement]) -> list[Row]:
-    """Compare the fullest waiting room with the emptiest one."""
+    """Compare the fuller waiting rooms with the emptiest one."""
     rows = [
         Row(
             f"{waiting:,} waiting",
@@ -47,18 +85,14 @@ def rows_of_waiting(by_waiting: Mapping[int, Measurement]) -> list[Row]:
         )
         for waiting, one in by_waiting.items()
     ]
-    few, many = min(by_waiting, default=0), max(by_waiting, default=0)
-    if few != many:
-        less, more, name = by_waiting[few], by_waiting[many], f"{few:,} -> {many:,} waiting"
-        rows += [
-            _at_most(f"{name}: throughput", less.per_s / more.per_s, SLOWER_AT_MOST),
-            _at_most(f"{name}: latency, p50", more.p50_ms / less.p50_ms, SLOWER_AT_MOST),
-            _at_most(
-                f"{name}: dispatcher memory",
-                more.rss_mib[ACTIVE] / less.rss_mib[ACTIVE],
-                MEMORY_AT_MOST,
-            ),
-        ]
+    if len(by_waiting) > 1:
+        name = f"{_range(by_waiting)} waiting"
+        costs: tuple[tuple[str, Callable[[Measurement], float], float], ...] = (
+            ("throughput", lambda one: 1 / one.per_s, SLOWER_AT_MOST),
+            ("latency, p50", lambda one: one.p50_ms, SLOWER_AT_MOST),
+            ("dispatcher memory", lambda one: one.rss_mib[ACTIVE], MEMORY_AT_MOST),
+        )
+        rows += [_at_most(f"{name}: {what}", by_waiting, cost, most) for what, cost, most in costs]
     return rows
 
 
@@ -85,5 +119,27 @@ def rows_of_takeovers(waiting: int, jobs: int, takeovers: Sequence[Takeover]) ->
     ]
 
 
-def _at_most(name: str, reached: float, most: float) -> Row:
-    return Row(name, f"{reached:.2f}x", goal=f"<= {most:.1f}x", met=reached <= most)
+def _at_most(name: str, by_size: Mapping[int, T], cost: Callable[[T], float], most: float) -> Row:
+    size, times = _worst(by_size, cost)
+    return Row(name, f"{times:.2f}x at {size:,}", goal=f"<= {most:.1f}x", met=times <= most)
+
+
+def _beside(name: str, by_size: Mapping[int, T], cost: Callable[[T], float]) -> Row:
+    size, times = _worst(by_size, cost)
+    return Row(name, f"{times:.2f}x at {size:,}")
+
+
+def _worst(by_size: Mapping[int, T], cost: Callable[[T], float]) -> tuple[int, float]:
+    """Return the size with the greatest cost but the smallest one, and by how much it is greater.
+
+    There are two sizes or more.
+    """
+    smallest = min(by_size)
+    costs = {size: cost(one) for size, one in by_size.items() if size != smallest}
+    size = max(costs, key=costs.__getitem__)
+    base = cost(by_size[smallest])
+    return size, costs[size] / base if base > 0 else math.inf
+
+
+def _range(sizes: Mapping[int, object]) -> str:
+    return f"{min(sizes):,} -> {max(sizes):,}"

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelyard.contract.ids import new_operation_id
 from modelyard.contract.message_types import SUBMISSION_TYPE
@@ -18,7 +18,7 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.contract.topology import EVENTS, JOBS, SUBMIT_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 
     from modelyard.broker import Broker, Subscription
 
@@ -131,14 +131,18 @@ class Load:
     @asynccontextmanager
     async def keep_busy(self, jobs: Sequence[str]) -> AsyncIterator[None]:
         """Keep `IN_FLIGHT` inferences in flight on these jobs inside of the block."""
-        feeding = asyncio.create_task(self._feed(jobs))
-        try:
+        async with _running(self._feed(jobs)):
             yield
-        finally:
-            feeding.cancel()
-            await asyncio.wait((feeding,))
-            if not feeding.cancelled() and (error := feeding.exception()):
-                raise error
+
+    @asynccontextmanager
+    async def keep_rate(self, jobs: Sequence[str], per_s: float) -> AsyncIterator[None]:
+        """Submit so many inferences a second on these jobs inside of the block.
+
+        Each is a message of its own, and comes the same time after the one before, whether that has
+        ended or not; what is late is sent at once.
+        """
+        async with _running(self._feed_at(jobs, per_s)):
+            yield
 
     async def measured(self, seconds: float) -> Throughput:
         """Count the operations that end in the next seconds."""
@@ -152,6 +156,12 @@ class Load:
             await self._until_open_are_at_most(IN_FLIGHT - BATCH, float("inf"))
             await self.submit([infer(job_id) for job_id in itertools.islice(endless, BATCH)])
 
+    async def _feed_at(self, jobs: Sequence[str], per_s: float) -> None:
+        began = time.monotonic()
+        for number, job_id in enumerate(itertools.cycle(jobs)):
+            await asyncio.sleep(max(0.0, began + number / per_s - time.monotonic()))
+            await self.submit([infer(job_id)])
+
     async def _until_open_are_at_most(self, count: int, ends_at: float) -> None:
         while len(self._open) > count:
             self._changed.clear()
@@ -161,6 +171,19 @@ class Load:
             except TimeoutError:
                 message = f"{len(self._open)} operations have not ended in time."
                 raise NotEndedError(message) from None
+
+
+@asynccontextmanager
+async def _running(feeding: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run this inside of the block; its error is raised at the end."""
+    task = asyncio.create_task(feeding)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled() and (error := task.exception()):
+            raise error
 
 
 def _chunks(requests: Sequence[JobRequest], size: int) -> Iterator[Sequence[JobRequest]]:

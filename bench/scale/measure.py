@@ -18,10 +18,18 @@ from bench.statistics import percentile
 from modelyard.store.leases import DISPATCHER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from bench.scale.load import Throughput
     from bench.scale.site import Site
 
+PACE_PER_S = 150.0
+"""Operations a second at which fleets are compared.
+
+On two processors 2,000 simulated hosts reach 229.
+"""
+_ON_TIME = 0.95
+"""A dispatcher that ends this share of what is submitted keeps up with it."""
 _MIB = 1 << 20
 
 
@@ -29,9 +37,12 @@ _MIB = 1 << 20
 class Windows:
     """How long each part of a measurement takes, in seconds."""
 
-    idle_s: float = 10.0
+    idle_s: float = 20.0
+    """Some times the pause between two inventories of a host."""
     warm_up_s: float = 5.0
     busy_s: float = 15.0
+    paced_s: float = 20.0
+    """At the same rate for all fleets."""
     singles: int = 50
     """Operations that are run one at a time."""
     singles_s: float = 15.0
@@ -51,6 +62,24 @@ class Measurement:
     p50_ms: float
     """Of operations that run one at a time."""
     p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """What one dispatcher did while operations came at a constant rate, each by itself."""
+
+    submitted_per_s: float
+    per_s: float
+    """Operations that ended in a second."""
+    cpu_ms: dict[str, float]
+    """CPU milliseconds of each service per operation, all that it did meanwhile included."""
+    cpu_ms_less_idle: dict[str, float]
+    """The same less what the service uses in that time without operations."""
+
+    @property
+    def on_time(self) -> bool:
+        """Whether about as many operations ended as were submitted."""
+        return self.per_s >= _ON_TIME * self.submitted_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +105,17 @@ async def measure_idle(site: Site, windows: Windows) -> dict[str, float]:
     return {name: round(cpu / idle.seconds, 4) for name, cpu in used.items()}
 
 
-async def measure(site: Site, jobs: Sequence[str], windows: Windows) -> Measurement:
+async def measure(site: Site, jobs: Sequence[str], windows: Windows, name: str) -> Measurement:
     """Measure a dispatcher on loaded jobs, under load and with one operation at a time.
 
-    Raises `NotEndedError`.
+    `name` is what a profile of the load is called. Raises `NotEndedError`.
     """
     async with site.load.keep_busy(jobs):
         await site.load.measured(windows.warm_up_s)
-        before = site.usages()
-        busy = await site.load.measured(windows.busy_s)
-        after = site.usages()
+        async with site.stack.sampling(name):
+            before = site.usages()
+            busy = await site.load.measured(windows.busy_s)
+            after = site.usages()
     await site.load.drained(SET_UP_S)
     if not busy.operations:
         raise NotEndedError("No operation ended under load.")
@@ -97,6 +127,44 @@ async def measure(site: Site, jobs: Sequence[str], windows: Windows) -> Measurem
         rss_mib={name: round(size / _MIB, 1) for name, size in memory(after).items()},
         p50_ms=round(1_000 * statistics.median(took), 1),
         p99_ms=round(1_000 * percentile(took, 99), 1),
+    )
+
+
+async def measure_paced(
+    site: Site, jobs: Sequence[str], windows: Windows, idle_cpu: Mapping[str, float]
+) -> Paced:
+    """Measure a dispatcher at a rate that is the same for every fleet.
+
+    `idle_cpu` has the CPU seconds of each service in a second without operations. Raises
+    `NotEndedError`.
+    """
+    name = f"{site.fleet.plan.hosts} hosts, same rate"
+    async with site.load.keep_rate(jobs, PACE_PER_S):
+        await site.load.measured(windows.warm_up_s)
+        async with site.stack.sampling(name):
+            before = site.usages()
+            done = await site.load.measured(windows.paced_s)
+            used = cpu_between(before, site.usages())
+    await site.load.drained(SET_UP_S)
+    return paced(done, used, idle_cpu)
+
+
+def paced(done: Throughput, used: Mapping[str, float], idle_cpu: Mapping[str, float]) -> Paced:
+    """Divide CPU seconds by operations; raises `NotEndedError` if there are none."""
+    if not done.operations:
+        raise NotEndedError("No operation ended at a constant rate.")
+
+    def each_ms(cpu_s: float) -> float:
+        return round(1_000 * cpu_s / done.operations, 3)
+
+    return Paced(
+        submitted_per_s=PACE_PER_S,
+        per_s=round(done.per_s, 1),
+        cpu_ms={name: each_ms(cpu_s) for name, cpu_s in used.items()},
+        cpu_ms_less_idle={
+            name: each_ms(cpu_s - idle_cpu.get(name, 0.0) * done.seconds)
+            for name, cpu_s in used.items()
+        },
     )
 
 

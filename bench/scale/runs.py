@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from bench.scale.load import NotEndedError
 from bench.scale.measure import (
     Measurement,
+    Paced,
     Takeover,
     Windows,
     measure,
     measure_idle,
+    measure_paced,
     measure_takeover,
 )
 from bench.scale.site import SET_UP_S, opened_site
@@ -24,6 +26,7 @@ from modelyard.contract.errors import ModelyardError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from bench.profiling.profiler import Profiler
     from bench.scale.site import Site
     from deploy.local.progress import Progress
 
@@ -60,6 +63,8 @@ class Findings:
     hosts: dict[int, Measurement] = field(default_factory=dict)
     idle_cpu: dict[int, dict[str, float]] = field(default_factory=dict)
     """By hosts, of each service: CPU seconds a second without operations."""
+    paced: dict[int, Paced] = field(default_factory=dict)
+    """By hosts: at the same constant rate."""
     waiting: dict[int, Measurement] = field(default_factory=dict)
     takeovers: list[Takeover] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -70,7 +75,14 @@ class Findings:
 class ScaleBench:
     """Measures one fleet after the other; a part that fails does not keep the next from running."""
 
-    def __init__(self, sizes: Sizes, windows: Windows, progress: Progress) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        windows: Windows,
+        progress: Progress,
+        profiler: Profiler | None = None,
+    ) -> None:
+        self._profiler = profiler
         self._sizes = sizes
         self._windows = windows
         self._progress = progress
@@ -91,7 +103,7 @@ class ScaleBench:
             self._progress.say(f"{name}: not measured. {reason}")
 
     async def _fleet(self, hosts: int) -> None:
-        async with opened_site(hosts, slots=self._sizes.jobs + LINES) as site:
+        async with opened_site(hosts, self._sizes.jobs + LINES, self._profiler) as site:
             self._progress.say(f"{hosts:,} hosts are online")
             self.findings.servers = {
                 "rabbitmq": site.stack.rabbitmq.version,
@@ -100,16 +112,29 @@ class ScaleBench:
             with self._progress.step("Jobs") as step:
                 await site.load_jobs(self._jobs)
                 step.result = f"{len(self._jobs):,} jobs loaded"
+            # First, because a fleet that was overloaded needs a while to come to rest.
+            await self._part(f"{hosts:,} hosts, same rate", partial(self._paced, site, hosts))
             await self._part(f"{hosts:,} hosts, load", partial(self._load, site, hosts))
             if hosts == HOSTS_OF_WAITING and self._sizes.waiting:
                 await self._part("Waiting operations", partial(self._waiting, site))
             if hosts == HOSTS_OF_TAKEOVER and self._sizes.takeovers:
                 await self._part("Takeover", partial(self._takeovers, site))
 
+    async def _paced(self, site: Site, hosts: int) -> None:
+        with self._progress.step("Constant rate") as step:
+            idle_cpu = self.findings.idle_cpu[hosts] = await measure_idle(site, self._windows)
+            found = await measure_paced(site, self._jobs, self._windows, idle_cpu)
+            self.findings.paced[hosts] = found
+            step.result = (
+                f"{hosts:,} hosts, {found.per_s:.0f} of {found.submitted_per_s:.0f}/s: "
+                f"{found.cpu_ms[ACTIVE]:.2f} ms of dispatcher CPU each"
+            )
+
     async def _load(self, site: Site, hosts: int) -> None:
         with self._progress.step("Load") as step:
-            self.findings.idle_cpu[hosts] = await measure_idle(site, self._windows)
-            found = self.findings.hosts[hosts] = await measure(site, self._jobs, self._windows)
+            found = self.findings.hosts[hosts] = await measure(
+                site, self._jobs, self._windows, f"{hosts} hosts, full load"
+            )
             step.result = f"{hosts:,} hosts: {_sentence(found)}"
 
     async def _waiting(self, site: Site) -> None:
@@ -118,7 +143,7 @@ class ScaleBench:
             await self._fill(site, room, waiting)
             with self._progress.step("Load") as step:
                 found = self.findings.waiting[waiting] = await measure(
-                    site, self._jobs, self._windows
+                    site, self._jobs, self._windows, f"{waiting} waiting"
                 )
                 step.result = f"{waiting:,} waiting: {_sentence(found)}"
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from bench.processes import Usages
+    from bench.profiling.profiler import Profiler
     from bench.scale.fleet import Fleet
     from bench.scale.load import Load
 
@@ -89,13 +90,15 @@ class Site:
 
 
 @asynccontextmanager
-async def opened_site(hosts: int, slots: int) -> AsyncIterator[Site]:
+async def opened_site(
+    hosts: int, slots: int, profiler: Profiler | None = None
+) -> AsyncIterator[Site]:
     """Start servers, a dispatcher and a fleet; stop all at the end.
 
     Raises `TimeoutError` if not all hosts are ONLINE after `SET_UP_S` seconds, and `StackError`.
     """
     with ExitStack() as exits:
-        stack = exits.enter_context(ScaleStack())
+        stack = exits.enter_context(ScaleStack(profiler))
         await _start_dispatcher(stack, ACTIVE)
         broker = Broker(stack.rabbitmq.url, name="bench")
         store = Store(stack.mongodb.url, name="bench")

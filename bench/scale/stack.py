@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Self
 
 from deploy.local import signals
@@ -14,9 +14,11 @@ from deploy.local.rabbitmq import RabbitMQ
 from deploy.local.services import Service
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from types import TracebackType
 
+    from bench.profiling.profiler import Profiler
     from deploy.local.processes import ProcessId
 
 CACHE_GB = 2.0
@@ -29,7 +31,8 @@ READY = b"dispatcher.ready"
 class ScaleStack:
     """A private RabbitMQ and MongoDB, empty at the start, and up to two dispatchers on them."""
 
-    def __init__(self, root: Path = ROOT) -> None:
+    def __init__(self, profiler: Profiler | None = None, root: Path = ROOT) -> None:
+        self._profiler = profiler
         var = root / "var"
         logs = var / "log" / "bench-scale"
         self._layout = Layout(
@@ -81,6 +84,14 @@ class ScaleStack:
         }
         found = {name: set().union(*(one.family() for one in of)) for name, of in daemons.items()}
         return {name: processes for name, processes in found.items() if processes}
+
+    def sampling(self, load: str) -> AbstractAsyncContextManager[None]:
+        """Sample the dispatchers inside of the block, if there is a profiler."""
+        if self._profiler is None:
+            return nullcontext()
+        dispatchers = self.dispatchers.items()
+        running = {name: process for name, one in dispatchers if (process := one.daemon.process)}
+        return self._profiler.sampling(load, running)
 
     def __enter__(self) -> Self:
         with ExitStack() as exits:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.report import Row, Run, print_table, write_results
+from bench.report import Checkout, Row, Run, print_table, write_results
 from bench.simulator.decisions import busy_fleet, decision_times, keep_nothing, kept_on
 from bench.simulator.first_come import FirstComeFirstServed, serve
 from bench.simulator.outcome import Totals
@@ -76,14 +76,15 @@ class Simulated:
 
 def main(*, seed: SeedOption = 1, traces: TracesOption = 10_000, scale: ScaleOption = 0.25) -> None:
     """Simulate fleets; the exit code is 1 if a goal is missed."""
-    console = Console(highlight=False, width=WIDTH)
+    console, checkout = Console(highlight=False, width=WIDTH), Checkout.now()
     named = [_simulated(trace(Random(seed), scale)) for trace in NAMED]  # noqa: S311
     print_traces(console, named)
     totals = _totals(named, range(seed, seed + traces))
     rows = [*_rows(named, traces, totals), *_decisions(Random(seed))]  # noqa: S311
-    print_table(console, "Goals", rows)
+    print_table(console, "Goals", rows, checkout)
     console.print(ELSEWHERE)
-    run = Run(shlex.join(["python", "-m", "bench.simulator", *sys.argv[1:]]), {}, {})
+    command = shlex.join(["python", "-m", "bench.simulator", *sys.argv[1:]])
+    run = Run(checkout, command, servers={}, peers={})
     write_results(RESULTS, run, rows, {"traces": [_figures(one) for one in named]})
     raise SystemExit(int(any(row.met is False for row in rows)))
 

@@ -1,8 +1,9 @@
 """From sections to the table of goals."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from bench.goals import Measured, rows
+from bench.goals import Measured, row_of_memory, rows
 from bench.measuring import Section
 from bench.report import Row
 
@@ -88,3 +89,18 @@ def test_the_figures_have_percentiles_instead_of_all_latencies() -> None:
 
     assert figures["latency_ms"] == {"p50": 10.0, "p90": 10.0, "p99": 20.0, "p100": 20.0}
     assert "latencies_s" not in figures
+
+
+def test_memory_is_the_most_after_any_load_and_is_in_the_figures() -> None:
+    few, most = section("modelyard", "batches", 900), section("modelyard", "constant rate", 90)
+    sections = [
+        replace(few, rss_mib={"gateway": 150.0, "dispatcher": 170.0, "celery": 90.0}),
+        replace(most, rss_mib={"gateway": 161.4, "dispatcher": 160.0, "celery": 80.0}),
+    ]
+
+    assert row_of_memory(sections).reached == "gateway 161, dispatcher 170"
+    assert Measured(sections, 0.001, 9_000).figures()["memory_mib"] == {
+        "gateway": 161.4,
+        "dispatcher": 170.0,
+        "celery": 90.0,
+    }

@@ -1,0 +1,1 @@
+"""`--profile`: where the processes of Modelyard spend their time while a benchmark runs."""

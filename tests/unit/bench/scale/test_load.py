@@ -1,0 +1,58 @@
+"""A load at a constant rate, over a broker that only notes when what was published."""
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from bench.scale.load import Load
+
+if TYPE_CHECKING:
+    from modelyard.broker import Broker, Subscription
+
+PER_S = 500.0
+WANTED = 20
+
+
+class NotingBroker:
+    """Notes the jobs of each message and when it came; fails after so many messages."""
+
+    def __init__(self, most: int = 1_000_000) -> None:
+        self.jobs: list[list[str]] = []
+        self.at: list[float] = []
+        self.enough = asyncio.Event()
+        self._most = most
+
+    async def publish(self, _exchange: Any, _key: str, body: bytes, *, message_type: str) -> None:
+        assert message_type
+        if len(self.jobs) == self._most:
+            self.enough.set()
+            raise ConnectionError
+        submitted = json.loads(body)["requests"]
+        self.jobs.append([one["request"]["job_id"] for one in submitted])
+        self.at.append(asyncio.get_running_loop().time())
+        if len(self.jobs) == WANTED:
+            self.enough.set()
+
+
+def load_on(broker: NotingBroker) -> Load:
+    return Load(cast("Broker", broker), cast("Subscription", None))
+
+
+async def test_each_operation_is_a_message_of_its_own_and_none_comes_early() -> None:
+    broker = NotingBroker()
+
+    async with load_on(broker).keep_rate(["a", "b"], PER_S):
+        await broker.enough.wait()
+
+    assert broker.jobs[:3] == [["a"], ["b"], ["a"]]
+    assert broker.at[WANTED - 1] - broker.at[0] > (WANTED - 2) / PER_S
+
+
+async def test_an_error_of_the_load_is_raised_at_the_end() -> None:
+    broker = NotingBroker(most=2)
+
+    with pytest.raises(ConnectionError):
+        async with load_on(broker).keep_rate(["a"], PER_S):
+            await broker.enough.wait()

@@ -1,0 +1,30 @@
+"""What an operation costs, with the idle cost and without."""
+
+import pytest
+
+from bench.scale.load import NotEndedError, Throughput
+from bench.scale.measure import PACE_PER_S, paced
+
+
+def test_the_idle_cost_of_the_same_seconds_is_taken_off() -> None:
+    found = paced(
+        Throughput(operations=3_000, seconds=20.0),
+        used={"dispatcher": 6.0, "load": 0.3},
+        idle_cpu={"dispatcher": 0.15},
+    )
+
+    assert found.cpu_ms == {"dispatcher": 2.0, "load": 0.1}
+    assert found.cpu_ms_less_idle == {"dispatcher": 1.0, "load": 0.1}
+    assert found.on_time
+
+
+@pytest.mark.parametrize(("share", "on_time"), [(0.96, True), (0.94, False)])
+def test_a_fleet_keeps_up_if_nearly_all_operations_end(share: float, *, on_time: bool) -> None:
+    done = Throughput(operations=round(PACE_PER_S * share * 20), seconds=20.0)
+
+    assert paced(done, {}, {}).on_time is on_time
+
+
+def test_without_operations_nothing_is_divided() -> None:
+    with pytest.raises(NotEndedError):
+        paced(Throughput(operations=0, seconds=20.0), {"dispatcher": 1.0}, {})
