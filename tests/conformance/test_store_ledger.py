@@ -214,11 +214,11 @@ async def test_what_was_measured_counts_until_the_next_boot_has_measured(store: 
     reading = DeviceReading(uuid=A, memory_used=70, tainted=DeviceTaint(memory=70))
     await store.hosts.beat([Heartbeat(host_id="h", incarnation="boot", devices=(reading,))])
     again = HostOnline(capacity=CAPACITY, engine=EngineFacts(version="1", api_version="1"))
-    assert await store.hosts.come_online("h", "next boot", again)
+    assert await store.hosts.come_online("h", "next-boot", again)
     there = await now(store)
     assert there.room.devices[A].free == 10
     assert not await store.hosts.reserve(there, [asks("new", a=0)], token="t"), "tainted"
-    await store.hosts.beat([Heartbeat(host_id="h", incarnation="next boot")])
+    await store.hosts.beat([Heartbeat(host_id="h", incarnation="next-boot")])
     assert (await now(store)).room.devices[A].free == 80
 
 
@@ -337,7 +337,7 @@ async def test_a_boot_keeps_what_the_host_has_at_hand(store: Store) -> None:
     await online(store)
     await store.hosts.note_local_content({"h": LocalContent(images=("a",))})
     facts = EngineFacts(version="1", api_version="1")
-    await store.hosts.come_online("h", "next boot", HostOnline(engine=facts))
+    await store.hosts.come_online("h", "next-boot", HostOnline(engine=facts))
     assert (await now(store)).images == {"a"}
 
 
