@@ -9,6 +9,7 @@ import pytest
 from dispatcher.events import HostFact
 from dispatcher.settings import DispatcherSettings
 from gateway.settings import GatewaySettings
+from modelyard.contract.catalog.entries import ModelSpec
 from modelyard.contract.errors import SENTENCES
 from modelyard.contract.states import JobState, OperationState, Phase, Verb
 from modelyard.contract.topology import DEAD_QUEUE, EXCHANGES, HEARTBEATS_QUEUE, JOBS_QUEUE
@@ -18,6 +19,7 @@ from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 STATES = (ROOT / "docs/states.md").read_text()
+MODELS = (ROOT / "docs/models.md").read_text()
 AMQP = (ROOT / "docs/amqp.md").read_text()
 PAGES = [
     ROOT / "README.md",
@@ -75,6 +77,15 @@ def test_every_setting_is_on_a_page(kind: type[ProcessSettings]) -> None:
     words = {word for page in PAGES for word in re.findall(r"\w+", page.read_text())}
     fields = kind.model_fields
     assert [one for one in fields if not {variable(kind, one), key_of(kind, one)} & words] == []
+
+
+def test_the_defaults_of_a_model_are_those_of_the_code() -> None:
+    table = MODELS.partition("What an entry need not say")[2].partition("`resources` are in")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `?([^`|]+?)`? \|", table, re.MULTILINE)
+    assert len(rows) == 10
+    for field, told in rows:
+        default = ModelSpec.model_fields[field].default
+        assert told == (f"{default:g}" if isinstance(default, float) else str(default).lower())
 
 
 def named_tests(page: Path) -> list[tuple[str, str]]:
