@@ -22,9 +22,15 @@ fi
 for host in "$@"; do
     case $host in -* | *[!A-Za-z0-9_.-]*) usage ;; esac
 done
+if [ $# -gt 1 ] && [ -z "$address" ]; then
+    echo "setup.sh: with more than one host give --address NAME, the name of this machine" >&2
+    exit 2
+fi
 here=$1
 
-secrets=${MODELYARD_SECRETS:-$PWD/secrets}
+secrets=${MODELYARD_SECRETS:-secrets}
+# As compose reads it: a relative one is beside compose.yaml. Docker would make it a volume's name.
+case $secrets in /*) ;; *) secrets=$PWD/$secrets ;; esac
 env_file=${MODELYARD_ENV_FILE:-$PWD/.env}
 images=${MODELYARD_IMAGES:-modelyard}
 version=${MODELYARD_VERSION:-0.1.0}
@@ -53,10 +59,6 @@ modelyard rabbitmq urls --broker rabbitmq:5672 --user gateway --user dispatcher
 modelyard rabbitmq urls --broker "127.0.0.1:$port" --user "worker-$here"
 shift
 for host in "$@"; do
-    if [ -z "$address" ]; then
-        echo "setup.sh: with more than one host give --address NAME, the name of this machine" >&2
-        exit 2
-    fi
     modelyard rabbitmq urls --broker "$address:$port" --user "worker-$host"
 done
 if [ ! -e "$secrets/grafana-password" ]; then

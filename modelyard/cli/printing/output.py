@@ -412,10 +412,6 @@ class Output:
         """Print the name of a part, after an empty line."""
         self._out.print(f"\n[bold]{escape(plain(text))}[/bold]", soft_wrap=True)
 
-    def phase(self, view: OperationView) -> None:
-        """Print a line about an operation's state for people."""
-        self.note(described(view))
-
     def _many(
         self,
         found: Sequence[BaseModel],
