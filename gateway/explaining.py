@@ -54,7 +54,7 @@ async def explanation_of(store: Store, operation_id: str) -> Explanation | None:
     if operation.job_id is None or not in_line:
         return explain(operation)
     place = await _place_of(store, operation, operation.job_id)
-    return explain_in_line(await _facts(store, place, await store.time(), most=MOST_HOSTS))
+    return explain_in_line(await _facts(store, place, await store.time()))
 
 
 async def operation_views(
@@ -94,7 +94,7 @@ async def explanation_of_request(store: Store, new: NewOperation) -> DryRun:
     accepted = new.model_copy(update={"accepted": (now, 0)}).queued(_BEHIND_ALL)
     operation = accepted.model_copy(update={"input_json": None})
     place = await _place_behind_all(store, operation, new.job_id)
-    return explain_request(new.verb, await _facts(store, place, now))
+    return explain_request(new.verb, await _facts(store, place, now, asked=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,23 +150,24 @@ def _with(line: JobLine, more: Iterable[OperationRecord]) -> JobLine:
     return line.model_copy(update={"operations": (*line.operations, *more)})
 
 
-async def _facts(store: Store, place: _Place, now: datetime, *, most: int | None = None) -> Facts:
-    """Return what is known of an operation; of more than `most` hosts only the first ones.
+async def _facts(store: Store, place: _Place, now: datetime, *, asked: bool = False) -> Facts:
+    """Return what is known of an operation; of more than `MOST_HOSTS` only the first ones.
 
-    Of many hosts a plan would take long, and the dispatcher has recorded what they say.
+    To read many hosts and to plan for them would keep the gateway from all else for seconds.
+    `asked` says that it is that of a request which is not made.
     """
     operation, line = place.operation, place.line
     # A model that is loaded on demand takes capacity too.
     takes_capacity = may_take_capacity(line) or line.job.state is JobState.CREATED
     here = [line.job.host_id] if line.job.host_id else []
     hosts, urgent, policy = await together(
-        store.hosts.all(None if takes_capacity else here, most=most + 1 if most else 0),
+        store.hosts.all(None if takes_capacity else here, most=MOST_HOSTS + 1),
         _urgent(store, besides=line.job.job_id, wanted=takes_capacity),
         _policy(store),
     )
-    more_hosts = most is not None and len(hosts) > most
+    more_hosts = len(hosts) > MOST_HOSTS
     if more_hosts:
-        hosts, urgent = await store.hosts.all(here) if here else hosts[:most], ()
+        hosts, urgent = await store.hosts.all(here) if here else hosts[:MOST_HOSTS], ()
     lines = [line, *urgent]
     holding, catalog, (more_urgent, took_s) = await together(
         _holding(store, hosts, line),
@@ -183,6 +184,7 @@ async def _facts(store: Store, place: _Place, now: datetime, *, most: int | None
         learned=await _learned(store, catalog, lines),
         hosts=hosts,
         more_hosts=more_hosts,
+        asked=asked,
         policy=policy,
         more_urgent=more_urgent,
         holding=holding,

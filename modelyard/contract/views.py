@@ -159,7 +159,7 @@ class DryRunOutcome(StrEnum):
     SUCCEEDS = "succeeds"
     """It would succeed as it is: what it asks for holds already."""
     STARTS = "starts"
-    """It would be sent to `host_id` at once."""
+    """It would be sent to `host_id` at once; null: to one of more hosts than were looked at."""
     LOADS_FIRST = "loads_first"
     """Its job's model would be loaded on `host_id` first, on demand."""
     WAITS = "waits"

@@ -182,6 +182,8 @@ def _would_be(prospect: Prospect, facts: Facts) -> tuple[str, ...]:
         case DryRunOutcome.SUCCEEDS:
             job = facts.line.job
             return (f"It would succeed as it is: job {job.job_id} has no container.",)
+        case DryRunOutcome.STARTS if prospect.host_id is None:
+            return ("It would start at once.",)
         case DryRunOutcome.STARTS:
             return (f"It would start at once on host {prospect.host_id}{on}.",)
         case DryRunOutcome.LOADS_FIRST:

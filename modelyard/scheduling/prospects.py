@@ -48,6 +48,10 @@ from modelyard.store.records import HostRecord, JobLine, JobRecord, OperationRec
 
 MOST_HOSTS = 100
 NOT_YET = "The dispatcher has not looked for a host for it yet."
+_NOT_LOOKED_AT = (
+    f"There are more than {MOST_HOSTS} hosts, and it was not looked at which of them has room for "
+    "its model."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,9 @@ class Facts:
     hosts: Sequence[HostRecord] = ()
     more_hosts: bool = False
     """True if there are more hosts than these: then nothing is planned for what waits for one, and
-    the reasons are those that the dispatcher has recorded."""
+    the reasons are those that the dispatcher has recorded, or what is known of these hosts."""
+    asked: bool = False
+    """True for a request that is not made, of which nothing is recorded."""
     policy: PlacementPolicy = PlacementPolicy.BINPACK
     """The leading dispatcher's."""
     more_urgent: int = 0
@@ -340,7 +346,7 @@ def _relocated(facts: Facts, decision: Relocate, plan: SchedulingPlan) -> Prospe
     if start is None:
         return Prospect(DryRunOutcome.WAITS, plan.waiting.get(decision.operation.operation_id, ()))
     if facts.more_hosts and start.allocation is None:  # one of those may have room
-        return Prospect(DryRunOutcome.WAITS, (NOT_YET,))
+        return Prospect(DryRunOutcome.WAITS, (_NOT_LOOKED_AT if facts.asked else NOT_YET,))
     stays = "Its model has no room elsewhere any more, so its job stays there."
     return Prospect(
         DryRunOutcome.STARTS,
@@ -396,13 +402,7 @@ def _placed(facts: Facts, decision: PlaceAndDispatch | Relocate, plan: Schedulin
         for host, refusal in refusals[:MOST_HOSTS]
     )
     if facts.more_hosts:
-        recorded = facts.operation.waiting_for
-        return Prospect(
-            DryRunOutcome.WAITS,
-            ("No host had room for it a moment ago.", *recorded) if recorded else (NOT_YET,),
-            ahead_in_waiting_room=facts.more_urgent,
-            hosts=verdicts,
-        )
+        return _among_more_hosts(facts, verdicts)
     start = _planned(plan, operation)
     if start is not None:
         return Prospect(
@@ -428,6 +428,27 @@ def _placed(facts: Facts, decision: PlaceAndDispatch | Relocate, plan: Schedulin
         else _room_comes_in_s(
             facts, lambda there: refusal_of(there, request, there.room) is None, facts.hosts
         ),
+    )
+
+
+def _among_more_hosts(facts: Facts, verdicts: tuple[HostVerdict, ...]) -> Prospect:
+    """Return what is known of an operation if only the first hosts were looked at."""
+    recorded = facts.operation.waiting_for
+    outcome = DryRunOutcome.WAITS
+    reasons = ("No host had room for it a moment ago.", *recorded) if recorded else (NOT_YET,)
+    if facts.asked:
+        fit = sum(one.fits for one in verdicts)
+        if fit and not facts.more_urgent:
+            outcome = DryRunOutcome.STARTS
+        have = {0: "none has", 1: "1 has"}.get(fit, f"{fit} have")
+        looked_at = f"Only the first {len(verdicts)} hosts were looked at: {have} room for it."
+        reasons = (f"{looked_at} The dispatcher looks at all of them.",)
+    return Prospect(
+        outcome,
+        reasons,
+        ahead_in_waiting_room=facts.more_urgent,
+        hosts=verdicts,
+        estimated_start_s=0.0 if outcome is DryRunOutcome.STARTS else None,
     )
 
 
