@@ -12,6 +12,7 @@ from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableEr
 
 log = structlog.get_logger(__name__)
 
+TOOK_LONG = "It took too long to read what was asked for."
 PROBE_MOST_S = 2.0
 """The longest pause between two probes of a dependency that is down."""
 
@@ -50,18 +51,24 @@ class Availability:
         """True from a failed call until a probe succeeds."""
         return self.condition is Condition.DOWN
 
-    async def ask(self, call: Callable[[], Awaitable[T]], *, within_s: float) -> T:
+    async def ask(
+        self, call: Callable[[], Awaitable[T]], *, within_s: float, may_be_slow: bool = False
+    ) -> T:
         """Return the result of `call`.
 
         Raises the dependency's error (`error` of the constructor): at once while it is down,
         otherwise if the call raises that error or takes longer than `within_s` seconds. Either
-        marks it as down. The error's message is for clients and names no address.
+        marks it as down, but with `may_be_slow` not the time: the call may take long for what is
+        asked. The error's message is for clients and names no address.
         """
         if self.down:
             raise self._error()
-        return await self.answer_of(call(), asyncio.get_running_loop().time() + within_s)
+        deadline = asyncio.get_running_loop().time() + within_s
+        return await self.answer_of(call(), deadline, may_be_slow=may_be_slow)
 
-    async def answer_of(self, call: Awaitable[T], deadline: float) -> T:
+    async def answer_of(
+        self, call: Awaitable[T], deadline: float, *, may_be_slow: bool = False
+    ) -> T:
         """Return the result of a call that was made while the dependency was not down.
 
         `deadline` is a time of the event loop. Raises as `ask` does.
@@ -73,6 +80,8 @@ class Availability:
             self.failed(str(error))
             raise self._error() from error
         except TimeoutError as error:
+            if may_be_slow:
+                raise self._error(TOOK_LONG) from error
             self.failed("no answer in time")
             raise self._error() from error
 

@@ -142,7 +142,10 @@ DELETE_ANSWERS: Responses = {
     **ONE_ANSWERS,
 }
 LIST_ANSWERS: Responses = {
-    422: _problem("`invalid_request`: a parameter is unknown, repeated or invalid."),
+    422: _problem(
+        "`invalid_request`: a parameter is unknown, repeated or invalid; `query_too_slow`: the "
+        "detail says which filter makes the list faster."
+    ),
     **UNAVAILABLE,
 }
 _BODY_ANSWERS: Responses = {

@@ -66,6 +66,7 @@ STATUS_OF: Mapping[ErrorCode, int] = MappingProxyType(
         ErrorCode.NOT_RETRYABLE: 409,
         ErrorCode.NOT_REPLAYABLE: 409,
         ErrorCode.STILL_IN_USE: 409,
+        ErrorCode.QUERY_TOO_SLOW: 422,
         ErrorCode.UNAVAILABLE: 503,
         ErrorCode.INTERNAL: 500,
     },

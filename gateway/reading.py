@@ -34,6 +34,13 @@ class BoundedReads:
         """Return the result of a read of the store."""
         return await self._availability.ask(call, within_s=READ_S)
 
+    async def ask_for_much(self, call: Callable[[], Awaitable[T]]) -> T:
+        """As `ask`, for what reads as much as a client asks for, such as lists.
+
+        That it takes long does not mark MongoDB as down: one client's list would take it from all.
+        """
+        return await self._availability.ask(call, within_s=READ_S, may_be_slow=True)
+
     async def operation(self, operation_id: str) -> OperationRecord | None:
         """Return one operation; null if it is unknown, or was deleted."""
         return await self.ask(lambda: self._operations.submit(operation_id))

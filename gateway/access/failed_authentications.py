@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from gateway.caches.newest import Newest
+
 log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_S = 0.1
@@ -37,7 +39,7 @@ class FailedAuthentications:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failures: dict[str, _Failures] = {}
+        self._failures: Newest[str, _Failures] = Newest(MAX_ADDRESSES)
         self._paused: Counter[str] = Counter()
 
     async def hold_back(self, address: str | None, key_id: str | None) -> bool:
@@ -68,14 +70,12 @@ class FailedAuthentications:
 
     def _counted(self, group: str) -> int:
         now = self._clock()
-        known = self._failures.pop(group, None)
+        known = self._failures.get(group)
         if known is None or now - known.last > FORGOTTEN_S:
             known = _Failures()
         known.count += 1
         known.last = now
         self._failures[group] = known
-        while len(self._failures) > MAX_ADDRESSES:
-            del self._failures[next(iter(self._failures))]
         return known.count
 
 

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import structlog
 
 from gateway.availability import Availability
+from gateway.caches.newest import Newest
 from gateway.problems import UnauthenticatedError
 from modelyard.contract.access.api_keys import ApiKey
 from modelyard.contract.access.scopes import Principal
@@ -59,8 +59,8 @@ class KeyRing:
         self._store = store
         self._availability = availability
         self._clock = clock
-        self._remembered: dict[str, _Remembered] = {}
-        self._unknown: dict[str, float] = {}
+        self._remembered: Newest[str, _Remembered] = Newest(MAX_REMEMBERED)
+        self._unknown: Newest[str, float] = Newest(MAX_REMEMBERED)
         """When a key was not found in MongoDB."""
         self._uses: dict[str, datetime] = {}
         # Concurrent reads of keys share one query.
@@ -154,15 +154,11 @@ class KeyRing:
         asked_at = self._clock()
         found = await self._store.api_keys.get_many(wanted)
         for key_id in wanted:
-            # Move the key to the end, so that the keys read longest ago are dropped first.
-            self._remembered.pop(key_id, None)
-            self._unknown.pop(key_id, None)
+            self.forget(key_id)
             if key_id in found:
                 self._remembered[key_id] = _Remembered(found[key_id], asked_at)
             else:
                 self._unknown[key_id] = asked_at
-        _drop_oldest(self._remembered)
-        _drop_oldest(self._unknown)
         return [found.get(key_id) for key_id in wanted]
 
 
@@ -171,8 +167,3 @@ def _is_valid(record: ApiKeyRecord, key: ApiKey, now: datetime) -> bool:
         record.expires_at is not None and record.expires_at <= now
     )
     return key.has_hash(record.secret_hash) and not ended
-
-
-def _drop_oldest(entries: dict[str, Any]) -> None:
-    while len(entries) > MAX_REMEMBERED:
-        del entries[next(iter(entries))]

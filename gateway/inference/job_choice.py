@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.availability import Availability
+from gateway.caches.newest import Newest
 from gateway.inference.least_loaded import LeastLoaded, has_backlog
 from gateway.inference.leaving_jobs import LeavingJobs
 from modelyard.contract.catalog.entries import Profile
@@ -68,7 +69,7 @@ class JobChoice:
         self._store = store
         self._availability = availability
         self._clock = clock
-        self._readings: dict[Copies, _CopiesReading] = {}
+        self._readings: Newest[Copies, _CopiesReading] = Newest(MAX_REMEMBERED)
         self._leaving = leaving
         # Those who ask at the same time share one reading.
         self._reads: Coalescer[Copies, _CopiesReading] = Coalescer(
@@ -106,22 +107,18 @@ class JobChoice:
             return known
 
     async def _read_group(self, wanted: Sequence[Copies]) -> list[_CopiesReading | Exception]:
-        outdated = [
-            one
-            for one in dict.fromkeys(wanted)
-            if (known := self._readings.get(one)) is None or self._age_s(known) >= FRESH_S
-        ]
+        answers: dict[Copies, _CopiesReading | Exception] = {
+            one: known
+            for one in wanted
+            if (known := self._readings.get(one)) is not None and self._age_s(known) < FRESH_S
+        }
+        outdated = [one for one in dict.fromkeys(wanted) if one not in answers]
         made = await together(*(self._read(one) for one in outdated)) if outdated else ()
-        found: dict[Copies, _CopiesReading | Exception] = dict(zip(outdated, made, strict=True))
-        for copies, reading in found.items():
+        for copies, reading in zip(outdated, made, strict=True):
+            answers[copies] = reading
             if isinstance(reading, _CopiesReading):
-                # To the end, so that those read longest ago are dropped first.
-                self._readings.pop(copies, None)
                 self._readings[copies] = reading
-        answers = [found.get(one) or self._readings[one] for one in wanted]
-        while len(self._readings) > MAX_REMEMBERED:
-            del self._readings[next(iter(self._readings))]
-        return answers
+        return [answers[one] for one in wanted]
 
     async def _read(self, copies: Copies) -> _CopiesReading | Exception:
         """Return a reading, or why there is none: it is for those who asked for these jobs."""

@@ -199,7 +199,9 @@ async def _spec(kind: type[S], name: str, request: Request, reader: RequestReade
 async def _page(
     reading: BoundedReads, collection: CatalogCollection[S], query: NamedPageQuery
 ) -> NamedPage[S]:
-    return await reading.ask(lambda: collection.page(after=query.cursor, limit=query.limit))
+    return await reading.ask_for_much(
+        lambda: collection.page(after=query.cursor, limit=query.limit)
+    )
 
 
 async def _put(

@@ -61,7 +61,7 @@ async def list_dead_letters(
 ) -> Response:
     """Return a page of dead letters, without their headers and payloads."""
     after = query.after()
-    page = await gateway.reading.ask(
+    page = await gateway.reading.ask_for_much(
         lambda: gateway.store.dead_letters.page(query.criteria(), after=after, limit=query.limit)
     )
     cursor = page.next.cursor() if page.next else None

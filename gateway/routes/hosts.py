@@ -62,7 +62,7 @@ async def list_hosts(
     gateway: GatewayDependencies, query: Annotated[NamedPageQuery, Query()]
 ) -> Response:
     """Return a page of the hosts that have ever been online."""
-    page = await gateway.reading.ask(
+    page = await gateway.reading.ask_for_much(
         lambda: gateway.store.hosts.page(after=query.cursor, limit=query.limit)
     )
     content = HostList(hosts=tuple(map(host_view, page.items)), next=page.next)

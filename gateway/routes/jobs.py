@@ -108,7 +108,7 @@ async def submit_batch(
 async def list_jobs(gateway: GatewayDependencies, query: Annotated[JobQuery, Query()]) -> Response:
     """Return a page of jobs."""
     after = query.after()
-    page = await gateway.reading.ask(
+    page = await gateway.reading.ask_for_much(
         lambda: gateway.store.jobs.page(query.criteria(), after=after, limit=query.limit)
     )
     cursor = page.next.cursor() if page.next else None

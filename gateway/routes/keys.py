@@ -70,7 +70,7 @@ async def create_key(request: Request, gateway: GatewayDependencies, admin: Admi
 @router.get("", response_model=ApiKeyList, responses=openapi.READ_ANSWERS, summary="List API keys")
 async def list_keys(gateway: GatewayDependencies, _admin: Admin) -> Response:
     """Return all keys without their secrets, the oldest first."""
-    records = await gateway.reading.ask(gateway.store.api_keys.all)
+    records = await gateway.reading.ask_for_much(gateway.store.api_keys.all)
     return answer(ApiKeyList(keys=tuple(record.view() for record in records)))
 
 

@@ -83,7 +83,7 @@ async def list_operations(
 ) -> Response:
     """Return a page of operations."""
     after = query.after()
-    page = await gateway.reading.ask(
+    page = await gateway.reading.ask_for_much(
         lambda: gateway.store.operation_queries.page(
             query.criteria(), after=after, limit=query.limit
         )
@@ -154,7 +154,7 @@ async def read_result(operation_id: OperationId, gateway: GatewayDependencies) -
 )
 async def explain_operation(operation_id: OperationId, gateway: GatewayDependencies) -> Response:
     """Return what an operation waits for: in its job's line, for a host, for memory of a device."""
-    found = await gateway.reading.ask(lambda: explanation_of(gateway.store, operation_id))
+    found = await gateway.reading.ask_for_much(lambda: explanation_of(gateway.store, operation_id))
     if found is None:
         raise ModelyardError(ErrorCode.NOT_FOUND, f"There is no operation {operation_id}.")
     return answer(found)

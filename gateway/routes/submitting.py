@@ -35,7 +35,7 @@ async def dry_run(request: Request, gateway: Gateway, caller: Principal, key: st
         existing = await gateway.reading.ask(lambda: gateway.acceptor.check(asked))
         if existing is not None:
             return explain_repetition(asked.request.operation_type, existing)
-        found = await gateway.reading.ask(
+        found = await gateway.reading.ask_for_much(
             lambda: explanation_of_request(gateway.store, asked.operation)
         )
     return found if caller.may(Scope.JOBS_READ) else found.model_copy(update={"hosts": ()})

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+from gateway.caches.newest import Newest
 from modelyard.contract.messages import JobRequest
 from modelyard.store import Store
 
 REMEMBERED_S = 5.0
 """How long a name stays in the cache; a name that is not in it is always looked up."""
+MAX_NAMES = 10_000
 
 Lookup = Callable[[Iterable[str]], Awaitable[Mapping[str, object]]]
 
@@ -21,7 +23,7 @@ class NameCache:
     def __init__(self, lookup: Lookup, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._lookup = lookup
         self._clock = clock
-        self._until: dict[str, float] = {}
+        self._until: Newest[str, float] = Newest(MAX_NAMES)
 
     async def missing(self, names: Iterable[str]) -> set[str]:
         """Return the names that the catalog does not have."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from gateway.availability import Availability
+from gateway.caches.newest import Newest
 from gateway.monitoring.metrics import GatewayMetrics
 from modelyard.broker import Broker
 from modelyard.contract.errors import BrokerUnavailableError, StoreUnavailableError
@@ -86,7 +87,7 @@ class DualWrite:
             every_s=GROUPS_EVERY_S,
             flushed=metrics.committed("rabbitmq"),
         )
-        self._ensured: dict[str, None] = {}
+        self._ensured: Newest[str, None] = Newest(MAX_ENSURED)
 
     async def run(self) -> None:
         """Write groups until cancelled."""
@@ -219,9 +220,7 @@ class DualWrite:
         named = {one.job_id for one in operations if one.job_id and _makes_job(one)}
         unseen = named - self._ensured.keys()
         await self._store.jobs.ensure(unseen)
-        self._ensured |= dict.fromkeys(unseen)
-        while len(self._ensured) > MAX_ENSURED:
-            del self._ensured[next(iter(self._ensured))]
+        self._ensured.update(dict.fromkeys(unseen))
 
     async def _publish_groups(self, groups: Sequence[Messages]) -> list[int | Exception]:
         """Publish the messages one by one and in order: a gap would change the order in a job."""

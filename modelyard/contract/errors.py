@@ -45,6 +45,7 @@ class ErrorCode(StrEnum):
     NOT_RETRYABLE = "not_retryable"
     NOT_REPLAYABLE = "not_replayable"
     STILL_IN_USE = "still_in_use"
+    QUERY_TOO_SLOW = "query_too_slow"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
 
@@ -132,6 +133,7 @@ SENTENCES: Mapping[ErrorCode, str] = MappingProxyType(
         ErrorCode.NOT_RETRYABLE: "Only an operation that ended without success can be retried.",
         ErrorCode.NOT_REPLAYABLE: "The dead letter can't be published again as it is.",
         ErrorCode.STILL_IN_USE: "It can't be deleted, because something still needs it.",
+        ErrorCode.QUERY_TOO_SLOW: "The query took too long; ask for less.",
         ErrorCode.UNAVAILABLE: "A service that the request needs does not answer; try again.",
         ErrorCode.INTERNAL: "Modelyard failed with an unexpected error.",
         ErrorCode.INVALID_JOB_STATE: "The verb cannot start from the state the job is in.",
@@ -251,6 +253,13 @@ class StoreUnavailableError(ModelyardError):
 
     def __init__(self, message: str = "MongoDB does not answer.") -> None:
         super().__init__(ErrorCode.UNAVAILABLE, message)
+
+
+class SlowQueryError(ModelyardError):
+    """MongoDB ended a query because it took too long for what was asked; it is not away."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.QUERY_TOO_SLOW, message)
 
 
 class StoreUnreadableError(ModelyardError):

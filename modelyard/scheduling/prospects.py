@@ -441,10 +441,8 @@ def _among_more_hosts(facts: Facts, verdicts: tuple[HostVerdict, ...]) -> Prospe
         if fit and not facts.more_urgent:
             outcome = DryRunOutcome.STARTS
         have = {0: "none has", 1: "1 has"}.get(fit, f"{fit} have")
-        reasons = (
-            f"Only the first {len(verdicts)} hosts were looked at: {have} room for it. The dispatcher "
-            "looks at all of them.",
-        )
+        looked_at = f"Only the first {len(verdicts)} hosts were looked at: {have} room for it."
+        reasons = (f"{looked_at} The dispatcher looks at all of them.",)
     return Prospect(
         outcome,
         reasons,
@@ -452,7 +450,6 @@ def _among_more_hosts(facts: Facts, verdicts: tuple[HostVerdict, ...]) -> Prospe
         hosts=verdicts,
         estimated_start_s=0.0 if outcome is DryRunOutcome.STARTS else None,
     )
-
 
 
 def _what_comes_first(host: HostRecord, request: PlacementRequest) -> tuple[str, ...]:

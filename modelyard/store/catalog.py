@@ -15,7 +15,7 @@ from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.rules import AS_RECORDED
 from modelyard.contract.validation import first_errors
 from modelyard.store.connection import MongoConnection
-from modelyard.store.paging import NamedPage, names_after
+from modelyard.store.paging import NamedPage, names_after, read_page
 from modelyard.store.records import Document
 
 log = structlog.get_logger(__name__)
@@ -99,9 +99,8 @@ class CatalogCollection(Generic[S]):
 
     async def page(self, *, after: str | None = None, limit: int) -> NamedPage[S]:
         """Return the next entries by name; what can't be read is missing from its page."""
-        async with self._connection.answering():
-            cursor = self._collection.find(names_after(after)).sort("_id", 1).limit(limit + 1)
-            found = await cursor.to_list(None)
+        cursor = self._collection.find(names_after(after)).sort("_id", 1)
+        found = await read_page(self._connection, cursor, limit)
         return NamedPage.of(found, limit, self._read)
 
     def _read(self, document: Document) -> S | None:

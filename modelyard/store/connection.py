@@ -20,7 +20,11 @@ from pymongo.errors import (
 )
 from pymongo.write_concern import WriteConcern
 
-from modelyard.contract.errors import StoreUnavailableError, StoreUnreadableError
+from modelyard.contract.errors import (
+    SlowQueryError,
+    StoreUnavailableError,
+    StoreUnreadableError,
+)
 from modelyard.process.clock import RemoteClock, uptime_s
 
 Collection = AsyncIOMotorCollection[dict[str, Any]]
@@ -210,7 +214,7 @@ class MongoConnection:
         except InvalidBSON as error:
             message = f"MongoDB holds a document that can't be read: {error}"
             raise StoreUnreadableError(message) from error
-        except (DuplicateKeyError, GridFSError):
+        except (DuplicateKeyError, GridFSError, SlowQueryError):
             # These are answers of MongoDB; the caller decides what they mean.
             answered = True
             raise

@@ -7,7 +7,7 @@ from pymongo import ReturnDocument, UpdateOne
 
 from modelyard.contract.messages import Event
 from modelyard.store.connection import MongoConnection
-from modelyard.store.paging import Page, Position, page_filter, to_page
+from modelyard.store.paging import Page, Position, page_filter, read_page, to_page
 from modelyard.store.records import DeadLetter, error_document
 
 _NOT_AS_TEXT = {"event_id", "at", "error"}
@@ -110,16 +110,15 @@ class DeadLetters:
     async def page(
         self, criteria: Mapping[str, str], *, after: Position | None, limit: int
     ) -> Page[DeadLetter]:
-        """Return dead letters, newest first, without their payloads."""
-        async with self._connection.answering():
-            found = (
-                await self._collection.find(
-                    page_filter(criteria, "recorded_at", after), {"payload": 0}
-                )
-                .sort([("recorded_at", -1), ("_id", -1)])
-                .limit(limit + 1)
-                .to_list(None)
-            )
+        """Return dead letters, newest first, without their payloads.
+
+        Raises `SlowQueryError` too.
+        """
+        asked = page_filter(criteria, "recorded_at", after)
+        cursor = self._collection.find(asked, {"payload": 0}).sort(
+            [("recorded_at", -1), ("_id", -1)]
+        )
+        found = await read_page(self._connection, cursor, limit)
         return to_page(found, DeadLetter, "recorded_at", limit)
 
     async def get(self, dead_letter_id: str) -> DeadLetter | None:

@@ -11,7 +11,7 @@ from modelyard.contract.messages import Heartbeat, HostOnline
 from modelyard.contract.states import Admission, Liveness
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
-from modelyard.store.paging import NamedPage, names_after
+from modelyard.store.paging import NamedPage, names_after, read_page
 from modelyard.store.records import (
     MEASURED_AFTER_S,
     Document,
@@ -44,9 +44,8 @@ class Hosts:
 
     async def page(self, *, after: str | None = None, limit: int) -> NamedPage[HostRecord]:
         """Return the next hosts by name."""
-        async with self._connection.answering():
-            cursor = self._collection.find(names_after(after)).sort("_id", 1).limit(limit + 1)
-            found = await cursor.to_list(None)
+        cursor = self._collection.find(names_after(after)).sort("_id", 1)
+        found = await read_page(self._connection, cursor, limit)
         return NamedPage.of(found, limit, HostRecord.model_validate)
 
     async def get(self, host_id: str) -> HostRecord | None:

@@ -83,6 +83,18 @@ INDEXES: dict[str, list[IndexModel]] = {
             [("state", ASCENDING), ("accepted_at", DESCENDING), ("_id", DESCENDING)],
             name="state_page",
         ),
+        # A page by a verb alone has none: each index is one more write of each operation, and only
+        # pages of verbs that are hardly used are slow. MongoDB ends those after `PAGE_S`.
+        IndexModel(
+            [("model", ASCENDING), ("accepted_at", DESCENDING), ("_id", DESCENDING)],
+            name="model_page",
+            partialFilterExpression={"model": {"$gt": ""}},
+        ),
+        IndexModel(
+            [("host_id", ASCENDING), ("accepted_at", DESCENDING), ("_id", DESCENDING)],
+            name="host_page",
+            partialFilterExpression={"host_id": {"$gt": ""}},
+        ),
     ],
     "jobs": [
         IndexModel([("host_id", ASCENDING)], name="on_host"),
@@ -144,7 +156,15 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("at", ASCENDING), ("_id", ASCENDING)], name="oldest"),
     ],
     "dead_letters": [
-        IndexModel([("recorded_at", DESCENDING), ("_id", DESCENDING)], name="letters_page")
+        IndexModel([("recorded_at", DESCENDING), ("_id", DESCENDING)], name="letters_page"),
+        IndexModel(
+            [("reason", ASCENDING), ("recorded_at", DESCENDING), ("_id", DESCENDING)],
+            name="reason_page",
+        ),
+        IndexModel(
+            [("queue", ASCENDING), ("recorded_at", DESCENDING), ("_id", DESCENDING)],
+            name="queue_page",
+        ),
     ],
     "audit": [IndexModel([("operation_id", ASCENDING)], name="operation")],
 }

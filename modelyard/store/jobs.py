@@ -10,7 +10,7 @@ from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.states import JobState, OperationState, Verb, job_sources
 from modelyard.store.connection import MongoConnection
 from modelyard.store.operation_writes import older
-from modelyard.store.paging import Page, Position, page_filter, to_page
+from modelyard.store.paging import Page, Position, page_filter, read_page, to_page
 from modelyard.store.records import (
     CurrentOperation,
     Document,
@@ -231,14 +231,14 @@ class Jobs:
     async def page(
         self, criteria: Mapping[str, str], *, after: Position | None, limit: int
     ) -> Page[JobRecord]:
-        """Return jobs newest first; `criteria` compares fields with given values."""
-        async with self._connection.answering():
-            found = (
-                await self._collection.find(page_filter(criteria, "created_at", after))
-                .sort([("created_at", -1), ("_id", -1)])
-                .limit(limit + 1)
-                .to_list(None)
-            )
+        """Return jobs newest first; `criteria` compares fields with given values.
+
+        Raises `SlowQueryError` too.
+        """
+        cursor = self._collection.find(page_filter(criteria, "created_at", after)).sort(
+            [("created_at", -1), ("_id", -1)]
+        )
+        found = await read_page(self._connection, cursor, limit)
         return to_page(found, JobRecord, "created_at", limit)
 
     async def lines(self, job_ids: Sequence[str]) -> JobLines:

@@ -14,7 +14,7 @@ from modelyard.contract.states import OperationState, Verb
 from modelyard.store.connection import BAD_VALUE, MongoConnection
 from modelyard.store.indexes import UNBROUGHT, UNPUBLISHED
 from modelyard.store.operation_writes import ACTIVE_ON_HOST_STATES, ResultPlace, older
-from modelyard.store.paging import Page, Position, page_filter, to_page
+from modelyard.store.paging import Page, Position, page_filter, read_page, to_page
 from modelyard.store.records import EPOCH, Document, OperationRecord
 
 WITHOUT_RESULT = {"result_json": 0, "result_content": 0}
@@ -27,6 +27,8 @@ _RESULT_FIELDS = (
     "result_sha256",
     "result_gone",
 )
+
+_ADVICE = "Give `job_id`, `model` or `host_id` too."
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,16 +175,13 @@ class OperationQueries:
     ) -> Page[OperationRecord]:
         """Return operations newest first; `criteria` compares fields with given values.
 
-        Those that a client has deleted are left out.
+        Those that a client has deleted are left out. Raises `SlowQueryError` too.
         """
         asked = {**page_filter(criteria, "accepted_at", after), "deleted": {"$ne": True}}
-        async with self._connection.answering():
-            found = (
-                await self._collection.find(asked, WITHOUT_PAYLOAD)
-                .sort([("accepted_at", -1), ("_id", -1)])
-                .limit(limit + 1)
-                .to_list(None)
-            )
+        cursor = self._collection.find(asked, WITHOUT_PAYLOAD).sort(
+            [("accepted_at", -1), ("_id", -1)]
+        )
+        found = await read_page(self._connection, cursor, limit, advice=_ADVICE)
         return to_page(found, OperationRecord, "accepted_at", limit)
 
     async def waiting(self, *, after: OperationRecord | None, limit: int) -> list[OperationRecord]:

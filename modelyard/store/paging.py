@@ -7,11 +7,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from modelyard.contract.errors import ErrorCode, InvalidRequestError
+from pymongo.errors import ExecutionTimeout
+
+from modelyard.contract.errors import ErrorCode, InvalidRequestError, SlowQueryError
 from modelyard.contract.ids import ID_PATTERN
+from modelyard.store.connection import MongoConnection
 from modelyard.store.records import EPOCH, Document, Record
+
+if TYPE_CHECKING:
+    from motor.motor_asyncio import AsyncIOMotorCursor
 
 T = TypeVar("T", bound=Record)
 N = TypeVar("N")
@@ -20,6 +26,9 @@ NAME_CURSOR_PATTERN = ID_PATTERN
 """The cursor of a list by name: the last name of the page."""
 CURSOR_PATTERN = rf"^[0-9]{{1,14}}\.{ID_PATTERN.strip('^$')}$"
 """The cursor of a list by time, `Position.cursor`."""
+
+PAGE_S = 1.5
+"""Longest time of a page's query in seconds; MongoDB ends a slower one."""
 
 _CURSOR = re.compile(CURSOR_PATTERN)
 _MS = timedelta(milliseconds=1)
@@ -48,6 +57,26 @@ class Position:
             )
         ms, _, key = cursor.partition(".")
         return cls(EPOCH + int(ms) * _MS, key)
+
+
+async def read_page(
+    connection: MongoConnection,
+    cursor: "AsyncIOMotorCursor[dict[str, Any]]",
+    limit: int,
+    *,
+    advice: str = "",
+) -> list[Document]:
+    """Return up to `limit + 1` entries, for `to_page` or `NamedPage.of`.
+
+    Raises `StoreUnavailableError`, and `SlowQueryError` with `advice` if MongoDB looked for
+    `PAGE_S` seconds and ended the query: clients choose what is asked.
+    """
+    async with connection.answering():
+        try:
+            return await cursor.limit(limit + 1).max_time_ms(int(PAGE_S * 1_000)).to_list(None)
+        except ExecutionTimeout as error:
+            message = f"MongoDB did not find the page within {PAGE_S} s. {advice}".strip()
+            raise SlowQueryError(message) from error
 
 
 @dataclass(frozen=True, slots=True)

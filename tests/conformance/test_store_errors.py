@@ -15,18 +15,24 @@ from deploy.local.mongodb import MongoDB
 from modelyard.contract.errors import (
     ErrorCode,
     ModelyardError,
+    SlowQueryError,
     StoreUnavailableError,
     StoreUnreadableError,
 )
 from modelyard.contract.messages import MAX_INLINE_RESULT_BYTES, JobRequest
 from modelyard.store import Store
 from modelyard.store.connection import Collection, MongoConnection
-from modelyard.store.records import NewOperation
+from modelyard.store.records import Document, NewOperation
 
 APP = "modelyard-failing"
 TIMEOUT_S = 3.0
 """The driver tries some of the failures again until this time is over."""
 ID = "00000000-0000-7000-8000-000000000001"
+
+
+def _new_operation() -> NewOperation:
+    request = JobRequest.model_validate({"job_id": "j", "operation_type": "TERMINATE"})
+    return NewOperation.of(ID, request, "http")
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +199,7 @@ async def test_a_refusal_for_good_stays_what_it_is(
 async def test_a_stored_result_whose_file_is_gone_is_said_to_be_gone(
     store: Store, mongo_url: str
 ) -> None:
-    request = JobRequest.model_validate({"job_id": "j", "operation_type": "TERMINATE"})
-    await store.operations.record([NewOperation.of(ID, request, "http")])
+    await store.operations.record([_new_operation()])
     place = await store.results.put(ID, 1, '"' + "x" * MAX_INLINE_RESULT_BYTES + '"')
     with MongoClient[dict[str, Any]](mongo_url) as client:
         database = client.get_default_database()
@@ -212,3 +217,36 @@ async def test_a_stored_result_whose_file_is_gone_is_said_to_be_gone(
 async def test_a_result_that_is_stored_again_is_replaced(store: Store) -> None:
     large = '"' + "x" * MAX_INLINE_RESULT_BYTES + '"'
     assert await store.results.put(ID, 1, large) == await store.results.put(ID, 1, large)
+
+
+async def test_a_page_that_takes_too_long_is_a_query_that_is_too_slow(
+    failing_mongodb: MongoDB, fail_point: FailPoint
+) -> None:
+    store = Store(failing_mongodb.url, name="failing", timeout_s=TIMEOUT_S)
+    fail_point.fail("find", errorCode=50)
+    pages = (
+        store.operation_queries.page({"model": "m"}, after=None, limit=1),
+        store.jobs.page({}, after=None, limit=1),
+        store.dead_letters.page({"reason": "r"}, after=None, limit=1),
+        store.hosts.page(limit=1),
+        store.models.page(limit=1),
+    )
+    for page in pages:
+        with pytest.raises(SlowQueryError, match=r"within 1\.5 s"):
+            await page
+    store.close()
+
+
+async def test_mongodb_ends_the_query_of_a_page(failing_mongodb: MongoDB) -> None:
+    store = Store(failing_mongodb.url, name="failing", timeout_s=TIMEOUT_S)
+    await store.operations.record([_new_operation()])
+    with MongoClient[dict[str, Any]](failing_mongodb.url) as client:
+        always: Document = {"configureFailPoint": "maxTimeAlwaysTimeOut", "mode": "alwaysOn"}
+        client.admin.command(always)
+        try:
+            with pytest.raises(SlowQueryError, match="job_id"):
+                await store.operation_queries.page({"verb": "TEMP"}, after=None, limit=1)
+            assert await store.operation_queries.get(ID), "other reads have no such bound"
+        finally:
+            client.admin.command(always | {"mode": "off"})
+    store.close()

@@ -85,6 +85,11 @@ class MemoryCursor:
         self.most = most
         return self
 
+    def max_time_ms(self, most: int) -> "MemoryCursor":
+        """Change nothing: no query takes long."""
+        del most
+        return self
+
     def hint(self, index: str) -> "MemoryCursor":
         """Change nothing: there are no indexes."""
         del index

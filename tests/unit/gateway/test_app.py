@@ -17,7 +17,7 @@ from gateway.problems import STATUS_OF
 from gateway.service import Gateway
 from gateway.settings import GatewaySettings
 from gateway.submission.bodies import preferred_wait
-from gateway.submission.catalog_cache import REMEMBERED_S, NameCache
+from gateway.submission.catalog_cache import MAX_NAMES, REMEMBERED_S, NameCache
 from modelyard.broker import Broker
 from modelyard.contract.errors import ErrorCode
 from modelyard.store import Store
@@ -233,6 +233,18 @@ async def test_a_known_name_is_remembered_for_a_while_and_an_unknown_one_never()
     names.forget("a")
     assert await names.missing({"a"}) == set()
     assert asked == [{"a", "b"}, {"b"}, {"a"}, {"a"}]
+
+
+async def test_names_are_remembered_in_bounded_memory() -> None:
+    async def lookup(names: Iterable[str]) -> dict[str, object]:
+        return dict.fromkeys(names)
+
+    names = NameCache(lookup)
+    for number in range(MAX_NAMES + 5):
+        await names.missing({str(number)})
+    assert not names.has("4")
+    assert names.has("5")
+    assert names.has(str(MAX_NAMES + 4))
 
 
 def test_answers_are_not_held_back_by_nagles_algorithm() -> None:

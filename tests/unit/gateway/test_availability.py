@@ -48,6 +48,16 @@ async def test_a_call_that_takes_too_long_marks_the_part_down(part: Part) -> Non
     assert part.availability.down
 
 
+async def test_a_call_that_may_take_long_says_nothing_of_the_part_by_its_time(part: Part) -> None:
+    with pytest.raises(StoreUnavailableError, match="took too long"):
+        await part.availability.ask(part.hang, within_s=0.01, may_be_slow=True)
+    assert not part.availability.down
+    part.answers = False
+    with pytest.raises(StoreUnavailableError):
+        await part.availability.ask(part.call, within_s=1, may_be_slow=True)
+    assert part.availability.down
+
+
 async def test_a_part_that_is_down_is_not_asked(part: Part) -> None:
     part.availability.failed("a test says so")
     called = False

@@ -128,7 +128,7 @@ async def test_an_unknown_key_is_looked_up_once_in_a_while(ring: Ring) -> None:
 async def test_unknown_keys_are_remembered_in_bounded_memory(
     ring: Ring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_ring, "MAX_REMEMBERED", 10)
+    monkeypatch.setattr(ring.keys._unknown, "most", 10)
     for _ in range(30):
         with pytest.raises(UnauthenticatedError):
             await ring.keys.principal(ApiKey.new())

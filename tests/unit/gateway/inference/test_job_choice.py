@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gateway.availability import Availability
-from gateway.inference import job_choice, leaving_jobs
+from gateway.inference import leaving_jobs
 from gateway.inference.job_choice import FRESH_S, KEPT_S, WINDOW, JobChoice
 from gateway.inference.leaving_jobs import LEAVING_S, LeavingJobs
 from modelyard.contract.catalog.entries import ModelSpec, Profile
@@ -186,7 +186,7 @@ async def test_who_finds_no_job_is_told_which_there_are_and_what_to_do(chooser: 
 
 
 async def test_readings_are_bounded(chooser: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_choice, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(chooser.choice._readings, "most", 3)
     for number in range(9):
         await chooser.refusal(Copies(f"m-{number}"))
     assert [copies.model for copies in chooser.choice._readings] == ["m-6", "m-7", "m-8"]

@@ -1,0 +1,1 @@
+"""What a gateway keeps in memory for a while."""
