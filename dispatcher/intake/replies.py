@@ -3,8 +3,9 @@
 The dispatcher may publish to every queue of its virtual host, a publisher may not. So a publisher
 must not be able to have the dispatcher write into a queue for it that it could not write into, or
 should not: Modelyard's own, or another service's. It may name a queue whose name nobody can guess,
-because RabbitMQ has made it, or one that begins with its own user name, which RabbitMQ has to have
-verified.
+because RabbitMQ has made it, or one of its own, if RabbitMQ has verified its user. A queue belongs
+to the user whose name is all before the last dot: so it belongs to one user only, although names of
+users may have dots.
 """
 
 from collections.abc import Sequence
@@ -40,13 +41,14 @@ def with_replies(operations: Sequence[NewOperation], delivery: Delivery) -> list
 def _may_name(user: str | None, queue: str) -> bool:
     if queue.startswith(MADE_BY_RABBITMQ):
         return True
-    return bool(user) and queue.startswith(f"{user}.") and not queue.startswith(OUR_PREFIX)
+    owner, dot, _ = queue.rpartition(".")
+    return bool(user and dot) and owner == user and not queue.startswith(OUR_PREFIX)
 
 
 def _refusal(reply_to: str) -> InvalidRequestError:
     return InvalidRequestError(
         ErrorCode.INVALID_REQUEST,
         f"The message may not have the property reply_to {reply_to!r}: it must name a queue that "
-        "RabbitMQ has named, or one that begins with the user name of its publisher and a dot, if "
-        "the property user_id proves that.",
+        "RabbitMQ has named, or one whose name before its last dot is the user name of its "
+        "publisher, if the property user_id proves that.",
     )

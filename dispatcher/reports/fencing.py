@@ -51,11 +51,14 @@ class CurrentReport:
 
 
 def latest(reports: Iterable[tuple[str, OperationReport]]) -> list[tuple[str, OperationReport]]:
-    """Return the newest report of each host on each operation: every report has the full state."""
+    """Return the newest report of each host on each operation: every report has the full state.
+
+    One that no worker can know of takes no other one's place.
+    """
     kept: dict[tuple[str, str], OperationReport] = {}
     for host_id, report in reports:
         held = kept.get((host_id, report.operation_id))
-        if held is None or (held.epoch, held.seq) < (report.epoch, report.seq):
+        if held is None or _order(held) < _order(report):
             kept[host_id, report.operation_id] = report
     return [(host_id, report) for (host_id, _), report in kept.items()]
 
@@ -82,6 +85,10 @@ def fence(
     if repeated or operation.state in report_sources(report.state):
         return CurrentReport(report, operation)
     return "illegal"
+
+
+def _order(report: OperationReport) -> tuple[bool, int, int]:
+    return _is_a_workers_to_tell(report), report.epoch, report.seq
 
 
 def _is_a_workers_to_tell(report: OperationReport) -> bool:

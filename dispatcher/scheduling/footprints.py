@@ -80,18 +80,24 @@ class LearnedFootprints:
 
 
 def _peaks(host: HostRecord | None, found: Footprint) -> dict[str, Peak]:
-    """Return the peaks by kind of device; of several devices of a kind the highest counts."""
+    """Return the peaks by kind of device; of several devices of a kind the highest counts.
+
+    No load took more than the host has, as it is recorded: what is learned holds for all hosts, so
+    the word of one worker must not make a model too large for each of them.
+    """
     capacity = host.capacity if host is not None else None
-    kinds = {one.uuid: one.model for one in capacity.devices} if capacity else {}
+    devices = {one.uuid: one for one in capacity.devices} if capacity else {}
     most: dict[str, int] = defaultdict(int)
     for uuid, amount in found.devices.items():
-        if uuid in kinds:
-            most[kinds[uuid]] = max(most[kinds[uuid]], amount)
+        device = devices.get(uuid)
+        if device is not None:
+            most[device.model] = max(most[device.model], min(amount, device.memory))
+    memory = found.memory
+    if memory is not None and capacity is not None:
+        memory = min(memory, capacity.allocatable_memory)
     if not most:
-        if found.memory is None:
-            return {}
-        return {"": Peak(load=found.load, memory=found.memory)}
+        return {} if memory is None else {"": Peak(load=found.load, memory=memory)}
     return {
-        kind: Peak(load=found.load, memory=found.memory, device_memory=amount)
+        kind: Peak(load=found.load, memory=memory, device_memory=amount)
         for kind, amount in most.items()
     }

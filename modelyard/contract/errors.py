@@ -4,13 +4,17 @@ Machines read the `ErrorCode`: in `error.code` of an operation, in `code` of an 
 the reason of a dead letter. A released code is never renamed or reused.
 """
 
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from modelyard.contract.content.free_text import bounded_facts, cut_to
+
+MAX_MESSAGE_CHARS = 4_096
+"""Characters of the message of an error."""
 
 
 class ErrorCode(StrEnum):
@@ -207,21 +211,19 @@ def _known_code(value: object) -> object:
     return value if known else ErrorCode.WORKER_ERROR
 
 
-def _parsed(value: object) -> object:
-    return json.loads(value) if isinstance(value, str) else value
-
-
 class ErrorInfo(BaseModel):
     """Why an operation did not succeed: the code is for machines, the message for people."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     code: Annotated[ErrorCode, BeforeValidator(_known_code)]
-    message: str = Field(max_length=4096)
-    detail: Annotated[dict[str, Any], BeforeValidator(_parsed)] = Field(default_factory=dict)
-    """Facts that help, such as `exit_code`, `log_tail`, `pointer`; small and free of secrets.
+    message: Annotated[str, cut_to(MAX_MESSAGE_CHARS)] = Field(max_length=MAX_MESSAGE_CHARS)
+    """A longer one is cut."""
+    detail: Annotated[dict[str, Any], BeforeValidator(bounded_facts)] = Field(default_factory=dict)
+    """Facts that help, such as `exit_code`, `log_tail`, `pointer`; free of secrets.
 
-    Stored as JSON text; read from JSON text or from an object.
+    They have 16,384 characters in all, 4,096 in one text, and 8 levels; what is beyond is cut or
+    left out. Stored as JSON text; read from JSON text or from an object.
     """
 
     @classmethod
@@ -241,7 +243,7 @@ class ModelyardError(Exception):
 
     def info(self) -> ErrorInfo:
         """Return the error as it is stored and sent."""
-        return ErrorInfo(code=self.code, message=self.message[:4096], detail=self.detail)
+        return ErrorInfo(code=self.code, message=self.message, detail=self.detail)
 
 
 class InvalidRequestError(ModelyardError):

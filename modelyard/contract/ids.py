@@ -53,6 +53,9 @@ Incarnation = Annotated[
 ]
 """One boot of a host's worker, as the worker names it: a UUID."""
 
+ContainerId = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-f0-9]{12,64}$")]
+"""A container as its engine names it: 64 hexadecimal digits, or the first of them."""
+
 DEFAULT_TENANT = "default"
 
 _KEY_NAMESPACE = uuid.UUID("6d2b8f4e-3c1a-5b77-9a43-0f5f6c1d2e90")

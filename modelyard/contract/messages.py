@@ -32,11 +32,13 @@ from modelyard.contract.capacity.offers import (
 )
 from modelyard.contract.catalog.entries import DatasetSpec, ModelSpec
 from modelyard.contract.catalog.values import Label, Text
+from modelyard.contract.content.free_text import cut_to
 from modelyard.contract.content.results import ResultContent
 from modelyard.contract.content.transfers import StoredResult, TransferAnswer
 from modelyard.contract.errors import ErrorInfo
 from modelyard.contract.ids import (
     DEFAULT_TENANT,
+    ContainerId,
     Id,
     Incarnation,
     InputId,
@@ -120,6 +122,8 @@ Count = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
 """A counter that fits into MongoDB's 64-bit integers."""
 Positive = Annotated[int, Field(ge=1, le=(1 << 63) - 1)]
 Slots = Annotated[int, Field(ge=0, le=100_000)]
+EngineText = Annotated[str, cut_to(256)]
+"""What a Docker engine says; cut after 256 characters."""
 Labels = Annotated[dict[Label, Text], Field(max_length=64)]
 
 
@@ -408,7 +412,7 @@ class OperationReport(Message):
     phase: Phase | None = None
     progress: Progress | None = None
     job_state: JobState | None = None
-    container_id: str | None = None
+    container_id: ContainerId | None = None
     error: ErrorInfo | None = None
     result_json: str | None = None
     """The result as JSON text; null if it is not JSON."""
@@ -426,15 +430,15 @@ class OperationReport(Message):
 class InventoryItem(Message):
     """A labelled container that a worker found on its engine."""
 
-    container_id: str
-    job_id: str
+    container_id: ContainerId
+    job_id: Id
     generation: Count
-    operation_id: str
+    operation_id: EngineText
     running: bool
     loaded: bool = False
     """True if its model is in memory and answers. Readers that know `answer` use that instead."""
     ever_started: bool = True
-    exit_code: int | None = None
+    exit_code: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     """Null while it runs, and before its first start."""
     oom_killed: bool = False
     """True if any process in it was killed because memory ran out; not always the main one."""
@@ -461,7 +465,7 @@ class Inventory(Message):
     """
 
     items: Annotated[tuple[InventoryItem, ...], FailFast()] = ()
-    busy: Annotated[tuple[str, ...], FailFast()] = ()
+    busy: Annotated[tuple[Id, ...], FailFast()] = ()
     """Jobs that an operation worked on during the check; it proves nothing about them."""
     local: LocalContent = LocalContent()
     """Images and datasets that the host has; empty from workers before 0.2."""
@@ -470,9 +474,9 @@ class Inventory(Message):
 class EngineFacts(Message):
     """What a Docker engine reports about itself."""
 
-    version: str
-    api_version: str
-    operating_system: str = ""
+    version: EngineText
+    api_version: EngineText
+    operating_system: EngineText = ""
     cpus: Count = 0
     memory: Count = 0
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modelyard.contract.errors import ErrorCode
 from modelyard.contract.messages import OperationReport, WorkerReports
-from modelyard.contract.states import JobState, OperationState, Verb
+from modelyard.contract.states import REPORTED_STATES, JobState, OperationState, Verb
 from modelyard.store.records import Document
 from tests.faults.servers.test_messages import REPORTS
 from tests.support.dispatcher.recording import HOST, INCARNATION, Recording
@@ -26,8 +26,8 @@ CALLS = (READ, READ, READ, 3, 4, 5, 6, 8, 10, 12)
 async def _recorded(story: list[list[Ask]], disorder: Random | None) -> Recording:
     """Record a story. With `disorder`, what a step tells comes in any order and several times.
 
-    Among it comes again what was told in earlier steps. And another dispatcher, frozen on its way,
-    goes on later with what it has read of it.
+    Among it comes again what was told in earlier steps, and what no worker can know. And another
+    dispatcher, frozen on its way, goes on later with what it has read of it.
     """
     recording = Recording()
     await recording.begin(MODEL, slots=JOBS)
@@ -67,11 +67,19 @@ def _shuffled(
     new: Sequence[WorkerReports], told: Sequence[WorkerReports], disorder: Random
 ) -> Iterator[list[WorkerReports]]:
     left = [*new, *disorder.choices(told, k=disorder.randint(0, len(new) + 3))]
+    left += [_forged(one, disorder) for one in disorder.choices(new, k=disorder.randint(0, 2))]
     disorder.shuffle(left)
     while left:
         size = disorder.randint(1, 4)
         yield left[:size]
         left = left[size:]
+
+
+def _forged(message: WorkerReports, disorder: Random) -> WorkerReports:
+    """Return a report, now or later than one that was made, of what only a dispatcher decides."""
+    (report,) = message.operations
+    lie = disorder.choice(LIES) | {"seq": report.seq + disorder.randint(0, 3)}
+    return message.model_copy(update={"operations": (report.model_copy(update=lie),)})
 
 
 def _ends(recording: Recording) -> dict[str, dict[str, Document]]:
@@ -90,6 +98,9 @@ def _ends(recording: Recording) -> dict[str, dict[str, Document]]:
     }
 
 
+NO_WORKERS_STATES = set(OperationState) - REPORTED_STATES
+LIES: list[dict[str, object]] = [{"state": state} for state in sorted(NO_WORKERS_STATES)]
+LIES += [{"job_state": JobState.NONE}, {"job_state": JobState.LOST}]
 BY_OWN_CLOCK = ("accepted_at", "rank", "dispatched_at", "started_at", "finished_at")
 DRAWN = ("token", "current", "not_before", *BY_OWN_CLOCK)
 """Made by chance: names of passes, how long an attempt that failed rests, and what the dispatcher's

@@ -16,7 +16,7 @@ from modelyard.contract.topology import DEAD, HOSTS, REPORTS, REPORTS_QUEUE, hos
 from modelyard.process.tasks import TaskGroup
 from modelyard.store import Store
 from modelyard.store.records import OperationRecord
-from tests.support.dispatcher.deployed import accepted, created, slots_used
+from tests.support.dispatcher.deployed import CONTAINER, accepted, created, slots_used
 from tests.support.dispatcher.driver import MODEL, DispatcherDriver, running_dispatcher
 from tests.support.dispatcher.scripted_host import ScriptedHost, scripted_host
 from tests.support.worker.broker import reporter_on
@@ -103,7 +103,11 @@ async def test_the_neighbours_of_a_report_that_can_not_be_read_are_recorded(
         commands = [await accepted(driver, host) for _ in ids]
         ends = [
             host.made(
-                one, OperationState.SUCCEEDED, seq=5, job_state=JobState.CREATED, container_id="ab"
+                one,
+                OperationState.SUCCEEDED,
+                seq=5,
+                job_state=JobState.CREATED,
+                container_id=CONTAINER,
             ).model_dump(mode="json")
             for one in commands
         ]

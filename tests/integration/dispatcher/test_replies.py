@@ -138,6 +138,7 @@ async def test_the_answer_to_an_inference_has_its_result_if_it_is_small(
         "modelyard.dead.v1",
         "billing.events",
         "guestbook",
+        "guest.eu.answers",
         "guest",
     ],
 )

@@ -1,5 +1,6 @@
 """Stories of jobs: what is asked of them, and how a host's worker reports on each attempt."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -111,10 +112,14 @@ class Ask:
         yield made.next(
             end.state,
             job_state=end.job_state,
-            container_id=f"{attempt.job_id}-{attempt.generation}" if succeeded else None,
+            container_id=_container_of(attempt) if succeeded else None,
             error=ErrorInfo.of(end.code) if end.code else None,
             result_json='{"y": 2}' if succeeded and self.verb in (Verb.INFER, Verb.TEMP) else None,
         )
+
+
+def _container_of(attempt: OperationRecord) -> str:
+    return hashlib.sha256(f"{attempt.job_id}-{attempt.generation}".encode()).hexdigest()
 
 
 class _Reports:

@@ -41,6 +41,12 @@ def test_of_a_batch_only_the_newest_report_counts(reports: list[OperationReport]
     assert kept.seq == max(one.seq for one in reports)
 
 
+def test_of_a_batch_no_report_counts_before_one_that_a_worker_can_know_of() -> None:
+    forged = report(OperationState.QUEUED, seq=9)
+    for batch in ([forged, STORY[-1]], [STORY[-1], forged]):
+        assert latest(("h", one) for one in batch) == [("h", STORY[-1])]
+
+
 def test_a_host_that_was_not_given_the_operation_is_not_heard() -> None:
     assert fence("other", STORY[0], FRESH) == "other_host"
 

@@ -66,6 +66,19 @@ async def test_what_was_learned_is_read_once_and_known_as_it_is_written(
     assert learned(other_image) == NOTHING_LEARNED
 
 
+async def test_no_load_takes_more_than_its_host_has(parts: DispatcherParts) -> None:
+    """Else the word of one worker would make a model too large for every host."""
+    learned = await parts.footprints.learned()
+    host = (await parts.fleet.hosts())[HOST]
+    found = Footprint(load=LOAD, memory=1 << 50, devices={GPU: 1 << 50, "GPU-unknown": 1 << 50})
+    await parts.footprints.learn(SHARES, host, found, new_load=True)
+    assert learned(SHARES) == Learned(1 << 40, ((KIND, 100),))
+    without = SHARES.model_copy(update={"name": "without"})
+    found = Footprint(load=LOAD, memory=1 << 50)
+    await parts.footprints.learn(without, host, found, new_load=True)
+    assert learned(without) == Learned(1 << 40)
+
+
 async def test_the_next_leader_knows_what_the_last_one_learned(parts: DispatcherParts) -> None:
     await told(parts, 40)
     learned = await LearnedFootprints(parts.store).learned()
