@@ -61,7 +61,7 @@ class Sizes:
     """Operations in each measurement of latencies."""
 
 
-FULL = Sizes(rounds=3, seconds=7.0, accepted_s=2.5, one_at_a_time=200)
+FULL = Sizes(rounds=3, seconds=7.0, accepted_s=2.0, one_at_a_time=200)
 QUICK = Sizes(rounds=1, seconds=3.0, accepted_s=1.0, one_at_a_time=50)
 
 

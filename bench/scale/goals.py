@@ -55,15 +55,15 @@ def rows_of_costs(paced: Mapping[int, Paced], by_hosts: Mapping[int, Measurement
     """Compare the larger fleets with the smallest one.
 
     The goal is held against all that an operation costs at the same rate, and is not met if a fleet
-    did not keep up with that rate. The other comparisons have no goal.
+    was not at that rate. The other comparisons have no goal.
     """
     rows = []
     if len(paced) > 1:
         name = f"{_range(paced)} hosts: cost per operation"
-        late = [f"{hosts:,}" for hosts, one in paced.items() if not one.on_time]
+        others = [f"{hosts:,}" for hosts, one in paced.items() if not one.at_rate]
         held = _at_most(f"{name}, same rate", paced, lambda one: one.cpu_ms[ACTIVE], COST_AT_MOST)
-        if late:
-            reached = f"{held.reached}; too slow for the rate: {', '.join(late)}"
+        if others:
+            reached = f"{held.reached}; not at this rate: {', '.join(others)}"
             held = replace(held, reached=reached, met=False)
         rows += [
             held,

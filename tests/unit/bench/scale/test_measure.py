@@ -15,14 +15,18 @@ def test_the_idle_cost_of_the_same_seconds_is_taken_off() -> None:
 
     assert found.cpu_ms == {"dispatcher": 2.0, "load": 0.1}
     assert found.cpu_ms_less_idle == {"dispatcher": 1.0, "load": 0.1}
-    assert found.on_time
+    assert found.at_rate
 
 
-@pytest.mark.parametrize(("share", "on_time"), [(0.96, True), (0.94, False)])
-def test_a_fleet_keeps_up_if_nearly_all_operations_end(share: float, *, on_time: bool) -> None:
+@pytest.mark.parametrize(
+    ("share", "at_rate"), [(0.96, True), (0.94, False), (1.04, True), (1.2, False)]
+)
+def test_a_fleet_is_at_the_rate_if_about_as_many_operations_end(
+    share: float, *, at_rate: bool
+) -> None:
     done = Throughput(operations=round(PACE_PER_S * share * 20), seconds=20.0)
 
-    assert paced(done, {}, {}).on_time is on_time
+    assert paced(done, {}, {}).at_rate is at_rate
 
 
 def test_without_operations_nothing_is_divided() -> None:
